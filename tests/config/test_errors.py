@@ -1,0 +1,356 @@
+"""What users see when a scenario is wrong: whole texts."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from vtsim.base.errors import ConfigError
+from vtsim.config import load_scenario, parse_scenario
+
+CPUID = "vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]\n"
+PRIMITIVES = (
+    "work, mix, stream, cpuid, rdtsc, rdmsr, wrmsr, vmcall, hlt, pause, port_in, port_out, mmio_read, mmio_write, "
+    "mov_from_cr8, mov_to_cr8, mov_to_cr3, syscall, fork, page_fault, context_switch, idle, replay, memory_trace"
+)
+
+
+def phase(text: str) -> str:
+    return f"vms:\n- guest:\n    processes:\n    - phases:\n      - {text}\n"
+
+
+def error(text: str, *sets: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        parse_scenario(text, sets, label="s.yaml")
+    return str(raised.value)
+
+
+def at(line: int, column: int, source: str) -> str:
+    return f"\n{line:>5} | {source}\n      | {' ' * column}^\n"
+
+
+CASES = {
+    "an unknown key": (
+        CPUID + "nmae: x\n",
+        "s.yaml:2: unknown key 'nmae'" + at(2, 0, "nmae: x") + " help: did you mean 'name'?",
+    ),
+    "an unknown nested key": (
+        CPUID + "run:\n  baselin: true\n",
+        "s.yaml:3: run: unknown key 'baselin'"
+        + at(3, 2, "  baselin: true")
+        + " help: did you mean 'baseline'?",
+    ),
+    "a key that is like no other": (
+        CPUID + "run: {x: 1}\n",
+        "s.yaml:2: run: unknown key 'x'"
+        + at(2, 6, "run: {x: 1}")
+        + " help: keys here are limit, work_scale, baseline",
+    ),
+    "a wrong type": (
+        CPUID + "run: {baseline: yes}\n",
+        "s.yaml:2: run.baseline: 'yes' is neither true nor false"
+        + at(2, 16, "run: {baseline: yes}")
+        + " help: it can be true, false",
+    ),
+    "a list where a value is expected": (
+        CPUID + "seed: [1]\n",
+        "s.yaml:2: seed: a list is not possible here"
+        + at(2, 6, "seed: [1]")
+        + " help: write count, 0 to 4294967295",
+    ),
+    "a value where a mapping is expected": (
+        CPUID + "run: 5\n",
+        "s.yaml:2: run: 5 is not a mapping"
+        + at(2, 5, "run: 5")
+        + " help: keys here are limit, work_scale, baseline",
+    ),
+    "a wrong unit": (
+        CPUID + "run: {limit: 1 sec}\n",
+        "s.yaml:2: run.limit: '1 sec' is not a duration: unknown unit 'sec'"
+        + at(2, 13, "run: {limit: 1 sec}")
+        + " help: a duration is written like '250 us' (ns, us, ms, s, µs), from 1 us",
+    ),
+    "a choice that does not exist": (
+        CPUID + "vmm: {personality: kmv}\n",
+        "s.yaml:2: vmm.personality: 'kmv' is not possible here"
+        + at(2, 19, "vmm: {personality: kmv}")
+        + " help: did you mean 'kvm'?",
+    ),
+    "a huge number": (
+        CPUID + f"seed: {'9' * 5000}\n",
+        "s.yaml:2: seed: '"
+        + "9" * 56
+        + "... is not a count"
+        + at(2, 6, ("seed: " + "9" * 5000)[:100])
+        + " help: a count is written like '10 M' (k, M, G, T), from 0 to 4294967295",
+    ),
+    "an impossible page size": (
+        CPUID + "vmm: {ept: {page_size: 8 KiB}}\n",
+        "s.yaml:2: vmm.ept.page_size: '8 KiB' is not possible here"
+        + at(2, 23, "vmm: {ept: {page_size: 8 KiB}}")
+        + " help: it can be 4 KiB, 2 MiB, 1 GiB",
+    ),
+    "a duplicate key": (
+        "seed: 1\nseed: 2\n" + CPUID,
+        "s.yaml:2: key 'seed' is given twice" + at(2, 0, "seed: 2") + " help: the first is in line 1",
+    ),
+    "a key that is not text": (
+        CPUID + "1: 2\n",
+        "s.yaml:2: key '1' is not text" + at(2, 0, "1: 2") + " help: put it in quotes",
+    ),
+    "a missing key": (
+        "name: x\n",
+        "s.yaml:1: missing key 'vms'" + at(1, 0, "name: x") + " help: vms: list, each mapping",
+    ),
+    "an empty list": (
+        "vms: []\n",
+        "s.yaml:1: vms: the list has 0 items" + at(1, 5, "vms: []") + " help: give at least 1",
+    ),
+    "a syntax error": (
+        "vms: [\nname: x\n",
+        "s.yaml:2: this is not YAML: expected ',' or ']', but got '<stream end>'"
+        + at(2, 7, "name: x")
+        + " help: look at the indentation, quotes and brackets here and just before",
+    ),
+    "an unknown primitive": (
+        phase("primitive: cupid"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.primitive: unknown primitive 'cupid'"
+        + at(5, 19, "      - primitive: cupid")
+        + " help: did you mean 'cpuid'?",
+    ),
+    "a phase without a primitive": (
+        phase("iterations: 5"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0: missing key 'primitive'"
+        + at(5, 8, "      - iterations: 5")
+        + f" help: primitive can be {PRIMITIVES}",
+    ),
+    "a region larger than the VM": (
+        phase("{primitive: stream, region: 10 GiB}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.region: the processes touch 10 GiB, but the VM has 1 GiB"
+        + at(5, 36, "      - {primitive: stream, region: 10 GiB}")
+        + " help: make the region smaller or raise vms.0.memory",
+    ),
+    "a guest larger than the machine": (
+        CPUID + "machine: {memory: 512 MiB}\n",
+        "s.yaml:1: vms.0.memory: 1 GiB is more than the 512 MiB of memory of the machine"
+        + at(1, 6, CPUID.rstrip())
+        + " help: memory can be at most 512 MiB; or raise machine.memory",
+    ),
+    "overlapping regions": (
+        phase("{primitive: stream, region: 8 KiB, at: 0x1000}")
+        + "      - {primitive: stream, region: 8 KiB, at: 0x2000}\n",
+        "s.yaml:6: vms.0.guest.processes.0.phases.1.at: the region 0x2000 to 0x3fff overlaps that of phase 0, "
+        "0x1000 to 0x2fff"
+        + at(6, 47, "      - {primitive: stream, region: 8 KiB, at: 0x2000}")
+        + " help: give both phases the same address and size to share a region",
+    ),
+    "a region that begins within a page": (
+        phase("{primitive: stream, at: 0x1234}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.at: 0x1234 is not where a page begins"
+        + at(5, 32, "      - {primitive: stream, at: 0x1234}")
+        + " help: the page begins at 0x1000",
+    ),
+    "a CPU that does not exist": (
+        "vms:\n- cpu: 2\n  guest: {processes: [{phases: [{primitive: cpuid}]}]}\nmachine: {cpus: 2}\n",
+        "s.yaml:2: vms.0.cpu: there is no CPU 2 on a machine whose number of CPUs is 2"
+        + at(2, 7, "- cpu: 2")
+        + " help: cpu can be 0, 1; or raise machine.cpus",
+    ),
+    "an unknown profile": (
+        CPUID + "machine:\n  profile: skx-4141\n",
+        "s.yaml:3: machine.profile: unknown profile 'skx-4141'"
+        + at(3, 11, "  profile: skx-4141")
+        + " help: did you mean 'skx-4114'?",
+    ),
+    "an unknown profile value": (
+        CPUID + "machine:\n  cpu:\n    pwc.pde.entriess: 0\n",
+        "s.yaml:4: machine.cpu.pwc.pde.entriess: unknown profile value 'pwc.pde.entriess'"
+        + at(4, 22, "    pwc.pde.entriess: 0")
+        + " help: did you mean 'pwc.pde.entries'?",
+    ),
+    "an impossible TLB": (
+        CPUID + "machine:\n  cpu: {tlb: {stlb: {ways: 7}}}\n",
+        "s.yaml:3: machine.cpu.tlb.stlb.ways: 1536 entries in 7 ways is 219.429 sets, "
+        "and the set index needs a power of two"
+        + at(3, 27, "  cpu: {tlb: {stlb: {ways: 7}}}")
+        + " help: ways can be 3, 6, 12, 24, 48",
+    ),
+    "a hypervisor that the processor cannot run": (
+        CPUID + "vmm:\n  personality: kvm\nmachine: {profile: p4-672}\n",
+        "s.yaml:3: vmm.personality: this needs EPT (ENABLE_EPT), which profile 'p4-672' does not have"
+        + at(3, 15, "  personality: kvm")
+        + " help: profiles that have it: clx-6252, clx-8269cy, nehalem-ep, skx-4114, snb-e5-2450; "
+        "or vmm.personality 'minimal', which can do without",
+    ),
+    "a default that the processor cannot run": (
+        CPUID + "machine: {profile: p4-672}\n",
+        "s.yaml: vmm.personality: this needs EPT (ENABLE_EPT), which profile 'p4-672' does not have\n"
+        " help: profiles that have it: clx-6252, clx-8269cy, nehalem-ep, skx-4114, snb-e5-2450; "
+        "or vmm.personality 'minimal', which can do without",
+    ),
+    "a missing trace": (
+        phase("{primitive: replay, trace: no.npz}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.trace: there is no file 'no.npz'"
+        + at(5, 35, "      - {primitive: replay, trace: no.npz}")
+        + " help: the name is relative to the scenario's folder",
+    ),
+    "a HLT that nothing ends": (
+        "vms:\n- guest:\n    kernel: {tick: off}\n    processes: [{phases: [{primitive: hlt}]}]\n",
+        "s.yaml:3: vms.0.guest.kernel.tick: without a timer tick nothing ends a HLT of primitive 'hlt'"
+        + at(3, 19, "    kernel: {tick: off}")
+        + " help: give the kernel a tick, like '4 ms'",
+    ),
+    "an alias inside what it stands for": (
+        "vms: &v [*v]\n",
+        "s.yaml:1: an alias inside what it stands for" + at(1, 5, "vms: &v [*v]").rstrip("\n"),
+    ),
+    "an empty file": (
+        "# nothing\n",
+        "s.yaml:1: there is nothing in it"
+        + at(1, 0, "# nothing")
+        + " help: the smallest scenario is 'vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_error_shows_where_what_and_what_would_be_accepted(case: str) -> None:
+    text, expected = CASES[case]
+
+    assert error(text) == expected
+
+
+def test_all_errors_of_a_file_are_reported_at_once_in_line_order() -> None:
+    text = "seed: x\nrun: {limit: 1, nope: 2}\n" + phase("{primitive: cpuid, leaf: y}") + "vmm: {vpid: 1}\n"
+
+    found = [line.split(": ")[0] for line in error(text).splitlines() if line.startswith("s.yaml")]
+    assert found == ["s.yaml:1", "s.yaml:2", "s.yaml:2", "s.yaml:7", "s.yaml:8"]
+
+
+def test_an_alias_bomb_is_refused() -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
+
+    assert error(bomb + CPUID).startswith("s.yaml:1: more than 100000 values once aliases are expanded")
+
+
+def test_a_shared_alias_is_what_it_stands_for() -> None:
+    text = "vms:\n- guest: &g {processes: [{phases: [{primitive: cpuid}]}]}\n- guest: *g\n"
+
+    scenario = parse_scenario(text)
+    assert scenario.vms[0].guest == scenario.vms[1].guest
+    assert [vm.name for vm in scenario.vms] == ["vm0", "vm1"]
+
+
+def test_deep_nesting_is_refused() -> None:
+    assert "nested more than 40 levels deep" in error("[" * 5000)
+    assert "nested more than 40 levels deep" in error("vms: " + "[" * 50 + "]" * 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "missing.yaml",
+            None,
+            "cannot be read: No such file or directory\n help: give the path of a scenario file",
+        ),
+        (
+            "b.yaml",
+            b"\xff\xfe\x00",
+            "this is not a text file: byte 0xff at 0\n help: a scenario is YAML in UTF-8",
+        ),
+        ("c.yaml", b"x" * 300_000, "a scenario of 300000 bytes is too large\n help: the limit is 262144"),
+    ],
+)
+def test_what_is_not_a_scenario_file_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, expected: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigError) as raised:
+        load_scenario(path)
+    assert str(raised.value) == f"{path}: {expected}"
+
+
+def test_control_characters_are_refused_with_their_line() -> None:
+    assert error("name: x\nseed: \x00\n").startswith("s.yaml:2: a character that no text file has")
+
+
+@given(st.text(max_size=200))
+@example("%YAML 1.1\n---\na: 1:30\n")
+@example("!!python/object:os.system x")
+@example("? - a\n: b")
+@example("&a a: *b")
+@example("<<: *a")
+@example("a: !!int x")
+@example("--- |\n  x\n...\n--- b")
+@example("vms: [{guest: {processes: [{phases: [{primitive: [cpuid]}]}]}}]")
+def test_nonsense_gives_a_config_error_and_nothing_else(text: str) -> None:
+    try:
+        parse_scenario(text)
+    except ConfigError as error:
+        assert str(error)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["auto", "off", "4 KiB", "cpuid", "stream", "0x10"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "vms",
+                    "guest",
+                    "processes",
+                    "phases",
+                    "primitive",
+                    "kernel",
+                    "run",
+                    "machine",
+                    "cpu",
+                    "vmm",
+                    "ept",
+                    "at",
+                ]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(VALUES)
+def test_a_document_of_any_shape_gives_a_config_error_and_nothing_else(value: object) -> None:
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump({"vms": [{"guest": value}], "run": value, "machine": value}, text)
+    try:
+        parse_scenario(text.getvalue())
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(st.text(max_size=60), st.text(max_size=20))
+@example("vms.0", "[")
+@example("vms.00000000", "1")
+@example("vms.²", "1")
+@example("machine.cpu.x.y", "{a: [1]}")
+@example("seed", "&a [*a]")
+def test_nonsense_after_set_gives_a_config_error_and_nothing_else(path: str, value: str) -> None:
+    try:
+        parse_scenario(CPUID, [f"{path}={value}"])
+    except ConfigError as error:
+        assert str(error)

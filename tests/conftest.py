@@ -1,0 +1,27 @@
+"""What every test shares: kernels compile once, interpreted kernels wrap without a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from vtsim.base import jit
+
+hypothesis.settings.register_profile("vtsim", deadline=None, derandomize=True, max_examples=100)
+hypothesis.settings.load_profile("vtsim")
+
+
+@pytest.fixture(autouse=True)
+def integers_wrap() -> Iterator[None]:
+    """Let 64-bit integers wrap silently, as compiled code does."""
+    with jit.quiet():
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave compiled-only tests out of an interpreted run."""
+    for item in items:
+        if jit.DISABLED and item.get_closest_marker("compiled_only"):
+            item.add_marker(pytest.mark.skip(reason="kernels are interpreted"))

@@ -1,0 +1,110 @@
+"""What `vtsim explain` and `vtsim list` show."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Instruction
+from vtsim.cpu.profile import load_profile
+from vtsim.cpu.profile_spec import LEAVES
+from vtsim.cpu.slots import RAX
+from vtsim.study.doors import DOORS, doors_table
+from vtsim.study.explain import price, profile_values, program_listing
+from vtsim.study.report import plain_text
+from vtsim.vmcs.reasons import REASON
+
+PROFILE = load_profile("skx-4114")
+
+
+@frozen
+class Stretch:
+    privilege: int
+    title: str
+    instructions: tuple[Instruction, ...]
+
+
+def assembled() -> tuple[Instruction, ...]:
+    a = Assembler("path", 0x1000, activity=ops.EXIT_HANDLER)
+    a.work(200)
+    a.vmread(RAX, "GUEST_RIP")
+    a.hook(3)
+    a.op(ops.MOV_TO_CR, RAX, imm=8)
+    a.op(ops.VMRESUME)
+    return a.assemble().instructions
+
+
+def test_an_op_costs_what_the_profile_says() -> None:
+    work, vmread, hook, cr8, resume = assembled()
+    prices, work_price = PROFILE.prices, PROFILE.work.cycles_per_100_instructions
+
+    assert price(work, PROFILE) == 2 * work_price
+    assert price(vmread, PROFILE) == prices["VMREAD"]
+    assert price(hook, PROFILE) == 0
+    assert price(cr8, PROFILE) == prices["MOV_TO_CR8"]
+    assert price(resume, PROFILE) == PROFILE.transitions.vm_entry_cycles
+
+
+def test_every_op_of_the_table_has_a_price_in_every_profile() -> None:
+    for op in ops.OPS:
+        assert price(Instruction(0, op.number, op.length, 0, imm=4), PROFILE) >= 0
+
+
+def test_an_exit_program_is_listed_op_by_op_with_privilege_and_price() -> None:
+    stages = [Stretch(0, "in the kernel", assembled()), Stretch(1, "in user space", assembled()[:1])]
+
+    text = plain_text(program_listing(REASON["CPUID"], "kvm", PROFILE, stages), 100)
+
+    lines = text.splitlines()
+    assert lines[0].split() == ["CPUID", "under", "kvm", "on", "skx-4114", "op", "cycles", "charged", "to"]
+    vmread = next(line for line in lines if "VMREAD" in line)
+    assert vmread.split() == [
+        "R0",
+        "VMREAD",
+        "RAX,",
+        "GUEST_RIP",
+        str(PROFILE.prices["VMREAD"]),
+        "exit_handler",
+    ]
+    assert next(line for line in lines if "HOOK" in line).split()[-2:] == ["hook", "exit_handler"]
+    assert any(line.startswith("R3") for line in lines)
+    exit_cycles, entry_cycles = PROFILE.transitions.vm_exit_cycles, PROFILE.transitions.vm_entry_cycles
+    assert f"VM exit {exit_cycles} cycles before it, VM entry {entry_cycles} in it." in " ".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_value_of_a_profile_is_shown_with_its_source(width: int) -> None:
+    text = plain_text(profile_values("skx-4114"), width)
+
+    lines = text.splitlines()
+    legend = dict(line.split(maxsplit=1) for line in lines if line[0:1].isdecimal())
+    for path in LEAVES:
+        number = next(line for line in lines if line.split()[:1] == [path]).split()[-1]
+        assert legend[number].split()[0] == PROFILE.sourced(path).source.split()[0]
+    assert all(len(line) <= width for line in lines)
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        profile_values("skx-4115")
+
+    assert str(error.value) == "unknown profile 'skx-4115'\n help: did you mean 'skx-4114'?"
+
+
+def test_every_door_opens_and_every_name_behind_it_is_described() -> None:
+    overview = plain_text(doors_table(""), 120)
+    for door, one in DOORS.items():
+        assert door in overview
+        names = list(one.names())
+        assert names
+        assert all(meaning for _, meaning in names), [name for name, meaning in names if not meaning]
+        assert plain_text(doors_table(door), 120)
+
+
+def test_an_unknown_door_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        doors_table("profil")
+
+    assert str(error.value) == "unknown door 'profil'\n help: did you mean 'profile'?"

@@ -1,0 +1,132 @@
+"""Compiled kernels: the only door to numba.
+
+numba reuses old machine code when a callee in another file was edited, so the cache directory is keyed by the
+sources; and it fails at import when it finds no writable place, so the directory is chosen here, first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SOURCES = Path(__file__).resolve().parents[1]
+WITHOUT_KERNELS = ("cli", "config", "study")  # editing these costs nobody a compilation; a test keeps it true
+CODE_OPTIONS = ("NUMBA_BOUNDSCHECK", "NUMBA_OPT", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DEBUGINFO")
+KEPT_KEYS, KEPT_SECONDS = 8, 3600  # a running process may still be using a directory younger than this
+
+DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+
+def source_key() -> str:
+    """Hash everything that machine code depends on and numba does not notice."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.rglob("*.py")):
+        relative = path.relative_to(SOURCES)
+        if relative.parts[0].removesuffix(".py") not in WITHOUT_KERNELS:
+            digest.update(f"{relative.as_posix()}\0".encode())
+            digest.update(path.read_bytes())
+    versions = [f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy")]
+    options = [f"{name}={os.environ.get(name, '')}" for name in CODE_OPTIONS]
+    machine = [platform.python_version(), platform.machine(), _host_cpu_name()]
+    digest.update("\0".join([*versions, *options, *machine]).encode())
+    return digest.hexdigest()[:20]
+
+
+def _host_cpu_name() -> str:
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_name())
+
+
+def cache_root() -> Path:
+    """Return the first writable of $VTSIM_CACHE, the user's cache directory, a private temporary one."""
+    candidates = []
+    if chosen := os.environ.get("VTSIM_CACHE"):
+        candidates.append(Path(chosen))
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        candidates.append(Path(xdg) / "vtsim")
+    with contextlib.suppress(RuntimeError):  # no home directory at all
+        candidates.append(Path.home() / ".cache" / "vtsim")
+    candidates.append(Path(tempfile.gettempdir()) / f"vtsim-{os.getuid()}")
+    for candidate in candidates:
+        if _is_ours_to_write(candidate):
+            return candidate.resolve()
+    return Path(tempfile.mkdtemp(prefix="vtsim-"))
+
+
+def _is_ours_to_write(directory: Path) -> bool:
+    """Machine code is loaded from here: nobody else may have put it there."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+        with tempfile.TemporaryFile(dir=directory):
+            return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+    except OSError:
+        return False
+
+
+def prune(root: Path, keep: Path) -> None:
+    """Remove the cache directories of old sources."""
+    others = [entry for entry in root.glob("kernels-*") if entry != keep]
+    ages: dict[Path, float] = {}
+    for entry in others:
+        with contextlib.suppress(OSError):
+            ages[entry] = time.time() - entry.stat().st_mtime
+    for entry in sorted(ages, key=ages.__getitem__)[KEPT_KEYS - 1 :]:
+        if ages[entry] > KEPT_SECONDS:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _open_cache() -> Path:
+    root = cache_root()
+    directory = root / f"kernels-{source_key()}"
+    directory.mkdir(exist_ok=True)
+    os.utime(directory)
+    prune(root, directory)
+    return directory
+
+
+if not DISABLED:
+    CACHE = _open_cache()
+    os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
+    import numba
+
+    numba.config.CACHE_DIR = str(CACHE)  # type: ignore[attr-defined]  # numba may have been imported before us
+
+
+def kernel(function: F) -> F:
+    """Compile a function of arrays and integers; with NUMBA_DISABLE_JIT=1 it stays Python."""
+    if DISABLED:
+        return function
+    compiled: Any = numba.njit(cache=True, error_model="numpy", nogil=True)(function)
+    return cast(F, compiled)
+
+
+def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:
+    """Will these kernels start without compiling? Without arguments: was anything compiled before?"""
+    if DISABLED:
+        return True
+    if not kernels:
+        return next(CACHE.rglob("*.nbi"), None) is not None
+    return all(each._cache._cache_file._load_index() for each in kernels)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence numpy while kernels run as plain Python: 64-bit wrapping is intended."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        yield

@@ -1,0 +1,194 @@
+"""Simulated physical memory: frames with a kind, contents on first use and a content token that every store changes.
+
+The arena `a` starts with a header of offsets and counters (`A_…`). Frame words follow; a frame that holds values owns
+one page of 512 words of the pool. What only streams touch has no contents. Addresses in the hole below 4 GiB, and beyond
+memory, are not memory: devices answer there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from vtsim.base.jit import kernel
+
+# fmt: off
+(A_FRAMES, A_FRAME_COUNT, A_POOL, A_POOL_NEXT, A_POOL_LIMIT, A_ROWS, A_ROW_COUNT, A_CODE_MAPS, A_CODE_PAGES, A_CODE_LIMIT,
+ A_ALLOC_NEXT, A_ALLOC_COUNT, A_ALLOC_FIRST, A_ALLOC_SHUFFLED, A_ALLOC_BITS,
+ A_TRACE, A_TRACE_LIMIT, A_TRACE_LENGTH, A_TRACE_MASK, A_PORTS, A_CPUID, A_CPUID_COUNT, A_CAPABILITIES, A_BASE_HZ,
+ A_OWNERS, A_OWNER_COUNT, A_OWNER_WORDS, A_STORES, A_CPUS, A_QUANTUM, A_SEED, A_REPLAY_ROWS, A_REPLAY_COUNT,
+ A_HOST_ROOT, A_DEVICES, A_ROW_LIMIT, A_CODE_OF, A_MISC, A_DEVICE_VALUE, A_WORDS, *_) = range(48)
+HEADER_WORDS: Final = 256
+
+# frame word: slot of the contents in the pool (32 bits) | kind (4) | content token (27)
+FRAME_KIND, FRAME_TOKEN = 32, 36
+SLOT_MASK: Final = 0xFFFF_FFFF
+KIND_MASK: Final = 0xF
+PLAIN, TABLE, VMCS_REGION, BITMAP, CODE, VALUES, ROM = range(7)
+KINDS: Final = ("plain", "paging structure", "VMCS", "bitmap or ring", "code", "values", "read-only")
+
+PAGE_SHIFT: Final = 12
+PAGE_BYTES: Final = 4096
+PAGE_WORDS: Final = 512
+HOLE_FIRST: Final = 0xC0000   # frames [3 GiB, 4 GiB) belong to devices
+HOLE_LAST: Final = 0xFFFFF
+POOL_EXHAUSTED: Final = -1
+# fmt: on
+
+
+@kernel
+def is_memory(a: np.ndarray, hpa: int) -> bool:
+    """Is this physical address memory, not a device?"""
+    hfn = hpa >> 12
+    return hfn < a[A_FRAME_COUNT] and hfn >= 0 and (hfn >> 18) != 3
+
+
+@kernel
+def contents(a: np.ndarray, hfn: int) -> int:
+    """The arena offset of a frame's 512 words, or 0 if it has none yet."""
+    slot = a[a[A_FRAMES] + hfn] & SLOT_MASK
+    if slot == 0:
+        return 0
+    return a[A_POOL] + (slot << 9)
+
+
+@kernel
+def give_contents(a: np.ndarray, hfn: int, kind: int) -> int:
+    """The arena offset of a frame's words, taking a zeroed page of the pool on first use; -1 if the pool is used up."""
+    at = a[A_FRAMES] + hfn
+    word = a[at]
+    slot = word & SLOT_MASK
+    if slot == 0:
+        slot = a[A_POOL_NEXT]
+        if slot >= a[A_POOL_LIMIT]:
+            return POOL_EXHAUSTED
+        a[A_POOL_NEXT] = slot + 1
+        a[at] = (word & ~(KIND_MASK << FRAME_KIND)) | slot | (kind << FRAME_KIND)
+    elif kind != VALUES:
+        a[at] = (word & ~(KIND_MASK << FRAME_KIND)) | (kind << FRAME_KIND)
+    return a[A_POOL] + (slot << 9)
+
+
+@kernel
+def touch(a: np.ndarray, hfn: int) -> None:
+    """Change a frame's content token: something was stored in it."""
+    at = a[A_FRAMES] + hfn
+    word = a[at]
+    token = ((word >> FRAME_TOKEN) + 1) & 0x7FF_FFFF
+    a[at] = (word & ((1 << FRAME_TOKEN) - 1)) | (token << FRAME_TOKEN)
+
+
+@kernel
+def kind_of(a: np.ndarray, hfn: int) -> int:
+    """What a frame holds."""
+    return (a[a[A_FRAMES] + hfn] >> FRAME_KIND) & KIND_MASK
+
+
+@kernel
+def token_of(a: np.ndarray, hfn: int) -> int:
+    """A frame's content token."""
+    return a[a[A_FRAMES] + hfn] >> FRAME_TOKEN
+
+
+@kernel
+def load_word(a: np.ndarray, hpa: int) -> int:
+    """The aligned 8-byte word that holds `hpa`; a frame without contents reads as zero."""
+    slot = a[a[A_FRAMES] + (hpa >> 12)] & SLOT_MASK
+    if slot == 0:
+        return 0
+    return a[a[A_POOL] + (slot << 9) + ((hpa >> 3) & 511)]
+
+
+@kernel
+def store_word(a: np.ndarray, hpa: int, value: int) -> int:
+    """Store an aligned 8-byte word; -1 if no contents can be given."""
+    hfn = hpa >> 12
+    at = give_contents(a, hfn, VALUES)
+    if at < 0:
+        return POOL_EXHAUSTED
+    a[at + ((hpa >> 3) & 511)] = value
+    touch(a, hfn)
+    return 0
+
+
+@kernel
+def load(a: np.ndarray, hpa: int, size: int) -> int:
+    """`size` (1, 2, 4, 8) bytes at `hpa`, zero-extended, not crossing a page."""
+    shift = (hpa & 7) << 3
+    low = load_word(a, hpa)
+    if shift == 0 and size == 8:
+        return low
+    value = low >> shift
+    if shift:
+        value &= (1 << (64 - shift)) - 1
+        if (hpa & 7) + size > 8:
+            value |= load_word(a, hpa + 8) << (64 - shift)
+    if size < 8:
+        value &= (1 << (size << 3)) - 1
+    return value
+
+
+@kernel
+def store(a: np.ndarray, hpa: int, size: int, value: int) -> int:
+    """Store the low `size` (1, 2, 4, 8) bytes of `value` at `hpa`, not crossing a page; -1 if the pool is used up."""
+    offset = hpa & 7
+    if offset == 0 and size == 8:
+        return store_word(a, hpa, value)
+    shift = offset << 3
+    bits = size << 3
+    if offset + size <= 8:
+        mask = ((1 << bits) - 1) << shift
+        return store_word(a, hpa, (load_word(a, hpa) & ~mask) | ((value << shift) & mask))
+    kept = (1 << shift) - 1
+    if store_word(a, hpa, (load_word(a, hpa) & kept) | (value << shift)) < 0:
+        return POOL_EXHAUSTED
+    over = offset + size - 8
+    mask = (1 << (over << 3)) - 1
+    rest = (value >> (64 - shift)) & mask
+    return store_word(a, hpa + 8, (load_word(a, hpa + 8) & ~mask) | rest)
+
+
+@kernel
+def scatter(index: int, count: int, bits: int, seed: int) -> int:
+    """A pseudo-random permutation of range(count): four Feistel rounds over 2*bits bits, walked until inside.
+
+    Every frame allocator that shuffles uses it: no table, any order of questions, the same answer.
+    """
+    half = (1 << bits) - 1
+    x = index
+    while True:
+        left = x >> bits
+        right = x & half
+        for turn in range(4):
+            mixed = (right * 0x9E3779B1 + seed * 0x85EBCA6B + turn * 0x27D4EB2F) & 0xFFFFFFFF
+            mixed = ((mixed >> 15) ^ mixed) * 0x2C1B3C6D & 0xFFFFFFFF
+            mixed = (mixed >> 12) ^ mixed
+            left, right = right, left ^ (mixed & half)
+        x = (left << bits) | right
+        if x < count:
+            return x
+
+
+@kernel
+def scatter_bits(count: int) -> int:
+    """Half the number of bits that `scatter` needs for range(count)."""
+    bits = 1
+    while (1 << (2 * bits)) < count:
+        bits += 1
+    return bits
+
+
+@kernel
+def allocate(a: np.ndarray) -> int:
+    """Take the next free host frame; -1 if memory is used up. Order: ascending, or scattered over the free range."""
+    n = a[A_ALLOC_NEXT]
+    if n >= a[A_ALLOC_COUNT]:
+        return -1
+    a[A_ALLOC_NEXT] = n + 1
+    if a[A_ALLOC_SHUFFLED]:
+        n = scatter(n, a[A_ALLOC_COUNT], a[A_ALLOC_BITS], a[A_SEED])
+    hfn = a[A_ALLOC_FIRST] + n
+    if a[A_ALLOC_FIRST] < HOLE_FIRST and hfn >= HOLE_FIRST:
+        hfn += HOLE_LAST + 1 - HOLE_FIRST
+    return hfn

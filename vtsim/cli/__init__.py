@@ -1,0 +1,57 @@
+"""The `vtsim` command: parses, calls, prints; every import that takes time is inside a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from vtsim.base.errors import ConfigError, ModelError
+
+FINE: Final = 0
+USERS_MISTAKE: Final = 2
+OUR_MISTAKE: Final = 3
+INTERRUPTED: Final = 130
+READER_GONE: Final = 141  # as a shell reports a process that SIGPIPE ended
+
+REPORT_IT: Final = "This is a mistake in vtsim, not in your scenario. Please report it with the lines above."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    from vtsim.cli.commands import app
+
+    _survive_any_terminal()
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="vtsim")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FINE
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USERS_MISTAKE
+    except ModelError as error:
+        _show(error)
+        return OUR_MISTAKE
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        print(f"\n{REPORT_IT}", file=sys.stderr)
+        return OUR_MISTAKE
+    return FINE
+
+
+def _survive_any_terminal() -> None:
+    """A character that the output cannot show becomes a question mark, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _show(error: ModelError) -> None:
+    import platform
+
+    from vtsim import __version__
+
+    lines = [f"model error: {error.message}"]
+    lines += [f"  {name} = {value}" for name, value in error.counters.items()]
+    lines += [f"vtsim {__version__}, Python {platform.python_version()}, {platform.machine()}", "", REPORT_IT]
+    print("\n".join(lines), file=sys.stderr)

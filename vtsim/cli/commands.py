@@ -1,0 +1,181 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vtsim.cli import FINE, USERS_MISTAKE
+from vtsim.cli.output import emit, note, show
+
+app = typer.Typer(
+    name="vtsim",
+    help="Simulate virtualization, and see where the cycles go.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+explain = typer.Typer(help="Show what is behind a number.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(explain, name="explain")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A scenario.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting, as in machine.cpus=2. Repeatable."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vtsim import __version__
+
+        emit(f"vtsim {__version__}\n")
+        raise typer.Exit(FINE)
+
+
+@app.callback()
+def vtsim(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Simulate virtualization, and see where the cycles go."""
+
+
+@app.command()
+def run(
+    file: File,
+    json: Json = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Print transitions as they happen.")] = False,
+    trace_filter: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Trace only these, as in CPUID,EPT_VIOLATION,syscalls,faults."),
+    ] = "",
+    trace_limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Trace only the first N transitions.")
+    ] = None,
+    sets: Sets = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of every random choice.")] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not also run it natively.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Write result.json, resolved.yaml and trace.npz there."
+        ),
+    ] = None,
+    perf: Annotated[
+        bool, typer.Option("--perf", help="Print the exits in the layout of perf kvm stat report.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the machine's state at the end.")
+    ] = None,
+    restore: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on from a saved state.", exists=True, dir_okay=False),
+    ] = None,
+) -> None:
+    """Run a scenario and report where the cycles went."""
+    if json and perf:
+        raise typer.BadParameter("--json and --perf both say what to print; choose one")
+    from vtsim.cli.run import Options, run_scenario
+
+    settings = list(sets or ())
+    settings += [f"seed={seed}"] if seed is not None else []
+    settings += ["run.baseline=false"] if no_baseline else []
+    options = Options(
+        file=file,
+        settings=tuple(settings),
+        layout="json" if json else "perf" if perf else "report",
+        trace=trace or bool(trace_filter) or trace_limit is not None,
+        trace_filter=trace_filter,
+        trace_limit=trace_limit,
+        output=output,
+        save=save,
+        restore=restore,
+    )
+    raise typer.Exit(run_scenario(options))
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Scenarios.", show_default=False)],
+    sets: Sets = None,
+) -> None:
+    """Check scenarios without running them."""
+    from vtsim.base.errors import ConfigError
+    from vtsim.config import load_scenario
+
+    status = FINE
+    for file in files:
+        try:
+            load_scenario(file, sets or ())
+        except ConfigError as error:
+            note(f"{error}\n")
+            status = USERS_MISTAKE
+        else:
+            emit(f"{file}: fine\n")
+    raise typer.Exit(status)
+
+
+@app.command("list")
+def list_(
+    door: Annotated[
+        str, typer.Argument(metavar="[DOOR]", help="What to list; nothing lists the doors.")
+    ] = "",
+) -> None:
+    """List what a scenario can name."""
+    from vtsim.study.doors import doors_table
+
+    show(doors_table(door))
+
+
+@app.command()
+def validate(
+    row: Annotated[
+        list[str] | None, typer.Option("--row", metavar="ID", help="Only this published row. Repeatable.")
+    ] = None,
+    json: Json = False,
+    write_docs: Annotated[bool, typer.Option("--write-docs", help="Rewrite docs/validation.md.")] = False,
+) -> None:
+    """Compare with published measurements; status 1 if a tolerance is broken."""
+    from vtsim.cli.validate import validate_rows
+
+    raise typer.Exit(validate_rows(row, json=json, write_docs=write_docs))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a scenario, for editors."""
+    import json
+
+    from vtsim.config import schema as scenario_schema
+
+    emit(json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n")
+
+
+@explain.command("exit")
+def explain_exit(
+    reason: Annotated[
+        str, typer.Argument(metavar="REASON", help="An exit reason, as in CPUID.", show_default=False)
+    ],
+    personality: Annotated[str, typer.Option(metavar="NAME", help="Whose exit path.")] = "kvm",
+    profile: Annotated[str, typer.Option(metavar="NAME", help="Whose prices.")] = "skx-4114",
+) -> None:
+    """Show the hypervisor program for an exit reason, op by op, with privilege and price."""
+    from vtsim.study.explain import exit_program
+
+    show(exit_program(reason, personality, profile))
+
+
+@explain.command("profile")
+def explain_profile(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A CPU profile.", show_default=False)],
+) -> None:
+    """Show every value of a CPU profile with unit, source and confidence."""
+    from vtsim.study.explain import profile_values
+
+    show(profile_values(name))

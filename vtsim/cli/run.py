@@ -1,0 +1,94 @@
+"""`vtsim run`: options in, a result on stdout, files in a directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from array import array
+from pathlib import Path
+from typing import Final, Literal
+
+from attrs import frozen
+
+from vtsim.base import jit
+from vtsim.base.errors import ConfigError
+from vtsim.cli import FINE, INTERRUPTED
+from vtsim.cli.output import coloured, emit, note, show
+from vtsim.cli.progress import Watch
+from vtsim.config import dump, load_scenario
+from vtsim.study.result import Result
+from vtsim.study.run import run
+from vtsim.study.trace_view import TraceFilter, TraceView
+
+COMPILING: Final = "compiling kernels (once per version; takes up to a minute)"
+
+
+@frozen(kw_only=True)
+class Options:
+    """What the command line says."""
+
+    file: Path
+    settings: tuple[str, ...]
+    layout: Literal["report", "json", "perf"]
+    trace: bool
+    trace_filter: str
+    trace_limit: int | None
+    output: Path | None
+    save: Path | None
+    restore: Path | None
+
+
+def run_scenario(options: Options) -> int:
+    """Run, print, write; return the exit status."""
+    view = _view(options) if options.trace else None
+    _check_places(options)
+    scenario = load_scenario(options.file, options.settings)
+    if not jit.kernels_are_cached():
+        note(COMPILING)
+    with Watch(bar=view is None) as watch:
+        result = run(scenario, trace=view, progress=watch, restore=options.restore, save=options.save)
+    if options.output is not None:
+        rows = view.kept if view is not None else None
+        for path in result.write(options.output, dump(scenario), rows):
+            note(f"wrote {path}")
+    _print(result, options.layout)
+    return INTERRUPTED if watch.interrupted else FINE
+
+
+def _print(result: Result, layout: str) -> None:
+    if layout == "json":
+        emit(result.to_json() + "\n")
+    elif layout == "perf":
+        from vtsim.study.perf_layout import perf_kvm_stat
+
+        emit(perf_kvm_stat(result))
+    else:
+        from vtsim.study.report import report
+
+        show(report(result))
+
+
+def _view(options: Options) -> TraceView:
+    """The trace goes to stdout, or to stderr where stdout is for the result alone."""
+    wanted = TraceFilter.parse(options.trace_filter) if options.trace_filter else TraceFilter()
+    to_stdout = options.layout == "report"
+    return TraceView(
+        write=emit if to_stdout else sys.stderr.write,
+        wanted=wanted,
+        limit=options.trace_limit,
+        colour=to_stdout and coloured(),
+        width=os.get_terminal_size().columns if to_stdout and sys.stdout.isatty() else None,
+        kept=array("q") if options.output is not None else None,
+    )
+
+
+def _check_places(options: Options) -> None:
+    """Find out before a long run, not after it, that a result cannot be written."""
+    if options.output is not None:
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{options.output}: {error.strerror}", field="--output") from None
+    for option, directory in (("--output", options.output), ("--save", options.save and options.save.parent)):
+        if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
+            raise ConfigError(f"{directory} is not a directory that can be written to", field=option)

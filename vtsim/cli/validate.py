@@ -1,0 +1,34 @@
+"""`vtsim validate`: published figures beside simulated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from vtsim.base.errors import ConfigError
+from vtsim.cli.output import emit, note, show
+from vtsim.study.validate import exit_status, table, to_json, to_markdown, validate
+
+PAGE: Final = Path("docs/validation.md")
+
+
+def validate_rows(rows: Sequence[str] | None, *, json: bool, write_docs: bool) -> int:
+    """Compare, print, write; return 1 when a declared tolerance is broken."""
+    if write_docs and rows:
+        raise ConfigError("the page holds all rows, and --row chooses some", field="--write-docs")
+    if write_docs and not PAGE.parent.is_dir():
+        raise ConfigError(f"{PAGE.parent} is not here; run it in a checkout of vtsim", field="--write-docs")
+    comparisons = validate(rows or None, progress=_progress)
+    if json:
+        emit(to_json(comparisons) + "\n")
+    else:
+        show(table(comparisons))
+    if write_docs:
+        PAGE.write_text(to_markdown(comparisons), encoding="utf-8")
+        note(f"wrote {PAGE}")
+    return exit_status(comparisons)
+
+
+def _progress(number: int, total: int, scenario: str) -> None:
+    note(f"[{number + 1}/{total}] {scenario}")

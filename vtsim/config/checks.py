@@ -1,0 +1,146 @@
+"""What a scenario may ask of its processor, and what it gets when it leaves that open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import attrs
+
+from vtsim.base.errors import ConfigError, Problem
+from vtsim.base.units import SIZE
+from vtsim.cpu.profile import Profile, load_profile, profile_names
+from vtsim.platform.spec import GIB, MIB, Scenario
+from vtsim.vmcs.capabilities import Capabilities
+from vtsim.vmcs.generations import GENERATIONS
+from vtsim.vmm.spec import VmmSpec
+
+Check = Callable[[Scenario, Profile], Iterable[Problem]]
+
+PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
+
+
+def resolve(scenario: Scenario, name: str) -> Scenario:
+    """Return the scenario with nothing left open, or raise `ConfigError` with all that cannot be."""
+    profile = _profile(scenario)
+    complete = _with_features(scenario.resolved(name), profile)
+    problems = [problem for check in CHECKS for problem in check(complete, profile)]
+    if problems:
+        raise ConfigError.of(problems)
+    return complete
+
+
+def _profile(scenario: Scenario) -> Profile:
+    try:
+        profile = load_profile(scenario.machine.profile)
+    except ConfigError as error:
+        raise ConfigError.of(_under("machine.profile", error)) from None
+    try:
+        return profile.with_overrides(dict(scenario.machine.cpu))
+    except ConfigError as error:
+        raise ConfigError.of(_under("machine.cpu", error)) from None
+
+
+def _under(prefix: str, error: ConfigError) -> list[Problem]:
+    """Turn a profile's paths into the scenario's; a problem of the profile's own file stays there."""
+    return [
+        problem if problem.file else attrs.evolve(problem, path=f"{prefix}.{problem.path}".rstrip("."))
+        for problem in error.problems
+    ]
+
+
+def _capabilities(profile: Profile) -> Capabilities:
+    return GENERATIONS[profile.vmx.generation].capabilities()
+
+
+def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
+    """Give the processor's answer to every `auto`."""
+    vmm, can = scenario.vmm, _capabilities(profile).supports
+    if vmm.technique == "native":
+        paging = "none"
+    elif vmm.paging == "auto":
+        paging = "static-shadow" if vmm.personality == "minimal" and not can("ENABLE_EPT") else "ept"
+    else:
+        paging = vmm.paging
+    ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
+    vmm = attrs.evolve(
+        vmm,
+        paging=paging,
+        ept=ept,
+        vpid=_given(vmm.vpid, can("ENABLE_VPID")),
+        tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
+    )
+    vms = []
+    for vm in scenario.vms:
+        kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))
+        vms.append(attrs.evolve(vm, guest=attrs.evolve(vm.guest, kernel=kernel)))
+    return attrs.evolve(scenario, vmm=vmm, vms=tuple(vms))
+
+
+def _given(wish: bool | None, possible: bool) -> bool:
+    return possible if wish is None else wish
+
+
+def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
+    """Yield the path, the words and the VMX feature of everything the hypervisor is asked to use."""
+    if vmm.paging == "ept":
+        yield ("personality" if vmm.personality == "kvm" else "paging"), "EPT", "ENABLE_EPT"
+        if vmm.ept.accessed_dirty:
+            yield "ept.accessed_dirty", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
+        if vmm.ept.page_size in PAGE_FEATURES:
+            pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
+            yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
+    if vmm.vpid:
+        yield "vpid", "VPIDs", "ENABLE_VPID"
+    if vmm.tpr_shadow:
+        yield "tpr_shadow", "a TPR shadow", "USE_TPR_SHADOW"
+    if vmm.apicv:
+        yield "apicv", "APIC-register virtualization", "APIC_REGISTER_VIRTUALIZATION"
+
+
+def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What the hypervisor uses, the processor must have."""
+    if scenario.vmm.technique == "native":
+        return
+    capabilities = _capabilities(profile)
+    for path, words, feature in _wishes(scenario.vmm):
+        if capabilities.supports(feature):
+            continue
+        able = [other for other in profile_names() if _capabilities(load_profile(other)).supports(feature)]
+        minimal = "; or vmm.personality 'minimal', which can do without" if path == "personality" else ""
+        yield Problem(
+            path=f"vmm.{path}",
+            message=f"this needs {words} ({feature}), which profile {profile.name!r} does not have",
+            help=f"profiles that have it: {', '.join(able) or 'none'}{minimal}",
+        )
+
+
+def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What the guest kernel uses, the processor must have."""
+    for number, vm in enumerate(scenario.vms):
+        kernel = vm.guest.kernel
+        if kernel.pcid and not profile.features.pcid:
+            yield Problem(
+                path=f"vms.{number}.guest.kernel.pcid",
+                message=f"this needs PCIDs, which profile {profile.name!r} does not have",
+                help="pcid can be false, auto",
+            )
+        if kernel.page_size == GIB and not profile.features.pages_1g:
+            yield Problem(
+                path=f"vms.{number}.guest.kernel.page_size",
+                message=f"this needs 1 GiB pages, which profile {profile.name!r} does not have",
+                help="page_size can be 4 KiB, 2 MiB",
+            )
+
+
+def _memory_is_addressable(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """Physical addresses have only so many bits."""
+    limit = 2**profile.physical_address_bits
+    if scenario.machine.memory > limit:
+        yield Problem(
+            path="machine.memory",
+            message=f"this is more memory than profile {profile.name!r} can address",
+            help=f"memory can be at most {SIZE.format(limit)}",
+        )
+
+
+CHECKS: tuple[Check, ...] = (_features_exist, _kernels_can_run, _memory_is_addressable)

@@ -1,0 +1,109 @@
+"""Scenario files: in with every error at once, out fully resolved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from vtsim.base.errors import ConfigError, Problem
+from vtsim.base.spec import Group, plain
+from vtsim.base.units import Hex
+from vtsim.config.checks import resolve
+from vtsim.config.nodes import TAG, Node, Source, compose
+from vtsim.config.overrides import override
+from vtsim.config.structure import FAILED, Structuring, place
+from vtsim.platform.spec import Scenario
+
+LARGEST_FILE = 256 * 1024
+SMALLEST = "the smallest scenario is 'vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]'"
+
+
+def load_scenario(path: str | Path, sets: Sequence[str] = ()) -> Scenario:
+    """Read a scenario file; every problem of it is in the one `ConfigError`."""
+    path = Path(path)
+    text = _read(path)
+    return parse_scenario(text, sets, label=str(path), folder=path.parent, name=path.stem)
+
+
+def parse_scenario(
+    text: str,
+    sets: Sequence[str] = (),
+    *,
+    label: str = "scenario",
+    folder: Path = Path(),
+    name: str = "scenario",
+) -> Scenario:
+    """Read a scenario from text; `label` is the file's name in errors, `name` a name for the nameless."""
+    source = Source.of(label, text)
+    problems: list[Problem] = []
+    root = compose(text, source, problems)
+    if root is None:
+        raise ConfigError.of(problems or [source.problem((0, 0), "there is nothing in it", help=SMALLEST)])
+    for assignment in sets:
+        root = _override(root, assignment, problems)
+    scenario = Structuring(folder, problems).build(Group(spec=Scenario), root, "")
+    if scenario is not FAILED and not problems:
+        try:
+            return resolve(scenario, name)
+        except ConfigError as error:
+            problems += [place(problem, root, "") for problem in error.problems]
+    raise ConfigError.of(sorted(problems, key=lambda problem: problem.line or 0))
+
+
+def _override(root: Node, assignment: str, problems: list[Problem]) -> Node:
+    try:
+        return override(root, assignment)
+    except ConfigError as error:
+        problems += error.problems
+        return root
+
+
+def _read(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ConfigError(
+                f"a scenario of {size} bytes is too large",
+                file=str(path),
+                help=f"the limit is {LARGEST_FILE}",
+            )
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"this is not a text file: byte {error.object[error.start]:#04x} at {error.start}",
+            file=str(path),
+            help="a scenario is YAML in UTF-8",
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"cannot be read: {reason}", file=str(path), help=_nearby(path)) from None
+
+
+def _nearby(path: Path) -> str:
+    """Name the scenarios that are where the user looked."""
+    try:
+        files = sorted(entry.name for entry in path.parent.glob("*.yaml"))
+    except (OSError, ValueError):
+        files = []
+    return (
+        f"scenarios in that folder: {', '.join(files[:20])}" if files else "give the path of a scenario file"
+    )
+
+
+def dump(scenario: Scenario) -> str:
+    """Write every setting, with units; reading it back gives the same scenario."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.representer.add_representer(Hex, _hexadecimal)
+    text = io.StringIO()
+    yaml.dump(plain(scenario), text)
+    return text.getvalue()
+
+
+def _hexadecimal(representer: Any, value: Hex) -> Any:
+    return representer.represent_scalar(f"{TAG}int", repr(value))

@@ -1,0 +1,1 @@
+"""The logical CPU: operations, privilege, the execution loop, translation and memory caches."""

@@ -1,0 +1,74 @@
+"""Where cycles, instructions, exits and counts are charged: the statistics block of an owner.
+
+An owner is the host, a hypervisor or a guest. Every cycle is charged to (owner × the ring the owner believes in ×
+physical privilege state × activity); the sums equal the clock.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu.ops import ACTIVITY_SLOTS
+
+# fmt: off
+OWN_CYCLES: Final = 0                     # [believed ring 0, 3][R0 R3 N0 N3][activity]
+RING_STRIDE: Final = 4 * ACTIVITY_SLOTS
+OWN_INSTRUCTIONS: Final = 2 * RING_STRIDE           # by privilege state
+OWN_EMULATED: Final = OWN_INSTRUCTIONS + 4          # instructions the monitor executed instead, by ring
+OWN_COUNTERS: Final = OWN_EMULATED + 4
+
+COUNTERS: Final = (
+    # name                 unit          meaning
+    ("walks",              "walks",      "page walks started"),
+    ("walks_completed",    "walks",      "page walks that ended in a translation"),
+    ("walks_faulted",      "walks",      "page walks that ended in a page fault"),
+    ("walks_violated",     "walks",      "page walks that ended in an EPT violation"),
+    ("walks_misconfigured", "walks",     "page walks that ended in an EPT misconfiguration"),
+    ("guest_references",   "references", "guest (or native) paging-structure entries read by walks"),
+    ("ept_references",     "references", "EPT paging-structure entries read by walks"),
+    ("references_l1d",     "references", "walk references served by L1D"),
+    ("references_l2",      "references", "walk references served by L2"),
+    ("references_l3",      "references", "walk references served by L3"),
+    ("references_dram",    "references", "walk references served by DRAM"),
+    ("walk_cycles",        "cycles",     "latency of walks, overlapped or not"),
+    ("pwc_hits",           "hits",       "walks shortened by a paging-structure cache of the guest dimension"),
+    ("ept_pwc_hits",       "hits",       "nested translations shortened by an EPT paging-structure cache"),
+    ("nested_tlb_hits",    "hits",       "guest-physical addresses translated without an EPT walk"),
+    ("nested_tlb_misses",  "misses",     "guest-physical addresses translated by an EPT walk"),
+    ("accesses",           "accesses",   "data accesses"),
+    ("dtlb_misses",        "misses",     "data accesses that missed the first-level TLBs"),
+    ("stlb_hits",          "hits",       "data or code translations found in the second-level TLB"),
+    ("itlb_misses",        "misses",     "code translations that missed the first-level TLBs"),
+    ("data_l2",            "accesses",   "data accesses served by L2"),
+    ("data_l3",            "accesses",   "data accesses served by L3"),
+    ("data_dram",          "accesses",   "data accesses served by DRAM"),
+    ("fetch_l2",           "lines",      "code lines served by L2"),
+    ("fetch_l3",           "lines",      "code lines served by L3"),
+    ("fetch_dram",         "lines",      "code lines served by DRAM"),
+    ("exceptions",         "events",     "exceptions delivered through the IDT"),
+    ("page_faults",        "events",     "page faults delivered through the IDT"),
+    ("interrupts",         "events",     "external interrupts delivered through the IDT"),
+    ("injections",         "events",     "events injected by VM entry"),
+    ("syscalls",           "events",     "SYSCALL and SYSENTER executed"),
+    ("device_accesses",    "accesses",   "memory accesses that a device answered"),
+    ("port_accesses",      "accesses",   "IN and OUT that a device answered"),
+    ("dirty_assists",      "assists",    "walks made only to set a dirty flag"),
+    ("translations_dropped", "entries",  "translations removed by invalidations"),
+    ("entries",            "entries",    "VM entries"),
+    ("halts",              "events",     "HLT executed"),
+)
+(WALKS, WALKS_COMPLETED, WALKS_FAULTED, WALKS_VIOLATED, WALKS_MISCONFIGURED, GUEST_REFERENCES, EPT_REFERENCES,
+ REFERENCES_L1D, REFERENCES_L2, REFERENCES_L3, REFERENCES_DRAM, WALK_CYCLES, PWC_HITS, EPT_PWC_HITS, NESTED_TLB_HITS,
+ NESTED_TLB_MISSES, ACCESSES, DTLB_MISSES, STLB_HITS, ITLB_MISSES, DATA_L2, DATA_L3, DATA_DRAM, FETCH_L2, FETCH_L3,
+ FETCH_DRAM, EXCEPTIONS, PAGE_FAULTS, INTERRUPTS, INJECTIONS, SYSCALLS, DEVICE_ACCESSES, PORT_ACCESSES, DIRTY_ASSISTS,
+ TRANSLATIONS_DROPPED, ENTRIES, HALTS) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
+
+OWN_EXITS: Final = OWN_COUNTERS + 64
+REASONS: Final = 96                                 # basic exit reasons
+EXIT_WORDS: Final = 4                               # count, inclusive cycles, exclusive cycles, longest
+EXIT_COUNT, EXIT_TOTAL, EXIT_EXCLUSIVE, EXIT_LONGEST = range(EXIT_WORDS)
+OWN_HISTOGRAMS: Final = OWN_EXITS + REASONS * EXIT_WORDS
+BUCKETS_PER_OCTAVE: Final = 64                      # a percentile is exact below 128 cycles, within 1.6 % above
+HISTOGRAM_BUCKETS: Final = 64 * 36
+OWNER_WORDS: Final = OWN_HISTOGRAMS + REASONS * HISTOGRAM_BUCKETS
+# fmt: on

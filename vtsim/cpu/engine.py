@@ -1,0 +1,369 @@
+"""The engine: logical CPUs over one physical memory, as three arrays, and the compiled loop that advances them.
+
+Everything that changes during a run lives in `cpus` (one record per logical CPU), `arena` and `tags`: copying them is
+saving, putting them back is restoring. The builder methods lay programs, values and tables into memory before a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from attrs import define, field, frozen
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
+from vtsim.base.jit import quiet
+from vtsim.cpu import accounts as k
+from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import PAGE, Program
+from vtsim.cpu.kernels.events import FOREVER, STOPS
+from vtsim.cpu.kernels.run import FETCH_ENTRIES, FETCH_WORDS, run, run_all
+from vtsim.cpu.kernels.system import PORTS
+from vtsim.cpu.kernels.translate import CONTEXT_LIMIT, set_context
+from vtsim.cpu.profile import Profile
+
+NS: Final = 1_000_000_000
+HOLE: Final = range(3 << 30, 4 << 30)
+UNPRICED: Final = frozenset({"", "MOV_TO_CR", "VM_ENTRY"})
+ALL_OPS: Final = 1 << 62
+
+
+@frozen(kw_only=True)
+class Geometry:
+    """How large the arenas of a machine are. Memory and pool cost host memory only where they are used.
+
+    `memory_bytes`: simulated RAM. `pool_pages`: frames that may gain contents. `code_pages`, `rows`: programs.
+    """
+
+    cpus: int = 1
+    memory_bytes: int
+    pool_pages: int
+    code_pages: int = 256
+    rows: int = 1 << 16
+    owners: int = 4
+    trace_rows: int = 1 << 15
+    extra_words: int = 0
+
+    @property
+    def frame_count(self) -> int:
+        """Frame numbers up to the end of RAM, which continues above the device hole."""
+        frames = -(-self.memory_bytes // PAGE)
+        return frames if frames <= mem.HOLE_FIRST else frames + mem.HOLE_LAST + 1 - mem.HOLE_FIRST
+
+
+@define
+class Carver:
+    """Hands out consecutive ranges of an arena."""
+
+    at: int = 0
+
+    def take(self, words: int, align: int = 8) -> int:
+        start = -(-self.at // align) * align
+        self.at = start + words
+        return start
+
+
+@frozen(kw_only=True)
+class Snapshot:
+    """A machine's whole engine state between two ops."""
+
+    cpus: np.ndarray
+    arena: np.ndarray
+    tags: np.ndarray
+
+
+@define(eq=False)
+class Engine:
+    """Logical CPUs and memory of one machine."""
+
+    profile: Profile
+    geometry: Geometry
+    cpus: np.ndarray = field(init=False)
+    arena: np.ndarray = field(init=False)
+    tags: np.ndarray = field(init=False)
+    extra: int = field(init=False)
+    owners: dict[str, int] = field(factory=dict, init=False)
+    _lists: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        g = self.geometry
+        carve, tags = Carver(mem.HEADER_WORDS), Carver()
+        frames = carve.take(g.frame_count)
+        code_of = carve.take(g.frame_count)
+        rows = carve.take(g.rows * o.ROW_WORDS)
+        owners = carve.take(g.owners * k.OWNER_WORDS)
+        trace = carve.take(g.trace_rows * 10)
+        ports = carve.take(2 * PORTS)
+        cpuid = carve.take(6 * 128)
+        capabilities = carve.take(32)
+        code_maps = tags.take(g.code_pages * PAGE)
+        records = np.zeros((g.cpus, s.RECORD_SLOTS), np.int64)
+        shared_l3 = self._carve_cache(tags, "l3")
+        fills: list[tuple[int, int]] = []
+        for number in range(g.cpus):
+            fills += self._lay_out_cpu(records[number], number, carve, tags, shared_l3)
+        self.extra = carve.take(g.extra_words)
+        pool = carve.take((g.pool_pages + 1) * mem.PAGE_WORDS, align=mem.PAGE_WORDS)
+        a = self.arena = np.zeros(carve.at, np.int64)
+        t = self.tags = np.zeros(tags.at, np.int32)
+        t[code_maps : code_maps + g.code_pages * PAGE] = -1
+        for start, length in fills:
+            a[start : start + length] = -1
+        for record in records:
+            for cache in (s.L1I, s.L1D, s.L2, s.L3):
+                start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
+                t[start : start + sets * ways] = -1
+        header = {
+            mem.A_FRAMES: frames, mem.A_FRAME_COUNT: g.frame_count, mem.A_CODE_OF: code_of, mem.A_POOL: pool,
+            mem.A_POOL_NEXT: 1, mem.A_POOL_LIMIT: g.pool_pages + 1, mem.A_ROWS: rows, mem.A_ROW_COUNT: 1,
+            mem.A_ROW_LIMIT: g.rows, mem.A_CODE_MAPS: code_maps, mem.A_CODE_LIMIT: g.code_pages,
+            mem.A_OWNERS: owners, mem.A_OWNER_WORDS: k.OWNER_WORDS, mem.A_TRACE: trace,
+            mem.A_TRACE_LIMIT: g.trace_rows, mem.A_PORTS: ports, mem.A_CPUID: cpuid,
+            mem.A_CAPABILITIES: capabilities, mem.A_BASE_HZ: self.profile.clock_hz, mem.A_CPUS: g.cpus,
+        }  # fmt: skip
+        for slot, value in header.items():
+            a[slot] = value
+        self.cpus = records
+        host = self.owner("host")
+        for record in records:
+            record[s.OWNER] = record[s.HOST_OWNER] = host
+            record[s.CONTEXT_KEY] = -1
+            with quiet():
+                set_context(record, a)
+
+    # --- layout ------------------------------------------------------------------------------------------------------
+    def _carve_cache(self, tags: Carver, name: str) -> tuple[int, int, int, int, int, int]:
+        level = getattr(self.profile.cache, name)
+        ways = level.ways if level.bytes else 0
+        sets = level.sets(self.profile.cache.line_bytes) if level.bytes else 1
+        base = tags.take(sets * ways, align=16)
+        referenced = tags.take(sets)
+        return base, sets, ways, level.hit_cycles, referenced, sets - 1 if sets & (sets - 1) == 0 else -1
+
+    def _lay_out_cpu(
+        self, m: np.ndarray, number: int, carve: Carver, tags: Carver, l3: tuple[int, ...]
+    ) -> list[tuple[int, int]]:
+        p = self.profile
+        empty: list[tuple[int, int]] = []
+        for structure, path in zip(range(s.DTLB4K, s.NESTED_TLB + 1, 4), s.TRANSLATION_STRUCTURES, strict=True):
+            spec: Any = p
+            for part in (path if "." in path or path == "nested_tlb" else f"tlb.{path}").split("."):
+                spec = getattr(spec, part)
+            ways = spec.ways if spec.entries else 0
+            sets = spec.sets if spec.entries else 1
+            m[structure] = carve.take(sets * ways)
+            m[structure + s.MASK] = sets - 1
+            m[structure + s.WAYS] = ways
+            m[structure + s.DATA] = carve.take(sets * ways + sets)
+            empty.append((int(m[structure]), sets * ways))
+        for cache, name in ((s.L1I, "l1i"), (s.L1D, "l1d"), (s.L2, "l2"), (s.L3, "l3")):
+            m[cache : cache + 6] = l3 if name == "l3" else self._carve_cache(tags, name)
+        m[s.CONTEXTS] = carve.take(CONTEXT_LIMIT)
+        m[s.FETCH_PAGES] = carve.take(FETCH_ENTRIES * FETCH_WORDS)
+        empty.append((int(m[s.FETCH_PAGES]), FETCH_ENTRIES * FETCH_WORDS))
+        m[s.LINE_GENERATIONS] = carve.take(self.geometry.code_pages * 64)
+        m[s.LINES] = m[s.LINE_GENERATIONS]
+        m[s.FETCH_GENERATION] = 1
+        values = {
+            s.CPU: number, s.CPUS: self.geometry.cpus, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
+            s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
+            s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
+            s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
+            s.CPI_NUMERATOR: p.work.cycles_per_100_instructions, s.PORT_CYCLES: p.cycles(p.latency.port_ns),
+            s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),
+            s.WAKE_CYCLES: p.cycles(p.latency.wake_ns), s.EXIT_CYCLES: p.transitions.vm_exit_cycles,
+            s.ENTRY_CYCLES: p.transitions.vm_entry_cycles, s.ATOMIC_CYCLES: p.prices["ATOMIC"], s.WORK_SCALE: 1,
+            s.APIC_DEADLINE: FOREVER, s.TIMER_DEADLINE: FOREVER, s.APIC_DIVIDE: 1, s.OPS_LEFT: ALL_OPS,
+            s.RFLAGS: 2, s.CR0: 0x80050033, s.EFER: 0xD01, s.DR7: 0x400, s.XCR0: 7, s.PAT: 0x0007040600070406,
+            s.MSR_APIC_BASE: 0xFEE00C00 | (0x100 if number == 0 else 0), s.SS_ACCESS_RIGHTS: 0xC093,
+            s.CS_ACCESS_RIGHTS: 0xA09B, s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
+            s.EXECUTE_ONLY: 1, s.MSR_MISC_ENABLE: 1, s.CR4: 0x20 | (1 << 7),
+            s.RESERVED_BITS: ((1 << 52) - 1) & ~((1 << p.physical_address_bits) - 1),
+        }  # fmt: skip
+        for slot, value in values.items():
+            m[slot] = value
+        for op in o.OPS:
+            if op.price not in UNPRICED:
+                m[s.PRICE + op.number] = p.prices[op.price]
+        special = {
+            s.P_EXCEPTION: "EXCEPTION", s.P_INTERRUPT: "INTERRUPT", s.P_CPUID_1: "CPUID_1",
+            s.P_WRMSR_X2APIC: "WRMSR_X2APIC", s.P_MOV_TO_CR: "MOV_TO_CR0", s.P_MOV_TO_CR + 2: "MOV_TO_CR2",
+            s.P_MOV_TO_CR + 3: "MOV_TO_CR3", s.P_MOV_TO_CR + 4: "MOV_TO_CR4", s.P_MOV_TO_CR + 8: "MOV_TO_CR8",
+            s.P_MOV_TO_CR3_NOFLUSH: "MOV_TO_CR3_NOFLUSH", s.P_MOV_FROM_CR8: "MOV_FROM_CR8",
+        }  # fmt: skip
+        for slot, name in special.items():
+            m[slot] = p.prices[name]
+        return empty
+
+    # --- building ------------------------------------------------------------------------------------------------------
+    def owner(self, name: str) -> int:
+        """The arena offset of an owner's statistics block, made on first use."""
+        if name not in self.owners:
+            n = len(self.owners)
+            if n >= self.geometry.owners:
+                raise ModelError("more owners than statistics blocks", {"owners": n})
+            self.owners[name] = int(self.arena[mem.A_OWNERS]) + n * k.OWNER_WORDS
+            self.arena[mem.A_OWNER_COUNT] = n + 1
+        return self.owners[name]
+
+    def frames_from(self, first: int, count: int, *, shuffled: bool, seed: int) -> None:
+        """Let the host's frame allocator hand out `count` frames from `first` on, in order or scattered."""
+        a = self.arena
+        a[mem.A_ALLOC_FIRST], a[mem.A_ALLOC_COUNT], a[mem.A_ALLOC_NEXT] = first, count, 0
+        a[mem.A_ALLOC_SHUFFLED] = int(shuffled)
+        a[mem.A_ALLOC_BITS] = int(mem.scatter_bits(count))
+        a[mem.A_SEED] = seed & 0xFFFFFF
+
+    def allocate(self) -> int:
+        """Take a host frame."""
+        with quiet():
+            hfn = int(mem.allocate(self.arena))
+        if hfn < 0:
+            raise ModelError("host memory is used up", {"frames": int(self.arena[mem.A_ALLOC_COUNT])})
+        return hfn
+
+    def load(self, hpa: int) -> int:
+        """The 8-byte word at an aligned host-physical address."""
+        return int(mem.load(self.arena, hpa, 8))
+
+    def store(self, hpa: int, value: int) -> None:
+        """Store an 8-byte word; `value` is taken modulo 2**64."""
+        if mem.store(self.arena, hpa, 8, _signed(value)) < 0:
+            raise ModelError("the pool of frame contents is used up", self.counters())
+
+    def contents(self, hfn: int, kind: int) -> np.ndarray:
+        """The 512 words of a frame as a writable view, giving it contents of this kind."""
+        at = int(mem.give_contents(self.arena, hfn, kind))
+        if at < 0:
+            raise ModelError("the pool of frame contents is used up", self.counters())
+        return self.arena[at : at + mem.PAGE_WORDS]
+
+    def place(self, program: Program, frame_of: Callable[[int], int]) -> None:
+        """Put a program into memory; `frame_of` gives the host frame of each of its linear pages."""
+        a, t = self.arena, self.tags
+        rows: dict[int, int] = {}
+        pages = list(program.pages())
+        n = int(a[mem.A_ROW_COUNT])
+        for _, instructions in pages:
+            for i in instructions:
+                rows[i.at] = n
+                n += 1
+        if n > self.geometry.rows:
+            raise ModelError("more program rows than the geometry has", {"rows": n})
+        for page, instructions in pages:
+            hfn = frame_of(page)
+            index = self._code_page(hfn)
+            for position, i in enumerate(instructions):
+                row = rows[i.at]
+                last = position == len(instructions) - 1 or instructions[position + 1].at != i.end
+                at = int(a[mem.A_ROWS]) + row * o.ROW_WORDS
+                offset = i.at & (PAGE - 1)
+                target = i.target if isinstance(i.target, int) else 0
+                same = i.target is not None and target & ~(PAGE - 1) == page and target in rows
+                a[at + o.ROW_META] = (
+                    i.op | i.length << o.META_LENGTH | offset << o.META_OFFSET
+                    | i.activity << o.META_ACTIVITY | int(last) << o.META_LAST
+                )  # fmt: skip
+                a[at + o.ROW_R1], a[at + o.ROW_R2] = i.r1, i.r2
+                moves_label = i.op == o.MOV and i.target is not None
+                a[at + o.ROW_IMM] = _signed(target if moves_label else i.imm)
+                a[at + o.ROW_MEM], a[at + o.ROW_DISP] = i.mem.packed, _signed(i.mem.displacement)
+                a[at + o.ROW_TARGET] = int(a[mem.A_ROWS]) + rows[target] * o.ROW_WORDS if same else 0
+                a[at + o.ROW_EXTRA] = _signed(i.extra if i.target is None else target)
+                t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
+        a[mem.A_ROW_COUNT] = n
+
+    def _code_page(self, hfn: int) -> int:
+        a = self.arena
+        if int(mem.kind_of(a, hfn)) == mem.CODE:
+            return int(a[int(a[mem.A_CODE_OF]) + hfn])
+        index = int(a[mem.A_CODE_PAGES])
+        if index >= self.geometry.code_pages:
+            raise ModelError("more code pages than the geometry has", {"code_pages": index})
+        a[mem.A_CODE_PAGES] = index + 1
+        a[int(a[mem.A_FRAMES]) + hfn] |= mem.CODE << mem.FRAME_KIND
+        a[int(a[mem.A_CODE_OF]) + hfn] = index
+        return index
+
+    def cpuid_table(self, leaves: Iterable[tuple[int, int, int, int, int, int]]) -> None:
+        """What CPUID answers: rows of leaf, subleaf (-1 any), EAX, EBX, ECX, EDX."""
+        at = int(self.arena[mem.A_CPUID])
+        n = 0
+        for n, row in enumerate(leaves, 1):
+            self.arena[at + 6 * (n - 1) : at + 6 * n] = row
+        self.arena[mem.A_CPUID_COUNT] = n
+
+    def port(self, port: int, kind: int, value: int = 0) -> None:
+        """How a port of the physical machine answers."""
+        at = int(self.arena[mem.A_PORTS])
+        self.arena[at + port] = kind
+        self.arena[at + PORTS + port] = value
+
+    # --- running ---------------------------------------------------------------------------------------------------------
+    def run(self, cpu: int = 0, until: int = FOREVER, ops: int = ALL_OPS) -> int:
+        """Advance one CPU to a cycle, or for so many ops; the stop code. Raises `ModelError` where the model is wrong."""
+        m = self.cpus[cpu]
+        m[s.UNTIL], m[s.OPS_LEFT] = until, ops
+        with quiet():
+            return int(run(m, self.arena, self.tags))
+
+    def run_all(self, until: int, quantum: int) -> tuple[int, int]:
+        """Advance every CPU to a cycle; (stop code, CPU that stopped), or (0, -1) when all arrived."""
+        with quiet():
+            stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum))
+        return (0, -1) if stopped < 0 else (int(self.cpus[stopped][s.STOP]), stopped)
+
+    def sync(self, cpu: int = 0) -> None:
+        """After registers were set from outside: look up RIP again and work out the translation context."""
+        m = self.cpus[cpu]
+        m[s.ROW] = 0
+        m[s.CONTEXT_KEY] = -1
+        with quiet():
+            set_context(m, self.arena)
+
+    # --- state ------------------------------------------------------------------------------------------------------------
+    def save(self) -> Snapshot:
+        """Copy the whole state."""
+        used = int(self.arena[mem.A_POOL]) + (int(self.arena[mem.A_POOL_NEXT])) * mem.PAGE_WORDS
+        return Snapshot(cpus=self.cpus.copy(), arena=self.arena[:used].copy(), tags=self.tags.copy())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put a saved state back."""
+        self.cpus[:] = snapshot.cpus
+        self.arena[: len(snapshot.arena)] = snapshot.arena
+        self.arena[len(snapshot.arena) :] = 0
+        self.tags[:] = snapshot.tags
+
+    def counters(self) -> Mapping[str, int]:
+        """What a `ModelError` shows: where every CPU is and how full the arenas are."""
+        a = self.arena
+        shown = {
+            "pool": int(a[mem.A_POOL_NEXT]), "pool_limit": int(a[mem.A_POOL_LIMIT]),
+            "rows": int(a[mem.A_ROW_COUNT]), "code_pages": int(a[mem.A_CODE_PAGES]),
+        }  # fmt: skip
+        for n, m in enumerate(self.cpus):
+            for name, slot in (("cycle", s.CYCLE), ("rip", s.RIP), ("privilege", s.PRIVILEGE), ("stop", s.STOP)):
+                shown[f"cpu{n}.{name}"] = int(m[slot])
+        return shown
+
+    def check_clock(self) -> None:
+        """Every cycle of every CPU is charged to exactly one name; stops with `ModelError` if not."""
+        a = self.arena
+        charged = sum(int(a[at : at + 2 * k.RING_STRIDE].sum()) for at in self.owners.values())
+        passed = int(sum(int(m[s.CYCLE]) - int(m[s.STARTED]) for m in self.cpus))
+        open_ = int(sum(int(m[s.CYCLE]) - int(m[s.MARK]) for m in self.cpus))
+        if charged + open_ != passed:
+            raise ModelError("cycles by name do not sum to the clock", {"charged": charged, "passed": passed, **self.counters()})
+
+
+def stop_name(code: int) -> str:
+    """What a stop code means."""
+    return STOPS[code]
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

@@ -1,0 +1,90 @@
+"""Which ops exit in non-root mode because of one control bit, or always: a table that the engine reads.
+
+Conditions that need more than one bit (bitmaps, masks, shadows) are functions of kernels.system.
+
+SDM: "Instructions That Cause VM Exits Unconditionally"; "Instructions That Cause VM Exits Conditionally".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from vtsim.cpu import ops as o
+from vtsim.vmcs import bits as b
+from vtsim.vmcs import reasons as x
+from vtsim.vmcs import slots as v
+
+NEVER, ALWAYS, PRIMARY, SECONDARY = range(4)
+
+# fmt: off
+#  op               where      bit                         reason
+RULES: Final = (
+    (o.CPUID,       ALWAYS,    0,                          x.CPUID),
+    (o.GETSEC,      ALWAYS,    0,                          x.GETSEC),
+    (o.INVD,        ALWAYS,    0,                          x.INVD),
+    (o.XSETBV,      ALWAYS,    0,                          x.XSETBV),
+    (o.VMCALL,      ALWAYS,    0,                          x.VMCALL),
+    (o.VMCLEAR,     ALWAYS,    0,                          x.VMCLEAR),
+    (o.VMLAUNCH,    ALWAYS,    0,                          x.VMLAUNCH),
+    (o.VMRESUME,    ALWAYS,    0,                          x.VMRESUME),
+    (o.VMPTRLD,     ALWAYS,    0,                          x.VMPTRLD),
+    (o.VMPTRST,     ALWAYS,    0,                          x.VMPTRST),
+    (o.VMREAD,      ALWAYS,    0,                          x.VMREAD),
+    (o.VMWRITE,     ALWAYS,    0,                          x.VMWRITE),
+    (o.VMXON,       ALWAYS,    0,                          x.VMON),
+    (o.VMXOFF,      ALWAYS,    0,                          x.VMOFF),
+    (o.INVEPT,      ALWAYS,    0,                          x.INVEPT),
+    (o.INVVPID,     ALWAYS,    0,                          x.INVVPID),
+    (o.HLT,         PRIMARY,   b.HLT_EXITING,              x.HLT),
+    (o.INVLPG,      PRIMARY,   b.INVLPG_EXITING,           x.INVLPG),
+    (o.MWAIT,       PRIMARY,   b.MWAIT_EXITING,            x.MWAIT_INSTRUCTION),
+    (o.MONITOR,     PRIMARY,   b.MONITOR_EXITING,          x.MONITOR_INSTRUCTION),
+    (o.RDPMC,       PRIMARY,   b.RDPMC_EXITING,            x.RDPMC),
+    (o.RDTSC,       PRIMARY,   b.RDTSC_EXITING,            x.RDTSC),
+    (o.RDTSCP,      PRIMARY,   b.RDTSC_EXITING,            x.RDTSCP),
+    (o.MOV_FROM_DR, PRIMARY,   b.MOV_DR_EXITING,           x.DR_ACCESS),
+    (o.MOV_TO_DR,   PRIMARY,   b.MOV_DR_EXITING,           x.DR_ACCESS),
+    (o.PAUSE,       PRIMARY,   b.PAUSE_EXITING,            x.PAUSE_INSTRUCTION),
+    (o.INVPCID,     PRIMARY,   b.INVLPG_EXITING,           x.INVPCID),
+    (o.WBINVD,      SECONDARY, b.WBINVD_EXITING,           x.WBINVD),
+    (o.RDRAND,      SECONDARY, b.RDRAND_EXITING,           x.RDRAND),
+    (o.RDSEED,      SECONDARY, b.RDSEED_EXITING,           x.RDSEED),
+    (o.LGDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.GDTR_IDTR),
+    (o.SGDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.GDTR_IDTR),
+    (o.LIDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.GDTR_IDTR),
+    (o.SIDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.GDTR_IDTR),
+    (o.LLDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
+    (o.SLDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
+    (o.LTR,         SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
+    (o.STR,         SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
+)
+
+# ops that raise #GP outside ring 0, before any exit is considered
+PRIVILEGED: Final = (
+    o.RDMSR, o.WRMSR, o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.CLTS, o.LMSW, o.LGDT, o.LIDT, o.LLDT, o.LTR,
+    o.HLT, o.MONITOR, o.MWAIT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSETBV, o.XSAVES, o.XRSTORS, o.SYSRET, o.SYSEXIT,
+    o.SWAPGS,
+)
+# ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
+IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
+VMX_INSTRUCTIONS: Final = (
+    o.VMREAD, o.VMWRITE, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT, o.INVVPID,
+)
+# fmt: on
+
+WHERE: Final = np.zeros(256, np.int64)
+BIT: Final = np.zeros(256, np.int64)
+REASON: Final = np.zeros(256, np.int64)
+RING: Final = np.zeros(256, np.int64)  # 1 privileged, 2 I/O privileged, 3 VMX instruction
+for _op, _where, _bit, _reason in RULES:
+    WHERE[_op], BIT[_op], REASON[_op] = _where, _bit, _reason
+for _op in PRIVILEGED:
+    RING[_op] = 1
+for _op in IO_PRIVILEGED:
+    RING[_op] = 2
+for _op in VMX_INSTRUCTIONS:
+    RING[_op] = 3
+PRIMARY_SLOT: Final = v.PRIMARY_PROC_CONTROLS
+SECONDARY_SLOT: Final = v.SECONDARY_PROC_CONTROLS

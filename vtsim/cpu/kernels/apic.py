@@ -1,0 +1,138 @@
+"""The local APIC of a logical CPU: pending and in-service vectors, priorities, the timer.
+
+SDM: "Advanced Programmable Interrupt Controller (APIC)"; "APIC Timer"; "Interrupt, Task, and Processor Priority".
+Not modelled: logical destination mode; focus processor; error reporting; lowest-priority delivery; performance and
+thermal LVT entries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vtsim.base.jit import kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.events import FOREVER, set_limit
+
+# fmt: off
+ONE_SHOT, PERIODIC, TSC_DEADLINE = range(3)
+# registers by x2APIC MSR number, less 0x800
+(REG_ID, REG_VERSION, REG_TPR, REG_PPR, REG_EOI, REG_LDR, REG_SVR, REG_ISR, REG_IRR, REG_ICR, REG_LVT_TIMER, REG_INITIAL,
+ REG_CURRENT, REG_DIVIDE, REG_SELF_IPI) = (0x02, 0x03, 0x08, 0x0A, 0x0B, 0x0D, 0x0F, 0x10, 0x20, 0x30, 0x32, 0x38, 0x39,
+                                           0x3E, 0x3F)
+MASKED = 1 << 16
+# fmt: on
+
+
+@kernel
+def highest(m: np.ndarray, base: int) -> int:
+    """The highest vector set in a 256-bit register, or -1."""
+    for word in range(3, -1, -1):
+        bits = m[base + word]
+        if bits != 0:
+            for n in range(63, -1, -1):
+                if (bits >> n) & 1:
+                    return word * 64 + n
+    return -1
+
+
+@kernel
+def evaluate(m: np.ndarray, a: np.ndarray) -> None:
+    """Is there a pending vector whose priority class is above the processor's? Keeps APIC_PENDING (vector + 1) true."""
+    vector = highest(m, s.APIC_IRR)
+    m[s.APIC_PENDING] = 0
+    if vector >= 0:
+        serving = highest(m, s.APIC_ISR)
+        floor = max(m[s.APIC_TPR] >> 4, serving >> 4 if serving >= 0 else 0)
+        if vector >> 4 > floor:
+            m[s.APIC_PENDING] = vector + 1
+    set_limit(m, a)
+
+
+@kernel
+def request(m: np.ndarray, a: np.ndarray, vector: int) -> None:
+    """An interrupt arrives at this APIC."""
+    m[s.APIC_IRR + (vector >> 6)] |= 1 << (vector & 63)
+    evaluate(m, a)
+
+
+@kernel
+def acknowledge(m: np.ndarray, a: np.ndarray) -> int:
+    """Take the pending vector into service."""
+    vector = m[s.APIC_PENDING] - 1
+    m[s.APIC_IRR + (vector >> 6)] &= ~(1 << (vector & 63))
+    m[s.APIC_ISR + (vector >> 6)] |= 1 << (vector & 63)
+    evaluate(m, a)
+    return vector
+
+
+@kernel
+def timer_fires(m: np.ndarray, a: np.ndarray) -> None:
+    """The timer's deadline has passed: request its vector and arm the next period."""
+    if m[s.APIC_TIMER_MODE] == PERIODIC and m[s.APIC_PERIOD] > 0:
+        m[s.APIC_DEADLINE] += m[s.APIC_PERIOD]
+    else:
+        m[s.APIC_DEADLINE] = FOREVER
+        m[s.MSR_TSC_DEADLINE] = 0
+    if m[s.APIC_TIMER_VECTOR] & MASKED == 0:
+        request(m, a, m[s.APIC_TIMER_VECTOR] & 0xFF)
+    set_limit(m, a)
+
+
+@kernel
+def read_register(m: np.ndarray, register: int) -> int:
+    """The value of an APIC register."""
+    if register == REG_ID:
+        return m[s.CPU]
+    if register == REG_VERSION:
+        return 0x50014
+    if register == REG_TPR:
+        return m[s.APIC_TPR]
+    if register == REG_SVR:
+        return m[s.APIC_SPURIOUS]
+    if register == REG_LVT_TIMER:
+        return m[s.APIC_TIMER_VECTOR] | m[s.APIC_TIMER_MODE] << 17
+    if register == REG_INITIAL:
+        return m[s.APIC_INITIAL]
+    if register == REG_CURRENT:
+        if m[s.APIC_DEADLINE] == FOREVER:
+            return 0
+        return max(m[s.APIC_DEADLINE] - m[s.CYCLE], 0) // max(m[s.APIC_DIVIDE], 1)
+    if register == REG_DIVIDE:
+        return m[s.APIC_DIVIDE]
+    if REG_ISR <= register < REG_ISR + 8 or REG_IRR <= register < REG_IRR + 8:
+        base = s.APIC_ISR if register < REG_ISR + 8 else s.APIC_IRR
+        word = register & 7
+        return (m[base + (word >> 1)] >> (32 * (word & 1))) & 0xFFFFFFFF
+    return 0
+
+
+@kernel
+def write_register(m: np.ndarray, a: np.ndarray, register: int, value: int) -> None:
+    """Write an APIC register, with its effect."""
+    if register == REG_EOI:
+        vector = highest(m, s.APIC_ISR)
+        if vector >= 0:
+            m[s.APIC_ISR + (vector >> 6)] &= ~(1 << (vector & 63))
+        evaluate(m, a)
+    elif register == REG_TPR:
+        m[s.APIC_TPR] = value & 0xFF
+        m[s.CR8] = (value >> 4) & 15
+        evaluate(m, a)
+    elif register == REG_SVR:
+        m[s.APIC_SPURIOUS] = value
+    elif register == REG_LVT_TIMER:
+        m[s.APIC_TIMER_VECTOR] = value & (0xFF | MASKED)
+        m[s.APIC_TIMER_MODE] = (value >> 17) & 3
+    elif register == REG_DIVIDE:
+        m[s.APIC_DIVIDE] = value
+    elif register == REG_INITIAL:
+        m[s.APIC_INITIAL] = value
+        cycles = value * max(m[s.APIC_DIVIDE], 1)
+        m[s.APIC_PERIOD] = cycles
+        m[s.APIC_DEADLINE] = m[s.CYCLE] + cycles if value else FOREVER
+        set_limit(m, a)
+    elif register == REG_SELF_IPI or (register == REG_ICR and (value >> 18) & 3 == 1):
+        request(m, a, value & 0xFF)
+    elif register == REG_ICR:
+        m[s.PENDING_DRAIN] = value  # to another CPU: the machine routes it
+        m[s.LIMIT] = 0

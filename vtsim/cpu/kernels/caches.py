@@ -1,0 +1,217 @@
+"""Caches of lines and of translations, and the cycles that an access to memory takes.
+
+One-bit replacement: a hit sets the entry's reference bit; a fill takes the first way whose bit is clear, and clears
+all others first when none is. So a hit on an entry whose bit is set changes nothing, and need not be repeated.
+
+SDM: "Caching Translation Information".
+Not modelled: write-back traffic; inclusion of inner in outer caches; coherence between cores; hardware prefetch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vtsim.base.jit import kernel
+from vtsim.cpu.accounts import (
+    DATA_DRAM,
+    DATA_L2,
+    DATA_L3,
+    FETCH_DRAM,
+    FETCH_L2,
+    FETCH_L3,
+    REFERENCES_DRAM,
+    REFERENCES_L1D,
+    REFERENCES_L2,
+    REFERENCES_L3,
+    TRANSLATIONS_DROPPED,
+)
+from vtsim.cpu.slots import (
+    DATA,
+    DRAM_CYCLES,
+    FETCH_GENERATION,
+    L1D,
+    L1I,
+    L2,
+    L3,
+    LATENCY,
+    MASK,
+    OWNER,
+    POWER,
+    REFERENCED,
+    SETS,
+    WAYS,
+)
+
+AS_DATA, AS_WALK, AS_CODE = range(3)
+
+
+@kernel
+def set_of(m: np.ndarray, cache: int, line: int) -> int:
+    """The set of a line: its low bits, or a hash where the number of sets is no power of two."""
+    mask = m[cache + POWER]
+    if mask >= 0:
+        return line & mask
+    mixed = (line * 0x9E3779B1) & 0xFFFFFFFF
+    mixed = ((mixed >> 15) ^ mixed) & 0xFFFFFFFF
+    return (mixed * m[cache + SETS]) >> 32
+
+
+@kernel
+def probe(m: np.ndarray, t: np.ndarray, cache: int, line: int) -> bool:
+    """Is the line in this cache? A hit is remembered."""
+    ways = m[cache + WAYS]
+    s = set_of(m, cache, line)
+    base = m[cache] + s * ways
+    for way in range(ways):
+        if t[base + way] == line:
+            t[m[cache + REFERENCED] + s] |= 1 << way
+            return True
+    return False
+
+
+@kernel
+def fill(m: np.ndarray, t: np.ndarray, cache: int, line: int) -> None:
+    """Put a line in, in place of one not referenced lately."""
+    ways = m[cache + WAYS]
+    if ways == 0:
+        return
+    s = set_of(m, cache, line)
+    at = m[cache + REFERENCED] + s
+    used = t[at]
+    victim = 0
+    while victim < ways and (used >> victim) & 1:
+        victim += 1
+    if victim == ways:
+        victim = 0
+        used = 0
+    t[m[cache] + s * ways + victim] = line
+    t[at] = used | (1 << victim)
+
+
+@kernel
+def beyond_l1(m: np.ndarray, a: np.ndarray, t: np.ndarray, line: int, use: int) -> int:
+    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3 on the way and counts who served."""
+    owner = m[OWNER]
+    if probe(m, t, L2, line):
+        if use == AS_DATA:
+            a[owner + DATA_L2] += 1
+        elif use == AS_WALK:
+            a[owner + REFERENCES_L2] += 1
+        else:
+            a[owner + FETCH_L2] += 1
+        return m[L2 + LATENCY]
+    cycles = m[L3 + LATENCY]
+    if m[L3 + WAYS] > 0 and probe(m, t, L3, line):
+        if use == AS_DATA:
+            a[owner + DATA_L3] += 1
+        elif use == AS_WALK:
+            a[owner + REFERENCES_L3] += 1
+        else:
+            a[owner + FETCH_L3] += 1
+    else:
+        if use == AS_DATA:
+            a[owner + DATA_DRAM] += 1
+        elif use == AS_WALK:
+            a[owner + REFERENCES_DRAM] += 1
+        else:
+            a[owner + FETCH_DRAM] += 1
+        cycles = m[DRAM_CYCLES]
+        fill(m, t, L3, line)
+    fill(m, t, L2, line)
+    return cycles
+
+
+@kernel
+def read_line(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> int:
+    """Cycles of a page-walker read: paging-structure lines are cached like any other."""
+    line = hpa >> 6
+    if probe(m, t, L1D, line):
+        a[m[OWNER] + REFERENCES_L1D] += 1
+        return m[L1D + LATENCY]
+    cycles = beyond_l1(m, a, t, line, AS_WALK)
+    fill(m, t, L1D, line)
+    return cycles
+
+
+@kernel
+def data_miss(m: np.ndarray, a: np.ndarray, t: np.ndarray, line: int) -> int:
+    """Cycles beyond an L1D hit of a data access that missed L1D."""
+    cycles = beyond_l1(m, a, t, line, AS_DATA) - m[L1D + LATENCY]
+    fill(m, t, L1D, line)
+    return cycles if cycles > 0 else 0
+
+
+@kernel
+def fetch_line(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> int:
+    """Stall cycles of fetching one code line; a fill starts a new fetch generation."""
+    line = hpa >> 6
+    if probe(m, t, L1I, line):
+        return 0
+    cycles = beyond_l1(m, a, t, line, AS_CODE) - m[L1I + LATENCY]
+    if m[L1I + WAYS] > 0:
+        fill(m, t, L1I, line)
+        m[FETCH_GENERATION] += 1
+    return cycles if cycles > 0 else 0
+
+
+# --- translations: arena structures of tags, data and reference masks ------------------------------------------------
+
+
+@kernel
+def find(m: np.ndarray, a: np.ndarray, structure: int, index: int, tag: int) -> int:
+    """The data word stored under `tag`, or -1. Tags are never negative; an empty entry's tag is -1."""
+    ways = m[structure + WAYS]
+    s = index & m[structure + MASK]
+    base = m[structure] + s * ways
+    for way in range(ways):
+        if a[base + way] == tag:
+            sets = m[structure + MASK] + 1
+            a[m[structure + DATA] + sets * ways + s] |= 1 << way
+            return a[m[structure + DATA] + s * ways + way]
+    return -1
+
+
+@kernel
+def keep(m: np.ndarray, a: np.ndarray, structure: int, index: int, tag: int, data: int) -> None:
+    """Store a translation, over its own old entry if there is one, else over one not referenced lately."""
+    ways = m[structure + WAYS]
+    if ways == 0:
+        return
+    s = index & m[structure + MASK]
+    base = m[structure] + s * ways
+    at = m[structure + DATA] + (m[structure + MASK] + 1) * ways + s
+    used = a[at]
+    victim = -1
+    for way in range(ways):
+        if a[base + way] == tag:
+            victim = way
+            break
+    if victim < 0:
+        for way in range(ways):
+            if a[base + way] == -1:
+                victim = way
+                break
+    if victim < 0:
+        for way in range(ways):
+            if (used >> way) & 1 == 0:
+                victim = way
+                break
+    if victim < 0:
+        victim = 0
+        used = 0
+    a[base + victim] = tag
+    a[m[structure + DATA] + s * ways + victim] = data
+    a[at] = used | (1 << victim)
+
+
+@kernel
+def drop(m: np.ndarray, a: np.ndarray, structure: int, mask: int, value: int) -> None:
+    """Remove every entry whose tag, under `mask`, is `value`; counts what it removed."""
+    base = m[structure]
+    removed = 0
+    for n in range((m[structure + MASK] + 1) * m[structure + WAYS]):
+        tag = a[base + n]
+        if tag >= 0 and tag & mask == value:
+            a[base + n] = -1
+            removed += 1
+    a[m[OWNER] + TRANSLATIONS_DROPPED] += removed

@@ -1,0 +1,343 @@
+"""Semantic actions that programs ask for, compiled: radix tables, look-ups and page-sized memory operations.
+
+A hook sees registers and simulated memory only. Every load and store that it stands for goes through TLBs and caches
+and counts as an instruction. It may refuse (a fault delivered at the hook's RIP); it never sets RIP or privilege.
+Page-table hooks see the tables through a linear map of physical memory that starts at R8.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from vtsim.base.jit import kernel
+from vtsim.base.memory import PAGE_WORDS, VALUES, allocate, contents, give_contents, touch
+from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.caches import data_miss, probe
+from vtsim.cpu.kernels.events import MODEL_FAULT, NEXT, STOPPED, raise_fault, read64, timed_access, write64
+from vtsim.cpu.kernels.stream import drain, overlapped
+from vtsim.cpu.kernels.translate import READ, WRITE
+from vtsim.ept.spec import ADDRESS
+
+# fmt: off
+(TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
+ SET_BIT, CLEAR_BIT) = range(11)
+HOOKS: Final = (
+    # name             registers
+    ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
+                       "number, end: two words), bits of upper entries R10; RAX <- 0, or 1 if the allocator is empty, "
+                       "RDX <- the entry that stood there"),
+    ("TABLE_LOOKUP",   "root RDI, address RSI, linear map R8, present bits R10; RAX <- leaf entry or 0, RDX <- its level, "
+                       "RCX <- linear address of the entry"),
+    ("TABLE_COPY",     "source root RDI, copy's root RSI, first and last top-level index RDX RCX, linear map R8, "
+                       "allocator R9, bits cleared in leaves of both R10; RAX <- leaves copied"),
+    ("TABLE_CLEAR",    "root RDI, first address RSI, pages RDX, linear map R8; RAX <- leaves cleared"),
+    ("FIND",           "table RDI, key RSI, entries RDX, words per entry RCX; RAX <- address of the entry or 0"),
+    ("HIGHEST_BIT",    "256-bit register at RDI; RAX <- highest set bit or -1"),
+    ("FRAME_ALLOCATE", "RAX <- number of a free host frame, or -1"),
+    ("PAGE_ZERO",      "page at RDI becomes zero"),
+    ("PAGE_COPY",      "page at RDI becomes a copy of the page at RSI"),
+    ("SET_BIT",        "bit RSI of the bit string at RDI <- 1; RAX <- old value"),
+    ("CLEAR_BIT",      "bit RSI of the bit string at RDI <- 0; RAX <- old value"),
+)
+FIRST_PLATFORM_HOOK: Final = 128
+PRESENT_ANY: Final = 7
+# fmt: on
+
+
+@kernel
+def hook_load(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
+    """One load of a hook: an instruction with its price. FAULT_KIND says whether it worked."""
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.LD]
+    return read64(m, a, t, gva)
+
+
+@kernel
+def hook_store(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, value: int) -> int:
+    """One store of a hook: 0 or a fault."""
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.ST]
+    m[s.FAULT_KIND] = write64(m, a, t, gva, value)
+    return m[s.FAULT_KIND]
+
+
+@kernel
+def new_table(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault."""
+    at = m[s.GPR + s.R9]
+    frame = hook_load(m, a, t, at)
+    if m[s.FAULT_KIND]:
+        return m[s.FAULT_KIND]
+    end = hook_load(m, a, t, at + 8)
+    if frame >= end:
+        return 0
+    if hook_store(m, a, t, at, frame + 1):
+        return m[s.FAULT_KIND]
+    fault = zero_page(m, a, t, m[s.GPR + s.R8] + (frame << 12))
+    return fault if fault < 0 else frame
+
+
+@kernel
+def zero_page(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
+    """Store zeroes over a page, line by line, as REP STOS does: 0 or a fault."""
+    m[s.FAULT_KIND] = 0
+    hpa = timed_access(m, a, t, gva, WRITE)
+    if hpa < 0:
+        return hpa
+    sweep(m, a, t, hpa)
+    drain(m, a)
+    at = contents(a, hpa >> 12)
+    if at:
+        for n in range(PAGE_WORDS):
+            a[at + n] = 0
+    touch(a, hpa >> 12)
+    return 0
+
+
+@kernel
+def sweep(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> None:
+    """Access the 64 lines of a page, overlapped."""
+    first = (hpa >> 12) << 6
+    for line in range(first, first + 64):
+        if not probe(m, t, s.L1D, line):
+            overlapped(m, a, 0, data_miss(m, a, t, line))
+    m[s.CYCLE] += 64
+    m[s.RETIRED] += 64
+
+
+@kernel
+def table_map(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Write a leaf entry, making the tables above it: a fault or 0."""
+    table = m[s.GPR + s.RDI] & ADDRESS
+    address = m[s.GPR + s.RSI]
+    leaf = m[s.GPR + s.RCX]
+    level = 4
+    while True:
+        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
+        entry = hook_load(m, a, t, at)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if level == leaf:
+            if hook_store(m, a, t, at, m[s.GPR + s.RDX]):
+                return m[s.FAULT_KIND]
+            m[s.GPR + s.RDX] = entry
+            m[s.GPR + s.RAX] = 0
+            return 0
+        if entry & PRESENT_ANY == 0:
+            frame = new_table(m, a, t)
+            if frame < 0:
+                return frame
+            if frame == 0:
+                m[s.GPR + s.RAX] = 1
+                return 0
+            entry = frame << 12 | m[s.GPR + s.R10]
+            if hook_store(m, a, t, at, entry):
+                return m[s.FAULT_KIND]
+        table = entry & ADDRESS
+        level -= 1
+
+
+@kernel
+def table_lookup(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Find the leaf entry of an address: a fault or 0."""
+    table = m[s.GPR + s.RDI] & ADDRESS
+    address = m[s.GPR + s.RSI]
+    level = 4
+    while True:
+        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
+        entry = hook_load(m, a, t, at)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if entry & m[s.GPR + s.R10] == 0 or level == 1 or (level <= 3 and entry & 0x80):
+            m[s.GPR + s.RAX] = entry if entry & m[s.GPR + s.R10] else 0
+            m[s.GPR + s.RDX] = level
+            m[s.GPR + s.RCX] = at
+            return 0
+        table = entry & ADDRESS
+        level -= 1
+
+
+@kernel
+def table_copy(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Copy an address space's tables for copy-on-write: a fault or 0."""
+    base = m[s.GPR + s.R8]
+    copied = 0
+    sources = np.zeros(5, np.int64)
+    targets = np.zeros(5, np.int64)
+    index = np.zeros(5, np.int64)
+    sources[4] = m[s.GPR + s.RDI] & ADDRESS
+    targets[4] = m[s.GPR + s.RSI] & ADDRESS
+    index[4] = m[s.GPR + s.RDX]
+    level = 4
+    while True:
+        last = m[s.GPR + s.RCX] if level == 4 else 511
+        if index[level] > last:
+            if level == 4:
+                break
+            level += 1
+            continue
+        at = sources[level] + index[level] * 8
+        to = targets[level] + index[level] * 8
+        index[level] += 1
+        entry = hook_load(m, a, t, base + at)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if entry & 1 == 0:
+            continue
+        if level == 1 or entry & 0x80:
+            shared = entry & ~m[s.GPR + s.R10]
+            if shared != entry and hook_store(m, a, t, base + at, shared):
+                return m[s.FAULT_KIND]
+            if hook_store(m, a, t, base + to, shared):
+                return m[s.FAULT_KIND]
+            copied += 1
+            continue
+        frame = new_table(m, a, t)
+        if frame < 0:
+            return frame
+        if frame == 0:
+            copied = -1
+            break
+        if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
+            return m[s.FAULT_KIND]
+        level -= 1
+        sources[level] = entry & ADDRESS
+        targets[level] = frame << 12
+        index[level] = 0
+    m[s.GPR + s.RAX] = copied
+    return 0
+
+
+@kernel
+def table_clear(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Clear the 4 KiB leaves of a range: a fault or 0. Tables stay."""
+    base = m[s.GPR + s.R8]
+    address = m[s.GPR + s.RSI]
+    cleared = 0
+    for _ in range(m[s.GPR + s.RDX]):
+        table = m[s.GPR + s.RDI] & ADDRESS
+        for level in range(4, 0, -1):
+            at = base + table + ((address >> (3 + 9 * level)) & 511) * 8
+            entry = hook_load(m, a, t, at)
+            if m[s.FAULT_KIND]:
+                return m[s.FAULT_KIND]
+            if entry & 1 == 0:
+                break
+            if level == 1:
+                if hook_store(m, a, t, at, 0):
+                    return m[s.FAULT_KIND]
+                cleared += 1
+            table = entry & ADDRESS
+        address += 4096
+    m[s.GPR + s.RAX] = cleared
+    return 0
+
+
+@kernel
+def find_entry(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Search a table of fixed-size entries for a key in their first word: a fault or 0."""
+    at = m[s.GPR + s.RDI]
+    m[s.GPR + s.RAX] = 0
+    for _ in range(m[s.GPR + s.RDX]):
+        key = hook_load(m, a, t, at)
+        m[s.RETIRED] += 2
+        m[s.CYCLE] += 1
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if key == m[s.GPR + s.RSI]:
+            m[s.GPR + s.RAX] = at
+            return 0
+        at += 8 * m[s.GPR + s.RCX]
+    return 0
+
+
+@kernel
+def highest_bit(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """The highest set bit of a 256-bit register in memory: a fault or 0."""
+    m[s.GPR + s.RAX] = -1
+    for word in range(3, -1, -1):
+        bits = hook_load(m, a, t, m[s.GPR + s.RDI] + 8 * word)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if bits:
+            for n in range(63, -1, -1):
+                if (bits >> n) & 1:
+                    m[s.GPR + s.RAX] = word * 64 + n
+                    return 0
+    return 0
+
+
+@kernel
+def change_bit(m: np.ndarray, a: np.ndarray, t: np.ndarray, value: int) -> int:
+    """Set or clear one bit of a bit string: a fault or 0."""
+    bit = m[s.GPR + s.RSI]
+    at = m[s.GPR + s.RDI] + (bit >> 6) * 8
+    word = hook_load(m, a, t, at)
+    if m[s.FAULT_KIND]:
+        return m[s.FAULT_KIND]
+    m[s.GPR + s.RAX] = (word >> (bit & 63)) & 1
+    word = (word & ~(1 << (bit & 63))) | (value << (bit & 63))
+    return hook_store(m, a, t, at, word)
+
+
+@kernel
+def copy_page(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+    """Copy a page as REP MOVS does: a fault or 0."""
+    m[s.FAULT_KIND] = 0
+    source = timed_access(m, a, t, m[s.GPR + s.RSI], READ)
+    if source < 0:
+        return source
+    target = timed_access(m, a, t, m[s.GPR + s.RDI], WRITE)
+    if target < 0:
+        return target
+    sweep(m, a, t, source)
+    sweep(m, a, t, target)
+    drain(m, a)
+    held = contents(a, source >> 12)
+    if held:
+        to = give_contents(a, target >> 12, VALUES)
+        if to < 0:
+            m[s.STOP] = MODEL_FAULT
+            return 0
+        for n in range(PAGE_WORDS):
+            a[to + n] = a[held + n]
+    touch(a, target >> 12)
+    return 0
+
+
+@kernel
+def hook(m: np.ndarray, a: np.ndarray, t: np.ndarray, number: int) -> int:
+    """Run a compiled hook: NEXT, or the fault that one of its accesses met."""
+    m[s.FAULT_KIND] = 0
+    fault = 0
+    if number == TABLE_MAP:
+        fault = table_map(m, a, t)
+    elif number == TABLE_LOOKUP:
+        fault = table_lookup(m, a, t)
+    elif number == TABLE_COPY:
+        fault = table_copy(m, a, t)
+    elif number == TABLE_CLEAR:
+        fault = table_clear(m, a, t)
+    elif number == FIND:
+        fault = find_entry(m, a, t)
+    elif number == HIGHEST_BIT:
+        fault = highest_bit(m, a, t)
+    elif number == FRAME_ALLOCATE:
+        m[s.GPR + s.RAX] = allocate(a)
+    elif number == PAGE_ZERO:
+        fault = zero_page(m, a, t, m[s.GPR + s.RDI])
+    elif number == PAGE_COPY:
+        fault = copy_page(m, a, t)
+    elif number == SET_BIT or number == CLEAR_BIT:
+        fault = change_bit(m, a, t, 1 if number == SET_BIT else 0)
+    else:
+        m[s.STOP] = MODEL_FAULT
+        return STOPPED
+    if fault < 0:
+        return raise_fault(m, a, t, fault)
+    if m[s.STOP]:
+        return STOPPED
+    return NEXT

@@ -1,0 +1,173 @@
+"""Streams of memory accesses in one tight loop, with as much overlap as the profile's miss buffers and walkers allow.
+
+An independent access waits only for a free miss buffer; its walk waits for a free walker. A pointer chase waits for
+every access. When a stream ends or is interrupted, it waits for what is still outstanding.
+
+SDM: "Interrupts During REP".
+Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches and DRAM.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vtsim.base.jit import kernel
+from vtsim.base.memory import is_memory, touch
+from vtsim.cpu import accounts as k
+from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.caches import data_miss, probe
+from vtsim.cpu.kernels.events import DEVICE_READ, DEVICE_WRITE, NEXT, STOPPED, charge, raise_fault
+from vtsim.cpu.kernels.translate import READ, WRITE, translate
+
+QUANTILES: int = 4096  # intervals of a zipf table
+LINE: int = 64
+
+
+@kernel
+def passes(m: np.ndarray, instructions: int) -> None:
+    """Let ordinary instructions retire and their cycles pass; fractions of a cycle are carried."""
+    total = m[s.FRACTION] + instructions * m[s.CPI_NUMERATOR]
+    cycles = total // 100
+    m[s.FRACTION] = total - cycles * 100
+    m[s.CYCLE] += cycles
+    m[s.RETIRED] += instructions
+
+
+@kernel
+def next_random(x: int) -> int:
+    """One step of a 64-bit xorshift generator (never zero)."""
+    x ^= x << 13
+    x ^= (x >> 7) & 0x1FF_FFFF_FFFF_FFFF
+    x ^= x << 17
+    return x
+
+
+@kernel
+def overlapped(m: np.ndarray, a: np.ndarray, walk: int, miss: int) -> None:
+    """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers."""
+    now = m[s.CYCLE]
+    slot = s.MISS_WINDOW + m[s.MISS_NEXT]
+    wait = m[slot] - now
+    if wait > 0:
+        share = wait * walk // (walk + miss) if walk else 0
+        charge(m, a, o.PAGE_WALK, share)
+        charge(m, a, o.DATA_STALL, wait - share)
+        now += wait
+    ready = now + walk
+    if walk > m[s.STLB_HIT_CYCLES]:
+        walker = s.WALK_WINDOW + m[s.WALK_NEXT]
+        ready = max(now, m[walker]) + walk
+        m[walker] = ready
+        turn = m[s.WALK_NEXT] + 1
+        m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
+    m[slot] = ready + miss
+    turn = m[s.MISS_NEXT] + 1
+    m[s.MISS_NEXT] = turn if turn < m[s.MLP] else 0
+
+
+@kernel
+def drain(m: np.ndarray, a: np.ndarray) -> None:
+    """Wait for every outstanding access."""
+    last = m[s.CYCLE]
+    for n in range(m[s.MLP]):
+        last = max(last, m[s.MISS_WINDOW + n])
+    if last > m[s.CYCLE]:
+        charge(m, a, o.DATA_STALL, last - m[s.CYCLE])
+
+
+@kernel
+def stream(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int) -> int:
+    """Run RCX accesses, or as many as fit before LIMIT. Progress stays in registers, so RIP can stay on the op."""
+    packed = a[r + o.ROW_IMM]
+    pattern = packed & 15
+    writes = (packed >> o.STREAM_WRITES) & 0x7FF
+    work = (packed >> o.STREAM_WORK) & 0xFFFF
+    user = m[s.PRIVILEGE] & 1
+    base = m[s.GPR + s.RSI]
+    region = m[s.GPR + s.RDX]
+    lines = max(region >> 6, 1)
+    position = m[s.GPR + s.RDI]
+    stride = m[s.GPR + s.R8]
+    random = m[s.GPR + s.RBX]
+    table = m[s.GPR + s.R9]
+    left = m[s.GPR + s.RCX]
+    price = m[s.PRICE + o.LD]
+    ended = NEXT
+    done = 0
+    while left > 0 and m[s.CYCLE] < m[s.LIMIT]:
+        access = READ
+        batch = 1
+        if pattern == o.RECORDED:
+            entry = a[table + position]
+            gva = base + (entry >> 1)
+            access = entry & 1
+        else:
+            if pattern == o.SEQUENTIAL or pattern == o.STRIDED:
+                gva = base + position
+                if writes:
+                    random = next_random(random)
+                if stride < LINE:
+                    batch = min(left, max((LINE - (gva & (LINE - 1)) + stride - 1) // stride, 1))
+            else:
+                random = next_random(random)
+                high = (random >> 33) & 0x7FFFFFFF
+                if pattern == o.ZIPF:
+                    at = table + (high >> 19)
+                    rank = a[at] + (((a[at + 1] - a[at]) * (high & 0x7FFFF)) >> 19)
+                    gva = base + ((rank * 0x9E3779B1) % lines << 6)
+                else:
+                    gva = base + ((high * lines) >> 31 << 6) + ((random >> 20) & 7) * 8
+            if writes and random & 1023 < writes:
+                access = WRITE
+        m[s.STALL] = 0
+        hpa = translate(m, a, t, gva, access, user)
+        walk = m[s.STALL]
+        if hpa < 0:
+            if walk:
+                charge(m, a, o.PAGE_WALK, walk)
+            ended = hpa
+            break
+        if not is_memory(a, hpa):
+            m[s.STOP] = DEVICE_WRITE if access == WRITE else DEVICE_READ
+            m[s.STOP_A] = hpa
+            ended = 1
+            break
+        line = hpa >> 6
+        if access == WRITE:
+            touch(a, hpa >> 12)
+        if probe(m, t, s.L1D, line):
+            if walk:
+                if pattern == o.CHASE:
+                    charge(m, a, o.PAGE_WALK, walk)
+                else:
+                    overlapped(m, a, walk, 0)
+            if pattern == o.CHASE:
+                charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
+        else:
+            miss = data_miss(m, a, t, line)
+            if pattern == o.CHASE:
+                charge(m, a, o.PAGE_WALK, walk)
+                charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)
+            else:
+                overlapped(m, a, walk, miss)
+        m[s.CYCLE] += price * batch
+        m[s.RETIRED] += batch
+        if work:
+            passes(m, work * batch)
+        left -= batch
+        done += batch
+        if pattern == o.RECORDED:
+            position += 1
+        elif pattern == o.SEQUENTIAL or pattern == o.STRIDED:
+            position += stride * batch
+            if position >= region:
+                position = 0
+    drain(m, a)
+    a[m[s.OWNER] + k.ACCESSES] += done
+    m[s.GPR + s.RCX] = left
+    m[s.GPR + s.RDI] = position
+    m[s.GPR + s.RBX] = random
+    if ended < 0:
+        return raise_fault(m, a, t, ended)
+    return STOPPED if ended else NEXT

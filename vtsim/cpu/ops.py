@@ -1,0 +1,172 @@
+"""What a logical CPU can do: the operation table, the row layout, activities and privilege states.
+
+A program is a list of rows. A row is eight int64 words of the arena, one host cache line.
+
+SDM: "Instruction Set Reference".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+# fmt: off
+# --- privilege states --------------------------------------------------------------------------------------------------
+R0, R3, N0, N3 = range(4)
+PRIVILEGES: Final = ("R0", "R3", "N0", "N3")
+
+# --- activities: what cycles are charged to -------------------------------------------------------------------------------
+ACTIVITIES: Final = (
+    "boot", "application", "syscall", "page_fault", "interrupt", "context_switch", "idle", "driver",           # guest programs
+    "exit_dispatch", "exit_handler", "device_emulation", "user_device", "memory_management", "scheduling",     # hypervisor programs
+    "reentry", "injection",
+    "data_stall", "fetch_stall", "page_walk", "event_delivery", "vm_exit", "vm_entry", "halted", "bus",        # the CPU itself
+)
+(BOOT, APPLICATION, SYSCALL_PATH, PAGE_FAULT_PATH, INTERRUPT_PATH, CONTEXT_SWITCH, IDLE, DRIVER,
+ EXIT_DISPATCH, EXIT_HANDLER, DEVICE_EMULATION, USER_DEVICE, MEMORY_MANAGEMENT, SCHEDULING,
+ REENTRY, INJECTION,
+ DATA_STALL, FETCH_STALL, PAGE_WALK, EVENT_DELIVERY, VM_EXIT, VM_ENTRY, HALTED_CYCLES, BUS) = range(len(ACTIVITIES))
+ACTIVITY_SLOTS: Final = 32
+
+# --- row layout ---------------------------------------------------------------------------------------------------------
+# META packs op (8 bits), length in bytes (16), byte offset in the page (12), activity (5), last-in-page (1).
+ROW_WORDS: Final = 8
+ROW_META, ROW_R1, ROW_R2, ROW_IMM, ROW_MEM, ROW_DISP, ROW_TARGET, ROW_EXTRA = range(ROW_WORDS)
+META_LENGTH, META_OFFSET, META_ACTIVITY, META_LAST = 8, 24, 36, 41
+# MEM packs base register (5 bits), index register (5), scale shift (2), size in bytes (4), segment (3: 0 none, 1 FS, 2 GS).
+MEM_INDEX, MEM_SCALE, MEM_SIZE, MEM_SEGMENT = 5, 10, 12, 16
+
+
+@frozen
+class Op:
+    """One operation: its number, encoded length in bytes, price key of the profile and meaning."""
+
+    number: int
+    name: str
+    length: int
+    price: str
+    meaning: str
+
+
+_TABLE: Final = (
+    # name             bytes  price            meaning
+    ("WORK",              4, "",              "IMM ordinary instructions without memory operands; LENGTH bytes of code"),
+    ("MOV",               5, "MOV",           "R1 <- R2, or IMM where R2 is none"),
+    ("ADD",               4, "ADD",           "R1 <- R1 + (R2 or IMM); flags"),
+    ("SUB",               4, "ADD",           "R1 <- R1 - (R2 or IMM); flags"),
+    ("AND",               4, "ADD",           "R1 <- R1 & (R2 or IMM); flags"),
+    ("OR",                4, "ADD",           "R1 <- R1 | (R2 or IMM); flags"),
+    ("XOR",               4, "ADD",           "R1 <- R1 ^ (R2 or IMM); flags"),
+    ("SHL",               4, "ADD",           "R1 <- R1 << IMM"),
+    ("SHR",               4, "ADD",           "R1 <- R1 >> IMM, logical"),
+    ("CMP",               4, "ADD",           "flags of R1 - (R2 or IMM)"),
+    ("TEST",              4, "ADD",           "flags of R1 & (R2 or IMM)"),
+    ("LEA",               4, "ADD",           "R1 <- effective address"),
+    ("JMP",               5, "JMP",           "to TARGET"),
+    ("JCC",               6, "JCC",           "to TARGET if condition IMM holds (conditions below)"),
+    ("LOOP",              2, "JCC",           "RCX <- RCX - 1; to TARGET if RCX is not zero; flags stay"),
+    ("LD",                4, "LD",            "R1 <- memory (1, 2, 4, 8 bytes, zero-extended)"),
+    ("ST",                4, "ST",            "memory <- R1, or IMM where R1 is none"),
+    ("LDM",              32, "LD",            "registers of mask IMM <- consecutive memory words: stands for so many MOVs"),
+    ("STM",              32, "ST",            "consecutive memory words <- registers of mask IMM: stands for so many MOVs"),
+    ("PUSH",              2, "PUSH",          "push R1, or IMM where R1 is none"),
+    ("POP",               2, "POP",           "pop R1"),
+    ("CALL",              5, "CALL",          "push next RIP; to TARGET"),
+    ("RET",               1, "RET",           "pop RIP"),
+    ("JMP_REG",           3, "INDIRECT",      "RIP <- R1"),
+    ("CALL_REG",          3, "INDIRECT",      "push next RIP; RIP <- R1"),
+    ("JMP_MEM",           7, "INDIRECT",      "RIP <- memory: the table jump"),
+    ("XADD",              5, "ATOMIC",        "locked exchange-and-add of R1 with memory"),
+    ("NOP",               1, "MOV",           "nothing"),
+    ("STREAM",            3, "",              "REP: RCX accesses in pattern IMM over RDX bytes at RSI (see streams)"),
+    ("LONG_WORK",         3, "",              "REP: RCX ordinary instructions in LENGTH bytes of loop body"),
+    ("VMREAD",            3, "VMREAD",        "R1 <- VMCS field IMM, or of the encoding in R2"),
+    ("VMWRITE",           3, "VMWRITE",       "VMCS field IMM, or of the encoding in R2, <- R1"),
+    ("CPUID",             2, "CPUID",         "leaf RAX, subleaf RCX into RAX RBX RCX RDX"),
+    ("RDTSC",             2, "RDTSC",         "RDX:RAX <- time-stamp counter"),
+    ("RDTSCP",            3, "RDTSCP",        "as RDTSC, RCX <- IA32_TSC_AUX"),
+    ("RDPMC",             2, "RDPMC",         "RDX:RAX <- performance counter RCX"),
+    ("RDMSR",             2, "RDMSR",         "RDX:RAX <- MSR RCX"),
+    ("WRMSR",             2, "WRMSR",         "MSR RCX <- RDX:RAX"),
+    ("MOV_FROM_CR",       3, "MOV_FROM_CR",   "R1 <- CR IMM"),
+    ("MOV_TO_CR",         3, "MOV_TO_CR",     "CR IMM <- R1"),
+    ("MOV_FROM_DR",       3, "MOV_DR",        "R1 <- DR IMM"),
+    ("MOV_TO_DR",         3, "MOV_DR",        "DR IMM <- R1"),
+    ("CLTS",              2, "CLTS",          "CR0.TS <- 0"),
+    ("LMSW",              3, "LMSW",          "CR0 bits 3:0 <- R1"),
+    ("SMSW",              3, "SMSW",          "R1 <- CR0"),
+    ("LGDT",              4, "LGDT",          "GDTR <- memory (limit, base)"),
+    ("SGDT",              4, "SGDT",          "memory <- GDTR"),
+    ("LIDT",              4, "LIDT",          "IDTR <- memory (limit, base)"),
+    ("SIDT",              4, "SIDT",          "memory <- IDTR"),
+    ("LLDT",              3, "LTR",           "LDTR <- R1"),
+    ("SLDT",              3, "STR",           "R1 <- LDTR selector"),
+    ("LTR",               3, "LTR",           "TR <- R1, base in R2"),
+    ("STR",               3, "STR",           "R1 <- TR selector"),
+    ("PUSHF",             1, "PUSHF",         "push RFLAGS"),
+    ("POPF",              1, "POPF",          "pop RFLAGS"),
+    ("CLI",               1, "CLI",           "RFLAGS.IF <- 0"),
+    ("STI",               1, "STI",           "RFLAGS.IF <- 1 after the next op"),
+    ("HLT",               1, "HLT",           "wait for an interrupt"),
+    ("PAUSE",             2, "PAUSE",         "spin-loop hint"),
+    ("MONITOR",           3, "MONITOR",       "arm the monitor at RAX"),
+    ("MWAIT",             3, "MWAIT",         "wait for a store to the monitored line or an interrupt"),
+    ("INVLPG",            4, "INVLPG",        "drop translations of the effective address"),
+    ("INVPCID",           5, "INVPCID",       "drop translations by type R1 and descriptor in memory"),
+    ("WBINVD",            2, "WBINVD",        "write back and invalidate caches"),
+    ("INVD",              2, "WBINVD",        "invalidate caches"),
+    ("XSETBV",            3, "XSETBV",        "XCR RCX <- RDX:RAX"),
+    ("IN",                2, "IN",            "RAX <- port (R2 or IMM), size from MEM"),
+    ("OUT",               2, "OUT",           "port (R2 or IMM) <- RAX, size from MEM"),
+    ("INS",               2, "IN",            "memory at RDI <- port RDX"),
+    ("OUTS",              2, "OUT",           "port RDX <- memory at RSI"),
+    ("RDRAND",            4, "RDRAND",        "R1 <- random"),
+    ("RDSEED",            4, "RDSEED",        "R1 <- random"),
+    ("XSAVES",            4, "XSAVES",        "save extended state to memory"),
+    ("XRSTORS",           4, "XRSTORS",       "restore extended state from memory"),
+    ("SYSCALL",           2, "SYSCALL",       "ring 3 to ring 0 through IA32_LSTAR"),
+    ("SYSRET",            3, "SYSRET",        "ring 0 to ring 3"),
+    ("SYSENTER",          2, "SYSENTER",      "ring 3 to ring 0 through IA32_SYSENTER_EIP"),
+    ("SYSEXIT",           2, "SYSEXIT",       "ring 0 to ring 3"),
+    ("SWAPGS",            3, "SWAPGS",        "exchange GS base and IA32_KERNEL_GS_BASE"),
+    ("INT",               2, "INT",           "software interrupt IMM through the IDT"),
+    ("IRET",              2, "IRET",          "return from interrupt or exception"),
+    ("UD",                2, "MOV",           "#UD"),
+    ("VMXON",             5, "VMXON",         "enter VMX operation with the region whose address is in memory"),
+    ("VMXOFF",            3, "VMXOFF",        "leave VMX operation"),
+    ("VMCLEAR",           5, "VMCLEAR",       "clear the VMCS whose address is in memory"),
+    ("VMPTRLD",           5, "VMPTRLD",       "make the VMCS whose address is in memory current"),
+    ("VMPTRST",           5, "VMPTRST",       "memory <- current VMCS address"),
+    ("VMLAUNCH",          3, "VM_ENTRY",      "VM entry with a clear VMCS"),
+    ("VMRESUME",          3, "VM_ENTRY",      "VM entry with a launched VMCS"),
+    ("VMCALL",            3, "VMCALL",        "call the hypervisor"),
+    ("VMFUNC",            3, "VMFUNC",        "VM function RAX"),
+    ("INVEPT",            5, "INVEPT",        "drop EPT-derived translations by type R1, descriptor in memory"),
+    ("INVVPID",           5, "INVVPID",       "drop VPID-tagged translations by type R1, descriptor in memory"),
+    ("GETSEC",            2, "MOV",           "#UD outside SMX; exits in non-root mode"),
+    ("HOOK",              0, "",              "semantic action IMM: compiled where its number says so, else the platform's"),
+    ("REPLAY_EVENT",      1, "",              "recorded event that is not an instruction: kind R1, operands R2, IMM, DISP"),
+    ("STOP",              1, "",              "end of the program: the CPU stops with code IMM"),
+)
+OPS: Final = tuple(Op(n, *row) for n, row in enumerate(_TABLE))
+BY_NAME: Final = {op.name: op for op in OPS}
+(WORK, MOV, ADD, SUB, AND, OR, XOR, SHL, SHR, CMP, TEST, LEA, JMP, JCC, LOOP, LD, ST, LDM, STM, PUSH, POP, CALL, RET,
+ JMP_REG, CALL_REG, JMP_MEM, XADD, NOP, STREAM, LONG_WORK, VMREAD, VMWRITE, CPUID, RDTSC, RDTSCP, RDPMC, RDMSR, WRMSR,
+ MOV_FROM_CR, MOV_TO_CR, MOV_FROM_DR, MOV_TO_DR, CLTS, LMSW, SMSW, LGDT, SGDT, LIDT, SIDT, LLDT, SLDT, LTR, STR, PUSHF,
+ POPF, CLI, STI, HLT, PAUSE, MONITOR, MWAIT, INVLPG, INVPCID, WBINVD, INVD, XSETBV, IN, OUT, INS, OUTS, RDRAND, RDSEED,
+ XSAVES, XRSTORS, SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, INT, IRET, UD, VMXON, VMXOFF, VMCLEAR, VMPTRLD, VMPTRST,
+ VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP) = range(len(OPS))
+
+# --- conditions of JCC ----------------------------------------------------------------------------------------------------
+CONDITIONS: Final = ("Z", "NZ", "B", "AE", "S", "NS", "L", "GE", "LE", "G", "BE", "A")
+(CC_Z, CC_NZ, CC_B, CC_AE, CC_S, CC_NS, CC_L, CC_GE, CC_LE, CC_G, CC_BE, CC_A) = range(len(CONDITIONS))
+
+# --- access patterns of STREAM --------------------------------------------------------------------------------------------
+# STREAM: IMM packs pattern (4 bits), writes per 1024 (11 bits from bit 4), ordinary instructions per access (16 bits from
+# bit 16). RCX accesses left, RSI base gva, RDX region bytes, RDI position in bytes, R8 stride in bytes, RBX random state.
+# zipf: R9 is the gva-independent arena index of a quantile table (see streams). chase: every access waits for the last.
+PATTERNS: Final = ("sequential", "strided", "uniform", "zipf", "chase", "recorded")
+SEQUENTIAL, STRIDED, UNIFORM, ZIPF, CHASE, RECORDED = range(len(PATTERNS))
+STREAM_WRITES, STREAM_WORK = 4, 16
+# fmt: on

@@ -1,0 +1,350 @@
+"""What a CPU profile says: every value, its unit, its range and what it means; nothing here reads a file.
+
+Groups are frozen attrs classes, so that `profile.tlb.stlb.entries` is an int. `LEAVES` lists every value by
+its dotted path, which is how a scenario names it. Cycles are cycles of `clock_hz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Leaf:
+    """One value that a profile must give: where, in which unit, between which bounds, and what it means."""
+
+    path: str
+    unit: str
+    meaning: str
+    low: int = 0
+    high: int = 1 << 40
+
+
+def _value(unit: str, meaning: str, low: int = 0, high: int = 1 << 40) -> Any:
+    return attrs.field(metadata={"unit": unit, "meaning": meaning, "low": low, "high": high})
+
+
+@attrs.frozen(kw_only=True)
+class Translations:
+    """A set-associative cache of translations; 0 entries means that it is absent or switched off."""
+
+    entries: int = _value("entries", "translations it holds; 0 is absent or off", 0, 1 << 20)
+    ways: int = _value("ways", "ways of a set; as many as entries is fully associative", 1, 64)
+
+    @property
+    def sets(self) -> int:
+        """Return the number of sets, 0 when absent."""
+        return self.entries // self.ways
+
+
+@attrs.frozen(kw_only=True)
+class SecondLevelTlb(Translations):
+    """The unified second-level TLB; what it holds besides 4 KiB pages differs between generations."""
+
+    holds_2m: bool = _value("flag", "2 MiB translations share it with 4 KiB ones")
+    hit_cycles: int = _value(
+        "cycles", "added to an access that misses the first level and hits here", 0, 1000
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Tlb:
+    """The TLBs of one logical CPU, with nothing shared between hyper-threads."""
+
+    dtlb4k: Translations
+    dtlb2m: Translations
+    dtlb1g: Translations
+    itlb4k: Translations
+    itlb2m: Translations
+    stlb: SecondLevelTlb
+    stlb1g: Translations
+
+
+@attrs.frozen(kw_only=True)
+class GuestPwc:
+    """Paging-structure caches of linear (or combined, under EPT) addresses.
+
+    SDM: "Caches for Paging Structures".
+    """
+
+    pml5e: Translations
+    pml4e: Translations
+    pdpte: Translations
+    pde: Translations
+    hit_cycles: int = _value("cycles", "added to a walk that starts from a cached entry", 0, 1000)
+
+
+@attrs.frozen(kw_only=True)
+class EptPwc:
+    """Paging-structure caches of guest-physical addresses.
+
+    SDM: "Information That May Be Cached".
+    """
+
+    pml4e: Translations
+    pdpte: Translations
+    pde: Translations
+    hit_cycles: int = _value("cycles", "added to an EPT walk that starts from a cached entry", 0, 1000)
+
+
+@attrs.frozen(kw_only=True)
+class NestedTlb(Translations):
+    """Guest-physical to host-physical translations, used during two-dimensional walks."""
+
+    hit_cycles: int = _value(
+        "cycles", "added to each guest reference whose translation is found here", 0, 1000
+    )
+
+
+@attrs.frozen(kw_only=True)
+class CacheLevel:
+    """A level of cache; 0 bytes means absent. Latencies are load-to-use, not sums over levels."""
+
+    bytes: int = _value("bytes", "capacity; 0 is absent", 0, 1 << 34)
+    ways: int = _value("ways", "ways of a set", 1, 64)
+    hit_cycles: int = _value(
+        "cycles", "load-to-use when found here (of an instruction line: the added stall)", 0, 1000
+    )
+
+    def sets(self, line_bytes: int) -> int:
+        """Return the number of sets, 0 when absent; any number is legal."""
+        return self.bytes // (self.ways * line_bytes)
+
+
+@attrs.frozen(kw_only=True)
+class Cache:
+    """The caches that one core sees; the last one is shared."""
+
+    line_bytes: int = _value("bytes", "bytes of a line", 64, 64)
+    l1i: CacheLevel
+    l1d: CacheLevel
+    l2: CacheLevel
+    l3: CacheLevel
+
+
+@attrs.frozen(kw_only=True)
+class Dram:
+    """Load-to-use latency of an access that no cache holds."""
+
+    local_ns: int = _value("ns", "load-to-use, memory of the own socket", 1, 100_000)
+    remote_ns: int = _value("ns", "load-to-use, memory of the other socket", 1, 100_000)
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """Ordinary instructions, as far as they do not wait for memory."""
+
+    cycles_per_100_instructions: int = _value("cycles", "for 100 instructions that all hit L1", 1, 10_000)
+    mlp: int = _value("misses", "L1D misses that independent accesses keep outstanding", 1, 32)
+
+
+@attrs.frozen(kw_only=True)
+class Transitions:
+    """Hardware cost of VMX transitions alone: no hypervisor instruction is in it."""
+
+    vm_exit_cycles: int = _value("cycles", "from the exiting operation to the first hypervisor instruction")
+    vm_entry_cycles: int = _value("cycles", "from VMRESUME or VMLAUNCH to the first guest instruction")
+
+
+@attrs.frozen(kw_only=True)
+class Latency:
+    """Times that belong to the machine around the core, so they are in nanoseconds."""
+
+    wake_ns: int = _value("ns", "from an interrupt to the first instruction of a halted CPU")
+    ipi_ns: int = _value("ns", "from the ICR write to the interrupt at another CPU")
+    cross_cpu_ns: int = _value("ns", "smallest modelled latency between CPUs: the largest exact quantum", 1)
+    port_ns: int = _value("ns", "round trip of IN or OUT to a chipset device")
+    mmio_ns: int = _value("ns", "round trip of an uncached read of a device register")
+
+
+@attrs.frozen(kw_only=True)
+class Features:
+    """What CPUID reports and the kernels of this project ask for."""
+
+    nx: bool = _value("flag", "execute-disable")
+    pages_1g: bool = _value("flag", "1 GiB pages in guest and native page tables")
+    la57: bool = _value("flag", "57-bit linear addresses, five levels")
+    pcid: bool = _value("flag", "process-context identifiers")
+    invpcid: bool = _value("flag", "INVPCID instruction")
+    smep: bool = _value("flag", "supervisor-mode execution prevention")
+    smap: bool = _value("flag", "supervisor-mode access prevention")
+    fsgsbase: bool = _value("flag", "RDFSBASE and friends")
+    rdtscp: bool = _value("flag", "RDTSCP instruction")
+    invariant_tsc: bool = _value("flag", "TSC at a constant rate in all C-states")
+    tsc_adjust: bool = _value("flag", "IA32_TSC_ADJUST")
+    tsc_deadline: bool = _value("flag", "TSC-deadline mode of the APIC timer")
+    x2apic: bool = _value("flag", "x2APIC mode")
+    monitor: bool = _value("flag", "MONITOR and MWAIT")
+    xsave: bool = _value("flag", "XSAVE and XSETBV")
+    xsaves: bool = _value("flag", "XSAVES and XRSTORS")
+    rdrand: bool = _value("flag", "RDRAND instruction")
+    rdseed: bool = _value("flag", "RDSEED instruction")
+
+
+@attrs.frozen(kw_only=True)
+class Vmx:
+    """Which generation of VMX: names a row of the capability table of `vtsim.vmcs`."""
+
+    generation: str = _value("name", "generation whose capability MSRs the CPU reports")
+
+
+# Every operation with a price. The price is the operation alone: what it reads and writes in memory, the
+# transition it may cause and the bus behind it are priced by their own values.
+# fmt: off
+OPERATIONS: Final[Mapping[str, str]] = {
+    # ordinary work
+    "MOV": "register move",                          "ADD": "register arithmetic, logic and compare",
+    "LD": "load: issue only, its latency is the cache's",
+    "ST": "store: issue only",
+    "PUSH": "push: issue only",                      "POP": "pop: issue only",
+    "JMP": "direct jump",                            "JCC": "conditional jump, predicted",
+    "CALL": "direct near call",                      "RET": "near return, predicted",
+    "INDIRECT": "indirect jump or call, predicted",  "ATOMIC": "locked read-modify-write, line present",
+    # ring changes
+    "SYSCALL": "SYSCALL",                            "SYSRET": "SYSRET",
+    "SYSENTER": "SYSENTER",                          "SYSEXIT": "SYSEXIT",
+    "INT": "INT n through a gate, with a ring change",
+    "IRET": "IRET, with a ring change",
+    "EXCEPTION": "delivery of an exception through the IDT",
+    "INTERRUPT": "delivery of an interrupt through the IDT",
+    "SWAPGS": "SWAPGS",
+    # identification, time, chance
+    "CPUID": "CPUID leaf 0",                         "CPUID_1": "CPUID leaf 1 and any other leaf",
+    "RDTSC": "RDTSC",                                "RDTSCP": "RDTSCP",
+    "RDPMC": "RDPMC",                                "PAUSE": "PAUSE",
+    "RDRAND": "RDRAND",                              "RDSEED": "RDSEED",
+    # control, debug and model-specific registers
+    "RDMSR": "RDMSR",                                "WRMSR": "WRMSR, serialising",
+    "WRMSR_X2APIC": "WRMSR to an x2APIC register or IA32_TSC_DEADLINE, not serialising",
+    "MOV_FROM_CR": "read of CR0, CR2, CR3, CR4",     "MOV_TO_CR0": "write of CR0",
+    "MOV_TO_CR2": "write of CR2",                    "MOV_TO_CR3": "write of CR3 that flushes",
+    "MOV_TO_CR3_NOFLUSH": "write of CR3 that keeps the translations of the PCID",
+    "MOV_TO_CR4": "write of CR4",                    "MOV_DR": "read or write of a debug register",
+    "MOV_FROM_CR8": "read of CR8",                   "MOV_TO_CR8": "write of CR8",
+    "CLTS": "CLTS",                                  "LMSW": "LMSW",
+    "SMSW": "SMSW",                                  "XSETBV": "XSETBV",
+    # descriptor tables and flags
+    "LGDT": "LGDT",                                  "SGDT": "SGDT",
+    "LIDT": "LIDT",                                  "SIDT": "SIDT",
+    "LTR": "LTR and LLDT",                           "STR": "STR and SLDT",
+    "PUSHF": "PUSHF",                                "POPF": "POPF",
+    "CLI": "CLI",                                    "STI": "STI",
+    # idle, caches and translations
+    "HLT": "HLT, entry into the halt only",          "MONITOR": "MONITOR",
+    "MWAIT": "MWAIT, entry only",                    "INVLPG": "INVLPG",
+    "INVPCID": "INVPCID, one context",               "WBINVD": "WBINVD and INVD, of clean caches",
+    # input and output, extended state
+    "IN": "IN or one element of INS, the device apart",
+    "OUT": "OUT or one element of OUTS, the device apart",
+    "XSAVES": "XSAVES of x87, SSE and AVX state",    "XRSTORS": "XRSTORS of the same state",
+    # VMX
+    "VMXON": "VMXON",                                "VMXOFF": "VMXOFF",
+    "VMCLEAR": "VMCLEAR",                            "VMPTRLD": "VMPTRLD",
+    "VMPTRST": "VMPTRST",                            "VMREAD": "VMREAD",
+    "VMWRITE": "VMWRITE",                            "VMCALL": "VMCALL, the VM exit apart",
+    "VMFUNC": "VMFUNC, EPTP switching",              "INVEPT": "INVEPT, single context",
+    "INVVPID": "INVVPID, single context",
+}
+# fmt: on
+
+_PRICE_HIGH: Final = 1 << 32
+
+
+@attrs.frozen(kw_only=True)
+class Values:
+    """Every value of a profile, as numbers without their sources."""
+
+    clock_hz: int = _value(
+        "Hz", "base clock; every cycle of this profile is one of its cycles", 1_000_000, 20_000_000_000
+    )
+    cores: int = _value("cores", "cores of one socket", 1, 1024)
+    physical_address_bits: int = _value("bits", "MAXPHYADDR", 32, 52)
+    walkers: int = _value("walkers", "page walks in progress at once", 1, 8)
+    tlb: Tlb
+    pwc: GuestPwc
+    ept_pwc: EptPwc
+    nested_tlb: NestedTlb
+    cache: Cache
+    dram: Dram
+    work: Work
+    transitions: Transitions
+    latency: Latency
+    features: Features
+    vmx: Vmx
+    prices: Mapping[str, int]
+
+
+def leaves(group: type = Values, prefix: str = "") -> Iterator[Leaf]:
+    """List every value that `group` holds, in declaration order."""
+    for field in attrs.fields(attrs.resolve_types(group)):
+        path = f"{prefix}{field.name}"
+        if field.metadata:
+            yield Leaf(path=path, **field.metadata)
+        elif path == "prices":
+            for name, meaning in OPERATIONS.items():
+                yield Leaf(path=f"prices.{name}", unit="cycles", meaning=meaning, high=_PRICE_HIGH)
+        else:
+            yield from leaves(field.type, f"{path}.")
+
+
+LEAVES: Final[Mapping[str, Leaf]] = {leaf.path: leaf for leaf in leaves()}
+
+
+def build(values: Mapping[str, Any], group: type = Values, prefix: str = "") -> Any:
+    """Assemble `group` from values given by dotted path."""
+    arguments: dict[str, Any] = {}
+    for field in attrs.fields(attrs.resolve_types(group)):
+        path = f"{prefix}{field.name}"
+        if field.metadata:
+            arguments[field.name] = values[path]
+        elif path == "prices":
+            arguments[field.name] = {name: values[f"prices.{name}"] for name in OPERATIONS}
+        else:
+            arguments[field.name] = build(values, field.type, f"{path}.")
+    return group(**arguments)
+
+
+def problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Find impossible values: (path, why it cannot be, what would be accepted).
+
+    A translation cache indexes its sets with address bits, so their number is a power of two; a cache may
+    spread addresses by a hash, so any number of sets is legal.
+    """
+    for path, leaf in LEAVES.items():
+        value = values[path]
+        if leaf.unit == "flag":
+            if not isinstance(value, bool):
+                yield path, f"{value!r} is not true or false", "write true or false"
+        elif leaf.unit == "name":
+            if not isinstance(value, str) or not value:
+                yield path, f"{value!r} is not a name", "write a name in quotes"
+        elif isinstance(value, bool) or not isinstance(value, int):
+            yield path, f"{value!r} is not a whole number of {leaf.unit}", "write a whole number"
+        elif not leaf.low <= value <= leaf.high:
+            accepted = f"{leaf.path} can be {leaf.low} to {leaf.high} {leaf.unit}"
+            yield path, f"{value} {leaf.unit} is out of range", accepted
+    for path in LEAVES:
+        stem, _, name = path.rpartition(".")
+        size, ways = values[path], values.get(f"{stem}.ways")
+        if type(size) is not int or type(ways) is not int or size <= 0 or ways < 1:
+            continue
+        if name == "entries" and not _power_of_two(size / ways):
+            sets = f"{size} entries in {ways} ways is {size / ways:g} sets"
+            legal = [w for w in range(1, min(size, 64) + 1) if _power_of_two(size / w)]
+            yield (
+                f"{stem}.ways",
+                f"{sets}, and the set index needs a power of two",
+                "ways can be " + ", ".join(map(str, legal)),
+            )
+        if name == "bytes":
+            line = values["cache.line_bytes"]
+            if size % (ways * line):
+                why = f"{size} bytes is not a whole number of sets of {ways} ways of {line} bytes"
+                yield path, why, f"use a multiple of {ways * line} bytes"
+
+
+def _power_of_two(number: float) -> bool:
+    return number.is_integer() and int(number) & (int(number) - 1) == 0

@@ -1,0 +1,1 @@
+"""What the processors of one core share; no profile by itself."""

@@ -1,0 +1,128 @@
+"""Where every number of one logical CPU lives: the slots of its machine record.
+
+A machine record `m` is one int64 vector per logical CPU. Scalars, geometry, prices and counters are slots of it, so
+that kernels take three arguments (record, arena, tags), nothing in a scenario changes a type, and the whole state of a
+machine is three arrays. Slots that the VMCS saves and loads stand in the order of the VMCS guest area (see `STATE`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.vmcs import slots as v
+
+# fmt: off
+# --- cursor, general registers -------------------------------------------------------------------------------------
+(CYCLE, MARK, RETIRED, RETIRED_MARK, OPS, LIMIT, UNTIL, OPS_LEFT, FRACTION, ROW, STOP, STOP_A, STOP_B, STOP_C,
+ GPR, *_) = range(32)
+GPR = 16
+(RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15) = range(16)
+REGISTERS: Final = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
+                    "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15")
+NO_REGISTER: Final = 16
+
+# --- privilege and accounting -----------------------------------------------------------------------------------------
+# PRIVILEGE is 0 R0, 1 R3, 2 N0, 3 N3. OWNER is the arena offset of the statistics block of whoever runs.
+(PRIVILEGE, ACTIVITY, OWNER, HOST_OWNER, NONROOT, HALTED, CPU, CPUS) = range(32, 40)
+
+# --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
+(CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
+ MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_SPEC_CTRL, MSR_TSC_DEADLINE, MSR_FEATURE_CONTROL, MSR_XSS, TSC_OFFSET,
+ TSC_SCALE, INTERRUPT_SHADOW, NMI_BLOCKED, MONITOR_ARMED) = range(40, 62)
+
+# --- the guest-state block: one slot per VMCS guest-state field, in VMCS slot order -------------------------------------
+STATE: Final = 64          # m[STATE + slot - FIRST_GUEST_SLOT]; 96 slots are kept for it
+STATE_SLOTS: Final = 96
+
+# --- VMX ---------------------------------------------------------------------------------------------------------------
+(VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_REASON, EXIT_QUALIFICATION,
+ EXIT_INSTRUCTION_LENGTH, EXIT_INSTRUCTION_INFO, EXIT_GPA, EXIT_GLA, EXIT_INTERRUPTION, EXIT_ERROR_CODE, TIMER_RATE,
+ TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW) = range(160, 182)
+
+# --- events being raised by the op in flight ------------------------------------------------------------------------------
+(EVENT_VECTOR, EVENT_ERROR, EVENT_HAS_ERROR, EVENT_TYPE, EVENT_LENGTH, EVENT_CR2,
+ FAULT_KIND, FAULT_GVA, FAULT_GPA, FAULT_CODE, FAULT_QUALIFICATION) = range(184, 195)
+
+# --- local APIC -------------------------------------------------------------------------------------------------------
+(APIC_TPR, APIC_TIMER_VECTOR, APIC_TIMER_MODE, APIC_DEADLINE, APIC_PERIOD, APIC_PENDING, APIC_SPURIOUS,
+ APIC_DIVIDE, APIC_INITIAL) = range(196, 205)
+APIC_IRR: Final = 208      # four words of 64 vectors
+APIC_ISR: Final = 212
+
+# --- translation context ------------------------------------------------------------------------------------------------
+(CONTEXT, CONTEXT_GLOBAL, CONTEXT_KEY, CONTEXT_PHYSICAL, CONTEXTS, CONTEXT_COUNT, FETCH_GENERATION, FETCH_PAGES,
+ LINE_GENERATIONS, FETCH_HPA, CODE_PAGE, LINE, PAGE_GVA) = range(220, 233)
+
+# --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
+# A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.
+(DTLB4K, DTLB2M, DTLB1G, ITLB4K, ITLB2M, STLB, STLB1G, PWC_PML4E, PWC_PDPTE, PWC_PDE, EPT_PML4E, EPT_PDPTE, EPT_PDE,
+ NESTED_TLB) = range(240, 240 + 14 * 4, 4)
+MASK: Final = 1
+WAYS: Final = 2
+DATA: Final = 3            # arena offset of the data words
+TRANSLATION_STRUCTURES: Final = ("dtlb4k", "dtlb2m", "dtlb1g", "itlb4k", "itlb2m", "stlb", "stlb1g", "pwc.pml4e",
+                                 "pwc.pdpte", "pwc.pde", "ept_pwc.pml4e", "ept_pwc.pdpte", "ept_pwc.pde", "nested_tlb")
+# A cache is BASE (in t), SETS, WAYS, LATENCY, REFERENCED (in t): its reference masks.
+(L1I, L1D, L2, L3) = range(300, 300 + 4 * 8, 8)
+SETS: Final = 1
+LATENCY: Final = 3
+REFERENCED: Final = 4
+POWER: Final = 5           # set mask where the number of sets is a power of two, else -1
+(DRAM_CYCLES, STLB_HIT_CYCLES, STLB_HOLDS_2M, PWC_HIT_CYCLES, MLP, WALKERS, CPI_NUMERATOR, PORT_CYCLES, MMIO_CYCLES,
+ IPI_CYCLES, WAKE_CYCLES, EXIT_CYCLES, ENTRY_CYCLES, PENDING_DRAIN, WORK_SCALE, ATOMIC_CYCLES) = range(340, 356)
+
+# --- overlap windows: completion cycles of outstanding misses and of walkers ------------------------------------------------
+MISS_WINDOW: Final = 360   # up to 32
+WALK_WINDOW: Final = 392   # up to 8
+(MISS_NEXT, WALK_NEXT) = range(400, 402)
+
+# --- prices by op number ---------------------------------------------------------------------------------------------
+PRICE: Final = 416         # 160 slots
+
+# --- digests, replay, trace -------------------------------------------------------------------------------------------
+(DIGEST_APPLICATION, DIGEST_KERNEL, REPLAY, TRACE_ON) = range(580, 584)
+
+# --- translation in flight: stall it causes, latency of the walk, page sizes seen, paging mode -----------------------------
+(STALL, WALK_LATENCY, EPT_SIZES, PAGE_SIZES, GLOBALS_SEEN, PAGING_LEVELS, RESERVED_BITS, EXECUTE_ONLY,
+ REACHES_DEVICE, OP_LENGTH, LINES, HOOK_NUMBER, PRIVILEGES_CHANGED, HALTED_AT, IN_FLIGHT, EPT_PWC_HIT_CYCLES, NESTED_HIT_CYCLES, STARTED) = range(584, 602)
+
+# prices of what is not an op
+P_EXCEPTION: Final = PRICE + 128
+P_INTERRUPT: Final = PRICE + 129
+P_REPEAT: Final = PRICE + 130
+P_CPUID_1: Final = PRICE + 131             # CPUID of a leaf other than 0
+P_WRMSR_X2APIC: Final = PRICE + 132
+P_MOV_TO_CR: Final = PRICE + 134           # by control register, 9 slots
+P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 143
+P_MOV_FROM_CR8: Final = PRICE + 144
+
+RECORD_SLOTS: Final = 640
+
+# --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
+CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START
+CR3: Final = STATE + v.GUEST_CR3 - v.GUEST_START
+CR4: Final = STATE + v.GUEST_CR4 - v.GUEST_START
+DR7: Final = STATE + v.GUEST_DR7 - v.GUEST_START
+RIP: Final = STATE + v.GUEST_RIP - v.GUEST_START
+RFLAGS: Final = STATE + v.GUEST_RFLAGS - v.GUEST_START
+EFER: Final = STATE + v.GUEST_IA32_EFER - v.GUEST_START
+PAT: Final = STATE + v.GUEST_IA32_PAT - v.GUEST_START
+DEBUGCTL: Final = STATE + v.GUEST_IA32_DEBUGCTL - v.GUEST_START
+ES_SELECTOR: Final = STATE
+CS_SELECTOR: Final = STATE + v.GUEST_CS_SELECTOR - v.GUEST_START
+SS_SELECTOR: Final = STATE + v.GUEST_SS_SELECTOR - v.GUEST_START
+LDTR_SELECTOR: Final = STATE + v.GUEST_LDTR_SELECTOR - v.GUEST_START
+TR_SELECTOR: Final = STATE + v.GUEST_TR_SELECTOR - v.GUEST_START
+CS_ACCESS_RIGHTS: Final = STATE + v.GUEST_CS_ACCESS_RIGHTS - v.GUEST_START
+SS_ACCESS_RIGHTS: Final = STATE + v.GUEST_SS_ACCESS_RIGHTS - v.GUEST_START
+FS_BASE: Final = STATE + v.GUEST_FS_BASE - v.GUEST_START
+GS_BASE: Final = STATE + v.GUEST_GS_BASE - v.GUEST_START
+TR_BASE: Final = STATE + v.GUEST_TR_BASE - v.GUEST_START
+GDTR_BASE: Final = STATE + v.GUEST_GDTR_BASE - v.GUEST_START
+GDTR_LIMIT: Final = STATE + v.GUEST_GDTR_LIMIT - v.GUEST_START
+IDTR_BASE: Final = STATE + v.GUEST_IDTR_BASE - v.GUEST_START
+IDTR_LIMIT: Final = STATE + v.GUEST_IDTR_LIMIT - v.GUEST_START
+SYSENTER_CS: Final = STATE + v.GUEST_IA32_SYSENTER_CS - v.GUEST_START
+SYSENTER_ESP: Final = STATE + v.GUEST_IA32_SYSENTER_ESP - v.GUEST_START
+SYSENTER_EIP: Final = STATE + v.GUEST_IA32_SYSENTER_EIP - v.GUEST_START
+# fmt: on

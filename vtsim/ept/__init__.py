@@ -1,0 +1,1 @@
+"""EPT and guest paging structures, and the walkers that read them."""

@@ -1,0 +1,1 @@
+"""Guest kernels and applications, as programs."""

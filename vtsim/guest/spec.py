@@ -1,0 +1,416 @@
+"""What guests run: kernels, processes, and phases made of primitives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.base.registry import Registry
+from vtsim.base.spec import (
+    Boolean,
+    FilePath,
+    Group,
+    Many,
+    Tagged,
+    Text,
+    addresses,
+    counts,
+    durations,
+    factors,
+    setting,
+    shares,
+    sizes,
+)
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
+PATTERNS = ("uniform", "sequential", "strided", "zipf", "chase")
+
+primitives: Registry[str, type[Any]] = Registry("primitive")
+
+
+def repeated(default: int = 100_000) -> Any:
+    """Declare how often a primitive is executed."""
+    return setting(counts(ge=1), "How often it is executed", default=default)
+
+
+def region_of(default: int) -> Any:
+    """Declare how much memory a primitive touches."""
+    return setting(sizes(ge=64), "Memory that is touched", default=default)
+
+
+def placed() -> Any:
+    """Declare where in the process's address space a region begins."""
+    return setting(
+        addresses(words={"auto": None}, le=2**47 - 1),
+        "Linear address where the region begins, a multiple of 4 KiB; phases at one address share it",
+        default=None,
+    )
+
+
+@frozen(kw_only=True)
+class Phase:
+    """One stretch of what a process does."""
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The region that the user has placed, as first address and length."""
+        at = getattr(self, "at", None)
+        return None if at is None else (at, self.region_bytes)
+
+    @property
+    def region_bytes(self) -> int:
+        """How much memory of its own the phase touches."""
+        return int(getattr(self, "region", 0))
+
+
+def _must_be_aligned(phase: Phase) -> None:
+    if phase.span and phase.span[0] % (4 * KIB):
+        raise ConfigError(
+            f"{phase.span[0]:#x} is not where a page begins",
+            field="at",
+            help=f"the page begins at {phase.span[0] & ~0xFFF:#x}",
+        )
+
+
+@primitives.register("work")
+@frozen(kw_only=True)
+class WorkSpec(Phase):
+    """Ordinary instructions that touch no memory of their own."""
+
+    instructions: int = setting(counts(ge=1), "Instructions executed", default=10_000_000)
+
+
+@primitives.register("mix")
+@frozen(kw_only=True)
+class MixSpec(Phase):
+    """Ordinary instructions, some of which load and store in a region."""
+
+    instructions: int = setting(counts(ge=1), "Instructions executed", default=10_000_000)
+    memory: float = setting(shares(), "Instructions that load or store", default=0.3)
+    write: float = setting(shares(), "Memory accesses that store", default=0.3)
+    region: int = region_of(32 * KIB)
+    at: int | None = placed()
+    pattern: str = setting(Text(choices=PATTERNS), "Order of the addresses", default="uniform")
+    theta: float = setting(factors(ge=0, le=5), "Skew of zipf: 0 is uniform", default=0.99)
+    stride: int = setting(sizes(ge=1, le=GIB), "Distance between accesses of pattern strided", default=64)
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+
+
+@primitives.register("stream")
+@frozen(kw_only=True)
+class StreamSpec(Phase):
+    """Memory accesses in a tight loop."""
+
+    pattern: str = setting(Text(choices=PATTERNS), "Order of the addresses", default="uniform")
+    region: int = region_of(64 * MIB)
+    at: int | None = placed()
+    accesses: int = setting(counts(ge=1), "Loads and stores", default=1_000_000)
+    write: float = setting(shares(), "Accesses that store", default=0.0)
+    stride: int = setting(sizes(ge=1, le=GIB), "Distance between accesses of pattern strided", default=64)
+    theta: float = setting(factors(ge=0, le=5), "Skew of zipf: 0 is uniform", default=0.99)
+    work: int = setting(counts(le=2**20), "Ordinary instructions between two accesses", default=0)
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+        if self.pattern == "strided" and self.stride > self.region:
+            raise ConfigError(
+                f"a stride of {self.stride} bytes leaves the region of {self.region} bytes",
+                field="stride",
+                help=f"stride can be at most {self.region} B",
+            )
+
+
+@primitives.register("cpuid")
+@frozen(kw_only=True)
+class CpuidSpec(Phase):
+    """CPUID in a loop."""
+
+    iterations: int = repeated()
+    leaf: int = setting(addresses(le=2**32 - 1), "EAX", default=0)
+    subleaf: int = setting(addresses(le=2**32 - 1), "ECX", default=0)
+
+
+@primitives.register("rdtsc")
+@frozen(kw_only=True)
+class RdtscSpec(Phase):
+    """RDTSC in a loop."""
+
+    iterations: int = repeated()
+
+
+@primitives.register("rdmsr")
+@frozen(kw_only=True)
+class RdmsrSpec(Phase):
+    """RDMSR in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    msr: int = setting(addresses(le=2**32 - 1), "Register number")
+
+
+@primitives.register("wrmsr")
+@frozen(kw_only=True)
+class WrmsrSpec(Phase):
+    """WRMSR in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    msr: int = setting(addresses(le=2**32 - 1), "Register number")
+    value: int = setting(addresses(le=2**62), "Value written", default=0)
+
+
+@primitives.register("vmcall")
+@frozen(kw_only=True)
+class VmcallSpec(Phase):
+    """VMCALL in a loop, by the guest kernel; it needs a hypervisor."""
+
+    iterations: int = repeated()
+    number: int = setting(addresses(le=2**32 - 1), "Hypercall number, in RAX", default=0)
+
+
+@primitives.register("hlt")
+@frozen(kw_only=True)
+class HltSpec(Phase):
+    """HLT in a loop by the guest kernel, each woken by the next timer interrupt."""
+
+    iterations: int = repeated(1000)
+
+
+@primitives.register("pause")
+@frozen(kw_only=True)
+class PauseSpec(Phase):
+    """PAUSE in a loop."""
+
+    iterations: int = repeated()
+
+
+def port_setting() -> Any:
+    """Declare an I/O port."""
+    return setting(addresses(le=0xFFFF), "I/O port")
+
+
+def operand_size() -> Any:
+    """Declare how many bytes an I/O or MMIO access moves."""
+    return setting(counts(choices=(1, 2, 4)), "Bytes moved", default=4)
+
+
+@primitives.register("port_in")
+@frozen(kw_only=True)
+class PortInSpec(Phase):
+    """IN in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    port: int = port_setting()
+    size: int = operand_size()
+
+
+@primitives.register("port_out")
+@frozen(kw_only=True)
+class PortOutSpec(Phase):
+    """OUT in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    port: int = port_setting()
+    size: int = operand_size()
+    value: int = setting(addresses(le=2**32 - 1), "Value written", default=0)
+
+
+@primitives.register("mmio_read")
+@frozen(kw_only=True)
+class MmioReadSpec(Phase):
+    """Loads from a device register in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    address: int = setting(addresses(), "Guest-physical address")
+    size: int = operand_size()
+
+
+@primitives.register("mmio_write")
+@frozen(kw_only=True)
+class MmioWriteSpec(Phase):
+    """Stores to a device register in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    address: int = setting(addresses(), "Guest-physical address")
+    size: int = operand_size()
+    value: int = setting(addresses(le=2**32 - 1), "Value written", default=0)
+
+
+@primitives.register("mov_from_cr8")
+@frozen(kw_only=True)
+class MovFromCr8Spec(Phase):
+    """MOV from CR8 in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+
+
+@primitives.register("mov_to_cr8")
+@frozen(kw_only=True)
+class MovToCr8Spec(Phase):
+    """MOV to CR8 in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+    value: int = setting(addresses(le=15), "Task priority written", default=0)
+
+
+@primitives.register("mov_to_cr3")
+@frozen(kw_only=True)
+class MovToCr3Spec(Phase):
+    """MOV to CR3 of the value that is there, in a loop, by the guest kernel."""
+
+    iterations: int = repeated()
+
+
+@primitives.register("syscall")
+@frozen(kw_only=True)
+class SyscallSpec(Phase):
+    """System calls in a loop."""
+
+    iterations: int = repeated()
+    number: int = setting(counts(le=511), "System call number; 39 is getpid", default=39)
+    work: int = setting(counts(le=2**30), "Instructions that the kernel spends on each call", default=50)
+
+
+@primitives.register("fork")
+@frozen(kw_only=True)
+class ForkSpec(Phase):
+    """Address spaces are copied, written to and dropped, as fork, copy-on-write and exit do."""
+
+    iterations: int = repeated(100)
+    pages: int = setting(
+        counts(ge=1, le=2**24), "Pages of 4 KiB that the child copies by writing", default=64
+    )
+
+
+@primitives.register("page_fault")
+@frozen(kw_only=True)
+class PageFaultSpec(Phase):
+    """Fresh pages are touched once each, and unmapped before the next iteration."""
+
+    iterations: int = repeated(1)
+    region: int = region_of(16 * MIB)
+    at: int | None = placed()
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+
+
+@primitives.register("context_switch")
+@frozen(kw_only=True)
+class ContextSwitchSpec(Phase):
+    """The process yields to the next one of its VM, and runs again when its turn comes."""
+
+    iterations: int = repeated(10_000)
+    work: int = setting(counts(le=2**30), "Instructions between two switches", default=0)
+
+
+@primitives.register("idle")
+@frozen(kw_only=True)
+class IdleSpec(Phase):
+    """Nothing to do for a while: the guest kernel's idle loop."""
+
+    duration: int = setting(durations(ge=1), "Guest time spent idle", default=10_000_000)
+
+
+@primitives.register("replay")
+@frozen(kw_only=True)
+class ReplaySpec(Phase):
+    """The recorded events of a real guest, each in its own ring."""
+
+    trace: str = setting(FilePath(), "Trace file, relative to the scenario")
+    spins: str = setting(
+        Text(choices=("timed", "literal")),
+        "Repeat a recorded spin until guest time passes its recorded end, or as often as it was recorded",
+        default="timed",
+    )
+
+
+@primitives.register("memory_trace")
+@frozen(kw_only=True)
+class MemoryTraceSpec(Phase):
+    """The recorded memory accesses of a real program, as valgrind's lackey prints them."""
+
+    trace: str = setting(
+        FilePath(), "Trace file, relative to the scenario; may be compressed with gzip or xz"
+    )
+    limit: int | None = setting(counts(ge=1, words={"all": None}), "Records that are used", default=None)
+
+
+@frozen(kw_only=True)
+class KernelSpec:
+    """The guest's kernel."""
+
+    kpti: bool = setting(
+        Boolean(), "Separate page tables for user mode; a CR3 switch per system call", default=False
+    )
+    pcid: bool | None = setting(Boolean(auto=True), "Tag translations with the process", default=None)
+    page_size: int = setting(
+        sizes(choices=PAGE_SIZES), "Pages that user memory is mapped with", default=4 * KIB
+    )
+    tick: int = setting(
+        durations(ge=1000, words={"off": 0}), "Period of the timer interrupt", default=4_000_000
+    )
+    populate: str = setting(
+        Text(choices=("demand", "prebuilt")),
+        "Map user memory at its page fault, or before the process starts",
+        default="demand",
+    )
+
+
+@frozen(kw_only=True)
+class ProcessSpec:
+    """A program with an address space of its own."""
+
+    name: str = setting(Text(), "Name in reports", default="app")
+    phases: tuple[Phase, ...] = setting(
+        Many(item=Tagged(registry=primitives, tag="primitive"), least=1), "What it does, one after the other"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        spans = [(*phase.span, number) for number, phase in enumerate(self.phases) if phase.span]
+        for index, (begin, length, number) in enumerate(spans):
+            for other_begin, other_length, other in spans[:index]:
+                same = (begin, length) == (other_begin, other_length)
+                if not same and begin < other_begin + other_length and other_begin < begin + length:
+                    raise ConfigError(
+                        f"the region {begin:#x} to {begin + length - 1:#x} overlaps that of phase {other}, "
+                        f"{other_begin:#x} to {other_begin + other_length - 1:#x}",
+                        field=f"phases.{number}.at",
+                        help="give both phases the same address and size to share a region",
+                    )
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory the process touches at most at one time."""
+        placed = {phase.span for phase in self.phases if phase.span}
+        floating = [phase.region_bytes for phase in self.phases if not phase.span]
+        return sum(length for _, length in placed) + max(floating, default=0)
+
+
+@frozen(kw_only=True)
+class GuestSpec:
+    """What a VM runs."""
+
+    kernel: KernelSpec = setting(Group(spec=KernelSpec), "The kernel", factory=KernelSpec)
+    processes: tuple[ProcessSpec, ...] = setting(
+        Many(item=Group(spec=ProcessSpec), least=1), "The programs, which take turns on the VM's CPU"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if not self.kernel.tick and any(isinstance(p, HltSpec) for q in self.processes for p in q.phases):
+            raise ConfigError(
+                "without a timer tick nothing ends a HLT of primitive 'hlt'",
+                field="kernel.tick",
+                help="give the kernel a tick, like '4 ms'",
+            )
+        names = [process.name for process in self.processes]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ConfigError(
+                    f"two processes are named {name!r}",
+                    field=f"processes.{number}.name",
+                    help="give each process of a VM its own name",
+                )

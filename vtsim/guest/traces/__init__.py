@@ -1,0 +1,1 @@
+"""Recorded guests: the project's trace format, what a real hypervisor did with them, and importers."""

@@ -1,0 +1,1 @@
+"""VT-d: DMA and interrupt remapping."""

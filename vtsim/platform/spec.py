@@ -1,0 +1,156 @@
+"""A scenario: the machine, the hypervisor, the VMs, and how the run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+from attrs import frozen
+
+from vtsim.base.errors import ConfigError, Problem
+from vtsim.base.spec import (
+    Boolean,
+    Free,
+    Group,
+    Many,
+    Overrides,
+    Text,
+    counts,
+    durations,
+    factors,
+    setting,
+    sizes,
+)
+from vtsim.base.units import SIZE
+from vtsim.guest.spec import GuestSpec
+from vtsim.vmm.spec import VmmSpec
+
+MIB, GIB, TIB = 2**20, 2**30, 2**40
+DEVICES = ("pm-timer", "testdev")
+
+
+@frozen(kw_only=True)
+class MachineSpec:
+    """The physical machine."""
+
+    profile: str = setting(Text(), "CPU profile; `vtsim list profile` names them", default="skx-4114")
+    cpus: int = setting(counts(ge=1, le=256), "Logical CPUs", default=1)
+    memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Physical memory", default=4 * GIB)
+    frames: str = setting(
+        Text(choices=("shuffled", "contiguous")),
+        "Hand out page frames scattered, as on a machine that has run for long, or in order",
+        default="shuffled",
+    )
+    quantum: int | None = setting(
+        counts(ge=1, le=2**40, words={"default": None}),
+        "Cycles that one CPU may run ahead; the default is the profile's smallest cross-CPU latency",
+        default=None,
+    )
+    cpu: Overrides = setting(
+        Free(noun="profile value"),
+        "Profile values to change, as in `pwc.pde.entries: 0`; `vtsim explain profile NAME` lists them",
+        default=(),
+    )
+
+
+@frozen(kw_only=True)
+class VmSpec:
+    """A virtual machine with one vCPU."""
+
+    name: str = setting(Text(), "Name in reports; vm0, vm1, … when left out", default="")
+    memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Guest-physical memory", default=GIB)
+    cpu: int | None = setting(
+        counts(le=255, words={"auto": None}),
+        "Logical CPU that the vCPU is pinned to; taken in turn when left out",
+        default=None,
+    )
+    devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
+    guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
+
+
+@frozen(kw_only=True)
+class RunSpec:
+    """How the run ends, and what is run beside it."""
+
+    limit: int = setting(
+        durations(ge=1000), "Simulated time after which the run stops", default=10_000_000_000
+    )
+    work_scale: float = setting(
+        factors(ge=1e-6, le=1e6),
+        "Every number of iterations, accesses and instructions is multiplied by it",
+        default=1.0,
+    )
+    baseline: bool = setting(Boolean(), "Also run the same guests natively, for the slowdown", default=True)
+
+
+@frozen(kw_only=True)
+class Scenario:
+    """Everything that a run depends on, apart from the version of vtsim."""
+
+    name: str = setting(Text(), "Name in reports; the file's name when left out", default="")
+    description: str = setting(Text(), "One line about what the scenario shows", default="")
+    seed: int = setting(counts(le=2**32 - 1), "Seed of every random choice", default=1)
+    machine: MachineSpec = setting(Group(spec=MachineSpec), "The physical machine", factory=MachineSpec)
+    vmm: VmmSpec = setting(Group(spec=VmmSpec), "The hypervisor", factory=VmmSpec)
+    vms: tuple[VmSpec, ...] = setting(Many(item=Group(spec=VmSpec), least=1), "The virtual machines")
+    run: RunSpec = setting(Group(spec=RunSpec), "The run", factory=RunSpec)
+
+    def __attrs_post_init__(self) -> None:
+        problems = list(conflicts(self))
+        if problems:
+            raise ConfigError.of(problems)
+
+    def resolved(self, name: str) -> Scenario:
+        """Give names and CPUs to what the user left open."""
+        vms = tuple(
+            attrs.evolve(
+                vm,
+                name=vm.name or f"vm{number}",
+                cpu=number % self.machine.cpus if vm.cpu is None else vm.cpu,
+            )
+            for number, vm in enumerate(self.vms)
+        )
+        return attrs.evolve(self, name=self.name or name, vms=vms)
+
+
+def conflicts(scenario: Scenario) -> Iterator[Problem]:
+    """Yield what contradicts itself between the parts of a scenario."""
+    machine, left = scenario.machine, scenario.machine.memory
+    names: set[str] = set()
+    for number, vm in enumerate(scenario.vms):
+        where = f"vms.{number}"
+        if vm.cpu is not None and vm.cpu >= machine.cpus:
+            yield Problem(
+                path=f"{where}.cpu",
+                message=f"there is no CPU {vm.cpu} on a machine whose number of CPUs is {machine.cpus}",
+                help=f"cpu can be {', '.join(map(str, range(machine.cpus)))}; or raise machine.cpus",
+            )
+        if vm.memory > left:
+            others = " that earlier VMs leave" if number else " of the machine"
+            yield Problem(
+                path=f"{where}.memory",
+                message=f"{SIZE.format(vm.memory)} is more than the {SIZE.format(left)} of memory{others}",
+                help=f"memory can be at most {SIZE.format(left)}; or raise machine.memory",
+            )
+        left = max(0, left - vm.memory)
+        name = vm.name or f"vm{number}"
+        if name in names:
+            yield Problem(
+                path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name"
+            )
+        names.add(name)
+        yield from _memory_conflicts(vm, where)
+
+
+def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:
+    used = 0
+    for index, process in enumerate(vm.guest.processes):
+        used += process.memory_bytes
+        if used > vm.memory:
+            largest = max(range(len(process.phases)), key=lambda n: process.phases[n].region_bytes)
+            yield Problem(
+                path=f"{where}.guest.processes.{index}.phases.{largest}.region",
+                message=f"the processes touch {SIZE.format(used)}, but the VM has {SIZE.format(vm.memory)}",
+                help=f"make the region smaller or raise {where}.memory",
+            )
+            return

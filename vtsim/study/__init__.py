@@ -1,0 +1,1 @@
+"""Scenario in, Result out: reports, comparisons, validation."""

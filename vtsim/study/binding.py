@@ -1,0 +1,123 @@
+"""How a published row is computed from runs: which scenarios, which settings, what is read from the results.
+
+A binding is one registration in `vtsim/study/bindings/`, one file per family of rows; it sees results only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from attrs import frozen
+
+from vtsim.base.errors import ModelError
+from vtsim.base.registry import Registry
+from vtsim.study.published import Row, row
+
+PHASE: Final = "vms.0.guest.processes.0.phases.0"
+ITERATIONS: Final = 2000
+
+
+@frozen(kw_only=True)
+class Run:
+    """One simulation: a scenario file and what is set in it, as after `--set`."""
+
+    scenario: str
+    sets: tuple[str, ...] = ()
+    baseline: bool = True
+
+
+@frozen(kw_only=True)
+class Figure:
+    """One published figure and how it is simulated.
+
+    `published` is a dotted path into the row's values, or a function of the row where the figure follows from
+    several of them. `compute` is given the results of `runs`, in that order.
+    """
+
+    key: str
+    published: str | Callable[[Row], float]
+    runs: tuple[Run, ...]
+    compute: Callable[[Sequence[Any]], float]
+    unit: str
+    tolerance_percent: float | None = None
+    note: str = ""
+
+    def hardware(self, of: Row) -> float:
+        """Return the figure that the real machine gave."""
+        return of.value(self.published) if isinstance(self.published, str) else self.published(of)
+
+
+@frozen(kw_only=True)
+class Binding:
+    """The figures of one published row that can be simulated, and why the others cannot."""
+
+    row: str
+    figures: tuple[Figure, ...]
+    unbound: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        of = row(self.row)
+        for figure in self.figures:
+            figure.hardware(of)
+            if of.split == "validate" and figure.tolerance_percent is not None:
+                raise ModelError(
+                    f"{self.row}: {figure.key} has a tolerance, and a row marked validate is only reported"
+                )
+
+
+bindings: Registry[str, Binding] = Registry("binding")
+
+
+def bind(row: str, *figures: Figure, unbound: str = "") -> None:
+    """Register how a row is simulated; `unbound` says which of its figures are not, and why."""
+    bindings.register(row)(Binding(row=row, figures=figures, unbound=unbound))
+
+
+# --- what is read from results ------------------------------------------------------------------------------
+
+
+def repeated(scenario: str, *sets: str) -> tuple[Run, ...]:
+    """Return two runs, without a timer tick, of `ITERATIONS` and of three times as many repetitions."""
+    quiet = (*sets, "vms.0.guest.kernel.tick=off")
+    return tuple(
+        Run(scenario=scenario, sets=(*quiet, f"{PHASE}.iterations={times}"), baseline=False)
+        for times in (ITERATIONS, 3 * ITERATIONS)
+    )
+
+
+def cycles_per_repetition(results: Sequence[Any]) -> float:
+    """Return what one repetition adds to the clock: start-up and the way out cancel."""
+    short, long = results
+    return float(long.cycles.elapsed - short.cycles.elapsed) / (2 * ITERATIONS)
+
+
+def exits_per_repetition(results: Sequence[Any]) -> float:
+    """Return how many VM exits one repetition adds."""
+    short, long = (sum(exit.count for exit in result.exits) for result in results)
+    return float(long - short) / (2 * ITERATIONS)
+
+
+def activity_cycles(result: Any, *activities: str) -> int:
+    """Return the cycles of some activities, over all privilege states."""
+    return sum(by.get(activity, 0) for by in result.cycles.by.values() for activity in activities)
+
+
+def cycles_per_exit(*activities: str) -> Callable[[Sequence[Any]], float]:
+    """Return the mean cycles that some activities of the CPU take per VM exit."""
+
+    def compute(results: Sequence[Any]) -> float:
+        exits = sum(exit.count for exit in results[0].exits)
+        return activity_cycles(results[0], *activities) / exits if exits else 0.0
+
+    return compute
+
+
+def quotient(of: Callable[[Sequence[Any]], float], split: int) -> Callable[[Sequence[Any]], float]:
+    """Return what `of` says of the first `split` results over what it says of the others."""
+
+    def compute(results: Sequence[Any]) -> float:
+        below = of(results[split:])
+        return of(results[:split]) / below if below else 0.0
+
+    return compute

@@ -1,0 +1,117 @@
+"""What is behind a number: the values of a profile, and the hypervisor program for an exit reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from vtsim.base.errors import ConfigError
+from vtsim.base.trace import PRIVILEGES
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Instruction, render
+from vtsim.cpu.profile import Profile, explain, load_profile
+from vtsim.study.report import CONFIDENCE_STYLES, PRIVILEGE_STYLES, count, percent
+from vtsim.study.table import section
+from vtsim.vmcs.reasons import REASON, Reason
+
+# fmt: off
+OPERAND_PRICES: Final[Mapping[tuple[int, int], str]] = {  # (op, IMM) where the operand decides the price
+    (ops.MOV_FROM_CR, 8): "MOV_FROM_CR8", (ops.MOV_TO_CR, 0): "MOV_TO_CR0", (ops.MOV_TO_CR, 2): "MOV_TO_CR2",
+    (ops.MOV_TO_CR, 3):   "MOV_TO_CR3",   (ops.MOV_TO_CR, 4): "MOV_TO_CR4", (ops.MOV_TO_CR, 8): "MOV_TO_CR8",
+}
+# fmt: on
+
+
+class Stage(Protocol):
+    """A stretch of an exit path in one privilege state."""
+
+    @property
+    def privilege(self) -> int: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def instructions(self) -> Sequence[Instruction]: ...
+
+
+def profile_values(name: str) -> RenderableType:
+    """Every value of a profile with unit, confidence, source and meaning."""
+    profile = load_profile(name)
+    rows = explain(profile)
+    numbers = {source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)}
+    table = section(profile.name, ("value",))
+    for column in ("unit", "confidence"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("source", justify="right")
+    for row in rows:
+        style = CONFIDENCE_STYLES.get(row.confidence, "none")
+        table.add_row(row.path, row.value, row.unit, Text(row.confidence, style), str(numbers[row.source]))
+    sources = Table.grid(padding=(0, 2, 0, 0))
+    for source, number in numbers.items():
+        sources.add_row(str(number), source)
+    return Group(Text(profile.description, style="dim"), table, Padding(sources, (1, 0, 0, 0)))
+
+
+def exit_program(reason: str, personality: str, profile: str) -> RenderableType:
+    """The program that a personality runs for an exit reason, with prices of a profile."""
+    from vtsim.vmm.listing import exit_stages
+
+    known = REASON.get(reason.upper())
+    if known is None:
+        raise ConfigError.unknown("exit reason", reason, REASON)
+    prices = load_profile(profile)
+    return program_listing(known, personality, prices, exit_stages(personality, known.number, prices))
+
+
+def program_listing(
+    reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage]
+) -> RenderableType:
+    """Op by op: privilege, program, price; then what share of the cycles comes from ops, WORK and hooks.
+
+    Not modelled: memory stalls, which a listing cannot know.
+    """
+    table = section(f"{reason.name} under {personality} on {profile.name}", ())
+    for heading in ("op", "cycles", "charged to"):
+        table.add_column(heading, justify="right" if heading == "cycles" else "left", no_wrap=heading != "op")
+    sums = {"ops": 0.0, "WORK": 0.0, "hooks": 0.0}
+    for stage in stages:
+        table.add_section()
+        table.add_row(Text(stage.title, style="bold"))
+        for instruction in stage.instructions:
+            cycles = price(instruction, profile)
+            sums[_sort(instruction)] += cycles
+            state = Text(PRIVILEGES[stage.privilege], PRIVILEGE_STYLES[PRIVILEGES[stage.privilege]])
+            shown = "hook" if instruction.op == ops.HOOK else count(cycles)
+            table.add_row(state, render(instruction), shown, ops.ACTIVITIES[instruction.activity])
+    transitions = {
+        "VM exit": profile.transitions.vm_exit_cycles,
+        "VM entry": profile.transitions.vm_entry_cycles,
+    }
+    total = sum(sums.values()) + transitions["VM exit"]
+    entry = f"VM exit {transitions['VM exit']} cycles before it, VM entry {transitions['VM entry']} in it"
+    shares = ", ".join(
+        f"{name} {percent(cycles / total if total else None)}" for name, cycles in sums.items()
+    )
+    lines = [
+        Text(f"Exit reason {reason.number}, {reason.title!r} in the manual; {entry}."),
+        Text(f"At least {count(total)} cycles in all, memory stalls apart; of them {shares}."),
+    ]
+    return Group(table, Padding(Group(*lines), (1, 0, 0, 0)))
+
+
+def price(instruction: Instruction, profile: Profile) -> float:
+    """Cycles of one op when everything it touches is in L1; hooks are charged by what they access."""
+    if instruction.op == ops.WORK:
+        return instruction.imm * profile.work.cycles_per_100_instructions / 100
+    name = OPERAND_PRICES.get((instruction.op, instruction.imm), ops.OPS[instruction.op].price)
+    if name == "VM_ENTRY":
+        return profile.transitions.vm_entry_cycles
+    return profile.prices[name] if name else 0
+
+
+def _sort(instruction: Instruction) -> str:
+    return {ops.WORK: "WORK", ops.HOOK: "hooks"}.get(instruction.op, "ops")

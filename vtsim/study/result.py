@@ -1,0 +1,379 @@
+"""What a run gives back: one frozen object, whose JSON form is a documented, versioned interface.
+
+Keys may be added within a schema version; a key that goes, or changes its meaning, needs the next version.
+"""
+
+# ruff: noqa: RUF009  (`key` declares an attrs field)
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from array import array
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from attrs import frozen
+
+from vtsim.base import trace as trace_file
+from vtsim.base.errors import ConfigError
+from vtsim.study.json_object import key, plain, reference_tables, structure
+
+SCHEMA_VERSION: Final = 1
+
+CyclesBy = Mapping[str, Mapping[str, int]]  # {privilege: {activity: cycles}}
+
+
+# fmt: off
+@frozen(kw_only=True)
+class Hypervisor:
+    """Who runs the guests, and how."""
+
+    technique: str   = key("", "how the guest kernel is virtualized; `native` means no hypervisor")
+    personality: str = key("", "whose hypervisor programs run; empty when native")
+    paging: str      = key("", "`ept`, `static-shadow` or `none`")
+
+
+@frozen(kw_only=True)
+class Efficiency:
+    """Share of guest instructions that executed without the hypervisor; null where none were executed."""
+
+    overall: float | None = key("share", "of all guest instructions")
+    ring0: float | None   = key("share", "of those that the guest believes to execute in ring 0")
+    ring3: float | None   = key("share", "of those that the guest believes to execute in ring 3")
+
+
+@frozen(kw_only=True)
+class GuestRing:
+    """Guest instructions of one believed ring."""
+
+    executed: int = key("instructions", "retired by the guest's program, emulated ones included")
+    emulated: int = key("instructions", "of these, completed by the hypervisor in the guest's place")
+
+
+@frozen(kw_only=True)
+class GuestInstructions:
+    """What efficiency is computed from."""
+
+    ring0: GuestRing = key("", "in ring 0 as the guest believes")
+    ring3: GuestRing = key("", "in ring 3 as the guest believes")
+
+    def efficiency(self) -> Efficiency:
+        """The shares that were executed and not emulated."""
+        rings = (self.ring0, self.ring3)
+        executed, emulated = sum(ring.executed for ring in rings), sum(ring.emulated for ring in rings)
+        return Efficiency(
+            overall=_share(executed - emulated, executed),
+            ring0=_share(self.ring0.executed - self.ring0.emulated, self.ring0.executed),
+            ring3=_share(self.ring3.executed - self.ring3.emulated, self.ring3.executed),
+        )
+
+
+@frozen(kw_only=True)
+class Cycles:
+    """Where the time went; every cycle of every logical CPU has exactly one name."""
+
+    total: int   = key("cycles", "sum of `by`, over all logical CPUs")
+    elapsed: int = key("cycles", "of the clock, from the first operation to the last")
+    by: CyclesBy = key("cycles", "{privilege R0 R3 N0 N3: {activity: n}}")
+    by_owner: Mapping[str, Mapping[str, CyclesBy]] = key(
+        "cycles", "{owner host, L0, L1 … or guest: {believed ring: {privilege: {activity: n}}}}")
+
+
+@frozen(kw_only=True)
+class Exit:
+    """All VM exits of one basic exit reason."""
+
+    reason: str             = key("", "as Linux and perf print it")
+    count: int              = key("exits", "that occurred")
+    cycles: int             = key("cycles", "from exit to re-entry, with what they caused below (inclusive)")
+    exclusive_cycles: int   = key("cycles", "the same without nested exits")
+    mean_cycles: float      = key("cycles", "inclusive, per exit")
+    min_cycles: int         = key("cycles", "shortest, as exact as the percentiles")
+    p50_cycles: int         = key("cycles", "median; exact below 128 cycles, within 1.6 % above")
+    p99_cycles: int         = key("cycles", "99th percentile, as exact as the median")
+    max_cycles: int         = key("cycles", "longest")
+    stddev_cycles: float    = key("cycles", "standard deviation of single exits, from the same distribution")
+    share: float            = key("share", "of the exclusive cycles of all exits; the shares sum to 1")
+    share_of_run: float     = key("share", "inclusive cycles, of `cycles.total`")
+
+    @classmethod
+    def measured(
+        cls,
+        reason: str,
+        distribution: Mapping[int, int],
+        *,
+        cycles: int,
+        exclusive_cycles: int,
+        max_cycles: int,
+        cycles_of_exits: int,
+        cycles_of_run: int,
+    ) -> Exit:
+        """The exits of one reason, at least one, from sums and {cycles: exits that took as many}."""
+        count = sum(distribution.values())
+        mean = cycles / count
+        spread = sum(exits * (value - mean) ** 2 for value, exits in distribution.items())
+        return cls(
+            reason=reason,
+            count=count,
+            cycles=cycles,
+            exclusive_cycles=exclusive_cycles,
+            mean_cycles=mean,
+            min_cycles=min(distribution),
+            p50_cycles=percentile(distribution, 50),
+            p99_cycles=percentile(distribution, 99),
+            max_cycles=max_cycles,
+            stddev_cycles=sqrt(spread / count),
+            share=exclusive_cycles / cycles_of_exits,
+            share_of_run=cycles / cycles_of_run,
+        )
+
+
+@frozen(kw_only=True)
+class ServedBy:
+    """Which level of the memory hierarchy answered."""
+
+    l1d: int  = key("references", "answered by the L1 data cache")
+    l2: int   = key("references", "answered by the L2 cache")
+    l3: int   = key("references", "answered by the L3 cache")
+    dram: int = key("references", "answered by memory")
+
+
+@frozen(kw_only=True)
+class WalkDimension:
+    """Paging-structure references of one dimension."""
+
+    references: int            = key("references", "entries of this dimension's tables that were read")
+    served_by: ServedBy | None = key("references", "by level; null where not counted apart")
+
+
+@frozen(kw_only=True)
+class Walks:
+    """Page walks in both dimensions together: a TLB miss starts one."""
+
+    count: int                 = key("walks", "started; each ends in exactly one of the four ways below")
+    completed: int             = key("walks", "that ended in a translation")
+    faults: int                = key("walks", "that ended in a page fault")
+    violations: int            = key("walks", "that ended in an EPT violation")
+    misconfigurations: int     = key("walks", "that ended in an EPT misconfiguration")
+    cycles: int                = key("cycles", "latency of walks, overlapped or not")
+    references: int            = key("references", "paging-structure entries read")
+    references_per_walk: float = key("references", "mean; 0 without walks")
+    served_by: ServedBy        = key("references", "by level, both dimensions")
+    guest: WalkDimension       = key("", "the guest's (natively: the only) tables")
+    ept: WalkDimension         = key("", "the EPT tables")
+
+
+@frozen(kw_only=True)
+class Tlb:
+    """Look-ups in TLBs and walk caches."""
+
+    accesses: int          = key("lookups", "data accesses, each of which looks into the first-level TLBs")
+    dtlb_misses: int       = key("lookups", "data accesses that missed the first-level TLBs")
+    itlb_misses: int       = key("lookups", "code translations that missed the first-level TLBs")
+    stlb_hits: int         = key("lookups", "of these two, found in the second-level TLB")
+    pwc_hits: int          = key("walks", "shortened by a paging-structure cache of the guest dimension")
+    ept_pwc_hits: int      = key("walks", "nested ones shortened by an EPT paging-structure cache")
+    nested_tlb_hits: int   = key("lookups", "guest-physical addresses translated without an EPT walk")
+    nested_tlb_misses: int = key("lookups", "guest-physical addresses translated by an EPT walk")
+    dropped: int           = key("entries", "removed by invalidations")
+
+
+@frozen(kw_only=True)
+class CodeServedBy:
+    """Which level answered the instruction fetches that missed the L1 instruction cache."""
+
+    l2: int   = key("lines", "answered by the L2 cache")
+    l3: int   = key("lines", "answered by the L3 cache")
+    dram: int = key("lines", "answered by memory")
+
+
+@frozen(kw_only=True)
+class Caches:
+    """Hits per level: data, page-table lines and code apart."""
+
+    data: ServedBy     = key("", "data accesses of programs")
+    tables: ServedBy   = key("", "paging-structure lines of both dimensions")
+    code: CodeServedBy = key("", "code lines")
+
+
+@frozen(kw_only=True)
+class Measured:
+    """What is measured of a whole run, of its native baseline, and of each VM."""
+
+    efficiency: Efficiency          = key("", "shares executed without the hypervisor")
+    slowdown: float | None          = key("ratio", "elapsed cycles against native; null without a baseline")
+    cycles: Cycles                  = key("", "where the time went")
+    instructions: Mapping[str, int] = key("instructions", "{privilege R0 R3 N0 N3: n}, of any program")
+    guest: GuestInstructions        = key("", "guest instructions executed and emulated")
+    exits: tuple[Exit, ...]         = key("", "by reason, most cycles first")
+    walks: Walks                    = key("", "page walks")
+    tlb: Tlb                        = key("", "TLBs and walk caches")
+    caches: Caches                  = key("", "the memory hierarchy")
+    events: Mapping[str, int]       = key("events", "{event: n}: exceptions, interrupts, entries …")
+
+
+@frozen(kw_only=True)
+class VmResult(Measured):
+    """What is measured of one VM."""
+
+    cpu: int = key("", "logical CPU that its vCPU was pinned to")
+
+
+@frozen(kw_only=True)
+class Run(Measured):
+    """What is measured of a machine."""
+
+    simulated_s: float = key("s", "`cycles.elapsed` at the profile's clock")
+
+
+@frozen(kw_only=True)
+class Parameter:
+    """One profile or personality value that the run used."""
+
+    value: float | str | bool = key("", "as used, overrides included")
+    unit: str                 = key("", "of the value")
+    source: str               = key("", "where it comes from")
+    confidence: str           = key("", "`measured`, `vendor`, `paper`, `estimated`; `set` by the scenario")
+
+
+@frozen(kw_only=True)
+class Parameters:
+    """The numbers behind the numbers."""
+
+    confidence: Mapping[str, int]    = key("values", "{confidence: how many of the values below have it}")
+    values: Mapping[str, Parameter]  = key("", "{dotted name: value with its source}")
+
+
+@frozen(kw_only=True)
+class ReplayExit:
+    """One exit reason: what the model did and what real KVM did with the same recorded guest."""
+
+    reason: str                     = key("", "as Linux and perf print it")
+    predicted: int                  = key("exits", "of the simulated hypervisor, without what is left out")
+    recorded: int                   = key("exits", "of the real one, without what is left out")
+    deviation_percent: float | None = key("%", "predicted against recorded; null when not comparable")
+    left_out_predicted: int         = key("exits", "that depend on host timing, in the model")
+    left_out_recorded: int          = key("exits", "that depend on host timing, on the real machine")
+
+
+@frozen(kw_only=True)
+class Replay:
+    """A recorded guest beside its truth."""
+
+    trace: str                    = key("", "name of the recorded guest")
+    recorded_on: str              = key("", "the hypervisor and settings that gave the recorded counts")
+    exits: tuple[ReplayExit, ...] = key("", "by reason")
+
+
+@frozen(kw_only=True)
+class Rate:
+    """How fast the simulation itself was; differs from run to run."""
+
+    instructions_per_s: float = key("instructions/s", "simulated, per second of wall time")
+    accesses_per_s: float     = key("accesses/s", "simulated memory accesses, per second of wall time")
+    exits_per_s: float        = key("exits/s", "simulated VM exits, per second of wall time")
+    wall_s: float             = key("s", "wall time of the run without its baseline")
+
+
+@frozen(kw_only=True)
+class Result(Run):
+    """One run of one scenario."""
+
+    schema_version: int             = key("", "of this object", default=SCHEMA_VERSION)
+    vtsim_version: str              = key("", "that made it")
+    scenario: str                   = key("", "its name")
+    description: str                = key("", "what the scenario says of itself")
+    seed: int                       = key("", "of every random stream")
+    profile: str                    = key("", "name of the CPU profile")
+    profile_digest: str             = key("", "of all its values, overrides included")
+    clock_hz: int                   = key("Hz", "the clock that cycles count")
+    hypervisor: Hypervisor          = key("", "who ran the guests")
+    vms: Mapping[str, VmResult]     = key("", "{VM: the same per VM}")
+    native: Run | None              = key("", "the native baseline; null when it was not run")
+    rate: Rate                      = key("", "of the simulation itself")
+    stopped: Mapping[str, str]      = key("", "{VM: why it ended before its work was done}")
+    partial: bool                   = key("", "true when the run was interrupted")
+    approximations: tuple[str, ...] = key("", "sentences: what this run simplified")
+    parameters: Parameters          = key("", "values used, with sources")
+    replay: Replay | None           = key("", "recorded against predicted exits", default=None)
+# fmt: on
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, what identifies the run first."""
+        own = [item.name for item in attrs.fields(type(self)) if not item.inherited]
+        everything: dict[str, Any] = plain(self)
+        return {name: everything[name] for name in dict.fromkeys([*own, *everything])}
+
+    def to_json(self) -> str:
+        """The JSON object as text, without a final newline."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        """The result that `to_dict` wrote."""
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"schema_version {version!r} is not {SCHEMA_VERSION}", field="result")
+        return structure(cls, data, "result")
+
+    def against(self, native: Result) -> Result:
+        """This result with its native baseline, and the slowdowns that follow."""
+        vms = {
+            name: attrs.evolve(vm, slowdown=_share(vm.cycles.elapsed, native.vms[name].cycles.elapsed))
+            for name, vm in self.vms.items()
+        }
+        baseline = Run(**{item.name: getattr(native, item.name) for item in attrs.fields(Run)})
+        slowdown = _share(self.cycles.elapsed, native.cycles.elapsed)
+        return attrs.evolve(self, native=baseline, vms=vms, slowdown=slowdown)
+
+    def write(self, directory: Path, resolved: str, trace: array[int] | None = None) -> tuple[Path, ...]:
+        """Write result.json, resolved.yaml and trace.npz; only a whole result replaces an older one."""
+        contents = {"resolved.yaml": resolved.encode()}
+        if trace is not None:
+            packed = io.BytesIO()
+            trace_file.save(packed, trace)
+            contents["trace.npz"] = packed.getvalue()
+        contents["result.json"] = (self.to_json() + "\n").encode()
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (directory / f".{name}.new").write_bytes(content)
+        for name in contents:
+            os.replace(directory / f".{name}.new", directory / name)
+        return tuple(directory / name for name in contents)
+
+
+def percentile(distribution: Mapping[int, int], percent: int) -> int:
+    """The smallest value that at least `percent` of a distribution {value: count} do not exceed."""
+    total, seen = sum(distribution.values()), 0
+    for value in sorted(distribution):
+        seen += distribution[value]
+        if seen * 100 >= total * percent:
+            return value
+    raise ValueError("an empty distribution has no percentiles")
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+INTRODUCTION: Final = f"""# The result of a run
+
+What `vtsim run --json` prints, `result.json` holds and `vtsim.run(...)` returns. The keys below are
+attributes of the same names; `Result.to_dict()` and `Result.from_dict()` go between the two.
+
+This is schema version {SCHEMA_VERSION}. Keys may be added within a version; a key that goes, or changes its
+meaning, makes the next. For the same scenario, seed and version of vtsim everything is the same but `rate`.
+
+This page is generated from `vtsim/study/result.py`.
+
+"""
+
+
+def reference() -> str:
+    """The reference page of the JSON object."""
+    return INTRODUCTION + reference_tables(Result)

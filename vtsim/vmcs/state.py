@@ -1,0 +1,16 @@
+"""Where a VMCS lives: field slots first, then the data that the processor keeps for itself.
+
+SDM: "Format of the VMCS Region".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# fmt: off
+# Implementation-specific VMCS data, behind the field slots of a VMCS frame's 512 words.
+(V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_VCPU, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
+ V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER) = range(256, 269)
+V_REVISION: Final = 511
+CLEAR, LAUNCHED = range(2)
+# fmt: on

@@ -1,0 +1,1 @@
+"""Hypervisors as programs: personalities, techniques, exit paths."""

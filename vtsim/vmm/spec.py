@@ -1,0 +1,82 @@
+"""How the machine is virtualized: the part of a scenario that chooses a hypervisor."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, setting, sizes
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
+
+
+@frozen(kw_only=True)
+class EptSpec:
+    """How guest-physical memory is mapped when EPT is on."""
+
+    page_size: int = setting(
+        sizes(choices=PAGE_SIZES), "Largest page that EPT maps guest memory with", default=4 * KIB
+    )
+    populate: str = setting(
+        Text(choices=("demand", "prebuilt")),
+        "Map guest memory when an EPT violation asks for it, or all of it before the guest starts",
+        default="demand",
+    )
+    accessed_dirty: bool | None = setting(
+        Boolean(auto=True), "Use the accessed and dirty flags of EPT", default=None
+    )
+
+
+@frozen(kw_only=True)
+class VmmSpec:
+    """The hypervisor: how guest kernels are virtualized, and by whom."""
+
+    technique: str = setting(
+        Text(choices=("hardware", "native")),
+        "VMX non-root operation, or no hypervisor at all",
+        default="hardware",
+    )
+    personality: str = setting(
+        Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm"
+    )
+    paging: str = setting(
+        Text(choices=("auto", "ept", "static-shadow", "none")),
+        "What translates guest-physical addresses: EPT, shadow tables built beforehand, nothing (native)",
+        default="auto",
+    )
+    vpid: bool | None = setting(
+        Boolean(auto=True), "Tag TLB entries, so that VM entry and exit flush nothing", default=None
+    )
+    ept: EptSpec = setting(Group(spec=EptSpec), "EPT", factory=EptSpec)
+    huge_pages: str = setting(
+        Text(choices=("always", "never")),
+        "Transparent huge pages of the host: whether memory of 2 MiB pages is there to map",
+        default="always",
+    )
+    tpr_shadow: bool | None = setting(
+        Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
+    )
+    apicv: bool = setting(
+        Boolean(), "APIC-register virtualization and virtual-interrupt delivery", default=False
+    )
+    parameters: Overrides = setting(
+        Free(noun="parameter"),
+        "Path lengths of the personality to change; `vtsim explain exit` lists them",
+        default=(),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        native = self.technique == "native"
+        if self.paging == "none" and not native:
+            raise ConfigError(
+                f"technique {self.technique!r} needs its guests' memory translated",
+                field="paging",
+                help="paging can be ept, static-shadow",
+            )
+        if self.paging == "static-shadow" and self.personality == "kvm" and not native:
+            raise ConfigError(
+                "the kvm personality does not have shadow tables that are built beforehand",
+                field="paging",
+                help="paging can be ept; or choose personality 'minimal'",
+            )
