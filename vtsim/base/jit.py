@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
+Record = npt.NDArray[np.int64]  # the machine record of one logical CPU
+Records = npt.NDArray[np.int64]  # the records of all logical CPUs, a row each
+Arena = npt.NDArray[np.int64]
+Tags = npt.NDArray[np.int32]
 F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = Path(__file__).resolve().parents[1]
@@ -106,14 +111,32 @@ if not DISABLED:
     import numba
 
     numba.config.CACHE_DIR = str(CACHE)  # type: ignore[attr-defined]  # numba may have been imported before us
+    NUMBA_TYPES = {
+        "Record": numba.int64[::1],
+        "Records": numba.int64[:, ::1],
+        "Arena": numba.int64[::1],
+        "Tags": numba.int32[::1],
+        "int": numba.int64,
+        "bool": numba.boolean,
+    }
 
 
 def kernel(function: F) -> F:
-    """Compile a function of arrays and integers; with NUMBA_DISABLE_JIT=1 it stays Python."""
+    """Compile a function of arrays and integers for the types it is annotated with; with NUMBA_DISABLE_JIT=1 it stays Python.
+
+    One signature for a kernel: callers that pass a bool or a 32-bit element are converted, not compiled for apart.
+    Annotations are `Record`, `Records`, `Arena`, `Tags`, `int`, `bool`; anything else is left to numba.
+    """
     if DISABLED:
         return function
-    compiled: Any = numba.njit(cache=True, error_model="numpy", nogil=True)(function)
-    return cast(F, compiled)
+    compiled = numba.njit(cache=True, error_model="numpy", nogil=True)(function)
+    names = list(function.__annotations__.items())
+    types = tuple(NUMBA_TYPES.get(annotation) for name, annotation in names if name != "return")
+    if all(each is not None for each in types):
+        compile_for = compiled.compile
+        compiled.compile = lambda _, types=types: compile_for(types)
+    result: F = compiled
+    return result
 
 
 def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, kernel
 
 # fmt: off
 (A_FRAMES, A_FRAME_COUNT, A_POOL, A_POOL_NEXT, A_POOL_LIMIT, A_ROWS, A_ROW_COUNT, A_CODE_MAPS, A_CODE_PAGES, A_CODE_LIMIT,
@@ -38,14 +36,14 @@ POOL_EXHAUSTED: Final = -1
 
 
 @kernel
-def is_memory(a: np.ndarray, hpa: int) -> bool:
+def is_memory(a: Arena, hpa: int) -> bool:
     """Is this physical address memory, not a device?"""
     hfn = hpa >> 12
     return hfn < a[A_FRAME_COUNT] and hfn >= 0 and (hfn >> 18) != 3
 
 
 @kernel
-def contents(a: np.ndarray, hfn: int) -> int:
+def contents(a: Arena, hfn: int) -> int:
     """The arena offset of a frame's 512 words, or 0 if it has none yet."""
     slot = a[a[A_FRAMES] + hfn] & SLOT_MASK
     if slot == 0:
@@ -54,7 +52,7 @@ def contents(a: np.ndarray, hfn: int) -> int:
 
 
 @kernel
-def give_contents(a: np.ndarray, hfn: int, kind: int) -> int:
+def give_contents(a: Arena, hfn: int, kind: int) -> int:
     """The arena offset of a frame's words, taking a zeroed page of the pool on first use; -1 if the pool is used up."""
     at = a[A_FRAMES] + hfn
     word = a[at]
@@ -71,7 +69,7 @@ def give_contents(a: np.ndarray, hfn: int, kind: int) -> int:
 
 
 @kernel
-def touch(a: np.ndarray, hfn: int) -> None:
+def touch(a: Arena, hfn: int) -> None:
     """Change a frame's content token: something was stored in it."""
     at = a[A_FRAMES] + hfn
     word = a[at]
@@ -80,19 +78,19 @@ def touch(a: np.ndarray, hfn: int) -> None:
 
 
 @kernel
-def kind_of(a: np.ndarray, hfn: int) -> int:
+def kind_of(a: Arena, hfn: int) -> int:
     """What a frame holds."""
     return (a[a[A_FRAMES] + hfn] >> FRAME_KIND) & KIND_MASK
 
 
 @kernel
-def token_of(a: np.ndarray, hfn: int) -> int:
+def token_of(a: Arena, hfn: int) -> int:
     """A frame's content token."""
     return a[a[A_FRAMES] + hfn] >> FRAME_TOKEN
 
 
 @kernel
-def load_word(a: np.ndarray, hpa: int) -> int:
+def load_word(a: Arena, hpa: int) -> int:
     """The aligned 8-byte word that holds `hpa`; a frame without contents reads as zero."""
     slot = a[a[A_FRAMES] + (hpa >> 12)] & SLOT_MASK
     if slot == 0:
@@ -101,7 +99,7 @@ def load_word(a: np.ndarray, hpa: int) -> int:
 
 
 @kernel
-def store_word(a: np.ndarray, hpa: int, value: int) -> int:
+def store_word(a: Arena, hpa: int, value: int) -> int:
     """Store an aligned 8-byte word; -1 if no contents can be given."""
     hfn = hpa >> 12
     at = give_contents(a, hfn, VALUES)
@@ -113,7 +111,7 @@ def store_word(a: np.ndarray, hpa: int, value: int) -> int:
 
 
 @kernel
-def load(a: np.ndarray, hpa: int, size: int) -> int:
+def load(a: Arena, hpa: int, size: int) -> int:
     """`size` (1, 2, 4, 8) bytes at `hpa`, zero-extended, not crossing a page."""
     shift = (hpa & 7) << 3
     low = load_word(a, hpa)
@@ -130,7 +128,7 @@ def load(a: np.ndarray, hpa: int, size: int) -> int:
 
 
 @kernel
-def store(a: np.ndarray, hpa: int, size: int, value: int) -> int:
+def store(a: Arena, hpa: int, size: int, value: int) -> int:
     """Store the low `size` (1, 2, 4, 8) bytes of `value` at `hpa`, not crossing a page; -1 if the pool is used up."""
     offset = hpa & 7
     if offset == 0 and size == 8:
@@ -180,7 +178,7 @@ def scatter_bits(count: int) -> int:
 
 
 @kernel
-def allocate(a: np.ndarray) -> int:
+def allocate(a: Arena) -> int:
     """Take the next free host frame; -1 if memory is used up. Order: ascending, or scattered over the free range."""
     n = a[A_ALLOC_NEXT]
     if n >= a[A_ALLOC_COUNT]:

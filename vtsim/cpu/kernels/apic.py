@@ -7,9 +7,7 @@ thermal LVT entries.
 
 from __future__ import annotations
 
-import numpy as np
-
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.events import FOREVER, set_limit
 
@@ -24,7 +22,7 @@ MASKED = 1 << 16
 
 
 @kernel
-def highest(m: np.ndarray, base: int) -> int:
+def highest(m: Record, base: int) -> int:
     """The highest vector set in a 256-bit register, or -1."""
     for word in range(3, -1, -1):
         bits = m[base + word]
@@ -36,7 +34,7 @@ def highest(m: np.ndarray, base: int) -> int:
 
 
 @kernel
-def evaluate(m: np.ndarray, a: np.ndarray) -> None:
+def evaluate(m: Record, a: Arena) -> None:
     """Is there a pending vector whose priority class is above the processor's? Keeps APIC_PENDING (vector + 1) true."""
     vector = highest(m, s.APIC_IRR)
     m[s.APIC_PENDING] = 0
@@ -49,14 +47,14 @@ def evaluate(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def request(m: np.ndarray, a: np.ndarray, vector: int) -> None:
+def request(m: Record, a: Arena, vector: int) -> None:
     """An interrupt arrives at this APIC."""
     m[s.APIC_IRR + (vector >> 6)] |= 1 << (vector & 63)
     evaluate(m, a)
 
 
 @kernel
-def acknowledge(m: np.ndarray, a: np.ndarray) -> int:
+def acknowledge(m: Record, a: Arena) -> int:
     """Take the pending vector into service."""
     vector = m[s.APIC_PENDING] - 1
     m[s.APIC_IRR + (vector >> 6)] &= ~(1 << (vector & 63))
@@ -66,7 +64,7 @@ def acknowledge(m: np.ndarray, a: np.ndarray) -> int:
 
 
 @kernel
-def timer_fires(m: np.ndarray, a: np.ndarray) -> None:
+def timer_fires(m: Record, a: Arena) -> None:
     """The timer's deadline has passed: request its vector and arm the next period."""
     if m[s.APIC_TIMER_MODE] == PERIODIC and m[s.APIC_PERIOD] > 0:
         m[s.APIC_DEADLINE] += m[s.APIC_PERIOD]
@@ -79,7 +77,7 @@ def timer_fires(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def read_register(m: np.ndarray, register: int) -> int:
+def read_register(m: Record, register: int) -> int:
     """The value of an APIC register."""
     if register == REG_ID:
         return m[s.CPU]
@@ -107,7 +105,7 @@ def read_register(m: np.ndarray, register: int) -> int:
 
 
 @kernel
-def write_register(m: np.ndarray, a: np.ndarray, register: int, value: int) -> None:
+def write_register(m: Record, a: Arena, register: int, value: int) -> None:
     """Write an APIC register, with its effect."""
     if register == REG_EOI:
         vector = highest(m, s.APIC_ISR)

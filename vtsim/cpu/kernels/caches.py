@@ -9,9 +9,7 @@ Not modelled: write-back traffic; inclusion of inner in outer caches; coherence 
 
 from __future__ import annotations
 
-import numpy as np
-
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu.accounts import (
     DATA_DRAM,
     DATA_L2,
@@ -46,7 +44,7 @@ AS_DATA, AS_WALK, AS_CODE = range(3)
 
 
 @kernel
-def set_of(m: np.ndarray, cache: int, line: int) -> int:
+def set_of(m: Record, cache: int, line: int) -> int:
     """The set of a line: its low bits, or a hash where the number of sets is no power of two."""
     mask = m[cache + POWER]
     if mask >= 0:
@@ -57,7 +55,7 @@ def set_of(m: np.ndarray, cache: int, line: int) -> int:
 
 
 @kernel
-def probe(m: np.ndarray, t: np.ndarray, cache: int, line: int) -> bool:
+def probe(m: Record, t: Tags, cache: int, line: int) -> bool:
     """Is the line in this cache? A hit is remembered."""
     ways = m[cache + WAYS]
     s = set_of(m, cache, line)
@@ -70,7 +68,7 @@ def probe(m: np.ndarray, t: np.ndarray, cache: int, line: int) -> bool:
 
 
 @kernel
-def fill(m: np.ndarray, t: np.ndarray, cache: int, line: int) -> None:
+def fill(m: Record, t: Tags, cache: int, line: int) -> None:
     """Put a line in, in place of one not referenced lately."""
     ways = m[cache + WAYS]
     if ways == 0:
@@ -89,7 +87,7 @@ def fill(m: np.ndarray, t: np.ndarray, cache: int, line: int) -> None:
 
 
 @kernel
-def beyond_l1(m: np.ndarray, a: np.ndarray, t: np.ndarray, line: int, use: int) -> int:
+def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
     """Cycles until a line that missed its first-level cache arrives; fills L2 and L3 on the way and counts who served."""
     owner = m[OWNER]
     if probe(m, t, L2, line):
@@ -122,7 +120,7 @@ def beyond_l1(m: np.ndarray, a: np.ndarray, t: np.ndarray, line: int, use: int) 
 
 
 @kernel
-def read_line(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> int:
+def read_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     """Cycles of a page-walker read: paging-structure lines are cached like any other."""
     line = hpa >> 6
     if probe(m, t, L1D, line):
@@ -134,7 +132,7 @@ def read_line(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> int:
 
 
 @kernel
-def data_miss(m: np.ndarray, a: np.ndarray, t: np.ndarray, line: int) -> int:
+def data_miss(m: Record, a: Arena, t: Tags, line: int) -> int:
     """Cycles beyond an L1D hit of a data access that missed L1D."""
     cycles = beyond_l1(m, a, t, line, AS_DATA) - m[L1D + LATENCY]
     fill(m, t, L1D, line)
@@ -142,7 +140,7 @@ def data_miss(m: np.ndarray, a: np.ndarray, t: np.ndarray, line: int) -> int:
 
 
 @kernel
-def fetch_line(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> int:
+def fetch_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     """Stall cycles of fetching one code line; a fill starts a new fetch generation."""
     line = hpa >> 6
     if probe(m, t, L1I, line):
@@ -158,7 +156,7 @@ def fetch_line(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> int:
 
 
 @kernel
-def find(m: np.ndarray, a: np.ndarray, structure: int, index: int, tag: int) -> int:
+def find(m: Record, a: Arena, structure: int, index: int, tag: int) -> int:
     """The data word stored under `tag`, or -1. Tags are never negative; an empty entry's tag is -1."""
     ways = m[structure + WAYS]
     s = index & m[structure + MASK]
@@ -172,7 +170,7 @@ def find(m: np.ndarray, a: np.ndarray, structure: int, index: int, tag: int) -> 
 
 
 @kernel
-def keep(m: np.ndarray, a: np.ndarray, structure: int, index: int, tag: int, data: int) -> None:
+def keep(m: Record, a: Arena, structure: int, index: int, tag: int, data: int) -> None:
     """Store a translation, over its own old entry if there is one, else over one not referenced lately."""
     ways = m[structure + WAYS]
     if ways == 0:
@@ -205,7 +203,7 @@ def keep(m: np.ndarray, a: np.ndarray, structure: int, index: int, tag: int, dat
 
 
 @kernel
-def drop(m: np.ndarray, a: np.ndarray, structure: int, mask: int, value: int) -> None:
+def drop(m: Record, a: Arena, structure: int, mask: int, value: int) -> None:
     """Remove every entry whose tag, under `mask`, is `value`; counts what it removed."""
     base = m[structure]
     removed = 0

@@ -6,10 +6,8 @@ Not modelled: descriptor loads from the GDT and LDT on delivery; task gates; 16-
 
 from __future__ import annotations
 
-import numpy as np
-
 from vtsim.base import trace as tr
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import (
     A_TRACE,
     A_TRACE_LENGTH,
@@ -59,7 +57,7 @@ TRACE_WORDS, TRACE_SLACK = 10, 16   # a record is a row of vtsim.base.trace
 
 
 @kernel
-def settle(m: np.ndarray, a: np.ndarray) -> None:
+def settle(m: Record, a: Arena) -> None:
     """Charge cycles and instructions since the last settlement to whoever ran: before owner, privilege or activity change."""
     privilege = m[s.PRIVILEGE]
     owner = m[s.OWNER]
@@ -71,7 +69,7 @@ def settle(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def charge(m: np.ndarray, a: np.ndarray, activity: int, cycles: int) -> None:
+def charge(m: Record, a: Arena, activity: int, cycles: int) -> None:
     """Let cycles pass that belong to an activity of the CPU itself, not of the program."""
     privilege = m[s.PRIVILEGE]
     a[m[s.OWNER] + (privilege & 1) * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + activity] += cycles
@@ -80,7 +78,7 @@ def charge(m: np.ndarray, a: np.ndarray, activity: int, cycles: int) -> None:
 
 
 @kernel
-def record(m: np.ndarray, a: np.ndarray, before: int, kind: int, reason: int, cycles: int, detail: int, about: int) -> None:
+def record(m: Record, a: Arena, before: int, kind: int, reason: int, cycles: int, detail: int, about: int) -> None:
     """Append a transition to the trace. When it is nearly full the engine stops at the next op so that it is drained."""
     n = a[A_TRACE_LENGTH]
     if n + TRACE_SLACK >= a[A_TRACE_LIMIT]:
@@ -102,7 +100,7 @@ def record(m: np.ndarray, a: np.ndarray, before: int, kind: int, reason: int, cy
 
 
 @kernel
-def deliverable(m: np.ndarray, a: np.ndarray) -> bool:
+def deliverable(m: Record, a: Arena) -> bool:
     """Would a pending external interrupt be taken at this op boundary, by delivery or by a VM exit?"""
     if m[s.APIC_PENDING] == 0:
         return False
@@ -112,7 +110,7 @@ def deliverable(m: np.ndarray, a: np.ndarray) -> bool:
 
 
 @kernel
-def set_limit(m: np.ndarray, a: np.ndarray) -> None:
+def set_limit(m: Record, a: Arena) -> None:
     """Work out the cycle at which the loop must look up: horizon, timers, or at once where an event may be taken."""
     limit = min(m[s.UNTIL], m[s.APIC_DEADLINE])
     if m[s.NONROOT]:
@@ -125,7 +123,7 @@ def set_limit(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def set_privilege(m: np.ndarray, a: np.ndarray, ring: int) -> None:
+def set_privilege(m: Record, a: Arena, ring: int) -> None:
     """Change ring; keeps SS.DPL, where VMX looks for it."""
     settle(m, a)
     m[s.PRIVILEGE] = (2 if m[s.NONROOT] else 0) + (1 if ring else 0)
@@ -133,7 +131,7 @@ def set_privilege(m: np.ndarray, a: np.ndarray, ring: int) -> None:
 
 
 @kernel
-def timed_access(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int) -> int:
+def timed_access(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
     """Translate and access memory as ring 0, charging walk and stall; the host-physical address or a fault."""
     m[s.STALL] = 0
     hpa = translate(m, a, t, gva, access, 0)
@@ -150,7 +148,7 @@ def timed_access(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: 
 
 
 @kernel
-def read64(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
+def read64(m: Record, a: Arena, t: Tags, gva: int) -> int:
     """Load 8 bytes as ring 0, across pages if need be. FAULT_KIND is 0 if it worked."""
     m[s.FAULT_KIND] = 0
     hpa = timed_access(m, a, t, gva, READ)
@@ -169,7 +167,7 @@ def read64(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
 
 
 @kernel
-def write64(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, value: int) -> int:
+def write64(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
     """Store 8 aligned bytes as ring 0: 0, or a fault."""
     hpa = timed_access(m, a, t, gva, WRITE)
     if hpa < 0:
@@ -180,7 +178,7 @@ def write64(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, value: int) -
 
 
 @kernel
-def raise_exception(m: np.ndarray, vector: int, has_error: int, error: int) -> int:
+def raise_exception(m: Record, vector: int, has_error: int, error: int) -> int:
     """Record an exception of the op in flight."""
     m[s.EVENT_VECTOR] = vector
     m[s.EVENT_HAS_ERROR] = has_error
@@ -191,7 +189,7 @@ def raise_exception(m: np.ndarray, vector: int, has_error: int, error: int) -> i
 
 
 @kernel
-def raise_fault(m: np.ndarray, a: np.ndarray, t: np.ndarray, fault: int) -> int:
+def raise_fault(m: Record, a: Arena, t: Tags, fault: int) -> int:
     """Turn a refused translation into an exception, or take the VM exit that it causes."""
     if fault == PAGE_FAULT:
         m[s.EVENT_CR2] = m[s.FAULT_GVA]
@@ -206,7 +204,7 @@ def raise_fault(m: np.ndarray, a: np.ndarray, t: np.ndarray, fault: int) -> int:
 
 
 @kernel
-def deliver(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def deliver(m: Record, a: Arena, t: Tags) -> int:
     """Deliver the event in EVENT_…: a VM exit if the exception bitmap says so, else through the IDT.
 
     SDM: "Exceptions and Interrupts"; "Exception Bitmap"; "Interrupt 8—Double Fault Exception (#DF)".
@@ -235,7 +233,7 @@ def contributory(vector: int) -> bool:
 
 
 @kernel
-def failed_delivery(m: np.ndarray, a: np.ndarray, t: np.ndarray, fault: int, vector: int) -> int:
+def failed_delivery(m: Record, a: Arena, t: Tags, fault: int, vector: int) -> int:
     """Delivering `vector` faulted: VM exit, double fault or shutdown. EVENT asks the caller to deliver again."""
     if fault == VIOLATION or fault == MISCONFIGURATION:
         raise_fault(m, a, t, fault)
@@ -262,7 +260,7 @@ def failed_delivery(m: np.ndarray, a: np.ndarray, t: np.ndarray, fault: int, vec
 
 
 @kernel
-def through_idt(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def through_idt(m: Record, a: Arena, t: Tags) -> int:
     """Push the interrupted context on the handler's stack and go to the handler.
 
     SDM: "Exception- and Interrupt-Handler Procedures"; "64-Bit Mode Stack Frame"; "Interrupt Stack Table".
@@ -347,7 +345,7 @@ def through_idt(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def vm_exit(m: np.ndarray, a: np.ndarray, reason: int, qualification: int, length: int) -> None:
+def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -> None:
     """Save the guest, record why, load the host. Exit information beyond the arguments is taken from EXIT_… and cleared.
 
     SDM: "Recording VM-Exit Information and Updating VM-entry Control Fields"; "Saving Guest State";
@@ -467,7 +465,7 @@ def histogram_bucket(cycles: int) -> int:
 
 
 @kernel
-def close_exit(m: np.ndarray, a: np.ndarray, at: int) -> None:
+def close_exit(m: Record, a: Arena, at: int) -> None:
     """Account the exit that this VM entry ends: time from exit to entry, and whether the monitor executed the instruction."""
     reason = a[at + h.V_EXIT_REASON]
     if reason < 0:
@@ -487,7 +485,7 @@ def close_exit(m: np.ndarray, a: np.ndarray, at: int) -> None:
 
 
 @kernel
-def vm_entry(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     """Load the guest of the current VMCS and inject what it asks for.
 
     SDM: "Loading Guest State"; "Event Injection".

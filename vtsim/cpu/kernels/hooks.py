@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import PAGE_WORDS, VALUES, allocate, contents, give_contents, touch
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -48,7 +48,7 @@ PRESENT_ANY: Final = 7
 
 
 @kernel
-def hook_load(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
+def hook_load(m: Record, a: Arena, t: Tags, gva: int) -> int:
     """One load of a hook: an instruction with its price. FAULT_KIND says whether it worked."""
     m[s.RETIRED] += 1
     m[s.CYCLE] += m[s.PRICE + o.LD]
@@ -56,7 +56,7 @@ def hook_load(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
 
 
 @kernel
-def hook_store(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, value: int) -> int:
+def hook_store(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
     """One store of a hook: 0 or a fault."""
     m[s.RETIRED] += 1
     m[s.CYCLE] += m[s.PRICE + o.ST]
@@ -65,7 +65,7 @@ def hook_store(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, value: int
 
 
 @kernel
-def new_table(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def new_table(m: Record, a: Arena, t: Tags) -> int:
     """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault."""
     at = m[s.GPR + s.R9]
     frame = hook_load(m, a, t, at)
@@ -81,7 +81,7 @@ def new_table(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def zero_page(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
+def zero_page(m: Record, a: Arena, t: Tags, gva: int) -> int:
     """Store zeroes over a page, line by line, as REP STOS does: 0 or a fault."""
     m[s.FAULT_KIND] = 0
     hpa = timed_access(m, a, t, gva, WRITE)
@@ -98,7 +98,7 @@ def zero_page(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int) -> int:
 
 
 @kernel
-def sweep(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> None:
+def sweep(m: Record, a: Arena, t: Tags, hpa: int) -> None:
     """Access the 64 lines of a page, overlapped."""
     first = (hpa >> 12) << 6
     for line in range(first, first + 64):
@@ -109,7 +109,7 @@ def sweep(m: np.ndarray, a: np.ndarray, t: np.ndarray, hpa: int) -> None:
 
 
 @kernel
-def table_map(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def table_map(m: Record, a: Arena, t: Tags) -> int:
     """Write a leaf entry, making the tables above it: a fault or 0."""
     table = m[s.GPR + s.RDI] & ADDRESS
     address = m[s.GPR + s.RSI]
@@ -141,7 +141,7 @@ def table_map(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def table_lookup(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def table_lookup(m: Record, a: Arena, t: Tags) -> int:
     """Find the leaf entry of an address: a fault or 0."""
     table = m[s.GPR + s.RDI] & ADDRESS
     address = m[s.GPR + s.RSI]
@@ -161,7 +161,7 @@ def table_lookup(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def table_copy(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def table_copy(m: Record, a: Arena, t: Tags) -> int:
     """Copy an address space's tables for copy-on-write: a fault or 0."""
     base = m[s.GPR + s.R8]
     copied = 0
@@ -212,7 +212,7 @@ def table_copy(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def table_clear(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def table_clear(m: Record, a: Arena, t: Tags) -> int:
     """Clear the 4 KiB leaves of a range: a fault or 0. Tables stay."""
     base = m[s.GPR + s.R8]
     address = m[s.GPR + s.RSI]
@@ -237,7 +237,7 @@ def table_clear(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def find_entry(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def find_entry(m: Record, a: Arena, t: Tags) -> int:
     """Search a table of fixed-size entries for a key in their first word: a fault or 0."""
     at = m[s.GPR + s.RDI]
     m[s.GPR + s.RAX] = 0
@@ -255,7 +255,7 @@ def find_entry(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def highest_bit(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def highest_bit(m: Record, a: Arena, t: Tags) -> int:
     """The highest set bit of a 256-bit register in memory: a fault or 0."""
     m[s.GPR + s.RAX] = -1
     for word in range(3, -1, -1):
@@ -271,7 +271,7 @@ def highest_bit(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def change_bit(m: np.ndarray, a: np.ndarray, t: np.ndarray, value: int) -> int:
+def change_bit(m: Record, a: Arena, t: Tags, value: int) -> int:
     """Set or clear one bit of a bit string: a fault or 0."""
     bit = m[s.GPR + s.RSI]
     at = m[s.GPR + s.RDI] + (bit >> 6) * 8
@@ -284,7 +284,7 @@ def change_bit(m: np.ndarray, a: np.ndarray, t: np.ndarray, value: int) -> int:
 
 
 @kernel
-def copy_page(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def copy_page(m: Record, a: Arena, t: Tags) -> int:
     """Copy a page as REP MOVS does: a fault or 0."""
     m[s.FAULT_KIND] = 0
     source = timed_access(m, a, t, m[s.GPR + s.RSI], READ)
@@ -309,7 +309,7 @@ def copy_page(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def hook(m: np.ndarray, a: np.ndarray, t: np.ndarray, number: int) -> int:
+def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     """Run a compiled hook: NEXT, or the fault that one of its accesses met."""
     m[s.FAULT_KIND] = 0
     fault = 0

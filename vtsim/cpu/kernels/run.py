@@ -6,10 +6,8 @@ system calls and VM entries complete inside.
 
 from __future__ import annotations
 
-import numpy as np
-
 from vtsim.base import trace as tr
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Records, Tags, kernel
 from vtsim.base.memory import (
     A_CODE_MAPS,
     A_CODE_OF,
@@ -74,7 +72,7 @@ FETCH_WORDS: int = 4
 
 
 @kernel
-def boundary(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def boundary(m: Record, a: Arena, t: Tags) -> int:
     """Between two ops with LIMIT reached: timers, interrupts, windows, halting, the horizon. RUNNING (0) to go on.
 
     SDM: "Priority Among Concurrent Events"; "VM-Execution Control Fields".
@@ -142,7 +140,7 @@ def boundary(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def wake(m: np.ndarray, a: np.ndarray) -> None:
+def wake(m: Record, a: Arena) -> None:
     """Leave the halted state, which takes time."""
     if m[s.HALTED]:
         m[s.HALTED] = 0
@@ -152,7 +150,7 @@ def wake(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def locate(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def locate(m: Record, a: Arena, t: Tags) -> int:
     """The row at RIP: translate the page (ITLB and walk priced), find the row for the byte. 0: JUMPED, an event was raised; -1: EVENT.
 
     A page looked up since the last fill or invalidation needs no second look: a hit would change nothing.
@@ -192,7 +190,7 @@ def locate(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def fetch(m: np.ndarray, a: np.ndarray, t: np.ndarray, offset: int, length: int) -> None:
+def fetch(m: Record, a: Arena, t: Tags, offset: int, length: int) -> None:
     """Bring the code lines of one row into L1I, unless they were all seen since the last fill."""
     lines = m[s.LINES]
     for line in range(offset >> 6, ((offset + length - 1) >> 6) + 1):
@@ -245,7 +243,7 @@ def below(left: int, right: int) -> bool:
 
 
 @kernel
-def arithmetic(m: np.ndarray, a: np.ndarray, r: int, op: int) -> None:
+def arithmetic(m: Record, a: Arena, r: int, op: int) -> None:
     """ADD SUB AND OR XOR SHL SHR CMP TEST with the flags that conditions read."""
     target = s.GPR + a[r + o.ROW_R1]
     left = m[target]
@@ -287,7 +285,7 @@ def arithmetic(m: np.ndarray, a: np.ndarray, r: int, op: int) -> None:
 
 
 @kernel
-def data_at(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int) -> int:
+def data_at(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
     """Translate and time one data access of the running program: hpa, or a fault. Single accesses do not overlap."""
     m[s.STALL] = 0
     hpa = translate(m, a, t, gva, access, m[s.PRIVILEGE] & 1)
@@ -302,7 +300,7 @@ def data_at(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int) 
 
 
 @kernel
-def device(m: np.ndarray, a: np.ndarray, hpa: int, size: int, write: bool, value: int, register: int) -> int:
+def device(m: Record, a: Arena, hpa: int, size: int, write: bool, value: int, register: int) -> int:
     """A memory access that reaches no memory: the platform's device answers. RIP moves on before the stop."""
     a[m[s.OWNER] + k.DEVICE_ACCESSES] += 1
     charge(m, a, o.BUS, m[s.MMIO_CYCLES])
@@ -314,7 +312,7 @@ def device(m: np.ndarray, a: np.ndarray, hpa: int, size: int, write: bool, value
 
 
 @kernel
-def many(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
+def many(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """LDM and STM: consecutive words and a mask of registers; each word counts as one instruction."""
     gva = effective(m, a, r)
     wanted = a[r + o.ROW_IMM]
@@ -345,7 +343,7 @@ def many(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
 
 
 @kernel
-def run(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def run(m: Record, a: Arena, t: Tags) -> int:
     """Execute until a reason to stop; the reason is returned and its evidence left in STOP_A to STOP_C.
 
     State between ops is entirely in the record and the arenas: a run cut anywhere and resumed gives the same bytes.
@@ -481,7 +479,7 @@ def run(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def long_work(m: np.ndarray) -> int:
+def long_work(m: Record) -> int:
     """Ordinary instructions counted in RCX, cut at LIMIT."""
     left = m[s.GPR + s.RCX]
     if left <= 0:
@@ -497,7 +495,7 @@ def long_work(m: np.ndarray) -> int:
 
 
 @kernel
-def memory_op(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
+def memory_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """LD ST LDM STM PUSH POP CALL RET and indirect jumps: one access at one place."""
     if op == o.LDM or op == o.STM:
         return many(m, a, t, r, op)
@@ -560,7 +558,7 @@ def memory_op(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> i
 
 
 @kernel
-def run_all(cpus: np.ndarray, a: np.ndarray, t: np.ndarray, until: int, quantum: int) -> int:
+def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int) -> int:
     """Advance every CPU to `until`, always the one furthest behind, by at most a quantum; the CPU that stopped, or -1.
 
     With one CPU there is no quantum. Inter-processor interrupts are routed here: a quantum no longer than the

@@ -9,9 +9,7 @@ Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of c
 
 from __future__ import annotations
 
-import numpy as np
-
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, touch
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -25,7 +23,7 @@ LINE: int = 64
 
 
 @kernel
-def passes(m: np.ndarray, instructions: int) -> None:
+def passes(m: Record, instructions: int) -> None:
     """Let ordinary instructions retire and their cycles pass; fractions of a cycle are carried."""
     total = m[s.FRACTION] + instructions * m[s.CPI_NUMERATOR]
     cycles = total // 100
@@ -44,7 +42,7 @@ def next_random(x: int) -> int:
 
 
 @kernel
-def overlapped(m: np.ndarray, a: np.ndarray, walk: int, miss: int) -> None:
+def overlapped(m: Record, a: Arena, walk: int, miss: int) -> None:
     """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers."""
     now = m[s.CYCLE]
     slot = s.MISS_WINDOW + m[s.MISS_NEXT]
@@ -67,7 +65,7 @@ def overlapped(m: np.ndarray, a: np.ndarray, walk: int, miss: int) -> None:
 
 
 @kernel
-def drain(m: np.ndarray, a: np.ndarray) -> None:
+def drain(m: Record, a: Arena) -> None:
     """Wait for every outstanding access."""
     last = m[s.CYCLE]
     for n in range(m[s.MLP]):
@@ -77,7 +75,7 @@ def drain(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def stream(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int) -> int:
+def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     """Run RCX accesses, or as many as fit before LIMIT. Progress stays in registers, so RIP can stay on the op."""
     packed = a[r + o.ROW_IMM]
     pattern = packed & 15

@@ -6,10 +6,8 @@ Not modelled: I/O permission bitmap of the TSS; CR0 and CR4 consistency faults; 
 
 from __future__ import annotations
 
-import numpy as np
-
 from vtsim.base import trace as tr
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import (
     A_BASE_HZ,
     A_CAPABILITIES,
@@ -86,7 +84,7 @@ FIRST_CAPABILITY, CAPABILITIES = 0x480, 20
 
 
 @kernel
-def effective(m: np.ndarray, a: np.ndarray, r: int) -> int:
+def effective(m: Record, a: Arena, r: int) -> int:
     """The linear address of a row's memory operand."""
     packed = a[r + o.ROW_MEM]
     gva = a[r + o.ROW_DISP]
@@ -110,7 +108,7 @@ def mix(digest: int, value: int) -> int:
 
 
 @kernel
-def saw(m: np.ndarray, value: int) -> None:
+def saw(m: Record, value: int) -> None:
     """The program saw a value that does not depend on time: roll it into its ring's digest."""
     if m[s.PRIVILEGE] & 1:
         m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], value)
@@ -167,7 +165,7 @@ def msr_slot(index: int) -> int:
 
 
 @kernel
-def time_stamp(m: np.ndarray) -> int:
+def time_stamp(m: Record) -> int:
     """What RDTSC reads now."""
     tsc = m[s.CYCLE] + m[s.MSR_TSC_ADJUST]
     if m[s.NONROOT]:
@@ -176,13 +174,13 @@ def time_stamp(m: np.ndarray) -> int:
 
 
 @kernel
-def flush_linear(m: np.ndarray, a: np.ndarray) -> None:
+def flush_linear(m: Record, a: Arena) -> None:
     """Drop every linear and combined mapping of the current VPID: paging-mode bits changed."""
     drop_contexts(m, a, 0xFFFF, m[s.CONTEXT_KEY] & 0xFFFF, True)
 
 
 @kernel
-def bitmap_bit(a: np.ndarray, address: int, bit: int) -> bool:
+def bitmap_bit(a: Arena, address: int, bit: int) -> bool:
     """Bit `bit` of a bitmap page in memory; a page without contents reads as zero."""
     at = contents(a, (address >> 12) + (bit >> 15))
     if at == 0:
@@ -192,7 +190,7 @@ def bitmap_bit(a: np.ndarray, address: int, bit: int) -> bool:
 
 
 @kernel
-def msr_exits(m: np.ndarray, a: np.ndarray, index: int, write: bool) -> bool:
+def msr_exits(m: Record, a: Arena, index: int, write: bool) -> bool:
     """Does this RDMSR or WRMSR exit?
 
     SDM: "MSR-Bitmap Address".
@@ -211,7 +209,7 @@ def msr_exits(m: np.ndarray, a: np.ndarray, index: int, write: bool) -> bool:
 
 
 @kernel
-def port_exits(m: np.ndarray, a: np.ndarray, port: int, size: int) -> bool:
+def port_exits(m: Record, a: Arena, port: int, size: int) -> bool:
     """Does this I/O instruction exit?
 
     SDM: "I/O-Bitmap Addresses".
@@ -230,7 +228,7 @@ def port_exits(m: np.ndarray, a: np.ndarray, port: int, size: int) -> bool:
 
 
 @kernel
-def port_access(m: np.ndarray, a: np.ndarray, port: int, size: int, write: bool) -> int:
+def port_access(m: Record, a: Arena, port: int, size: int, write: bool) -> int:
     """A port access that reaches a device of this machine: NEXT, or STOPPED where the platform must answer."""
     a[m[s.OWNER] + k.PORT_ACCESSES] += 1
     kind = a[a[A_PORTS] + port]
@@ -261,7 +259,7 @@ def port_access(m: np.ndarray, a: np.ndarray, port: int, size: int, write: bool)
 
 
 @kernel
-def in_out(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
+def in_out(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """IN, OUT, INS, OUTS (one element)."""
     string = op == o.INS or op == o.OUTS
     write = op == o.OUT or op == o.OUTS
@@ -300,7 +298,7 @@ def in_out(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
 
 
 @kernel
-def read_msr(m: np.ndarray, a: np.ndarray, index: int) -> int:
+def read_msr(m: Record, a: Arena, index: int) -> int:
     """RDMSR: NEXT with RDX:RAX, or #GP."""
     value = 0
     slot = msr_slot(index)
@@ -321,7 +319,7 @@ def read_msr(m: np.ndarray, a: np.ndarray, index: int) -> int:
 
 
 @kernel
-def write_msr(m: np.ndarray, a: np.ndarray, index: int, value: int) -> int:
+def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
     """WRMSR: NEXT, or #GP."""
     if 0x800 <= index <= 0x83F:
         m[s.CYCLE] += m[s.P_WRMSR_X2APIC] - m[s.PRICE + o.WRMSR]
@@ -347,7 +345,7 @@ def write_msr(m: np.ndarray, a: np.ndarray, index: int, value: int) -> int:
 
 
 @kernel
-def move_cr(m: np.ndarray, a: np.ndarray, r: int, op: int) -> int:
+def move_cr(m: Record, a: Arena, r: int, op: int) -> int:
     """MOV to and from CR0, CR2, CR3, CR4, CR8; CLTS; LMSW.
 
     SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
@@ -439,7 +437,7 @@ def move_cr(m: np.ndarray, a: np.ndarray, r: int, op: int) -> int:
         if primary & b.CR3_LOAD_EXITING:
             listed = False
             for n in range(a[at + v.CR3_TARGET_COUNT]):
-                listed = listed or a[at + v.CR3_TARGET_0 + n] == value
+                listed = listed or a[at + v.CR3_TARGET_VALUE_0 + n] == value
             if not listed:
                 vm_exit(m, a, x.CR_ACCESS, q, m[s.OP_LENGTH])
                 return JUMPED
@@ -467,20 +465,20 @@ def move_cr(m: np.ndarray, a: np.ndarray, r: int, op: int) -> int:
 
 
 @kernel
-def load_cr3(m: np.ndarray, a: np.ndarray, value: int) -> None:
+def load_cr3(m: Record, a: Arena, value: int) -> None:
     """Load CR3 and drop what that invalidates: nothing global, and nothing at all with PCIDs and bit 63 set.
 
     SDM: "Operations that Invalidate TLBs and Paging-Structure Caches".
     """
     keep_all = m[s.CR4] & CR4_PCIDE != 0 and value < 0
-    m[s.CR3] = value & ~(1 << 63)
+    m[s.CR3] = value & 0x7FFF_FFFF_FFFF_FFFF
     set_context(m, a)
     if not keep_all:
         drop_contexts(m, a, -1, m[s.CONTEXT_KEY], False)
 
 
 @kernel
-def failed(m: np.ndarray, a: np.ndarray, error: int) -> int:
+def failed(m: Record, a: Arena, error: int) -> int:
     """VMfail: RFLAGS.ZF and the VM-instruction error, or RFLAGS.CF where there is no current VMCS.
 
     SDM: "Conventions".
@@ -495,7 +493,7 @@ def failed(m: np.ndarray, a: np.ndarray, error: int) -> int:
 
 
 @kernel
-def vmx(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
+def vmx(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """VMX instructions in root operation, ring 0."""
     if op == o.VMLAUNCH or op == o.VMRESUME:
         at = m[s.VMCS]
@@ -576,7 +574,7 @@ def vmx(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
 
 
 @kernel
-def return_from_interrupt(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
+def return_from_interrupt(m: Record, a: Arena, t: Tags) -> int:
     """IRET in 64-bit mode.
 
     SDM: "IRET/IRETD/IRETQ—Interrupt Return".
@@ -613,7 +611,7 @@ def return_from_interrupt(m: np.ndarray, a: np.ndarray, t: np.ndarray) -> int:
 
 
 @kernel
-def system_call(m: np.ndarray, a: np.ndarray, op: int) -> int:
+def system_call(m: Record, a: Arena, op: int) -> int:
     """SYSCALL, SYSRET, SYSENTER, SYSEXIT.
 
     SDM: "Fast System Calls in 64-Bit Mode".
@@ -653,7 +651,7 @@ def system_call(m: np.ndarray, a: np.ndarray, op: int) -> int:
 
 
 @kernel
-def cpuid(m: np.ndarray, a: np.ndarray) -> None:
+def cpuid(m: Record, a: Arena) -> None:
     """CPUID from the machine's table; an unknown leaf reads as zero."""
     leaf = m[s.GPR + s.RAX] & 0xFFFFFFFF
     sub = m[s.GPR + s.RCX] & 0xFFFFFFFF
@@ -679,7 +677,7 @@ def cpuid(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def halt(m: np.ndarray, a: np.ndarray) -> int:
+def halt(m: Record, a: Arena) -> int:
     """HLT: nothing runs until an interrupt."""
     a[m[s.OWNER] + k.HALTS] += 1
     settle(m, a)
@@ -690,7 +688,7 @@ def halt(m: np.ndarray, a: np.ndarray) -> int:
 
 
 @kernel
-def exit_qualification(m: np.ndarray, a: np.ndarray, r: int, op: int) -> int:
+def exit_qualification(m: Record, a: Arena, r: int, op: int) -> int:
     """The exit qualification of an op that exits by rule.
 
     SDM: "Exit Qualification".
@@ -705,7 +703,7 @@ def exit_qualification(m: np.ndarray, a: np.ndarray, r: int, op: int) -> int:
 
 
 @kernel
-def system(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
+def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """Execute one sensitive or privileged op: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
     ring3 = m[s.PRIVILEGE] & 1
     if m[s.NONROOT]:
@@ -750,7 +748,7 @@ def system(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
 
 
 @kernel
-def system_rest(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) -> int:
+def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """The sensitive ops that need no decision of their own any more."""
     g = s.GPR + (a[r + o.ROW_R1] & 15)
     if op == o.CPUID:
@@ -861,14 +859,14 @@ def system_rest(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int, op: int) ->
 
 
 @kernel
-def forget(m: np.ndarray, t: np.ndarray, cache: int) -> None:
+def forget(m: Record, t: Tags, cache: int) -> None:
     """Empty a cache."""
     for n in range(m[cache + s.SETS] * m[cache + s.WAYS]):
         t[m[cache] + n] = -1
 
 
 @kernel
-def invpcid(m: np.ndarray, a: np.ndarray, t: np.ndarray, r: int) -> int:
+def invpcid(m: Record, a: Arena, t: Tags, r: int) -> int:
     """INVPCID: individual address, single context, all with globals, all but globals.
 
     SDM: "INVPCID—Invalidate Process-Context Identifier".

@@ -11,9 +11,7 @@ Not modelled: SMAP; protection keys; speculative walks.
 
 from __future__ import annotations
 
-import numpy as np
-
-from vtsim.base.jit import kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
@@ -137,7 +135,7 @@ UP_WRITE, UP_USER, UP_NX, UP_HOST_WRITE = 1, 2, 4, 8
 
 
 @kernel
-def context_of(m: np.ndarray, a: np.ndarray, key: int) -> int:
+def context_of(m: Record, a: Arena, key: int) -> int:
     """The number of the translation context with this key, given on first use.
 
     When all numbers are given out, every translation is dropped and numbering starts again.
@@ -158,7 +156,7 @@ def context_of(m: np.ndarray, a: np.ndarray, key: int) -> int:
 
 
 @kernel
-def set_context(m: np.ndarray, a: np.ndarray) -> None:
+def set_context(m: Record, a: Arena) -> None:
     """Work out under which tags translations are now made: after CR0, CR3, CR4, VPID, EPTP or privilege changed."""
     vpid = m[VPID] if m[NONROOT] else 0
     eptp = m[EPTP] if m[NONROOT] else 0
@@ -177,7 +175,7 @@ def set_context(m: np.ndarray, a: np.ndarray) -> None:
 
 
 @kernel
-def ept_fault(m: np.ndarray, kind: int, gpa: int, access: int, rights: int, walking: bool) -> int:
+def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking: bool) -> int:
     """Record a refused guest-physical access."""
     m[FAULT_KIND] = kind
     m[FAULT_GPA] = gpa
@@ -195,7 +193,7 @@ def ept_fault(m: np.ndarray, kind: int, gpa: int, access: int, rights: int, walk
 
 
 @kernel
-def nested(m: np.ndarray, a: np.ndarray, t: np.ndarray, gpa: int, access: int, walking: bool) -> int:
+def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -> int:
     """Translate a guest-physical page. Returns host page address | rights (0-2) | dirty (3) | page size (4-5), or a fault.
 
     `access` is made of EPT_READ, EPT_WRITE, EPT_EXECUTE. With accessed and dirty flags, accesses to guest paging
@@ -221,7 +219,7 @@ def nested(m: np.ndarray, a: np.ndarray, t: np.ndarray, gpa: int, access: int, w
 
 @kernel
 def ept_walk(
-    m: np.ndarray, a: np.ndarray, t: np.ndarray, gpa: int, need: int, walking: bool, context: int
+    m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, context: int
 ) -> int:
     """Walk the EPT paging structures, from the deepest cached level on; keep what was learnt."""
     owner = m[OWNER]
@@ -297,7 +295,7 @@ def ept_walk(
 
 
 @kernel
-def page_fault(m: np.ndarray, gva: int, code: int) -> int:
+def page_fault(m: Record, gva: int, code: int) -> int:
     """Record a page fault."""
     m[FAULT_KIND] = PAGE_FAULT
     m[FAULT_GVA] = gva
@@ -306,7 +304,7 @@ def page_fault(m: np.ndarray, gva: int, code: int) -> int:
 
 
 @kernel
-def walk(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int, user: int) -> int:
+def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """Walk the paging structures, through EPT in non-root mode with EPT; the data word for a TLB, or a fault."""
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
@@ -462,7 +460,7 @@ def walk(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int, use
 
 
 @kernel
-def translate_slowly(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int, user: int, code: bool) -> int:
+def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int, code: bool) -> int:
     """A translation that the first-level TLBs did not have: second-level TLB, then a walk. Adds its cycles to STALL."""
     owner = m[OWNER]
     top = gva >> (47 + 9 * (m[PAGING_LEVELS] == 5))
@@ -535,7 +533,7 @@ def translate_slowly(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, acce
 
 
 @kernel
-def translate(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int, user: int) -> int:
+def translate(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """The host-physical address of a data access, or a fault; cycles beyond a first-level TLB hit are added to STALL."""
     if (gva >> 56) + 1 & ~1:
         return translate_slowly(m, a, t, gva, access, user, False)
@@ -571,7 +569,7 @@ def translate(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, access: int
 
 
 @kernel
-def translate_code(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, user: int) -> int:
+def translate_code(m: Record, a: Arena, t: Tags, gva: int, user: int) -> int:
     """The host-physical address of a fetch, or a fault."""
     bit = EXECUTE * 2 + user
     for attempt in range(2):
@@ -594,7 +592,7 @@ def translate_code(m: np.ndarray, a: np.ndarray, t: np.ndarray, gva: int, user: 
 
 
 @kernel
-def drop_contexts(m: np.ndarray, a: np.ndarray, mask: int, value: int, globals_too: bool) -> None:
+def drop_contexts(m: Record, a: Arena, mask: int, value: int, globals_too: bool) -> None:
     """Remove linear and combined mappings of every context whose key, under `mask`, is `value`."""
     base = m[CONTEXTS]
     for n in range(m[CONTEXT_COUNT]):
@@ -606,7 +604,7 @@ def drop_contexts(m: np.ndarray, a: np.ndarray, mask: int, value: int, globals_t
 
 
 @kernel
-def drop_guest_physical(m: np.ndarray, a: np.ndarray, ep4ta: int) -> None:
+def drop_guest_physical(m: Record, a: Arena, ep4ta: int) -> None:
     """Remove guest-physical and combined mappings of one EP4TA, or of all where it is 0.
 
     SDM: "Operations that Invalidate Cached Mappings".
@@ -626,7 +624,7 @@ def drop_guest_physical(m: np.ndarray, a: np.ndarray, ep4ta: int) -> None:
 
 
 @kernel
-def drop_page(m: np.ndarray, a: np.ndarray, key: int, gva: int) -> None:
+def drop_page(m: Record, a: Arena, key: int, gva: int) -> None:
     """Remove the mappings of one linear address in one context and its global twin, and its paging-structure entries.
 
     SDM: "Invalidation of TLBs and Paging-Structure Caches".
