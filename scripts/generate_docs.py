@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from vtsim.config import reference
+from vtsim.study.result import reference as result_reference
 
 # Every generated document and what writes it; a test compares them.
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-GENERATED = {"scenario.md": reference}
+PACKAGE = DOCS.parent / "vtsim"
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Every docstring of the package with the dotted name of what it describes."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                name = getattr(node, "name", "")
+                yield f"{module}.{name}" if name else module, text
+
+
+def not_modelled() -> str:
+    """What the model leaves out, collected from the docstrings of the code that would model it."""
+    lines = ["# What is not modelled", "", "Generated from the docstrings; each line stands beside the code that it limits.", ""]
+    for name, text in docstrings():
+        found = re.search(r"^Not modelled: (.+?)(?:\n\n|\Z)", text, re.S | re.M)
+        if found:
+            lines.append(f"- `{name}`: {' '.join(found[1].split())}")
+    return "\n".join(lines) + "\n"
+
+
+GENERATED = {"scenario.md": reference, "result.md": result_reference, "not-modelled.md": not_modelled}
 
 
 def main() -> None:

@@ -73,13 +73,13 @@ def test_an_interrupted_baseline_is_left_out(engine: Engine) -> None:
     assert (len(engine.calls), result.partial, result.native) == (2, True, None)
 
 
-def test_only_the_run_itself_is_traced_saved_and_restored(engine: Engine) -> None:
+def test_only_the_run_itself_is_traced(engine: Engine) -> None:
     sink: Any = object()
 
-    run(parse_scenario(SMALL), trace=sink, save=Path("a"), restore=Path("b"))
+    run(parse_scenario(SMALL), trace=sink)
 
     first, second = (options for _, options in engine.calls)
-    assert first == {"trace": sink, "progress": None, "save": Path("a"), "restore": Path("b")}
+    assert first == {"trace": sink, "progress": None}
     assert second == {"progress": None}
 
 

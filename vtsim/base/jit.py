@@ -30,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = Path(__file__).resolve().parents[1]
 WITHOUT_KERNELS = ("cli", "config", "study")  # editing these costs nobody a compilation; a test keeps it true
+SOME_KERNELS = ("guest", "vmm", "platform")  # files with kernels count, and take constants from below or from themselves
 CODE_OPTIONS = ("NUMBA_BOUNDSCHECK", "NUMBA_OPT", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DEBUGINFO")
 KEPT_KEYS, KEPT_SECONDS = 8, 3600  # a running process may still be using a directory younger than this
 
@@ -41,9 +42,12 @@ def source_key() -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*.py")):
         relative = path.relative_to(SOURCES)
-        if relative.parts[0].removesuffix(".py") not in WITHOUT_KERNELS:
-            digest.update(f"{relative.as_posix()}\0".encode())
-            digest.update(path.read_bytes())
+        package = relative.parts[0].removesuffix(".py")
+        text = path.read_bytes()
+        if package in WITHOUT_KERNELS or (package in SOME_KERNELS and b"@kernel" not in text):
+            continue
+        digest.update(f"{relative.as_posix()}\0".encode())
+        digest.update(text)
     versions = [f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy")]
     options = [f"{name}={os.environ.get(name, '')}" for name in CODE_OPTIONS]
     machine = [platform.python_version(), platform.machine(), _host_cpu_name()]
@@ -121,6 +125,34 @@ if not DISABLED:
     }
 
 
+PARTS = "vtsim.cpu.kernels."  # kernels here are parts of the entries below: optimizing them apart would be wasted
+ENTRIES = ("run", "run_all", "set_context")
+
+
+def _optimize_entries_only() -> None:
+    """Let numba optimize whole programs once, not every part of them again in each of its callers.
+
+    A third of the time of a first run. Where numba's insides have other names, everything is optimized as always.
+    """
+    from numba.core import codegen
+
+    library = getattr(codegen, "CPUCodeLibrary", None)
+    optimize = getattr(library, "_optimize_final_module", None)
+    if library is None or optimize is None:
+        return
+
+    def selective(self: Any) -> None:
+        if self.name not in PART_NAMES:
+            optimize(self)
+
+    library._optimize_final_module = selective
+
+
+PART_NAMES: set[str] = set()
+if not DISABLED:
+    _optimize_entries_only()
+
+
 def kernel(function: F) -> F:
     """Compile a function of arrays and integers for the types it is annotated with; with NUMBA_DISABLE_JIT=1 it stays Python.
 
@@ -129,7 +161,9 @@ def kernel(function: F) -> F:
     """
     if DISABLED:
         return function
-    compiled = numba.njit(cache=True, error_model="numpy", nogil=True)(function)
+    compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False)(function)
+    if function.__module__.startswith(PARTS) and function.__name__ not in ENTRIES:
+        PART_NAMES.add(function.__name__)
     names = list(function.__annotations__.items())
     types = tuple(NUMBA_TYPES.get(annotation) for name, annotation in names if name != "return")
     if all(each is not None for each in types):

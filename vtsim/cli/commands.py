@@ -70,13 +70,6 @@ def run(
     perf: Annotated[
         bool, typer.Option("--perf", help="Print the exits in the layout of perf kvm stat report.")
     ] = False,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the machine's state at the end.")
-    ] = None,
-    restore: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Go on from a saved state.", exists=True, dir_okay=False),
-    ] = None,
 ) -> None:
     """Run a scenario and report where the cycles went."""
     if json and perf:
@@ -94,8 +87,6 @@ def run(
         trace_filter=trace_filter,
         trace_limit=trace_limit,
         output=output,
-        save=save,
-        restore=restore,
     )
     raise typer.Exit(run_scenario(options))
 

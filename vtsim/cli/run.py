@@ -16,6 +16,7 @@ from vtsim.cli import FINE, INTERRUPTED
 from vtsim.cli.output import coloured, emit, note, show
 from vtsim.cli.progress import Watch
 from vtsim.config import dump, load_scenario
+from vtsim.cpu.kernels.run import run_all
 from vtsim.study.result import Result
 from vtsim.study.run import run
 from vtsim.study.trace_view import TraceFilter, TraceView
@@ -34,8 +35,6 @@ class Options:
     trace_filter: str
     trace_limit: int | None
     output: Path | None
-    save: Path | None
-    restore: Path | None
 
 
 def run_scenario(options: Options) -> int:
@@ -43,10 +42,10 @@ def run_scenario(options: Options) -> int:
     view = _view(options) if options.trace else None
     _check_places(options)
     scenario = load_scenario(options.file, options.settings)
-    if not jit.kernels_are_cached():
+    if not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Watch(bar=view is None) as watch:
-        result = run(scenario, trace=view, progress=watch, restore=options.restore, save=options.save)
+        result = run(scenario, trace=view, progress=watch)
     if options.output is not None:
         rows = view.kept if view is not None else None
         for path in result.write(options.output, dump(scenario), rows):
@@ -89,6 +88,5 @@ def _check_places(options: Options) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{options.output}: {error.strerror}", field="--output") from None
-    for option, directory in (("--output", options.output), ("--save", options.save and options.save.parent)):
-        if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
-            raise ConfigError(f"{directory} is not a directory that can be written to", field=option)
+        if not os.access(options.output, os.W_OK | os.X_OK):
+            raise ConfigError(f"{options.output} is not a directory that can be written to", field="--output")

@@ -158,6 +158,11 @@ BY_NAME: Final = {op.name: op for op in OPS}
  XSAVES, XRSTORS, SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, INT, IRET, UD, VMXON, VMXOFF, VMCLEAR, VMPTRLD, VMPTRST,
  VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP) = range(len(OPS))
 
+# --- recorded guests ------------------------------------------------------------------------------------------------------
+# Rows of a recorded guest stand one per byte from this linear address on, outside memory: nothing fetches or translates
+# them, and linear addresses are physical ones while RIP is there.
+REPLAY_BASE: Final = 0x7E00_0000_0000
+
 # --- conditions of JCC ----------------------------------------------------------------------------------------------------
 CONDITIONS: Final = ("Z", "NZ", "B", "AE", "S", "NS", "L", "GE", "LE", "G", "BE", "A")
 (CC_Z, CC_NZ, CC_B, CC_AE, CC_S, CC_NS, CC_L, CC_GE, CC_LE, CC_G, CC_BE, CC_A) = range(len(CONDITIONS))

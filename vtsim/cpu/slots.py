@@ -86,6 +86,10 @@ PRICE: Final = 416         # 160 slots
 (STALL, WALK_LATENCY, EPT_SIZES, PAGE_SIZES, GLOBALS_SEEN, PAGING_LEVELS, RESERVED_BITS, EXECUTE_ONLY,
  REACHES_DEVICE, OP_LENGTH, LINES, HOOK_NUMBER, PRIVILEGES_CHANGED, HALTED_AT, IN_FLIGHT, EPT_PWC_HIT_CYCLES, NESTED_HIT_CYCLES, STARTED) = range(584, 602)
 
+# --- recorded guests: when the wire of a recorded interrupt is asserted (0: never), its vector, the host's vector for it
+# (0 where the guest is native), host-physical address of the word that then holds the guest's vector
+WIRE_AT, WIRE_VECTOR, WIRE_HOST_VECTOR, WIRE_MESSAGE = range(602, 606)
+
 # prices of what is not an op
 P_EXCEPTION: Final = PRICE + 128
 P_INTERRUPT: Final = PRICE + 129
@@ -95,6 +99,9 @@ P_WRMSR_X2APIC: Final = PRICE + 132
 P_MOV_TO_CR: Final = PRICE + 134           # by control register, 9 slots
 P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 143
 P_MOV_FROM_CR8: Final = PRICE + 144
+
+# work area of the table-copy hook: a word for each level
+COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
 
 RECORD_SLOTS: Final = 640
 

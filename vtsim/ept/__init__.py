@@ -1,1 +1,1 @@
-"""EPT and guest paging structures, and the walkers that read them."""
+"""Paging structures of both dimensions: the manual's bits (`spec`) and builders of tables (`tables`)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 # fmt: off
-# --- guest (and native) paging entries ------------------------------------------------------------------------------
+# --- guest (and native) paging entries ----------------------------------------------------------------------
 PTE_PRESENT: Final        = 1 << 0
 PTE_WRITE: Final          = 1 << 1
 PTE_USER: Final           = 1 << 2
@@ -20,14 +20,14 @@ PTE_LARGE: Final          = 1 << 7
 PTE_GLOBAL: Final         = 1 << 8
 PTE_NO_EXECUTE: Final     = -(1 << 63)            # bit 63 of a two's-complement word
 
-# --- page-fault error code --------------------------------------------------------------------------------------------
+# --- page-fault error code ----------------------------------------------------------------------------------
 PF_PRESENT: Final         = 1 << 0
 PF_WRITE: Final           = 1 << 1
 PF_USER: Final            = 1 << 2
 PF_RESERVED: Final        = 1 << 3
 PF_FETCH: Final           = 1 << 4
 
-# --- EPT entries ----------------------------------------------------------------------------------------------------------
+# --- EPT entries --------------------------------------------------------------------------------------------
 EPT_READ: Final           = 1 << 0
 EPT_WRITE: Final          = 1 << 1
 EPT_EXECUTE: Final        = 1 << 2
@@ -40,13 +40,13 @@ EPTP_ACCESSED_DIRTY: Final = 1 << 6
 MEMORY_TYPES: Final       = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
 LEGAL_TYPES: Final        = 0b0111_0011           # bit n set: memory type n is legal in an EPT leaf
 
-# --- exit qualification of EPT violations ---------------------------------------------------------------------------------
+# --- exit qualification of EPT violations -------------------------------------------------------------------
 Q_READ: Final             = 1 << 0
 Q_WRITE: Final            = 1 << 1
 Q_FETCH: Final            = 1 << 2
 Q_RIGHTS: Final           = 3                     # the entry's read, write, execute rights in bits 5:3
 Q_LINEAR_VALID: Final     = 1 << 7
-Q_FINAL: Final            = 1 << 8                # the access itself, not a paging-structure access, was refused
+Q_FINAL: Final            = 1 << 8                # the access itself, not one to a paging structure
 Q_NMI_UNBLOCKING: Final   = 1 << 12
 
 ADDRESS: Final            = 0x000F_FFFF_FFFF_F000 # bits 51:12

@@ -17,7 +17,6 @@ from vtsim.base.spec import (
     Text,
     counts,
     durations,
-    factors,
     setting,
     sizes,
 )
@@ -75,10 +74,10 @@ class RunSpec:
     limit: int = setting(
         durations(ge=1000), "Simulated time after which the run stops", default=10_000_000_000
     )
-    work_scale: float = setting(
-        factors(ge=1e-6, le=1e6),
-        "Every number of iterations, accesses and instructions is multiplied by it",
-        default=1.0,
+    work_scale: int = setting(
+        counts(ge=1, le=1000),
+        "Every run of ordinary instructions executes this many times as many; counts of events must not change",
+        default=1,
     )
     baseline: bool = setting(Boolean(), "Also run the same guests natively, for the slowdown", default=True)
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import (
+    A_REPLAY_LOG,
+    A_REPLAY_LOG_LIMIT,
+    A_REPLAY_LOGGED,
+    A_REPLAY_ROWS,
     A_TRACE,
     A_TRACE_LENGTH,
     A_TRACE_LIMIT,
@@ -28,6 +32,7 @@ from vtsim.cpu.kernels.translate import (
     VIOLATION,
     WRITE,
     drop_contexts,
+    recorded,
     set_context,
     translate,
 )
@@ -113,6 +118,8 @@ def deliverable(m: Record, a: Arena) -> bool:
 def set_limit(m: Record, a: Arena) -> None:
     """Work out the cycle at which the loop must look up: horizon, timers, or at once where an event may be taken."""
     limit = min(m[s.UNTIL], m[s.APIC_DEADLINE])
+    if m[s.WIRE_AT]:
+        limit = min(limit, m[s.WIRE_AT])
     if m[s.NONROOT]:
         limit = min(limit, m[s.TIMER_DEADLINE])
         if m[s.WINDOW] and m[s.RFLAGS] & RF_IF:
@@ -265,6 +272,8 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
 
     SDM: "Exception- and Interrupt-Handler Procedures"; "64-Bit Mode Stack Frame"; "Interrupt Stack Table".
     """
+    if recorded(m, a):
+        return recorded_delivery(m, a, t)
     for _ in range(3):
         vector = m[s.EVENT_VECTOR]
         kind = m[s.EVENT_TYPE]
@@ -345,6 +354,59 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
+def recorded_delivery(m: Record, a: Arena, t: Tags) -> int:
+    """Deliver an event to a recorded guest: its handler is the rows that follow.
+
+    An interrupt ends the wait for it (R13) and the HLT it came before; an exception or INT ends its own row.
+
+    Not modelled: accesses to the stack, and outside real mode to the IDT, of a recorded guest's event delivery.
+    """
+    vector = m[s.EVENT_VECTOR]
+    kind = m[s.EVENT_TYPE]
+    before = m[s.PRIVILEGE]
+    m[s.VECTORING] = vector | kind << 8 | m[s.EVENT_HAS_ERROR] << 11 | VALID
+    m[s.VECTORING_ERROR] = m[s.EVENT_ERROR]
+    m[s.VECTORING_LENGTH] = m[s.EVENT_LENGTH]
+    charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
+    if m[s.CR0] & 1 == 0:
+        hpa = timed_access(m, a, t, 4 * vector, READ)
+        if hpa < 0:
+            return failed_delivery(m, a, t, hpa, vector)
+    m[s.VECTORING] = 0
+    if kind == EXTERNAL:
+        m[s.GPR + s.R13] = 0
+        if a[a[A_REPLAY_ROWS] + (m[s.RIP] - o.REPLAY_BASE) * o.ROW_WORDS] & 0xFF == o.HLT:
+            m[s.RIP] += 1
+        if m[s.NONROOT] == 0:  # the row that ends the interrupt writes to the recorded machine's APIC, not to this one
+            m[s.APIC_ISR + (vector >> 6)] &= ~(1 << (vector & 63))
+    elif kind == SOFTWARE_INTERRUPT or kind == SOFTWARE_EXCEPTION:
+        m[s.RIP] += m[s.EVENT_LENGTH]
+    elif kind != NMI_EVENT:
+        m[s.RIP] += 1
+        if vector == PF:
+            m[s.CR2] = m[s.EVENT_CR2]
+            a[m[s.OWNER] + k.PAGE_FAULTS] += 1
+    a[m[s.OWNER] + (k.INTERRUPTS if kind == EXTERNAL else k.EXCEPTIONS)] += 1
+    set_privilege(m, a, 0)
+    m[s.RFLAGS] &= ~RF_IF
+    set_limit(m, a)
+    if m[s.TRACE_ON]:
+        record(m, a, before, tr.INTERRUPT if kind == EXTERNAL else tr.FAULT, vector, 0, m[s.EVENT_ERROR], m[s.CR2])
+    return JUMPED
+
+
+@kernel
+def log_exit(m: Record, a: Arena, reason: int, qualification: int) -> None:
+    """Note an exit of a recorded guest: row and reason, qualification."""
+    n = a[A_REPLAY_LOGGED]
+    if n < a[A_REPLAY_LOG_LIMIT]:
+        at = a[A_REPLAY_LOG] + 2 * n
+        a[at] = m[s.RIP] - o.REPLAY_BASE | reason << 32
+        a[at + 1] = qualification
+    a[A_REPLAY_LOGGED] = n + 1
+
+
+@kernel
 def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -> None:
     """Save the guest, record why, load the host. Exit information beyond the arguments is taken from EXIT_… and cleared.
 
@@ -356,6 +418,8 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
         m[s.CYCLE] -= m[s.IN_FLIGHT] - 1
         m[s.IN_FLIGHT] = 0
     settle(m, a)
+    if recorded(m, a):
+        log_exit(m, a, reason, qualification)
     at = m[s.VMCS]
     before = m[s.PRIVILEGE]
     a[at + h.V_EXIT_AT] = m[s.CYCLE]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import PAGE_WORDS, VALUES, allocate, contents, give_contents, touch
 from vtsim.cpu import ops as o
@@ -165,23 +163,21 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
     """Copy an address space's tables for copy-on-write: a fault or 0."""
     base = m[s.GPR + s.R8]
     copied = 0
-    sources = np.zeros(5, np.int64)
-    targets = np.zeros(5, np.int64)
-    index = np.zeros(5, np.int64)
-    sources[4] = m[s.GPR + s.RDI] & ADDRESS
-    targets[4] = m[s.GPR + s.RSI] & ADDRESS
-    index[4] = m[s.GPR + s.RDX]
+    sources, targets, index = s.COPY_SOURCES, s.COPY_TARGETS, s.COPY_INDEX  # one word a level
+    m[sources + 4] = m[s.GPR + s.RDI] & ADDRESS
+    m[targets + 4] = m[s.GPR + s.RSI] & ADDRESS
+    m[index + 4] = m[s.GPR + s.RDX]
     level = 4
     while True:
         last = m[s.GPR + s.RCX] if level == 4 else 511
-        if index[level] > last:
+        if m[index + level] > last:
             if level == 4:
                 break
             level += 1
             continue
-        at = sources[level] + index[level] * 8
-        to = targets[level] + index[level] * 8
-        index[level] += 1
+        at = m[sources + level] + m[index + level] * 8
+        to = m[targets + level] + m[index + level] * 8
+        m[index + level] += 1
         entry = hook_load(m, a, t, base + at)
         if m[s.FAULT_KIND]:
             return m[s.FAULT_KIND]
@@ -204,9 +200,9 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
         if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
             return m[s.FAULT_KIND]
         level -= 1
-        sources[level] = entry & ADDRESS
-        targets[level] = frame << 12
-        index[level] = 0
+        m[sources + level] = entry & ADDRESS
+        m[targets + level] = frame << 12
+        m[index + level] = 0
     m[s.GPR + s.RAX] = copied
     return 0
 

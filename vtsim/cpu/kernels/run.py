@@ -12,6 +12,8 @@ from vtsim.base.memory import (
     A_CODE_MAPS,
     A_CODE_OF,
     A_FRAMES,
+    A_REPLAY_LINES,
+    A_REPLAY_ROWS,
     A_ROWS,
     A_TRACE_LENGTH,
     A_TRACE_LIMIT,
@@ -60,9 +62,10 @@ from vtsim.cpu.kernels.events import (
     vm_exit,
 )
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
+from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import passes, stream
 from vtsim.cpu.kernels.system import ARITHMETIC, RF_CF, RF_OF, RF_SF, RF_ZF, effective, system
-from vtsim.cpu.kernels.translate import CONTEXT_SHIFT, READ, TAG_SHIFT, VPN_MASK, WRITE, translate, translate_code
+from vtsim.cpu.kernels.translate import CONTEXT_SHIFT, READ, TAG_SHIFT, VPN_MASK, WRITE, recorded, translate, translate_code
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -86,6 +89,9 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             return HORIZON
         if m[s.CYCLE] >= m[s.APIC_DEADLINE]:
             timer_fires(m, a)
+            continue
+        if m[s.WIRE_AT] and m[s.CYCLE] >= m[s.WIRE_AT]:
+            assert_wire(m, a)
             continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
             m[s.TIMER_DEADLINE] = FOREVER
@@ -125,6 +131,8 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             target = min(m[s.UNTIL], m[s.APIC_DEADLINE])
             if m[s.NONROOT]:
                 target = min(target, m[s.TIMER_DEADLINE])
+            if m[s.WIRE_AT]:
+                target = min(target, m[s.WIRE_AT])
             m[s.INTERRUPT_SHADOW] = 0
             if deliverable(m, a):
                 continue
@@ -156,6 +164,9 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
     A page looked up since the last fill or invalidation needs no second look: a hit would change nothing.
     """
     rip = m[s.RIP]
+    if recorded(m, a):
+        m[s.LINES] = a[A_REPLAY_LINES]
+        return a[A_REPLAY_ROWS] + (rip - o.REPLAY_BASE) * o.ROW_WORDS
     user = m[s.PRIVILEGE] & 1
     key = ((rip >> 12) & VPN_MASK) << TAG_SHIFT | m[s.CONTEXT] << CONTEXT_SHIFT | user
     mixed = (rip >> 12) ^ m[s.CONTEXT] * 7
@@ -193,6 +204,9 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
 def fetch(m: Record, a: Arena, t: Tags, offset: int, length: int) -> None:
     """Bring the code lines of one row into L1I, unless they were all seen since the last fill."""
     lines = m[s.LINES]
+    if lines == a[A_REPLAY_LINES]:  # recorded rows have no code bytes
+        a[lines] = m[s.FETCH_GENERATION]
+        return
     for line in range(offset >> 6, ((offset + length - 1) >> 6) + 1):
         if a[lines + line] != m[s.FETCH_GENERATION]:
             stall = fetch_line(m, a, t, m[s.FETCH_HPA] + (line << 6))
@@ -446,6 +460,8 @@ def run(m: Record, a: Arena, t: Tags) -> int:
                         m[s.STOP] = PLATFORM_HOOK
                         m[s.HOOK_NUMBER] = number
                         ended = STOPPED
+                elif op == o.REPLAY_EVENT:
+                    ended = replay_event(m, a, t, r)
                 elif op == o.STOP_OP:
                     m[s.STOP] = PROGRAM_END
                     m[s.STOP_A] = a[r + o.ROW_IMM]
@@ -526,6 +542,12 @@ def memory_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if hpa < 0:
         return raise_fault(m, a, t, hpa)
     if not is_memory(a, hpa):
+        if recorded(m, a):  # the recording knows what the device answered
+            a[m[s.OWNER] + k.DEVICE_ACCESSES] += 1
+            charge(m, a, o.BUS, m[s.MMIO_CYCLES])
+            if access == READ:
+                m[s.GPR + register] = a[r + o.ROW_EXTRA]
+            return NEXT
         return device(m, a, hpa, size, access == WRITE, value, register)
     if access == READ:
         value = load(a, hpa, size)

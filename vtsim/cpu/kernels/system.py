@@ -62,6 +62,7 @@ from vtsim.cpu.kernels.translate import (
     drop_contexts,
     drop_guest_physical,
     drop_page,
+    recorded,
     set_context,
 )
 from vtsim.ept.spec import ADDRESS
@@ -311,7 +312,7 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
         value = read_register(m, index - 0x800)
     elif FIRST_CAPABILITY <= index < FIRST_CAPABILITY + CAPABILITIES:
         value = a[a[A_CAPABILITIES] + index - FIRST_CAPABILITY]
-    else:
+    elif not recorded(m, a):  # the recorded machine had the register: its guest saw no fault
         return raise_exception(m, GP, 1, 0)
     m[s.GPR + s.RAX] = value & 0xFFFFFFFF
     m[s.GPR + s.RDX] = (value >> 32) & 0xFFFFFFFF
@@ -330,7 +331,7 @@ def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
         m[s.MSR_TSC_ADJUST] += value - time_stamp(m)
         return NEXT
     if slot < 0:
-        return raise_exception(m, GP, 1, 0)
+        return NEXT if recorded(m, a) else raise_exception(m, GP, 1, 0)
     old = m[slot]
     m[slot] = value
     if slot == s.EFER and (old ^ value) & (1 << 11):
@@ -703,22 +704,27 @@ def exit_qualification(m: Record, a: Arena, r: int, op: int) -> int:
 
 
 @kernel
+def exits_by_rule(m: Record, a: Arena, op: int) -> bool:
+    """Does this op, in non-root mode, exit always or because of one control bit?"""
+    where = WHERE[op]
+    if where == rules.PRIMARY:
+        return a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & BIT[op] != 0
+    if where == rules.SECONDARY:
+        return (
+            a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS != 0
+            and a[m[s.VMCS] + v.SECONDARY_PROC_CONTROLS] & BIT[op] != 0
+        )
+    return where == rules.ALWAYS
+
+
+@kernel
 def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """Execute one sensitive or privileged op: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
     ring3 = m[s.PRIVILEGE] & 1
     if m[s.NONROOT]:
-        where = WHERE[op]
         if ring3 and RING[op] == 1:
             return raise_exception(m, GP, 1, 0)
-        exits = where == rules.ALWAYS
-        if where == rules.PRIMARY:
-            exits = a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & BIT[op] != 0
-        elif where == rules.SECONDARY:
-            exits = (
-                a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS != 0
-                and a[m[s.VMCS] + v.SECONDARY_PROC_CONTROLS] & BIT[op] != 0
-            )
-        if exits:
+        if exits_by_rule(m, a, op):
             vm_exit(m, a, REASON[op], exit_qualification(m, a, r, op), m[s.OP_LENGTH])
             return JUMPED
     elif RING[op] == 3 and m[s.VMXON] == 0:

@@ -12,7 +12,7 @@ Not modelled: SMAP; protection keys; speculative walks.
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import is_memory, load_word, store_word
+from vtsim.base.memory import A_REPLAY_COUNT, is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
     DTLB_MISSES,
@@ -32,6 +32,7 @@ from vtsim.cpu.accounts import (
     WALKS_VIOLATED,
 )
 from vtsim.cpu.kernels.caches import drop, find, keep, read_line
+from vtsim.cpu.ops import REPLAY_BASE
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT,
@@ -75,6 +76,7 @@ from vtsim.cpu.slots import (
     PWC_PDPTE,
     PWC_PML4E,
     RESERVED_BITS,
+    RIP,
     STALL,
     STLB,
     STLB1G,
@@ -156,6 +158,13 @@ def context_of(m: Record, a: Arena, key: int) -> int:
 
 
 @kernel
+def recorded(m: Record, a: Arena) -> bool:
+    """Does RIP stand in the window of recorded rows?"""
+    place = m[RIP] - REPLAY_BASE
+    return place >= 0 and place < a[A_REPLAY_COUNT]
+
+
+@kernel
 def set_context(m: Record, a: Arena) -> None:
     """Work out under which tags translations are now made: after CR0, CR3, CR4, VPID, EPTP or privilege changed."""
     vpid = m[VPID] if m[NONROOT] else 0
@@ -163,7 +172,7 @@ def set_context(m: Record, a: Arena) -> None:
     pcid = m[CR3] & 0xFFF if m[CR4] & CR4_PCIDE else 0
     key = vpid | pcid << 16 | ((eptp & ADDRESS) >> 12) << 28
     m[PAGING_LEVELS] = 0
-    if m[CR0] & CR0_PG:
+    if m[CR0] & CR0_PG and not recorded(m, a):
         m[PAGING_LEVELS] = 5 if m[CR4] & CR4_LA57 else 4
     if m[CONTEXT_KEY] == key:
         return

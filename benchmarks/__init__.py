@@ -1,0 +1,1 @@
+"""How fast the simulator simulates: rates with their spread, never asserted by a test."""

@@ -1,0 +1,57 @@
+"""The guest's kernel: one program, made of paths, each a file of this package and a registration.
+
+A path writes its part of the kernel's text. What user page tables must also map comes first (`entry`). Interrupts
+are off wherever a path touches what another path touches, so a task may be preempted wherever they are on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from attrs import frozen
+
+from vtsim.base.registry import Registry
+from vtsim.cpu.assembler import Assembler
+
+
+@frozen(kw_only=True)
+class KernelOptions:
+    """What the kernel's text depends on, beside the primitives' own loops."""
+
+    kpti: bool
+    pcid: bool
+    tick_cycles: int  # 0: no tick
+    timer: bool  # is the APIC timer used at all?
+    deadline: bool  # IA32_TSC_DEADLINE, or else the one-shot counter
+    tasks: int  # in the scheduler's ring
+    call_table: int  # linear address of the system-call table
+    calls: int
+    small_zone: int  # linear address of the zone of 4 KiB frames
+    top_entries: tuple[int, ...]  # top-level entries of user address spaces that are in use
+
+
+@frozen(kw_only=True)
+class KernelPath:
+    """A part of the kernel's text; `entry` parts are mapped in user page tables too."""
+
+    emit: Callable[[Assembler, KernelOptions], None]
+    entry: bool
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        return self.emit.__doc__ or ""
+
+
+kernel_paths: Final[Registry[str, KernelPath]] = Registry("guest kernel path")
+Emit = Callable[[Assembler, KernelOptions], None]
+
+
+def path(name: str, *, entry: bool = False) -> Callable[[Emit], Emit]:
+    """Register a part of the kernel's text under a name."""
+
+    def add(emit: Emit) -> Emit:
+        kernel_paths.register(name)(KernelPath(emit=emit, entry=entry))
+        return emit
+
+    return add

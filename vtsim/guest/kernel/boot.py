@@ -1,0 +1,61 @@
+"""The first instructions of the guest, and what the CPU does when there is nothing to do."""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.lengths import length
+
+X2APIC_SPURIOUS, X2APIC_LVT_TIMER, X2APIC_DIVIDE = 0x80F, 0x832, 0x83E
+APIC_ENABLED, DEADLINE_MODE, DIVIDE_BY_ONE = 0x1FF, 2 << 17, 0xB
+
+
+def write_msr(a: Assembler, msr: int, value: int) -> None:
+    """WRMSR of a 32-bit constant."""
+    a.mov(s.RCX, msr)
+    a.mov(s.RAX, value)
+    a.mov(s.RDX, 0)
+    a.op(ops.WRMSR)
+
+
+@path("boot")
+def boot(a: Assembler, kernel: KernelOptions) -> None:
+    """Enable the timer, if the guest uses one, and become the idle task."""
+    a.activity = ops.BOOT
+    a.label("boot")
+    a.work(length("boot"))
+    if kernel.timer:
+        write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
+        write_msr(a, X2APIC_LVT_TIMER, at.TIMER_VECTOR | (DEADLINE_MODE if kernel.deadline else 0))
+        if not kernel.deadline:
+            write_msr(a, X2APIC_DIVIDE, DIVIDE_BY_ONE)
+    if kernel.tick_cycles:
+        a.op(ops.RDTSC)
+        a.shl(s.RDX, 32)
+        a.or_(s.RAX, register=s.RDX)
+        a.add(s.RAX, kernel.tick_cycles)
+        a.st(at.cpu_word(at.NEXT_TICK), s.RAX)
+        a.call("program_timer")
+    a.jmp("idle")
+
+
+@path("idle")
+def idle(a: Assembler, kernel: KernelOptions) -> None:
+    """Run whatever can run; else halt until an interrupt.
+
+    Not modelled: stopping the tick while idle.
+    """
+    a.activity = ops.IDLE
+    a.label("idle")
+    a.op(ops.CLI)
+    a.call("schedule")
+    a.work(length("idle"))
+    a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "idle")
+    a.op(ops.STI)
+    a.op(ops.HLT)
+    a.jmp("idle")

@@ -1,0 +1,119 @@
+"""System calls: plain ones that only spend time, giving up the CPU, the end of a task, unmapping."""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.ept import spec as e
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.fault import flush_user_half, give_frame
+from vtsim.guest.kernel.lengths import length
+
+FLUSH_CEILING = 33  # pages: above, Linux flushes all (tlb_single_page_flush_ceiling)
+
+
+def flush_space(a: Assembler, kernel: KernelOptions) -> None:
+    """Drop all translations of the running address space, that of the task at RBX. Clobbers RAX and RCX."""
+    a.op(ops.MOV_FROM_CR, s.RAX, imm=3)
+    a.op(ops.MOV_TO_CR, s.RAX, imm=3)
+    if kernel.kpti and kernel.pcid:
+        flush_user_half(a)
+
+
+@path("plain call")
+def plain(a: Assembler, kernel: KernelOptions) -> None:
+    """System call that spends RDI instructions in the kernel; and the one that gives up the CPU."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_plain")
+    a.copy(s.RCX, s.RDI)
+    a.emit(ops.LONG_WORK, length=64)
+    a.mov(s.RAX, 0)
+    a.ret()
+    a.label("call_yield")
+    a.work(length("yield"))
+    a.op(ops.CLI)
+    a.call("schedule")
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+@path("exit")
+def end(a: Assembler, kernel: KernelOptions) -> None:
+    """The end of a task; after the last one the guest stops. A child wakes the parent that waits for it."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_exit")
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.RDI, Mem(s.RBX, at.T_LOG))
+    a.st_value(Mem(s.RDI, at.L_REASON), at.ENDED)
+    a.label("end_task")
+    a.work(length("exit"))
+    a.ld(s.RSI, Mem(s.RBX, at.T_PARENT))
+    a.test(s.RSI, -1)
+    a.jcc(ops.CC_Z, "end_process")
+    a.st_value(Mem(s.RBX, at.T_STATE), at.ZOMBIE)
+    a.ld(s.RAX, Mem(s.RSI, at.T_STATE))
+    a.cmp(s.RAX, at.WAITING)
+    a.jcc(ops.CC_NZ, "ended")
+    a.work(length("wake"))
+    a.st_value(Mem(s.RSI, at.T_STATE), at.RUNNABLE)
+    a.label("ended")
+    a.call("schedule")
+    a.label("end_process")
+    a.st_value(Mem(s.RBX, at.T_STATE), at.DEAD)
+    a.ld(s.RAX, at.cpu_word(at.ALIVE))
+    a.sub(s.RAX, 1)
+    a.st(at.cpu_word(at.ALIVE), s.RAX)
+    a.jcc(ops.CC_NZ, "ended")
+    a.op(ops.STOP_OP)
+
+
+@path("unmap")
+def unmap(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: free RSI pages of 4 KiB from address RDI on, and drop their translations."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_unmap")
+    a.work(length("unmap"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.copy(s.R12, s.RDI)
+    a.copy(s.RBP, s.RSI)
+    a.copy(s.R15, s.RSI)
+    a.mov(s.R13, kernel.small_zone)
+    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R10, e.PTE_PRESENT)
+    a.mov(s.R14, e.ADDRESS)
+    a.label("unmap_page")
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.copy(s.RSI, s.R12)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "unmap_next")
+    a.work(length("unmap_page"))
+    a.copy(s.RDX, s.RAX)
+    a.and_(s.RDX, register=s.R14)
+    give_frame(a)
+    a.cmp(s.R15, FLUSH_CEILING)
+    a.jcc(ops.CC_A, "unmap_next")
+    a.op(ops.INVLPG, mem=Mem(s.R12))
+    a.label("unmap_next")
+    a.add(s.R12, 4096)
+    a.sub(s.RBP, 1)
+    a.jcc(ops.CC_NZ, "unmap_page")
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.ld(s.RSI, Mem(s.RSP, 8 + at.AT[s.RDI]))
+    a.copy(s.RDX, s.R15)
+    a.hook(hooks.TABLE_CLEAR)
+    a.cmp(s.R15, FLUSH_CEILING)
+    a.jcc(ops.CC_BE, "unmap_flushed")
+    flush_space(a, kernel)
+    a.label("unmap_flushed")
+    if kernel.kpti and kernel.pcid:
+        flush_user_half(a)
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()

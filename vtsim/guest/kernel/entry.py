@@ -1,0 +1,157 @@
+"""How the kernel is entered and left: system calls, exceptions, interrupts, with and without KPTI.
+
+Under KPTI user page tables hold only these programs and the entry area. Exceptions then arrive on the entry stack,
+and the frame is copied to the task's own stack, as Linux does.
+
+SDM: "Fast System Calls in 64-Bit Mode"; "Exception- and Interrupt-Handler Procedures".
+Not modelled: return-speculation mitigations; non-maskable interrupts; debug exceptions of user programs.
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.lengths import length
+
+
+def to_kernel_tables(a: Assembler, kernel: KernelOptions, register: int) -> None:
+    """Switch from the user root to the kernel root, whose translations are kept where PCIDs tag them."""
+    if kernel.kpti:
+        a.op(ops.MOV_FROM_CR, register, imm=3)
+        a.and_(register, ~at.USER_HALF)
+        if kernel.pcid:
+            a.or_(register, at.NOFLUSH)
+        a.op(ops.MOV_TO_CR, register, imm=3)
+
+
+def choose_user_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """Decide what CR3 the way out loads, while registers are free; a pending flush is done by that load."""
+    if kernel.kpti:
+        a.ld(s.RAX, at.cpu_word(at.CURRENT))
+        a.ld(s.RCX, Mem(s.RAX, at.T_USER_CR3))
+        a.st(at.cpu_word(at.USER_CR3_NOW), s.RCX)
+        if kernel.pcid:
+            a.or_(s.RCX, at.NOFLUSH)
+            a.st(Mem(s.RAX, at.T_USER_CR3), s.RCX)
+
+
+def to_user_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """Load the user root; the stack pointer is the only free register."""
+    if kernel.kpti:
+        a.ld(s.RSP, at.cpu_word(at.USER_CR3_NOW))
+        a.op(ops.MOV_TO_CR, s.RSP, imm=3)
+
+
+@path("system call", entry=True)
+def system_call(a: Assembler, kernel: KernelOptions) -> None:
+    """System-call entry, dispatch through the call table, and exit by SYSRET."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("syscall_entry")
+    a.op(ops.SWAPGS)
+    a.st(at.cpu_word(at.SCRATCH), s.RSP, "user stack pointer")
+    to_kernel_tables(a, kernel, s.RSP)
+    a.ld(s.RSP, at.cpu_word(at.STACK_TOP))
+    a.sub(s.RSP, at.FRAME_BYTES)
+    a.stm(Mem(s.RSP), at.SAVED)
+    a.st(Mem(s.RSP, at.F_RIP), s.RCX)
+    a.st(Mem(s.RSP, at.F_RFLAGS), s.R11)
+    a.st(Mem(s.RSP, at.F_ERROR), s.RAX, "call number")
+    a.st_value(Mem(s.RSP, at.F_CS), at.USER_CODE)
+    a.st_value(Mem(s.RSP, at.F_SS), at.USER_DATA)
+    a.ld(s.RCX, at.cpu_word(at.SCRATCH))
+    a.st(Mem(s.RSP, at.F_RSP), s.RCX)
+    a.op(ops.STI)
+    a.work(length("syscall_enter"))
+    a.cmp(s.RAX, kernel.calls)
+    a.jcc(ops.CC_AE, "no_such_call")
+    a.ld(s.R10, Mem(displacement=kernel.call_table, index=s.RAX, scale=8))
+    a.op(ops.CALL_REG, s.R10)
+    a.label("call_done")
+    a.st(Mem(s.RSP, at.AT[s.RAX]), s.RAX, "result")
+    a.label("syscall_exit")
+    a.op(ops.CLI)
+    a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "syscall_reschedule")
+    a.work(length("syscall_exit"))
+    choose_user_tables(a, kernel)
+    a.ld(s.RAX, Mem(s.RSP, at.F_RSP))
+    a.st(at.cpu_word(at.SCRATCH), s.RAX)
+    a.ldm(Mem(s.RSP), at.SAVED)
+    to_user_tables(a, kernel)
+    a.ld(s.RSP, at.cpu_word(at.SCRATCH))
+    a.op(ops.SWAPGS)
+    a.op(ops.SYSRET)
+    a.label("syscall_reschedule")
+    a.call("schedule")
+    a.jmp("syscall_exit")
+    a.label("no_such_call")
+    a.mov(s.RAX, -38, "ENOSYS")
+    a.jmp("call_done")
+
+
+@path("exception and interrupt", entry=True)
+def exception(a: Assembler, kernel: KernelOptions) -> None:
+    """Entry stubs of all vectors, the common way in, and the way out by IRET."""
+    a.activity = ops.INTERRUPT_PATH
+    for vector in (*range(32), at.TIMER_VECTOR):
+        a.label(f"vector_{vector}")
+        if vector not in at.WITH_ERROR:
+            a.push(value=0)
+        a.push(value=vector)
+        a.jmp("enter")
+    a.label("vector_other")
+    a.push(value=0)
+    a.push(value=255)
+    a.label("enter")
+    a.sub(s.RSP, at.F_VECTOR)
+    a.stm(Mem(s.RSP), at.SAVED)
+    a.ld(s.RAX, Mem(s.RSP, at.F_CS))
+    a.test(s.RAX, 3)
+    a.jcc(ops.CC_Z, "entered")
+    a.op(ops.SWAPGS)
+    to_kernel_tables(a, kernel, s.RAX)
+    if kernel.kpti:  # from the entry stack to the task's
+        a.ld(s.RDI, at.cpu_word(at.STACK_TOP))
+        a.sub(s.RDI, at.FRAME_BYTES)
+        for half in (0, at.FRAME_BYTES // 2):
+            a.ldm(Mem(s.RSP, half), at.CARRIERS)
+            a.stm(Mem(s.RDI, half), at.CARRIERS)
+        a.copy(s.RSP, s.RDI)
+    a.label("entered")
+    a.ld(s.RAX, Mem(s.RSP, at.F_VECTOR))
+    a.cmp(s.RAX, at.PAGE_FAULT_VECTOR)
+    a.jcc(ops.CC_Z, "page_fault")
+    a.cmp(s.RAX, 32)
+    a.jcc(ops.CC_AE, "interrupt")
+    a.jmp("kill")
+    a.label("leave")
+    a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "leave_reschedule")
+    a.ld(s.RAX, Mem(s.RSP, at.F_CS))
+    a.test(s.RAX, 3)
+    a.jcc(ops.CC_Z, "leave_to_kernel")
+    choose_user_tables(a, kernel)
+    if kernel.kpti:
+        words = (s.RAX, s.RCX, s.RDX, s.RBX, s.RBP)
+        a.ldm(Mem(s.RSP, at.F_RIP), words)
+        a.stm(Mem(displacement=at.ENTRY_STACK - 8 * len(words)), words)
+        a.ldm(Mem(s.RSP), at.SAVED)
+        to_user_tables(a, kernel)
+        a.mov(s.RSP, at.ENTRY_STACK - 8 * len(words))
+    else:
+        a.ldm(Mem(s.RSP), at.SAVED)
+        a.add(s.RSP, at.F_RIP)
+    a.op(ops.SWAPGS)
+    a.op(ops.IRET)
+    a.label("leave_to_kernel")
+    a.ldm(Mem(s.RSP), at.SAVED)
+    a.add(s.RSP, at.F_RIP)
+    a.op(ops.IRET)
+    a.label("leave_reschedule")
+    a.call("schedule")
+    a.jmp("leave")

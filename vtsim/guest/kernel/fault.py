@@ -1,0 +1,195 @@
+"""Page faults: demand paging and copy-on-write; and what happens to a task that faults without reason.
+
+The area of the address is searched in the task's table of areas, a frame is taken from the area's zone, zeroed and
+mapped. A write to a page that fork left read-only copies the page while it is shared, and else makes it writable.
+
+Not modelled: the shared zero page; reference counts of pages (a task and its one child share); interrupts while a
+page fault is handled.
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.ept import spec as e
+from vtsim.ept.tables import TO_TABLE
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.lengths import length
+
+
+def take_frame(a: Assembler, empty: str) -> None:
+    """RDX <- physical address of a page from the zone at R13; to `empty` if there is none. Clobbers RAX."""
+    a.work(length("page_get"))
+    a.ld(s.RAX, Mem(s.R13, at.Z_TOP))
+    a.ld(s.RDX, Mem(s.R13, at.Z_BOTTOM))
+    a.cmp(s.RAX, register=s.RDX)
+    a.jcc(ops.CC_Z, empty)
+    a.sub(s.RAX, 8)
+    a.ld(s.RDX, Mem(s.RAX))
+    a.st(Mem(s.R13, at.Z_TOP), s.RAX)
+
+
+def give_frame(a: Assembler) -> None:
+    """Put the page at physical address RDX back into the zone at R13. Clobbers RAX."""
+    a.work(length("page_put"))
+    a.ld(s.RAX, Mem(s.R13, at.Z_TOP))
+    a.st(Mem(s.RAX), s.RDX)
+    a.add(s.RAX, 8)
+    a.st(Mem(s.R13, at.Z_TOP), s.RAX)
+
+
+def each_page(a: Assembler, hook: int, name: str) -> None:
+    """Apply a page hook to RDI (and RSI) over A_BYTES of the area at R14. Clobbers RCX."""
+    a.ld(s.RCX, Mem(s.R14, at.A_BYTES))
+    a.shr(s.RCX, 12)
+    a.label(name)
+    a.hook(hook)
+    a.add(s.RDI, 4096)
+    a.add(s.RSI, 4096)
+    a.loop(name)
+
+
+def flush_user_page(a: Assembler, kernel: KernelOptions) -> None:
+    """Drop the translations of the address in R12: INVLPG, and under KPTI the user PCID at the way out."""
+    a.op(ops.INVLPG, mem=Mem(s.R12))
+    if kernel.kpti and kernel.pcid:
+        flush_user_half(a)
+
+
+def flush_user_half(a: Assembler) -> None:
+    """Let the way out flush the user PCID of the task at RBX. Clobbers RAX and RCX."""
+    a.ld(s.RAX, Mem(s.RBX, at.T_USER_CR3))
+    a.mov(s.RCX, ~at.NOFLUSH)
+    a.and_(s.RAX, register=s.RCX)
+    a.st(Mem(s.RBX, at.T_USER_CR3), s.RAX)
+
+
+def map_page(a: Assembler) -> None:
+    """Map the page RDX at the address R12 as the area at R14 says, for the task at RBX."""
+    a.ld(s.RAX, Mem(s.R14, at.A_LEAF))
+    a.or_(s.RDX, register=s.RAX)
+    a.ld(s.RCX, Mem(s.R14, at.A_LEVEL))
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.ld(s.R9, Mem(s.RBX, at.T_TABLES))
+    a.copy(s.RSI, s.R12)
+    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R10, TO_TABLE)
+    a.hook(hooks.TABLE_MAP)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "no_memory")
+
+
+@path("page fault")
+def page_fault(a: Assembler, kernel: KernelOptions) -> None:
+    """Page fault: find the area, take a frame, zero it, map it; or copy-on-write; or the end of the task."""
+    a.activity = ops.PAGE_FAULT_PATH
+    a.label("page_fault")
+    a.op(ops.MOV_FROM_CR, s.R12, imm=2)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.RAX, Mem(s.RSP, at.F_CS))
+    a.test(s.RAX, 3)
+    a.jcc(ops.CC_Z, "kill")
+    a.ld(s.RAX, Mem(s.RBX, at.T_FAULTS))
+    a.add(s.RAX, 1)
+    a.st(Mem(s.RBX, at.T_FAULTS), s.RAX)
+    a.work(length("fault_enter"))
+    a.ld(s.R14, Mem(s.RBX, at.T_AREAS))
+    a.ld(s.RCX, Mem(s.RBX, at.T_AREA_COUNT))
+    a.label("next_area")
+    a.ld(s.RAX, Mem(s.R14, at.A_START))
+    a.cmp(s.R12, register=s.RAX)
+    a.jcc(ops.CC_B, "other_area")
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.R12, register=s.RAX)
+    a.jcc(ops.CC_B, "area_found")
+    a.label("other_area")
+    a.add(s.R14, at.AREA_BYTES)
+    a.loop("next_area")
+    a.jmp("kill")
+    a.label("area_found")
+    a.ld(s.R13, Mem(s.R14, at.A_ZONE))
+    a.ld(s.R15, Mem(s.R14, at.A_LEAF))
+    a.ld(s.RBP, Mem(s.RSP, at.F_ERROR))
+    a.test(s.RBP, e.PF_FETCH | e.PF_RESERVED)
+    a.jcc(ops.CC_NZ, "kill")
+    a.test(s.RBP, e.PF_WRITE)
+    a.jcc(ops.CC_Z, "may_access")
+    a.test(s.R15, e.PTE_WRITE)
+    a.jcc(ops.CC_Z, "kill")
+    a.label("may_access")
+    a.test(s.RBP, e.PF_PRESENT)
+    a.jcc(ops.CC_NZ, "present_fault")
+    a.test(s.R13, -1)
+    a.jcc(ops.CC_Z, "kill")
+    take_frame(a, "no_memory")
+    a.copy(s.RDI, s.RDX)
+    a.mov(s.RAX, at.DIRECT)
+    a.add(s.RDI, register=s.RAX)
+    each_page(a, hooks.PAGE_ZERO, "zero_page")
+    a.work(length("fault_map"))
+    map_page(a)
+    a.label("fault_done")
+    a.work(length("fault_exit"))
+    a.jmp("leave")
+
+
+@path("copy on write")
+def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
+    """A write to a page that fork left read-only: copy it while it is shared, else make it writable."""
+    a.activity = ops.PAGE_FAULT_PATH
+    a.label("present_fault")
+    a.test(s.RBP, e.PF_WRITE)
+    a.jcc(ops.CC_Z, "kill")
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.copy(s.RSI, s.R12)
+    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.copy(s.RBP, s.RAX)
+    a.ld(s.RDX, Mem(s.RBX, at.T_SHARED))
+    a.test(s.RDX, -1)
+    a.jcc(ops.CC_NZ, "copy_page")
+    a.work(length("fault_reuse"))
+    a.or_(s.RAX, e.PTE_WRITE)
+    a.st(Mem(s.RCX), s.RAX)
+    flush_user_page(a, kernel)
+    a.jmp("fault_done")
+    a.label("copy_page")
+    take_frame(a, "no_memory")
+    a.mov(s.RAX, at.DIRECT)
+    a.copy(s.RDI, s.RDX)
+    a.add(s.RDI, register=s.RAX)
+    a.mov(s.RCX, e.ADDRESS)
+    a.and_(s.RBP, register=s.RCX)
+    a.copy(s.RSI, s.RBP)
+    a.add(s.RSI, register=s.RAX)
+    each_page(a, hooks.PAGE_COPY, "copy_next")
+    a.work(length("fault_copy"))
+    map_page(a)
+    flush_user_page(a, kernel)
+    a.jmp("fault_done")
+
+
+@path("kill")
+def kill(a: Assembler, kernel: KernelOptions) -> None:
+    """A fault without remedy ends the task; the log line says which, where and at what address."""
+    a.activity = ops.PAGE_FAULT_PATH
+    a.label("no_memory")
+    a.mov(s.R15, at.NO_MEMORY)
+    a.jmp("write_log")
+    a.label("kill")
+    a.mov(s.R15, at.KILLED)
+    a.label("write_log")
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.RDI, Mem(s.RBX, at.T_LOG))
+    a.st(Mem(s.RDI, at.L_REASON), s.R15)
+    for line, word in ((at.L_VECTOR, at.F_VECTOR), (at.L_ERROR, at.F_ERROR), (at.L_RIP, at.F_RIP)):
+        a.ld(s.RAX, Mem(s.RSP, word))
+        a.st(Mem(s.RDI, line), s.RAX)
+    a.op(ops.MOV_FROM_CR, s.RAX, imm=2)
+    a.st(Mem(s.RDI, at.L_CR2), s.RAX)
+    a.work(length("kill"))
+    a.jmp("end_task")

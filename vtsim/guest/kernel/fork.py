@@ -1,0 +1,128 @@
+"""Copying an address space, and waiting for the copy to end.
+
+A task has at most one child at a time, whose task structure, root, stack and table frames are set aside. What the
+child has copied is its own and is freed when the parent has waited for it; what it still shares stays the parent's.
+
+Not modelled: children that live beside each other; reference counts of pages; children of children.
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.ept import spec as e
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.calls import flush_space
+from vtsim.guest.kernel.fault import give_frame
+from vtsim.guest.kernel.lengths import length
+
+LAST_USER_ENTRY = 255  # of the top-level table
+RETURN_BYTES = 8
+
+
+@path("fork")
+def fork(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: copy the address space for copy-on-write and start the child; 1 to the parent, 0 to the child."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_fork")
+    a.work(length("fork"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
+    a.mov(s.RDX, 0)
+    a.mov(s.RCX, LAST_USER_ENTRY)
+    a.mov(s.R8, at.DIRECT)
+    a.lea(s.R9, Mem(s.R12, at.T_TABLES_NEXT))
+    a.mov(s.R10, e.PTE_WRITE)
+    a.hook(hooks.TABLE_COPY)
+    a.add(s.RSI, register=s.R8)
+    if kernel.kpti:
+        for index in kernel.top_entries:
+            a.ld(s.RAX, Mem(s.RSI, 8 * index))
+            a.st(Mem(s.RSI, 4096 + 8 * index), s.RAX)
+    a.ld(s.RDI, Mem(s.R12, at.T_STACK_TOP))
+    a.sub(s.RDI, at.FRAME_BYTES)
+    for half in (0, at.FRAME_BYTES // 2):
+        a.ldm(Mem(s.RSP, RETURN_BYTES + half), at.CARRIERS)
+        a.stm(Mem(s.RDI, half), at.CARRIERS)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+    a.st_value(Mem(s.RDI, at.AT[s.RAX]), 0)
+    a.mov(s.RAX, "leave")
+    a.st(Mem(s.RDI, -RETURN_BYTES), s.RAX)
+    a.sub(s.RDI, RETURN_BYTES + at.SWITCH_BYTES)
+    a.st(Mem(s.R12, at.T_RSP), s.RDI)
+    if kernel.pcid:  # the PCID was another child's before: the first load of CR3 flushes it
+        a.mov(s.RCX, ~at.NOFLUSH)
+        for word in (at.T_CR3, at.T_USER_CR3):
+            a.ld(s.RAX, Mem(s.R12, word))
+            a.and_(s.RAX, register=s.RCX)
+            a.st(Mem(s.R12, word), s.RAX)
+    a.st_value(Mem(s.RBX, at.T_SHARED), 1)
+    a.st_value(Mem(s.R12, at.T_STATE), at.RUNNABLE)
+    flush_space(a, kernel)
+    a.work(length("wake"))
+    a.op(ops.STI)
+    a.mov(s.RAX, 1)
+    a.ret()
+
+
+@path("wait")
+def wait(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: wait for the child to end, then free its pages and its tables."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_wait")
+    a.work(length("wait"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+    a.label("wait_more")
+    a.ld(s.RAX, Mem(s.R12, at.T_STATE))
+    a.cmp(s.RAX, at.ZOMBIE)
+    a.jcc(ops.CC_Z, "reap")
+    a.st_value(Mem(s.RBX, at.T_STATE), at.WAITING)
+    a.call("schedule")
+    a.jmp("wait_more")
+    a.label("reap")
+    a.work(length("reap"))
+    a.ld(s.R14, Mem(s.R12, at.T_AREAS))
+    a.ld(s.R15, Mem(s.R12, at.T_AREA_COUNT))
+    a.label("reap_area")
+    a.ld(s.R13, Mem(s.R14, at.A_ZONE))
+    a.test(s.R13, -1)
+    a.jcc(ops.CC_Z, "reap_next_area")
+    a.ld(s.RBP, Mem(s.R14, at.A_START))
+    a.label("reap_page")
+    a.ld(s.RDI, Mem(s.R12, at.T_ROOT))
+    a.copy(s.RSI, s.RBP)
+    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.test(s.RAX, e.PTE_WRITE)
+    a.jcc(ops.CC_Z, "reap_next_page")
+    a.work(length("unmap_page"))
+    a.mov(s.RDX, e.ADDRESS)
+    a.and_(s.RDX, register=s.RAX)
+    give_frame(a)
+    a.label("reap_next_page")
+    a.ld(s.RAX, Mem(s.R14, at.A_BYTES))
+    a.add(s.RBP, register=s.RAX)
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.RBP, register=s.RAX)
+    a.jcc(ops.CC_B, "reap_page")
+    a.label("reap_next_area")
+    a.add(s.R14, at.AREA_BYTES)
+    a.sub(s.R15, 1)
+    a.jcc(ops.CC_NZ, "reap_area")
+    a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
+    a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
+    a.st_value(Mem(s.R12, at.T_STATE), at.FREE)
+    a.st_value(Mem(s.RBX, at.T_SHARED), 0)
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()

@@ -1,0 +1,78 @@
+"""Where the guest kernel keeps things: linear addresses, and the words of its per-CPU data, tasks, areas and frames.
+
+Not modelled: address-space layout randomisation; several CPUs in one guest; FS base of user programs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Mem
+
+# fmt: off
+# --- linear addresses ---------------------------------------------------------------------------------------
+DIRECT: Final       = -0x7780_0000_0000             # 0xffff888000000000: all guest-physical memory
+TEXT: Final         = -0x7F00_0000                  # 0xffffffff81000000
+ENTRY_AREA: Final   = -0x200_0000_0000              # 0xfffffe0000000000: what user page tables also map under KPTI
+IDT: Final          = ENTRY_AREA
+CPU_DATA: Final     = ENTRY_AREA + 0x1000           # per-CPU words from 0 on, then GDT and TSS
+GDT: Final          = CPU_DATA + 0x400
+TSS: Final          = CPU_DATA + 0x800
+ENTRY_STACK: Final  = ENTRY_AREA + 0x3000           # end of the stack on which KPTI takes exceptions
+DOUBLE_FAULT_STACK: Final = ENTRY_AREA + 0x4000     # end
+ENTRY_PAGES: Final  = 4
+USER_TEXT: Final    = 0x40_0000
+REGIONS: Final      = 0x10_0000_0000
+TRACES: Final       = 0x2000_0000_0000              # recorded addresses are moved up by so much
+USER_STACK: Final   = 0x7FFF_FFFF_F000              # end
+USER_STACK_PAGES: Final = 16
+KERNEL_STACK_PAGES: Final = 4
+
+# --- selectors ------------------------------------------------------------------------------------------------
+KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 0x2B, 0x40
+
+# --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
+(SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
+ FIRST_TASK) = range(0, 96, 8)
+
+# --- words of a task ------------------------------------------------------------------------------------------
+(T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
+ T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS) = range(0, 152, 8)
+RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE = range(6)
+
+# --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
+(A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
+AREA_BYTES: Final = 64
+(Z_TOP, Z_BOTTOM) = range(0, 16, 8)
+
+# --- words of a task's line in the log page: how it ended -----------------------------------------------------------
+(L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = range(0, 40, 8)
+LOG_BYTES: Final = 64
+RUNNING, ENDED, KILLED, NO_MEMORY = range(4)
+REASONS: Final = ("running", "ended", "killed by an exception", "killed: the guest's memory is used up")
+
+# --- the frame on the kernel stack: general registers, vector, error code, what the CPU pushed -----------------------
+SAVED: Final = tuple(r for r in range(16) if r != s.RSP)
+AT: Final = {register: 8 * n for n, register in enumerate(SAVED)}
+(F_VECTOR, F_ERROR, F_RIP, F_CS, F_RFLAGS, F_RSP, F_SS) = range(120, 176, 8)
+FRAME_BYTES: Final = 176
+CALLEE: Final = (s.RBX, s.RBP, s.R12, s.R13, s.R14, s.R15)
+SWITCH_BYTES: Final = 8 * len(CALLEE)
+CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15))  # 11: half a frame at a time
+
+# --- vectors, system calls ---------------------------------------------------------------------------------------
+PAGE_FAULT_VECTOR, TIMER_VECTOR = 14, 0xEC
+WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
+# Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
+USER_CALLS: Final = 512
+(CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP) = range(512, 518)
+FIRST_LOOP: Final = 520
+NOFLUSH: Final = 1 << 63
+USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set
+# fmt: on
+
+
+def cpu_word(offset: int) -> Mem:
+    """A per-CPU word."""
+    return Mem(displacement=offset, segment=2)

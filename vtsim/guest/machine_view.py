@@ -1,0 +1,59 @@
+"""What a guest builder sees of a machine: guest-physical memory, and the state in which a vCPU starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from vtsim.cpu.engine import Engine
+
+
+class PhysicalMemory(Protocol):
+    """Guest-physical memory; with more than 3 GiB, RAM continues above the devices' hole at 3 to 4 GiB."""
+
+    engine: Engine
+    size: int  # bytes of RAM
+
+    def frame(self, gfn: int) -> int:
+        """Return the host frame behind a guest frame, allocated now if there is none."""
+        ...
+
+    def contents(self, gfn: int, kind: int) -> NDArray[np.int64]:
+        """Return the 512 words of a guest frame as a writable view, giving it contents of this kind."""
+        ...
+
+    def store(self, gpa: int, value: int) -> None:
+        """Store an 8-byte word; `value` is taken modulo 2**64."""
+        ...
+
+
+@frozen(kw_only=True)
+class Start:
+    """The architectural state with which a vCPU starts; `msrs` are those that the fields do not name, by index.
+
+    `roots` are the guest-physical addresses of every paging hierarchy that the guest may load, `log` that of the page
+    in which the guest's kernel records how its processes ended.
+    """
+
+    rip: int
+    rsp: int
+    rflags: int
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    idtr_base: int
+    idtr_limit: int
+    gdtr_base: int
+    gdtr_limit: int
+    tr_base: int
+    cpl: int
+    msrs: Mapping[int, int]
+    gs_base: int
+    fs_base: int
+    roots: tuple[int, ...] = ()
+    log: int = 0

@@ -1,0 +1,80 @@
+"""Lays a recorded guest into a machine: its rows in the window, its memory untouched, its vCPU as at power-on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError, ModelError
+from vtsim.cpu import ops as o
+from vtsim.cpu.engine import Engine
+from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.guest.replay.lower import Lowered, lower
+from vtsim.guest.spec import GuestSpec, ReplaySpec
+from vtsim.guest.traces.format import Trace
+
+LOG_ENTRIES: Final = 1 << 17
+LOG_WORDS: Final = 2
+LINES: Final = 64
+RESET_CR0: Final = 0x6000_0010
+
+
+@frozen(kw_only=True, eq=False)
+class Recording:
+    """A trace and what it becomes on a CPU."""
+
+    trace: Trace
+    lowered: Lowered
+
+    @property
+    def words(self) -> int:
+        """Room that it takes of the engine's extra words."""
+        return len(self.lowered) * o.ROW_WORDS + LOG_ENTRIES * LOG_WORDS + LINES
+
+
+def recording_of(guest: GuestSpec, clock_hz: int) -> Recording | None:
+    """The recording that a guest replays, lowered; None if it replays none."""
+    phases = [phase for process in guest.processes for phase in process.phases]
+    specs = [phase for phase in phases if isinstance(phase, ReplaySpec)]
+    if not specs:
+        return None
+    if len(phases) > 1:
+        raise ConfigError(
+            "a recorded guest has its own kernel and processes: nothing else can run beside it",
+            field="processes",
+            help="give primitive 'replay' a VM of its own",
+        )
+    trace = Trace.load(specs[0].trace)
+    return Recording(trace=trace, lowered=lower(trace, clock_hz, literal=specs[0].spins == "literal"))
+
+
+def lay_out(engine: Engine, recording: Recording, at: int) -> int:
+    """Put the rows into the arena from offset `at` on; the linear address of the first. One recording a machine."""
+    a = engine.arena
+    if a[mem.A_REPLAY_COUNT]:
+        raise ModelError("a machine replays one recording", {"rows": int(a[mem.A_REPLAY_COUNT])})
+    rows = recording.lowered.rows
+    end = at + rows.size
+    a[at:end] = rows.reshape(-1)
+    a[mem.A_REPLAY_ROWS], a[mem.A_REPLAY_COUNT] = at, len(rows)
+    a[mem.A_REPLAY_LINES] = end
+    a[mem.A_REPLAY_LOG], a[mem.A_REPLAY_LOG_LIMIT] = end + LINES, LOG_ENTRIES
+    return o.REPLAY_BASE
+
+
+def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start:
+    """Lay out a recorded guest; the state in which its vCPU starts, that of the first recorded row."""
+    need = recording.trace.guest.memory_bytes
+    if memory.size < need:
+        raise ConfigError(
+            f"the recorded guest had {need} bytes of memory, the VM has {memory.size}",
+            field="memory",
+            help=f"memory can be {need} B",
+        )
+    rip = lay_out(memory.engine, recording, at)
+    return Start(
+        rip=rip, rsp=0, rflags=2, cr0=RESET_CR0, cr3=0, cr4=0, efer=0, idtr_base=0, idtr_limit=0x3FF,
+        gdtr_base=0, gdtr_limit=0xFFFF, tr_base=0, cpl=recording.lowered.cpl, msrs={}, gs_base=0, fs_base=0,
+    )  # fmt: skip

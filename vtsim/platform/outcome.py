@@ -1,0 +1,124 @@
+"""What a machine leaves behind when it stops: its statistics as plain numbers, one block per owner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+
+from vtsim.base.errors import ModelError
+from vtsim.cpu import accounts as k
+from vtsim.cpu import ops as o
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.profile import Profile
+from vtsim.platform.spec import Scenario
+
+BUCKETS: Final = k.BUCKETS_PER_OCTAVE
+
+
+@frozen(kw_only=True)
+class ExitCounts:
+    """The exits of one reason: sums, and {cycles: exits} from the histogram (bucket floors)."""
+
+    reason: int
+    count: int
+    cycles: int
+    exclusive_cycles: int
+    longest: int
+    distribution: Mapping[int, int]
+
+
+@frozen(kw_only=True)
+class OwnerCounts:
+    """Everything charged to one owner.
+
+    `cycles`: [believed ring 0, 3][R0 R3 N0 N3][activity]. `instructions`: by privilege state. `emulated`: by ring.
+    """
+
+    name: str
+    cycles: tuple[tuple[tuple[int, ...], ...], ...]
+    instructions: tuple[int, ...]
+    emulated: tuple[int, ...]
+    counters: Mapping[str, int]
+    exits: tuple[ExitCounts, ...]
+
+
+@frozen(kw_only=True)
+class VmOutcome:
+    """How one VM ended. `elapsed`: cycles from the start of the run to its end. `stopped`: why, if not by finishing."""
+
+    name: str
+    cpu: int
+    elapsed: int
+    stopped: str | None
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """One finished run of one machine."""
+
+    scenario: Scenario
+    profile: Profile
+    owners: Mapping[str, OwnerCounts]
+    vms: tuple[VmOutcome, ...]
+    elapsed: int
+    wall_s: float
+    partial: bool
+    approximations: tuple[str, ...] = ()
+
+
+def bucket_floor(bucket: int) -> int:
+    """The smallest duration that falls into a histogram bucket; the inverse of `histogram_bucket`."""
+    if bucket < 2 * BUCKETS:
+        return bucket
+    octave = bucket // BUCKETS - 1
+    return (bucket - octave * BUCKETS) << octave
+
+
+def owner_counts(engine: Engine, name: str, at: int) -> OwnerCounts:
+    """Read one owner's block."""
+    a = engine.arena
+    cycles = a[at : at + 2 * k.RING_STRIDE].reshape(2, 4, o.ACTIVITY_SLOTS)
+    first = at + k.OWN_COUNTERS
+    exits = []
+    for reason in range(k.REASONS):
+        line = a[at + k.OWN_EXITS + reason * k.EXIT_WORDS :][: k.EXIT_WORDS]
+        if line[k.EXIT_COUNT]:
+            buckets = a[at + k.OWN_HISTOGRAMS + reason * k.HISTOGRAM_BUCKETS :][: k.HISTOGRAM_BUCKETS]
+            exits.append(
+                ExitCounts(
+                    reason=reason,
+                    count=int(line[k.EXIT_COUNT]),
+                    cycles=int(line[k.EXIT_TOTAL]),
+                    exclusive_cycles=int(line[k.EXIT_EXCLUSIVE]),
+                    longest=int(line[k.EXIT_LONGEST]),
+                    distribution={bucket_floor(int(n)): int(buckets[n]) for n in np.flatnonzero(buckets)},
+                )
+            )
+    return OwnerCounts(
+        name=name,
+        cycles=tuple(tuple(tuple(int(n) for n in row) for row in ring) for ring in cycles),
+        instructions=tuple(int(n) for n in a[at + k.OWN_INSTRUCTIONS :][:4]),
+        emulated=tuple(int(n) for n in a[at + k.OWN_EMULATED :][:2]),
+        counters={row[0]: int(a[first + n]) for n, row in enumerate(k.COUNTERS)},
+        exits=tuple(exits),
+    )
+
+
+def check_laws(owner: OwnerCounts) -> None:
+    """What must hold of every finished run, whatever it simulated."""
+    n = owner.counters
+    laws = {
+        "every walk ends exactly once": n["walks"]
+        == n["walks_completed"] + n["walks_faulted"] + n["walks_violated"] + n["walks_misconfigured"],
+        "every walk reference is served once": n["guest_references"] + n["ept_references"]
+        == n["references_l1d"] + n["references_l2"] + n["references_l3"] + n["references_dram"],
+        "exits are distributed as often as counted": all(sum(e.distribution.values()) == e.count for e in owner.exits),
+        "no count is negative": min(n.values()) >= 0 and min(owner.instructions) >= 0,
+        "a page fault is an exception": n["page_faults"] <= n["exceptions"],
+    }
+    for law, holds in laws.items():
+        if not holds:
+            raise ModelError(f"{owner.name}: {law} is false", n)

@@ -1,0 +1,210 @@
+"""From what machines leave behind to a Result: names, shares, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from vtsim import __version__
+from vtsim.base.errors import ModelError
+from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
+from vtsim.cpu.profile import explain
+from vtsim.platform.outcome import ExitCounts, Outcome, OwnerCounts
+from vtsim.study import result as r
+from vtsim.vmcs.reasons import reason_name
+
+EVENTS: Final = ("exceptions", "page_faults", "interrupts", "injections", "syscalls", "entries", "halts",
+                 "device_accesses", "port_accesses", "dirty_assists")  # fmt: skip
+By = dict[str, dict[str, int]]
+
+
+def cycles_by(owners: Iterable[OwnerCounts], rings: Sequence[int] = (0, 1)) -> By:
+    """{privilege: {activity: cycles}}, without zeroes."""
+    by: By = {}
+    for owner in owners:
+        for ring in rings:
+            for privilege, row in enumerate(owner.cycles[ring]):
+                for activity, cycles in enumerate(row):
+                    if cycles:
+                        at = by.setdefault(PRIVILEGES[privilege], {})
+                        at[ACTIVITIES[activity]] = at.get(ACTIVITIES[activity], 0) + cycles
+    return {name: by[name] for name in PRIVILEGES if name in by}
+
+
+def total(by: Mapping[str, Mapping[str, int]]) -> int:
+    """The sum of a table of cycles."""
+    return sum(sum(row.values()) for row in by.values())
+
+
+def added(owners: Sequence[OwnerCounts]) -> dict[str, int]:
+    """Counters of several owners, summed."""
+    sums: dict[str, int] = {}
+    for owner in owners:
+        for name, value in owner.counters.items():
+            sums[name] = sums.get(name, 0) + value
+    return sums
+
+
+def exits_of(owners: Sequence[OwnerCounts], cycles_of_run: int) -> tuple[r.Exit, ...]:
+    """Exits by reason, most cycles first."""
+    merged: dict[int, list[ExitCounts]] = {}
+    for owner in owners:
+        for each in owner.exits:
+            merged.setdefault(each.reason, []).append(each)
+    exclusive = sum(each.exclusive_cycles for group in merged.values() for each in group)
+    found = []
+    for reason, group in merged.items():
+        distribution: dict[int, int] = {}
+        for each in group:
+            for cycles, count in each.distribution.items():
+                distribution[cycles] = distribution.get(cycles, 0) + count
+        found.append(
+            r.Exit.measured(
+                reason_name(reason),
+                distribution,
+                cycles=sum(each.cycles for each in group),
+                exclusive_cycles=sum(each.exclusive_cycles for each in group),
+                max_cycles=max(each.longest for each in group),
+                cycles_of_exits=max(exclusive, 1),
+                cycles_of_run=max(cycles_of_run, 1),
+            )
+        )
+    return tuple(sorted(found, key=lambda each: (-each.cycles, each.reason)))
+
+
+def guest_rings(guests: Sequence[OwnerCounts], *, native: bool) -> r.GuestInstructions:
+    """Instructions of guest programs by the ring they believe in, the emulated ones included."""
+    rings = []
+    for ring in (0, 1):
+        retired = sum(g.instructions[ring] + g.instructions[2 + ring] for g in guests)
+        emulated = 0 if native else sum(g.emulated[ring] for g in guests)
+        rings.append(r.GuestRing(executed=retired + emulated, emulated=emulated))
+    return r.GuestInstructions(ring0=rings[0], ring3=rings[1])
+
+
+def measured(everyone: Sequence[OwnerCounts], guests: Sequence[OwnerCounts], elapsed: int, *, native: bool) -> dict[str, object]:
+    """The parts that a run, its baseline and each VM have in common, as keyword arguments."""
+    by = cycles_by(everyone)
+    n = added(everyone)
+    guest = guest_rings(guests, native=native)
+    walks = n["walks"]
+    references = n["guest_references"] + n["ept_references"]
+    served = r.ServedBy(
+        l1d=n["references_l1d"], l2=n["references_l2"], l3=n["references_l3"], dram=n["references_dram"]
+    )
+    beyond = n["data_l2"] + n["data_l3"] + n["data_dram"]
+    return {
+        "efficiency": guest.efficiency(),
+        "slowdown": None,
+        "cycles": r.Cycles(
+            total=total(by),
+            elapsed=elapsed,
+            by=by,
+            by_owner={
+                owner.name: {
+                    f"ring{3 * ring}": table for ring in (0, 1) if (table := cycles_by([owner], (ring,)))
+                }
+                for owner in everyone
+            },
+        ),
+        "instructions": {
+            name: sum(owner.instructions[n] for owner in everyone) for n, name in enumerate(PRIVILEGES)
+        },
+        "guest": guest,
+        "exits": exits_of(everyone, total(by)),
+        "walks": r.Walks(
+            count=walks,
+            completed=n["walks_completed"],
+            faults=n["walks_faulted"],
+            violations=n["walks_violated"],
+            misconfigurations=n["walks_misconfigured"],
+            cycles=n["walk_cycles"],
+            references=references,
+            references_per_walk=references / walks if walks else 0.0,
+            served_by=served,
+            guest=r.WalkDimension(references=n["guest_references"], served_by=None),
+            ept=r.WalkDimension(references=n["ept_references"], served_by=None),
+        ),
+        "tlb": r.Tlb(
+            accesses=n["accesses"], dtlb_misses=n["dtlb_misses"], itlb_misses=n["itlb_misses"],
+            stlb_hits=n["stlb_hits"], pwc_hits=n["pwc_hits"], ept_pwc_hits=n["ept_pwc_hits"],
+            nested_tlb_hits=n["nested_tlb_hits"], nested_tlb_misses=n["nested_tlb_misses"],
+            dropped=n["translations_dropped"],
+        ),
+        "caches": r.Caches(
+            data=r.ServedBy(l1d=n["accesses"] - beyond, l2=n["data_l2"], l3=n["data_l3"], dram=n["data_dram"]),
+            tables=served,
+            code=r.CodeServedBy(l2=n["fetch_l2"], l3=n["fetch_l3"], dram=n["fetch_dram"]),
+        ),
+        "events": {name: n[name] for name in EVENTS},
+    }  # fmt: skip
+
+
+def parameters(outcome: Outcome) -> r.Parameters:
+    """Every profile value that the run used, with its source."""
+    overridden = dict(outcome.scenario.machine.cpu)
+    values = {
+        row.path: r.Parameter(
+            value=row.value,
+            unit=row.unit,
+            source="scenario" if row.path in overridden else row.source,
+            confidence="set" if row.path in overridden else row.confidence,
+        )
+        for row in explain(outcome.profile)
+    }
+    counts: dict[str, int] = {}
+    for each in values.values():
+        counts[each.confidence] = counts.get(each.confidence, 0) + 1
+    return r.Parameters(confidence=dict(sorted(counts.items())), values=values)
+
+
+def result_of(outcomes: Sequence[Outcome]) -> r.Result:
+    """The Result of one run: one machine, or natively one machine per guest."""
+    first = outcomes[0]
+    scenario, profile = first.scenario, first.profile
+    native = scenario.vmm.technique == "native"
+    names = [vm.name for outcome in outcomes for vm in outcome.vms]
+    everyone = [owner for outcome in outcomes for owner in outcome.owners.values() if any(map(any, (c for ring in owner.cycles for c in ring))) or owner.name in names]
+    guests = [owner for owner in everyone if owner.name in names]
+    elapsed = max(outcome.elapsed for outcome in outcomes)
+    wall = sum(outcome.wall_s for outcome in outcomes)
+    common = measured(everyone, guests, elapsed, native=native)
+    vms = {}
+    for outcome in outcomes:
+        for vm in outcome.vms:
+            owner = [outcome.owners[vm.name]]
+            vms[vm.name] = r.VmResult(cpu=vm.cpu, **measured(owner, owner, vm.elapsed, native=native))  # type: ignore[arg-type]
+    n = added(everyone)
+    instructions = sum(sum(owner.instructions) for owner in everyone)
+    exits = sum(each.count for owner in everyone for each in owner.exits)
+    if instructions < 0:
+        raise ModelError("fewer than no instructions", n)
+    return r.Result(
+        **common,  # type: ignore[arg-type]
+        simulated_s=elapsed / profile.clock_hz,
+        vtsim_version=__version__,
+        scenario=scenario.name,
+        description=scenario.description,
+        seed=scenario.seed,
+        profile=profile.name,
+        profile_digest=profile.digest(),
+        clock_hz=profile.clock_hz,
+        hypervisor=r.Hypervisor(
+            technique=scenario.vmm.technique,
+            personality="" if native else scenario.vmm.personality,
+            paging="none" if native else scenario.vmm.paging,
+        ),
+        vms=vms,
+        native=None,
+        rate=r.Rate(
+            instructions_per_s=instructions / wall if wall else 0.0,
+            accesses_per_s=n["accesses"] / wall if wall else 0.0,
+            exits_per_s=exits / wall if wall else 0.0,
+            wall_s=wall,
+        ),
+        stopped={vm.name: vm.stopped for outcome in outcomes for vm in outcome.vms if vm.stopped},
+        partial=any(outcome.partial for outcome in outcomes),
+        approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
+        parameters=parameters(first),
+        replay=None,
+    )

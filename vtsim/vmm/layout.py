@@ -1,0 +1,157 @@
+"""Where a hypervisor's data stands: linear maps of the host, and the fields of its structures.
+
+A vCPU is a thread: its page holds the thread's kernel stack below the structure, so that HOST_RSP is both. A
+physical CPU has a page that the GS base points to.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.base.memory import PAGE_BYTES
+
+# fmt: off
+# --- linear addresses of the host --------------------------------------------------------------------------
+HOST_DIRECT: Final  = 0xFFFF_8880_0000_0000   # all of physical memory
+HOST_TEXT: Final    = 0xFFFF_FFFF_8100_0000   # code of kernel and hypervisor
+USER_TEXT: Final    = 0x0000_0000_0040_0000   # the user-space device process
+USER_RUN: Final     = 0x0000_0000_0060_0000   # the page it shares with the hypervisor
+USER_DATA: Final    = 0x0000_0000_0070_0000   # its device tables
+USER_STACK: Final   = 0x0000_0000_0080_0000   # grows down from here
+USER_RAM: Final     = 0x0000_7F00_0000_0000   # guest memory: guest-physical address 0
+
+# --- selectors of the host ---------------------------------------------------------------------------------
+KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B, 0x33, 0x40
+STAR: Final = KERNEL_CODE << 32 | 0x23 << 48
+TIMER_VECTOR: Final = 0xEC                    # local timer of the host
+WIRE_VECTOR: Final = 0xF3                     # an outside device interrupts a guest
+
+# --- vCPU: byte offsets from the address that HOST_RSP holds -------------------------------------------------
+STACK_BYTES: Final = 2048
+VCPU_WORDS: Final = (
+    # field             words  meaning
+    ("REGISTERS",        16, "general registers by number; RSP only while an instruction is emulated"),
+    ("LAUNCHED",          1, "has the VMCS been launched?"),
+    ("VMCS_POINTER",      1, "host-physical address of the VMCS"),
+    ("REQUEST",           1, "events have to be evaluated before the next VM entry"),
+    ("STATE",             1, "see the states below"),
+    ("GUEST_CR2",         1, "CR2 of the guest"),
+    ("HOST_ROOT",         1, "CR3 of the thread's process"),
+    ("PENDING",           1, "event to inject, as VM-entry interruption information; 0 none"),
+    ("PENDING_ERROR",     1, "its error code"),
+    ("PENDING_LENGTH",    1, "its instruction length"),
+    ("GUEST_LOADED",      1, "are the guest's MSRs in the CPU?"),
+    ("GUEST_MSRS",        8, "guest values of the switched MSRs, in their table's order"),
+    ("IRR",               4, "virtual local APIC: requested vectors"),
+    ("ISR",               4, "virtual local APIC: vectors in service"),
+    ("APIC_PAGE",         1, "linear address of the virtual-APIC page"),
+    ("DEADLINE",          1, "TSC of the host at which the virtual timer fires; 0 never"),
+    ("TIMER_LVT",         1, "local vector table entry of the virtual timer"),
+    ("TIMER_INITIAL",     1, "its initial count"),
+    ("TIMER_DIVIDE",      1, "its divide configuration"),
+    ("TIMER_PERIOD",      1, "its period in cycles; 0 one-shot"),
+    ("TSC_DEADLINE",      1, "IA32_TSC_DEADLINE of the guest"),
+    ("TSC_ADJUST",        1, "IA32_TSC_ADJUST of the guest"),
+    ("TSC_OFFSET",        1, "guest TSC less host TSC"),
+    ("CPUID_TABLE",       1, "linear address of its CPUID entries"),
+    ("CPUID_ENTRIES",     1, "how many"),
+    ("MSR_TABLE",         1, "linear address of the MSRs that are plain storage"),
+    ("MSR_ENTRIES",       1, "how many"),
+    ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table, or of the shadow root"),
+    ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),
+    ("EPT_FIRST",         1, "first frame of that allocator"),
+    ("BACKING_ALLOCATOR", 2, "frames for page tables of the process: next, end"),
+    ("SLOTS",             1, "linear address of the memory slots"),
+    ("SLOT_ENTRIES",      1, "how many"),
+    ("DEATH",             1, "why the VM ended: 0 it did not, else exit reason + 1"),
+    ("DEATH_DETAIL",      1, "exit qualification, or what else says more"),
+    ("PRIMARY",           1, "primary processor-based controls as last written"),
+    ("DR_SWITCHED",       1, "does the guest own the debug registers until its next exit?"),
+    ("RETRY_RIP",         1, "instruction that was last retried instead of emulated"),
+    ("RETRY_GPA",         1, "its operand"),
+    ("RUN_PAGE",          1, "linear address of the page shared with user space"),
+    ("COMPLETION",        1, "what to do when user space returns: see the completions"),
+    ("USER_RIP",          1, "where the thread goes on in user space"),
+    ("USER_RFLAGS",       1, "its flags there"),
+    ("USER_RSP",          1, "its stack there"),
+    ("DESCRIPTOR",        2, "of the INVEPT or INVVPID in progress"),
+    ("DECODED",           8, "the instruction being emulated"),
+    ("EXITS",             1, "VM exits, as the hypervisor's own statistics count them"),
+    ("LAST_TSC",          1, "TSC at the last exit"),
+    ("XCR0",              1, "XCR0 of the guest"),
+    ("SHADOW_ROOTS",      1, "linear address of the table from guest CR3 to shadow root"),
+    ("SHADOW_ENTRIES",    1, "how many"),
+    ("NUMBER",            1, "which VM of the scenario"),
+)
+
+# --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
+CPU_WORDS: Final = (
+    ("CURRENT",      1, "the vCPU whose thread runs here"),
+    ("SELF",         1, "linear address of this page"),
+    ("COUNT",        1, "vCPUs pinned here"),
+    ("TURN",         1, "place of the current one in the list"),
+    ("RESCHEDULE",   1, "the scheduler wants the CPU"),
+    ("TICK_AT",      1, "TSC of the next scheduler tick; 0 without one"),
+    ("ALIVE",        1, "vCPUs here that have not ended"),
+    ("USER_STACK",   1, "stack pointer of user space during the entry of a system call"),
+    ("VMXON_REGION", 1, "host-physical address of the VMXON region"),
+    ("GDTR",         2, "operand of LGDT"),
+    ("IDTR",         2, "operand of LIDT"),
+    ("MSRS",         8, "what the switched MSRs hold now"),
+    ("HOST_MSRS",    8, "what they hold in user space"),
+    ("LIST",        64, "the vCPUs pinned here"),
+    ("TSS",         16, "task-state segment"),
+)
+RUN_WORDS: Final = (
+    ("REASON",    1, "what user space is asked to do: see the requests"),
+    ("ADDRESS",   1, "port, or guest-physical address"),
+    ("SIZE",      1, "bytes"),
+    ("WRITE",     1, "is it a write?"),
+    ("VALUE",     1, "what was written, or what was read"),
+    ("COALESCED", 1, "writes that wait in the ring"),
+    ("RING",     64, "address and value of each"),
+)
+SLOT_WORDS: Final = (
+    ("FIRST",     1, "first guest-physical address"),
+    ("END",       1, "address behind the last"),
+    ("USER",      1, "user-space address less guest-physical address"),
+    ("FLAGS",     1, "see the slot flags"),
+)
+# fmt: on
+
+
+def _offsets(words: tuple[tuple[str, int, str], ...]) -> dict[str, int]:
+    offsets, at = {}, 0
+    for name, count, _ in words:
+        offsets[name] = 8 * at
+        at += count
+    return offsets
+
+
+V: Final = _offsets(VCPU_WORDS)
+C: Final = _offsets(CPU_WORDS)
+RUN: Final = _offsets(RUN_WORDS)
+SLOT: Final = _offsets(SLOT_WORDS)
+SLOT_BYTES: Final = 32
+LIST_LIMIT: Final = 64
+CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, EBX, ECX, EDX
+
+# fmt: off
+RUNNABLE, HALTED, ENDED = range(3)                                  # states of a vCPU
+SLOT_READ_ONLY, SLOT_PRIVATE = 1, 2                                 # flags of a slot
+REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked
+COMPLETE_NOTHING, COMPLETE_PORT, COMPLETE_LOAD, COMPLETE_STRING = range(4)
+# MSRs that the host switches in software, in the order of GUEST_MSRS, MSRS and HOST_MSRS
+SWITCHED_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102)   # STAR, LSTAR, FMASK, KERNEL_GS_BASE
+USER_RETURN_MSRS: Final = 3                                         # so many of them are restored lazily
+# fmt: on
+
+
+def direct(hpa: int) -> int:
+    """The host's linear address of a physical one."""
+    return HOST_DIRECT + hpa
+
+
+def frame_address(hfn: int) -> int:
+    """The host's linear address of a frame."""
+    return HOST_DIRECT + hfn * PAGE_BYTES

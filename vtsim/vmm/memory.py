@@ -1,0 +1,170 @@
+"""Guest-physical memory as a hypervisor provides it: backed by pages of a host process, mapped by EPT.
+
+The process's page tables are what says which host frame is behind a guest frame, as in a hosted hypervisor; EPT
+is filled from them, on demand or beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
+from vtsim.base.memory import PAGE_BYTES
+from vtsim.cpu.engine import Engine
+from vtsim.ept import spec as e
+from vtsim.ept.tables import EPT_PAGE, SIZE_1G, SIZE_2M, SIZE_4K, USER_PAGE, Table
+from vtsim.vmm import layout as at
+from vtsim.vmm.host import BLOCK, Host
+from vtsim.vmm.kernels import allocate_many
+
+GIB: Final = 1 << 30
+RAM_PAGE: Final = USER_PAGE | e.PTE_NO_EXECUTE
+EPT_WRITTEN: Final = EPT_PAGE | e.EPT_ACCESSED | e.EPT_DIRTY  # flags as a hypervisor sets them in a new leaf
+
+
+def gfn_ranges(size: int) -> tuple[tuple[int, int], ...]:
+    """The guest frames of RAM: below the devices' hole, and above it."""
+    frames = -(-size // PAGE_BYTES)
+    if frames <= mem.HOLE_FIRST:
+        return ((0, frames),)
+    return (0, mem.HOLE_FIRST), (mem.HOLE_LAST + 1, mem.HOLE_LAST + 1 + frames - mem.HOLE_FIRST)
+
+
+@define(eq=False)
+class Pool:
+    """Frames for tables, handed out in order; the two words of its state stand where programs find them too."""
+
+    host: Host
+    words: int
+
+    @classmethod
+    def of(cls, host: Host, words: int, frames: int) -> Pool:
+        first = host.reserve(frames)
+        host.store(words, first)
+        host.store(words + 8, first + frames)
+        return cls(host, words)
+
+    def take(self) -> int:
+        hfn = self.host.load(self.words)
+        if hfn >= self.host.load(self.words + 8):
+            raise ModelError("a pool of table frames is used up", {"next": hfn})
+        self.host.store(self.words, hfn + 1)
+        return hfn
+
+
+@define(eq=False)
+class Blocks:
+    """Free large pages of the host: a list in simulated memory, and the address of how many are taken."""
+
+    host: Host
+    taken: int
+    first: int
+    count: int
+    frames: int  # of one block: 512, or 512 * 512
+
+    def take(self) -> int | None:
+        """The first frame of a free block; None where there is none."""
+        n = self.host.load(self.taken)
+        if n >= self.count:
+            return None
+        self.host.store(self.taken, n + 1)
+        return self.host.load(self.first + 8 * n)
+
+
+@define(eq=False)
+class VmMemory:
+    """The memory of one VM: what a guest builder lays its programs, tables and data into."""
+
+    engine: Engine
+    size: int
+    backing: Table
+    blocks: Blocks | None
+    frames: npt.NDArray[np.int64] | None = field(default=None, init=False)
+
+    def frame(self, gfn: int) -> int:
+        """The host frame behind a guest frame, given now if there was none."""
+        if self.frames is not None:
+            return int(self.frames[self._place(gfn)])
+        address = at.USER_RAM + gfn * PAGE_BYTES
+        leaf = self.backing.find(address)
+        if leaf:
+            return leaf.frame + gfn % (1 << 9 * leaf.size)
+        if not any(first <= gfn < end for first, end in gfn_ranges(self.size)):
+            raise ModelError("a guest frame outside of RAM", {"gfn": gfn})
+        block = self._block(gfn)
+        if block is not None:
+            self.backing.map(address // (BLOCK * PAGE_BYTES) * BLOCK * PAGE_BYTES, [block], RAM_PAGE, SIZE_2M)
+            return block + gfn % BLOCK
+        hfn = self.engine.allocate()
+        self.backing.map(address, [hfn], RAM_PAGE)
+        return hfn
+
+    def contents(self, gfn: int, kind: int) -> npt.NDArray[np.int64]:
+        """The 512 words of a guest frame as a writable view, giving it contents of this kind."""
+        return self.engine.contents(self.frame(gfn), kind)
+
+    def store(self, gpa: int, value: int) -> None:
+        """Store an 8-byte word at a guest-physical address."""
+        self.engine.store(self.frame(gpa // PAGE_BYTES) * PAGE_BYTES + gpa % PAGE_BYTES, value)
+
+    def load(self, gpa: int) -> int:
+        """The 8-byte word at a guest-physical address."""
+        return self.engine.load(self.frame(gpa // PAGE_BYTES) * PAGE_BYTES + gpa % PAGE_BYTES)
+
+    def back_all(self, page_size: int) -> None:
+        """Give every guest frame a host frame now, in pages of the given size."""
+        ranges = gfn_ranges(self.size)
+        frames = np.zeros(sum(end - first for first, end in ranges), np.int64)
+        if page_size == PAGE_BYTES:
+            if allocate_many(self.engine.arena, frames) < 0:
+                raise ModelError("host memory is used up", {"frames": len(frames)})
+        else:
+            self._fill_with_blocks(frames)
+        self.frames = frames
+        done = 0
+        for first, end in ranges:
+            self._map(self.backing, at.USER_RAM, first, frames[done : done + end - first], RAM_PAGE, page_size)
+            done += end - first
+
+    def map_all(self, ept: Table, page_size: int, flags: int) -> None:
+        """Map every guest frame in EPT."""
+        if self.frames is None:
+            raise ModelError("only memory that is all backed can be mapped beforehand", {})
+        done = 0
+        for first, end in gfn_ranges(self.size):
+            self._map(ept, 0, first, self.frames[done : done + end - first], flags, page_size)
+            done += end - first
+
+    def _map(
+        self, table: Table, base: int, first: int, frames: npt.NDArray[np.int64], flags: int, page_size: int
+    ) -> None:
+        size = {PAGE_BYTES: SIZE_4K, BLOCK * PAGE_BYTES: SIZE_2M, GIB: SIZE_1G}[page_size]
+        step = 1 << 9 * size
+        whole = len(frames) // step * step
+        if whole:
+            table.map(base + first * PAGE_BYTES, frames[:whole:step], flags, size)
+        if whole < len(frames):
+            rest = frames[whole:]
+            self._map(table, base, first + whole, rest, flags, page_size >> 9)
+
+    def _fill_with_blocks(self, frames: npt.NDArray[np.int64]) -> None:
+        step = self.blocks.frames if self.blocks is not None else 0
+        for start in range(0, len(frames), step or len(frames)):
+            block = self.blocks.take() if self.blocks is not None else None
+            if block is None:
+                raise ModelError("host memory has no free large page", {"frames": step})
+            part = frames[start : start + step]
+            part[:] = np.arange(block, block + len(part))
+
+    def _block(self, gfn: int) -> int | None:
+        first = gfn // BLOCK * BLOCK
+        whole = any(low <= first and first + BLOCK <= end for low, end in gfn_ranges(self.size))
+        return self.blocks.take() if self.blocks is not None and whole else None
+
+    def _place(self, gfn: int) -> int:
+        return gfn if gfn < mem.HOLE_FIRST else gfn - (mem.HOLE_LAST + 1 - mem.HOLE_FIRST)
