@@ -127,6 +127,7 @@ if not DISABLED:
 
 PARTS = "vtsim.cpu.kernels."  # kernels here are parts of the entries below: optimizing them apart would be wasted
 ENTRIES = ("run", "run_all", "set_context")
+INLINED = ("translate",)  # on every access: passing its arguments costs a tenth of it
 
 
 def _optimize_entries_only() -> None:
@@ -161,7 +162,8 @@ def kernel(function: F) -> F:
     """
     if DISABLED:
         return function
-    compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False)(function)
+    inline = "always" if function.__name__ in INLINED else "never"
+    compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline=inline)(function)
     if function.__module__.startswith(PARTS) and function.__name__ not in ENTRIES:
         PART_NAMES.add(function.__name__)
     names = list(function.__annotations__.items())

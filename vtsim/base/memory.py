@@ -63,6 +63,8 @@ def give_contents(a: Arena, hfn: int, kind: int) -> int:
         if slot >= a[A_POOL_LIMIT]:
             return POOL_EXHAUSTED
         a[A_POOL_NEXT] = slot + 1
+        if kind == VALUES and (word >> FRAME_KIND) & KIND_MASK != PLAIN:
+            kind = (word >> FRAME_KIND) & KIND_MASK
         a[at] = (word & ~(KIND_MASK << FRAME_KIND)) | slot | (kind << FRAME_KIND)
     elif kind != VALUES:
         a[at] = (word & ~(KIND_MASK << FRAME_KIND)) | (kind << FRAME_KIND)

@@ -284,7 +284,8 @@ class Engine:
         if index >= self.geometry.code_pages:
             raise ModelError("more code pages than the geometry has", {"code_pages": index})
         a[mem.A_CODE_PAGES] = index + 1
-        a[int(a[mem.A_FRAMES]) + hfn] |= mem.CODE << mem.FRAME_KIND
+        at = int(a[mem.A_FRAMES]) + hfn
+        a[at] = (int(a[at]) & ~(mem.KIND_MASK << mem.FRAME_KIND)) | mem.CODE << mem.FRAME_KIND
         a[int(a[mem.A_CODE_OF]) + hfn] = index
         return index
 
@@ -312,6 +313,7 @@ class Engine:
 
     def run_all(self, until: int, quantum: int) -> tuple[int, int]:
         """Advance every CPU to a cycle; (stop code, CPU that stopped), or (0, -1) when all arrived."""
+        self.cpus[:, s.OPS_LEFT] = ALL_OPS
         with quiet():
             stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum))
         return (0, -1) if stopped < 0 else (int(self.cpus[stopped][s.STOP]), stopped)

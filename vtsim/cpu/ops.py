@@ -145,7 +145,7 @@ _TABLE: Final = (
     ("INVEPT",            5, "INVEPT",        "drop EPT-derived translations by type R1, descriptor in memory"),
     ("INVVPID",           5, "INVVPID",       "drop VPID-tagged translations by type R1, descriptor in memory"),
     ("GETSEC",            2, "MOV",           "#UD outside SMX; exits in non-root mode"),
-    ("HOOK",              0, "",              "semantic action IMM: compiled where its number says so, else the platform's"),
+    ("HOOK",              5, "",              "semantic action IMM: compiled where its number says so, else the platform's"),
     ("REPLAY_EVENT",      1, "",              "recorded event that is not an instruction: kind R1, operands R2, IMM, DISP"),
     ("STOP",              1, "",              "end of the program: the CPU stops with code IMM"),
 )

@@ -7,7 +7,8 @@ stopped. Time is cycles of the base clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from functools import partial
 from typing import Any, Final, Protocol
 
 import simpy
@@ -22,12 +23,17 @@ from vtsim.cpu.engine import Engine, Geometry, stop_name
 from vtsim.cpu.kernels import events as ev
 from vtsim.cpu.kernels.system import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
-from vtsim.guest.build import build_guest
+from vtsim.guest.build import build_guest, needs
 from vtsim.guest.machine_view import Start
+from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
-from vtsim.vmm.build import build_hypervisor
+from vtsim.vmcs.generations import GENERATIONS
+from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
+from vtsim.vmm.build import needs as hypervisor_needs
 
+
+VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
 MSR_SLOTS: Final = {
     0xC0000081: s.MSR_STAR,
@@ -76,19 +82,18 @@ class Vm:
     stopped: str | None = None
 
 
-def geometry(scenario: Scenario, vms: Sequence[VmSpec]) -> Geometry:
+def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
-    memory = scenario.machine.memory
-    frames = memory // 4096
-    replays = any(type(phase).__name__ == "ReplaySpec" for vm in vms for p in vm.guest.processes for phase in p.phases)
+    guests = [needs(vm, profile) for vm in scenario.vms]
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms])
     return Geometry(
         cpus=scenario.machine.cpus,
-        memory_bytes=memory,
-        pool_pages=frames // 512 * 6 + min(frames, 1 << 18) + 8192,
-        code_pages=384,
-        rows=1 << 21 if replays else 1 << 17,
-        owners=len(vms) + 2,
-        extra_words=1 << 22,
+        memory_bytes=scenario.machine.memory,
+        pool_pages=sum(each.pool_pages for each in guests) + below.pool_pages + VALUE_PAGES,
+        code_pages=sum(each.code_pages for each in guests) + below.code_pages,
+        rows=sum(each.rows for each in guests) + below.rows,
+        owners=1 + below.owners,
+        extra_words=sum(each.extra_words for each in guests) + 1,
     )
 
 
@@ -103,15 +108,16 @@ class Machine:
     profile: Profile = field(init=False)
     engine: Engine = field(init=False)
     clock: simpy.Environment = field(factory=simpy.Environment, init=False)
-    partial: bool = field(default=False, init=False)
+    interrupted: bool = field(default=False, init=False)
     wall_s: float = field(default=0.0, init=False)
-    hypervisor: Any = field(default=None, init=False)
+    hypervisor: Hypervisor | None = field(default=None, init=False)
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         machine = self.scenario.machine
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
-        self.engine = Engine(self.profile, geometry(self.scenario, self.scenario.vms))
+        self.engine = Engine(self.profile, geometry(self.scenario, self.profile))
+        identify(self.engine, GENERATIONS[self.profile.vmx.generation].capabilities())
         self.engine.cpus[:, s.WORK_SCALE] = int(self.scenario.run.work_scale)
         for port in PM_TIMER:
             self.engine.port(port, PORT_COUNTER)
@@ -121,7 +127,7 @@ class Machine:
         if self.scenario.vmm.technique == "native":
             self._start_natively()
         else:
-            self.hypervisor = build_hypervisor(self.scenario, self.profile, self.engine)
+            self._start_virtualized()
         if self.trace is not None and self.trace.kinds:
             self.engine.cpus[:, s.TRACE_ON] = 1
 
@@ -129,10 +135,31 @@ class Machine:
         """The only guest runs in root mode on CPU 0, in place of any hypervisor; its physical memory is the machine's."""
         (vm,) = self.vms
         memory = NativeMemory(self.engine, vm.spec.memory)
-        start = build_guest(vm.spec, self.profile, memory, seed=self.scenario.seed)
+        start = build_guest(vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled)
         m = self.engine.cpus[0]
         m[s.OWNER] = vm.owner
         apply(self.engine, 0, start)
+
+    def _start_virtualized(self) -> None:
+        """Every CPU boots the hypervisor, which starts its guests."""
+        scenario, extra = self.scenario, 0
+        guests = []
+        for spec in scenario.vms:
+            build = partial(
+                build_guest, spec, self.profile, seed=scenario.seed, shuffled=self._shuffled, extra=extra
+            )
+            extra += needs(spec, self.profile).extra_words
+            guests.append(
+                Guest(name=spec.name, cpu=spec.cpu or 0, memory=spec.memory, build=build, devices=spec.devices)
+            )
+        self.hypervisor = build_hypervisor(
+            vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
+            shuffled=self._shuffled,
+        )  # fmt: skip
+
+    @property
+    def _shuffled(self) -> bool:
+        return self.scenario.machine.frames == "shuffled"
 
     # --- running --------------------------------------------------------------------------------------------------------
     @property
@@ -147,6 +174,7 @@ class Machine:
 
     def run(self) -> Outcome:
         """Run to the end and report; raises `ModelError` where the model contradicts itself."""
+        self.engine.run_all(0, self.quantum)  # loads or compiles the loop, so that the rate is that of simulating
         started = time.perf_counter()
         self.clock.run(until=self.clock.process(self.process()))
         self.wall_s = time.perf_counter() - started
@@ -169,7 +197,7 @@ class Machine:
                     if vm.finished_at is None:
                         self._finish(vm, until, "time limit")
             if not self._goes_on():
-                self.partial = True
+                self.interrupted = True
                 for vm in self.vms:
                     if vm.finished_at is None:
                         self._finish(vm, reached, "interrupted")
@@ -186,34 +214,36 @@ class Machine:
     def _finish(self, vm: Vm, at: int, why: str | None) -> None:
         vm.finished_at, vm.stopped = at, why
 
-    def _running(self, cpu: int) -> Vm:
-        """The VM whose guest runs on a CPU."""
-        owner = int(self.engine.cpus[cpu][s.OWNER])
-        for vm in self.vms:
-            if vm.owner == owner:
-                return vm
-        raise ModelError("a guest program ended while no guest ran", self.engine.counters())
-
     def _act(self, code: int, cpu: int) -> None:
         """React to a stop of the engine."""
         m = self.engine.cpus[cpu]
-        if code == ev.PROGRAM_END:
-            vm = self._running(cpu)
-            self._finish(vm, int(m[s.CYCLE]), None)
-            self._retire(vm, cpu)
-        elif code == ev.TRIPLE_FAULTED:
-            vm = self._running(cpu)
-            self._finish(vm, int(m[s.CYCLE]), "triple fault")
-            self._retire(vm, cpu)
-        elif code == ev.PLATFORM_HOOK and self.hypervisor is not None:
-            ended = self.hypervisor.platform_hook(cpu, int(m[s.HOOK_NUMBER]))
-            if ended is not None:
-                name, why = ended
-                self._finish(next(vm for vm in self.vms if vm.spec.name == name), int(m[s.CYCLE]), why)
+        at = int(m[s.CYCLE])
+        if code == ev.PROGRAM_END and self.hypervisor is None:
+            self._finish(self.vms[0], at, None)
+        elif code == ev.TRIPLE_FAULTED and self.hypervisor is None:
+            self._finish(self.vms[0], at, "triple fault")
+        elif code == ev.PROGRAM_END and self.hypervisor is not None:
+            if m[s.NONROOT]:
+                self._finish(self._named(self.hypervisor.finish(cpu).name), at, None)
+            else:
+                self._park(cpu, at)
         elif code in (ev.DEVICE_READ, ev.DEVICE_WRITE):
             self._device(cpu, code)
         elif code != ev.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
+
+    def _named(self, name: str) -> Vm:
+        return next(vm for vm in self.vms if vm.spec.name == name)
+
+    def _park(self, cpu: int, at: int) -> None:
+        """No VM is left on a CPU: those that died are reported, and it waits halted for the end of the run."""
+        assert self.hypervisor is not None
+        for vcpu in self.hypervisor.vcpus:
+            vm = self._named(vcpu.name)
+            if vcpu.cpu == cpu and vm.finished_at is None:
+                self._finish(vm, at, self.hypervisor.death(vcpu) or "the hypervisor stopped")
+        m = self.engine.cpus[cpu]
+        m[s.HALTED], m[s.APIC_DEADLINE] = 1, ev.FOREVER
 
     def _device(self, cpu: int, code: int) -> None:
         """An access to an address where no device of this machine is: reads all ones, writes are lost."""
@@ -223,13 +253,6 @@ class Machine:
             size, register = packed & 0xFF, packed >> 8
             if register < 16:
                 m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
-
-    def _retire(self, vm: Vm, cpu: int) -> None:
-        """Take a finished VM off its CPU: its neighbours go on, or the CPU waits halted for the end of the run."""
-        if self._over():
-            return
-        if self.hypervisor is not None:
-            self.hypervisor.retire(vm.spec.name, cpu)
 
     def _drain_trace(self) -> None:
         """Hand the events recorded since the last slice to whoever wanted them."""
@@ -267,7 +290,7 @@ class Machine:
             vms=vms,
             elapsed=max(vm.elapsed for vm in vms),
             wall_s=self.wall_s,
-            partial=self.partial,
+            partial=self.interrupted,
             approximations=tuple(self.approximations),
         )
 

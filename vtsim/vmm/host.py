@@ -72,6 +72,12 @@ class Host:
         """The 512 words of a frame."""
         return self.engine.contents(hfn, kind)
 
+    def reserve_late(self, kind: int) -> int:
+        """A frame of the host's own after its memory was given out."""
+        hfn = self.engine.allocate()
+        self.words(hfn, kind)
+        return hfn
+
     def area(self, words: int) -> int:
         """Reserve memory for so many words; the first frame's number."""
         return self.reserve(-(-words // mem.PAGE_WORDS))

@@ -57,6 +57,8 @@ VCPU_WORDS: Final = (
     ("CPUID_ENTRIES",     1, "how many"),
     ("MSR_TABLE",         1, "linear address of the MSRs that are plain storage"),
     ("MSR_ENTRIES",       1, "how many"),
+    ("PORTS",             1, "linear address of the ports that the hypervisor itself answers"),
+    ("PORT_ENTRIES",      1, "how many"),
     ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table, or of the shadow root"),
     ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),
     ("EPT_FIRST",         1, "first frame of that allocator"),
@@ -75,10 +77,13 @@ VCPU_WORDS: Final = (
     ("USER_RFLAGS",       1, "its flags there"),
     ("USER_RSP",          1, "its stack there"),
     ("DESCRIPTOR",        2, "of the INVEPT or INVVPID in progress"),
-    ("DECODED",           8, "the instruction being emulated"),
+    ("DECODED",           3, "the instruction being emulated: its register, bytes of its operand, length"),
+    ("UNTIMED",           1, "virtual timers are not armed: a recording says when they fire"),
+    ("IO_APIC_PAGE",      1, "linear address of the I/O APIC's registers"),
     ("EXITS",             1, "VM exits, as the hypervisor's own statistics count them"),
     ("LAST_TSC",          1, "TSC at the last exit"),
     ("XCR0",              1, "XCR0 of the guest"),
+    ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
     ("SHADOW_ROOTS",      1, "linear address of the table from guest CR3 to shadow root"),
     ("SHADOW_ENTRIES",    1, "how many"),
     ("NUMBER",            1, "which VM of the scenario"),
@@ -100,7 +105,7 @@ CPU_WORDS: Final = (
     ("MSRS",         8, "what the switched MSRs hold now"),
     ("HOST_MSRS",    8, "what they hold in user space"),
     ("LIST",        64, "the vCPUs pinned here"),
-    ("TSS",         16, "task-state segment"),
+    ("TSS_WORDS",   16, "task-state segment, four bytes into it"),
 )
 RUN_WORDS: Final = (
     ("REASON",    1, "what user space is asked to do: see the requests"),
@@ -130,6 +135,7 @@ def _offsets(words: tuple[tuple[str, int, str], ...]) -> dict[str, int]:
 
 V: Final = _offsets(VCPU_WORDS)
 C: Final = _offsets(CPU_WORDS)
+C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned
 RUN: Final = _offsets(RUN_WORDS)
 SLOT: Final = _offsets(SLOT_WORDS)
 SLOT_BYTES: Final = 32
@@ -140,7 +146,7 @@ CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, EBX, ECX, EDX
 RUNNABLE, HALTED, ENDED = range(3)                                  # states of a vCPU
 SLOT_READ_ONLY, SLOT_PRIVATE = 1, 2                                 # flags of a slot
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked
-COMPLETE_NOTHING, COMPLETE_PORT, COMPLETE_LOAD, COMPLETE_STRING = range(4)
+COMPLETE_NOTHING, COMPLETE_PORT, COMPLETE_LOAD, COMPLETE_STORE, COMPLETE_STRING = range(5)
 # MSRs that the host switches in software, in the order of GUEST_MSRS, MSRS and HOST_MSRS
 SWITCHED_MSRS: Final = (0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102)   # STAR, LSTAR, FMASK, KERNEL_GS_BASE
 USER_RETURN_MSRS: Final = 3                                         # so many of them are restored lazily

@@ -63,10 +63,6 @@ class Personality(Protocol):
         """Emit the user-space device process, label `user`; nothing where there is none."""
         ...
 
-    def handler(self, reason: int) -> str:
-        """The label of the handler for an exit reason."""
-        ...
-
 
 personalities: Final[Registry[str, Personality]] = Registry("personality")
 exit_paths: Final[Registry[tuple[str, int], ExitPath]] = Registry("exit path")

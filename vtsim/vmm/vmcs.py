@@ -46,7 +46,9 @@ def controls(wanted: Wanted, capabilities: Capabilities, profile: str) -> dict[s
             field="vmm.personality",
             help="personality can be minimal, which needs less; or choose another machine.profile",
         )
-    names = (*wanted.needed, *(name for name in wanted.used if capabilities.supports(name)))
+    names = [*wanted.needed, *(name for name in wanted.used if capabilities.supports(name))]
+    if any(CONTROL[name].word is SECONDARY for name in names):
+        names.append("ACTIVATE_SECONDARY_CONTROLS")
     return {word.field: capabilities.adjust(word, _bits(word, names)) for word in WORDS}
 
 

@@ -77,6 +77,12 @@ def timer_fires(m: Record, a: Arena) -> None:
 
 
 @kernel
+def divisor(code: int) -> int:
+    """What the divide configuration register's three bits divide the timer clock by."""
+    return 1 if code == 7 else 2 << code
+
+
+@kernel
 def read_register(m: Record, register: int) -> int:
     """The value of an APIC register."""
     if register == REG_ID:
@@ -96,7 +102,9 @@ def read_register(m: Record, register: int) -> int:
             return 0
         return max(m[s.APIC_DEADLINE] - m[s.CYCLE], 0) // max(m[s.APIC_DIVIDE], 1)
     if register == REG_DIVIDE:
-        return m[s.APIC_DIVIDE]
+        for code in range(8):
+            if divisor(code) == m[s.APIC_DIVIDE]:
+                return (code & 3) | (code & 4) << 1
     if REG_ISR <= register < REG_ISR + 8 or REG_IRR <= register < REG_IRR + 8:
         base = s.APIC_ISR if register < REG_ISR + 8 else s.APIC_IRR
         word = register & 7
@@ -120,10 +128,15 @@ def write_register(m: Record, a: Arena, register: int, value: int) -> None:
         m[s.APIC_SPURIOUS] = value
     elif register == REG_LVT_TIMER:
         m[s.APIC_TIMER_VECTOR] = value & (0xFF | MASKED)
-        m[s.APIC_TIMER_MODE] = (value >> 17) & 3
+        mode = (value >> 17) & 3
+        if (mode == TSC_DEADLINE) != (m[s.APIC_TIMER_MODE] == TSC_DEADLINE):
+            m[s.APIC_DEADLINE] = FOREVER
+            m[s.MSR_TSC_DEADLINE] = 0
+        m[s.APIC_TIMER_MODE] = mode
+        set_limit(m, a)
     elif register == REG_DIVIDE:
-        m[s.APIC_DIVIDE] = value
-    elif register == REG_INITIAL:
+        m[s.APIC_DIVIDE] = divisor((value & 3) | (value >> 1 & 4))
+    elif register == REG_INITIAL and m[s.APIC_TIMER_MODE] != TSC_DEADLINE:
         m[s.APIC_INITIAL] = value
         cycles = value * max(m[s.APIC_DIVIDE], 1)
         m[s.APIC_PERIOD] = cycles

@@ -203,6 +203,17 @@ def keep(m: Record, a: Arena, structure: int, index: int, tag: int, data: int) -
 
 
 @kernel
+def remove(m: Record, a: Arena, structure: int, index: int, tag: int) -> None:
+    """Remove the entry stored under `tag`, if there is one."""
+    ways = m[structure + WAYS]
+    base = m[structure] + (index & m[structure + MASK]) * ways
+    for way in range(ways):
+        if a[base + way] == tag:
+            a[base + way] = -1
+            a[m[OWNER] + TRANSLATIONS_DROPPED] += 1
+
+
+@kernel
 def drop(m: Record, a: Arena, structure: int, mask: int, value: int) -> None:
     """Remove every entry whose tag, under `mask`, is `value`; counts what it removed."""
     base = m[structure]

@@ -140,8 +140,14 @@ def set_privilege(m: Record, a: Arena, ring: int) -> None:
 @kernel
 def timed_access(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
     """Translate and access memory as ring 0, charging walk and stall; the host-physical address or a fault."""
+    return access_as(m, a, t, gva, access, 0)
+
+
+@kernel
+def access_as(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
+    """Translate and access memory as a ring, charging walk and stall; the host-physical address or a fault."""
     m[s.STALL] = 0
-    hpa = translate(m, a, t, gva, access, 0)
+    hpa = translate(m, a, t, gva, access, user)
     if m[s.STALL]:
         charge(m, a, o.PAGE_WALK, m[s.STALL])
         m[s.STALL] = 0
@@ -156,31 +162,71 @@ def timed_access(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
 
 @kernel
 def read64(m: Record, a: Arena, t: Tags, gva: int) -> int:
-    """Load 8 bytes as ring 0, across pages if need be. FAULT_KIND is 0 if it worked."""
+    """Load 8 bytes as ring 0. FAULT_KIND is 0 if it worked."""
+    return read_as(m, a, t, gva, 0)
+
+
+@kernel
+def read_as(m: Record, a: Arena, t: Tags, gva: int, user: int) -> int:
+    """Load 8 bytes as a ring, across pages if need be. FAULT_KIND is 0 if it worked."""
     m[s.FAULT_KIND] = 0
-    hpa = timed_access(m, a, t, gva, READ)
+    hpa = access_as(m, a, t, gva, READ, user)
     if hpa < 0:
         return 0
-    if gva & 0xFFF <= 4088:
-        return load(a, hpa, 8) if is_memory(a, hpa) else -1
-    low = 0
-    for n in range(8):
-        if n and (gva + n) & 0xFFF == 0:
-            hpa = timed_access(m, a, t, gva + n, READ) - n
-            if m[s.FAULT_KIND]:
-                return 0
-        low |= load(a, hpa + n, 1) << (8 * n)
-    return low
+    if gva & 0xFFF > 4088:
+        return load_across(m, a, t, gva, 8, hpa, user)
+    return load(a, hpa, 8) if is_memory(a, hpa) else -1
+
+
+@kernel
+def load_across(m: Record, a: Arena, t: Tags, gva: int, size: int, hpa: int, user: int) -> int:
+    """Load `size` bytes from two pages, the first of which is at `hpa`. FAULT_KIND is 0 if it worked."""
+    m[s.FAULT_KIND] = 0
+    first = 4096 - (gva & 0xFFF)
+    second = access_as(m, a, t, gva + first, READ, user)
+    if second < 0:
+        m[s.FAULT_KIND] = second
+        return 0
+    if not is_memory(a, hpa) or not is_memory(a, second):
+        return -1
+    value = 0
+    for n in range(size):
+        value |= load(a, hpa + n if n < first else second + n - first, 1) << (8 * n)
+    return value
 
 
 @kernel
 def write64(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
-    """Store 8 aligned bytes as ring 0: 0, or a fault."""
-    hpa = timed_access(m, a, t, gva, WRITE)
+    """Store 8 bytes as ring 0: 0, or a fault."""
+    return write_as(m, a, t, gva, value, 0)
+
+
+@kernel
+def write_as(m: Record, a: Arena, t: Tags, gva: int, value: int, user: int) -> int:
+    """Store 8 bytes as a ring, across pages if need be: 0, or a fault."""
+    hpa = access_as(m, a, t, gva, WRITE, user)
     if hpa < 0:
         return hpa
+    if gva & 0xFFF > 4088:
+        return store_across(m, a, t, gva, 8, value, hpa, user)
     if is_memory(a, hpa) and store(a, hpa, 8, value) < 0:
         m[s.STOP] = OUT_OF_MEMORY
+        m[s.LIMIT] = 0
+    return 0
+
+
+@kernel
+def store_across(m: Record, a: Arena, t: Tags, gva: int, size: int, value: int, hpa: int, user: int) -> int:
+    """Store `size` bytes in two pages, the first of which is at `hpa`: 0, or a fault with nothing stored."""
+    first = 4096 - (gva & 0xFFF)
+    second = access_as(m, a, t, gva + first, WRITE, user)
+    if second < 0:
+        return second
+    if is_memory(a, hpa) and is_memory(a, second):
+        for n in range(size):
+            if store(a, hpa + n if n < first else second + n - first, 1, value >> (8 * n)) < 0:
+                m[s.STOP] = OUT_OF_MEMORY
+                m[s.LIMIT] = 0
     return 0
 
 
@@ -219,18 +265,25 @@ def deliver(m: Record, a: Arena, t: Tags) -> int:
     vector = m[s.EVENT_VECTOR]
     kind = m[s.EVENT_TYPE]
     if m[s.NONROOT] and kind != EXTERNAL and kind != SOFTWARE_INTERRUPT and kind != NMI_EVENT:
-        at = m[s.VMCS]
-        wanted = (a[at + v.EXCEPTION_BITMAP] >> vector) & 1
-        if vector == PF:
-            match = m[s.EVENT_ERROR] & a[at + v.PAGE_FAULT_ERROR_CODE_MASK] == a[at + v.PAGE_FAULT_ERROR_CODE_MATCH]
-            if not match:
-                wanted = 1 - wanted
-        if wanted:
+        if exception_exits(m, a, vector):
             m[s.EXIT_INTERRUPTION] = vector | kind << 8 | m[s.EVENT_HAS_ERROR] << 11 | VALID
             m[s.EXIT_ERROR_CODE] = m[s.EVENT_ERROR]
             vm_exit(m, a, x.EXCEPTION_NMI, m[s.EVENT_CR2] if vector == PF else 0, m[s.OP_LENGTH])
             return JUMPED
     return through_idt(m, a, t)
+
+
+@kernel
+def exception_exits(m: Record, a: Arena, vector: int) -> bool:
+    """Does this exception, with the error code in EVENT_ERROR, exit?
+
+    SDM: "Exception Bitmap".
+    """
+    at = m[s.VMCS]
+    wanted = (a[at + v.EXCEPTION_BITMAP] >> vector) & 1 != 0
+    if vector == PF and m[s.EVENT_ERROR] & a[at + v.PAGE_FAULT_ERROR_CODE_MASK] != a[at + v.PAGE_FAULT_ERROR_CODE_MATCH]:
+        return not wanted
+    return wanted
 
 
 @kernel
@@ -256,12 +309,13 @@ def failed_delivery(m: Record, a: Arena, t: Tags, fault: int, vector: int) -> in
     if fault == PAGE_FAULT:
         again = exception and vector == PF
         m[s.EVENT_CR2] = m[s.FAULT_GVA]
-        m[s.CR2] = m[s.FAULT_GVA]
         code = raise_exception(m, PF, 1, m[s.FAULT_CODE])
     else:
         again = exception and (contributory(vector) or vector == PF)
-        code = raise_exception(m, GP, 1, vector << 3 | 3)
+        external = 0 if m[s.EVENT_TYPE] == SOFTWARE_INTERRUPT else 1
+        code = raise_exception(m, GP, 1, vector << 3 | 2 | external)
     if again:
+        m[s.VECTORING] = 0  # what the double fault replaces is not reported
         code = raise_exception(m, DF, 1, 0)
     return code
 
@@ -344,7 +398,7 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
         if ended != EVENT:
             return ended
         vector = m[s.EVENT_VECTOR]
-        if m[s.NONROOT] and (a[m[s.VMCS] + v.EXCEPTION_BITMAP] >> vector) & 1:
+        if m[s.NONROOT] and exception_exits(m, a, vector):
             m[s.EXIT_INTERRUPTION] = vector | HARDWARE_EXCEPTION << 8 | ERROR_VALID | VALID
             m[s.EXIT_ERROR_CODE] = m[s.EVENT_ERROR]
             vm_exit(m, a, x.EXCEPTION_NMI, m[s.EVENT_CR2] if vector == PF else 0, 0)

@@ -10,7 +10,21 @@ from __future__ import annotations
 from typing import Final
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import PAGE_WORDS, VALUES, allocate, contents, give_contents, touch
+from vtsim.base.memory import (
+    A_CODE_MAPS,
+    A_CODE_OF,
+    A_REPLAY_COUNT,
+    A_REPLAY_ROWS,
+    A_ROWS,
+    CODE,
+    PAGE_WORDS,
+    VALUES,
+    allocate,
+    contents,
+    give_contents,
+    kind_of,
+    touch,
+)
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.caches import data_miss, probe
@@ -21,7 +35,7 @@ from vtsim.ept.spec import ADDRESS
 
 # fmt: off
 (TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
- SET_BIT, CLEAR_BIT) = range(11)
+ SET_BIT, CLEAR_BIT, DECODE) = range(12)
 HOOKS: Final = (
     # name             registers
     ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
@@ -39,6 +53,8 @@ HOOKS: Final = (
     ("PAGE_COPY",      "page at RDI becomes a copy of the page at RSI"),
     ("SET_BIT",        "bit RSI of the bit string at RDI <- 1; RAX <- old value"),
     ("CLEAR_BIT",      "bit RSI of the bit string at RDI <- 0; RAX <- old value"),
+    ("DECODE",         "instruction at the guest's RIP in RSI, whose bytes stand at RDI; RAX <- op or -1, RCX its register "
+                       "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
 PRESENT_ANY: Final = 7
@@ -305,6 +321,34 @@ def copy_page(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
+def decode(m: Record, a: Arena, t: Tags) -> int:
+    """Read an instruction as an emulator does: a fault or 0. A recorded one has no bytes: it is read from its row."""
+    place = m[s.GPR + s.RSI] - o.REPLAY_BASE
+    r = 0
+    if place >= 0 and place < a[A_REPLAY_COUNT]:
+        r = a[A_REPLAY_ROWS] + place * o.ROW_WORDS
+    else:
+        m[s.FAULT_KIND] = 0
+        hpa = timed_access(m, a, t, m[s.GPR + s.RDI], READ)
+        if hpa < 0:
+            return hpa
+        if kind_of(a, hpa >> 12) == CODE:
+            row = t[a[A_CODE_MAPS] + a[a[A_CODE_OF] + (hpa >> 12)] * 4096 + (hpa & 0xFFF)]
+            if row >= 0:
+                r = a[A_ROWS] + row * o.ROW_WORDS
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.LD]
+    m[s.GPR + s.RAX] = -1
+    if r > 0:
+        m[s.GPR + s.RAX] = a[r] & 0xFF
+        m[s.GPR + s.RCX] = a[r + o.ROW_R1]
+        m[s.GPR + s.RDX] = (a[r + o.ROW_MEM] >> o.MEM_SIZE) & 15
+        m[s.GPR + s.RBX] = a[r + o.ROW_IMM]
+        m[s.GPR + s.R9] = (a[r] >> o.META_LENGTH) & 0xFFFF
+    return 0
+
+
+@kernel
 def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     """Run a compiled hook: NEXT, or the fault that one of its accesses met."""
     m[s.FAULT_KIND] = 0
@@ -329,6 +373,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = copy_page(m, a, t)
     elif number == SET_BIT or number == CLEAR_BIT:
         fault = change_bit(m, a, t, 1 if number == SET_BIT else 0)
+    elif number == DECODE:
+        fault = decode(m, a, t)
     else:
         m[s.STOP] = MODEL_FAULT
         return STOPPED

@@ -20,9 +20,13 @@ from vtsim.base.memory import (
     CODE,
     FRAME_KIND,
     KIND_MASK,
+    VALUES,
+    contents,
+    give_contents,
     is_memory,
     load,
     store,
+    touch,
 )
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -53,17 +57,19 @@ from vtsim.cpu.kernels.events import (
     charge,
     deliver,
     deliverable,
+    load_across,
     raise_exception,
     raise_fault,
     record,
     set_limit,
     settle,
+    store_across,
     through_idt,
     vm_exit,
 )
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
 from vtsim.cpu.kernels.replay import assert_wire, replay_event
-from vtsim.cpu.kernels.stream import passes, stream
+from vtsim.cpu.kernels.stream import drain, passes, stream
 from vtsim.cpu.kernels.system import ARITHMETIC, RF_CF, RF_OF, RF_SF, RF_ZF, effective, system
 from vtsim.cpu.kernels.translate import CONTEXT_SHIFT, READ, TAG_SHIFT, VPN_MASK, WRITE, recorded, translate, translate_code
 from vtsim.vmcs import bits as b
@@ -94,11 +100,13 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             assert_wire(m, a)
             continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
+            drain(m, a)
             m[s.TIMER_DEADLINE] = FOREVER
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
             m[s.ROW] = 0
             continue
         if m[s.NONROOT] and m[s.WINDOW] and m[s.RFLAGS] & RF_IF and m[s.INTERRUPT_SHADOW] == 0:
+            drain(m, a)
             vm_exit(m, a, x.INTERRUPT_WINDOW, 0, 0)
             m[s.ROW] = 0
             continue
@@ -106,13 +114,17 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             return HORIZON
         if m[s.INTERRUPT_SHADOW] == 0 and m[s.APIC_PENDING]:
             if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
+                drain(m, a)
+                halted = m[s.HALTED]
                 wake(m, a)
+                m[s.HALTED] = halted  # saved as the guest's activity state
                 if a[m[s.VMCS] + v.EXIT_CONTROLS] & b.EXIT_ACKNOWLEDGE_INTERRUPT:
                     m[s.EXIT_INTERRUPTION] = acknowledge(m, a) | VALID
                 vm_exit(m, a, x.EXTERNAL_INTERRUPT, 0, 0)
                 m[s.ROW] = 0
                 continue
             if m[s.RFLAGS] & RF_IF:
+                drain(m, a)
                 wake(m, a)
                 m[s.EVENT_VECTOR] = acknowledge(m, a)
                 m[s.EVENT_TYPE] = EXTERNAL
@@ -169,6 +181,8 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
         return a[A_REPLAY_ROWS] + (rip - o.REPLAY_BASE) * o.ROW_WORDS
     user = m[s.PRIVILEGE] & 1
     key = ((rip >> 12) & VPN_MASK) << TAG_SHIFT | m[s.CONTEXT] << CONTEXT_SHIFT | user
+    if (rip >> 56) + 1 & ~1:
+        key = -2  # not canonical, and nothing is kept under this
     mixed = (rip >> 12) ^ m[s.CONTEXT] * 7
     at = m[s.FETCH_PAGES] + (mixed & (FETCH_ENTRIES - 1)) * FETCH_WORDS
     if a[at] == key and a[at + 1] == m[s.FETCH_GENERATION]:
@@ -188,7 +202,7 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
             return -1
         page = a[a[A_CODE_OF] + (hpa >> 12)]
         m[s.FETCH_HPA] = hpa & ~0xFFF
-        a[at] = key
+        a[at] = key if key >= 0 else -1
         a[at + 1] = m[s.FETCH_GENERATION]
         a[at + 2] = page
         a[at + 3] = m[s.FETCH_HPA]
@@ -332,25 +346,48 @@ def many(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     wanted = a[r + o.ROW_IMM]
     hpa = -1
     moved = 0
+    if gva & 7:
+        m[s.STOP] = MODEL_FAULT
+        return STOPPED
+    if gva & 0xFFF > 4096 - 16 * 8:  # a refused second page must find nothing committed
+        last = gva - 8
+        for register in range(16):
+            last += 8 * ((wanted >> register) & 1)
+        if (last ^ gva) >> 12:
+            hpa = data_at(m, a, t, last, READ if op == o.LDM else WRITE)
+            if hpa < 0:
+                return raise_fault(m, a, t, hpa)
+            hpa = -1
+    lines = 0
+    at = 0  # arena offset of the word, 0 where a frame that nothing was stored in is read
     for register in range(16):
         if (wanted >> register) & 1:
-            if hpa < 0 or gva & 63 == 0:
+            if hpa < 0 or gva & 63 == 0:  # a line is looked up once
                 hpa = data_at(m, a, t, gva, READ if op == o.LDM else WRITE)
                 if hpa < 0:
                     return raise_fault(m, a, t, hpa)
                 if not is_memory(a, hpa):
                     m[s.STOP] = MODEL_FAULT
                     return STOPPED
+                lines += 1
+                if op == o.LDM:
+                    at = contents(a, hpa >> 12)
+                else:
+                    at = give_contents(a, hpa >> 12, VALUES)
+                    if at < 0:
+                        m[s.STOP] = OUT_OF_MEMORY
+                        return STOPPED
+                    touch(a, hpa >> 12)
+                if at:
+                    at += (hpa >> 3) & 511
+            if op == o.STM:
+                a[at] = m[s.GPR + register]
             else:
-                a[m[s.OWNER] + k.ACCESSES] += 1
-            if op == o.LDM:
-                m[s.GPR + register] = load(a, hpa, 8)
-            elif store(a, hpa, 8, m[s.GPR + register]) < 0:
-                m[s.STOP] = OUT_OF_MEMORY
-                return STOPPED
+                m[s.GPR + register] = a[at] if at else 0
             gva += 8
-            hpa += 8
+            at += 1 if at else 0
             moved += 1
+    a[m[s.OWNER] + k.ACCESSES] += max(moved - lines, 0)
     m[s.RETIRED] += moved - 1
     m[s.CYCLE] += (moved - 1) * m[s.PRICE + op]
     return NEXT
@@ -366,22 +403,24 @@ def run(m: Record, a: Arena, t: Tags) -> int:
     r = m[s.ROW]
     set_limit(m, a)
     while True:
+        if m[s.OPS_LEFT] <= 0:  # before the boundary: what that decides belongs to the op after it
+            m[s.ROW] = r
+            settle(m, a)
+            return BUDGET
         if m[s.CYCLE] >= m[s.LIMIT]:
             m[s.ROW] = r
+            m[s.IN_FLIGHT] = 0
             code = boundary(m, a, t)
             r = m[s.ROW]
             if code:
                 settle(m, a)
                 return code
-        if m[s.OPS_LEFT] <= 0:
-            m[s.ROW] = r
-            settle(m, a)
-            return BUDGET
         m[s.OPS_LEFT] -= 1
         ended = NEXT
         op = o.NOP
         length = 0
         if r <= 0:
+            m[s.IN_FLIGHT] = 0
             r = locate(m, a, t)
             if r <= 0:
                 ended = EVENT if r < 0 else JUMPED
@@ -472,7 +511,10 @@ def run(m: Record, a: Arena, t: Tags) -> int:
             m[s.IN_FLIGHT] = m[s.IN_FLIGHT] if ended == EVENT else 0
             if ended == NEXT:
                 m[s.RIP] += length
-                r = 0 if (meta >> o.META_LAST) & 1 else r + o.ROW_WORDS
+                if (meta >> o.META_LAST) & 1 or op == o.MOV_TO_CR or op == o.INVLPG or op == o.INVPCID:
+                    r = 0  # the next op is on another page, or its page may be mapped otherwise now
+                else:
+                    r += o.ROW_WORDS
                 continue
             if ended == AGAIN:
                 continue
@@ -504,7 +546,7 @@ def long_work(m: Record) -> int:
     cpi = max(m[s.CPI_NUMERATOR] * m[s.WORK_SCALE], 1)
     fits = left
     if room < FOREVER // 200:
-        fits = min(left, max((room * 100 + cpi - 1) // cpi, 1))
+        fits = min(left, max((room * 100 - m[s.FRACTION] + cpi - 1) // cpi, 1))
     passes(m, fits * m[s.WORK_SCALE])
     m[s.GPR + s.RCX] = left - fits
     return AGAIN if left > fits else NEXT
@@ -549,8 +591,12 @@ def memory_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 m[s.GPR + register] = a[r + o.ROW_EXTRA]
             return NEXT
         return device(m, a, hpa, size, access == WRITE, value, register)
+    across = (gva & 0xFFF) + size > 4096
+    user = m[s.PRIVILEGE] & 1
     if access == READ:
-        value = load(a, hpa, size)
+        value = load_across(m, a, t, gva, size, hpa, user) if across else load(a, hpa, size)
+        if across and m[s.FAULT_KIND]:
+            return raise_fault(m, a, t, m[s.FAULT_KIND])
         if op == o.LD:
             m[s.GPR + register] = value
             return NEXT
@@ -563,14 +609,25 @@ def memory_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return NEXT
         m[s.RIP] = value
         return JUMPED
+    old = 0
     if op == o.XADD:
-        old = load(a, hpa, size)
-        m[s.GPR + register] = old
+        old = load_across(m, a, t, gva, size, hpa, user) if across else load(a, hpa, size)
+        if across and m[s.FAULT_KIND]:
+            return raise_fault(m, a, t, m[s.FAULT_KIND])
         value += old
-    if store(a, hpa, size, value) < 0:
+    if across:
+        fault = store_across(m, a, t, gva, size, value, hpa, user)
+        if fault:
+            return raise_fault(m, a, t, fault)
+        if m[s.STOP]:
+            return STOPPED
+    elif store(a, hpa, size, value) < 0:
         m[s.STOP] = OUT_OF_MEMORY
         return STOPPED
-    if op == o.ST or op == o.XADD:
+    if op == o.XADD:
+        m[s.GPR + register] = old
+        return NEXT
+    if op == o.ST:
         return NEXT
     m[s.GPR + s.RSP] -= 8
     if op == o.PUSH:

@@ -1,7 +1,7 @@
 """Streams of memory accesses in one tight loop, with as much overlap as the profile's miss buffers and walkers allow.
 
 An independent access waits only for a free miss buffer; its walk waits for a free walker. A pointer chase waits for
-every access. When a stream ends or is interrupted, it waits for what is still outstanding.
+every access. A stream that ends or is interrupted waits for what is still outstanding.
 
 SDM: "Interrupts During REP".
 Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches and DRAM.
@@ -15,7 +15,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.caches import data_miss, probe
-from vtsim.cpu.kernels.events import DEVICE_READ, DEVICE_WRITE, NEXT, STOPPED, charge, raise_fault
+from vtsim.cpu.kernels.events import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED, charge, raise_fault
 from vtsim.cpu.kernels.translate import READ, WRITE, translate
 
 QUANTILES: int = 4096  # intervals of a zipf table
@@ -93,10 +93,17 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     price = m[s.PRICE + o.LD]
     ended = NEXT
     done = 0
+    if pattern == o.ZIPF and (table < 0 or table + QUANTILES >= a.shape[0]):
+        m[s.STOP] = MODEL_FAULT
+        return STOPPED
     while left > 0 and m[s.CYCLE] < m[s.LIMIT]:
         access = READ
         batch = 1
+        before = random
         if pattern == o.RECORDED:
+            if table + position < 0 or table + position >= a.shape[0]:
+                m[s.STOP] = MODEL_FAULT
+                return STOPPED
             entry = a[table + position]
             gva = base + (entry >> 1)
             access = entry & 1
@@ -105,7 +112,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 gva = base + position
                 if writes:
                     random = next_random(random)
-                if stride < LINE:
+                if 0 < stride < LINE:
                     batch = min(left, max((LINE - (gva & (LINE - 1)) + stride - 1) // stride, 1))
             else:
                 random = next_random(random)
@@ -125,6 +132,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             if walk:
                 charge(m, a, o.PAGE_WALK, walk)
             ended = hpa
+            random = before  # the access will be made again
             break
         if not is_memory(a, hpa):
             m[s.STOP] = DEVICE_WRITE if access == WRITE else DEVICE_READ
@@ -161,7 +169,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             position += stride * batch
             if position >= region:
                 position = 0
-    drain(m, a)
+    if left <= 0 or ended != NEXT:  # cut by LIMIT, it waits only if an event is taken there
+        drain(m, a)
     a[m[s.OWNER] + k.ACCESSES] += done
     m[s.GPR + s.RCX] = left
     m[s.GPR + s.RDI] = position

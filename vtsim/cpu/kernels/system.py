@@ -26,33 +26,37 @@ from vtsim.cpu import exit_rules as rules
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.exit_rules import BIT, REASON, RING, WHERE
-from vtsim.cpu.kernels.apic import read_register, write_register
+from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
 from vtsim.cpu.kernels.events import (
     AGAIN,
     EVENT,
     FOREVER,
     GP,
     JUMPED,
+    MODEL_FAULT,
     NEXT,
+    OUT_OF_MEMORY,
     PORT_READ,
     PORT_WRITE,
     RF_IF,
     SOFTWARE_INTERRUPT,
     STOPPED,
     UD,
+    access_as,
     charge,
     deliver,
     raise_exception,
     raise_fault,
     read64,
+    read_as,
     record,
     set_limit,
     set_privilege,
     settle,
-    timed_access,
     vm_entry,
     vm_exit,
     write64,
+    write_as,
 )
 from vtsim.cpu.kernels.translate import (
     CR4_PCIDE,
@@ -264,6 +268,8 @@ def in_out(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """IN, OUT, INS, OUTS (one element)."""
     string = op == o.INS or op == o.OUTS
     write = op == o.OUT or op == o.OUTS
+    if string and a[r + o.ROW_EXTRA] and m[s.GPR + s.RCX] == 0:
+        return NEXT
     size = (a[r + o.ROW_MEM] >> o.MEM_SIZE) & 15
     register = a[r + o.ROW_R2]
     immediate = register >= 16 and not string
@@ -280,15 +286,19 @@ def in_out(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return port_access(m, a, port, size, write)
     pointer = s.GPR + (s.RSI if write else s.RDI)
     m[s.FAULT_KIND] = 0
-    hpa = timed_access(m, a, t, m[pointer], READ if write else WRITE)
+    hpa = access_as(m, a, t, m[pointer], READ if write else WRITE, m[s.PRIVILEGE] & 1)
     if hpa < 0:
         return raise_fault(m, a, t, hpa)
+    if not is_memory(a, hpa) or (m[pointer] & 0xFFF) + size > 4096:
+        m[s.STOP] = MODEL_FAULT
+        return STOPPED
     kept = m[s.GPR + s.RAX]
     if write:
         m[s.GPR + s.RAX] = load(a, hpa, size)
     ended = port_access(m, a, port, size, write)
-    if not write:
-        store(a, hpa, size, m[s.GPR + s.RAX])
+    if not write and store(a, hpa, size, m[s.GPR + s.RAX]) < 0:
+        m[s.STOP] = OUT_OF_MEMORY
+        return STOPPED
     m[s.GPR + s.RAX] = kept
     m[pointer] += size
     if a[r + o.ROW_EXTRA]:
@@ -332,6 +342,8 @@ def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
         return NEXT
     if slot < 0:
         return NEXT if recorded(m, a) else raise_exception(m, GP, 1, 0)
+    if slot == s.MSR_TSC_DEADLINE and m[s.APIC_TIMER_MODE] != TSC_DEADLINE:
+        return NEXT
     old = m[slot]
     m[slot] = value
     if slot == s.EFER and (old ^ value) & (1 << 11):
@@ -408,11 +420,12 @@ def move_cr(m: Record, a: Arena, r: int, op: int) -> int:
         return NEXT
     if op == o.LMSW:
         q |= (value & 0xFFFF) << 16
+        sets_pe = value & 1
         value = (m[s.CR0] & ~14) | (value & 15) | (m[s.CR0] & 1)
         if nonroot:
             mask = a[at + v.CR0_GUEST_HOST_MASK] & 15
             shadow = a[at + v.CR0_READ_SHADOW]
-            if (value ^ shadow) & mask & 14 or (mask & 1 and value & 1 and shadow & 1 == 0):
+            if (value ^ shadow) & mask & 14 or (mask & 1 and sets_pe and shadow & 1 == 0):
                 vm_exit(m, a, x.CR_ACCESS, q, m[s.OP_LENGTH])
                 return JUMPED
             value = (m[s.CR0] & (mask | ~15)) | (value & 15 & ~mask)
@@ -437,7 +450,7 @@ def move_cr(m: Record, a: Arena, r: int, op: int) -> int:
     if number == 3:
         if primary & b.CR3_LOAD_EXITING:
             listed = False
-            for n in range(a[at + v.CR3_TARGET_COUNT]):
+            for n in range(min(a[at + v.CR3_TARGET_COUNT], 4)):
                 listed = listed or a[at + v.CR3_TARGET_VALUE_0 + n] == value
             if not listed:
                 vm_exit(m, a, x.CR_ACCESS, q, m[s.OP_LENGTH])
@@ -530,6 +543,8 @@ def vmx(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 return failed(m, a, 28)
             if kind == 0:
                 address = read64(m, a, t, gva + 8)
+                if m[s.FAULT_KIND]:
+                    return raise_fault(m, a, t, m[s.FAULT_KIND])
                 for n in range(m[s.CONTEXT_COUNT]):
                     key = a[m[s.CONTEXTS] + n]
                     if key >= 0 and key & 0xFFFF == vpid:
@@ -581,22 +596,27 @@ def return_from_interrupt(m: Record, a: Arena, t: Tags) -> int:
     SDM: "IRET/IRETD/IRETQ—Interrupt Return".
     """
     rsp = m[s.GPR + s.RSP]
-    m[s.FAULT_KIND] = 0
-    rip = read64(m, a, t, rsp)
+    user = m[s.PRIVILEGE] & 1
+    rip = read_as(m, a, t, rsp, user)
     cs = 0
     flags = 0
     stack = 0
     ss = 0
     if m[s.FAULT_KIND] == 0:
-        cs = read64(m, a, t, rsp + 8)
+        cs = read_as(m, a, t, rsp + 8, user)
     if m[s.FAULT_KIND] == 0:
-        flags = read64(m, a, t, rsp + 16)
+        flags = read_as(m, a, t, rsp + 16, user)
     if m[s.FAULT_KIND] == 0:
-        stack = read64(m, a, t, rsp + 24)
+        stack = read_as(m, a, t, rsp + 24, user)
     if m[s.FAULT_KIND] == 0:
-        ss = read64(m, a, t, rsp + 32)
+        ss = read_as(m, a, t, rsp + 32, user)
     if m[s.FAULT_KIND]:
         return raise_fault(m, a, t, m[s.FAULT_KIND])
+    if user:
+        if cs & 3 != 3:
+            return raise_exception(m, GP, 1, cs & 0xFFFC)
+        kept = 0x3000 if (m[s.RFLAGS] >> 12) & 3 == 3 else 0x3000 | RF_IF
+        flags = (flags & ~kept) | (m[s.RFLAGS] & kept)
     before = m[s.PRIVILEGE]
     m[s.RIP] = rip
     m[s.CS_SELECTOR] = cs & 0xFFFF
@@ -779,12 +799,12 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             m[s.INTERRUPT_SHADOW] = 2
             m[s.LIMIT] = 0
     elif op == o.PUSHF:
-        fault = write64(m, a, t, m[s.GPR + s.RSP] - 8, m[s.RFLAGS])
+        fault = write_as(m, a, t, m[s.GPR + s.RSP] - 8, m[s.RFLAGS], m[s.PRIVILEGE] & 1)
         if fault:
             return raise_fault(m, a, t, fault)
         m[s.GPR + s.RSP] -= 8
     elif op == o.POPF:
-        flags = read64(m, a, t, m[s.GPR + s.RSP])
+        flags = read_as(m, a, t, m[s.GPR + s.RSP], m[s.PRIVILEGE] & 1)
         if m[s.FAULT_KIND]:
             return raise_fault(m, a, t, m[s.FAULT_KIND])
         m[s.GPR + s.RSP] += 8
@@ -817,17 +837,18 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         saw(m, value)
     elif op == o.LGDT or op == o.LIDT:
         gva = effective(m, a, r)
-        base = read64(m, a, t, gva + 8)
         limit = read64(m, a, t, gva) & 0xFFFF
+        base = read64(m, a, t, gva + 8) if m[s.FAULT_KIND] == 0 else 0
         if m[s.FAULT_KIND]:
             return raise_fault(m, a, t, m[s.FAULT_KIND])
         m[s.GDTR_BASE if op == o.LGDT else s.IDTR_BASE] = base
         m[s.GDTR_LIMIT if op == o.LGDT else s.IDTR_LIMIT] = limit
     elif op == o.SGDT or op == o.SIDT:
         gva = effective(m, a, r)
-        fault = write64(m, a, t, gva, m[s.GDTR_LIMIT if op == o.SGDT else s.IDTR_LIMIT])
+        user = m[s.PRIVILEGE] & 1
+        fault = write_as(m, a, t, gva, m[s.GDTR_LIMIT if op == o.SGDT else s.IDTR_LIMIT], user)
         if fault == 0:
-            fault = write64(m, a, t, gva + 8, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE])
+            fault = write_as(m, a, t, gva + 8, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE], user)
         if fault:
             return raise_fault(m, a, t, fault)
         saw(m, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE])

@@ -31,7 +31,7 @@ from vtsim.cpu.accounts import (
     WALKS_MISCONFIGURED,
     WALKS_VIOLATED,
 )
-from vtsim.cpu.kernels.caches import drop, find, keep, read_line
+from vtsim.cpu.kernels.caches import drop, find, keep, read_line, remove
 from vtsim.cpu.ops import REPLAY_BASE
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
@@ -133,27 +133,28 @@ GLOBAL_KEY: int = 1 << 62
 DATA_GLOBAL, DATA_SIZE = 6, 7
 # rights carried by paging-structure caches
 UP_WRITE, UP_USER, UP_NX, UP_HOST_WRITE = 1, 2, 4, 8
+FRACTURED = 8  # of PAGE_SIZES: some translation of a large page was kept as a smaller one
 # fmt: on
 
 
 @kernel
-def context_of(m: Record, a: Arena, key: int) -> int:
-    """The number of the translation context with this key, given on first use.
-
-    When all numbers are given out, every translation is dropped and numbering starts again.
-    """
+def known_context(m: Record, a: Arena, key: int) -> int:
+    """The number of the translation context with this key, or -1."""
     base = m[CONTEXTS]
     for n in range(m[CONTEXT_COUNT]):
         if a[base + n] == key:
             return n
-    n = m[CONTEXT_COUNT]
-    if n >= CONTEXT_LIMIT:
-        for structure in range(DTLB4K, NESTED_TLB + 1, 4):
-            drop(m, a, structure, 0, 0)
-        m[FETCH_GENERATION] += 1
-        n = 0
-    a[base + n] = key
-    m[CONTEXT_COUNT] = n + 1
+    return -1
+
+
+@kernel
+def context_of(m: Record, a: Arena, key: int) -> int:
+    """The number of the translation context with this key, given on first use."""
+    n = known_context(m, a, key)
+    if n < 0:
+        n = m[CONTEXT_COUNT]
+        a[m[CONTEXTS] + n] = key
+        m[CONTEXT_COUNT] = n + 1
     return n
 
 
@@ -166,7 +167,10 @@ def recorded(m: Record, a: Arena) -> bool:
 
 @kernel
 def set_context(m: Record, a: Arena) -> None:
-    """Work out under which tags translations are now made: after CR0, CR3, CR4, VPID, EPTP or privilege changed."""
+    """Work out under which tags translations are now made: after CR0, CR3, CR4, VPID, EPTP or privilege changed.
+
+    When all context numbers are given out, every translation is dropped and numbering starts again.
+    """
     vpid = m[VPID] if m[NONROOT] else 0
     eptp = m[EPTP] if m[NONROOT] else 0
     pcid = m[CR3] & 0xFFF if m[CR4] & CR4_PCIDE else 0
@@ -177,6 +181,11 @@ def set_context(m: Record, a: Arena) -> None:
     if m[CONTEXT_KEY] == key:
         return
     m[CONTEXT_KEY] = key
+    if m[CONTEXT_COUNT] > CONTEXT_LIMIT - 3:
+        for structure in range(DTLB4K, NESTED_TLB + 1, 4):
+            drop(m, a, structure, 0, 0)
+        m[FETCH_GENERATION] += 1
+        m[CONTEXT_COUNT] = 0
     m[CONTEXT] = context_of(m, a, key)
     m[CONTEXT_GLOBAL] = context_of(m, a, (key & ~(0xFFF << 16)) | GLOBAL_KEY)
     if eptp:
@@ -463,9 +472,48 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             permissions &= 0xF
         if (host >> 4) & 3 < size:
             size = (host >> 4) & 3
+            if levels:
+                m[PAGE_SIZES] |= FRACTURED
     if not is_memory(a, hpa):
         size = 0
     return (hpa & ~((1 << (12 + 9 * size)) - 1)) | permissions | is_global << DATA_GLOBAL | size << DATA_SIZE
+
+
+@kernel
+def remove_page(m: Record, a: Arena, context: int, gva: int) -> None:
+    """Remove what the TLBs hold for one linear address in one context."""
+    for size in range(3):
+        number = (gva >> (12 + 9 * size)) & (VPN_MASK >> (9 * size))
+        tag = number << TAG_SHIFT | context << CONTEXT_SHIFT | size
+        remove(m, a, DTLB4K + 4 * size, number, tag)
+        remove(m, a, ITLB4K if size == 0 else ITLB2M, number, tag)
+        remove(m, a, STLB1G if size == 2 else STLB, number, tag)
+
+
+@kernel
+def forget_faulting(m: Record, a: Arena, gva: int, fault: int) -> None:
+    """A refused access removes what was cached for its address, so that an entry repaired in memory is seen.
+
+    SDM: "Operations that Invalidate TLBs and Paging-Structure Caches"; "Operations that Invalidate Cached Mappings".
+    """
+    remove_page(m, a, m[CONTEXT], gva)
+    remove_page(m, a, m[CONTEXT_GLOBAL], gva)
+    m[FETCH_GENERATION] += 1
+    number = (gva >> 12) & VPN_MASK
+    context = m[CONTEXT] << CONTEXT_SHIFT
+    remove(m, a, PWC_PDE, number >> 9, (number >> 9) << TAG_SHIFT | context)
+    remove(m, a, PWC_PDPTE, number >> 18, (number >> 18) << TAG_SHIFT | context)
+    remove(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context)
+    if fault == PAGE_FAULT:
+        return
+    gpa = m[FAULT_GPA]
+    context = m[CONTEXT_PHYSICAL] << CONTEXT_SHIFT
+    remove(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context)
+    remove(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context)
+    remove(m, a, EPT_PML4E, gpa >> 39, (gpa >> 39) << TAG_SHIFT | context)
+    for size in range(3):
+        number = gpa >> (12 + 9 * size)
+        remove(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size)
 
 
 @kernel
@@ -502,6 +550,7 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
         m[STALL] += m[WALK_LATENCY]
         a[owner + WALK_CYCLES] += m[WALK_LATENCY]
         if found < 0:
+            forget_faulting(m, a, gva, found)
             if found == PAGE_FAULT:
                 a[owner + WALKS_FAULTED] += 1
             elif found == VIOLATION:
@@ -580,6 +629,8 @@ def translate(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) ->
 @kernel
 def translate_code(m: Record, a: Arena, t: Tags, gva: int, user: int) -> int:
     """The host-physical address of a fetch, or a fault."""
+    if (gva >> 56) + 1 & ~1:
+        return translate_slowly(m, a, t, gva, EXECUTE, user, True)
     bit = EXECUTE * 2 + user
     for attempt in range(2):
         if attempt and m[GLOBALS_SEEN] == 0:
@@ -634,18 +685,21 @@ def drop_guest_physical(m: Record, a: Arena, ep4ta: int) -> None:
 
 @kernel
 def drop_page(m: Record, a: Arena, key: int, gva: int) -> None:
-    """Remove the mappings of one linear address in one context and its global twin, and its paging-structure entries.
+    """Remove the mappings of one linear address in one context and its global twin, and the context's paging-structure entries.
 
-    SDM: "Invalidation of TLBs and Paging-Structure Caches".
+    Once a large page was kept in pieces, nobody knows how many: all mappings of both go.
+
+    SDM: "Invalidation of TLBs and Paging-Structure Caches"; "Details of TLB Use".
     """
     for twin in range(2):
-        n = context_of(m, a, (key & ~(0xFFF << 16)) | GLOBAL_KEY if twin else key)
-        for size in range(3):
-            number = (gva >> (12 + 9 * size)) & (VPN_MASK >> (9 * size))
-            tag = number << TAG_SHIFT | n << CONTEXT_SHIFT | size
-            drop(m, a, DTLB4K + 4 * size, -1, tag)
-            drop(m, a, ITLB4K if size == 0 else ITLB2M, -1, tag)
-            drop(m, a, STLB1G if size == 2 else STLB, -1, tag)
+        n = known_context(m, a, (key & ~(0xFFF << 16)) | GLOBAL_KEY if twin else key)
+        if n < 0:
+            continue
+        if m[PAGE_SIZES] & FRACTURED:
+            for structure in range(DTLB4K, STLB1G + 1, 4):
+                drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
+        else:
+            remove_page(m, a, n, gva)
         for structure in range(PWC_PML4E, PWC_PDE + 1, 4):
             drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
     m[FETCH_GENERATION] += 1

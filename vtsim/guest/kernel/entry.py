@@ -93,11 +93,11 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("call_done")
 
 
-@path("exception and interrupt", entry=True)
-def exception(a: Assembler, kernel: KernelOptions) -> None:
-    """Entry stubs of all vectors, the common way in, and the way out by IRET."""
+@path("interrupt entry", entry=True)
+def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
+    """Entry stubs of all vectors but that of page faults, the way in, and the way out by IRET."""
     a.activity = ops.INTERRUPT_PATH
-    for vector in (*range(32), at.TIMER_VECTOR):
+    for vector in (*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR):
         a.label(f"vector_{vector}")
         if vector not in at.WITH_ERROR:
             a.push(value=0)
@@ -107,11 +107,32 @@ def exception(a: Assembler, kernel: KernelOptions) -> None:
     a.push(value=0)
     a.push(value=255)
     a.label("enter")
+    way_in(a, kernel, "entered")
+    a.ld(s.RAX, Mem(s.RSP, at.F_VECTOR))
+    a.cmp(s.RAX, 32)
+    a.jcc(ops.CC_AE, "interrupt")
+    a.jmp("kill")
+    way_out(a, kernel, "leave")
+
+
+@path("page-fault entry", entry=True)
+def page_fault_entry(a: Assembler, kernel: KernelOptions) -> None:
+    """The same for page faults, charged to them."""
+    a.activity = ops.PAGE_FAULT_PATH
+    a.label(f"vector_{at.PAGE_FAULT_VECTOR}")
+    a.push(value=at.PAGE_FAULT_VECTOR)
+    way_in(a, kernel, "fault_entered")
+    a.jmp("page_fault")
+    way_out(a, kernel, "fault_leave")
+
+
+def way_in(a: Assembler, kernel: KernelOptions, entered: str) -> None:
+    """Save the registers; from user mode also switch GS, the tables and the stack."""
     a.sub(s.RSP, at.F_VECTOR)
     a.stm(Mem(s.RSP), at.SAVED)
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
-    a.jcc(ops.CC_Z, "entered")
+    a.jcc(ops.CC_Z, entered)
     a.op(ops.SWAPGS)
     to_kernel_tables(a, kernel, s.RAX)
     if kernel.kpti:  # from the entry stack to the task's
@@ -121,20 +142,18 @@ def exception(a: Assembler, kernel: KernelOptions) -> None:
             a.ldm(Mem(s.RSP, half), at.CARRIERS)
             a.stm(Mem(s.RDI, half), at.CARRIERS)
         a.copy(s.RSP, s.RDI)
-    a.label("entered")
-    a.ld(s.RAX, Mem(s.RSP, at.F_VECTOR))
-    a.cmp(s.RAX, at.PAGE_FAULT_VECTOR)
-    a.jcc(ops.CC_Z, "page_fault")
-    a.cmp(s.RAX, 32)
-    a.jcc(ops.CC_AE, "interrupt")
-    a.jmp("kill")
-    a.label("leave")
+    a.label(entered)
+
+
+def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
+    """Let another task run if one should; restore the registers, and return by IRET to whom it interrupted."""
+    a.label(name)
     a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
     a.test(s.RAX, -1)
-    a.jcc(ops.CC_NZ, "leave_reschedule")
+    a.jcc(ops.CC_NZ, f"{name}_reschedule")
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
-    a.jcc(ops.CC_Z, "leave_to_kernel")
+    a.jcc(ops.CC_Z, f"{name}_to_kernel")
     choose_user_tables(a, kernel)
     if kernel.kpti:
         words = (s.RAX, s.RCX, s.RDX, s.RBX, s.RBP)
@@ -148,10 +167,10 @@ def exception(a: Assembler, kernel: KernelOptions) -> None:
         a.add(s.RSP, at.F_RIP)
     a.op(ops.SWAPGS)
     a.op(ops.IRET)
-    a.label("leave_to_kernel")
+    a.label(f"{name}_to_kernel")
     a.ldm(Mem(s.RSP), at.SAVED)
     a.add(s.RSP, at.F_RIP)
     a.op(ops.IRET)
-    a.label("leave_reschedule")
+    a.label(f"{name}_reschedule")
     a.call("schedule")
-    a.jmp("leave")
+    a.jmp(name)

@@ -133,7 +133,7 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     map_page(a)
     a.label("fault_done")
     a.work(length("fault_exit"))
-    a.jmp("leave")
+    a.jmp("fault_leave")
 
 
 @path("copy on write")

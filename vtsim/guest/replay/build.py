@@ -1,4 +1,4 @@
-"""Lays a recorded guest into a machine: its rows in the window, its memory untouched, its vCPU as at power-on."""
+"""Lays a recorded guest into a machine: rows in the window, memory untouched, the vCPU as at power-on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ LOG_ENTRIES: Final = 1 << 17
 LOG_WORDS: Final = 2
 LINES: Final = 64
 RESET_CR0: Final = 0x6000_0010
+RESET_RFLAGS: Final = 2 | 3 << 12  # what the guest did to IOPL was not recorded, but that it saw no fault was
 
 
 @frozen(kw_only=True, eq=False)
@@ -51,7 +52,10 @@ def recording_of(guest: GuestSpec, clock_hz: int) -> Recording | None:
 
 
 def lay_out(engine: Engine, recording: Recording, at: int) -> int:
-    """Put the rows into the arena from offset `at` on; the linear address of the first. One recording a machine."""
+    """Put the rows into the arena from offset `at` on; the linear address of the first.
+
+    A machine replays one recording.
+    """
     a = engine.arena
     if a[mem.A_REPLAY_COUNT]:
         raise ModelError("a machine replays one recording", {"rows": int(a[mem.A_REPLAY_COUNT])})
@@ -75,6 +79,6 @@ def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start
         )
     rip = lay_out(memory.engine, recording, at)
     return Start(
-        rip=rip, rsp=0, rflags=2, cr0=RESET_CR0, cr3=0, cr4=0, efer=0, idtr_base=0, idtr_limit=0x3FF,
+        rip=rip, rsp=0, rflags=RESET_RFLAGS, cr0=RESET_CR0, cr3=0, cr4=0, efer=0, idtr_base=0, idtr_limit=0x3FF,
         gdtr_base=0, gdtr_limit=0xFFFF, tr_base=0, cpl=recording.lowered.cpl, msrs={}, gs_base=0, fs_base=0,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""From a trace to rows of the engine: every recorded event in its ring, with the instructions between them as work.
+"""From a trace to rows of the engine: every recorded event in its ring, instructions between them as work.
 
-Not modelled: how long a recorded guest was halted (its interrupt comes after a fixed time); accesses to memory beyond the
-recorded first touches and uses of paging-structure entries.
+Not modelled: how long a recorded guest was halted (its interrupt comes after a fixed time); accesses to memory
+beyond the recorded first touches and uses of paging-structure entries.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import NUMBER
 
 # fmt: off
-WORDS: Final = {"r1": o.ROW_R1, "r2": o.ROW_R2, "imm": o.ROW_IMM, "mem": o.ROW_MEM, "disp": o.ROW_DISP, "extra": o.ROW_EXTRA}
+WORDS: Final = {"r1": o.ROW_R1, "r2": o.ROW_R2, "imm": o.ROW_IMM, "mem": o.ROW_MEM, "disp": o.ROW_DISP,
+                "extra": o.ROW_EXTRA}
 # what the kernel does after an entry of this kind, until the return
-ENTRIES: Final = {"SYSCALL": o.SYSCALL_PATH, "SYSENTER": o.SYSCALL_PATH, "EXC": o.PAGE_FAULT_PATH, "IRQ": o.INTERRUPT_PATH}
+ENTRIES: Final = {"SYSCALL": o.SYSCALL_PATH, "SYSENTER": o.SYSCALL_PATH, "EXC": o.PAGE_FAULT_PATH,
+                  "IRQ": o.INTERRUPT_PATH}
 RETURNS: Final = {"SYSRET": (o.SYSCALL_PATH,), "IRET": (o.PAGE_FAULT_PATH, o.INTERRUPT_PATH)}
 # fmt: on
 
 
 @frozen(kw_only=True, eq=False)
 class Lowered:
-    """A recorded guest as rows of `ops.ROW_WORDS` words; `origin` is the trace row that each of them stands for."""
+    """A recorded guest as rows of `ops.ROW_WORDS` words; `origin` is the trace row that each stands for."""
 
     rows: NDArray[np.int64]
     origin: NDArray[np.int64]
@@ -40,11 +42,11 @@ class Lowered:
 
 
 def lower(trace: Trace, clock_hz: int, *, literal: bool = False) -> Lowered:
-    """Lower a trace for a CPU of this clock; `literal` repeats recorded spins as often as they were recorded."""
+    """Lower a trace for a CPU of this clock; `literal` repeats spins as often as they were recorded."""
     plan = Plan(trace, clock_hz, literal)
     live = np.nonzero(plan.steps)[0]
     cpl = trace.cpl[live].astype(np.int64)
-    ring_after = np.where(plan.of(*CHANGES_RING), plan.columns["ring"], trace.cpl)[live]
+    ring_after = np.where(plan.of(*CHANGES_RING), plan.columns["ring"], trace.cpl)[plan.last[live]]
     ring_before = np.append(cpl[:1], ring_after[:-1])
     done = np.maximum.accumulate(trace.icount[live] + plan.own[live])
     work = np.maximum(trace.icount[live] - np.append(0, done[:-1]), 0)
@@ -96,7 +98,8 @@ def _activities(trace: Trace) -> NDArray[np.int64]:
     charged = np.full(len(trace), o.BOOT, np.int64)
     stack: list[int] = []
     ring = np.append(trace.cpl[1:], trace.cpl[-1:])
-    for turn, following in zip(turns.tolist(), [*turns[1:].tolist(), len(trace)], strict=True):
+    ends = np.append(turns[1:], len(trace))[: len(turns)]
+    for turn, following in zip(turns.tolist(), ends.tolist(), strict=True):
         kind = int(trace.kind[turn])
         if kind in entries:
             stack.append(entries[kind])

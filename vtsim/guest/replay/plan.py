@@ -1,7 +1,8 @@
-"""Which recorded rows become what: most a few steps of the table, some together one instruction or one loop."""
+"""Which recorded rows become what: most a few steps of the table, some together an instruction or a loop."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -40,12 +41,11 @@ HALT_NS: Final = 1_000_000
 NS: Final = 1_000_000_000
 WITHOUT_SIZE: Final = NO_MEMORY.packed & ~(15 << o.MEM_SIZE)
 UNKNOWN_ACCESS_BYTES: Final = 4
-MERGED_DIFFERENCE: Final = 2  # rows of one loop differ by this much at most in how often they were seen
 
 
 @define(eq=False)
 class Plan:
-    """For each row of a trace: how many steps it becomes and how many recorded instructions these stand for.
+    """For each row of a trace: how many steps it becomes, how many instructions and which last row these stand for.
 
     `segments` holds the steps of rows that the table alone does not describe.
     """
@@ -55,6 +55,7 @@ class Plan:
     literal: bool
     steps: NDArray[np.int64] = field(init=False)
     own: NDArray[np.int64] = field(init=False)
+    last: NDArray[np.int64] = field(init=False)
     columns: dict[str, NDArray[np.int64]] = field(init=False)
     segments: dict[int, tuple[Step, ...]] = field(factory=dict, init=False)
 
@@ -64,6 +65,7 @@ class Plan:
             lengths[number] = len(STEPS[name])
         self.steps = lengths[self.trace.kind]
         self.own = np.where(self.of(*EVENTS), 0, self.trace.n).astype(np.int64)
+        self.last = np.arange(len(self.trace))
         self.columns = self._derived()
         self._join_read_modify_write()
         self._give_halts_their_interrupts()
@@ -103,9 +105,9 @@ class Plan:
         self.own[first] = instructions
         self.segments[first] = steps
 
-    # --- rows that belong together -----------------------------------------------------------------------------------
+    # --- rows that belong together ----------------------------------------------------------------------
     def _join_read_modify_write(self) -> None:
-        """A read directly followed by a write of one instruction at one address is one access, which writes."""
+        """A read directly followed by a write of one instruction at one address is one access: a write."""
         t = self.trace
         joined = self.of("TOUCH_R", "RETOUCH_R")[:-1] & self.of("TOUCH_W", "RETOUCH_W")[1:]
         for column in (t.icount, t.rip, t.a1):
@@ -123,7 +125,10 @@ class Plan:
                 self.steps[halt] = 0  # nothing would ever end it
 
     def _join_string_iterations(self) -> None:
-        """INS or OUTS with REP has a row per iteration, and one more that finds RCX zero; its memory was touched before."""
+        """INS or OUTS with REP has a row per iteration and one that finds RCX zero.
+
+        Its memory has been touched before.
+        """
         t = self.trace
         string = self.of("IN", "OUT") & (t.a0 & PORT_STRING != 0)
         written = np.nonzero(self.of("TOUCH_W", "RETOUCH_W"))[0]
@@ -147,33 +152,45 @@ class Plan:
             self._replace(first, end, steps, end - first)
 
     def _join_loops(self) -> None:
-        """A row with n > 1 is a loop: one that waits for time to pass, or a repetition with ordinary work in between."""
+        """A row with n > 1 is a loop, together with the rows that it cannot have ended before.
+
+        Either it waits for time to pass, or it is a repetition with ordinary work in between.
+        """
         t = self.trace
         clock, n = self.of(*CLOCKS), t.n.astype(np.int64)
         end = 0
         for first in np.nonzero((n > 1) & (self.steps > 0))[0].tolist():
             if first < end:
                 continue
-            end = first + 1
-            if clock[first]:
-                while end < len(t) and clock[end] and n[end] > 1 and abs(n[end] - n[first]) <= MERGED_DIFFERENCE:
-                    end += 1
-            executed = int(n[first:end].sum())
-            span = max(int(t.icount[end] - t.icount[first]), executed) if end < len(t) else executed
-            waits = bool(clock[first]) and span <= int(n[first]) * SPIN_INSTRUCTIONS
-            self._replace(first, end, self._loop(first, end, span, waits and not self.literal), span)
+            end, executed, span = first + 1, int(n[first]), 0
+            while end < len(t) and executed > (span := int(t.icount[end] - t.icount[first])):
+                executed += int(self.own[end])
+                end += 1
+            span = max(span, executed)
+            merged = n[first:end] > 1
+            waits = bool(clock[first:end][merged].all()) and span <= int(n[first:end].max()) * SPIN_INSTRUCTIONS
+            steps = self._loop(first, end, span - executed, span if waits and not self.literal else 0)
+            self._replace(first, end, steps, span)
+            self.last[first] = end - 1
 
-    def _loop(self, first: int, end: int, span: int, timed: bool) -> tuple[Step, ...]:
-        n = self.trace.n[first:end].astype(np.int64)
-        times = int(n.min())
-        work = span - int(n.sum())
-        rows = [self.filled(row) for row in range(first, end)]
-        ahead = [step for steps, many in zip(rows, n.tolist(), strict=True) for step in steps * (many - times)]
-        body = [step for steps in rows for step in steps] + work_steps(work // times)
-        cycles = span * self.clock_hz // self.trace.guest.instructions_per_second
-        begin = event(e.UNTIL, imm=cycles) if timed else event(e.COUNT, imm=times)
-        again = event(e.UNTIL_AGAIN if timed else e.COUNT_AGAIN, imm=len(body))
-        return (*ahead, begin, *body, again, *work_steps(work % times))
+    def _loop(self, first: int, end: int, work: int, wait: int) -> tuple[Step, ...]:
+        """Every row once, then those that were seen again, as long as they were: `wait` instructions' time, or as often."""
+        live = [row for row in range(first, end) if self.steps[row]]
+        seen = {row: int(self.trace.n[row]) for row in live}
+        most = max(seen.values())
+        between = work_steps(work // most)
+        steps = [*self._filled(live), *between]
+        done = 1
+        for times in sorted(set(seen.values()) - {1}):
+            body = [*self._filled(row for row in live if seen[row] >= times), *between]
+            cycles = wait * (times - done) // most * self.clock_hz // self.trace.guest.instructions_per_second
+            begin = event(e.UNTIL, imm=cycles) if wait else event(e.COUNT, imm=times - done)
+            steps += [begin, *body, event(e.UNTIL_AGAIN if wait else e.COUNT_AGAIN, imm=len(body))]
+            done = times
+        return (*steps, *work_steps(work % most))
+
+    def _filled(self, rows: Iterable[int]) -> Iterator[Step]:
+        return (step for row in rows for step in self.filled(row))
 
     def filled(self, row: int) -> tuple[Step, ...]:
         """The steps of one row with numbers for the names of columns."""

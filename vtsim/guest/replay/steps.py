@@ -115,9 +115,10 @@ STEPS: Final[dict[str, tuple[Step, ...]]] = {
 }
 # fmt: on
 # rows that are not instructions of their own
-EVENTS: Final = (
-    "EXC", "IRQ", "TOUCH_R", "TOUCH_W", "TOUCH_F", "RETOUCH_R", "RETOUCH_W", "RETOUCH_F", "REARM", "PTW", "ROOT",
-    "LEAF_R", "LEAF_W", "LEAF_F",
+EVENTS: Final = tuple(
+    name
+    for name in STEPS
+    if name in ("EXC", "IRQ", "REARM", "PTW", "ROOT") or name.startswith(("TOUCH", "RETOUCH", "LEAF"))
 )  # fmt: skip
 CHANGES_RING: Final = ("SYSCALL", "SYSRET", "EXC", "IRQ", "IRET", "SYSENTER", "INTN")
 HALTS: Final = ("HLT", "MWAIT")

@@ -143,9 +143,8 @@ def inject(a: Assembler, path: Path) -> None:
     a.jmp("reenter")
 
 
-def external_interrupt(a: Assembler, path: Path, back: str) -> None:
-    """`external`: run the host's handler for the interrupt that caused the exit, as if it had come through the IDT."""
-    a.label("external")
+def external_interrupt(a: Assembler, path: Path) -> None:
+    """Run the host's handler for the interrupt that caused the exit, as if it had come through the IDT."""
     a.activity = ops.INTERRUPT_PATH
     a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
     a.and_(RAX, 0xFF)
@@ -167,7 +166,6 @@ def external_interrupt(a: Assembler, path: Path, back: str) -> None:
     a.op(ops.PUSHF)
     a.push(value=at.KERNEL_CODE)
     a.op(ops.CALL_REG, RAX)
-    a.jmp(back)
 
 
 def wire(a: Assembler, path: Path) -> None:

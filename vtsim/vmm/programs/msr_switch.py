@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
-from vtsim.cpu.slots import RAX, RCX, RDX
+from vtsim.cpu.slots import RAX, RCX
 from vtsim.vmm.layout import SWITCHED_MSRS, USER_RETURN_MSRS
 from vtsim.vmm.programs.words import cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -70,7 +70,10 @@ def restore_user_msrs(a: Assembler, path: Path) -> None:
 
 
 def write_switched(a: Assembler, n: int) -> None:
-    """The guest writes one of them: RAX is the value; the CPU gets it at once if the guest's are in."""
+    """The guest writes one of them, value in RAX: into its own copy, and into the CPU."""
     a.st(vcpu("GUEST_MSRS", n), RAX)
-    a.st_value(vcpu("GUEST_LOADED"), 0)
-    a.copy(RDX, RAX)
+    a.st(cpu("MSRS", n), RAX)
+    split(a)
+    a.mov(RCX, SWITCHED_MSRS[n])
+    a.op(ops.WRMSR)
+    a.jmp("skip")

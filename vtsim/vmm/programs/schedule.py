@@ -68,8 +68,7 @@ def schedule(a: Assembler, path: Path) -> None:
     a.st(Mem(R12, at.C["TSS"] + 4), R15, comment="stack for interrupts from user space")
     a.emit(ops.VMPTRLD, mem=vcpu("VMCS_POINTER"))
     a.label("scheduled")
-    a.op(ops.STI)
-    a.jmp("reenter")
+    a.jmp("go_on")
 
 
 def halt(a: Assembler, path: Path) -> None:
@@ -82,6 +81,7 @@ def halt(a: Assembler, path: Path) -> None:
     a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
     a.and_(RAX, ~3)
     a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
+    a.op(ops.CLI)
     a.call("pending_vector")
     a.test(R12, register=R12)
     a.jcc(ops.CC_S, "halt_block")
@@ -91,22 +91,10 @@ def halt(a: Assembler, path: Path) -> None:
     a.test(RAX, 1 << 9)
     a.jcc(ops.CC_Z, "halt_block")
     a.st_value(vcpu("REQUEST"), 1)
-    a.jmp("reenter")
+    a.jmp("go_on")
     a.label("halt_block")
-    a.op(ops.CLI)
-    a.ld(RAX, vcpu("REQUEST"), comment="an interrupt may have come meanwhile")
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "halt_again")
     a.st_value(vcpu("STATE"), at.HALTED)
     a.jmp("schedule")
-    a.label("halt_again")
-    a.st_value(vcpu("REQUEST"), 0)
-    a.op(ops.STI)
-    a.call("pending_vector")
-    a.test(R12, register=R12)
-    a.jcc(ops.CC_S, "halt_block")
-    a.st_value(vcpu("REQUEST"), 1)
-    a.jmp("reenter")
 
 
 def die(a: Assembler, path: Path) -> None:
@@ -161,5 +149,4 @@ def boot(a: Assembler, path: Path) -> None:
     a.copy(RSP, R15)
     a.emit(ops.VMPTRLD, mem=vcpu("VMCS_POINTER"))
     a.call("program_timer")
-    a.op(ops.STI)
-    a.jmp("reenter")
+    a.jmp("go_on")

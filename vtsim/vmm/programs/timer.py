@@ -150,10 +150,13 @@ def write_initial_count(a: Assembler, path: Path) -> None:
     a.label("apic_initial")
     a.and_(RAX, LOW)
     a.st(vcpu("TIMER_INITIAL"), RAX)
+    a.ld(RDX, vcpu("UNTIMED"))
+    a.test(RDX, register=RDX)
+    a.jcc(ops.CC_NZ, "apic_written")
     zero(a, RCX)
     a.ld(RDX, vcpu("TIMER_LVT"))
     a.test(RDX, DEADLINE_MODE)
-    a.jcc(ops.CC_NZ, "skip")
+    a.jcc(ops.CC_NZ, "apic_written")
     a.test(RDX, 1 << 17)
     a.jcc(ops.CC_Z, "apic_one_shot")
     a.copy(RCX, RAX)
@@ -167,7 +170,7 @@ def write_initial_count(a: Assembler, path: Path) -> None:
     a.label("apic_armed")
     a.st(vcpu("DEADLINE"), RBX)
     a.call("program_timer")
-    a.jmp("skip")
+    a.jmp("apic_written")
 
 
 def write_tsc_deadline(a: Assembler, path: Path) -> None:
@@ -175,6 +178,9 @@ def write_tsc_deadline(a: Assembler, path: Path) -> None:
     a.label("write_tsc_deadline")
     work(a, path, "start_timer")
     a.st(vcpu("TSC_DEADLINE"), RAX)
+    a.ld(RDX, vcpu("UNTIMED"))
+    a.test(RDX, register=RDX)
+    a.jcc(ops.CC_NZ, "skip")
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "deadline_known")
     a.ld(RCX, vcpu("TSC_OFFSET"))

@@ -1,0 +1,161 @@
+"""What a process's address space holds: its areas, their pages and where they lie."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Final
+
+from attrs import field, frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.ept import spec as e
+from vtsim.ept.tables import USER_PAGE
+from vtsim.guest.frames import SIZES
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.primitives import OWN, SHARED, TRACED, lowerings
+from vtsim.guest.spec import KernelSpec, Phase, ProcessSpec
+
+GIB: Final = 1 << 30
+LEVEL_SHIFTS: Final = (21, 30, 39)  # what one table of level 1, 2, 3 maps
+
+
+@frozen(kw_only=True)
+class Area:
+    """Linear addresses of one kind: pages of size 0, 1 or 2, mapped at their fault or before the process starts."""
+
+    start: int
+    bytes: int
+    size: int = 0
+    prebuilt: bool = False
+    writable: bool = True
+    text: bool = False
+    name: str = field(default="region", kw_only=True)
+
+    @property
+    def pages(self) -> int:
+        """How many pages it has."""
+        return -(-self.bytes // SIZES[self.size])
+
+    @property
+    def end(self) -> int:
+        """The address after the last."""
+        return self.start + self.pages * SIZES[self.size]
+
+    def leaf(self, nx: bool) -> int:
+        """The bits of an entry that maps one of its pages."""
+        bits = USER_PAGE if self.writable else USER_PAGE & ~(e.PTE_WRITE | e.PTE_DIRTY)
+        return bits | (e.PTE_LARGE if self.size else 0) | (e.PTE_NO_EXECUTE if nx and not self.text else 0)
+
+    @property
+    def tables(self) -> int:
+        """How many tables below the top level its mapping needs at most."""
+        return sum(
+            ((self.end - 1) >> shift) - (self.start >> shift) + 1 for shift in LEVEL_SHIFTS[self.size :]
+        )
+
+
+@frozen(kw_only=True)
+class AddressSpace:
+    """The areas of a process, and for each phase where its memory begins."""
+
+    areas: tuple[Area, ...]
+    bases: tuple[int, ...]
+
+    def pages(self, size: int, *, prebuilt: bool) -> int:
+        """How many pages of a size are mapped beforehand, or may be mapped at faults."""
+        return sum(
+            area.pages
+            for area in self.areas
+            if area.size == size and area.prebuilt == prebuilt and not area.text
+        )
+
+    def tables(self, *, prebuilt: bool) -> int:
+        """How many tables below the top one need at most."""
+        return sum(area.tables for area in self.areas if area.prebuilt == prebuilt)
+
+    @property
+    def top_entries(self) -> set[int]:
+        """The entries of the top-level table that are in use."""
+        return {
+            index
+            for area in self.areas
+            for index in range(area.start >> 39, ((area.end - 1) >> 39) + 1)
+        }
+
+
+def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pages_1g: bool) -> AddressSpace:
+    """Lay out a process: text, regions, recorded ranges, stack. Floating regions share one place."""
+    prebuilt = kernel.populate == "prebuilt"
+    largest = min(SIZES.index(kernel.page_size), 2 if pages_1g else 1)
+    areas = [
+        Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")
+    ]
+    floating = max((_wanted(phase) for phase in process.phases if _is(phase, SHARED)), default=0)
+    bases: list[int] = []
+    placed: dict[int, Area] = {}
+    here = at.REGIONS
+    if floating:
+        areas.append(_region(here, floating, largest, prebuilt))
+        here = _beyond(areas[-1].end)
+    for phase in process.phases:
+        how = lowerings[type(phase)]
+        at_address = phase.span[0] if phase.span else None
+        base = at.REGIONS
+        if how.memory == TRACED:
+            base = at.TRACES
+            areas += [
+                Area(start=base + start, bytes=end - start, prebuilt=prebuilt, name="recorded")
+                for start, end in how.ranges(phase)
+            ]
+        elif at_address is not None:
+            base = at_address
+            if base not in placed:
+                size = largest if how.memory == SHARED else 0
+                while base % SIZES[size]:
+                    size -= 1
+                placed[base] = _region(base, how.region(phase), size, prebuilt and how.memory == SHARED)
+                areas.append(placed[base])
+        elif how.memory == OWN:
+            base = here
+            areas.append(Area(start=base, bytes=how.region(phase)))
+            here = _beyond(areas[-1].end)
+        bases.append(base)
+    stack = at.USER_STACK_PAGES << 12
+    areas.append(Area(start=at.USER_STACK - stack, bytes=stack, prebuilt=prebuilt, name="stack"))
+    _check(areas, process)
+    return AddressSpace(areas=tuple(areas), bases=tuple(bases))
+
+
+def _is(phase: Phase, memory: str) -> bool:
+    return lowerings[type(phase)].memory == memory and phase.span is None
+
+
+def _wanted(phase: Phase) -> int:
+    return lowerings[type(phase)].region(phase)
+
+
+def _region(start: int, length: int, largest: int, prebuilt: bool) -> Area:
+    size = largest
+    while size and length < SIZES[size]:
+        size -= 1
+    return Area(start=start, bytes=length, size=size, prebuilt=prebuilt)
+
+
+def _beyond(end: int) -> int:
+    return -(-end // GIB) * GIB + GIB
+
+
+def _check(areas: list[Area], process: ProcessSpec) -> None:
+    for first, second in _overlaps(sorted(areas, key=lambda area: area.start)):
+        raise ConfigError(
+            f"process {process.name!r}: the {second.name} at {second.start:#x} overlaps the {first.name} at "
+            f"{first.start:#x} to {first.end - 1:#x}",
+            help=f"regions can be placed from {at.REGIONS:#x} on",
+        )
+
+
+def _overlaps(areas: list[Area]) -> Iterator[tuple[Area, Area]]:
+    for first, second in itertools.pairwise(areas):
+        if second.start < first.end:
+            yield first, second

@@ -1,0 +1,392 @@
+"""Lays a guest into its memory: kernel, page tables, tasks, processes. The same natively and in a VM.
+
+Not modelled: several CPUs in one guest; 32-bit guests; five-level paging; the boot of a real kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import define, field, frozen
+from numpy.typing import NDArray
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
+from vtsim.cpu.assembler import PAGE, Program
+from vtsim.cpu.profile import Profile
+from vtsim.ept import spec as e
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
+from vtsim.guest.address_space import AddressSpace, address_space
+from vtsim.guest.frames import SIZES, Frames, Supply
+from vtsim.guest.kernel import KernelOptions
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel_data import (
+    DESCRIPTORS,
+    TABLES_AT,
+    ZONE_BYTES,
+    Task,
+    fill,
+    linear,
+    write_cpu_data,
+    write_descriptors,
+    write_tasks,
+)
+from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.guest.primitives import lowerings
+from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
+from vtsim.guest.replay.build import Recording, build_replay, recording_of
+from vtsim.guest.spec import ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+
+if TYPE_CHECKING:
+    from vtsim.platform.spec import VmSpec
+
+NS: Final = 1_000_000_000
+FOUR_GIB_FRAMES: Final = 1 << 20
+CR0: Final = 0x8005_0033
+CR4_PAE, CR4_PGE, CR4_FX, CR4_PCIDE = 1 << 5, 1 << 7, 3 << 9, 1 << 17
+EFER_SYSCALL, EFER_LONG, EFER_NX = 1 << 0, 5 << 8, 1 << 11
+STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
+FLAGS_CLEARED: Final = 0x47700  # by SYSCALL
+USER_FIRST_SELECTOR: Final = 0x23
+SPAN: Final = 1 << 16  # pages that are mapped in one go
+CHILD_PAGES: Final = 4  # that a child copies beside what its primitive says: its stack
+BASE_POOL, BASE_ROWS, ROWS_PER_PHASE, CODE_PAGES_PER_PHASE = 256, 2048, 1536, 10
+
+
+@frozen(kw_only=True)
+class Needs:
+    """What a guest needs of an engine's geometry, at most."""
+
+    pool_pages: int
+    code_pages: int
+    rows: int
+    extra_words: int
+
+
+def needs(vm: VmSpec, profile: Profile) -> Needs:
+    """Return what an engine must have room for, so that `build_guest` and the guest find it."""
+    guest = vm.guest
+    if recording := _recording(guest, profile):
+        return Needs(pool_pages=BASE_POOL, code_pages=0, rows=0, extra_words=recording.words)
+    spaces = _spaces(guest, profile)
+    phases = sum(len(process.phases) for process in guest.processes)
+    tables = sum(space.tables(prebuilt=built) * (2 - built) for space in spaces for built in (False, True))
+    lists = sum(space.pages(size, prebuilt=False) for space in spaces for size in range(3))
+    direct = (vm.memory >> 30) + 8
+    tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
+    return Needs(
+        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks,
+        code_pages=8 + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
+        rows=BASE_ROWS + sum(_rows(phase) for process in guest.processes for phase in process.phases),
+        extra_words=sum(_table_words(phase) for process in guest.processes for phase in process.phases),
+    )
+
+
+def _table_words(phase: Any) -> int:
+    return lowerings[type(phase)].table_words(phase)
+
+
+def _rows(phase: Any) -> int:
+    return ROWS_PER_PHASE + _table_words(phase) // 1024
+
+
+def _recording(guest: GuestSpec, profile: Profile) -> Recording | None:
+    """The lowered recording that the guest replays, if it does; kept, because lowering takes a while."""
+    phases = [phase for process in guest.processes for phase in process.phases]
+    files = [Path(phase.trace) for phase in phases if isinstance(phase, ReplaySpec)]
+    return _lowered(guest, profile.clock_hz, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
+
+
+@lru_cache(maxsize=2)
+def _lowered(guest: GuestSpec, clock_hz: int, versions: tuple[int, ...]) -> Recording | None:
+    return recording_of(guest, clock_hz)
+
+
+def build_guest(
+    vm: VmSpec,
+    profile: Profile,
+    memory: PhysicalMemory,
+    *,
+    seed: int,
+    shuffled: bool = True,
+    work_scale: float = 1.0,
+    extra: int = 0,
+) -> Start:
+    """Lay the guest of a VM into memory and return the state in which its vCPU starts.
+
+    `extra` is how many words of the engine's extra area earlier guests use. Raises `ConfigError` where the
+    memory does not suffice.
+    """
+    if recording := _recording(vm.guest, profile):
+        return build_replay(recording, memory, memory.engine.extra + extra)
+    return Builder(
+        guest=vm.guest,
+        profile=profile,
+        memory=memory,
+        seed=seed,
+        scale=work_scale,
+        extra=extra,
+        frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
+    ).build()
+
+
+def _spaces(guest: GuestSpec, profile: Profile, text_pages: tuple[int, ...] = ()) -> list[AddressSpace]:
+    pages = text_pages or (1,) * len(guest.processes)
+    return [
+        address_space(process, guest.kernel, count, profile.features.pages_1g)
+        for process, count in zip(guest.processes, pages, strict=True)
+    ]
+
+
+@define(kw_only=True)
+class Builder:
+    """One guest being laid out."""
+
+    guest: GuestSpec
+    profile: Profile
+    memory: PhysicalMemory
+    seed: int
+    scale: float
+    extra: int
+    frames: Frames
+    _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
+    _extra_used: int = field(default=0, init=False)
+
+    # --- what follows from the scenario and the profile ---------------------------------------------------------
+    @property
+    def pcid(self) -> bool:
+        chosen = self.guest.kernel.pcid
+        return self.profile.features.pcid if chosen is None else chosen
+
+    @property
+    def nx(self) -> bool:
+        return self.profile.features.nx
+
+    @property
+    def tick_cycles(self) -> int:
+        return self.guest.kernel.tick * self.profile.clock_hz // NS
+
+    @property
+    def stages(self) -> Stages:
+        return Stages(
+            profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table
+        )
+
+    def _scaled(self, count: int) -> int:
+        return max(1, round(count * self.scale))
+
+    def _place_table(self, table: NDArray[np.int64]) -> int:
+        engine = self.memory.engine
+        start = engine.extra + self.extra + self._extra_used
+        if self._extra_used + len(table) > engine.geometry.extra_words - self.extra:
+            raise ModelError("the engine's extra area is too small", {"words": self._extra_used + len(table)})
+        engine.arena[start : start + len(table)] = table
+        self._extra_used += len(table)
+        return start
+
+    # --- the order of things ----------------------------------------------------------------------------------------
+    def build(self) -> Start:
+        guest, frames, kpti = self.guest, self.frames, self.guest.kernel.kpti
+        bases = [space.bases for space in _spaces(guest, self.profile)]
+        texts = [process_text(guest, n, bases[n], self.stages) for n in range(len(guest.processes))]
+        spaces = _spaces(guest, self.profile, tuple(_pages(text) for text in texts))
+        forks = [n for n, process in enumerate(guest.processes) if _copies(process.phases)]
+
+        entry = frames.reserve(at.ENTRY_PAGES)
+        zones = frames.reserve(1)
+        log = frames.reserve(-(-(len(spaces) + len(forks)) * at.LOG_BYTES // PAGE))
+        calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
+        options = KernelOptions(
+            kpti=kpti,
+            pcid=self.pcid,
+            tick_cycles=self.tick_cycles,
+            timer=bool(self.tick_cycles) or _sleeps(guest),
+            deadline=self.profile.features.tsc_deadline,
+            tasks=len(spaces) + len(forks),
+            call_table=linear(calls),
+            calls=call_count(guest),
+            small_zone=linear(zones),
+            top_entries=tuple(sorted(set[int]().union(*(space.top_entries for space in spaces)))),
+        )
+        text, entry_pages = kernel_text(guest, options, spaces, self.stages)
+        text_frame = frames.reserve(_pages(text))
+        fill(self.memory, calls, call_table(guest, text))
+        self._place(text, at.TEXT, text_frame)
+
+        root = frames.reserve(1)
+        self._map_kernel(root, text_frame, _pages(text), entry)
+        trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
+        tasks = self._tasks(spaces, forks, root, trampoline)
+        self._supply(spaces, forks, tasks, texts, zones)
+        write_descriptors(self.memory, text, entry, at.ENTRY_STACK if kpti else tasks[0].stack_top)
+        write_tasks(self.memory, tasks, zones=zones, log=log, leave=text.labels["leave"], pcid=self.pcid, nx=self.nx)
+        write_cpu_data(self.memory, entry, tasks)
+        return Start(
+            rip=text.labels["boot"],
+            rsp=tasks[-1].stack_top,
+            rflags=2,
+            cr0=CR0,
+            cr3=root << 12,
+            cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_PCIDE if self.pcid else 0),
+            efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
+            idtr_base=at.IDT,
+            idtr_limit=PAGE - 1,
+            gdtr_base=at.GDT,
+            gdtr_limit=8 * (len(DESCRIPTORS) + 2) - 1,
+            tr_base=at.TSS,
+            cpl=0,
+            msrs={
+                STAR: USER_FIRST_SELECTOR << 48 | at.KERNEL_CODE << 32,
+                LSTAR: text.labels["syscall_entry"],
+                FMASK: FLAGS_CLEARED,
+                KERNEL_GS_BASE: 0,
+            },
+            gs_base=at.CPU_DATA,
+            fs_base=0,
+            roots=self._roots(root, tasks),
+            log=log << 12,
+        )
+
+    def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
+        mine = [task.root for task in tasks if task.space]
+        return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+    def _place(self, program: Program, base: int, gfn: int) -> None:
+        self.memory.engine.place(program, lambda page: self.memory.frame(gfn + (page - base) // PAGE))
+
+    def _words(self, gfn: int) -> NDArray[np.int64]:
+        return self.memory.contents(gfn, mem.TABLE)
+
+    def _kernel_table(self, root: int) -> Table:
+        return Table(root=root, format=PAGING, take=lambda: self.frames.reserve(1), words=self._words)
+
+    def _map_kernel(self, root: int, text: int, text_pages: int, entry: int) -> None:
+        """Map all memory and the devices' hole, the kernel's text and the entry area."""
+        nx = e.PTE_NO_EXECUTE if self.nx else 0
+        kept = 0 if self.guest.kernel.kpti else e.PTE_GLOBAL
+        table = self._kernel_table(root)
+        largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
+        step = 1 << 9 * largest
+        count = -(-max(self.frames.end, FOUR_GIB_FRAMES) // step) * step
+        table.map_range(at.DIRECT, 0, count, KERNEL_PAGE | nx | kept, largest)
+        table.map_range(at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
+        table.map_range(at.ENTRY_AREA, entry, at.ENTRY_PAGES, KERNEL_PAGE | nx | kept)
+        for phase in (phase for process in self.guest.processes for phase in process.phases):
+            device = getattr(phase, "address", 0) >> 12
+            if device >= count:
+                table.map_range(at.DIRECT + (device << 12), device, 1, KERNEL_PAGE | nx)
+
+    def _map_trampoline(self, text: int, pages: int, entry: int) -> int:
+        """Map what user page tables hold of the kernel under KPTI."""
+        nx = e.PTE_NO_EXECUTE if self.nx else 0
+        root = self.frames.reserve(1)
+        table = self._kernel_table(root)
+        table.map_range(at.TEXT, text, pages, KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY)
+        table.map_range(at.ENTRY_AREA, entry, at.ENTRY_PAGES, KERNEL_PAGE | nx)
+        return root
+
+    # --- tasks --------------------------------------------------------------------------------------------------------
+    def _tasks(self, spaces: list[AddressSpace], forks: list[int], root: int, trampoline: int) -> list[Task]:
+        """The processes, the children that fork makes, and last the idle task."""
+        tasks = []
+        half = mem.PAGE_WORDS // 2
+        parents = [None] * len(spaces) + forks
+        for number, space in enumerate([*spaces, *(spaces[n] for n in forks)]):
+            top = self.frames.reserve(2)
+            if top & 1:  # the kernel root and the user root differ in one address bit
+                top = self.frames.reserve(1) - 1
+            self._words(top)[half:] = self._words(root)[half:]
+            if trampoline >= 0:
+                self._words(top + 1)[half:] = self._words(trampoline)[half:]
+            tasks.append(
+                Task(
+                    at=self.frames.reserve(1) << 12,
+                    stack_top=self._stack(),
+                    root=top << 12,
+                    pcid=number + 1,
+                    space=space,
+                    areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
+                    parent=parents[number],
+                )
+            )
+        return [*tasks, Task(at=self.frames.reserve(1) << 12, stack_top=self._stack())]
+
+    def _stack(self) -> int:
+        first = self.frames.reserve(at.KERNEL_STACK_PAGES)
+        return linear(first + at.KERNEL_STACK_PAGES)
+
+    def _supply(
+        self, spaces: list[AddressSpace], forks: list[int], tasks: list[Task], texts: list[Program], zones: int
+    ) -> None:
+        """Give every process its text, the pages that are mapped beforehand, and the zones the pages for faults."""
+        frames = self.frames
+        copies = sum(_copies(self.guest.processes[n].phases) + CHILD_PAGES for n in forks)
+        built = [sum(space.pages(size, prebuilt=True) for space in spaces) for size in range(3)]
+        free = [sum(space.pages(size, prebuilt=False) for space in spaces) for size in range(3)]
+        free[0] += copies
+        tables = sum(space.tables(prebuilt=True) + len(space.top_entries) for space in spaces)
+        text_frames = [frames.reserve(_pages(text)) for text in texts]
+        lists = [frames.reserve(-(-max(count, 1) // mem.PAGE_WORDS)) for count in free]
+        for_faults = sum(space.tables(prebuilt=False) for space in spaces) + 1
+        first = frames.reserve(for_faults)
+        self.memory.store((zones << 12) + TABLES_AT, first)
+        self.memory.store((zones << 12) + TABLES_AT + 8, first + for_faults)
+        for n in range(len(spaces), len(tasks) - 1):
+            self._child_tables(tasks[n], spaces[tasks[n].parent or 0])
+        pages: dict[int, Supply] = {}
+        for size in (2, 1, 0):
+            pages[size] = frames.take(built[size] + free[size] + (tables if size == 0 else 0), size)
+            zone = (zones << 12) + size * ZONE_BYTES
+            for start in range(0, free[size], SPAN):
+                part = pages[size].draw(min(SPAN, free[size] - start))
+                fill(self.memory, lists[size] + start // mem.PAGE_WORDS, part << 12)
+            self.memory.store(zone + at.Z_BOTTOM, linear(lists[size]))
+            self.memory.store(zone + at.Z_TOP, linear(lists[size]) + 8 * free[size])
+        self._tables = iter(pages[0].draw(tables).tolist())
+        for task, space, text, gfn in zip(tasks, spaces, texts, text_frames, strict=False):
+            self._place(text, at.USER_TEXT, gfn)
+            self._map_process(task, space, gfn, pages)
+
+    def _child_tables(self, task: Task, space: AddressSpace) -> None:
+        count = space.tables(prebuilt=False) + space.tables(prebuilt=True) + 1
+        first = self.frames.reserve(count)
+        for word, value in (
+            (at.T_TABLES_FIRST, first), (at.T_TABLES_NEXT, first), (at.T_TABLES_END, first + count),
+        ):  # fmt: skip
+            self.memory.store(task.at + word, value)
+
+    def _map_process(self, task: Task, space: AddressSpace, text: int, pages: dict[int, Supply]) -> None:
+        """Map what is mapped beforehand. Both roots of KPTI lead to the same tables, which exist from the start."""
+        top = task.root >> 12
+        table = Table(root=top, format=PAGING, take=self._tables.__next__, words=self._words)
+        for area in space.areas:
+            flags = area.leaf(self.nx)
+            if area.text:
+                table.map_range(area.start, text, area.pages, flags)
+            elif area.prebuilt:
+                for first in range(0, area.pages, SPAN):
+                    part = pages[area.size].draw(min(SPAN, area.pages - first))
+                    table.map(area.start + first * SIZES[area.size], part, flags, area.size)
+        for index in sorted(space.top_entries):
+            words = self._words(top)
+            if not words[index]:
+                words[index] = next(self._tables) << 12 | PAGING.interior
+            if self.guest.kernel.kpti:
+                self._words(top + 1)[index] = words[index]
+
+
+def _pages(program: Program) -> int:
+    return -(-(program.end - program.base) // PAGE)
+
+
+def _copies(phases: tuple[Any, ...]) -> int:
+    return max((phase.pages for phase in phases if isinstance(phase, ForkSpec)), default=0)
+
+
+def _sleeps(guest: GuestSpec) -> bool:
+    return any(isinstance(phase, IdleSpec) for process in guest.processes for phase in process.phases)

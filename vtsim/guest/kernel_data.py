@@ -1,0 +1,156 @@
+"""Writes what the guest's kernel and its processor find in memory: descriptors, per-CPU words, tasks, areas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from vtsim.base import memory as mem
+from vtsim.cpu.assembler import PAGE, Program
+from vtsim.guest.address_space import AddressSpace
+from vtsim.guest.frames import SIZES
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.machine_view import PhysicalMemory
+
+USER_FLAGS: Final = 0x202
+INTERRUPT_GATE: Final = 0x8E00 << 32
+ZONE_BYTES, TABLES_AT = 64, 0x100  # in the zones' frame
+DOUBLE_FAULT: Final = 8
+# descriptors of the GDT, by selector / 8; the task state's two words follow
+DESCRIPTORS: Final = (0, 0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0, 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0)
+
+
+@frozen(kw_only=True)
+class Task:
+    """A process, a child set aside for fork, or the idle task (which has no address space)."""
+
+    at: int  # gpa of its words
+    stack_top: int
+    root: int = 0  # gpa
+    pcid: int = 0
+    space: AddressSpace | None = None
+    areas: int = 0  # first frame of its table of areas
+    parent: int | None = None  # place in the list of tasks
+
+
+def linear(gfn: int) -> int:
+    """The address of a frame in the kernel's direct map."""
+    return at.DIRECT + (gfn << 12)
+
+
+def physical(gpa: int) -> int:
+    """The address of guest-physical memory in the kernel's direct map."""
+    return at.DIRECT + gpa
+
+
+def fill(memory: PhysicalMemory, gfn: int, words: Sequence[int] | NDArray[np.int64]) -> None:
+    """Store consecutive words from the beginning of a frame on."""
+    values = words if isinstance(words, np.ndarray) else np.array([_signed(word) for word in words], np.int64)
+    for start in range(0, len(values), mem.PAGE_WORDS):
+        part = values[start : start + mem.PAGE_WORDS]
+        memory.contents(gfn + start // mem.PAGE_WORDS, mem.VALUES)[: len(part)] = part
+
+
+def write_tasks(
+    memory: PhysicalMemory, tasks: Sequence[Task], *, zones: int, log: int, leave: int, pcid: bool, nx: bool
+) -> None:
+    """Write the tasks' words and areas, and the stacks from which processes start; the idle task is the last."""
+    *ring, idle = tasks
+    store = memory.store
+    keep = at.NOFLUSH if pcid else 0
+    for number, task in enumerate(ring):
+        child = next((other for other in ring if other.parent == number), None)
+        parent = None if task.parent is None else ring[task.parent]
+        words = {
+            at.T_CR3: task.root | (task.pcid if pcid else 0) | keep,
+            at.T_USER_CR3: task.root + PAGE | (task.pcid | 0x800 if pcid else 0) | keep,
+            at.T_STACK_TOP: task.stack_top,
+            at.T_STATE: at.FREE if parent else at.RUNNABLE,
+            at.T_NEXT: physical(ring[(number + 1) % len(ring)].at),
+            at.T_LOG: linear(log) + number * at.LOG_BYTES,
+            at.T_AREAS: linear(task.areas),
+            at.T_ROOT: task.root,
+            at.T_TABLES: physical(task.at) + at.T_TABLES_NEXT if parent else linear(zones) + TABLES_AT,
+            at.T_CHILD: physical(child.at) if child else 0,
+            at.T_PARENT: physical(parent.at) if parent else 0,
+            at.T_SHARED: int(parent is not None),
+        }
+        if task.space:
+            words[at.T_AREA_COUNT] = len(task.space.areas)
+            fill(memory, task.areas, list(_area_words(task.space, zones, nx)))
+        for word, value in words.items():
+            store(task.at + word, value)
+        if parent is None:
+            _write_first_frame(memory, task, leave)
+    store(idle.at + at.T_STACK_TOP, idle.stack_top)
+    store(idle.at + at.T_STATE, at.FREE)
+    store(idle.at + at.T_NEXT, physical(ring[0].at))
+
+
+def _area_words(space: AddressSpace, zones: int, nx: bool) -> Iterator[int]:
+    for area in space.areas:
+        zone = 0 if area.text else linear(zones) + area.size * ZONE_BYTES
+        row = [area.start, area.end, area.leaf(nx), area.size + 1, zone, SIZES[area.size]]
+        yield from row + [0] * (at.AREA_BYTES // 8 - len(row))
+
+
+def _write_first_frame(memory: PhysicalMemory, task: Task, leave: int) -> None:
+    """Prepare the kernel stack so that the first switch to the task goes to user mode."""
+    frame = task.stack_top - at.FRAME_BYTES
+    words = {
+        frame + at.F_RIP: at.USER_TEXT,
+        frame + at.F_CS: at.USER_CODE,
+        frame + at.F_RFLAGS: USER_FLAGS,
+        frame + at.F_RSP: at.USER_STACK - 16,
+        frame + at.F_SS: at.USER_DATA,
+        frame - 8: leave,
+    }
+    for address, value in words.items():
+        memory.store(address - at.DIRECT, value)
+    memory.store(task.at + at.T_RSP, frame - 8 - at.SWITCH_BYTES)
+
+
+def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: int) -> None:
+    """Write IDT, GDT and TSS into the entry area; `stack` is where exceptions in user mode arrive.
+
+    SDM: "64-Bit Mode IDT"; "TSS Descriptor in 64-bit mode"; "64-Bit Mode Stack Frame".
+    """
+    gates: list[int] = []
+    for vector in range(256):
+        handler = text.labels.get(f"vector_{vector}", text.labels["vector_other"]) & ((1 << 64) - 1)
+        table = 1 if vector == DOUBLE_FAULT else 0
+        low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | table << 32 | INTERRUPT_GATE
+        gates += [low | (handler >> 16 & 0xFFFF) << 48, handler >> 32]
+    fill(memory, entry, gates)
+    words = memory.contents(entry + 1, mem.VALUES)
+    gdt, tss = at.GDT - at.CPU_DATA, at.TSS - at.CPU_DATA
+    base = at.TSS & ((1 << 64) - 1)
+    state = 0x67 | (base & 0xFFFFFF) << 16 | 0x8B << 40 | (base >> 24 & 0xFF) << 56
+    for n, descriptor in enumerate((*DESCRIPTORS, state, base >> 32)):
+        words[gdt // 8 + n] = _signed(descriptor)
+    as_bytes = words.view(np.uint8)
+    for offset, value in ((tss + 4, stack), (tss + 36, at.DOUBLE_FAULT_STACK)):
+        as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
+
+
+def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task]) -> None:
+    """Write the per-CPU words: the idle task runs."""
+    *ring, idle = tasks
+    words = {
+        at.CURRENT: physical(idle.at),
+        at.IDLE_TASK: physical(idle.at),
+        at.FIRST_TASK: physical(ring[0].at),
+        at.STACK_TOP: idle.stack_top,
+        at.ALIVE: sum(task.parent is None for task in ring),
+    }
+    for word, value in words.items():
+        memory.store(((entry + 1) << 12) + word, value)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

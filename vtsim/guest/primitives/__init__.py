@@ -1,0 +1,101 @@
+"""What applications do: each primitive is a file's function that writes its loop, registered for its spec class.
+
+A loop is the operation, the registers that it needs anew each time, and the count. Instructions that need ring 0
+run there, as in kvm-unit-tests: the process makes a system call whose handler is the loop, in the kernel's text, with
+interrupts on and the cycles charged to the application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from vtsim.base.registry import Registry
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.profile import Profile
+
+SHARED, OWN, TRACED = "shared", "own", "traced"
+
+
+@frozen(kw_only=True)
+class Stage:
+    """What the writer of a loop knows about the place where it stands.
+
+    `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
+    integers for streams to read and gives their arena index.
+    """
+
+    name: str
+    base: int
+    profile: Profile
+    seed: int
+    scaled: Callable[[int], int]
+    place_table: Callable[[Any], int] = field(repr=False)
+
+    def label(self, suffix: str) -> str:
+        """A label of this phase."""
+        return f"{self.name}_{suffix}"
+
+
+Emit = Callable[[Assembler, Any, Stage], None]
+
+
+@frozen(kw_only=True)
+class Primitive:
+    """How a primitive is lowered: the writer of its loop, the ring it runs in, and the memory that it wants.
+
+    `memory` is `shared`: the process's common region, or where the user placed it; `own`: a region of this phase
+    alone, of 4 KiB pages that are always mapped on demand; `traced`: what `ranges` says.
+    """
+
+    emit: Emit
+    ring: int = 3
+    memory: str = SHARED
+    region: Callable[[Any], int] = lambda phase: int(phase.region_bytes)
+    ranges: Callable[[Any], Sequence[tuple[int, int]]] = lambda phase: ()
+    table_words: Callable[[Any], int] = lambda phase: 0
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        return self.emit.__doc__ or ""
+
+
+lowerings: Final[Registry[type[Any], Primitive]] = Registry("primitive's program")
+
+
+def lowering(spec: type[Any], **how: Any) -> Callable[[Emit], Emit]:
+    """Register the writer of a primitive's loop."""
+
+    def add(emit: Emit) -> Emit:
+        lowerings.register(spec)(Primitive(emit=emit, **how))
+        return emit
+
+    return add
+
+
+def counted(a: Assembler, at: Stage, times: int) -> str:
+    """Begin a loop whose body leaves RCX alone; end it with `a.loop(label)`."""
+    a.mov(s.RCX, times)
+    return a.label(at.label("loop"))
+
+
+def counted_in_r12(a: Assembler, at: Stage, times: int) -> str:
+    """Begin a loop whose body needs RCX; end it with `again`."""
+    a.mov(s.R12, times)
+    return a.label(at.label("loop"))
+
+
+def again(a: Assembler, label: str) -> None:
+    """Count in R12 and go round."""
+    a.sub(s.R12, 1)
+    a.jcc(ops.CC_NZ, label)
+
+
+def registers(a: Assembler, values: Mapping[int, int]) -> None:
+    """Give registers their values."""
+    for register, value in values.items():
+        a.mov(register, value)

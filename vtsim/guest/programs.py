@@ -1,0 +1,116 @@
+"""Assembles what a guest executes: the text of its kernel, and of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from vtsim.base.registry import import_all
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import PAGE, Assembler, Program
+from vtsim.cpu.profile import Profile
+from vtsim.guest import kernel as kernel_package
+from vtsim.guest import primitives as primitives_package
+from vtsim.guest.address_space import AddressSpace
+from vtsim.guest.kernel import KernelOptions, kernel_paths
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.primitives import Stage, lowerings
+from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
+
+import_all(kernel_package)
+import_all(primitives_package)
+
+CALLS = {
+    at.CALL_YIELD: "call_yield",
+    at.CALL_EXIT: "call_exit",
+    at.CALL_FORK: "call_fork",
+    at.CALL_WAIT: "call_wait",
+    at.CALL_UNMAP: "call_unmap",
+    at.CALL_SLEEP: "call_sleep",
+}
+PLAIN_CALL = "call_plain"
+
+
+@frozen(kw_only=True)
+class Stages:
+    """What the loops of a guest's phases have in common."""
+
+    profile: Profile
+    seed: int
+    scaled: Callable[[int], int]
+    place_table: Callable[[Any], int]
+
+    def stage(self, process: int, phase: int, base: int) -> Stage:
+        """What the writer of one phase's loop is told."""
+        return Stage(
+            name=f"phase_{process}_{phase}",
+            base=base,
+            profile=self.profile,
+            seed=self.seed,
+            scaled=self.scaled,
+            place_table=self.place_table,
+        )
+
+
+def kernel_loops(guest: GuestSpec) -> list[tuple[int, int, Phase]]:
+    """The phases whose loops run in ring 0, by process and phase; their place is their system call."""
+    return [
+        (number, index, phase)
+        for number, process in enumerate(guest.processes)
+        for index, phase in enumerate(process.phases)
+        if lowerings[type(phase)].ring == 0
+    ]
+
+
+def kernel_text(
+    guest: GuestSpec, options: KernelOptions, spaces: Sequence[AddressSpace], stages: Stages
+) -> tuple[Program, int]:
+    """The kernel's program, and how many of its first pages user page tables also map under KPTI."""
+    a = Assembler("guest kernel", at.TEXT)
+    for path in kernel_paths.values():
+        if path.entry:
+            path.emit(a, options)
+    entry_pages = -(-(a.here - at.TEXT) // PAGE)
+    a.align(PAGE)
+    for path in kernel_paths.values():
+        if not path.entry:
+            path.emit(a, options)
+    for number, index, phase in kernel_loops(guest):
+        stage = stages.stage(number, index, spaces[number].bases[index])
+        a.activity = ops.APPLICATION
+        a.label(stage.name)
+        lowerings[type(phase)].emit(a, phase, stage)
+        a.mov(s.RAX, 0)
+        a.ret()
+    return a.assemble(), entry_pages
+
+
+def call_table(guest: GuestSpec, text: Program) -> list[int]:
+    """The addresses of all system calls, by number."""
+    loops = [text.labels[f"phase_{number}_{index}"] for number, index, _ in kernel_loops(guest)]
+    names = [CALLS.get(number, PLAIN_CALL) for number in range(at.FIRST_LOOP)]
+    return [text.labels[name] for name in names] + loops
+
+
+def call_count(guest: GuestSpec) -> int:
+    """How many system calls there are."""
+    return at.FIRST_LOOP + len(kernel_loops(guest))
+
+
+def process_text(guest: GuestSpec, number: int, bases: Sequence[int], stages: Stages) -> Program:
+    """The program of a process: its phases one after the other, then exit."""
+    process: ProcessSpec = guest.processes[number]
+    a = Assembler(f"process {process.name}", at.USER_TEXT)
+    calls = {(p, i): at.FIRST_LOOP + n for n, (p, i, _) in enumerate(kernel_loops(guest))}
+    for index, phase in enumerate(process.phases):
+        if (number, index) in calls:
+            a.mov(s.RAX, calls[number, index])
+            a.op(ops.SYSCALL)
+        else:
+            lowerings[type(phase)].emit(a, phase, stages.stage(number, index, bases[index]))
+    a.mov(s.RAX, at.CALL_EXIT)
+    a.op(ops.SYSCALL)
+    return a.assemble()

@@ -1,0 +1,431 @@
+"""Builds a hypervisor into a machine: host, programs, VMCSs, memory of the VMs, and the CPUs ready to boot it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+from attrs import define, field, frozen
+
+import vtsim.vmm.personalities
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError, ModelError, alternatives
+from vtsim.base.registry import import_all
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Program
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.events import vm_exit
+from vtsim.cpu.profile import Profile
+from vtsim.ept import spec as e
+from vtsim.ept.tables import EPT, EPT_PAGE, USER_PAGE, Table
+from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.vmcs import state as h
+from vtsim.vmcs.generations import GENERATIONS
+from vtsim.vmcs.reasons import BY_NUMBER
+from vtsim.vmm import layout as at
+from vtsim.vmm import vmcs
+from vtsim.vmm.excuses import EXCUSED
+from vtsim.vmm.guest_view import cpuid_entries, msr_entries
+from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
+from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
+from vtsim.vmm.programs.common import handler_label
+from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
+from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
+from vtsim.vmm.programs.schedule import FINISHED
+from vtsim.vmm.registry import Path, personalities
+from vtsim.vmm.shadow import Shadow
+from vtsim.vmm.spec import VmmSpec
+
+GuestBuilder = Callable[[PhysicalMemory], Start]
+REASONS: Final = 96
+TICK_NS: Final = 4_000_000
+DEATHS: Final = {
+    FINISHED: "finished",
+    OUT_OF_HOST_MEMORY: "the host ran out of memory",
+    OUT_OF_TABLES: "the hypervisor ran out of memory for EPT",
+}
+
+
+@frozen(kw_only=True)
+class Guest:
+    """A VM to be: its name, physical CPU, bytes of memory, devices, and what lays its guest into memory.
+
+    The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording.
+    """
+
+    name: str
+    cpu: int
+    memory: int
+    build: GuestBuilder
+    devices: tuple[str, ...] = ()
+    recorded: bool = False
+
+
+@frozen(kw_only=True)
+class Vcpu:
+    """Where the parts of one VM's vCPU stand."""
+
+    name: str
+    cpu: int
+    page: int  # frame of the stack and the structure
+    vmcs: int  # frame
+    process: Table
+    memory: VmMemory
+    ept: Table | None
+    devices: tuple[str, ...]
+    recorded: bool
+
+    @property
+    def address(self) -> int:
+        """What HOST_RSP and R15 hold."""
+        return at.frame_address(self.page) + at.STACK_BYTES
+
+
+@define(eq=False)
+class Hypervisor:
+    """A hypervisor in a machine, as the platform sees it while it runs."""
+
+    engine: Engine
+    host: Host
+    path: Path
+    program: Program
+    user: Program
+    vcpus: tuple[Vcpu, ...]
+    cpu_pages: dict[int, int] = field(factory=dict)
+
+    def current(self, cpu: int) -> Vcpu:
+        """The vCPU whose thread is on a CPU."""
+        address = self.host.load(at.frame_address(self.cpu_pages[cpu]) + at.C["CURRENT"])
+        return next(v for v in self.vcpus if v.address == address & (1 << 64) - 1)
+
+    def word(self, vcpu: Vcpu, field: str) -> int:
+        """A word of a vCPU's structure."""
+        return self.host.load(vcpu.address + at.V[field])
+
+    def finish(self, cpu: int) -> Vcpu:
+        """The guest that runs on a CPU came to its end (the engine stopped with PROGRAM_END): go on with the others.
+
+        It is switched off from outside: this costs no cycles and is no exit. The CPU stops again with PROGRAM_END,
+        in root operation, when no VM of it is left.
+        """
+        m, vcpu = self.engine.cpus[cpu], self.current(cpu)
+        exit_cycles, m[s.EXIT_CYCLES] = int(m[s.EXIT_CYCLES]), 0
+        tracing, m[s.TRACE_ON] = int(m[s.TRACE_ON]), 0
+        vm_exit(m, self.engine.arena, 0, 0, 0)
+        m[s.EXIT_CYCLES], m[s.TRACE_ON] = exit_cycles, tracing
+        m[s.RIP] = _signed(self.program.labels["ended"])
+        self.engine.sync(cpu)
+        return vcpu
+
+    def death(self, vcpu: Vcpu) -> str:
+        """Why a VM ended; empty while it runs."""
+        code = self.word(vcpu, "DEATH")
+        if not code:
+            return ""
+        if code in DEATHS:
+            return DEATHS[code]
+        reason = BY_NUMBER[code - 1]
+        excuse = EXCUSED[self.path.vmm.personality].get(reason.number, "")
+        return f"VM exit {reason.name}" + (f", though {excuse}" if excuse else "")
+
+
+@frozen(kw_only=True)
+class Needs:
+    """What a hypervisor adds to the geometry of an engine."""
+
+    pool_pages: int
+    code_pages: int
+    rows: int
+    owners: int
+    host_frames: int
+
+
+def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
+    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
+    tables = sum(_table_frames(size) for size in memories)
+    return Needs(
+        pool_pages=2 * tables + 256 + 32 * len(memories),
+        code_pages=24,
+        rows=8192,
+        owners=1 + len(memories),
+        host_frames=2 * tables + 2048 + 64 * len(memories),
+    )
+
+
+def _table_frames(size: int) -> int:
+    """Frames of one radix table that maps so much memory in 4 KiB pages, devices' pages included."""
+    return sum((end - first) // 512 + 2 for first, end in gfn_ranges(size)) + size // GIB + 32
+
+
+def build_hypervisor(
+    *,
+    vmm: VmmSpec,
+    profile: Profile,
+    engine: Engine,
+    guests: Sequence[Guest],
+    seed: int = 1,
+    shuffled: bool = True,
+    tick_ns: int = TICK_NS,
+) -> Hypervisor:
+    """Lay a hypervisor and its VMs into an engine whose memory is empty, and set its CPUs to boot it.
+
+    The frame allocator of the engine is set up here. Raises `ConfigError` where the processor lacks what the personality needs.
+    """
+    import_all(vtsim.vmm.personalities)
+    personality = personalities[vmm.personality]
+    capabilities = GENERATIONS[profile.vmx.generation].capabilities()
+    host = Host(engine, profile)
+    parameters = resolve_parameters(vmm)
+    handlers, wire, zero_page = host.reserve(), host.reserve(), host.zero_page
+    large = vmm.ept.page_size > 4096 and vmm.paging == "ept"
+    gib = vmm.ept.page_size == GIB and vmm.ept.populate == "prebuilt"
+    size = GIB // 4096 if gib else BLOCK
+    wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
+    if not large or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
+        wanted_blocks = 0
+    block_list = host.area(2 + wanted_blocks)
+    addresses = {
+        "idt": at.frame_address(host.idt), "handlers": at.frame_address(handlers),
+        "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
+        "tick_cycles": profile.cycles(tick_ns),
+    }  # fmt: skip
+    path = Path(
+        vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses
+    )
+    wanted = personality.wanted(path)
+    controls = vmcs.controls(_with_options(wanted, vmm), capabilities, profile.name)
+    program = _place_kernel(host, path)
+    user = _assemble_user(path)
+    parts = [_reserve_vcpu(host, guest, user, vmm.paging) for guest in guests]
+    cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
+    vmxon = {cpu: host.reserve() for cpu in cpu_pages}
+    free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
+    listed = np.concatenate([np.array([0, len(free)], np.int64), free])
+    host.store_many(block_list, listed)
+    first = addresses["blocks"]
+    blocks = Blocks(host, first, first + 16, len(free), size) if len(free) else None
+    for vcpu in parts:
+        vcpu.memory.blocks = blocks
+    hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages)
+    table = host.words(handlers)
+    labels = program.labels
+    for reason in range(REASONS):
+        table[reason] = _signed(labels[handler_label(labels, reason)])
+    host.gate(at.TIMER_VECTOR, labels["timer_interrupt"])
+    host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
+    bitmap = host.reserve_late(mem.BITMAP)
+    host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
+    for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
+        if vmm.paging != "ept":
+            vcpu.memory.back_all(mem.PAGE_BYTES)
+        elif vmm.ept.populate == "prebuilt":
+            vcpu.memory.back_all(vmm.ept.page_size)
+        start = guest.build(vcpu.memory)
+        if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
+            flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
+            vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
+        _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
+    for cpu in cpu_pages:
+        _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
+    return hypervisor
+
+
+def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
+    """The personality's parameters with the scenario's changes; an unknown one is the user's mistake."""
+    known = personalities[vmm.personality].parameters
+    values = {name: parameter.value for name, parameter in known.items()}
+    for name, value in vmm.parameters:
+        if name not in values:
+            raise ConfigError(
+                f"unknown parameter {name!r}",
+                field=f"vmm.parameters.{name}",
+                help=alternatives("parameter", name, values),
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(
+                f"{value!r} is not a whole number that is not negative",
+                field=f"vmm.parameters.{name}",
+                help=f"{name} is a number of {known[name].unit}",
+            )
+        values[name] = value
+    return values
+
+
+def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
+    from attrs import evolve
+
+    more = []
+    if vmm.paging == "ept":
+        more.append("ENABLE_EPT")
+    else:
+        more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
+    if vmm.vpid:
+        more.append("ENABLE_VPID")
+    more += ["USE_TPR_SHADOW"] if vmm.tpr_shadow else ["CR8_LOAD_EXITING", "CR8_STORE_EXITING"]
+    return evolve(wanted, needed=(*wanted.needed, *more))
+
+
+def _place_kernel(host: Host, path: Path) -> Program:
+    a = Assembler(f"{path.vmm.personality} hypervisor", at.HOST_TEXT)
+    personalities[path.vmm.personality].kernel(a, path)
+    program = a.assemble()
+    host.engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
+    return program
+
+
+def _assemble_user(path: Path) -> Program:
+    a = Assembler(f"{path.vmm.personality} device process", at.USER_TEXT)
+    personalities[path.vmm.personality].user(a, path)
+    return a.assemble()
+
+
+def _reserve_vcpu(host: Host, guest: Guest, user: Program, paging: str) -> Vcpu:
+    size = guest.memory
+    page, region, process = host.reserve(), host.reserve(), host.process()
+    address = at.frame_address(page) + at.STACK_BYTES
+    tables = _table_frames(size)
+    pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables)
+    backing_pool = Pool.of(host, address + at.V["BACKING_ALLOCATOR"], tables)
+    backing = Table(
+        root=process.root, format=process.format, take=backing_pool.take, words=process.words, levels=4
+    )
+    for linear in (at.USER_RUN, at.USER_DATA, at.USER_STACK - mem.PAGE_BYTES):
+        process.map(linear, [host.reserve()], USER_PAGE | e.PTE_NO_EXECUTE)
+    if user.instructions:
+        pages = sorted({i.at // mem.PAGE_BYTES for i in user.instructions})
+        frames = {n * mem.PAGE_BYTES: host.reserve() for n in pages}
+        process.map(at.USER_TEXT, list(frames.values()), USER_PAGE & ~e.PTE_WRITE)
+        host.engine.place(user, frames.__getitem__)
+    ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words) if paging == "ept" else None
+    memory = VmMemory(host.engine, size, backing, None)
+    return Vcpu(
+        name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept,
+        devices=guest.devices, recorded=guest.recorded,
+    )  # fmt: skip
+
+
+def _fill_vmcs(
+    hypervisor: Hypervisor, vcpu: Vcpu, number: int, start: Start, controls: dict[str, int],
+    wanted: vmcs.Wanted, bitmap: int,
+) -> None:  # fmt: skip
+    host, engine, vmm = hypervisor.host, hypervisor.engine, hypervisor.path.vmm
+    words = engine.contents(vcpu.vmcs, mem.VMCS_REGION)
+    apic_page, io_apic_page, slots, cpuid, msrs = (host.reserve_late(mem.VALUES) for _ in range(5))
+    cpu_page = at.frame_address(hypervisor.cpu_pages[vcpu.cpu])
+    fields = {
+        **controls,
+        **vmcs.host_state(
+            root=vcpu.process.root, stack=vcpu.address, exit_address=hypervisor.program.labels["exit"],
+            cpu_page=cpu_page, idt=at.frame_address(host.idt),
+        ),
+        **vmcs.guest_state(start),
+        "EXCEPTION_BITMAP": sum(1 << vmcs.EXCEPTIONS[name] for name in wanted.exceptions),
+        "CR0_GUEST_HOST_MASK": wanted.cr0_mask, "CR4_GUEST_HOST_MASK": wanted.cr4_mask,
+        "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic_page << 12,
+        "VPID": number + 1 if vmm.vpid else 0,
+    }  # fmt: skip
+    if vcpu.ept is not None and vmm.paging == "ept":
+        flags = e.EPTP_ACCESSED_DIRTY if vmm.ept.accessed_dirty else 0
+        fields["EPT_POINTER"] = vcpu.ept.root << 12 | flags | 3 << 3 | 6
+    values = {}
+    if vmm.paging == "static-shadow":
+        shadow, roots = Shadow(host, vcpu.memory), dict.fromkeys((start.cr3, *start.roots))
+        table = host.reserve_late(mem.VALUES)
+        rows = [(root & e.ADDRESS, shadow.of(root)) for root in roots]
+        host.store_many(table, np.array(rows, np.int64).ravel())
+        fields["GUEST_CR3"] = rows[0][1]
+        values = {"SHADOW_ROOTS": at.frame_address(table), "SHADOW_ENTRIES": len(rows)}
+    vmcs.write(words, fields)
+    _devices(hypervisor, vcpu)
+    words[h.V_OWNER] = engine.owner(vcpu.name)
+    words[h.V_EXIT_REASON] = -1
+    words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
+    words[h.V_VCPU] = number
+    leaves = cpuid_entries(engine)
+    known = msr_entries(hypervisor.path.capabilities)
+    host.store_many(cpuid, leaves.ravel())
+    host.store_many(msrs, known.ravel())
+    for n, (first, end) in enumerate(gfn_ranges(vcpu.memory.size)):
+        host.words(slots)[4 * n : 4 * n + 3] = first << 12, end << 12, at.USER_RAM
+    values |= {
+        "VMCS_POINTER": vcpu.vmcs << 12, "STATE": at.RUNNABLE, "HOST_ROOT": vcpu.process.root << 12,
+        "APIC_PAGE": at.frame_address(apic_page), "IO_APIC_PAGE": at.frame_address(io_apic_page),
+        "UNTIMED": int(vcpu.recorded), "TIMER_LVT": 1 << 16, "CPUID_TABLE": at.frame_address(cpuid),
+        "CPUID_ENTRIES": len(leaves), "MSR_TABLE": at.frame_address(msrs), "MSR_ENTRIES": len(known),
+        "SLOTS": at.frame_address(slots), "SLOT_ENTRIES": len(gfn_ranges(vcpu.memory.size)),
+        "PRIMARY": controls["PRIMARY_PROC_CONTROLS"], "NUMBER": number, "XCR0": 7,
+        "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0,
+        "EPT_FIRST": vcpu.ept.root + 1 if vcpu.ept is not None else 0, "SHADOW_CR3": start.cr3,
+    }  # fmt: skip
+    for name, value in values.items():
+        host.store(vcpu.address + at.V[name], value)
+    for n, index in enumerate(at.SWITCHED_MSRS):
+        host.store(vcpu.address + at.V["GUEST_MSRS"] + 8 * n, start.msrs.get(index, 0))
+
+
+def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
+    """Port tables: the hypervisor's own, and those of the device process where there is one."""
+    host, hosted = hypervisor.host, "user" in hypervisor.user.labels
+    kernel = [(port, LATCH, 0) for port in KERNEL_PORTS]
+    process = [(port, kind, 0) for name in vcpu.devices for port, kind in DEVICES[name]]
+    own = kernel if hosted else kernel + process
+    table = host.reserve_late(mem.VALUES)
+    host.store_many(table, np.array(own, np.int64).ravel())
+    values = {"PORTS": at.frame_address(table), "PORT_ENTRIES": len(own)}
+    if hosted:
+        run, data = (_user_frame(vcpu, linear) for linear in (at.USER_RUN, at.USER_DATA))
+        host.store_many(data, np.array([0, len(process), *np.ravel(process)], np.int64))
+        values |= {
+            "RUN_PAGE": at.frame_address(run), "USER_RIP": hypervisor.user.labels["user"],
+            "USER_RFLAGS": 0x202, "USER_RSP": at.USER_STACK,
+        }  # fmt: skip
+    for name, value in values.items():
+        host.store(vcpu.address + at.V[name], value)
+
+
+def _user_frame(vcpu: Vcpu, linear: int) -> int:
+    leaf = vcpu.process.find(linear)
+    if leaf is None:
+        raise ModelError("a page of the device process is not mapped", {"address": linear})
+    return leaf.frame
+
+
+def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -> None:
+    host, engine = hypervisor.host, hypervisor.engine
+    page = at.frame_address(hypervisor.cpu_pages[cpu])
+    labels, m = hypervisor.program.labels, engine.cpus[cpu]
+    entry = labels.get("system_call", 0)
+    msrs = dict(zip(at.SWITCHED_MSRS, (at.STAR, entry, 0x47700, 0), strict=True))
+    words = {
+        "SELF": page, "COUNT": len(vcpus), "ALIVE": len(vcpus), "VMXON_REGION": vmxon << 12,
+        "CURRENT": vcpus[0].address if vcpus else 0,
+        "TICK_AT": hypervisor.path.addresses["tick_cycles"] if len(vcpus) > 1 else 0,
+    }  # fmt: skip
+    for name, value in words.items():
+        host.store(page + at.C[name], value)
+    for n, vcpu in enumerate(vcpus):
+        host.store(page + at.C["LIST"] + 8 * n, vcpu.address)
+    for n, value in enumerate(msrs.values()):
+        host.store(page + at.C["MSRS"] + 8 * n, value)
+        host.store(page + at.C["HOST_MSRS"] + 8 * n, value)
+    m[s.WIRE_HOST_VECTOR] = at.WIRE_VECTOR
+    m[s.WIRE_MESSAGE] = hypervisor.path.addresses["wire"] - at.HOST_DIRECT
+    host.store(page + at.C["GDTR"], 0x7F)
+    host.store(page + at.C["IDTR"], 0xFFF)
+    host.store(page + at.C["IDTR"] + 8, at.frame_address(host.idt))
+    host.store(page + at.C["TSS"] + 4, words["CURRENT"])
+    state = {
+        s.RIP: labels["boot" if vcpus else "all_ended"], s.GPR + s.RSP: page + mem.PAGE_BYTES,
+        s.CR3: (vcpus[0].process.root if vcpus else host.kernel.root) << 12, s.CR0: 0x80050033, s.CR4: 0x20A0,
+        s.GS_BASE: page, s.EFER: 0xD01, s.CS_SELECTOR: at.KERNEL_CODE, s.SS_SELECTOR: at.KERNEL_DATA,
+        s.MSR_STAR: at.STAR, s.MSR_LSTAR: entry, s.MSR_FMASK: 0x47700, s.RFLAGS: 2,
+    }  # fmt: skip
+    for slot, value in state.items():
+        m[slot] = _signed(value)
+    engine.sync(cpu)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

@@ -1,0 +1,1 @@
+"""Hypervisors as programs: one module or package for each personality."""

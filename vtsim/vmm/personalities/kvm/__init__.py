@@ -1,0 +1,241 @@
+"""A hosted hypervisor in the shape of Linux 6.1's kvm_intel: exits in the kernel, devices in a user-space process.
+
+The frame of every exit follows vmx_vcpu_run, vcpu_enter_guest and vmx_handle_exit; what they do in VMX instructions,
+control registers and memory are ops, the rest are path lengths (see `parameters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import frozen
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDX, RSP
+from vtsim.vmcs import reasons as x
+from vtsim.vmm import layout as at
+from vtsim.vmm.personalities.kvm import io, user
+from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
+from vtsim.vmm.programs import ept, events, instructions, mmio, schedule
+from vtsim.vmm.programs.common import emit_paths, emit_shared
+from vtsim.vmm.programs.timer import join
+from vtsim.vmm.programs.words import ALL, VALID, cpu, saved, vcpu, work, zero
+from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
+from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
+
+NAME: Final = "kvm"
+ENTRY_FAILURE: Final = 1 << 31
+NO_SYSTEM_CALL: Final = -1000  # -KVM_ENOSYS
+# fmt: off
+CR0_GUEST_OWNED: Final = 1 << 3                                     # TS
+CR4_GUEST_OWNED: Final = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 16
+#                        PVI      TSD      DE       PGE      PCE      OSFXSR   OSXMMEXCPT FSGSBASE
+# fmt: on
+
+
+def done(a: Assembler, path: Path) -> None:
+    """The exit was handled before its handler's turn: go on."""
+    a.jmp("reenter")
+
+
+def hypercall(a: Assembler, path: Path) -> None:
+    """VMCALL: KVM's hypercalls; an unknown one answers -1000."""
+    work(a, path, "hypercall")
+    a.mov(RAX, NO_SYSTEM_CALL)
+    a.st(saved(RAX), RAX)
+    a.jmp("skip")
+
+
+def pause(a: Assembler, path: Path) -> None:
+    """A vCPU that spins: let another one run."""
+    work(a, path, "pause")
+    a.st_value(cpu("RESCHEDULE"), 1)
+    a.jmp("skip")
+
+
+# fmt: off
+HANDLERS: Final[Mapping[int, ExitPath]] = {
+    x.EXCEPTION_NMI:       instructions.reflect,
+    x.EXTERNAL_INTERRUPT:  done,
+    x.TRIPLE_FAULT:        instructions.triple_fault,
+    x.INVALID_STATE:       instructions.triple_fault,
+    x.INTERRUPT_WINDOW:    events.interrupt_window,
+    x.CPUID:               instructions.cpuid,
+    x.HLT:                 schedule.halt,
+    x.INVD:                instructions.ignore,
+    x.RDPMC:               instructions.undefined,
+    x.RDTSC:               instructions.read_tsc,
+    x.RDTSCP:              instructions.read_tsc,
+    x.TPR_BELOW_THRESHOLD: instructions.below_threshold,
+    x.VMCALL:              hypercall,
+    x.CR_ACCESS:           instructions.control_register,
+    x.DR_ACCESS:           instructions.debug_registers,
+    x.IO_INSTRUCTION:      io.port,
+    x.MSR_READ:            instructions.read_msr,
+    x.MSR_WRITE:           instructions.write_msr,
+    x.MWAIT_INSTRUCTION:   instructions.ignore,
+    x.MONITOR_INSTRUCTION: instructions.ignore,
+    x.PAUSE_INSTRUCTION:   pause,
+    x.EPT_VIOLATION:       ept.violation,
+    x.EPT_MISCONFIG:       mmio.misconfiguration,
+    x.WBINVD:              instructions.ignore,
+    x.XSETBV:              instructions.set_xcr0,
+}
+# fmt: on
+for _reason, _handler in HANDLERS.items():
+    exit_paths.register((NAME, _reason))(_handler)
+
+
+@frozen
+class Kvm:
+    """Hosted, in the shape of Linux 6.1's kvm_intel: exits in the kernel, devices in a user-space process."""
+
+    parameters: Mapping[str, Parameter] = PARAMETERS
+
+    def wanted(self, path: Path) -> Wanted:
+        return Wanted(
+            needed=("EXTERNAL_INTERRUPT_EXITING", "NMI_EXITING", "HLT_EXITING", "UNCONDITIONAL_IO_EXITING",
+                    "MOV_DR_EXITING", "MWAIT_EXITING", "MONITOR_EXITING", "RDPMC_EXITING", "USE_MSR_BITMAPS",
+                    "USE_TSC_OFFSETTING", "EXIT_HOST_ADDRESS_SPACE_SIZE", "EXIT_ACKNOWLEDGE_INTERRUPT",
+                    "EXIT_SAVE_DEBUG_CONTROLS", "ENTRY_LOAD_DEBUG_CONTROLS", "ENTRY_IA32E_MODE_GUEST"),
+            used=("VIRTUAL_NMIS", "UNRESTRICTED_GUEST", "WBINVD_EXITING", "ENABLE_RDTSCP", "ENABLE_INVPCID",
+                  "PAUSE_LOOP_EXITING", "ENABLE_XSAVES_XRSTORS", "EXIT_LOAD_IA32_EFER", "ENTRY_LOAD_IA32_EFER",
+                  "EXIT_LOAD_IA32_PAT", "ENTRY_LOAD_IA32_PAT"),
+            exceptions=("DB", "UD", "AC", "MC"),
+            cr0_mask=~CR0_GUEST_OWNED & 0xFFFF_FFFF,
+            cr4_mask=~CR4_GUEST_OWNED & 0xFFFF_FFFF,
+            passed_msrs={index: PASS_READ | PASS_WRITE for index in (0x174, 0x175, 0x176, 0xC0000100, 0xC0000101,
+                                                                     0xC0000102)} | {0x10: PASS_READ},
+        )  # fmt: skip
+
+    def kernel(self, a: Assembler, path: Path) -> None:
+        after_exit(a, path)
+        before_entry(a, path)
+        a.activity = ops.EXIT_DISPATCH
+        events.recover_interrupted(a, path, "recovered")
+        a.label("external")
+        events.external_interrupt(a, path)
+        a.jmp("interrupts_on")
+        a.activity = ops.EXIT_DISPATCH
+        a.label("debug_registers_back")
+        debug_registers_back(a)
+        emit_paths(a, path, NAME)
+        user.kernel_side(a, path)
+        mmio.emulator(a, path)
+        io.memory(a, path)
+        emit_shared(a, path)
+
+    def user(self, a: Assembler, path: Path) -> None:
+        user.process(a, path)
+
+
+def after_exit(a: Assembler, path: Path) -> None:
+    """`exit`: from HOST_RIP to the jump to the handler. RBX the exit reason.
+
+    Not modelled: XSAVE state that is loaded only in the guest; performance counters.
+    """
+    a.label("exit")
+    a.activity = ops.EXIT_DISPATCH
+    a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
+    a.copy(R15, RSP)
+    work(a, path, "rsb_fill")
+    a.emit(ops.MOV_FROM_CR, RAX, imm=2)
+    a.st(vcpu("GUEST_CR2"), RAX)
+    a.vmread(RBX, "EXIT_REASON")
+    a.vmread(RCX, "IDT_VECTORING_INFORMATION")
+    a.test(RCX, VALID)
+    a.jcc(ops.CC_NZ, "recover")
+    a.label("recovered")
+    a.op(ops.RDTSC)
+    join(a)
+    a.st(vcpu("LAST_TSC"), RAX)
+    a.ld(RAX, vcpu("DR_SWITCHED"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "debug_registers_back")
+    a.label("debug_registers_done")
+    a.cmp(RBX, x.EXTERNAL_INTERRUPT)
+    a.jcc(ops.CC_Z, "external")
+    a.label("interrupts_on")
+    a.activity = ops.EXIT_DISPATCH
+    a.op(ops.STI)
+    work(a, path, "exit_common")
+    if path.capabilities.supports("ENABLE_PML"):
+        a.vmread(RAX, "PML_INDEX", comment="vmx_flush_pml_buffer")
+    a.test(RBX, ENTRY_FAILURE)
+    a.jcc(ops.CC_NZ, "unexpected")
+    a.jmp_mem(Mem(displacement=path.addresses["handlers"], index=RBX, scale=8))
+
+
+def debug_registers_back(a: Assembler) -> None:
+    """The guest's turn with the debug registers ends at its next exit."""
+    zero(a, RAX)
+    a.st(vcpu("DR_SWITCHED"), RAX)
+    a.ld(RAX, vcpu("PRIMARY"))
+    a.or_(RAX, 1 << 23)
+    a.st(vcpu("PRIMARY"), RAX)
+    a.vmwrite("PRIMARY_PROC_CONTROLS", RAX)
+    a.jmp("debug_registers_done")
+
+
+def before_entry(a: Assembler, path: Path) -> None:
+    """`skip`, `reenter`: from the end of a handler to VMRESUME."""
+    a.label("skip")
+    a.activity = ops.REENTRY
+    work(a, path, "skip")
+    a.vmread(RAX, "GUEST_RFLAGS", comment="trap flag?")
+    a.vmread(RCX, "EXIT_INSTRUCTION_LENGTH")
+    a.vmread(RDX, "GUEST_RIP")
+    a.add(RDX, register=RCX)
+    a.vmwrite("GUEST_RIP", RDX)
+    a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
+    a.test(RAX, 3)
+    a.jcc(ops.CC_NZ, "end_shadow")
+    a.jmp("reenter")
+    a.label("end_shadow")
+    a.and_(RAX, ~3)
+    a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
+    a.jmp("reenter")
+
+    a.label("go_on")
+    a.op(ops.STI)
+    a.label("reenter")
+    a.activity = ops.REENTRY
+    a.op(ops.CLI)
+    a.ld(RAX, cpu("RESCHEDULE"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "schedule")
+    a.ld(RAX, vcpu("REQUEST"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "requests")
+    a.label("requests_done")
+    a.activity = ops.REENTRY
+    a.ld(RAX, vcpu("GUEST_LOADED"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "load_guest")
+    a.label("guest_loaded")
+    a.activity = ops.REENTRY
+    work(a, path, "entry_common")
+    a.emit(ops.MOV_FROM_CR, RAX, imm=2)
+    a.ld(RCX, vcpu("GUEST_CR2"))
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_NZ, "load_cr2")
+    a.label("cr2_loaded")
+    a.ld(RAX, vcpu("LAUNCHED"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "launch")
+    a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
+    a.op(ops.VMRESUME)
+    a.op(ops.UD)
+    a.label("load_cr2")
+    a.emit(ops.MOV_TO_CR, RCX, imm=2)
+    a.jmp("cr2_loaded")
+    a.label("launch")
+    a.st_value(vcpu("LAUNCHED"), 1)
+    a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
+    a.op(ops.VMLAUNCH)
+    a.op(ops.UD)
+
+
+personalities.register(NAME)(Kvm())

@@ -1,0 +1,88 @@
+"""Path lengths of the kvm personality: how many ordinary instructions its C code executes where no op stands for it.
+
+The lengths are estimates from the shape of Linux 6.1's functions; one of them, `exit_common`, is set so that a VMCALL on
+Skylake-SP takes what was measured (row KVM-SKX-VMCALL), the hardware's part apart. None is set from a row that validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from vtsim.vmm.registry import Parameter
+
+SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
+CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
+SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
+
+
+def _length(value: int, meaning: str, source: str = SHAPE, confidence: str = "estimated") -> Parameter:
+    return Parameter(
+        value=value, unit="instructions", source=source, confidence=confidence, meaning=meaning
+    )
+
+
+def _switch(value: int, meaning: str, source: str) -> Parameter:
+    return Parameter(value=value, unit="flag, 0 or 1", source=source, confidence="vendor", meaning=meaning)
+
+
+# fmt: off
+PARAMETERS: Final[Mapping[str, Parameter]] = {
+    # every exit
+    "exit_common":         _length(150, "vmx_vcpu_run after the exit, vcpu_enter_guest's tail, vmx_handle_exit", CALIBRATED, "paper"),
+    "entry_common":        _length(120, "vcpu_enter_guest up to VMRESUME", CALIBRATED, "paper"),
+    "skip":                _length(20, "kvm_skip_emulated_instruction"),
+    "rsb_fill":            _length(0, "return-stack stuffing after an exit, a mitigation; 0 off, 32 on"),
+    # emulation
+    "cpuid":               _length(60, "kvm_emulate_cpuid, kvm_cpuid, look-up apart"),
+    "msr":                 _length(60, "kvm_emulate_rdmsr, kvm_emulate_wrmsr, kvm_get_msr, kvm_set_msr"),
+    "control_register":    _length(80, "handle_cr"),
+    "hypercall":           _length(50, "kvm_emulate_hypercall"),
+    "ignored_instruction": _length(20, "handlers that do nothing"),
+    "set_xcr0":            _length(80, "kvm_emulate_xsetbv"),
+    "debug_registers":     _length(60, "handle_dr, loading the debug registers"),
+    "halt":                _length(120, "kvm_emulate_halt, kvm_vcpu_block up to schedule"),
+    "queue_exception":     _length(40, "kvm_queue_exception"),
+    "evaluate_events":     _length(90, "kvm_check_and_inject_events"),
+    "apic_write":          _length(60, "kvm_lapic_reg_write"),
+    "apic_read":           _length(50, "kvm_lapic_reg_read"),
+    "start_timer":         _length(150, "start_apic_timer, hrtimer_start", SIZE),
+    "program_timer":       _length(80, "hrtimer_reprogram, lapic_next_deadline"),
+    "expire_timer":        _length(200, "hrtimer_interrupt for one timer, apic_timer_fn"),
+    "pause":               _length(200, "kvm_vcpu_on_spin"),
+    # memory
+    "ept_violation":       _length(150, "handle_ept_violation, kvm_mmu_page_fault, kvm_tdp_page_fault"),
+    "get_user_page":       _length(120, "hva_to_pfn, get_user_pages_fast, look-up apart"),
+    "map_page":            _length(150, "kvm_tdp_mmu_map, make_spte"),
+    "host_page_fault":     _length(600, "get_user_pages, handle_mm_fault, allocation of a page", SIZE),
+    "unmap_notifier":      _length(300, "mmu_notifier_invalidate_range, kvm_unmap_gfn_range", SIZE),
+    "make_mmio_entry":     _length(100, "handle_abnormal_pfn, make_mmio_spte"),
+    "misconfiguration":    _length(80, "handle_ept_misconfig, handle_mmio_page_fault"),
+    "emulate":             _length(500, "x86_emulate_instruction: decode, execute, write back; fetch apart", SIZE),
+    "retry":               _length(150, "x86_decode_instruction and retry_instruction", SIZE),
+    "in_kernel_device":    _length(60, "kvm_io_bus_read, kvm_io_bus_write, and a device behind it"),
+    "port":                _length(60, "handle_io, kvm_fast_pio"),
+    "string_port":         _length(400, "emulator for INS and OUTS", SIZE),
+    "coalesced":           _length(40, "coalesced_mmio_write"),
+    # to user space and back
+    "leave_guest":         _length(40, "vmx_prepare_switch_to_host"),
+    "load_guest":          _length(60, "vmx_prepare_switch_to_guest"),
+    "ioctl_return":        _length(250, "vcpu_run, kvm_arch_vcpu_ioctl_run, kvm_vcpu_ioctl, exit to user mode", SIZE),
+    "ioctl_enter":         _length(300, "entry_SYSCALL_64, ksys_ioctl, kvm_vcpu_ioctl, vcpu_load", SIZE),
+    "complete":            _length(60, "complete_fast_pio_in, complete_emulated_mmio"),
+    "user_dispatch":       _length(400, "kvm_cpu_exec, address_space_rw, flat view look-up, locks apart", SIZE),
+    "user_device":         _length(100, "a device's register", SIZE),
+    "user_again":          _length(300, "kvm_arch_post_run, kvm_arch_pre_run, ioctl of the C library", SIZE),
+    # host
+    "interrupt_entry":     _length(120, "asm_sysvec, irq_enter"),
+    "interrupt_exit":      _length(120, "irq_exit, softirq check"),
+    "scheduler_tick":      _length(600, "tick_sched_timer, scheduler_tick", SIZE),
+    "schedule":            _length(300, "__schedule: pick_next_task", SIZE),
+    "context_switch":      _length(400, "context_switch, kvm_sched_out, kvm_sched_in, vmx_vcpu_load", SIZE),
+    "wake_up":             _length(300, "kvm_vcpu_wake_up, try_to_wake_up", SIZE),
+    # switches
+    "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", "KVM: nx_huge_pages=auto is on where the iTLB multihit erratum is"),
+    "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"),
+    "ignore_msrs":         _switch(0, "read unknown MSRs as 0 and drop writes instead of #GP", "KVM: module parameter ignore_msrs"),
+}
+# fmt: on

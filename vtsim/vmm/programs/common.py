@@ -1,0 +1,64 @@
+"""What every personality's kernel program contains beside its frame: the exit paths and the shared stretches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler
+from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION
+from vtsim.vmm.programs import apic, ept, events, instructions, msr_switch, schedule, timer
+from vtsim.vmm.registry import Path, exit_paths
+from vtsim.vmm.spec import VmmSpec
+
+OF_EPT: Final = (EPT_VIOLATION, EPT_MISCONFIG)
+
+
+def handler_label(labels: Mapping[str, int], reason: int) -> str:
+    """Where the table jump of an exit goes."""
+    label = f"handle_{BY_NUMBER[reason].name}" if reason in BY_NUMBER else "unexpected"
+    return label if label in labels else "unexpected"
+
+
+def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
+    """The exit reasons that a personality has a path for; those of EPT only where EPT translates."""
+    for owner, reason in exit_paths:
+        if owner == personality and (vmm.paging == "ept" or reason not in OF_EPT):
+            yield reason
+
+
+def emit_paths(a: Assembler, path: Path, personality: str) -> None:
+    """Every registered exit path of a personality, under its label."""
+    for reason in handled(personality, path.vmm):
+        a.activity = ops.EXIT_HANDLER
+        a.label(f"handle_{BY_NUMBER[reason].name}")
+        exit_paths[personality, reason](a, path)
+
+
+def emit_shared(a: Assembler, path: Path) -> None:
+    """The stretches that exit paths jump to and call."""
+    a.activity = ops.EXIT_HANDLER
+    instructions.load_cr3(a, path)
+    if path.vmm.paging == "ept":
+        a.activity = ops.MEMORY_MANAGEMENT
+        ept.subroutines(a, path)
+    else:
+        instructions.load_shadow(a, path)
+    for emit in (apic.read, apic.write, timer.write_initial_count, timer.write_tsc_deadline):
+        a.activity = ops.DEVICE_EMULATION
+        emit(a, path)
+    for emit in (events.inject, events.evaluate, events.pending_vector):
+        a.activity = ops.INJECTION
+        emit(a, path)
+    a.activity = ops.INTERRUPT_PATH
+    timer.interrupt_handlers(a, path)
+    timer.program_timer(a, path)
+    timer.wake(a, path)
+    a.activity = ops.REENTRY
+    msr_switch.enter_guest_msrs(a, path)
+    schedule.schedule(a, path)
+    schedule.die(a, path)
+    schedule.boot(a, path)
+    a.activity = ops.EXIT_HANDLER
+    instructions.unexpected(a, path)

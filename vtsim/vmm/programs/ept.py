@@ -1,0 +1,280 @@
+"""EPT violations: find the memory slot, find or make the host page, map it.
+
+The host page is found in the page tables of the VM's process; where it is missing the host's own page-fault code
+makes it. Leaf sizes follow what backs the memory.
+
+SDM: "EPT Violations"; "Exit Qualification for EPT Violations"; "EPT Misconfigurations".
+Not modelled: reclaim; dirty logging; page-modification log; recovery of split huge pages in the background.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.ept import spec as e
+from vtsim.ept.tables import EPT_PAGE
+from vtsim.vmm import layout as at
+from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
+from vtsim.vmm.programs.words import kill, vcpu, work, zero
+from vtsim.vmm.registry import Path
+
+# fmt: off
+LARGE: Final              = 2 << 20
+OUT_OF_HOST_MEMORY: Final = 1 << 17   # codes of DEATH
+OUT_OF_TABLES: Final      = 1 << 18
+MMIO_ENTRY: Final         = e.EPT_WRITE | e.EPT_EXECUTE           # write without read: a misconfiguration on purpose
+READ_EXECUTE: Final       = EPT_PAGE & ~e.EPT_WRITE | e.EPT_ACCESSED
+ZERO_PAGE: Final          = RAM_PAGE & ~(e.PTE_WRITE | e.PTE_DIRTY)
+# fmt: on
+
+
+def violation(a: Assembler, path: Path) -> None:
+    """A guest-physical access without a mapping that allows it. R12 qualification, R13 address, R14 slot."""
+    a.activity = ops.MEMORY_MANAGEMENT
+    a.vmread(R12, "EXIT_QUALIFICATION")
+    a.vmread(R13, "GUEST_PHYSICAL_ADDRESS")
+    work(a, path, "ept_violation")
+    find_slot(a)
+    a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
+    a.test(RAX, at.SLOT_PRIVATE)
+    a.jcc(ops.CC_NZ, "emulate_or_retry")
+    a.test(RAX, at.SLOT_READ_ONLY)
+    a.jcc(ops.CC_Z, "find_page")
+    a.test(R12, e.Q_WRITE)
+    a.jcc(ops.CC_NZ, "emulate")
+    find_page(a, path)
+    map_page(a, path)
+    make_page(a, path)
+
+
+def find_slot(a: Assembler) -> None:
+    """R14 <- the memory slot of R13, or a jump to `no_slot`."""
+    a.ld(R14, vcpu("SLOTS"))
+    a.ld(RCX, vcpu("SLOT_ENTRIES"))
+    a.label("slot_next")
+    a.ld(RAX, Mem(R14, at.SLOT["FIRST"]))
+    a.cmp(R13, register=RAX)
+    a.jcc(ops.CC_B, "slot_other")
+    a.ld(RAX, Mem(R14, at.SLOT["END"]))
+    a.cmp(R13, register=RAX)
+    a.jcc(ops.CC_B, "slot_found")
+    a.label("slot_other")
+    a.add(R14, at.SLOT_BYTES)
+    a.loop("slot_next")
+    a.jmp("no_slot")
+    a.label("slot_found")
+
+
+def find_page(a: Assembler, path: Path) -> None:
+    """`find_page`: RBX <- entry of the host's page tables for the address in R13, RBP its level (1 or 2)."""
+    a.label("find_page")
+    work(a, path, "get_user_page")
+    a.ld(RSI, Mem(R14, at.SLOT["USER"]))
+    a.add(RSI, register=R13)
+    a.ld(RDI, vcpu("HOST_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.mov(R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "make_page")
+    a.copy(RBX, RAX)
+    a.copy(RBP, RDX)
+    a.test(R12, e.Q_WRITE)
+    a.jcc(ops.CC_Z, "map_page")
+    a.test(RBX, e.PTE_WRITE)
+    a.jcc(ops.CC_Z, "break_sharing")
+
+
+def map_page(a: Assembler, path: Path) -> None:
+    """`map_page`: write the EPT leaf for it: 2 MiB where slot, host page and the code in it allow, else 4 KiB."""
+    a.label("map_page")
+    work(a, path, "map_page")
+    a.mov(R11, 1)
+    if path.vmm.ept.page_size >= LARGE:
+        a.cmp(RBP, 2)
+        a.jcc(ops.CC_NZ, "map_small")
+        _in_one_slot(a, "map_small")
+        _lookup_ept(a)
+        a.cmp(RDX, 1)
+        a.jcc(ops.CC_Z, "map_small", comment="there is a table of small pages already")
+        if path.parameters.get("nx_huge_pages", 0):
+            a.test(R12, e.Q_FETCH)
+            a.jcc(ops.CC_Z, "map_large")
+            a.test(RAX, register=RAX)
+            a.jcc(ops.CC_Z, "map_small")
+            zero(a, RAX)
+            a.st(Mem(RCX), RAX, comment="the large leaf goes, and is not split")
+            a.call("flush_ept")
+            a.jmp("map_small")
+        a.label("map_large")
+        a.mov(R11, 2)
+        a.copy(RDX, RBX)
+        a.and_(RDX, e.ADDRESS & ~(LARGE - 1))
+        rights = EPT_WRITTEN & ~e.EPT_EXECUTE if path.parameters.get("nx_huge_pages", 0) else EPT_WRITTEN
+        a.or_(RDX, rights | e.EPT_LARGE)
+        a.jmp("map_write")
+        a.label("map_small")
+    a.copy(RDX, RBX)
+    a.and_(RDX, e.ADDRESS)
+    a.cmp(RBP, 2)
+    a.jcc(ops.CC_NZ, "map_whole")
+    a.and_(RDX, ~(LARGE - 1))
+    a.copy(RAX, R13)
+    a.and_(RAX, LARGE - 4096)
+    a.or_(RDX, register=RAX)
+    a.label("map_whole")
+    a.test(RBX, e.PTE_WRITE)
+    a.jcc(ops.CC_Z, "map_read_only")
+    a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
+    a.test(RAX, at.SLOT_READ_ONLY)
+    a.jcc(ops.CC_NZ, "map_read_only")
+    a.or_(RDX, EPT_WRITTEN)
+    a.jmp("map_write")
+    a.label("map_read_only")
+    a.or_(RDX, READ_EXECUTE)
+    a.label("map_write")
+    a.copy(RCX, R11)
+    a.call("write_ept")
+    a.jmp("reenter")
+
+
+def _in_one_slot(a: Assembler, otherwise: str) -> None:
+    """RSI <- R13 rounded down to 2 MiB; a jump where those 2 MiB are not all in the slot of R14."""
+    a.copy(RSI, R13)
+    a.and_(RSI, ~(LARGE - 1))
+    a.ld(RAX, Mem(R14, at.SLOT["FIRST"]))
+    a.cmp(RSI, register=RAX)
+    a.jcc(ops.CC_B, otherwise)
+    a.ld(RAX, Mem(R14, at.SLOT["END"]))
+    a.lea(RDX, Mem(RSI, LARGE))
+    a.cmp(RDX, register=RAX)
+    a.jcc(ops.CC_A, otherwise)
+
+
+def _lookup_ept(a: Assembler) -> None:
+    """RAX <- EPT leaf for R13 or 0, RDX its level, RCX its address."""
+    a.copy(RSI, R13)
+    a.ld(RDI, vcpu("EPT_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.mov(R10, e.EPT_RWX)
+    a.hook(hooks.TABLE_LOOKUP)
+
+
+def subroutines(a: Assembler, path: Path) -> None:
+    """`write_ept` (leaf RDX, level RCX, address R13), `flush_ept`."""
+    a.label("write_ept")
+    a.copy(RSI, R13)
+    a.ld(RDI, vcpu("EPT_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.lea(R9, vcpu("EPT_ALLOCATOR"))
+    a.mov(R10, e.EPT_RWX)
+    a.hook(hooks.TABLE_MAP)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "no_tables")
+    a.ret()
+    a.label("no_tables")
+    a.copy(4, R15, comment="the stack is given up")
+    kill(a, OUT_OF_TABLES)
+
+    a.label("flush_ept")
+    a.ld(RAX, vcpu("EPT_ROOT"))
+    a.st(vcpu("DESCRIPTOR"), RAX)
+    a.mov(RAX, 1)
+    a.emit(ops.INVEPT, RAX, mem=vcpu("DESCRIPTOR"))
+    a.ret()
+
+
+def make_page(a: Assembler, path: Path) -> None:
+    """`make_page`: the host's page fault for memory of the process that has no page yet; then look again."""
+    a.label("make_page")
+    work(a, path, "host_page_fault")
+    if path.vmm.huge_pages == "always" and path.vmm.ept.page_size >= LARGE:
+        _make_block(a, path)
+    if path.vmm.huge_pages == "never":
+        a.test(R12, e.Q_WRITE)
+        a.jcc(ops.CC_NZ, "make_small")
+        a.mov(RDX, path.addresses["zero_page"] << 12 | ZERO_PAGE)
+        a.jmp("make_mapping")
+    a.label("make_small")
+    _fresh_page(a)
+    a.label("make_mapping")
+    a.mov(RCX, 1)
+    _map_user(a)
+    a.jmp("find_page")
+
+    a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
+    work(a, path, "host_page_fault")
+    _fresh_page(a)
+    a.mov(RCX, 1)
+    _map_user(a)
+    work(a, path, "unmap_notifier")
+    _lookup_ept(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "reenter")
+    zero(a, RAX)
+    a.st(Mem(RCX), RAX)
+    a.call("flush_ept")
+    a.jmp("reenter")
+
+    a.label("no_host_memory")
+    kill(a, OUT_OF_HOST_MEMORY)
+
+
+def _fresh_page(a: Assembler) -> None:
+    """RDX <- entry for a new zeroed page of the host."""
+    a.hook(hooks.FRAME_ALLOCATE)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_S, "no_host_memory")
+    a.shl(RAX, 12)
+    a.copy(RBX, RAX)
+    a.mov(RDI, at.HOST_DIRECT)
+    a.add(RDI, register=RAX)
+    a.hook(hooks.PAGE_ZERO)
+    a.copy(RDX, RBX)
+    a.mov(RAX, RAM_PAGE)
+    a.or_(RDX, register=RAX)
+
+
+def _make_block(a: Assembler, path: Path) -> None:
+    """A 2 MiB page of the host, where the slot holds all of it and one is free."""
+    _in_one_slot(a, "make_small")
+    a.mov(RDI, path.addresses["blocks"])
+    a.ld(RAX, Mem(RDI), comment="blocks taken")
+    a.ld(RCX, Mem(RDI, 8), comment="blocks")
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_AE, "make_small")
+    a.ld(RBX, Mem(RDI, 16, index=RAX, scale=8))
+    a.add(RAX, 1)
+    a.st(Mem(RDI), RAX)
+    a.shl(RBX, 12)
+    a.mov(RDI, at.HOST_DIRECT)
+    a.add(RDI, register=RBX)
+    a.mov(RCX, LARGE // 4096)
+    a.label("clear_block")
+    a.hook(hooks.PAGE_ZERO)
+    a.add(RDI, 4096)
+    a.loop("clear_block")
+    a.mov(RDX, RAM_PAGE | e.PTE_LARGE)
+    a.or_(RDX, register=RBX)
+    a.mov(RCX, 2)
+    _map_user(a)
+    a.jmp("find_page")
+
+
+def _map_user(a: Assembler) -> None:
+    """Write RDX as the process's entry of level RCX for the address in R13."""
+    a.ld(RSI, Mem(R14, at.SLOT["USER"]))
+    a.add(RSI, register=R13)
+    a.ld(RDI, vcpu("HOST_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.lea(R9, vcpu("BACKING_ALLOCATOR"))
+    a.mov(R10, e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | e.PTE_ACCESSED)
+    a.hook(hooks.TABLE_MAP)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "no_host_memory")
+
+

@@ -1,0 +1,212 @@
+"""Memory without a slot: misconfigured entries, and the emulator that executes the instruction instead.
+
+An entry for device memory is misconfigured on purpose, so that later accesses exit with EPT_MISCONFIG and need no
+search. The local APIC's page is a slot of its own that is never mapped.
+
+SDM: "EPT Misconfigurations"; "EPT Translation Mechanism".
+Not modelled: instructions other than loads and stores; operands across pages; generations of MMIO entries.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.ept import spec as e
+from vtsim.vmm import layout as at
+from vtsim.vmm.programs.ept import MMIO_ENTRY
+from vtsim.vmm.programs.words import LOW, vcpu, work, zero
+from vtsim.vmm.registry import Path
+
+LOCAL_APIC, IO_APIC = 0xFEE00, 0xFEC00  # page numbers
+CR0_PG: Final = 1 << 31
+
+
+def misconfiguration(a: Assembler, path: Path) -> None:
+    """An access to memory that is known to be a device's."""
+    a.activity = ops.DEVICE_EMULATION
+    a.vmread(R13, "GUEST_PHYSICAL_ADDRESS")
+    work(a, path, "misconfiguration")
+    a.jmp("emulate")
+
+
+def emulator(a: Assembler, path: Path) -> None:
+    """`no_slot`, `emulate_or_retry`, `emulate` (address in R13); `load_completed` (value in RAX), `skip_decoded`."""
+    a.activity = ops.DEVICE_EMULATION
+    a.label("no_slot")
+    work(a, path, "make_mmio_entry")
+    a.copy(RDX, R13)
+    a.and_(RDX, e.ADDRESS)
+    a.or_(RDX, MMIO_ENTRY)
+    a.mov(RCX, 1)
+    a.call("write_ept")
+    a.jmp("emulate")
+
+    a.label("emulate_or_retry")  # a load is first tried again: KVM hopes that the mapping came back meanwhile
+    a.test(R12, e.Q_WRITE)
+    a.jcc(ops.CC_NZ, "emulate")
+    a.vmread(R14, "GUEST_RIP")
+    a.ld(RAX, vcpu("RETRY_RIP"))
+    a.cmp(RAX, register=R14)
+    a.jcc(ops.CC_NZ, "retry")
+    a.ld(RAX, vcpu("RETRY_GPA"))
+    a.cmp(RAX, register=R13)
+    a.jcc(ops.CC_Z, "emulate")
+    a.label("retry")
+    work(a, path, "retry")
+    a.call("fetch_instruction")
+    a.st(vcpu("RETRY_RIP"), R14)
+    a.st(vcpu("RETRY_GPA"), R13)
+    a.jmp("reenter")
+
+    a.label("emulate")
+    zero(a, RAX)
+    a.st(vcpu("RETRY_RIP"), RAX)
+    work(a, path, "emulate")
+    a.call("fetch_instruction")
+    a.copy(RSI, R14)
+    a.hook(hooks.DECODE)
+    a.st(vcpu("DECODED", 0), RCX)
+    a.st(vcpu("DECODED", 1), RDX)
+    a.st(vcpu("DECODED", 2), R9)
+    zero(a, R12)
+    a.cmp(RAX, ops.LD)
+    a.jcc(ops.CC_Z, "emulate_address")
+    a.cmp(RAX, ops.ST)
+    a.jcc(ops.CC_NZ, "unexpected")
+    a.mov(R12, 1)
+    a.cmp(RCX, 16)
+    a.jcc(ops.CC_Z, "emulate_address")
+    a.ld(RBX, Mem(R15, at.V["REGISTERS"], index=RCX, scale=8))
+    a.label("emulate_address")
+    a.copy(RAX, RBX)
+    a.copy(RCX, R13)
+    a.shr(RCX, 12)
+    a.cmp(RCX, LOCAL_APIC)
+    a.jcc(ops.CC_Z, "local_apic")
+    a.cmp(RCX, IO_APIC)
+    a.jcc(ops.CC_NZ, "memory_request")
+    a.ld(RDI, vcpu("IO_APIC_PAGE"))
+    a.jmp("kernel_registers")
+    a.label("local_apic")
+    a.ld(RDI, vcpu("APIC_PAGE"))
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_Z, "kernel_registers")
+    a.copy(RCX, R13)
+    a.and_(RCX, 0xFF0)
+    a.st(Mem(RDI, 0, index=RCX, size=4), RAX)
+    a.shr(RCX, 4)
+    a.call("apic_write")
+    a.jmp("skip_decoded")
+    a.label("kernel_registers")
+    work(a, path, "in_kernel_device")
+    a.copy(RCX, R13)
+    a.and_(RCX, 0xFFC)
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "kernel_store")
+    a.ld(RAX, Mem(RDI, 0, index=RCX, size=4))
+    a.jmp("load_completed")
+    a.label("kernel_store")
+    a.st(Mem(RDI, 0, index=RCX, size=4), RAX)
+
+    a.label("skip_decoded")
+    _step_over_decoded(a)
+    a.jmp("reenter")
+
+    a.label("load_completed")
+    a.ld(RDX, vcpu("DECODED", 1))
+    for size, mask in ((1, 0xFF), (2, 0xFFFF), (4, LOW)):
+        a.cmp(RDX, size)
+        a.jcc(ops.CC_NZ, f"load_not_{size}")
+        a.and_(RAX, mask)
+        a.label(f"load_not_{size}")
+    a.ld(RCX, vcpu("DECODED", 0))
+    a.st(Mem(R15, at.V["REGISTERS"], index=RCX, scale=8), RAX)
+    a.jmp("skip_decoded")
+    fetch(a)
+
+
+def _step_over_decoded(a: Assembler) -> None:
+    """GUEST_RIP behind the instruction that was decoded; RDX RSI change."""
+    a.vmread(RDX, "GUEST_RIP")
+    a.ld(RSI, vcpu("DECODED", 2))
+    a.add(RDX, register=RSI)
+    a.vmwrite("GUEST_RIP", RDX)
+
+
+def fetch(a: Assembler) -> None:
+    """`fetch_instruction`: R14 <- the guest's RIP, RDI <- where the host sees its bytes, by the guest's own tables.
+
+    A recorded guest has no instruction bytes: RDI is 0 then.
+    """
+    a.label("fetch_instruction")
+    a.vmread(R14, "GUEST_RIP")
+    zero(a, RDI)
+    a.copy(RAX, R14)
+    a.shr(RAX, 40)
+    a.cmp(RAX, ops.REPLAY_BASE >> 40)
+    a.jcc(ops.CC_Z, "fetched")
+    a.copy(RSI, R14)
+    a.vmread(RAX, "GUEST_CR0")
+    a.test(RAX, CR0_PG)
+    a.jcc(ops.CC_Z, "fetch_bytes")
+    a.vmread(RBX, "GUEST_CR3")
+    for level in (4, 3, 2, 1):
+        shift = 3 + 9 * level
+        a.copy(RSI, R14)
+        a.shr(RSI, shift)
+        a.and_(RSI, 511)
+        a.shl(RSI, 3)
+        a.and_(RBX, e.ADDRESS)
+        a.or_(RSI, register=RBX)
+        a.call("guest_memory")
+        a.ld(RBX, Mem(RDI))
+        a.test(RBX, e.PTE_PRESENT)
+        a.jcc(ops.CC_Z, "fetch_failed")
+        if level in (3, 2):
+            a.test(RBX, e.PTE_LARGE)
+            a.jcc(ops.CC_Z, f"fetch_table_{level}")
+        if level < 4:
+            within = (1 << shift) - 1
+            a.and_(RBX, e.ADDRESS & ~within)
+            a.copy(RSI, R14)
+            a.and_(RSI, within)
+            a.or_(RSI, register=RBX)
+            a.jmp("fetch_bytes")
+        if level in (3, 2):
+            a.label(f"fetch_table_{level}")
+    a.label("fetch_bytes")
+    a.call("guest_memory")
+    a.label("fetched")
+    a.ret()
+
+    a.label("guest_memory")  # RDI <- the host's address of guest-physical RSI; RAX RCX RDX R8 R10 change
+    a.mov(RAX, at.USER_RAM)
+    a.add(RSI, register=RAX)
+    a.ld(RDI, vcpu("HOST_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.mov(R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "fetch_failed")
+    a.and_(RAX, e.ADDRESS)
+    a.copy(RDI, RSI)
+    a.cmp(RDX, 2)
+    a.jcc(ops.CC_Z, "guest_memory_large")
+    a.and_(RDI, 0xFFF)
+    a.jmp("guest_memory_found")
+    a.label("guest_memory_large")
+    a.and_(RAX, ~0x1FFFFF)
+    a.and_(RDI, 0x1FFFFF)
+    a.label("guest_memory_found")
+    a.add(RDI, register=RAX)
+    a.add(RDI, register=R8)
+    a.ret()
+    a.label("fetch_failed")
+    a.copy(4, R15, comment="the stack is given up")
+    a.jmp("unexpected")
+
+

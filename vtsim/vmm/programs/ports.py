@@ -1,0 +1,149 @@
+"""Port devices by table: which port, how it answers, what it holds.
+
+SDM: "Exit Qualification for I/O Instructions".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.cpu.slots import R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.vmm.programs.timer import now
+from vtsim.vmm.programs.words import saved, vcpu
+from vtsim.vmm.registry import Path
+
+LATCH, COUNTER = range(2)
+DEVICE_WORDS: Final = 3  # port, kind, value
+PM_TIMER_HZ: Final = 3_579_545
+COUNTER_BITS: Final = 24
+
+# fmt: off
+KERNEL_PORTS: Final = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x61)  # PIC, ELCR, PIT, speaker
+DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
+    "pm-timer": ((0x608, COUNTER),),
+    "testdev":  ((0xE0, LATCH), (0xE4, LATCH), (0xE8, LATCH), (0xF1, LATCH), (0xF4, LATCH)),
+}
+# fmt: on
+
+
+def decode(a: Assembler) -> None:
+    """R12 <- exit qualification, RBX <- bytes, RCX <- port."""
+    a.vmread(R12, "EXIT_QUALIFICATION")
+    a.copy(RBX, R12)
+    a.and_(RBX, 7)
+    a.add(RBX, 1)
+    a.copy(RCX, R12)
+    a.shr(RCX, 16)
+
+
+def read_device(a: Assembler, path: Path, name: str) -> None:
+    """RAX <- what the device whose table entry is at RAX reads as; RCX RDX change."""
+    a.ld(RCX, Mem(RAX, 8))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_NZ, f"{name}_counter")
+    a.ld(RAX, Mem(RAX, 16))
+    a.jmp(f"{name}_value")
+    a.label(f"{name}_counter")
+    now(a)
+    multiply(a, PM_TIMER_HZ, path.profile.clock_hz)
+    a.and_(RAX, (1 << COUNTER_BITS) - 1)
+    a.label(f"{name}_value")
+
+
+def multiply(a: Assembler, numerator: int, denominator: int) -> None:
+    """RAX <- RAX * numerator / denominator, by shifts and additions; RCX RDX change."""
+    shift = 24
+    factor = round((numerator << shift) / denominator)
+    a.copy(RDX, RAX)
+    a.emit(ops.XOR, RAX, RAX)
+    for bit in range(factor.bit_length()):
+        if factor >> bit & 1:
+            a.copy(RCX, RDX)
+            a.shl(RCX, bit)
+            a.add(RAX, register=RCX)
+    a.shr(RAX, shift)
+
+
+def merge(a: Assembler, name: str) -> None:
+    """The guest's RAX <- the low RBX bytes of RAX, as an IN of that size does."""
+    a.cmp(RBX, 2)
+    a.jcc(ops.CC_B, f"{name}_byte")
+    a.jcc(ops.CC_Z, f"{name}_word")
+    a.and_(RAX, 0xFFFF_FFFF)
+    a.st(saved(RAX), RAX)
+    a.jmp(f"{name}_merged")
+    a.label(f"{name}_byte")
+    a.st(saved(RAX, 1), RAX)
+    a.jmp(f"{name}_merged")
+    a.label(f"{name}_word")
+    a.st(saved(RAX, 2), RAX)
+    a.label(f"{name}_merged")
+
+
+def load_by_size(a: Assembler, register: int, operand: Mem, name: str) -> None:
+    """`register` <- the low RBX bytes of a word in memory."""
+    for size in (1, 2):
+        a.cmp(RBX, size)
+        a.jcc(ops.CC_NZ, f"{name}_not_{size}")
+        a.ld(register, Mem(operand.base, operand.displacement, size=size, segment=operand.segment))
+        a.jmp(f"{name}_loaded")
+        a.label(f"{name}_not_{size}")
+    a.ld(register, Mem(operand.base, operand.displacement, size=4, segment=operand.segment))
+    a.label(f"{name}_loaded")
+
+
+def in_hypervisor(a: Assembler, path: Path) -> None:
+    """IN and OUT where all devices are in the hypervisor: answered from one table; an absent port reads as ones."""
+    decode(a)
+    find_port(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "port_absent")
+    a.test(R12, 8)
+    a.jcc(ops.CC_NZ, "port_in")
+    load_by_size(a, RCX, saved(RAX), "port_out")
+    a.st(Mem(RAX, 16), RCX)
+    a.jmp("skip")
+    a.label("port_in")
+    read_device(a, path, "port")
+    a.label("port_answer")
+    merge(a, "port")
+    a.jmp("skip")
+    a.label("port_absent")
+    a.test(R12, 8)
+    a.jcc(ops.CC_Z, "skip")
+    a.mov(RAX, -1)
+    a.jmp("port_answer")
+
+
+def find_port(a: Assembler) -> None:
+    """RAX <- entry of the hypervisor's port table for RCX, or 0; RDI RSI RDX RCX change."""
+    a.copy(RSI, RCX)
+    a.ld(RDI, vcpu("PORTS"))
+    a.ld(RDX, vcpu("PORT_ENTRIES"))
+    a.mov(RCX, DEVICE_WORDS)
+    a.hook(hooks.FIND)
+
+
+def memory_in_hypervisor(a: Assembler, path: Path) -> None:
+    """`memory_request`: device memory where all devices are in the hypervisor. R13 address, R12 write?, RAX value."""
+    a.label("memory_request")
+    a.copy(R14, RAX)
+    a.copy(RCX, R13)
+    find_port(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "memory_absent")
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "memory_write")
+    read_device(a, path, "memory")
+    a.jmp("load_completed")
+    a.label("memory_write")
+    a.st(Mem(RAX, 16), R14)
+    a.jmp("skip_decoded")
+    a.label("memory_absent")
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "skip_decoded")
+    a.mov(RAX, -1)
+    a.jmp("load_completed")
