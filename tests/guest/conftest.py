@@ -13,12 +13,14 @@ from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.kernels.events import FOREVER
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs
+from vtsim.guest.frames import FIRST
 from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import Start
 from vtsim.guest.spec import GuestSpec, KernelSpec, Phase, ProcessSpec
 from vtsim.platform.spec import VmSpec
 
 MIB = 1 << 20
+CPU_DATA_GPA = (FIRST + 1) << 12  # the kernel's second frame
 
 
 @define
@@ -121,14 +123,7 @@ class Harness:
 
     def cpu_word(self, offset: int) -> int:
         """A per-CPU word of the guest's kernel."""
-        return self.engine.load(((layout_entry(self)) << 12) + offset)
-
-
-def layout_entry(harness: Harness) -> int:
-    """The frame of the per-CPU words: the kernel's second."""
-    from vtsim.guest.frames import FIRST
-
-    return FIRST + 1
+        return self.engine.load(CPU_DATA_GPA + offset)
 
 
 def native(

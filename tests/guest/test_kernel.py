@@ -11,6 +11,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.events import DEVICE_READ, PROGRAM_END
 from vtsim.guest import spec as g
+from vtsim.guest.frames import FIRST
 from vtsim.guest.kernel import kernel_paths, layout
 from vtsim.guest.kernel.lengths import LENGTHS
 
@@ -100,8 +101,6 @@ def test_a_fork_copies_what_the_child_writes_and_nothing_else(kpti: bool) -> Non
 
 def layout_zone(harness: Harness) -> int:
     """The guest-physical address of the zone of 4 KiB frames: the frame after the entry area."""
-    from vtsim.guest.frames import FIRST
-
     return (FIRST + layout.ENTRY_PAGES) << 12
 
 

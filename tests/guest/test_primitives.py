@@ -11,13 +11,17 @@ import pytest
 from tests.guest.conftest import native
 from tests.guest.test_kernel import WAY_OUT, ended
 from vtsim.base.errors import ConfigError
+from vtsim.base.memory import TABLE
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
+from vtsim.ept.tables import PAGING, Table
 from vtsim.guest import spec as g
+from vtsim.guest.address_space import address_space
+from vtsim.guest.kernel.layout import REGIONS
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.primitives.memory import QUANTILES, zipf_table
 from vtsim.guest.primitives.recorded import recording
-from vtsim.guest.programs import process_text
+from vtsim.guest.programs import Stages, process_text
 
 KIB, MIB, PAGE = 1 << 10, 1 << 20, 4096
 
@@ -113,9 +117,6 @@ def test_a_mix_has_the_share_of_memory_accesses_asked_for() -> None:
 
 def test_a_mix_has_at_most_8_instructions_in_a_row_without_an_operation_of_their_own() -> None:
     harness = native((g.MixSpec(instructions=5000, memory=0.02),))
-    from vtsim.guest.address_space import address_space
-    from vtsim.guest.programs import Stages
-
     guest = harness.vm.guest
     bases = address_space(guest.processes[0], guest.kernel, 1, True).bases
     stages = Stages(profile=harness.profile, seed=1, scaled=lambda n: n, place_table=lambda table: 0)
@@ -191,15 +192,17 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert np.array_equal(first, second)
 
 
-def test_frames_of_neighbouring_pages_are_scattered_or_in_order() -> None:
-    for shuffled in (True, False):
-        harness = native((g.StreamSpec(region=256 * KIB, accesses=1),), populate="prebuilt", shuffled=shuffled)
-        from vtsim.ept.tables import PAGING, Table
-
-        root = harness.start.roots[1] >> 12
-        table = Table(root=root, format=PAGING, take=lambda: 0, words=lambda n: harness.engine.contents(n, 1))
-        leaves = [table.find(0x10_0000_0000 + n * PAGE) for n in range(64)]
-        frames = [leaf.frame for leaf in leaves if leaf]
-        steps = [b - a for a, b in itertools.pairwise(frames)]
-        assert len(frames) == 64
-        assert (steps == [1] * 63) != shuffled
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_frames_of_neighbouring_pages_are_scattered_or_in_order(shuffled: bool) -> None:
+    harness = native((g.StreamSpec(region=256 * KIB, accesses=1),), populate="prebuilt", shuffled=shuffled)
+    table = Table(
+        root=harness.start.roots[1] >> 12,
+        format=PAGING,
+        take=lambda: 0,
+        words=lambda gfn: harness.engine.contents(gfn, TABLE),
+    )
+    leaves = [table.find(REGIONS + n * PAGE) for n in range(64)]
+    frames = [leaf.frame for leaf in leaves if leaf]
+    steps = [after - before for before, after in itertools.pairwise(frames)]
+    assert len(frames) == 64
+    assert (steps == [1] * 63) != shuffled

@@ -6,6 +6,7 @@ bitmaps and EPT entries that stand in simulated memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,7 @@ from vtsim.cpu.kernels.events import PLATFORM_HOOK, PROGRAM_END
 from vtsim.cpu.kernels.translate import drop_guest_physical
 from vtsim.cpu.profile import Profile
 from vtsim.guest.replay.build import RESET_CR0, RESET_RFLAGS, Recording, lay_out
+from vtsim.guest.replay.exits import REASON_SHIFT, exit_log
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -57,9 +59,7 @@ class FlatMap:
 
     def flat(self) -> list[tuple[int, int, str]]:
         parts = [(0, 0xC0000, "ram")]
-        nibbles = [
-            (0xC0000 + n * 0x4000, 0x4000, self.pam[0x5A + n // 2] >> 4 * (n & 1) & 3) for n in range(12)
-        ]
+        nibbles = [(0xC0000 + n * 0x4000, 0x4000, self.pam[0x5A + n // 2] >> 4 * (n & 1) & 3) for n in range(12)]
         nibbles.append((0xF0000, 0x10000, self.pam[0x59] >> 4 & 3))
         for base, size, value in nibbles:
             rom = "pc.rom" if base < 0xE0000 else "isa-bios"
@@ -102,7 +102,6 @@ class Monitor:
     apic_slot: bool
     vmcs: np.ndarray
     root: int
-    program: int
     flat: FlatMap = Factory(FlatMap)
     small: set[int] = Factory(set)
     huge: set[int] = Factory(set)
@@ -118,6 +117,7 @@ class Monitor:
             x.EXTERNAL_INTERRUPT: self.interrupt,
             x.CR_ACCESS: self.control_register,
             x.DR_ACCESS: self.debug_register,
+            x.EXCEPTION_NMI: self.reflect,
         }
 
     @property
@@ -236,6 +236,21 @@ class Monitor:
         del qualification
         self.vmcs[v.PRIMARY_PROC_CONTROLS] &= ~b.MOV_DR_EXITING
 
+    def reflect(self, qualification: int) -> None:
+        self.vmcs[v.ENTRY_INTERRUPTION_INFORMATION] = self.vmcs[v.EXIT_INTERRUPTION_INFORMATION]
+        self.vmcs[v.ENTRY_EXCEPTION_ERROR_CODE] = self.vmcs[v.EXIT_INTERRUPTION_ERROR_CODE]
+        self.m[s.CR2] = qualification
+
+    def exits(self) -> Counter[str]:
+        """Exits so far by reason."""
+        reasons = exit_log(self.engine)[:, 0] >> REASON_SHIFT
+        return Counter(x.BY_NUMBER[reason].name for reason in reasons.tolist())
+
+    def qualifications(self) -> Counter[int]:
+        """EPT violations so far by exit qualification."""
+        log = exit_log(self.engine)
+        return Counter(log[log[:, 0] >> REASON_SHIFT == x.EPT_VIOLATION, 1].tolist())
+
     def run(self) -> None:
         """Replay to the end."""
         armed = int(self.vmcs[v.PRIMARY_PROC_CONTROLS]) & b.MOV_DR_EXITING
@@ -310,4 +325,4 @@ def monitor(
     m[s.CR0], m[s.RIP] = 0x11, program.labels["enter"]
     m[s.WIRE_HOST_VECTOR], m[s.WIRE_MESSAGE] = HOST_VECTOR, frame["message"] << 12
     engine.sync()
-    return Monitor(engine, recording, huge_pages, nx_huge_pages, apic_slot, vmcs, frame["root"], frame["program"])
+    return Monitor(engine, recording, huge_pages, nx_huge_pages, apic_slot, vmcs, frame["root"])

@@ -127,7 +127,7 @@ if not DISABLED:
 
 PARTS = "vtsim.cpu.kernels."  # kernels here are parts of the entries below: optimizing them apart would be wasted
 ENTRIES = ("run", "run_all", "set_context")
-INLINED = ("translate",)  # on every access: passing its arguments costs a tenth of it
+INLINED = ("translate", "data_at", "effective", "memory_op")  # on every access: passing arguments costs a tenth of it
 
 
 def _optimize_entries_only() -> None:

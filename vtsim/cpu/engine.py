@@ -227,19 +227,27 @@ class Engine:
 
     def load(self, hpa: int) -> int:
         """The 8-byte word at an aligned host-physical address."""
+        self._check_frame(hpa >> mem.PAGE_SHIFT)
         return int(mem.load(self.arena, hpa, 8))
 
     def store(self, hpa: int, value: int) -> None:
         """Store an 8-byte word; `value` is taken modulo 2**64."""
+        self._check_frame(hpa >> mem.PAGE_SHIFT)
         if mem.store(self.arena, hpa, 8, _signed(value)) < 0:
             raise ModelError("the pool of frame contents is used up", self.counters())
 
     def contents(self, hfn: int, kind: int) -> np.ndarray:
         """The 512 words of a frame as a writable view, giving it contents of this kind."""
+        self._check_frame(hfn)
         at = int(mem.give_contents(self.arena, hfn, kind))
         if at < 0:
             raise ModelError("the pool of frame contents is used up", self.counters())
         return self.arena[at : at + mem.PAGE_WORDS]
+
+    def _check_frame(self, hfn: int) -> None:
+        """Compiled code does not look: a frame beyond memory would be a word of another structure."""
+        if not 0 <= hfn < self.arena[mem.A_FRAME_COUNT]:
+            raise ModelError("no such frame of memory", {"hfn": int(hfn)})
 
     def place(self, program: Program, frame_of: Callable[[int], int]) -> None:
         """Put a program into memory; `frame_of` gives the host frame of each of its linear pages."""

@@ -103,7 +103,11 @@ P_MOV_FROM_CR8: Final = PRICE + 144
 # work area of the table-copy hook: a word for each level
 COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
 
-RECORD_SLOTS: Final = 640
+# which first-level data TLB answered last, by GiB of the address: page size, 4 if global (host speed only)
+HINTS: Final = 640
+HINT_COUNT: Final = 16
+
+RECORD_SLOTS: Final = 656
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -25,7 +25,7 @@ from vtsim.guest.spec import GuestSpec
 from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
-DEVICES = ("pm-timer", "testdev")
+DEVICES = ("i440fx", "pm-timer", "testdev")
 
 
 @frozen(kw_only=True)

@@ -2,162 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from attrs import define, field, frozen
 
 import vtsim.vmm.personalities
 from vtsim.base import memory as mem
-from vtsim.base.errors import ConfigError, ModelError, alternatives
+from vtsim.base.errors import ModelError
 from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels.events import vm_exit
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT, EPT_PAGE, USER_PAGE, Table
-from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmcs.reasons import BY_NUMBER
+from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
-from vtsim.vmm import vmcs
-from vtsim.vmm.excuses import EXCUSED
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
+from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
+from vtsim.vmm.layout import signed
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
+from vtsim.vmm.needs import Needs, needs, table_frames
+from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.programs.common import handler_label
-from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
-from vtsim.vmm.programs.schedule import FINISHED
-from vtsim.vmm.registry import Path, personalities
+from vtsim.vmm.registry import Path, personalities, techniques
+from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import Shadow
 from vtsim.vmm.spec import VmmSpec
 
-GuestBuilder = Callable[[PhysicalMemory], Start]
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
-DEATHS: Final = {
-    FINISHED: "finished",
-    OUT_OF_HOST_MEMORY: "the host ran out of memory",
-    OUT_OF_TABLES: "the hypervisor ran out of memory for EPT",
-}
+CHIPSET: Final = "i440fx"
+__all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
-@frozen(kw_only=True)
-class Guest:
-    """A VM to be: its name, physical CPU, bytes of memory, devices, and what lays its guest into memory.
-
-    The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording.
-    """
-
-    name: str
-    cpu: int
-    memory: int
-    build: GuestBuilder
-    devices: tuple[str, ...] = ()
-    recorded: bool = False
-
-
-@frozen(kw_only=True)
-class Vcpu:
-    """Where the parts of one VM's vCPU stand."""
-
-    name: str
-    cpu: int
-    page: int  # frame of the stack and the structure
-    vmcs: int  # frame
-    process: Table
-    memory: VmMemory
-    ept: Table | None
-    devices: tuple[str, ...]
-    recorded: bool
-
-    @property
-    def address(self) -> int:
-        """What HOST_RSP and R15 hold."""
-        return at.frame_address(self.page) + at.STACK_BYTES
-
-
-@define(eq=False)
-class Hypervisor:
-    """A hypervisor in a machine, as the platform sees it while it runs."""
-
-    engine: Engine
-    host: Host
-    path: Path
-    program: Program
-    user: Program
-    vcpus: tuple[Vcpu, ...]
-    cpu_pages: dict[int, int] = field(factory=dict)
-
-    def current(self, cpu: int) -> Vcpu:
-        """The vCPU whose thread is on a CPU."""
-        address = self.host.load(at.frame_address(self.cpu_pages[cpu]) + at.C["CURRENT"])
-        return next(v for v in self.vcpus if v.address == address & (1 << 64) - 1)
-
-    def word(self, vcpu: Vcpu, field: str) -> int:
-        """A word of a vCPU's structure."""
-        return self.host.load(vcpu.address + at.V[field])
-
-    def finish(self, cpu: int) -> Vcpu:
-        """The guest that runs on a CPU came to its end (the engine stopped with PROGRAM_END): go on with the others.
-
-        It is switched off from outside: this costs no cycles and is no exit. The CPU stops again with PROGRAM_END,
-        in root operation, when no VM of it is left.
-        """
-        m, vcpu = self.engine.cpus[cpu], self.current(cpu)
-        exit_cycles, m[s.EXIT_CYCLES] = int(m[s.EXIT_CYCLES]), 0
-        tracing, m[s.TRACE_ON] = int(m[s.TRACE_ON]), 0
-        vm_exit(m, self.engine.arena, 0, 0, 0)
-        m[s.EXIT_CYCLES], m[s.TRACE_ON] = exit_cycles, tracing
-        m[s.RIP] = _signed(self.program.labels["ended"])
-        self.engine.sync(cpu)
-        return vcpu
-
-    def death(self, vcpu: Vcpu) -> str:
-        """Why a VM ended; empty while it runs."""
-        code = self.word(vcpu, "DEATH")
-        if not code:
-            return ""
-        if code in DEATHS:
-            return DEATHS[code]
-        reason = BY_NUMBER[code - 1]
-        excuse = EXCUSED[self.path.vmm.personality].get(reason.number, "")
-        return f"VM exit {reason.name}" + (f", though {excuse}" if excuse else "")
-
-
-@frozen(kw_only=True)
-class Needs:
-    """What a hypervisor adds to the geometry of an engine."""
-
-    pool_pages: int
-    code_pages: int
-    rows: int
-    owners: int
-    host_frames: int
-
-
-def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
-    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
-    tables = sum(_table_frames(size) for size in memories)
-    return Needs(
-        pool_pages=2 * tables + 256 + 32 * len(memories),
-        code_pages=24,
-        rows=8192,
-        owners=1 + len(memories),
-        host_frames=2 * tables + 2048 + 64 * len(memories),
-    )
-
-
-def _table_frames(size: int) -> int:
-    """Frames of one radix table that maps so much memory in 4 KiB pages, devices' pages included."""
-    return sum((end - first) // 512 + 2 for first, end in gfn_ranges(size)) + size // GIB + 32
-
-
+@techniques.register("hardware")
 def build_hypervisor(
     *,
     vmm: VmmSpec,
@@ -168,9 +53,10 @@ def build_hypervisor(
     shuffled: bool = True,
     tick_ns: int = TICK_NS,
 ) -> Hypervisor:
-    """Lay a hypervisor and its VMs into an engine whose memory is empty, and set its CPUs to boot it.
+    """VMX non-root operation: the guest runs on the processor until a control says that it exits.
 
-    The frame allocator of the engine is set up here. Raises `ConfigError` where the processor lacks what the personality needs.
+    Lays a hypervisor and its VMs into an engine whose memory is empty, and sets its CPUs to boot it. The frame
+    allocator of the engine is set up here. Raises `ConfigError` where the processor lacks what the personality needs.
     """
     import_all(vtsim.vmm.personalities)
     personality = personalities[vmm.personality]
@@ -190,9 +76,7 @@ def build_hypervisor(
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
     }  # fmt: skip
-    path = Path(
-        vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses
-    )
+    path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
     controls = vmcs.controls(_with_options(wanted, vmm), capabilities, profile.name)
     program = _place_kernel(host, path)
@@ -211,7 +95,7 @@ def build_hypervisor(
     table = host.words(handlers)
     labels = program.labels
     for reason in range(REASONS):
-        table[reason] = _signed(labels[handler_label(labels, reason)])
+        table[reason] = signed(labels[handler_label(labels, reason)])
     host.gate(at.TIMER_VECTOR, labels["timer_interrupt"])
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     bitmap = host.reserve_late(mem.BITMAP)
@@ -229,27 +113,6 @@ def build_hypervisor(
     for cpu in cpu_pages:
         _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
     return hypervisor
-
-
-def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
-    """The personality's parameters with the scenario's changes; an unknown one is the user's mistake."""
-    known = personalities[vmm.personality].parameters
-    values = {name: parameter.value for name, parameter in known.items()}
-    for name, value in vmm.parameters:
-        if name not in values:
-            raise ConfigError(
-                f"unknown parameter {name!r}",
-                field=f"vmm.parameters.{name}",
-                help=alternatives("parameter", name, values),
-            )
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(
-                f"{value!r} is not a whole number that is not negative",
-                field=f"vmm.parameters.{name}",
-                help=f"{name} is a number of {known[name].unit}",
-            )
-        values[name] = value
-    return values
 
 
 def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
@@ -284,12 +147,10 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, paging: str) -> Vcpu:
     size = guest.memory
     page, region, process = host.reserve(), host.reserve(), host.process()
     address = at.frame_address(page) + at.STACK_BYTES
-    tables = _table_frames(size)
+    tables = table_frames(size)
     pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables)
     backing_pool = Pool.of(host, address + at.V["BACKING_ALLOCATOR"], tables)
-    backing = Table(
-        root=process.root, format=process.format, take=backing_pool.take, words=process.words, levels=4
-    )
+    backing = Table(root=process.root, format=process.format, take=backing_pool.take, words=process.words, levels=4)
     for linear in (at.USER_RUN, at.USER_DATA, at.USER_STACK - mem.PAGE_BYTES):
         process.map(linear, [host.reserve()], USER_PAGE | e.PTE_NO_EXECUTE)
     if user.instructions:
@@ -346,14 +207,18 @@ def _fill_vmcs(
     known = msr_entries(hypervisor.path.capabilities)
     host.store_many(cpuid, leaves.ravel())
     host.store_many(msrs, known.ravel())
-    for n, (first, end) in enumerate(gfn_ranges(vcpu.memory.size)):
-        host.words(slots)[4 * n : 4 * n + 3] = first << 12, end << 12, at.USER_RAM
+    memory_slots = [(first << 12, end << 12, at.USER_RAM, 0) for first, end in gfn_ranges(vcpu.memory.size)]
+    if CHIPSET in vcpu.devices:
+        memory_slots = [*board.slots_at_reset(vcpu.memory.size)]
+    if hypervisor.hosted:
+        memory_slots.append((board.LOCAL_APIC, board.LOCAL_APIC + mem.PAGE_BYTES, 0, at.SLOT_PRIVATE))
+    host.store_many(slots, np.array(memory_slots, np.int64).ravel())
     values |= {
         "VMCS_POINTER": vcpu.vmcs << 12, "STATE": at.RUNNABLE, "HOST_ROOT": vcpu.process.root << 12,
         "APIC_PAGE": at.frame_address(apic_page), "IO_APIC_PAGE": at.frame_address(io_apic_page),
         "UNTIMED": int(vcpu.recorded), "TIMER_LVT": 1 << 16, "CPUID_TABLE": at.frame_address(cpuid),
         "CPUID_ENTRIES": len(leaves), "MSR_TABLE": at.frame_address(msrs), "MSR_ENTRIES": len(known),
-        "SLOTS": at.frame_address(slots), "SLOT_ENTRIES": len(gfn_ranges(vcpu.memory.size)),
+        "SLOTS": at.frame_address(slots), "SLOT_ENTRIES": len(memory_slots),
         "PRIMARY": controls["PRIMARY_PROC_CONTROLS"], "NUMBER": number, "XCR0": 7,
         "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0,
         "EPT_FIRST": vcpu.ept.root + 1 if vcpu.ept is not None else 0, "SHADOW_CR3": start.cr3,
@@ -366,7 +231,7 @@ def _fill_vmcs(
 
 def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
     """Port tables: the hypervisor's own, and those of the device process where there is one."""
-    host, hosted = hypervisor.host, "user" in hypervisor.user.labels
+    host, hosted = hypervisor.host, hypervisor.hosted
     kernel = [(port, LATCH, 0) for port in KERNEL_PORTS]
     process = [(port, kind, 0) for name in vcpu.devices for port, kind in DEVICES[name]]
     own = kernel if hosted else kernel + process
@@ -376,12 +241,28 @@ def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
     if hosted:
         run, data = (_user_frame(vcpu, linear) for linear in (at.USER_RUN, at.USER_DATA))
         host.store_many(data, np.array([0, len(process), *np.ravel(process)], np.int64))
+        if CHIPSET in vcpu.devices:
+            _chipset(host, data, vcpu.memory.size)
         values |= {
-            "RUN_PAGE": at.frame_address(run), "USER_RIP": hypervisor.user.labels["user"],
+            "RUN_PAGE": at.frame_address(run), "USER_RIP": hypervisor.user.labels["user_resumed"],
             "USER_RFLAGS": 0x202, "USER_RSP": at.USER_STACK,
         }  # fmt: skip
     for name, value in values.items():
         host.store(vcpu.address + at.V[name], value)
+
+
+def _chipset(host: Host, data: int, memory: int) -> None:
+    """The host bridge's part of the device process's data page."""
+    page = at.frame_address(data)
+    parts, known = board.segments(memory), board.slots_at_reset(memory)
+    constants = board.ALWAYS_RAM_VALUE << 8 * (board.ALWAYS_RAM % 8)
+    host.store(page + chipset.CONFIG + board.ALWAYS_RAM // 8 * 8, constants)
+    host.store(page + chipset.SEGMENT_COUNT, len(parts))
+    host.store(page + chipset.OLD_COUNT, len(known))
+    words = [word for part in parts for word in (part.first, part.end, part.register, part.high)]
+    for offset, values in ((chipset.SEGMENTS, words), (chipset.OLD, [w for slot in known for w in slot])):
+        for n, value in enumerate(values):
+            host.store(page + offset + 8 * n, value)
 
 
 def _user_frame(vcpu: Vcpu, linear: int) -> int:
@@ -422,10 +303,5 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         s.MSR_STAR: at.STAR, s.MSR_LSTAR: entry, s.MSR_FMASK: 0x47700, s.RFLAGS: 2,
     }  # fmt: skip
     for slot, value in state.items():
-        m[slot] = _signed(value)
+        m[slot] = signed(value)
     engine.sync(cpu)
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

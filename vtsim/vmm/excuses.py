@@ -16,7 +16,7 @@ NO_SUCH: Final = "no processor of the shipped profiles has the instruction"
 NO_EVENT: Final = "no such event is modelled"
 
 # fmt: off
-ALWAYS: Final[Mapping[int, str]] = {
+ALWAYS: Final[dict[int, str]] = {
     x.INIT_SIGNAL: NO_EVENT, x.SIPI_SIGNAL: NO_EVENT, x.IO_SMI: NO_EVENT, x.OTHER_SMI: NO_EVENT,
     x.NMI_WINDOW: NO_EVENT, x.TASK_SWITCH: "task gates are not modelled", x.GETSEC: "CR4.SMXE is clear, so it is #UD",
     x.RSM: "outside of system-management mode it is #UD", x.MCE_DURING_VMENTRY: NO_EVENT,

@@ -31,7 +31,7 @@ STORED_MSRS: Final = (  # MSRs that a guest may read and write, and that do noth
 
 
 def cpuid_entries(engine: Engine) -> npt.NDArray[np.int64]:
-    """Rows of leaf, subleaves (-1 where the subleaf says nothing), EAX, EBX, ECX, EDX: the host's, as a guest may see them."""
+    """Rows of leaf, subleaves (-1 where they say nothing), EAX, EBX, ECX, EDX: the host's, as a guest may see them."""
     at, count = int(engine.arena[mem.A_CPUID]), int(engine.arena[mem.A_CPUID_COUNT])
     host = [tuple(int(v) for v in engine.arena[at + 6 * n : at + 6 * n + 6]) for n in range(count)]
     if not any(row[0] == 1 for row in host):

@@ -127,6 +127,4 @@ class Host:
     def _root(self) -> Table:
         root = self.reserve()
         self.words(root, mem.TABLE)
-        return Table(
-            root=root, format=PAGING, take=self.reserve, words=lambda hfn: self.words(hfn, mem.TABLE)
-        )
+        return Table(root=root, format=PAGING, take=self.reserve, words=lambda hfn: self.words(hfn, mem.TABLE))

@@ -15,17 +15,13 @@ PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
 class EptSpec:
     """How guest-physical memory is mapped when EPT is on."""
 
-    page_size: int = setting(
-        sizes(choices=PAGE_SIZES), "Largest page that EPT maps guest memory with", default=4 * KIB
-    )
+    page_size: int = setting(sizes(choices=PAGE_SIZES), "Largest page that EPT maps guest memory with", default=4 * KIB)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
         "Map guest memory when an EPT violation asks for it, or all of it before the guest starts",
         default="demand",
     )
-    accessed_dirty: bool | None = setting(
-        Boolean(auto=True), "Use the accessed and dirty flags of EPT", default=None
-    )
+    accessed_dirty: bool | None = setting(Boolean(auto=True), "Use the accessed and dirty flags of EPT", default=None)
 
 
 @frozen(kw_only=True)
@@ -37,9 +33,7 @@ class VmmSpec:
         "VMX non-root operation, or no hypervisor at all",
         default="hardware",
     )
-    personality: str = setting(
-        Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm"
-    )
+    personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
         Text(choices=("auto", "ept", "static-shadow", "none")),
         "What translates guest-physical addresses: EPT, shadow tables built beforehand, nothing (native)",
@@ -57,9 +51,7 @@ class VmmSpec:
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
-    apicv: bool = setting(
-        Boolean(), "APIC-register virtualization and virtual-interrupt delivery", default=False
-    )
+    apicv: bool = setting(Boolean(), "APIC-register virtualization and virtual-interrupt delivery", default=False)
     parameters: Overrides = setting(
         Free(noun="parameter"),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",

@@ -112,9 +112,4 @@ def msr_bitmap(passed: Mapping[int, int]) -> list[int]:
 def write(words: npt.NDArray[np.int64], values: Mapping[str, int]) -> None:
     """Store fields by name in the words of a VMCS."""
     for name, value in values.items():
-        words[SLOT[name]] = _signed(value)
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
+        words[SLOT[name]] = at.signed(value)

@@ -338,6 +338,8 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
         m[s.VECTORING_LENGTH] = m[s.EVENT_LENGTH]
         ring = m[s.PRIVILEGE] & 1
         before = m[s.PRIVILEGE]
+        if vector == PF and kind == HARDWARE_EXCEPTION:  # before the delivery, which may be refused
+            m[s.CR2] = m[s.EVENT_CR2]
         charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
         low = 0
         high = 0
@@ -378,7 +380,6 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
             fault = write64(m, a, t, rsp - 48, error)
         if fault == 0:
             if vector == PF and kind == HARDWARE_EXCEPTION:
-                m[s.CR2] = m[s.EVENT_CR2]
                 a[m[s.OWNER] + k.PAGE_FAULTS] += 1
             a[m[s.OWNER] + (k.INTERRUPTS if kind == EXTERNAL else k.EXCEPTIONS)] += 1
             m[s.GPR + s.RSP] = rsp - (48 if has_error else 40)

@@ -79,8 +79,11 @@ def hook_store(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
 
 
 @kernel
-def new_table(m: Record, a: Arena, t: Tags) -> int:
-    """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault."""
+def new_table(m: Record, a: Arena, t: Tags, parent: int) -> int:
+    """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault.
+
+    All that may be refused comes first, also the store to `parent` that follows: what is made again takes no frame twice.
+    """
     at = m[s.GPR + s.R9]
     frame = hook_load(m, a, t, at)
     if m[s.FAULT_KIND]:
@@ -88,9 +91,9 @@ def new_table(m: Record, a: Arena, t: Tags) -> int:
     end = hook_load(m, a, t, at + 8)
     if frame >= end:
         return 0
-    if hook_store(m, a, t, at, frame + 1):
+    if timed_access(m, a, t, parent, WRITE) < 0 or zero_page(m, a, t, m[s.GPR + s.R8] + (frame << 12)) < 0:
         return m[s.FAULT_KIND]
-    fault = zero_page(m, a, t, m[s.GPR + s.R8] + (frame << 12))
+    fault = hook_store(m, a, t, at, frame + 1)
     return fault if fault < 0 else frame
 
 
@@ -141,7 +144,7 @@ def table_map(m: Record, a: Arena, t: Tags) -> int:
             m[s.GPR + s.RAX] = 0
             return 0
         if entry & PRESENT_ANY == 0:
-            frame = new_table(m, a, t)
+            frame = new_table(m, a, t, at)
             if frame < 0:
                 return frame
             if frame == 0:
@@ -176,7 +179,19 @@ def table_lookup(m: Record, a: Arena, t: Tags) -> int:
 
 @kernel
 def table_copy(m: Record, a: Arena, t: Tags) -> int:
-    """Copy an address space's tables for copy-on-write: a fault or 0."""
+    """Copy an address space's tables for copy-on-write: a fault or 0. A copy made again takes the same frames."""
+    first = hook_load(m, a, t, m[s.GPR + s.R9])
+    if m[s.FAULT_KIND]:
+        return m[s.FAULT_KIND]
+    fault = copy_tables(m, a, t)
+    if fault < 0:
+        write64(m, a, t, m[s.GPR + s.R9], first)
+    return fault
+
+
+@kernel
+def copy_tables(m: Record, a: Arena, t: Tags) -> int:
+    """The copy itself, until something is refused."""
     base = m[s.GPR + s.R8]
     copied = 0
     sources, targets, index = s.COPY_SOURCES, s.COPY_TARGETS, s.COPY_INDEX  # one word a level
@@ -207,7 +222,7 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
                 return m[s.FAULT_KIND]
             copied += 1
             continue
-        frame = new_table(m, a, t)
+        frame = new_table(m, a, t, base + to)
         if frame < 0:
             return frame
         if frame == 0:

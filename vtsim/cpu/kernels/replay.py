@@ -44,27 +44,27 @@ from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
 (REGISTERS, ACCESS, WALK, TABLE_WRITE, RING, EXCEPTION, WIRE, WAIT, LIKE, COUNT, COUNT_AGAIN, UNTIL,
  UNTIL_AGAIN) = range(13)
 EVENTS: Final = (
-    # name           operands                                               what happens
-    ("REGISTERS",    "IMM, DISP, EXTRA, R2",                                "RAX, RCX, RDX, RSI and RDI <- what instructions before left"),
-    ("ACCESS",       "R2 read, write or execute; IMM gPA; DISP gVA",        "the next instruction's access to memory"),
-    ("WALK",         "IMM gPA of an entry; DISP gVA",                       "a page walk reads that entry"),
-    ("TABLE_WRITE",  "IMM gPA, DISP value",                                 "a store into a paging structure"),
-    ("RING",         "R2 op or 0; IMM ring",                                "that op's change of ring; 0: one that was not recorded"),
-    ("EXCEPTION",    "R2 has an error code; IMM vector; DISP error code; EXTRA CR2", "an exception is raised"),
-    ("WIRE",         "IMM vector; DISP cycles",                             "a device will assert its interrupt in so many cycles"),
-    ("WAIT",         "",                                                    "until that interrupt was delivered"),
-    ("LIKE",         "R2 op",                                               "that op, without operands"),
-    ("COUNT",        "IMM repetitions",                                     "begins a loop"),
-    ("COUNT_AGAIN",  "IMM rows back",                                       "ends it"),
-    ("UNTIL",        "IMM cycles",                                          "begins a loop that lasts so long"),
-    ("UNTIL_AGAIN",  "IMM rows back",                                       "ends it"),
+    # name          operands                                 what happens
+    ("REGISTERS",   "IMM, DISP, EXTRA, R2",                  "RAX, RCX, RDX, RSI and RDI <- what instructions before left"),
+    ("ACCESS",      "R2 read write execute, IMM gPA, DISP gVA", "the next instruction accesses memory"),
+    ("WALK",        "IMM gPA of an entry, DISP gVA",         "a page walk reads that entry"),
+    ("TABLE_WRITE", "IMM gPA, DISP value",                   "a store into a paging structure"),
+    ("RING",        "R2 op or 0, IMM ring",                  "that op's change of ring; 0: one that was not recorded"),
+    ("EXCEPTION",   "R2 has error code, IMM vector, DISP error code, EXTRA CR2", "an exception is raised"),
+    ("WIRE",        "IMM vector, DISP cycles",               "a device will assert its interrupt in so many cycles"),
+    ("WAIT",        "",                                      "until that interrupt was delivered"),
+    ("LIKE",        "R2 op",                                 "that op, without operands"),
+    ("COUNT",       "IMM repetitions",                       "begins a loop"),
+    ("COUNT_AGAIN", "IMM rows back",                         "ends it"),
+    ("UNTIL",       "IMM cycles",                            "begins a loop that lasts so long"),
+    ("UNTIL_AGAIN", "IMM rows back",                         "ends it"),
 )
 # fmt: on
 
 
 @kernel
 def assert_wire(m: Record, a: Arena) -> None:
-    """A device asserts its recorded interrupt: natively with the guest's own vector, else with the host's vector and a message."""
+    """A device asserts its recorded interrupt: natively with the guest's vector, else with the host's and a message."""
     m[s.WIRE_AT] = 0
     vector = m[s.WIRE_VECTOR]
     if m[s.WIRE_HOST_VECTOR]:

@@ -101,7 +101,6 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
             drain(m, a)
-            m[s.TIMER_DEADLINE] = FOREVER
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
             m[s.ROW] = 0
             continue

@@ -186,7 +186,9 @@ def flush_linear(m: Record, a: Arena) -> None:
 
 @kernel
 def bitmap_bit(a: Arena, address: int, bit: int) -> bool:
-    """Bit `bit` of a bitmap page in memory; a page without contents reads as zero."""
+    """Bit `bit` of a bitmap page in memory; a page without contents reads as zero, what is not memory as ones."""
+    if not is_memory(a, address):
+        return True
     at = contents(a, (address >> 12) + (bit >> 15))
     if at == 0:
         return False

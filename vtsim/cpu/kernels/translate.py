@@ -63,6 +63,8 @@ from vtsim.cpu.slots import (
     FAULT_QUALIFICATION,
     FETCH_GENERATION,
     GLOBALS_SEEN,
+    HINT_COUNT,
+    HINTS,
     ITLB2M,
     ITLB4K,
     NESTED_HIT_CYCLES,
@@ -592,35 +594,40 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
 
 @kernel
 def translate(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
-    """The host-physical address of a data access, or a fault; cycles beyond a first-level TLB hit are added to STALL."""
+    """The host-physical address of a data access, or a fault; cycles beyond a first-level TLB hit are added to STALL.
+
+    The first-level TLBs are searched at once in hardware; here the one that answered last for this GiB comes first.
+    """
+    hint = m[HINTS + ((gva >> 30) & (HINT_COUNT - 1))]
+    size = hint & 3
+    shift = 12 + 9 * size
+    number = (gva >> shift) & (VPN_MASK >> (9 * size))
+    context = (m[CONTEXT_GLOBAL] if hint & 4 else m[CONTEXT]) << CONTEXT_SHIFT
+    data = find(m, a, DTLB4K + 4 * size, number, number << TAG_SHIFT | context | size)
+    if data >= 0 and (data >> (access * 2 + user)) & 1 and (gva >> 56) + 1 & ~1 == 0:
+        within = (1 << shift) - 1
+        return (data & ADDRESS & ~within) | (gva & within)
+    return translate_elsewhere(m, a, t, gva, access, user)
+
+
+@kernel
+def translate_elsewhere(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
+    """Search the other first-level TLBs, and remember which one answered; then the second level and a walk."""
     if (gva >> 56) + 1 & ~1:
         return translate_slowly(m, a, t, gva, access, user, False)
-    number = (gva >> 12) & VPN_MASK
     bit = access * 2 + user
-    context = m[CONTEXT] << CONTEXT_SHIFT
-    data = find(m, a, DTLB4K, number, number << TAG_SHIFT | context)
-    if data >= 0 and (data >> bit) & 1:
-        return (data & ADDRESS) | (gva & 0xFFF)
     sizes = m[PAGE_SIZES]
-    if sizes & 2:
-        number = (gva >> 21) & (VPN_MASK >> 9)
-        data = find(m, a, DTLB2M, number, number << TAG_SHIFT | context | 1)
-        if data >= 0 and (data >> bit) & 1:
-            return (data & ADDRESS & ~0x1FFFFF) | (gva & 0x1FFFFF)
-    if sizes & 4:
-        number = (gva >> 30) & (VPN_MASK >> 18)
-        data = find(m, a, DTLB1G, number, number << TAG_SHIFT | context | 2)
-        if data >= 0 and (data >> bit) & 1:
-            return (data & ADDRESS & ~0x3FFFFFFF) | (gva & 0x3FFFFFFF)
-    if m[GLOBALS_SEEN]:
-        context = m[CONTEXT_GLOBAL] << CONTEXT_SHIFT
+    for everyone in range(2):
+        if everyone and m[GLOBALS_SEEN] == 0:
+            break
+        context = (m[CONTEXT_GLOBAL] if everyone else m[CONTEXT]) << CONTEXT_SHIFT
         for size in range(3):
             if (sizes >> size) & 1:
                 shift = 12 + 9 * size
                 number = (gva >> shift) & (VPN_MASK >> (9 * size))
-                structure = DTLB4K + 4 * size
-                data = find(m, a, structure, number, number << TAG_SHIFT | context | size)
+                data = find(m, a, DTLB4K + 4 * size, number, number << TAG_SHIFT | context | size)
                 if data >= 0 and (data >> bit) & 1:
+                    m[HINTS + ((gva >> 30) & (HINT_COUNT - 1))] = size | everyone << 2
                     within = (1 << shift) - 1
                     return (data & ADDRESS & ~within) | (gva & within)
     return translate_slowly(m, a, t, gva, access, user, False)

@@ -18,6 +18,7 @@ from vtsim.guest.traces.format import Trace
 LOG_ENTRIES: Final = 1 << 17
 LOG_WORDS: Final = 2
 LINES: Final = 64
+LOADED_FROM: Final = 0x100  # frame; a PC's loader puts kernel and files above 1 MiB, by DMA that is not recorded
 RESET_CR0: Final = 0x6000_0010
 RESET_RFLAGS: Final = 2 | 3 << 12  # what the guest did to IOPL was not recorded, but that it saw no fault was
 
@@ -78,6 +79,8 @@ def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start
             help=f"memory can be {need} B",
         )
     rip = lay_out(memory.engine, recording, at)
+    for gfn in range(LOADED_FROM, need >> 12):
+        memory.frame(gfn)
     return Start(
         rip=rip, rsp=0, rflags=RESET_RFLAGS, cr0=RESET_CR0, cr3=0, cr4=0, efer=0, idtr_base=0, idtr_limit=0x3FF,
         gdtr_base=0, gdtr_limit=0xFFFF, tr_base=0, cpl=recording.lowered.cpl, msrs={}, gs_base=0, fs_base=0,

@@ -74,8 +74,9 @@ def lower(trace: Trace, clock_hz: int, *, literal: bool = False) -> Lowered:
             _fill(rows, at[of_kind] + number, step, columns)
     for row, known in plan.segments.items():
         place = int(at[np.searchsorted(live, row)])
-        for number, step in enumerate(known):
+        for number, (step, of_row) in enumerate(known):
             _fill(rows, np.array([place + number]), step, {})
+            origin[place + number] = of_row
     _fill(rows, np.array([total - 1]), Step(o.STOP_OP), {})
     rows[:, o.ROW_META] |= 1 << o.META_LENGTH
     rows[:-1, o.ROW_META] |= activity[spread] << o.META_ACTIVITY

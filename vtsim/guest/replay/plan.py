@@ -41,6 +41,7 @@ HALT_NS: Final = 1_000_000
 NS: Final = 1_000_000_000
 WITHOUT_SIZE: Final = NO_MEMORY.packed & ~(15 << o.MEM_SIZE)
 UNKNOWN_ACCESS_BYTES: Final = 4
+Placed = tuple[Step, int]  # a step and the recorded row that it stands for
 
 
 @define(eq=False)
@@ -57,7 +58,7 @@ class Plan:
     own: NDArray[np.int64] = field(init=False)
     last: NDArray[np.int64] = field(init=False)
     columns: dict[str, NDArray[np.int64]] = field(init=False)
-    segments: dict[int, tuple[Step, ...]] = field(factory=dict, init=False)
+    segments: dict[int, tuple[Placed, ...]] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         lengths = np.zeros(256, np.int64)
@@ -98,7 +99,7 @@ class Plan:
         self.steps[rows] = 0
         self.own[rows] = 0
 
-    def _replace(self, first: int, end: int, steps: tuple[Step, ...], instructions: int) -> None:
+    def _replace(self, first: int, end: int, steps: tuple[Placed, ...], instructions: int) -> None:
         self.steps[first:end] = 0
         self.own[first:end] = 0
         self.steps[first] = len(steps)
@@ -149,7 +150,7 @@ class Plan:
                 event(e.REGISTERS, memory, 0, iterations, port),  # RDI and RSI point to the page written last
                 Step(o.INS if inward else o.OUTS, r2=RDX, mem=operand, extra=repeated),
             )
-            self._replace(first, end, steps, end - first)
+            self._replace(first, end, tuple((step, first) for step in steps), end - first)
 
     def _join_loops(self) -> None:
         """A row with n > 1 is a loop, together with the rows that it cannot have ended before.
@@ -173,36 +174,33 @@ class Plan:
             self._replace(first, end, steps, span)
             self.last[first] = end - 1
 
-    def _loop(self, first: int, end: int, work: int, wait: int) -> tuple[Step, ...]:
-        """Every row once, then those that were seen again, as long as they were: `wait` instructions' time, or as often."""
+    def _loop(self, first: int, end: int, work: int, wait: int) -> tuple[Placed, ...]:
+        """Every row once, then those that were seen again: for the time of `wait` instructions, or as often."""
         live = [row for row in range(first, end) if self.steps[row]]
         seen = {row: int(self.trace.n[row]) for row in live}
         most = max(seen.values())
-        between = work_steps(work // most)
+        between = [(step, first) for step in work_steps(work // most)]
         steps = [*self._filled(live), *between]
         done = 1
         for times in sorted(set(seen.values()) - {1}):
             body = [*self._filled(row for row in live if seen[row] >= times), *between]
             cycles = wait * (times - done) // most * self.clock_hz // self.trace.guest.instructions_per_second
             begin = event(e.UNTIL, imm=cycles) if wait else event(e.COUNT, imm=times - done)
-            steps += [begin, *body, event(e.UNTIL_AGAIN if wait else e.COUNT_AGAIN, imm=len(body))]
+            again = event(e.UNTIL_AGAIN if wait else e.COUNT_AGAIN, imm=len(body))
+            steps += [(begin, first), *body, (again, first)]
             done = times
-        return (*steps, *work_steps(work % most))
+        return (*steps, *((step, first) for step in work_steps(work % most)))
 
-    def _filled(self, rows: Iterable[int]) -> Iterator[Step]:
-        return (step for row in rows for step in self.filled(row))
-
-    def filled(self, row: int) -> tuple[Step, ...]:
-        """The steps of one row with numbers for the names of columns."""
-        known = self.segments.get(row)
-        if known is not None:
-            return known
-
-        def number(operand: int | str) -> int:
-            return int(self.columns[operand][row]) if isinstance(operand, str) else operand
-
-        steps = STEPS[NAME[int(self.trace.kind[row])]]
-        return tuple(Step(step.op, *(number(getattr(step, name)) for name in FIELDS)) for step in steps)
+    def _filled(self, rows: Iterable[int]) -> Iterator[Placed]:
+        """The steps of rows, with numbers for the names of columns."""
+        for row in rows:
+            if row in self.segments:
+                yield from self.segments[row]
+                continue
+            for step in STEPS[NAME[int(self.trace.kind[row])]]:
+                operands = (getattr(step, name) for name in FIELDS)
+                numbers = (int(self.columns[v][row]) if isinstance(v, str) else v for v in operands)
+                yield Step(step.op, *numbers), row
 
 
 def work_steps(instructions: int) -> list[Step]:

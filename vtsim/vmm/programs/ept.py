@@ -276,5 +276,3 @@ def _map_user(a: Assembler) -> None:
     a.hook(hooks.TABLE_MAP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "no_host_memory")
-
-

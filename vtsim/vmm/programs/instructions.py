@@ -269,7 +269,10 @@ def load_shadow(a: Assembler, path: Path) -> None:
 
 
 def load_cr3(a: Assembler, path: Path) -> None:
-    """`cr3_found`: the CR3 that the CPU gets; `cr_to_3` too, where EPT translates the guest's own tables. Then the translations of this VPID go."""
+    """`cr3_found`: give the CPU a CR3 and drop the translations of this VPID.
+
+    `cr_to_3` too, where EPT translates: the CR3 is the guest's own.
+    """
     if path.vmm.paging == "ept":
         a.label("cr_to_3")
     a.label("cr3_found")

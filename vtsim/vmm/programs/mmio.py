@@ -208,5 +208,3 @@ def fetch(a: Assembler) -> None:
     a.label("fetch_failed")
     a.copy(4, R15, comment="the stack is given up")
     a.jmp("unexpected")
-
-

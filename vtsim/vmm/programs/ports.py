@@ -15,7 +15,7 @@ from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import saved, vcpu
 from vtsim.vmm.registry import Path
 
-LATCH, COUNTER = range(2)
+LATCH, COUNTER, CONFIG = range(3)  # CONFIG: a window to configuration space, see the kvm personality
 DEVICE_WORDS: Final = 3  # port, kind, value
 PM_TIMER_HZ: Final = 3_579_545
 COUNTER_BITS: Final = 24
@@ -24,6 +24,7 @@ COUNTER_BITS: Final = 24
 KERNEL_PORTS: Final = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x61)  # PIC, ELCR, PIT, speaker
 DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
     "pm-timer": ((0x608, COUNTER),),
+    "i440fx":   ((0xCF8, LATCH), (0xCFC, CONFIG), (0xCFD, CONFIG), (0xCFE, CONFIG), (0xCFF, CONFIG)),
     "testdev":  ((0xE0, LATCH), (0xE4, LATCH), (0xE8, LATCH), (0xF1, LATCH), (0xF4, LATCH)),
 }
 # fmt: on
@@ -42,8 +43,8 @@ def decode(a: Assembler) -> None:
 def read_device(a: Assembler, path: Path, name: str) -> None:
     """RAX <- what the device whose table entry is at RAX reads as; RCX RDX change."""
     a.ld(RCX, Mem(RAX, 8))
-    a.test(RCX, register=RCX)
-    a.jcc(ops.CC_NZ, f"{name}_counter")
+    a.cmp(RCX, COUNTER)
+    a.jcc(ops.CC_Z, f"{name}_counter")
     a.ld(RAX, Mem(RAX, 16))
     a.jmp(f"{name}_value")
     a.label(f"{name}_counter")

@@ -20,8 +20,7 @@ from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs import ept, events, instructions, mmio, schedule
 from vtsim.vmm.programs.common import emit_paths, emit_shared
-from vtsim.vmm.programs.timer import join
-from vtsim.vmm.programs.words import ALL, VALID, cpu, saved, vcpu, work, zero
+from vtsim.vmm.programs.words import ALL, VALID, cpu, join, saved, vcpu, work, zero
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
 from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
 

@@ -1,7 +1,8 @@
 """Port I/O: in-kernel devices, the coalesced ring, and everything else by user space.
 
 SDM: "Exit Qualification for I/O Instructions".
-Not modelled: ioeventfds; port devices with side effects beyond what their registers hold.
+Not modelled: data of string I/O, and its limit of a page an exit; ioeventfds; port devices with side effects beyond
+what their registers hold.
 """
 
 from __future__ import annotations
@@ -84,7 +85,18 @@ def port(a: Assembler, path: Path) -> None:
     a.jmp("skip")
 
     a.label("string_port")
-    a.jmp("unexpected")
+    a.ld(RAX, saved(RCX))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "skip")
+    work(a, path, "string_port")
+    a.st_value(saved(RCX), 0)
+    a.ld(RDI, vcpu("RUN_PAGE"))
+    a.copy(RAX, R12)
+    a.and_(RAX, IN)
+    a.emit(ops.XOR, RAX, imm=IN)
+    a.st(Mem(RDI, at.RUN["WRITE"]), RAX)
+    a.st_value(vcpu("COMPLETION"), at.COMPLETE_STRING)
+    a.jmp("user_port_request")
 
 
 def memory(a: Assembler, path: Path) -> None:

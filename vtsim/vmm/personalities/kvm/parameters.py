@@ -1,7 +1,7 @@
 """Path lengths of the kvm personality: how many ordinary instructions its C code executes where no op stands for it.
 
-The lengths are estimates from the shape of Linux 6.1's functions; one of them, `exit_common`, is set so that a VMCALL on
-Skylake-SP takes what was measured (row KVM-SKX-VMCALL), the hardware's part apart. None is set from a row that validates.
+They are estimates from the shape of Linux 6.1's functions. Those of every exit are set so that a VMCALL on Skylake-SP
+takes what was measured (row KVM-SKX-VMCALL), the hardware's part apart. None is set from a row that validates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from vtsim.vmm.registry import Parameter
 
 SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
 CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
+ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB multihit erratum"
+RELOAD: Final = "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"
+IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
 SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
 
 
 def _length(value: int, meaning: str, source: str = SHAPE, confidence: str = "estimated") -> Parameter:
-    return Parameter(
-        value=value, unit="instructions", source=source, confidence=confidence, meaning=meaning
-    )
+    return Parameter(value=value, unit="instructions", source=source, confidence=confidence, meaning=meaning)
 
 
 def _switch(value: int, meaning: str, source: str) -> Parameter:
@@ -29,8 +30,8 @@ def _switch(value: int, meaning: str, source: str) -> Parameter:
 # fmt: off
 PARAMETERS: Final[Mapping[str, Parameter]] = {
     # every exit
-    "exit_common":         _length(150, "vmx_vcpu_run after the exit, vcpu_enter_guest's tail, vmx_handle_exit", CALIBRATED, "paper"),
-    "entry_common":        _length(120, "vcpu_enter_guest up to VMRESUME", CALIBRATED, "paper"),
+    "exit_common":         _length(400, "vmx_vcpu_run and vcpu_enter_guest after the exit", CALIBRATED, "paper"),
+    "entry_common":        _length(336, "vcpu_enter_guest up to VMRESUME", CALIBRATED, "paper"),
     "skip":                _length(20, "kvm_skip_emulated_instruction"),
     "rsb_fill":            _length(0, "return-stack stuffing after an exit, a mitigation; 0 off, 32 on"),
     # emulation
@@ -56,6 +57,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "map_page":            _length(150, "kvm_tdp_mmu_map, make_spte"),
     "host_page_fault":     _length(600, "get_user_pages, handle_mm_fault, allocation of a page", SIZE),
     "unmap_notifier":      _length(300, "mmu_notifier_invalidate_range, kvm_unmap_gfn_range", SIZE),
+    "set_memory":          _length(2000, "kvm_set_memory_region, kvm_mmu_zap_all_fast, synchronize_srcu apart", SIZE),
     "make_mmio_entry":     _length(100, "handle_abnormal_pfn, make_mmio_spte"),
     "misconfiguration":    _length(80, "handle_ept_misconfig, handle_mmio_page_fault"),
     "emulate":             _length(500, "x86_emulate_instruction: decode, execute, write back; fetch apart", SIZE),
@@ -81,8 +83,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "context_switch":      _length(400, "context_switch, kvm_sched_out, kvm_sched_in, vmx_vcpu_load", SIZE),
     "wake_up":             _length(300, "kvm_vcpu_wake_up, try_to_wake_up", SIZE),
     # switches
-    "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", "KVM: nx_huge_pages=auto is on where the iTLB multihit erratum is"),
-    "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"),
-    "ignore_msrs":         _switch(0, "read unknown MSRs as 0 and drop writes instead of #GP", "KVM: module parameter ignore_msrs"),
+    "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", ERRATUM),
+    "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),
+    "ignore_msrs":         _switch(0, "unknown MSRs read as 0 and are written in vain", IGNORE),
 }
 # fmt: on

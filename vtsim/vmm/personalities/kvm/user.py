@@ -13,8 +13,9 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R11, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
+from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs, restore_user_msrs
-from vtsim.vmm.programs.ports import DEVICE_WORDS, read_device
+from vtsim.vmm.programs.ports import CONFIG, DEVICE_WORDS, read_device
 from vtsim.vmm.programs.words import ALL, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -51,6 +52,9 @@ def kernel_side(a: Assembler, path: Path) -> None:
     a.ld(RAX, cpu("USER_STACK"))
     a.st(vcpu("USER_RSP"), RAX)
     a.op(ops.STI)
+    a.ld(RAX, Mem(RSP))
+    a.cmp(RAX, chipset.MEMORY_IOCTL)
+    a.jcc(ops.CC_Z, "set_memory")
     work(a, path, "ioctl_enter")
     exchange_fpu(a, path)
     a.copy(RSP, R15)
@@ -65,7 +69,10 @@ def kernel_side(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "port_completed")
     a.cmp(RDX, at.COMPLETE_LOAD)
     a.jcc(ops.CC_Z, "load_completed")
+    a.cmp(RDX, at.COMPLETE_STRING)
+    a.jcc(ops.CC_Z, "reenter", comment="the next exit finds RCX zero")
     a.jmp("skip_decoded")
+    chipset.kernel_side(a, path)
 
 
 def exchange_fpu(a: Assembler, path: Path) -> None:
@@ -83,7 +90,6 @@ FXSAVE_WORK: Final = 200
 def process(a: Assembler, path: Path) -> None:
     """The process: ask what the last VM exit wants, do it under the lock, run the vCPU again."""
     a.activity = ops.USER_DEVICE
-    a.label("user_start")
     a.label("user")
     work(a, path, "user_dispatch")
     a.mov(R12, at.USER_RUN)
@@ -112,6 +118,9 @@ def process(a: Assembler, path: Path) -> None:
     a.label("user_write")
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "user_done")
+    a.ld(RCX, Mem(RAX, 8))
+    a.cmp(RCX, CONFIG)
+    a.jcc(ops.CC_Z, "user_config")
     a.ld(RCX, Mem(R12, at.RUN["VALUE"]))
     a.st(Mem(RAX, 16), RCX)
     a.label("user_done")
@@ -120,6 +129,7 @@ def process(a: Assembler, path: Path) -> None:
     work(a, path, "user_again")
     a.mov(RAX, IOCTL)
     a.op(ops.SYSCALL)
+    a.label("user_resumed")
     a.jmp("user")
 
     a.label("user_flush")
@@ -137,6 +147,10 @@ def process(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "user_flush_next")
     a.st(Mem(R12, at.RUN["COALESCED"]), R14)
     a.jmp("user_flushed")
+    chipset.process(a, path)
+    a.label("user_find")
+    _find_register(a)
+    a.ret()
 
 
 def _find_register(a: Assembler) -> None:

@@ -1,0 +1,148 @@
+"""Caches of lines and translations against a slow one-bit model, access by access."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cpu.bench import machine
+from vtsim.base import jit
+from vtsim.cpu import accounts as k
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.caches import data_miss, drop, fill, find, keep, probe, read_line, remove
+from vtsim.cpu.kernels.events import histogram_bucket
+
+EXAMPLES = 15 if jit.DISABLED else 60
+
+
+class OneBit:
+    """Sets of (tag, referenced) in way order: the first way not referenced goes; when none is, all are forgotten."""
+
+    def __init__(self, sets: int, ways: int) -> None:
+        self.sets = [[(None, False)] * ways for _ in range(sets)]
+
+    def look(self, index: int, tag: int) -> bool:
+        ways = self.sets[index % len(self.sets)]
+        for n, (held, _) in enumerate(ways):
+            if held == tag:
+                ways[n] = (tag, True)
+                return True
+        return False
+
+    def put(self, index: int, tag: int, empty_first: bool) -> None:
+        ways = self.sets[index % len(self.sets)]
+        order = list(range(len(ways)))
+        same = [n for n in order if ways[n][0] == tag and empty_first]
+        empty = [n for n in order if ways[n][0] is None and empty_first]
+        idle = [n for n in order if not ways[n][1]]
+        if not (same or empty or idle):
+            ways[:] = [(held, False) for held, _ in ways]
+            idle = order
+        ways[(same or empty or idle)[0]] = (tag, True)
+
+
+@given(st.lists(st.integers(0, 40), max_size=200), st.sampled_from([(1, 4), (4, 2), (8, 1), (2, 8)]))
+@settings(max_examples=EXAMPLES)
+def test_a_cache_of_lines_is_the_one_bit_model(lines: list[int], shape: tuple[int, int]) -> None:
+    sets, ways = shape
+    engine = machine({"cache.l1d.bytes": sets * ways * 64, "cache.l1d.ways": ways})
+    m, t, model = engine.cpus[0], engine.tags, OneBit(sets, ways)
+
+    for line in lines:
+        hit = bool(probe(m, t, s.L1D, line))
+        assert model.look(line, line) == hit
+        if not hit:
+            fill(m, t, s.L1D, line)
+            model.put(line, line, empty_first=False)
+
+
+operations = st.lists(
+    st.tuples(st.sampled_from(("use", "use", "use", "remove", "drop")), st.integers(0, 30)), max_size=150
+)
+
+
+@given(operations, st.sampled_from([(1, 4), (4, 2), (8, 1), (2, 8)]))
+@settings(max_examples=EXAMPLES)
+def test_a_cache_of_translations_is_the_one_bit_model_with_empty_ways_first(
+    script: list[tuple[str, int]], shape: tuple[int, int]
+) -> None:
+    sets, ways = shape
+    engine = machine({"tlb.dtlb4k.entries": sets * ways, "tlb.dtlb4k.ways": ways})
+    m, a, model = engine.cpus[0], engine.arena, OneBit(sets, ways)
+    held: dict[int, int] = {}
+
+    for step, (what, number) in enumerate(script):
+        tag = number << 18
+        if what == "use":
+            got = int(find(m, a, s.DTLB4K, number, tag))
+            assert (held[number] if model.look(number, tag) else -1) == got
+            if got < 0:
+                held[number] = step
+                keep(m, a, s.DTLB4K, number, tag, step)
+                model.put(number, tag, empty_first=True)
+        else:
+            if what == "remove":
+                remove(m, a, s.DTLB4K, number, tag)
+            else:
+                drop(m, a, s.DTLB4K, -1, tag)
+            model.sets = [[(None, r) if x == tag else (x, r) for x, r in ways] for ways in model.sets]
+
+
+def test_keeping_a_translation_again_replaces_its_data_and_nothing_else() -> None:
+    engine = machine()
+    m, a = engine.cpus[0], engine.arena
+    for number, data in ((1, 10), (2, 20), (1, 30)):
+        keep(m, a, s.DTLB4K, number, number << 18, data)
+
+    assert [int(find(m, a, s.DTLB4K, n, n << 18)) for n in (1, 2, 3)] == [30, 20, -1]
+
+
+def test_a_cache_without_ways_holds_nothing() -> None:
+    engine = machine({"tlb.stlb.entries": 0, "cache.l3.bytes": 0})
+    m, a, t = engine.cpus[0], engine.arena, engine.tags
+    keep(m, a, s.STLB, 1, 1 << 18, 7)
+    fill(m, t, s.L3, 1)
+
+    assert int(find(m, a, s.STLB, 1, 1 << 18)) == -1
+    assert not probe(m, t, s.L3, 1)
+
+
+def test_a_line_costs_the_latency_of_the_level_that_has_it() -> None:
+    engine = machine()
+    m, a, t, p = engine.cpus[0], engine.arena, engine.tags, engine.profile
+    dram, l1 = p.cycles(p.dram.local_ns), p.cache.l1d.hit_cycles
+    first = int(read_line(m, a, t, 0x1000))
+    again = int(read_line(m, a, t, 0x1038))
+    for way in range(p.cache.l1d.ways * 2):  # other lines of its L1D set
+        read_line(m, a, t, 0x1000 + (way + 1) * p.cache.l1d.sets(64) * 64)
+
+    assert (dram, l1) == (first, again)
+    assert p.cache.l2.hit_cycles - l1 == int(data_miss(m, a, t, 0x1000 >> 6))
+    assert a[m[s.OWNER] + k.DATA_L2] == 1
+
+
+# --- histograms -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cycles", [0, 1, 63, 64, 127])
+def test_a_short_duration_has_a_bucket_of_its_own(cycles: int) -> None:
+    assert cycles == int(histogram_bucket(np.int64(cycles)))
+
+
+@given(st.integers(128, 1 << 36))
+def test_a_bucket_is_no_wider_than_a_64th_of_its_durations(cycles: int) -> None:
+    octave = cycles.bit_length() - 7
+    first = cycles >> octave << octave
+    bucket = int(histogram_bucket(np.int64(cycles)))
+
+    assert (
+        bucket == int(histogram_bucket(np.int64(first))) == int(histogram_bucket(np.int64(first + (1 << octave) - 1)))
+    )
+    assert bucket == int(histogram_bucket(np.int64(first - 1))) + 1
+    assert (1 << octave) * k.BUCKETS_PER_OCTAVE <= first
+
+
+def test_no_duration_falls_out_of_the_histogram() -> None:
+    assert int(histogram_bucket(np.int64((1 << 62) - 1))) == k.HISTOGRAM_BUCKETS - 1

@@ -1,0 +1,45 @@
+"""The recorded Linux boot under the kvm personality, beside what real kvm_intel did with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.replay.recordings import BOOT, boot
+from vtsim.config import load_scenario
+from vtsim.guest.replay.build import recording_of
+from vtsim.guest.replay.exits import replayed_exits
+from vtsim.guest.traces.recorded_exits import RecordedExits
+from vtsim.platform.machine import Machine
+from vtsim.study.replay_table import recorded_for, replay_table
+
+SCENARIO = Path(BOOT).with_name("linux-boot.yaml")
+TOLERANCE_PERCENT = 5.0
+NOT_IN_THE_RECORDING = {"EXCEPTION_NMI"}  # the RSM of system-management mode, whose code was not recorded
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("huge_pages", ["always", "never"])
+def test_every_compared_reason_is_within_five_percent_of_real_kvm(huge_pages):
+    scenario = load_scenario(SCENARIO, [f"vmm.huge_pages={huge_pages}"])
+    machine = Machine(scenario)
+    outcome = machine.run()
+    assert [vm.stopped for vm in outcome.vms] == [None]
+    of = recording_of(scenario.vms[0].guest, machine.profile.clock_hz)
+    file = recorded_for(scenario)
+    assert of is not None
+    assert file is not None
+    table = replay_table(replayed_exits(machine.engine, of), RecordedExits.load(file))
+    compared = {e.reason: e.deviation_percent for e in table.exits if e.deviation_percent is not None}
+    assert set(compared) >= {"CPUID", "MSR_READ", "MSR_WRITE", "IO_INSTRUCTION", "EPT_VIOLATION", "EPT_MISCONFIG"}
+    assert {r for r, d in compared.items() if abs(d) > TOLERANCE_PERCENT} == NOT_IN_THE_RECORDING
+
+
+@pytest.mark.compiled_only
+def test_the_boot_runs_natively_to_its_end():
+    machine = Machine(load_scenario(SCENARIO, ["vmm.technique=native", "vmm.paging=none"]))
+    outcome = machine.run()
+    assert [vm.stopped for vm in outcome.vms] == [None]
+    (guest,) = (owner for name, owner in outcome.owners.items() if name != "host")
+    assert guest.counters["syscalls"] == boot().counts()["SYSCALL"][0]

@@ -1,0 +1,121 @@
+"""A hypervisor in a machine, as the platform sees it: its VMs, who runs where, how each ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from attrs import define, field, frozen
+
+from vtsim.base.jit import quiet
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Program
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.events import vm_exit
+from vtsim.ept.tables import Table
+from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.vmcs.reasons import BY_NUMBER
+from vtsim.vmm import layout as at
+from vtsim.vmm.excuses import EXCUSED
+from vtsim.vmm.host import Host
+from vtsim.vmm.layout import signed
+from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
+from vtsim.vmm.programs.schedule import FINISHED
+from vtsim.vmm.registry import Path
+
+GuestBuilder = Callable[[PhysicalMemory], Start]
+DEATHS: Final = {
+    FINISHED: "finished",
+    OUT_OF_HOST_MEMORY: "the host ran out of memory",
+    OUT_OF_TABLES: "the hypervisor ran out of memory for EPT",
+}
+
+
+@frozen(kw_only=True)
+class Guest:
+    """A VM to be: its name, physical CPU, bytes of memory, devices, and what lays its guest into memory.
+
+    The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording.
+    """
+
+    name: str
+    cpu: int
+    memory: int
+    build: GuestBuilder
+    devices: tuple[str, ...] = ()
+    recorded: bool = False
+
+
+@frozen(kw_only=True)
+class Vcpu:
+    """Where the parts of one VM's vCPU stand."""
+
+    name: str
+    cpu: int
+    page: int  # frame of the stack and the structure
+    vmcs: int  # frame
+    process: Table
+    memory: VmMemory
+    ept: Table | None
+    devices: tuple[str, ...]
+    recorded: bool
+
+    @property
+    def address(self) -> int:
+        """What HOST_RSP and R15 hold."""
+        return at.frame_address(self.page) + at.STACK_BYTES
+
+
+@define(eq=False)
+class Hypervisor:
+    """A hypervisor in a machine, as the platform sees it while it runs."""
+
+    engine: Engine
+    host: Host
+    path: Path
+    program: Program
+    user: Program
+    vcpus: tuple[Vcpu, ...]
+    cpu_pages: dict[int, int] = field(factory=dict)
+
+    @property
+    def hosted(self) -> bool:
+        """Is there a device process in user space?"""
+        return bool(self.user.labels)
+
+    def current(self, cpu: int) -> Vcpu:
+        """The vCPU whose thread is on a CPU."""
+        address = self.host.load(at.frame_address(self.cpu_pages[cpu]) + at.C["CURRENT"])
+        return next(v for v in self.vcpus if v.address == address & (1 << 64) - 1)
+
+    def word(self, vcpu: Vcpu, field: str) -> int:
+        """A word of a vCPU's structure."""
+        return self.host.load(vcpu.address + at.V[field])
+
+    def finish(self, cpu: int) -> Vcpu:
+        """The guest that runs on a CPU came to its end (the engine stopped with PROGRAM_END): go on with the others.
+
+        It is switched off from outside: this costs no cycles and is no exit. The CPU stops again with PROGRAM_END,
+        in root operation, when no VM of it is left.
+        """
+        m, vcpu = self.engine.cpus[cpu], self.current(cpu)
+        exit_cycles, m[s.EXIT_CYCLES] = int(m[s.EXIT_CYCLES]), 0
+        tracing, m[s.TRACE_ON] = int(m[s.TRACE_ON]), 0
+        with quiet():
+            vm_exit(m, self.engine.arena, 0, 0, 0)
+        m[s.EXIT_CYCLES], m[s.TRACE_ON] = exit_cycles, tracing
+        m[s.RIP] = signed(self.program.labels["ended"])
+        self.engine.sync(cpu)
+        return vcpu
+
+    def death(self, vcpu: Vcpu) -> str:
+        """Why a VM ended; empty while it runs."""
+        code = self.word(vcpu, "DEATH")
+        if not code:
+            return ""
+        if code in DEATHS:
+            return DEATHS[code]
+        reason = BY_NUMBER[code - 1]
+        excuse = EXCUSED[self.path.vmm.personality].get(reason.number, "")
+        return f"VM exit {reason.name}" + (f", though {excuse}" if excuse else "")

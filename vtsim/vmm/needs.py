@@ -1,0 +1,38 @@
+"""How much of an engine's arenas a hypervisor takes, beside what its guests need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from vtsim.vmm.memory import GIB, gfn_ranges
+from vtsim.vmm.spec import VmmSpec
+
+
+@frozen(kw_only=True)
+class Needs:
+    """What a hypervisor adds to the geometry of an engine."""
+
+    pool_pages: int
+    code_pages: int
+    rows: int
+    owners: int
+    host_frames: int
+
+
+def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
+    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
+    tables = sum(table_frames(size) for size in memories) * (2 if vmm.paging == "static-shadow" else 1)
+    return Needs(
+        pool_pages=2 * tables + 256 + 32 * len(memories),
+        code_pages=24,
+        rows=8192,
+        owners=1 + len(memories),
+        host_frames=2 * tables + 2048 + 64 * len(memories),
+    )
+
+
+def table_frames(size: int) -> int:
+    """Frames of one radix table that maps so much memory in 4 KiB pages, devices' pages included."""
+    return sum((end - first) // 512 + 2 for first, end in gfn_ranges(size)) + size // GIB + 32
