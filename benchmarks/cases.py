@@ -67,7 +67,9 @@ def command(*arguments: str, cold: bool = False) -> Callable[[], dict[str, float
         with tempfile.TemporaryDirectory() as cache:
             environment = dict(os.environ, VTSIM_CACHE=cache) if cold else dict(os.environ)
             started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "vtsim", *arguments], check=True, capture_output=True, env=environment)
+            subprocess.run(
+                [sys.executable, "-m", "vtsim", *arguments], check=True, capture_output=True, env=environment
+            )
             return {"wall_s": time.perf_counter() - started}
 
     return once

@@ -28,7 +28,12 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 def not_modelled() -> str:
     """What the model leaves out, collected from the docstrings of the code that would model it."""
-    lines = ["# What is not modelled", "", "Generated from the docstrings; each line stands beside the code that it limits.", ""]
+    lines = [
+        "# What is not modelled",
+        "",
+        "Generated from the docstrings; each line stands beside the code that it limits.",
+        "",
+    ]
     for name, text in docstrings():
         found = re.search(r"^Not modelled: (.+?)(?:\n\n|\Z)", text, re.S | re.M)
         if found:

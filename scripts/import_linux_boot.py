@@ -63,8 +63,7 @@ def convert_trace(recording: Path) -> Trace:
         source="QEMU 7.2 TCG, -icount shift=0, own plugin; no hypervisor involved",
         guest=GUEST,
         phases=tuple(
-            Phase(name=name, first_row=int(np.searchsorted(icount, first)), icount=first)
-            for name, first in PHASES
+            Phase(name=name, first_row=int(np.searchsorted(icount, first)), icount=first) for name, first in PHASES
         ),
         **columns,
     )

@@ -9,6 +9,4 @@ from scripts.generate_docs import DOCS, GENERATED
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_the_document_is_fresh(name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == GENERATED[name](), (
-        f"run `make docs` to rewrite docs/{name}"
-    )
+    assert (DOCS / name).read_text(encoding="utf-8") == GENERATED[name](), f"run `make docs` to rewrite docs/{name}"

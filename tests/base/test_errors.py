@@ -52,10 +52,7 @@ def test_a_line_that_is_long_is_cut_around_the_caret() -> None:
 
 
 def test_what_cannot_be_printed_is_shown_as_a_dot() -> None:
-    assert (
-        str(Problem(message="m", file="f", line=1, column=2, source="a\x1b\tb")).splitlines()[1]
-        == "    1 | a..b"
-    )
+    assert str(Problem(message="m", file="f", line=1, column=2, source="a\x1b\tb")).splitlines()[1] == "    1 | a..b"
 
 
 def test_a_model_error_shows_the_counters() -> None:

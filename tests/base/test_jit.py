@@ -21,9 +21,7 @@ def add(values, amount):  # type: ignore[no-untyped-def]
 
 def python(code: str, **environment: str) -> str:
     """Run code in a process of its own and return what it prints."""
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "VTSIM", "XDG"))
-    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "VTSIM", "XDG"))}
     result = subprocess.run(
         [sys.executable, "-c", code],
         env=env | environment,
@@ -54,9 +52,7 @@ def test_interpreted_kernels_are_the_functions_themselves_and_numba_is_not_impor
 
 
 @pytest.mark.parametrize("option", ["NUMBA_BOUNDSCHECK", "NUMBA_OPT"])
-def test_options_that_change_machine_code_change_the_key(
-    option: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_that_change_machine_code_change_the_key(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = jit.source_key()
     monkeypatch.setenv(option, "1" if os.environ.get(option) != "1" else "2")
 

@@ -42,9 +42,7 @@ from vtsim.base.units import (
         (FACTOR, "0.99", 0.99),
     ],
 )
-def test_text_with_a_unit_becomes_a_number_of_the_base_unit(
-    dimension: Dimension, text: object, value: float
-) -> None:
+def test_text_with_a_unit_becomes_a_number_of_the_base_unit(dimension: Dimension, text: object, value: float) -> None:
     assert dimension.parse(text) == value
 
 

@@ -42,7 +42,7 @@ class Engine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     fake = Engine()
     monkeypatch.setattr(module, "simulate", fake.simulate)
-    monkeypatch.setattr(jit, "kernels_are_cached", lambda: True)
+    monkeypatch.setattr(jit, "kernels_are_cached", lambda *_: True)
     return fake
 
 

@@ -40,7 +40,7 @@ def test_a_run_prints_its_report_and_nothing_on_stderr(vtsim: Command, engine: E
 def test_a_first_run_says_that_it_compiles(
     vtsim: Command, engine: Engine, scenario: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jit, "kernels_are_cached", lambda: False)
+    monkeypatch.setattr(jit, "kernels_are_cached", lambda *_: False)
 
     done = vtsim("run", scenario, "--no-baseline")
 
@@ -89,9 +89,7 @@ def test_a_directory_gets_result_scenario_and_trace(
 
     done = vtsim("run", scenario, "--trace", "-o", str(directory), "--no-baseline")
 
-    assert done.err == "".join(
-        f"wrote {directory / name}\n" for name in ("resolved.yaml", "trace.npz", "result.json")
-    )
+    assert done.err == "".join(f"wrote {directory / name}\n" for name in ("resolved.yaml", "trace.npz", "result.json"))
     assert json.loads((directory / "result.json").read_text())["scenario"] == "key-value"
     assert (directory / "resolved.yaml").read_text().startswith("name: small\n")
     assert [event.cycle for event in trace.load(directory / "trace.npz")] == [0, 1, 2]
@@ -118,9 +116,7 @@ def test_a_users_mistake_is_one_message_and_status_2(vtsim: Command, engine: Eng
     assert "Traceback" not in done.err
 
 
-def test_our_mistake_shows_its_counters_and_asks_for_a_report(
-    vtsim: Command, engine: Engine, scenario: str
-) -> None:
+def test_our_mistake_shows_its_counters_and_asks_for_a_report(vtsim: Command, engine: Engine, scenario: str) -> None:
     def broken(progress: Any) -> None:
         raise ModelError("every walk ends exactly once is false", {"walks": 3, "completed": 0})
 
@@ -186,9 +182,7 @@ def test_a_reader_that_has_gone_ends_the_run_quietly(
     assert (status, capfd.readouterr().err) == (141, "")
 
 
-def test_an_output_without_unicode_gets_ascii(
-    engine: Engine, scenario: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_without_unicode_gets_ascii(engine: Engine, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding="ascii") as narrow:
         monkeypatch.setattr(sys, "stdout", narrow)

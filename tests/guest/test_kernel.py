@@ -106,9 +106,7 @@ def layout_zone(harness: Harness) -> int:
 
 @pytest.mark.parametrize(("kpti", "per_call"), [(False, 0), (True, 2)])
 def test_kpti_writes_cr3_twice_per_system_call(kpti: bool, per_call: int) -> None:
-    few, many = (
-        native((g.SyscallSpec(iterations=n),), kpti=kpti, pcid=True) for n in (10, 30)
-    )
+    few, many = (native((g.SyscallSpec(iterations=n),), kpti=kpti, pcid=True) for n in (10, 30))
     price = "MOV_TO_CR3_NOFLUSH"
     assert times_paid(many, price) - times_paid(few, price) == 20 * per_call
 
@@ -178,9 +176,7 @@ def test_the_tick_shares_the_cpu_between_processes() -> None:
 
 
 def test_ring_0_loops_are_preempted_too() -> None:
-    harness = ended(
-        native((g.MovFromCr8Spec(iterations=2000),), (g.WorkSpec(instructions=1000),), tick=2 * US), 2
-    )
+    harness = ended(native((g.MovFromCr8Spec(iterations=2000),), (g.WorkSpec(instructions=1000),), tick=2 * US), 2)
     assert harness.cpu_word(layout.SWITCHES) >= 3
 
 

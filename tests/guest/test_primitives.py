@@ -70,18 +70,14 @@ def test_a_round_in_ring_0_is_the_instruction_and_its_loop(
 
 
 def test_the_kernel_spends_what_a_system_call_says() -> None:
-    few, many = (
-        ended(native((g.SyscallSpec(iterations=5, work=work),))).instructions(o.R0) for work in (0, 1000)
-    )
+    few, many = (ended(native((g.SyscallSpec(iterations=5, work=work),))).instructions(o.R0) for work in (0, 1000))
     assert many - few == 5 * 1000
 
 
 @pytest.mark.parametrize("pattern", g.PATTERNS)
 def test_a_stream_makes_as_many_accesses_as_asked_for(pattern: str) -> None:
     few, many = (
-        ended(
-            native((g.StreamSpec(pattern=pattern, region=64 * KIB, accesses=n, work=3),), populate="prebuilt")
-        )
+        ended(native((g.StreamSpec(pattern=pattern, region=64 * KIB, accesses=n, work=3),), populate="prebuilt"))
         for n in (100, 300)
     )
     assert many.count(k.ACCESSES) - few.count(k.ACCESSES) == 200
@@ -108,9 +104,7 @@ def test_a_mix_executes_exactly_its_instructions(pattern: str, share: float, ins
 
 
 def test_a_mix_has_the_share_of_memory_accesses_asked_for() -> None:
-    few, many = (
-        ended(native((g.MixSpec(instructions=n, memory=0.3),), populate="prebuilt")) for n in (6_000, 18_000)
-    )
+    few, many = (ended(native((g.MixSpec(instructions=n, memory=0.3),), populate="prebuilt")) for n in (6_000, 18_000))
     accesses = many.count(k.ACCESSES) - few.count(k.ACCESSES)
     assert accesses / 12_000 == pytest.approx(0.3, abs=0.005)
 

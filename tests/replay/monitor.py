@@ -168,6 +168,8 @@ class Monitor:
         region, page = gpa >> 21, gpa >> 12
         large = self.huge_pages and kind == "ram" and begin <= region << 21 and end >= region + 1 << 21
         writable = kind == "ram"
+        if access & W and not writable:
+            return self.emulate_device(qualification)
         if large and region not in self.small:
             if not access & X or not self.nx_huge_pages:
                 self.huge.add(region)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,9 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 
 
+SMRAM = 0x72  # a register whose writes change no map
+
+
 def rows(name: str) -> int:
     """How many rows of a kind the boot has."""
     return boot().counts()[name][0]
@@ -44,6 +48,10 @@ def exits(fields: dict[int, int] | None = None, **options: bool) -> Counter[str]
 @lru_cache(maxsize=1)
 def unchanged() -> Counter[str]:
     return exits()
+
+
+def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def changed_writes(number: int, guest: int, first: int) -> int:
@@ -103,14 +111,14 @@ def test_a_control_changes_its_own_exits_and_no_others(name):
     fields, expected = FLIPS[name]
     difference = exits(fields)
     difference.subtract(unchanged())
-    assert {reason: count for reason, count in difference.items() if count} == expected()
+    assert nonzero(difference) == nonzero(expected())
 
 
 @pytest.mark.compiled_only
 def test_without_unconditional_io_exiting_only_the_memory_map_changes():
     difference = exits({v.PRIMARY_PROC_CONTROLS: PRIMARY & ~b.UNCONDITIONAL_IO_EXITING})
     difference.subtract(unchanged())
-    changed = {reason for reason, count in difference.items() if count}
+    changed = set(nonzero(difference))
     assert difference["IO_INSTRUCTION"] == -unchanged()["IO_INSTRUCTION"]
     assert changed == {"IO_INSTRUCTION", "EPT_VIOLATION"}  # the monitor does not see PAM writes any more
 
@@ -121,11 +129,14 @@ def test_without_the_apic_slot_its_page_is_a_device_like_any_other():
     apic = of.a0 >> 12 == 0xFEE00
     loads = int((apic & (of.kind == NUMBER["MMIO_R"])).sum())
     stores = int((apic & (of.kind == NUMBER["MMIO_W"])).sum())
+    accesses = np.nonzero(apic & np.isin(of.kind, [NUMBER["MMIO_R"], NUMBER["MMIO_W"]]))[0]
+    zaps = np.nonzero((of.kind == NUMBER["REARM"]) & (of.a0 != SMRAM))[0]
+    first = len(set(np.searchsorted(zaps, accesses).tolist()))  # a new memory map forgets device pages too
     difference = exits(apic_slot=False)
     difference.subtract(unchanged())
-    assert {reason: count for reason, count in difference.items() if count} == {
-        "EPT_VIOLATION": 1 - 2 * loads - stores,
-        "EPT_MISCONFIG": loads + stores - 1,
+    assert nonzero(difference) == {
+        "EPT_VIOLATION": first - 2 * loads - stores,
+        "EPT_MISCONFIG": loads + stores - first,
     }
 
 
@@ -177,4 +188,5 @@ def test_a_walk_of_the_guest_is_a_write_to_ept():
 def test_an_interrupt_reaches_the_guest_through_the_host():
     replay = monitor(profile(), recording(trace([row("HLT", 5), row("IRQ", 9, a0=0xEC), row("CPUID", 20)]), profile()))
     replay.run()
-    assert replay.exits() == {"HLT": 1, "EXTERNAL_INTERRUPT": 1, "CPUID": 1}
+    vector_table = 1  # real mode: delivery reads it, and nothing was mapped
+    assert replay.exits() == {"HLT": 1, "EXTERNAL_INTERRUPT": 1, "CPUID": 1, "EPT_VIOLATION": vector_table}

@@ -14,9 +14,7 @@ from vtsim.study.result import Result
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_report_is_the_reviewed_one(
-    result: Result, golden: Callable[[str, str], None], width: int
-) -> None:
+def test_the_report_is_the_reviewed_one(result: Result, golden: Callable[[str, str], None], width: int) -> None:
     golden(f"report_{width}.txt", plain_text(report(result), width))
 
 

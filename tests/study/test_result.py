@@ -85,9 +85,7 @@ def test_efficiency_is_the_share_that_nobody_emulated_and_null_where_nothing_ran
     some = GuestRing(executed=400, emulated=100)
     none = GuestRing(executed=0, emulated=0)
 
-    assert GuestInstructions(ring0=some, ring3=none).efficiency() == Efficiency(
-        overall=0.75, ring0=0.75, ring3=None
-    )
+    assert GuestInstructions(ring0=some, ring3=none).efficiency() == Efficiency(overall=0.75, ring0=0.75, ring3=None)
 
 
 @pytest.mark.parametrize(("percent", "value"), [(1, 10), (50, 10), (51, 20), (99, 20), (100, 30)])
@@ -126,9 +124,7 @@ def test_slowdown_is_elapsed_time_against_native_for_the_run_and_for_each_vm(res
     def elapsed(of: Measured, cycles: int) -> Any:
         return attrs.evolve(of, cycles=attrs.evolve(of.cycles, elapsed=cycles))
 
-    twice = attrs.evolve(
-        elapsed(result, 600), vms={"kv": elapsed(result.vms["kv"], 900)}, native=None, slowdown=None
-    )
+    twice = attrs.evolve(elapsed(result, 600), vms={"kv": elapsed(result.vms["kv"], 900)}, native=None, slowdown=None)
     native = attrs.evolve(elapsed(result, 300), vms={"kv": elapsed(result.vms["kv"], 200)})
 
     compared = twice.against(native)

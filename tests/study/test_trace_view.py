@@ -136,6 +136,5 @@ def test_an_unknown_word_in_a_filter_is_refused() -> None:
         TraceFilter.parse("exits,EPT_VOILATION")
 
     assert str(error.value) == (
-        "--trace-filter: unknown kind of event or exit reason 'EPT_VOILATION'\n"
-        " help: did you mean 'EPT_VIOLATION'?"
+        "--trace-filter: unknown kind of event or exit reason 'EPT_VOILATION'\n help: did you mean 'EPT_VIOLATION'?"
     )

@@ -83,9 +83,7 @@ def test_an_unknown_row_or_figure_names_the_likely_one() -> None:
         row("EXIT-PF-HALVES").value("p4_672")
 
     assert str(unknown_row.value) == "unknown published row 'EXIT-HW-TR'\n help: did you mean 'EXIT-HW-RT'?"
-    assert (
-        str(unknown_figure.value) == "unknown figure of EXIT-HW-RT 'nehalm'\n help: did you mean 'nehalem'?"
-    )
+    assert str(unknown_figure.value) == "unknown figure of EXIT-HW-RT 'nehalm'\n help: did you mean 'nehalem'?"
     assert str(no_number.value) == "p4_672: p4_672 of EXIT-PF-HALVES is not one number"
 
 
@@ -101,9 +99,7 @@ def test_the_rows_of_the_first_issue_are_bound() -> None:
 
 
 def test_only_rows_that_calibrate_have_tolerances() -> None:
-    with_tolerance = {
-        id for id, one in registered().items() for f in one.figures if f.tolerance_percent is not None
-    }
+    with_tolerance = {id for id, one in registered().items() for f in one.figures if f.tolerance_percent is not None}
 
     assert {"calibrate"} == {row(id).split for id in with_tolerance}
 
@@ -112,9 +108,7 @@ def test_a_tolerance_on_a_row_to_validate_against_is_our_mistake() -> None:
     with pytest.raises(ModelError) as caught:
         Binding(row="DALL17-X86", figures=(figure(published="hypercall", tolerance_percent=5.0),))
 
-    assert (
-        str(caught.value) == "DALL17-X86: nehalem has a tolerance, and a row marked validate is only reported"
-    )
+    assert str(caught.value) == "DALL17-X86: nehalem has a tolerance, and a row marked validate is only reported"
 
 
 def test_keys_of_a_row_are_distinct() -> None:
@@ -226,9 +220,7 @@ def test_a_row_that_is_unknown_or_not_bound_is_a_config_error() -> None:
         validate(["RIOMMU-HEAD"], run=answer)
 
     assert str(unknown.value) == "unknown published row 'EXIT-HW-RTT'\n help: did you mean 'EXIT-HW-RT'?"
-    assert str(unbound.value).startswith(
-        "published row 'RIOMMU-HEAD' has no binding yet\n help: bound rows are "
-    )
+    assert str(unbound.value).startswith("published row 'RIOMMU-HEAD' has no binding yet\n help: bound rows are ")
 
 
 # --- showing -------------------------------------------------------------------------------------------

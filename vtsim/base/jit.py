@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SOURCES = Path(__file__).resolve().parents[1]
 WITHOUT_KERNELS = ("cli", "config", "study")  # editing these costs nobody a compilation; a test keeps it true
-SOME_KERNELS = ("guest", "vmm", "platform")  # files with kernels count, and take constants from below or from themselves
+SOME_KERNELS = (
+    "guest",
+    "vmm",
+    "platform",
+)  # files with kernels count, and take constants from below or from themselves
 CODE_OPTIONS = ("NUMBA_BOUNDSCHECK", "NUMBA_OPT", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DEBUGINFO")
 KEPT_KEYS, KEPT_SECONDS = 8, 3600  # a running process may still be using a directory younger than this
 
@@ -155,7 +159,7 @@ if not DISABLED:
 
 
 def kernel(function: F) -> F:
-    """Compile a function of arrays and integers for the types it is annotated with; with NUMBA_DISABLE_JIT=1 it stays Python.
+    """Compile a function for the types it is annotated with; with NUMBA_DISABLE_JIT=1 it stays Python.
 
     One signature for a kernel: callers that pass a bool or a 32-bit element are converted, not compiled for apart.
     Annotations are `Record`, `Records`, `Arena`, `Tags`, `int`, `bool`; anything else is left to numba.
@@ -163,7 +167,7 @@ def kernel(function: F) -> F:
     if DISABLED:
         return function
     inline = "always" if function.__name__ in INLINED else "never"
-    compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline=inline)(function)
+    compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline=inline)(function)  # type: ignore[call-overload]
     if function.__module__.startswith(PARTS) and function.__name__ not in ENTRIES:
         PART_NAMES.add(function.__name__)
     names = list(function.__annotations__.items())

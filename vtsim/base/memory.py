@@ -1,8 +1,8 @@
 """Simulated physical memory: frames with a kind, contents on first use and a content token that every store changes.
 
 The arena `a` starts with a header of offsets and counters (`A_…`). Frame words follow; a frame that holds values owns
-one page of 512 words of the pool. What only streams touch has no contents. Addresses in the hole below 4 GiB, and beyond
-memory, are not memory: devices answer there.
+one page of 512 words of the pool. What only streams touch has no contents. Addresses in the hole below 4 GiB, and
+beyond memory, are not memory: devices answer there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final
 from vtsim.base.jit import Arena, kernel
 
 # fmt: off
-(A_FRAMES, A_FRAME_COUNT, A_POOL, A_POOL_NEXT, A_POOL_LIMIT, A_ROWS, A_ROW_COUNT, A_CODE_MAPS, A_CODE_PAGES, A_CODE_LIMIT,
- A_ALLOC_NEXT, A_ALLOC_COUNT, A_ALLOC_FIRST, A_ALLOC_SHUFFLED, A_ALLOC_BITS,
+(A_FRAMES, A_FRAME_COUNT, A_POOL, A_POOL_NEXT, A_POOL_LIMIT, A_ROWS, A_ROW_COUNT, A_CODE_MAPS, A_CODE_PAGES,
+ A_CODE_LIMIT, A_ALLOC_NEXT, A_ALLOC_COUNT, A_ALLOC_FIRST, A_ALLOC_SHUFFLED, A_ALLOC_BITS,
  A_TRACE, A_TRACE_LIMIT, A_TRACE_LENGTH, A_TRACE_MASK, A_PORTS, A_CPUID, A_CPUID_COUNT, A_CAPABILITIES, A_BASE_HZ,
  A_OWNERS, A_OWNER_COUNT, A_OWNER_WORDS, A_STORES, A_CPUS, A_QUANTUM, A_SEED, A_REPLAY_ROWS, A_REPLAY_COUNT,
  A_HOST_ROOT, A_DEVICES, A_ROW_LIMIT, A_CODE_OF, A_MISC, A_DEVICE_VALUE, A_WORDS, A_REPLAY_LINES, A_REPLAY_LOG,

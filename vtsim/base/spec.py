@@ -223,9 +223,7 @@ class Free:
             elif isinstance(inner, int | float) and (isinstance(inner, bool) or abs(inner) <= LARGEST):
                 found = {path: inner}
             else:
-                raise ConfigError(
-                    f"{shown(inner)} is not a value", field=path, help=f"write {self.noun}: value"
-                )
+                raise ConfigError(f"{shown(inner)} is not a value", field=path, help=f"write {self.noun}: value")
             if clash := flat.keys() & found.keys():
                 raise ConfigError(f"{min(clash)} is given twice", field=path)
             flat |= found

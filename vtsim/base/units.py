@@ -11,9 +11,7 @@ import attrs
 from vtsim.base.errors import ConfigError, alternatives
 
 LARGEST = 2**62  # every quantity fits the engine's int64 with room for a sum
-_TEXT = re.compile(
-    r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-zµ%]*)", re.ASCII | re.DOTALL
-)
+_TEXT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-zµ%]*)", re.ASCII | re.DOTALL)
 
 
 @attrs.frozen
@@ -53,9 +51,7 @@ class Dimension:
         if not self.whole:
             return float(result)
         if result != int(result):
-            raise ConfigError(
-                f"{shown(value)} is not a whole number of {self.base or 'units'}", help=self.accepted
-            )
+            raise ConfigError(f"{shown(value)} is not a whole number of {self.base or 'units'}", help=self.accepted)
         return int(result)
 
     def _split(self, value: object) -> tuple[Decimal, str]:
@@ -121,8 +117,7 @@ def _powers(base: int, *names: str) -> dict[str, Decimal]:
 
 SIZE = Dimension(
     "size",
-    _powers(1024, "B", "KiB", "MiB", "GiB", "TiB")
-    | {"kB": Decimal(10**3), "MB": Decimal(10**6), "GB": Decimal(10**9)},
+    _powers(1024, "B", "KiB", "MiB", "GiB", "TiB") | {"kB": Decimal(10**3), "MB": Decimal(10**6), "GB": Decimal(10**9)},
     "2 MiB",
     ("TiB", "GiB", "MiB", "KiB", "B"),
 )
@@ -132,9 +127,7 @@ DURATION = Dimension(
     "250 us",
     ("s", "ms", "us", "ns"),
 )
-FREQUENCY = Dimension(
-    "frequency", _powers(1000, "Hz", "kHz", "MHz", "GHz"), "2.2 GHz", ("GHz", "MHz", "kHz", "Hz")
-)
+FREQUENCY = Dimension("frequency", _powers(1000, "Hz", "kHz", "MHz", "GHz"), "2.2 GHz", ("GHz", "MHz", "kHz", "Hz"))
 COUNT = Dimension("count", _powers(1000, "", "k", "M", "G", "T"), "10 M", ("T", "G", "M", "k", ""))
 SHARE = Dimension("share", {"": Decimal(1), "%": Decimal(1) / 100}, "30 %", ("%",), whole=False)
 NUMBER = Dimension("number", {"": Decimal(1)}, "0x608", ("",))

@@ -185,13 +185,24 @@ class Assembler:
         comment: str = "",
     ) -> None:
         size = ops.OPS[op].length if length is None else length
+        if not 0 < size <= PAGE:
+            raise ModelError(f"program {self.name}: an op is 1 to {PAGE} bytes long", {"bytes": size})
         if PAGE - self._at % PAGE < size:  # an op never crosses a page: a jump over the gap, as a linker pads
             gap = PAGE - self._at % PAGE
             self._put(ops.NOP, NO_REGISTER, NO_REGISTER, 0, NO_MEMORY, None, 0, gap, "padding")
         self._put(op, r1, r2, imm, mem, target, extra, size, comment)
 
     def _put(
-        self, op: int, r1: int, r2: int, imm: int, mem: Mem, target: int | str | None, extra: int, length: int, comment: str
+        self,
+        op: int,
+        r1: int,
+        r2: int,
+        imm: int,
+        mem: Mem,
+        target: int | str | None,
+        extra: int,
+        length: int,
+        comment: str,
     ) -> None:
         self._instructions.append(
             Instruction(self._at, op, length, self.activity, r1, r2, imm, mem, target, extra, comment)

@@ -134,7 +134,7 @@ class Engine:
             with quiet():
                 set_context(record, a)
 
-    # --- layout ------------------------------------------------------------------------------------------------------
+    # --- layout ---------------------------------------------------------------------------------------------
     def _carve_cache(self, tags: Carver, name: str) -> tuple[int, int, int, int, int, int]:
         level = getattr(self.profile.cache, name)
         ways = level.ways if level.bytes else 0
@@ -198,7 +198,7 @@ class Engine:
             m[slot] = p.prices[name]
         return empty
 
-    # --- building ------------------------------------------------------------------------------------------------------
+    # --- building -------------------------------------------------------------------------------------------
     def owner(self, name: str) -> int:
         """The arena offset of an owner's statistics block, made on first use."""
         if name not in self.owners:
@@ -311,9 +311,9 @@ class Engine:
         self.arena[at + port] = kind
         self.arena[at + PORTS + port] = value
 
-    # --- running ---------------------------------------------------------------------------------------------------------
+    # --- running --------------------------------------------------------------------------------------------
     def run(self, cpu: int = 0, until: int = FOREVER, ops: int = ALL_OPS) -> int:
-        """Advance one CPU to a cycle, or for so many ops; the stop code. Raises `ModelError` where the model is wrong."""
+        """Advance one CPU to a cycle, or for so many ops; the stop code."""
         m = self.cpus[cpu]
         m[s.UNTIL], m[s.OPS_LEFT] = until, ops
         with quiet():
@@ -334,7 +334,7 @@ class Engine:
         with quiet():
             set_context(m, self.arena)
 
-    # --- state ------------------------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------------
     def save(self) -> Snapshot:
         """Copy the whole state."""
         used = int(self.arena[mem.A_POOL]) + (int(self.arena[mem.A_POOL_NEXT])) * mem.PAGE_WORDS
@@ -366,7 +366,9 @@ class Engine:
         passed = int(sum(int(m[s.CYCLE]) - int(m[s.STARTED]) for m in self.cpus))
         open_ = int(sum(int(m[s.CYCLE]) - int(m[s.MARK]) for m in self.cpus))
         if charged + open_ != passed:
-            raise ModelError("cycles by name do not sum to the clock", {"charged": charged, "passed": passed, **self.counters()})
+            raise ModelError(
+                "cycles by name do not sum to the clock", {"charged": charged, "passed": passed, **self.counters()}
+            )
 
 
 def stop_name(code: int) -> str:

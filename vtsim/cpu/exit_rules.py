@@ -63,9 +63,9 @@ RULES: Final = (
 
 # ops that raise #GP outside ring 0, before any exit is considered
 PRIVILEGED: Final = (
-    o.RDMSR, o.WRMSR, o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.CLTS, o.LMSW, o.LGDT, o.LIDT, o.LLDT, o.LTR,
-    o.HLT, o.MONITOR, o.MWAIT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSETBV, o.XSAVES, o.XRSTORS, o.SYSRET, o.SYSEXIT,
-    o.SWAPGS,
+    o.RDMSR, o.WRMSR, o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.CLTS, o.LMSW, o.LGDT, o.LIDT, o.LLDT,
+    o.LTR, o.HLT, o.MONITOR, o.MWAIT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSETBV, o.XSAVES, o.XRSTORS, o.SYSRET,
+    o.SYSEXIT, o.SWAPGS,
 )
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)

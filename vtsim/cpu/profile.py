@@ -131,9 +131,7 @@ def _assemble(
 ) -> Profile:
     values = {path: sourced.value for path, sourced in sources.items()}
     where = dict(places)
-    wrong = [
-        profile_file.problem(where.get(path), path, message, help) for path, message, help in problems(values)
-    ]
+    wrong = [profile_file.problem(where.get(path), path, message, help) for path, message, help in problems(values)]
     if wrong:
         raise ConfigError.of(wrong)
     plain = build(values)

@@ -45,9 +45,7 @@ class SecondLevelTlb(Translations):
     """The unified second-level TLB; what it holds besides 4 KiB pages differs between generations."""
 
     holds_2m: bool = _value("flag", "2 MiB translations share it with 4 KiB ones")
-    hit_cycles: int = _value(
-        "cycles", "added to an access that misses the first level and hits here", 0, 1000
-    )
+    hit_cycles: int = _value("cycles", "added to an access that misses the first level and hits here", 0, 1000)
 
 
 @attrs.frozen(kw_only=True)
@@ -94,9 +92,7 @@ class EptPwc:
 class NestedTlb(Translations):
     """Guest-physical to host-physical translations, used during two-dimensional walks."""
 
-    hit_cycles: int = _value(
-        "cycles", "added to each guest reference whose translation is found here", 0, 1000
-    )
+    hit_cycles: int = _value("cycles", "added to each guest reference whose translation is found here", 0, 1000)
 
 
 @attrs.frozen(kw_only=True)
@@ -104,10 +100,8 @@ class CacheLevel:
     """A level of cache; 0 bytes means absent. Latencies are load-to-use, not sums over levels."""
 
     bytes: int = _value("bytes", "capacity; 0 is absent", 0, 1 << 34)
-    ways: int = _value("ways", "ways of a set", 1, 64)
-    hit_cycles: int = _value(
-        "cycles", "load-to-use when found here (of an instruction line: the added stall)", 0, 1000
-    )
+    ways: int = _value("ways", "ways of a set", 1, 31)
+    hit_cycles: int = _value("cycles", "load-to-use when found here (of an instruction line: the added stall)", 0, 1000)
 
     def sets(self, line_bytes: int) -> int:
         """Return the number of sets, 0 when absent; any number is legal."""

@@ -50,9 +50,7 @@ class Area:
     @property
     def tables(self) -> int:
         """How many tables below the top level its mapping needs at most."""
-        return sum(
-            ((self.end - 1) >> shift) - (self.start >> shift) + 1 for shift in LEVEL_SHIFTS[self.size :]
-        )
+        return sum(((self.end - 1) >> shift) - (self.start >> shift) + 1 for shift in LEVEL_SHIFTS[self.size :])
 
 
 @frozen(kw_only=True)
@@ -65,9 +63,7 @@ class AddressSpace:
     def pages(self, size: int, *, prebuilt: bool) -> int:
         """How many pages of a size are mapped beforehand, or may be mapped at faults."""
         return sum(
-            area.pages
-            for area in self.areas
-            if area.size == size and area.prebuilt == prebuilt and not area.text
+            area.pages for area in self.areas if area.size == size and area.prebuilt == prebuilt and not area.text
         )
 
     def tables(self, *, prebuilt: bool) -> int:
@@ -77,20 +73,14 @@ class AddressSpace:
     @property
     def top_entries(self) -> set[int]:
         """The entries of the top-level table that are in use."""
-        return {
-            index
-            for area in self.areas
-            for index in range(area.start >> 39, ((area.end - 1) >> 39) + 1)
-        }
+        return {index for area in self.areas for index in range(area.start >> 39, ((area.end - 1) >> 39) + 1)}
 
 
 def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pages_1g: bool) -> AddressSpace:
     """Lay out a process: text, regions, recorded ranges, stack. Floating regions share one place."""
     prebuilt = kernel.populate == "prebuilt"
     largest = min(SIZES.index(kernel.page_size), 2 if pages_1g else 1)
-    areas = [
-        Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")
-    ]
+    areas = [Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")]
     floating = max((_wanted(phase) for phase in process.phases if _is(phase, SHARED)), default=0)
     bases: list[int] = []
     placed: dict[int, Area] = {}

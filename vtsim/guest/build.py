@@ -172,9 +172,7 @@ class Builder:
 
     @property
     def stages(self) -> Stages:
-        return Stages(
-            profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table
-        )
+        return Stages(profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table)
 
     def _scaled(self, count: int) -> int:
         return max(1, round(count * self.scale))

@@ -280,9 +280,7 @@ class ForkSpec(Phase):
     """Address spaces are copied, written to and dropped, as fork, copy-on-write and exit do."""
 
     iterations: int = repeated(100)
-    pages: int = setting(
-        counts(ge=1, le=2**24), "Pages of 4 KiB that the child copies by writing", default=64
-    )
+    pages: int = setting(counts(ge=1, le=2**24), "Pages of 4 KiB that the child copies by writing", default=64)
 
 
 @primitives.register("page_fault")
@@ -333,9 +331,7 @@ class ReplaySpec(Phase):
 class MemoryTraceSpec(Phase):
     """The recorded memory accesses of a real program, as valgrind's lackey prints them."""
 
-    trace: str = setting(
-        FilePath(), "Trace file, relative to the scenario; may be compressed with gzip or xz"
-    )
+    trace: str = setting(FilePath(), "Trace file, relative to the scenario; may be compressed with gzip or xz")
     limit: int | None = setting(counts(ge=1, words={"all": None}), "Records that are used", default=None)
 
 
@@ -343,16 +339,10 @@ class MemoryTraceSpec(Phase):
 class KernelSpec:
     """The guest's kernel."""
 
-    kpti: bool = setting(
-        Boolean(), "Separate page tables for user mode; a CR3 switch per system call", default=False
-    )
+    kpti: bool = setting(Boolean(), "Separate page tables for user mode; a CR3 switch per system call", default=False)
     pcid: bool | None = setting(Boolean(auto=True), "Tag translations with the process", default=None)
-    page_size: int = setting(
-        sizes(choices=PAGE_SIZES), "Pages that user memory is mapped with", default=4 * KIB
-    )
-    tick: int = setting(
-        durations(ge=1000, words={"off": 0}), "Period of the timer interrupt", default=4_000_000
-    )
+    page_size: int = setting(sizes(choices=PAGE_SIZES), "Pages that user memory is mapped with", default=4 * KIB)
+    tick: int = setting(durations(ge=1000, words={"off": 0}), "Period of the timer interrupt", default=4_000_000)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
         "Map user memory at its page fault, or before the process starts",

@@ -30,7 +30,7 @@ def cpuid_leaves(profile: Profile, *, vmx: bool = True) -> list[tuple[int, int, 
     extended = 1 << 11 | f.nx << 20 | f.pages_1g << 26 | f.rdtscp << 27 | 1 << 29
     linear = 57 if f.la57 else 48
     name = profile.name.encode().ljust(48, b"\0")[:48]
-    brand = [int.from_bytes(name[n : n + 4], "little") for n in range(0, 48, 4)]
+    b = [int.from_bytes(name[n : n + 4], "little") for n in range(0, 48, 4)]
     return [
         (0, ANY, 0xD, GENUINE, NTEL, INEI),
         (1, ANY, 0x50654, 0x00010800, ecx, LEAF1_EDX),
@@ -39,10 +39,10 @@ def cpuid_leaves(profile: Profile, *, vmx: bool = True) -> list[tuple[int, int, 
         (0xD, 1, 0, 832, 0, 0),
         (0x80000000, ANY, 0x80000008, 0, 0, 0),
         (0x80000001, ANY, 0, 0, 1, extended),
-        *((0x80000002 + n, ANY, *brand[4 * n : 4 * n + 4]) for n in range(3)),
+        *((0x80000002 + n, ANY, b[4 * n], b[4 * n + 1], b[4 * n + 2], b[4 * n + 3]) for n in range(3)),
         (0x80000007, ANY, 0, 0, 0, f.invariant_tsc << 8),
         (0x80000008, ANY, profile.physical_address_bits | linear << 8, 0, 0, 0),
-    ]  # type: ignore[list-item]
+    ]
 
 
 def identify(engine: Engine, capabilities: Capabilities) -> None:

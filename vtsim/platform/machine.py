@@ -32,7 +32,6 @@ from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
 from vtsim.vmm.build import needs as hypervisor_needs
 
-
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
 MSR_SLOTS: Final = {
@@ -132,7 +131,7 @@ class Machine:
             self.engine.cpus[:, s.TRACE_ON] = 1
 
     def _start_natively(self) -> None:
-        """The only guest runs in root mode on CPU 0, in place of any hypervisor; its physical memory is the machine's."""
+        """The only guest runs in root mode on CPU 0, in place of a hypervisor, in the machine's own memory."""
         (vm,) = self.vms
         memory = NativeMemory(self.engine, vm.spec.memory)
         start = build_guest(vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled)
@@ -145,9 +144,7 @@ class Machine:
         scenario, extra = self.scenario, 0
         guests = []
         for spec in scenario.vms:
-            build = partial(
-                build_guest, spec, self.profile, seed=scenario.seed, shuffled=self._shuffled, extra=extra
-            )
+            build = partial(build_guest, spec, self.profile, seed=scenario.seed, shuffled=self._shuffled, extra=extra)
             extra += needs(spec, self.profile).extra_words
             guests.append(
                 Guest(name=spec.name, cpu=spec.cpu or 0, memory=spec.memory, build=build, devices=spec.devices)
@@ -161,7 +158,7 @@ class Machine:
     def _shuffled(self) -> bool:
         return self.scenario.machine.frames == "shuffled"
 
-    # --- running --------------------------------------------------------------------------------------------------------
+    # --- running --------------------------------------------------------------------------------------------
     @property
     def limit(self) -> int:
         """The last cycle of the run."""
@@ -209,7 +206,8 @@ class Machine:
         if self.progress is None:
             return True
         share = min(int(self.clock.now) / max(self.limit, 1), 1.0)
-        return self.progress("native" if self.hypervisor is None else "run", share, int(self.engine.cpus[:, s.RETIRED].sum()))
+        stage = "native" if self.hypervisor is None else "run"
+        return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
 
     def _finish(self, vm: Vm, at: int, why: str | None) -> None:
         vm.finished_at, vm.stopped = at, why
@@ -270,15 +268,18 @@ class Machine:
         if not self.trace.kinds:
             self.engine.cpus[:, s.TRACE_ON] = 0
 
-    # --- the end ---------------------------------------------------------------------------------------------------------
+    # --- the end --------------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
         """Read the statistics after checking every law."""
         self.engine.check_clock()
         owners = {name: owner_counts(self.engine, name, at) for name, at in self.engine.owners.items()}
         for owner in owners.values():
             check_laws(owner)
-        if self.scenario.machine.cpus > 1 and self.quantum > self.profile.cycles(self.profile.latency.cross_cpu_ns):
-            self.approximations.append(f"CPUs advance by a quantum of {self.quantum} cycles, more than the smallest latency between them")
+        exact = self.profile.cycles(self.profile.latency.cross_cpu_ns)
+        if self.scenario.machine.cpus > 1 and self.quantum > exact:
+            self.approximations.append(
+                f"CPUs advance by a quantum of {self.quantum} cycles; the smallest latency between them is {exact}"
+            )
         vms = tuple(
             VmOutcome(name=vm.spec.name, cpu=vm.spec.cpu or 0, elapsed=vm.finished_at or 0, stopped=vm.stopped)
             for vm in self.vms

@@ -71,9 +71,7 @@ class VmSpec:
 class RunSpec:
     """How the run ends, and what is run beside it."""
 
-    limit: int = setting(
-        durations(ge=1000), "Simulated time after which the run stops", default=10_000_000_000
-    )
+    limit: int = setting(durations(ge=1000), "Simulated time after which the run stops", default=10_000_000_000)
     work_scale: int = setting(
         counts(ge=1, le=1000),
         "Every run of ordinary instructions executes this many times as many; counts of events must not change",
@@ -134,9 +132,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
         left = max(0, left - vm.memory)
         name = vm.name or f"vm{number}"
         if name in names:
-            yield Problem(
-                path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name"
-            )
+            yield Problem(path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name")
         names.add(name)
         yield from _memory_conflicts(vm, where)
 

@@ -67,9 +67,7 @@ def exit_program(reason: str, personality: str, profile: str) -> RenderableType:
     return program_listing(known, personality, prices, exit_stages(personality, known.number, prices))
 
 
-def program_listing(
-    reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage]
-) -> RenderableType:
+def program_listing(reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage]) -> RenderableType:
     """Op by op: privilege, program, price; then what share of the cycles comes from ops, WORK and hooks.
 
     Not modelled: memory stalls, which a listing cannot know.
@@ -93,9 +91,7 @@ def program_listing(
     }
     total = sum(sums.values()) + transitions["VM exit"]
     entry = f"VM exit {transitions['VM exit']} cycles before it, VM entry {transitions['VM entry']} in it"
-    shares = ", ".join(
-        f"{name} {percent(cycles / total if total else None)}" for name, cycles in sums.items()
-    )
+    shares = ", ".join(f"{name} {percent(cycles / total if total else None)}" for name, cycles in sums.items())
     lines = [
         Text(f"Exit reason {reason.number}, {reason.title!r} in the manual; {entry}."),
         Text(f"At least {count(total)} cycles in all, memory stalls apart; of them {shares}."),

@@ -21,9 +21,7 @@ FROM_ELSEWHERE: Final = r",?\s*url\(\"http[^)]*\) format\(\"[a-z0-9]+\"\)|<!--.*
 
 def picture(result: Result, command: str) -> str:
     """The report of a run as SVG that needs no network."""
-    console = Console(
-        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
-    )
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text(f"$ {command}", style="bold"))
     console.print(report(result))
     svg = console.export_svg(title="vtsim", unique_id="vtsim")

@@ -119,9 +119,7 @@ def _exits(exits: Iterable[Exit]) -> Table:
     for one in exits:
         times = (one.mean_cycles, one.p50_cycles, one.p99_cycles)
         shares = (percent(one.share), percent(one.share_of_run))
-        table.add_row(
-            one.reason, count(one.count), *(f"{time:,.0f}" for time in times), count(one.cycles), *shares
-        )
+        table.add_row(one.reason, count(one.count), *(f"{time:,.0f}" for time in times), count(one.cycles), *shares)
     return table
 
 

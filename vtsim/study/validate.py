@@ -72,9 +72,7 @@ def validate(
 def _bound(id: str, known: Iterable[str]) -> str:
     if id not in known:
         row(id)
-        raise ConfigError(
-            f"published row {id!r} has no binding yet", help="bound rows are " + ", ".join(known)
-        )
+        raise ConfigError(f"published row {id!r} has no binding yet", help="bound rows are " + ", ".join(known))
     return id
 
 
@@ -162,9 +160,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     before = ""
     for one in comparisons:
         if one.row != before:
-            shown.add_row(
-                Text.assemble((one.row, "bold"), " ", (one.hardware, "dim")), *[""] * 3, "", one.split
-            )
+            shown.add_row(Text.assemble((one.row, "bold"), " ", (one.hardware, "dim")), *[""] * 3, "", one.split)
         shown.add_row(
             f"  {one.key}",
             number(one.published),

@@ -31,7 +31,7 @@ STORED_MSRS: Final = (  # MSRs that a guest may read and write, and that do noth
 
 
 def cpuid_entries(engine: Engine) -> npt.NDArray[np.int64]:
-    """Rows of leaf, subleaves (-1 where they say nothing), EAX, EBX, ECX, EDX: the host's, as a guest may see them."""
+    """Rows of leaf, subleaves (-1 where they say nothing), EAX, ECX, EDX, EBX: the host's, as a guest may see them."""
     at, count = int(engine.arena[mem.A_CPUID]), int(engine.arena[mem.A_CPUID_COUNT])
     host = [tuple(int(v) for v in engine.arena[at + 6 * n : at + 6 * n + 6]) for n in range(count)]
     if not any(row[0] == 1 for row in host):
@@ -41,8 +41,10 @@ def cpuid_entries(engine: Engine) -> npt.NDArray[np.int64]:
     for leaf, subleaf, *registers in sorted(host):
         if leaf == 1:
             registers[2] = registers[2] & ~VMX | HYPERVISOR_PRESENT
-        rows.append((leaf, -1 if subleaf < 0 else subleaves[leaf], *registers))
-    rows.append((HYPERVISOR_LEAF, -1, HYPERVISOR_LEAF, *SIGNATURE))
+        eax, ebx, ecx, edx = registers
+        rows.append((leaf, -1 if subleaf < 0 else subleaves[leaf], eax, ecx, edx, ebx))
+    ebx, ecx, edx = SIGNATURE
+    rows.append((HYPERVISOR_LEAF, -1, HYPERVISOR_LEAF, ecx, edx, ebx))
     return np.array(rows, np.int64)
 
 

@@ -33,7 +33,7 @@ VCPU_WORDS: Final = (
     ("REGISTERS",        16, "general registers by number; RSP only while an instruction is emulated"),
     ("LAUNCHED",          1, "has the VMCS been launched?"),
     ("VMCS_POINTER",      1, "host-physical address of the VMCS"),
-    ("REQUEST",           1, "events have to be evaluated before the next VM entry"),
+    ("REQUEST",           1, "what has to be seen to before the next VM entry: see the requests"),
     ("STATE",             1, "see the states below"),
     ("GUEST_CR2",         1, "CR2 of the guest"),
     ("HOST_ROOT",         1, "CR3 of the thread's process"),
@@ -53,8 +53,9 @@ VCPU_WORDS: Final = (
     ("TSC_DEADLINE",      1, "IA32_TSC_DEADLINE of the guest"),
     ("TSC_ADJUST",        1, "IA32_TSC_ADJUST of the guest"),
     ("TSC_OFFSET",        1, "guest TSC less host TSC"),
-    ("CPUID_TABLE",       1, "linear address of its CPUID entries"),
+    ("CPUID_WORDS",       1, "words of a CPUID entry"),
     ("CPUID_ENTRIES",     1, "how many"),
+    ("CPUID_TABLE",       1, "linear address of the entries"),
     ("MSR_TABLE",         1, "linear address of the MSRs that are plain storage"),
     ("MSR_ENTRIES",       1, "how many"),
     ("PORTS",             1, "linear address of the ports that the hypervisor itself answers"),
@@ -81,7 +82,7 @@ VCPU_WORDS: Final = (
     ("UNTIMED",           1, "virtual timers are not armed: a recording says when they fire"),
     ("IO_APIC_PAGE",      1, "linear address of the I/O APIC's registers"),
     ("EXITS",             1, "VM exits, as the hypervisor's own statistics count them"),
-    ("LAST_TSC",          1, "TSC at the last exit"),
+    ("LAST_TSC",          2, "TSC at the last exit, low and high half"),
     ("XCR0",              1, "XCR0 of the guest"),
     ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
     ("SHADOW_ROOTS",      1, "linear address of the table from guest CR3 to shadow root"),
@@ -140,10 +141,11 @@ RUN: Final = _offsets(RUN_WORDS)
 SLOT: Final = _offsets(SLOT_WORDS)
 SLOT_BYTES: Final = 32
 LIST_LIMIT: Final = 64
-CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, EBX, ECX, EDX
+CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 
 # fmt: off
 RUNNABLE, HALTED, ENDED = range(3)                                  # states of a vCPU
+REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
 SLOT_READ_ONLY, SLOT_PRIVATE = 1, 2                                 # flags of a slot
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked
 COMPLETE_NOTHING, COMPLETE_PORT, COMPLETE_LOAD, COMPLETE_STORE, COMPLETE_STRING = range(5)

@@ -14,9 +14,9 @@ from vtsim.cpu.kernels.events import FOREVER, set_limit
 # fmt: off
 ONE_SHOT, PERIODIC, TSC_DEADLINE = range(3)
 # registers by x2APIC MSR number, less 0x800
-(REG_ID, REG_VERSION, REG_TPR, REG_PPR, REG_EOI, REG_LDR, REG_SVR, REG_ISR, REG_IRR, REG_ICR, REG_LVT_TIMER, REG_INITIAL,
- REG_CURRENT, REG_DIVIDE, REG_SELF_IPI) = (0x02, 0x03, 0x08, 0x0A, 0x0B, 0x0D, 0x0F, 0x10, 0x20, 0x30, 0x32, 0x38, 0x39,
-                                           0x3E, 0x3F)
+(REG_ID, REG_VERSION, REG_TPR, REG_PPR, REG_EOI, REG_LDR, REG_SVR, REG_ISR, REG_IRR, REG_ICR, REG_LVT_TIMER,
+ REG_INITIAL, REG_CURRENT, REG_DIVIDE, REG_SELF_IPI) = (
+    0x02, 0x03, 0x08, 0x0A, 0x0B, 0x0D, 0x0F, 0x10, 0x20, 0x30, 0x32, 0x38, 0x39, 0x3E, 0x3F)
 MASKED = 1 << 16
 # fmt: on
 

@@ -88,7 +88,7 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
 
 @kernel
 def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
-    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3 on the way and counts who served."""
+    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3 and counts who served."""
     owner = m[OWNER]
     if probe(m, t, L2, line):
         if use == AS_DATA:
@@ -152,7 +152,7 @@ def fetch_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     return cycles if cycles > 0 else 0
 
 
-# --- translations: arena structures of tags, data and reference masks ------------------------------------------------
+# --- translations: arena structures of tags, data and reference masks ---------------------------------------
 
 
 @kernel

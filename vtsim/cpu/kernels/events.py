@@ -47,8 +47,9 @@ NEXT, JUMPED, EVENT, STOPPED, AGAIN = range(5)
 # why the engine stopped
 (RUNNING, HORIZON, BUDGET, PLATFORM_HOOK, PROGRAM_END, TRIPLE_FAULTED, MODEL_FAULT, TRACE_FULL, OUT_OF_MEMORY,
  ENTRY_FAILED, DEVICE_READ, DEVICE_WRITE, PORT_READ, PORT_WRITE, SHUTDOWN) = range(15)
-STOPS = ("running", "horizon", "op budget", "platform hook", "end of program", "triple fault", "model fault", "trace full",
-         "out of memory", "VM-entry failure", "device read", "device write", "port read", "port write", "shutdown")
+STOPS = ("running", "horizon", "op budget", "platform hook", "end of program", "triple fault", "model fault",
+         "trace full", "out of memory", "VM-entry failure", "device read", "device write", "port read", "port write",
+         "shutdown")
 # event types of interruption information
 EXTERNAL, NMI_EVENT, HARDWARE_EXCEPTION, SOFTWARE_INTERRUPT, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION = 0, 2, 3, 4, 5, 6
 DE, DB, BP, UD, NM, DF, TS, NP, SS, GP, PF = 0, 1, 3, 6, 7, 8, 10, 11, 12, 13, 14
@@ -63,7 +64,7 @@ TRACE_WORDS, TRACE_SLACK = 10, 16   # a record is a row of vtsim.base.trace
 
 @kernel
 def settle(m: Record, a: Arena) -> None:
-    """Charge cycles and instructions since the last settlement to whoever ran: before owner, privilege or activity change."""
+    """Charge cycles and instructions to whoever ran: before owner, privilege or activity change."""
     privilege = m[s.PRIVILEGE]
     owner = m[s.OWNER]
     at = owner + (privilege & 1) * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + m[s.ACTIVITY]
@@ -84,7 +85,7 @@ def charge(m: Record, a: Arena, activity: int, cycles: int) -> None:
 
 @kernel
 def record(m: Record, a: Arena, before: int, kind: int, reason: int, cycles: int, detail: int, about: int) -> None:
-    """Append a transition to the trace. When it is nearly full the engine stops at the next op so that it is drained."""
+    """Append a transition to the trace. Nearly full, it makes the engine stop at the next op, to be drained."""
     n = a[A_TRACE_LENGTH]
     if n + TRACE_SLACK >= a[A_TRACE_LIMIT]:
         m[s.LIMIT] = 0
@@ -281,7 +282,10 @@ def exception_exits(m: Record, a: Arena, vector: int) -> bool:
     """
     at = m[s.VMCS]
     wanted = (a[at + v.EXCEPTION_BITMAP] >> vector) & 1 != 0
-    if vector == PF and m[s.EVENT_ERROR] & a[at + v.PAGE_FAULT_ERROR_CODE_MASK] != a[at + v.PAGE_FAULT_ERROR_CODE_MATCH]:
+    if (
+        vector == PF
+        and m[s.EVENT_ERROR] & a[at + v.PAGE_FAULT_ERROR_CODE_MASK] != a[at + v.PAGE_FAULT_ERROR_CODE_MATCH]
+    ):
         return not wanted
     return wanted
 
@@ -463,7 +467,7 @@ def log_exit(m: Record, a: Arena, reason: int, qualification: int) -> None:
 
 @kernel
 def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -> None:
-    """Save the guest, record why, load the host. Exit information beyond the arguments is taken from EXIT_… and cleared.
+    """Save the guest, record why, load the host. Other exit information is taken from EXIT_… and cleared.
 
     SDM: "Recording VM-Exit Information and Updating VM-entry Control Fields"; "Saving Guest State";
     "Loading Host State".
@@ -585,7 +589,7 @@ def histogram_bucket(cycles: int) -> int:
 
 @kernel
 def close_exit(m: Record, a: Arena, at: int) -> None:
-    """Account the exit that this VM entry ends: time from exit to entry, and whether the monitor executed the instruction."""
+    """Account the exit that this VM entry ends: its time, and whether the monitor executed the instruction."""
     reason = a[at + h.V_EXIT_REASON]
     if reason < 0:
         return

@@ -41,7 +41,7 @@ HOOKS: Final = (
     ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
                        "number, end: two words), bits of upper entries R10; RAX <- 0, or 1 if the allocator is empty, "
                        "RDX <- the entry that stood there"),
-    ("TABLE_LOOKUP",   "root RDI, address RSI, linear map R8, present bits R10; RAX <- leaf entry or 0, RDX <- its level, "
+    ("TABLE_LOOKUP",   "root RDI, address RSI, linear map R8, present bits R10; RAX <- leaf entry or 0, RDX <- level, "
                        "RCX <- linear address of the entry"),
     ("TABLE_COPY",     "source root RDI, copy's root RSI, first and last top-level index RDX RCX, linear map R8, "
                        "allocator R9, bits cleared in leaves of both R10; RAX <- leaves copied"),
@@ -53,7 +53,7 @@ HOOKS: Final = (
     ("PAGE_COPY",      "page at RDI becomes a copy of the page at RSI"),
     ("SET_BIT",        "bit RSI of the bit string at RDI <- 1; RAX <- old value"),
     ("CLEAR_BIT",      "bit RSI of the bit string at RDI <- 0; RAX <- old value"),
-    ("DECODE",         "instruction at the guest's RIP in RSI, whose bytes stand at RDI; RAX <- op or -1, RCX its register "
+    ("DECODE",         "instruction at the guest's RIP in RSI, whose bytes stand at RDI; RAX <- op or -1, RCX register "
                        "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
@@ -82,7 +82,7 @@ def hook_store(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
 def new_table(m: Record, a: Arena, t: Tags, parent: int) -> int:
     """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault.
 
-    All that may be refused comes first, also the store to `parent` that follows: what is made again takes no frame twice.
+    All that may be refused comes first, also the later store to `parent`: what is made again takes no frame twice.
     """
     at = m[s.GPR + s.R9]
     frame = hook_load(m, a, t, at)

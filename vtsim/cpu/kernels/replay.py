@@ -45,7 +45,7 @@ from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
  UNTIL_AGAIN) = range(13)
 EVENTS: Final = (
     # name          operands                                 what happens
-    ("REGISTERS",   "IMM, DISP, EXTRA, R2",                  "RAX, RCX, RDX, RSI and RDI <- what instructions before left"),
+    ("REGISTERS",   "IMM, DISP, EXTRA, R2",                  "RAX, RCX, RDX, RSI and RDI <- what was left in them"),
     ("ACCESS",      "R2 read write execute, IMM gPA, DISP gVA", "the next instruction accesses memory"),
     ("WALK",        "IMM gPA of an entry, DISP gVA",         "a page walk reads that entry"),
     ("TABLE_WRITE", "IMM gPA, DISP value",                   "a store into a paging structure"),

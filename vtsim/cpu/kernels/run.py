@@ -71,7 +71,16 @@ from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
 from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import drain, passes, stream
 from vtsim.cpu.kernels.system import ARITHMETIC, RF_CF, RF_OF, RF_SF, RF_ZF, effective, system
-from vtsim.cpu.kernels.translate import CONTEXT_SHIFT, READ, TAG_SHIFT, VPN_MASK, WRITE, recorded, translate, translate_code
+from vtsim.cpu.kernels.translate import (
+    CONTEXT_SHIFT,
+    READ,
+    TAG_SHIFT,
+    VPN_MASK,
+    WRITE,
+    recorded,
+    translate,
+    translate_code,
+)
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -170,7 +179,9 @@ def wake(m: Record, a: Arena) -> None:
 
 @kernel
 def locate(m: Record, a: Arena, t: Tags) -> int:
-    """The row at RIP: translate the page (ITLB and walk priced), find the row for the byte. 0: JUMPED, an event was raised; -1: EVENT.
+    """The row at RIP: translate the page (ITLB and walk priced), find the row for the byte.
+
+    0 says that an event took RIP elsewhere, -1 that an exception waits for delivery.
 
     A page looked up since the last fill or invalidation needs no second look: a hit would change nothing.
     """
@@ -639,8 +650,9 @@ def memory_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
 def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int) -> int:
     """Advance every CPU to `until`, always the one furthest behind, by at most a quantum; the CPU that stopped, or -1.
 
-    With one CPU there is no quantum. Inter-processor interrupts are routed here: a quantum no longer than the
-    smallest cross-CPU latency makes them exact.
+    With one CPU there is no quantum. Inter-processor interrupts are routed here.
+
+    Not modelled: the flight time of an inter-processor interrupt; it arrives at the receiver's next op.
     """
     count = cpus.shape[0]
     while True:

@@ -29,7 +29,6 @@ from vtsim.cpu.exit_rules import BIT, REASON, RING, WHERE
 from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
 from vtsim.cpu.kernels.events import (
     AGAIN,
-    EVENT,
     FOREVER,
     GP,
     JUMPED,

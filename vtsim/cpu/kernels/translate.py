@@ -214,7 +214,7 @@ def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking:
 
 @kernel
 def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -> int:
-    """Translate a guest-physical page. Returns host page address | rights (0-2) | dirty (3) | page size (4-5), or a fault.
+    """Translate a guest-physical page: host page address | rights (0-2) | dirty (3) | page size (4-5), or a fault.
 
     `access` is made of EPT_READ, EPT_WRITE, EPT_EXECUTE. With accessed and dirty flags, accesses to guest paging
     structures count as writes.
@@ -238,9 +238,7 @@ def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -
 
 
 @kernel
-def ept_walk(
-    m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, context: int
-) -> int:
+def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, context: int) -> int:
     """Walk the EPT paging structures, from the deepest cached level on; keep what was learnt."""
     owner = m[OWNER]
     table = m[EPTP] & ADDRESS
@@ -421,7 +419,9 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             if leaf and access == WRITE:
                 flags |= PTE_DIRTY
             if entry & flags != flags:
-                if not writable and from_cache:  # the cache forgot the table's guest-physical address: start at the root
+                if (
+                    not writable and from_cache
+                ):  # the cache forgot the table's guest-physical address: start at the root
                     level, table, rights = levels, m[CR3] & ADDRESS, UP_WRITE | UP_USER
                     translated, writable = False, True
                     continue
@@ -655,7 +655,7 @@ def translate_code(m: Record, a: Arena, t: Tags, gva: int, user: int) -> int:
     return translate_slowly(m, a, t, gva, EXECUTE, user, True)
 
 
-# --- invalidation ------------------------------------------------------------------------------------------------------
+# --- invalidation -------------------------------------------------------------------------------------------
 
 
 @kernel
@@ -692,7 +692,7 @@ def drop_guest_physical(m: Record, a: Arena, ep4ta: int) -> None:
 
 @kernel
 def drop_page(m: Record, a: Arena, key: int, gva: int) -> None:
-    """Remove the mappings of one linear address in one context and its global twin, and the context's paging-structure entries.
+    """Remove one linear address from one context and its global twin, and the context's paging-structure entries.
 
     Once a large page was kept in pieces, nobody knows how many: all mappings of both go.
 

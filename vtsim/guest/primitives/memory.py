@@ -67,11 +67,7 @@ def stream(a: Assembler, phase: spec.StreamSpec, at: Stage) -> None:
     """Accesses in one REP-like operation; more work between two accesses than a row can say is a loop around it."""
     accesses = at.scaled(phase.accesses)
     between = phase.work if phase.work <= WORK_LIMIT else 0
-    packed = (
-        PATTERN[phase.pattern]
-        | round(phase.write * 1024) << ops.STREAM_WRITES
-        | between << ops.STREAM_WORK
-    )
+    packed = PATTERN[phase.pattern] | round(phase.write * 1024) << ops.STREAM_WRITES | between << ops.STREAM_WORK
     values = {s.RSI: at.base, s.RDX: phase.region, s.RDI: 0, s.RBX: start_of_random(at)}
     values[s.R8] = phase.stride if phase.pattern == "strided" else WORD
     if phase.pattern == "zipf":

@@ -75,9 +75,7 @@ def _read(path: str, limit: int | None, version: int) -> Recording:
             break
     every = np.concatenate(accesses)
     pages = np.unique(every >> 13)
-    return Recording(
-        accesses=every, fetched=np.concatenate(fetched), fetches=fetches, ranges=tuple(_ranges(pages))
-    )
+    return Recording(accesses=every, fetched=np.concatenate(fetched), fetches=fetches, ranges=tuple(_ranges(pages)))
 
 
 def _ranges(pages: NDArray[np.int64]) -> Sequence[tuple[int, int]]:

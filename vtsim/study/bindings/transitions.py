@@ -36,9 +36,7 @@ def _price(key: str, profile: str, operation: str) -> Figure:
         return float(load_profile(profile).prices[operation])
 
     note = f"the parameter prices.{operation} of {profile} itself"
-    return Figure(
-        key=key, published=key, runs=(), compute=compute, unit="cycles", tolerance_percent=1.0, note=note
-    )
+    return Figure(key=key, published=key, runs=(), compute=compute, unit="cycles", tolerance_percent=1.0, note=note)
 
 
 def _native(key: str, profile: str, phase: str, tolerance: float = 10.0) -> Figure:

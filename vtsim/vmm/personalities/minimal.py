@@ -17,7 +17,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import ept, events, instructions, mmio, ports, schedule
 from vtsim.vmm.programs.common import emit_paths, emit_shared
-from vtsim.vmm.programs.words import ALL, VALID, cpu, vcpu
+from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
 from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
 
@@ -25,11 +25,8 @@ NAME: Final = "minimal"
 
 
 def external(a: Assembler, path: Path) -> None:
-    """Run the host's handler; then the scheduler, if it asked for it."""
+    """Run the host's handler."""
     events.external_interrupt(a, path)
-    a.ld(RAX, cpu("RESCHEDULE"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "schedule")
     a.jmp("reenter")
 
 
@@ -107,25 +104,13 @@ class Minimal:
         a.ld(RAX, vcpu("REQUEST"))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NZ, "requests")
-        a.label("requests_done")
+        a.label("enter")
         a.activity = ops.REENTRY
-        a.ld(RAX, vcpu("GUEST_LOADED"))
-        a.test(RAX, register=RAX)
-        a.jcc(ops.CC_Z, "load_guest")
-        a.label("guest_loaded")
-        a.activity = ops.REENTRY
-        a.ld(RAX, vcpu("LAUNCHED"))
-        a.test(RAX, register=RAX)
-        a.jcc(ops.CC_Z, "launch")
         a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
         a.op(ops.VMRESUME)
         a.op(ops.UD)
-        a.label("launch")
-        a.st_value(vcpu("LAUNCHED"), 1)
-        a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
-        a.op(ops.VMLAUNCH)
-        a.op(ops.UD)
 
+        a.activity = ops.EXIT_DISPATCH
         events.recover_interrupted(a, path, "recovered")
         emit_paths(a, path, NAME)
         if path.vmm.paging == "ept":

@@ -20,12 +20,17 @@ BLOCKING_BY_STI_AND_MOV_SS = 3
 
 
 def evaluate(a: Assembler, path: Path) -> None:
-    """`requests`: before a VM entry, decide what to inject; ends in a jump to `requests_done`."""
+    """`requests` (their word in RAX): before a VM entry, decide what to inject; ends in a jump to `requests_done`."""
     a.label("requests")
     a.activity = ops.INJECTION
+    a.ld(RCX, cpu("RESCHEDULE"))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_NZ, "schedule")
+    zero(a, RCX)
+    a.st(vcpu("REQUEST"), RCX)
+    a.test(RAX, at.REQUEST_EVENTS)
+    a.jcc(ops.CC_Z, "requests_done")
     work(a, path, "evaluate_events")
-    zero(a, RAX)
-    a.st(vcpu("REQUEST"), RAX)
     a.ld(RCX, vcpu("PENDING"))
     a.test(RCX, VALID)
     a.jcc(ops.CC_NZ, "inject_pending")
@@ -117,7 +122,7 @@ def interrupt_window(a: Assembler, path: Path) -> None:
 
 def request(a: Assembler) -> None:
     """Ask for events to be evaluated before the next VM entry."""
-    a.st_value(vcpu("REQUEST"), 1)
+    a.st_value(vcpu("REQUEST"), at.REQUEST_EVENTS)
 
 
 def recover_interrupted(a: Assembler, path: Path, back: str) -> None:

@@ -20,7 +20,7 @@ from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import GENERAL_PROTECTION, INVALID_OPCODE, LOW, join, saved, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
-RESULTS: Final = (RAX, RBX, RCX, RDX)  # of CPUID, in the order of a table's entry
+RESULTS: Final = (RAX, RCX, RDX, RBX)  # of CPUID, in the order of their numbers and of a table's entry
 TSC, TSC_ADJUST, TSC_DEADLINE, EFER, PAT = 0x10, 0x3B, 0x6E0, 0xC0000080, 0x277
 STAR, LSTAR, FMASK = at.SWITCHED_MSRS[: at.USER_RETURN_MSRS]
 MSR_WORDS: Final = 2  # index, value
@@ -45,15 +45,18 @@ def cpuid(a: Assembler, path: Path) -> None:
     """Answer from the vCPU's CPUID table; a leaf that is not there reads as zero."""
     work(a, path, "cpuid")
     a.ld(RSI, saved(RAX, 4))
-    a.ld(RDI, vcpu("CPUID_TABLE"))
-    a.ld(RDX, vcpu("CPUID_ENTRIES"))
-    a.mov(RCX, at.CPUID_BYTES // 8)
+    a.ldm(vcpu("CPUID_WORDS"), (RCX, RDX, RDI))
     a.hook(hooks.FIND)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "cpuid_zeroes")
     a.ld(RDX, Mem(RAX, 8), comment="subleaves")
     a.test(RDX, register=RDX)
-    a.jcc(ops.CC_S, "cpuid_found")
+    a.jcc(ops.CC_NS, "cpuid_subleaf")
+    a.label("cpuid_found")
+    a.ldm(Mem(RAX, 16), RESULTS)
+    a.stm(saved(RAX), RESULTS)
+    a.jmp("skip")
+    a.label("cpuid_subleaf")
     a.ld(RCX, saved(RCX, 4))
     a.cmp(RCX, register=RDX)
     a.jcc(ops.CC_AE, "cpuid_zeroes")
@@ -62,15 +65,11 @@ def cpuid(a: Assembler, path: Path) -> None:
     a.shl(RCX, 5)
     a.add(RAX, register=RDX)
     a.add(RAX, register=RCX)
-    a.label("cpuid_found")
-    for n, register in enumerate(RESULTS):
-        a.ld(RDI, Mem(RAX, 16 + 8 * n))
-        a.st(saved(register), RDI)
-    a.jmp("skip")
+    a.jmp("cpuid_found")
     a.label("cpuid_zeroes")
-    zero(a, RDI)
     for register in RESULTS:
-        a.st(saved(register), RDI)
+        zero(a, register)
+    a.stm(saved(RAX), RESULTS)
     a.jmp("skip")
 
 
@@ -340,12 +339,17 @@ def set_xcr0(a: Assembler, path: Path) -> None:
 def debug_registers(a: Assembler, path: Path) -> None:
     """MOV DR: let the guest have the debug registers until its next exit, and execute the instruction again."""
     work(a, path, "debug_registers")
+    a.op(ops.CLI)
+    a.ld(RAX, vcpu("REQUEST"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "reenter", comment="first things first: the instruction exits again")
     a.ld(RAX, vcpu("PRIMARY"))
     a.and_(RAX, ~(1 << 23))
     a.st(vcpu("PRIMARY"), RAX)
     a.vmwrite("PRIMARY_PROC_CONTROLS", RAX)
     a.st_value(vcpu("DR_SWITCHED"), 1)
-    a.jmp("reenter")
+    a.st_value(vcpu("REQUEST"), at.REQUEST_STATE, "seen to after the next exit")
+    a.jmp("enter")
 
 
 def triple_fault(a: Assembler, path: Path) -> None:

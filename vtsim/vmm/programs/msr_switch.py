@@ -7,18 +7,22 @@ Not modelled: IA32_TSC_AUX, which programs here do not read.
 from __future__ import annotations
 
 from vtsim.cpu import ops
-from vtsim.cpu.assembler import Assembler
-from vtsim.cpu.slots import RAX, RCX
-from vtsim.vmm.layout import SWITCHED_MSRS, USER_RETURN_MSRS
-from vtsim.vmm.programs.words import cpu, join, split, vcpu, work, zero
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.slots import RAX, RCX, RSP
+from vtsim.vmm.layout import REQUEST_STATE, SWITCHED_MSRS, USER_RETURN_MSRS, V
+from vtsim.vmm.programs.words import ALL, cpu, join, set_bit, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 KERNEL_GS_BASE = SWITCHED_MSRS[USER_RETURN_MSRS]
 
 
 def enter_guest_msrs(a: Assembler, path: Path) -> None:
-    """`load_guest`: put the guest's MSRs into the CPU, those of them that differ; ends in a jump to `guest_loaded`."""
-    a.label("load_guest")
+    """`requests_done`: put the guest's MSRs into the CPU, those that differ; on to `enter`, or the first VM entry."""
+    a.label("requests_done")
+    a.activity = ops.REENTRY
+    a.ld(RAX, vcpu("GUEST_LOADED"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "guest_loaded")
     work(a, path, "load_guest")
     for n, index in enumerate(SWITCHED_MSRS):
         a.ld(RAX, vcpu("GUEST_MSRS", n))
@@ -32,11 +36,18 @@ def enter_guest_msrs(a: Assembler, path: Path) -> None:
         a.op(ops.WRMSR)
         a.label(f"load_guest_{n}")
     a.st_value(vcpu("GUEST_LOADED"), 1)
-    a.jmp("guest_loaded")
+    a.label("guest_loaded")
+    a.ld(RAX, vcpu("LAUNCHED"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "enter")
+    a.st_value(vcpu("LAUNCHED"), 1)
+    a.ldm(Mem(RSP, V["REGISTERS"]), ALL)
+    a.op(ops.VMLAUNCH)
+    a.op(ops.UD)
 
 
 def leave_guest_msrs(a: Assembler, path: Path, where: str) -> None:
-    """Save the guest's KERNEL_GS_BASE, which it writes without an exit, and restore the host's."""
+    """Interrupts off: save the guest's KERNEL_GS_BASE, which it writes without an exit, and restore the host's."""
     a.ld(RAX, vcpu("GUEST_LOADED"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, f"{where}_left")
@@ -52,6 +63,7 @@ def leave_guest_msrs(a: Assembler, path: Path, where: str) -> None:
         a.emit(ops.LGDT, mem=cpu("GDTR"))
     zero(a, RAX)
     a.st(vcpu("GUEST_LOADED"), RAX)
+    set_bit(a, vcpu("REQUEST"), REQUEST_STATE)
     a.label(f"{where}_left")
 
 

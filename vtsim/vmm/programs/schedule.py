@@ -90,7 +90,7 @@ def halt(a: Assembler, path: Path) -> None:
     a.vmread(RAX, "GUEST_RFLAGS")
     a.test(RAX, 1 << 9)
     a.jcc(ops.CC_Z, "halt_block")
-    a.st_value(vcpu("REQUEST"), 1)
+    a.st_value(vcpu("REQUEST"), at.REQUEST_EVENTS)
     a.jmp("go_on")
     a.label("halt_block")
     a.st_value(vcpu("STATE"), at.HALTED)

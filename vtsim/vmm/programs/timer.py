@@ -140,7 +140,7 @@ def expire(a: Assembler, path: Path) -> None:
     work(a, path, "scheduler_tick")
     a.add(RAX, path.addresses["tick_cycles"])
     a.st(cpu("TICK_AT"), RAX)
-    a.st_value(cpu("RESCHEDULE"), 1)
+    want_cpu(a)
     a.label("no_tick")
     a.call("program_timer")
 
@@ -202,6 +202,13 @@ def wake(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "awake")
     work(a, path, "wake_up")
     a.st_value(vcpu("STATE"), at.RUNNABLE)
-    a.st_value(cpu("RESCHEDULE"), 1)
+    want_cpu(a)
     a.label("awake")
     a.ret()
+
+
+def want_cpu(a: Assembler) -> None:
+    """Let the thread that runs give up the CPU before it enters its guest; RAX changes."""
+    a.st_value(cpu("RESCHEDULE"), 1)
+    a.ld(RAX, cpu("CURRENT"))
+    a.st_value(Mem(RAX, at.V["REQUEST"]), at.REQUEST_EVENTS)

@@ -14,13 +14,15 @@ from attrs import frozen
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDX, RSP
+from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs import ept, events, instructions, mmio, schedule
 from vtsim.vmm.programs.common import emit_paths, emit_shared
-from vtsim.vmm.programs.words import ALL, VALID, cpu, join, saved, vcpu, work, zero
+from vtsim.vmm.programs.timer import want_cpu
+from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
 from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
 
@@ -50,7 +52,7 @@ def hypercall(a: Assembler, path: Path) -> None:
 def pause(a: Assembler, path: Path) -> None:
     """A vCPU that spins: let another one run."""
     work(a, path, "pause")
-    a.st_value(cpu("RESCHEDULE"), 1)
+    want_cpu(a)
     a.jmp("skip")
 
 
@@ -117,9 +119,6 @@ class Kvm:
         a.label("external")
         events.external_interrupt(a, path)
         a.jmp("interrupts_on")
-        a.activity = ops.EXIT_DISPATCH
-        a.label("debug_registers_back")
-        debug_registers_back(a)
         emit_paths(a, path, NAME)
         user.kernel_side(a, path)
         mmio.emulator(a, path)
@@ -148,12 +147,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "recover")
     a.label("recovered")
     a.op(ops.RDTSC)
-    join(a)
-    a.st(vcpu("LAST_TSC"), RAX)
-    a.ld(RAX, vcpu("DR_SWITCHED"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "debug_registers_back")
-    a.label("debug_registers_done")
+    a.stm(vcpu("LAST_TSC"), (RAX, RDX))
     a.cmp(RBX, x.EXTERNAL_INTERRUPT)
     a.jcc(ops.CC_Z, "external")
     a.label("interrupts_on")
@@ -165,17 +159,6 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.test(RBX, ENTRY_FAILURE)
     a.jcc(ops.CC_NZ, "unexpected")
     a.jmp_mem(Mem(displacement=path.addresses["handlers"], index=RBX, scale=8))
-
-
-def debug_registers_back(a: Assembler) -> None:
-    """The guest's turn with the debug registers ends at its next exit."""
-    zero(a, RAX)
-    a.st(vcpu("DR_SWITCHED"), RAX)
-    a.ld(RAX, vcpu("PRIMARY"))
-    a.or_(RAX, 1 << 23)
-    a.st(vcpu("PRIMARY"), RAX)
-    a.vmwrite("PRIMARY_PROC_CONTROLS", RAX)
-    a.jmp("debug_registers_done")
 
 
 def before_entry(a: Assembler, path: Path) -> None:
@@ -191,29 +174,13 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
     a.test(RAX, 3)
     a.jcc(ops.CC_NZ, "end_shadow")
-    a.jmp("reenter")
-    a.label("end_shadow")
-    a.and_(RAX, ~3)
-    a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
-    a.jmp("reenter")
-
-    a.label("go_on")
-    a.op(ops.STI)
     a.label("reenter")
     a.activity = ops.REENTRY
     a.op(ops.CLI)
-    a.ld(RAX, cpu("RESCHEDULE"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "schedule")
     a.ld(RAX, vcpu("REQUEST"))
     a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "requests")
-    a.label("requests_done")
-    a.activity = ops.REENTRY
-    a.ld(RAX, vcpu("GUEST_LOADED"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "load_guest")
-    a.label("guest_loaded")
+    a.jcc(ops.CC_NZ, "attention")
+    a.label("enter")
     a.activity = ops.REENTRY
     work(a, path, "entry_common")
     a.emit(ops.MOV_FROM_CR, RAX, imm=2)
@@ -221,20 +188,31 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.cmp(RAX, register=RCX)
     a.jcc(ops.CC_NZ, "load_cr2")
     a.label("cr2_loaded")
-    a.ld(RAX, vcpu("LAUNCHED"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "launch")
     a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
     a.op(ops.VMRESUME)
     a.op(ops.UD)
     a.label("load_cr2")
     a.emit(ops.MOV_TO_CR, RCX, imm=2)
     a.jmp("cr2_loaded")
-    a.label("launch")
-    a.st_value(vcpu("LAUNCHED"), 1)
-    a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
-    a.op(ops.VMLAUNCH)
-    a.op(ops.UD)
+    a.label("end_shadow")
+    a.and_(RAX, ~3)
+    a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
+    a.jmp("reenter")
+    a.label("go_on")
+    a.op(ops.STI)
+    a.jmp("reenter")
+
+    a.label("attention")
+    a.ld(RCX, vcpu("DR_SWITCHED"))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "requests")
+    zero(a, RCX)  # the guest's turn with the debug registers ended with this exit
+    a.st(vcpu("DR_SWITCHED"), RCX)
+    a.ld(RCX, vcpu("PRIMARY"))
+    a.or_(RCX, b.MOV_DR_EXITING)
+    a.st(vcpu("PRIMARY"), RCX)
+    a.vmwrite("PRIMARY_PROC_CONTROLS", RCX)
+    a.jmp("requests")
 
 
 personalities.register(NAME)(Kvm())

@@ -31,7 +31,7 @@ def _switch(value: int, meaning: str, source: str) -> Parameter:
 PARAMETERS: Final[Mapping[str, Parameter]] = {
     # every exit
     "exit_common":         _length(400, "vmx_vcpu_run and vcpu_enter_guest after the exit", CALIBRATED, "paper"),
-    "entry_common":        _length(336, "vcpu_enter_guest up to VMRESUME", CALIBRATED, "paper"),
+    "entry_common":        _length(364, "vcpu_enter_guest up to VMRESUME", CALIBRATED, "paper"),
     "skip":                _length(20, "kvm_skip_emulated_instruction"),
     "rsb_fill":            _length(0, "return-stack stuffing after an exit, a mitigation; 0 off, 32 on"),
     # emulation

@@ -28,10 +28,10 @@ def kernel_side(a: Assembler, path: Path) -> None:
     """`to_user`: return from the KVM_RUN ioctl; `system_call`: the next one."""
     a.label("to_user")
     a.activity = ops.DEVICE_EMULATION
+    a.op(ops.CLI)
     leave_guest_msrs(a, path, "to_user")
     exchange_fpu(a, path)
     work(a, path, "ioctl_return")
-    a.op(ops.CLI)
     restore_user_msrs(a, path)
     a.ld(RCX, vcpu("USER_RIP"))
     a.ld(R11, vcpu("USER_RFLAGS"))

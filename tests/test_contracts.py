@@ -1,0 +1,79 @@
+"""Every open set is closed: what is shipped loads, runs and is listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vtsim.config import dump, load_scenario, parse_scenario
+from vtsim.cpu.profile import load_profile, profile_names
+from vtsim.platform.machine import Machine
+from vtsim.study.measure import result_of
+from vtsim.study.run import simulate, without_hypervisor
+
+WORKLOADS = Path(__file__).parents[1] / "workloads"
+SCENARIOS = sorted(WORKLOADS.rglob("*.yaml"))
+SHORT = "run.limit=2 ms"
+NAMES = [str(path.relative_to(WORKLOADS)) for path in SCENARIOS]
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=NAMES)
+def test_every_shipped_scenario_loads_and_says_what_it_shows(path: Path) -> None:
+    scenario = load_scenario(path)
+
+    assert scenario.description
+    assert parse_scenario(dump(scenario), name=scenario.name, folder=path.parent) == scenario
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("path", SCENARIOS, ids=NAMES)
+def test_every_shipped_scenario_runs_under_its_hypervisor_and_natively(path: Path) -> None:
+    scenario = load_scenario(path, [SHORT])
+
+    for variant in (scenario, without_hypervisor(scenario)):
+        result = simulate(variant)
+        assert set(result.stopped.values()) <= {"time limit"}
+        assert sum(result.instructions.values()) > 0
+
+
+SMALL = """
+machine: {{profile: {profile}, memory: 256 MiB}}
+vmm: {{personality: {personality}}}
+vms: [{{memory: 64 MiB, guest: {{kernel: {{tick: off}}, processes: [{{phases: [{{primitive: cpuid, iterations: 50}}]}}]}}}}]
+"""
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_every_shipped_profile_runs_a_guest(profile: str) -> None:
+    personality = "kvm" if "ept" in vmx_features(profile) else "minimal"
+    machine = Machine(parse_scenario(SMALL.format(profile=profile, personality=personality)))
+
+    result = result_of([machine.run()])
+
+    assert result.stopped == {}
+    assert {each.reason: each.count for each in result.exits}["CPUID"] == 50
+
+
+def vmx_features(profile: str) -> set[str]:
+    from vtsim.vmcs.generations import GENERATIONS
+
+    capabilities = GENERATIONS[load_profile(profile).vmx.generation].capabilities()
+    return {"ept"} if capabilities.supports("ENABLE_EPT") else set()
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("name", ["vmexit/cpuid.yaml", "vmexit/inl_from_qemu.yaml", "page_fault.yaml", "syscall.yaml"])
+def test_twice_the_ordinary_work_changes_no_count(name: str) -> None:
+    """Exits arise from operations, never from how long the work between them takes."""
+
+    def counts(scale: int) -> tuple[object, ...]:
+        scenario = load_scenario(
+            WORKLOADS / name, [f"run.work_scale={scale}", "vms.0.guest.kernel.tick=off", "run.baseline=false"]
+        )
+        machine = Machine(scenario)
+        result = result_of([machine.run()])
+        exits = {each.reason: each.count for each in result.exits}
+        return exits, result.walks.references, result.guest.ring0.emulated, result.guest.ring3.emulated
+
+    assert counts(2) == counts(1)
