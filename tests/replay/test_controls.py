@@ -25,7 +25,6 @@ from vtsim.guest.traces.kinds import NUMBER
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 
-
 SMRAM = 0x72  # a register whose writes change no map
 
 

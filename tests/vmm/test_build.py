@@ -132,3 +132,17 @@ def test_a_port_of_user_space_is_listed_through_all_privilege_states() -> None:
 
     assert [stage.privilege for stage in stages] == [ops.R0, ops.R0, ops.R0, ops.R3, ops.R0, ops.R0]
     assert [stage.instructions[-1].op for stage in stages[2:4]] == [ops.SYSRET, ops.SYSCALL]
+
+
+@pytest.mark.parametrize("page_size", [4096, 2 << 20])
+def test_memory_that_cannot_be_backed_beforehand_is_refused(page_size: int) -> None:
+    with pytest.raises(ConfigError) as raised:
+        machine(
+            tiny_guest(once(cpuid)), memory=64 << 20, host_memory=48 << 20, populate="prebuilt", page_size=page_size,
+            huge_pages="always",
+        )  # fmt: skip
+
+    assert str(raised.value) == (
+        "machine.memory: there is not enough memory to back all of every VM's before it starts\n"
+        " help: raise machine.memory, or choose vmm.ept.populate 'demand'"
+    )

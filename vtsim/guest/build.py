@@ -70,7 +70,7 @@ class Needs:
 def needs(vm: VmSpec, profile: Profile) -> Needs:
     """Return what an engine must have room for, so that `build_guest` and the guest find it."""
     guest = vm.guest
-    if recording := _recording(guest, profile):
+    if recording := recorded(guest, profile):
         return Needs(pool_pages=BASE_POOL, code_pages=0, rows=0, extra_words=recording.words)
     spaces = _spaces(guest, profile)
     phases = sum(len(process.phases) for process in guest.processes)
@@ -94,7 +94,7 @@ def _rows(phase: Any) -> int:
     return ROWS_PER_PHASE + _table_words(phase) // 1024
 
 
-def _recording(guest: GuestSpec, profile: Profile) -> Recording | None:
+def recorded(guest: GuestSpec, profile: Profile) -> Recording | None:
     """The lowered recording that the guest replays, if it does; kept, because lowering takes a while."""
     phases = [phase for process in guest.processes for phase in process.phases]
     files = [Path(phase.trace) for phase in phases if isinstance(phase, ReplaySpec)]
@@ -121,7 +121,7 @@ def build_guest(
     `extra` is how many words of the engine's extra area earlier guests use. Raises `ConfigError` where the
     memory does not suffice.
     """
-    if recording := _recording(vm.guest, profile):
+    if recording := recorded(vm.guest, profile):
         return build_replay(recording, memory, memory.engine.extra + extra)
     return Builder(
         guest=vm.guest,

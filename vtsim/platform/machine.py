@@ -23,8 +23,9 @@ from vtsim.cpu.engine import Engine, Geometry, stop_name
 from vtsim.cpu.kernels import events as ev
 from vtsim.cpu.kernels.system import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
-from vtsim.guest.build import build_guest, needs
+from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.machine_view import Start
+from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
@@ -293,7 +294,15 @@ class Machine:
             wall_s=self.wall_s,
             partial=self.interrupted,
             approximations=tuple(self.approximations),
+            replayed=self._replayed(),
         )
+
+    def _replayed(self) -> ReplayedExits | None:
+        """The exits of a recorded guest that ran to its end, row by row of its recording."""
+        if self.hypervisor is None or len(self.vms) > 1 or self.vms[0].stopped:
+            return None
+        recording = recorded(self.vms[0].spec.guest, self.profile)
+        return None if recording is None else replayed_exits(self.engine, recording)
 
 
 def apply(engine: Engine, cpu: int, start: Start) -> None:

@@ -13,6 +13,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
+from vtsim.guest.replay.exits import ReplayedExits
 from vtsim.platform.spec import Scenario
 
 BUCKETS: Final = k.BUCKETS_PER_OCTAVE
@@ -67,6 +68,7 @@ class Outcome:
     wall_s: float
     partial: bool
     approximations: tuple[str, ...] = ()
+    replayed: ReplayedExits | None = None
 
 
 def bucket_floor(bucket: int) -> int:

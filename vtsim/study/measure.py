@@ -8,8 +8,10 @@ from typing import Final
 from vtsim import __version__
 from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
 from vtsim.cpu.profile import explain
+from vtsim.guest.traces.recorded_exits import RecordedExits
 from vtsim.platform.outcome import ExitCounts, Outcome, OwnerCounts
 from vtsim.study import result as r
+from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import reason_name
 
 EVENTS: Final = ("exceptions", "page_faults", "interrupts", "injections", "syscalls", "entries", "halts",
@@ -159,6 +161,13 @@ def parameters(outcome: Outcome) -> r.Parameters:
     return r.Parameters(confidence=dict(sorted(counts.items())), values=values)
 
 
+def compared(outcome: Outcome) -> r.Replay | None:
+    """The predicted exits of a recorded guest beside those that a real hypervisor took, where both are known."""
+    if outcome.replayed is None or (file := recorded_for(outcome.scenario)) is None:
+        return None
+    return replay_table(outcome.replayed, RecordedExits.load(file))
+
+
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:
     """The Result of one run: one machine, or natively one machine per guest."""
     first = outcomes[0]
@@ -210,5 +219,5 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         partial=any(outcome.partial for outcome in outcomes),
         approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
         parameters=parameters(first),
-        replay=None,
+        replay=compared(first),
     )

@@ -27,6 +27,7 @@ Words = npt.NDArray[np.int64]
 BLOCK: Final = 512  # frames of a 2 MiB block
 TEXT_FRAME: Final = BLOCK  # the host's code: one 2 MiB page
 FIRST_FRAME: Final = 2 * BLOCK
+LEFT_SMALL: Final = 8192  # frames that are never part of a block, for what is smaller
 UPPER_HALF: Final = 256  # first PML4 entry of the kernel's half
 
 
@@ -114,7 +115,9 @@ class Host:
         total = self.engine.geometry.frame_count
         usable = np.arange(-(-self.next_frame // size) * size, total // size * size, size, dtype=np.int64)
         usable = usable[(usable < mem.HOLE_FIRST) | (usable > mem.HOLE_LAST)]
-        chosen = usable[max(len(usable) // 8, len(usable) - blocks) :] if blocks else usable[:0]
+        before = int(usable[0]) - self.next_frame if len(usable) else 0
+        kept = -(-max(LEFT_SMALL - before, 0) // size)
+        chosen = usable[max(kept, len(usable) - blocks) :] if blocks else usable[:0]
         end = int(chosen[0]) if len(chosen) else total
         count = end - self.next_frame
         if self.next_frame < mem.HOLE_FIRST <= end:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from attrs import define, field
 
 from vtsim.base import memory as mem
-from vtsim.base.errors import ModelError
+from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.memory import PAGE_BYTES
 from vtsim.cpu.engine import Engine
 from vtsim.ept import spec as e
@@ -76,6 +76,14 @@ class Blocks:
         return self.host.load(self.first + 8 * n)
 
 
+def _too_small() -> ConfigError:
+    return ConfigError(
+        "there is not enough memory to back all of every VM's before it starts",
+        field="machine.memory",
+        help="raise machine.memory, or choose vmm.ept.populate 'demand'",
+    )
+
+
 @define(eq=False)
 class VmMemory:
     """The memory of one VM: what a guest builder lays its programs, tables and data into."""
@@ -122,7 +130,7 @@ class VmMemory:
         frames = np.zeros(sum(end - first for first, end in ranges), np.int64)
         if page_size == PAGE_BYTES:
             if allocate_many(self.engine.arena, frames) < 0:
-                raise ModelError("host memory is used up", {"frames": len(frames)})
+                raise _too_small()
         else:
             self._fill_with_blocks(frames)
         self.frames = frames
@@ -157,7 +165,7 @@ class VmMemory:
         for start in range(0, len(frames), step or len(frames)):
             block = self.blocks.take() if self.blocks is not None else None
             if block is None:
-                raise ModelError("host memory has no free large page", {"frames": step})
+                raise _too_small()
             part = frames[start : start + step]
             part[:] = np.arange(block, block + len(part))
 
