@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from vtsim.cpu.engine import Engine, Geometry
-from vtsim.cpu.kernels.events import PROGRAM_END
+from vtsim.cpu.engine import ALL_OPS, Engine, Geometry
+from vtsim.cpu.kernels.events import BUDGET, PROGRAM_END
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.replay.build import Recording, build_replay
 from vtsim.guest.replay.lower import lower
@@ -61,13 +61,15 @@ def boot_recording(once: bool) -> Recording:
     return recording(of, profile())
 
 
-def native(of: Recording) -> Engine:
-    """Replay natively to the end."""
+def native(of: Recording, ops: int = ALL_OPS) -> Engine:
+    """Replay natively to the end, in slices of so many ops."""
     engine = Engine(
         profile(), Geometry(memory_bytes=of.trace.guest.memory_bytes, pool_pages=4096, extra_words=of.words)
     )
     memory = NativeMemory(engine, of.trace.guest.memory_bytes)
     apply(engine, 0, build_replay(of, memory, engine.extra))
-    assert engine.run() == PROGRAM_END
+    while (code := engine.run(ops=ops)) == BUDGET:
+        pass
+    assert code == PROGRAM_END
     engine.check_clock()
     return engine

@@ -8,8 +8,6 @@ import pytest
 
 from tests.replay.recordings import BOOT, boot
 from vtsim.config import load_scenario
-from vtsim.guest.replay.build import recording_of
-from vtsim.guest.replay.exits import replayed_exits
 from vtsim.guest.traces.recorded_exits import RecordedExits
 from vtsim.platform.machine import Machine
 from vtsim.study.replay_table import recorded_for, replay_table
@@ -26,11 +24,10 @@ def test_every_compared_reason_is_within_five_percent_of_real_kvm(huge_pages):
     machine = Machine(scenario)
     outcome = machine.run()
     assert [vm.stopped for vm in outcome.vms] == [None]
-    of = recording_of(scenario.vms[0].guest, machine.profile.clock_hz)
     file = recorded_for(scenario)
-    assert of is not None
+    assert outcome.replayed is not None
     assert file is not None
-    table = replay_table(replayed_exits(machine.engine, of), RecordedExits.load(file))
+    table = replay_table(outcome.replayed, RecordedExits.load(file))
     compared = {e.reason: e.deviation_percent for e in table.exits if e.deviation_percent is not None}
     assert set(compared) >= {"CPUID", "MSR_READ", "MSR_WRITE", "IO_INSTRUCTION", "EPT_VIOLATION", "EPT_MISCONFIG"}
     assert {r for r, d in compared.items() if abs(d) > TOLERANCE_PERCENT} == NOT_IN_THE_RECORDING

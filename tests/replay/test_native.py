@@ -95,6 +95,18 @@ def test_registers_that_the_machine_does_not_have_do_not_fault():
     assert counter(engine, k.EXCEPTIONS) == 0
 
 
+def test_cutting_a_replay_anywhere_changes_nothing():
+    rows = [
+        row("RDTSC", 0, n=40), row("PAUSE", 4, n=39), row("HLT", 900), row("IRQ", 990, a0=0xEC),
+        row("PTW", 1000, a0=0x5001, a1=7), row("EXC", 1200, a0=14), row("CPUID", 1500),
+    ]  # fmt: skip
+    of = recording(trace(rows), profile())
+    whole, cut = native(of), native(of, ops=1)
+    assert (whole.arena == cut.arena).all()
+    for slot in (s.CYCLE, s.RETIRED, s.OPS, s.RIP, s.PRIVILEGE):
+        assert whole.cpus[0][slot] == cut.cpus[0][slot]
+
+
 @pytest.mark.compiled_only
 def test_the_shipped_boot_executes_every_recorded_event():
     engine = native(recording(boot(), profile(), literal=True))

@@ -49,11 +49,34 @@ def bound_rows() -> Names:
     return [(name, row(name).metric) for name in bound()]
 
 
+def handled_exits() -> Names:
+    """Exit reasons with a program, by personality."""
+    import vtsim.vmm.build  # fills the registries
+    from vtsim.vmcs.reasons import reason_name
+    from vtsim.vmm.registry import exit_paths
+
+    return [(f"{name} {reason_name(reason)}", exit_paths.describe((name, reason))) for name, reason in exit_paths]
+
+
+def techniques() -> Names:
+    """How a guest kernel can be run."""
+    return [
+        ("native", "The guest runs in root mode in place of a hypervisor."),
+        *registered("vtsim.vmm.registry", "techniques", "vtsim.vmm")(),
+    ]
+
+
 # fmt: off
 DOORS: Mapping[str, Door] = {
     "profile":   Door(meaning="CPUs, as in machine.profile", names=profiles),
     "primitive": Door(meaning="what the phases of a process can be",
                       names=registered("vtsim.guest.spec", "primitives")),
+    "technique": Door(meaning="how a guest kernel is virtualized, as in vmm.technique", names=techniques),
+    "personality": Door(meaning="hypervisors, as in vmm.personality",
+                        names=registered("vtsim.vmm.registry", "personalities", "vtsim.vmm.personalities")),
+    "exit-path": Door(meaning="hypervisor programs by personality and exit reason", names=handled_exits),
+    "kernel-path": Door(meaning="programs of the guest kernel",
+                        names=registered("vtsim.guest.kernel", "kernel_paths", "vtsim.guest.kernel")),
     "binding":   Door(meaning="published measurements that `vtsim validate` compares with",
                       names=bound_rows),
 }

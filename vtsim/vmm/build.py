@@ -110,6 +110,8 @@ def build_hypervisor(
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
+        for pool in vcpu.pools:
+            pool.hand_over()
     for cpu in cpu_pages:
         _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
     return hypervisor
@@ -162,7 +164,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, paging: str) -> Vcpu:
     memory = VmMemory(host.engine, size, backing, None)
     return Vcpu(
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept,
-        devices=guest.devices, recorded=guest.recorded,
+        pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
     )  # fmt: skip
 
 

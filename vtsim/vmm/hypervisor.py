@@ -19,7 +19,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
 from vtsim.vmm.host import Host
 from vtsim.vmm.layout import signed
-from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.memory import Pool, VmMemory
 from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
 from vtsim.vmm.programs.schedule import FINISHED
 from vtsim.vmm.registry import Path
@@ -58,6 +58,7 @@ class Vcpu:
     process: Table
     memory: VmMemory
     ept: Table | None
+    pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
 

@@ -37,24 +37,30 @@ def gfn_ranges(size: int) -> tuple[tuple[int, int], ...]:
 
 @define(eq=False)
 class Pool:
-    """Frames for tables, handed out in order; the two words of its state stand where programs find them too."""
+    """Frames for tables, handed out in order: first to builders, then to programs, by two words in memory."""
 
     host: Host
     words: int
+    next: int
+    end: int
+    handed_over: bool = False
 
     @classmethod
     def of(cls, host: Host, words: int, frames: int) -> Pool:
         first = host.reserve(frames)
-        host.store(words, first)
-        host.store(words + 8, first + frames)
-        return cls(host, words)
+        return cls(host, words, first, first + frames)
 
     def take(self) -> int:
-        hfn = self.host.load(self.words)
-        if hfn >= self.host.load(self.words + 8):
-            raise ModelError("a pool of table frames is used up", {"next": hfn})
-        self.host.store(self.words, hfn + 1)
-        return hfn
+        if self.next >= self.end or self.handed_over:
+            raise ModelError("a pool of table frames is used up", {"next": self.next})
+        self.next += 1
+        return self.next - 1
+
+    def hand_over(self) -> None:
+        """From now on only programs take frames."""
+        self.handed_over = True
+        self.host.store(self.words, self.next)
+        self.host.store(self.words + 8, self.end)
 
 
 @define(eq=False)

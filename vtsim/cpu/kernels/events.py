@@ -480,25 +480,26 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     if recorded(m, a):
         log_exit(m, a, reason, qualification)
     at = m[s.VMCS]
+    vmcs = a[at : at + 512]
     before = m[s.PRIVILEGE]
-    a[at + h.V_EXIT_AT] = m[s.CYCLE]
-    a[at + h.V_EXIT_RIP] = m[s.RIP]
-    a[at + h.V_EXIT_REASON] = (reason & 0xFFFF) | (before & 1) << 16
-    a[at + h.V_DIGEST_APPLICATION] = m[s.DIGEST_APPLICATION]
-    a[at + h.V_DIGEST_KERNEL] = m[s.DIGEST_KERNEL]
+    vmcs[h.V_EXIT_AT] = m[s.CYCLE]
+    vmcs[h.V_EXIT_RIP] = m[s.RIP]
+    vmcs[h.V_EXIT_REASON] = (reason & 0xFFFF) | (before & 1) << 16
+    vmcs[h.V_DIGEST_APPLICATION] = m[s.DIGEST_APPLICATION]
+    vmcs[h.V_DIGEST_KERNEL] = m[s.DIGEST_KERNEL]
     # exit information
-    a[at + v.EXIT_REASON] = reason
-    a[at + v.EXIT_QUALIFICATION] = qualification
-    a[at + v.EXIT_INSTRUCTION_LENGTH] = length
-    a[at + v.EXIT_INSTRUCTION_INFORMATION] = m[s.EXIT_INSTRUCTION_INFO]
-    a[at + v.GUEST_PHYSICAL_ADDRESS] = m[s.EXIT_GPA]
-    a[at + v.GUEST_LINEAR_ADDRESS] = m[s.EXIT_GLA]
-    a[at + v.EXIT_INTERRUPTION_INFORMATION] = m[s.EXIT_INTERRUPTION]
-    a[at + v.EXIT_INTERRUPTION_ERROR_CODE] = m[s.EXIT_ERROR_CODE]
-    a[at + v.IDT_VECTORING_INFORMATION] = m[s.VECTORING]
-    a[at + v.IDT_VECTORING_ERROR_CODE] = m[s.VECTORING_ERROR]
+    vmcs[v.EXIT_REASON] = reason
+    vmcs[v.EXIT_QUALIFICATION] = qualification
+    vmcs[v.EXIT_INSTRUCTION_LENGTH] = length
+    vmcs[v.EXIT_INSTRUCTION_INFORMATION] = m[s.EXIT_INSTRUCTION_INFO]
+    vmcs[v.GUEST_PHYSICAL_ADDRESS] = m[s.EXIT_GPA]
+    vmcs[v.GUEST_LINEAR_ADDRESS] = m[s.EXIT_GLA]
+    vmcs[v.EXIT_INTERRUPTION_INFORMATION] = m[s.EXIT_INTERRUPTION]
+    vmcs[v.EXIT_INTERRUPTION_ERROR_CODE] = m[s.EXIT_ERROR_CODE]
+    vmcs[v.IDT_VECTORING_INFORMATION] = m[s.VECTORING]
+    vmcs[v.IDT_VECTORING_ERROR_CODE] = m[s.VECTORING_ERROR]
     if m[s.VECTORING] and (m[s.VECTORING] >> 8) & 7 in (SOFTWARE_INTERRUPT, SOFTWARE_EXCEPTION, PRIVILEGED_EXCEPTION):
-        a[at + v.EXIT_INSTRUCTION_LENGTH] = m[s.VECTORING_LENGTH]
+        vmcs[v.EXIT_INSTRUCTION_LENGTH] = m[s.VECTORING_LENGTH]
     m[s.EXIT_INSTRUCTION_INFO] = 0
     m[s.EXIT_GPA] = 0
     m[s.EXIT_GLA] = 0
@@ -506,31 +507,31 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     m[s.EXIT_ERROR_CODE] = 0
     m[s.VECTORING] = 0
     m[s.VECTORING_ERROR] = 0
-    a[at + v.ENTRY_INTERRUPTION_INFORMATION] &= ~VALID
+    vmcs[v.ENTRY_INTERRUPTION_INFORMATION] &= ~VALID
     # guest state
-    controls = a[at + v.EXIT_CONTROLS]
-    a[at + v.GUEST_INTERRUPTIBILITY_STATE] = (1 if m[s.INTERRUPT_SHADOW] else 0) | m[s.NMI_BLOCKED] << 3
-    a[at + v.GUEST_ACTIVITY_STATE] = 1 if m[s.HALTED] else 0
+    controls = vmcs[v.EXIT_CONTROLS]
+    vmcs[v.GUEST_INTERRUPTIBILITY_STATE] = (1 if m[s.INTERRUPT_SHADOW] else 0) | m[s.NMI_BLOCKED] << 3
+    vmcs[v.GUEST_ACTIVITY_STATE] = 1 if m[s.HALTED] else 0
     for n in range(SELECTORS):
-        a[at + v.GUEST_ES_SELECTOR + n] = m[s.ES_SELECTOR + n]
+        vmcs[v.GUEST_ES_SELECTOR + n] = m[s.ES_SELECTOR + n]
     for n in range(LIMITS):
-        a[at + v.GUEST_ES_LIMIT + n] = m[s.STATE + v.GUEST_ES_LIMIT - v.GUEST_START + n]
-    dr7 = a[at + v.GUEST_DR7]
+        vmcs[v.GUEST_ES_LIMIT + n] = m[s.STATE + v.GUEST_ES_LIMIT - v.GUEST_START + n]
+    dr7 = vmcs[v.GUEST_DR7]
     for n in range(NATURALS):
-        a[at + v.GUEST_CR0 + n] = m[s.CR0 + n]
-    a[at + v.GUEST_RSP] = m[s.GPR + s.RSP]
-    a[at + v.GUEST_IA32_SYSENTER_CS] = m[s.SYSENTER_CS]
+        vmcs[v.GUEST_CR0 + n] = m[s.CR0 + n]
+    vmcs[v.GUEST_RSP] = m[s.GPR + s.RSP]
+    vmcs[v.GUEST_IA32_SYSENTER_CS] = m[s.SYSENTER_CS]
     if controls & b.EXIT_SAVE_DEBUG_CONTROLS:
-        a[at + v.GUEST_IA32_DEBUGCTL] = m[s.DEBUGCTL]
+        vmcs[v.GUEST_IA32_DEBUGCTL] = m[s.DEBUGCTL]
     else:
-        a[at + v.GUEST_DR7] = dr7
+        vmcs[v.GUEST_DR7] = dr7
     if controls & b.EXIT_SAVE_IA32_EFER:
-        a[at + v.GUEST_IA32_EFER] = m[s.EFER]
+        vmcs[v.GUEST_IA32_EFER] = m[s.EFER]
     if controls & b.EXIT_SAVE_IA32_PAT:
-        a[at + v.GUEST_IA32_PAT] = m[s.PAT]
-    if controls & b.EXIT_SAVE_PREEMPTION_TIMER and a[at + v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
+        vmcs[v.GUEST_IA32_PAT] = m[s.PAT]
+    if controls & b.EXIT_SAVE_PREEMPTION_TIMER and vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
         left = m[s.TIMER_DEADLINE] - m[s.CYCLE]
-        a[at + v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]
+        vmcs[v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]
     # host state
     m[s.NONROOT] = 0
     m[s.HALTED] = 0
@@ -539,33 +540,33 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     m[s.PRIVILEGE] = o.R0
     m[s.OWNER] = m[s.HOST_OWNER]
     m[s.ACTIVITY] = o.EXIT_DISPATCH
-    m[s.CR0] = a[at + v.HOST_CR0]
-    m[s.CR3] = a[at + v.HOST_CR3]
-    m[s.CR4] = a[at + v.HOST_CR4]
-    m[s.CS_SELECTOR] = a[at + v.HOST_CS_SELECTOR]
-    m[s.SS_SELECTOR] = a[at + v.HOST_SS_SELECTOR]
-    m[s.TR_SELECTOR] = a[at + v.HOST_TR_SELECTOR]
+    m[s.CR0] = vmcs[v.HOST_CR0]
+    m[s.CR3] = vmcs[v.HOST_CR3]
+    m[s.CR4] = vmcs[v.HOST_CR4]
+    m[s.CS_SELECTOR] = vmcs[v.HOST_CS_SELECTOR]
+    m[s.SS_SELECTOR] = vmcs[v.HOST_SS_SELECTOR]
+    m[s.TR_SELECTOR] = vmcs[v.HOST_TR_SELECTOR]
     m[s.CS_ACCESS_RIGHTS] = 0xA09B
     m[s.SS_ACCESS_RIGHTS] = 0xC093
-    m[s.FS_BASE] = a[at + v.HOST_FS_BASE]
-    m[s.GS_BASE] = a[at + v.HOST_GS_BASE]
-    m[s.TR_BASE] = a[at + v.HOST_TR_BASE]
-    m[s.GDTR_BASE] = a[at + v.HOST_GDTR_BASE]
-    m[s.IDTR_BASE] = a[at + v.HOST_IDTR_BASE]
+    m[s.FS_BASE] = vmcs[v.HOST_FS_BASE]
+    m[s.GS_BASE] = vmcs[v.HOST_GS_BASE]
+    m[s.TR_BASE] = vmcs[v.HOST_TR_BASE]
+    m[s.GDTR_BASE] = vmcs[v.HOST_GDTR_BASE]
+    m[s.IDTR_BASE] = vmcs[v.HOST_IDTR_BASE]
     m[s.GDTR_LIMIT] = 0xFFFF
     m[s.IDTR_LIMIT] = 0xFFFF
-    m[s.SYSENTER_CS] = a[at + v.HOST_IA32_SYSENTER_CS]
-    m[s.SYSENTER_ESP] = a[at + v.HOST_IA32_SYSENTER_ESP]
-    m[s.SYSENTER_EIP] = a[at + v.HOST_IA32_SYSENTER_EIP]
-    m[s.GPR + s.RSP] = a[at + v.HOST_RSP]
-    m[s.RIP] = a[at + v.HOST_RIP]
+    m[s.SYSENTER_CS] = vmcs[v.HOST_IA32_SYSENTER_CS]
+    m[s.SYSENTER_ESP] = vmcs[v.HOST_IA32_SYSENTER_ESP]
+    m[s.SYSENTER_EIP] = vmcs[v.HOST_IA32_SYSENTER_EIP]
+    m[s.GPR + s.RSP] = vmcs[v.HOST_RSP]
+    m[s.RIP] = vmcs[v.HOST_RIP]
     m[s.RFLAGS] = 2
     m[s.DR7] = 0x400
     m[s.DEBUGCTL] = 0
     if controls & b.EXIT_LOAD_IA32_EFER:
-        m[s.EFER] = a[at + v.HOST_IA32_EFER]
+        m[s.EFER] = vmcs[v.HOST_IA32_EFER]
     if controls & b.EXIT_LOAD_IA32_PAT:
-        m[s.PAT] = a[at + v.HOST_IA32_PAT]
+        m[s.PAT] = vmcs[v.HOST_IA32_PAT]
     if m[s.VPID] == 0:
         drop_contexts(m, a, 0xFFFF, 0, True)
     m[s.CONTEXT_KEY] = -1
@@ -573,7 +574,7 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     charge(m, a, o.VM_EXIT, m[s.EXIT_CYCLES])
     set_limit(m, a)
     if m[s.TRACE_ON]:
-        record(m, a, before, tr.EXIT, reason, m[s.EXIT_CYCLES], qualification, a[at + v.GUEST_PHYSICAL_ADDRESS])
+        record(m, a, before, tr.EXIT, reason, m[s.EXIT_CYCLES], qualification, vmcs[v.GUEST_PHYSICAL_ADDRESS])
 
 
 @kernel
@@ -614,70 +615,71 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     SDM: "Loading Guest State"; "Event Injection".
     """
     at = m[s.VMCS]
+    vmcs = a[at : at + 512]
     before = m[s.PRIVILEGE]
     m[s.IN_FLIGHT] = 0
     settle(m, a)
     charge(m, a, o.VM_ENTRY, m[s.ENTRY_CYCLES])
-    last = m[s.CYCLE] - a[at + h.V_EXIT_AT]
-    ended = a[at + h.V_EXIT_REASON] & 0xFF if a[at + h.V_EXIT_REASON] >= 0 else -1
+    last = m[s.CYCLE] - vmcs[h.V_EXIT_AT]
+    ended = vmcs[h.V_EXIT_REASON] & 0xFF if vmcs[h.V_EXIT_REASON] >= 0 else -1
     close_exit(m, a, at)
-    primary = a[at + v.PRIMARY_PROC_CONTROLS]
-    secondary = a[at + v.SECONDARY_PROC_CONTROLS] if primary & b.ACTIVATE_SECONDARY_CONTROLS else 0
-    controls = a[at + v.ENTRY_CONTROLS]
-    m[s.EPTP] = a[at + v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
+    primary = vmcs[v.PRIMARY_PROC_CONTROLS]
+    secondary = vmcs[v.SECONDARY_PROC_CONTROLS] if primary & b.ACTIVATE_SECONDARY_CONTROLS else 0
+    controls = vmcs[v.ENTRY_CONTROLS]
+    m[s.EPTP] = vmcs[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
     m[s.EPT_AD] = (m[s.EPTP] >> 6) & 1
-    m[s.VPID] = a[at + v.VPID] if secondary & b.ENABLE_VPID else 0
+    m[s.VPID] = vmcs[v.VPID] if secondary & b.ENABLE_VPID else 0
     m[s.NONROOT] = 1
     dr7 = m[s.DR7]
     for n in range(SELECTORS):
-        m[s.ES_SELECTOR + n] = a[at + v.GUEST_ES_SELECTOR + n]
+        m[s.ES_SELECTOR + n] = vmcs[v.GUEST_ES_SELECTOR + n]
     for n in range(LIMITS):
-        m[s.STATE + v.GUEST_ES_LIMIT - v.GUEST_START + n] = a[at + v.GUEST_ES_LIMIT + n]
+        m[s.STATE + v.GUEST_ES_LIMIT - v.GUEST_START + n] = vmcs[v.GUEST_ES_LIMIT + n]
     for n in range(NATURALS):
-        m[s.CR0 + n] = a[at + v.GUEST_CR0 + n]
-    m[s.GPR + s.RSP] = a[at + v.GUEST_RSP]
-    m[s.SYSENTER_CS] = a[at + v.GUEST_IA32_SYSENTER_CS]
+        m[s.CR0 + n] = vmcs[v.GUEST_CR0 + n]
+    m[s.GPR + s.RSP] = vmcs[v.GUEST_RSP]
+    m[s.SYSENTER_CS] = vmcs[v.GUEST_IA32_SYSENTER_CS]
     if controls & b.ENTRY_LOAD_DEBUG_CONTROLS:
-        m[s.DEBUGCTL] = a[at + v.GUEST_IA32_DEBUGCTL]
+        m[s.DEBUGCTL] = vmcs[v.GUEST_IA32_DEBUGCTL]
     else:
         m[s.DR7] = dr7
     if controls & b.ENTRY_LOAD_IA32_EFER:
-        m[s.EFER] = a[at + v.GUEST_IA32_EFER]
+        m[s.EFER] = vmcs[v.GUEST_IA32_EFER]
     if controls & b.ENTRY_LOAD_IA32_PAT:
-        m[s.PAT] = a[at + v.GUEST_IA32_PAT]
-    m[s.INTERRUPT_SHADOW] = 2 if a[at + v.GUEST_INTERRUPTIBILITY_STATE] & 3 else 0
-    m[s.NMI_BLOCKED] = (a[at + v.GUEST_INTERRUPTIBILITY_STATE] >> 3) & 1
-    m[s.HALTED] = 1 if a[at + v.GUEST_ACTIVITY_STATE] == 1 else 0
+        m[s.PAT] = vmcs[v.GUEST_IA32_PAT]
+    m[s.INTERRUPT_SHADOW] = 2 if vmcs[v.GUEST_INTERRUPTIBILITY_STATE] & 3 else 0
+    m[s.NMI_BLOCKED] = (vmcs[v.GUEST_INTERRUPTIBILITY_STATE] >> 3) & 1
+    m[s.HALTED] = 1 if vmcs[v.GUEST_ACTIVITY_STATE] == 1 else 0
     m[s.PRIVILEGE] = o.N3 if (m[s.SS_ACCESS_RIGHTS] >> 5) & 3 else o.N0
-    m[s.OWNER] = a[at + h.V_OWNER]
+    m[s.OWNER] = vmcs[h.V_OWNER]
     m[s.ACTIVITY] = o.APPLICATION
-    m[s.DIGEST_APPLICATION] = a[at + h.V_DIGEST_APPLICATION]
-    m[s.DIGEST_KERNEL] = a[at + h.V_DIGEST_KERNEL]
-    m[s.TSC_OFFSET] = a[at + v.TSC_OFFSET] if primary & b.USE_TSC_OFFSETTING else 0
+    m[s.DIGEST_APPLICATION] = vmcs[h.V_DIGEST_APPLICATION]
+    m[s.DIGEST_KERNEL] = vmcs[h.V_DIGEST_KERNEL]
+    m[s.TSC_OFFSET] = vmcs[v.TSC_OFFSET] if primary & b.USE_TSC_OFFSETTING else 0
     m[s.WINDOW] = 1 if primary & b.INTERRUPT_WINDOW_EXITING else 0
     m[s.TIMER_DEADLINE] = FOREVER
-    if a[at + v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
-        m[s.TIMER_DEADLINE] = m[s.CYCLE] + (a[at + v.PREEMPTION_TIMER_VALUE] << m[s.TIMER_RATE])
+    if vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
+        m[s.TIMER_DEADLINE] = m[s.CYCLE] + (vmcs[v.PREEMPTION_TIMER_VALUE] << m[s.TIMER_RATE])
     if m[s.VPID] == 0:
         drop_contexts(m, a, 0xFFFF, 0, True)
     m[s.CONTEXT_KEY] = -1
     set_context(m, a)
-    a[at + h.V_LAUNCHED] = h.LAUNCHED
+    vmcs[h.V_LAUNCHED] = h.LAUNCHED
     a[m[s.OWNER] + k.ENTRIES] += 1
     if m[s.TRACE_ON]:
-        record(m, a, before, tr.ENTRY, ended, last, a[at + v.ENTRY_INTERRUPTION_INFORMATION] & 0xFFFFFFFF, 0)
-    information = a[at + v.ENTRY_INTERRUPTION_INFORMATION]
+        record(m, a, before, tr.ENTRY, ended, last, vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & 0xFFFFFFFF, 0)
+    information = vmcs[v.ENTRY_INTERRUPTION_INFORMATION]
     if information & VALID:
         m[s.HALTED] = 0
         a[m[s.OWNER] + k.INJECTIONS] += 1
         m[s.EVENT_VECTOR] = information & 0xFF
         m[s.EVENT_TYPE] = (information >> 8) & 7
         m[s.EVENT_HAS_ERROR] = (information >> 11) & 1
-        m[s.EVENT_ERROR] = a[at + v.ENTRY_EXCEPTION_ERROR_CODE]
+        m[s.EVENT_ERROR] = vmcs[v.ENTRY_EXCEPTION_ERROR_CODE]
         m[s.EVENT_CR2] = m[s.CR2]
         m[s.EVENT_LENGTH] = 0
         if m[s.EVENT_TYPE] >= SOFTWARE_INTERRUPT:
-            m[s.EVENT_LENGTH] = a[at + v.ENTRY_INSTRUCTION_LENGTH]
+            m[s.EVENT_LENGTH] = vmcs[v.ENTRY_INSTRUCTION_LENGTH]
         set_limit(m, a)
         return through_idt(m, a, t)
     set_limit(m, a)

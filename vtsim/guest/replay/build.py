@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 from attrs import frozen
 
 from vtsim.base import memory as mem
@@ -14,9 +15,10 @@ from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.guest.replay.lower import Lowered, lower
 from vtsim.guest.spec import GuestSpec, ReplaySpec
 from vtsim.guest.traces.format import Trace
+from vtsim.guest.traces.kinds import NUMBER
 
-LOG_ENTRIES: Final = 1 << 17
 LOG_WORDS: Final = 2
+DEVICE_KINDS: Final = ("IN", "OUT", "MMIO_R", "MMIO_W")
 LINES: Final = 64
 LOADED_FROM: Final = 0x100  # frame; a PC's loader puts kernel and files above 1 MiB, by DMA that is not recorded
 RESET_CR0: Final = 0x6000_0010
@@ -31,9 +33,15 @@ class Recording:
     lowered: Lowered
 
     @property
+    def log_entries(self) -> int:
+        """Room for exits in the log: twice for every row and for every access to a device."""
+        device = np.isin(self.trace.kind, [NUMBER[name] for name in DEVICE_KINDS])
+        return 2 * (len(self.lowered) + int(self.trace.n[device].sum()))
+
+    @property
     def words(self) -> int:
         """Room that it takes of the engine's extra words."""
-        return len(self.lowered) * o.ROW_WORDS + LOG_ENTRIES * LOG_WORDS + LINES
+        return len(self.lowered) * o.ROW_WORDS + self.log_entries * LOG_WORDS + LINES
 
 
 def recording_of(guest: GuestSpec, clock_hz: int) -> Recording | None:
@@ -65,7 +73,7 @@ def lay_out(engine: Engine, recording: Recording, at: int) -> int:
     a[at:end] = rows.reshape(-1)
     a[mem.A_REPLAY_ROWS], a[mem.A_REPLAY_COUNT] = at, len(rows)
     a[mem.A_REPLAY_LINES] = end
-    a[mem.A_REPLAY_LOG], a[mem.A_REPLAY_LOG_LIMIT] = end + LINES, LOG_ENTRIES
+    a[mem.A_REPLAY_LOG], a[mem.A_REPLAY_LOG_LIMIT] = end + LINES, recording.log_entries
     return o.REPLAY_BASE
 
 
