@@ -77,3 +77,19 @@ def test_twice_the_ordinary_work_changes_no_count(name: str) -> None:
         return exits, result.walks.references, result.guest.ring0.emulated, result.guest.ring3.emulated
 
     assert counts(2) == counts(1)
+
+
+@pytest.mark.compiled_only
+def test_a_kernel_with_page_table_isolation_runs_on_the_first_vt_x_processor() -> None:
+    """Without EPT every CR3 access exits: a read and two writes for each system call."""
+    scenario = load_scenario(
+        WORKLOADS / "syscall.yaml",
+        ["machine.profile=p4-672", "vmm.personality=minimal", "vms.0.guest.kernel.kpti=true"]
+        + ["vms.0.guest.kernel.tick=off", "vms.0.guest.processes.0.phases.0.iterations=100"],
+    )
+
+    result = simulate(scenario)
+
+    assert result.stopped == {}
+    counts = {each.reason: each.count for each in result.exits}
+    assert 3 * 100 <= counts["CR_ACCESS"] <= 3 * 100 + 20

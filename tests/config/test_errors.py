@@ -41,15 +41,11 @@ CASES = {
     ),
     "an unknown nested key": (
         CPUID + "run:\n  baselin: true\n",
-        "s.yaml:3: run: unknown key 'baselin'"
-        + at(3, 2, "  baselin: true")
-        + " help: did you mean 'baseline'?",
+        "s.yaml:3: run: unknown key 'baselin'" + at(3, 2, "  baselin: true") + " help: did you mean 'baseline'?",
     ),
     "a key that is like no other": (
         CPUID + "run: {x: 1}\n",
-        "s.yaml:2: run: unknown key 'x'"
-        + at(2, 6, "run: {x: 1}")
-        + " help: keys here are limit, work_scale, baseline",
+        "s.yaml:2: run: unknown key 'x'" + at(2, 6, "run: {x: 1}") + " help: keys here are limit, work_scale, baseline",
     ),
     "a wrong type": (
         CPUID + "run: {baseline: yes}\n",
@@ -59,15 +55,11 @@ CASES = {
     ),
     "a list where a value is expected": (
         CPUID + "seed: [1]\n",
-        "s.yaml:2: seed: a list is not possible here"
-        + at(2, 6, "seed: [1]")
-        + " help: write count, 0 to 4294967295",
+        "s.yaml:2: seed: a list is not possible here" + at(2, 6, "seed: [1]") + " help: write count, 0 to 4294967295",
     ),
     "a value where a mapping is expected": (
         CPUID + "run: 5\n",
-        "s.yaml:2: run: 5 is not a mapping"
-        + at(2, 5, "run: 5")
-        + " help: keys here are limit, work_scale, baseline",
+        "s.yaml:2: run: 5 is not a mapping" + at(2, 5, "run: 5") + " help: keys here are limit, work_scale, baseline",
     ),
     "a wrong unit": (
         CPUID + "run: {limit: 1 sec}\n",
@@ -264,7 +256,7 @@ def test_deep_nesting_is_refused() -> None:
             b"\xff\xfe\x00",
             "this is not a text file: byte 0xff at 0\n help: a scenario is YAML in UTF-8",
         ),
-        ("c.yaml", b"x" * 300_000, "a scenario of 300000 bytes is too large\n help: the limit is 262144"),
+        ("c.yaml", b"x" * 300_000, "this is too large for a scenario\n help: the limit is 262144 bytes"),
     ],
 )
 def test_what_is_not_a_scenario_file_is_refused(

@@ -36,11 +36,7 @@ def values_of(kind: kinds.Kind) -> st.SearchStrategy[Any]:
     """Draw values inside that a kind allows."""
     match kind:
         case kinds.Quantity():
-            numbers = (
-                st.integers(int(kind.ge), int(kind.le))
-                if kind.dimension.whole
-                else st.floats(kind.ge, kind.le)
-            )
+            numbers = st.integers(int(kind.ge), int(kind.le)) if kind.dimension.whole else st.floats(kind.ge, kind.le)
             numbers = st.sampled_from(kind.choices) if kind.choices else numbers
             return numbers | st.sampled_from(list(kind.words.values())) if kind.words else numbers
         case kinds.Text():
@@ -107,9 +103,7 @@ def test_every_part_of_a_scenario_reads_back(data: st.DataObject) -> None:
         data.draw(specs_of(type(Scenario(vms=[VmSpec(guest=guest)]).machine))), profile="skx-4114", cpu={}
     )
     try:
-        scenario = resolve(
-            Scenario(vms=[VmSpec(guest=guest, memory="16 MiB")], machine=machine, **parts), "x"
-        )
+        scenario = resolve(Scenario(vms=[VmSpec(guest=guest, memory="16 MiB")], machine=machine, **parts), "x")
     except ConfigError:
         return
 
@@ -128,8 +122,7 @@ def test_the_smallest_scenario_has_six_lines_or_less() -> None:
 
 def test_vms_take_the_cpus_in_turn() -> None:
     text = (
-        "machine: {cpus: 2}\nvms:\n"
-        + "- memory: 64 MiB\n  guest: {processes: [{phases: [{primitive: pause}]}]}\n" * 3
+        "machine: {cpus: 2}\nvms:\n" + "- memory: 64 MiB\n  guest: {processes: [{phases: [{primitive: pause}]}]}\n" * 3
     )
 
     assert [vm.cpu for vm in parse_scenario(text).vms] == [0, 1, 0]
@@ -167,9 +160,7 @@ def test_the_schema_is_a_schema_and_accepts_the_smallest_scenario() -> None:
     json.dumps(schema())
 
 
-@pytest.mark.parametrize(
-    "wrong", ["vms: []", "nmae: x", "run: {limit: 5 sec}", "vmm: {ept: {page_size: 8 KiB}}"]
-)
+@pytest.mark.parametrize("wrong", ["vms: []", "nmae: x", "run: {limit: 5 sec}", "vmm: {ept: {page_size: 8 KiB}}"])
 def test_the_schema_refuses_what_the_loader_refuses(wrong: str) -> None:
     document = YAML(typ="safe", pure=True).load(SMALLEST) | YAML(typ="safe", pure=True).load(wrong)
 

@@ -75,9 +75,7 @@ def test_every_citation_is_used() -> None:
     ("name", "exit_half", "entry_half"),
     [("p4-672", 1931, 2409), ("snb-e5-2450", 507, 784 - 507), ("skx-4114", 531, 784 - 507)],
 )
-def test_transition_halves_are_those_of_the_calibration_rows(
-    name: str, exit_half: int, entry_half: int
-) -> None:
+def test_transition_halves_are_those_of_the_calibration_rows(name: str, exit_half: int, entry_half: int) -> None:
     transitions = load_profile(name).transitions
 
     assert (exit_half, entry_half) == (transitions.vm_exit_cycles, transitions.vm_entry_cycles)

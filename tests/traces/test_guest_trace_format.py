@@ -74,9 +74,7 @@ def saved(tmp_path: Path) -> Path:
 values = st.integers(-(2**63), 2**63 - 1)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 2**40), st.sampled_from(KINDS), st.integers(0, 3), values), min_size=1)
-)
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.sampled_from(KINDS), st.integers(0, 3), values), min_size=1))
 def test_every_column_comes_back_as_it_was_written(tmp_path_factory: Any, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("trace") / "t.npz"
     written = make(
@@ -187,9 +185,7 @@ def test_an_archive_of_something_else_is_not_a_trace(tmp_path: Path) -> None:
 def test_a_header_of_something_else_is_not_a_trace(saved: Path) -> None:
     rewrite(saved, format="photo")
 
-    assert refusal(saved) == (
-        f'{saved}: not a trace: its header does not say so\n help: "format": "vtsim-trace"'
-    )
+    assert refusal(saved) == (f'{saved}: not a trace: its header does not say so\n help: "format": "vtsim-trace"')
 
 
 def test_a_text_file_is_not_a_trace(tmp_path: Path) -> None:
@@ -206,9 +202,7 @@ def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
 def test_a_column_of_another_type_is_refused(saved: Path) -> None:
     rewrite(saved, cr3=np.zeros(3, np.float64))
 
-    assert refusal(saved) == (
-        f"{saved}: column cr3 is float64 of shape (3,)\n help: version 1 has 3 values of int64"
-    )
+    assert refusal(saved) == (f"{saved}: column cr3 is float64 of shape (3,)\n help: version 1 has 3 values of int64")
 
 
 def test_a_column_longer_than_announced_is_refused_unread(saved: Path) -> None:

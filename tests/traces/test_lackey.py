@@ -70,17 +70,13 @@ def test_carriage_returns_are_accepted(tmp_path: Path) -> None:
 
 
 records = st.lists(
-    st.tuples(
-        st.sampled_from([FETCH, LOAD, STORE, MODIFY]), st.integers(0, 2**60 - 1), st.integers(1, 65535)
-    ),
+    st.tuples(st.sampled_from([FETCH, LOAD, STORE, MODIFY]), st.integers(0, 2**60 - 1), st.integers(1, 65535)),
     min_size=1,
 )
 
 
 @given(records, st.integers(1, 200))
-def test_what_lackey_prints_is_what_is_read(
-    tmp_path_factory: Any, written: list[Any], block_bytes: int
-) -> None:
+def test_what_lackey_prints_is_what_is_read(tmp_path_factory: Any, written: list[Any], block_bytes: int) -> None:
     path = tmp_path_factory.mktemp("lackey") / "t"
     letters = {FETCH: "I ", LOAD: " L", STORE: " S", MODIFY: " M"}
     path.write_text("".join(f"{letters[kind]} {address:08x},{size}\n" for kind, address, size in written))
@@ -110,9 +106,7 @@ MALFORMED = [
 def test_a_malformed_line_is_reported_with_its_number(tmp_path: Path, line: str, after: str) -> None:
     path = file(tmp_path, f"==1== x\nI  10,2\n{line}{after}".encode())
 
-    assert refusal(path) == (
-        f"{path}:3: not a record of valgrind's lackey\n    3 | {line}\n      | ^\n help: {WANTED}"
-    )
+    assert refusal(path) == (f"{path}:3: not a record of valgrind's lackey\n    3 | {line}\n      | ^\n help: {WANTED}")
 
 
 def test_the_line_number_counts_lines_of_earlier_blocks(tmp_path: Path) -> None:
@@ -125,9 +119,7 @@ def test_the_line_number_counts_lines_of_earlier_blocks(tmp_path: Path) -> None:
 
 
 def test_a_binary_file_is_refused_at_its_first_line(tmp_path: Path) -> None:
-    assert refusal(file(tmp_path, bytes(range(256)) * 100)).startswith(
-        f"{tmp_path / 'prog.lackey'}:1: not a record"
-    )
+    assert refusal(file(tmp_path, bytes(range(256)) * 100)).startswith(f"{tmp_path / 'prog.lackey'}:1: not a record")
 
 
 def test_an_endless_line_is_refused_without_reading_on(tmp_path: Path) -> None:

@@ -53,17 +53,13 @@ def test_a_count_too_few_is_named_with_its_key(tmp_path: Path) -> None:
 def test_a_wrong_version_is_refused_with_the_known_one(tmp_path: Path) -> None:
     path = write(tmp_path / "e.json", version=9)
 
-    assert refusal(path) == (
-        f"{path}: version 9 of recorded exits is not known\n help: this vtsim reads version 1"
-    )
+    assert refusal(path) == (f"{path}: version 9 of recorded exits is not known\n help: this vtsim reads version 1")
 
 
 def test_another_json_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "e.json", format="other")
 
-    assert refusal(path) == (
-        f'{path}: not a table of recorded exits\n help: "format": "vtsim-recorded-exits"'
-    )
+    assert refusal(path) == (f'{path}: not a table of recorded exits\n help: "format": "vtsim-recorded-exits"')
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[1]", b"{"])

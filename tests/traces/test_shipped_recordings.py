@@ -105,9 +105,7 @@ def test_the_format_page_lists_every_kind_with_its_number() -> None:
     assert [kind.name for kind in KINDS if f"| {kind.number} | {kind.name} |" not in page] == []
 
 
-def test_the_format_pages_example_writes_a_trace_that_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_format_pages_example_writes_a_trace_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (REAL.parents[1] / "docs" / "traces.md").read_text()
     monkeypatch.chdir(tmp_path)
 

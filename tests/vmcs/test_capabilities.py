@@ -22,8 +22,7 @@ def _capabilities(msrs):
 MODEL = json.loads((DATA / "skylake_x.json").read_text())
 SKYLAKE_X = _capabilities(MODEL["msrs"])
 RECORDED = {
-    name: _capabilities(entry["msrs"])
-    for name, entry in json.loads((DATA / "recorded_msrs.json").read_text()).items()
+    name: _capabilities(entry["msrs"]) for name, entry in json.loads((DATA / "recorded_msrs.json").read_text()).items()
 }
 SERVER_ONLY_BEFORE_SKYLAKE = {
     "APIC_REGISTER_VIRTUALIZATION", "ENABLE_PML", "PROCESS_POSTED_INTERRUPTS", "VIRTUAL_INTERRUPT_DELIVERY",

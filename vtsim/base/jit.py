@@ -172,7 +172,7 @@ def kernel(function: F) -> F:
         PART_NAMES.add(function.__name__)
     names = list(function.__annotations__.items())
     types = tuple(NUMBA_TYPES.get(annotation) for name, annotation in names if name != "return")
-    if all(each is not None for each in types):
+    if len(types) == function.__code__.co_argcount and all(each is not None for each in types):
         compile_for = compiled.compile
         compiled.compile = lambda _, types=types: compile_for(types)
     result: F = compiled

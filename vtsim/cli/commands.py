@@ -63,9 +63,7 @@ def run(
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not also run it natively.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Write result.json, resolved.yaml and trace.npz there."
-        ),
+        typer.Option("-o", "--output", metavar="DIR", help="Write result.json, resolved.yaml and trace.npz there."),
     ] = None,
     perf: Annotated[
         bool, typer.Option("--perf", help="Print the exits in the layout of perf kvm stat report.")
@@ -114,9 +112,7 @@ def check(
 
 @app.command("list")
 def list_(
-    door: Annotated[
-        str, typer.Argument(metavar="[DOOR]", help="What to list; nothing lists the doors.")
-    ] = "",
+    door: Annotated[str, typer.Argument(metavar="[DOOR]", help="What to list; nothing lists the doors.")] = "",
 ) -> None:
     """List what a scenario can name."""
     from vtsim.study.doors import doors_table
@@ -150,9 +146,7 @@ def schema() -> None:
 
 @explain.command("exit")
 def explain_exit(
-    reason: Annotated[
-        str, typer.Argument(metavar="REASON", help="An exit reason, as in CPUID.", show_default=False)
-    ],
+    reason: Annotated[str, typer.Argument(metavar="REASON", help="An exit reason, as in CPUID.", show_default=False)],
     personality: Annotated[str, typer.Option(metavar="NAME", help="Whose exit path.")] = "kvm",
     profile: Annotated[str, typer.Option(metavar="NAME", help="Whose prices.")] = "skx-4114",
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from vtsim.base.errors import ConfigError
 from vtsim.cli import READER_GONE
 
 if TYPE_CHECKING:
@@ -16,13 +17,21 @@ ASCII = str.maketrans("─█·×…", "-#.x.", "▏▎▍▌▋▊▉")
 
 
 def emit(text: str) -> None:
-    """Write to stdout; a reader that has gone ends the program quietly."""
+    """Write to stdout; a reader that has gone ends the program quietly, a full disk with its reason."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(READER_GONE)
+    except OSError as error:
+        _silence()
+        raise ConfigError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _silence() -> None:
+    """Send what is still buffered nowhere, so that the interpreter does not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:

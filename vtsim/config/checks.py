@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from vtsim.base.errors import ConfigError, Problem
+from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
 from vtsim.platform.spec import GIB, MIB, Scenario
@@ -93,8 +94,6 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         yield "vpid", "VPIDs", "ENABLE_VPID"
     if vmm.tpr_shadow:
         yield "tpr_shadow", "a TPR shadow", "USE_TPR_SHADOW"
-    if vmm.apicv:
-        yield "apicv", "APIC-register virtualization", "APIC_REGISTER_VIRTUALIZATION"
 
 
 def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -143,4 +142,38 @@ def _memory_is_addressable(scenario: Scenario, profile: Profile) -> Iterator[Pro
         )
 
 
-CHECKS: tuple[Check, ...] = (_features_exist, _kernels_can_run, _memory_is_addressable)
+def _parameters_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What is changed of the personality, it must have; only then are its programs loaded to ask."""
+    if not scenario.vmm.parameters:
+        return
+    import vtsim.vmm.personalities
+    from vtsim.vmm.settings import resolve_parameters
+
+    import_all(vtsim.vmm.personalities)
+    for parameter in scenario.vmm.parameters:
+        try:
+            resolve_parameters(attrs.evolve(scenario.vmm, parameters=(parameter,)))
+        except ConfigError as error:
+            yield from error.problems
+
+
+def _shadow_tables_are_static(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """Shadow tables that are built before the guest starts must find the guest's tables complete."""
+    if scenario.vmm.technique == "native" or scenario.vmm.paging != "static-shadow":
+        return
+    for number, vm in enumerate(scenario.vms):
+        if any(type(phase).__name__ == "ReplaySpec" for p in vm.guest.processes for phase in p.phases):
+            yield Problem(
+                path=f"vms.{number}.guest.processes.0.phases.0.primitive",
+                message="a recorded guest builds its tables as it goes, and paging 'static-shadow' needs them before",
+                help="paging can be ept, none for a recorded guest",
+            )
+
+
+CHECKS: tuple[Check, ...] = (
+    _shadow_tables_are_static,
+    _features_exist,
+    _kernels_can_run,
+    _memory_is_addressable,
+    _parameters_exist,
+)

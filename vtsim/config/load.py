@@ -64,14 +64,13 @@ def _override(root: Node, assignment: str, problems: list[Problem]) -> Node:
 
 def _read(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
+        with path.open("rb") as file:  # a device or a pipe has no size, and may never end
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
             raise ConfigError(
-                f"a scenario of {size} bytes is too large",
-                file=str(path),
-                help=f"the limit is {LARGEST_FILE}",
+                "this is too large for a scenario", file=str(path), help=f"the limit is {LARGEST_FILE} bytes"
             )
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"this is not a text file: byte {error.object[error.start]:#04x} at {error.start}",
@@ -89,9 +88,7 @@ def _nearby(path: Path) -> str:
         files = sorted(entry.name for entry in path.parent.glob("*.yaml"))
     except (OSError, ValueError):
         files = []
-    return (
-        f"scenarios in that folder: {', '.join(files[:20])}" if files else "give the path of a scenario file"
-    )
+    return f"scenarios in that folder: {', '.join(files[:20])}" if files else "give the path of a scenario file"
 
 
 def dump(scenario: Scenario) -> str:

@@ -68,12 +68,7 @@ class Node:
         if isinstance(self.value, dict):
             found: Node | None = self.value.get(step)
             return found
-        if (
-            isinstance(self.value, list)
-            and step.isdecimal()
-            and len(step) < 6
-            and int(step) < len(self.value)
-        ):
+        if isinstance(self.value, list) and step.isdecimal() and len(step) < 6 and int(step) < len(self.value):
             item: Node = self.value[int(step)]
             return item
         return None
@@ -117,9 +112,7 @@ def compose(text: str, source: Source, problems: list[Problem]) -> Node | None:
     except RecursionError:
         problems.append(source.problem((0, 0), f"nested more than {DEEPEST} levels deep"))
         return None
-    except (
-        Exception
-    ) as error:  # the parser trips over some malformed input; to the user that is malformed input
+    except Exception as error:  # the parser trips over some malformed input; to the user that is malformed input
         problems.append(source.problem((0, 0), f"this is not YAML: {type(error).__name__}", help=_YAML_HELP))
         return None
     if root is None:
@@ -209,9 +202,7 @@ class _Tree:
                 return _number(text, kind)
             case "int" | "float" | "str" | "timestamp" | "merge":
                 return text
-        self.problems.append(
-            self.source.problem(at, f"unknown YAML tag {raw.tag[:60]!r}", help="remove the tag")
-        )
+        self.problems.append(self.source.problem(at, f"unknown YAML tag {raw.tag[:60]!r}", help="remove the tag"))
         return None
 
 

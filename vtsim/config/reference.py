@@ -39,8 +39,7 @@ A plain number is in the base unit.
 def reference() -> str:
     """Return the reference as markdown."""
     units = "".join(
-        f"| {d.name} | {d.base or '1'} | {', '.join(u for u in d.units if u)} | `{d.example}` |\n"
-        for d in DIMENSIONS
+        f"| {d.name} | {d.base or '1'} | {', '.join(u for u in d.units if u)} | `{d.example}` |\n" for d in DIMENSIONS
     )
     return INTRODUCTION + units + "".join(_section(Scenario, "The scenario", set()))
 

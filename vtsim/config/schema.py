@@ -43,9 +43,7 @@ def specs_inside(kind: Kind) -> list[tuple[type[Any], str | None, str | None]]:
     return []
 
 
-def _define(
-    spec: type[Any], definitions: dict[str, Any], tag: str | None = None, name: str | None = None
-) -> None:
+def _define(spec: type[Any], definitions: dict[str, Any], tag: str | None = None, name: str | None = None) -> None:
     if spec.__name__ in definitions:
         return
     properties: dict[str, Any] = {tag: {"const": name}} if tag else {}

@@ -35,9 +35,7 @@ class Structuring:
             case Free():
                 return self._scalar(kind, node, path)
         if isinstance(node.value, dict | list):
-            return self._refuse(
-                node, path, f"{shown(node.value)} is not possible here", f"write {kind.accepted()}"
-            )
+            return self._refuse(node, path, f"{shown(node.value)} is not possible here", f"write {kind.accepted()}")
         return self._scalar(kind, node, path)
 
     def _refuse(self, node: Node, path: str, message: str, help: str = "") -> Any:
@@ -67,9 +65,7 @@ class Structuring:
 
     def _many(self, kind: Many, node: Node, path: str) -> Any:
         if not isinstance(node.value, list):
-            return self._refuse(
-                node, path, f"{shown(node.plain())} is not a list", "begin each item with '- '"
-            )
+            return self._refuse(node, path, f"{shown(node.plain())} is not a list", "begin each item with '- '")
         items = [self.build(kind.item, item, f"{path}.{index}") for index, item in enumerate(node.value)]
         if len(items) < kind.least:
             return self._refuse(node, path, f"the list has {len(items)} items", f"give at least {kind.least}")
@@ -98,20 +94,14 @@ class Structuring:
         written = {} if node.value is None else node.value
         if not isinstance(written, dict):
             keys = ", ".join(fields)
-            return self._refuse(
-                node, path, f"{shown(node.plain())} is not a mapping", f"keys here are {keys}"
-            )
+            return self._refuse(node, path, f"{shown(node.plain())} is not a mapping", f"keys here are {keys}")
         values: dict[str, Any] = {}
         for key, inner in written.items():
             if key in fields:
                 values[key] = self.build(kind_of(fields[key]), inner, f"{path}.{key}".lstrip("."))
             elif key != tag:
-                values[key] = self._unknown_key(
-                    node, key, inner, path, [tag, *fields] if tag else list(fields)
-                )
-        missing = [
-            name for name, field in fields.items() if field.default is attrs.NOTHING and name not in values
-        ]
+                values[key] = self._unknown_key(node, key, inner, path, [tag, *fields] if tag else list(fields))
+        missing = [name for name, field in fields.items() if field.default is attrs.NOTHING and name not in values]
         for name in missing:
             help = f"{name}: {kind_of(fields[name]).accepted()}"
             self._refuse(node, path, f"missing key {name!r}", help)
@@ -125,9 +115,7 @@ class Structuring:
     def _unknown_key(self, node: Node, key: str, inner: Node, path: str, legal: list[str]) -> Any:
         """Report a key at the key; a --set has no line to show, so it names every legal key."""
         help = alternatives("key", key, legal).replace("key can be", "keys here are")
-        at = inner.source.problem(
-            node.keys.get(key, inner.at), f"unknown key {shown(key)}", path=path, help=help
-        )
+        at = inner.source.problem(node.keys.get(key, inner.at), f"unknown key {shown(key)}", path=path, help=help)
         if at.line is None and help.startswith("did you mean"):
             at = attrs.evolve(at, help=f"{help} keys here are {', '.join(legal)}")
         self.problems.append(at)

@@ -7,7 +7,7 @@ stopped. Time is cycles of the base clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -15,7 +15,7 @@ import simpy
 from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
-from vtsim.base.errors import ModelError
+from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -24,11 +24,13 @@ from vtsim.cpu.kernels import events as ev
 from vtsim.cpu.kernels.system import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
-from vtsim.guest.machine_view import Start
+from vtsim.guest.kernel import layout
+from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
+from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
 from vtsim.vmm.build import needs as hypervisor_needs
@@ -78,6 +80,8 @@ class Vm:
 
     spec: VmSpec
     owner: int
+    memory: PhysicalMemory | None = None
+    log: int = 0  # guest-physical address where its kernel writes how its processes ended
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -116,7 +120,14 @@ class Machine:
     def __attrs_post_init__(self) -> None:
         machine = self.scenario.machine
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
-        self.engine = Engine(self.profile, geometry(self.scenario, self.profile))
+        try:
+            self.engine = Engine(self.profile, geometry(self.scenario, self.profile))
+        except MemoryError:
+            raise ConfigError(
+                "this computer has too little memory to simulate that much",
+                field="machine.memory",
+                help="give the machine and its VMs less memory, or fewer CPUs",
+            ) from None
         identify(self.engine, GENERATIONS[self.profile.vmx.generation].capabilities())
         self.engine.cpus[:, s.WORK_SCALE] = int(self.scenario.run.work_scale)
         for port in PM_TIMER:
@@ -135,7 +146,7 @@ class Machine:
         """The only guest runs in root mode on CPU 0, in place of a hypervisor, in the machine's own memory."""
         (vm,) = self.vms
         memory = NativeMemory(self.engine, vm.spec.memory)
-        start = build_guest(vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled)
+        start = self._build(vm, memory)
         m = self.engine.cpus[0]
         m[s.OWNER] = vm.owner
         apply(self.engine, 0, start)
@@ -144,16 +155,31 @@ class Machine:
         """Every CPU boots the hypervisor, which starts its guests."""
         scenario, extra = self.scenario, 0
         guests = []
-        for spec in scenario.vms:
-            build = partial(build_guest, spec, self.profile, seed=scenario.seed, shuffled=self._shuffled, extra=extra)
+        for vm in self.vms:
+            spec, build = vm.spec, partial(self._build, vm, extra=extra)
             extra += needs(spec, self.profile).extra_words
             guests.append(
-                Guest(name=spec.name, cpu=spec.cpu or 0, memory=spec.memory, build=build, devices=spec.devices)
+                Guest(
+                    name=spec.name,
+                    cpu=spec.cpu or 0,
+                    memory=spec.memory,
+                    build=build,
+                    devices=spec.devices,
+                    recorded=recorded(spec.guest, self.profile) is not None,
+                )
             )
         self.hypervisor = build_hypervisor(
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
+
+    def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
+        """Build a VM's guest in its memory."""
+        start = build_guest(
+            vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra
+        )
+        vm.memory, vm.log = memory, start.log
+        return start
 
     @property
     def _shuffled(self) -> bool:
@@ -211,7 +237,23 @@ class Machine:
         return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
 
     def _finish(self, vm: Vm, at: int, why: str | None) -> None:
-        vm.finished_at, vm.stopped = at, why
+        vm.finished_at, vm.stopped = at, why or "; ".join(self._killed(vm)) or None
+
+    def _killed(self, vm: Vm) -> Iterator[str]:
+        """Which processes the guest's kernel ended before their work was done, from its log."""
+        for number, process in enumerate(vm.spec.guest.processes):
+            line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
+            reason, vector, _, rip, cr2 = line
+            if reason == layout.NO_MEMORY:
+                yield f"process {process.name!r} was killed: the guest's memory is used up"
+            elif reason == layout.KILLED:
+                fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")
+                yield f"process {process.name!r} was killed by {fault}, rip {rip:#x}"
+
+    def _word(self, vm: Vm, gpa: int) -> int:
+        """A word of a guest's memory."""
+        assert vm.memory is not None
+        return self.engine.load(vm.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF) & (1 << 64) - 1
 
     def _act(self, code: int, cpu: int) -> None:
         """React to a stop of the engine."""

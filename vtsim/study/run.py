@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 
+from vtsim.base.errors import ConfigError
 from vtsim.base.trace import TraceSink
 from vtsim.config import load_scenario, resolve
 from vtsim.platform.machine import Machine, Progress, alone
@@ -27,7 +28,7 @@ def run(
     Parameters
     ----------
     scenario: a scenario, or the path of a scenario file.
-    sets: `path=value` settings that override those of the file.
+    sets: `path=value` settings that override those of the file; a `Scenario` is changed with `attrs.evolve` instead.
     trace: receives the transitions of the run (not of its baseline) as they happen.
     progress: is called from time to time; may ask the run to stop early.
 
@@ -35,6 +36,8 @@ def run(
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, sets)
+    elif sets:
+        raise ConfigError("settings override those of a file", field="sets", help="use attrs.evolve on the scenario")
     else:
         scenario = resolve(scenario, scenario.name or "scenario")
     result = simulate(scenario, trace=trace, progress=progress)

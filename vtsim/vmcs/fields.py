@@ -74,8 +74,7 @@ class Field:
 
 def _run(area: Area, width: Width, *rows: tuple[int, str, str]) -> tuple[Field, ...]:
     return tuple(
-        Field(name=name, area=area, width=width, index=index, needs=tuple(needs.split()))
-        for index, name, needs in rows
+        Field(name=name, area=area, width=width, index=index, needs=tuple(needs.split())) for index, name, needs in rows
     )
 
 

@@ -167,7 +167,5 @@ CASCADE_LAKE: Final = Generation(
 
 GENERATIONS: Final[dict[str, Generation]] = {
     generation.name: generation
-    for generation in (
-        *(P4_672, CORE2, NEHALEM, WESTMERE, SANDY_BRIDGE, HASWELL, BROADWELL, SKYLAKE_SP, CASCADE_LAKE),
-    )
+    for generation in (*(P4_672, CORE2, NEHALEM, WESTMERE, SANDY_BRIDGE, HASWELL, BROADWELL, SKYLAKE_SP, CASCADE_LAKE),)
 }

@@ -51,7 +51,6 @@ class VmmSpec:
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
-    apicv: bool = setting(Boolean(), "APIC-register virtualization and virtual-interrupt delivery", default=False)
     parameters: Overrides = setting(
         Free(noun="parameter"),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",

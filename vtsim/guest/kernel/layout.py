@@ -47,7 +47,8 @@ AREA_BYTES: Final = 64
 (Z_TOP, Z_BOTTOM) = range(0, 16, 8)
 
 # --- words of a task's line in the log page: how it ended -----------------------------------------------------------
-(L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = range(0, 40, 8)
+LOG_LINE: Final = range(0, 40, 8)
+(L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = LOG_LINE
 LOG_BYTES: Final = 64
 RUNNING, ENDED, KILLED, NO_MEMORY = range(4)
 REASONS: Final = ("running", "ended", "killed by an exception", "killed: the guest's memory is used up")

@@ -232,6 +232,9 @@ def control_register(a: Assembler, path: Path) -> None:
     a.shr(RAX, 4)
     a.label("cr_read")
     a.st(Mem(15, at.V["REGISTERS"], index=RBX, scale=8), RAX)
+    a.cmp(RBX, 4, comment="RSP lives in the VMCS")
+    a.jcc(ops.CC_NZ, "skip")
+    a.vmwrite("GUEST_RSP", RAX)
     a.jmp("skip")
 
     a.label("cr_status")
