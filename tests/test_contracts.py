@@ -84,8 +84,13 @@ def test_a_kernel_with_page_table_isolation_runs_on_the_first_vt_x_processor() -
     """Without EPT every CR3 access exits: a read and two writes for each system call."""
     scenario = load_scenario(
         WORKLOADS / "syscall.yaml",
-        ["machine.profile=p4-672", "vmm.personality=minimal", "vms.0.guest.kernel.kpti=true"]
-        + ["vms.0.guest.kernel.tick=off", "vms.0.guest.processes.0.phases.0.iterations=100"],
+        [
+            "machine.profile=p4-672",
+            "vmm.personality=minimal",
+            "vms.0.guest.kernel.kpti=true",
+            "vms.0.guest.kernel.tick=off",
+            "vms.0.guest.processes.0.phases.0.iterations=100",
+        ],
     )
 
     result = simulate(scenario)

@@ -51,10 +51,10 @@ def bound_rows() -> Names:
 
 def handled_exits() -> Names:
     """Exit reasons with a program, by personality."""
-    import vtsim.vmm.build  # fills the registries
     from vtsim.vmcs.reasons import reason_name
     from vtsim.vmm.registry import exit_paths
 
+    import_all(importlib.import_module("vtsim.vmm.personalities"))
     return [(f"{name} {reason_name(reason)}", exit_paths.describe((name, reason))) for name, reason in exit_paths]
 
 
