@@ -16,7 +16,7 @@ import pytest
 
 import vtsim as package
 from vtsim.base import jit, trace
-from vtsim.base.errors import ModelError
+from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cli import REPORT_IT, main
 from vtsim.config import schema
 from vtsim.study import validate as validation
@@ -116,6 +116,21 @@ def test_a_users_mistake_is_one_message_and_status_2(vtsim: Command, engine: Eng
     assert "Traceback" not in done.err
 
 
+def test_a_mistake_that_only_building_the_machine_finds_is_shown_in_its_line(
+    vtsim: Command, engine: Engine, scenario: str
+) -> None:
+    def build(progress: Any) -> None:
+        raise ConfigError("too little", field="vms.0.memory", help="give more")
+
+    engine.before = build
+
+    done = vtsim("run", scenario)
+
+    assert (done.status, done.err) == (
+        2, f"{scenario}:2: vms.0.memory: too little\n    2 | - guest:\n      |   ^\n help: give more\n"
+    )  # fmt: skip
+
+
 def test_our_mistake_shows_its_counters_and_asks_for_a_report(vtsim: Command, engine: Engine, scenario: str) -> None:
     def broken(progress: Any) -> None:
         raise ModelError("every walk ends exactly once is false", {"walks": 3, "completed": 0})
@@ -180,6 +195,26 @@ def test_a_reader_that_has_gone_ends_the_run_quietly(
         status = main(["run", scenario, "--json", "--no-baseline"])
 
     assert (status, capfd.readouterr().err) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_message_and_status_2(
+    engine: Engine, scenario: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        status = main(["run", scenario, "--json", "--no-baseline"])
+
+    assert (status, capfd.readouterr().err) == (2, "the output cannot be written: No space left on device\n")
+
+
+def test_a_closed_output_is_not_missed(engine: Engine, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+
+    status = main(["run", scenario, "--json", "--no-baseline"])
+    sys.stdout.close()
+
+    assert status == 0
 
 
 def test_an_output_without_unicode_gets_ascii(engine: Engine, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,26 @@ def test_what_is_not_a_scenario_file_is_refused(
     assert str(raised.value) == f"{path}: {expected}"
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no device that never ends")
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_scenario("/dev/zero")
+    assert str(raised.value) == "/dev/zero: this is too large for a scenario\n help: the limit is 262144 bytes"
+
+
+def test_every_unknown_parameter_of_the_personality_is_shown_with_its_line() -> None:
+    text = CPUID + "vmm:\n  parameters:\n    exit_comon: 1\n    cpuid: -1\n"
+
+    assert error(text) == (
+        "s.yaml:4: vmm.parameters.exit_comon: unknown parameter 'exit_comon'"
+        + at(4, 16, "    exit_comon: 1")
+        + " help: did you mean 'exit_common'?\n\n"
+        "s.yaml:5: vmm.parameters.cpuid: -1 is not a whole number that is not negative"
+        + at(5, 11, "    cpuid: -1")
+        + " help: cpuid is a number of instructions"
+    )
+
+
 def test_control_characters_are_refused_with_their_line() -> None:
     assert error("name: x\nseed: \x00\n").startswith("s.yaml:2: a character that no text file has")
 

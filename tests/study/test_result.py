@@ -124,14 +124,31 @@ def test_slowdown_is_elapsed_time_against_native_for_the_run_and_for_each_vm(res
     def elapsed(of: Measured, cycles: int) -> Any:
         return attrs.evolve(of, cycles=attrs.evolve(of.cycles, elapsed=cycles))
 
-    twice = attrs.evolve(elapsed(result, 600), vms={"kv": elapsed(result.vms["kv"], 900)}, native=None, slowdown=None)
-    native = attrs.evolve(elapsed(result, 300), vms={"kv": elapsed(result.vms["kv"], 200)})
+    done = attrs.evolve(result, stopped={}, native=None, slowdown=None)
+    twice = attrs.evolve(elapsed(done, 600), vms={"kv": elapsed(result.vms["kv"], 900)})
+    native = attrs.evolve(elapsed(done, 300), vms={"kv": elapsed(result.vms["kv"], 200)})
 
     compared = twice.against(native)
 
     assert (compared.slowdown, compared.vms["kv"].slowdown) == (2.0, 4.5)
     assert compared.native is not None
     assert compared.native.cycles.elapsed == 300
+
+
+@pytest.mark.parametrize("early", ["hypervisor", "native"])
+def test_a_vm_that_left_work_undone_has_no_slowdown(result: Result, early: str) -> None:
+    vms = {name: attrs.evolve(result.vms["kv"], slowdown=None) for name in ("kv", "other")}
+    runs = {
+        name: attrs.evolve(
+            result, vms=vms, native=None, slowdown=None, stopped={"kv": "time limit"} if name == early else {}
+        )
+        for name in ("hypervisor", "native")
+    }
+
+    compared = runs["hypervisor"].against(runs["native"])
+
+    assert (compared.slowdown, compared.vms["kv"].slowdown, compared.vms["other"].slowdown) == (None, None, 1.0)
+    assert list(compared.vms) == ["kv", "other"]
 
 
 def _without(data: dict[str, Any], name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.platform.spec import Scenario
 from vtsim.study import run as module
@@ -21,7 +22,7 @@ class Engine:
     """Takes 300 cycles natively and 600 under a hypervisor."""
 
     def __init__(self, result: Result) -> None:
-        self.result = attrs.evolve(result, native=None, slowdown=None, vms={"kv": result.vms["kv"]})
+        self.result = attrs.evolve(result, native=None, slowdown=None, vms={"kv": result.vms["kv"]}, stopped={})
         self.calls: list[tuple[Scenario, dict[str, Any]]] = []
         self.interrupt: tuple[str, ...] = ()
 
@@ -90,3 +91,10 @@ def test_a_path_is_read_with_its_settings(engine: Engine, tmp_path: Path) -> Non
     run(path, sets=["seed=7"])
 
     assert (engine.calls[0][0].name, engine.calls[0][0].seed) == ("small", 7)
+
+
+def test_settings_for_a_scenario_that_is_no_file_are_refused(engine: Engine) -> None:
+    with pytest.raises(ConfigError) as raised:
+        run(parse_scenario(SMALL), sets=["seed=7"])
+
+    assert str(raised.value) == "sets: settings override those of a file\n help: use attrs.evolve on the scenario"

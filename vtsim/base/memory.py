@@ -152,30 +152,37 @@ def store(a: Arena, hpa: int, size: int, value: int) -> int:
 
 @kernel
 def scatter(index: int, count: int, bits: int, seed: int) -> int:
-    """A pseudo-random permutation of range(count): four Feistel rounds over 2*bits bits, walked until inside.
+    """A pseudo-random permutation of range(count): four Feistel rounds over `bits` bits, walked until inside.
 
-    Every frame allocator that shuffles uses it: no table, any order of questions, the same answer.
+    Every frame allocator that shuffles uses it: no table, any order of questions, the same answer. The halves may differ
+    by a bit, so that less than half of the walked numbers lie outside.
     """
-    half = (1 << bits) - 1
+    low = bits >> 1
+    low_mask = (1 << low) - 1
+    high_mask = (1 << (bits - low)) - 1
     x = index
     while True:
-        left = x >> bits
-        right = x & half
+        left = x >> low
+        right = x & low_mask
         for turn in range(4):
-            mixed = (right * 0x9E3779B1 + seed * 0x85EBCA6B + turn * 0x27D4EB2F) & 0xFFFFFFFF
+            source = left if turn & 1 else right
+            mixed = (source * 0x9E3779B1 + seed * 0x85EBCA6B + turn * 0x27D4EB2F) & 0xFFFFFFFF
             mixed = ((mixed >> 15) ^ mixed) * 0x2C1B3C6D & 0xFFFFFFFF
             mixed = (mixed >> 12) ^ mixed
-            left, right = right, left ^ (mixed & half)
-        x = (left << bits) | right
+            if turn & 1:
+                right ^= mixed & low_mask
+            else:
+                left ^= mixed & high_mask
+        x = (left << low) | right
         if x < count:
             return x
 
 
 @kernel
 def scatter_bits(count: int) -> int:
-    """Half the number of bits that `scatter` needs for range(count)."""
-    bits = 1
-    while (1 << (2 * bits)) < count:
+    """The number of bits that `scatter` needs for range(count): at least two."""
+    bits = 2
+    while (1 << bits) < count:
         bits += 1
     return bits
 

@@ -15,7 +15,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.cli import FINE, INTERRUPTED
 from vtsim.cli.output import coloured, emit, note, show
 from vtsim.cli.progress import Watch
-from vtsim.config import dump, load_scenario
+from vtsim.config import dump, load_scenario, located
 from vtsim.cpu.kernels.run import run_all
 from vtsim.study.result import Result
 from vtsim.study.run import run
@@ -45,7 +45,10 @@ def run_scenario(options: Options) -> int:
     if not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Watch(bar=view is None) as watch:
-        result = run(scenario, trace=view, progress=watch)
+        try:
+            result = run(scenario, trace=view, progress=watch)
+        except ConfigError as error:
+            raise located(error, options.file, options.settings) from None
     if options.output is not None:
         rows = view.kept if view is not None else None
         for path in result.write(options.output, dump(scenario), rows):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from vtsim.base.errors import ConfigError
 from vtsim.cli.output import emit, note, show
+from vtsim.config import parse_scenario
+from vtsim.study.exit_costs import exit_costs
+from vtsim.study.exit_costs import to_markdown as costs_section
+from vtsim.study.run import run
 from vtsim.study.validate import exit_status, table, to_json, to_markdown, validate
 
 PAGE: Final = Path("docs/validation.md")
@@ -25,7 +30,11 @@ def validate_rows(rows: Sequence[str] | None, *, json: bool, write_docs: bool) -
     else:
         show(table(comparisons))
     if write_docs:
-        PAGE.write_text(to_markdown(comparisons), encoding="utf-8")
+        costs = exit_costs(lambda text: run(parse_scenario(text, name="exit costs")))
+        text = to_markdown(comparisons) + "\n".join(costs_section(costs)) + "\n"
+        fresh = PAGE.with_suffix(".new")
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, PAGE)
         note(f"wrote {PAGE}")
     return exit_status(comparisons)
 

@@ -1,8 +1,8 @@
 """Scenarios as text: read with every error at once and its line, written fully resolved."""
 
 from vtsim.config.checks import resolve
-from vtsim.config.load import dump, load_scenario, parse_scenario
+from vtsim.config.load import dump, load_scenario, located, parse_scenario
 from vtsim.config.reference import reference
 from vtsim.config.schema import schema
 
-__all__ = ["dump", "load_scenario", "parse_scenario", "reference", "resolve", "schema"]
+__all__ = ["dump", "load_scenario", "located", "parse_scenario", "reference", "resolve", "schema"]

@@ -54,6 +54,17 @@ def parse_scenario(
     raise ConfigError.of(sorted(problems, key=lambda problem: problem.line or 0))
 
 
+def located(error: ConfigError, path: Path, sets: Sequence[str]) -> ConfigError:
+    """Show where in its file a setting is that only building the machine found wrong."""
+    if not path.is_file():  # a pipe was read and is empty now
+        return error
+    text = _read(path)
+    root = compose(text, Source.of(str(path), text), [])
+    for assignment in sets:
+        root = root and _override(root, assignment, [])
+    return error if root is None else ConfigError.of(place(problem, root, "") for problem in error.problems)
+
+
 def _override(root: Node, assignment: str, problems: list[Problem]) -> Node:
     try:
         return override(root, assignment)

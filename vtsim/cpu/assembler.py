@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from vtsim.base.errors import ModelError
 from vtsim.cpu import ops
@@ -71,6 +71,7 @@ class Instruction:
     target: int | str | None = None
     extra: int = 0
     comment: str = ""
+    goal: str = ""  # the label that `target` was
 
     @property
     def end(self) -> int:
@@ -119,8 +120,6 @@ def render(i: Instruction) -> str:
     if i.op in (ops.VMREAD, ops.VMWRITE) and i.r2 == NO_REGISTER:
         name = FIELDS_BY_ENCODING[i.imm]
         operands = [REGISTERS[i.r1], name] if i.op == ops.VMREAD else [name, REGISTERS[i.r1]]
-    elif i.op == ops.JCC:
-        return f"J{ops.CONDITIONS[i.imm]} {i.target}"
     else:
         if i.r1 != NO_REGISTER:
             operands.append(REGISTERS[i.r1])
@@ -128,11 +127,13 @@ def render(i: Instruction) -> str:
             operands.append(REGISTERS[i.r2])
         if i.mem is not NO_MEMORY:
             operands.append(str(i.mem))
-        if i.imm or not operands:
+        constant = i.op <= ops.TEST and i.r2 == NO_REGISTER and i.target is None
+        if i.op != ops.JCC and (i.imm or constant):
             operands.append(hex(i.imm) if i.imm > 9 else str(i.imm))
         if i.target is not None:
-            operands.append(str(i.target))
-    text = f"{ops.OPS[i.op].name} {', '.join(operands)}"
+            operands.append(i.goal or (hex(i.target & (1 << 64) - 1) if isinstance(i.target, int) else i.target))
+    name = f"J{ops.CONDITIONS[i.imm]}" if i.op == ops.JCC else ops.OPS[i.op].name
+    text = f"{name} {', '.join(operands)}".rstrip()
     return f"{text:<44}; {i.comment}" if i.comment else text
 
 
@@ -324,10 +325,7 @@ class Assembler:
                 return i
             if i.target not in labels:
                 raise ModelError(f"program {self.name}: label {i.target!r} is not defined", {})
-            return Instruction(
-                i.at, i.op, i.length, i.activity, i.r1, i.r2, i.imm, i.mem, labels[i.target], i.extra,
-                i.comment or f"-> {i.target}",
-            )  # fmt: skip
+            return evolve(i, target=labels[i.target], goal=i.target)
 
         return Program(self.name, self.base, tuple(map(resolved, self._instructions)), dict(self._labels))
 

@@ -16,6 +16,7 @@ from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.base.spec import inside
 from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -175,9 +176,12 @@ class Machine:
 
     def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
         """Build a VM's guest in its memory."""
-        start = build_guest(
-            vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra
-        )
+        try:
+            start = build_guest(
+                vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra
+            )
+        except ConfigError as error:
+            raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
         vm.memory, vm.log = memory, start.log
         return start
 

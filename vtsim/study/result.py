@@ -206,7 +206,7 @@ class Measured:
     """What is measured of a whole run, of its native baseline, and of each VM."""
 
     efficiency: Efficiency          = key("", "shares executed without the hypervisor")
-    slowdown: float | None          = key("ratio", "elapsed cycles against native; null without a baseline")
+    slowdown: float | None          = key("ratio", "elapsed cycles against native; null unless both did all their work")
     cycles: Cycles                  = key("", "where the time went")
     instructions: Mapping[str, int] = key("instructions", "{privilege R0 R3 N0 N3: n}, of any program")
     guest: GuestInstructions        = key("", "guest instructions executed and emulated")
@@ -322,14 +322,16 @@ class Result(Run):
         return structure(cls, data, "result")
 
     def against(self, native: Result) -> Result:
-        """This result with its native baseline, and the slowdowns that follow."""
+        """This result with its native baseline, and the slowdowns that follow; work left undone has none."""
+        undone = {**self.stopped, **native.stopped}
         vms = {
             name: attrs.evolve(vm, slowdown=_share(vm.cycles.elapsed, native.vms[name].cycles.elapsed))
             for name, vm in self.vms.items()
+            if name not in undone
         }
         baseline = Run(**{item.name: getattr(native, item.name) for item in attrs.fields(Run)})
-        slowdown = _share(self.cycles.elapsed, native.cycles.elapsed)
-        return attrs.evolve(self, native=baseline, vms=vms, slowdown=slowdown)
+        slowdown = None if undone else _share(self.cycles.elapsed, native.cycles.elapsed)
+        return attrs.evolve(self, native=baseline, vms={**self.vms, **vms}, slowdown=slowdown)
 
     def write(self, directory: Path, resolved: str, trace: array[int] | None = None) -> tuple[Path, ...]:
         """Write result.json, resolved.yaml and trace.npz; only a whole result replaces an older one."""
