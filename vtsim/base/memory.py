@@ -154,8 +154,8 @@ def store(a: Arena, hpa: int, size: int, value: int) -> int:
 def scatter(index: int, count: int, bits: int, seed: int) -> int:
     """A pseudo-random permutation of range(count): four Feistel rounds over `bits` bits, walked until inside.
 
-    Every frame allocator that shuffles uses it: no table, any order of questions, the same answer. The halves may differ
-    by a bit, so that less than half of the walked numbers lie outside.
+    Every frame allocator that shuffles uses it: no table, any order of questions, the same answer. The halves may
+    differ by a bit, so that less than half of the walked numbers lie outside.
     """
     low = bits >> 1
     low_mask = (1 << low) - 1

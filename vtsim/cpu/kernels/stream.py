@@ -14,7 +14,7 @@ from vtsim.base.memory import is_memory, touch
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.caches import data_miss, probe
+from vtsim.cpu.kernels.caches import data_miss, probe, probe_surely
 from vtsim.cpu.kernels.events import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED, charge, raise_fault
 from vtsim.cpu.kernels.translate import READ, WRITE, translate
 
@@ -142,7 +142,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         line = hpa >> 6
         if access == WRITE:
             touch(a, hpa >> 12)
-        if probe(m, t, s.L1D, line):
+        hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_surely(m, t, s.L1D, line)
+        if hit:
             if walk:
                 if pattern == o.CHASE:
                     charge(m, a, o.PAGE_WALK, walk)
