@@ -346,6 +346,8 @@ class Result(Run):
             (directory / f".{name}.new").write_bytes(content)
         for name in contents:
             os.replace(directory / f".{name}.new", directory / name)
+        if trace is None:
+            (directory / "trace.npz").unlink(missing_ok=True)  # an older run's
         return tuple(directory / name for name in contents)
 
 
