@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import frozen
 
 from vtsim.config import parse_scenario
+from vtsim.cpu.slots import OPS
 from vtsim.platform.machine import Machine
 from vtsim.study.measure import result_of
 
@@ -106,7 +107,6 @@ ZIPF = STREAM.format(pattern="zipf", region="1 GiB", accesses="4 M")
 MIX = "{primitive: mix, instructions: 50 M, memory: 30 %, region: 32 KiB}"
 CPUID = "{primitive: cpuid, iterations: 1 M}"
 BIG = "1536 MiB"
-OPS = 4  # slot of dispatched ops in a machine record
 
 # fmt: off
 CASES = (

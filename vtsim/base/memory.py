@@ -14,9 +14,9 @@ from vtsim.base.jit import Arena, kernel
 # fmt: off
 (A_FRAMES, A_FRAME_COUNT, A_POOL, A_POOL_NEXT, A_POOL_LIMIT, A_ROWS, A_ROW_COUNT, A_CODE_MAPS, A_CODE_PAGES,
  A_CODE_LIMIT, A_ALLOC_NEXT, A_ALLOC_COUNT, A_ALLOC_FIRST, A_ALLOC_SHUFFLED, A_ALLOC_BITS,
- A_TRACE, A_TRACE_LIMIT, A_TRACE_LENGTH, A_TRACE_MASK, A_PORTS, A_CPUID, A_CPUID_COUNT, A_CAPABILITIES, A_BASE_HZ,
- A_OWNERS, A_OWNER_COUNT, A_OWNER_WORDS, A_STORES, A_CPUS, A_QUANTUM, A_SEED, A_REPLAY_ROWS, A_REPLAY_COUNT,
- A_HOST_ROOT, A_DEVICES, A_ROW_LIMIT, A_CODE_OF, A_MISC, A_DEVICE_VALUE, A_WORDS, A_REPLAY_LINES, A_REPLAY_LOG,
+ A_TRACE, A_TRACE_LIMIT, A_TRACE_LENGTH, A_PORTS, A_CPUID, A_CPUID_COUNT, A_CAPABILITIES, A_BASE_HZ,
+ A_OWNERS, A_OWNER_COUNT, A_OWNER_WORDS, A_CPUS, A_SEED, A_REPLAY_ROWS, A_REPLAY_COUNT,
+ A_ROW_LIMIT, A_CODE_OF, A_REPLAY_LINES, A_REPLAY_LOG,
  A_REPLAY_LOGGED, A_REPLAY_LOG_LIMIT, *_) = range(48)
 HEADER_WORDS: Final = 256
 
@@ -34,6 +34,12 @@ HOLE_FIRST: Final = 0xC0000   # frames [3 GiB, 4 GiB) belong to devices
 HOLE_LAST: Final = 0xFFFFF
 POOL_EXHAUSTED: Final = -1
 # fmt: on
+
+
+def signed(word: int) -> int:
+    """A 64-bit word as the two's-complement number that arenas and records hold."""
+    word &= (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word
 
 
 @kernel
@@ -84,12 +90,6 @@ def touch(a: Arena, hfn: int) -> None:
 def kind_of(a: Arena, hfn: int) -> int:
     """What a frame holds."""
     return (a[a[A_FRAMES] + hfn] >> FRAME_KIND) & KIND_MASK
-
-
-@kernel
-def token_of(a: Arena, hfn: int) -> int:
-    """A frame's content token."""
-    return a[a[A_FRAMES] + hfn] >> FRAME_TOKEN
 
 
 @kernel

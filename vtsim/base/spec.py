@@ -19,7 +19,6 @@ from vtsim.base.units import (
     COUNT,
     DURATION,
     FACTOR,
-    FREQUENCY,
     LARGEST,
     NUMBER,
     SHARE,
@@ -354,11 +353,6 @@ def sizes(**limits: Any) -> Quantity:
 def durations(**limits: Any) -> Quantity:
     """A number of nanoseconds."""
     return Quantity(dimension=DURATION, **limits)
-
-
-def frequencies(**limits: Any) -> Quantity:
-    """A number of cycles a second."""
-    return Quantity(dimension=FREQUENCY, **limits)
 
 
 def counts(**limits: Any) -> Quantity:

@@ -10,6 +10,7 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
+from vtsim.guest.spec import ReplaySpec
 from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -162,7 +163,7 @@ def _shadow_tables_are_static(scenario: Scenario, profile: Profile) -> Iterator[
     if scenario.vmm.technique == "native" or scenario.vmm.paging != "static-shadow":
         return
     for number, vm in enumerate(scenario.vms):
-        if any(type(phase).__name__ == "ReplaySpec" for p in vm.guest.processes for phase in p.phases):
+        if any(isinstance(phase, ReplaySpec) for p in vm.guest.processes for phase in p.phases):
             yield Problem(
                 path=f"vms.{number}.guest.processes.0.phases.0.primitive",
                 message="a recorded guest builds its tables as it goes, and paging 'static-shadow' needs them before",

@@ -86,7 +86,6 @@ class Engine:
     tags: np.ndarray = field(init=False)
     extra: int = field(init=False)
     owners: dict[str, int] = field(factory=dict, init=False)
-    _lists: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         g = self.geometry
@@ -233,7 +232,7 @@ class Engine:
     def store(self, hpa: int, value: int) -> None:
         """Store an 8-byte word; `value` is taken modulo 2**64."""
         self._check_frame(hpa >> mem.PAGE_SHIFT)
-        if mem.store(self.arena, hpa, 8, _signed(value)) < 0:
+        if mem.store(self.arena, hpa, 8, mem.signed(value)) < 0:
             raise ModelError("the pool of frame contents is used up", self.counters())
 
     def contents(self, hfn: int, kind: int) -> np.ndarray:
@@ -277,10 +276,10 @@ class Engine:
                 )  # fmt: skip
                 a[at + o.ROW_R1], a[at + o.ROW_R2] = i.r1, i.r2
                 moves_label = i.op == o.MOV and i.target is not None
-                a[at + o.ROW_IMM] = _signed(target if moves_label else i.imm)
-                a[at + o.ROW_MEM], a[at + o.ROW_DISP] = i.mem.packed, _signed(i.mem.displacement)
+                a[at + o.ROW_IMM] = mem.signed(target if moves_label else i.imm)
+                a[at + o.ROW_MEM], a[at + o.ROW_DISP] = i.mem.packed, mem.signed(i.mem.displacement)
                 a[at + o.ROW_TARGET] = int(a[mem.A_ROWS]) + rows[target] * o.ROW_WORDS if same else 0
-                a[at + o.ROW_EXTRA] = _signed(i.extra if i.target is None else target)
+                a[at + o.ROW_EXTRA] = mem.signed(i.extra if i.target is None else target)
                 t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
         a[mem.A_ROW_COUNT] = n
 
@@ -374,8 +373,3 @@ class Engine:
 def stop_name(code: int) -> str:
     """What a stop code means."""
     return STOPS[code]
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

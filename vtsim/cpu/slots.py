@@ -28,11 +28,10 @@ NO_REGISTER: Final = 16
 # --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
 (CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
  MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_SPEC_CTRL, MSR_TSC_DEADLINE, MSR_FEATURE_CONTROL, MSR_XSS, TSC_OFFSET,
- TSC_SCALE, INTERRUPT_SHADOW, NMI_BLOCKED, MONITOR_ARMED) = range(40, 62)
+ INTERRUPT_SHADOW, NMI_BLOCKED) = range(40, 60)
 
 # --- the guest-state block: one slot per VMCS guest-state field, in VMCS slot order -------------------------------------
-STATE: Final = 64          # m[STATE + slot - FIRST_GUEST_SLOT]; 96 slots are kept for it
-STATE_SLOTS: Final = 96
+STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept for it
 
 # --- VMX ---------------------------------------------------------------------------------------------------------------
 (VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_REASON, EXIT_QUALIFICATION,
@@ -51,7 +50,7 @@ APIC_ISR: Final = 212
 
 # --- translation context ------------------------------------------------------------------------------------------------
 (CONTEXT, CONTEXT_GLOBAL, CONTEXT_KEY, CONTEXT_PHYSICAL, CONTEXTS, CONTEXT_COUNT, FETCH_GENERATION, FETCH_PAGES,
- LINE_GENERATIONS, FETCH_HPA, CODE_PAGE, LINE, PAGE_GVA) = range(220, 233)
+ LINE_GENERATIONS, FETCH_HPA, LINE) = range(220, 231)
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
 # A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.
@@ -80,11 +79,12 @@ WALK_WINDOW: Final = 392   # up to 8
 PRICE: Final = 416         # 160 slots
 
 # --- digests, replay, trace -------------------------------------------------------------------------------------------
-(DIGEST_APPLICATION, DIGEST_KERNEL, REPLAY, TRACE_ON) = range(580, 584)
+(DIGEST_APPLICATION, DIGEST_KERNEL, TRACE_ON) = range(580, 583)
 
 # --- translation in flight: stall it causes, latency of the walk, page sizes seen, paging mode -----------------------------
 (STALL, WALK_LATENCY, EPT_SIZES, PAGE_SIZES, GLOBALS_SEEN, PAGING_LEVELS, RESERVED_BITS, EXECUTE_ONLY,
- REACHES_DEVICE, OP_LENGTH, LINES, HOOK_NUMBER, PRIVILEGES_CHANGED, HALTED_AT, IN_FLIGHT, EPT_PWC_HIT_CYCLES, NESTED_HIT_CYCLES, STARTED) = range(584, 602)
+ OP_LENGTH, LINES, HOOK_NUMBER, HALTED_AT, IN_FLIGHT, EPT_PWC_HIT_CYCLES,
+ NESTED_HIT_CYCLES, STARTED) = range(584, 600)
 
 # --- recorded guests: when the wire of a recorded interrupt is asserted (0: never), its vector, the host's vector for it
 # (0 where the guest is native), host-physical address of the word that then holds the guest's vector
@@ -93,7 +93,6 @@ WIRE_AT, WIRE_VECTOR, WIRE_HOST_VECTOR, WIRE_MESSAGE = range(602, 606)
 # prices of what is not an op
 P_EXCEPTION: Final = PRICE + 128
 P_INTERRUPT: Final = PRICE + 129
-P_REPEAT: Final = PRICE + 130
 P_CPUID_1: Final = PRICE + 131             # CPUID of a leaf other than 0
 P_WRMSR_X2APIC: Final = PRICE + 132
 P_MOV_TO_CR: Final = PRICE + 134           # by control register, 9 slots

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from attrs import frozen
 
 from vtsim.base.errors import ModelError
-from vtsim.base.memory import PAGE_SHIFT, TABLE
+from vtsim.base.memory import PAGE_SHIFT, TABLE, signed
 from vtsim.ept import spec as e
 
 Words = npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ class Table:
         """Store a raw entry at `level` (1 the last, as the manuals count), making the tables above it."""
         size = level - 1
         first = (address & ((1 << (PAGE_SHIFT + BITS * self.levels)) - 1)) >> (PAGE_SHIFT + BITS * size)
-        self._write(self.root, self.levels - 1, first, np.array([_signed(entry)], np.int64), size)
+        self._write(self.root, self.levels - 1, first, np.array([signed(entry)], np.int64), size)
 
     def find(self, address: int) -> Leaf | None:
         """The leaf that maps `address`, or None."""
@@ -179,8 +179,3 @@ def host_table(engine: HostMemory, format: Format, levels: int = 4) -> Table:
     root = engine.allocate()
     words(root)
     return Table(root=root, format=format, take=engine.allocate, words=words, levels=levels)
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

@@ -49,7 +49,7 @@ def physical(gpa: int) -> int:
 
 def fill(memory: PhysicalMemory, gfn: int, words: Sequence[int] | NDArray[np.int64]) -> None:
     """Store consecutive words from the beginning of a frame on."""
-    values = words if isinstance(words, np.ndarray) else np.array([_signed(word) for word in words], np.int64)
+    values = words if isinstance(words, np.ndarray) else np.array([mem.signed(word) for word in words], np.int64)
     for start in range(0, len(values), mem.PAGE_WORDS):
         part = values[start : start + mem.PAGE_WORDS]
         memory.contents(gfn + start // mem.PAGE_WORDS, mem.VALUES)[: len(part)] = part
@@ -131,7 +131,7 @@ def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: 
     base = at.TSS & ((1 << 64) - 1)
     state = 0x67 | (base & 0xFFFFFF) << 16 | 0x8B << 40 | (base >> 24 & 0xFF) << 56
     for n, descriptor in enumerate((*DESCRIPTORS, state, base >> 32)):
-        words[gdt // 8 + n] = _signed(descriptor)
+        words[gdt // 8 + n] = mem.signed(descriptor)
     as_bytes = words.view(np.uint8)
     for offset, value in ((tss + 4, stack), (tss + 36, at.DOUBLE_FAULT_STACK)):
         as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
@@ -149,8 +149,3 @@ def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task]) ->
     }
     for word, value in words.items():
         memory.store(((entry + 1) << 12) + word, value)
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

@@ -51,7 +51,7 @@ def identify(engine: Engine, capabilities: Capabilities) -> None:
     at = int(engine.arena[mem.A_CAPABILITIES])
     for n in range(CAPABILITIES):
         value = capabilities.read(FIRST_CAPABILITY + n) or 0
-        engine.arena[at + n] = value - (1 << 64) if value >> 63 else value
+        engine.arena[at + n] = mem.signed(value)
     for m in engine.cpus:
         m[s.VMX_REVISION] = capabilities.revision
         m[s.TIMER_RATE] = capabilities.preemption_timer_shift

@@ -363,7 +363,7 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
     for index, value in start.msrs.items():
         values[MSR_SLOTS[index]] = value
     for slot, value in values.items():
-        m[slot] = value - (1 << 64) if value >> 63 == 1 else value
+        m[slot] = mem.signed(value)
     m[s.PRIVILEGE] = o.R3 if start.cpl else o.R0
     m[s.SS_ACCESS_RIGHTS] = 0xC093 | start.cpl << 5
     engine.sync(cpu)

@@ -25,7 +25,6 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
-from vtsim.vmm.layout import signed
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
 from vtsim.vmm.needs import Needs, needs, table_frames
 from vtsim.vmm.personalities.kvm import chipset
@@ -95,7 +94,7 @@ def build_hypervisor(
     table = host.words(handlers)
     labels = program.labels
     for reason in range(REASONS):
-        table[reason] = signed(labels[handler_label(labels, reason)])
+        table[reason] = mem.signed(labels[handler_label(labels, reason)])
     host.gate(at.TIMER_VECTOR, labels["timer_interrupt"])
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     bitmap = host.reserve_late(mem.BITMAP)
@@ -306,5 +305,5 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         s.MSR_STAR: at.STAR, s.MSR_LSTAR: entry, s.MSR_FMASK: 0x47700, s.RFLAGS: 2,
     }  # fmt: skip
     for slot, value in state.items():
-        m[slot] = signed(value)
+        m[slot] = mem.signed(value)
     engine.sync(cpu)

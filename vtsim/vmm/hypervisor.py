@@ -7,6 +7,7 @@ from typing import Final
 
 from attrs import define, field, frozen
 
+from vtsim.base import memory as mem
 from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
@@ -18,7 +19,6 @@ from vtsim.vmcs.reasons import BY_NUMBER
 from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
 from vtsim.vmm.host import Host
-from vtsim.vmm.layout import signed
 from vtsim.vmm.memory import Pool, VmMemory
 from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
 from vtsim.vmm.programs.schedule import FINISHED
@@ -106,7 +106,7 @@ class Hypervisor:
         with quiet():
             vm_exit(m, self.engine.arena, 0, 0, 0)
         m[s.EXIT_CYCLES], m[s.TRACE_ON] = exit_cycles, tracing
-        m[s.RIP] = signed(self.program.labels["ended"])
+        m[s.RIP] = mem.signed(self.program.labels["ended"])
         self.engine.sync(cpu)
         return vcpu
 

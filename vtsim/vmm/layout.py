@@ -163,9 +163,3 @@ def direct(hpa: int) -> int:
 def frame_address(hfn: int) -> int:
     """The host's linear address of a frame."""
     return HOST_DIRECT + hfn * PAGE_BYTES
-
-
-def signed(value: int) -> int:
-    """A 64-bit word as the engine holds it: two's complement."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

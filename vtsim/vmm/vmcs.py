@@ -14,6 +14,7 @@ import numpy.typing as npt
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.memory import signed
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.controls import CONTROL, ENTRY, EXIT, PIN, PRIMARY, SECONDARY, ControlWord
@@ -112,4 +113,4 @@ def msr_bitmap(passed: Mapping[int, int]) -> list[int]:
 def write(words: npt.NDArray[np.int64], values: Mapping[str, int]) -> None:
     """Store fields by name in the words of a VMCS."""
     for name, value in values.items():
-        words[SLOT[name]] = at.signed(value)
+        words[SLOT[name]] = signed(value)
