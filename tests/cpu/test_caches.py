@@ -12,7 +12,7 @@ from vtsim.base import jit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.caches import data_miss, drop, fill, find, keep, probe, read_line, remove
-from vtsim.cpu.kernels.events import histogram_bucket
+from vtsim.cpu.kernels.entry import histogram_bucket
 
 EXAMPLES = 15 if jit.DISABLED else 60
 

@@ -25,8 +25,8 @@ from vtsim.base import jit
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.codes import HORIZON, PROGRAM_END, TRIPLE_FAULTED
 from vtsim.cpu.kernels.apic import request
-from vtsim.cpu.kernels.events import HORIZON, PROGRAM_END, TRIPLE_FAULTED
 
 HANDLER = TEXT + 0x8000
 FRAME = ("error", "RIP", "CS", "RFLAGS", "RSP", "SS")

@@ -19,7 +19,7 @@ from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.events import BUDGET, HORIZON, MODEL_FAULT, PROGRAM_END, TRACE_FULL, TRIPLE_FAULTED
+from vtsim.cpu.codes import BUDGET, HORIZON, MODEL_FAULT, PROGRAM_END, TRACE_FULL, TRIPLE_FAULTED
 
 EXAMPLES, LENGTH, OPS = (4, 30, 150) if jit.DISABLED else (60, 60, 3000)
 END = 1_000_000  # a CPU may halt for good

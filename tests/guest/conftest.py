@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.engine import Engine, Geometry
-from vtsim.cpu.kernels.events import FOREVER
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs
 from vtsim.guest.frames import FIRST

@@ -9,7 +9,7 @@ from tests.guest.conftest import Harness, native
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.events import DEVICE_READ, PROGRAM_END
+from vtsim.cpu.codes import DEVICE_READ, PROGRAM_END
 from vtsim.guest import spec as g
 from vtsim.guest.frames import FIRST
 from vtsim.guest.kernel import kernel_paths, layout

@@ -8,7 +8,7 @@ import pytest
 
 from tests.guest.conftest import Harness
 from vtsim.config.load import load_scenario
-from vtsim.cpu.kernels.events import PROGRAM_END
+from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.profile import load_profile
 from vtsim.guest.kernel import layout
 

@@ -29,6 +29,7 @@ from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.kernels import invalidate, walk
 from vtsim.cpu.kernels import translate as k
 
 KINDS = (R, W, X)
@@ -140,12 +141,12 @@ class World:
                 got = int(k.translate(m, a, t, at, KINDS.index(kind), int(user)))
         if got >= 0:
             return got
-        if got == k.PAGE_FAULT:
+        if got == walk.PAGE_FAULT:
             return PageFault(int(m[s.FAULT_GVA]) & (1 << 64) - 1, int(m[s.FAULT_CODE]))
-        if got == k.VIOLATION:
+        if got == walk.VIOLATION:
             assert int(m[s.FAULT_GVA]) & (1 << 64) - 1 == gva
             return Violation(int(m[s.FAULT_GPA]), int(m[s.FAULT_QUALIFICATION]))
-        if got == k.MISCONFIGURATION:
+        if got == walk.MISCONFIGURATION:
             return Misconfiguration(int(m[s.FAULT_GPA]))
         return NotCanonical()
 
@@ -181,19 +182,19 @@ def test_caches_change_no_translation_no_fault_and_no_flag(sizes: str, nested: b
 
 def invlpg(world: World, gva: int) -> None:
     m = world.engine.cpus[0]
-    k.drop_page(m, world.engine.arena, m[s.CONTEXT_KEY], np.int64(gva - (1 << 64) if gva >> 63 else gva))
+    invalidate.drop_page(m, world.engine.arena, m[s.CONTEXT_KEY], np.int64(gva - (1 << 64) if gva >> 63 else gva))
 
 
 def all_contexts(world: World, gva: int) -> None:
-    k.drop_contexts(world.engine.cpus[0], world.engine.arena, 0xFFFF, 1 if world.nested else 0, True)
+    invalidate.drop_contexts(world.engine.cpus[0], world.engine.arena, 0xFFFF, 1 if world.nested else 0, True)
 
 
 def invept(world: World, gva: int) -> None:
-    k.drop_guest_physical(world.engine.cpus[0], world.engine.arena, EPT_FRAMES[4][0] << 12)
+    invalidate.drop_guest_physical(world.engine.cpus[0], world.engine.arena, EPT_FRAMES[4][0] << 12)
 
 
 def invept_all(world: World, gva: int) -> None:
-    k.drop_guest_physical(world.engine.cpus[0], world.engine.arena, 0)
+    invalidate.drop_guest_physical(world.engine.cpus[0], world.engine.arena, 0)
 
 
 INVALIDATIONS: tuple[tuple[str, bool, str, Callable[[World, int], None]], ...] = (

@@ -18,9 +18,9 @@ from vtsim.base.jit import quiet
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.codes import PLATFORM_HOOK, PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
-from vtsim.cpu.kernels.events import PLATFORM_HOOK, PROGRAM_END
-from vtsim.cpu.kernels.translate import drop_guest_physical
+from vtsim.cpu.kernels.invalidate import drop_guest_physical
 from vtsim.cpu.profile import Profile
 from vtsim.guest.replay.build import RESET_CR0, RESET_RFLAGS, Recording, lay_out
 from vtsim.guest.replay.exits import REASON_SHIFT, exit_log

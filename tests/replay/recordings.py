@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import numpy as np
 
+from vtsim.cpu.codes import BUDGET, PROGRAM_END
 from vtsim.cpu.engine import ALL_OPS, Engine, Geometry
-from vtsim.cpu.kernels.events import BUDGET, PROGRAM_END
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.replay.build import Recording, build_replay
 from vtsim.guest.replay.lower import lower

@@ -14,8 +14,8 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.codes import HORIZON, PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
-from vtsim.cpu.kernels.events import HORIZON, PROGRAM_END
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -129,33 +130,73 @@ if not DISABLED:
     }
 
 
-PARTS = "vtsim.cpu.kernels."  # kernels here are parts of the entries below: optimizing them apart would be wasted
-ENTRIES = ("run", "run_all", "set_context")
-INLINED = ("translate", "data_at", "effective", "memory_op")  # on every access: passing arguments costs a tenth of it
+PARTS = "vtsim.cpu.kernels."  # kernels here are parts of others: compiling them apart would be wasted
+ENTRIES = ("run_all", "set_context", "vm_exit")  # of them, what Python calls during a run
+PART_NAMES: set[str] = set()
 
 
-def _optimize_entries_only() -> None:
-    """Let numba optimize whole programs once, not every part of them again in each of its callers.
+def _compile_entries_only() -> bool:
+    """Let numba optimize and translate whole programs once, not every part of them again in each of its callers.
 
-    A third of the time of a first run. Where numba's insides have other names, everything is optimized as always.
+    A part ends as unoptimized code to link. In the entry it is private: so LLVM drops arguments that nobody reads, and
+    no other copy of the same part is called in its place. Decision 0001 has the measurements. False where numba's
+    insides have other names: then every kernel is an entry.
     """
     from numba.core import codegen
 
-    library = getattr(codegen, "CPUCodeLibrary", None)
+    library: Any = getattr(codegen, "CPUCodeLibrary", None)
+    translator: Any = getattr(codegen, "JITCPUCodegen", None)
     optimize = getattr(library, "_optimize_final_module", None)
-    if library is None or optimize is None:
-        return
+    finish = getattr(library, "_finalize_final_module", None)
+    set_env = getattr(translator, "set_env", None)
+    if optimize is None or finish is None or set_env is None:
+        return False
 
-    def selective(self: Any) -> None:
-        if self.name not in PART_NAMES:
-            optimize(self)
+    def optimize_entry(self: Any) -> None:
+        if self.name in PART_NAMES:
+            return
+        for function in self._final_module.functions:
+            if function.linkage.name == "linkonce_odr":
+                function.linkage = "internal"
+                function.name = f"{self.name}.{function.name}"  # the loader knows local symbols by their names, too
+        optimize(self)
 
-    library._optimize_final_module = selective
+    def finish_entry(self: Any) -> None:
+        if self.name in PART_NAMES:
+            self._finalized = True
+        else:
+            finish(self)
+
+    def set_env_of_entry(self: Any, env_name: str, env: Any) -> None:
+        if self._engine.get_global_value_address(env_name):
+            set_env(self, env_name, env)
+
+    library._optimize_final_module = optimize_entry
+    library._finalize_final_module = finish_entry
+    translator.set_env = set_env_of_entry
+    return True
 
 
-PART_NAMES: set[str] = set()
+HAS_PARTS = not DISABLED and _compile_entries_only()
 if not DISABLED:
-    _optimize_entries_only()
+    from numba.core.registry import CPUDispatcher
+
+    class Part(CPUDispatcher):
+        """A kernel that others are compiled with. Called from Python, it becomes an entry of its own."""
+
+        _entry: Any = None
+
+        def __call__(self, *arguments: Any) -> Any:
+            """Compile this part as an entry, the first time, and run it."""
+            if self._entry is None:
+                name = f"{self.py_func.__name__}_entry"  # not the part's, by which it is known
+                own = FunctionType(self.py_func.__code__, self.py_func.__globals__, name)
+                own.__module__, own.__annotations__ = self.py_func.__module__, self.py_func.__annotations__
+                self._entry = _entry_of(cast(Any, own))
+            return self._entry(*arguments)
+
+
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 
 
 def kernel(function: F) -> F:
@@ -166,13 +207,23 @@ def kernel(function: F) -> F:
     """
     if DISABLED:
         return function
-    inline = "always" if function.__name__ in INLINED else "never"
-    compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False, inline=inline)(function)  # type: ignore[call-overload]
-    if function.__module__.startswith(PARTS) and function.__name__ not in ENTRIES:
-        PART_NAMES.add(function.__name__)
-    names = list(function.__annotations__.items())
+    if not HAS_PARTS or not function.__module__.startswith(PARTS) or function.__name__ in ENTRIES:
+        return _entry_of(function)
+    part: Any = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)  # type: ignore[call-overload]
+    part.__class__ = Part
+    PART_NAMES.add(function.__name__)
+    return _with_one_signature(part, function)
+
+
+def _entry_of(function: F) -> F:
+    """The compiled function, as a program that Python can call and the disk cache holds."""
+    return _with_one_signature(numba.njit(cache=True, **OPTIONS)(function), function)
+
+
+def _with_one_signature(compiled: Any, function: F) -> F:
+    names = list(compiled.py_func.__annotations__.items())
     types = tuple(NUMBA_TYPES.get(annotation) for name, annotation in names if name != "return")
-    if len(types) == function.__code__.co_argcount and all(each is not None for each in types):
+    if len(types) == compiled.py_func.__code__.co_argcount and all(each is not None for each in types):
         compile_for = compiled.compile
         compiled.compile = lambda _, types=types: compile_for(types)
     result: F = compiled

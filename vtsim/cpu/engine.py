@@ -19,10 +19,10 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Program
-from vtsim.cpu.kernels.events import FOREVER, STOPS
-from vtsim.cpu.kernels.run import FETCH_ENTRIES, FETCH_WORDS, run, run_all
-from vtsim.cpu.kernels.system import PORTS
-from vtsim.cpu.kernels.translate import CONTEXT_LIMIT, set_context
+from vtsim.cpu.codes import FOREVER, HORIZON, STOPS
+from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, set_context
+from vtsim.cpu.kernels.ports import PORTS
+from vtsim.cpu.kernels.run import EVERY_CPU, FETCH_ENTRIES, FETCH_WORDS, run_all
 from vtsim.cpu.profile import Profile
 
 NS: Final = 1_000_000_000
@@ -313,17 +313,16 @@ class Engine:
     # --- running --------------------------------------------------------------------------------------------
     def run(self, cpu: int = 0, until: int = FOREVER, ops: int = ALL_OPS) -> int:
         """Advance one CPU to a cycle, or for so many ops; the stop code."""
-        m = self.cpus[cpu]
-        m[s.UNTIL], m[s.OPS_LEFT] = until, ops
+        self.cpus[cpu, s.OPS_LEFT] = ops
         with quiet():
-            return int(run(m, self.arena, self.tags))
+            return int(run_all(self.cpus, self.arena, self.tags, until, 0, cpu)) & 0xFF
 
     def run_all(self, until: int, quantum: int) -> tuple[int, int]:
         """Advance every CPU to a cycle; (stop code, CPU that stopped), or (0, -1) when all arrived."""
         self.cpus[:, s.OPS_LEFT] = ALL_OPS
         with quiet():
-            stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum))
-        return (0, -1) if stopped < 0 else (int(self.cpus[stopped][s.STOP]), stopped)
+            stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum, EVERY_CPU))
+        return (0, -1) if stopped == HORIZON else (stopped & 0xFF, stopped >> 8)
 
     def sync(self, cpu: int = 0) -> None:
         """After registers were set from outside: look up RIP again and work out the translation context."""

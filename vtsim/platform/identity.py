@@ -11,7 +11,7 @@ from typing import Final
 from vtsim.base import memory as mem
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels.system import CAPABILITIES, FIRST_CAPABILITY
+from vtsim.cpu.kernels.msrs import CAPABILITIES, FIRST_CAPABILITY
 from vtsim.cpu.profile import Profile
 from vtsim.vmcs.capabilities import Capabilities
 

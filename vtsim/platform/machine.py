@@ -18,11 +18,11 @@ from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.spec import inside
 from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
+from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine, Geometry, stop_name
-from vtsim.cpu.kernels import events as ev
-from vtsim.cpu.kernels.system import PORT_COUNTER, PORT_LATCH
+from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
@@ -263,18 +263,18 @@ class Machine:
         """React to a stop of the engine."""
         m = self.engine.cpus[cpu]
         at = int(m[s.CYCLE])
-        if code == ev.PROGRAM_END and self.hypervisor is None:
+        if code == codes.PROGRAM_END and self.hypervisor is None:
             self._finish(self.vms[0], at, None)
-        elif code == ev.TRIPLE_FAULTED and self.hypervisor is None:
+        elif code == codes.TRIPLE_FAULTED and self.hypervisor is None:
             self._finish(self.vms[0], at, "triple fault")
-        elif code == ev.PROGRAM_END and self.hypervisor is not None:
+        elif code == codes.PROGRAM_END and self.hypervisor is not None:
             if m[s.NONROOT]:
                 self._finish(self._named(self.hypervisor.finish(cpu).name), at, None)
             else:
                 self._park(cpu, at)
-        elif code in (ev.DEVICE_READ, ev.DEVICE_WRITE):
+        elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
             self._device(cpu, code)
-        elif code != ev.TRACE_FULL:
+        elif code != codes.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
 
     def _named(self, name: str) -> Vm:
@@ -288,12 +288,12 @@ class Machine:
             if vcpu.cpu == cpu and vm.finished_at is None:
                 self._finish(vm, at, self.hypervisor.death(vcpu) or "the hypervisor stopped")
         m = self.engine.cpus[cpu]
-        m[s.HALTED], m[s.APIC_DEADLINE] = 1, ev.FOREVER
+        m[s.HALTED], m[s.APIC_DEADLINE] = 1, codes.FOREVER
 
     def _device(self, cpu: int, code: int) -> None:
         """An access to an address where no device of this machine is: reads all ones, writes are lost."""
         m = self.engine.cpus[cpu]
-        if code == ev.DEVICE_READ:
+        if code == codes.DEVICE_READ:
             packed = int(m[s.STOP_B])
             size, register = packed & 0xFF, packed >> 8
             if register < 16:

@@ -12,7 +12,7 @@ from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels.events import vm_exit
+from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.ept.tables import Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.vmcs.reasons import BY_NUMBER

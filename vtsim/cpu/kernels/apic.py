@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.events import FOREVER, set_limit
+from vtsim.cpu.codes import FOREVER
+from vtsim.cpu.kernels.cursor import set_limit
 
 # fmt: off
 ONE_SHOT, PERIODIC, TSC_DEADLINE = range(3)

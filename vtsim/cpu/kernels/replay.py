@@ -17,27 +17,16 @@ from vtsim.base.memory import is_memory, store
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.codes import AGAIN, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY, RF_IF, STOPPED
 from vtsim.cpu.exit_rules import REASON
 from vtsim.cpu.kernels.apic import request
 from vtsim.cpu.kernels.caches import data_miss, probe
-from vtsim.cpu.kernels.events import (
-    AGAIN,
-    JUMPED,
-    MODEL_FAULT,
-    NEXT,
-    OUT_OF_MEMORY,
-    RF_IF,
-    STOPPED,
-    charge,
-    raise_exception,
-    raise_fault,
-    record,
-    set_limit,
-    set_privilege,
-    vm_exit,
-)
+from vtsim.cpu.kernels.cursor import set_limit, set_privilege
+from vtsim.cpu.kernels.events import raise_exception, raise_fault
+from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.cpu.kernels.ledger import charge, record
 from vtsim.cpu.kernels.system import exits_by_rule
-from vtsim.cpu.kernels.translate import EXECUTE, WRITE, nested
+from vtsim.cpu.kernels.walk import EXECUTE, WRITE, nested
 from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
 
 # fmt: off

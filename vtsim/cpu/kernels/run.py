@@ -31,10 +31,9 @@ from vtsim.base.memory import (
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.apic import acknowledge, evaluate, timer_fires
-from vtsim.cpu.kernels.caches import data_miss, fetch_line, probe
-from vtsim.cpu.kernels.events import (
+from vtsim.cpu.codes import (
     AGAIN,
+    ARITHMETIC,
     BUDGET,
     DEVICE_READ,
     DEVICE_WRITE,
@@ -48,45 +47,37 @@ from vtsim.cpu.kernels.events import (
     OUT_OF_MEMORY,
     PLATFORM_HOOK,
     PROGRAM_END,
+    RF_CF,
     RF_IF,
+    RF_OF,
+    RF_SF,
+    RF_ZF,
     STOPPED,
     TRACE_FULL,
-    TRACE_SLACK,
     UD,
     VALID,
-    charge,
-    deliver,
-    deliverable,
-    load_across,
-    raise_exception,
-    raise_fault,
-    record,
-    set_limit,
-    settle,
-    store_across,
-    through_idt,
-    vm_exit,
 )
+from vtsim.cpu.kernels.access import effective, load_across, store_across
+from vtsim.cpu.kernels.apic import acknowledge, evaluate, timer_fires
+from vtsim.cpu.kernels.caches import data_miss, fetch_line, probe
+from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
+from vtsim.cpu.kernels.cursor import deliverable, set_limit
+from vtsim.cpu.kernels.events import deliver, raise_exception, raise_fault, through_idt
+from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
+from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record, settle
 from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import drain, passes, stream
-from vtsim.cpu.kernels.system import ARITHMETIC, RF_CF, RF_OF, RF_SF, RF_ZF, effective, system
-from vtsim.cpu.kernels.translate import (
-    CONTEXT_SHIFT,
-    READ,
-    TAG_SHIFT,
-    VPN_MASK,
-    WRITE,
-    recorded,
-    translate,
-    translate_code,
-)
+from vtsim.cpu.kernels.system import system
+from vtsim.cpu.kernels.translate import translate, translate_code
+from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 
 FETCH_ENTRIES: int = 64  # page look-ups remembered per fetch generation: no hardware, only the simulator's memory
 FETCH_WORDS: int = 4
+EVERY_CPU: int = -1
 
 
 @kernel
@@ -647,8 +638,10 @@ def memory_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
 
 
 @kernel
-def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int) -> int:
-    """Advance every CPU to `until`, always the one furthest behind, by at most a quantum; the CPU that stopped, or -1.
+def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: int) -> int:
+    """Advance every CPU to `until`, always the one furthest behind, by at most a quantum; or only one CPU.
+
+    Returns why it stopped, with the number of the CPU from bit 8 on; HORIZON says that all arrived.
 
     With one CPU there is no quantum. Inter-processor interrupts are routed here.
 
@@ -656,15 +649,17 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int) -> int:
     """
     count = cpus.shape[0]
     while True:
-        chosen = 0
-        for n in range(1, count):
-            if cpus[n, s.CYCLE] < cpus[chosen, s.CYCLE]:
-                chosen = n
+        chosen = only
+        if only < 0:
+            chosen = 0
+            for n in range(1, count):
+                if cpus[n, s.CYCLE] < cpus[chosen, s.CYCLE]:
+                    chosen = n
+            if cpus[chosen, s.CYCLE] >= until:
+                return HORIZON
         m = cpus[chosen]
-        if m[s.CYCLE] >= until:
-            return -1
         m[s.UNTIL] = until
-        if count > 1:
+        if only < 0 and count > 1:
             second = until
             for n in range(count):
                 if n != chosen and cpus[n, s.CYCLE] < second:
@@ -681,5 +676,5 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int) -> int:
                     other = cpus[n]
                     other[s.APIC_IRR + ((value & 0xFF) >> 6)] |= 1 << (value & 63)
                     evaluate(other, a)
-        if code != HORIZON:
-            return chosen
+        if code != HORIZON or only >= 0:
+            return code | chosen << 8

@@ -1,0 +1,43 @@
+"""When the loop must look up, and in which ring it runs."""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.codes import RF_IF
+from vtsim.cpu.kernels.ledger import settle
+from vtsim.vmcs import bits as b
+from vtsim.vmcs import slots as v
+
+
+@kernel
+def deliverable(m: Record, a: Arena) -> bool:
+    """Would a pending external interrupt be taken at this op boundary, by delivery or by a VM exit?"""
+    if m[s.APIC_PENDING] == 0:
+        return False
+    if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
+        return True
+    return m[s.RFLAGS] & RF_IF != 0
+
+
+@kernel
+def set_limit(m: Record, a: Arena) -> None:
+    """Work out the cycle at which the loop must look up: horizon, timers, or at once where an event may be taken."""
+    limit = min(m[s.UNTIL], m[s.APIC_DEADLINE])
+    if m[s.WIRE_AT]:
+        limit = min(limit, m[s.WIRE_AT])
+    if m[s.NONROOT]:
+        limit = min(limit, m[s.TIMER_DEADLINE])
+        if m[s.WINDOW] and m[s.RFLAGS] & RF_IF:
+            limit = 0
+    if m[s.INTERRUPT_SHADOW] or m[s.HALTED] or deliverable(m, a):
+        limit = 0
+    m[s.LIMIT] = limit
+
+
+@kernel
+def set_privilege(m: Record, a: Arena, ring: int) -> None:
+    """Change ring; keeps SS.DPL, where VMX looks for it."""
+    settle(m, a)
+    m[s.PRIVILEGE] = (2 if m[s.NONROOT] else 0) + (1 if ring else 0)
+    m[s.SS_ACCESS_RIGHTS] = (m[s.SS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)

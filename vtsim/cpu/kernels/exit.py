@@ -1,0 +1,148 @@
+"""VM exits: save the guest, record why, load the host.
+
+SDM: "VM Exits"; "Saving Guest State"; "Loading Host State".
+Not modelled: MSR areas.
+"""
+
+from __future__ import annotations
+
+from vtsim.base import trace as tr
+from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.memory import A_REPLAY_LOG, A_REPLAY_LOG_LIMIT, A_REPLAY_LOGGED
+from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.codes import FOREVER, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
+from vtsim.cpu.kernels.contexts import recorded, set_context
+from vtsim.cpu.kernels.cursor import set_limit
+from vtsim.cpu.kernels.invalidate import drop_contexts
+from vtsim.cpu.kernels.ledger import charge, record, settle
+from vtsim.vmcs import bits as b
+from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
+
+# fmt: off
+SELECTORS, LIMITS, NATURALS = 8, 18, 20   # words in each run of guest state that every exit saves
+# fmt: on
+
+
+@kernel
+def log_exit(m: Record, a: Arena, reason: int, qualification: int) -> None:
+    """Note an exit of a recorded guest: row and reason, qualification."""
+    n = a[A_REPLAY_LOGGED]
+    if n < a[A_REPLAY_LOG_LIMIT]:
+        at = a[A_REPLAY_LOG] + 2 * n
+        a[at] = m[s.RIP] - o.REPLAY_BASE | reason << 32
+        a[at + 1] = qualification
+    a[A_REPLAY_LOGGED] = n + 1
+
+
+@kernel
+def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -> None:
+    """Save the guest, record why, load the host. Other exit information is taken from EXIT_… and cleared.
+
+    SDM: "Recording VM-Exit Information and Updating VM-entry Control Fields"; "Saving Guest State";
+    "Loading Host State".
+    """
+    if m[s.IN_FLIGHT]:  # the op that exits neither retires nor costs what it would have cost
+        m[s.RETIRED] -= 1
+        m[s.CYCLE] -= m[s.IN_FLIGHT] - 1
+        m[s.IN_FLIGHT] = 0
+    settle(m, a)
+    if recorded(m, a):
+        log_exit(m, a, reason, qualification)
+    at = m[s.VMCS]
+    vmcs = a[at : at + 512]
+    before = m[s.PRIVILEGE]
+    vmcs[h.V_EXIT_AT] = m[s.CYCLE]
+    vmcs[h.V_EXIT_RIP] = m[s.RIP]
+    vmcs[h.V_EXIT_REASON] = (reason & 0xFFFF) | (before & 1) << 16
+    vmcs[h.V_DIGEST_APPLICATION] = m[s.DIGEST_APPLICATION]
+    vmcs[h.V_DIGEST_KERNEL] = m[s.DIGEST_KERNEL]
+    # exit information
+    vmcs[v.EXIT_REASON] = reason
+    vmcs[v.EXIT_QUALIFICATION] = qualification
+    vmcs[v.EXIT_INSTRUCTION_LENGTH] = length
+    vmcs[v.EXIT_INSTRUCTION_INFORMATION] = m[s.EXIT_INSTRUCTION_INFO]
+    vmcs[v.GUEST_PHYSICAL_ADDRESS] = m[s.EXIT_GPA]
+    vmcs[v.GUEST_LINEAR_ADDRESS] = m[s.EXIT_GLA]
+    vmcs[v.EXIT_INTERRUPTION_INFORMATION] = m[s.EXIT_INTERRUPTION]
+    vmcs[v.EXIT_INTERRUPTION_ERROR_CODE] = m[s.EXIT_ERROR_CODE]
+    vmcs[v.IDT_VECTORING_INFORMATION] = m[s.VECTORING]
+    vmcs[v.IDT_VECTORING_ERROR_CODE] = m[s.VECTORING_ERROR]
+    if m[s.VECTORING] and (m[s.VECTORING] >> 8) & 7 in (SOFTWARE_INTERRUPT, SOFTWARE_EXCEPTION, PRIVILEGED_EXCEPTION):
+        vmcs[v.EXIT_INSTRUCTION_LENGTH] = m[s.VECTORING_LENGTH]
+    m[s.EXIT_INSTRUCTION_INFO] = 0
+    m[s.EXIT_GPA] = 0
+    m[s.EXIT_GLA] = 0
+    m[s.EXIT_INTERRUPTION] = 0
+    m[s.EXIT_ERROR_CODE] = 0
+    m[s.VECTORING] = 0
+    m[s.VECTORING_ERROR] = 0
+    vmcs[v.ENTRY_INTERRUPTION_INFORMATION] &= ~VALID
+    # guest state
+    controls = vmcs[v.EXIT_CONTROLS]
+    vmcs[v.GUEST_INTERRUPTIBILITY_STATE] = (1 if m[s.INTERRUPT_SHADOW] else 0) | m[s.NMI_BLOCKED] << 3
+    vmcs[v.GUEST_ACTIVITY_STATE] = 1 if m[s.HALTED] else 0
+    for n in range(SELECTORS):
+        vmcs[v.GUEST_ES_SELECTOR + n] = m[s.ES_SELECTOR + n]
+    for n in range(LIMITS):
+        vmcs[v.GUEST_ES_LIMIT + n] = m[s.STATE + v.GUEST_ES_LIMIT - v.GUEST_START + n]
+    dr7 = vmcs[v.GUEST_DR7]
+    for n in range(NATURALS):
+        vmcs[v.GUEST_CR0 + n] = m[s.CR0 + n]
+    vmcs[v.GUEST_RSP] = m[s.GPR + s.RSP]
+    vmcs[v.GUEST_IA32_SYSENTER_CS] = m[s.SYSENTER_CS]
+    if controls & b.EXIT_SAVE_DEBUG_CONTROLS:
+        vmcs[v.GUEST_IA32_DEBUGCTL] = m[s.DEBUGCTL]
+    else:
+        vmcs[v.GUEST_DR7] = dr7
+    if controls & b.EXIT_SAVE_IA32_EFER:
+        vmcs[v.GUEST_IA32_EFER] = m[s.EFER]
+    if controls & b.EXIT_SAVE_IA32_PAT:
+        vmcs[v.GUEST_IA32_PAT] = m[s.PAT]
+    if controls & b.EXIT_SAVE_PREEMPTION_TIMER and vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
+        left = m[s.TIMER_DEADLINE] - m[s.CYCLE]
+        vmcs[v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]
+    # host state
+    m[s.NONROOT] = 0
+    m[s.HALTED] = 0
+    m[s.INTERRUPT_SHADOW] = 0
+    m[s.TIMER_DEADLINE] = FOREVER
+    m[s.PRIVILEGE] = o.R0
+    m[s.OWNER] = m[s.HOST_OWNER]
+    m[s.ACTIVITY] = o.EXIT_DISPATCH
+    m[s.CR0] = vmcs[v.HOST_CR0]
+    m[s.CR3] = vmcs[v.HOST_CR3]
+    m[s.CR4] = vmcs[v.HOST_CR4]
+    m[s.CS_SELECTOR] = vmcs[v.HOST_CS_SELECTOR]
+    m[s.SS_SELECTOR] = vmcs[v.HOST_SS_SELECTOR]
+    m[s.TR_SELECTOR] = vmcs[v.HOST_TR_SELECTOR]
+    m[s.CS_ACCESS_RIGHTS] = 0xA09B
+    m[s.SS_ACCESS_RIGHTS] = 0xC093
+    m[s.FS_BASE] = vmcs[v.HOST_FS_BASE]
+    m[s.GS_BASE] = vmcs[v.HOST_GS_BASE]
+    m[s.TR_BASE] = vmcs[v.HOST_TR_BASE]
+    m[s.GDTR_BASE] = vmcs[v.HOST_GDTR_BASE]
+    m[s.IDTR_BASE] = vmcs[v.HOST_IDTR_BASE]
+    m[s.GDTR_LIMIT] = 0xFFFF
+    m[s.IDTR_LIMIT] = 0xFFFF
+    m[s.SYSENTER_CS] = vmcs[v.HOST_IA32_SYSENTER_CS]
+    m[s.SYSENTER_ESP] = vmcs[v.HOST_IA32_SYSENTER_ESP]
+    m[s.SYSENTER_EIP] = vmcs[v.HOST_IA32_SYSENTER_EIP]
+    m[s.GPR + s.RSP] = vmcs[v.HOST_RSP]
+    m[s.RIP] = vmcs[v.HOST_RIP]
+    m[s.RFLAGS] = 2
+    m[s.DR7] = 0x400
+    m[s.DEBUGCTL] = 0
+    if controls & b.EXIT_LOAD_IA32_EFER:
+        m[s.EFER] = vmcs[v.HOST_IA32_EFER]
+    if controls & b.EXIT_LOAD_IA32_PAT:
+        m[s.PAT] = vmcs[v.HOST_IA32_PAT]
+    if m[s.VPID] == 0:
+        drop_contexts(m, a, 0xFFFF, 0, True)
+    m[s.CONTEXT_KEY] = -1
+    set_context(m, a)
+    charge(m, a, o.VM_EXIT, m[s.EXIT_CYCLES])
+    set_limit(m, a)
+    if m[s.TRACE_ON]:
+        record(m, a, before, tr.EXIT, reason, m[s.EXIT_CYCLES], qualification, vmcs[v.GUEST_PHYSICAL_ADDRESS])
