@@ -191,6 +191,7 @@ if not DISABLED:
             if self._entry is None:
                 name = f"{self.py_func.__name__}_entry"  # not the part's, by which it is known
                 own = FunctionType(self.py_func.__code__, self.py_func.__globals__, name)
+                own.__qualname__ = name
                 own.__module__, own.__annotations__ = self.py_func.__module__, self.py_func.__annotations__
                 self._entry = _entry_of(cast(Any, own))
             return self._entry(*arguments)

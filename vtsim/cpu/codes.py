@@ -1,6 +1,6 @@
 """Numbers that kernels hand each other: how an op ended, why the engine stopped, event types, vectors, flags.
 
-SDM: "Event Injection"; "Exceptions and Interrupts"; "EFLAGS Register".
+SDM: "Event Injection"; "Exceptions and Interrupts".
 """
 
 from __future__ import annotations
