@@ -189,7 +189,7 @@ if not DISABLED:
         def __call__(self, *arguments: Any) -> Any:
             """Compile this part as an entry, the first time, and run it."""
             if self._entry is None:
-                name = f"{self.py_func.__name__}_entry"  # not the part's, by which it is known
+                name = f"entry.{self.py_func.__name__}"  # no part has such a name
                 own = FunctionType(self.py_func.__code__, self.py_func.__globals__, name)
                 own.__qualname__ = name
                 own.__module__, own.__annotations__ = self.py_func.__module__, self.py_func.__annotations__
