@@ -14,6 +14,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels import translate as tr
 from vtsim.cpu.kernels.contexts import set_context
+from vtsim.cpu.kernels.walk import READ
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE, KERNEL_PAGE, PAGING, SIZE_4K, Table, host_table
 
@@ -282,7 +283,7 @@ def test_a_flood_of_contexts_starts_numbering_again_and_confuses_nobody() -> Non
         m[s.CR3] = tables[n & 1].root << 12 | (n % 4096)
         set_context(m, engine.arena)
 
-        assert int(tr.translate(m, engine.arena, engine.tags, np.int64(AT), tr.READ, 0)) == (0x100 + (n & 1)) << 12
+        assert int(tr.translate(m, engine.arena, engine.tags, np.int64(AT), READ, 0)) == (0x100 + (n & 1)) << 12
 
 
 # --- INVVPID and INVEPT ---------------------------------------------------------------------------------------------

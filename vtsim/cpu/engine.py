@@ -21,8 +21,9 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.codes import FOREVER, HORIZON, STOPS
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, set_context
+from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.ports import PORTS
-from vtsim.cpu.kernels.run import EVERY_CPU, FETCH_ENTRIES, FETCH_WORDS, run_all
+from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
 
 NS: Final = 1_000_000_000

@@ -1,0 +1,91 @@
+"""Instruction fetch: the row at RIP, the code lines it stands in."""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.memory import (
+    A_CODE_MAPS,
+    A_CODE_OF,
+    A_FRAMES,
+    A_REPLAY_LINES,
+    A_REPLAY_ROWS,
+    A_ROWS,
+    CODE,
+    FRAME_KIND,
+    KIND_MASK,
+    is_memory,
+)
+from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.codes import EVENT, UD
+from vtsim.cpu.kernels.caches import fetch_line
+from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
+from vtsim.cpu.kernels.events import raise_exception, raise_fault
+from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.translate import translate_code
+
+FETCH_ENTRIES: int = 64  # page look-ups remembered per fetch generation: no hardware, only the simulator's memory
+FETCH_WORDS: int = 4
+
+
+@kernel
+def locate(m: Record, a: Arena, t: Tags) -> int:
+    """The row at RIP: translate the page (ITLB and walk priced), find the row for the byte.
+
+    0 says that an event took RIP elsewhere, -1 that an exception waits for delivery.
+
+    A page looked up since the last fill or invalidation needs no second look: a hit would change nothing.
+    """
+    rip = m[s.RIP]
+    if recorded(m, a):
+        m[s.LINES] = a[A_REPLAY_LINES]
+        return a[A_REPLAY_ROWS] + (rip - o.REPLAY_BASE) * o.ROW_WORDS
+    user = m[s.PRIVILEGE] & 1
+    key = ((rip >> 12) & VPN_MASK) << TAG_SHIFT | m[s.CONTEXT] << CONTEXT_SHIFT | user
+    if (rip >> 56) + 1 & ~1:
+        key = -2  # not canonical, and nothing is kept under this
+    mixed = (rip >> 12) ^ m[s.CONTEXT] * 7
+    at = m[s.FETCH_PAGES] + (mixed & (FETCH_ENTRIES - 1)) * FETCH_WORDS
+    if a[at] == key and a[at + 1] == m[s.FETCH_GENERATION]:
+        page = a[at + 2]
+        m[s.FETCH_HPA] = a[at + 3]
+    else:
+        m[s.STALL] = 0
+        hpa = translate_code(m, a, t, rip, user)
+        if m[s.STALL]:
+            charge(m, a, o.PAGE_WALK, m[s.STALL])
+            m[s.STALL] = 0
+        if hpa < 0:
+            m[s.OP_LENGTH] = 0
+            return -1 if raise_fault(m, a, t, hpa) == EVENT else 0
+        if not is_memory(a, hpa) or (a[a[A_FRAMES] + (hpa >> 12)] >> FRAME_KIND) & KIND_MASK != CODE:
+            raise_exception(m, UD, 0, 0)
+            return -1
+        page = a[a[A_CODE_OF] + (hpa >> 12)]
+        m[s.FETCH_HPA] = hpa & ~0xFFF
+        a[at] = key if key >= 0 else -1
+        a[at + 1] = m[s.FETCH_GENERATION]
+        a[at + 2] = page
+        a[at + 3] = m[s.FETCH_HPA]
+    row = t[a[A_CODE_MAPS] + page * 4096 + (rip & 0xFFF)]
+    if row < 0:
+        raise_exception(m, UD, 0, 0)
+        return -1
+    m[s.LINES] = m[s.LINE_GENERATIONS] + page * 64
+    return a[A_ROWS] + row * o.ROW_WORDS
+
+
+@kernel
+def fetch(m: Record, a: Arena, t: Tags, offset: int, length: int) -> None:
+    """Bring the code lines of one row into L1I, unless they were all seen since the last fill."""
+    lines = m[s.LINES]
+    if lines == a[A_REPLAY_LINES]:  # recorded rows have no code bytes
+        a[lines] = m[s.FETCH_GENERATION]
+        return
+    for line in range(offset >> 6, ((offset + length - 1) >> 6) + 1):
+        if a[lines + line] != m[s.FETCH_GENERATION]:
+            stall = fetch_line(m, a, t, m[s.FETCH_HPA] + (line << 6))
+            if stall:
+                charge(m, a, o.FETCH_STALL, stall)
+            if m[s.L1I + s.WAYS] > 0:
+                a[lines + line] = m[s.FETCH_GENERATION]
