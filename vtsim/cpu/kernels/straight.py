@@ -21,7 +21,6 @@ from vtsim.cpu.kernels.ledger import settle
 from vtsim.cpu.kernels.translate import quickly
 from vtsim.cpu.kernels.walk import READ, WRITE
 
-
 NOWHERE: int = 1 << 60  # no page's or line's number
 
 
