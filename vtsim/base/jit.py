@@ -17,8 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +118,8 @@ if not DISABLED:
     os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
     import numba
 
+    from vtsim.base import parts
+
     numba.config.CACHE_DIR = str(CACHE)  # type: ignore[attr-defined]  # numba may have been imported before us
     NUMBA_TYPES = {
         "Record": numba.int64[::1],
@@ -132,70 +133,6 @@ if not DISABLED:
 
 PARTS = "vtsim.cpu.kernels."  # kernels here are parts of others: compiling them apart would be wasted
 ENTRIES = ("run_all", "set_context", "vm_exit")  # of them, what Python calls during a run
-PART_NAMES: set[str] = set()
-
-
-def _compile_entries_only() -> bool:
-    """Let numba optimize and translate whole programs once, not every part of them again in each of its callers.
-
-    A part ends as unoptimized code to link. In the entry it is private: so LLVM drops arguments that nobody reads, and
-    no other copy of the same part is called in its place. Decision 0001 has the measurements. False where numba's
-    insides have other names: then every kernel is an entry.
-    """
-    from numba.core import codegen
-
-    library: Any = getattr(codegen, "CPUCodeLibrary", None)
-    translator: Any = getattr(codegen, "JITCPUCodegen", None)
-    optimize = getattr(library, "_optimize_final_module", None)
-    finish = getattr(library, "_finalize_final_module", None)
-    set_env = getattr(translator, "set_env", None)
-    if optimize is None or finish is None or set_env is None:
-        return False
-
-    def optimize_entry(self: Any) -> None:
-        if self.name in PART_NAMES:
-            return
-        for function in self._final_module.functions:
-            if function.linkage.name == "linkonce_odr":
-                function.linkage = "internal"
-                function.name = f"{self.name}.{function.name}"  # the loader knows local symbols by their names, too
-        optimize(self)
-
-    def finish_entry(self: Any) -> None:
-        if self.name in PART_NAMES:
-            self._finalized = True
-        else:
-            finish(self)
-
-    def set_env_of_entry(self: Any, env_name: str, env: Any) -> None:
-        if self._engine.get_global_value_address(env_name):
-            set_env(self, env_name, env)
-
-    library._optimize_final_module = optimize_entry
-    library._finalize_final_module = finish_entry
-    translator.set_env = set_env_of_entry
-    return True
-
-
-HAS_PARTS = not DISABLED and _compile_entries_only()
-if not DISABLED:
-    from numba.core.registry import CPUDispatcher
-
-    class Part(CPUDispatcher):
-        """A kernel that others are compiled with. Called from Python, it becomes an entry of its own."""
-
-        _entry: Any = None
-
-        def __call__(self, *arguments: Any) -> Any:
-            """Compile this part as an entry, the first time, and run it."""
-            if self._entry is None:
-                name = f"entry.{self.py_func.__name__}"  # no part has such a name
-                own = FunctionType(self.py_func.__code__, self.py_func.__globals__, name)
-                own.__qualname__ = name
-                own.__module__, own.__annotations__ = self.py_func.__module__, self.py_func.__annotations__
-                self._entry = _entry_of(cast(Any, own))
-            return self._entry(*arguments)
-
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 
@@ -208,11 +145,10 @@ def kernel(function: F) -> F:
     """
     if DISABLED:
         return function
-    if not HAS_PARTS or not function.__module__.startswith(PARTS) or function.__name__ in ENTRIES:
+    if not parts.available or not function.__module__.startswith(PARTS) or function.__name__ in ENTRIES:
         return _entry_of(function)
     part: Any = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)  # type: ignore[call-overload]
-    part.__class__ = Part
-    PART_NAMES.add(function.__name__)
+    parts.make_part(part, _entry_of)
     return _with_one_signature(part, function)
 
 
@@ -223,10 +159,15 @@ def _entry_of(function: F) -> F:
 
 def _with_one_signature(compiled: Any, function: F) -> F:
     names = list(compiled.py_func.__annotations__.items())
-    types = tuple(NUMBA_TYPES.get(annotation) for name, annotation in names if name != "return")
-    if len(types) == compiled.py_func.__code__.co_argcount and all(each is not None for each in types):
-        compile_for = compiled.compile
-        compiled.compile = lambda _, types=types: compile_for(types)
+    annotated = tuple(NUMBA_TYPES.get(annotation) for name, annotation in names if name != "return")
+    fixed = len(annotated) == compiled.py_func.__code__.co_argcount and all(each is not None for each in annotated)
+    compile_for = compiled.compile
+
+    def compile_ours(found: Any) -> Any:
+        with parts.ours():
+            return compile_for(annotated if fixed else found)
+
+    compiled.compile = compile_ours
     result: F = compiled
     return result
 

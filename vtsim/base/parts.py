@@ -1,0 +1,111 @@
+"""How numba is made to compile whole programs: parts that are only linked, and indexes that are never negative.
+
+It reaches into numba's insides, for the kernels of this package only. Where they have other names, `available` is
+False and every kernel is compiled as numba does it. Decision 0001 has the measurements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from numba.core import codegen, types
+from numba.core.registry import CPUDispatcher
+from numba.np import arrayobj
+
+# what stays a function of its own: in one with the rest, registers would not suffice
+APART = ("straight", "execute")
+
+_names: set[str] = set()  # of parts
+_depth = [0]  # of compilations of ours in progress
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[None]:
+    """While a kernel of this package is compiled."""
+    _depth[0] += 1
+    try:
+        yield
+    finally:
+        _depth[0] -= 1
+
+
+class Part(CPUDispatcher):
+    """A kernel that others are compiled with. Called from Python, it becomes an entry of its own."""
+
+    entry: Any = None
+    entry_of: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compile this part as an entry, the first time, and run it."""
+        if self.entry is None:
+            name = f"entry.{self.py_func.__name__}"  # no part has such a name
+            own = FunctionType(self.py_func.__code__, self.py_func.__globals__, name)
+            own.__qualname__ = name
+            own.__module__, own.__annotations__ = self.py_func.__module__, self.py_func.__annotations__
+            self.entry = self.entry_of(own)
+        return self.entry(*arguments)
+
+
+def make_part(dispatcher: Any, entry_of: Any) -> None:
+    """Let a compiled function be a part; `entry_of` makes it an entry where Python calls it."""
+    dispatcher.__class__ = Part
+    dispatcher.entry_of = entry_of
+    _names.add(dispatcher.py_func.__qualname__)
+
+
+def _is_part(library: Any) -> bool:
+    return bool(_depth[0]) and library.name in _names
+
+
+def _replace() -> bool:
+    """Replace four methods of numba by ones that treat our kernels apart; False where one is missing."""
+    library: Any = getattr(codegen, "CPUCodeLibrary", None)
+    translator: Any = getattr(codegen, "JITCPUCodegen", None)
+    optimize = getattr(library, "_optimize_final_module", None)
+    finish = getattr(library, "_finalize_final_module", None)
+    set_env = getattr(translator, "set_env", None)
+    fix_index = getattr(arrayobj, "fix_integer_index", None)
+    if optimize is None or finish is None or set_env is None or fix_index is None:
+        return False
+
+    def optimize_entry(self: Any) -> None:
+        """Parts are private to the entry: LLVM drops arguments that nobody reads, and calls no other copy of a part."""
+        if _is_part(self):
+            return
+        if _depth[0]:
+            for function in self._final_module.functions:
+                if function.linkage.name == "linkonce_odr":
+                    function.linkage = "internal"
+                    if any(f"{len(name)}{name}B" in function.name for name in APART):
+                        function.add_function_attribute("noinline")
+                    function.name = f"{self.name}.{function.name}"  # the loader knows local symbols by name, too
+        optimize(self)
+
+    def finish_entry(self: Any) -> None:
+        """A part ends as unoptimized code to link; no machine code is made of it."""
+        if _is_part(self):
+            self._finalized = True
+        else:
+            finish(self)
+
+    def set_env_of_entry(self: Any, env_name: str, env: Any) -> None:
+        if not _depth[0] or self._engine.get_global_value_address(env_name):
+            set_env(self, env_name, env)
+
+    def fix_index_unless_ours(context: Any, builder: Any, index_type: Any, index: Any, size: Any) -> Any:
+        """No index of ours is negative: three instructions less for every access to an array."""
+        if _depth[0] and index_type.signed:
+            return context.cast(builder, index, index_type, types.intp)
+        return fix_index(context, builder, index_type, index, size)
+
+    library._optimize_final_module = optimize_entry
+    library._finalize_final_module = finish_entry
+    translator.set_env = set_env_of_entry
+    arrayobj.fix_integer_index = fix_index_unless_ours
+    return True
+
+
+available = _replace()
