@@ -28,7 +28,7 @@ NO_REGISTER: Final = 16
 # --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
 (CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
  MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_SPEC_CTRL, MSR_TSC_DEADLINE, MSR_FEATURE_CONTROL, MSR_XSS, TSC_OFFSET,
- INTERRUPT_SHADOW, NMI_BLOCKED) = range(40, 60)
+ INTERRUPT_SHADOW, NMI_BLOCKED, MOV_SS_BLOCKING) = range(40, 61)
 
 # --- the guest-state block: one slot per VMCS guest-state field, in VMCS slot order -------------------------------------
 STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept for it
@@ -36,7 +36,7 @@ STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept fo
 # --- VMX ---------------------------------------------------------------------------------------------------------------
 (VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_REASON, EXIT_QUALIFICATION,
  EXIT_INSTRUCTION_LENGTH, EXIT_INSTRUCTION_INFO, EXIT_GPA, EXIT_GLA, EXIT_INTERRUPTION, EXIT_ERROR_CODE, TIMER_RATE,
- TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW) = range(160, 182)
+ TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW, VMX_SESSION) = range(160, 183)
 
 # --- events being raised by the op in flight ------------------------------------------------------------------------------
 (EVENT_VECTOR, EVENT_ERROR, EVENT_HAS_ERROR, EVENT_TYPE, EVENT_LENGTH, EVENT_CR2,
