@@ -26,9 +26,10 @@ NO_REGISTER: Final = 16
 (PRIVILEGE, ACTIVITY, OWNER, HOST_OWNER, NONROOT, HALTED, CPU, CPUS) = range(32, 40)
 
 # --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
+# SHADOW_KIND: blocking by STI (1) or by MOV SS (2), while INTERRUPT_SHADOW is not 0.
 (CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
  MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_SPEC_CTRL, MSR_TSC_DEADLINE, MSR_FEATURE_CONTROL, MSR_XSS, TSC_OFFSET,
- INTERRUPT_SHADOW, NMI_BLOCKED, MOV_SS_BLOCKING) = range(40, 61)
+ INTERRUPT_SHADOW, NMI_BLOCKED, SHADOW_KIND) = range(40, 61)
 
 # --- the guest-state block: one slot per VMCS guest-state field, in VMCS slot order -------------------------------------
 STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept for it

@@ -53,6 +53,7 @@ CR0_PE, CR4_VMXE, CR4_LA57, RF_VM = 1, 1 << 13, 1 << 12, 1 << 17
 # IA32_FEATURE_CONTROL
 LOCKED, VMX_OUTSIDE_SMX = 1, 4
 NO_VMCS: int = -1
+BY_MOV_SS: int = 2                # kind of an interrupt shadow; STI makes 1
 INDIVIDUAL, SINGLE, ALL, SINGLE_KEEPING_GLOBALS = range(4)   # INVVPID types; 1 and 2 are those of INVEPT too
 # fmt: on
 
@@ -238,7 +239,7 @@ def enter(m: Record, a: Arena, t: Tags, op: int) -> int:
     at = m[s.VMCS]
     if at == 0 or a[at + h.V_REVISION] & h.SHADOW:
         return vm_fail_invalid(m)
-    if m[s.INTERRUPT_SHADOW] and m[s.MOV_SS_BLOCKING]:
+    if m[s.INTERRUPT_SHADOW] and m[s.SHADOW_KIND] == BY_MOV_SS:
         return vm_fail_valid(m, a, ev.ENTRY_BLOCKED_BY_MOV_SS)
     if op == o.VMLAUNCH:
         if a[at + h.V_LAUNCHED] != h.CLEAR:
