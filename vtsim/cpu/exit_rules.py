@@ -70,7 +70,8 @@ PRIVILEGED: Final = (
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
 VMX_INSTRUCTIONS: Final = (
-    o.VMREAD, o.VMWRITE, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT, o.INVVPID,
+    o.VMREAD, o.VMWRITE, o.VMXON, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT,
+    o.INVVPID, o.VMCALL, o.VMFUNC,
 )
 # fmt: on
 
@@ -80,6 +81,7 @@ REASON: Final = np.zeros(256, np.int64)
 RING: Final = np.zeros(256, np.int64)  # 1 privileged, 2 I/O privileged, 3 VMX instruction
 for _op, _where, _bit, _reason in RULES:
     WHERE[_op], BIT[_op], REASON[_op] = _where, _bit, _reason
+REASON[o.VMFUNC] = x.VMFUNC  # where the function is not enabled, or refuses its operand
 for _op in PRIVILEGED:
     RING[_op] = 1
 for _op in IO_PRIVILEGED:

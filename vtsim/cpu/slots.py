@@ -26,9 +26,10 @@ NO_REGISTER: Final = 16
 (PRIVILEGE, ACTIVITY, OWNER, HOST_OWNER, NONROOT, HALTED, CPU, CPUS) = range(32, 40)
 
 # --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
+# SHADOW_KIND: blocking by STI (1) or by MOV SS (2), while INTERRUPT_SHADOW is not 0.
 (CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
  MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_SPEC_CTRL, MSR_TSC_DEADLINE, MSR_FEATURE_CONTROL, MSR_XSS, TSC_OFFSET,
- INTERRUPT_SHADOW, NMI_BLOCKED) = range(40, 60)
+ INTERRUPT_SHADOW, NMI_BLOCKED, SHADOW_KIND) = range(40, 61)
 
 # --- the guest-state block: one slot per VMCS guest-state field, in VMCS slot order -------------------------------------
 STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept for it
@@ -36,7 +37,7 @@ STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept fo
 # --- VMX ---------------------------------------------------------------------------------------------------------------
 (VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_REASON, EXIT_QUALIFICATION,
  EXIT_INSTRUCTION_LENGTH, EXIT_INSTRUCTION_INFO, EXIT_GPA, EXIT_GLA, EXIT_INTERRUPTION, EXIT_ERROR_CODE, TIMER_RATE,
- TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW) = range(160, 182)
+ TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW, VMX_SESSION) = range(160, 183)
 
 # --- events being raised by the op in flight ------------------------------------------------------------------------------
 (EVENT_VECTOR, EVENT_ERROR, EVENT_HAS_ERROR, EVENT_TYPE, EVENT_LENGTH, EVENT_CR2,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vtsim.vmcs import checks as c
-from vtsim.vmcs.fields import FIELDS, SLOT
+from vtsim.vmcs.fields import FIELDS, FIRST_SLOT, SLOT
 
 # fmt: off
 EXECUTION, EXITS, ENTRIES, HOST, REGISTERS, SEGMENTS, TABLES, FLOW, NON_REGISTER = (1 << n for n in range(9))
@@ -46,7 +46,7 @@ OF_THE_EVENT: Final = ("ENTRY_INTERRUPTION_INFORMATION", "ENTRY_EXCEPTION_ERROR_
 
 
 def _groups() -> npt.NDArray[np.int64]:
-    groups = np.zeros(len(FIELDS), np.int64)
+    groups = np.zeros(FIRST_SLOT + len(FIELDS), np.int64)
     for check in c.CHECKS:
         if not check.name.startswith(MADE_EVERY_TIME):
             for name in check.fields:

@@ -25,6 +25,7 @@ from vtsim.cpu.kernels.invalidate import drop_contexts, drop_page
 from vtsim.cpu.kernels.ledger import record, settle
 from vtsim.cpu.kernels.msrs import msr_exits, read_msr, time_stamp, write_msr
 from vtsim.cpu.kernels.ports import in_out
+from vtsim.cpu.kernels.vm_functions import EXITS
 from vtsim.cpu.kernels.vmx import vmx
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
@@ -183,16 +184,20 @@ def exits_by_rule(m: Record, a: Arena, op: int) -> bool:
 def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """Execute one sensitive or privileged op: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
     ring3 = m[s.PRIVILEGE] & 1
+    if RING[op] == 3:
+        ended = vmx(m, a, t, r, op)
+        if ended != EXITS:
+            return ended
+        vm_exit(m, a, REASON[op], exit_qualification(m, a, r, op), m[s.OP_LENGTH])
+        return JUMPED
     if m[s.NONROOT]:
         if ring3 and RING[op] == 1:
             return raise_exception(m, GP, 1, 0)
         if exits_by_rule(m, a, op):
             vm_exit(m, a, REASON[op], exit_qualification(m, a, r, op), m[s.OP_LENGTH])
             return JUMPED
-    elif RING[op] == 3 and m[s.VMXON] == 0:
-        return raise_exception(m, UD, 0, 0)
     if ring3:
-        if RING[op] == 1 or RING[op] == 3 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3):
+        if RING[op] == 1 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3):
             return raise_exception(m, GP, 1, 0)
     if op == o.RDMSR or op == o.WRMSR:
         index = m[s.GPR + s.RCX] & 0xFFFFFFFF
@@ -210,8 +215,6 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return return_from_interrupt(m, a, t)
     if op == o.SYSCALL or op == o.SYSRET or op == o.SYSENTER or op == o.SYSEXIT:
         return system_call(m, a, op)
-    if RING[op] == 3 or op == o.VMXON:
-        return vmx(m, a, t, r, op)
     return system_rest(m, a, t, r, op)
 
 
@@ -315,7 +318,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         state = m[s.CYCLE] * 0x9E3779B1 + 0x7F4A7C15
         m[g] = state ^ ((state >> 17) & 0xFFFF)
         m[s.RFLAGS] = (m[s.RFLAGS] & ~ARITHMETIC) | RF_CF
-    elif op == o.VMCALL or op == o.VMFUNC or op == o.GETSEC or op == o.UD:
+    elif op == o.GETSEC or op == o.UD:
         return raise_exception(m, UD, 0, 0)
     elif op == o.INT:
         m[s.EVENT_VECTOR] = a[r + o.ROW_IMM]

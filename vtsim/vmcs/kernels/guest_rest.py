@@ -7,12 +7,11 @@ SDM: "Checks on Guest Non-Register State"; "Checks on Guest Page-Directory-Point
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, kernel
-from vtsim.base.memory import VMCS_REGION, contents, is_memory, kind_of, load, load_word
+from vtsim.base.memory import is_memory, load, load_word
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
 from vtsim.vmcs import events as ev
 from vtsim.vmcs import slots as v
-from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.execution_controls import effective_secondary
 from vtsim.vmcs.kernels.guest_segments import LONG, RFLAGS_VM
 from vtsim.vmcs.kernels.values import (
@@ -183,19 +182,6 @@ def pending_debug_failure(a: Arena, at: int, state: int, blocking: int) -> int:
 
 
 @kernel
-def revision_of(a: Arena, pointer: int) -> int:
-    """The first 32 bits of a VMCS region: revision identifier and shadow-VMCS indicator.
-
-    SDM: "Format of the VMCS Region".
-    """
-    if not is_memory(a, pointer):
-        return 0xFFFFFFFF
-    if kind_of(a, pointer >> 12) == VMCS_REGION:
-        return a[contents(a, pointer >> 12) + h.V_REVISION] & 0xFFFFFFFF
-    return load(a, pointer, 4)
-
-
-@kernel
 def link_pointer_failure(a: Arena, at: int, current: int, beyond: int) -> int:
     """The first failed check on the VMCS link pointer.
 
@@ -206,7 +192,7 @@ def link_pointer_failure(a: Arena, at: int, current: int, beyond: int) -> int:
         return c.NONE
     if bad_address(pointer, 0xFFF, beyond):
         return c.LINK_ADDRESS
-    revision = revision_of(a, pointer)
+    revision = load(a, pointer, 4) if is_memory(a, pointer) else 0xFFFFFFFF
     if revision & 0x7FFFFFFF != capability(a, BASIC) & 0x7FFFFFFF:
         return c.LINK_REVISION
     if (revision >> 31) & 1 != (effective_secondary(a, at) >> 14) & 1:
