@@ -11,6 +11,7 @@ from vtsim.base.jit import Arena, Record, Records, Tags, kernel
 from vtsim.base.memory import (
     A_CODE_MAPS,
     A_CODE_OF,
+    A_DECODE,
     A_FRAMES,
     A_REPLAY_LINES,
     A_REPLAY_ROWS,
@@ -55,6 +56,7 @@ from vtsim.cpu.codes import (
     STOPPED,
     TRACE_FULL,
     UD,
+    UNDECODED,
     VALID,
 )
 from vtsim.cpu.kernels.access import effective, load_across, store_across
@@ -199,8 +201,7 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
             m[s.OP_LENGTH] = 0
             return -1 if raise_fault(m, a, t, hpa) == EVENT else 0
         if not is_memory(a, hpa) or (a[a[A_FRAMES] + (hpa >> 12)] >> FRAME_KIND) & KIND_MASK != CODE:
-            raise_exception(m, UD, 0, 0)
-            return -1
+            return no_row(m, a, hpa)
         page = a[a[A_CODE_OF] + (hpa >> 12)]
         m[s.FETCH_HPA] = hpa & ~0xFFF
         a[at] = key if key >= 0 else -1
@@ -209,10 +210,20 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
         a[at + 3] = m[s.FETCH_HPA]
     row = t[a[A_CODE_MAPS] + page * 4096 + (rip & 0xFFF)]
     if row < 0:
-        raise_exception(m, UD, 0, 0)
-        return -1
+        return no_row(m, a, m[s.FETCH_HPA] | (rip & 0xFFF))
     m[s.LINES] = m[s.LINE_GENERATIONS] + page * 64
     return a[A_ROWS] + row * o.ROW_WORDS
+
+
+@kernel
+def no_row(m: Record, a: Arena, hpa: int) -> int:
+    """No row stands at this address: whoever can decode its bytes is asked to, else #UD."""
+    if a[A_DECODE] and is_memory(a, hpa):
+        m[s.STOP] = UNDECODED
+        m[s.STOP_A] = hpa
+        return 0
+    raise_exception(m, UD, 0, 0)
+    return -1
 
 
 @kernel
