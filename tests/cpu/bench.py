@@ -64,6 +64,7 @@ def machine(
         Geometry(cpus=cpus, memory_bytes=memory, pool_pages=600, code_pages=24, rows=4096, owners=2, trace_rows=256),
     )
     engine.frames_from(16, (memory >> 12) - 16, shuffled=False, seed=0)
+    engine.cpus[:, s.TIMER_RATE] = 0  # tests count the VMX-preemption timer in cycles
     return engine
 
 
@@ -160,7 +161,7 @@ class Space:
         """The architectural state at the start, by record slot."""
         return {
             s.RIP: rip, s.CR3: self.table.root << 12, s.IDTR_BASE: TABLES, s.IDTR_LIMIT: 0xFFF, s.TR_BASE: self.tss,
-            s.RFLAGS: 2, s.CR0: 0x80050033, s.CR4: 0xA0, s.EFER: 0xD01,
+            s.RFLAGS: 2, s.CR0: 0x80050033, s.CR4: 0x20A0, s.EFER: 0xD01,
             s.CS_SELECTOR: CS3 if ring else CS0, s.SS_SELECTOR: SS3 if ring else SS0,
             s.SS_ACCESS_RIGHTS: 0xC093 | (ring << 5), s.CS_ACCESS_RIGHTS: 0xA09B, s.GDTR_LIMIT: 0xFFFF, s.DR7: 0x400,
         }  # fmt: skip
@@ -231,6 +232,7 @@ class Virtual(Native):
         words[h.V_REVISION] = self.m[s.VMX_REVISION]
         self.space.put(DATA + 0x800, self.vmcs << 12)
         region = self.engine.allocate()
+        self.engine.store(region << 12, int(self.m[s.VMX_REVISION]))
         self.space.put(DATA + 0x808, region << 12)
         self.set(
             PRIMARY_PROC_CONTROLS=b.ACTIVATE_SECONDARY_CONTROLS | b.USE_MSR_BITMAPS | b.HLT_EXITING,

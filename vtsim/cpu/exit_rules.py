@@ -31,8 +31,8 @@ RULES: Final = (
     (o.VMRESUME,    ALWAYS,    0,                          x.VMRESUME),
     (o.VMPTRLD,     ALWAYS,    0,                          x.VMPTRLD),
     (o.VMPTRST,     ALWAYS,    0,                          x.VMPTRST),
-    (o.VMREAD,      SPECIAL,   0,                          x.VMREAD),
-    (o.VMWRITE,     SPECIAL,   0,                          x.VMWRITE),
+    (o.VMREAD,      ALWAYS,    0,                          x.VMREAD),
+    (o.VMWRITE,     ALWAYS,    0,                          x.VMWRITE),
     (o.VMXON,       ALWAYS,    0,                          x.VMON),
     (o.VMXOFF,      ALWAYS,    0,                          x.VMOFF),
     (o.INVEPT,      ALWAYS,    0,                          x.INVEPT),
@@ -61,23 +61,18 @@ RULES: Final = (
     (o.STR,         SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
     (o.XSAVES,      SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XSAVES),
     (o.XRSTORS,     SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XRSTORS),
-    (o.VMFUNC,      SPECIAL,   b.ENABLE_VM_FUNCTIONS,      x.VMFUNC),
 )
-# ops that are #UD in some modes or without some control, before anything else is considered
-# NOT_FLAT: outside protected mode, in virtual-8086 mode and in compatibility mode. PROTECTED: in real and virtual-8086 mode.
-# CONTROL: in VMX non-root operation unless the secondary control is 1. EXTENDED: unless CR4.OSXSAVE. SCE: unless IA32_EFER.SCE
-# in 64-bit mode. RING0: outside ring 0. NEVER_DEFINED: always. SMX: unless CR4.SMXE.
-NOT_FLAT, PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX = (1 << n for n in range(8))
+# ops that are #UD in some modes or without some control, before anything else is considered; VMX instructions have rules
+# of their own. PROTECTED: in real and virtual-8086 mode. CONTROL: in VMX non-root operation unless the secondary control
+# is 1. EXTENDED: unless CR4.OSXSAVE. SCE: outside 64-bit mode and unless IA32_EFER.SCE. RING0: outside ring 0.
+# NEVER_DEFINED: always. SMX: unless CR4.SMXE.
+PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX = (1 << n for n in range(7))
 UNDEFINED_RULES: Final = (
-    *((op, NOT_FLAT, 0) for op in (
-        o.VMREAD, o.VMWRITE, o.VMXON, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT, o.INVVPID,
-    )),
     *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR)),
     (o.RDTSCP,  CONTROL,            b.ENABLE_RDTSCP),
     (o.INVPCID, CONTROL,            b.ENABLE_INVPCID),
     (o.XSAVES,  CONTROL | EXTENDED, b.ENABLE_XSAVES_XRSTORS),
     (o.XRSTORS, CONTROL | EXTENDED, b.ENABLE_XSAVES_XRSTORS),
-    (o.VMFUNC,  CONTROL,            b.ENABLE_VM_FUNCTIONS),
     (o.XSETBV,  EXTENDED,           0),
     (o.XGETBV,  EXTENDED,           0),
     (o.SYSCALL, SCE,                0),
@@ -99,7 +94,8 @@ PRIVILEGED: Final = (
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
 VMX_INSTRUCTIONS: Final = (
-    o.VMREAD, o.VMWRITE, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT, o.INVVPID,
+    o.VMREAD, o.VMWRITE, o.VMXON, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT,
+    o.INVVPID, o.VMCALL, o.VMFUNC,
 )
 # fmt: on
 
@@ -113,6 +109,7 @@ UNDEFINED: Final = np.zeros(256, np.int64)
 NEEDED: Final = np.zeros(256, np.int64)
 for _op, _rule, _bit in UNDEFINED_RULES:
     UNDEFINED[_op], NEEDED[_op] = _rule, _bit
+REASON[o.VMFUNC] = x.VMFUNC  # where the function is not enabled, or refuses its operand
 for _op in PRIVILEGED:
     RING[_op] = 1
 for _op in IO_PRIVILEGED:

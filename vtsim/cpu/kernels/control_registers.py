@@ -1,21 +1,23 @@
 """Control registers: reads, writes, CLTS and LMSW, and what a change drops.
 
 SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
-Not modelled: CR0 and CR4 consistency faults; PAE page-directory-pointer loads.
+Not modelled: CR0 and CR4 consistency faults in non-root operation; PAE page-directory-pointer loads.
 """
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import load, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import JUMPED, NEXT
+from vtsim.cpu.codes import GP, JUMPED, NEXT
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, set_context
 from vtsim.cpu.kernels.digest import saw
+from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
+from vtsim.cpu.kernels.register_checks import CR0_DEFINED, ET, cr0_refused, cr4_refused
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -33,7 +35,7 @@ def flush_linear(m: Record, a: Arena) -> None:
 
 
 @kernel
-def move_cr(m: Record, a: Arena, r: int, op: int) -> int:
+def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """MOV to and from CR0, CR2, CR3, CR4, CR8; CLTS; LMSW.
 
     SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
@@ -116,6 +118,10 @@ def move_cr(m: Record, a: Arena, r: int, op: int) -> int:
                 vm_exit(m, a, x.CR_ACCESS, q, m[s.OP_LENGTH])
                 return JUMPED
             value = (old & mask) | (value & ~mask)
+        elif cr0_refused(m, a, value) if number == 0 else cr4_refused(m, a, value):
+            return raise_exception(m, GP, 1, 0)
+        if number == 0:
+            value = (value & CR0_DEFINED) | ET
         m[s.CYCLE] += m[s.P_MOV_TO_CR + number]
         m[slot] = value
         if (old ^ value) & (CR0_PAGING if number == 0 else CR4_PAGING):

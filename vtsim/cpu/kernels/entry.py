@@ -18,9 +18,14 @@ from vtsim.cpu.kernels.events import through_idt
 from vtsim.cpu.kernels.exit import LIMITS, NATURALS, SELECTORS
 from vtsim.cpu.kernels.invalidate import drop_contexts
 from vtsim.cpu.kernels.ledger import charge, record, settle
+from vtsim.cpu.kernels.modes import set_mode
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+
+# fmt: off
+EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+# fmt: on
 
 
 @kernel
@@ -52,6 +57,18 @@ def close_exit(m: Record, a: Arena, at: int) -> None:
         a[owner + k.OWN_EMULATED + ((reason >> 16) & 1)] += 1
     a[at + h.V_EXIT_REASON] = -1
     a[at + h.V_BELOW] = 0
+
+
+@kernel
+def load_long_mode(m: Record, controls: int) -> None:
+    """IA32_EFER where VM entry does not load it: LMA follows "IA-32e mode guest", and LME with it while CR0.PG is 1.
+
+    SDM: "Loading Guest Control Registers, Debug Registers, and MSRs".
+    """
+    bits = EFER_LMA | (EFER_LME if m[s.CR0] & (1 << 31) else 0)
+    m[s.EFER] = m[s.EFER] & ~bits
+    if controls & b.ENTRY_IA32E_MODE_GUEST:
+        m[s.EFER] |= bits
 
 
 @kernel
@@ -91,9 +108,13 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
         m[s.DR7] = dr7
     if controls & b.ENTRY_LOAD_IA32_EFER:
         m[s.EFER] = vmcs[v.GUEST_IA32_EFER]
+    else:
+        load_long_mode(m, controls)
     if controls & b.ENTRY_LOAD_IA32_PAT:
         m[s.PAT] = vmcs[v.GUEST_IA32_PAT]
     m[s.INTERRUPT_SHADOW] = 2 if vmcs[v.GUEST_INTERRUPTIBILITY_STATE] & 3 else 0
+    m[s.SHADOW_KIND] = vmcs[v.GUEST_INTERRUPTIBILITY_STATE] & 3
+    set_mode(m)
     m[s.NMI_BLOCKED] = (vmcs[v.GUEST_INTERRUPTIBILITY_STATE] >> 3) & 1
     m[s.HALTED] = 1 if vmcs[v.GUEST_ACTIVITY_STATE] == 1 else 0
     m[s.PRIVILEGE] = o.N3 if (m[s.SS_ACCESS_RIGHTS] >> 5) & 3 else o.N0

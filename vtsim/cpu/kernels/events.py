@@ -13,9 +13,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import (
-    DE,
     DF,
-    ERROR_VALID,
     EVENT,
     EXTERNAL,
     GP,
@@ -31,7 +29,6 @@ from vtsim.cpu.codes import (
     SOFTWARE_INTERRUPT,
     STOPPED,
     TRIPLE_FAULTED,
-    TS,
     VALID,
 )
 from vtsim.cpu.kernels.access import read64, timed_access, write64

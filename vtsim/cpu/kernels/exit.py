@@ -22,6 +22,7 @@ from vtsim.vmcs import state as h
 
 # fmt: off
 SELECTORS, LIMITS, NATURALS = 8, 18, 20   # words in each run of guest state that every exit saves
+EFER_LONG: int = 0x500            # LME and LMA: a 64-bit host
 # fmt: on
 
 
@@ -81,7 +82,7 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     vmcs[v.ENTRY_INTERRUPTION_INFORMATION] &= ~VALID
     # guest state
     controls = vmcs[v.EXIT_CONTROLS]
-    vmcs[v.GUEST_INTERRUPTIBILITY_STATE] = (1 if m[s.INTERRUPT_SHADOW] else 0) | m[s.NMI_BLOCKED] << 3
+    vmcs[v.GUEST_INTERRUPTIBILITY_STATE] = (m[s.SHADOW_KIND] if m[s.INTERRUPT_SHADOW] else 0) | m[s.NMI_BLOCKED] << 3
     vmcs[v.GUEST_ACTIVITY_STATE] = 1 if m[s.HALTED] else 0
     for n in range(SELECTORS):
         vmcs[v.GUEST_ES_SELECTOR + n] = m[s.ES_SELECTOR + n]
@@ -140,6 +141,8 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
         m[s.PAT] = vmcs[v.HOST_IA32_PAT]
     if m[s.VPID] == 0:
         drop_contexts(m, a, 0xFFFF, 0, True)
+    m[s.MODE] = 0
+    m[s.EFER] |= EFER_LONG
     m[s.CONTEXT_KEY] = -1
     set_context(m, a)
     charge(m, a, o.VM_EXIT, m[s.EXIT_CYCLES])

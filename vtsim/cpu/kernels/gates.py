@@ -1,4 +1,4 @@
-"""Events through the gates of any mode: descriptors, privilege, stacks, error codes, and what a fault on the way becomes.
+"""Events through the gates of any mode: descriptors, privilege, stacks, error codes, faults on the way.
 
 SDM: "Exception- and Interrupt-Handler Procedures"; "Interrupt and Exception Handling in 64-bit Mode";
 "Interrupt and Exception Handling in Real-Address Mode".
@@ -61,7 +61,7 @@ RF_VM: int = 1 << 17
 
 @kernel
 def through_gates(m: Record, a: Arena, t: Tags) -> int:
-    """Deliver the event in EVENT_…; a fault on the way is delivered instead, becomes a double fault, exits or ends all."""
+    """Deliver the event in EVENT_…; a fault on the way takes its place, or makes it a double fault."""
     for _ in range(6):
         vector = m[s.EVENT_VECTOR]
         kind = m[s.EVENT_TYPE]
@@ -76,10 +76,7 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             m[s.DR6] = (m[s.DR6] & ~0xF) | (m[s.EVENT_CR2] & 0xE00F)
         charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
         flags = m[s.RFLAGS] | (RF_RF if is_fault(vector, kind) else 0)
-        if m[s.MODE] & modes.REAL:
-            ended = real_gate(m, a, t, flags)
-        else:
-            ended = protected_gate(m, a, t, flags)
+        ended = real_gate(m, a, t, flags) if m[s.MODE] & modes.REAL else protected_gate(m, a, t, flags)
         if ended == 0:
             if vector == PF and kind == HARDWARE_EXCEPTION:
                 a[m[s.OWNER] + k.PAGE_FAULTS] += 1
@@ -243,7 +240,7 @@ def long_frame(
         if m[s.FAULT_KIND]:
             return translated(m, a, t, m[s.FAULT_KIND])
     if not canonical(m, rsp):
-        return raise_exception(m, SS, 1, ext if not inner else ext)
+        return raise_exception(m, SS, 1, ext)
     target = (gate & 0xFFFF) | ((gate >> 48) & 0xFFFF) << 16 | (high & LOW32) << 32
     if not canonical(m, target):
         return raise_exception(m, GP, 1, ext)

@@ -16,13 +16,10 @@ from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.control_registers import flush_linear
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.digest import saw
-from vtsim.cpu.kernels.events import raise_exception
+from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
-
-# fmt: off
-FIRST_CAPABILITY, CAPABILITIES = 0x480, 20
-# fmt: on
+from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
 
 
 @kernel
@@ -113,7 +110,7 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
         value = time_stamp(m)
     elif 0x800 <= index <= 0x83F:
         value = read_register(m, index - 0x800)
-    elif FIRST_CAPABILITY <= index < FIRST_CAPABILITY + CAPABILITIES:
+    elif FIRST_CAPABILITY <= index < FIRST_CAPABILITY + CAPABILITY_MSRS:
         value = a[a[A_CAPABILITIES] + index - FIRST_CAPABILITY]
     elif not recorded(m, a):  # the recorded machine had the register: its guest saw no fault
         return raise_exception(m, GP, 1, 0)

@@ -14,7 +14,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import AGAIN, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY, PORT_READ, PORT_WRITE, STOPPED
 from vtsim.cpu.kernels.access import access_as, bitmap_bit
 from vtsim.cpu.kernels.digest import saw
-from vtsim.cpu.kernels.events import raise_fault
+from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.walk import READ, WRITE

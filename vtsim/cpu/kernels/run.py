@@ -68,6 +68,7 @@ from vtsim.cpu.kernels.events import deliver, raise_exception, raise_fault, thro
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
 from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record, settle
+from vtsim.cpu.kernels.modes import code_address
 from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import drain, passes, stream
 from vtsim.cpu.kernels.system import system
@@ -182,6 +183,8 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
     if recorded(m, a):
         m[s.LINES] = a[A_REPLAY_LINES]
         return a[A_REPLAY_ROWS] + (rip - o.REPLAY_BASE) * o.ROW_WORDS
+    if m[s.MODE]:
+        rip = code_address(m)
     user = m[s.PRIVILEGE] & 1
     key = ((rip >> 12) & VPN_MASK) << TAG_SHIFT | m[s.CONTEXT] << CONTEXT_SHIFT | user
     if (rip >> 56) + 1 & ~1:

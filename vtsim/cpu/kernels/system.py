@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import A_CAPABILITIES, A_CPUID, A_CPUID_COUNT, A_DECODE, VMCS_REGION, give_contents, load
+from vtsim.base.memory import A_CPUID, A_CPUID_COUNT, A_DECODE
 from vtsim.cpu import accounts as k
 from vtsim.cpu import exit_rules as rules
 from vtsim.cpu import ops as o
@@ -26,15 +26,14 @@ from vtsim.cpu.codes import (
     RF_IF,
     RF_OF,
     RF_RF,
-    RF_ZF,
     SOFTWARE_EXCEPTION,
     SOFTWARE_INTERRUPT,
     UD,
 )
 from vtsim.cpu.exit_rules import BIT, NEEDED, REASON, RING, UNDEFINED, WHERE
 from vtsim.cpu.kernels import modes
-from vtsim.cpu.kernels.access import bitmap_bit, effective, read64, read_as, write_as
-from vtsim.cpu.kernels.contexts import GLOBAL_KEY, set_context
+from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
+from vtsim.cpu.kernels.contexts import GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
 from vtsim.cpu.kernels.digest import mix, saw
@@ -42,7 +41,6 @@ from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.far import interrupt_return, pop_flags, push_flags
-from vtsim.cpu.kernels.fields import masked, slot_of
 from vtsim.cpu.kernels.information import instruction_information, instruction_qualification
 from vtsim.cpu.kernels.instructions import instruction
 from vtsim.cpu.kernels.invalidate import drop_contexts, drop_page
@@ -64,6 +62,7 @@ from vtsim.cpu.kernels.operands import (
 )
 from vtsim.cpu.kernels.ports import in_out
 from vtsim.cpu.kernels.segments import load_system_segment
+from vtsim.cpu.kernels.vm_functions import EXITS
 from vtsim.cpu.kernels.vmx import vmx
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
@@ -71,7 +70,6 @@ from vtsim.vmcs import slots as v
 
 # fmt: off
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
-EPT_CAPABILITY: int = 0x48C - 0x480
 # fmt: on
 
 
@@ -219,41 +217,18 @@ def secondary(m: Record, a: Arena) -> int:
 def exits_by_itself(m: Record, a: Arena, r: int, op: int) -> bool:
     """The ops whose VM exits depend on more than one bit.
 
-    SDM: "Instructions That Cause VM Exits Conditionally"; "VMREAD-Bitmap Address"; "VMWRITE-Bitmap Address".
+    SDM: "Instructions That Cause VM Exits Conditionally".
     """
     at = m[s.VMCS]
     controls = secondary(m, a)
-    if op == o.VMREAD or op == o.VMWRITE:
-        if controls & b.VMCS_SHADOWING == 0:
-            return True
-        encoding = field_encoding(m, a, r)
-        if encoding & ~0x7FFF:
-            return True
-        bitmap = a[at + (v.VMREAD_BITMAP_ADDRESS if op == o.VMREAD else v.VMWRITE_BITMAP_ADDRESS)]
-        return bitmap_bit(a, bitmap, encoding)
     if op == o.PAUSE:
         if a[at + v.PRIMARY_PROC_CONTROLS] & b.PAUSE_EXITING:
             return True
         if controls & b.PAUSE_LOOP_EXITING == 0 or m[s.PRIVILEGE] & 1:
             return False
         return pause_loop(m, a)
-    if op == o.XSAVES or op == o.XRSTORS:
-        wanted = (m[s.GPR + s.RAX] & 0xFFFFFFFF) | m[s.GPR + s.RDX] << 32
-        return wanted & m[s.MSR_XSS] & a[at + v.XSS_EXITING_BITMAP] != 0
-    function = m[s.GPR + s.RAX] & 0xFFFFFFFF  # VMFUNC
-    if function >= 64 or (a[at + v.VM_FUNCTION_CONTROLS] >> function) & 1 == 0:
-        return True
-    return not switch_eptp(m, a)
-
-
-@kernel
-def field_encoding(m: Record, a: Arena, r: int) -> int:
-    """The field encoding that VMREAD or VMWRITE names."""
-    register = a[r + o.ROW_R2]
-    if register >= 16:
-        return a[r + o.ROW_IMM]
-    encoding = m[s.GPR + register]
-    return encoding if m[s.MODE] == 0 else encoding & 0xFFFFFFFF
+    wanted = (m[s.GPR + s.RAX] & 0xFFFFFFFF) | m[s.GPR + s.RDX] << 32  # XSAVES, XRSTORS
+    return wanted & m[s.MSR_XSS] & a[at + v.XSS_EXITING_BITMAP] != 0
 
 
 @kernel
@@ -271,50 +246,6 @@ def pause_loop(m: Record, a: Arena) -> bool:
 
 
 @kernel
-def switch_eptp(m: Record, a: Arena) -> bool:
-    """VM function 0: take the EPT pointer of list entry ECX. False where it must exit.
-
-    SDM: "EPTP Switching".
-    """
-    at = m[s.VMCS]
-    index = m[s.GPR + s.RCX] & 0xFFFFFFFF
-    if index >= 512:
-        return False
-    eptp = load(a, (a[at + v.EPTP_LIST_ADDRESS] & ~0xFFF) + 8 * index, 8)
-    if not legal_eptp(m, a, eptp):
-        return False
-    a[at + v.EPT_POINTER] = eptp
-    m[s.EPTP] = eptp
-    m[s.EPT_AD] = (eptp >> 6) & 1
-    if secondary(m, a) & b.EPT_VIOLATION_VE:
-        a[at + v.EPTP_INDEX] = index & 0xFFFF
-    m[s.CONTEXT_KEY] = -1
-    set_context(m, a)
-    m[s.FETCH_GENERATION] += 1
-    return True
-
-
-@kernel
-def legal_eptp(m: Record, a: Arena, eptp: int) -> bool:
-    """Would VM entry accept this EPT pointer?
-
-    SDM: "VM-Execution Control Fields".
-    """
-    capability = a[a[A_CAPABILITIES] + EPT_CAPABILITY]
-    kind = eptp & 7
-    if not ((kind == 0 and (capability >> 8) & 1) or (kind == 6 and (capability >> 14) & 1)):
-        return False
-    length = (eptp >> 3) & 7
-    if not ((length == 3 and (capability >> 6) & 1) or (length == 4 and (capability >> 7) & 1)):
-        return False
-    if eptp & 0x40 and (capability >> 21) & 1 == 0:
-        return False
-    if eptp & 0x80 and (capability >> 23) & 1 == 0:
-        return False
-    return eptp & 0xF00 == 0 and eptp & m[s.RESERVED_BITS] == 0 and (eptp >> 52) & 0xFFF == 0
-
-
-@kernel
 def undefined(m: Record, a: Arena, op: int) -> bool:
     """Is this op #UD here, whatever the controls for exits say?
 
@@ -324,16 +255,12 @@ def undefined(m: Record, a: Arena, op: int) -> bool:
     mode = m[s.MODE]
     if rule & rules.NEVER_DEFINED:
         return True
-    if rule & rules.NOT_FLAT and mode & (modes.REAL | modes.V86 | modes.LONG):
-        return True
     if rule & rules.PROTECTED and mode & (modes.REAL | modes.V86):
         return True
     if rule & rules.EXTENDED and m[s.CR4] & CR4_OSXSAVE == 0 and a[A_DECODE]:
         return True
     if rule & rules.CONTROL:
-        if m[s.NONROOT] == 0:
-            return op == o.VMFUNC
-        return secondary(m, a) & NEEDED[op] == 0 and a[A_DECODE] != 0
+        return m[s.NONROOT] != 0 and secondary(m, a) & NEEDED[op] == 0 and a[A_DECODE] != 0
     if rule & rules.SCE:
         return mode != 0 or m[s.EFER] & 1 == 0
     if rule & rules.SMX:
@@ -406,15 +333,16 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if decoded and before_exits(m, a, t, r, op):
         return EVENT
     ring3 = m[s.PRIVILEGE] & 1
+    if RING[op] == 3:
+        ended = vmx(m, a, t, r, op)
+        return exit_by_instruction(m, a, r, op, REASON[op]) if ended == EXITS else ended
     if m[s.NONROOT]:
         if ring3 and RING[op] == 1:
             return raise_exception(m, GP, 1, 0)
         if exits_by_rule(m, a, t, r, op):
             return exit_by_instruction(m, a, r, op, REASON[op])
-    elif RING[op] == 3 and m[s.VMXON] == 0:
-        return raise_exception(m, UD, 0, 0)
     if ring3:
-        if RING[op] == 1 or RING[op] == 3 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3 and not port_op(decoded, op)):
+        if RING[op] == 1 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3 and not port_op(decoded, op)):
             return raise_exception(m, GP, 1, 0)
     if op == o.RDMSR or op == o.WRMSR:
         index = m[s.GPR + s.RCX] & 0xFFFFFFFF
@@ -434,10 +362,6 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             if m[s.MODE] & modes.REAL or m[s.SYSENTER_CS] & 0xFFFC == 0:
                 return raise_exception(m, GP, 1, 0)
         return system_call(m, a, op)
-    if RING[op] == 3 or op == o.VMXON:
-        if m[s.NONROOT]:  # VMCS shadowing
-            return shadow_access(m, a, t, r, op)
-        return vmx(m, a, t, r, op)
     if decoded:
         return decoded_rest(m, a, t, r, op)
     return system_rest(m, a, t, r, op)
@@ -447,50 +371,6 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
 def port_op(decoded: int, op: int) -> bool:
     """Does the I/O permission bitmap decide, and not IOPL alone?"""
     return decoded != 0 and op != o.CLI and op != o.STI
-
-
-@kernel
-def shadow_access(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
-    """VMREAD and VMWRITE in non-root operation that reach the VMCS at the link pointer.
-
-    SDM: "VMCS Shadowing"; "VMREAD—Read Field from Virtual-Machine Control Structure".
-    """
-    pointer = a[m[s.VMCS] + v.VMCS_LINK_POINTER]
-    packed = a[r + o.ROW_MEM]
-    in_register = packed & o.MEM_REGISTER != 0 or packed & o.MEM_DECODED == 0
-    size = 8 if m[s.MODE] == 0 else 4
-    value = 0
-    if op == o.VMWRITE and not in_register:
-        value = load_operand(m, a, t, r, size)
-        if m[s.FAULT_KIND]:
-            return raise_fault(m, a, t, m[s.FAULT_KIND])
-    elif op == o.VMWRITE:
-        value = get_register(m, a[r + o.ROW_R1], size)
-    m[s.RFLAGS] &= ~ARITHMETIC
-    if pointer == -1:
-        m[s.RFLAGS] |= RF_CF
-        return NEXT
-    at = give_contents(a, pointer >> 12, VMCS_REGION)
-    slot = slot_of(field_encoding(m, a, r))
-    high = field_encoding(m, a, r) & 1
-    if slot < 0:
-        m[s.RFLAGS] |= RF_ZF
-        a[at + v.VM_INSTRUCTION_ERROR] = 12
-        return NEXT
-    if op == o.VMREAD:
-        value = a[at + slot]
-        if high:
-            value = (value >> 32) & 0xFFFFFFFF
-        if in_register:
-            set_register(m, a[r + o.ROW_R1], size, value)
-            return NEXT
-        fault = store_operand(m, a, t, r, size, value)
-        return NEXT if fault == 0 else raise_fault(m, a, t, fault)
-    if high:
-        a[at + slot] = (a[at + slot] & 0xFFFFFFFF) | value << 32
-    else:
-        a[at + slot] = masked(value, slot)
-    return NEXT
 
 
 @kernel
@@ -651,6 +531,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         if m[s.RFLAGS] & RF_IF == 0:
             m[s.RFLAGS] |= RF_IF
             m[s.INTERRUPT_SHADOW] = 2
+            m[s.SHADOW_KIND] = 1
             m[s.LIMIT] = 0
     elif op == o.PUSHF:
         fault = write_as(m, a, t, m[s.GPR + s.RSP] - 8, m[s.RFLAGS], m[s.PRIVILEGE] & 1)
@@ -727,7 +608,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         state = m[s.CYCLE] * 0x9E3779B1 + 0x7F4A7C15
         m[g] = state ^ ((state >> 17) & 0xFFFF)
         m[s.RFLAGS] = (m[s.RFLAGS] & ~ARITHMETIC) | RF_CF
-    elif op == o.VMCALL or op == o.VMFUNC or op == o.GETSEC or op == o.UD:
+    elif op == o.GETSEC or op == o.UD:
         return raise_exception(m, UD, 0, 0)
     elif op == o.INT:
         m[s.EVENT_VECTOR] = a[r + o.ROW_IMM]

@@ -1,4 +1,4 @@
-"""Runs a recorded VM-exit case as operations of the engine: VMLAUNCH, the guest's own code, the first exit, what follows.
+"""Runs a recorded VM-exit case as operations of the engine: VMLAUNCH, guest code, the first exit, what follows.
 
 SDM: "VM Exits".
 Not modelled: the program that recorded the cases; its host stops at the VM exit.
@@ -29,7 +29,6 @@ from vtsim.study.vmx.cases import EXIT, Case, Environment
 from vtsim.study.vmx.drivers import drivers
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
-from vtsim.vmcs.capabilities import BASIC, EPT_VPID_CAP, MISC
 from vtsim.vmcs.spec import SLOT
 
 PROFILE: Final = "skx-4114"
@@ -44,7 +43,6 @@ FAILED: Final = 2
 OPS: Final = 20_000
 MASK: Final = (1 << 64) - 1
 GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
-CAPABILITIES: Final = 20
 REG_ICR: Final = 0x30
 VMCALL: Final = 18
 HANDLERS: Final = (0x801000, 0x11000)
@@ -171,14 +169,8 @@ class _Run:
     def _set_up(self) -> None:
         env, m, engine = self.environment, self.m, self.engine
         engine.restore(self.on.start)
-        capabilities = int(engine.arena[mem.A_CAPABILITIES])
-        for index, value in env.capabilities.msrs.items():
-            if BASIC <= index < BASIC + CAPABILITIES:
-                engine.arena[capabilities + index - BASIC] = mem.signed(value)
+        engine.vmx(env.capabilities)
         engine.cpuid_table((*leaf, *answer) for leaf, answer in env.cpuid.items())
-        m[s.VMX_REVISION] = env.capabilities.read(BASIC) & 0x7FFF_FFFF
-        m[s.TIMER_RATE] = env.capabilities.read(MISC) & 31
-        m[s.EXECUTE_ONLY] = env.capabilities.read(EPT_VPID_CAP) & 1
         m[s.RESERVED_BITS] = ((1 << 52) - 1) & ~((1 << env.physical_address_bits) - 1)
         for page, data in env.memory.items():
             if page not in REGIONS and page < MEMORY:
