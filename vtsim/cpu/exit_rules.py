@@ -85,10 +85,10 @@ UNDEFINED_RULES: Final = (
     (o.UD,      NEVER_DEFINED,      0),
 )
 
-# ops that raise #GP outside ring 0, before any exit is considered
+# ops that raise #GP outside ring 0, before any exit is considered (XSETBV exits in every ring)
 PRIVILEGED: Final = (
     o.RDMSR, o.WRMSR, o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.CLTS, o.LMSW, o.LGDT, o.LIDT, o.LLDT,
-    o.LTR, o.HLT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSETBV, o.XSAVES, o.XRSTORS, o.SYSRET,
+    o.LTR, o.HLT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSAVES, o.XRSTORS, o.SYSRET,
     o.SYSEXIT, o.SWAPGS,
 )
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3

@@ -60,6 +60,7 @@ from vtsim.cpu.kernels.operands import (
     store_operand,
     store_segment,
 )
+from vtsim.cpu.kernels.pending import arm
 from vtsim.cpu.kernels.ports import in_out
 from vtsim.cpu.kernels.segments import load_system_segment
 from vtsim.cpu.kernels.vm_functions import EXITS
@@ -70,6 +71,7 @@ from vtsim.vmcs import slots as v
 
 # fmt: off
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
+DR7_GD, DR6_BD = 1 << 13, 1 << 13
 # fmt: on
 
 
@@ -288,17 +290,38 @@ def exit_by_instruction(m: Record, a: Arena, r: int, op: int, reason: int) -> in
 
 
 @kernel
-def debug_register_fault(m: Record, a: Arena, r: int) -> int:
-    """MOV DR before its VM exit: 0, or EVENT.
+def debug_register(m: Record, a: Arena, r: int, op: int) -> int:
+    """MOV to and from a debug register, whose VM exit has priority over its faults.
 
-    SDM: "MOV—Move to/from Debug Registers".
+    SDM: "Instructions That Cause VM Exits Conditionally"; "MOV—Move to/from Debug Registers".
     """
+    if m[s.NONROOT] and a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.MOV_DR_EXITING:
+        return exit_by_instruction(m, a, r, op, x.DR_ACCESS)
     number = a[r + o.ROW_IMM]
     if number > 7 or ((number == 4 or number == 5) and m[s.CR4] & 8):
         return raise_exception(m, UD, 0, 0)
+    if m[s.DR7] & DR7_GD:
+        m[s.EVENT_CR2] = DR6_BD
+        return raise_exception(m, DB, 0, 0)
     if m[s.PRIVILEGE] & 1:
         return raise_exception(m, GP, 1, 0)
-    return 0
+    register = s.GPR + (a[r + o.ROW_R1] & 15)
+    slot = s.DR0 + number
+    if number >= 4:
+        slot = s.DR6 if number & 1 == 0 else s.DR7
+    if op == o.MOV_FROM_DR:
+        m[register] = m[slot] if m[s.MODE] == 0 else m[slot] & 0xFFFFFFFF
+        return NEXT
+    value = m[register] if m[s.MODE] == 0 else m[register] & 0xFFFFFFFF
+    if number >= 4:
+        if value & ~0xFFFFFFFF:
+            return raise_exception(m, GP, 1, 0)
+        value = (value & 0xE00F) | 0xFFFF0FF0 if slot == s.DR6 else (value & 0xFFFF2FFF) | 0x400
+    m[slot] = value
+    if slot == s.DR7:
+        arm(m, a)
+        m[s.LIMIT] = 0
+    return NEXT
 
 
 @kernel
@@ -308,8 +331,6 @@ def before_exits(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     SDM: "Relative Priority of Faults and VM Exits".
     """
     ring3 = m[s.PRIVILEGE] & 1
-    if op == o.MOV_TO_DR or op == o.MOV_FROM_DR:
-        return debug_register_fault(m, a, r)
     if op == o.MOV_TO_CR or op == o.MOV_FROM_CR:
         number = a[r + o.ROW_IMM]
         if number != 0 and number != 2 and number != 3 and number != 4 and number != 8:
@@ -330,6 +351,8 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if UNDEFINED[op] and undefined(m, a, op):
         return raise_exception(m, UD, 0, 0)
     decoded = a[r + o.ROW_MEM] & o.MEM_DECODED
+    if decoded and (op == o.MOV_TO_DR or op == o.MOV_FROM_DR):
+        return debug_register(m, a, r, op)
     if decoded and before_exits(m, a, t, r, op):
         return EVENT
     ring3 = m[s.PRIVILEGE] & 1
@@ -599,6 +622,8 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         m[g] = m[s.TR_SELECTOR]
         saw(m, m[g])
     elif op == o.XSETBV:
+        if m[s.PRIVILEGE] & 1:
+            return raise_exception(m, GP, 1, 0)
         m[s.XCR0] = (m[s.GPR + s.RAX] & 0xFFFFFFFF) | m[s.GPR + s.RDX] << 32
     elif op == o.WBINVD or op == o.INVD:
         for cache in range(s.L1I, s.L3 + 8, 8):
