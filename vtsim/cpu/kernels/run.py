@@ -76,6 +76,8 @@ from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
+from vtsim.vmcs.groups import ALL_GROUPS
 
 FETCH_ENTRIES: int = 64  # page look-ups remembered per fetch generation: no hardware, only the simulator's memory
 FETCH_WORDS: int = 4
@@ -113,7 +115,7 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             continue
         if m[s.CYCLE] >= m[s.UNTIL]:
             return HORIZON
-        if m[s.INTERRUPT_SHADOW] == 0 and m[s.APIC_PENDING]:
+        if m[s.INTERRUPT_SHADOW] == 0 and deliverable(m, a):
             if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
                 drain(m, a)
                 halted = m[s.HALTED]
@@ -485,7 +487,9 @@ def run(m: Record, a: Arena, t: Tags) -> int:
                         if op == o.VMREAD:
                             m[s.GPR + a[r + o.ROW_R1]] = a[field]
                         else:
-                            a[field] = m[s.GPR + a[r + o.ROW_R1]]
+                            kept = a[r + o.ROW_TARGET]  # in its low bits, of the groups of checks
+                            a[field] = m[s.GPR + a[r + o.ROW_R1]] & (kept | ALL_GROUPS)
+                            a[m[s.VMCS] + h.V_CHECKED] &= kept
                     else:
                         ended = system(m, a, t, r, op)
                 elif op <= o.JMP_MEM or op == o.XADD:
