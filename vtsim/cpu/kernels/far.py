@@ -26,6 +26,7 @@ from vtsim.cpu.kernels.operands import (
     set_stack,
     store_segment,
 )
+from vtsim.cpu.kernels.pending import arm
 from vtsim.cpu.kernels.segments import fetch_descriptor, load_cached, load_real, refuse_code, rights_of
 from vtsim.vmcs import reasons as x
 
@@ -162,6 +163,7 @@ def pop_flags(m: Record, a: Arena, t: Tags, size: int) -> int:
     if size == 2:
         change &= 0xFFFF
     m[s.RFLAGS] = (m[s.RFLAGS] & ~change & ~(1 << 16)) | (flags & change) | 2
+    arm(m, a)
     set_limit(m, a)
     return NEXT
 
@@ -276,7 +278,9 @@ def task_link(m: Record, a: Arena, t: Tags) -> int:
 def returned(m: Record, a: Arena, before: int) -> int:
     """What every IRET ends with: NMIs are unblocked, mode and limits follow."""
     m[s.NMI_BLOCKED] = 0
+    m[s.BEGUN_FLAGS] &= ~(1 << 16)  # RF as it was loaded holds for the next instruction
     set_mode(m)
+    arm(m, a)
     set_limit(m, a)
     if m[s.TRACE_ON]:
         record(m, a, before, tr.IRET, 0, 0, 0, 0)

@@ -49,6 +49,7 @@ from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import charge, record
 from vtsim.cpu.kernels.modes import BASES, LIMITS_AT, LOW32, RIGHTS, UNUSABLE, canonical, cpl, set_mode
 from vtsim.cpu.kernels.operands import SEGMENT_REFUSED, linear, load_linear, store_linear
+from vtsim.cpu.kernels.pending import arm
 from vtsim.cpu.kernels.segments import fetch_descriptor, load_cached, rights_of
 from vtsim.vmcs import reasons as x
 
@@ -74,6 +75,7 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             m[s.CR2] = m[s.EVENT_CR2]
         if vector == DB and kind == HARDWARE_EXCEPTION:
             m[s.DR6] = (m[s.DR6] & ~0xF) | (m[s.EVENT_CR2] & 0xE00F)
+            m[s.DR7] &= ~(1 << 13)
         charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
         flags = m[s.RFLAGS] | (RF_RF if is_fault(vector, kind) else 0)
         ended = real_gate(m, a, t, flags) if m[s.MODE] & modes.REAL else protected_gate(m, a, t, flags)
@@ -85,7 +87,10 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             a[m[s.OWNER] + (k.INTERRUPTS if kind == EXTERNAL else k.EXCEPTIONS)] += 1
             m[s.VECTORING] = 0
             m[s.INTERRUPT_SHADOW] = 0
+            m[s.BEGUN_FLAGS] = 0
             set_mode(m)
+            if m[s.PENDING]:
+                arm(m, a)
             set_limit(m, a)
             if m[s.TRACE_ON]:
                 record(m, a, before, tr.INTERRUPT if kind == EXTERNAL else tr.FAULT, vector, 0, error, m[s.CR2])

@@ -42,7 +42,7 @@ def instruction_information(m: Record, a: Arena, r: int, op: int) -> int:
     if op == o.RDRAND or op == o.RDSEED:
         return r2 << I_REGISTER1 | size << I_OPERAND_SIZE
     if op == o.INS or op == o.OUTS:
-        segment = segment_of(packed) << I_SEGMENT if op == o.OUTS else 0
+        segment = segment_of(packed) << I_SEGMENT if op == o.OUTS else 0  # INS has only ES
         return ((packed >> o.MEM_ADDRESS_SIZE) & 3) << I_ADDRESS_SIZE | segment
     if op == o.VMREAD or op == o.VMWRITE:
         if in_register:

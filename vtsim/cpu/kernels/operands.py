@@ -13,6 +13,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, GP, OUT_OF_MEMORY, SS
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as, load_across, store_across
+from vtsim.cpu.kernels.breakpoints import data_breakpoint
 from vtsim.cpu.kernels.modes import BASES, LOW32, canonical, segment_allows
 from vtsim.cpu.kernels.walk import READ, WRITE
 
@@ -79,6 +80,10 @@ def checked(m: Record, segment: int, offset: int, size: int, write: bool) -> int
     good = segment_allows(m, segment, offset, size, write) if m[s.MODE] else canonical(m, gva)
     if not good:
         m[s.SEGMENT_FAULT] = SS if segment == modes.SS else GP
+    elif m[s.DR7] & 0xFF:
+        data_breakpoint(m, gva, size, write)
+        m[s.PENDING] = 1
+        m[s.LIMIT] = 0
     return gva
 
 

@@ -61,6 +61,7 @@ from vtsim.cpu.codes import (
 )
 from vtsim.cpu.kernels.access import effective, load_across, store_across
 from vtsim.cpu.kernels.apic import acknowledge, evaluate, timer_fires
+from vtsim.cpu.kernels.breakpoints import instruction_breakpoint
 from vtsim.cpu.kernels.caches import data_miss, fetch_line, probe
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.cursor import deliverable, set_limit
@@ -69,6 +70,7 @@ from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
 from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record, settle
 from vtsim.cpu.kernels.modes import code_address
+from vtsim.cpu.kernels.pending import DELIVER, arm, begin, debug_exception, rare_event
 from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import drain, passes, stream
 from vtsim.cpu.kernels.system import system
@@ -77,6 +79,8 @@ from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
+from vtsim.vmcs.groups import ALL_GROUPS
 
 FETCH_ENTRIES: int = 64  # page look-ups remembered per fetch generation: no hardware, only the simulator's memory
 FETCH_WORDS: int = 4
@@ -102,6 +106,14 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
         if m[s.WIRE_AT] and m[s.CYCLE] >= m[s.WIRE_AT]:
             assert_wire(m, a)
             continue
+        if m[s.PENDING]:
+            found = rare_event(m, a)
+            if found:
+                m[s.ROW] = 0
+                if found == DELIVER and deliver(m, a, t) == STOPPED:
+                    return m[s.STOP]
+                begin(m)
+                continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
             drain(m, a)
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
@@ -114,7 +126,7 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             continue
         if m[s.CYCLE] >= m[s.UNTIL]:
             return HORIZON
-        if m[s.INTERRUPT_SHADOW] == 0 and m[s.APIC_PENDING]:
+        if m[s.INTERRUPT_SHADOW] == 0 and deliverable(m, a):
             if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
                 drain(m, a)
                 halted = m[s.HALTED]
@@ -153,6 +165,17 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             if target > m[s.CYCLE]:
                 charge(m, a, o.HALTED_CYCLES, target - m[s.CYCLE])
             continue
+        if m[s.PENDING]:
+            hit = instruction_breakpoint(m)
+            if hit:
+                debug_exception(m, hit)
+                m[s.ROW] = 0
+                if deliver(m, a, t) == STOPPED:
+                    return m[s.STOP]
+                begin(m)
+                continue
+            begin(m)
+            arm(m, a)
         if m[s.INTERRUPT_SHADOW]:
             m[s.INTERRUPT_SHADOW] = 1
             m[s.LIMIT] = m[s.CYCLE]
@@ -488,7 +511,9 @@ def run(m: Record, a: Arena, t: Tags) -> int:
                         if op == o.VMREAD:
                             m[s.GPR + a[r + o.ROW_R1]] = a[field]
                         else:
-                            a[field] = m[s.GPR + a[r + o.ROW_R1]]
+                            kept = a[r + o.ROW_TARGET]  # in its low bits, of the groups of checks
+                            a[field] = m[s.GPR + a[r + o.ROW_R1]] & (kept | ALL_GROUPS)
+                            a[m[s.VMCS] + h.V_CHECKED] &= kept
                     else:
                         ended = system(m, a, t, r, op)
                 elif op <= o.JMP_MEM or op == o.XADD:

@@ -44,6 +44,8 @@ OPS: Final = 20_000
 MASK: Final = (1 << 64) - 1
 GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
 REG_ICR: Final = 0x30
+APIC_BASE, APIC_AT_RESET, FEATURE_CONTROL, LOCKED_ON = 0x1B, 0xFEE00900, 0x3A, 5
+DEBUG_AT_RESET: Final = 0xFFFF0FF0
 VMCALL: Final = 18
 HANDLERS: Final = (0x801000, 0x11000)
 CONTROL_REGISTERS: Final = {"cr2": s.CR2, "dr6": s.DR6, **{f"dr{n}": s.DR0 + n for n in range(4)}}
@@ -171,6 +173,8 @@ class _Run:
         engine.restore(self.on.start)
         engine.vmx(env.capabilities)
         engine.cpuid_table((*leaf, *answer) for leaf, answer in env.cpuid.items())
+        m[s.MSR_APIC_BASE] = env.capabilities.msrs.get(APIC_BASE, APIC_AT_RESET)
+        m[s.MSR_FEATURE_CONTROL] = env.capabilities.msrs.get(FEATURE_CONTROL, LOCKED_ON)
         m[s.RESERVED_BITS] = ((1 << 52) - 1) & ~((1 << env.physical_address_bits) - 1)
         for page, data in env.memory.items():
             if page not in REGIONS and page < MEMORY:
@@ -183,7 +187,9 @@ class _Run:
         words = self.on.vmcs
         for name, value in env.vmcs.items():
             words[SLOT[name]] = mem.signed(value)
+        words[h.V_CHECKED] = 0
         m[s.GPR : s.GPR + 16] = 0
+        m[s.DR6] = DEBUG_AT_RESET
         for name, value in env.gpr.items():
             m[s.GPR + GPRS.index(name)] = mem.signed(value)
         for name, value in env.control_registers.items():
@@ -264,6 +270,7 @@ class _Run:
         name = step if isinstance(step, str) else step[0]
         if name == "advance_resume":
             words[v.GUEST_RIP] += words[v.EXIT_INSTRUCTION_LENGTH]
+            words[h.V_CHECKED] = 0
             return self._go("resume")
         if name in ("resume", "launch"):
             return self._go(name)
