@@ -144,7 +144,7 @@ def write_register(m: Record, a: Arena, register: int, value: int) -> None:
         m[s.APIC_PERIOD] = cycles
         m[s.APIC_DEADLINE] = m[s.CYCLE] + cycles if value else FOREVER
         set_limit(m, a)
-    elif register == REG_ICR and (value >> 8) & 7 == NMI_DELIVERY and ((value >> 18) & 3 == 1 or value >> 56 == m[s.CPU]):
+    elif register == REG_ICR and (value >> 8) & 7 == NMI_DELIVERY:  # only to itself
         m[s.NMI_PENDING] = 1
         m[s.PENDING] = 1
         m[s.LIMIT] = 0

@@ -10,8 +10,9 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, load_word, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF
+from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
 from vtsim.cpu.kernels.apic import write_register
+from vtsim.cpu.kernels.apic_virtualization import after_tpr
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, set_context
 from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
@@ -237,16 +238,20 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         load_cr3(m, a, value)
         return NEXT
     if number == 8:
-        if value & ~15:
-            return raise_exception(m, GP, 1, 0)
         if primary & b.CR8_LOAD_EXITING:
             return cr_exit(m, a, q)
+        if value & ~15:
+            return raise_exception(m, GP, 1, 0)
         m[s.CYCLE] += m[s.P_MOV_TO_CR + 8]
         if primary & b.USE_TPR_SHADOW:
             store(a, a[at + v.VIRTUAL_APIC_ADDRESS] + 0x80, 4, (value & 15) << 4)
-            if value & 15 < a[at + v.TPR_THRESHOLD] & 15:
+            if after_tpr(m, a):
                 m[s.RIP] += m[s.OP_LENGTH]
                 m[s.IN_FLIGHT] = 0  # trap-like: the op has retired
+                m[s.INTERRUPT_SHADOW] = 0
+                if m[s.RFLAGS] & RF_TF:
+                    m[s.PENDING_DEBUG] |= 1 << 14
+                m[s.RFLAGS] &= ~RF_RF
                 vm_exit(m, a, x.TPR_BELOW_THRESHOLD, 0, m[s.OP_LENGTH])
                 return JUMPED
             return NEXT

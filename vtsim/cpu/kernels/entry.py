@@ -14,6 +14,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, JUMPED, SHUTDOWN, SOFTWARE_INTERRUPT, STOPPED, VALID
+from vtsim.cpu.kernels.apic_virtualization import begin_virtual
 from vtsim.cpu.kernels.contexts import set_context
 from vtsim.cpu.kernels.conventions import vm_fail_valid
 from vtsim.cpu.kernels.cursor import set_limit
@@ -24,7 +25,7 @@ from vtsim.cpu.kernels.invalidate import drop_contexts
 from vtsim.cpu.kernels.ledger import charge, record, settle
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.msr_areas import ABORT_LOADING_MSRS, load_msr_area, vmx_abort
-from vtsim.cpu.kernels.pending import arm
+from vtsim.cpu.kernels.pending import arm, begin
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
 from vtsim.vmcs import events as ev
@@ -39,6 +40,7 @@ from vtsim.vmcs.kernels.values import BASIC, CR0_PG, EFER_LMA, EFER_LME, capabil
 # fmt: off
 HIGH_32, BEYOND_52 = -(1 << 32), -(1 << 52)
 DR7_ZERO, DR7_ONE = 0xD000, 0x400          # bits 12, 14, 15 and bit 10
+APIC_VIRTUALIZATION: int = b.VIRTUAL_INTERRUPT_DELIVERY | b.VIRTUALIZE_APIC_ACCESSES | b.VIRTUALIZE_X2APIC_MODE
 RARE_MSRS: int = LOADED_MSRS & ~(b.ENTRY_LOAD_IA32_EFER | b.ENTRY_LOAD_IA32_PAT)
 OFFSET: int = s.STATE - v.GUEST_START      # from the slot of a guest-state field to its place in the record
 # fmt: on
@@ -148,6 +150,9 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     a[m[s.OWNER] + k.ENTRIES] += 1
     if m[s.TRACE_ON]:
         record(m, a, before, tr.ENTRY, ended, last, vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & 0xFFFFFFFF, 0)
+    if secondary & APIC_VIRTUALIZATION:
+        begin_virtual(m, a)
+    begin(m)
     arm(m, a)
     if vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & VALID:
         return inject(m, a, t, at)
@@ -291,6 +296,7 @@ def inject(m: Record, a: Arena, t: Tags, at: int) -> int:
     m[s.HALTED] = 0
     m[s.ACTIVITY_STATE] = ev.ACTIVE
     m[s.INTERRUPT_SHADOW] = 0
+    m[s.BEGUN_AT] = m[s.OPS] - 1  # the monitor trap flag exits before the handler's first instruction
     if kind == ev.NMI:
         if a[at + v.PIN_CONTROLS] & b.VIRTUAL_NMIS:
             m[s.VIRTUAL_NMI_BLOCKED] = 1

@@ -23,7 +23,7 @@ from vtsim.cpu.codes import (
     VE,
 )
 from vtsim.cpu.kernels.exit import vm_exit
-from vtsim.cpu.kernels.operands import SEGMENT_REFUSED
+from vtsim.cpu.kernels.operands import HAS_EXITED, SEGMENT_REFUSED
 from vtsim.cpu.kernels.walk import NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -52,6 +52,8 @@ def raise_fault(m: Record, a: Arena, t: Tags, fault: int) -> int:
         return raise_exception(m, PF, 1, m[s.FAULT_CODE])
     if fault == NOT_CANONICAL:
         return raise_exception(m, GP, 1, 0)
+    if fault == HAS_EXITED:
+        return JUMPED
     if fault == SEGMENT_REFUSED:
         return raise_exception(m, m[s.SEGMENT_FAULT], 1, 0)
     m[s.EXIT_GPA] = m[s.FAULT_GPA]

@@ -13,13 +13,21 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, GP, OUT_OF_MEMORY, SS
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as, load_across, store_across
+from vtsim.cpu.kernels.apic_virtualization import (
+    apic_access_exit,
+    note_write,
+    on_apic_page,
+    virtual_page,
+    virtualizes_read,
+    virtualizes_write,
+)
 from vtsim.cpu.kernels.breakpoints import data_breakpoint
 from vtsim.cpu.kernels.modes import BASES, LOW32, canonical, segment_allows
 from vtsim.cpu.kernels.walk import READ, WRITE
 
 # fmt: off
 # an operand access is refused with a fault of a translation, or with
-SEGMENT_REFUSED, ON_DEVICE = -8, -9
+SEGMENT_REFUSED, ON_DEVICE, HAS_EXITED = -8, -9, -10
 # fmt: on
 
 
@@ -95,6 +103,13 @@ def load_linear(m: Record, a: Arena, t: Tags, gva: int, size: int, user: int) ->
     if hpa < 0:
         m[s.FAULT_KIND] = hpa
         return 0
+    if on_apic_page(m, a, hpa):
+        offset = hpa & 0xFFF
+        if virtualizes_read(m, a, offset, size):
+            return load(a, virtual_page(m, a) + offset, size)
+        apic_access_exit(m, a, offset, False)
+        m[s.FAULT_KIND] = HAS_EXITED
+        return 0
     if (gva & 0xFFF) + size > 4096:
         return load_across(m, a, t, gva, size, hpa, user)
     if not is_memory(a, hpa):
@@ -110,6 +125,14 @@ def store_linear(m: Record, a: Arena, t: Tags, gva: int, size: int, value: int, 
     hpa = access_as(m, a, t, gva, WRITE, user)
     if hpa < 0:
         return hpa
+    if on_apic_page(m, a, hpa):
+        offset = hpa & 0xFFF
+        if virtualizes_write(m, a, offset, size):
+            store(a, virtual_page(m, a) + offset, size, value)
+            note_write(m, offset)
+            return 0
+        apic_access_exit(m, a, offset, True)
+        return HAS_EXITED
     if (gva & 0xFFF) + size > 4096:
         return store_across(m, a, t, gva, size, value, hpa, user)
     if not is_memory(a, hpa):

@@ -12,6 +12,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_DECODE
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DB, HARDWARE_EXCEPTION, NMI_EVENT, RF_RF, RF_TF, VALID
+from vtsim.cpu.kernels.apic_virtualization import emulate_write, take_virtual
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
@@ -32,7 +33,7 @@ def arm(m: Record, a: Arena) -> None:
     wanted = 0
     if a[A_DECODE]:
         wanted = m[s.RFLAGS] & (RF_TF | RF_RF) or m[s.PENDING_DEBUG] or m[s.DR7] & BREAKPOINTS
-    if m[s.NMI_PENDING]:
+    if m[s.NMI_PENDING] or m[s.VIRTUAL_PENDING] or m[s.APIC_WRITTEN]:
         wanted = 1
     if m[s.NONROOT]:
         wanted = wanted or a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & (b.MONITOR_TRAP_FLAG | b.NMI_WINDOW_EXITING)
@@ -59,6 +60,8 @@ def rare_event(m: Record, a: Arena) -> int:
         if m[s.BEGUN_FLAGS] & RF_RF:
             m[s.RFLAGS] &= ~RF_RF
         m[s.BEGUN_FLAGS] = 0
+    if m[s.APIC_WRITTEN] and emulate_write(m, a):
+        return EXITED
     if m[s.NONROOT] and a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.MONITOR_TRAP_FLAG and passed:
         vm_exit(m, a, x.MONITOR_TRAP_FLAG, 0, 0)
         return EXITED
@@ -70,7 +73,10 @@ def rare_event(m: Record, a: Arena) -> int:
             return debug_exception(m, waiting & 0xE00F)
     if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
         return NOTHING
-    return nmi_event(m, a)
+    found = nmi_event(m, a)
+    if found == NOTHING and m[s.VIRTUAL_PENDING] and take_virtual(m, a):
+        return DELIVER
+    return found
 
 
 @kernel

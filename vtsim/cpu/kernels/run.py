@@ -245,6 +245,8 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
 def no_row(m: Record, a: Arena, hpa: int) -> int:
     """No row stands at this address: whoever can decode its bytes is asked to, else #UD."""
     if a[A_DECODE] and is_memory(a, hpa):
+        if m[s.INTERRUPT_SHADOW]:  # what the boundary decided belongs to the op that is still to come
+            m[s.INTERRUPT_SHADOW] = 2
         m[s.STOP] = UNDECODED
         m[s.STOP_A] = hpa
         return 0
