@@ -8,7 +8,7 @@ Not modelled: SMAP; protection keys; speculative walks.
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import is_memory, load_word, store_word
+from vtsim.base.memory import is_memory, load, load_word, store, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
     EPT_PWC_HITS,
@@ -47,6 +47,7 @@ from vtsim.cpu.slots import (
     OWNER,
     PAGE_SIZES,
     PAGING_LEVELS,
+    PDPTE0,
     PWC_HIT_CYCLES,
     PWC_PDE,
     PWC_PDPTE,
@@ -91,6 +92,7 @@ READ, WRITE, EXECUTE = range(3)
 # a translation is its address, or one of
 PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL = -1, -2, -3, -4
 CR0_WP: int = 1 << 16
+CR4_PSE: int = 1 << 4
 EFER_NXE: int = 1 << 11
 # data word: address | permission bits 0-5 | global (6) | page size (7-8)
 DATA_GLOBAL, DATA_SIZE = 6, 7
@@ -228,6 +230,138 @@ def page_fault(m: Record, gva: int, code: int) -> int:
 
 
 @kernel
+def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
+    """Walk the structures of 32-bit or PAE paging; as `walk`. A 4-MiB page is kept as the 2 MiB that were asked for.
+
+    SDM: "32-Bit Paging"; "PAE Paging".
+    Not modelled: paging-structure caches of these modes.
+    """
+    owner = m[OWNER]
+    through_ept = m[NONROOT] != 0 and m[EPTP] != 0
+    pae = m[PAGING_LEVELS] == 3
+    code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
+    if access == EXECUTE and ((pae and m[EFER] & EFER_NXE) or m[CR4] & CR4_SMEP):
+        code |= PF_FETCH
+    table = m[CR3] & 0xFFFFF000
+    if pae:
+        entry = m[PDPTE0 + ((gva >> 30) & 3)]
+        if entry & PTE_PRESENT == 0:
+            return page_fault(m, gva, code)
+        table = entry & ADDRESS
+    rights = UP_WRITE | UP_USER
+    shift = 21 if pae else 22
+    for level in range(2, 0, -1):
+        index = (gva >> shift) & (511 if pae else 1023)
+        place = table | index << (3 if pae else 2)
+        host = place
+        if through_ept:
+            found = nested(m, a, t, table, EPT_READ, True)
+            if found < 0:
+                m[FAULT_GVA] = gva
+                m[FAULT_GPA] = place
+                return found
+            host = (found & ADDRESS) | (place & 0xFFF)
+        m[WALK_LATENCY] += read_line(m, a, t, host)
+        a[owner + GUEST_REFERENCES] += 1
+        entry = 0
+        if is_memory(a, host):
+            entry = load_word(a, host) if pae else load(a, host, 4)
+        if entry & PTE_PRESENT == 0:
+            return page_fault(m, gva, code)
+        leaf = level == 1 or (entry & PTE_LARGE != 0 and (pae or m[CR4] & CR4_PSE != 0))
+        wrong = 0
+        if pae:
+            wrong = entry & (m[RESERVED_BITS] | 0x7FF << 52)
+            if entry < 0 and m[EFER] & EFER_NXE == 0:
+                wrong = 1
+            if leaf and level == 2 and entry & 0x1FE000:
+                wrong = 1
+        elif leaf and level == 2 and entry & 0x200000:
+            wrong = 1
+        if wrong:
+            return page_fault(m, gva, code | PF_RESERVED | PF_PRESENT)
+        if entry & PTE_WRITE == 0:
+            rights &= ~UP_WRITE
+        if entry & PTE_USER == 0:
+            rights &= ~UP_USER
+        if pae and entry & PTE_NO_EXECUTE:
+            rights |= UP_NX
+        if leaf:
+            refused = (user and rights & UP_USER == 0) or (access == EXECUTE and rights & UP_NX)
+            if access == WRITE and rights & UP_WRITE == 0 and (user or m[CR0] & CR0_WP):
+                refused = True
+            if access == EXECUTE and not user and rights & UP_USER and m[CR4] & CR4_SMEP:
+                refused = True
+            if refused:
+                return page_fault(m, gva, code | PF_PRESENT)
+        flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
+        if entry & flags != flags:
+            if through_ept:
+                found = nested(m, a, t, table, EPT_WRITE, True)
+                if found < 0:
+                    m[FAULT_GVA] = gva
+                    m[FAULT_GPA] = place
+                    return found
+            entry |= flags
+            if pae:
+                store_word(a, host, entry)
+            else:
+                store(a, host, 4, entry)
+            m[WALK_LATENCY] += m[ATOMIC_CYCLES]
+        if leaf:
+            break
+        table = entry & (ADDRESS if pae else 0xFFFFF000)
+        shift -= 9 if pae else 10
+    size = 0
+    gpa = (entry & (ADDRESS if pae else 0xFFFFF000)) | (gva & 0xFFF)
+    if level == 2:
+        size = 1
+        if pae:
+            gpa = (entry & ADDRESS & ~0x1FFFFF) | (gva & 0x1FFFFF)
+        else:
+            gpa = (entry & 0xFFC00000) | ((entry >> 13) & 0xFF) << 32 | (gva & 0x3FFFFF)
+    gpa &= ~0xFFF
+    permissions = 1 | 1 << 4
+    if rights & UP_USER:
+        permissions |= 2 | 1 << 5
+        if m[CR4] & CR4_SMEP:
+            permissions &= ~(1 << 4)
+    if rights & UP_NX:
+        permissions &= 0xF
+    if entry & PTE_DIRTY:
+        if rights & UP_WRITE or m[CR0] & CR0_WP == 0:
+            permissions |= 1 << 2
+        if rights & UP_WRITE and rights & UP_USER:
+            permissions |= 1 << 3
+    is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
+    hpa = gpa
+    if through_ept:
+        need = EPT_READ
+        if access == WRITE:
+            need = EPT_WRITE
+        elif access == EXECUTE:
+            need = EPT_EXECUTE
+        host = nested(m, a, t, gpa, need, False)
+        if host < 0:
+            m[FAULT_GVA] = gva
+            m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            return host
+        hpa = host & ADDRESS
+        if host & EPT_READ == 0:
+            permissions &= ~3
+        if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
+            permissions &= ~0xC
+        if host & EPT_EXECUTE == 0:
+            permissions &= 0xF
+        if (host >> 4) & 3 < size:
+            size = (host >> 4) & 3
+            m[PAGE_SIZES] |= FRACTURED
+    if not is_memory(a, hpa):
+        size = 0
+    return (hpa & ~((1 << (12 + 9 * size)) - 1)) | permissions | is_global << DATA_GLOBAL | size << DATA_SIZE
+
+
+@kernel
 def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """Walk the paging structures, through EPT in non-root mode with EPT; the data word for a TLB, or a fault."""
     owner = m[OWNER]
@@ -238,6 +372,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     elif access == EXECUTE:
         need = EPT_EXECUTE
     levels = m[PAGING_LEVELS]
+    if levels < 4 and levels:
+        return walk_legacy(m, a, t, gva, access, user)
     gpa = gva & ((1 << 52) - 1) & ~0xFFF
     permissions = 0x3F
     size = 2
