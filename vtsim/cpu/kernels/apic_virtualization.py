@@ -107,8 +107,7 @@ def apic_access_exit(m: Record, a: Arena, offset: int, write: bool) -> None:
     kind = WRITE_ACCESS if write else READ_ACCESS
     if m[s.VECTORING]:
         kind = DELIVERY
-    else:
-        m[s.RFLAGS] |= RF_RF
+    m[s.RFLAGS] |= RF_RF
     vm_exit(m, a, x.APIC_ACCESS, offset | kind << 12, m[s.OP_LENGTH])
 
 

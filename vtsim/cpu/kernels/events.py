@@ -78,6 +78,8 @@ def failed_delivery(m: Record, a: Arena, t: Tags, fault: int, vector: int) -> in
         again = exception and (contributory(vector) or vector == PF)
         external = 0 if m[s.EVENT_TYPE] == SOFTWARE_INTERRUPT else 1
         code = raise_exception(m, GP, 1, vector << 3 | 2 | external)
+    if m[s.NONROOT] and exception_exits(m, a, m[s.EVENT_VECTOR]):  # before the two are combined
+        return exception_exit(m, a, m[s.EVENT_VECTOR], HARDWARE_EXCEPTION, 0)
     if again:
         m[s.VECTORING] = 0  # what the double fault replaces is not reported
         code = raise_exception(m, DF, 1, 0)

@@ -6,12 +6,13 @@ SDM: "Exceptions and Interrupts"; "Exception Bitmap"; "Interrupt 8—Double Faul
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.memory import load, store
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import (
-    BP,
     DB,
     DE,
     DF,
+    ERROR_VALID,
     EVENT,
     GP,
     HARDWARE_EXCEPTION,
@@ -24,12 +25,13 @@ from vtsim.cpu.codes import (
 )
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.operands import HAS_EXITED, SEGMENT_REFUSED
-from vtsim.cpu.kernels.walk import NOT_CANONICAL, PAGE_FAULT, VIOLATION
+from vtsim.cpu.kernels.walk import EXCEPTION, LOG_FULL, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 
 # fmt: off
 BENIGN, CONTRIBUTORY, PAGE_CLASS = range(3)
+NMI_UNBLOCKING: int = 1 << 12
 # fmt: on
 
 
@@ -56,13 +58,42 @@ def raise_fault(m: Record, a: Arena, t: Tags, fault: int) -> int:
         return JUMPED
     if fault == SEGMENT_REFUSED:
         return raise_exception(m, m[s.SEGMENT_FAULT], 1, 0)
+    m[s.RFLAGS] |= RF_RF
+    unblocked = NMI_UNBLOCKING if m[s.IRET_UNBLOCKED] else 0
+    if fault == LOG_FULL:
+        vm_exit(m, a, x.PML_FULL, unblocked, m[s.OP_LENGTH])
+        return JUMPED
+    if fault == VIOLATION and m[s.EPT_FEATURES] & EXCEPTION and becomes_exception(m, a):
+        return raise_exception(m, VE, 0, 0)
     m[s.EXIT_GPA] = m[s.FAULT_GPA]
     m[s.EXIT_GLA] = m[s.FAULT_GVA]
-    reason = x.EPT_VIOLATION if fault == VIOLATION else x.EPT_MISCONFIG
-    if m[s.VECTORING] == 0:
-        m[s.RFLAGS] |= RF_RF
-    vm_exit(m, a, reason, m[s.FAULT_QUALIFICATION], m[s.OP_LENGTH])
+    if fault == VIOLATION:
+        vm_exit(m, a, x.EPT_VIOLATION, m[s.FAULT_QUALIFICATION] | unblocked, m[s.OP_LENGTH])
+    else:
+        vm_exit(m, a, x.EPT_MISCONFIG, 0, m[s.OP_LENGTH])
     return JUMPED
+
+
+@kernel
+def becomes_exception(m: Record, a: Arena) -> bool:
+    """Is this EPT violation a virtualization exception instead? Its information is written if so.
+
+    SDM: "Virtualization Exceptions"; "Convertible EPT Violations"; "Virtualization-Exception Information".
+    """
+    if m[s.FAULT_SUPPRESSED] or m[s.CR0] & 1 == 0 or m[s.VECTORING]:
+        return False
+    at = m[s.VMCS]
+    area = a[at + v.VE_INFORMATION_ADDRESS] & ~0xFFF
+    if load(a, area + 4, 4):
+        return False
+    store(a, area, 4, x.EPT_VIOLATION)
+    store(a, area + 4, 4, 0xFFFFFFFF)
+    store(a, area + 8, 8, m[s.FAULT_QUALIFICATION])
+    store(a, area + 16, 8, m[s.FAULT_GVA])
+    store(a, area + 24, 8, m[s.FAULT_GPA])
+    store(a, area + 32, 2, a[at + v.EPTP_INDEX])
+    m[s.RFLAGS] &= ~RF_RF
+    return True
 
 
 @kernel
@@ -71,7 +102,7 @@ def is_fault(vector: int, kind: int) -> bool:
 
     SDM: "Saving RIP, RSP, RFLAGS, and SSP".
     """
-    return kind == HARDWARE_EXCEPTION and vector != DB and vector != DF and vector != BP
+    return kind == HARDWARE_EXCEPTION and vector != DB
 
 
 @kernel
@@ -96,12 +127,16 @@ def exception_exit(m: Record, a: Arena, vector: int, kind: int, length: int) -> 
 
     SDM: "Information for VM Exits Due to Vectored Events"; "Architectural State Before a VM Exit".
     """
-    m[s.EXIT_INTERRUPTION] = vector | kind << 8 | m[s.EVENT_HAS_ERROR] << 11 | VALID
-    if m[s.IRET_UNBLOCKED]:
-        m[s.EXIT_INTERRUPTION] |= 1 << 12
+    m[s.EXIT_INTERRUPTION] = vector | kind << 8 | VALID
+    if m[s.EVENT_HAS_ERROR] and m[s.CR0] & 1:  # none in real-address mode
+        m[s.EXIT_INTERRUPTION] |= ERROR_VALID
+    if m[s.IRET_UNBLOCKED] and vector != DF:
+        m[s.EXIT_INTERRUPTION] |= NMI_UNBLOCKING
     m[s.EXIT_ERROR_CODE] = m[s.EVENT_ERROR]
     if is_fault(vector, kind):
         m[s.RFLAGS] |= RF_RF
+    else:
+        m[s.RFLAGS] &= ~RF_RF
     qualification = 0
     if kind == HARDWARE_EXCEPTION and (vector == PF or vector == DB):
         qualification = m[s.EVENT_CR2]

@@ -28,7 +28,9 @@ from vtsim.cpu.kernels.operands import (
 )
 from vtsim.cpu.kernels.pending import arm
 from vtsim.cpu.kernels.segments import fetch_descriptor, load_cached, load_real, refuse_code, rights_of
+from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
+from vtsim.vmcs import slots as v
 
 # fmt: off
 BY_CALL, BY_IRET, BY_JMP = 0, 1 << 30, 2 << 30
@@ -178,6 +180,7 @@ def interrupt_return(m: Record, a: Arena, t: Tags, r: int) -> int:
     size = operand_bytes(a[r + o.ROW_MEM])
     before = m[s.PRIVILEGE]
     long = m[s.MODE] == 0
+    unblock_nmis(m, a)
     if m[s.RFLAGS] & RF_NT and m[s.MODE] & (modes.REAL | modes.V86) == 0:
         if m[s.EFER] & modes.LMA:
             return raise_exception(m, GP, 1, 0)
@@ -269,6 +272,22 @@ def interrupt_return(m: Record, a: Arena, t: Tags, r: int) -> int:
 
 
 @kernel
+def unblock_nmis(m: Record, a: Arena) -> None:
+    """IRET ends blocking by NMI, of virtual NMIs where there are some, even if it faults.
+
+    SDM: "Changes to Instruction Behavior in VMX Non-Root Operation"; "Handling Multiple NMIs".
+    """
+    pin = a[m[s.VMCS] + v.PIN_CONTROLS] if m[s.NONROOT] else 0
+    slot = s.NMI_BLOCKED
+    if pin & b.VIRTUAL_NMIS:
+        slot = s.VIRTUAL_NMI_BLOCKED
+    elif pin & b.NMI_EXITING:
+        return
+    m[s.IRET_UNBLOCKED] = m[slot]
+    m[slot] = 0
+
+
+@kernel
 def task_link(m: Record, a: Arena, t: Tags) -> int:
     """The back link of the current TSS."""
     return load_linear(m, a, t, m[s.TR_BASE] & LOW32, 2, 0)
@@ -276,8 +295,8 @@ def task_link(m: Record, a: Arena, t: Tags) -> int:
 
 @kernel
 def returned(m: Record, a: Arena, before: int) -> int:
-    """What every IRET ends with: NMIs are unblocked, mode and limits follow."""
-    m[s.NMI_BLOCKED] = 0
+    """What every IRET ends with: mode and limits follow."""
+    m[s.IRET_UNBLOCKED] = 0
     m[s.BEGUN_FLAGS] &= ~(1 << 16)  # RF as it was loaded holds for the next instruction
     set_mode(m)
     arm(m, a)

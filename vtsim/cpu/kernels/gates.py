@@ -88,6 +88,7 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             m[s.VECTORING] = 0
             m[s.INTERRUPT_SHADOW] = 0
             m[s.BEGUN_FLAGS] = 0
+            m[s.IRET_UNBLOCKED] = 0
             set_mode(m)
             if m[s.PENDING]:
                 arm(m, a)
@@ -100,6 +101,10 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
         if is_fault(vector, kind):
             m[s.RFLAGS] |= RF_RF
         second = m[s.EVENT_VECTOR]
+        if m[s.NONROOT] and exception_exits(m, a, second):  # before the two are combined
+            return exception_exit(m, a, second, HARDWARE_EXCEPTION, 0)
+        if second == PF:
+            m[s.CR2] = m[s.EVENT_CR2]
         if kind == HARDWARE_EXCEPTION and vector == DF:
             m[s.VECTORING] = 0
             m[s.VECTORING_ERROR] = 0
@@ -112,8 +117,8 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             m[s.VECTORING] = 0  # what the double fault replaces is not reported
             m[s.VECTORING_ERROR] = 0
             raise_exception(m, DF, 1, 0)
-        if m[s.NONROOT] and exception_exits(m, a, m[s.EVENT_VECTOR]):
-            return exception_exit(m, a, m[s.EVENT_VECTOR], HARDWARE_EXCEPTION, 0)
+            if m[s.NONROOT] and exception_exits(m, a, DF):
+                return exception_exit(m, a, DF, HARDWARE_EXCEPTION, 0)
     m[s.STOP] = TRIPLE_FAULTED
     return STOPPED
 
@@ -208,6 +213,8 @@ def task_gate(m: Record, a: Arena, t: Tags, selector: int, ext: int) -> int:
         return raise_exception(m, GP, 1, error)
     if rights_of(descriptor) & modes.AR_P == 0:
         return raise_exception(m, NP, 1, error)
+    if is_fault(m[s.EVENT_VECTOR], m[s.EVENT_TYPE]):
+        m[s.RFLAGS] |= RF_RF
     vm_exit(m, a, x.TASK_SWITCH, BY_GATE | selector, m[s.EVENT_LENGTH])
     return JUMPED
 

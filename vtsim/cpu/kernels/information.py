@@ -8,7 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.operands import linear, offset_of, segment_of
+from vtsim.cpu.kernels.operands import address_mask, linear, offset_of, segment_of
 
 # fmt: off
 # fields of the instruction information (vtsim.vmcs.instruction_information has them as a table)
@@ -103,4 +103,4 @@ def instruction_qualification(m: Record, a: Arena, r: int, op: int) -> int:
     displacement = a[r + o.ROW_DISP]
     if packed & 31 == o.RIP_BASE:
         displacement += m[s.RIP] + m[s.OP_LENGTH]
-    return displacement
+    return displacement & address_mask(packed)

@@ -34,6 +34,7 @@ from vtsim.cpu.kernels.operands import (
     ON_DEVICE,
     address_mask,
     get_register,
+    load_for_update,
     load_operand,
     load_segment,
     moved_stack,
@@ -288,7 +289,8 @@ def arithmetic_op(m: Record, a: Arena, t: Tags, r: int) -> int:
     if packed & o.MEM_REGISTER:
         rm = get_register(m, r2, size)
     else:
-        rm = load_operand(m, a, t, r, size)
+        update = packed & o.MEM_TO_RM and kind != o.K_CMP and kind != o.K_TEST
+        rm = load_for_update(m, a, t, r, size) if update else load_operand(m, a, t, r, size)
         if m[s.FAULT_KIND]:
             return refuse(m, a, t, m[s.FAULT_KIND], size, False, 0, 16)
     other = a[r + o.ROW_IMM] if packed & o.MEM_IMMEDIATE else (get_register(m, r1, size) if r1 != s.NO_REGISTER else 0)
@@ -327,7 +329,7 @@ def exchange(m: Record, a: Arena, t: Tags, r: int) -> int:
             set_register(m, r2, size, mine)
             set_register(m, r1, size, theirs)
         return NEXT
-    theirs = load_operand(m, a, t, r, size)
+    theirs = load_for_update(m, a, t, r, size)
     if m[s.FAULT_KIND]:
         return refuse(m, a, t, m[s.FAULT_KIND], size, False, 0, 16)
     flags = m[s.RFLAGS]

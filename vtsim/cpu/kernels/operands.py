@@ -170,6 +170,21 @@ def load_operand(m: Record, a: Arena, t: Tags, r: int, size: int) -> int:
 
 
 @kernel
+def load_for_update(m: Record, a: Arena, t: Tags, r: int, size: int) -> int:
+    """Load the memory operand of a read-modify-write, which needs the right to write from the start."""
+    gva = checked(m, segment_of(a[r + o.ROW_MEM]), offset_of(m, a, r), size, True)
+    m[s.FAULT_KIND] = SEGMENT_REFUSED if m[s.SEGMENT_FAULT] else 0
+    if m[s.FAULT_KIND]:
+        return 0
+    user = m[s.PRIVILEGE] & 1
+    hpa = access_as(m, a, t, gva, WRITE, user)
+    if hpa < 0:
+        m[s.FAULT_KIND] = hpa
+        return 0
+    return load_linear(m, a, t, gva, size, user)
+
+
+@kernel
 def store_operand(m: Record, a: Arena, t: Tags, r: int, size: int, value: int) -> int:
     """Store a decoded row's memory operand: 0, or a fault."""
     return store_segment(m, a, t, segment_of(a[r + o.ROW_MEM]), offset_of(m, a, r), size, value)

@@ -60,6 +60,8 @@ def rare_event(m: Record, a: Arena) -> int:
         if m[s.BEGUN_FLAGS] & RF_RF:
             m[s.RFLAGS] &= ~RF_RF
         m[s.BEGUN_FLAGS] = 0
+        if m[s.INTERRUPT_SHADOW] == 1:
+            m[s.INTERRUPT_SHADOW] = 0
     if m[s.APIC_WRITTEN] and emulate_write(m, a):
         return EXITED
     if m[s.NONROOT] and a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.MONITOR_TRAP_FLAG and passed:

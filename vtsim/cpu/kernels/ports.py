@@ -113,7 +113,7 @@ def in_out(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     write = op == o.OUT or op == o.OUTS
     rep = packed & (o.MEM_REP | o.MEM_REPNE) != 0 if decoded else a[r + o.ROW_EXTRA] != 0
     mask = address_mask(packed) if decoded else -1
-    if string and rep and m[s.GPR + s.RCX] & mask == 0:
+    if string and rep and m[s.GPR + s.RCX] & mask == 0 and not decoded:
         return NEXT
     size = (packed >> o.MEM_SIZE) & 15
     register = a[r + o.ROW_R2]
@@ -138,6 +138,8 @@ def in_out(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return JUMPED
     if not string:
         return port_access(m, a, port, size, write)
+    if rep and m[s.GPR + s.RCX] & mask == 0:  # permission and VM exit come first
+        return NEXT
     m[s.FAULT_KIND] = 0
     gva = m[pointer]
     if decoded:

@@ -114,7 +114,7 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
                     return m[s.STOP]
                 begin(m)
                 continue
-        if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
+        if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE] and m[s.INTERRUPT_SHADOW] == 0:
             drain(m, a)
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
             m[s.ROW] = 0

@@ -69,6 +69,7 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.events import BLOCKING_BY_STI, HLT_STATE
+from vtsim.vmcs.kernels.values import cpuid_register
 
 # fmt: off
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
@@ -448,6 +449,8 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return raise_exception(m, GP, 1, 0)
         m[s.GPR + s.RAX] = m[s.XCR0] & 0xFFFFFFFF
         m[s.GPR + s.RDX] = (m[s.XCR0] >> 32) & 0xFFFFFFFF
+    elif op == o.RDPMC and (m[s.GPR + s.RCX] & 0xFFFFFFFF) >= (cpuid_register(a, 0xA, 0, 0) >> 8) & 0xFF:
+        return raise_exception(m, GP, 1, 0)
     elif op == o.MONITOR:
         if m[s.GPR + s.RCX] & 0xFFFFFFFF:
             return raise_exception(m, GP, 1, 0)

@@ -29,6 +29,7 @@ from vtsim.cpu.slots import (
     CR4,
     EFER,
     EPT_AD,
+    EPT_FEATURES,
     EPT_PDE,
     EPT_PDPTE,
     EPT_PML4E,
@@ -41,6 +42,7 @@ from vtsim.cpu.slots import (
     FAULT_GVA,
     FAULT_KIND,
     FAULT_QUALIFICATION,
+    FAULT_SUPPRESSED,
     NESTED_HIT_CYCLES,
     NESTED_TLB,
     NONROOT,
@@ -53,6 +55,7 @@ from vtsim.cpu.slots import (
     PWC_PDPTE,
     PWC_PML4E,
     RESERVED_BITS,
+    VMCS,
     WALK_LATENCY,
 )
 from vtsim.ept.spec import (
@@ -86,11 +89,18 @@ from vtsim.ept.spec import (
     Q_RIGHTS,
     Q_WRITE,
 )
+from vtsim.vmcs import slots as v
 
 # fmt: off
+Q_EXECUTE_USER: int = 1 << 6
 READ, WRITE, EXECUTE = range(3)
 # a translation is its address, or one of
-PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL = -1, -2, -3, -4
+PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL = -1, -2, -3, -4, -5
+# EPT_FEATURES: what the controls and capabilities add to EPT
+MODE_BASED, LOGGING, EXCEPTION, ADVANCED = 1, 2, 4, 8
+EPT_EXECUTE_USER: int = 1 << 10    # with mode-based execute control; also in data words and cached rights
+EPT_RIGHTS: int = EPT_RWX | EPT_EXECUTE_USER
+LOG_ENTRIES: int = 512
 CR0_WP: int = 1 << 16
 CR4_PSE: int = 1 << 4
 EFER_NXE: int = 1 << 11
@@ -107,17 +117,48 @@ def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking:
     """Record a refused guest-physical access."""
     m[FAULT_KIND] = kind
     m[FAULT_GPA] = gpa
-    q = Q_LINEAR_VALID | (rights << Q_RIGHTS)
+    q = Q_LINEAR_VALID | (rights & EPT_RWX) << Q_RIGHTS
+    if rights & EPT_EXECUTE_USER and m[EPT_FEATURES] & MODE_BASED:
+        q |= Q_EXECUTE_USER
     if access & EPT_READ:
         q |= Q_READ
     if access & EPT_WRITE:
         q |= Q_WRITE
-    if access & EPT_EXECUTE:
+    if access & (EPT_EXECUTE | EPT_EXECUTE_USER):
         q |= Q_FETCH
     if not walking:
         q |= Q_FINAL
     m[FAULT_QUALIFICATION] = q if kind == VIOLATION else 0
     return kind
+
+
+@kernel
+def log_write(m: Record, a: Arena, gpa: int) -> bool:
+    """Log a guest-physical address whose dirty flag is being set. False if the log is full.
+
+    SDM: "Page-Modification Logging".
+    """
+    at = m[VMCS]
+    index = a[at + v.PML_INDEX] & 0xFFFF
+    if index >= LOG_ENTRIES:
+        return False
+    store_word(a, (a[at + v.PML_ADDRESS] & ADDRESS) + 8 * index, gpa & ~0xFFF)
+    a[at + v.PML_INDEX] = (index - 1) & 0xFFFF
+    return True
+
+
+@kernel
+def linear_rights(m: Record, rights: int) -> int:
+    """What an EPT violation says of the linear address, where the processor has that information.
+
+    SDM: "Basic VM-Exit Information".
+    """
+    if m[EPT_FEATURES] & ADVANCED == 0 or m[FAULT_KIND] != VIOLATION:
+        return 0
+    found = 1 << 9 if rights & UP_USER else 0
+    if rights & UP_WRITE:
+        found |= 1 << 10
+    return found | (1 << 11 if rights & UP_NX else 0)
 
 
 @kernel
@@ -136,7 +177,7 @@ def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -
         if (sizes >> size) & 1:
             number = gpa >> (12 + 9 * size)
             data = find(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size)
-            if data >= 0 and need & ~data & EPT_RWX == 0 and (need & EPT_WRITE == 0 or (data >> 3) & 1):
+            if data >= 0 and need & ~data & EPT_RIGHTS == 0 and (need & EPT_WRITE == 0 or (data >> 3) & 1):
                 a[m[OWNER] + NESTED_TLB_HITS] += 1
                 m[WALK_LATENCY] += m[NESTED_HIT_CYCLES]
                 within = (1 << (12 + 9 * size)) - 4096
@@ -151,7 +192,8 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     owner = m[OWNER]
     table = m[EPTP] & ADDRESS
     level = 4
-    rights = EPT_RWX
+    rights = EPT_RIGHTS
+    rwx = EPT_RIGHTS if m[EPT_FEATURES] & MODE_BASED else EPT_RWX
     up = find(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context)
     if up >= 0:
         level = 1
@@ -165,7 +207,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
                 level = 3
     if up >= 0:
         table = up & ADDRESS
-        rights = up & EPT_RWX
+        rights = up & EPT_RIGHTS
         m[WALK_LATENCY] += m[EPT_PWC_HIT_CYCLES]
         a[owner + EPT_PWC_HITS] += 1
     while True:
@@ -174,8 +216,9 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         m[WALK_LATENCY] += read_line(m, a, t, at)
         a[owner + EPT_REFERENCES] += 1
         entry = load_word(a, at) if is_memory(a, at) else 0
-        allowed = entry & EPT_RWX
+        allowed = entry & rwx
         if allowed == 0:
+            m[FAULT_SUPPRESSED] = entry < 0
             return ept_fault(m, VIOLATION, gpa, need, 0, walking)
         if (allowed & EPT_READ == 0 and (allowed & EPT_WRITE or m[EXECUTE_ONLY] == 0)) or entry & m[RESERVED_BITS]:
             return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
@@ -189,12 +232,16 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
         rights &= allowed
         if leaf and need & ~rights:
+            m[FAULT_SUPPRESSED] = entry < 0
             return ept_fault(m, VIOLATION, gpa, need, rights, walking)
         if m[EPT_AD]:
             flags = EPT_ACCESSED
             if leaf and need & EPT_WRITE:
                 flags |= EPT_DIRTY
             if entry & flags != flags:
+                if m[EPT_FEATURES] & LOGGING and flags & ~entry & EPT_DIRTY and not log_write(m, a, gpa):
+                    m[FAULT_KIND] = LOG_FULL
+                    return LOG_FULL
                 entry |= flags
                 store_word(a, at, entry)
                 m[WALK_LATENCY] += m[ATOMIC_CYCLES]
@@ -227,6 +274,19 @@ def page_fault(m: Record, gva: int, code: int) -> int:
     m[FAULT_GVA] = gva
     m[FAULT_CODE] = code
     return PAGE_FAULT
+
+
+@kernel
+def final_need(m: Record, access: int, rights: int) -> int:
+    """The EPT right that an access to a page with these rights needs.
+
+    SDM: "Mode-Based Execute Control for EPT".
+    """
+    if access == WRITE:
+        return EPT_WRITE
+    if access == EXECUTE:
+        return EPT_EXECUTE_USER if m[EPT_FEATURES] & MODE_BASED and rights & UP_USER else EPT_EXECUTE
+    return EPT_READ
 
 
 @kernel
@@ -336,22 +396,19 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
     hpa = gpa
     if through_ept:
-        need = EPT_READ
-        if access == WRITE:
-            need = EPT_WRITE
-        elif access == EXECUTE:
-            need = EPT_EXECUTE
+        need = final_need(m, access, rights)
         host = nested(m, a, t, gpa, need, False)
         if host < 0:
             m[FAULT_GVA] = gva
             m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            m[FAULT_QUALIFICATION] |= linear_rights(m, rights)
             return host
         hpa = host & ADDRESS
         if host & EPT_READ == 0:
             permissions &= ~3
         if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
             permissions &= ~0xC
-        if host & EPT_EXECUTE == 0:
+        if host & final_need(m, EXECUTE, rights) == 0:
             permissions &= 0xF
         if (host >> 4) & 3 < size:
             size = (host >> 4) & 3
@@ -366,11 +423,6 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """Walk the paging structures, through EPT in non-root mode with EPT; the data word for a TLB, or a fault."""
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
-    need = EPT_READ
-    if access == WRITE:
-        need = EPT_WRITE
-    elif access == EXECUTE:
-        need = EPT_EXECUTE
     levels = m[PAGING_LEVELS]
     if levels < 4 and levels:
         return walk_legacy(m, a, t, gva, access, user)
@@ -378,6 +430,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     permissions = 0x3F
     size = 2
     is_global = 0
+    rights = UP_WRITE | UP_USER
     if levels:
         code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
         if access == EXECUTE and (m[EFER] & EFER_NXE or m[CR4] & CR4_SMEP):
@@ -502,17 +555,19 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             is_global = 1
     hpa = gpa
     if through_ept:
-        host = nested(m, a, t, gpa, need, False)
+        host = nested(m, a, t, gpa, final_need(m, access, rights), False)
         if host < 0:
             m[FAULT_GVA] = gva
             m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            if levels:
+                m[FAULT_QUALIFICATION] |= linear_rights(m, rights)
             return host
         hpa = host & ADDRESS
         if host & EPT_READ == 0:
             permissions &= ~3
         if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
             permissions &= ~0xC
-        if host & EPT_EXECUTE == 0:
+        if host & final_need(m, EXECUTE, rights) == 0:
             permissions &= 0xF
         if (host >> 4) & 3 < size:
             size = (host >> 4) & 3

@@ -38,8 +38,8 @@ HOST_TABLES: Final = 0x200000
 OPERANDS: Final = 0x103000
 VMXON_REGION, CURRENT = 0x400000, 0x401000
 REGIONS: Final = (VMXON_REGION, CURRENT, 0x402000, 0x403000)
-TIMER_VECTOR, TIMER_TICKS = 0xF0, 20_000_000  # the recorder's one-shot timer ends guests that run away
-FAILED: Final = 2
+TIMER_VECTOR, TIMER_TICKS = 0xF0, 100_000  # the recorder's one-shot timer ends guests that run away
+FAILED, FAULTED = 2, 3
 OPS: Final = 20_000
 MASK: Final = (1 << 64) - 1
 GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = Engine(
             load_profile(PROFILE),
-            Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=48, rows=4096, owners=2, trace_rows=64),
+            Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=48, rows=1 << 15, owners=2, trace_rows=64),
         )
         engine = self.engine
         engine.frames_from(0x300, 0x100, shuffled=False, seed=0)
@@ -92,6 +92,9 @@ class Bench:
         a.label("resume")
         a.op(o.VMRESUME)
         a.op(o.STOP_OP, imm=FAILED)
+        a.label("rdmsr")
+        a.op(o.RDMSR)
+        a.op(o.STOP_OP, imm=0)
         self.program = a.assemble()
         engine.place(self.program, lambda page: page >> 12)
         engine.store(OPERANDS, VMXON_REGION)
@@ -221,6 +224,8 @@ class _Run:
                 pass
             elif code == c.PROGRAM_END:
                 return int(m[s.STOP_A])
+            elif code == c.TRIPLE_FAULTED:  # the host has no handlers
+                return FAULTED
             else:
                 raise ModelError("the guest of a case stopped the engine", {"stop": code, "rip": int(m[s.RIP])})
         raise ModelError("a case does not end", {"rip": int(m[s.RIP])})
@@ -277,4 +282,16 @@ class _Run:
         if name == "clear_load":
             words[h.V_LAUNCHED] = h.CLEAR
             return {"kind": "op", "op": name, "result": "ok"}
+        if name == "rdmsr":
+            return self._read_msr(int(step[1], 16))
         return {"kind": "op", "op": name, "result": "unknown"}
+
+    def _read_msr(self, index: int) -> dict[str, Any]:
+        """RDMSR by the host."""
+        m = self.m
+        m[s.GPR + s.RCX] = index
+        got = {"kind": "op", "op": "rdmsr", "index": hex(index)}
+        if self._run(self.on.program.labels["rdmsr"]) != 0:
+            return {**got, "result": "fault", "value": "0x0"}
+        value = (int(m[s.GPR + s.RAX]) & 0xFFFF_FFFF) | int(m[s.GPR + s.RDX]) << 32
+        return {**got, "result": "ok", "value": hex(value & MASK)}
