@@ -78,7 +78,7 @@ def virtualizes_read(m: Record, a: Arena, offset: int, size: int) -> bool:
     register = offset & ~15
     if secondary_controls(m, a) & b.APIC_REGISTER_VIRTUALIZATION:
         return has_register(register)
-    return register == TPR
+    return offset == TPR
 
 
 @kernel
@@ -93,9 +93,9 @@ def virtualizes_write(m: Record, a: Arena, offset: int, size: int) -> bool:
     controls = secondary_controls(m, a)
     if controls & b.APIC_REGISTER_VIRTUALIZATION:
         return has_register(register) and register != VERSION and not ISR <= register < ESR
-    if controls & b.VIRTUAL_INTERRUPT_DELIVERY and (register == EOI or register == ICR_LOW):
+    if controls & b.VIRTUAL_INTERRUPT_DELIVERY and (offset == EOI or offset == ICR_LOW):
         return True
-    return register == TPR
+    return offset == TPR
 
 
 @kernel

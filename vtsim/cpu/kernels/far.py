@@ -188,13 +188,13 @@ def interrupt_return(m: Record, a: Arena, t: Tags, r: int) -> int:
         if m[s.FAULT_KIND]:
             return raise_fault(m, a, t, m[s.FAULT_KIND])
         return task_switch(m, a, t, link, BY_IRET)
-    rip = load_segment(m, a, t, modes.SS, moved_stack(m, 0), size)
+    flags = load_segment(m, a, t, modes.SS, moved_stack(m, 2 * size), size)
     cs = 0
-    flags = 0
+    rip = 0
     if m[s.FAULT_KIND] == 0:
         cs = load_segment(m, a, t, modes.SS, moved_stack(m, size), size) & 0xFFFF
     if m[s.FAULT_KIND] == 0:
-        flags = load_segment(m, a, t, modes.SS, moved_stack(m, 2 * size), size)
+        rip = load_segment(m, a, t, modes.SS, moved_stack(m, 0), size)
     if m[s.FAULT_KIND]:
         return raise_fault(m, a, t, m[s.FAULT_KIND])
     change = (WRITABLE_FLAGS | 1 << 16) & ~kept_flags(m)
@@ -281,10 +281,9 @@ def unblock_nmis(m: Record, a: Arena) -> None:
     slot = s.NMI_BLOCKED
     if pin & b.VIRTUAL_NMIS:
         slot = s.VIRTUAL_NMI_BLOCKED
-    elif pin & b.NMI_EXITING:
-        return
     m[s.IRET_UNBLOCKED] = m[slot]
-    m[slot] = 0
+    if pin & b.VIRTUAL_NMIS or pin & b.NMI_EXITING == 0:
+        m[slot] = 0
 
 
 @kernel

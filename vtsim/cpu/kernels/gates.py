@@ -86,6 +86,7 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
                 m[s.NMI_BLOCKED] = 1
             a[m[s.OWNER] + (k.INTERRUPTS if kind == EXTERNAL else k.EXCEPTIONS)] += 1
             m[s.VECTORING] = 0
+            m[s.HALTED] = 0
             m[s.INTERRUPT_SHADOW] = 0
             m[s.BEGUN_FLAGS] = 0
             m[s.IRET_UNBLOCKED] = 0

@@ -28,11 +28,14 @@ from vtsim.cpu.codes import (
     UD,
 )
 from vtsim.cpu.kernels import modes
+from vtsim.cpu.kernels.access import access_as
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.far import far_transfer
 from vtsim.cpu.kernels.operands import (
     ON_DEVICE,
+    SEGMENT_REFUSED,
     address_mask,
+    checked,
     get_register,
     load_for_update,
     load_operand,
@@ -48,6 +51,7 @@ from vtsim.cpu.kernels.operands import (
     store_segment,
 )
 from vtsim.cpu.kernels.segments import load_data_segment
+from vtsim.cpu.kernels.walk import READ
 
 
 @kernel
@@ -185,7 +189,8 @@ def instruction(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         if not in_register and m[s.FAULT_KIND]:
             return refuse(m, a, t, m[s.FAULT_KIND], 2, False, 0, 16)
         ended = load_data_segment(m, a, t, segment, selector)
-        if ended == NEXT and segment == modes.SS:
+        again = m[s.INTERRUPT_SHADOW] and m[s.SHADOW_KIND] == 2  # only the first of several inhibits
+        if ended == NEXT and segment == modes.SS and not again:
             m[s.INTERRUPT_SHADOW] = 2
             m[s.SHADOW_KIND] = 2
             m[s.LIMIT] = 0
@@ -247,8 +252,11 @@ def instruction(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 if fault:
                     return refuse(m, a, t, fault, 8, True, 0, 16)
             return NEXT
-        load_operand(m, a, t, r, 1)
-        return NEXT if m[s.FAULT_KIND] == 0 else refuse(m, a, t, m[s.FAULT_KIND], 1, False, 0, 16)
+        gva = checked(m, segment_of(packed), offset_of(m, a, r), 1, False)
+        if m[s.SEGMENT_FAULT]:
+            return raise_fault(m, a, t, SEGMENT_REFUSED)
+        hpa = access_as(m, a, t, gva, READ, m[s.PRIVILEGE] & 1)
+        return raise_fault(m, a, t, hpa) if hpa < 0 else NEXT
     if op == o.FNINIT:
         if m[s.CR0] & 12:
             return raise_exception(m, NM, 0, 0)
@@ -343,11 +351,16 @@ def exchange(m: Record, a: Arena, t: Tags, r: int) -> int:
 
 
 @kernel
-def divide(m: Record, a: Arena, t: Tags, r: int) -> int:
-    """DIV: #DE for a zero divisor or a quotient that does not fit.
+def below(left: int, right: int) -> bool:
+    """Unsigned comparison of two's-complement words."""
+    if (left < 0) != (right < 0):
+        return right < 0
+    return left < right
 
-    Not modelled: dividends of 64-bit DIV with a non-zero RDX.
-    """
+
+@kernel
+def divide(m: Record, a: Arena, t: Tags, r: int) -> int:
+    """DIV: #DE for a zero divisor or a quotient that does not fit."""
     packed = a[r + o.ROW_MEM]
     size = (packed >> o.MEM_SIZE) & 15
     divisor = get_register(m, a[r + o.ROW_R2], size) if packed & o.MEM_REGISTER else load_operand(m, a, t, r, size)
@@ -364,12 +377,22 @@ def divide(m: Record, a: Arena, t: Tags, r: int) -> int:
         set_register(m, s.RAX, 2, (low // divisor) | (low % divisor) << 8)
         return NEXT
     if size == 8:
-        if high or divisor < 0 or low < 0:
+        if not below(high, divisor):
             return raise_exception(m, DE, 0, 0)
-    else:
-        low |= high << (8 * size)
-        if high >= divisor:
-            return raise_exception(m, DE, 0, 0)
+        quotient = 0
+        for n in range(63, -1, -1):  # long division: the remainder stays below the divisor
+            carry = high < 0
+            high = high << 1 | (low >> n) & 1
+            quotient <<= 1
+            if carry or not below(high, divisor):
+                high -= divisor
+                quotient |= 1
+        m[s.GPR + s.RAX] = quotient
+        m[s.GPR + s.RDX] = high
+        return NEXT
+    low |= high << (8 * size)
+    if high >= divisor:
+        return raise_exception(m, DE, 0, 0)
     set_register(m, s.RAX, size, low // divisor)
     set_register(m, s.RDX, size, low % divisor)
     return NEXT

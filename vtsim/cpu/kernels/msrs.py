@@ -12,7 +12,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, NEXT
 from vtsim.cpu.kernels.access import bitmap_bit
 from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
-from vtsim.cpu.kernels.apic_virtualization import note_write, secondary_controls, virtual_page
+from vtsim.cpu.kernels.apic_virtualization import note_write, secondary_controls, self_interrupt, virtual_page
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.exceptions import raise_exception
@@ -113,6 +113,9 @@ def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
         return -1
     if value & ~0xFF or (index == X2APIC_EOI and value):
         return raise_exception(m, GP, 1, 0)
+    if index == X2APIC_SELF_IPI and value & 0xF0:
+        self_interrupt(m, a, value)
+        return NEXT
     store(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8, value)
     note_write(m, (index & 0xFF) << 4)
     return NEXT

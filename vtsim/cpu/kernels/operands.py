@@ -1,7 +1,7 @@
 """Memory operands of decoded rows: effective address, segment, access of any size; registers of any size.
 
 SDM: "Specifying an Offset"; "Memory Operands in 64-Bit Mode"; "Canonical Addressing".
-Not modelled: alignment checks.
+Not modelled: alignment checks of operands wider than 8 bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, GP, OUT_OF_MEMORY, SS
+from vtsim.cpu.codes import AC, DEVICE_READ, DEVICE_WRITE, GP, OUT_OF_MEMORY, SS
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as, load_across, store_across
 from vtsim.cpu.kernels.apic_virtualization import (
@@ -28,6 +28,7 @@ from vtsim.cpu.kernels.walk import READ, WRITE
 # fmt: off
 # an operand access is refused with a fault of a translation, or with
 SEGMENT_REFUSED, ON_DEVICE, HAS_EXITED = -8, -9, -10
+CR0_AM, RF_AC = 1 << 18, 1 << 18
 # fmt: on
 
 
@@ -88,6 +89,8 @@ def checked(m: Record, segment: int, offset: int, size: int, write: bool) -> int
     good = segment_allows(m, segment, offset, size, write) if m[s.MODE] else canonical(m, gva)
     if not good:
         m[s.SEGMENT_FAULT] = SS if segment == modes.SS else GP
+    elif m[s.CR0] & CR0_AM and m[s.RFLAGS] & RF_AC and m[s.PRIVILEGE] & 1 and gva & (size - 1) and size <= 8:
+        m[s.SEGMENT_FAULT] = AC
     elif m[s.DR7] & 0xFF:
         data_breakpoint(m, gva, size, write)
         m[s.PENDING] = 1

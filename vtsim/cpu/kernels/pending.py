@@ -71,7 +71,6 @@ def rare_event(m: Record, a: Arena) -> int:
     if waiting and not shadow_by_mov:
         m[s.PENDING_DEBUG] = 0
         if waiting & PENDING_STEP or (waiting & PENDING_HIT and waiting & 0xF):
-            m[s.HALTED] = 0
             return debug_exception(m, waiting & 0xE00F)
     if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
         return NOTHING
@@ -116,7 +115,6 @@ def nmi_event(m: Record, a: Arena) -> int:
         vm_exit(m, a, x.EXCEPTION_NMI, 0, 0)
         m[s.NMI_BLOCKED] = 1
         return EXITED
-    m[s.HALTED] = 0
     m[s.EVENT_VECTOR] = NMI_VECTOR
     m[s.EVENT_TYPE] = NMI_EVENT
     m[s.EVENT_HAS_ERROR] = 0

@@ -74,6 +74,7 @@ from vtsim.vmcs.kernels.values import cpuid_register
 # fmt: off
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
+COUNTERS: int = 2                  # of processors that do not enumerate them
 # fmt: on
 
 
@@ -198,7 +199,7 @@ def halt(m: Record, a: Arena) -> int:
 
 
 @kernel
-def exits_by_rule(m: Record, a: Arena, t: Tags, r: int, op: int) -> bool:
+def exits_by_rule(m: Record, a: Arena, op: int) -> bool:
     """Does this op, in non-root mode, exit always, because of one control bit, or by a rule of its own?"""
     where = WHERE[op]
     if where == rules.PRIMARY:
@@ -206,7 +207,7 @@ def exits_by_rule(m: Record, a: Arena, t: Tags, r: int, op: int) -> bool:
     if where == rules.SECONDARY:
         return secondary(m, a) & BIT[op] != 0
     if where == rules.SPECIAL:
-        return exits_by_itself(m, a, r, op)
+        return exits_by_itself(m, a, op)
     return where == rules.ALWAYS
 
 
@@ -219,7 +220,7 @@ def secondary(m: Record, a: Arena) -> int:
 
 
 @kernel
-def exits_by_itself(m: Record, a: Arena, r: int, op: int) -> bool:
+def exits_by_itself(m: Record, a: Arena, op: int) -> bool:
     """The ops whose VM exits depend on more than one bit.
 
     SDM: "Instructions That Cause VM Exits Conditionally".
@@ -365,7 +366,7 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if m[s.NONROOT]:
         if ring3 and RING[op] == 1:
             return raise_exception(m, GP, 1, 0)
-        if exits_by_rule(m, a, t, r, op):
+        if exits_by_rule(m, a, op):
             return exit_by_instruction(m, a, r, op, REASON[op])
     if ring3:
         if RING[op] == 1 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3 and not port_op(decoded, op)):
@@ -449,8 +450,11 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return raise_exception(m, GP, 1, 0)
         m[s.GPR + s.RAX] = m[s.XCR0] & 0xFFFFFFFF
         m[s.GPR + s.RDX] = (m[s.XCR0] >> 32) & 0xFFFFFFFF
-    elif op == o.RDPMC and (m[s.GPR + s.RCX] & 0xFFFFFFFF) >= (cpuid_register(a, 0xA, 0, 0) >> 8) & 0xFF:
-        return raise_exception(m, GP, 1, 0)
+    elif op == o.RDPMC:  # none of the counters is enabled
+        if (m[s.GPR + s.RCX] & 0xFFFFFFFF) >= max((cpuid_register(a, 0xA, 0, 0) >> 8) & 0xFF, COUNTERS):
+            return raise_exception(m, GP, 1, 0)
+        m[s.GPR + s.RAX] = 0
+        m[s.GPR + s.RDX] = 0
     elif op == o.MONITOR:
         if m[s.GPR + s.RCX] & 0xFFFFFFFF:
             return raise_exception(m, GP, 1, 0)

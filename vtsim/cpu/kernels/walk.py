@@ -133,8 +133,8 @@ def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking:
 
 
 @kernel
-def log_write(m: Record, a: Arena, gpa: int) -> bool:
-    """Log a guest-physical address whose dirty flag is being set. False if the log is full.
+def log_write(m: Record, a: Arena, gpa: int, dirty: bool) -> bool:
+    """An accessed or dirty flag is being set: False if the log is full; the address is logged for a dirty flag.
 
     SDM: "Page-Modification Logging".
     """
@@ -142,6 +142,8 @@ def log_write(m: Record, a: Arena, gpa: int) -> bool:
     index = a[at + v.PML_INDEX] & 0xFFFF
     if index >= LOG_ENTRIES:
         return False
+    if not dirty:
+        return True
     store_word(a, (a[at + v.PML_ADDRESS] & ADDRESS) + 8 * index, gpa & ~0xFFF)
     a[at + v.PML_INDEX] = (index - 1) & 0xFFFF
     return True
@@ -213,9 +215,11 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     while True:
         shift = 3 + 9 * level
         at = table | ((gpa >> shift) & 511) << 3
-        m[WALK_LATENCY] += read_line(m, a, t, at)
         a[owner + EPT_REFERENCES] += 1
-        entry = load_word(a, at) if is_memory(a, at) else 0
+        entry = 0
+        if is_memory(a, at):
+            m[WALK_LATENCY] += read_line(m, a, t, at)
+            entry = load_word(a, at)
         allowed = entry & rwx
         if allowed == 0:
             m[FAULT_SUPPRESSED] = entry < 0
@@ -239,7 +243,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             if leaf and need & EPT_WRITE:
                 flags |= EPT_DIRTY
             if entry & flags != flags:
-                if m[EPT_FEATURES] & LOGGING and flags & ~entry & EPT_DIRTY and not log_write(m, a, gpa):
+                if m[EPT_FEATURES] & LOGGING and not log_write(m, a, gpa, flags & ~entry & EPT_DIRTY != 0):
                     m[FAULT_KIND] = LOG_FULL
                     return LOG_FULL
                 entry |= flags
@@ -321,10 +325,10 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
                 m[FAULT_GPA] = place
                 return found
             host = (found & ADDRESS) | (place & 0xFFF)
-        m[WALK_LATENCY] += read_line(m, a, t, host)
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
         if is_memory(a, host):
+            m[WALK_LATENCY] += read_line(m, a, t, host)
             entry = load_word(a, host) if pae else load(a, host, 4)
         if entry & PTE_PRESENT == 0:
             return page_fault(m, gva, code)
@@ -481,9 +485,11 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 elif level == 3:
                     keep(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context, kept)
             at = table | ((gva >> shift) & 511) << 3
-            m[WALK_LATENCY] += read_line(m, a, t, at)
             a[owner + GUEST_REFERENCES] += 1
-            entry = load_word(a, at) if is_memory(a, at) else 0
+            entry = 0
+            if is_memory(a, at):
+                m[WALK_LATENCY] += read_line(m, a, t, at)
+                entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)
             leaf = level == 1 or (entry & PTE_LARGE != 0 and level <= 3)

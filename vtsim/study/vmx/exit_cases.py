@@ -38,9 +38,9 @@ HOST_TABLES: Final = 0x200000
 OPERANDS: Final = 0x103000
 VMXON_REGION, CURRENT = 0x400000, 0x401000
 REGIONS: Final = (VMXON_REGION, CURRENT, 0x402000, 0x403000)
-TIMER_VECTOR, TIMER_TICKS = 0xF0, 100_000  # the recorder's one-shot timer ends guests that run away
+TIMER_VECTOR, TIMER_TICKS = 0xF0, 1 << 40  # the recorder's timer ends guests that run away
 FAILED, FAULTED = 2, 3
-OPS: Final = 20_000
+OPS: Final = 5_000
 MASK: Final = (1 << 64) - 1
 GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
 REG_ICR: Final = 0x30
@@ -198,7 +198,7 @@ class _Run:
         for name, value in env.control_registers.items():
             m[CONTROL_REGISTERS[name]] = mem.signed(value)
         for action in env.pre:
-            write_register(m, engine.arena, REG_ICR, int(action[1], 16))
+            write_register(m, engine.arena, REG_ICR, int(action[2], 16))
         m[s.APIC_TIMER_VECTOR] = TIMER_VECTOR
         m[s.APIC_DEADLINE] = int(m[s.CYCLE]) + TIMER_TICKS
 
@@ -208,22 +208,27 @@ class _Run:
         m, engine = self.m, self.engine
         m[s.RIP] = rip
         engine.sync()
+        begun = int(m[s.OPS])
         for _ in range(OPS):
             code = engine.run(ops=OPS)
             if code == c.UNDECODED:
                 if not m[s.NONROOT]:
                     return -1
                 self.on.decode(int(m[s.STOP_A]))
+                if int(m[s.OPS]) - begun > OPS:
+                    m[s.APIC_DEADLINE] = m[s.CYCLE]
             elif code == c.DEVICE_WRITE:
                 self._device_write()
             elif code == c.DEVICE_READ:
                 register = int(m[s.STOP_B]) >> 8
                 if register < 16:
                     m[s.GPR + register] = 0xFFFF_FFFF
-            elif code in (c.PORT_READ, c.PORT_WRITE):
+            elif code in (c.PORT_READ, c.PORT_WRITE, c.HORIZON):
                 pass
             elif code == c.PROGRAM_END:
                 return int(m[s.STOP_A])
+            elif code == c.BUDGET:
+                m[s.APIC_DEADLINE] = m[s.CYCLE]
             elif code == c.TRIPLE_FAULTED:  # the host has no handlers
                 return FAULTED
             else:
