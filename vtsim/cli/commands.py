@@ -20,6 +20,10 @@ app = typer.Typer(
 )
 explain = typer.Typer(help="Show what is behind a number.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(explain, name="explain")
+vmcs = typer.Typer(
+    help="Show what a VMCS is and holds; replay recorded cases.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(vmcs, name="vmcs")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A scenario.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -164,3 +168,22 @@ def explain_profile(
     from vtsim.study.explain import profile_values
 
     show(profile_values(name))
+
+
+@vmcs.command("replay")
+def vmcs_replay(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Recorded cases, .jsonl or .jsonl.gz.", show_default=False)
+    ],
+    base_states: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Base states and memory image; the file's folder, else the shipped ones."),
+    ] = None,
+    json: Json = False,
+    all_cases: Annotated[bool, typer.Option("--all", help="Print every case, not only those that differ.")] = False,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Print at most N differing cases.")] = 20,
+) -> None:
+    """Hold recorded cases against the model, field by field; status 1 if any differ."""
+    from vtsim.cli.vmcs import replay_cases
+
+    raise typer.Exit(replay_cases(file, base_states, json=json, all_cases=all_cases, limit=limit))

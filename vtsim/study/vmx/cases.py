@@ -51,9 +51,12 @@ class Instruction:
     code: bytes
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False)
 class Processor:
-    """The processor that cases were recorded on, with its base states by name, and their fields by name."""
+    """The processor that cases were recorded on, with its base states by name, and their fields by name.
+
+    There is one object for each file, so that what is built for a processor can be kept for it.
+    """
 
     name: str
     capabilities: Capabilities
@@ -184,15 +187,21 @@ class BaseStates:
 
         A value that cannot be read is the user's mistake and reported with the line of the case.
         """
-        processor, image = self.processor(case.model), self.image()
+        try:
+            processor, image = self.processor(case.model), self.image()
+        except ConfigError as error:
+            missing = error.problems[0]
+            if missing.file:
+                raise
+            raise _wrong(case.file, case.line, f"model: {missing.message}", missing.help) from None
         if case.base not in processor.bases:
             unknown = ConfigError.unknown("base state", case.base, processor.bases, field="base").problems[0]
             raise _wrong(case.file, case.line, f"base: {unknown.message}", unknown.help)
         try:
             return _environment(case, processor, image)
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-            raise _wrong(
-                case.file, case.line, f"{case.id}: a value cannot be read: {error}",
+            raise wrong(
+                case, f"a value cannot be read: {error}",
                 'machine state is written as hexadecimal strings ("0x10"), memory as [address, hexadecimal bytes]',
             ) from None  # fmt: skip
 
@@ -302,10 +311,21 @@ def _environment(case: Case, processor: Processor, image: MemoryImage) -> Enviro
         mov_ss_blocking=bool(raw.get("mov_ss_blocking", False)),
         instruction=instruction,
         pre=tuple(raw.get("pre", ())),
-        steps=tuple(raw.get("steps", ())),
+        steps=tuple(_step(step) for step in raw.get("steps", ())),
         dump=tuple((number(at), number(length)) for at, length in raw.get("dump", ())),
         unknown_fields=tuple(unknown),
     )
+
+
+def _step(step: Any) -> Any:
+    """A step is a word, or a list of a word and numbers, which have to be readable."""
+    if not isinstance(step, str):
+        word, *operands = step
+        if not isinstance(word, str):
+            raise ValueError(f"a step is a word and numbers, not {step!r}")
+        for operand in operands:
+            number(operand)
+    return step
 
 
 def _write(memory: dict[int, bytes], address: int, data: bytes) -> None:
@@ -372,3 +392,8 @@ def _kind(raw: Mapping[str, Any]) -> str:
 
 def _wrong(file: str, line: int, message: str, help: str) -> ConfigError:
     return ConfigError.of([Problem(message=message, file=file, line=line, help=help)])
+
+
+def wrong(case: Case, message: str, help: str) -> ConfigError:
+    """The user's mistake in one case, with its file and line."""
+    return _wrong(case.file, case.line, f"{case.id}: {message}", help)

@@ -1,0 +1,40 @@
+"""`vtsim vmcs`: the fields of a VMCS, what a VMCS holds, and recorded cases held against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from vtsim.base import jit
+from vtsim.cli import FINE
+from vtsim.cli.output import emit, note, show
+from vtsim.cli.run import COMPILING
+from vtsim.cpu.kernels.run import run_all
+from vtsim.study.vmx.cases import BaseStates, read_cases
+from vtsim.study.vmx.replay import DIFFER, Summary, Verdict, case_text, replay, summary_table, to_json
+
+DIFFERENCES_FOUND: Final = 1
+
+
+def replay_cases(file: Path, base_states: Path | None, *, json: bool, all_cases: bool, limit: int) -> int:
+    """Replay a file, print what is asked for; 1 if any case differs."""
+    where = BaseStates.beside(file) if base_states is None else BaseStates.of(base_states)
+    if not jit.kernels_are_cached(run_all):
+        note(COMPILING)
+    summary: Summary = Summary()
+    differing: list[Verdict] = []
+    shown: list[Verdict] = []
+    for verdict in replay(read_cases(file), where):
+        summary.add(verdict)
+        if verdict.status == DIFFER:
+            differing.append(verdict)
+        if not json and (all_cases or (verdict.status == DIFFER and len(shown) < limit)):
+            emit(case_text(verdict) + "\n")
+            shown.append(verdict)
+    if json:
+        emit(to_json(summary, differing) + "\n")
+    else:
+        if shown:
+            emit("\n")
+        show(summary_table(summary, shown, limit))
+    return DIFFERENCES_FOUND if summary.differ else FINE
