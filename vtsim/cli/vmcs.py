@@ -10,7 +10,8 @@ from vtsim.cli import FINE
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.run import COMPILING
 from vtsim.cpu.kernels.run import run_all
-from vtsim.study.vmx.cases import BaseStates, read_cases
+from vtsim.study.vmx.base_states import BaseStates
+from vtsim.study.vmx.cases import read_cases
 from vtsim.study.vmx.replay import DIFFER, Summary, Verdict, case_text, replay, summary_table, to_json
 
 DIFFERENCES_FOUND: Final = 1

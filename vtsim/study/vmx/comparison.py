@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from vtsim.study.vmx.cases import ENTRY, ROOT, Case, Environment, Recorded, number
+from vtsim.study.vmx.cases import ENTRY, ONLY_REASON, ROOT, Case, Environment, Recorded, number
 from vtsim.study.vmx.drivers import Outcome
 from vtsim.vmcs import events as ev
 from vtsim.vmcs import instruction_information as ii
@@ -125,7 +125,8 @@ def _failed(case: Case, environment: Environment, recorded: Recorded, first: boo
 
 def _entry_failure(case: Case, environment: Environment, recorded: Recorded, first: bool) -> Expected:
     yield "reason", recorded["reason"], ALL
-    yield "qualification", number(recorded.get("qualification", 0)), ALL
+    if "qualification" in recorded:
+        yield "qualification", number(recorded["qualification"]), ALL
 
 
 def _memory(case: Case, environment: Environment, recorded: Recorded, first: bool) -> Expected:
@@ -149,7 +150,7 @@ def _exit(case: Case, environment: Environment, recorded: Recorded, first: bool)
     reason = recorded["reason"]
     event = number(recorded.get("interruption_info", 0))
     yield "reason", reason, ALL
-    if reason == x.EXTERNAL_INTERRUPT and event & ev.VECTOR == RECORDERS_TIMER:
+    if ONLY_REASON in recorded or (reason == x.EXTERNAL_INTERRUPT and event & ev.VECTOR == RECORDERS_TIMER):
         return
     whole = ALL if event & ev.VECTOR == PAGE_FAULT else 0xFFFF
     yield from _event("interruption", event, number(recorded.get("interruption_error_code", 0)), whole)

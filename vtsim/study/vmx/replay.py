@@ -17,7 +17,8 @@ from rich.text import Text
 import vtsim.study.vmx
 from vtsim.base.registry import import_all
 from vtsim.study.table import section
-from vtsim.study.vmx.cases import BaseStates, Case, wrong
+from vtsim.study.vmx.base_states import BaseStates
+from vtsim.study.vmx.cases import Case, wrong
 from vtsim.study.vmx.comparison import Difference, compare
 from vtsim.study.vmx.drivers import Outcome, Skipped, drivers
 from vtsim.vmcs.events import INSTRUCTION_ERRORS
