@@ -187,3 +187,33 @@ def vmcs_replay(
     from vtsim.cli.vmcs import replay_cases
 
     raise typer.Exit(replay_cases(file, base_states, json=json, all_cases=all_cases, limit=limit))
+
+
+@vmcs.command("fields")
+def vmcs_fields(
+    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of a name, or an encoding.")] = "",
+    json: Json = False,
+) -> None:
+    """List the fields of a VMCS: encoding, width, access, area, and which control brings them."""
+    from vtsim.study.vmcs_view import fields_json, fields_table
+
+    if json:
+        emit(fields_json(pattern) + "\n")
+    else:
+        show(fields_table(pattern))
+
+
+@vmcs.command("show")
+def vmcs_show(
+    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="A scenario, or the directory of a result.")] = Path("."),
+    json: Json = False,
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="When to look, as in 5ms; the end of the run if not given.")
+    ] = "",
+    sets: Sets = None,
+) -> None:
+    """Show the VMCS of each vCPU after a run, with its bits in words."""
+    from vtsim.cli.vmcs import show_vmcs
+
+    settings = (*(sets or ()), *((f"run.limit={at}",) if at else ()))
+    raise typer.Exit(show_vmcs(run, settings, json=json))
