@@ -136,6 +136,8 @@ def describe(outcome: Outcome) -> str:
         return _fails(outcome)
     if kind == "entry_failure":
         return f"VM-entry failure {outcome['reason']}, qualification {_plain(outcome.get('qualification', 0))}"
+    if kind == "exit" and "reason" not in outcome:
+        return "entered"
     if kind == "exit":
         vector = outcome.get("guest_handler_vector")
         handled = "" if vector is None else f" in the guest's handler of vector {vector}"
