@@ -182,6 +182,8 @@ def failure_qualification(failed: int) -> int:
     """
     if failed == c.PDPTE_RESERVED:
         return ev.ENTRY_FAILURE_PDPTE
+    if failed == c.BLOCKING_NMI_BY_STI:
+        return ev.ENTRY_FAILURE_NMI_INJECTION
     if c.LINK_ADDRESS <= failed <= c.LINK_CURRENT:
         return ev.ENTRY_FAILURE_LINK_POINTER
     return 0

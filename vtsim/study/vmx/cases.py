@@ -6,20 +6,17 @@ in their own way; here they have the names of the field table, which are found b
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from attrs import field, frozen
+from attrs import frozen
 
 from vtsim.base.errors import ConfigError, Problem
-from vtsim.vmcs.capabilities import BASIC, Capabilities
+from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.fields import BY_ENCODING
 
 PAGE: Final = 4096
@@ -33,8 +30,16 @@ ENTRY: Final = "entry"
 EXIT: Final = "exit"
 ROOT: Final = "root"
 
-IMAGE: Final = "memory_image.json"
 NEEDED: Final = ("id", "model", "cat", "base")
+ONLY_REASON: Final = "only_reason"
+"""Marks an exit of which nothing but the reason is known."""
+
+READINGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "fail7": {"kind": "vmfail_valid", "error": 7},
+    "fail8": {"kind": "vmfail_valid", "error": 8},
+    "fail33": {"kind": "entry_failure", "reason": 33},
+}
+"""What a word of a disputed case stands for."""
 
 CpuidLeaf = tuple[int, int]
 CpuidAnswer = tuple[int, int, int, int]
@@ -51,9 +56,12 @@ class Instruction:
     code: bytes
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False)
 class Processor:
-    """The processor that cases were recorded on, with its base states by name, and their fields by name."""
+    """The processor that cases were recorded on, with its base states by name, and their fields by name.
+
+    There is one object for each file, so that what is built for a processor can be kept for it.
+    """
 
     name: str
     capabilities: Capabilities
@@ -92,7 +100,12 @@ class Case:
 
     @property
     def expected(self) -> tuple[Recorded, ...]:
-        """The recorded outcomes: of the first run, then of what followed it."""
+        """What has to happen: in the first run, then in what followed it.
+
+        Where the recorder is known to contradict the manual, it is what the manual says of the first run.
+        """
+        if "disputed" in self.raw:
+            return (_manual_says(self.raw["disputed"]["sdm_reading"], self.raw["outcome"]),)
         if "outcomes" in self.raw:
             return tuple(self.raw["outcomes"])
         return (self.raw["outcome"], *self.raw.get("more", ()))
@@ -102,9 +115,18 @@ class Case:
         """Why nothing can be held against this case; empty if something can."""
         if not self.raw.get("usable", True):
             return "recorded as not usable"
-        if "disputed" in self.raw:
-            return "disputed: the recorder contradicts the manual"
+        if "disputed" in self.raw and self.raw["disputed"].get("sdm_reading") is None:
+            return "the recorder contradicts the manual, whose outcome is not given"
         return ""
+
+
+def _manual_says(reading: str | Mapping[str, Any], recorded: Recorded) -> Recorded:
+    """The outcome that replaces a disputed one; with another exit reason, nothing else is known of the exit."""
+    if isinstance(reading, str):
+        return READINGS[reading]
+    if "reason" in reading:
+        return {"kind": "exit", **reading, ONLY_REASON: True}
+    return {**recorded, **reading}
 
 
 @frozen(kw_only=True)
@@ -127,7 +149,7 @@ class Environment:
     pre: tuple[Any, ...] = ()
     steps: tuple[Any, ...] = ()
     dump: tuple[tuple[int, int], ...] = ()
-    unknown_fields: tuple[str, ...] = field(default=())
+    unknown_fields: tuple[str, ...] = ()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -153,168 +175,6 @@ def number(value: int | str) -> int:
 def numbers(values: Mapping[str, int | str]) -> dict[str, int]:
     """Named numbers of the recordings."""
     return {name: number(value) for name, value in values.items()}
-
-
-@frozen(kw_only=True)
-class BaseStates:
-    """Where base states and the memory image are: the first of some folders that has the file."""
-
-    folders: tuple[Any, ...]  # paths, or package data
-
-    @classmethod
-    def beside(cls, file: Path) -> BaseStates:
-        """The folder of a file of cases, and after it the copies that are shipped."""
-        return cls(folders=(file.parent, files("vtsim.study.vmx.data")))
-
-    @classmethod
-    def of(cls, folder: Path) -> BaseStates:
-        """One folder and no other."""
-        return cls(folders=(folder,))
-
-    def processor(self, name: str) -> Processor:
-        """The processor with this name, from `base_states.NAME.json`."""
-        return _processor(self, name)
-
-    def image(self) -> MemoryImage:
-        """The memory image that belongs to the cases."""
-        return _image(self)
-
-    def environment(self, case: Case) -> Environment:
-        """The machine state in which a case begins.
-
-        A value that cannot be read is the user's mistake and reported with the line of the case.
-        """
-        processor, image = self.processor(case.model), self.image()
-        if case.base not in processor.bases:
-            unknown = ConfigError.unknown("base state", case.base, processor.bases, field="base").problems[0]
-            raise _wrong(case.file, case.line, f"base: {unknown.message}", unknown.help)
-        try:
-            return _environment(case, processor, image)
-        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-            raise _wrong(
-                case.file, case.line, f"{case.id}: a value cannot be read: {error}",
-                'machine state is written as hexadecimal strings ("0x10"), memory as [address, hexadecimal bytes]',
-            ) from None  # fmt: skip
-
-    def _read(self, name: str) -> tuple[str, dict[str, Any]]:
-        for folder in self.folders:
-            for candidate in (folder / name, folder / f"{name}.gz"):
-                if candidate.is_file():
-                    data = candidate.read_bytes()
-                    return str(candidate), _object(str(candidate), data)
-        places = " or ".join(str(folder) for folder in self.folders if isinstance(folder, Path))
-        known = sorted({path.name.split(".")[1] for folder in self.folders for path in _base_files(folder)})
-        help = f"base states are there of {', '.join(known)}" if known and name != IMAGE else "see --base-states"
-        raise ConfigError(f"there is no {name} in {places}", help=help)
-
-
-def _base_files(folder: Any) -> Iterable[Any]:
-    return [path for path in folder.iterdir() if path.name.startswith("base_states.")] if folder.is_dir() else []
-
-
-def _object(name: str, data: bytes) -> dict[str, Any]:
-    try:
-        loaded = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"cannot be read: {error}", file=name, help="a JSON object is accepted here") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError("holds no JSON object", file=name, help="a JSON object is accepted here")
-    return loaded
-
-
-@cache
-def _processor(where: BaseStates, name: str) -> Processor:
-    file, loaded = where._read(f"base_states.{name}.json")
-    image = where.image()
-    try:
-        cpuid = {}
-        for key, answer in loaded["cpuid"].items():
-            leaf, _, subleaf = key.partition(".")
-            eax, ebx, ecx, edx = (number(value) for value in answer)
-            cpuid[int(leaf, 16), int(subleaf or "0", 16)] = eax, ebx, ecx, edx
-        return Processor(
-            name=name,
-            capabilities=Capabilities(msrs={int(msr, 16): number(value) for msr, value in loaded["msrs"].items()}),
-            cpuid=cpuid,
-            physical_address_bits=int(loaded["physical_address_width"]),
-            linear_address_bits=int(loaded.get("linear_address_width", 48)),
-            bases={base: dict(_known(image, values)) for base, values in loaded["bases"].items()},
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"is not a file of base states: {error!r}", file=file,
-            help="it has msrs, cpuid, physical_address_width and bases, as in the shipped file",
-        ) from None  # fmt: skip
-
-
-def _known(image: MemoryImage, values: Mapping[str, int | str]) -> Iterator[tuple[str, int]]:
-    for recorded, value in values.items():
-        name = image.field_name(recorded)
-        if name is not None:
-            yield name, number(value)
-
-
-@cache
-def _image(where: BaseStates) -> MemoryImage:
-    file, loaded = where._read(IMAGE)
-    try:
-        pages: dict[int, bytes] = {}
-        for region in loaded["regions"]:
-            data, start = zlib.decompress(base64.b64decode(region["zlib_base64"])), number(region["addr"])
-            for offset in range(0, len(data), PAGE):
-                pages[start + offset] = data[offset : offset + PAGE].ljust(PAGE, b"\0")
-        return MemoryImage(pages=pages, names=numbers(loaded["pages"]), fields=numbers(loaded["fields"]))
-    except (ValueError, TypeError, KeyError, AttributeError, zlib.error) as error:
-        raise ConfigError(
-            f"is not a memory image: {error!r}", file=file,
-            help="it has regions, pages and fields, as in the shipped file",
-        ) from None  # fmt: skip
-
-
-def _environment(case: Case, processor: Processor, image: MemoryImage) -> Environment:
-    raw = case.raw
-    vmcs = dict(processor.bases[case.base])
-    unknown = []
-    for recorded, value in raw.get("vmcs", {}).items():
-        name = image.field_name(recorded)
-        if name is None:
-            unknown.append(recorded)
-        else:
-            vmcs[name] = number(value)
-    memory: dict[int, bytes] = dict(image.pages)
-    revision = (processor.capabilities.read(BASIC) & 0x7FFF_FFFF).to_bytes(4, "little").ljust(PAGE, b"\0")
-    for region in (VMXON_REGION, VMCS_A, VMCS_B, VMCS_C):
-        memory[region] = revision
-    for address, data in raw.get("mem", ()):
-        _write(memory, number(address), bytes.fromhex(data))
-    insn = raw.get("insn")
-    instruction = None
-    if insn:
-        instruction = Instruction(bits=insn["bits"], asm=insn["asm"], code=bytes.fromhex(insn["bytes"]))
-    return Environment(
-        processor=processor,
-        image=image,
-        vmcs=vmcs,
-        memory=memory,
-        gpr=numbers(raw.get("gpr", {})),
-        control_registers=numbers(raw.get("creg", {})),
-        run=raw.get("run", "vmlaunch"),
-        mov_ss_blocking=bool(raw.get("mov_ss_blocking", False)),
-        instruction=instruction,
-        pre=tuple(raw.get("pre", ())),
-        steps=tuple(raw.get("steps", ())),
-        dump=tuple((number(at), number(length)) for at, length in raw.get("dump", ())),
-        unknown_fields=tuple(unknown),
-    )
-
-
-def _write(memory: dict[int, bytes], address: int, data: bytes) -> None:
-    while data:
-        page, offset = address & -PAGE, address % PAGE
-        part = data[: PAGE - offset]
-        old = memory.get(page, bytes(PAGE))
-        memory[page] = old[:offset] + part + old[offset + len(part) :]
-        address, data = address + len(part), data[len(part) :]
 
 
 def read_cases(path: Path) -> Iterator[Case]:
@@ -343,25 +203,36 @@ def _case(file: str, line: int, text: str) -> Case:
     try:
         raw = json.loads(text)
     except ValueError as error:
-        raise _wrong(file, line, f"is not JSON: {error}", "each line is one case, a JSON object") from None
+        raise wrong_line(file, line, f"is not JSON: {error}", "each line is one case, a JSON object") from None
     if not isinstance(raw, dict):
-        raise _wrong(file, line, "is no JSON object", "each line is one case, a JSON object")
+        raise wrong_line(file, line, "is no JSON object", "each line is one case, a JSON object")
     for key in NEEDED:
         if not isinstance(raw.get(key), str):
-            raise _wrong(file, line, f"a case needs {key!r}", f"a case has {', '.join(NEEDED)} and an outcome")
+            raise wrong_line(file, line, f"a case needs {key!r}", f"a case has {', '.join(NEEDED)} and an outcome")
     more = raw.get("more", [])
     recorded = raw.get("outcomes", [raw.get("outcome"), *more] if isinstance(more, list) else None)
     if not isinstance(recorded, list) or not all(isinstance(one, dict) and "kind" in one for one in recorded):
-        raise _wrong(
+        raise wrong_line(
             file,
             line,
             f"{raw['id']} has no recorded outcome",
             'a case has "outcome" (an object with "kind"), or "outcomes"',
         )
+    disputed = raw.get("disputed")
+    if disputed is not None and not _is_reading(disputed):
+        raise wrong_line(
+            file, line, f"{raw['id']} is disputed without a reading of the manual",
+            f"sdm_reading is an object, null, or one of {', '.join(READINGS)}",
+        )  # fmt: skip
     return Case(
         id=raw["id"], category=raw["cat"], model=raw["model"], base=raw["base"],
         kind=_kind(raw), line=line, file=file, raw=raw,
     )  # fmt: skip
+
+
+def _is_reading(disputed: Any) -> bool:
+    reading = disputed.get("sdm_reading") if isinstance(disputed, dict) else ""
+    return reading is None or isinstance(reading, dict) or (isinstance(reading, str) and reading in READINGS)
 
 
 def _kind(raw: Mapping[str, Any]) -> str:
@@ -370,5 +241,10 @@ def _kind(raw: Mapping[str, Any]) -> str:
     return EXIT if "insn" in raw and not raw["id"].startswith("entry-") else ENTRY
 
 
-def _wrong(file: str, line: int, message: str, help: str) -> ConfigError:
+def wrong_line(file: str, line: int, message: str, help: str) -> ConfigError:
     return ConfigError.of([Problem(message=message, file=file, line=line, help=help)])
+
+
+def wrong(case: Case, message: str, help: str) -> ConfigError:
+    """The user's mistake in one case, with its file and line."""
+    return wrong_line(case.file, case.line, f"{case.id}: {message}", help)

@@ -116,7 +116,7 @@ def non_register_failure(a: Arena, at: int) -> int:
     """The first failed check on activity, interruptibility and pending debug exceptions.
 
     SDM: "Checks on Guest Non-Register State".
-    Not modelled: processors that refuse to inject an NMI with blocking by STI.
+    Not modelled: processors that inject an NMI in spite of blocking by STI.
     """
     state = a[at + v.GUEST_ACTIVITY_STATE]
     blocking = a[at + v.GUEST_INTERRUPTIBILITY_STATE]
@@ -144,6 +144,8 @@ def non_register_failure(a: Arena, at: int) -> int:
         return c.BLOCKING_EXTERNAL
     if injects and kind == ev.NMI and blocking & ev.BLOCKING_BY_MOV_SS:
         return c.BLOCKING_NMI
+    if injects and kind == ev.NMI and blocking & ev.BLOCKING_BY_STI:
+        return c.BLOCKING_NMI_BY_STI
     if blocking & ev.BLOCKING_BY_SMI and not smm:
         return c.BLOCKING_SMI
     if smm and blocking & ev.BLOCKING_BY_SMI == 0:
