@@ -89,13 +89,13 @@ def replay(cases: Iterable[Case], base_states: BaseStates) -> Iterator[Verdict]:
     """
     import_all(vtsim.study.vmx)
     for case in cases:
-        verdict = Verdict(id=case.id, category=case.category, status=SKIPPED, recorded=case.expected)
+        verdict = Verdict(id=case.id, category=case.category, status=SKIPPED)
         if case.unusable:
             yield evolve(verdict, reason=case.unusable)
         elif case.kind not in drivers:
             yield evolve(verdict, reason=f"no driver for {case.kind} cases")
         else:
-            yield _run(case, base_states, verdict)
+            yield _run(case, base_states, evolve(verdict, recorded=case.expected))
 
 
 def _run(case: Case, base_states: BaseStates, verdict: Verdict) -> Verdict:
