@@ -227,7 +227,7 @@ def test_an_entry_injects_through_the_guests_idt(kind: int, length: int, pushed:
     bench.enter(TEXT)
     bench.set(
         ENTRY_INTERRUPTION_INFORMATION=1 << 31 | kind << 8 | vector | (1 << 11 if kind == 3 else 0), ENTRY_EXCEPTION_ERROR_CODE=0x18,
-        ENTRY_INSTRUCTION_LENGTH=length,
+        ENTRY_INSTRUCTION_LENGTH=length, GUEST_RFLAGS=0x202,
     )  # fmt: skip
     bench.engine.run(ops=50)
     top = (KERNEL_STACK - 64) // 16 * 16

@@ -130,7 +130,7 @@ if not DISABLED:
     }
 
 
-PARTS = "vtsim.cpu.kernels."  # kernels here are parts of others: compiling them apart would be wasted
+PARTS = ("vtsim.cpu.kernels.", "vtsim.vmcs.kernels.")  # parts of others: compiling them apart would be wasted
 ENTRIES = ("run_all", "set_context", "vm_exit")  # of them, what Python calls during a run
 PART_NAMES: set[str] = set()
 

@@ -24,9 +24,11 @@ from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, set_context
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.run import EVERY_CPU, FETCH_ENTRIES, FETCH_WORDS, run_all
 from vtsim.cpu.profile import Profile
+from vtsim.cpu.slots import NO_REGISTER
 from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIELD_INDEXES, FIRST_CAPABILITY, Capabilities
-from vtsim.vmcs.fields import Area, Width
+from vtsim.vmcs.fields import WIDTH_MASK, Area, Width
 from vtsim.vmcs.generations import GENERATIONS
+from vtsim.vmcs.groups import GROUPS
 
 NS: Final = 1_000_000_000
 HOLE: Final = range(3 << 30, 4 << 30)
@@ -285,6 +287,8 @@ class Engine:
                 a[at + o.ROW_IMM] = mem.signed(target if moves_label else i.imm)
                 a[at + o.ROW_MEM], a[at + o.ROW_DISP] = i.mem.packed, mem.signed(i.mem.displacement)
                 a[at + o.ROW_TARGET] = int(a[mem.A_ROWS]) + rows[target] * o.ROW_WORDS if same else 0
+                if i.op == o.VMWRITE and i.r2 == NO_REGISTER:  # the field's bits, and the checks that stay good
+                    a[at + o.ROW_TARGET] = WIDTH_MASK[i.extra] & ~GROUPS[i.extra]
                 a[at + o.ROW_EXTRA] = mem.signed(i.extra if i.target is None else target)
                 t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
         a[mem.A_ROW_COUNT] = n

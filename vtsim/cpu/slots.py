@@ -26,10 +26,9 @@ NO_REGISTER: Final = 16
 (PRIVILEGE, ACTIVITY, OWNER, HOST_OWNER, NONROOT, HALTED, CPU, CPUS) = range(32, 40)
 
 # --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
-# SHADOW_KIND: blocking by STI (1) or by MOV SS (2), while INTERRUPT_SHADOW is not 0.
 (CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
  MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_SPEC_CTRL, MSR_TSC_DEADLINE, MSR_FEATURE_CONTROL, MSR_XSS, TSC_OFFSET,
- INTERRUPT_SHADOW, NMI_BLOCKED, SHADOW_KIND) = range(40, 61)
+ INTERRUPT_SHADOW, NMI_BLOCKED) = range(40, 60)
 
 # --- the guest-state block: one slot per VMCS guest-state field, in VMCS slot order -------------------------------------
 STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept for it
@@ -107,7 +106,15 @@ COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
 HINTS: Final = 640
 HINT_COUNT: Final = 16
 
-RECORD_SLOTS: Final = 656
+# --- modes other than 64-bit mode, debug registers, rare events ---------------------------------------------------------------
+# MODE is 0 in 64-bit mode; else SEGMENTED with the code segment's default size and what the mode is (kernels.modes).
+# SHADOW_KIND: blocking by STI (1) or MOV SS (2) while INTERRUPT_SHADOW is not 0. PENDING: something for kernels.pending.
+# PENDING_DEBUG has the format of the VMCS field. ACTIVITY_STATE: as in the VMCS, HALTED says that nothing runs.
+(MODE, SHADOW_KIND, PENDING, PENDING_DEBUG, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
+ DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST) = range(656, 672)
+PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
+
+RECORD_SLOTS: Final = 688
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

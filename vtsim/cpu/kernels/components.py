@@ -18,7 +18,9 @@ from vtsim.cpu.kernels.vmx_capabilities import HIGH_HALF, exit_information_writa
 from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
 from vtsim.vmcs.events import READ_ONLY_COMPONENT, UNSUPPORTED_COMPONENT
+from vtsim.vmcs.groups import GROUPS
 
 # fmt: off
 EFER_LMA: int = 1 << 10
@@ -133,6 +135,7 @@ def access_component(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     else:
         value = m[s.GPR + register] if size == 8 else m[s.GPR + register] & LOW_32
     write_component(a, at + slot, encoding, value)
+    a[at + h.V_CHECKED] &= ~GROUPS[slot]
     return vm_succeed(m)
 
 

@@ -11,6 +11,7 @@ from vtsim.base.jit import Arena, Record, Records, Tags, kernel
 from vtsim.base.memory import (
     A_CODE_MAPS,
     A_CODE_OF,
+    A_DECODE,
     A_FRAMES,
     A_REPLAY_LINES,
     A_REPLAY_ROWS,
@@ -55,6 +56,7 @@ from vtsim.cpu.codes import (
     STOPPED,
     TRACE_FULL,
     UD,
+    UNDECODED,
     VALID,
 )
 from vtsim.cpu.kernels.access import effective, load_across, store_across
@@ -74,6 +76,8 @@ from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
+from vtsim.vmcs.groups import ALL_GROUPS
 
 FETCH_ENTRIES: int = 64  # page look-ups remembered per fetch generation: no hardware, only the simulator's memory
 FETCH_WORDS: int = 4
@@ -111,7 +115,7 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             continue
         if m[s.CYCLE] >= m[s.UNTIL]:
             return HORIZON
-        if m[s.INTERRUPT_SHADOW] == 0 and m[s.APIC_PENDING]:
+        if m[s.INTERRUPT_SHADOW] == 0 and deliverable(m, a):
             if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
                 drain(m, a)
                 halted = m[s.HALTED]
@@ -199,8 +203,7 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
             m[s.OP_LENGTH] = 0
             return -1 if raise_fault(m, a, t, hpa) == EVENT else 0
         if not is_memory(a, hpa) or (a[a[A_FRAMES] + (hpa >> 12)] >> FRAME_KIND) & KIND_MASK != CODE:
-            raise_exception(m, UD, 0, 0)
-            return -1
+            return no_row(m, a, hpa)
         page = a[a[A_CODE_OF] + (hpa >> 12)]
         m[s.FETCH_HPA] = hpa & ~0xFFF
         a[at] = key if key >= 0 else -1
@@ -209,10 +212,20 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
         a[at + 3] = m[s.FETCH_HPA]
     row = t[a[A_CODE_MAPS] + page * 4096 + (rip & 0xFFF)]
     if row < 0:
-        raise_exception(m, UD, 0, 0)
-        return -1
+        return no_row(m, a, m[s.FETCH_HPA] | (rip & 0xFFF))
     m[s.LINES] = m[s.LINE_GENERATIONS] + page * 64
     return a[A_ROWS] + row * o.ROW_WORDS
+
+
+@kernel
+def no_row(m: Record, a: Arena, hpa: int) -> int:
+    """No row stands at this address: whoever can decode its bytes is asked to, else #UD."""
+    if a[A_DECODE] and is_memory(a, hpa):
+        m[s.STOP] = UNDECODED
+        m[s.STOP_A] = hpa
+        return 0
+    raise_exception(m, UD, 0, 0)
+    return -1
 
 
 @kernel
@@ -474,7 +487,9 @@ def run(m: Record, a: Arena, t: Tags) -> int:
                         if op == o.VMREAD:
                             m[s.GPR + a[r + o.ROW_R1]] = a[field]
                         else:
-                            a[field] = m[s.GPR + a[r + o.ROW_R1]]
+                            kept = a[r + o.ROW_TARGET]  # in its low bits, of the groups of checks
+                            a[field] = m[s.GPR + a[r + o.ROW_R1]] & (kept | ALL_GROUPS)
+                            a[m[s.VMCS] + h.V_CHECKED] &= kept
                     else:
                         ended = system(m, a, t, r, op)
                 elif op <= o.JMP_MEM or op == o.XADD:

@@ -30,6 +30,7 @@ from vtsim.cpu.kernels.vmx import vmx
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.events import BLOCKING_BY_STI, HLT_STATE
 
 
 @kernel
@@ -146,6 +147,7 @@ def halt(m: Record, a: Arena) -> int:
     a[m[s.OWNER] + k.HALTS] += 1
     settle(m, a)
     m[s.HALTED] = 1
+    m[s.ACTIVITY_STATE] = HLT_STATE
     m[s.LIMIT] = 0
     m[s.HALTED_AT] = m[s.CYCLE]
     return NEXT
@@ -242,6 +244,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         if m[s.RFLAGS] & RF_IF == 0:
             m[s.RFLAGS] |= RF_IF
             m[s.INTERRUPT_SHADOW] = 2
+            m[s.SHADOW_KIND] = BLOCKING_BY_STI
             m[s.LIMIT] = 0
     elif op == o.PUSHF:
         fault = write_as(m, a, t, m[s.GPR + s.RSP] - 8, m[s.RFLAGS], m[s.PRIVILEGE] & 1)

@@ -202,6 +202,7 @@ def vmclear(m: Record, a: Arena, pointer: int) -> int:
         if at < 0:
             return STOPPED
         a[at + h.V_LAUNCHED] = h.CLEAR
+        a[at + h.V_CHECKED] = 0
         a[at + h.V_EXIT_REASON] = -1
     if m[s.VMCS_POINTER] == pointer:
         m[s.VMCS] = 0
@@ -225,6 +226,7 @@ def vmptrld(m: Record, a: Arena, pointer: int) -> int:
     at = vmcs_data(m, a, pointer)
     if at < 0:
         return STOPPED
+    a[at + h.V_CHECKED] = 0  # memory may have been written while the VMCS was not current
     m[s.VMCS] = at
     m[s.VMCS_POINTER] = pointer
     return vm_succeed(m)
