@@ -43,9 +43,7 @@ class Bench:
     """One small engine that every case uses again; what a case changes is put back before the next."""
 
     def __init__(self) -> None:
-        geometry = Geometry(
-            memory_bytes=MEMORY, pool_pages=400, code_pages=4, rows=256, owners=2, trace_rows=64
-        )
+        geometry = Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=4, rows=256, owners=2, trace_rows=64)
         self.engine = engine = Engine(load_profile(PROFILE), geometry)
         take = iter(range((HOST >> 12) + 1, (HOST >> 12) + 64))
         table = Table(

@@ -135,18 +135,24 @@ def describe(outcome: Outcome) -> str:
     if kind == "vmfail_valid":
         return _fails(outcome)
     if kind == "entry_failure":
-        return f"VM-entry failure {outcome['reason']}, qualification {_plain(outcome.get('qualification', 0))}"
+        return f"VM-entry failure {outcome.get('reason')}, qualification {_plain(outcome.get('qualification', 0))}"
     if kind == "exit":
-        vector = outcome.get("guest_handler_vector")
-        handled = "" if vector is None else f" in the guest's handler of vector {vector}"
-        return f"entered, then VM exit {outcome['reason']} {reason_name(outcome['reason'])}{handled}"
+        return _entered(outcome)
     if kind == "op":
         return f"{outcome.get('op')} {_ended(outcome)}"
     return f"{kind}"
 
 
+def _entered(outcome: Outcome) -> str:
+    if "reason" not in outcome:  # a driver that looks no further
+        return "entered"
+    vector = outcome.get("guest_handler_vector")
+    handled = "" if vector is None else f" in the guest's handler of vector {vector}"
+    return f"entered, then VM exit {outcome['reason']} {reason_name(outcome['reason'])}{handled}"
+
+
 def _fails(outcome: Outcome) -> str:
-    error = outcome["error"]
+    error = outcome.get("error", 0)
     return f"VMfailValid {error}, {INSTRUCTION_ERRORS.get(error, 'which is not an error number')}"
 
 
@@ -155,7 +161,7 @@ def _ended(outcome: Outcome) -> str:
     if result == "vmfail_valid":
         return _fails(outcome)
     if result == "fault":
-        return f"exception {outcome['vector']}"
+        return f"exception {outcome.get('vector')}"
     return {"ok": "succeeds", "vmfail_invalid": "VMfailInvalid", None: ""}.get(result, str(result)).strip()
 
 

@@ -122,8 +122,6 @@ def loaded_msrs_failure(a: Arena, at: int, controls: int, cr0: int, bits: int) -
     if controls & b.ENTRY_LOAD_IA32_SPEC_CTRL and a[at + v.GUEST_IA32_SPEC_CTRL] & ~SPEC_CTRL_DEFINED:
         return c.GUEST_SPEC_CTRL
     if controls & b.ENTRY_LOAD_FRED:
-        if bad_fred(
-            a, at + v.GUEST_IA32_FRED_CONFIG, at + v.GUEST_IA32_FRED_RSP1, at + v.GUEST_IA32_FRED_SSP1, bits
-        ):
+        if bad_fred(a, at + v.GUEST_IA32_FRED_CONFIG, at + v.GUEST_IA32_FRED_RSP1, at + v.GUEST_IA32_FRED_SSP1, bits):
             return c.GUEST_FRED
     return c.NONE

@@ -89,9 +89,7 @@ def host_registers_failure(a: Arena, at: int, beyond: int) -> int:
         if more & b.EXIT_LOAD_IA32_SPEC_CTRL and a[at + v.HOST_IA32_SPEC_CTRL] & ~SPEC_CTRL_DEFINED:
             return c.HOST_SPEC_CTRL
         if more & b.EXIT_LOAD_FRED:
-            if bad_fred(
-                a, at + v.HOST_IA32_FRED_CONFIG, at + v.HOST_IA32_FRED_RSP1, at + v.HOST_IA32_FRED_SSP1, bits
-            ):
+            if bad_fred(a, at + v.HOST_IA32_FRED_CONFIG, at + v.HOST_IA32_FRED_RSP1, at + v.HOST_IA32_FRED_SSP1, bits):
                 return c.HOST_FRED
     return c.NONE
 
