@@ -1,4 +1,8 @@
-"""VMX instructions of a guest: exits, VMCS shadowing, VM functions."""
+"""VMX instructions of a guest: exits, VMCS shadowing, VM functions.
+
+SDM: "VM-Function Controls"; "VMCS Shadowing Bitmap Addresses"; "VMCS Types: Ordinary and Shadow".
+SDM: "VM Functions"; "EPTP Switching"; "VMFUNC—Invoke VM Function".
+"""
 
 from __future__ import annotations
 
