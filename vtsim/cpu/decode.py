@@ -229,8 +229,8 @@ MODRM_IS_OPCODE: Final = ("0F01",)
 LOCKABLE: Final = (o.ARITHMETIC, o.EXCHANGE)
 # prefix 66 or F3 or F2 makes another instruction of these; the bare form with the prefix is #UD
 NO_PREFIX: Final = (
-    o.VMREAD, o.VMWRITE, o.VMPTRLD, o.VMPTRST, o.XSAVES, o.XRSTORS, o.VMLAUNCH, o.VMRESUME, o.VMXOFF, o.VMCALL, o.XSETBV,
-    o.XGETBV,
+    o.VMREAD, o.VMWRITE, o.VMPTRLD, o.VMPTRST, o.XSAVES, o.XRSTORS, o.VMLAUNCH, o.VMRESUME, o.VMXOFF, o.VMCALL,
+    o.XSETBV, o.XGETBV,
 )
 # fmt: on
 

@@ -82,17 +82,20 @@ from vtsim.ept.spec import (
     PTE_PRESENT,
     PTE_USER,
     PTE_WRITE,
+    Q_EXECUTE_USER,
     Q_FETCH,
     Q_FINAL,
     Q_LINEAR_VALID,
+    Q_NO_EXECUTE,
     Q_READ,
     Q_RIGHTS,
+    Q_USER,
+    Q_WRITABLE,
     Q_WRITE,
 )
 from vtsim.vmcs import slots as v
 
 # fmt: off
-Q_EXECUTE_USER: int = 1 << 6
 READ, WRITE, EXECUTE = range(3)
 # a translation is its address, or one of
 PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL = -1, -2, -3, -4, -5
@@ -157,10 +160,10 @@ def linear_rights(m: Record, rights: int) -> int:
     """
     if m[EPT_FEATURES] & ADVANCED == 0 or m[FAULT_KIND] != VIOLATION:
         return 0
-    found = 1 << 9 if rights & UP_USER else 0
+    found = Q_USER if rights & UP_USER else 0
     if rights & UP_WRITE:
-        found |= 1 << 10
-    return found | (1 << 11 if rights & UP_NX else 0)
+        found |= Q_WRITABLE
+    return found | (Q_NO_EXECUTE if rights & UP_NX else 0)
 
 
 @kernel
