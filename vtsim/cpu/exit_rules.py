@@ -62,10 +62,10 @@ RULES: Final = (
     (o.XSAVES,      SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XSAVES),
     (o.XRSTORS,     SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XRSTORS),
 )
-# ops that are #UD in some modes or without some control, before anything else is considered (VMX instructions have rules
-# of their own): PROTECTED in real and virtual-8086 mode, CONTROL in VMX non-root operation unless the secondary control is
-# 1, EXTENDED unless CR4.OSXSAVE, SCE outside 64-bit mode and unless IA32_EFER.SCE, RING0 outside ring 0, SMX unless
-# CR4.SMXE, NEVER_DEFINED always.
+# ops that are #UD in some modes or without some control, before anything else is considered (VMX instructions have
+# rules of their own): PROTECTED in real and virtual-8086 mode, CONTROL in VMX non-root operation unless the secondary
+# control is 1, EXTENDED unless CR4.OSXSAVE, SCE outside 64-bit mode and unless IA32_EFER.SCE, RING0 outside ring 0,
+# SMX unless CR4.SMXE, NEVER_DEFINED always.
 PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX = (1 << n for n in range(7))
 UNDEFINED_RULES: Final = (
     *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR)),

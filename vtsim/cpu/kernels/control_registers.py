@@ -15,6 +15,7 @@ from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import after_tpr
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, set_context
 from vtsim.cpu.kernels.digest import saw
+from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
@@ -33,7 +34,6 @@ from vtsim.cpu.kernels.register_checks import (
     cr4_refused,
 )
 from vtsim.cpu.kernels.vmx_capabilities import HIGH_32, cr0_supported
-from vtsim.cpu.kernels.walk import nested
 from vtsim.ept.spec import ADDRESS, EPT_READ
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x

@@ -14,7 +14,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, JUMPED, SHUTDOWN, SOFTWARE_INTERRUPT, STOPPED, VALID
-from vtsim.cpu.kernels import walk
+from vtsim.cpu.kernels import ept_walk
 from vtsim.cpu.kernels.apic_virtualization import begin_virtual
 from vtsim.cpu.kernels.contexts import set_context
 from vtsim.cpu.kernels.conventions import vm_fail_valid
@@ -100,12 +100,12 @@ def recorded_guest(a: Arena, at: int) -> bool:
 @kernel
 def ept_features(a: Arena, secondary: int) -> int:
     """EPT_FEATURES of these secondary controls."""
-    found = walk.MODE_BASED if secondary & b.MODE_BASED_EXECUTE_CONTROL else 0
+    found = ept_walk.MODE_BASED if secondary & b.MODE_BASED_EXECUTE_CONTROL else 0
     if secondary & b.ENABLE_PML:
-        found |= walk.LOGGING
+        found |= ept_walk.LOGGING
     if secondary & b.EPT_VIOLATION_VE:
-        found |= walk.EXCEPTION
-    return found | (walk.ADVANCED if (capability(a, EPT_VPID_CAP) >> 22) & 1 else 0)
+        found |= ept_walk.EXCEPTION
+    return found | (ept_walk.ADVANCED if (capability(a, EPT_VPID_CAP) >> 22) & 1 else 0)
 
 
 @kernel

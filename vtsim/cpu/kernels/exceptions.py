@@ -23,9 +23,9 @@ from vtsim.cpu.codes import (
     VALID,
     VE,
 )
+from vtsim.cpu.kernels.ept_walk import EXCEPTION, LOG_FULL, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.operands import HAS_EXITED, SEGMENT_REFUSED
-from vtsim.cpu.kernels.walk import EXCEPTION, LOG_FULL, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 

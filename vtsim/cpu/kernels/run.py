@@ -65,6 +65,7 @@ from vtsim.cpu.kernels.breakpoints import instruction_breakpoint
 from vtsim.cpu.kernels.caches import data_miss, fetch_line, probe
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.cursor import deliverable, set_limit
+from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.events import deliver, raise_exception, raise_fault, through_idt
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
@@ -75,7 +76,6 @@ from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import drain, passes, stream
 from vtsim.cpu.kernels.system import system
 from vtsim.cpu.kernels.translate import translate, translate_code
-from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
