@@ -27,7 +27,7 @@ def operand_size(code: str, bits: int) -> int:
 
 
 # fmt: off
-@pytest.mark.parametrize(("bits", "code", "op", "length"), [
+ENCODINGS = [
     (64, "0fa2",         o.CPUID,        2),
     (64, "f4",           o.HLT,          1),
     (64, "f390",         o.PAUSE,        2),
@@ -56,14 +56,19 @@ def operand_size(code: str, bits: int) -> int:
     (64, "f08901",       o.UD,           3),   # LOCK MOV
     (64, "f00fa2",       o.UD,           3),   # LOCK CPUID
     (64, "66f30f01c1",   o.UD,           5),
-])
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("bits", "code", "op", "length"), ENCODINGS)
 def test_an_encoding_is_its_instruction_and_as_long_as_its_bytes(bits: int, code: str, op: int, length: int) -> None:
     got = row(code, bits)
 
     assert (o.OPS[got.op].name, got.length) == (o.OPS[op].name, length)
 
 
-@pytest.mark.parametrize(("bits", "code", "base", "index", "scale", "displacement", "segment"), [
+# fmt: off
+OPERANDS = [
     (64, "8b01",             s.RCX,      NONE,  1, 0,           DS),
     (64, "8b4508",           s.RBP,      NONE,  1, 8,           SS),
     (64, "8b4580",           s.RBP,      NONE,  1, -128,        SS),
@@ -85,23 +90,37 @@ def test_an_encoding_is_its_instruction_and_as_long_as_its_bytes(bits: int, code
     (16, "8b060008",         NONE,       NONE,  1, 0x800,       DS),
     (16, "2e8b07",           s.RBX,      NONE,  1, 0,           CS),
     (16, "678b0470",         s.RAX,      s.RSI, 2, 0,           DS),
-])
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("bits", "code", "base", "index", "scale", "displacement", "segment"), OPERANDS)
 def test_a_memory_operand_is_base_index_scale_displacement_and_segment(
     bits: int, code: str, base: int, index: int, scale: int, displacement: int, segment: int
 ) -> None:
     mem = row(code, bits).mem
 
-    assert (mem.base, mem.index, mem.scale, mem.displacement, mem.segment) == (base, index, scale, displacement, segment)
+    assert (mem.base, mem.index, mem.scale, mem.displacement, mem.segment) == (
+        base,
+        index,
+        scale,
+        displacement,
+        segment,
+    )
 
 
-@pytest.mark.parametrize(("code", "bits", "address", "operand"), [
+# fmt: off
+SIZES = [
     ("8b01",     64, 64, 32), ("488b01",   64, 64, 64), ("668b01", 64, 64, 16), ("678b01", 64, 32, 32),
     ("8b01",     32, 32, 32), ("668b01",   32, 32, 16), ("678b07", 32, 16, 32),
     ("8b07",     16, 16, 16), ("668b07",   16, 16, 32), ("678b01", 16, 32, 16),
     ("ff31",     64, 64, 64), ("66ff31",   64, 64, 16), ("50",     64, 64, 64),   # PUSH defaults to 64 bits
     ("0f20c0",   64, 64, 64), ("0f20c0",   32, 32, 32), ("0f7803", 32, 32, 32),
-])
+]
 # fmt: on
+
+
+@pytest.mark.parametrize(("code", "bits", "address", "operand"), SIZES)
 def test_prefixes_and_mode_decide_address_and_operand_size(code: str, bits: int, address: int, operand: int) -> None:
     assert (address_size(code, bits), operand_size(code, bits)) == (address, operand)
 
@@ -121,7 +140,9 @@ def test_without_rex_byte_registers_four_to_seven_are_the_high_ones(code: str, r
     assert row(code).r2 == register
 
 
-@pytest.mark.parametrize(("code", "r1", "r2"), [("0f78d8", s.RAX, s.RBX), ("450f78c7", s.R15, s.R8), ("0f7819", NONE, s.RBX)])
+@pytest.mark.parametrize(
+    ("code", "r1", "r2"), [("0f78d8", s.RAX, s.RBX), ("450f78c7", s.R15, s.R8), ("0f7819", NONE, s.RBX)]
+)
 def test_vmread_has_its_operand_first_and_the_encoding_second(code: str, r1: int, r2: int) -> None:
     got = row(code)
 
