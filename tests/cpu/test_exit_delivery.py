@@ -1,4 +1,11 @@
-"""Delivery of events through gates of every mode, faults on the way, and events at instruction boundaries."""
+"""Delivery of events through gates of every mode, faults on the way, and events at instruction boundaries.
+
+SDM: "Information for VM Exits Due to Vectored Events".
+SDM: "Information for VM Exits That Occur During Event Delivery".
+SDM: "Treatment of Task Switches".
+SDM: "Monitor Trap Flag".
+SDM: "Architectural State Before a VM Exit".
+"""
 
 from __future__ import annotations
 

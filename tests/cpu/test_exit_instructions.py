@@ -1,4 +1,9 @@
-"""VM exits of guest instructions as bytes: which fault comes first, and what the exit says of the instruction."""
+"""VM exits of guest instructions as bytes: which fault comes first, and what the exit says of the instruction.
+
+SDM: "Information for VM Exits Due to Instruction Execution".
+SDM: "Relative Priority of Faults and VM Exits".
+SDM: "Unrestricted Guests".
+"""
 
 from __future__ import annotations
 

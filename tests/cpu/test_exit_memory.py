@@ -1,4 +1,15 @@
-"""VM exits of memory accesses: APIC virtualization, EPT violations with all they say, logging, virtualization exceptions."""
+"""VM exits of memory accesses: APIC virtualization, EPT violations with all they say, logging, virtualization exceptions.
+
+SDM: "Virtualization Exceptions".
+SDM: "Page-Modification Logging".
+SDM: "Control Fields for Page-Modification Logging".
+SDM: "Controls for Virtualization Exceptions".
+SDM: "EPT Violations".
+SDM: "Virtual APIC State".
+SDM: "Evaluation and Delivery of Virtual Interrupts".
+SDM: "Virtualizing Memory-Mapped APIC Accesses".
+SDM: "Virtualizing MSR-Based APIC Accesses".
+"""
 
 from __future__ import annotations
 

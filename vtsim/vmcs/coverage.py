@@ -27,6 +27,9 @@ REASONS: Final = "tests/vmcs/test_reasons.py"
 QUALIFICATION: Final = "tests/vmcs/test_qualification.py"
 EXITS: Final = "tests/cpu/test_exits.py"
 EXIT_EVENTS: Final = "tests/cpu/test_exit_events.py"
+EXIT_INSTRUCTIONS: Final = "tests/cpu/test_exit_instructions.py"
+DELIVERY: Final = "tests/cpu/test_exit_delivery.py"
+MEMORY: Final = "tests/cpu/test_exit_memory.py"
 TRANSLATION: Final = "tests/cpu/test_translation.py"
 INVALIDATION: Final = "tests/cpu/test_invalidation.py"
 
@@ -90,9 +93,9 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         no("ENCLS-Exiting Bitmap",                                           "SGX is not modelled"),
         no("ENCLV-Exiting Bitmap",                                           "SGX is not modelled"),
         no("PCONFIG-Exiting Bitmap",                                         "PCONFIG is not modelled"),
-        part("Control Fields for Page-Modification Logging",                 CASES),
-        part("Controls for Virtualization Exceptions",                       CASES),
-        part("XSS-Exiting Bitmap",                                           CASES),
+        yes("Control Fields for Page-Modification Logging",                  MEMORY),
+        yes("Controls for Virtualization Exceptions",                        MEMORY),
+        yes("XSS-Exiting Bitmap",                                            EXITS),
         no("Sub-Page-Permission-Table Pointer (SPPTP)",                      "sub-page write permissions"),
         no("Fields Related to Hypervisor-Managed Linear-Address Translation", "checked by VM entry, without effect"),
         no("Fields Related to PASID Translation",                            "checked by VM entry, without effect"),
@@ -104,28 +107,28 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         part("VM-Entry Controls for MSRs",                                   CASES),
         part("VM-Entry Controls for Event Injection",                        CASES),
         yes("Basic VM-Exit Information",                                     QUALIFICATION),
-        part("Information for VM Exits Due to Vectored Events",              CASES),
-        part("Information for VM Exits That Occur During Event Delivery",    CASES),
-        part("Information for VM Exits Due to Instruction Execution",        CASES),
+        yes("Information for VM Exits Due to Vectored Events",               DELIVERY),
+        yes("Information for VM Exits That Occur During Event Delivery",     DELIVERY),
+        yes("Information for VM Exits Due to Instruction Execution",         EXIT_INSTRUCTIONS),
         yes("VM-Instruction Error Field",                                    INSTRUCTIONS),
         yes("VMCS Types: Ordinary and Shadow",                               NON_ROOT),
         yes("VMREAD, VMWRITE, and Encodings of VMCS Fields",                 ACCESS),
         yes("VMXON Region",                                                  INSTRUCTIONS),
     ),
     "VMX Non-Root Operation": (
-        part("Relative Priority of Faults and VM Exits",                     CASES),
+        yes("Relative Priority of Faults and VM Exits",                      EXIT_INSTRUCTIONS),
         yes("Instructions That Cause VM Exits Unconditionally",              EXITS),
         part("Instructions That Cause VM Exits Conditionally",               "ENCLS, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT", EXITS),
         part("Other Causes of VM Exits",                                     "INIT signals; start-up IPIs; SMIs"),
         part("Changes to Instruction Behavior in VMX Non-Root Operation",    CASES),
         part("Event Blocking",                                               CASES),
-        part("Treatment of Task Switches",                                   CASES),
+        yes("Treatment of Task Switches",                                    DELIVERY),
         part("VMX-Preemption Timer",                                         "counting in the states in which the CPU sleeps", EXIT_EVENTS),
-        part("Monitor Trap Flag",                                            CASES),
+        yes("Monitor Trap Flag",                                             DELIVERY),
         yes("VM Functions",                                                  NON_ROOT),
         yes("EPTP Switching",                                                NON_ROOT),
-        part("Virtualization Exceptions",                                    CASES),
-        part("Unrestricted Guests",                                          CASES),
+        yes("Virtualization Exceptions",                                     MEMORY),
+        yes("Unrestricted Guests",                                           EXIT_INSTRUCTIONS),
     ),
     "VM Entries": (
         yes("Basic VM-Entry Checks",                                         INSTRUCTIONS),
@@ -148,7 +151,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         no("Machine-Check Events During VM Entry",                           "machine checks are not modelled"),
     ),
     "VM Exits": (
-        part("Architectural State Before a VM Exit",                         CASES),
+        yes("Architectural State Before a VM Exit",                          DELIVERY),
         part("Recording VM-Exit Information and Updating VM-entry Control Fields", CASES, EXIT_EVENTS),
         part("Saving Guest State",                                           "CET, PKRS, RTIT, BNDCFGS and LBR state"),
         part("Saving MSRs",                                                  "MSRs that the model does not have"),
@@ -160,18 +163,18 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Virtual Processor Identifiers (VPIDs)",                         INVALIDATION),
         yes("EPT Translation Mechanism",                                     TRANSLATION),
         part("EPT Misconfigurations",                                        CASES, EXIT_EVENTS),
-        part("EPT Violations",                                               CASES),
+        yes("EPT Violations",                                                MEMORY),
         part("Accessed and Dirty Flags for EPT",                             CASES),
-        part("Page-Modification Logging",                                    CASES),
+        yes("Page-Modification Logging",                                     MEMORY),
         no("EPT and Memory Typing",                                          "memory types have no effect on time"),
         yes("Caching Translation Information",                               INVALIDATION),
     ),
     "APIC Virtualization and Virtual Interrupts": (
-        part("Virtual APIC State",                                           CASES),
-        part("Evaluation and Delivery of Virtual Interrupts",                CASES),
+        yes("Virtual APIC State",                                            MEMORY),
+        yes("Evaluation and Delivery of Virtual Interrupts",                 MEMORY),
         part("Virtualizing CR8-Based TPR Accesses",                          CASES),
-        part("Virtualizing Memory-Mapped APIC Accesses",                     CASES),
-        part("Virtualizing MSR-Based APIC Accesses",                         CASES),
+        yes("Virtualizing Memory-Mapped APIC Accesses",                      MEMORY),
+        yes("Virtualizing MSR-Based APIC Accesses",                          MEMORY),
         no("Posted-Interrupt Processing",                                    "checked by VM entry, without effect"),
         no("IPI Virtualization",                                             "checked by VM entry, without effect"),
     ),
