@@ -23,7 +23,7 @@ FIRST_LVT, LAST_LVT, INITIAL_COUNT, DIVIDE, SELF_IPI = 0x320, 0x370, 0x380, 0x3E
 READ_ACCESS, WRITE_ACCESS, DELIVERY = 0, 1, 3
 # bits of the interrupt-command register that a self-IPI may not have: all but the vector and "self"
 NOT_SELF_IPI: int = 0xFFF3FF00 & ~(1 << 14)
-SELF: int = 1 << 18
+SELF, SHORTHAND = 1 << 18, 3 << 18
 # fmt: on
 
 
@@ -254,7 +254,7 @@ def emulate_write(m: Record, a: Arena) -> bool:
         return False
     if offset == ICR_LOW and delivery:
         command = word(m, a, ICR_LOW)
-        if command & NOT_SELF_IPI == 0 and command & SELF and command & 0xF0:
+        if command & NOT_SELF_IPI == 0 and command & SHORTHAND == SELF and command & 0xF0:
             self_interrupt(m, a, command & 0xFF)
             return False
     if offset == SELF_IPI and word(m, a, SELF_IPI) & 0xF0:

@@ -34,7 +34,7 @@ from vtsim.cpu.kernels.register_checks import (
     cr4_refused,
 )
 from vtsim.cpu.kernels.vmx_capabilities import HIGH_32, cr0_supported
-from vtsim.ept.spec import ADDRESS, EPT_READ
+from vtsim.ept.spec import ADDRESS, EPT_READ, Q_FINAL, Q_LINEAR_VALID
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -297,7 +297,9 @@ def load_pdptes(m: Record, a: Arena, t: Tags, cr3: int) -> int:
         at = (cr3 & 0xFFFFFFE0) + 8 * n
         if m[s.NONROOT] and m[s.EPTP]:
             host = nested(m, a, t, at & ~0xFFF, EPT_READ, False)
-            if host < 0:
+            if host < 0:  # no linear address is behind this access
+                m[s.FAULT_QUALIFICATION] &= ~(Q_LINEAR_VALID | Q_FINAL)
+                m[s.FAULT_GVA] = 0
                 return raise_fault(m, a, t, host)
             at = (host & ADDRESS) | (at & 0xFFF)
         entry = load_word(a, at) if is_memory(a, at) else 0

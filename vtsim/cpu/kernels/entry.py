@@ -318,6 +318,7 @@ def inject(m: Record, a: Arena, t: Tags, at: int) -> int:
             m[s.VIRTUAL_NMI_BLOCKED] = 1
         else:
             m[s.NMI_BLOCKED] = 1
+    m[s.INJECTED] = 1
     m[s.EVENT_VECTOR] = information & ev.VECTOR
     m[s.EVENT_TYPE] = kind
     m[s.EVENT_HAS_ERROR] = (information >> 11) & 1

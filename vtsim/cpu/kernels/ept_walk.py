@@ -189,7 +189,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         shift = 3 + 9 * level
         at = table | ((gpa >> shift) & 511) << 3
         a[owner + EPT_REFERENCES] += 1
-        entry = 0
+        entry = -1  # where nothing answers
         if is_memory(a, at):
             m[WALK_LATENCY] += read_line(m, a, t, at)
             entry = load_word(a, at)

@@ -63,6 +63,8 @@ RF_VM: int = 1 << 17
 @kernel
 def through_gates(m: Record, a: Arena, t: Tags) -> int:
     """Deliver the event in EVENT_…; a fault on the way takes its place, or makes it a double fault."""
+    injected = m[s.INJECTED]  # by VM entry: RF of its image is what was loaded
+    m[s.INJECTED] = 0
     for _ in range(6):
         vector = m[s.EVENT_VECTOR]
         kind = m[s.EVENT_TYPE]
@@ -77,7 +79,8 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             m[s.DR6] = (m[s.DR6] & ~0xF) | (m[s.EVENT_CR2] & 0xE00F)
             m[s.DR7] &= ~(1 << 13)
         charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
-        flags = m[s.RFLAGS] | (RF_RF if is_fault(vector, kind) else 0)
+        flags = m[s.RFLAGS] | (RF_RF if is_fault(vector, kind) and injected == 0 else 0)
+        injected = 0
         ended = real_gate(m, a, t, flags) if m[s.MODE] & modes.REAL else protected_gate(m, a, t, flags)
         if ended == 0:
             if vector == PF and kind == HARDWARE_EXCEPTION:
@@ -99,8 +102,7 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             return JUMPED
         if ended != EVENT:
             return ended
-        if is_fault(vector, kind):
-            m[s.RFLAGS] |= RF_RF
+        m[s.RFLAGS] |= RF_RF
         second = m[s.EVENT_VECTOR]
         if m[s.NONROOT] and exception_exits(m, a, second):  # before the two are combined
             return exception_exit(m, a, second, HARDWARE_EXCEPTION, 0)
@@ -171,7 +173,7 @@ def protected_gate(m: Record, a: Arena, t: Tags, flags: int) -> int:
     if (gate >> 47) & 1 == 0:
         return raise_exception(m, NP, 1, vector << 3 | 2 | ext)
     if form == TASK_GATE:
-        return task_gate(m, a, t, (gate >> 16) & 0xFFFF, ext)
+        return task_gate(m, a, t, (gate >> 16) & 0xFFFF, ext, flags)
     selector = (gate >> 16) & 0xFFFF
     if selector & 0xFFFC == 0:
         return raise_exception(m, GP, 1, ext)
@@ -198,7 +200,7 @@ def protected_gate(m: Record, a: Arena, t: Tags, flags: int) -> int:
 
 
 @kernel
-def task_gate(m: Record, a: Arena, t: Tags, selector: int, ext: int) -> int:
+def task_gate(m: Record, a: Arena, t: Tags, selector: int, ext: int, flags: int) -> int:
     """A task gate: the TSS is checked, then VMX non-root operation exits.
 
     SDM: "Treatment of Task Switches".
@@ -214,8 +216,7 @@ def task_gate(m: Record, a: Arena, t: Tags, selector: int, ext: int) -> int:
         return raise_exception(m, GP, 1, error)
     if rights_of(descriptor) & modes.AR_P == 0:
         return raise_exception(m, NP, 1, error)
-    if is_fault(m[s.EVENT_VECTOR], m[s.EVENT_TYPE]):
-        m[s.RFLAGS] |= RF_RF
+    m[s.RFLAGS] = flags
     vm_exit(m, a, x.TASK_SWITCH, BY_GATE | selector, m[s.EVENT_LENGTH])
     return JUMPED
 

@@ -39,6 +39,7 @@ def load_host_state(m: Record, a: Arena) -> None:
     m[s.PENDING] = 0
     m[s.VIRTUAL_PENDING] = 0
     m[s.IRET_UNBLOCKED] = 0
+    m[s.INJECTED] = 0
     m[s.HALTED] = 0
     m[s.INTERRUPT_SHADOW] = 0
     m[s.TIMER_DEADLINE] = FOREVER

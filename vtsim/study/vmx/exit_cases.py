@@ -40,7 +40,7 @@ VMXON_REGION, CURRENT = 0x400000, 0x401000
 REGIONS: Final = (VMXON_REGION, CURRENT, 0x402000, 0x403000)
 TIMER_VECTOR, TIMER_TICKS = 0xF0, 1 << 40  # the recorder's timer ends guests that run away
 FAILED, FAULTED = 2, 3
-OPS: Final = 5_000
+OPS: Final = 40_000
 MASK: Final = (1 << 64) - 1
 GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
 REG_ICR: Final = 0x30
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = Engine(
             load_profile(PROFILE),
-            Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=48, rows=1 << 15, owners=2, trace_rows=64),
+            Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=48, rows=1 << 16, owners=2, trace_rows=64),
         )
         engine = self.engine
         engine.frames_from(0x300, 0x100, shuffled=False, seed=0)
@@ -297,6 +297,6 @@ class _Run:
         m[s.GPR + s.RCX] = index
         got = {"kind": "op", "op": "rdmsr", "index": hex(index)}
         if self._run(self.on.program.labels["rdmsr"]) != 0:
-            return {**got, "result": "fault", "value": "0x0"}
+            return {**got, "result": "fault", "value": 0}
         value = (int(m[s.GPR + s.RAX]) & 0xFFFF_FFFF) | int(m[s.GPR + s.RDX]) << 32
-        return {**got, "result": "ok", "value": hex(value & MASK)}
+        return {**got, "result": "ok", "value": value & MASK}
