@@ -2,7 +2,7 @@
 
 SDM: "Advanced Programmable Interrupt Controller (APIC)"; "APIC Timer"; "Interrupt, Task, and Processor Priority".
 Not modelled: logical destination mode; focus processor; error reporting; lowest-priority delivery; performance and
-thermal LVT entries.
+thermal LVT entries; NMIs to other CPUs, which arrive as interrupts.
 """
 
 from __future__ import annotations
@@ -115,6 +115,13 @@ def read_register(m: Record, register: int) -> int:
 
 
 @kernel
+def to_itself(m: Record, command: int) -> bool:
+    """Does an interrupt command name the CPU that writes it, by shorthand or by its identifier?"""
+    shorthand = (command >> 18) & 3
+    return shorthand == 1 or (shorthand == 0 and (command >> 32) & 0xFFFFFFFF == m[s.CPU])
+
+
+@kernel
 def write_register(m: Record, a: Arena, register: int, value: int) -> None:
     """Write an APIC register, with its effect."""
     if register == REG_EOI:
@@ -144,7 +151,7 @@ def write_register(m: Record, a: Arena, register: int, value: int) -> None:
         m[s.APIC_PERIOD] = cycles
         m[s.APIC_DEADLINE] = m[s.CYCLE] + cycles if value else FOREVER
         set_limit(m, a)
-    elif register == REG_ICR and (value >> 8) & 7 == NMI_DELIVERY:  # only to itself
+    elif register == REG_ICR and (value >> 8) & 7 == NMI_DELIVERY and to_itself(m, value):
         m[s.NMI_PENDING] = 1
         m[s.PENDING] = 1
         m[s.LIMIT] = 0
