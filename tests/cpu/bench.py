@@ -21,6 +21,9 @@ from vtsim.ept.tables import EPT, EPT_PAGE, PAGING, Table, host_table
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+from vtsim.vmcs.capabilities import Capabilities
+from vtsim.vmcs.controls import WORDS
+from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmcs.spec import SLOT
 
 Write = Callable[[Assembler], None]
@@ -64,6 +67,7 @@ def machine(
         Geometry(cpus=cpus, memory_bytes=memory, pool_pages=600, code_pages=24, rows=4096, owners=2, trace_rows=256),
     )
     engine.frames_from(16, (memory >> 12) - 16, shuffled=False, seed=0)
+    engine.cpus[:, s.TIMER_RATE] = 0  # tests count the VMX-preemption timer in cycles
     return engine
 
 
@@ -160,9 +164,10 @@ class Space:
         """The architectural state at the start, by record slot."""
         return {
             s.RIP: rip, s.CR3: self.table.root << 12, s.IDTR_BASE: TABLES, s.IDTR_LIMIT: 0xFFF, s.TR_BASE: self.tss,
-            s.RFLAGS: 2, s.CR0: 0x80050033, s.CR4: 0xA0, s.EFER: 0xD01,
+            s.RFLAGS: 2, s.CR0: 0x80050033, s.CR4: 0x20A0, s.EFER: 0xD01,
             s.CS_SELECTOR: CS3 if ring else CS0, s.SS_SELECTOR: SS3 if ring else SS0,
-            s.SS_ACCESS_RIGHTS: 0xC093 | (ring << 5), s.CS_ACCESS_RIGHTS: 0xA09B, s.GDTR_LIMIT: 0xFFFF, s.DR7: 0x400,
+            s.SS_ACCESS_RIGHTS: 0xC093 | (ring << 5), s.CS_ACCESS_RIGHTS: 0xA09B | (ring << 5), s.GDTR_LIMIT: 0xFFFF,
+            s.DR7: 0x400, s.TR_SELECTOR: 0x40,
         }  # fmt: skip
 
     def stack(self, ring: int) -> int:
@@ -208,6 +213,8 @@ def native(changes: Mapping[str, Any] | None = None, **more: Any) -> Native:
 
 
 HOST_TEXT = -0x7E000000
+CONTROL_WORDS = {word.field: word for word in WORDS}
+UNUSABLE = 0x10000
 SAVED = 96  # where the host program keeps exits of a guest: rows of (reason, qualification, length, rip) at DATA
 
 
@@ -231,6 +238,7 @@ class Virtual(Native):
         words[h.V_REVISION] = self.m[s.VMX_REVISION]
         self.space.put(DATA + 0x800, self.vmcs << 12)
         region = self.engine.allocate()
+        self.engine.store(region << 12, int(self.m[s.VMX_REVISION]))
         self.space.put(DATA + 0x808, region << 12)
         self.set(
             PRIMARY_PROC_CONTROLS=b.ACTIVATE_SECONDARY_CONTROLS | b.USE_MSR_BITMAPS | b.HLT_EXITING,
@@ -248,9 +256,17 @@ class Virtual(Native):
     def words(self) -> npt.NDArray[np.int64]:
         return self.engine.contents(self.vmcs, mem.VMCS_REGION)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the processor's VMX can do."""
+        return GENERATIONS[self.engine.profile.vmx.generation].capabilities()
+
     def set(self, **fields: int) -> None:
+        """Write fields from outside; a control word gets the reserved bits that the processor asks for."""
         for name, value in fields.items():
-            self.words[SLOT[name]] = signed(value)
+            word = CONTROL_WORDS.get(name)
+            self.words[SLOT[name]] = signed(self.capabilities.adjust(word, value) if word else value)
+        self.words[h.V_CHECKED] = 0
 
     def field(self, name: str) -> int:
         return int(self.words[SLOT[name]])
@@ -278,6 +294,11 @@ class Virtual(Native):
         words = self.words
         for slot, value in self.guest.state(rip, ring).items():
             words[v.GUEST_START + slot - s.STATE] = value
+        words[v.GUEST_ES_ACCESS_RIGHTS : v.GUEST_TR_ACCESS_RIGHTS] |= UNUSABLE
+        words[[v.GUEST_CS_ACCESS_RIGHTS, v.GUEST_SS_ACCESS_RIGHTS]] &= ~UNUSABLE
+        words[[v.GUEST_CS_LIMIT, v.GUEST_SS_LIMIT]] = 0xFFFFFFFF
+        words[v.GUEST_TR_LIMIT], words[v.GUEST_TR_ACCESS_RIGHTS] = 0x67, 0x8B
+        words[h.V_CHECKED] = 0
         words[v.GUEST_RSP] = self.guest.stack(ring)
         self.start(HOST_TEXT)
 

@@ -427,7 +427,7 @@ def loaded_at_random(chance: random.Random, length: int, changes: dict[str, int]
     return bench
 
 
-HOW = (s.OPS, s.OPS_LEFT, s.UNTIL, s.LIMIT)  # slots that say how a machine was run
+HOW = (s.OPS, s.OPS_LEFT, s.UNTIL, s.LIMIT, s.BEGUN_AT)  # slots that say how a machine was run
 
 
 def bytes_of(bench: Virtual, leave_out: Sequence[int] = HOW) -> tuple[bytes, bytes, bytes]:

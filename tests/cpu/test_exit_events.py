@@ -68,7 +68,7 @@ def test_an_ept_violation_while_an_event_is_delivered_reports_the_event() -> Non
     assert bench.field("EXIT_INSTRUCTION_LENGTH") == 2
     assert bench.field("GUEST_PHYSICAL_ADDRESS") == frame.frame << 12 | 0x800
     assert bench.field("GUEST_LINEAR_ADDRESS") == TABLES + 0x800
-    assert bench.field("EXIT_QUALIFICATION") == e.Q_READ | e.Q_LINEAR_VALID | e.Q_FINAL
+    assert bench.field("EXIT_QUALIFICATION") == e.Q_READ | e.Q_LINEAR_VALID | e.Q_FINAL | e.Q_WRITABLE
     assert bench.field("GUEST_RIP") == TEXT
 
 
@@ -227,7 +227,7 @@ def test_an_entry_injects_through_the_guests_idt(kind: int, length: int, pushed:
     bench.enter(TEXT)
     bench.set(
         ENTRY_INTERRUPTION_INFORMATION=1 << 31 | kind << 8 | vector | (1 << 11 if kind == 3 else 0), ENTRY_EXCEPTION_ERROR_CODE=0x18,
-        ENTRY_INSTRUCTION_LENGTH=length,
+        ENTRY_INSTRUCTION_LENGTH=length, GUEST_RFLAGS=0x202,
     )  # fmt: skip
     bench.engine.run(ops=50)
     top = (KERNEL_STACK - 64) // 16 * 16

@@ -1,4 +1,7 @@
-"""What walks cost level by level."""
+"""What walks cost level by level.
+
+SDM: "EPT Translation Mechanism".
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
-from vtsim.cpu.kernels.walk import READ
+from vtsim.cpu.kernels.ept_walk import READ
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size

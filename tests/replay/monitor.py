@@ -22,12 +22,17 @@ from vtsim.cpu.codes import PLATFORM_HOOK, PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.kernels.invalidate import drop_guest_physical
 from vtsim.cpu.profile import Profile
+from vtsim.ept import spec as e
+from vtsim.ept.tables import PAGING, host_table
 from vtsim.guest.replay.build import RESET_CR0, RESET_RFLAGS, Recording, lay_out
 from vtsim.guest.replay.exits import REASON_SHIFT, exit_log
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+from vtsim.vmcs.controls import WORDS
+from vtsim.vmcs.fields import SLOT
+from vtsim.vmcs.generations import GENERATIONS
 
 # fmt: off
 EXITED: Final = 200                   # the hook that hands an exit to Python
@@ -35,6 +40,8 @@ HOST_VECTOR: Final = 0xF3
 PRIMARY: Final = (b.HLT_EXITING | b.MOV_DR_EXITING | b.UNCONDITIONAL_IO_EXITING | b.USE_MSR_BITMAPS
                   | b.ACTIVATE_SECONDARY_CONTROLS)
 SECONDARY: Final = b.ENABLE_EPT | b.ENABLE_VPID | b.WBINVD_EXITING | b.UNRESTRICTED_GUEST
+EXIT: Final = b.EXIT_ACKNOWLEDGE_INTERRUPT | b.EXIT_SAVE_IA32_EFER | b.EXIT_HOST_ADDRESS_SPACE_SIZE
+HOST_CR0, HOST_CR4 = 0x8000_0031, 0x2020
 EXCEPTIONS: Final = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18     # #DB #UD #AC #MC
 CR0_GUEST: Final = 1 << 3                                   # TS
 CR4_GUEST: Final = sum(1 << n for n in (1, 2, 3, 7, 8, 9, 10, 16))
@@ -298,6 +305,8 @@ def monitor(
     a.op(o.VMRESUME)
     program = a.assemble()
     engine.place(program, lambda page: page >> 12)
+    table = host_table(engine, PAGING)
+    table.map(program.base, program.base >> 12, e.PTE_PRESENT)
     bitmap = engine.contents(frame["bitmap"], mem.BITMAP)
     bitmap[:] = -1
     for index in (*PASSED_THROUGH, READ_THROUGH):
@@ -310,21 +319,26 @@ def monitor(
     values = {
         h.V_OWNER: engine.owner("guest"), h.V_EXIT_REASON: -1, h.V_LAUNCHED: h.LAUNCHED,
         v.PIN_CONTROLS: b.EXTERNAL_INTERRUPT_EXITING, v.PRIMARY_PROC_CONTROLS: PRIMARY,
-        v.SECONDARY_PROC_CONTROLS: SECONDARY, v.EXIT_CONTROLS: b.EXIT_ACKNOWLEDGE_INTERRUPT | b.EXIT_SAVE_IA32_EFER,
+        v.SECONDARY_PROC_CONTROLS: SECONDARY, v.EXIT_CONTROLS: EXIT,
         v.ENTRY_CONTROLS: b.ENTRY_LOAD_IA32_EFER, v.EXCEPTION_BITMAP: EXCEPTIONS,
         v.CR0_GUEST_HOST_MASK: ~CR0_GUEST, v.CR4_GUEST_HOST_MASK: ~CR4_GUEST,
         v.CR0_READ_SHADOW: RESET_CR0, v.CR4_READ_SHADOW: 0, v.GUEST_CR0: RESET_CR0, v.GUEST_CR4: 0,
         v.MSR_BITMAPS: frame["bitmap"] << 12, v.EPT_POINTER: frame["root"] << 12 | 1 << 6 | 3 << 3 | 6, v.VPID: 1,
-        v.GUEST_RIP: rip, v.GUEST_RFLAGS: RESET_RFLAGS, v.HOST_RIP: frame["program"] << 12, v.HOST_CR0: 0x11,
-        v.GUEST_SS_ACCESS_RIGHTS: 0xC093,
+        v.GUEST_RIP: rip, v.GUEST_RFLAGS: RESET_RFLAGS, v.GUEST_SS_ACCESS_RIGHTS: 0xC093, v.VMCS_LINK_POINTER: -1,
+        v.HOST_RIP: frame["program"] << 12, v.HOST_CR0: HOST_CR0, v.HOST_CR3: table.root << 12, v.HOST_CR4: HOST_CR4,
+        v.HOST_CS_SELECTOR: 0x10, v.HOST_SS_SELECTOR: 0x18, v.HOST_TR_SELECTOR: 0x40,
         **(fields or {}),
     }  # fmt: skip
+    capabilities = GENERATIONS[profile.vmx.generation].capabilities()
+    for word in WORDS:
+        if SLOT[word.field] in values:  # reserved bits as the processor asks for them
+            values[SLOT[word.field]] = capabilities.adjust(word, values[SLOT[word.field]])
     for slot, value in values.items():
         vmcs[slot] = value
     m = engine.cpus[0]
     m[s.VMXON], m[s.VMCS_POINTER] = 1, frame["vmcs"] << 12
     m[s.VMCS] = int(mem.contents(engine.arena, frame["vmcs"]))
-    m[s.CR0], m[s.RIP] = 0x11, program.labels["enter"]
+    m[s.CR0], m[s.CR3], m[s.CR4], m[s.RIP] = HOST_CR0, table.root << 12, HOST_CR4, program.labels["enter"]
     m[s.WIRE_HOST_VECTOR], m[s.WIRE_MESSAGE] = HOST_VECTOR, frame["message"] << 12
     engine.sync()
     return Monitor(engine, recording, huge_pages, nx_huge_pages, apic_slot, vmcs, frame["root"])

@@ -17,7 +17,7 @@ from vtsim.base.jit import Arena, kernel
  A_TRACE, A_TRACE_LIMIT, A_TRACE_LENGTH, A_PORTS, A_CPUID, A_CPUID_COUNT, A_CAPABILITIES, A_BASE_HZ,
  A_OWNERS, A_OWNER_COUNT, A_OWNER_WORDS, A_CPUS, A_SEED, A_REPLAY_ROWS, A_REPLAY_COUNT,
  A_ROW_LIMIT, A_CODE_OF, A_REPLAY_LINES, A_REPLAY_LOG,
- A_REPLAY_LOGGED, A_REPLAY_LOG_LIMIT, *_) = range(48)
+ A_REPLAY_LOGGED, A_REPLAY_LOG_LIMIT, A_FIELDS, A_DECODE, *_) = range(48)
 HEADER_WORDS: Final = 256
 
 # frame word: slot of the contents in the pool (32 bits) | kind (4) | content token (27)

@@ -20,6 +20,10 @@ app = typer.Typer(
 )
 explain = typer.Typer(help="Show what is behind a number.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(explain, name="explain")
+vmcs = typer.Typer(
+    help="Show what a VMCS is and holds; replay recorded cases.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(vmcs, name="vmcs")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A scenario.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -164,3 +168,52 @@ def explain_profile(
     from vtsim.study.explain import profile_values
 
     show(profile_values(name))
+
+
+@vmcs.command("replay")
+def vmcs_replay(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Recorded cases, .jsonl or .jsonl.gz.", show_default=False)
+    ],
+    base_states: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Base states and memory image; the file's folder, else the shipped ones."),
+    ] = None,
+    json: Json = False,
+    all_cases: Annotated[bool, typer.Option("--all", help="Print every case, not only those that differ.")] = False,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Print at most N differing cases.")] = 20,
+) -> None:
+    """Hold recorded cases against the model, field by field; status 1 if any differ."""
+    from vtsim.cli.vmcs import replay_cases
+
+    raise typer.Exit(replay_cases(file, base_states, json=json, all_cases=all_cases, limit=limit))
+
+
+@vmcs.command("fields")
+def vmcs_fields(
+    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of a name, or an encoding.")] = "",
+    json: Json = False,
+) -> None:
+    """List the fields of a VMCS: encoding, width, access, area, and which control brings them."""
+    from vtsim.study.vmcs_view import fields_json, fields_table
+
+    if json:
+        emit(fields_json(pattern) + "\n")
+    else:
+        show(fields_table(pattern))
+
+
+@vmcs.command("show")
+def vmcs_show(
+    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="A scenario, or the directory of a result.")] = Path("."),
+    json: Json = False,
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="When to look, as in 5ms; the end of the run if not given.")
+    ] = "",
+    sets: Sets = None,
+) -> None:
+    """Show the VMCS of each vCPU after a run, with its bits in words."""
+    from vtsim.cli.vmcs import show_vmcs
+
+    settings = (*(sets or ()), *((f"run.limit={at}",) if at else ()))
+    raise typer.Exit(show_vmcs(run, settings, json=json))

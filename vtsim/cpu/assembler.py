@@ -31,6 +31,7 @@ class Mem:
     scale: int = 1
     size: int = 8
     segment: int = 0
+    attributes: int = 0  # what only decoded rows have, in place
 
     @property
     def packed(self) -> int:
@@ -41,11 +42,12 @@ class Mem:
             | shift << ops.MEM_SCALE
             | self.size << ops.MEM_SIZE
             | self.segment << ops.MEM_SEGMENT
+            | self.attributes
         )
 
     def __str__(self) -> str:
-        parts = [("", "fs:", "gs:")[self.segment]] if self.segment else []
-        terms = [REGISTERS[self.base]] if self.base != NO_REGISTER else []
+        parts = [("", "fs:", "gs:", "es:", "cs:", "ss:", "ds:")[self.segment]] if self.segment else []
+        terms = [(*REGISTERS, "", "RIP")[self.base]] if self.base != NO_REGISTER else []
         if self.index != NO_REGISTER:
             terms.append(f"{REGISTERS[self.index]}*{self.scale}")
         if self.displacement or not terms:

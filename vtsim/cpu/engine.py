@@ -25,6 +25,11 @@ from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
+from vtsim.cpu.slots import NO_REGISTER
+from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIELD_INDEXES, FIRST_CAPABILITY, Capabilities
+from vtsim.vmcs.fields import WIDTH_MASK, Area, Width
+from vtsim.vmcs.generations import GENERATIONS
+from vtsim.vmcs.groups import GROUPS
 
 NS: Final = 1_000_000_000
 HOLE: Final = range(3 << 30, 4 << 30)
@@ -99,6 +104,7 @@ class Engine:
         ports = carve.take(2 * PORTS)
         cpuid = carve.take(6 * 128)
         capabilities = carve.take(32)
+        fields = carve.take(len(Width) * len(Area) * FIELD_INDEXES)
         code_maps = tags.take(g.code_pages * PAGE)
         records = np.zeros((g.cpus, s.RECORD_SLOTS), np.int64)
         shared_l3 = self._carve_cache(tags, "l3")
@@ -123,10 +129,12 @@ class Engine:
             mem.A_OWNERS: owners, mem.A_OWNER_WORDS: k.OWNER_WORDS, mem.A_TRACE: trace,
             mem.A_TRACE_LIMIT: g.trace_rows, mem.A_PORTS: ports, mem.A_CPUID: cpuid,
             mem.A_CAPABILITIES: capabilities, mem.A_BASE_HZ: self.profile.clock_hz, mem.A_CPUS: g.cpus,
+            mem.A_FIELDS: fields,
         }  # fmt: skip
         for slot, value in header.items():
             a[slot] = value
         self.cpus = records
+        self.vmx(GENERATIONS[self.profile.vmx.generation].capabilities())
         host = self.owner("host")
         for record in records:
             record[s.OWNER] = record[s.HOST_OWNER] = host
@@ -180,7 +188,7 @@ class Engine:
             s.RFLAGS: 2, s.CR0: 0x80050033, s.EFER: 0xD01, s.DR7: 0x400, s.XCR0: 7, s.PAT: 0x0007040600070406,
             s.MSR_APIC_BASE: 0xFEE00C00 | (0x100 if number == 0 else 0), s.SS_ACCESS_RIGHTS: 0xC093,
             s.CS_ACCESS_RIGHTS: 0xA09B, s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
-            s.EXECUTE_ONLY: 1, s.MSR_MISC_ENABLE: 1, s.CR4: 0x20 | (1 << 7),
+            s.MSR_MISC_ENABLE: 1, s.CR4: 0x20 | (1 << 7),
             s.RESERVED_BITS: ((1 << 52) - 1) & ~((1 << p.physical_address_bits) - 1),
         }  # fmt: skip
         for slot, value in values.items():
@@ -280,6 +288,8 @@ class Engine:
                 a[at + o.ROW_IMM] = mem.signed(target if moves_label else i.imm)
                 a[at + o.ROW_MEM], a[at + o.ROW_DISP] = i.mem.packed, mem.signed(i.mem.displacement)
                 a[at + o.ROW_TARGET] = int(a[mem.A_ROWS]) + rows[target] * o.ROW_WORDS if same else 0
+                if i.op == o.VMWRITE and i.r2 == NO_REGISTER:  # the field's bits, and the checks that stay good
+                    a[at + o.ROW_TARGET] = WIDTH_MASK[i.extra] & ~GROUPS[i.extra]
                 a[at + o.ROW_EXTRA] = mem.signed(i.extra if i.target is None else target)
                 t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
         a[mem.A_ROW_COUNT] = n
@@ -304,6 +314,19 @@ class Engine:
         for n, row in enumerate(leaves, 1):
             self.arena[at + 6 * (n - 1) : at + 6 * n] = row
         self.arena[mem.A_CPUID_COUNT] = n
+
+    def vmx(self, capabilities: Capabilities) -> None:
+        """Give every CPU the VMX capability MSRs, which all checks obey, and the VMCS fields that go with them."""
+        a = self.arena
+        at = int(a[mem.A_CAPABILITIES])
+        for n in range(CAPABILITY_MSRS):
+            a[at + n] = mem.signed(capabilities.read(FIRST_CAPABILITY + n))
+        slots = capabilities.component_slots()
+        a[int(a[mem.A_FIELDS]) : int(a[mem.A_FIELDS]) + len(slots)] = slots
+        for m in self.cpus:
+            m[s.VMX_REVISION] = capabilities.revision
+            m[s.TIMER_RATE] = capabilities.preemption_timer_shift
+            m[s.EXECUTE_ONLY] = int(capabilities.supports("EPT_EXECUTE_ONLY"))
 
     def port(self, port: int, kind: int, value: int = 0) -> None:
         """How a port of the physical machine answers."""

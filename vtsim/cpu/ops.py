@@ -36,6 +36,20 @@ ROW_META, ROW_R1, ROW_R2, ROW_IMM, ROW_MEM, ROW_DISP, ROW_TARGET, ROW_EXTRA = ra
 META_LENGTH, META_OFFSET, META_ACTIVITY, META_LAST = 8, 24, 36, 41
 # MEM packs base register (5 bits), index register (5), scale shift (2), size in bytes (4), segment (3: 0 none, 1 FS, 2 GS).
 MEM_INDEX, MEM_SCALE, MEM_SIZE, MEM_SEGMENT = 5, 10, 12, 16
+# Rows that were decoded from bytes say more in MEM: segments 3 ES, 4 CS, 5 SS, 6 DS (never 0), address size (2 bits) and
+# operand size (2 bits: 0 for 16, 1 for 32, 2 for 64 bits, as in VM-exit instruction information), and flags.
+# A base of RIP_BASE is the next instruction's address. Byte registers AH, CH, DH, BH have numbers from HIGH_BYTES on.
+MEM_ADDRESS_SIZE, MEM_OPERAND_SIZE = 19, 21
+MEM_REGISTER: Final = 1 << 23   # the r/m operand is register R2, not memory
+MEM_REP: Final = 1 << 24        # F3
+MEM_REPNE: Final = 1 << 25      # F2
+MEM_LOCK: Final = 1 << 26
+MEM_DECODED: Final = 1 << 27
+MEM_TO_RM: Final = 1 << 28      # the r/m operand is the destination
+MEM_IMMEDIATE: Final = 1 << 29  # the source is IMM
+NO_SEGMENT, SEGMENT_FS, SEGMENT_GS, SEGMENT_ES, SEGMENT_CS, SEGMENT_SS, SEGMENT_DS = range(7)
+RIP_BASE: Final = 17
+HIGH_BYTES: Final = 20
 
 
 @frozen
@@ -148,6 +162,28 @@ _TABLE: Final = (
     ("HOOK",              5, "",              "semantic action IMM: compiled where its number says so, else the platform's"),
     ("REPLAY_EVENT",      1, "",              "recorded event that is not an instruction: kind R1, operands R2, IMM, DISP"),
     ("STOP",              1, "",              "end of the program: the CPU stops with code IMM"),
+    # what decoded code needs beyond the above: operands of any size, r/m operands, every segment
+    ("MOVE",              3, "MOV",           "destination <- source (R1, IMM or r/m)"),
+    ("ARITHMETIC",        3, "ADD",           "destination <- destination by source, kind EXTRA (see ARITHMETIC_KINDS); flags"),
+    ("EXCHANGE",          3, "ATOMIC",        "exchange, or exchange and add (EXTRA 1), of R1 with r/m"),
+    ("DIVIDE",            3, "ADD",           "RAX, RDX <- RDX:RAX by r/m, unsigned; #DE"),
+    ("PUSH_OPERAND",      2, "PUSH",          "push R1, IMM or r/m"),
+    ("POP_OPERAND",       2, "POP",           "pop into r/m"),
+    ("MOVE_STRING",       2, "LD",            "memory at RDI <- memory at RSI"),
+    ("MOV_TO_SEGMENT",    2, "LTR",           "segment register EXTRA <- r/m"),
+    ("MOV_FROM_SEGMENT",  2, "STR",           "r/m <- segment register EXTRA"),
+    ("JMP_NEAR",          2, "INDIRECT",      "RIP <- r/m"),
+    ("JMP_FAR",           7, "INDIRECT",      "CS:RIP <- EXTRA:IMM or memory"),
+    ("CALL_FAR",          7, "INDIRECT",      "push CS and next RIP; CS:RIP <- EXTRA:IMM or memory"),
+    ("INT3",              1, "INT",           "breakpoint: software exception 3"),
+    ("INT1",              1, "INT",           "privileged software exception 1"),
+    ("INTO",              1, "INT",           "software exception 4 if RFLAGS.OF"),
+    ("BOUND",             2, "LD",            "#BR unless R1 is within the two bounds in memory"),
+    ("RSM",               2, "MOV",           "#UD outside system-management mode"),
+    ("XGETBV",            3, "XSETBV",        "RDX:RAX <- XCR RCX"),
+    ("ENCLS",             3, "MOV",           "enclave leaf RAX; #UD where it is not supported"),
+    ("TOUCH",             3, "LD",            "memory accessed for another purpose, kind EXTRA (see TOUCH_KINDS)"),
+    ("FNINIT",            2, "MOV",           "initialise the floating-point unit"),
 )
 OPS: Final = tuple(Op(n, *row) for n, row in enumerate(_TABLE))
 BY_NAME: Final = {op.name: op for op in OPS}
@@ -156,7 +192,14 @@ BY_NAME: Final = {op.name: op for op in OPS}
  MOV_FROM_CR, MOV_TO_CR, MOV_FROM_DR, MOV_TO_DR, CLTS, LMSW, SMSW, LGDT, SGDT, LIDT, SIDT, LLDT, SLDT, LTR, STR, PUSHF,
  POPF, CLI, STI, HLT, PAUSE, MONITOR, MWAIT, INVLPG, INVPCID, WBINVD, INVD, XSETBV, IN, OUT, INS, OUTS, RDRAND, RDSEED,
  XSAVES, XRSTORS, SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, INT, IRET, UD, VMXON, VMXOFF, VMCLEAR, VMPTRLD, VMPTRST,
- VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP) = range(len(OPS))
+ VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP, MOVE, ARITHMETIC, EXCHANGE,
+ DIVIDE, PUSH_OPERAND, POP_OPERAND, MOVE_STRING, MOV_TO_SEGMENT, MOV_FROM_SEGMENT, JMP_NEAR, JMP_FAR, CALL_FAR, INT3, INT1,
+ INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT) = range(len(OPS))
+# kinds of ARITHMETIC and TOUCH
+(K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
+ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")
+TOUCH_PREFETCH, TOUCH_FLUSH, TOUCH_FXSAVE = range(3)
+TOUCH_KINDS: Final = ("PREFETCH", "CLFLUSH", "FXSAVE")
 
 # --- recorded guests ------------------------------------------------------------------------------------------------------
 # Rows of a recorded guest stand one per byte from this linear address on, outside memory: nothing fetches or translates

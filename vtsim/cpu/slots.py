@@ -36,7 +36,7 @@ STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept fo
 # --- VMX ---------------------------------------------------------------------------------------------------------------
 (VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_REASON, EXIT_QUALIFICATION,
  EXIT_INSTRUCTION_LENGTH, EXIT_INSTRUCTION_INFO, EXIT_GPA, EXIT_GLA, EXIT_INTERRUPTION, EXIT_ERROR_CODE, TIMER_RATE,
- TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW) = range(160, 182)
+ TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW, VMX_SESSION) = range(160, 183)
 
 # --- events being raised by the op in flight ------------------------------------------------------------------------------
 (EVENT_VECTOR, EVENT_ERROR, EVENT_HAS_ERROR, EVENT_TYPE, EVENT_LENGTH, EVENT_CR2,
@@ -106,7 +106,17 @@ COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
 HINTS: Final = 640
 HINT_COUNT: Final = 16
 
-RECORD_SLOTS: Final = 656
+# --- modes other than 64-bit mode, debug registers, rare events ---------------------------------------------------------------
+# MODE is 0 in 64-bit mode; else SEGMENTED with the code segment's default size and what the mode is (kernels.modes).
+# SHADOW_KIND: blocking by STI (1) or MOV SS (2) while INTERRUPT_SHADOW is not 0. PENDING: something for kernels.pending.
+# ACTIVITY_STATE: as in the VMCS, HALTED says that nothing runs.
+(MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
+ DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
+ BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 680)
+PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
+PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
+
+RECORD_SLOTS: Final = 688
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

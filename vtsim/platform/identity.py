@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vtsim.base import memory as mem
-from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels.msrs import CAPABILITIES, FIRST_CAPABILITY
 from vtsim.cpu.profile import Profile
 from vtsim.vmcs.capabilities import Capabilities
 
@@ -48,11 +45,4 @@ def cpuid_leaves(profile: Profile, *, vmx: bool = True) -> list[tuple[int, int, 
 def identify(engine: Engine, capabilities: Capabilities) -> None:
     """Give the machine its CPUID table and VMX capabilities, which every check and the guests read."""
     engine.cpuid_table(cpuid_leaves(engine.profile))
-    at = int(engine.arena[mem.A_CAPABILITIES])
-    for n in range(CAPABILITIES):
-        value = capabilities.read(FIRST_CAPABILITY + n) or 0
-        engine.arena[at + n] = mem.signed(value)
-    for m in engine.cpus:
-        m[s.VMX_REVISION] = capabilities.revision
-        m[s.TIMER_RATE] = capabilities.preemption_timer_shift
-        m[s.EXECUTE_ONLY] = int(capabilities.supports("EPT_EXECUTE_ONLY"))
+    engine.vmx(capabilities)

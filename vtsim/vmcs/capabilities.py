@@ -9,11 +9,15 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.vmcs.controls import CONTROLS, SECONDARY, SECONDARY_EXIT, TERTIARY, VM_FUNCTION, WORDS, ControlWord
-from vtsim.vmcs.fields import FIELDS, Field
+from vtsim.vmcs.fields import FIELDS, SLOT, Area, Field, Width
 
+FIRST_CAPABILITY: Final = 0x480
+CAPABILITY_MSRS: Final = 20
 BASIC: Final = 0x480
 MISC: Final = 0x485
 CR0_FIXED0: Final = 0x486
@@ -21,6 +25,7 @@ CR0_FIXED1: Final = 0x487
 CR4_FIXED0: Final = 0x488
 CR4_FIXED1: Final = 0x489
 VMCS_ENUM: Final = 0x48A
+PROCBASED_CTLS2: Final = 0x48B
 EPT_VPID_CAP: Final = 0x48C
 
 MSR_NAMES: Final[dict[int, str]] = {
@@ -35,7 +40,7 @@ MSR_NAMES: Final[dict[int, str]] = {
     CR4_FIXED0: "IA32_VMX_CR4_FIXED0",
     CR4_FIXED1: "IA32_VMX_CR4_FIXED1",
     VMCS_ENUM: "IA32_VMX_VMCS_ENUM",
-    0x48B: "IA32_VMX_PROCBASED_CTLS2",
+    PROCBASED_CTLS2: "IA32_VMX_PROCBASED_CTLS2",
     EPT_VPID_CAP: "IA32_VMX_EPT_VPID_CAP",
     0x48D: "IA32_VMX_TRUE_PINBASED_CTLS",
     0x48E: "IA32_VMX_TRUE_PROCBASED_CTLS",
@@ -45,6 +50,10 @@ MSR_NAMES: Final[dict[int, str]] = {
     0x492: "IA32_VMX_PROCBASED_CTLS3",
     0x493: "IA32_VMX_EXIT_CTLS2",
 }
+
+
+FIELD_INDEXES: Final = 64
+"""Indexes of VMCS fields are below this, so that width, area and index of a field find it in one small table."""
 
 
 @attrs.frozen
@@ -187,6 +196,14 @@ class Capabilities:
         SDM: "Field Encoding in VMCS".
         """
         return not field.needs or any(self.supports(name) for name in field.needs)
+
+    def component_slots(self) -> npt.NDArray[np.int64]:
+        """Return the slot of each field this processor has, 0 for the others, by width, area and index."""
+        table = np.zeros((len(Width), len(Area), FIELD_INDEXES), np.int64)
+        for field in FIELDS:
+            if self.has_field(field):
+                table[field.width, field.area, field.index] = SLOT[field.name]
+        return table.ravel()
 
     def allowed0(self, word: ControlWord) -> int:
         """Return the bits of a control word that must be 1: those whose 0-setting is not allowed."""

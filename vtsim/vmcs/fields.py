@@ -1,9 +1,9 @@
 """What the manual says about VMCS fields, and nothing that acts on them.
 
 A field's slot is its place in the array that holds one VMCS: by area, then by width, then by the index of
-the manual.
+the manual. Slot 0 is no field: there the region has its revision identifier and the VMX-abort indicator.
 
-SDM: "Structure of VMCS Component Encoding"; "Field Encoding in VMCS".
+SDM: "Structure of VMCS Component Encoding"; "Field Encoding in VMCS"; "Format of the VMCS Region".
 Not modelled: the fields of Intel TDX (shared EPT pointer, guest key identifier).
 """
 
@@ -307,7 +307,8 @@ _HOST = (
 # fmt: on
 
 FIELDS: Final[tuple[Field, ...]] = (*_CONTROL, *_EXIT_INFO, *_GUEST, *_HOST)
-SLOT: Final[dict[str, int]] = {field.name: slot for slot, field in enumerate(FIELDS)}
+FIRST_SLOT: Final = 1
+SLOT: Final[dict[str, int]] = {field.name: slot for slot, field in enumerate(FIELDS, FIRST_SLOT)}
 BY_NAME: Final[dict[str, Field]] = {field.name: field for field in FIELDS}
 BY_ENCODING: Final[dict[int, Field]] = {field.encoding: field for field in FIELDS}
 
@@ -317,7 +318,7 @@ ENCODINGS: Final = 1 << 15
 
 def _encoding_to_slot() -> npt.NDArray[np.int16]:
     slots = np.full(ENCODINGS, -1, np.int16)
-    for slot, field in enumerate(FIELDS):
+    for slot, field in enumerate(FIELDS, FIRST_SLOT):
         slots[field.encoding] = slot
         if field.high_encoding is not None:
             slots[field.high_encoding] = slot
@@ -328,18 +329,18 @@ ENCODING_TO_SLOT: Final = _encoding_to_slot()
 """The slot for each encoding, -1 where there is no field; a high encoding gives the slot of its field."""
 
 WIDTH_MASK: Final[npt.NDArray[np.int64]] = np.array(
-    [-1 if field.bits == 64 else (1 << field.bits) - 1 for field in FIELDS], np.int64
+    [0, *(-1 if field.bits == 64 else (1 << field.bits) - 1 for field in FIELDS)], np.int64
 )
 """The bits each slot can hold, as two's complement."""
 
-READ_ONLY: Final[npt.NDArray[np.bool_]] = np.array([field.read_only for field in FIELDS], np.bool_)
+READ_ONLY: Final[npt.NDArray[np.bool_]] = np.array([True, *(field.read_only for field in FIELDS)], np.bool_)
 """Whether each slot is exit information."""
 
 
 def describe_fields() -> str:
     """List every field in slot order, one line each, in fixed columns."""
     lines = [f"{'slot':>4}  {'encoding':<8}  {'area':<9}  {'width':<7}  {'name':<36}  exists with"]
-    for slot, field in enumerate(FIELDS):
+    for slot, field in enumerate(FIELDS, FIRST_SLOT):
         needs = " or ".join(field.needs) or "-"
         lines.append(
             f"{slot:>4}  0x{field.encoding:04x}    {field.area.name:<9}  {field.width.name:<7}"

@@ -1,4 +1,4 @@
-"""Where a VMCS lives: field slots first, then the data that the processor keeps for itself.
+"""Where a VMCS lives: the header word, field slots, then the data that the processor keeps for itself.
 
 SDM: "Format of the VMCS Region".
 """
@@ -10,7 +10,14 @@ from typing import Final
 # fmt: off
 # Implementation-specific VMCS data, behind the field slots of a VMCS frame's 512 words.
 (V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_VCPU, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
- V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER) = range(256, 269)
-V_REVISION: Final = 511
+ V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION) = range(256, 270)
+# Groups of checks (`vtsim.vmcs.groups`) that held when they were last made and whose fields were not written since; the
+# controls that guest checks depend on, as they were then; the check that failed the last VM entry, 0 if none.
+(V_CHECKED, V_CHECKED_MODE, V_FAILED_CHECK) = range(272, 275)
+# The header word: revision identifier (31 bits), shadow-VMCS indicator, VMX-abort indicator (32 bits).
+V_REVISION: Final = 0
+REVISION: Final = 0x7FFF_FFFF
+SHADOW: Final = 1 << 31
+ABORT_SHIFT: Final = 32
 CLEAR, LAUNCHED = range(2)
 # fmt: on

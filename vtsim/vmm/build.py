@@ -294,6 +294,7 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         host.store(page + at.C["HOST_MSRS"] + 8 * n, value)
     m[s.WIRE_HOST_VECTOR] = at.WIRE_VECTOR
     m[s.WIRE_MESSAGE] = hypervisor.path.addresses["wire"] - at.HOST_DIRECT
+    host.store(at.frame_address(vmxon), int(m[s.VMX_REVISION]))
     host.store(page + at.C["GDTR"], 0x7F)
     host.store(page + at.C["IDTR"], 0xFFF)
     host.store(page + at.C["IDTR"] + 8, at.frame_address(host.idt))

@@ -2,7 +2,7 @@
 
 SDM: "Advanced Programmable Interrupt Controller (APIC)"; "APIC Timer"; "Interrupt, Task, and Processor Priority".
 Not modelled: logical destination mode; focus processor; error reporting; lowest-priority delivery; performance and
-thermal LVT entries.
+thermal LVT entries; NMIs to other CPUs, which arrive as interrupts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ONE_SHOT, PERIODIC, TSC_DEADLINE = range(3)
  REG_INITIAL, REG_CURRENT, REG_DIVIDE, REG_SELF_IPI) = (
     0x02, 0x03, 0x08, 0x0A, 0x0B, 0x0D, 0x0F, 0x10, 0x20, 0x30, 0x32, 0x38, 0x39, 0x3E, 0x3F)
 MASKED = 1 << 16
+NMI_DELIVERY = 4
 # fmt: on
 
 
@@ -114,6 +115,13 @@ def read_register(m: Record, register: int) -> int:
 
 
 @kernel
+def to_itself(m: Record, command: int) -> bool:
+    """Does an interrupt command name the CPU that writes it, by shorthand or by its identifier?"""
+    shorthand = (command >> 18) & 3
+    return shorthand == 1 or (shorthand == 0 and (command >> 32) & 0xFFFFFFFF == m[s.CPU])
+
+
+@kernel
 def write_register(m: Record, a: Arena, register: int, value: int) -> None:
     """Write an APIC register, with its effect."""
     if register == REG_EOI:
@@ -143,6 +151,10 @@ def write_register(m: Record, a: Arena, register: int, value: int) -> None:
         m[s.APIC_PERIOD] = cycles
         m[s.APIC_DEADLINE] = m[s.CYCLE] + cycles if value else FOREVER
         set_limit(m, a)
+    elif register == REG_ICR and (value >> 8) & 7 == NMI_DELIVERY and to_itself(m, value):
+        m[s.NMI_PENDING] = 1
+        m[s.PENDING] = 1
+        m[s.LIMIT] = 0
     elif register == REG_SELF_IPI or (register == REG_ICR and (value >> 18) & 3 == 1):
         request(m, a, value & 0xFF)
     elif register == REG_ICR:

@@ -12,10 +12,12 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EXTERNAL, HORIZON, RF_IF, STOPPED, TRACE_FULL, VALID
 from vtsim.cpu.kernels.apic import acknowledge, timer_fires
+from vtsim.cpu.kernels.breakpoints import instruction_breakpoint
 from vtsim.cpu.kernels.cursor import deliverable, set_limit
-from vtsim.cpu.kernels.events import through_idt
+from vtsim.cpu.kernels.events import deliver, through_idt
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record
+from vtsim.cpu.kernels.pending import DELIVER, arm, begin, debug_exception, rare_event
 from vtsim.cpu.kernels.replay import assert_wire
 from vtsim.cpu.kernels.stream import drain
 from vtsim.vmcs import bits as b
@@ -42,7 +44,15 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
         if m[s.WIRE_AT] and m[s.CYCLE] >= m[s.WIRE_AT]:
             assert_wire(m, a)
             continue
-        if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
+        if m[s.PENDING]:
+            found = rare_event(m, a)
+            if found:
+                m[s.ROW] = 0
+                if found == DELIVER and deliver(m, a, t) == STOPPED:
+                    return m[s.STOP]
+                begin(m)
+                continue
+        if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE] and m[s.INTERRUPT_SHADOW] == 0:
             drain(m, a)
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
             m[s.ROW] = 0
@@ -54,7 +64,7 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             continue
         if m[s.CYCLE] >= m[s.UNTIL]:
             return HORIZON
-        if m[s.INTERRUPT_SHADOW] == 0 and m[s.APIC_PENDING]:
+        if m[s.INTERRUPT_SHADOW] == 0 and deliverable(m, a):
             if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
                 drain(m, a)
                 halted = m[s.HALTED]
@@ -93,6 +103,17 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             if target > m[s.CYCLE]:
                 charge(m, a, o.HALTED_CYCLES, target - m[s.CYCLE])
             continue
+        if m[s.PENDING]:
+            hit = instruction_breakpoint(m)
+            if hit:
+                debug_exception(m, hit)
+                m[s.ROW] = 0
+                if deliver(m, a, t) == STOPPED:
+                    return m[s.STOP]
+                begin(m)
+                continue
+            begin(m)
+            arm(m, a)
         if m[s.INTERRUPT_SHADOW]:
             m[s.INTERRUPT_SHADOW] = 1
             m[s.LIMIT] = m[s.CYCLE]

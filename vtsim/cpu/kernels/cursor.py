@@ -8,12 +8,13 @@ from vtsim.cpu.codes import RF_IF
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.events import HLT_STATE
 
 
 @kernel
 def deliverable(m: Record, a: Arena) -> bool:
     """Would a pending external interrupt be taken at this op boundary, by delivery or by a VM exit?"""
-    if m[s.APIC_PENDING] == 0:
+    if m[s.APIC_PENDING] == 0 or (m[s.HALTED] and m[s.ACTIVITY_STATE] > HLT_STATE):
         return False
     if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
         return True
@@ -30,7 +31,7 @@ def set_limit(m: Record, a: Arena) -> None:
         limit = min(limit, m[s.TIMER_DEADLINE])
         if m[s.WINDOW] and m[s.RFLAGS] & RF_IF:
             limit = 0
-    if m[s.INTERRUPT_SHADOW] or m[s.HALTED] or deliverable(m, a):
+    if m[s.INTERRUPT_SHADOW] or m[s.HALTED] or m[s.PENDING] or deliverable(m, a):
         limit = 0
     m[s.LIMIT] = limit
 

@@ -1,7 +1,6 @@
 """VM exits: save the guest, record why, load the host.
 
 SDM: "VM Exits"; "Saving Guest State"; "Loading Host State".
-Not modelled: MSR areas.
 """
 
 from __future__ import annotations
@@ -11,11 +10,18 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_REPLAY_LOG, A_REPLAY_LOG_LIMIT, A_REPLAY_LOGGED
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import FOREVER, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
-from vtsim.cpu.kernels.contexts import recorded, set_context
+from vtsim.cpu.codes import PRIVILEGED_EXCEPTION, SHUTDOWN, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
+from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit
-from vtsim.cpu.kernels.invalidate import drop_contexts
+from vtsim.cpu.kernels.host_state import load_host_state
 from vtsim.cpu.kernels.ledger import charge, record, settle
+from vtsim.cpu.kernels.msr_areas import (
+    ABORT_LOADING_MSRS,
+    ABORT_SAVING_MSRS,
+    load_msr_area,
+    store_msr_area,
+    vmx_abort,
+)
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
@@ -34,6 +40,17 @@ def log_exit(m: Record, a: Arena, reason: int, qualification: int) -> None:
         a[at] = m[s.RIP] - o.REPLAY_BASE | reason << 32
         a[at + 1] = qualification
     a[A_REPLAY_LOGGED] = n + 1
+
+
+@kernel
+def shut_down(m: Record, a: Arena, indicator: int) -> None:
+    """A VMX abort: the indicator is written and the CPU stops for good.
+
+    SDM: "VMX Aborts".
+    """
+    vmx_abort(m, a, indicator)
+    m[s.STOP] = SHUTDOWN
+    m[s.LIMIT] = 0
 
 
 @kernel
@@ -81,8 +98,10 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     vmcs[v.ENTRY_INTERRUPTION_INFORMATION] &= ~VALID
     # guest state
     controls = vmcs[v.EXIT_CONTROLS]
-    vmcs[v.GUEST_INTERRUPTIBILITY_STATE] = (1 if m[s.INTERRUPT_SHADOW] else 0) | m[s.NMI_BLOCKED] << 3
-    vmcs[v.GUEST_ACTIVITY_STATE] = 1 if m[s.HALTED] else 0
+    vmcs[v.GUEST_INTERRUPTIBILITY_STATE] = (m[s.SHADOW_KIND] if m[s.INTERRUPT_SHADOW] else 0) | (
+        m[s.NMI_BLOCKED] | m[s.VIRTUAL_NMI_BLOCKED]
+    ) << 3
+    vmcs[v.GUEST_ACTIVITY_STATE] = m[s.ACTIVITY_STATE] if m[s.HALTED] else 0
     for n in range(SELECTORS):
         vmcs[v.GUEST_ES_SELECTOR + n] = m[s.ES_SELECTOR + n]
     for n in range(LIMITS):
@@ -103,45 +122,13 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     if controls & b.EXIT_SAVE_PREEMPTION_TIMER and vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
         left = m[s.TIMER_DEADLINE] - m[s.CYCLE]
         vmcs[v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]
-    # host state
-    m[s.NONROOT] = 0
-    m[s.HALTED] = 0
-    m[s.INTERRUPT_SHADOW] = 0
-    m[s.TIMER_DEADLINE] = FOREVER
-    m[s.PRIVILEGE] = o.R0
-    m[s.OWNER] = m[s.HOST_OWNER]
-    m[s.ACTIVITY] = o.EXIT_DISPATCH
-    m[s.CR0] = vmcs[v.HOST_CR0]
-    m[s.CR3] = vmcs[v.HOST_CR3]
-    m[s.CR4] = vmcs[v.HOST_CR4]
-    m[s.CS_SELECTOR] = vmcs[v.HOST_CS_SELECTOR]
-    m[s.SS_SELECTOR] = vmcs[v.HOST_SS_SELECTOR]
-    m[s.TR_SELECTOR] = vmcs[v.HOST_TR_SELECTOR]
-    m[s.CS_ACCESS_RIGHTS] = 0xA09B
-    m[s.SS_ACCESS_RIGHTS] = 0xC093
-    m[s.FS_BASE] = vmcs[v.HOST_FS_BASE]
-    m[s.GS_BASE] = vmcs[v.HOST_GS_BASE]
-    m[s.TR_BASE] = vmcs[v.HOST_TR_BASE]
-    m[s.GDTR_BASE] = vmcs[v.HOST_GDTR_BASE]
-    m[s.IDTR_BASE] = vmcs[v.HOST_IDTR_BASE]
-    m[s.GDTR_LIMIT] = 0xFFFF
-    m[s.IDTR_LIMIT] = 0xFFFF
-    m[s.SYSENTER_CS] = vmcs[v.HOST_IA32_SYSENTER_CS]
-    m[s.SYSENTER_ESP] = vmcs[v.HOST_IA32_SYSENTER_ESP]
-    m[s.SYSENTER_EIP] = vmcs[v.HOST_IA32_SYSENTER_EIP]
-    m[s.GPR + s.RSP] = vmcs[v.HOST_RSP]
-    m[s.RIP] = vmcs[v.HOST_RIP]
-    m[s.RFLAGS] = 2
-    m[s.DR7] = 0x400
-    m[s.DEBUGCTL] = 0
-    if controls & b.EXIT_LOAD_IA32_EFER:
-        m[s.EFER] = vmcs[v.HOST_IA32_EFER]
-    if controls & b.EXIT_LOAD_IA32_PAT:
-        m[s.PAT] = vmcs[v.HOST_IA32_PAT]
-    if m[s.VPID] == 0:
-        drop_contexts(m, a, 0xFFFF, 0, True)
-    m[s.CONTEXT_KEY] = -1
-    set_context(m, a)
+    if vmcs[v.EXIT_MSR_STORE_COUNT]:
+        if store_msr_area(m, a, vmcs[v.EXIT_MSR_STORE_ADDRESS], vmcs[v.EXIT_MSR_STORE_COUNT]):
+            shut_down(m, a, ABORT_SAVING_MSRS)
+    load_host_state(m, a)
+    if vmcs[v.EXIT_MSR_LOAD_COUNT]:
+        if load_msr_area(m, a, vmcs[v.EXIT_MSR_LOAD_ADDRESS], vmcs[v.EXIT_MSR_LOAD_COUNT]):
+            shut_down(m, a, ABORT_LOADING_MSRS)
     charge(m, a, o.VM_EXIT, m[s.EXIT_CYCLES])
     set_limit(m, a)
     if m[s.TRACE_ON]:

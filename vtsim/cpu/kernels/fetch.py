@@ -6,6 +6,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import (
     A_CODE_MAPS,
     A_CODE_OF,
+    A_DECODE,
     A_FRAMES,
     A_REPLAY_LINES,
     A_REPLAY_ROWS,
@@ -17,11 +18,12 @@ from vtsim.base.memory import (
 )
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import EVENT, UD
+from vtsim.cpu.codes import EVENT, UD, UNDECODED
 from vtsim.cpu.kernels.caches import fetch_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.events import raise_exception, raise_fault
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.modes import code_address
 from vtsim.cpu.kernels.translate import translate_code
 
 FETCH_ENTRIES: int = 64  # page look-ups remembered per fetch generation: no hardware, only the simulator's memory
@@ -40,6 +42,8 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
     if recorded(m, a):
         m[s.LINES] = a[A_REPLAY_LINES]
         return a[A_REPLAY_ROWS] + (rip - o.REPLAY_BASE) * o.ROW_WORDS
+    if m[s.MODE]:
+        rip = code_address(m)
     user = m[s.PRIVILEGE] & 1
     key = ((rip >> 12) & VPN_MASK) << TAG_SHIFT | m[s.CONTEXT] << CONTEXT_SHIFT | user
     if (rip >> 56) + 1 & ~1:
@@ -59,8 +63,7 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
             m[s.OP_LENGTH] = 0
             return -1 if raise_fault(m, a, t, hpa) == EVENT else 0
         if not is_memory(a, hpa) or (a[a[A_FRAMES] + (hpa >> 12)] >> FRAME_KIND) & KIND_MASK != CODE:
-            raise_exception(m, UD, 0, 0)
-            return -1
+            return no_row(m, a, hpa)
         page = a[a[A_CODE_OF] + (hpa >> 12)]
         m[s.FETCH_HPA] = hpa & ~0xFFF
         a[at] = key if key >= 0 else -1
@@ -69,10 +72,22 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
         a[at + 3] = m[s.FETCH_HPA]
     row = t[a[A_CODE_MAPS] + page * 4096 + (rip & 0xFFF)]
     if row < 0:
-        raise_exception(m, UD, 0, 0)
-        return -1
+        return no_row(m, a, m[s.FETCH_HPA] | (rip & 0xFFF))
     m[s.LINES] = m[s.LINE_GENERATIONS] + page * 64
     return a[A_ROWS] + row * o.ROW_WORDS
+
+
+@kernel
+def no_row(m: Record, a: Arena, hpa: int) -> int:
+    """No row stands at this address: whoever can decode its bytes is asked to, else #UD."""
+    if a[A_DECODE] and is_memory(a, hpa):
+        if m[s.INTERRUPT_SHADOW]:  # what the boundary decided belongs to the op that is still to come
+            m[s.INTERRUPT_SHADOW] = 2
+        m[s.STOP] = UNDECODED
+        m[s.STOP_A] = hpa
+        return 0
+    raise_exception(m, UD, 0, 0)
+    return -1
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu.kernels.caches import drop, remove
 from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, TAG_SHIFT, VPN_MASK, known_context
-from vtsim.cpu.kernels.walk import FRACTURED, PAGE_FAULT
+from vtsim.cpu.kernels.ept_walk import FRACTURED, PAGE_FAULT
 from vtsim.cpu.slots import (
     CONTEXT,
     CONTEXT_COUNT,

@@ -1,4 +1,4 @@
-"""Model-specific registers: which are storage, which exit, reads and writes.
+"""RDMSR and WRMSR: which of them exit, and what they do otherwise.
 
 SDM: "MSR-Bitmap Address".
 """
@@ -6,80 +6,26 @@ SDM: "MSR-Bitmap Address".
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.base.memory import A_CAPABILITIES
+from vtsim.base.memory import A_CAPABILITIES, A_DECODE, load, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import FOREVER, GP, NEXT
+from vtsim.cpu.codes import GP, NEXT
 from vtsim.cpu.kernels.access import bitmap_bit
 from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
+from vtsim.cpu.kernels.apic_virtualization import note_write, secondary_controls, self_interrupt, virtual_page
 from vtsim.cpu.kernels.contexts import recorded
-from vtsim.cpu.kernels.control_registers import flush_linear
-from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.digest import saw
-from vtsim.cpu.kernels.events import raise_exception
+from vtsim.cpu.kernels.exceptions import raise_exception
+from vtsim.cpu.kernels.msr_storage import msr_slot, store_msr, time_stamp
+from vtsim.cpu.kernels.msr_values import refuses
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
 
 # fmt: off
-FIRST_CAPABILITY, CAPABILITIES = 0x480, 20
+X2APIC: int = 1 << 10             # of IA32_APIC_BASE
+FIRST_X2APIC, LAST_X2APIC, X2APIC_TPR, X2APIC_EOI, X2APIC_SELF_IPI = 0x800, 0x8FF, 0x808, 0x80B, 0x83F
 # fmt: on
-
-
-@kernel
-def msr_slot(index: int) -> int:
-    """The record slot of an MSR that is plain storage, or -1."""
-    if index == 0xC0000080:
-        return s.EFER
-    if index == 0xC0000081:
-        return s.MSR_STAR
-    if index == 0xC0000082:
-        return s.MSR_LSTAR
-    if index == 0xC0000083:
-        return s.MSR_CSTAR
-    if index == 0xC0000084:
-        return s.MSR_FMASK
-    if index == 0xC0000100:
-        return s.FS_BASE
-    if index == 0xC0000101:
-        return s.GS_BASE
-    if index == 0xC0000102:
-        return s.MSR_KERNEL_GS_BASE
-    if index == 0xC0000103:
-        return s.MSR_TSC_AUX
-    if index == 0x1B:
-        return s.MSR_APIC_BASE
-    if index == 0x3A:
-        return s.MSR_FEATURE_CONTROL
-    if index == 0x3B:
-        return s.MSR_TSC_ADJUST
-    if index == 0x48:
-        return s.MSR_SPEC_CTRL
-    if index == 0x174:
-        return s.SYSENTER_CS
-    if index == 0x175:
-        return s.SYSENTER_ESP
-    if index == 0x176:
-        return s.SYSENTER_EIP
-    if index == 0x1A0:
-        return s.MSR_MISC_ENABLE
-    if index == 0x1D9:
-        return s.DEBUGCTL
-    if index == 0x277:
-        return s.PAT
-    if index == 0x6E0:
-        return s.MSR_TSC_DEADLINE
-    if index == 0xDA0:
-        return s.MSR_XSS
-    return -1
-
-
-@kernel
-def time_stamp(m: Record) -> int:
-    """What RDTSC reads now."""
-    tsc = m[s.CYCLE] + m[s.MSR_TSC_ADJUST]
-    if m[s.NONROOT]:
-        tsc += m[s.TSC_OFFSET]
-    return tsc
 
 
 @kernel
@@ -106,6 +52,11 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
     """RDMSR: NEXT with RDX:RAX, or #GP."""
     value = 0
     slot = msr_slot(index)
+    if FIRST_X2APIC <= index <= LAST_X2APIC and a[A_DECODE]:
+        if m[s.NONROOT] and read_virtual(m, a, index):
+            return NEXT
+        if m[s.MSR_APIC_BASE] & X2APIC == 0:
+            return raise_exception(m, GP, 1, 0)
     if slot >= 0:
         value = m[slot]
         saw(m, value)
@@ -113,7 +64,7 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
         value = time_stamp(m)
     elif 0x800 <= index <= 0x83F:
         value = read_register(m, index - 0x800)
-    elif FIRST_CAPABILITY <= index < FIRST_CAPABILITY + CAPABILITIES:
+    elif FIRST_CAPABILITY <= index < FIRST_CAPABILITY + CAPABILITY_MSRS:
         value = a[a[A_CAPABILITIES] + index - FIRST_CAPABILITY]
     elif not recorded(m, a):  # the recorded machine had the register: its guest saw no fault
         return raise_exception(m, GP, 1, 0)
@@ -123,28 +74,68 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
 
 
 @kernel
+def refused(m: Record, a: Arena, index: int, value: int) -> bool:
+    """Does this processor refuse a write: x2APIC registers outside x2APIC mode, reserved bits?"""
+    if FIRST_X2APIC <= index <= LAST_X2APIC:
+        return m[s.MSR_APIC_BASE] & X2APIC == 0
+    return refuses(m, a, index, value)
+
+
+@kernel
+def read_virtual(m: Record, a: Arena, index: int) -> bool:
+    """RDMSR of an x2APIC register that the virtual-APIC page answers: True if it did.
+
+    SDM: "Virtualizing MSR-Based APIC Accesses".
+    """
+    controls = secondary_controls(m, a)
+    if controls & b.VIRTUALIZE_X2APIC_MODE == 0:
+        return False
+    if index != X2APIC_TPR and controls & b.APIC_REGISTER_VIRTUALIZATION == 0:
+        return False
+    value = load(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8)
+    m[s.GPR + s.RAX] = value & 0xFFFFFFFF
+    m[s.GPR + s.RDX] = (value >> 32) & 0xFFFFFFFF
+    return True
+
+
+@kernel
+def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
+    """WRMSR of an x2APIC register that is virtualized: NEXT or EVENT, or -1 where it is not.
+
+    SDM: "Virtualizing MSR-Based APIC Accesses".
+    """
+    controls = secondary_controls(m, a)
+    if controls & b.VIRTUALIZE_X2APIC_MODE == 0:
+        return -1
+    if index != X2APIC_TPR and controls & b.VIRTUAL_INTERRUPT_DELIVERY == 0:
+        return -1
+    if index != X2APIC_TPR and index != X2APIC_EOI and index != X2APIC_SELF_IPI:
+        return -1
+    if value & ~0xFF or (index == X2APIC_EOI and value):
+        return raise_exception(m, GP, 1, 0)
+    if index == X2APIC_SELF_IPI and value & 0xF0:
+        self_interrupt(m, a, value)
+        return NEXT
+    store(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8, value)
+    note_write(m, (index & 0xFF) << 4)
+    return NEXT
+
+
+@kernel
 def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
     """WRMSR: NEXT, or #GP."""
+    if FIRST_X2APIC <= index <= LAST_X2APIC and a[A_DECODE] and m[s.NONROOT]:
+        ended = write_virtual(m, a, index, value)
+        if ended >= 0:
+            return ended
+    if a[A_DECODE] and refused(m, a, index, value):
+        return raise_exception(m, GP, 1, 0)
     if 0x800 <= index <= 0x83F:
         m[s.CYCLE] += m[s.P_WRMSR_X2APIC] - m[s.PRICE + o.WRMSR]
         write_register(m, a, index - 0x800, value)
         return NEXT
-    slot = msr_slot(index)
-    if index == 0x10:
-        m[s.MSR_TSC_ADJUST] += value - time_stamp(m)
-        return NEXT
-    if slot < 0:
-        return NEXT if recorded(m, a) else raise_exception(m, GP, 1, 0)
-    if slot == s.MSR_TSC_DEADLINE and m[s.APIC_TIMER_MODE] != TSC_DEADLINE:
-        return NEXT
-    old = m[slot]
-    m[slot] = value
-    if slot == s.EFER and (old ^ value) & (1 << 11):
-        flush_linear(m, a)
-    if slot == s.MSR_TSC_DEADLINE:
+    if index == 0x6E0 and m[s.APIC_TIMER_MODE] == TSC_DEADLINE:
         m[s.CYCLE] += m[s.P_WRMSR_X2APIC] - m[s.PRICE + o.WRMSR]
-        m[s.APIC_DEADLINE] = FOREVER
-        if value:
-            m[s.APIC_DEADLINE] = value - m[s.MSR_TSC_ADJUST] - (m[s.TSC_OFFSET] if m[s.NONROOT] else 0)
-        set_limit(m, a)
+    if not store_msr(m, a, index, value) and not recorded(m, a):
+        return raise_exception(m, GP, 1, 0)
     return NEXT

@@ -16,10 +16,12 @@ from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.kernels.access import effective
 from vtsim.cpu.kernels.alu import arithmetic, holds
 from vtsim.cpu.kernels.caches import probe
+from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.fetch import fetch
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.cpu.kernels.translate import quickly
-from vtsim.cpu.kernels.walk import READ, WRITE
+from vtsim.vmcs import state as h
+from vtsim.vmcs.groups import ALL_GROUPS
 
 NOWHERE: int = 1 << 60  # no page's or line's number
 
@@ -191,7 +193,9 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
             if op == o.VMREAD:
                 m[s.GPR + a[r + o.ROW_R1]] = a[field]
             else:
-                a[field] = m[s.GPR + a[r + o.ROW_R1]]
+                kept = a[r + o.ROW_TARGET]  # in its low bits, of the groups of checks
+                a[field] = m[s.GPR + a[r + o.ROW_R1]] & (kept | ALL_GROUPS)
+                a[vmcs + h.V_CHECKED] &= kept
         elif op != o.NOP:
             break
         cycle += m[s.PRICE + op]

@@ -7,28 +7,48 @@ from __future__ import annotations
 
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import A_CPUID, A_CPUID_COUNT
+from vtsim.base.memory import A_CPUID, A_CPUID_COUNT, A_DECODE
 from vtsim.cpu import accounts as k
-from vtsim.cpu import exit_rules as rules
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import ARITHMETIC, GP, JUMPED, NEXT, RF_CF, RF_IF, SOFTWARE_INTERRUPT, UD
-from vtsim.cpu.exit_rules import BIT, REASON, RING, WHERE
+from vtsim.cpu.codes import (
+    ARITHMETIC,
+    EVENT,
+    GP,
+    JUMPED,
+    NEXT,
+    RF_CF,
+    RF_IF,
+    SOFTWARE_INTERRUPT,
+    UD,
+)
+from vtsim.cpu.exit_rules import REASON, RING, UNDEFINED
+from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
 from vtsim.cpu.kernels.contexts import GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
+from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest
 from vtsim.cpu.kernels.digest import mix, saw
-from vtsim.cpu.kernels.events import deliver, raise_exception, raise_fault
-from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.cpu.kernels.events import deliver
+from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
+from vtsim.cpu.kernels.far import interrupt_return
 from vtsim.cpu.kernels.invalidate import drop_contexts, drop_page
 from vtsim.cpu.kernels.ledger import record, settle
 from vtsim.cpu.kernels.msrs import msr_exits, read_msr, time_stamp, write_msr
 from vtsim.cpu.kernels.ports import in_out
+from vtsim.cpu.kernels.sensitive import before_exits, exit_by_instruction, exits_by_rule, port_op, undefined
+from vtsim.cpu.kernels.vm_functions import EXITS
 from vtsim.cpu.kernels.vmx import vmx
-from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.events import BLOCKING_BY_STI, HLT_STATE
+
+# fmt: off
+CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
+DR7_GD, DR6_BD = 1 << 13, 1 << 13
+COUNTERS: int = 2                  # of processors that do not enumerate them
+# fmt: on
 
 
 @kernel
@@ -145,73 +165,56 @@ def halt(m: Record, a: Arena) -> int:
     a[m[s.OWNER] + k.HALTS] += 1
     settle(m, a)
     m[s.HALTED] = 1
+    m[s.ACTIVITY_STATE] = HLT_STATE
     m[s.LIMIT] = 0
     m[s.HALTED_AT] = m[s.CYCLE]
     return NEXT
 
 
 @kernel
-def exit_qualification(m: Record, a: Arena, r: int, op: int) -> int:
-    """The exit qualification of an op that exits by rule.
-
-    SDM: "Exit Qualification".
-    """
-    if op == o.MOV_FROM_DR or op == o.MOV_TO_DR:
-        return a[r + o.ROW_IMM] | (16 if op == o.MOV_FROM_DR else 0) | (a[r + o.ROW_R1] & 15) << 8
-    if op == o.INVLPG:
-        return effective(m, a, r)
-    if a[r + o.ROW_MEM] & 31 < 16 or a[r + o.ROW_DISP] != 0:
-        return a[r + o.ROW_DISP]
-    return 0
-
-
-@kernel
-def exits_by_rule(m: Record, a: Arena, op: int) -> bool:
-    """Does this op, in non-root mode, exit always or because of one control bit?"""
-    where = WHERE[op]
-    if where == rules.PRIMARY:
-        return a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & BIT[op] != 0
-    if where == rules.SECONDARY:
-        return (
-            a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS != 0
-            and a[m[s.VMCS] + v.SECONDARY_PROC_CONTROLS] & BIT[op] != 0
-        )
-    return where == rules.ALWAYS
-
-
-@kernel
 def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """Execute one sensitive or privileged op: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
+    if UNDEFINED[op] and undefined(m, a, op):
+        return raise_exception(m, UD, 0, 0)
+    decoded = a[r + o.ROW_MEM] & o.MEM_DECODED
+    if decoded and (op == o.MOV_TO_DR or op == o.MOV_FROM_DR):
+        return debug_register(m, a, r, op)
+    if decoded and before_exits(m, a, t, r, op):
+        return EVENT
     ring3 = m[s.PRIVILEGE] & 1
+    if RING[op] == 3:
+        ended = vmx(m, a, t, r, op)
+        return exit_by_instruction(m, a, r, op, REASON[op]) if ended == EXITS else ended
     if m[s.NONROOT]:
         if ring3 and RING[op] == 1:
             return raise_exception(m, GP, 1, 0)
         if exits_by_rule(m, a, op):
-            vm_exit(m, a, REASON[op], exit_qualification(m, a, r, op), m[s.OP_LENGTH])
-            return JUMPED
-    elif RING[op] == 3 and m[s.VMXON] == 0:
-        return raise_exception(m, UD, 0, 0)
+            return exit_by_instruction(m, a, r, op, REASON[op])
     if ring3:
-        if RING[op] == 1 or RING[op] == 3 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3):
+        if RING[op] == 1 or (RING[op] == 2 and (m[s.RFLAGS] >> 12) & 3 != 3 and not port_op(decoded, op)):
             return raise_exception(m, GP, 1, 0)
     if op == o.RDMSR or op == o.WRMSR:
         index = m[s.GPR + s.RCX] & 0xFFFFFFFF
         if m[s.NONROOT] and msr_exits(m, a, index, op == o.WRMSR):
-            vm_exit(m, a, x.MSR_WRITE if op == o.WRMSR else x.MSR_READ, 0, m[s.OP_LENGTH])
-            return JUMPED
+            return exit_by_instruction(m, a, r, op, x.MSR_WRITE if op == o.WRMSR else x.MSR_READ)
         if op == o.RDMSR:
             return read_msr(m, a, index)
         return write_msr(m, a, index, (m[s.GPR + s.RAX] & 0xFFFFFFFF) | (m[s.GPR + s.RDX] << 32))
     if op == o.IN or op == o.OUT or op == o.INS or op == o.OUTS:
         return in_out(m, a, t, r, op)
     if op == o.MOV_TO_CR or op == o.MOV_FROM_CR or op == o.CLTS or op == o.LMSW:
-        return move_cr(m, a, r, op)
+        return move_cr(m, a, t, r, op)
     if op == o.IRET:
-        return return_from_interrupt(m, a, t)
+        return interrupt_return(m, a, t, r) if decoded else return_from_interrupt(m, a, t)
     if op == o.SYSCALL or op == o.SYSRET or op == o.SYSENTER or op == o.SYSEXIT:
+        if a[A_DECODE] and (op == o.SYSENTER or op == o.SYSEXIT):
+            if m[s.MODE] & modes.REAL or m[s.SYSENTER_CS] & 0xFFFC == 0:
+                return raise_exception(m, GP, 1, 0)
         return system_call(m, a, op)
-    if RING[op] == 3 or op == o.VMXON:
-        return vmx(m, a, t, r, op)
+    if decoded:
+        ended = decoded_rest(m, a, t, r, op)
+        if ended != NOT_HERE:
+            return ended
     return system_rest(m, a, t, r, op)
 
 
@@ -239,6 +242,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         if m[s.RFLAGS] & RF_IF == 0:
             m[s.RFLAGS] |= RF_IF
             m[s.INTERRUPT_SHADOW] = 2
+            m[s.SHADOW_KIND] = BLOCKING_BY_STI
             m[s.LIMIT] = 0
     elif op == o.PUSHF:
         fault = write_as(m, a, t, m[s.GPR + s.RSP] - 8, m[s.RFLAGS], m[s.PRIVILEGE] & 1)
@@ -306,6 +310,8 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         m[g] = m[s.TR_SELECTOR]
         saw(m, m[g])
     elif op == o.XSETBV:
+        if m[s.PRIVILEGE] & 1:
+            return raise_exception(m, GP, 1, 0)
         m[s.XCR0] = (m[s.GPR + s.RAX] & 0xFFFFFFFF) | m[s.GPR + s.RDX] << 32
     elif op == o.WBINVD or op == o.INVD:
         for cache in range(s.L1I, s.L3 + 8, 8):
@@ -315,7 +321,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         state = m[s.CYCLE] * 0x9E3779B1 + 0x7F4A7C15
         m[g] = state ^ ((state >> 17) & 0xFFFF)
         m[s.RFLAGS] = (m[s.RFLAGS] & ~ARITHMETIC) | RF_CF
-    elif op == o.VMCALL or op == o.VMFUNC or op == o.GETSEC or op == o.UD:
+    elif op == o.GETSEC or op == o.UD:
         return raise_exception(m, UD, 0, 0)
     elif op == o.INT:
         m[s.EVENT_VECTOR] = a[r + o.ROW_IMM]

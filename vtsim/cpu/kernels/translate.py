@@ -25,8 +25,9 @@ from vtsim.cpu.accounts import (
 )
 from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK
+from vtsim.cpu.kernels.ept_walk import DATA_GLOBAL, DATA_SIZE, EXECUTE, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.cpu.kernels.invalidate import forget_faulting
-from vtsim.cpu.kernels.walk import DATA_GLOBAL, DATA_SIZE, EXECUTE, NOT_CANONICAL, PAGE_FAULT, VIOLATION, walk
+from vtsim.cpu.kernels.walk import walk
 from vtsim.cpu.slots import (
     CONTEXT,
     CONTEXT_GLOBAL,

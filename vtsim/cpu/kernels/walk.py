@@ -11,38 +11,40 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
-    EPT_PWC_HITS,
-    EPT_REFERENCES,
     GUEST_REFERENCES,
-    NESTED_TLB_HITS,
-    NESTED_TLB_MISSES,
     PWC_HITS,
 )
 from vtsim.cpu.kernels.caches import find, keep, read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, TAG_SHIFT, VPN_MASK
+from vtsim.cpu.kernels.ept_walk import (
+    CR0_WP,
+    DATA_GLOBAL,
+    DATA_SIZE,
+    EFER_NXE,
+    EXECUTE,
+    FRACTURED,
+    UP_HOST_WRITE,
+    UP_NX,
+    UP_USER,
+    UP_WRITE,
+    WRITE,
+    final_need,
+    linear_rights,
+    nested,
+    page_fault,
+)
+from vtsim.cpu.kernels.legacy_walk import walk_legacy
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT,
-    CONTEXT_PHYSICAL,
     CR0,
     CR3,
     CR4,
     EFER,
-    EPT_AD,
-    EPT_PDE,
-    EPT_PDPTE,
-    EPT_PML4E,
-    EPT_PWC_HIT_CYCLES,
-    EPT_SIZES,
     EPTP,
-    EXECUTE_ONLY,
-    FAULT_CODE,
     FAULT_GPA,
     FAULT_GVA,
-    FAULT_KIND,
     FAULT_QUALIFICATION,
-    NESTED_HIT_CYCLES,
-    NESTED_TLB,
     NONROOT,
     OWNER,
     PAGE_SIZES,
@@ -56,15 +58,8 @@ from vtsim.cpu.slots import (
 )
 from vtsim.ept.spec import (
     ADDRESS,
-    EPT_ACCESSED,
-    EPT_DIRTY,
-    EPT_EXECUTE,
-    EPT_LARGE,
     EPT_READ,
-    EPT_RWX,
-    EPT_TYPE,
     EPT_WRITE,
-    LEGAL_TYPES,
     PF_FETCH,
     PF_PRESENT,
     PF_RESERVED,
@@ -78,153 +73,7 @@ from vtsim.ept.spec import (
     PTE_PRESENT,
     PTE_USER,
     PTE_WRITE,
-    Q_FETCH,
-    Q_FINAL,
-    Q_LINEAR_VALID,
-    Q_READ,
-    Q_RIGHTS,
-    Q_WRITE,
 )
-
-# fmt: off
-READ, WRITE, EXECUTE = range(3)
-# a translation is its address, or one of
-PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL = -1, -2, -3, -4
-CR0_WP: int = 1 << 16
-EFER_NXE: int = 1 << 11
-# data word: address | permission bits 0-5 | global (6) | page size (7-8)
-DATA_GLOBAL, DATA_SIZE = 6, 7
-# rights carried by paging-structure caches
-UP_WRITE, UP_USER, UP_NX, UP_HOST_WRITE = 1, 2, 4, 8
-FRACTURED = 8  # of PAGE_SIZES: some translation of a large page was kept as a smaller one
-# fmt: on
-
-
-@kernel
-def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking: bool) -> int:
-    """Record a refused guest-physical access."""
-    m[FAULT_KIND] = kind
-    m[FAULT_GPA] = gpa
-    q = Q_LINEAR_VALID | (rights << Q_RIGHTS)
-    if access & EPT_READ:
-        q |= Q_READ
-    if access & EPT_WRITE:
-        q |= Q_WRITE
-    if access & EPT_EXECUTE:
-        q |= Q_FETCH
-    if not walking:
-        q |= Q_FINAL
-    m[FAULT_QUALIFICATION] = q if kind == VIOLATION else 0
-    return kind
-
-
-@kernel
-def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -> int:
-    """Translate a guest-physical page: host page address | rights (0-2) | dirty (3) | page size (4-5), or a fault.
-
-    `access` is made of EPT_READ, EPT_WRITE, EPT_EXECUTE. With accessed and dirty flags, accesses to guest paging
-    structures count as writes.
-    """
-    need = access
-    if walking and m[EPT_AD]:
-        need = access | EPT_WRITE
-    context = m[CONTEXT_PHYSICAL] << CONTEXT_SHIFT
-    sizes = m[EPT_SIZES]
-    for size in range(3):
-        if (sizes >> size) & 1:
-            number = gpa >> (12 + 9 * size)
-            data = find(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size)
-            if data >= 0 and need & ~data & EPT_RWX == 0 and (need & EPT_WRITE == 0 or (data >> 3) & 1):
-                a[m[OWNER] + NESTED_TLB_HITS] += 1
-                m[WALK_LATENCY] += m[NESTED_HIT_CYCLES]
-                within = (1 << (12 + 9 * size)) - 4096
-                return (data & ~(within | 0xFFF)) | (gpa & within) | (data & 0xFFF)
-    a[m[OWNER] + NESTED_TLB_MISSES] += 1
-    return ept_walk(m, a, t, gpa, need, walking, context)
-
-
-@kernel
-def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, context: int) -> int:
-    """Walk the EPT paging structures, from the deepest cached level on; keep what was learnt."""
-    owner = m[OWNER]
-    table = m[EPTP] & ADDRESS
-    level = 4
-    rights = EPT_RWX
-    up = find(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context)
-    if up >= 0:
-        level = 1
-    else:
-        up = find(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context)
-        if up >= 0:
-            level = 2
-        else:
-            up = find(m, a, EPT_PML4E, gpa >> 39, (gpa >> 39) << TAG_SHIFT | context)
-            if up >= 0:
-                level = 3
-    if up >= 0:
-        table = up & ADDRESS
-        rights = up & EPT_RWX
-        m[WALK_LATENCY] += m[EPT_PWC_HIT_CYCLES]
-        a[owner + EPT_PWC_HITS] += 1
-    while True:
-        shift = 3 + 9 * level
-        at = table | ((gpa >> shift) & 511) << 3
-        m[WALK_LATENCY] += read_line(m, a, t, at)
-        a[owner + EPT_REFERENCES] += 1
-        entry = load_word(a, at) if is_memory(a, at) else 0
-        allowed = entry & EPT_RWX
-        if allowed == 0:
-            return ept_fault(m, VIOLATION, gpa, need, 0, walking)
-        if (allowed & EPT_READ == 0 and (allowed & EPT_WRITE or m[EXECUTE_ONLY] == 0)) or entry & m[RESERVED_BITS]:
-            return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
-        leaf = level == 1 or entry & EPT_LARGE != 0
-        if leaf:
-            if level == 4 or (LEGAL_TYPES >> ((entry >> EPT_TYPE) & 7)) & 1 == 0:
-                return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
-            if level > 1 and entry & (((1 << shift) - 1) & ~0xFFF):
-                return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
-        elif entry & 0xF8:
-            return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
-        rights &= allowed
-        if leaf and need & ~rights:
-            return ept_fault(m, VIOLATION, gpa, need, rights, walking)
-        if m[EPT_AD]:
-            flags = EPT_ACCESSED
-            if leaf and need & EPT_WRITE:
-                flags |= EPT_DIRTY
-            if entry & flags != flags:
-                entry |= flags
-                store_word(a, at, entry)
-                m[WALK_LATENCY] += m[ATOMIC_CYCLES]
-        if leaf:
-            break
-        table = entry & ADDRESS
-        if level == 2:
-            keep(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context, table | rights)
-        elif level == 3:
-            keep(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context, table | rights)
-        else:
-            keep(m, a, EPT_PML4E, gpa >> 39, (gpa >> 39) << TAG_SHIFT | context, table | rights)
-        level -= 1
-    size = level - 1
-    within = (1 << shift) - 1
-    dirty = 1
-    if m[EPT_AD] and entry & EPT_DIRTY == 0:
-        dirty = 0
-    data = rights | dirty << 3 | size << 4
-    number = gpa >> shift
-    keep(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size, (entry & ADDRESS & ~within) | data)
-    m[EPT_SIZES] |= 1 << size
-    return (entry & ADDRESS & ~within) | (gpa & within & ~0xFFF) | data
-
-
-@kernel
-def page_fault(m: Record, gva: int, code: int) -> int:
-    """Record a page fault."""
-    m[FAULT_KIND] = PAGE_FAULT
-    m[FAULT_GVA] = gva
-    m[FAULT_CODE] = code
-    return PAGE_FAULT
 
 
 @kernel
@@ -232,16 +81,14 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """Walk the paging structures, through EPT in non-root mode with EPT; the data word for a TLB, or a fault."""
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
-    need = EPT_READ
-    if access == WRITE:
-        need = EPT_WRITE
-    elif access == EXECUTE:
-        need = EPT_EXECUTE
     levels = m[PAGING_LEVELS]
+    if levels < 4 and levels:
+        return walk_legacy(m, a, t, gva, access, user)
     gpa = gva & ((1 << 52) - 1) & ~0xFFF
     permissions = 0x3F
     size = 2
     is_global = 0
+    rights = UP_WRITE | UP_USER
     if levels:
         code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
         if access == EXECUTE and (m[EFER] & EFER_NXE or m[CR4] & CR4_SMEP):
@@ -292,9 +139,11 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 elif level == 3:
                     keep(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context, kept)
             at = table | ((gva >> shift) & 511) << 3
-            m[WALK_LATENCY] += read_line(m, a, t, at)
             a[owner + GUEST_REFERENCES] += 1
-            entry = load_word(a, at) if is_memory(a, at) else 0
+            entry = 0
+            if is_memory(a, at):
+                m[WALK_LATENCY] += read_line(m, a, t, at)
+                entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)
             leaf = level == 1 or (entry & PTE_LARGE != 0 and level <= 3)
@@ -366,17 +215,19 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             is_global = 1
     hpa = gpa
     if through_ept:
-        host = nested(m, a, t, gpa, need, False)
+        host = nested(m, a, t, gpa, final_need(m, access, rights), False)
         if host < 0:
             m[FAULT_GVA] = gva
             m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            if levels:
+                m[FAULT_QUALIFICATION] |= linear_rights(m, rights)
             return host
         hpa = host & ADDRESS
         if host & EPT_READ == 0:
             permissions &= ~3
         if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
             permissions &= ~0xC
-        if host & EPT_EXECUTE == 0:
+        if host & final_need(m, EXECUTE, rights) == 0:
             permissions &= 0xF
         if (host >> 4) & 3 < size:
             size = (host >> 4) & 3

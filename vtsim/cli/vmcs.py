@@ -1,0 +1,72 @@
+"""`vtsim vmcs`: the fields of a VMCS, what a VMCS holds, and recorded cases held against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from vtsim.base import jit
+from vtsim.base.errors import ConfigError
+from vtsim.cli import FINE
+from vtsim.cli.output import emit, note, show
+from vtsim.cli.run import COMPILING
+from vtsim.config import load_scenario, located
+from vtsim.cpu.kernels.run import run_all
+from vtsim.platform.vmcs import vmcs_after
+from vtsim.study.vmcs_view import vmcs_json, vmcs_text
+from vtsim.study.vmx.base_states import BaseStates
+from vtsim.study.vmx.cases import read_cases
+from vtsim.study.vmx.replay import DIFFER, Summary, Verdict, case_text, replay, summary_table, to_json
+
+DIFFERENCES_FOUND: Final = 1
+RESOLVED: Final = "resolved.yaml"
+
+
+def replay_cases(file: Path, base_states: Path | None, *, json: bool, all_cases: bool, limit: int) -> int:
+    """Replay a file, print what is asked for; 1 if any case differs."""
+    where = BaseStates.beside(file) if base_states is None else BaseStates.of(base_states)
+    _say_if_compiling()
+    summary: Summary = Summary()
+    differing: list[Verdict] = []
+    shown: list[Verdict] = []
+    for verdict in replay(read_cases(file), where):
+        summary.add(verdict)
+        if verdict.status == DIFFER:
+            differing.append(verdict)
+        if not json and (all_cases or (verdict.status == DIFFER and len(shown) < limit)):
+            emit(case_text(verdict) + "\n")
+            shown.append(verdict)
+    if json:
+        emit(to_json(summary, differing) + "\n")
+    else:
+        if shown:
+            emit("\n")
+        show(summary_table(summary, shown, limit))
+    return DIFFERENCES_FOUND if summary.differ else FINE
+
+
+def show_vmcs(run: Path, settings: tuple[str, ...], *, json: bool) -> int:
+    """Run a scenario, or the scenario of a result, and print the VMCS of each vCPU as it then stands."""
+    file = run
+    if run.is_dir():
+        file = run / RESOLVED
+        if not file.is_file():
+            raise ConfigError(
+                f"there is no {RESOLVED} in {run}", field="RUN", help="RUN is a scenario, or what run --output wrote"
+            )
+    scenario = load_scenario(file, settings)
+    _say_if_compiling()
+    try:
+        shown = vmcs_after(scenario)
+    except ConfigError as error:
+        raise located(error, file, settings) from None
+    if json:
+        emit(vmcs_json(shown) + "\n")
+    else:
+        show(vmcs_text(shown))
+    return FINE
+
+
+def _say_if_compiling() -> None:
+    if not jit.kernels_are_cached(run_all):
+        note(COMPILING)

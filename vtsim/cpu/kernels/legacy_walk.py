@@ -1,0 +1,196 @@
+"""Walks of the structures of 32-bit and PAE paging.
+
+SDM: "32-Bit Paging"; "PAE Paging".
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.memory import is_memory, load, load_word, store, store_word
+from vtsim.cpu.accounts import (
+    GUEST_REFERENCES,
+)
+from vtsim.cpu.kernels.caches import read_line
+from vtsim.cpu.kernels.contexts import CR4_PGE, CR4_SMEP
+from vtsim.cpu.kernels.ept_walk import (
+    CR0_WP,
+    CR4_PSE,
+    DATA_GLOBAL,
+    DATA_SIZE,
+    EFER_NXE,
+    EXECUTE,
+    FRACTURED,
+    UP_NX,
+    UP_USER,
+    UP_WRITE,
+    WRITE,
+    final_need,
+    linear_rights,
+    nested,
+    page_fault,
+)
+from vtsim.cpu.slots import (
+    ATOMIC_CYCLES,
+    CR0,
+    CR3,
+    CR4,
+    EFER,
+    EPTP,
+    FAULT_GPA,
+    FAULT_GVA,
+    FAULT_QUALIFICATION,
+    NONROOT,
+    OWNER,
+    PAGE_SIZES,
+    PAGING_LEVELS,
+    PDPTE0,
+    RESERVED_BITS,
+    WALK_LATENCY,
+)
+from vtsim.ept.spec import (
+    ADDRESS,
+    EPT_READ,
+    EPT_WRITE,
+    PF_FETCH,
+    PF_PRESENT,
+    PF_RESERVED,
+    PF_USER,
+    PF_WRITE,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_GLOBAL,
+    PTE_LARGE,
+    PTE_NO_EXECUTE,
+    PTE_PRESENT,
+    PTE_USER,
+    PTE_WRITE,
+)
+
+
+@kernel
+def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
+    """Walk the structures of 32-bit or PAE paging; as `walk`. A 4-MiB page is kept as the 2 MiB that were asked for.
+
+    SDM: "32-Bit Paging"; "PAE Paging".
+    Not modelled: paging-structure caches of these modes.
+    """
+    owner = m[OWNER]
+    through_ept = m[NONROOT] != 0 and m[EPTP] != 0
+    pae = m[PAGING_LEVELS] == 3
+    code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
+    if access == EXECUTE and ((pae and m[EFER] & EFER_NXE) or m[CR4] & CR4_SMEP):
+        code |= PF_FETCH
+    table = m[CR3] & 0xFFFFF000
+    if pae:
+        entry = m[PDPTE0 + ((gva >> 30) & 3)]
+        if entry & PTE_PRESENT == 0:
+            return page_fault(m, gva, code)
+        table = entry & ADDRESS
+    rights = UP_WRITE | UP_USER
+    shift = 21 if pae else 22
+    for level in range(2, 0, -1):
+        index = (gva >> shift) & (511 if pae else 1023)
+        place = table | index << (3 if pae else 2)
+        host = place
+        if through_ept:
+            found = nested(m, a, t, table, EPT_READ, True)
+            if found < 0:
+                m[FAULT_GVA] = gva
+                m[FAULT_GPA] = place
+                return found
+            host = (found & ADDRESS) | (place & 0xFFF)
+        a[owner + GUEST_REFERENCES] += 1
+        entry = 0
+        if is_memory(a, host):
+            m[WALK_LATENCY] += read_line(m, a, t, host)
+            entry = load_word(a, host) if pae else load(a, host, 4)
+        if entry & PTE_PRESENT == 0:
+            return page_fault(m, gva, code)
+        leaf = level == 1 or (entry & PTE_LARGE != 0 and (pae or m[CR4] & CR4_PSE != 0))
+        wrong = 0
+        if pae:
+            wrong = entry & (m[RESERVED_BITS] | 0x7FF << 52)
+            if entry < 0 and m[EFER] & EFER_NXE == 0:
+                wrong = 1
+            if leaf and level == 2 and entry & 0x1FE000:
+                wrong = 1
+        elif leaf and level == 2 and entry & 0x200000:
+            wrong = 1
+        if wrong:
+            return page_fault(m, gva, code | PF_RESERVED | PF_PRESENT)
+        if entry & PTE_WRITE == 0:
+            rights &= ~UP_WRITE
+        if entry & PTE_USER == 0:
+            rights &= ~UP_USER
+        if pae and entry & PTE_NO_EXECUTE:
+            rights |= UP_NX
+        if leaf:
+            refused = (user and rights & UP_USER == 0) or (access == EXECUTE and rights & UP_NX)
+            if access == WRITE and rights & UP_WRITE == 0 and (user or m[CR0] & CR0_WP):
+                refused = True
+            if access == EXECUTE and not user and rights & UP_USER and m[CR4] & CR4_SMEP:
+                refused = True
+            if refused:
+                return page_fault(m, gva, code | PF_PRESENT)
+        flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
+        if entry & flags != flags:
+            if through_ept:
+                found = nested(m, a, t, table, EPT_WRITE, True)
+                if found < 0:
+                    m[FAULT_GVA] = gva
+                    m[FAULT_GPA] = place
+                    return found
+            entry |= flags
+            if pae:
+                store_word(a, host, entry)
+            else:
+                store(a, host, 4, entry)
+            m[WALK_LATENCY] += m[ATOMIC_CYCLES]
+        if leaf:
+            break
+        table = entry & (ADDRESS if pae else 0xFFFFF000)
+        shift -= 9 if pae else 10
+    size = 0
+    gpa = (entry & (ADDRESS if pae else 0xFFFFF000)) | (gva & 0xFFF)
+    if level == 2:
+        size = 1
+        if pae:
+            gpa = (entry & ADDRESS & ~0x1FFFFF) | (gva & 0x1FFFFF)
+        else:
+            gpa = (entry & 0xFFC00000) | ((entry >> 13) & 0xFF) << 32 | (gva & 0x3FFFFF)
+    gpa &= ~0xFFF
+    permissions = 1 | 1 << 4
+    if rights & UP_USER:
+        permissions |= 2 | 1 << 5
+        if m[CR4] & CR4_SMEP:
+            permissions &= ~(1 << 4)
+    if rights & UP_NX:
+        permissions &= 0xF
+    if entry & PTE_DIRTY:
+        if rights & UP_WRITE or m[CR0] & CR0_WP == 0:
+            permissions |= 1 << 2
+        if rights & UP_WRITE and rights & UP_USER:
+            permissions |= 1 << 3
+    is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
+    hpa = gpa
+    if through_ept:
+        need = final_need(m, access, rights)
+        host = nested(m, a, t, gpa, need, False)
+        if host < 0:
+            m[FAULT_GVA] = gva
+            m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            m[FAULT_QUALIFICATION] |= linear_rights(m, rights)
+            return host
+        hpa = host & ADDRESS
+        if host & EPT_READ == 0:
+            permissions &= ~3
+        if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
+            permissions &= ~0xC
+        if host & final_need(m, EXECUTE, rights) == 0:
+            permissions &= 0xF
+        if (host >> 4) & 3 < size:
+            size = (host >> 4) & 3
+            m[PAGE_SIZES] |= FRACTURED
+    if not is_memory(a, hpa):
+        size = 0
+    return (hpa & ~((1 << (12 + 9 * size)) - 1)) | permissions | is_global << DATA_GLOBAL | size << DATA_SIZE

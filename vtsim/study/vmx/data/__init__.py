@@ -1,0 +1,1 @@
+"""Base states and the memory image of recorded VMX cases."""
