@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vtsim.config import reference
 from vtsim.study.result import reference as result_reference
+from vtsim.vmcs.coverage import page as coverage
 
 # Every generated document and what writes it; a test compares them.
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -41,7 +42,12 @@ def not_modelled() -> str:
     return "\n".join(lines) + "\n"
 
 
-GENERATED = {"scenario.md": reference, "result.md": result_reference, "not-modelled.md": not_modelled}
+GENERATED = {
+    "scenario.md": reference,
+    "result.md": result_reference,
+    "not-modelled.md": not_modelled,
+    "vmx-coverage.md": coverage,
+}
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
-"""What exits, what does not, and what is recorded: each control bit on and off."""
+"""What exits, what does not, and what is recorded: each control bit on and off.
+
+SDM: "Exception Bitmap"; "I/O-Bitmap Addresses"; "Guest/Host Masks and Read Shadows for CR0 and CR4".
+SDM: "CR3-Target Controls"; "Instructions That Cause VM Exits Unconditionally".
+"""
 
 from __future__ import annotations
 

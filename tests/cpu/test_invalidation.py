@@ -1,4 +1,8 @@
-"""What invalidations reach, and what they leave alone."""
+"""What invalidations reach, and what they leave alone.
+
+SDM: "Virtual-Processor Identifier (VPID)"; "Virtual Processor Identifiers (VPIDs)".
+SDM: "Caching Translation Information".
+"""
 
 from __future__ import annotations
 

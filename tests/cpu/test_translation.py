@@ -1,4 +1,7 @@
-"""What walks cost level by level."""
+"""What walks cost level by level.
+
+SDM: "EPT Translation Mechanism".
+"""
 
 from __future__ import annotations
 

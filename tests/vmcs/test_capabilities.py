@@ -1,4 +1,8 @@
-"""Capability MSRs decode as the manual says, and each generation is what recorded processors of it report."""
+"""Capability MSRs decode as the manual says, and each generation is what recorded processors of it report.
+
+SDM: "Discovering Support for VMX"; "Basic VMX Information"; "Reserved Controls and Default Settings".
+SDM: "Miscellaneous Data"; "VMCS Enumeration".
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.cpu.profile import load_profile
+from vtsim.platform.identity import cpuid_leaves
 from vtsim.vmcs import bits
 from vtsim.vmcs.capabilities import FEATURES, MISC, MSR_NAMES, VMCS_ENUM, Capabilities
 from vtsim.vmcs.controls import ENTRY, EXIT, PIN, PRIMARY, SECONDARY, TERTIARY, VM_FUNCTION, WORDS
-from vtsim.vmcs.fields import BY_NAME
+from vtsim.vmcs.fields import BY_NAME, FIELDS
 from vtsim.vmcs.generations import GENERATIONS
 
 DATA = Path(__file__).parent / "data"
@@ -190,3 +196,17 @@ def test_no_two_features_share_a_bit():
     assert len({(feature.msr, feature.bit) for feature in FEATURES.values()}) == len(FEATURES)
     assert {feature.msr for feature in FEATURES.values()} <= set(MSR_NAMES)
     assert MSR_NAMES[MISC] == "IA32_VMX_MISC"
+
+
+def test_cpuid_says_whether_there_is_vmx():
+    profile = load_profile("skx-4114")
+
+    for vmx in (True, False):
+        (leaf,) = (row for row in cpuid_leaves(profile, vmx=vmx) if row[0] == 1)
+        assert leaf[4] >> 5 & 1 == vmx
+
+
+def test_the_highest_index_of_a_field_is_enumerated():
+    capabilities = GENERATIONS["skylake-sp"].capabilities()
+
+    assert capabilities.highest_index == max(field.index for field in FIELDS if capabilities.has_field(field))

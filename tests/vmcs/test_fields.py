@@ -1,4 +1,7 @@
-"""The field table agrees with the manual, with itself, and with a processor model that is not ours."""
+"""The field table agrees with the manual, with itself, and with a processor model that is not ours.
+
+SDM: "Guest-State Area"; "Host-State Area"; "Field Encoding in VMCS".
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,9 @@
-"""VMWRITE then VMREAD returns the value masked to its width, for every field there is, in whole and by halves."""
+"""VMWRITE then VMREAD returns the value masked to its width, for every field there is, in whole and by halves.
+
+SDM: "VMREAD, VMWRITE, and Encodings of VMCS Fields".
+SDM: "VMREAD—Read Field from Virtual-Machine Control Structure".
+SDM: "VMWRITE—Write Field to Virtual-Machine Control Structure".
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Exit qualifications and instruction information agree with recorded exits and read as phrases.
 
 Values marked recorded are from a processor model that is not ours (Bochs 3.0 development build, Skylake-X).
+
+SDM: "Basic VM-Exit Information".
 """
 
 import pytest

@@ -1,4 +1,7 @@
-"""Exit reasons, instruction errors and event types are the manual's, under the names Linux prints."""
+"""Exit reasons, instruction errors and event types are the manual's, under the names Linux prints.
+
+SDM: "VMX Basic Exit Reasons".
+"""
 
 import pytest
 

@@ -1,4 +1,12 @@
-"""VMX instructions meet the conditions of the manual in its order: #UD, privilege, operand, VMfail, success."""
+"""VMX instructions meet the conditions of the manual in its order: #UD, privilege, operand, VMfail, success.
+
+SDM: "Extended-Page-Table Pointer (EPTP)"; "VM-Instruction Error Field"; "VMXON Region".
+SDM: "Basic VM-Entry Checks"; "Conventions"; "INVEPT—Invalidate Translations Derived from EPT".
+SDM: "INVVPID—Invalidate Translations Based on VPID"; "VMCLEAR—Clear Virtual-Machine Control Structure".
+SDM: "VMPTRLD—Load Pointer to Virtual-Machine Control Structure".
+SDM: "VMPTRST—Store Pointer to Virtual-Machine Control Structure"; "VMX-Fixed Bits in CR0".
+SDM: "VMX-Fixed Bits in CR4"; "VPID and EPT Capabilities".
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class BaseStates:
                 if candidate.is_file():
                     data = candidate.read_bytes()
                     return str(candidate), _object(str(candidate), data)
-        places = " or ".join(str(folder) for folder in self.folders if isinstance(folder, Path))
+        places = f"{self.folders[0]}" + (", nor is it shipped" if len(self.folders) > 1 else "")
         known = sorted({path.name.split(".")[1] for folder in self.folders for path in _base_files(folder)})
         help = f"base states are there of {', '.join(known)}" if known and name != IMAGE else "see --base-states"
         raise ConfigError(f"there is no {name} in {places}", help=help)

@@ -105,7 +105,7 @@ class Case:
         Where the recorder is known to contradict the manual, it is what the manual says of the first run.
         """
         if "disputed" in self.raw:
-            return (_manual_says(self.raw["disputed"]["sdm_reading"], self.raw["outcome"]),)
+            return (_manual_says(self.raw["disputed"]["sdm_reading"], self.raw.get("outcome", {})),)
         if "outcomes" in self.raw:
             return tuple(self.raw["outcomes"])
         return (self.raw["outcome"], *self.raw.get("more", ()))

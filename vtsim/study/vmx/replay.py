@@ -89,13 +89,13 @@ def replay(cases: Iterable[Case], base_states: BaseStates) -> Iterator[Verdict]:
     """
     import_all(vtsim.study.vmx)
     for case in cases:
-        verdict = Verdict(id=case.id, category=case.category, status=SKIPPED, recorded=case.expected)
+        verdict = Verdict(id=case.id, category=case.category, status=SKIPPED)
         if case.unusable:
             yield evolve(verdict, reason=case.unusable)
         elif case.kind not in drivers:
             yield evolve(verdict, reason=f"no driver for {case.kind} cases")
         else:
-            yield _run(case, base_states, verdict)
+            yield _run(case, base_states, evolve(verdict, recorded=case.expected))
 
 
 def _run(case: Case, base_states: BaseStates, verdict: Verdict) -> Verdict:
@@ -135,20 +135,24 @@ def describe(outcome: Outcome) -> str:
     if kind == "vmfail_valid":
         return _fails(outcome)
     if kind == "entry_failure":
-        return f"VM-entry failure {outcome['reason']}, qualification {_plain(outcome.get('qualification', 0))}"
-    if kind == "exit" and "reason" not in outcome:
-        return "entered"
+        return f"VM-entry failure {outcome.get('reason')}, qualification {_plain(outcome.get('qualification', 0))}"
     if kind == "exit":
-        vector = outcome.get("guest_handler_vector")
-        handled = "" if vector is None else f" in the guest's handler of vector {vector}"
-        return f"entered, then VM exit {outcome['reason']} {reason_name(outcome['reason'])}{handled}"
+        return _entered(outcome)
     if kind == "op":
         return f"{outcome.get('op')} {_ended(outcome)}"
     return f"{kind}"
 
 
+def _entered(outcome: Outcome) -> str:
+    if "reason" not in outcome:  # a driver that looks no further
+        return "entered"
+    vector = outcome.get("guest_handler_vector")
+    handled = "" if vector is None else f" in the guest's handler of vector {vector}"
+    return f"entered, then VM exit {outcome['reason']} {reason_name(outcome['reason'])}{handled}"
+
+
 def _fails(outcome: Outcome) -> str:
-    error = outcome["error"]
+    error = outcome.get("error", 0)
     return f"VMfailValid {error}, {INSTRUCTION_ERRORS.get(error, 'which is not an error number')}"
 
 
@@ -157,7 +161,7 @@ def _ended(outcome: Outcome) -> str:
     if result == "vmfail_valid":
         return _fails(outcome)
     if result == "fault":
-        return f"exception {outcome['vector']}"
+        return f"exception {outcome.get('vector')}"
     return {"ok": "succeeds", "vmfail_invalid": "VMfailInvalid", None: ""}.get(result, str(result)).strip()
 
 

@@ -1,0 +1,237 @@
+"""The lists of the manual's VMX chapters, and how much of each is in the model.
+
+A row that is modelled names the test file that shows it; a test checks that this file cites the list by its title.
+What other rows lack is said beside them.
+
+SDM: "VMX Capability Reporting Facility"; "VMX Instructions".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import attrs
+
+MODELLED: Final = "modelled"
+PARTLY: Final = "partly"
+NOT_MODELLED: Final = "not modelled"
+
+INSTRUCTIONS: Final = "tests/vmcs/test_vmx_instructions.py"
+NON_ROOT: Final = "tests/vmcs/test_vmx_in_nonroot.py"
+FIELDS: Final = "tests/vmcs/test_fields.py"
+ACCESS: Final = "tests/vmcs/test_fields_access.py"
+CONTROLS: Final = "tests/vmcs/test_controls.py"
+CAPABILITIES: Final = "tests/vmcs/test_capabilities.py"
+REASONS: Final = "tests/vmcs/test_reasons.py"
+QUALIFICATION: Final = "tests/vmcs/test_qualification.py"
+EXITS: Final = "tests/cpu/test_exits.py"
+EXIT_EVENTS: Final = "tests/cpu/test_exit_events.py"
+TRANSLATION: Final = "tests/cpu/test_translation.py"
+INVALIDATION: Final = "tests/cpu/test_invalidation.py"
+
+
+@attrs.frozen
+class Row:
+    """One list of the manual: its title, how much is modelled, and the test that shows it or what is missing."""
+
+    title: str
+    status: str
+    test: str = ""
+    missing: str = ""
+
+
+def yes(title: str, test: str) -> Row:
+    """A list that is modelled."""
+    return Row(title, MODELLED, test=test)
+
+
+def part(title: str, missing: str, test: str = "") -> Row:
+    """A list of which something is missing."""
+    return Row(title, PARTLY, test=test, missing=missing)
+
+
+def no(title: str, why: str) -> Row:
+    """A list that is not modelled."""
+    return Row(title, NOT_MODELLED, missing=why)
+
+
+SMM: Final = "system-management mode is not modelled"
+DUAL: Final = "the dual-monitor treatment of SMIs and SMM"
+CASES: Final = "a test of its own; recorded cases are its test"
+
+# fmt: off
+CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
+    "Introduction to Virtual Machine Extensions": (
+        yes("Discovering Support for VMX",                                   CAPABILITIES),
+        part("Enabling and Entering VMX Operation",                          "SMX operation", INSTRUCTIONS),
+        part("Restrictions on VMX Operation",                                "A20M mode; INIT signals", INSTRUCTIONS),
+    ),
+    "Virtual Machine Control Structures": (
+        part("Format of the VMCS Region",                                    "the VMX-abort indicator", INSTRUCTIONS),
+        yes("Guest-State Area",                                              FIELDS),
+        yes("Host-State Area",                                               FIELDS),
+        part("Guest Non-Register State",                                     "enclave interruption; SMBASE is only kept"),
+        part("Pin-Based VM-Execution Controls",                              "posted interrupts", CONTROLS),
+        part("Processor-Based VM-Execution Controls",                        "controls of the rows below", CONTROLS),
+        yes("Exception Bitmap",                                              EXITS),
+        yes("I/O-Bitmap Addresses",                                          EXITS),
+        part("Time-Stamp Counter Offset and Multiplier",                     CASES),
+        yes("Guest/Host Masks and Read Shadows for CR0 and CR4",             EXITS),
+        yes("CR3-Target Controls",                                           EXITS),
+        part("Controls for APIC Virtualization",                             "posted interrupts; IPI virtualization"),
+        yes("MSR-Bitmap Address",                                            EXITS),
+        no("Executive-VMCS Pointer",                                         SMM),
+        yes("Extended-Page-Table Pointer (EPTP)",                            INSTRUCTIONS),
+        yes("Virtual-Processor Identifier (VPID)",                           INVALIDATION),
+        part("Controls for PAUSE-Loop Exiting",                              CASES),
+        yes("VM-Function Controls",                                          NON_ROOT),
+        yes("VMCS Shadowing Bitmap Addresses",                               NON_ROOT),
+        no("ENCLS-Exiting Bitmap",                                           "SGX is not modelled"),
+        no("ENCLV-Exiting Bitmap",                                           "SGX is not modelled"),
+        no("PCONFIG-Exiting Bitmap",                                         "PCONFIG is not modelled"),
+        part("Control Fields for Page-Modification Logging",                 CASES),
+        part("Controls for Virtualization Exceptions",                       CASES),
+        part("XSS-Exiting Bitmap",                                           CASES),
+        no("Sub-Page-Permission-Table Pointer (SPPTP)",                      "sub-page write permissions"),
+        no("Fields Related to Hypervisor-Managed Linear-Address Translation", "checked by VM entry, without effect"),
+        no("Fields Related to PASID Translation",                            "checked by VM entry, without effect"),
+        no("Instruction-Timeout Control",                                    "instructions do not time out"),
+        no("Fields Controlling Virtualization of the IA32_SPEC_CTRL MSR",    "speculation is not modelled"),
+        part("VM-Exit Controls",                                             "what they load beyond debug, PAT and EFER", CONTROLS),
+        part("VM-Exit Controls for MSRs",                                    CASES),
+        part("VM-Entry Controls",                                            "what they load beyond debug, PAT and EFER", CONTROLS),
+        part("VM-Entry Controls for MSRs",                                   CASES),
+        part("VM-Entry Controls for Event Injection",                        CASES),
+        yes("Basic VM-Exit Information",                                     QUALIFICATION),
+        part("Information for VM Exits Due to Vectored Events",              CASES),
+        part("Information for VM Exits That Occur During Event Delivery",    CASES),
+        part("Information for VM Exits Due to Instruction Execution",        CASES),
+        yes("VM-Instruction Error Field",                                    INSTRUCTIONS),
+        yes("VMCS Types: Ordinary and Shadow",                               NON_ROOT),
+        yes("VMREAD, VMWRITE, and Encodings of VMCS Fields",                 ACCESS),
+        yes("VMXON Region",                                                  INSTRUCTIONS),
+    ),
+    "VMX Non-Root Operation": (
+        part("Relative Priority of Faults and VM Exits",                     CASES),
+        yes("Instructions That Cause VM Exits Unconditionally",              EXITS),
+        part("Instructions That Cause VM Exits Conditionally",               "ENCLS, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT", EXITS),
+        part("Other Causes of VM Exits",                                     "INIT signals; start-up IPIs; SMIs"),
+        part("Changes to Instruction Behavior in VMX Non-Root Operation",    CASES),
+        part("Event Blocking",                                               CASES),
+        part("Treatment of Task Switches",                                   CASES),
+        part("VMX-Preemption Timer",                                         "counting in the states in which the CPU sleeps", EXIT_EVENTS),
+        part("Monitor Trap Flag",                                            CASES),
+        yes("VM Functions",                                                  NON_ROOT),
+        yes("EPTP Switching",                                                NON_ROOT),
+        part("Virtualization Exceptions",                                    CASES),
+        part("Unrestricted Guests",                                          CASES),
+    ),
+    "VM Entries": (
+        yes("Basic VM-Entry Checks",                                         INSTRUCTIONS),
+        part("Checks on VMX Controls",                                       CASES),
+        part("Checks on Host Control Registers, MSRs, and SSP",              CASES),
+        part("Checks on Host Segment and Descriptor-Table Registers",        CASES),
+        part("Checks Related to Address-Space Size",                         CASES),
+        part("Checks on Guest Control Registers, Debug Registers, and MSRs", CASES),
+        part("Checks on Guest Segment Registers",                            CASES),
+        part("Checks on Guest Descriptor-Table Registers",                   CASES),
+        part("Checks on Guest RIP, RFLAGS, and SSP",                         CASES),
+        part("Checks on Guest Non-Register State",                           CASES),
+        part("Checks on Guest Page-Directory-Pointer-Table Entries",         CASES),
+        part("Loading Guest State",                                          "CET, PKRS, RTIT, BNDCFGS and LBR state"),
+        part("Loading MSRs",                                                 "MSRs that the model does not have"),
+        no("Trace-Address Pre-Translation (TAPT)",                           "Intel PT is not modelled"),
+        part("Event Injection",                                              CASES, EXIT_EVENTS),
+        part("Special Features of VM Entry",                                 CASES),
+        part("VM-Entry Failures During or After Loading Guest State",        CASES),
+        no("Machine-Check Events During VM Entry",                           "machine checks are not modelled"),
+    ),
+    "VM Exits": (
+        part("Architectural State Before a VM Exit",                         CASES),
+        part("Recording VM-Exit Information and Updating VM-entry Control Fields", CASES, EXIT_EVENTS),
+        part("Saving Guest State",                                           "CET, PKRS, RTIT, BNDCFGS and LBR state"),
+        part("Saving MSRs",                                                  "MSRs that the model does not have"),
+        part("Loading Host State",                                           "CET, PKRS, RTIT, BNDCFGS and LBR state"),
+        part("VMX Aborts",                                                   CASES),
+        no("Machine-Check Events During VM Exit",                            "machine checks are not modelled"),
+    ),
+    "VMX Support for Address Translation": (
+        yes("Virtual Processor Identifiers (VPIDs)",                         INVALIDATION),
+        yes("EPT Translation Mechanism",                                     TRANSLATION),
+        part("EPT Misconfigurations",                                        CASES, EXIT_EVENTS),
+        part("EPT Violations",                                               CASES),
+        part("Accessed and Dirty Flags for EPT",                             CASES),
+        part("Page-Modification Logging",                                    CASES),
+        no("EPT and Memory Typing",                                          "memory types have no effect on time"),
+        yes("Caching Translation Information",                               INVALIDATION),
+    ),
+    "APIC Virtualization and Virtual Interrupts": (
+        part("Virtual APIC State",                                           CASES),
+        part("Evaluation and Delivery of Virtual Interrupts",                CASES),
+        part("Virtualizing CR8-Based TPR Accesses",                          CASES),
+        part("Virtualizing Memory-Mapped APIC Accesses",                     CASES),
+        part("Virtualizing MSR-Based APIC Accesses",                         CASES),
+        no("Posted-Interrupt Processing",                                    "checked by VM entry, without effect"),
+        no("IPI Virtualization",                                             "checked by VM entry, without effect"),
+    ),
+    "VMX Instruction Reference": (
+        yes("Conventions",                                                   INSTRUCTIONS),
+        yes("INVEPT—Invalidate Translations Derived from EPT",               INSTRUCTIONS),
+        yes("INVVPID—Invalidate Translations Based on VPID",                 INSTRUCTIONS),
+        part("VMCALL—Call to VM Monitor",                                    DUAL, INSTRUCTIONS),
+        yes("VMCLEAR—Clear Virtual-Machine Control Structure",               INSTRUCTIONS),
+        yes("VMFUNC—Invoke VM Function",                                     NON_ROOT),
+        part("VMLAUNCH/VMRESUME—Launch/Resume Virtual Machine",              DUAL, INSTRUCTIONS),
+        yes("VMPTRLD—Load Pointer to Virtual-Machine Control Structure",     INSTRUCTIONS),
+        yes("VMPTRST—Store Pointer to Virtual-Machine Control Structure",    INSTRUCTIONS),
+        yes("VMREAD—Read Field from Virtual-Machine Control Structure",      ACCESS),
+        yes("VMWRITE—Write Field to Virtual-Machine Control Structure",      ACCESS),
+        part("VMXOFF—Leave VMX Operation",                                   DUAL, INSTRUCTIONS),
+        part("VMXON—Enter VMX Operation",                                    "SMX operation; A20M mode", INSTRUCTIONS),
+        part("VM-Instruction Error Numbers",                                 f"16 to 25, which need {DUAL}", INSTRUCTIONS),
+    ),
+    "System Management Mode": (
+        no("Default Treatment of SMIs and SMM with VMX Operation and SMX Operation", SMM),
+        no("Dual-Monitor Treatment of SMIs and SMM",                         SMM),
+    ),
+    "VMX Capability Reporting Facility": (
+        yes("Basic VMX Information",                                         CAPABILITIES),
+        yes("Reserved Controls and Default Settings",                        CAPABILITIES),
+        yes("Miscellaneous Data",                                            CAPABILITIES),
+        yes("VMX-Fixed Bits in CR0",                                         INSTRUCTIONS),
+        yes("VMX-Fixed Bits in CR4",                                         INSTRUCTIONS),
+        yes("VMCS Enumeration",                                              CAPABILITIES),
+        yes("VPID and EPT Capabilities",                                     INSTRUCTIONS),
+    ),
+    "Field Encoding in VMCS; VMX Basic Exit Reasons": (
+        yes("Field Encoding in VMCS",                                        FIELDS),
+        yes("VMX Basic Exit Reasons",                                        REASONS),
+    ),
+}
+# fmt: on
+
+
+def rows() -> Iterator[Row]:
+    """Every row of every chapter."""
+    for chapter in CHAPTERS.values():
+        yield from chapter
+
+
+def page() -> str:
+    """The page docs/vmx-coverage.md."""
+    counts = {status: sum(row.status == status for row in rows()) for status in (MODELLED, PARTLY, NOT_MODELLED)}
+    lines = [
+        "# How much of VMX is modelled",
+        "",
+        "Generated from `vtsim/vmcs/coverage.py`: each list of the manual's VMX chapters by its title. A list that is",
+        "modelled names the test that shows it.",
+        "",
+        ", ".join(f"{count} lists are {status}" for status, count in counts.items()) + ".",
+    ]
+    for chapter, listed in CHAPTERS.items():
+        lines += ["", f"## {chapter}", "", "| list | status | shown by | missing |", "|---|---|---|---|"]
+        for row in listed:
+            test = f"`{row.test}`" if row.test else ""
+            lines.append(f"| {row.title} | {row.status} | {test} | {row.missing} |")
+    return "\n".join(lines) + "\n"
