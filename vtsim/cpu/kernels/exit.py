@@ -11,7 +11,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_REPLAY_LOG, A_REPLAY_LOG_LIMIT, A_REPLAY_LOGGED
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import FOREVER, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
+from vtsim.cpu.codes import PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.host_state import load_host_state
