@@ -126,7 +126,7 @@ def _describe(got: Outcome) -> str:
 
 def report_text(report: Report) -> RenderableType:
     """A report to read, or to paste into one."""
-    parts: list[RenderableType] = [Text(f"{report.outcome}  ({report.processor})")]
+    parts: list[RenderableType] = [Text(report.outcome), Text(f"on {report.processor}")]
     section = ""
     for failed in report.failures:
         if failed.section != section:
