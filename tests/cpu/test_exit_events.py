@@ -68,7 +68,7 @@ def test_an_ept_violation_while_an_event_is_delivered_reports_the_event() -> Non
     assert bench.field("EXIT_INSTRUCTION_LENGTH") == 2
     assert bench.field("GUEST_PHYSICAL_ADDRESS") == frame.frame << 12 | 0x800
     assert bench.field("GUEST_LINEAR_ADDRESS") == TABLES + 0x800
-    assert bench.field("EXIT_QUALIFICATION") == e.Q_READ | e.Q_LINEAR_VALID | e.Q_FINAL
+    assert bench.field("EXIT_QUALIFICATION") == e.Q_READ | e.Q_LINEAR_VALID | e.Q_FINAL | e.Q_WRITABLE
     assert bench.field("GUEST_RIP") == TEXT
 
 

@@ -15,7 +15,7 @@ from vtsim.base import memory as mem
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.exit_rules import ALWAYS, PRIMARY, RULES
+from vtsim.cpu.exit_rules import ALWAYS, PRIMARY, RULES, SPECIAL
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 
@@ -28,7 +28,10 @@ def sensitive(op: int) -> Callable[[Assembler], None]:
     return write
 
 
-@pytest.mark.parametrize(("op", "where", "bit", "reason"), RULES, ids=[o.OPS[rule[0]].name for rule in RULES])
+BY_ONE_BIT = [rule for rule in RULES if rule[1] != SPECIAL]
+
+
+@pytest.mark.parametrize(("op", "where", "bit", "reason"), BY_ONE_BIT, ids=[o.OPS[rule[0]].name for rule in BY_ONE_BIT])
 def test_a_control_bit_decides_whether_an_op_exits(op: int, where: int, bit: int, reason: int) -> None:
     outcomes = []
     for on in (False, True):
@@ -41,6 +44,37 @@ def test_a_control_bit_decides_whether_an_op_exits(op: int, where: int, bit: int
 
     without = reason if where == ALWAYS else x.PREEMPTION_TIMER if op in (o.HLT, o.MWAIT) else None
     assert outcomes == [without, reason]
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_pause_exits_by_its_control(on: bool) -> None:
+    bench = virtual()
+    bench.set(PRIMARY_PROC_CONTROLS=bench.field("PRIMARY_PROC_CONTROLS") | (b.PAUSE_EXITING if on else 0))
+
+    assert exits(bench, sensitive(o.PAUSE)) == (x.PAUSE_INSTRUCTION if on else None)
+
+
+@pytest.mark.parametrize(("op", "reason"), [(o.XSAVES, x.XSAVES), (o.XRSTORS, x.XRSTORS)])
+@pytest.mark.parametrize(
+    ("asked", "xss", "bitmap", "leaves"),
+    [(0x100, 0x100, 0x100, True), (0x100, 0x100, 0, False), (0x100, 0, 0x100, False), (0, 0x100, 0x100, False)],
+)
+def test_xsaves_exits_for_a_component_that_is_asked_for_enabled_and_in_the_bitmap(
+    op: int, reason: int, asked: int, xss: int, bitmap: int, leaves: bool
+) -> None:
+    bench = virtual()
+    bench.set(
+        SECONDARY_PROC_CONTROLS=bench.field("SECONDARY_PROC_CONTROLS") | b.ENABLE_XSAVES_XRSTORS,
+        XSS_EXITING_BITMAP=bitmap,
+    )
+    bench.m[s.MSR_XSS] = xss
+
+    def write(a: Assembler) -> None:
+        a.mov(s.RAX, asked)
+        a.mov(s.RDX, 0)
+        sensitive(op)(a)
+
+    assert exits(bench, write) == (reason if leaves else None)
 
 
 def test_secondary_controls_count_only_when_they_are_activated() -> None:

@@ -41,7 +41,7 @@ def test_every_op_is_executed() -> None:
             stop = bench.engine.run(ops=1)
 
     assert (stop, int(bench.m[s.STOP_A])) == (PROGRAM_END, 5)
-    assert [op.name for op in o.OPS if op.number not in seen] == []
+    assert [op.name for op in o.OPS if op.number < o.MOVE and op.number not in seen] == []  # the others: decoded code
     bench.engine.check_clock()
 
 

@@ -23,7 +23,8 @@ BYTES: Final = (2, 4, 8)
 
 # fmt: off
 PREFIX_SEGMENTS: Final = {
-    0x26: o.SEGMENT_ES, 0x2E: o.SEGMENT_CS, 0x36: o.SEGMENT_SS, 0x3E: o.SEGMENT_DS, 0x64: o.SEGMENT_FS, 0x65: o.SEGMENT_GS,
+    0x26: o.SEGMENT_ES, 0x2E: o.SEGMENT_CS, 0x36: o.SEGMENT_SS, 0x3E: o.SEGMENT_DS, 0x64: o.SEGMENT_FS,
+    0x65: o.SEGMENT_GS,
 }
 # base and index of the eight 16-bit addressing forms
 RBX_, RSI_, RDI_ = 3, 6, 7
@@ -227,7 +228,10 @@ MODRM_IS_OPCODE: Final = ("0F01",)
 # instructions on which LOCK is legal, with a memory destination
 LOCKABLE: Final = (o.ARITHMETIC, o.EXCHANGE)
 # prefix 66 or F3 or F2 makes another instruction of these; the bare form with the prefix is #UD
-NO_PREFIX: Final = (o.VMREAD, o.VMWRITE, o.VMPTRLD, o.VMPTRST, o.XSAVES, o.XRSTORS, o.VMLAUNCH, o.VMRESUME, o.VMXOFF, o.VMCALL, o.XSETBV, o.XGETBV)
+NO_PREFIX: Final = (
+    o.VMREAD, o.VMWRITE, o.VMPTRLD, o.VMPTRST, o.XSAVES, o.XRSTORS, o.VMLAUNCH, o.VMRESUME, o.VMXOFF, o.VMCALL,
+    o.XSETBV, o.XGETBV,
+)
 # fmt: on
 
 

@@ -16,7 +16,7 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 
-NEVER, ALWAYS, PRIMARY, SECONDARY = range(4)
+NEVER, ALWAYS, PRIMARY, SECONDARY, SPECIAL = range(5)
 
 # fmt: off
 #  op               where      bit                         reason
@@ -46,7 +46,7 @@ RULES: Final = (
     (o.RDTSCP,      PRIMARY,   b.RDTSC_EXITING,            x.RDTSCP),
     (o.MOV_FROM_DR, PRIMARY,   b.MOV_DR_EXITING,           x.DR_ACCESS),
     (o.MOV_TO_DR,   PRIMARY,   b.MOV_DR_EXITING,           x.DR_ACCESS),
-    (o.PAUSE,       PRIMARY,   b.PAUSE_EXITING,            x.PAUSE_INSTRUCTION),
+    (o.PAUSE,       SPECIAL,   b.PAUSE_EXITING,            x.PAUSE_INSTRUCTION),
     (o.INVPCID,     PRIMARY,   b.INVLPG_EXITING,           x.INVPCID),
     (o.WBINVD,      SECONDARY, b.WBINVD_EXITING,           x.WBINVD),
     (o.RDRAND,      SECONDARY, b.RDRAND_EXITING,           x.RDRAND),
@@ -59,12 +59,36 @@ RULES: Final = (
     (o.SLDT,        SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
     (o.LTR,         SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
     (o.STR,         SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
+    (o.XSAVES,      SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XSAVES),
+    (o.XRSTORS,     SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XRSTORS),
+)
+# ops that are #UD in some modes or without some control, before anything else is considered (VMX instructions have rules
+# of their own): PROTECTED in real and virtual-8086 mode, CONTROL in VMX non-root operation unless the secondary control is
+# 1, EXTENDED unless CR4.OSXSAVE, SCE outside 64-bit mode and unless IA32_EFER.SCE, RING0 outside ring 0, SMX unless
+# CR4.SMXE, NEVER_DEFINED always.
+PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX = (1 << n for n in range(7))
+UNDEFINED_RULES: Final = (
+    *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR)),
+    (o.RDTSCP,  CONTROL,            b.ENABLE_RDTSCP),
+    (o.INVPCID, CONTROL,            b.ENABLE_INVPCID),
+    (o.XSAVES,  CONTROL | EXTENDED, b.ENABLE_XSAVES_XRSTORS),
+    (o.XRSTORS, CONTROL | EXTENDED, b.ENABLE_XSAVES_XRSTORS),
+    (o.XSETBV,  EXTENDED,           0),
+    (o.XGETBV,  EXTENDED,           0),
+    (o.SYSCALL, SCE,                0),
+    (o.SYSRET,  SCE,                0),
+    (o.MONITOR, RING0,              0),
+    (o.MWAIT,   RING0,              0),
+    (o.GETSEC,  SMX,                0),
+    (o.RSM,     NEVER_DEFINED,      0),
+    (o.ENCLS,   NEVER_DEFINED,      0),
+    (o.UD,      NEVER_DEFINED,      0),
 )
 
-# ops that raise #GP outside ring 0, before any exit is considered
+# ops that raise #GP outside ring 0, before any exit is considered (XSETBV exits in every ring)
 PRIVILEGED: Final = (
     o.RDMSR, o.WRMSR, o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.CLTS, o.LMSW, o.LGDT, o.LIDT, o.LLDT,
-    o.LTR, o.HLT, o.MONITOR, o.MWAIT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSETBV, o.XSAVES, o.XRSTORS, o.SYSRET,
+    o.LTR, o.HLT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSAVES, o.XRSTORS, o.SYSRET,
     o.SYSEXIT, o.SWAPGS,
 )
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
@@ -81,6 +105,10 @@ REASON: Final = np.zeros(256, np.int64)
 RING: Final = np.zeros(256, np.int64)  # 1 privileged, 2 I/O privileged, 3 VMX instruction
 for _op, _where, _bit, _reason in RULES:
     WHERE[_op], BIT[_op], REASON[_op] = _where, _bit, _reason
+UNDEFINED: Final = np.zeros(256, np.int64)
+NEEDED: Final = np.zeros(256, np.int64)
+for _op, _rule, _bit in UNDEFINED_RULES:
+    UNDEFINED[_op], NEEDED[_op] = _rule, _bit
 REASON[o.VMFUNC] = x.VMFUNC  # where the function is not enabled, or refuses its operand
 for _op in PRIVILEGED:
     RING[_op] = 1

@@ -109,9 +109,11 @@ HINT_COUNT: Final = 16
 # --- modes other than 64-bit mode, debug registers, rare events ---------------------------------------------------------------
 # MODE is 0 in 64-bit mode; else SEGMENTED with the code segment's default size and what the mode is (kernels.modes).
 # SHADOW_KIND: blocking by STI (1) or MOV SS (2) while INTERRUPT_SHADOW is not 0. PENDING: something for kernels.pending.
-# PENDING_DEBUG has the format of the VMCS field. ACTIVITY_STATE: as in the VMCS, HALTED says that nothing runs.
-(MODE, SHADOW_KIND, PENDING, PENDING_DEBUG, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
- DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST) = range(656, 672)
+# ACTIVITY_STATE: as in the VMCS, HALTED says that nothing runs.
+(MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
+ DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
+ BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED) = range(656, 679)
+PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
 RECORD_SLOTS: Final = 688

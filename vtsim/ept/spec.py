@@ -45,8 +45,12 @@ Q_READ: Final             = 1 << 0
 Q_WRITE: Final            = 1 << 1
 Q_FETCH: Final            = 1 << 2
 Q_RIGHTS: Final           = 3                     # the entry's read, write, execute rights in bits 5:3
+Q_EXECUTE_USER: Final     = 1 << 6                # the right to execute user-mode linear addresses, with mode-based control
 Q_LINEAR_VALID: Final     = 1 << 7
 Q_FINAL: Final            = 1 << 8                # the access itself, not one to a paging structure
+Q_USER: Final             = 1 << 9                # 11:9 of the linear address, on processors with that information
+Q_WRITABLE: Final         = 1 << 10
+Q_NO_EXECUTE: Final       = 1 << 11
 Q_NMI_UNBLOCKING: Final   = 1 << 12
 
 ADDRESS: Final            = 0x000F_FFFF_FFFF_F000 # bits 51:12

@@ -12,6 +12,25 @@ from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.translate import translate
 from vtsim.cpu.kernels.walk import READ, WRITE
+from vtsim.vmcs import slots as v
+
+
+@kernel
+def decoded_address(m: Record, packed: int, offset: int) -> int:
+    """The linear address of a decoded row's operand, from base, index and displacement; no check is made."""
+    if packed & 31 == o.RIP_BASE:
+        offset += m[s.RIP] + m[s.OP_LENGTH]
+    size = (packed >> o.MEM_ADDRESS_SIZE) & 3
+    if size < 2:
+        offset &= 0xFFFFFFFF if size else 0xFFFF
+    segment = (packed >> o.MEM_SEGMENT) & 7
+    if segment == o.SEGMENT_FS:
+        offset += m[s.FS_BASE]
+    elif segment == o.SEGMENT_GS:
+        offset += m[s.GS_BASE]
+    elif m[s.MODE]:
+        offset += m[s.STATE + v.GUEST_ES_BASE - v.GUEST_START + segment - o.SEGMENT_ES]
+    return offset & 0xFFFFFFFF if m[s.MODE] else offset
 
 
 @kernel
@@ -27,6 +46,8 @@ def effective(m: Record, a: Arena, r: int) -> int:
         gva += m[s.GPR + index] << ((packed >> o.MEM_SCALE) & 3)
     segment = packed >> o.MEM_SEGMENT
     if segment:
+        if segment > o.SEGMENT_GS:
+            return decoded_address(m, packed, gva)
         gva += m[s.FS_BASE] if segment == 1 else m[s.GS_BASE]
     return gva
 

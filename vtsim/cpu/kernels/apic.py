@@ -19,6 +19,7 @@ ONE_SHOT, PERIODIC, TSC_DEADLINE = range(3)
  REG_INITIAL, REG_CURRENT, REG_DIVIDE, REG_SELF_IPI) = (
     0x02, 0x03, 0x08, 0x0A, 0x0B, 0x0D, 0x0F, 0x10, 0x20, 0x30, 0x32, 0x38, 0x39, 0x3E, 0x3F)
 MASKED = 1 << 16
+NMI_DELIVERY = 4
 # fmt: on
 
 
@@ -143,6 +144,10 @@ def write_register(m: Record, a: Arena, register: int, value: int) -> None:
         m[s.APIC_PERIOD] = cycles
         m[s.APIC_DEADLINE] = m[s.CYCLE] + cycles if value else FOREVER
         set_limit(m, a)
+    elif register == REG_ICR and (value >> 8) & 7 == NMI_DELIVERY:  # only to itself
+        m[s.NMI_PENDING] = 1
+        m[s.PENDING] = 1
+        m[s.LIMIT] = 0
     elif register == REG_SELF_IPI or (register == REG_ICR and (value >> 18) & 3 == 1):
         request(m, a, value & 0xFF)
     elif register == REG_ICR:

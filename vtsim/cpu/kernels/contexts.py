@@ -20,6 +20,7 @@ from vtsim.cpu.slots import (
     CR3,
     CR4,
     DTLB4K,
+    EFER,
     EPTP,
     FETCH_GENERATION,
     NESTED_TLB,
@@ -32,7 +33,8 @@ from vtsim.ept.spec import ADDRESS
 
 # fmt: off
 CR0_PG: int = -(1 << 31) & 0xFFFFFFFF
-CR4_PGE, CR4_LA57, CR4_PCIDE, CR4_SMEP = 1 << 7, 1 << 12, 1 << 17, 1 << 20
+CR4_PAE, CR4_PGE, CR4_LA57, CR4_PCIDE, CR4_SMEP = 1 << 5, 1 << 7, 1 << 12, 1 << 17, 1 << 20
+EFER_LMA: int = 1 << 10
 VPN_MASK: int = (1 << 45) - 1
 CONTEXT_SHIFT, TAG_SHIFT, CONTEXT_LIMIT = 2, 18, 4096
 CONTEXT_MASK: int = 0xFFFF << 2
@@ -81,6 +83,8 @@ def set_context(m: Record, a: Arena) -> None:
     m[PAGING_LEVELS] = 0
     if m[CR0] & CR0_PG and not recorded(m, a):
         m[PAGING_LEVELS] = 5 if m[CR4] & CR4_LA57 else 4
+        if m[EFER] & EFER_LMA == 0:
+            m[PAGING_LEVELS] = 3 if m[CR4] & CR4_PAE else 2
     if m[CONTEXT_KEY] == key:
         return
     m[CONTEXT_KEY] = key

@@ -31,7 +31,7 @@ def set_limit(m: Record, a: Arena) -> None:
         limit = min(limit, m[s.TIMER_DEADLINE])
         if m[s.WINDOW] and m[s.RFLAGS] & RF_IF:
             limit = 0
-    if m[s.INTERRUPT_SHADOW] or m[s.HALTED] or deliverable(m, a):
+    if m[s.INTERRUPT_SHADOW] or m[s.HALTED] or m[s.PENDING] or deliverable(m, a):
         limit = 0
     m[s.LIMIT] = limit
 

@@ -14,6 +14,8 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, JUMPED, SHUTDOWN, SOFTWARE_INTERRUPT, STOPPED, VALID
+from vtsim.cpu.kernels import walk
+from vtsim.cpu.kernels.apic_virtualization import begin_virtual
 from vtsim.cpu.kernels.contexts import set_context
 from vtsim.cpu.kernels.conventions import vm_fail_valid
 from vtsim.cpu.kernels.cursor import set_limit
@@ -22,7 +24,9 @@ from vtsim.cpu.kernels.exit import LIMITS, NATURALS, SELECTORS, vm_exit
 from vtsim.cpu.kernels.host_state import CR0_KEPT, load_host_state
 from vtsim.cpu.kernels.invalidate import drop_contexts
 from vtsim.cpu.kernels.ledger import charge, record, settle
+from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.msr_areas import ABORT_LOADING_MSRS, load_msr_area, vmx_abort
+from vtsim.cpu.kernels.pending import arm, begin
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
 from vtsim.vmcs import events as ev
@@ -32,11 +36,13 @@ from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.entry_checks import control_or_host_failure, guest_failure
 from vtsim.vmcs.kernels.guest_registers import LOADED_MSRS
 from vtsim.vmcs.kernels.guest_rest import pdpte, uses_pae
-from vtsim.vmcs.kernels.values import BASIC, CR0_PG, EFER_LMA, EFER_LME, capability
+from vtsim.vmcs.kernels.values import BASIC, CR0_PG, EFER_LMA, EFER_LME, EPT_VPID_CAP, capability
 
 # fmt: off
 HIGH_32, BEYOND_52 = -(1 << 32), -(1 << 52)
 DR7_ZERO, DR7_ONE = 0xD000, 0x400          # bits 12, 14, 15 and bit 10
+APIC_VIRTUALIZATION: int = b.VIRTUAL_INTERRUPT_DELIVERY | b.VIRTUALIZE_APIC_ACCESSES | b.VIRTUALIZE_X2APIC_MODE
+EPT_EXTRAS: int = b.ENABLE_EPT | b.MODE_BASED_EXECUTE_CONTROL | b.ENABLE_PML | b.EPT_VIOLATION_VE
 RARE_MSRS: int = LOADED_MSRS & ~(b.ENTRY_LOAD_IA32_EFER | b.ENTRY_LOAD_IA32_PAT)
 OFFSET: int = s.STATE - v.GUEST_START      # from the slot of a guest-state field to its place in the record
 # fmt: on
@@ -92,6 +98,17 @@ def recorded_guest(a: Arena, at: int) -> bool:
 
 
 @kernel
+def ept_features(a: Arena, secondary: int) -> int:
+    """EPT_FEATURES of these secondary controls."""
+    found = walk.MODE_BASED if secondary & b.MODE_BASED_EXECUTE_CONTROL else 0
+    if secondary & b.ENABLE_PML:
+        found |= walk.LOGGING
+    if secondary & b.EPT_VIOLATION_VE:
+        found |= walk.EXCEPTION
+    return found | (walk.ADVANCED if (capability(a, EPT_VPID_CAP) >> 22) & 1 else 0)
+
+
+@kernel
 def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     """VM entry with the current VMCS, whose launch state is right: VMfailValid, a failed entry, or the guest.
 
@@ -126,6 +143,7 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     secondary = vmcs[v.SECONDARY_PROC_CONTROLS] if primary & b.ACTIVATE_SECONDARY_CONTROLS else 0
     m[s.EPTP] = vmcs[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
     m[s.EPT_AD] = (m[s.EPTP] >> 6) & 1
+    m[s.EPT_FEATURES] = ept_features(a, secondary) if secondary & EPT_EXTRAS else 0
     m[s.VPID] = vmcs[v.VPID] if secondary & b.ENABLE_VPID else 0
     m[s.NONROOT] = 1
     m[s.PRIVILEGE] = o.N3 if (m[s.SS_ACCESS_RIGHTS] >> 5) & 3 else o.N0
@@ -146,6 +164,10 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     a[m[s.OWNER] + k.ENTRIES] += 1
     if m[s.TRACE_ON]:
         record(m, a, before, tr.ENTRY, ended, last, vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & 0xFFFFFFFF, 0)
+    if secondary & APIC_VIRTUALIZATION:
+        begin_virtual(m, a)
+    begin(m)
+    arm(m, a)
     if vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & VALID:
         return inject(m, a, t, at)
     set_limit(m, a)
@@ -242,6 +264,7 @@ def load_guest_state(m: Record, a: Arena, at: int) -> None:
     m[s.ACTIVITY_STATE] = vmcs[v.GUEST_ACTIVITY_STATE]
     m[s.HALTED] = 1 if m[s.ACTIVITY_STATE] else 0
     m[s.PENDING_DEBUG] = vmcs[v.GUEST_PENDING_DEBUG_EXCEPTIONS]
+    set_mode(m)
 
 
 @kernel
@@ -289,6 +312,7 @@ def inject(m: Record, a: Arena, t: Tags, at: int) -> int:
     m[s.HALTED] = 0
     m[s.ACTIVITY_STATE] = ev.ACTIVE
     m[s.INTERRUPT_SHADOW] = 0
+    m[s.BEGUN_AT] = m[s.OPS] - 1  # the monitor trap flag exits before the handler's first instruction
     if kind == ev.NMI:
         if a[at + v.PIN_CONTROLS] & b.VIRTUAL_NMIS:
             m[s.VIRTUAL_NMI_BLOCKED] = 1

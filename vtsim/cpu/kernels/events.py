@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import A_REPLAY_ROWS
+from vtsim.base.memory import A_DECODE, A_REPLAY_ROWS
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import (
-    DE,
     DF,
-    ERROR_VALID,
     EVENT,
     EXTERNAL,
     GP,
@@ -31,43 +29,17 @@ from vtsim.cpu.codes import (
     SOFTWARE_INTERRUPT,
     STOPPED,
     TRIPLE_FAULTED,
-    TS,
     VALID,
 )
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
+from vtsim.cpu.kernels.exceptions import contributory, exception_exit, exception_exits, raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.cpu.kernels.gates import through_gates
 from vtsim.cpu.kernels.ledger import charge, record
 from vtsim.cpu.kernels.walk import MISCONFIGURATION, NOT_CANONICAL, PAGE_FAULT, READ, VIOLATION
 from vtsim.vmcs import reasons as x
-from vtsim.vmcs import slots as v
-
-
-@kernel
-def raise_exception(m: Record, vector: int, has_error: int, error: int) -> int:
-    """Record an exception of the op in flight."""
-    m[s.EVENT_VECTOR] = vector
-    m[s.EVENT_HAS_ERROR] = has_error
-    m[s.EVENT_ERROR] = error
-    m[s.EVENT_TYPE] = HARDWARE_EXCEPTION
-    m[s.EVENT_LENGTH] = 0
-    return EVENT
-
-
-@kernel
-def raise_fault(m: Record, a: Arena, t: Tags, fault: int) -> int:
-    """Turn a refused translation into an exception, or take the VM exit that it causes."""
-    if fault == PAGE_FAULT:
-        m[s.EVENT_CR2] = m[s.FAULT_GVA]
-        return raise_exception(m, PF, 1, m[s.FAULT_CODE])
-    if fault == NOT_CANONICAL:
-        return raise_exception(m, GP, 1, 0)
-    m[s.EXIT_GPA] = m[s.FAULT_GPA]
-    m[s.EXIT_GLA] = m[s.FAULT_GVA]
-    reason = x.EPT_VIOLATION if fault == VIOLATION else x.EPT_MISCONFIG
-    vm_exit(m, a, reason, m[s.FAULT_QUALIFICATION], m[s.OP_LENGTH])
-    return JUMPED
 
 
 @kernel
@@ -80,33 +52,8 @@ def deliver(m: Record, a: Arena, t: Tags) -> int:
     kind = m[s.EVENT_TYPE]
     if m[s.NONROOT] and kind != EXTERNAL and kind != SOFTWARE_INTERRUPT and kind != NMI_EVENT:
         if exception_exits(m, a, vector):
-            m[s.EXIT_INTERRUPTION] = vector | kind << 8 | m[s.EVENT_HAS_ERROR] << 11 | VALID
-            m[s.EXIT_ERROR_CODE] = m[s.EVENT_ERROR]
-            vm_exit(m, a, x.EXCEPTION_NMI, m[s.EVENT_CR2] if vector == PF else 0, m[s.OP_LENGTH])
-            return JUMPED
+            return exception_exit(m, a, vector, kind, m[s.OP_LENGTH])
     return through_idt(m, a, t)
-
-
-@kernel
-def exception_exits(m: Record, a: Arena, vector: int) -> bool:
-    """Does this exception, with the error code in EVENT_ERROR, exit?
-
-    SDM: "Exception Bitmap".
-    """
-    at = m[s.VMCS]
-    wanted = (a[at + v.EXCEPTION_BITMAP] >> vector) & 1 != 0
-    if (
-        vector == PF
-        and m[s.EVENT_ERROR] & a[at + v.PAGE_FAULT_ERROR_CODE_MASK] != a[at + v.PAGE_FAULT_ERROR_CODE_MATCH]
-    ):
-        return not wanted
-    return wanted
-
-
-@kernel
-def contributory(vector: int) -> bool:
-    """Is this exception contributory to a double fault?"""
-    return vector == DE or (vector >= TS and vector <= GP)
 
 
 @kernel
@@ -131,6 +78,8 @@ def failed_delivery(m: Record, a: Arena, t: Tags, fault: int, vector: int) -> in
         again = exception and (contributory(vector) or vector == PF)
         external = 0 if m[s.EVENT_TYPE] == SOFTWARE_INTERRUPT else 1
         code = raise_exception(m, GP, 1, vector << 3 | 2 | external)
+    if m[s.NONROOT] and exception_exits(m, a, m[s.EVENT_VECTOR]):  # before the two are combined
+        return exception_exit(m, a, m[s.EVENT_VECTOR], HARDWARE_EXCEPTION, 0)
     if again:
         m[s.VECTORING] = 0  # what the double fault replaces is not reported
         code = raise_exception(m, DF, 1, 0)
@@ -145,6 +94,8 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
     """
     if recorded(m, a):
         return recorded_delivery(m, a, t)
+    if a[A_DECODE]:
+        return through_gates(m, a, t)
     for _ in range(3):
         vector = m[s.EVENT_VECTOR]
         kind = m[s.EVENT_TYPE]
@@ -217,10 +168,7 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
             return ended
         vector = m[s.EVENT_VECTOR]
         if m[s.NONROOT] and exception_exits(m, a, vector):
-            m[s.EXIT_INTERRUPTION] = vector | HARDWARE_EXCEPTION << 8 | ERROR_VALID | VALID
-            m[s.EXIT_ERROR_CODE] = m[s.EVENT_ERROR]
-            vm_exit(m, a, x.EXCEPTION_NMI, m[s.EVENT_CR2] if vector == PF else 0, 0)
-            return JUMPED
+            return exception_exit(m, a, vector, HARDWARE_EXCEPTION, 0)
     m[s.STOP] = TRIPLE_FAULTED
     return STOPPED
 

@@ -1,7 +1,6 @@
 """VM exits: save the guest, record why, load the host.
 
 SDM: "VM Exits"; "Saving Guest State"; "Loading Host State".
-Not modelled: MSR areas.
 """
 
 from __future__ import annotations
@@ -11,11 +10,18 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_REPLAY_LOG, A_REPLAY_LOG_LIMIT, A_REPLAY_LOGGED
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
+from vtsim.cpu.codes import PRIVILEGED_EXCEPTION, SHUTDOWN, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.host_state import load_host_state
 from vtsim.cpu.kernels.ledger import charge, record, settle
+from vtsim.cpu.kernels.msr_areas import (
+    ABORT_LOADING_MSRS,
+    ABORT_SAVING_MSRS,
+    load_msr_area,
+    store_msr_area,
+    vmx_abort,
+)
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
@@ -34,6 +40,17 @@ def log_exit(m: Record, a: Arena, reason: int, qualification: int) -> None:
         a[at] = m[s.RIP] - o.REPLAY_BASE | reason << 32
         a[at + 1] = qualification
     a[A_REPLAY_LOGGED] = n + 1
+
+
+@kernel
+def shut_down(m: Record, a: Arena, indicator: int) -> None:
+    """A VMX abort: the indicator is written and the CPU stops for good.
+
+    SDM: "VMX Aborts".
+    """
+    vmx_abort(m, a, indicator)
+    m[s.STOP] = SHUTDOWN
+    m[s.LIMIT] = 0
 
 
 @kernel
@@ -105,7 +122,13 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     if controls & b.EXIT_SAVE_PREEMPTION_TIMER and vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
         left = m[s.TIMER_DEADLINE] - m[s.CYCLE]
         vmcs[v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]
+    if vmcs[v.EXIT_MSR_STORE_COUNT]:
+        if store_msr_area(m, a, vmcs[v.EXIT_MSR_STORE_ADDRESS], vmcs[v.EXIT_MSR_STORE_COUNT]):
+            shut_down(m, a, ABORT_SAVING_MSRS)
     load_host_state(m, a)
+    if vmcs[v.EXIT_MSR_LOAD_COUNT]:
+        if load_msr_area(m, a, vmcs[v.EXIT_MSR_LOAD_ADDRESS], vmcs[v.EXIT_MSR_LOAD_COUNT]):
+            shut_down(m, a, ABORT_LOADING_MSRS)
     charge(m, a, o.VM_EXIT, m[s.EXIT_CYCLES])
     set_limit(m, a)
     if m[s.TRACE_ON]:

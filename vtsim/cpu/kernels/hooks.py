@@ -30,7 +30,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT, NEXT, STOPPED
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.caches import data_miss, probe
-from vtsim.cpu.kernels.events import raise_fault
+from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.stream import drain, overlapped
 from vtsim.cpu.kernels.walk import READ, WRITE
 from vtsim.ept.spec import ADDRESS

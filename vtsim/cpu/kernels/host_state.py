@@ -35,6 +35,10 @@ def load_host_state(m: Record, a: Arena) -> None:
     vmcs = a[at : at + 512]
     controls = vmcs[v.EXIT_CONTROLS]
     m[s.NONROOT] = 0
+    m[s.MODE] = 0
+    m[s.PENDING] = 0
+    m[s.VIRTUAL_PENDING] = 0
+    m[s.IRET_UNBLOCKED] = 0
     m[s.HALTED] = 0
     m[s.INTERRUPT_SHADOW] = 0
     m[s.TIMER_DEADLINE] = FOREVER

@@ -10,7 +10,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.msr_storage import TIME_STAMP_COUNTER, msr_slot, store_msr, time_stamp
-from vtsim.cpu.kernels.msr_values import EFER, refuses, unloadable
+from vtsim.cpu.kernels.msr_values import EFER, refuses, unloadable, unsavable
 from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.values import EFER_LMA
 
@@ -56,7 +56,7 @@ def store_msr_area(m: Record, a: Arena, address: int, count: int) -> int:
         head = load_word(a, place)
         index = head & LOW_32
         slot = msr_slot(index)
-        if (head >> 32) & LOW_32 or unloadable(index) or (slot < 0 and index != TIME_STAMP_COUNTER):
+        if (head >> 32) & LOW_32 or unsavable(index) or (slot < 0 and index != TIME_STAMP_COUNTER):
             return n + 1
         store_word(a, place + 8, time_stamp(m) if slot < 0 else m[slot])
     return 0

@@ -40,6 +40,15 @@ def unloadable(index: int) -> bool:
 
 
 @kernel
+def unsavable(index: int) -> bool:
+    """May this MSR not be stored in an MSR area: x2APIC registers, MSRs of SMM?
+
+    SDM: "Saving MSRs".
+    """
+    return index >> 8 == 8 or index == SMBASE
+
+
+@kernel
 def refuses(m: Record, a: Arena, index: int, value: int) -> bool:
     """Would WRMSR of this value cause #GP at privilege level 0?
 

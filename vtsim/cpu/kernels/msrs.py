@@ -6,19 +6,26 @@ SDM: "MSR-Bitmap Address".
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.base.memory import A_CAPABILITIES
+from vtsim.base.memory import A_CAPABILITIES, A_DECODE, load, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, NEXT
 from vtsim.cpu.kernels.access import bitmap_bit
 from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
+from vtsim.cpu.kernels.apic_virtualization import note_write, secondary_controls, self_interrupt, virtual_page
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.digest import saw
-from vtsim.cpu.kernels.events import raise_exception
+from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.msr_storage import msr_slot, store_msr, time_stamp
+from vtsim.cpu.kernels.msr_values import refuses
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
+
+# fmt: off
+X2APIC: int = 1 << 10             # of IA32_APIC_BASE
+FIRST_X2APIC, LAST_X2APIC, X2APIC_TPR, X2APIC_EOI, X2APIC_SELF_IPI = 0x800, 0x8FF, 0x808, 0x80B, 0x83F
+# fmt: on
 
 
 @kernel
@@ -45,6 +52,11 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
     """RDMSR: NEXT with RDX:RAX, or #GP."""
     value = 0
     slot = msr_slot(index)
+    if FIRST_X2APIC <= index <= LAST_X2APIC and a[A_DECODE]:
+        if m[s.NONROOT] and read_virtual(m, a, index):
+            return NEXT
+        if m[s.MSR_APIC_BASE] & X2APIC == 0:
+            return raise_exception(m, GP, 1, 0)
     if slot >= 0:
         value = m[slot]
         saw(m, value)
@@ -62,8 +74,62 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
 
 
 @kernel
+def refused(m: Record, a: Arena, index: int, value: int) -> bool:
+    """Does this processor refuse a write: x2APIC registers outside x2APIC mode, reserved bits?"""
+    if FIRST_X2APIC <= index <= LAST_X2APIC:
+        return m[s.MSR_APIC_BASE] & X2APIC == 0
+    return refuses(m, a, index, value)
+
+
+@kernel
+def read_virtual(m: Record, a: Arena, index: int) -> bool:
+    """RDMSR of an x2APIC register that the virtual-APIC page answers: True if it did.
+
+    SDM: "Virtualizing MSR-Based APIC Accesses".
+    """
+    controls = secondary_controls(m, a)
+    if controls & b.VIRTUALIZE_X2APIC_MODE == 0:
+        return False
+    if index != X2APIC_TPR and controls & b.APIC_REGISTER_VIRTUALIZATION == 0:
+        return False
+    value = load(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8)
+    m[s.GPR + s.RAX] = value & 0xFFFFFFFF
+    m[s.GPR + s.RDX] = (value >> 32) & 0xFFFFFFFF
+    return True
+
+
+@kernel
+def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
+    """WRMSR of an x2APIC register that is virtualized: NEXT or EVENT, or -1 where it is not.
+
+    SDM: "Virtualizing MSR-Based APIC Accesses".
+    """
+    controls = secondary_controls(m, a)
+    if controls & b.VIRTUALIZE_X2APIC_MODE == 0:
+        return -1
+    if index != X2APIC_TPR and controls & b.VIRTUAL_INTERRUPT_DELIVERY == 0:
+        return -1
+    if index != X2APIC_TPR and index != X2APIC_EOI and index != X2APIC_SELF_IPI:
+        return -1
+    if value & ~0xFF or (index == X2APIC_EOI and value):
+        return raise_exception(m, GP, 1, 0)
+    if index == X2APIC_SELF_IPI and value & 0xF0:
+        self_interrupt(m, a, value)
+        return NEXT
+    store(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8, value)
+    note_write(m, (index & 0xFF) << 4)
+    return NEXT
+
+
+@kernel
 def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
     """WRMSR: NEXT, or #GP."""
+    if FIRST_X2APIC <= index <= LAST_X2APIC and a[A_DECODE] and m[s.NONROOT]:
+        ended = write_virtual(m, a, index, value)
+        if ended >= 0:
+            return ended
+    if a[A_DECODE] and refused(m, a, index, value):
+        return raise_exception(m, GP, 1, 0)
     if 0x800 <= index <= 0x83F:
         m[s.CYCLE] += m[s.P_WRMSR_X2APIC] - m[s.PRICE + o.WRMSR]
         write_register(m, a, index - 0x800, value)

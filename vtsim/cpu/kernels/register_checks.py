@@ -25,6 +25,17 @@ def cr0_refused(m: Record, a: Arena, value: int) -> bool:
     """
     if value & HIGH_32:
         return True
+    if cr0_illegal(m, value):
+        return True
+    return m[s.VMXON] != 0 and not cr0_supported(a, (value & CR0_DEFINED) | ET, 0)
+
+
+@kernel
+def cr0_illegal(m: Record, value: int) -> bool:
+    """Is this combination of CR0 bits illegal, in itself or with CR4, EFER and CS?
+
+    SDM: "Control Registers".
+    """
     if (value & PG and value & PE == 0) or (value & NW and value & CD == 0):
         return True
     if value & PG == 0 and m[s.CR0] & PG and (m[s.CR4] & PCIDE or (m[s.EFER] & LMA and m[s.CS_ACCESS_RIGHTS] & CS_L)):
@@ -32,9 +43,7 @@ def cr0_refused(m: Record, a: Arena, value: int) -> bool:
     if value & PG and m[s.CR0] & PG == 0 and m[s.EFER] & LME:
         if m[s.CR4] & PAE == 0 or m[s.CS_ACCESS_RIGHTS] & CS_L:
             return True
-    if value & WP == 0 and m[s.CR4] & CET:
-        return True
-    return m[s.VMXON] != 0 and not cr0_supported(a, (value & CR0_DEFINED) | ET, 0)
+    return value & WP == 0 and m[s.CR4] & CET != 0
 
 
 @kernel

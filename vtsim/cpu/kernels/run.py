@@ -61,6 +61,7 @@ from vtsim.cpu.codes import (
 )
 from vtsim.cpu.kernels.access import effective, load_across, store_across
 from vtsim.cpu.kernels.apic import acknowledge, evaluate, timer_fires
+from vtsim.cpu.kernels.breakpoints import instruction_breakpoint
 from vtsim.cpu.kernels.caches import data_miss, fetch_line, probe
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.cursor import deliverable, set_limit
@@ -68,6 +69,8 @@ from vtsim.cpu.kernels.events import deliver, raise_exception, raise_fault, thro
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
 from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record, settle
+from vtsim.cpu.kernels.modes import code_address
+from vtsim.cpu.kernels.pending import DELIVER, arm, begin, debug_exception, rare_event
 from vtsim.cpu.kernels.replay import assert_wire, replay_event
 from vtsim.cpu.kernels.stream import drain, passes, stream
 from vtsim.cpu.kernels.system import system
@@ -103,7 +106,15 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
         if m[s.WIRE_AT] and m[s.CYCLE] >= m[s.WIRE_AT]:
             assert_wire(m, a)
             continue
-        if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE]:
+        if m[s.PENDING]:
+            found = rare_event(m, a)
+            if found:
+                m[s.ROW] = 0
+                if found == DELIVER and deliver(m, a, t) == STOPPED:
+                    return m[s.STOP]
+                begin(m)
+                continue
+        if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE] and m[s.INTERRUPT_SHADOW] == 0:
             drain(m, a)
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
             m[s.ROW] = 0
@@ -154,6 +165,17 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             if target > m[s.CYCLE]:
                 charge(m, a, o.HALTED_CYCLES, target - m[s.CYCLE])
             continue
+        if m[s.PENDING]:
+            hit = instruction_breakpoint(m)
+            if hit:
+                debug_exception(m, hit)
+                m[s.ROW] = 0
+                if deliver(m, a, t) == STOPPED:
+                    return m[s.STOP]
+                begin(m)
+                continue
+            begin(m)
+            arm(m, a)
         if m[s.INTERRUPT_SHADOW]:
             m[s.INTERRUPT_SHADOW] = 1
             m[s.LIMIT] = m[s.CYCLE]
@@ -184,6 +206,8 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
     if recorded(m, a):
         m[s.LINES] = a[A_REPLAY_LINES]
         return a[A_REPLAY_ROWS] + (rip - o.REPLAY_BASE) * o.ROW_WORDS
+    if m[s.MODE]:
+        rip = code_address(m)
     user = m[s.PRIVILEGE] & 1
     key = ((rip >> 12) & VPN_MASK) << TAG_SHIFT | m[s.CONTEXT] << CONTEXT_SHIFT | user
     if (rip >> 56) + 1 & ~1:
@@ -221,6 +245,8 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
 def no_row(m: Record, a: Arena, hpa: int) -> int:
     """No row stands at this address: whoever can decode its bytes is asked to, else #UD."""
     if a[A_DECODE] and is_memory(a, hpa):
+        if m[s.INTERRUPT_SHADOW]:  # what the boundary decided belongs to the op that is still to come
+            m[s.INTERRUPT_SHADOW] = 2
         m[s.STOP] = UNDECODED
         m[s.STOP_A] = hpa
         return 0

@@ -16,7 +16,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED
 from vtsim.cpu.kernels.caches import data_miss, probe, probe_surely
-from vtsim.cpu.kernels.events import raise_fault
+from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.translate import translate
 from vtsim.cpu.kernels.walk import READ, WRITE

@@ -10,7 +10,7 @@ from vtsim.base.memory import is_memory, load
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import NEXT, UD
 from vtsim.cpu.kernels.contexts import set_context
-from vtsim.cpu.kernels.events import raise_exception
+from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.vmx_capabilities import eptp_supported, secondary_allowed
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v

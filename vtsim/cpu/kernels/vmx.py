@@ -28,7 +28,7 @@ from vtsim.cpu.kernels.components import EFER_LMA, access_component, in_64_bit_m
 from vtsim.cpu.kernels.contexts import GLOBAL_KEY
 from vtsim.cpu.kernels.conventions import vm_fail, vm_fail_invalid, vm_fail_valid, vm_succeed
 from vtsim.cpu.kernels.entry import vm_entry
-from vtsim.cpu.kernels.events import raise_exception, raise_fault
+from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.invalidate import drop_contexts, drop_guest_physical, drop_page
 from vtsim.cpu.kernels.vm_functions import EXITS, vm_function
 from vtsim.cpu.kernels.vmx_capabilities import (

@@ -8,7 +8,7 @@ Not modelled: SMAP; protection keys; speculative walks.
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import is_memory, load_word, store_word
+from vtsim.base.memory import is_memory, load, load_word, store, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
     EPT_PWC_HITS,
@@ -29,6 +29,7 @@ from vtsim.cpu.slots import (
     CR4,
     EFER,
     EPT_AD,
+    EPT_FEATURES,
     EPT_PDE,
     EPT_PDPTE,
     EPT_PML4E,
@@ -41,17 +42,20 @@ from vtsim.cpu.slots import (
     FAULT_GVA,
     FAULT_KIND,
     FAULT_QUALIFICATION,
+    FAULT_SUPPRESSED,
     NESTED_HIT_CYCLES,
     NESTED_TLB,
     NONROOT,
     OWNER,
     PAGE_SIZES,
     PAGING_LEVELS,
+    PDPTE0,
     PWC_HIT_CYCLES,
     PWC_PDE,
     PWC_PDPTE,
     PWC_PML4E,
     RESERVED_BITS,
+    VMCS,
     WALK_LATENCY,
 )
 from vtsim.ept.spec import (
@@ -78,19 +82,30 @@ from vtsim.ept.spec import (
     PTE_PRESENT,
     PTE_USER,
     PTE_WRITE,
+    Q_EXECUTE_USER,
     Q_FETCH,
     Q_FINAL,
     Q_LINEAR_VALID,
+    Q_NO_EXECUTE,
     Q_READ,
     Q_RIGHTS,
+    Q_USER,
+    Q_WRITABLE,
     Q_WRITE,
 )
+from vtsim.vmcs import slots as v
 
 # fmt: off
 READ, WRITE, EXECUTE = range(3)
 # a translation is its address, or one of
-PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL = -1, -2, -3, -4
+PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL = -1, -2, -3, -4, -5
+# EPT_FEATURES: what the controls and capabilities add to EPT
+MODE_BASED, LOGGING, EXCEPTION, ADVANCED = 1, 2, 4, 8
+EPT_EXECUTE_USER: int = 1 << 10    # with mode-based execute control; also in data words and cached rights
+EPT_RIGHTS: int = EPT_RWX | EPT_EXECUTE_USER
+LOG_ENTRIES: int = 512
 CR0_WP: int = 1 << 16
+CR4_PSE: int = 1 << 4
 EFER_NXE: int = 1 << 11
 # data word: address | permission bits 0-5 | global (6) | page size (7-8)
 DATA_GLOBAL, DATA_SIZE = 6, 7
@@ -105,17 +120,50 @@ def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking:
     """Record a refused guest-physical access."""
     m[FAULT_KIND] = kind
     m[FAULT_GPA] = gpa
-    q = Q_LINEAR_VALID | (rights << Q_RIGHTS)
+    q = Q_LINEAR_VALID | (rights & EPT_RWX) << Q_RIGHTS
+    if rights & EPT_EXECUTE_USER and m[EPT_FEATURES] & MODE_BASED:
+        q |= Q_EXECUTE_USER
     if access & EPT_READ:
         q |= Q_READ
     if access & EPT_WRITE:
         q |= Q_WRITE
-    if access & EPT_EXECUTE:
+    if access & (EPT_EXECUTE | EPT_EXECUTE_USER):
         q |= Q_FETCH
     if not walking:
         q |= Q_FINAL
     m[FAULT_QUALIFICATION] = q if kind == VIOLATION else 0
     return kind
+
+
+@kernel
+def log_write(m: Record, a: Arena, gpa: int, dirty: bool) -> bool:
+    """An accessed or dirty flag is being set: False if the log is full; the address is logged for a dirty flag.
+
+    SDM: "Page-Modification Logging".
+    """
+    at = m[VMCS]
+    index = a[at + v.PML_INDEX] & 0xFFFF
+    if index >= LOG_ENTRIES:
+        return False
+    if not dirty:
+        return True
+    store_word(a, (a[at + v.PML_ADDRESS] & ADDRESS) + 8 * index, gpa & ~0xFFF)
+    a[at + v.PML_INDEX] = (index - 1) & 0xFFFF
+    return True
+
+
+@kernel
+def linear_rights(m: Record, rights: int) -> int:
+    """What an EPT violation says of the linear address, where the processor has that information.
+
+    SDM: "Basic VM-Exit Information".
+    """
+    if m[EPT_FEATURES] & ADVANCED == 0 or m[FAULT_KIND] != VIOLATION:
+        return 0
+    found = Q_USER if rights & UP_USER else 0
+    if rights & UP_WRITE:
+        found |= Q_WRITABLE
+    return found | (Q_NO_EXECUTE if rights & UP_NX else 0)
 
 
 @kernel
@@ -134,7 +182,7 @@ def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -
         if (sizes >> size) & 1:
             number = gpa >> (12 + 9 * size)
             data = find(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size)
-            if data >= 0 and need & ~data & EPT_RWX == 0 and (need & EPT_WRITE == 0 or (data >> 3) & 1):
+            if data >= 0 and need & ~data & EPT_RIGHTS == 0 and (need & EPT_WRITE == 0 or (data >> 3) & 1):
                 a[m[OWNER] + NESTED_TLB_HITS] += 1
                 m[WALK_LATENCY] += m[NESTED_HIT_CYCLES]
                 within = (1 << (12 + 9 * size)) - 4096
@@ -149,7 +197,8 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     owner = m[OWNER]
     table = m[EPTP] & ADDRESS
     level = 4
-    rights = EPT_RWX
+    rights = EPT_RIGHTS
+    rwx = EPT_RIGHTS if m[EPT_FEATURES] & MODE_BASED else EPT_RWX
     up = find(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context)
     if up >= 0:
         level = 1
@@ -163,17 +212,20 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
                 level = 3
     if up >= 0:
         table = up & ADDRESS
-        rights = up & EPT_RWX
+        rights = up & EPT_RIGHTS
         m[WALK_LATENCY] += m[EPT_PWC_HIT_CYCLES]
         a[owner + EPT_PWC_HITS] += 1
     while True:
         shift = 3 + 9 * level
         at = table | ((gpa >> shift) & 511) << 3
-        m[WALK_LATENCY] += read_line(m, a, t, at)
         a[owner + EPT_REFERENCES] += 1
-        entry = load_word(a, at) if is_memory(a, at) else 0
-        allowed = entry & EPT_RWX
+        entry = 0
+        if is_memory(a, at):
+            m[WALK_LATENCY] += read_line(m, a, t, at)
+            entry = load_word(a, at)
+        allowed = entry & rwx
         if allowed == 0:
+            m[FAULT_SUPPRESSED] = entry < 0
             return ept_fault(m, VIOLATION, gpa, need, 0, walking)
         if (allowed & EPT_READ == 0 and (allowed & EPT_WRITE or m[EXECUTE_ONLY] == 0)) or entry & m[RESERVED_BITS]:
             return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
@@ -187,12 +239,16 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
         rights &= allowed
         if leaf and need & ~rights:
+            m[FAULT_SUPPRESSED] = entry < 0
             return ept_fault(m, VIOLATION, gpa, need, rights, walking)
         if m[EPT_AD]:
             flags = EPT_ACCESSED
             if leaf and need & EPT_WRITE:
                 flags |= EPT_DIRTY
             if entry & flags != flags:
+                if m[EPT_FEATURES] & LOGGING and not log_write(m, a, gpa, flags & ~entry & EPT_DIRTY != 0):
+                    m[FAULT_KIND] = LOG_FULL
+                    return LOG_FULL
                 entry |= flags
                 store_word(a, at, entry)
                 m[WALK_LATENCY] += m[ATOMIC_CYCLES]
@@ -228,20 +284,160 @@ def page_fault(m: Record, gva: int, code: int) -> int:
 
 
 @kernel
+def final_need(m: Record, access: int, rights: int) -> int:
+    """The EPT right that an access to a page with these rights needs.
+
+    SDM: "Mode-Based Execute Control for EPT".
+    """
+    if access == WRITE:
+        return EPT_WRITE
+    if access == EXECUTE:
+        return EPT_EXECUTE_USER if m[EPT_FEATURES] & MODE_BASED and rights & UP_USER else EPT_EXECUTE
+    return EPT_READ
+
+
+@kernel
+def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
+    """Walk the structures of 32-bit or PAE paging; as `walk`. A 4-MiB page is kept as the 2 MiB that were asked for.
+
+    SDM: "32-Bit Paging"; "PAE Paging".
+    Not modelled: paging-structure caches of these modes.
+    """
+    owner = m[OWNER]
+    through_ept = m[NONROOT] != 0 and m[EPTP] != 0
+    pae = m[PAGING_LEVELS] == 3
+    code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
+    if access == EXECUTE and ((pae and m[EFER] & EFER_NXE) or m[CR4] & CR4_SMEP):
+        code |= PF_FETCH
+    table = m[CR3] & 0xFFFFF000
+    if pae:
+        entry = m[PDPTE0 + ((gva >> 30) & 3)]
+        if entry & PTE_PRESENT == 0:
+            return page_fault(m, gva, code)
+        table = entry & ADDRESS
+    rights = UP_WRITE | UP_USER
+    shift = 21 if pae else 22
+    for level in range(2, 0, -1):
+        index = (gva >> shift) & (511 if pae else 1023)
+        place = table | index << (3 if pae else 2)
+        host = place
+        if through_ept:
+            found = nested(m, a, t, table, EPT_READ, True)
+            if found < 0:
+                m[FAULT_GVA] = gva
+                m[FAULT_GPA] = place
+                return found
+            host = (found & ADDRESS) | (place & 0xFFF)
+        a[owner + GUEST_REFERENCES] += 1
+        entry = 0
+        if is_memory(a, host):
+            m[WALK_LATENCY] += read_line(m, a, t, host)
+            entry = load_word(a, host) if pae else load(a, host, 4)
+        if entry & PTE_PRESENT == 0:
+            return page_fault(m, gva, code)
+        leaf = level == 1 or (entry & PTE_LARGE != 0 and (pae or m[CR4] & CR4_PSE != 0))
+        wrong = 0
+        if pae:
+            wrong = entry & (m[RESERVED_BITS] | 0x7FF << 52)
+            if entry < 0 and m[EFER] & EFER_NXE == 0:
+                wrong = 1
+            if leaf and level == 2 and entry & 0x1FE000:
+                wrong = 1
+        elif leaf and level == 2 and entry & 0x200000:
+            wrong = 1
+        if wrong:
+            return page_fault(m, gva, code | PF_RESERVED | PF_PRESENT)
+        if entry & PTE_WRITE == 0:
+            rights &= ~UP_WRITE
+        if entry & PTE_USER == 0:
+            rights &= ~UP_USER
+        if pae and entry & PTE_NO_EXECUTE:
+            rights |= UP_NX
+        if leaf:
+            refused = (user and rights & UP_USER == 0) or (access == EXECUTE and rights & UP_NX)
+            if access == WRITE and rights & UP_WRITE == 0 and (user or m[CR0] & CR0_WP):
+                refused = True
+            if access == EXECUTE and not user and rights & UP_USER and m[CR4] & CR4_SMEP:
+                refused = True
+            if refused:
+                return page_fault(m, gva, code | PF_PRESENT)
+        flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
+        if entry & flags != flags:
+            if through_ept:
+                found = nested(m, a, t, table, EPT_WRITE, True)
+                if found < 0:
+                    m[FAULT_GVA] = gva
+                    m[FAULT_GPA] = place
+                    return found
+            entry |= flags
+            if pae:
+                store_word(a, host, entry)
+            else:
+                store(a, host, 4, entry)
+            m[WALK_LATENCY] += m[ATOMIC_CYCLES]
+        if leaf:
+            break
+        table = entry & (ADDRESS if pae else 0xFFFFF000)
+        shift -= 9 if pae else 10
+    size = 0
+    gpa = (entry & (ADDRESS if pae else 0xFFFFF000)) | (gva & 0xFFF)
+    if level == 2:
+        size = 1
+        if pae:
+            gpa = (entry & ADDRESS & ~0x1FFFFF) | (gva & 0x1FFFFF)
+        else:
+            gpa = (entry & 0xFFC00000) | ((entry >> 13) & 0xFF) << 32 | (gva & 0x3FFFFF)
+    gpa &= ~0xFFF
+    permissions = 1 | 1 << 4
+    if rights & UP_USER:
+        permissions |= 2 | 1 << 5
+        if m[CR4] & CR4_SMEP:
+            permissions &= ~(1 << 4)
+    if rights & UP_NX:
+        permissions &= 0xF
+    if entry & PTE_DIRTY:
+        if rights & UP_WRITE or m[CR0] & CR0_WP == 0:
+            permissions |= 1 << 2
+        if rights & UP_WRITE and rights & UP_USER:
+            permissions |= 1 << 3
+    is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
+    hpa = gpa
+    if through_ept:
+        need = final_need(m, access, rights)
+        host = nested(m, a, t, gpa, need, False)
+        if host < 0:
+            m[FAULT_GVA] = gva
+            m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            m[FAULT_QUALIFICATION] |= linear_rights(m, rights)
+            return host
+        hpa = host & ADDRESS
+        if host & EPT_READ == 0:
+            permissions &= ~3
+        if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
+            permissions &= ~0xC
+        if host & final_need(m, EXECUTE, rights) == 0:
+            permissions &= 0xF
+        if (host >> 4) & 3 < size:
+            size = (host >> 4) & 3
+            m[PAGE_SIZES] |= FRACTURED
+    if not is_memory(a, hpa):
+        size = 0
+    return (hpa & ~((1 << (12 + 9 * size)) - 1)) | permissions | is_global << DATA_GLOBAL | size << DATA_SIZE
+
+
+@kernel
 def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """Walk the paging structures, through EPT in non-root mode with EPT; the data word for a TLB, or a fault."""
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
-    need = EPT_READ
-    if access == WRITE:
-        need = EPT_WRITE
-    elif access == EXECUTE:
-        need = EPT_EXECUTE
     levels = m[PAGING_LEVELS]
+    if levels < 4 and levels:
+        return walk_legacy(m, a, t, gva, access, user)
     gpa = gva & ((1 << 52) - 1) & ~0xFFF
     permissions = 0x3F
     size = 2
     is_global = 0
+    rights = UP_WRITE | UP_USER
     if levels:
         code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
         if access == EXECUTE and (m[EFER] & EFER_NXE or m[CR4] & CR4_SMEP):
@@ -292,9 +488,11 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 elif level == 3:
                     keep(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context, kept)
             at = table | ((gva >> shift) & 511) << 3
-            m[WALK_LATENCY] += read_line(m, a, t, at)
             a[owner + GUEST_REFERENCES] += 1
-            entry = load_word(a, at) if is_memory(a, at) else 0
+            entry = 0
+            if is_memory(a, at):
+                m[WALK_LATENCY] += read_line(m, a, t, at)
+                entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)
             leaf = level == 1 or (entry & PTE_LARGE != 0 and level <= 3)
@@ -366,17 +564,19 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             is_global = 1
     hpa = gpa
     if through_ept:
-        host = nested(m, a, t, gpa, need, False)
+        host = nested(m, a, t, gpa, final_need(m, access, rights), False)
         if host < 0:
             m[FAULT_GVA] = gva
             m[FAULT_GPA] = gpa | (gva & 0xFFF)
+            if levels:
+                m[FAULT_QUALIFICATION] |= linear_rights(m, rights)
             return host
         hpa = host & ADDRESS
         if host & EPT_READ == 0:
             permissions &= ~3
         if host & EPT_WRITE == 0 or (host >> 3) & 1 == 0:
             permissions &= ~0xC
-        if host & EPT_EXECUTE == 0:
+        if host & final_need(m, EXECUTE, rights) == 0:
             permissions &= 0xF
         if (host >> 4) & 3 < size:
             size = (host >> 4) & 3

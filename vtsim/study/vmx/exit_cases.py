@@ -1,4 +1,4 @@
-"""Runs a recorded VM-exit case as operations of the engine: VMLAUNCH, the guest's own code, the first exit, what follows.
+"""Runs a recorded VM-exit case as operations of the engine: VMLAUNCH, guest code, the first exit, what follows.
 
 SDM: "VM Exits".
 Not modelled: the program that recorded the cases; its host stops at the VM exit.
@@ -29,7 +29,6 @@ from vtsim.study.vmx.cases import EXIT, Case, Environment
 from vtsim.study.vmx.drivers import drivers
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
-from vtsim.vmcs.capabilities import BASIC, EPT_VPID_CAP, MISC
 from vtsim.vmcs.spec import SLOT
 
 PROFILE: Final = "skx-4114"
@@ -39,13 +38,14 @@ HOST_TABLES: Final = 0x200000
 OPERANDS: Final = 0x103000
 VMXON_REGION, CURRENT = 0x400000, 0x401000
 REGIONS: Final = (VMXON_REGION, CURRENT, 0x402000, 0x403000)
-TIMER_VECTOR, TIMER_TICKS = 0xF0, 20_000_000  # the recorder's one-shot timer ends guests that run away
-FAILED: Final = 2
-OPS: Final = 20_000
+TIMER_VECTOR, TIMER_TICKS = 0xF0, 1 << 40  # the recorder's timer ends guests that run away
+FAILED, FAULTED = 2, 3
+OPS: Final = 5_000
 MASK: Final = (1 << 64) - 1
 GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
-CAPABILITIES: Final = 20
 REG_ICR: Final = 0x30
+APIC_BASE, APIC_AT_RESET, FEATURE_CONTROL, LOCKED_ON = 0x1B, 0xFEE00900, 0x3A, 5
+DEBUG_AT_RESET: Final = 0xFFFF0FF0
 VMCALL: Final = 18
 HANDLERS: Final = (0x801000, 0x11000)
 CONTROL_REGISTERS: Final = {"cr2": s.CR2, "dr6": s.DR6, **{f"dr{n}": s.DR0 + n for n in range(4)}}
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = Engine(
             load_profile(PROFILE),
-            Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=48, rows=4096, owners=2, trace_rows=64),
+            Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=48, rows=1 << 15, owners=2, trace_rows=64),
         )
         engine = self.engine
         engine.frames_from(0x300, 0x100, shuffled=False, seed=0)
@@ -92,6 +92,9 @@ class Bench:
         a.label("resume")
         a.op(o.VMRESUME)
         a.op(o.STOP_OP, imm=FAILED)
+        a.label("rdmsr")
+        a.op(o.RDMSR)
+        a.op(o.STOP_OP, imm=0)
         self.program = a.assemble()
         engine.place(self.program, lambda page: page >> 12)
         engine.store(OPERANDS, VMXON_REGION)
@@ -171,14 +174,10 @@ class _Run:
     def _set_up(self) -> None:
         env, m, engine = self.environment, self.m, self.engine
         engine.restore(self.on.start)
-        capabilities = int(engine.arena[mem.A_CAPABILITIES])
-        for index, value in env.capabilities.msrs.items():
-            if BASIC <= index < BASIC + CAPABILITIES:
-                engine.arena[capabilities + index - BASIC] = mem.signed(value)
+        engine.vmx(env.capabilities)
         engine.cpuid_table((*leaf, *answer) for leaf, answer in env.cpuid.items())
-        m[s.VMX_REVISION] = env.capabilities.read(BASIC) & 0x7FFF_FFFF
-        m[s.TIMER_RATE] = env.capabilities.read(MISC) & 31
-        m[s.EXECUTE_ONLY] = env.capabilities.read(EPT_VPID_CAP) & 1
+        m[s.MSR_APIC_BASE] = env.capabilities.msrs.get(APIC_BASE, APIC_AT_RESET)
+        m[s.MSR_FEATURE_CONTROL] = env.capabilities.msrs.get(FEATURE_CONTROL, LOCKED_ON)
         m[s.RESERVED_BITS] = ((1 << 52) - 1) & ~((1 << env.physical_address_bits) - 1)
         for page, data in env.memory.items():
             if page not in REGIONS and page < MEMORY:
@@ -191,13 +190,15 @@ class _Run:
         words = self.on.vmcs
         for name, value in env.vmcs.items():
             words[SLOT[name]] = mem.signed(value)
+        words[h.V_CHECKED] = 0
         m[s.GPR : s.GPR + 16] = 0
+        m[s.DR6] = DEBUG_AT_RESET
         for name, value in env.gpr.items():
             m[s.GPR + GPRS.index(name)] = mem.signed(value)
         for name, value in env.control_registers.items():
             m[CONTROL_REGISTERS[name]] = mem.signed(value)
         for action in env.pre:
-            write_register(m, engine.arena, REG_ICR, int(action[1], 16))
+            write_register(m, engine.arena, REG_ICR, int(action[2], 16))
         m[s.APIC_TIMER_VECTOR] = TIMER_VECTOR
         m[s.APIC_DEADLINE] = int(m[s.CYCLE]) + TIMER_TICKS
 
@@ -207,22 +208,29 @@ class _Run:
         m, engine = self.m, self.engine
         m[s.RIP] = rip
         engine.sync()
+        begun = int(m[s.OPS])
         for _ in range(OPS):
             code = engine.run(ops=OPS)
             if code == c.UNDECODED:
                 if not m[s.NONROOT]:
                     return -1
                 self.on.decode(int(m[s.STOP_A]))
+                if int(m[s.OPS]) - begun > OPS:
+                    m[s.APIC_DEADLINE] = m[s.CYCLE]
             elif code == c.DEVICE_WRITE:
                 self._device_write()
             elif code == c.DEVICE_READ:
                 register = int(m[s.STOP_B]) >> 8
                 if register < 16:
                     m[s.GPR + register] = 0xFFFF_FFFF
-            elif code in (c.PORT_READ, c.PORT_WRITE):
+            elif code in (c.PORT_READ, c.PORT_WRITE, c.HORIZON):
                 pass
             elif code == c.PROGRAM_END:
                 return int(m[s.STOP_A])
+            elif code == c.BUDGET:
+                m[s.APIC_DEADLINE] = m[s.CYCLE]
+            elif code == c.TRIPLE_FAULTED:  # the host has no handlers
+                return FAULTED
             else:
                 raise ModelError("the guest of a case stopped the engine", {"stop": code, "rip": int(m[s.RIP])})
         raise ModelError("a case does not end", {"rip": int(m[s.RIP])})
@@ -272,10 +280,23 @@ class _Run:
         name = step if isinstance(step, str) else step[0]
         if name == "advance_resume":
             words[v.GUEST_RIP] += words[v.EXIT_INSTRUCTION_LENGTH]
+            words[h.V_CHECKED] = 0
             return self._go("resume")
         if name in ("resume", "launch"):
             return self._go(name)
         if name == "clear_load":
             words[h.V_LAUNCHED] = h.CLEAR
             return {"kind": "op", "op": name, "result": "ok"}
+        if name == "rdmsr":
+            return self._read_msr(int(step[1], 16))
         return {"kind": "op", "op": name, "result": "unknown"}
+
+    def _read_msr(self, index: int) -> dict[str, Any]:
+        """RDMSR by the host."""
+        m = self.m
+        m[s.GPR + s.RCX] = index
+        got = {"kind": "op", "op": "rdmsr", "index": hex(index)}
+        if self._run(self.on.program.labels["rdmsr"]) != 0:
+            return {**got, "result": "fault", "value": "0x0"}
+        value = (int(m[s.GPR + s.RAX]) & 0xFFFF_FFFF) | int(m[s.GPR + s.RDX]) << 32
+        return {**got, "result": "ok", "value": hex(value & MASK)}
