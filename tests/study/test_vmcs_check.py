@@ -48,7 +48,7 @@ def test_each_list_names_its_first_failed_check_with_the_fields_that_decide(
     report = json.loads(done.out)
 
     assert done.status == 1
-    assert report["outcome"] == "VM entry fails: VM-instruction error 7, VM entry with invalid control field(s)"
+    assert report["outcome"] == "VM entry fails with error 7, VM entry with invalid control field(s)"
     assert [(each["section"], each["check"], each["fields"]) for each in report["failures"]] == [
         ("VM-Execution Control Fields", "EPTP_MEMORY_TYPE", {"EPT_POINTER": "0x81001b"}),
         ("Checks on Host Segment and Descriptor-Table Registers", "HOST_CS_ZERO", {"HOST_CS_SELECTOR": "0x0"}),
@@ -60,7 +60,7 @@ def test_a_report_says_the_rule_in_words(tmp_path: Path, capsys: pytest.CaptureF
     done = check(tmp_path, capsys, "base: b64e\nHOST_CS_SELECTOR: 0\n")
 
     assert done.out == (
-        "VM entry fails: VM-instruction error 8, VM entry with invalid host-state field(s)\non corei7_skylake_x\n\n"
+        "VM entry fails with error 8, VM entry with invalid host-state field(s)\non corei7_skylake_x\n\n"
         "Checks on Host Segment and Descriptor-Table Registers\n"
         "  HOST_CS_ZERO: the selector must not be 0\n"
         "    HOST_CS_SELECTOR                      0x0\n"

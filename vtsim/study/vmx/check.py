@@ -117,7 +117,7 @@ def _describe(got: Outcome) -> str:
     if got["kind"] == "exit":
         return "VM entry succeeds"
     if got["kind"] == "vmfail_valid":
-        return f"VM entry fails: VM-instruction error {got['error']}, {INSTRUCTION_ERRORS[got['error']]}"
+        return f"VM entry fails with error {got['error']}, {INSTRUCTION_ERRORS[got['error']]}"
     if got["kind"] == "vmfail_invalid":
         return "VM entry fails: VMfailInvalid"
     reason, qualification = got["reason"], got["qualification"]
