@@ -73,14 +73,7 @@ def instruction_information(m: Record, a: Arena, r: int, op: int) -> int:
         return memory_information(a, r) | wide << I_OPERAND_SIZE | identity << I_REGISTER2
     if in_register:
         return 0
-    if (
-        op == o.VMCLEAR
-        or op == o.VMPTRLD
-        or op == o.VMPTRST
-        or op == o.VMXON
-        or op == o.XSAVES
-        or op == o.XRSTORS
-    ):
+    if op == o.VMCLEAR or op == o.VMPTRLD or op == o.VMPTRST or op == o.VMXON or op == o.XSAVES or op == o.XRSTORS:
         return memory_information(a, r)
     return 0
 
