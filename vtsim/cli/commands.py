@@ -189,6 +189,22 @@ def vmcs_replay(
     raise typer.Exit(replay_cases(file, base_states, json=json, all_cases=all_cases, limit=limit))
 
 
+@vmcs.command("check")
+def vmcs_check(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STATE", help="YAML: fields and values, a base state and a profile if wanted.", show_default=False
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Say which checks of VM entry a VMCS fails, by the manual's titles; status 1 if any does."""
+    from vtsim.cli.vmcs import check_state
+
+    raise typer.Exit(check_state(file, json=json))
+
+
 @vmcs.command("fields")
 def vmcs_fields(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of a name, or an encoding.")] = "",

@@ -11,14 +11,17 @@ from vtsim.cli import FINE
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.run import COMPILING
 from vtsim.config import load_scenario, located
+from vtsim.config.vmcs_state import load_vmcs_state
 from vtsim.cpu.kernels.run import run_all
 from vtsim.platform.vmcs import vmcs_after
 from vtsim.study.vmcs_view import vmcs_json, vmcs_text
 from vtsim.study.vmx.base_states import BaseStates
 from vtsim.study.vmx.cases import read_cases
+from vtsim.study.vmx.check import check_vmcs, report_json, report_text
 from vtsim.study.vmx.replay import DIFFER, Summary, Verdict, case_text, replay, summary_table, to_json
 
 DIFFERENCES_FOUND: Final = 1
+CHECKS_FAILED: Final = 1
 RESOLVED: Final = "resolved.yaml"
 
 
@@ -65,6 +68,18 @@ def show_vmcs(run: Path, settings: tuple[str, ...], *, json: bool) -> int:
     else:
         show(vmcs_text(shown))
     return FINE
+
+
+def check_state(file: Path, *, json: bool) -> int:
+    """Say which checks of VM entry the VMCS in a file fails; 1 if any does."""
+    state = load_vmcs_state(file)
+    _say_if_compiling()
+    report = check_vmcs(state)
+    if json:
+        emit(report_json(report) + "\n")
+    else:
+        show(report_text(report))
+    return CHECKS_FAILED if report.failures else FINE
 
 
 def _say_if_compiling() -> None:

@@ -25,7 +25,7 @@ SMALLEST = "the smallest scenario is 'vms: [{guest: {processes: [{phases: [{prim
 def load_scenario(path: str | Path, sets: Sequence[str] = ()) -> Scenario:
     """Read a scenario file; every problem of it is in the one `ConfigError`."""
     path = Path(path)
-    text = _read(path)
+    text = read_text(path)
     return parse_scenario(text, sets, label=str(path), folder=path.parent, name=path.stem)
 
 
@@ -58,7 +58,7 @@ def located(error: ConfigError, path: Path, sets: Sequence[str]) -> ConfigError:
     """Show where in its file a setting is that only building the machine found wrong."""
     if not path.is_file():  # a pipe was read and is empty now
         return error
-    text = _read(path)
+    text = read_text(path)
     root = compose(text, Source.of(str(path), text), [])
     for assignment in sets:
         root = root and _override(root, assignment, [])
@@ -73,7 +73,7 @@ def _override(root: Node, assignment: str, problems: list[Problem]) -> Node:
         return root
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:  # a device or a pipe has no size, and may never end
             content = file.read(LARGEST_FILE + 1)

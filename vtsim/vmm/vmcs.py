@@ -19,6 +19,7 @@ from vtsim.guest.machine_view import Start
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.controls import CONTROL, ENTRY, EXIT, PIN, PRIMARY, SECONDARY, ControlWord
 from vtsim.vmcs.fields import SLOT
+from vtsim.vmcs.state import V_CHECKED
 from vtsim.vmm import layout as at
 
 WORDS: Final = (PIN, PRIMARY, SECONDARY, EXIT, ENTRY)
@@ -111,6 +112,7 @@ def msr_bitmap(passed: Mapping[int, int]) -> list[int]:
 
 
 def write(words: npt.NDArray[np.int64], values: Mapping[str, int]) -> None:
-    """Store fields by name in the words of a VMCS."""
+    """Store fields by name in the words of a VMCS: all checks of VM entry are due."""
     for name, value in values.items():
         words[SLOT[name]] = signed(value)
+    words[V_CHECKED] = 0

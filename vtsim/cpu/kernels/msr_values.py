@@ -1,7 +1,8 @@
 """Which MSRs there are to load on VM transitions, and which values WRMSR would refuse.
 
 SDM: "Loading MSRs"; "Model-Specific Registers (MSRs)".
-Not modelled: reserved bits of IA32_MISC_ENABLE and of the memory-type range registers' addresses.
+Not modelled: reserved bits of IA32_MISC_ENABLE; memory-type range registers, IA32_MPERF and IA32_APERF, which are not
+there to load.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Bench:
 
     def enter(self, instruction: str) -> dict[str, Any]:
         """Execute VMLAUNCH or VMRESUME, and say what came of the VM entry."""
-        m, words = self.m, self.vmcs()
+        words = self.vmcs()
         entered = int(self.engine.arena[self.owner + ENTRIES])
         goes_on = self.execute(instruction)
         if int(self.engine.arena[self.owner + ENTRIES]) != entered:

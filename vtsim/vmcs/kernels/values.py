@@ -36,7 +36,7 @@ def capability(a: Arena, msr: int) -> int:
 def cpuid_register(a: Arena, leaf: int, subleaf: int, register: int) -> int:
     """One register of what CPUID answers; 0 for a leaf that the machine does not have."""
     line = a[A_CPUID]
-    for n in range(a[A_CPUID_COUNT]):
+    for _ in range(a[A_CPUID_COUNT]):
         if a[line] == leaf and (a[line + 1] == -1 or a[line + 1] == subleaf):
             return a[line + 2 + register]
         line += 6
