@@ -16,6 +16,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
+from vtsim.cpu.kernels.walk import READ
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size
@@ -44,7 +45,7 @@ def test_a_cold_nested_walk_reads_every_crossing_but_the_data(guest_size: int, e
     m[s.CR3], m[s.CR4] = guest.root << 12, m[s.CR4] | (levels == 5) << 12
     engine.sync()
     with jit.quiet():
-        hpa = int(tr.translate(m, engine.arena, engine.tags, np.int64(AT + 0x128), tr.READ, 0))
+        hpa = int(tr.translate(m, engine.arena, engine.tags, np.int64(AT + 0x128), READ, 0))
     g, h = levels - guest_size, 4 - ept_size
 
     assert hpa == (0x128 if not ept_size else AT + 0x128)
@@ -60,7 +61,7 @@ def test_a_cold_native_walk_reads_one_entry_per_level(guest_size: int) -> None:
     bench.m[s.CR3] = table.root << 12
     bench.engine.sync()
     with jit.quiet():
-        assert int(tr.translate(bench.m, bench.engine.arena, bench.engine.tags, np.int64(AT + 8), tr.READ, 0)) == 8
+        assert int(tr.translate(bench.m, bench.engine.arena, bench.engine.tags, np.int64(AT + 8), READ, 0)) == 8
 
     assert walked(bench.engine) == (4 - guest_size, 0)
 
@@ -76,7 +77,7 @@ def test_a_warm_walk_starts_at_the_deepest_cached_level() -> None:
     for gva in (AT, AT + 0x1000, AT):
         before = walked(bench.engine)[0]
         with jit.quiet():
-            tr.translate(bench.m, bench.engine.arena, bench.engine.tags, np.int64(gva), tr.READ, 0)
+            tr.translate(bench.m, bench.engine.arena, bench.engine.tags, np.int64(gva), READ, 0)
         reads.append(walked(bench.engine)[0] - before)
 
     assert reads == [4, 1, 1]
