@@ -29,7 +29,7 @@ from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels import invalidate, walk
+from vtsim.cpu.kernels import ept_walk, invalidate
 from vtsim.cpu.kernels import translate as k
 
 KINDS = (R, W, X)
@@ -141,12 +141,12 @@ class World:
                 got = int(k.translate(m, a, t, at, KINDS.index(kind), int(user)))
         if got >= 0:
             return got
-        if got == walk.PAGE_FAULT:
+        if got == ept_walk.PAGE_FAULT:
             return PageFault(int(m[s.FAULT_GVA]) & (1 << 64) - 1, int(m[s.FAULT_CODE]))
-        if got == walk.VIOLATION:
+        if got == ept_walk.VIOLATION:
             assert int(m[s.FAULT_GVA]) & (1 << 64) - 1 == gva
             return Violation(int(m[s.FAULT_GPA]), int(m[s.FAULT_QUALIFICATION]))
-        if got == walk.MISCONFIGURATION:
+        if got == ept_walk.MISCONFIGURATION:
             return Misconfiguration(int(m[s.FAULT_GPA]))
         return NotCanonical()
 

@@ -188,8 +188,7 @@ def _fill_vmcs(
         "VPID": number + 1 if vmm.vpid else 0,
     }  # fmt: skip
     if vcpu.ept is not None and vmm.paging == "ept":
-        flags = e.EPTP_ACCESSED_DIRTY if vmm.ept.accessed_dirty else 0
-        fields["EPT_POINTER"] = vcpu.ept.root << 12 | flags | 3 << 3 | 6
+        fields["EPT_POINTER"] = vcpu.ept.root << 12 | vmm.ept.pointer_bits
     values = {}
     if vmm.paging == "static-shadow":
         shadow, roots = Shadow(host, vcpu.memory), dict.fromkeys((start.cr3, *start.roots))

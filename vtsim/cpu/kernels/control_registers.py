@@ -13,7 +13,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import after_tpr
-from vtsim.cpu.kernels.contexts import CR4_PCIDE, set_context
+from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
 from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
@@ -198,7 +198,9 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             if (value ^ shadow) & mask:
                 return cr_exit(m, a, q)
             value = (old & mask) | (value & ~mask)
-        if nonroot:
+        if recorded(m, a):  # the recorded machine took it; what else its registers held is not recorded
+            refused = False
+        elif nonroot:
             refused = refused_here(m, a, number, value)
         else:
             refused = cr0_refused(m, a, value) if number == 0 else cr4_refused(m, a, value)

@@ -182,6 +182,7 @@ def subroutines(a: Assembler, path: Path) -> None:
 
     a.label("flush_ept")
     a.ld(RAX, vcpu("EPT_ROOT"))
+    a.or_(RAX, path.vmm.ept.pointer_bits)
     a.st(vcpu("DESCRIPTOR"), RAX)
     a.mov(RAX, 1)
     a.emit(ops.INVEPT, RAX, mem=vcpu("DESCRIPTOR"))
