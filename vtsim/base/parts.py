@@ -15,8 +15,9 @@ from numba.core import codegen, types
 from numba.core.registry import CPUDispatcher
 from numba.np import arrayobj
 
-# what stays a function of its own: in one with the rest, registers would not suffice
+# what stays a function of its own, since in one with the rest registers would not suffice; what becomes part of others
 APART = ("straight", "execute")
+WITHIN = ("effective", "quickly", "transfer")
 
 _names: set[str] = set()  # of parts
 _depth = [0]  # of compilations of ours in progress
@@ -79,8 +80,9 @@ def _replace() -> bool:
             for function in self._final_module.functions:
                 if function.linkage.name == "linkonce_odr":
                     function.linkage = "internal"
-                    if any(f"{len(name)}{name}B" in function.name for name in APART):
-                        function.add_function_attribute("noinline")
+                    for names, attribute in ((APART, "noinline"), (WITHIN, "alwaysinline")):
+                        if any(f"{len(name)}{name}B" in function.name for name in names):
+                            function.add_function_attribute(attribute)
                     function.name = f"{self.name}.{function.name}"  # the loader knows local symbols by name, too
         optimize(self)
 

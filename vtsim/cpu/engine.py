@@ -20,7 +20,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.codes import FOREVER, HORIZON, STOPS
-from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, set_context
+from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
@@ -138,7 +138,7 @@ class Engine:
         host = self.owner("host")
         for record in records:
             record[s.OWNER] = record[s.HOST_OWNER] = host
-            record[s.CONTEXT_KEY] = -1
+            record[s.CONTEXT_KEY] = record[s.OTHER_KEY] = NO_CONTEXT
             with quiet():
                 set_context(record, a)
 
@@ -282,6 +282,7 @@ class Engine:
                 a[at + o.ROW_META] = (
                     i.op | i.length << o.META_LENGTH | offset << o.META_OFFSET
                     | i.activity << o.META_ACTIVITY | int(last) << o.META_LAST
+                    | int((offset & 63) + i.length > 64) << o.META_STRADDLES
                 )  # fmt: skip
                 a[at + o.ROW_R1], a[at + o.ROW_R2] = i.r1, i.r2
                 moves_label = i.op == o.MOV and i.target is not None
@@ -291,6 +292,10 @@ class Engine:
                 if i.op == o.VMWRITE and i.r2 == NO_REGISTER:  # the field's bits, and the checks that stay good
                     a[at + o.ROW_TARGET] = WIDTH_MASK[i.extra] & ~GROUPS[i.extra]
                 a[at + o.ROW_EXTRA] = mem.signed(i.extra if i.target is None else target)
+                if i.op == o.JCC:
+                    a[at + o.ROW_DISP] = o.TRUTH[i.imm]
+                if i.op in (o.LDM, o.STM):
+                    a[at + o.ROW_EXTRA] = i.imm.bit_count()
                 t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
         a[mem.A_ROW_COUNT] = n
 
@@ -352,7 +357,7 @@ class Engine:
         """After registers were set from outside: look up RIP again and work out the translation context."""
         m = self.cpus[cpu]
         m[s.ROW] = 0
-        m[s.CONTEXT_KEY] = -1
+        m[s.CONTEXT_KEY] = NO_CONTEXT
         with quiet():
             set_context(m, self.arena)
 

@@ -7,6 +7,7 @@ SDM: "Instruction Set Reference".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from attrs import frozen
@@ -30,10 +31,11 @@ ACTIVITIES: Final = (
 ACTIVITY_SLOTS: Final = 32
 
 # --- row layout ---------------------------------------------------------------------------------------------------------
-# META packs op (8 bits), length in bytes (16), byte offset in the page (12), activity (5), last-in-page (1).
+# META packs op (8 bits), length in bytes (16), byte offset in the page (12), whether the bytes reach into the next line
+# (1), activity (5), last-in-page (1).
 ROW_WORDS: Final = 8
 ROW_META, ROW_R1, ROW_R2, ROW_IMM, ROW_MEM, ROW_DISP, ROW_TARGET, ROW_EXTRA = range(ROW_WORDS)
-META_LENGTH, META_OFFSET, META_ACTIVITY, META_LAST = 8, 24, 36, 41
+META_LENGTH, META_OFFSET, META_STRADDLES, META_ACTIVITY, META_LAST = 8, 24, 36, 37, 42
 # MEM packs base register (5 bits), index register (5), scale shift (2), size in bytes (4), segment (3: 0 none, 1 FS, 2 GS).
 MEM_INDEX, MEM_SCALE, MEM_SIZE, MEM_SEGMENT = 5, 10, 12, 16
 # Rows that were decoded from bytes say more in MEM: segments 3 ES, 4 CS, 5 SS, 6 DS (never 0), address size (2 bits) and
@@ -82,8 +84,8 @@ _TABLE: Final = (
     ("LOOP",              2, "JCC",           "RCX <- RCX - 1; to TARGET if RCX is not zero; flags stay"),
     ("LD",                4, "LD",            "R1 <- memory (1, 2, 4, 8 bytes, zero-extended)"),
     ("ST",                4, "ST",            "memory <- R1, or IMM where R1 is none"),
-    ("LDM",              32, "LD",            "registers of mask IMM <- consecutive memory words: stands for so many MOVs"),
-    ("STM",              32, "ST",            "consecutive memory words <- registers of mask IMM: stands for so many MOVs"),
+    ("LDM",              32, "LD",            "registers of mask IMM <- consecutive memory words: stands for so many MOVs (EXTRA)"),
+    ("STM",              32, "ST",            "consecutive memory words <- registers of mask IMM: stands for so many MOVs (EXTRA)"),
     ("PUSH",              2, "PUSH",          "push R1, or IMM where R1 is none"),
     ("POP",               2, "POP",           "pop R1"),
     ("CALL",              5, "CALL",          "push next RIP; to TARGET"),
@@ -208,6 +210,24 @@ REPLAY_BASE: Final = 0x7E00_0000_0000
 
 # --- conditions of JCC ----------------------------------------------------------------------------------------------------
 CONDITIONS: Final = ("Z", "NZ", "B", "AE", "S", "NS", "L", "GE", "LE", "G", "BE", "A")
+_HOLDS: Final[tuple[Callable[[bool, bool, bool, bool], bool], ...]] = (
+    lambda carry, zero, sign, overflow: zero,
+    lambda carry, zero, sign, overflow: not zero,
+    lambda carry, zero, sign, overflow: carry,
+    lambda carry, zero, sign, overflow: not carry,
+    lambda carry, zero, sign, overflow: sign,
+    lambda carry, zero, sign, overflow: not sign,
+    lambda carry, zero, sign, overflow: sign != overflow,
+    lambda carry, zero, sign, overflow: sign == overflow,
+    lambda carry, zero, sign, overflow: zero or sign != overflow,
+    lambda carry, zero, sign, overflow: not zero and sign == overflow,
+    lambda carry, zero, sign, overflow: carry or zero,
+    lambda carry, zero, sign, overflow: not carry and not zero,
+)
+# bit n: does the condition hold when CF | ZF << 1 | SF << 2 | OF << 3 is n? A JCC row has it in DISP.
+TRUTH: Final = tuple(
+    sum(1 << n for n in range(16) if holds(*(bool(n >> bit & 1) for bit in range(4)))) for holds in _HOLDS
+)
 (CC_Z, CC_NZ, CC_B, CC_AE, CC_S, CC_NS, CC_L, CC_GE, CC_LE, CC_G, CC_BE, CC_A) = range(len(CONDITIONS))
 
 # --- access patterns of STREAM --------------------------------------------------------------------------------------------

@@ -50,7 +50,9 @@ APIC_ISR: Final = 212
 
 # --- translation context ------------------------------------------------------------------------------------------------
 (CONTEXT, CONTEXT_GLOBAL, CONTEXT_KEY, CONTEXT_PHYSICAL, CONTEXTS, CONTEXT_COUNT, FETCH_GENERATION, FETCH_PAGES,
- LINE_GENERATIONS, FETCH_HPA, LINE) = range(220, 231)
+ LINE_GENERATIONS, FETCH_HPA) = range(220, 230)
+# the context before this one: transitions go to and fro between two (host speed only)
+(OTHER_KEY, OTHER_CONTEXT, OTHER_GLOBAL, OTHER_PHYSICAL) = range(230, 234)
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
 # A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.

@@ -1,90 +1,36 @@
-"""Arithmetic of general registers, and the conditions on its flags."""
+"""Flags of arithmetic on general registers, and the conditions on them.
+
+SDM: "Conditional Jump Instructions"; "EFLAGS Register".
+"""
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, kernel
-from vtsim.cpu import ops as o
-from vtsim.cpu import slots as s
+from vtsim.base.jit import kernel
 from vtsim.cpu.codes import ARITHMETIC, RF_CF, RF_OF, RF_SF, RF_ZF
+
+LOWEST: int = -(1 << 63)
 
 
 @kernel
-def holds(flags: int, condition: int) -> bool:
-    """Does a condition hold in these flags?"""
-    zero = flags & RF_ZF != 0
-    carry = flags & RF_CF != 0
-    sign = flags & RF_SF != 0
-    less = sign != (flags & RF_OF != 0)
-    if condition == o.CC_Z:
-        return zero
-    if condition == o.CC_NZ:
-        return not zero
-    if condition == o.CC_B:
-        return carry
-    if condition == o.CC_AE:
-        return not carry
-    if condition == o.CC_S:
-        return sign
-    if condition == o.CC_NS:
-        return not sign
-    if condition == o.CC_L:
-        return less
-    if condition == o.CC_GE:
-        return not less
-    if condition == o.CC_LE:
-        return less or zero
-    if condition == o.CC_G:
-        return not less and not zero
-    if condition == o.CC_BE:
-        return carry or zero
-    return not carry and not zero
+def holds(rflags: int, truth: int) -> bool:
+    """Does a condition hold? Bit n of `truth` says so for CF | ZF << 1 | SF << 2 | OF << 3 being n."""
+    return (truth >> ((rflags & 1) | (rflags >> 5) & 6 | (rflags >> 8) & 8)) & 1 != 0
 
 
 @kernel
 def below(left: int, right: int) -> bool:
     """Unsigned comparison of two's-complement words."""
-    if (left < 0) != (right < 0):
-        return right < 0
-    return left < right
+    return left ^ LOWEST < right ^ LOWEST
 
 
 @kernel
-def arithmetic(m: Record, a: Arena, r: int, op: int, rflags: int) -> int:
-    """ADD SUB AND OR XOR SHL SHR CMP TEST: RFLAGS with the flags that conditions read."""
-    target = s.GPR + a[r + o.ROW_R1]
-    left = m[target]
-    source = a[r + o.ROW_R2]
-    right = m[s.GPR + source] if source < 16 else a[r + o.ROW_IMM]
-    flags = 0
-    if op == o.ADD:
-        result = left + right
-        if below(result, left):
-            flags = RF_CF
-        if (left ^ result) & (right ^ result) < 0:
-            flags |= RF_OF
-    elif op == o.SUB or op == o.CMP:
-        result = left - right
-        if below(left, right):
-            flags = RF_CF
-        if (left ^ right) & (left ^ result) < 0:
-            flags |= RF_OF
-    elif op == o.AND or op == o.TEST:
-        result = left & right
-    elif op == o.OR:
-        result = left | right
-    elif op == o.XOR:
-        result = left ^ right
-    elif op == o.SHL:
-        result = left << (right & 63)
-    else:
-        bits = right & 63
-        result = left
-        if bits:
-            result = (left >> bits) & ((1 << (64 - bits)) - 1)
-    if result == 0:
-        flags |= RF_ZF
-    elif result < 0:
-        flags |= RF_SF
-    if op != o.CMP and op != o.TEST:
-        m[target] = result
-    return (rflags & ~ARITHMETIC) | flags
+def shifted_right(value: int, bits: int) -> int:
+    """A logical shift by 0 to 63."""
+    return (value >> bits) & ((LOWEST >> bits << 1) ^ -1) if bits else value
+
+
+@kernel
+def with_flags(rflags: int, result: int, carry: bool, overflow: bool) -> int:
+    """RFLAGS after an operation with this result."""
+    flags = (RF_CF if carry else 0) | (RF_OF if overflow else 0) | (RF_ZF if result == 0 else 0)
+    return (rflags & ~ARITHMETIC) | flags | (RF_SF if result < 0 else 0)

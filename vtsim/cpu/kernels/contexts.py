@@ -25,6 +25,10 @@ from vtsim.cpu.slots import (
     FETCH_GENERATION,
     NESTED_TLB,
     NONROOT,
+    OTHER_CONTEXT,
+    OTHER_GLOBAL,
+    OTHER_KEY,
+    OTHER_PHYSICAL,
     PAGING_LEVELS,
     RIP,
     VPID,
@@ -39,6 +43,7 @@ VPN_MASK: int = (1 << 45) - 1
 CONTEXT_SHIFT, TAG_SHIFT, CONTEXT_LIMIT = 2, 18, 4096
 CONTEXT_MASK: int = 0xFFFF << 2
 GLOBAL_KEY: int = 1 << 62
+NO_CONTEXT: int = -1
 # fmt: on
 
 
@@ -87,13 +92,19 @@ def set_context(m: Record, a: Arena) -> None:
             m[PAGING_LEVELS] = 3 if m[CR4] & CR4_PAE else 2
     if m[CONTEXT_KEY] == key:
         return
+    before, linear, everyone, physical = m[CONTEXT_KEY], m[CONTEXT], m[CONTEXT_GLOBAL], m[CONTEXT_PHYSICAL]
     m[CONTEXT_KEY] = key
-    if m[CONTEXT_COUNT] > CONTEXT_LIMIT - 3:
-        for structure in range(DTLB4K, NESTED_TLB + 1, 4):
-            drop(m, a, structure, 0, 0)
-        m[FETCH_GENERATION] += 1
-        m[CONTEXT_COUNT] = 0
-    m[CONTEXT] = context_of(m, a, key)
-    m[CONTEXT_GLOBAL] = context_of(m, a, (key & ~(0xFFF << 16)) | GLOBAL_KEY)
-    if eptp:
-        m[CONTEXT_PHYSICAL] = context_of(m, a, -1 - (eptp >> 12))
+    if m[OTHER_KEY] == key:
+        m[CONTEXT], m[CONTEXT_GLOBAL], m[CONTEXT_PHYSICAL] = m[OTHER_CONTEXT], m[OTHER_GLOBAL], m[OTHER_PHYSICAL]
+    else:
+        if m[CONTEXT_COUNT] > CONTEXT_LIMIT - 3:
+            for structure in range(DTLB4K, NESTED_TLB + 1, 4):
+                drop(m, a, structure, 0, 0)
+            m[FETCH_GENERATION] += 1
+            m[CONTEXT_COUNT] = 0
+            before = NO_CONTEXT
+        m[CONTEXT] = context_of(m, a, key)
+        m[CONTEXT_GLOBAL] = context_of(m, a, (key & ~(0xFFF << 16)) | GLOBAL_KEY)
+        if eptp:
+            m[CONTEXT_PHYSICAL] = context_of(m, a, -1 - (eptp >> 12))
+    m[OTHER_KEY], m[OTHER_CONTEXT], m[OTHER_GLOBAL], m[OTHER_PHYSICAL] = before, linear, everyone, physical

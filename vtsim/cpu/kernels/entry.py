@@ -158,7 +158,6 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
         m[s.TIMER_DEADLINE] = m[s.CYCLE] + (vmcs[v.PREEMPTION_TIMER_VALUE] << m[s.TIMER_RATE])
     if m[s.VPID] == 0:
         drop_contexts(m, a, 0xFFFF, 0, True)
-    m[s.CONTEXT_KEY] = -1
     set_context(m, a)
     vmcs[h.V_LAUNCHED] = h.LAUNCHED
     a[m[s.OWNER] + k.ENTRIES] += 1

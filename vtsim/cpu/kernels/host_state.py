@@ -86,5 +86,4 @@ def load_host_state(m: Record, a: Arena) -> None:
             m[BNDCFGS] = 0
     if m[s.VPID] == 0:
         drop_contexts(m, a, 0xFFFF, 0, True)
-    m[s.CONTEXT_KEY] = -1
     set_context(m, a)

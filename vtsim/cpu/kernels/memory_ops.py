@@ -55,9 +55,7 @@ def many(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         m[s.STOP] = MODEL_FAULT
         return STOPPED
     if gva & 0xFFF > 4096 - 16 * 8:  # a refused second page must find nothing committed
-        last = gva - 8
-        for register in range(16):
-            last += 8 * ((wanted >> register) & 1)
+        last = gva + 8 * (a[r + o.ROW_EXTRA] - 1)
         if (last ^ gva) >> 12:
             hpa = data_at(m, a, t, last, READ if op == o.LDM else WRITE)
             if hpa < 0:

@@ -12,9 +12,9 @@ from vtsim.base.memory import A_FRAMES, A_POOL, SLOT_MASK, is_memory, touch
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import FOREVER
+from vtsim.cpu.codes import FOREVER, RF_IF
 from vtsim.cpu.kernels.access import effective
-from vtsim.cpu.kernels.alu import arithmetic, holds
+from vtsim.cpu.kernels.alu import below, holds, shifted_right, with_flags
 from vtsim.cpu.kernels.caches import probe
 from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.fetch import fetch
@@ -24,6 +24,33 @@ from vtsim.vmcs import state as h
 from vtsim.vmcs.groups import ALL_GROUPS
 
 NOWHERE: int = 1 << 60  # no page's or line's number
+ALL_REGISTERS: int = 0xFFFF
+# ops by number, as bits
+STACK_OPS: int = 1 << o.PUSH | 1 << o.POP | 1 << o.CALL | 1 << o.CALL_REG | 1 << o.RET
+MEMORY_OPS: int = 1 << o.LD | 1 << o.ST | 1 << o.LDM | 1 << o.STM | 1 << o.JMP_MEM | STACK_OPS
+STORES: int = 1 << o.ST | 1 << o.STM | 1 << o.PUSH | 1 << o.CALL | 1 << o.CALL_REG
+
+
+@kernel
+def transfer(m: Record, a: Arena, at: int, mask: int, stores: bool) -> None:
+    """Move the registers of a mask to or from consecutive words of the arena."""
+    if mask == ALL_REGISTERS:
+        for register in range(16):
+            if stores:
+                a[at + register] = m[s.GPR + register]
+            else:
+                m[s.GPR + register] = a[at + register]
+        return
+    slot = s.GPR
+    while mask:
+        if mask & 1:
+            if stores:
+                a[at] = m[slot]
+            else:
+                m[slot] = a[at]
+            at += 1
+        slot += 1
+        mask >>= 1
 
 
 @kernel
@@ -49,7 +76,8 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
     activity = m[s.ACTIVITY]
     lines = m[s.LINES]
     generation = m[s.FETCH_GENERATION]
-    vmcs = m[s.VMCS] if m[s.PRIVILEGE] == o.R0 else 0
+    hypervisor = m[s.PRIVILEGE] == o.R0
+    vmcs = m[s.VMCS] if hypervisor else 0
     seen = -1
     accesses = 0
     page = NOWHERE  # linear page, line and contents of the last load or store, and whether it may be written
@@ -68,72 +96,124 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
             settle(m, a)
             activity = (meta >> o.META_ACTIVITY) & 31
             m[s.ACTIVITY] = activity
-        offset = (meta >> o.META_OFFSET) & 0xFFF
-        if offset >> 6 != seen or (offset & 63) + length > 64:
-            if a[lines + (offset >> 6)] != generation or (offset & 63) + length > 64:
+        here = (meta >> (o.META_OFFSET + 6)) & 127  # line of the page, 64 more if it reaches into the next
+        if here != seen:
+            if here > 63 or a[lines + here] != generation:
                 m[s.CYCLE] = cycle
                 m[s.RETIRED] = retired
-                fetch(m, a, t, offset, length)
+                fetch(m, a, t, (meta >> o.META_OFFSET) & 0xFFF, length)
                 cycle = m[s.CYCLE]
                 generation = m[s.FETCH_GENERATION]
-            seen = offset >> 6
+            seen = here & 63
+        following = r + o.ROW_WORDS
+        if (meta >> o.META_LAST) & 1:
+            following = 0
+        target = s.GPR + (a[r + o.ROW_R1] & 15)
+        immediate = a[r + o.ROW_IMM]
+        left_value = m[target]
+        right_value = m[s.GPR + (a[r + o.ROW_R2] & 15)] if a[r + o.ROW_R2] < 16 else immediate
+        # one chain of equalities: a jump table
         if op == o.WORK:
-            instructions = a[r + o.ROW_IMM] * m[s.WORK_SCALE]
+            instructions = immediate * m[s.WORK_SCALE]
             total = fraction + instructions * m[s.CPI_NUMERATOR]
             passed = total // 100
             fraction = total - passed * 100
             cycle += passed
-            left -= 1
-            retired += instructions
-            rip += length
-            if (meta >> o.META_LAST) & 1:
-                r = 0
-                break
-            r += o.ROW_WORDS
-            continue
-        if op > o.VMWRITE:
-            break
-        if op == o.MOV:
-            source = a[r + o.ROW_R2]
-            m[s.GPR + a[r + o.ROW_R1]] = m[s.GPR + source] if source < 16 else a[r + o.ROW_IMM]
-        elif op <= o.TEST:
-            rflags = arithmetic(m, a, r, op, rflags)
+            retired += instructions - 1
+        elif op == o.MOV:
+            m[target] = right_value
+        elif op == o.ADD:
+            result = left_value + right_value
+            m[target] = result
+            overflow = (left_value ^ result) & (right_value ^ result) < 0
+            rflags = with_flags(rflags, result, below(result, left_value), overflow)
+        elif op == o.SUB:
+            result = left_value - right_value
+            m[target] = result
+            overflow = (left_value ^ right_value) & (left_value ^ result) < 0
+            rflags = with_flags(rflags, result, below(left_value, right_value), overflow)
+        elif op == o.CMP:
+            result = left_value - right_value
+            overflow = (left_value ^ right_value) & (left_value ^ result) < 0
+            rflags = with_flags(rflags, result, below(left_value, right_value), overflow)
+        elif op == o.AND:
+            m[target] = left_value & right_value
+            rflags = with_flags(rflags, left_value & right_value, False, False)
+        elif op == o.TEST:
+            rflags = with_flags(rflags, left_value & right_value, False, False)
+        elif op == o.OR:
+            m[target] = left_value | right_value
+            rflags = with_flags(rflags, left_value | right_value, False, False)
+        elif op == o.XOR:
+            m[target] = left_value ^ right_value
+            rflags = with_flags(rflags, left_value ^ right_value, False, False)
+        elif op == o.SHL:
+            result = left_value << (right_value & 63)
+            m[target] = result
+            rflags = with_flags(rflags, result, False, False)
+        elif op == o.SHR:
+            result = shifted_right(left_value, right_value & 63)
+            m[target] = result
+            rflags = with_flags(rflags, result, False, False)
         elif op == o.LEA:
-            m[s.GPR + a[r + o.ROW_R1]] = effective(m, a, r)
-        elif op <= o.LOOP:
-            if op == o.JCC:
-                taken = holds(rflags, a[r + o.ROW_IMM])
-            elif op == o.LOOP:
-                m[s.GPR + s.RCX] -= 1
-                taken = m[s.GPR + s.RCX] != 0
-            else:
-                taken = True
-            if taken:
-                cycle += m[s.PRICE + op]
-                retired += 1
-                left -= 1
-                rip = a[r + o.ROW_EXTRA]
-                r = a[r + o.ROW_TARGET]
-                if r == 0:
-                    break
-                continue
-        elif op <= o.STM:
-            gva = effective(m, a, r)
-            access = READ if op == o.LD or op == o.LDM else WRITE
-            mask = 0
+            m[target] = effective(m, a, r)
+        elif op == o.JCC:
+            if holds(rflags, a[r + o.ROW_DISP]):
+                rip = a[r + o.ROW_EXTRA] - length
+                following = a[r + o.ROW_TARGET]
+        elif op == o.JMP:
+            rip = a[r + o.ROW_EXTRA] - length
+            following = a[r + o.ROW_TARGET]
+        elif op == o.LOOP:
+            m[s.GPR + s.RCX] -= 1
+            if m[s.GPR + s.RCX] != 0:
+                rip = a[r + o.ROW_EXTRA] - length
+                following = a[r + o.ROW_TARGET]
+        elif op == o.JMP_REG:
+            rip = left_value - length
+            following = 0
+        elif op == o.VMREAD:
+            if vmcs == 0 or a[r + o.ROW_R2] < 16:
+                break
+            m[target] = a[vmcs + a[r + o.ROW_EXTRA]]
+        elif op == o.VMWRITE:
+            if vmcs == 0 or a[r + o.ROW_R2] < 16:
+                break
+            kept = a[r + o.ROW_TARGET]  # in its low bits, of the groups of checks
+            a[vmcs + a[r + o.ROW_EXTRA]] = left_value & (kept | ALL_GROUPS)
+            a[vmcs + h.V_CHECKED] &= kept
+        elif op == o.NOP:
+            pass
+        elif op == o.RDTSC:
+            if not hypervisor:
+                break
+            tsc = cycle + m[s.PRICE + op] + m[s.MSR_TSC_ADJUST]
+            m[s.GPR + s.RAX] = tsc & 0xFFFFFFFF
+            m[s.GPR + s.RDX] = (tsc >> 32) & 0xFFFFFFFF
+        elif op == o.MOV_FROM_CR:
+            if not hypervisor or immediate != 2:
+                break
+            m[target] = m[s.CR2]
+        elif op == o.CLI:
+            if not hypervisor:
+                break
+            rflags &= ~RF_IF  # LIMIT may now be too early, never too late
+        elif op < 64 and (MEMORY_OPS >> op) & 1:
+            access = WRITE if (STORES >> op) & 1 else READ
             words = 1
-            if op >= o.LDM:
-                mask = a[r + o.ROW_IMM]
-                words = 0
-                for register in range(16):
-                    words += (mask >> register) & 1
-                size = 8 * words
-                if gva & 7 or (gva & 0xFFF) + size > 4096:
-                    break
+            if (STACK_OPS >> op) & 1:
+                gva = m[s.GPR + s.RSP]
+                if access == WRITE:
+                    gva -= 8
+                size = 8
             else:
+                gva = effective(m, a, r)
                 size = (a[r + o.ROW_MEM] >> o.MEM_SIZE) & 15
-                if (gva & 7) + size > 8:
-                    break
+                if op == o.LDM or op == o.STM:
+                    words = a[r + o.ROW_EXTRA]
+                    size = 8 * words
+            if (gva & 7) + size > 8 and (words == 1 or gva & 7 or (gva & 0xFFF) + size > 4096):
+                break
             if gva >> 12 != page or (access == WRITE and not writable):
                 page = NOWHERE
                 line = NOWHERE
@@ -160,52 +240,49 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
             at = base + ((gva >> 3) & 511)
             if access == WRITE:
                 touch(a, hfn)
-            if op >= o.LDM:
-                for register in range(16):
-                    if (mask >> register) & 1:
-                        if op == o.STM:
-                            a[at] = m[s.GPR + register]
-                        else:
-                            m[s.GPR + register] = a[at]
-                        at += 1
+            accesses += words
+            if op == o.LD:
+                value = a[at]
+                if size < 8:
+                    value = (value >> ((gva & 7) << 3)) & ((1 << (size << 3)) - 1)
+                m[target] = value
+            elif op == o.ST or op == o.PUSH:
+                value = left_value if a[r + o.ROW_R1] < 16 else immediate
+                if size < 8:
+                    shift = (gva & 7) << 3
+                    part = ((1 << (size << 3)) - 1) << shift
+                    value = (a[at] & ~part) | ((value << shift) & part)
+                a[at] = value
+                if op == o.PUSH:
+                    m[s.GPR + s.RSP] = gva
+            elif op == o.LDM or op == o.STM:
+                transfer(m, a, at, immediate, op == o.STM)
                 cycle += (words - 1) * m[s.PRICE + op]
                 retired += words - 1
+            elif op == o.POP:
+                m[s.GPR + s.RSP] += 8
+                m[target] = a[at]
+            elif op == o.RET:
+                m[s.GPR + s.RSP] += 8
+                rip = a[at] - length
+                following = 0
+            elif op == o.JMP_MEM:
+                rip = a[at] - length
+                following = 0
             else:
-                register = a[r + o.ROW_R1]
-                shift = (gva & 7) << 3
-                bits = size << 3
-                if op == o.LD:
-                    value = a[at]
-                    if size < 8:
-                        value = (value >> shift) & ((1 << bits) - 1)
-                    m[s.GPR + register] = value
-                else:
-                    value = m[s.GPR + register] if register < 16 else a[r + o.ROW_IMM]
-                    if size < 8:
-                        part = ((1 << bits) - 1) << shift
-                        value = (a[at] & ~part) | ((value << shift) & part)
-                    a[at] = value
-            accesses += words
-        elif op == o.VMREAD or op == o.VMWRITE:
-            if vmcs == 0 or a[r + o.ROW_R2] < 16:
-                break
-            field = vmcs + a[r + o.ROW_EXTRA]
-            if op == o.VMREAD:
-                m[s.GPR + a[r + o.ROW_R1]] = a[field]
-            else:
-                kept = a[r + o.ROW_TARGET]  # in its low bits, of the groups of checks
-                a[field] = m[s.GPR + a[r + o.ROW_R1]] & (kept | ALL_GROUPS)
-                a[vmcs + h.V_CHECKED] &= kept
-        elif op != o.NOP:
+                a[at] = rip + length
+                m[s.GPR + s.RSP] = gva
+                rip = (a[r + o.ROW_EXTRA] if op == o.CALL else left_value) - length
+                following = 0
+        else:
             break
         cycle += m[s.PRICE + op]
         retired += 1
         left -= 1
         rip += length
-        if (meta >> o.META_LAST) & 1:
-            r = 0
+        r = following
+        if r == 0:
             break
-        r += o.ROW_WORDS
     m[s.CYCLE] = cycle
     m[s.RETIRED] = retired
     left += spare

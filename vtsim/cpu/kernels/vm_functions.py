@@ -9,7 +9,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import is_memory, load
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import NEXT, UD
-from vtsim.cpu.kernels.contexts import set_context
+from vtsim.cpu.kernels.contexts import NO_CONTEXT, set_context
 from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.vmx_capabilities import eptp_supported, secondary_allowed
 from vtsim.vmcs import bits as b
@@ -63,6 +63,6 @@ def switch_eptp(m: Record, a: Arena) -> int:
         a[at + v.EPTP_INDEX] = index
     m[s.EPTP] = eptp
     m[s.EPT_AD] = (eptp >> 6) & 1
-    m[s.CONTEXT_KEY] = -1
+    m[s.CONTEXT_KEY] = NO_CONTEXT
     set_context(m, a)
     return NEXT
