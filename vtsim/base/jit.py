@@ -172,6 +172,13 @@ def _with_one_signature(compiled: Any, function: F) -> F:
     return result
 
 
+def _prefetch(array: Arena | Tags, index: int) -> None:
+    """Tell the host's memory that an element will be wanted: nothing to do while interpreted."""
+
+
+prefetch: Any = _prefetch if DISABLED else parts.prefetch
+
+
 def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:
     """Will these kernels start without compiling? Without arguments: was anything compiled before?"""
     if DISABLED:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
-from numba.core import codegen, types
+from llvmlite import ir
+from numba.core import cgutils, codegen, types
 from numba.core.registry import CPUDispatcher
+from numba.extending import intrinsic
 from numba.np import arrayobj
 
 # what stays a function of its own, since in one with the rest registers would not suffice; what becomes part of others
@@ -111,3 +113,21 @@ def _replace() -> bool:
 
 
 available = _replace()
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Tell the host's memory that an element will be wanted; it need not exist."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        make: Any = arrayobj.make_array
+        declare: Any = cgutils.get_or_insert_function
+        data = make(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        number = ir.IntType(32)
+        declared = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = declare(builder.module, declared, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(3), number(1)])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate

@@ -22,6 +22,7 @@ from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.codes import FOREVER, HORIZON, STOPS
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
+from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
@@ -170,6 +171,7 @@ class Engine:
         for cache, name in ((s.L1I, "l1i"), (s.L1D, "l1d"), (s.L2, "l2"), (s.L3, "l3")):
             m[cache : cache + 6] = l3 if name == "l3" else self._carve_cache(tags, name)
         m[s.CONTEXTS] = carve.take(CONTEXT_LIMIT)
+        m[s.FORESEEN] = carve.take(WORDS)
         m[s.FETCH_PAGES] = carve.take(FETCH_ENTRIES * FETCH_WORDS)
         empty.append((int(m[s.FETCH_PAGES]), FETCH_ENTRIES * FETCH_WORDS))
         m[s.LINE_GENERATIONS] = carve.take(self.geometry.code_pages * 64)

@@ -16,6 +16,7 @@ from vtsim.cpu.accounts import (
 )
 from vtsim.cpu.kernels.caches import find, keep, read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT
+from vtsim.cpu.kernels.foresight import NESTED, remember
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT_PHYSICAL,
@@ -226,6 +227,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             break
         table = entry & ADDRESS
         if level == 2:
+            remember(m, a, NESTED, gpa >> 21, table)
             keep(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context, table | rights)
         elif level == 3:
             keep(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context, table | rights)

@@ -18,11 +18,13 @@ from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPE
 from vtsim.cpu.kernels.caches import data_miss, probe, probe_surely
 from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_fault
+from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.translate import translate
 
 QUANTILES: int = 4096  # intervals of a zipf table
 LINE: int = 64
+FORESEEN_LINES, FORESEEN_ACCESSES = 1 << 15, 64  # 2 MiB: smaller regions are in the host's caches anyway
 
 
 @kernel
@@ -78,6 +80,17 @@ def drain(m: Record, a: Arena) -> None:
 
 
 @kernel
+def place(a: Arena, pattern: int, random: int, base: int, lines: int, table: int) -> int:
+    """The address that a random number stands for in a uniform, zipf or chased stream."""
+    high = (random >> 33) & 0x7FFFFFFF
+    if pattern == o.ZIPF:
+        at = table + (high >> 19)
+        rank = a[at] + (((a[at + 1] - a[at]) * (high & 0x7FFFF)) >> 19)
+        return base + ((rank * 0x9E3779B1) % lines << 6)
+    return base + ((high * lines) >> 31 << 6) + ((random >> 20) & 7) * 8
+
+
+@kernel
 def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     """Run RCX accesses, or as many as fit before LIMIT. Progress stays in registers, so RIP can stay on the op."""
     packed = a[r + o.ROW_IMM]
@@ -96,6 +109,17 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     price = m[s.PRICE + o.LD]
     ended = NEXT
     done = 0
+    foreseen = (pattern == o.UNIFORM or pattern == o.ZIPF) and lines >= FORESEEN_LINES and left >= FORESEEN_ACCESSES
+    next_ = random  # where the generator will be
+    soon = random
+    future = random
+    if foreseen:
+        for n in range(TABLE_AHEAD):
+            future = next_random(future)
+            if n <= NESTED_AHEAD:
+                soon = next_random(soon)
+            if n <= DATA_AHEAD:
+                next_ = next_random(next_)
     if pattern == o.ZIPF and (table < 0 or table + QUANTILES >= a.shape[0]):
         m[s.STOP] = MODEL_FAULT
         return STOPPED
@@ -119,13 +143,14 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                     batch = min(left, max((LINE - (gva & (LINE - 1)) + stride - 1) // stride, 1))
             else:
                 random = next_random(random)
-                high = (random >> 33) & 0x7FFFFFFF
-                if pattern == o.ZIPF:
-                    at = table + (high >> 19)
-                    rank = a[at] + (((a[at + 1] - a[at]) * (high & 0x7FFFF)) >> 19)
-                    gva = base + ((rank * 0x9E3779B1) % lines << 6)
-                else:
-                    gva = base + ((high * lines) >> 31 << 6) + ((random >> 20) & 7) * 8
+                gva = place(a, pattern, random, base, lines, table)
+                if foreseen:
+                    future = next_random(future)
+                    foresee(m, a, t, place(a, pattern, future, base, lines, table), TABLE_AHEAD)
+                    foresee(m, a, t, place(a, pattern, soon, base, lines, table), NESTED_AHEAD)
+                    foresee(m, a, t, place(a, pattern, next_, base, lines, table), DATA_AHEAD)
+                    soon = next_random(soon)
+                    next_ = next_random(next_)
             if writes and random & 1023 < writes:
                 access = WRITE
         m[s.STALL] = 0

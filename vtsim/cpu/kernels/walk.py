@@ -33,6 +33,7 @@ from vtsim.cpu.kernels.ept_walk import (
     nested,
     page_fault,
 )
+from vtsim.cpu.kernels.foresight import GUEST, remember
 from vtsim.cpu.kernels.legacy_walk import walk_legacy
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
@@ -146,6 +147,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)
+            if level == 1:
+                remember(m, a, GUEST, gva >> 21, table)
             leaf = level == 1 or (entry & PTE_LARGE != 0 and level <= 3)
             wrong = entry & m[RESERVED_BITS]
             if entry < 0 and m[EFER] & EFER_NXE == 0:
