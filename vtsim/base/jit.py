@@ -176,7 +176,13 @@ def _prefetch(array: Arena | Tags, index: int) -> None:
     """Tell the host's memory that an element will be wanted: nothing to do while interpreted."""
 
 
+def _lowest_bit(value: int) -> int:
+    """The number of the lowest bit that is set; the value must not be zero."""
+    return (int(value) & -int(value)).bit_length() - 1
+
+
 prefetch: Any = _prefetch if DISABLED else parts.prefetch
+lowest_bit: Any = _lowest_bit if DISABLED else parts.lowest_bit
 
 
 def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:

@@ -33,6 +33,7 @@ from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmcs.groups import GROUPS
 
 NS: Final = 1_000_000_000
+COMPARED_AT_ONCE: Final = 16  # tags, also of a set with fewer ways
 HOLE: Final = range(3 << 30, 4 << 30)
 UNPRICED: Final = frozenset({"", "MOV_TO_CR", "VM_ENTRY"})
 ALL_OPS: Final = 1 << 62
@@ -115,7 +116,7 @@ class Engine:
         self.extra = carve.take(g.extra_words)
         pool = carve.take((g.pool_pages + 1) * mem.PAGE_WORDS, align=mem.PAGE_WORDS)
         a = self.arena = np.zeros(carve.at, np.int64)
-        t = self.tags = np.zeros(tags.at, np.int32)
+        t = self.tags = np.zeros(tags.at + COMPARED_AT_ONCE, np.int32)
         t[code_maps : code_maps + g.code_pages * PAGE] = -1
         for start, length in fills:
             a[start : start + length] = -1

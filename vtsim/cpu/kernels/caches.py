@@ -9,7 +9,9 @@ Not modelled: write-back traffic; inclusion of inner in outer caches; coherence 
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, Tags, kernel
+import numpy as np
+
+from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
 from vtsim.cpu.accounts import (
     DATA_DRAM,
     DATA_L2,
@@ -55,8 +57,37 @@ def set_of(m: Record, cache: int, line: int) -> int:
 
 
 @kernel
+def held(m: Record, t: Tags, cache: int, where: int, line: int) -> int:
+    """The way of a set that holds the line, as a bit, or 0; up to 16 ways are compared at once."""
+    ways = m[cache + WAYS]
+    base = m[cache] + where * ways
+    tag = np.int32(line)
+    hit = 0
+    if ways <= 8:
+        for way in range(8):
+            hit |= (1 << way) if t[base + way] == tag else 0
+    elif ways <= 16:
+        for way in range(16):
+            hit |= (1 << way) if t[base + way] == tag else 0
+    else:
+        for way in range(ways):
+            hit |= (1 << way) if t[base + way] == tag else 0
+    return hit & ((1 << ways) - 1)
+
+
+@kernel
+def probe_at_once(m: Record, t: Tags, cache: int, line: int) -> bool:
+    """`probe` where nobody can predict the way."""
+    where = set_of(m, cache, line)
+    hit = held(m, t, cache, where, line)
+    if hit:
+        t[m[cache + REFERENCED] + where] |= hit
+    return hit != 0
+
+
+@kernel
 def probe(m: Record, t: Tags, cache: int, line: int) -> bool:
-    """Is the line in this cache? A hit is remembered."""
+    """Is the line in this cache? A hit is remembered. One way after the other: most hit where the last one did."""
     ways = m[cache + WAYS]
     s = set_of(m, cache, line)
     base = m[cache] + s * ways
@@ -68,28 +99,6 @@ def probe(m: Record, t: Tags, cache: int, line: int) -> bool:
 
 
 @kernel
-def probe_surely(m: Record, t: Tags, cache: int, line: int) -> bool:
-    """`probe` for accesses that mostly hit in ways nobody can predict: eight ways without a branch."""
-    if m[cache + WAYS] != 8:
-        return probe(m, t, cache, line)
-    s = set_of(m, cache, line)
-    base = m[cache] + s * 8
-    hit = (
-        int(t[base] == line)
-        | int(t[base + 1] == line) << 1
-        | int(t[base + 2] == line) << 2
-        | int(t[base + 3] == line) << 3
-        | int(t[base + 4] == line) << 4
-        | int(t[base + 5] == line) << 5
-        | int(t[base + 6] == line) << 6
-        | int(t[base + 7] == line) << 7
-    )
-    if hit:
-        t[m[cache + REFERENCED] + s] |= hit
-    return hit != 0
-
-
-@kernel
 def fill(m: Record, t: Tags, cache: int, line: int) -> None:
     """Put a line in, in place of one not referenced lately."""
     ways = m[cache + WAYS]
@@ -98,12 +107,11 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
     s = set_of(m, cache, line)
     at = m[cache + REFERENCED] + s
     used = t[at]
-    victim = 0
-    while victim < ways and (used >> victim) & 1:
-        victim += 1
-    if victim == ways:
-        victim = 0
+    free = ~used & ((1 << ways) - 1)
+    if free == 0:
         used = 0
+        free = 1
+    victim = lowest_bit(free)
     t[m[cache] + s * ways + victim] = line
     t[at] = used | (1 << victim)
 
@@ -112,7 +120,7 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
 def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
     """Cycles until a line that missed its first-level cache arrives; fills L2 and L3 and counts who served."""
     owner = m[OWNER]
-    if probe(m, t, L2, line):
+    if probe_at_once(m, t, L2, line):
         if use == AS_DATA:
             a[owner + DATA_L2] += 1
         elif use == AS_WALK:
@@ -121,7 +129,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
             a[owner + FETCH_L2] += 1
         return m[L2 + LATENCY]
     cycles = m[L3 + LATENCY]
-    if m[L3 + WAYS] > 0 and probe(m, t, L3, line):
+    if m[L3 + WAYS] > 0 and probe_at_once(m, t, L3, line):
         if use == AS_DATA:
             a[owner + DATA_L3] += 1
         elif use == AS_WALK:
@@ -145,7 +153,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
 def read_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     """Cycles of a page-walker read: paging-structure lines are cached like any other."""
     line = hpa >> 6
-    if probe(m, t, L1D, line):
+    if probe_at_once(m, t, L1D, line):
         a[m[OWNER] + REFERENCES_L1D] += 1
         return m[L1D + LATENCY]
     cycles = beyond_l1(m, a, t, line, AS_WALK)

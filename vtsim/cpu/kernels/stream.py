@@ -15,7 +15,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED
-from vtsim.cpu.kernels.caches import data_miss, probe, probe_surely
+from vtsim.cpu.kernels.caches import data_miss, probe, probe_at_once
 from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
@@ -170,7 +170,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         line = hpa >> 6
         if access == WRITE:
             touch(a, hpa >> 12)
-        hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_surely(m, t, s.L1D, line)
+        hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_at_once(m, t, s.L1D, line)
         if hit:
             if walk:
                 if pattern == o.CHASE:
