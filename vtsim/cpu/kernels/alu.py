@@ -1,7 +1,4 @@
-"""Flags of arithmetic on general registers, and the conditions on them.
-
-SDM: "Conditional Jump Instructions"; "EFLAGS Register".
-"""
+"""Flags of arithmetic on general registers, and the conditions on them."""
 
 from __future__ import annotations
 
