@@ -19,6 +19,11 @@ def add(values, amount):  # type: ignore[no-untyped-def]
     return values[0] + amount
 
 
+@jit.kernel
+def lowest(value: int) -> int:
+    return jit.lowest_bit(value)  # type: ignore[no-any-return]
+
+
 def python(code: str, **environment: str) -> str:
     """Run code in a process of its own and return what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "VTSIM", "XDG"))}
@@ -35,6 +40,11 @@ def python(code: str, **environment: str) -> str:
 
 def test_engine_integers_wrap() -> None:
     assert int(add(np.array([WRAP]), np.int64(1))) == -WRAP - 1
+
+
+@pytest.mark.parametrize("bit", [0, 1, 31, 32, 62, 63])
+def test_the_lowest_bit_is_found(bit: int) -> None:
+    assert {int(lowest(np.int64(-1 << bit))), int(lowest(np.int64(1 << bit if bit < 63 else -1 << 63)))} == {bit}
 
 
 @pytest.mark.compiled_only
@@ -147,3 +157,15 @@ def test_the_boundscheck_option_checks_bounds(tmp_path: Path) -> None:
     )
 
     assert python(code, VTSIM_CACHE=str(tmp_path), NUMBA_BOUNDSCHECK="1") == "checked"
+
+
+@pytest.mark.compiled_only
+def test_kernels_of_others_are_compiled_as_numba_does_it(tmp_path: Path) -> None:
+    """A function of a user's that is named as a part of ours, and an index that counts from the end."""
+    code = (
+        "import numpy as np, numba\nfrom vtsim.cpu.kernels import run\nfrom vtsim.base import parts\n"
+        "@numba.njit\ndef probe(x):\n    return x[-1]\n"
+        "print(parts.available, 'probe' in parts._names, probe(np.arange(5)))"
+    )
+
+    assert python(code, VTSIM_CACHE=str(tmp_path)) == "True True 4"
