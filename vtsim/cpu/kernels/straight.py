@@ -7,7 +7,7 @@ was filled; nothing is filled here. Whatever else a row needs is left to the res
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
 from vtsim.base.memory import A_FRAMES, A_POOL, SLOT_MASK, is_memory, touch
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -41,16 +41,14 @@ def transfer(m: Record, a: Arena, at: int, mask: int, stores: bool) -> None:
             else:
                 m[s.GPR + register] = a[at + register]
         return
-    slot = s.GPR
     while mask:
-        if mask & 1:
-            if stores:
-                a[at] = m[slot]
-            else:
-                m[slot] = a[at]
-            at += 1
-        slot += 1
-        mask >>= 1
+        register = lowest_bit(mask)
+        if stores:
+            a[at] = m[s.GPR + register]
+        else:
+            m[s.GPR + register] = a[at]
+        at += 1
+        mask &= mask - 1
 
 
 @kernel
@@ -73,7 +71,6 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
     rip = m[s.RIP]
     rflags = m[s.RFLAGS]
     fraction = m[s.FRACTION]
-    activity = m[s.ACTIVITY]
     lines = m[s.LINES]
     generation = m[s.FETCH_GENERATION]
     hypervisor = m[s.PRIVILEGE] == o.R0
@@ -90,21 +87,18 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
         meta = a[r]
         op = meta & 0xFF
         length = (meta >> o.META_LENGTH) & 0xFFFF
-        if (meta >> o.META_ACTIVITY) & 31 != activity:
+        around = (meta >> (o.META_OFFSET + 6)) & 0xFFF  # line of the page, 64 if it reaches into the next, activity
+        if around != seen:
             m[s.CYCLE] = cycle
             m[s.RETIRED] = retired
-            settle(m, a)
-            activity = (meta >> o.META_ACTIVITY) & 31
-            m[s.ACTIVITY] = activity
-        here = (meta >> (o.META_OFFSET + 6)) & 127  # line of the page, 64 more if it reaches into the next
-        if here != seen:
-            if here > 63 or a[lines + here] != generation:
-                m[s.CYCLE] = cycle
-                m[s.RETIRED] = retired
+            if around >> 7 != m[s.ACTIVITY]:
+                settle(m, a)
+                m[s.ACTIVITY] = around >> 7
+            if around & 64 or a[lines + (around & 63)] != generation:
                 fetch(m, a, t, (meta >> o.META_OFFSET) & 0xFFF, length)
                 cycle = m[s.CYCLE]
                 generation = m[s.FETCH_GENERATION]
-            seen = here & 63
+            seen = around & ~64
         following = r + o.ROW_WORDS
         if (meta >> o.META_LAST) & 1:
             following = 0
