@@ -163,8 +163,11 @@ def test_an_error_nobody_foresaw_is_ours_too(vtsim: Command, engine: Engine, sce
     assert done.err.endswith(f"\n{REPORT_IT}\n")
 
 
-def test_ctrl_c_gives_a_partial_result_and_status_130(vtsim: Command, engine: Engine, scenario: str) -> None:
-    engine.before = lambda progress: signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_gives_a_partial_result_and_status_130(
+    vtsim: Command, engine: Engine, scenario: str, wish: signal.Signals
+) -> None:
+    engine.before = lambda progress: signal.raise_signal(wish)
 
     done = vtsim("run", scenario, "--json")
 

@@ -1,4 +1,4 @@
-"""What a long run shows on the terminal, and how Ctrl-C ends it."""
+"""What a long run shows on the terminal, and how Ctrl-C or a request to terminate ends it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from vtsim.cli.output import note
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S: Final = 1.0  # shorter runs show no bar
 
 
 class Watch:
     """Called by the run from time to time; draws a bar on a terminal and passes on a wish to stop.
 
-    The first Ctrl-C asks for a partial result, the second ends the program.
+    The first Ctrl-C or SIGTERM asks for a partial result, the second ends the program.
     """
 
     def __init__(self, *, bar: bool) -> None:
@@ -30,14 +31,15 @@ class Watch:
         self.stage_began = self.began
         self.task: TaskID | None = None
         self.progress: Progress | None = None
-        self.previous: Any = None
+        self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Watch:
-        self.previous = signal.signal(signal.SIGINT, self._interrupt)
+        self.previous = {number: signal.signal(number, self._interrupt) for number in STOPPING}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
         if self.progress is not None:
             self.progress.stop()
 
