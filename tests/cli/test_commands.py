@@ -104,6 +104,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(
     assert done.err == f"--output: {scenario}: File exists\n"
 
 
+def test_a_directory_in_the_place_of_a_result_is_refused_before_the_run(
+    vtsim: Command, engine: Engine, scenario: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "resolved.yaml").mkdir(parents=True)
+
+    done = vtsim("run", scenario, "-o", str(tmp_path / "out"))
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err == f"--output: {tmp_path}/out/resolved.yaml is a directory\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["resolved.yaml"]
+
+
 def test_a_users_mistake_is_one_message_and_status_2(vtsim: Command, engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("sed: 1\nvms: []\n")

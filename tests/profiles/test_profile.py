@@ -187,6 +187,12 @@ def test_nonsense_in_an_override_is_a_config_error_and_nothing_else(path: str, v
 # --- files ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("line", [0, -64, "64"])
+def test_a_line_of_no_bytes_is_a_config_error(line: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cache\.line_bytes"):
+        load_profile("skx-4114").with_overrides({"cache.line_bytes": line})
+
+
 def test_an_unknown_profile_names_the_likely_one() -> None:
     assert refusal("skx-4115") == "unknown profile 'skx-4115'\n help: did you mean 'skx-4114'?"
 

@@ -56,6 +56,15 @@ def test_each_list_names_its_first_failed_check_with_the_fields_that_decide(
     ]
 
 
+def test_an_entry_that_fails_after_all_checks_is_a_failure_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = check(tmp_path, capsys, "base: b64\nENTRY_MSR_LOAD_COUNT: 512\nENTRY_MSR_LOAD_ADDRESS: 0\n")
+
+    assert done.status == 1
+    assert done.out.startswith("VM entry fails: exit reason 34, MSR_LOAD_FAIL, qualification 1\n")
+
+
 def test_a_report_says_the_rule_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = check(tmp_path, capsys, "base: b64e\nHOST_CS_SELECTOR: 0\n")
 

@@ -89,6 +89,21 @@ def test_all_shows_what_agrees_too(run: Run, write: Write) -> None:
     assert out.splitlines()[:2] == ["root-1  storage  agree", "  model     vmwrite succeeds; vmread succeeds"]
 
 
+def test_a_category_is_no_markup(run: Run, write: Write) -> None:
+    status, out, _ = run(write({**READ, "cat": "[red]x[/red] [/oops]"}))
+
+    assert status == 0
+    assert "[red]x[/red] [/oops]" in out
+
+
+def test_an_entry_case_that_overwrites_the_harness_is_skipped_and_harms_no_other(run: Run, write: Write) -> None:
+    entry = {"id": "entry-1", "model": MODEL, "cat": "base", "base": "b64", "outcome": {"kind": "exit", "reason": 18}}
+    status, out, _ = run(write({**entry, "mem": [["0x202000", "ff"]]}, entry, READ), "--json")
+    counts = json.loads(out)
+
+    assert (status, counts["agree"], counts["differ"], counts["skipped"]) == (0, 2, 0, 1)
+
+
 def test_a_limit_says_how_many_cases_are_not_shown(run: Run, write: Write) -> None:
     _, out, _ = run(write(WRONG, FAILS), "--limit", "1")
 
@@ -149,6 +164,17 @@ WRONG_FILES = {
         {**READ, "model": "none"},
         "{path}:1: model: there is no base_states.none.json in {folder}, nor is it shipped\n"
         f" help: base states are there of {MODEL}\n"),
+    "markup for a category": (
+        {**READ, "cat": "\x1b[2J"}, "{path}:1: 'cat' cannot be printed\n help: at most 120 printable characters\n"),
+    "a processor with a long name": (
+        {**READ, "model": 200 * "x"}, "{path}:1: 'model' cannot be printed\n help: at most 120 printable characters\n"),
+    "no result": (
+        {**READ, "outcomes": [{"kind": "op", "op": "vmread", "result": []}]},
+        "{path}:1: root-1: 'result' is no string\n help: as in 'ok' or 'vmfail_valid'\n"),
+    "a dispute about nothing": (
+        {**READ, "disputed": None},
+        "{path}:1: root-1 is disputed without a reading of the manual\n"
+        " help: sdm_reading is an object, null, or one of fail7, fail8, fail33\n"),
     "a bad number": (
         {**READ, "steps": [["vmread", "xyz"]]},
         "{path}:1: root-1: a value cannot be read: invalid literal for int() with base 16: 'xyz'\n"

@@ -68,7 +68,7 @@ def test_a_pattern_that_matches_nothing_is_the_users_mistake(run: Run) -> None:
 
 
 def test_fields_as_json_name_the_capability_that_brings_them() -> None:
-    (found,) = json.loads(fields_json("TSC_MULTIPLIER"))
+    (found,) = json.loads(fields_json("TSC_MULTIPLIER"))["fields"]
 
     assert found == {
         "encoding": "0x2032", "high_encoding": "0x2033", "name": "TSC_MULTIPLIER", "bits": 64, "width": "64",
@@ -96,9 +96,18 @@ def test_show_prints_the_groups_of_the_manual_with_words(run: Run, scenario: Pat
     assert reason == ["EXIT_REASON", "0xa", "CPUID"]
 
 
+def test_a_vmcs_that_was_never_entered_is_said_to_be_so(run: Run, scenario: Path) -> None:
+    status, out, _ = run("show", scenario, "--at", "1 us")
+
+    assert status == 0
+    assert out.splitlines()[1].endswith(", clear, not current")
+    assert "No VM entry has been made with it yet." in out
+    assert "came to its end" not in out
+
+
 def test_show_as_json_has_every_field_of_the_processor(run: Run, scenario: Path) -> None:
     status, out, _ = run("show", scenario, "--at", "60 us", "--json")
-    (shown,) = json.loads(out)
+    (shown,) = json.loads(out)["vmcs"]
 
     assert status == 0
     assert (shown["vm"], shown["cpu"], shown["launched"], shown["current"]) == ("vm0", 0, True, True)

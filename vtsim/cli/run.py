@@ -17,7 +17,7 @@ from vtsim.cli.output import coloured, emit, note, show
 from vtsim.cli.progress import Watch
 from vtsim.config import dump, load_scenario, located
 from vtsim.cpu.kernels.run import run_all
-from vtsim.study.result import Result
+from vtsim.study.result import WRITTEN, Result
 from vtsim.study.run import run
 from vtsim.study.trace_view import TraceFilter, TraceView
 
@@ -93,3 +93,6 @@ def _check_places(options: Options) -> None:
             raise ConfigError(f"{options.output}: {error.strerror}", field="--output") from None
         if not os.access(options.output, os.W_OK | os.X_OK):
             raise ConfigError(f"{options.output} is not a directory that can be written to", field="--output")
+        for name in WRITTEN:
+            if (options.output / name).is_dir():
+                raise ConfigError(f"{options.output / name} is a directory", field="--output")

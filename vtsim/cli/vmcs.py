@@ -14,6 +14,7 @@ from vtsim.config import load_scenario, located
 from vtsim.config.vmcs_state import load_vmcs_state
 from vtsim.cpu.kernels.run import run_all
 from vtsim.platform.vmcs import vmcs_after
+from vtsim.study.result import WRITTEN
 from vtsim.study.vmcs_view import vmcs_json, vmcs_text
 from vtsim.study.vmx.base_states import BaseStates
 from vtsim.study.vmx.cases import read_cases
@@ -22,7 +23,7 @@ from vtsim.study.vmx.replay import DIFFER, Summary, Verdict, case_text, replay, 
 
 DIFFERENCES_FOUND: Final = 1
 CHECKS_FAILED: Final = 1
-RESOLVED: Final = "resolved.yaml"
+RESOLVED: Final = WRITTEN[1]
 
 
 def replay_cases(file: Path, base_states: Path | None, *, json: bool, all_cases: bool, limit: int) -> int:
@@ -71,7 +72,7 @@ def show_vmcs(run: Path, settings: tuple[str, ...], *, json: bool) -> int:
 
 
 def check_state(file: Path, *, json: bool) -> int:
-    """Say which checks of VM entry the VMCS in a file fails; 1 if any does."""
+    """Say which checks of VM entry the VMCS in a file fails; 1 if VM entry does."""
     state = load_vmcs_state(file)
     _say_if_compiling()
     report = check_vmcs(state)
@@ -79,7 +80,7 @@ def check_state(file: Path, *, json: bool) -> int:
         emit(report_json(report) + "\n")
     else:
         show(report_text(report))
-    return CHECKS_FAILED if report.failures else FINE
+    return FINE if report.entered else CHECKS_FAILED
 
 
 def _say_if_compiling() -> None:

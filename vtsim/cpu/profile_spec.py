@@ -335,6 +335,8 @@ def problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             )
         if name == "bytes":
             line = values["cache.line_bytes"]
+            if type(line) is not int or line <= 0:
+                continue
             if size % (ways * line):
                 why = f"{size} bytes is not a whole number of sets of {ways} ways of {line} bytes"
                 yield path, why, f"use a multiple of {ways * line} bytes"

@@ -24,6 +24,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.study.json_object import key, plain, reference_tables, structure
 
 SCHEMA_VERSION: Final = 1
+WRITTEN: Final = ("result.json", "resolved.yaml", "trace.npz")
 
 CyclesBy = Mapping[str, Mapping[str, int]]  # {privilege: {activity: cycles}}
 
@@ -335,19 +336,20 @@ class Result(Run):
 
     def write(self, directory: Path, resolved: str, trace: array[int] | None = None) -> tuple[Path, ...]:
         """Write result.json, resolved.yaml and trace.npz; only a whole result replaces an older one."""
-        contents = {"resolved.yaml": resolved.encode()}
+        result, scenario, events = WRITTEN
+        contents = {scenario: resolved.encode()}
         if trace is not None:
             packed = io.BytesIO()
             trace_file.save(packed, trace)
-            contents["trace.npz"] = packed.getvalue()
-        contents["result.json"] = (self.to_json() + "\n").encode()
+            contents[events] = packed.getvalue()
+        contents[result] = (self.to_json() + "\n").encode()
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             (directory / f".{name}.new").write_bytes(content)
         for name in contents:
             os.replace(directory / f".{name}.new", directory / name)
         if trace is None:
-            (directory / "trace.npz").unlink(missing_ok=True)  # an older run's
+            (directory / events).unlink(missing_ok=True)  # an older run's
         return tuple(directory / name for name in contents)
 
 

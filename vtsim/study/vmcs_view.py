@@ -73,7 +73,7 @@ def fields_table(pattern: str) -> RenderableType:
 
 def fields_json(pattern: str) -> str:
     """The same as a JSON array."""
-    return json.dumps([_field_object(field) for field in matching(pattern)], indent=1)
+    return json.dumps({"fields": [_field_object(field) for field in matching(pattern)]}, indent=1)
 
 
 def _field_object(field: Field) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _field_object(field: Field) -> dict[str, Any]:
 
 def vmcs_json(shown: Sequence[VcpuVmcs]) -> str:
     """Each VMCS as an object, numbers as hexadecimal strings, with the words beside them."""
-    return json.dumps([_vmcs_object(one) for one in shown], indent=1)
+    return json.dumps({"vmcs": [_vmcs_object(one) for one in shown]}, indent=1)
 
 
 def _vmcs_object(one: VcpuVmcs) -> dict[str, Any]:
@@ -119,7 +119,9 @@ def _parts(one: VcpuVmcs) -> Iterator[RenderableType]:
     yield Text(f"region 0x{one.address:x}, revision 0x{one.revision:x}, CPU {one.cpu}, {', '.join(state)}")
     if one.nonroot:
         yield Text("The CPU is in non-root operation: guest state is that of the last VM exit.")
-    if one.fields["EXIT_REASON"] == EXCEPTION_NMI and not one.fields["EXIT_INTERRUPTION_INFORMATION"] & VALID:
+    if not one.launched:
+        yield Text("No VM entry has been made with it yet.")
+    elif one.fields["EXIT_REASON"] == EXCEPTION_NMI and not one.fields["EXIT_INTERRUPTION_INFORMATION"] & VALID:
         yield Text("The guest came to its end in non-root operation and was switched off: that was no VM exit.")
     areas = {name: BY_NAME[name].area.name for name in one.fields}
     for title, names in groups(areas):

@@ -31,6 +31,7 @@ EXIT: Final = "exit"
 ROOT: Final = "root"
 
 NEEDED: Final = ("id", "model", "cat", "base")
+LONGEST: Final = 120  # characters of a name
 ONLY_REASON: Final = "only_reason"
 """Marks an exit of which nothing but the reason is known."""
 
@@ -202,13 +203,15 @@ def _open(path: Path) -> TextIO:
 def _case(file: str, line: int, text: str) -> Case:
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise wrong_line(file, line, f"is not JSON: {error}", "each line is one case, a JSON object") from None
     if not isinstance(raw, dict):
         raise wrong_line(file, line, "is no JSON object", "each line is one case, a JSON object")
     for key in NEEDED:
         if not isinstance(raw.get(key), str):
             raise wrong_line(file, line, f"a case needs {key!r}", f"a case has {', '.join(NEEDED)} and an outcome")
+        if not raw[key].isprintable() or len(raw[key]) > LONGEST:
+            raise wrong_line(file, line, f"{key!r} cannot be printed", f"at most {LONGEST} printable characters")
     more = raw.get("more", [])
     recorded = raw.get("outcomes", [raw.get("outcome"), *more] if isinstance(more, list) else None)
     if not isinstance(recorded, list) or not all(isinstance(one, dict) and "kind" in one for one in recorded):
@@ -218,8 +221,10 @@ def _case(file: str, line: int, text: str) -> Case:
             f"{raw['id']} has no recorded outcome",
             'a case has "outcome" (an object with "kind"), or "outcomes"',
         )
+    if not all(isinstance(one.get("result", ""), str) for one in recorded):
+        raise wrong_line(file, line, f"{raw['id']}: 'result' is no string", "as in 'ok' or 'vmfail_valid'")
     disputed = raw.get("disputed")
-    if disputed is not None and not _is_reading(disputed):
+    if "disputed" in raw and not _is_reading(disputed):
         raise wrong_line(
             file, line, f"{raw['id']} is disputed without a reading of the manual",
             f"sdm_reading is an object, null, or one of {', '.join(READINGS)}",

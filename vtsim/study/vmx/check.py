@@ -40,6 +40,7 @@ class Report:
 
     processor: str
     outcome: str
+    entered: bool
     failures: tuple[Check, ...]
     fields: dict[str, int]
 
@@ -49,8 +50,8 @@ def check_vmcs(state: VmcsState) -> Report:
     environment = _environment(state)
     outcome, failures = failed_checks(environment)
     return Report(
-        processor=environment.processor.name, outcome=_describe(outcome), failures=failures,
-        fields=dict(environment.vmcs),
+        processor=environment.processor.name, outcome=_describe(outcome), entered=outcome["kind"] == "exit",
+        failures=failures, fields=dict(environment.vmcs),
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from vtsim.cpu.profile import load_profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, Table
 from vtsim.study.vmx.cases import ENTRY, VMCS_A, VMCS_B, VMCS_C, VMXON_REGION, Case, Environment
-from vtsim.study.vmx.drivers import drivers
+from vtsim.study.vmx.drivers import Skipped, drivers
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
 from vtsim.vmcs.events import BLOCKING_BY_MOV_SS
@@ -35,6 +35,8 @@ PROFILE: Final = "skx-4114"
 MEMORY: Final = 16 << 20
 HOST: Final = 0x200000  # code, operand, page tables: where the recorded cases have nothing of their own
 OPERAND: Final = HOST + PAGE
+TABLES: Final = range((HOST >> 12) + 2, (HOST >> 12) + 8)  # frames
+OWN: Final = frozenset(range(HOST, TABLES.stop << 12, PAGE))
 MSR_APIC_BASE: Final = 0x1B
 REGIONS: Final = (VMXON_REGION, VMCS_A, VMCS_B, VMCS_C)
 INSTRUCTIONS: Final = {"vmlaunch": o.VMLAUNCH, "vmresume": o.VMRESUME, "vmclear": o.VMCLEAR, "vmptrld": o.VMPTRLD}
@@ -48,7 +50,7 @@ class Bench:
     def __init__(self) -> None:
         geometry = Geometry(memory_bytes=MEMORY, pool_pages=400, code_pages=4, rows=256, owners=2, trace_rows=64)
         self.engine = engine = Engine(load_profile(PROFILE), geometry)
-        take = iter(range((HOST >> 12) + 2, (HOST >> 12) + 64))
+        take = iter(TABLES)
         table = Table(
             root=next(take), format=PAGING, take=lambda: next(take), words=lambda n: engine.contents(n, mem.TABLE)
         )
@@ -82,6 +84,8 @@ class Bench:
         """Put processor, memory, VMCS and registers of a case into the machine."""
         if environment.processor is not self.processor:
             self._identify(environment)
+        if OWN & environment.memory.keys():
+            raise Skipped("memory where the stand-in for the recorder's program has its own")
         for page, data in environment.memory.items():
             if page not in REGIONS and page + PAGE <= MEMORY and self.pages.get(page) != data:
                 self.engine.contents(page >> 12, mem.VALUES)[:] = np.frombuffer(data, np.int64)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from attrs import define, evolve, field, frozen
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.text import Text
 
 import vtsim.study.vmx
@@ -189,7 +190,7 @@ def summary_table(summary: Summary, shown: Sequence[Verdict], limit: int) -> Ren
     """The counts of a replay as a table by category, and the reasons of what was skipped."""
     table = section("Category", ("agree", "differ"))
     for name, counts in sorted(summary.categories.items()):
-        table.add_row(name, str(counts[AGREE]), str(counts[DIFFER]))
+        table.add_row(escape(name), str(counts[AGREE]), str(counts[DIFFER]))
     table.add_section()
     table.add_row("all", str(summary.agree), str(summary.differ))
     parts: list[RenderableType] = [table]
@@ -198,6 +199,6 @@ def summary_table(summary: Summary, shown: Sequence[Verdict], limit: int) -> Ren
     if summary.skipped:
         skips = section("Skipped", ("cases",))
         for reason, count in summary.skips.most_common():
-            skips.add_row(reason, str(count))
+            skips.add_row(escape(reason), str(count))
         parts += [Text(""), skips]
     return Group(*parts)
