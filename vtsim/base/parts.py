@@ -7,7 +7,7 @@ False and every kernel is compiled as numba does it. Decision 0001 has the measu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -63,15 +63,24 @@ def _is_part(library: Any) -> bool:
     return bool(_depth[0]) and library.name in _names
 
 
+def _all_needed(libraries: Iterable[Any], seen: set[int]) -> Iterator[Any]:
+    for library in libraries:
+        if id(library) not in seen:
+            seen.add(id(library))
+            yield library
+            yield from _all_needed(getattr(library, "needed", ()), seen)
+
+
 def _replace() -> bool:
-    """Replace four methods of numba by ones that treat our kernels apart; False where one is missing."""
+    """Replace five methods of numba by ones that treat our kernels apart; False where one is missing."""
     library: Any = getattr(codegen, "CPUCodeLibrary", None)
     translator: Any = getattr(codegen, "JITCPUCodegen", None)
     optimize = getattr(library, "_optimize_final_module", None)
+    link = getattr(library, "finalize", None)
     finish = getattr(library, "_finalize_final_module", None)
     set_env = getattr(translator, "set_env", None)
     fix_index = getattr(arrayobj, "fix_integer_index", None)
-    if optimize is None or finish is None or set_env is None or fix_index is None:
+    if optimize is None or link is None or finish is None or set_env is None or fix_index is None:
         return False
 
     def optimize_entry(self: Any) -> None:
@@ -87,6 +96,14 @@ def _replace() -> bool:
                             function.add_function_attribute(attribute)
                     function.name = f"{self.name}.{function.name}"  # the loader knows local symbols by name, too
         optimize(self)
+
+    def link_entry(self: Any) -> None:
+        """A part is linked with nothing: an entry links all that its parts need, once."""
+        if _is_part(self):
+            self.needed, self._linking_libraries = self._linking_libraries, []
+        elif _depth[0]:
+            self._linking_libraries = list(_all_needed(self._linking_libraries, set()))
+        link(self)
 
     def finish_entry(self: Any) -> None:
         """A part ends as unoptimized code to link; no machine code is made of it."""
@@ -106,6 +123,7 @@ def _replace() -> bool:
         return fix_index(context, builder, index_type, index, size)
 
     library._optimize_final_module = optimize_entry
+    library.finalize = link_entry
     library._finalize_final_module = finish_entry
     translator.set_env = set_env_of_entry
     arrayobj.fix_integer_index = fix_index_unless_ours
