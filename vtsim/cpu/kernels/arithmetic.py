@@ -78,11 +78,3 @@ def arithmetic_result(m: Record, left: int, right: int, kind: int, size: int) ->
         flags |= RF_AF
     m[s.RFLAGS] = (m[s.RFLAGS] & ~ARITHMETIC) | flags
     return result
-
-
-@kernel
-def below(left: int, right: int) -> bool:
-    """Unsigned comparison of two's-complement words."""
-    if (left < 0) != (right < 0):
-        return right < 0
-    return left < right

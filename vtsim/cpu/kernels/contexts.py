@@ -69,10 +69,15 @@ def context_of(m: Record, a: Arena, key: int) -> int:
 
 
 @kernel
+def in_recording(a: Arena, rip: int) -> bool:
+    """Does an address stand in the window of recorded rows?"""
+    return 0 <= rip - REPLAY_BASE < a[A_REPLAY_COUNT]
+
+
+@kernel
 def recorded(m: Record, a: Arena) -> bool:
     """Does RIP stand in the window of recorded rows?"""
-    place = m[RIP] - REPLAY_BASE
-    return place >= 0 and place < a[A_REPLAY_COUNT]
+    return in_recording(a, m[RIP])
 
 
 @kernel

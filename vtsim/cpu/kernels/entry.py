@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import A_REPLAY_COUNT
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, JUMPED, SHUTDOWN, SOFTWARE_INTERRUPT, STOPPED, VALID
 from vtsim.cpu.kernels import ept_walk
 from vtsim.cpu.kernels.apic_virtualization import begin_virtual
-from vtsim.cpu.kernels.contexts import set_context
+from vtsim.cpu.kernels.contexts import in_recording, set_context
 from vtsim.cpu.kernels.conventions import vm_fail_valid
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.events import through_idt
@@ -91,13 +90,6 @@ def beyond_addresses(m: Record, a: Arena) -> int:
 
 
 @kernel
-def recorded_guest(a: Arena, at: int) -> bool:
-    """Will a recorded guest run after this VM entry?"""
-    place = a[at + v.GUEST_RIP] - o.REPLAY_BASE
-    return place >= 0 and place < a[A_REPLAY_COUNT]
-
-
-@kernel
 def ept_features(a: Arena, secondary: int) -> int:
     """EPT_FEATURES of these secondary controls."""
     found = ept_walk.MODE_BASED if secondary & b.MODE_BASED_EXECUTE_CONTROL else 0
@@ -129,7 +121,7 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     last = m[s.CYCLE] - vmcs[h.V_EXIT_AT]
     ended = vmcs[h.V_EXIT_REASON] & 0xFF if vmcs[h.V_EXIT_REASON] >= 0 else -1
     close_exit(m, a, at)
-    if not recorded_guest(a, at):
+    if not in_recording(a, vmcs[v.GUEST_RIP]):
         failed = guest_failure(a, at, beyond, m[s.VMCS_POINTER])
         vmcs[h.V_FAILED_CHECK] = failed
         if failed:

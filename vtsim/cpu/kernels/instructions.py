@@ -22,7 +22,8 @@ from vtsim.cpu.codes import (
 )
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as
-from vtsim.cpu.kernels.arithmetic import arithmetic_result, below
+from vtsim.cpu.kernels.alu import below
+from vtsim.cpu.kernels.arithmetic import arithmetic_result
 from vtsim.cpu.kernels.ept_walk import READ
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.far import far_transfer

@@ -6,7 +6,7 @@ SDM: "VMX Capability Reporting Facility".
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.base.memory import A_CAPABILITIES, A_FIELDS
+from vtsim.base.memory import A_FIELDS
 from vtsim.cpu import slots as s
 from vtsim.vmcs.capabilities import (
     BASIC,
@@ -16,10 +16,10 @@ from vtsim.vmcs.capabilities import (
     CR4_FIXED1,
     EPT_VPID_CAP,
     FIELD_INDEXES,
-    FIRST_CAPABILITY,
     MISC,
     PROCBASED_CTLS2,
 )
+from vtsim.vmcs.kernels.values import capability
 
 # fmt: off
 # bits of IA32_VMX_EPT_VPID_CAP
@@ -33,12 +33,6 @@ BEYOND_52: int = -(1 << 52)
 HIGH_32: int = -(1 << 32)
 EPTP_RESERVED: int = 0xF00
 # fmt: on
-
-
-@kernel
-def capability(a: Arena, msr: int) -> int:
-    """The value of a VMX capability MSR; 0 where the processor does not have it."""
-    return a[a[A_CAPABILITIES] + msr - FIRST_CAPABILITY]
 
 
 @kernel

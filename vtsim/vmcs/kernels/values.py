@@ -28,7 +28,7 @@ EAX, EBX, ECX, EDX = 0, 1, 2, 3
 
 @kernel
 def capability(a: Arena, msr: int) -> int:
-    """The value of a capability MSR."""
+    """The value of a capability MSR; 0 where the processor does not have it."""
     return a[a[A_CAPABILITIES] + msr - FIRST]
 
 
