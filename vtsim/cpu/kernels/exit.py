@@ -22,6 +22,7 @@ from vtsim.cpu.kernels.msr_areas import (
     store_msr_area,
     vmx_abort,
 )
+from vtsim.cpu.kernels.rare_msrs import SAVING, save_rare_msrs
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
@@ -119,6 +120,8 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
         vmcs[v.GUEST_IA32_EFER] = m[s.EFER]
     if controls & b.EXIT_SAVE_IA32_PAT:
         vmcs[v.GUEST_IA32_PAT] = m[s.PAT]
+    if m[s.SAVED_MSRS] or controls & SAVING:
+        save_rare_msrs(m, a, at, controls)
     if controls & b.EXIT_SAVE_PREEMPTION_TIMER and vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
         left = m[s.TIMER_DEADLINE] - m[s.CYCLE]
         vmcs[v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]

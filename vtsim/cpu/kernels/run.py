@@ -23,7 +23,7 @@ from vtsim.cpu.codes import (
     PROGRAM_END,
     STOPPED,
 )
-from vtsim.cpu.kernels.apic import evaluate
+from vtsim.cpu.kernels.apic import accept
 from vtsim.cpu.kernels.boundary import boundary
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.events import deliver
@@ -195,8 +195,6 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
             for n in range(count):
                 shorthand = (value >> 18) & 3
                 if (shorthand == 0 and n == target) or shorthand == 2 or (shorthand == 3 and n != chosen):
-                    other = cpus[n]
-                    other[s.APIC_IRR + ((value & 0xFF) >> 6)] |= 1 << (value & 63)
-                    evaluate(other, a)
+                    accept(cpus[n], a, value)
         if code != HORIZON or only >= 0:
             return code | chosen << 8
