@@ -16,6 +16,7 @@ from vtsim.vmcs.generations import GENERATIONS
 RECORDED, ALL, NEHALEM = "corei7_skylake_x", "all", "nehalem"
 SHIPPED = BaseStates(folders=(files("vtsim.study.vmx.data"),))
 SGX, RTM, BUS_LOCK = 1 << 2, 1 << 11, 1 << 24
+WAIT, KEY_LOCKER, PCONFIG = 1 << 5, 1 << 23, 1 << 18
 
 
 @cache
@@ -32,7 +33,9 @@ def processor(name: str) -> Processor:
     leaf = recorded.cpuid[7, 0]
     return evolve(
         recorded, name=name, capabilities=everything,
-        cpuid={**recorded.cpuid, (7, 0): (leaf[0], leaf[1] | SGX | RTM, leaf[2] | BUS_LOCK, leaf[3])},
+        cpuid={**recorded.cpuid, (7, 0): (
+            leaf[0], leaf[1] | SGX | RTM, leaf[2] | BUS_LOCK | WAIT | KEY_LOCKER, leaf[3] | PCONFIG,
+        )},
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ RULES: Final = (
 # ops that are #UD in some modes or without some control, before anything else is considered (VMX instructions have
 # rules of their own): PROTECTED in real and virtual-8086 mode, CONTROL in VMX non-root operation unless the secondary
 # control is 1, EXTENDED unless CR4.OSXSAVE, SCE outside 64-bit mode and unless IA32_EFER.SCE, RING0 outside ring 0,
-# SMX unless CR4.SMXE, ENUMERATED unless CPUID says that there is such an instruction (see LEAF_7), NEVER_DEFINED always.
+# SMX unless CR4.SMXE, ENUMERATED unless CPUID says that there is such an instruction (LEAF_7), NEVER_DEFINED always.
 PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX, ENUMERATED = (1 << n for n in range(8))
 UNDEFINED_RULES: Final = (
     *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR)),

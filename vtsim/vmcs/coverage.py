@@ -215,6 +215,44 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
 # fmt: on
 
 
+# Controls, fields, exit reasons ("reason NAME") and VM-instruction errors ("error NUMBER") that stand in the tables, that
+# VM entry checks and VMREAD and VMWRITE reach, and that have no effect here: the list above that says why.
+PT: Final = "Trace-Address Pre-Translation (TAPT)"
+HLAT: Final = "Fields Related to Hypervisor-Managed Linear-Address Translation"
+PASID: Final = "Fields Related to PASID Translation"
+CONDITIONAL: Final = "Instructions That Cause VM Exits Conditionally"
+APIC_CONTROLS: Final = "Controls for APIC Virtualization"
+ENTRY_EVENT: Final = "VM-Entry Controls for Event Injection"
+EXECUTIVE: Final = "Executive-VMCS Pointer"
+SMIS: Final = "Default Treatment of SMIs and SMM with VMX Operation and SMX Operation"
+# fmt: off
+WITHOUT_EFFECT: Final[dict[str, str]] = {
+    **dict.fromkeys(("CONCEAL_VMX_FROM_PT", "PT_USES_GUEST_PHYSICAL_ADDRESSES", "EXIT_CONCEAL_VMX_FROM_PT",
+                     "ENTRY_CONCEAL_VMX_FROM_PT"), PT),
+    **dict.fromkeys(("ENABLE_HLAT", "EPT_PAGING_WRITE_CONTROL", "GUEST_PAGING_VERIFICATION", "HLAT_PREFIX_SIZE",
+                     "HLAT_POINTER"), HLAT),
+    **dict.fromkeys(("PASID_TRANSLATION", "LOW_PASID_DIRECTORY_ADDRESS", "HIGH_PASID_DIRECTORY_ADDRESS",
+                     "reason ENQCMD", "reason ENQCMDS"), PASID),
+    **dict.fromkeys(("SUB_PAGE_WRITE_PERMISSIONS", "SUB_PAGE_PERMISSION_TABLE_POINTER", "reason SPP_EVENT"),
+                    "Sub-Page-Permission-Table Pointer (SPPTP)"),
+    **dict.fromkeys(("INSTRUCTION_TIMEOUT", "INSTRUCTION_TIMEOUT_CONTROL", "reason NOTIFY"),
+                    "Instruction-Timeout Control"),
+    **dict.fromkeys(("VMM_BUS_LOCK_DETECTION", "reason BUS_LOCK"), "Other Causes of VM Exits"),
+    **dict.fromkeys(("ENABLE_MSR_LIST_INSTRUCTIONS", "MSR_DATA", "reason RDMSRLIST", "reason WRMSRLIST", "reason URDMSR",
+                     "reason UWRMSR", "reason MSR_READ_IMM", "reason MSR_WRITE_IMM", "reason SEAMCALL",
+                     "reason TDCALL"), CONDITIONAL),
+    **dict.fromkeys(("APIC_TIMER_VIRTUALIZATION", "VIRTUAL_TIMER_VECTOR", "GUEST_DEADLINE_SHADOW", "GUEST_DEADLINE"),
+                    APIC_CONTROLS),
+    **dict.fromkeys(("EXIT_PREMATURELY_BUSY_SHADOW_STACK",), "VM-Exit Controls"),
+    **dict.fromkeys(("INJECTED_EVENT_DATA", "ORIGINAL_EVENT_DATA"), ENTRY_EVENT),
+    **dict.fromkeys(("EXECUTIVE_VMCS_POINTER", *(f"error {n}" for n in (16, 17, 18, 25))), EXECUTIVE),
+    **dict.fromkeys(("IO_RCX", "IO_RSI", "IO_RDI", "IO_RIP", "reason IO_SMI", "reason OTHER_SMI", "reason RSM"), SMIS),
+    **dict.fromkeys((f"error {n}" for n in (19, 20, 22, 23, 24)), "Dual-Monitor Treatment of SMIs and SMM"),
+    "reason MCE_DURING_VMENTRY": "Machine-Check Events During VM Entry",
+}
+# fmt: on
+
+
 def rows() -> Iterator[Row]:
     """Every row of every chapter."""
     for chapter in CHAPTERS.values():

@@ -27,7 +27,8 @@ READ_ACCESS, WRITE_ACCESS, FETCH_ACCESS, DELIVERY = 0, 1, 2, 3
 # bits of the interrupt-command register that a self-IPI may not have: all but the vector and "self"
 NOT_SELF_IPI: int = 0xFFF3FF00 & ~(1 << 14)
 SELF, SHORTHAND = 1 << 18, 3 << 18
-NOT_VIRTUAL_IPI: int = 0xFFFFBF00  # bits that the command of a virtual IPI may not have: fixed, physical, edge, no shorthand
+# bits that the command of a virtual IPI may not have: it is fixed, physical, edge-triggered and without shorthand
+NOT_VIRTUAL_IPI: int = 0xFFFFBF00
 # fmt: on
 
 
@@ -80,11 +81,8 @@ def virtualizes_read(m: Record, a: Arena, offset: int, size: int) -> bool:
     if a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.USE_TPR_SHADOW == 0 or size > 4 or (offset & 15) + size > 4:
         return False
     register = offset & ~15
-    controls = secondary_controls(m, a)
-    if controls & b.APIC_REGISTER_VIRTUALIZATION:
+    if secondary_controls(m, a) & b.APIC_REGISTER_VIRTUALIZATION:
         return has_register(register)
-    if controls & b.VIRTUAL_INTERRUPT_DELIVERY and (offset == EOI or offset == ICR_LOW):
-        return True
     return offset == TPR
 
 
@@ -291,7 +289,7 @@ def emulate_write(m: Record, a: Arena, t: Tags) -> bool:
 
 @kernel
 def process_posted(m: Record, a: Arena, t: Tags) -> None:
-    """Posted-interrupt processing, after the APIC has acknowledged the notification: no VM exit, the CPU stays as it is.
+    """Posted-interrupt processing, once the APIC has acknowledged the notification: no VM exit, nothing wakes.
 
     SDM: "Posted-Interrupt Processing".
     """

@@ -101,7 +101,7 @@ def scaled(value: int, multiplier: int) -> int:
 
 @kernel
 def store_msr(m: Record, a: Arena, index: int, value: int) -> bool:
-    """Write an MSR that is storage, or the time-stamp counter, whose writes know no offset. False where there is none."""
+    """Write an MSR that is storage, or the time-stamp counter (without any offset). False where there is none."""
     if index == TIME_STAMP_COUNTER:
         m[s.MSR_TSC_ADJUST] = value - m[s.CYCLE]
         return True

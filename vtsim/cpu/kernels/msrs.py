@@ -26,7 +26,7 @@ from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
 # fmt: off
 X2APIC: int = 1 << 10             # of IA32_APIC_BASE
 FIRST_X2APIC, LAST_X2APIC, X2APIC_TPR, X2APIC_EOI, X2APIC_SELF_IPI = 0x800, 0x8FF, 0x808, 0x80B, 0x83F
-X2APIC_ICR: int = 0x830
+X2APIC_ICR, SPEC_CTRL = 0x830, 0x48
 ICR_RESERVED: int = 0xFFF32000    # bits 31:20, 17:16 and 13 of the interrupt-command register
 # fmt: on
 
@@ -61,7 +61,7 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
         if a[A_DECODE] and m[s.MSR_APIC_BASE] & X2APIC == 0:
             return raise_exception(m, GP, 1, 0)
     if slot >= 0:
-        value = m[slot]
+        value = a[m[s.VMCS] + v.IA32_SPEC_CTRL_SHADOW] if virtual_spec_ctrl(m, a, slot) else m[slot]
         saw(m, value)
     elif index == 0x10:
         value = time_stamp(m, a)
@@ -82,6 +82,17 @@ def refused(m: Record, a: Arena, index: int, value: int) -> bool:
     if FIRST_X2APIC <= index <= LAST_X2APIC:
         return m[s.MSR_APIC_BASE] & X2APIC == 0
     return refuses(m, a, index, value)
+
+
+@kernel
+def virtual_spec_ctrl(m: Record, a: Arena, slot: int) -> bool:
+    """Is IA32_SPEC_CTRL virtualized, and is this where it is kept?
+
+    SDM: "Fields Controlling Virtualization of the IA32_SPEC_CTRL MSR".
+    """
+    if slot != s.MSR_SPEC_CTRL or m[s.NONROOT] == 0:
+        return False
+    return tertiary_controls(m, a) & b.VIRTUALIZE_IA32_SPEC_CTRL != 0
 
 
 @kernel
@@ -139,6 +150,11 @@ def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
             return ended
     if a[A_DECODE] and refused(m, a, index, value):
         return raise_exception(m, GP, 1, 0)
+    if index == SPEC_CTRL and virtual_spec_ctrl(m, a, s.MSR_SPEC_CTRL):
+        mask = a[m[s.VMCS] + v.IA32_SPEC_CTRL_MASK]
+        a[m[s.VMCS] + v.IA32_SPEC_CTRL_SHADOW] = value
+        m[s.MSR_SPEC_CTRL] = (m[s.MSR_SPEC_CTRL] & mask) | (value & ~mask)
+        return NEXT
     if 0x800 <= index <= 0x83F:
         m[s.CYCLE] += m[s.P_WRMSR_X2APIC] - m[s.PRICE + o.WRMSR]
         write_register(m, a, index - 0x800, value)

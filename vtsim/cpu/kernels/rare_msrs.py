@@ -57,7 +57,9 @@ _MSRS = (
     (0x1D2,  PLACE + v.GUEST_IA32_FRED_SSP2,           "ENTRY_LOAD_FRED"),
     (0x1D3,  PLACE + v.GUEST_IA32_FRED_SSP3,           "ENTRY_LOAD_FRED"),
 )
-MSRS = np.array([(index, slot, CONTROL[name].word.msr, CONTROL[name].bit + 32) for index, slot, name in _MSRS], np.int64)
+MSRS = np.array(
+    [(index, place, CONTROL[name].word.msr, CONTROL[name].bit + 32) for index, place, name in _MSRS], np.int64
+)
 COUNT: int = len(_MSRS)
 
 # what every VM exit saves because the processor has it (SAVED_MSRS of the record)

@@ -31,7 +31,7 @@ from vtsim.vmcs.kernels.values import cpuid_register
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CR4_KL: int = 1 << 19
-LEAVES: int = 63                   # enclave and configuration leaves with a bit of their own; the last stands for the rest
+LEAVES: int = 63                  # leaves with a bit of their own in a bitmap; one more stands for the rest
 COUNTERS: int = 2                  # of processors that do not enumerate them
 # fmt: on
 
