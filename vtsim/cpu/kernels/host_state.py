@@ -46,8 +46,9 @@ def load_host_state(m: Record, a: Arena) -> None:
     m[s.CR0] = (m[s.CR0] & CR0_KEPT) | (vmcs[v.HOST_CR0] & ~CR0_KEPT)
     m[s.CR3] = vmcs[v.HOST_CR3]
     m[s.CR4] = vmcs[v.HOST_CR4]
-    m[s.CS_SELECTOR] = vmcs[v.HOST_CS_SELECTOR]
-    m[s.SS_SELECTOR] = vmcs[v.HOST_SS_SELECTOR]
+    for n in range(6):
+        m[s.ES_SELECTOR + n] = vmcs[v.HOST_ES_SELECTOR + n]
+    m[s.LDTR_SELECTOR] = 0
     m[s.TR_SELECTOR] = vmcs[v.HOST_TR_SELECTOR]
     m[s.CS_ACCESS_RIGHTS] = 0xA09B if controls & b.EXIT_HOST_ADDRESS_SPACE_SIZE else 0xC09B
     m[s.SS_ACCESS_RIGHTS] = 0xC093
