@@ -55,6 +55,8 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
                     return m[s.STOP]
                 begin(m)
                 continue
+            if m[s.PENDING_DRAIN]:  # a virtual IPI notifies
+                continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE] and m[s.INTERRUPT_SHADOW] == 0:
             drain(m, a)
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
