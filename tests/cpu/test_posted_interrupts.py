@@ -172,10 +172,14 @@ def test_reserved_bits_of_the_x2apic_command_register_are_refused() -> None:
 
 
 def test_an_instruction_fetch_from_the_apic_access_page_exits_as_one() -> None:
-    guest = Guest(code="ffe1", controls=f"{LINEAR} USE_TPR_SHADOW APIC_REGISTER_VIRTUALIZATION", gpr={"rcx": APIC_ACCESS + 0x80})
+    guest = Guest(
+        code="ffe1", controls=f"{LINEAR} USE_TPR_SHADOW APIC_REGISTER_VIRTUALIZATION", gpr={"rcx": APIC_ACCESS + 0x80}
+    )
     got = guest.run()
 
-    assert got.differs({"reason": x.APIC_ACCESS, "qualification": 2 << 12 | 0x80, "GUEST_RIP": APIC_ACCESS + 0x80}) == {}
+    assert (
+        got.differs({"reason": x.APIC_ACCESS, "qualification": 2 << 12 | 0x80, "GUEST_RIP": APIC_ACCESS + 0x80}) == {}
+    )
 
 
 @pytest.mark.parametrize(("value", "threshold", "leaves"), [(3, 4, True), (4, 4, False), (5, 4, False)])

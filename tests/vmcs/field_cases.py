@@ -61,14 +61,19 @@ def target(n: int) -> Guest:
 
 
 PAGE_FAULT = Guest(code=WRITE, base="b32", gpr={"rcx": 0x830000}, memory={0x80E0C0: "00000000"})
-INJECTED = Guest(code="9090", fields={"ENTRY_INTERRUPTION_INFORMATION": IN_VALID | 0xB0D, "EXCEPTION_BITMAP": 1 << 11},
-                 memory={0x804000 + 16 * 13 + 5: "0e"})  # the gate of #GP is not present
-STORE = Guest(fields={"EXIT_MSR_STORE_COUNT": 1}, memory={OTHER: quad(0x277, 0), g.STORE_AREA: quad(0x277, 0)},
-              dump=(OTHER, 16))
+INJECTED = Guest(
+    code="9090",
+    fields={"ENTRY_INTERRUPTION_INFORMATION": IN_VALID | 0xB0D, "EXCEPTION_BITMAP": 1 << 11},
+    memory={0x804000 + 16 * 13 + 5: "0e"},
+)  # the gate of #GP is not present
+STORE = Guest(
+    fields={"EXIT_MSR_STORE_COUNT": 1}, memory={OTHER: quad(0x277, 0), g.STORE_AREA: quad(0x277, 0)}, dump=(OTHER, 16)
+)
 HOST = Guest(fields={"EXIT_MSR_LOAD_COUNT": 1}, memory={OTHER: quad(0x174, 7), g.HOST_AREA: quad(0x174, 9)})
 GUEST = Guest(fields={"ENTRY_MSR_LOAD_COUNT": 1}, memory={OTHER: quad(0x174, 7), g.GUEST_AREA: quad(0x174, 9)})
-INFORMATION = Guest(code=READ, controls="EPT_VIOLATION_VE", gpr={"rcx": g.DATA1}, memory={g.EPT_DATA: quad(0x829030)},
-                    dump=(OTHER, 4))
+INFORMATION = Guest(
+    code=READ, controls="EPT_VIOLATION_VE", gpr={"rcx": g.DATA1}, memory={g.EPT_DATA: quad(0x829030)}, dump=(OTHER, 4)
+)
 PAT = 0x0007040600070406
 STATUS = Guest(code="9090", controls=APIC, memory={g.VIRTUAL_APIC + 0x220: "02"}, fields={"GUEST_RFLAGS": IF})
 

@@ -53,7 +53,9 @@ def entered(name: str) -> Bench:
     """A machine that has entered a guest with one register's field changed."""
     value = REGISTERS[name][0]
     base = "bpaee" if name.startswith("PDPTE") else "b64e"
-    controls = (LOAD_ALL + " " if base == "b64e" else "") + f"{SAVE_ALL} EXIT_SAVE_DEBUG_CONTROLS ENTRY_LOAD_DEBUG_CONTROLS"
+    controls = (
+        LOAD_ALL + " " if base == "b64e" else ""
+    ) + f"{SAVE_ALL} EXIT_SAVE_DEBUG_CONTROLS ENTRY_LOAD_DEBUG_CONTROLS"
     fields = {"GUEST_IA32_EFER": 0xD01, "GUEST_CR4": 0x42620} if base == "b64e" else {}
     if name.startswith("CS"):
         fields["GUEST_CS_LIMIT"] = 0xFFFFFFFF

@@ -14,9 +14,21 @@ from tests.vmcs.guests import CODE, STACK, Guest, quad
 from vtsim.vmcs import reasons as x
 
 VALID, ERROR = 1 << 31, 1 << 11
-EXTERNAL, NMI, HARDWARE, SOFTWARE, PRIVILEGED, SOFTWARE_EXCEPTION, OTHER = 0, 2 << 8, 3 << 8, 4 << 8, 5 << 8, 6 << 8, 7 << 8
+EXTERNAL, NMI, HARDWARE, SOFTWARE, PRIVILEGED, SOFTWARE_EXCEPTION, OTHER = (
+    0,
+    2 << 8,
+    3 << 8,
+    4 << 8,
+    5 << 8,
+    6 << 8,
+    7 << 8,
+)
 GP, DB, BP, OF, DF = 13, 1, 3, 4, 8
-INFORMATION, LENGTH, CODE_FIELD = "ENTRY_INTERRUPTION_INFORMATION", "ENTRY_INSTRUCTION_LENGTH", "ENTRY_EXCEPTION_ERROR_CODE"
+INFORMATION, LENGTH, CODE_FIELD = (
+    "ENTRY_INTERRUPTION_INFORMATION",
+    "ENTRY_INSTRUCTION_LENGTH",
+    "ENTRY_EXCEPTION_ERROR_CODE",
+)
 GATE_OF_GP = {0x804000 + 16 * GP + 5: "0e"}  # not present
 
 
@@ -163,4 +175,8 @@ def test_a_failed_entry_says_which_kind_of_failure_and_keeps_the_guest_area() ->
     got = Guest(fields={"GUEST_RFLAGS": 0, "GUEST_RSP": 0x1234, "EXIT_INSTRUCTION_LENGTH": 5}).run()
 
     assert got.fields["EXIT_REASON"] == 1 << 31 | x.INVALID_STATE
-    assert (got.fields["GUEST_RSP"], got.fields["GUEST_RFLAGS"], got.fields["EXIT_INSTRUCTION_LENGTH"]) == (0x1234, 0, 5)
+    assert (got.fields["GUEST_RSP"], got.fields["GUEST_RFLAGS"], got.fields["EXIT_INSTRUCTION_LENGTH"]) == (
+        0x1234,
+        0,
+        5,
+    )

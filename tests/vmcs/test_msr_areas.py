@@ -117,7 +117,7 @@ def test_an_entry_loads_the_guests_msrs_after_its_guest_state() -> None:
 
 
 def test_lma_of_efer_in_an_area_is_not_loaded() -> None:
-    """"Loading MSRs": IA32_EFER.LMA is what VM entry made it, whatever the area says."""
+    """ "Loading MSRs": IA32_EFER.LMA is what VM entry made it, whatever the area says."""
     guest = Guest(
         code="0f32", controls="USE_MSR_BITMAPS", gpr={"rcx": EFER},
         fields={"ENTRY_MSR_LOAD_COUNT": 1}, memory={GUEST_AREA: quad(EFER, 0x900)},
