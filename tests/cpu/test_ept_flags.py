@@ -36,7 +36,9 @@ def test_a_leaf_that_lets_write_but_not_read_is_misconfigured(rights: int) -> No
         assert got.differs({"qualification": 0, "GUEST_PHYSICAL_ADDRESS": DATA1}) == {}
 
 
-@pytest.mark.parametrize(("kind", "legal"), [(0, True), (1, True), (2, False), (3, False), (4, True), (5, True), (6, True), (7, False)])
+@pytest.mark.parametrize(
+    ("kind", "legal"), [(0, True), (1, True), (2, False), (3, False), (4, True), (5, True), (6, True), (7, False)]
+)
 def test_a_leaf_has_one_of_five_memory_types(kind: int, legal: bool) -> None:
     assert data(PAGE | kind << 3 | 7).run().at("reason") == (x.VMCALL if legal else x.EPT_MISCONFIG)
 
@@ -101,7 +103,9 @@ def test_a_walk_of_guest_tables_that_ept_forbids_is_a_violation_of_the_kind_it_c
 def test_an_access_that_ept_refuses_sets_no_flag() -> None:
     entry = PAGE | WRITE_BACK | 5
 
-    assert data(entry, WRITE, (EPT_DATA, 8), **FLAGS).run().differs({"reason": x.EPT_VIOLATION, "dump": quad(entry)}) == {}
+    assert (
+        data(entry, WRITE, (EPT_DATA, 8), **FLAGS).run().differs({"reason": x.EPT_VIOLATION, "dump": quad(entry)}) == {}
+    )
 
 
 def test_a_fetch_sets_accessed_alone() -> None:

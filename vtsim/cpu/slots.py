@@ -122,7 +122,13 @@ HINT_COUNT: Final = 16
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
-RECORD_SLOTS: Final = 688
+# memory-type range registers (variable, fixed, default), IA32_MPERF and IA32_APERF
+MTRR_VARIABLE: Final = 688
+MTRR_FIXED: Final = 704
+MTRR_DEFAULT: Final = 715
+CLOCKS: Final = 716
+
+RECORD_SLOTS: Final = 720
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -1,8 +1,7 @@
 """Which MSRs there are to load on VM transitions, and which values WRMSR would refuse.
 
 SDM: "Loading MSRs"; "Model-Specific Registers (MSRs)".
-Not modelled: reserved bits of IA32_MISC_ENABLE; memory-type range registers, IA32_MPERF and IA32_APERF, which are not
-there to load.
+Not modelled: reserved bits of IA32_MISC_ENABLE.
 """
 
 from __future__ import annotations
@@ -89,4 +88,4 @@ def refuses(m: Record, a: Arena, index: int, value: int) -> bool:
         if value & APIC_X2 and (value & APIC_ENABLED == 0 or cpuid_register(a, 1, 0, ECX) & 1 << 21 == 0):
             return True
         return m[slot] & APIC_X2 != 0 and value & (APIC_ENABLED | APIC_X2) == APIC_ENABLED
-    return refuses_rare(a, slot, value)
+    return refuses_rare(m, a, slot, value)

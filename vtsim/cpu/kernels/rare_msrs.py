@@ -4,7 +4,8 @@ They stand in the guest-state block of the record, at the place of their VMCS fi
 
 SDM: "Saving Guest State"; "Loading Host State"; "Loading Guest Control Registers, Debug Registers, and MSRs".
 Not modelled: what protection keys, shadow stacks, bounds, branch records, Intel PT, performance counters, user
-interrupts and FRED do with these values; the saving of IA32_SPEC_CTRL, whose control the editions describe differently.
+interrupts, FRED and memory types do with these values; the counting of IA32_MPERF and IA32_APERF; the saving of
+IA32_SPEC_CTRL, whose control the editions describe differently.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.controls import CONTROL
 from vtsim.vmcs.kernels.values import (
+    EAX,
     LBR_CTL_DEFINED,
     RTIT_CTL_DEFINED,
     bad_perf_global_ctrl,
     bad_s_cet,
     capability,
+    cpuid_register,
     is_canonical,
     linear_bits,
 )
@@ -79,6 +82,9 @@ LOADING: int = (
     | b.EXIT_CLEAR_IA32_LBR_CTL | b.EXIT_CLEAR_UINV | b.EXIT_LOAD_CET_STATE | b.EXIT_ACTIVATE_SECONDARY_CONTROLS
 )
 BNDCFGS_RESERVED: int = 0xFFC
+MONITORING: int = 10                       # the CPUID leaf of performance monitoring
+FIRST_VARIABLE, FIXED_64K, FIRST_16K, FIRST_4K, DEFAULT_TYPE, MPERF, APERF = 0x200, 0x250, 0x258, 0x268, 0x2FF, 0xE7, 0xE8
+VARIABLE_RANGES, FIXED_RANGES = 16, 11     # registers of each kind
 # fmt: on
 
 
@@ -87,12 +93,62 @@ def rare_msr_slot(a: Arena, index: int) -> int:
     """The record slot of one of these MSRs, or -1 where the processor does not have it."""
     for n in range(COUNT):
         if MSRS[n, 0] == index:
-            return MSRS[n, 1] if (capability(a, MSRS[n, 2]) >> MSRS[n, 3]) & 1 else -1
+            there = (capability(a, MSRS[n, 2]) >> MSRS[n, 3]) & 1
+            if there and index == MSRS[0, 0]:
+                there = cpuid_register(a, MONITORING, 0, EAX) & 0xFF  # the version of performance monitoring
+            return MSRS[n, 1] if there else -1
+    return range_msr_slot(index)
+
+
+@kernel
+def range_msr_slot(index: int) -> int:
+    """The record slot of a memory-type range register or of a clock counter, or -1.
+
+    SDM: "Memory Type Range Registers (MTRRs)".
+    """
+    if FIRST_VARIABLE <= index < FIRST_VARIABLE + VARIABLE_RANGES:
+        return s.MTRR_VARIABLE + index - FIRST_VARIABLE
+    if FIRST_4K <= index < FIRST_4K + 8:
+        return s.MTRR_FIXED + 3 + index - FIRST_4K
+    if index == FIXED_64K:
+        return s.MTRR_FIXED
+    if index == FIRST_16K or index == FIRST_16K + 1:
+        return s.MTRR_FIXED + 1 + index - FIRST_16K
+    if index == DEFAULT_TYPE:
+        return s.MTRR_DEFAULT
+    if index == MPERF or index == APERF:
+        return s.CLOCKS + index - MPERF
     return -1
 
 
 @kernel
-def refuses_rare(a: Arena, slot: int, value: int) -> bool:
+def bad_memory_type(kind: int) -> bool:
+    """Is this none of the memory types UC, WC, WT, WP and WB?"""
+    return kind > 6 or kind == 2 or kind == 3
+
+
+@kernel
+def refuses_range(m: Record, slot: int, value: int) -> bool:
+    """Would WRMSR of this value to a memory-type range register cause #GP?
+
+    SDM: "Memory Type Range Registers (MTRRs)".
+    """
+    if slot == s.MTRR_DEFAULT:
+        return value & ~0xCFF != 0 or bad_memory_type(value & 0xFF)
+    if s.MTRR_FIXED <= slot < s.MTRR_FIXED + FIXED_RANGES:
+        for n in range(8):
+            if bad_memory_type((value >> (8 * n)) & 0xFF):
+                return True
+        return False
+    if value & (m[s.RESERVED_BITS] | -(1 << 52)):
+        return True
+    if (slot - s.MTRR_VARIABLE) & 1:
+        return value & 0x7FF != 0
+    return value & 0xF00 != 0 or bad_memory_type(value & 0xFF)
+
+
+@kernel
+def refuses_rare(m: Record, a: Arena, slot: int, value: int) -> bool:
     """Would WRMSR of this value to the MSR at a record slot cause #GP at privilege level 0?
 
     SDM: "Loading MSRs".
@@ -111,6 +167,8 @@ def refuses_rare(a: Arena, slot: int, value: int) -> bool:
         return bad_s_cet(value, linear_bits(a))
     if slot == SSP_TABLE:
         return value & 7 != 0 or not is_canonical(value, linear_bits(a))
+    if s.MTRR_VARIABLE <= slot <= s.MTRR_DEFAULT:
+        return refuses_range(m, slot, value)
     return False
 
 
