@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vmcs.control_cases import IF, NO_EXIT
-from tests.vmcs.guests import CODE, STACK, Guest, quad
+from tests.vmcs.guests import CODE, STACK, VIRTUAL_APIC, Guest, quad
 from vtsim.vmcs import reasons as x
 
 VALID, ERROR = 1 << 31, 1 << 11
@@ -168,6 +168,26 @@ def test_timer_nmi_window_and_interrupt_window_exit_in_this_order_before_any_ins
     got = Guest(code="9090", controls=controls, fields=fields).run()
 
     assert got.differs({"reason": order, "GUEST_RIP": CODE}) == {}
+
+
+@pytest.mark.parametrize(("threshold", "leaves"), [(4, False), (5, True)])
+def test_a_task_priority_below_its_threshold_exits_before_any_instruction(threshold: int, leaves: bool) -> None:
+    guest = Guest(
+        code="9090", controls="USE_TPR_SHADOW VIRTUALIZE_APIC_ACCESSES", fields={"TPR_THRESHOLD": threshold},
+        memory={VIRTUAL_APIC + 0x80: "4f01"}, dump=(VIRTUAL_APIC + 0x80, 2),
+    )  # fmt: skip
+    expected = {"reason": x.TPR_BELOW_THRESHOLD, "GUEST_RIP": CODE} if leaves else NO_EXIT
+
+    assert guest.run().differs({**expected, "dump": "4f01"}) == {}
+
+
+def test_a_task_priority_below_its_threshold_exits_after_the_delivery_of_an_injected_event() -> None:
+    got = Guest(
+        code="9090", controls="USE_TPR_SHADOW VIRTUALIZE_APIC_ACCESSES",
+        fields={"TPR_THRESHOLD": 5, INFORMATION: VALID | 0x30, "GUEST_RFLAGS": IF},
+    ).run()  # fmt: skip
+
+    assert got.differs({"reason": x.TPR_BELOW_THRESHOLD, "GUEST_RIP": 0x801300}) == {}
 
 
 def test_a_failed_entry_says_which_kind_of_failure_and_keeps_the_guest_area() -> None:

@@ -23,6 +23,7 @@ from vtsim.vmcs.events import HLT_STATE
 ID, VERSION, TPR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
 ISR, TMR, IRR, ESR, ICR_LOW, ICR_HIGH = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310
 FIRST_LVT, LAST_LVT, INITIAL_COUNT, DIVIDE, SELF_IPI = 0x320, 0x370, 0x380, 0x3E0, 0x3F0
+BY_ENTRY: int = 1 << 12            # in place of an offset: VM entry found the TPR below its threshold
 READ_ACCESS, WRITE_ACCESS, FETCH_ACCESS, DELIVERY = 0, 1, 2, 3
 # bits of the interrupt-command register that a self-IPI may not have: all but the vector and "self"
 NOT_SELF_IPI: int = 0xFFF3FF00 & ~(1 << 14)
@@ -189,15 +190,19 @@ def evaluate_virtual(m: Record, a: Arena) -> None:
 
 @kernel
 def begin_virtual(m: Record, a: Arena) -> None:
-    """What VM entry does with virtual-interrupt delivery.
+    """What VM entry does with virtual-interrupt delivery, or with a TPR that already is below its threshold.
 
-    SDM: "Updating Non-Register State"; "PPR Virtualization".
+    SDM: "Updating Non-Register State"; "PPR Virtualization"; "VM Exits Induced by the TPR Threshold".
     """
     m[s.VIRTUAL_PENDING] = 0
     m[s.APIC_WRITTEN] = 0
-    if secondary_controls(m, a) & b.VIRTUAL_INTERRUPT_DELIVERY:
+    controls = secondary_controls(m, a)
+    if controls & b.VIRTUAL_INTERRUPT_DELIVERY:
         update_priority(m, a)
         evaluate_virtual(m, a)
+    elif controls & b.VIRTUALIZE_APIC_ACCESSES and a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.USE_TPR_SHADOW:
+        if after_tpr(m, a):
+            m[s.APIC_WRITTEN] = BY_ENTRY
 
 
 @kernel
@@ -253,8 +258,9 @@ def emulate_write(m: Record, a: Arena, t: Tags) -> bool:
     offset = m[s.APIC_WRITTEN] & ~1
     m[s.APIC_WRITTEN] = 0
     delivery = secondary_controls(m, a) & b.VIRTUAL_INTERRUPT_DELIVERY != 0
-    if offset == TPR:
-        set_word(m, a, TPR, word(m, a, TPR) & 0xFF)
+    if offset == TPR or offset == BY_ENTRY:
+        if offset == TPR:
+            set_word(m, a, TPR, word(m, a, TPR) & 0xFF)
         if after_tpr(m, a):
             vm_exit(m, a, x.TPR_BELOW_THRESHOLD, 0, 0)
             return True

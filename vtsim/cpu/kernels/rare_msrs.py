@@ -4,8 +4,7 @@ They stand in the guest-state block of the record, at the place of their VMCS fi
 
 SDM: "Saving Guest State"; "Loading Host State"; "Loading Guest Control Registers, Debug Registers, and MSRs".
 Not modelled: what protection keys, shadow stacks, bounds, branch records, Intel PT, performance counters, user
-interrupts, FRED and memory types do with these values; the counting of IA32_MPERF and IA32_APERF; the saving of
-IA32_SPEC_CTRL, whose control the editions describe differently.
+interrupts and FRED do with these values; the saving of IA32_SPEC_CTRL, whose control the editions describe differently.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.range_msrs import range_msr_slot, refuses_range
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.controls import CONTROL
@@ -83,8 +83,6 @@ LOADING: int = (
 )
 BNDCFGS_RESERVED: int = 0xFFC
 MONITORING: int = 10                       # the CPUID leaf of performance monitoring
-FIRST_VARIABLE, FIXED_64K, FIRST_16K, FIRST_4K, DEFAULT_TYPE, MPERF, APERF = 0x200, 0x250, 0x258, 0x268, 0x2FF, 0xE7, 0xE8
-VARIABLE_RANGES, FIXED_RANGES = 16, 11     # registers of each kind
 # fmt: on
 
 
@@ -98,53 +96,6 @@ def rare_msr_slot(a: Arena, index: int) -> int:
                 there = cpuid_register(a, MONITORING, 0, EAX) & 0xFF  # the version of performance monitoring
             return MSRS[n, 1] if there else -1
     return range_msr_slot(index)
-
-
-@kernel
-def range_msr_slot(index: int) -> int:
-    """The record slot of a memory-type range register or of a clock counter, or -1.
-
-    SDM: "Memory Type Range Registers (MTRRs)".
-    """
-    if FIRST_VARIABLE <= index < FIRST_VARIABLE + VARIABLE_RANGES:
-        return s.MTRR_VARIABLE + index - FIRST_VARIABLE
-    if FIRST_4K <= index < FIRST_4K + 8:
-        return s.MTRR_FIXED + 3 + index - FIRST_4K
-    if index == FIXED_64K:
-        return s.MTRR_FIXED
-    if index == FIRST_16K or index == FIRST_16K + 1:
-        return s.MTRR_FIXED + 1 + index - FIRST_16K
-    if index == DEFAULT_TYPE:
-        return s.MTRR_DEFAULT
-    if index == MPERF or index == APERF:
-        return s.CLOCKS + index - MPERF
-    return -1
-
-
-@kernel
-def bad_memory_type(kind: int) -> bool:
-    """Is this none of the memory types UC, WC, WT, WP and WB?"""
-    return kind > 6 or kind == 2 or kind == 3
-
-
-@kernel
-def refuses_range(m: Record, slot: int, value: int) -> bool:
-    """Would WRMSR of this value to a memory-type range register cause #GP?
-
-    SDM: "Memory Type Range Registers (MTRRs)".
-    """
-    if slot == s.MTRR_DEFAULT:
-        return value & ~0xCFF != 0 or bad_memory_type(value & 0xFF)
-    if s.MTRR_FIXED <= slot < s.MTRR_FIXED + FIXED_RANGES:
-        for n in range(8):
-            if bad_memory_type((value >> (8 * n)) & 0xFF):
-                return True
-        return False
-    if value & (m[s.RESERVED_BITS] | -(1 << 52)):
-        return True
-    if (slot - s.MTRR_VARIABLE) & 1:
-        return value & 0x7FF != 0
-    return value & 0xF00 != 0 or bad_memory_type(value & 0xFF)
 
 
 @kernel
