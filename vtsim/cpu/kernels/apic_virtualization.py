@@ -8,7 +8,7 @@ Not modelled: accesses to the APIC-access page by page walks.
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import load, store
+from vtsim.base.memory import is_memory, load, store
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EXTERNAL, RF_IF, RF_RF
 from vtsim.cpu.kernels.apic import REG_EOI, write_register
@@ -46,6 +46,21 @@ def secondary_controls(m: Record, a: Arena) -> int:
 def virtual_page(m: Record, a: Arena) -> int:
     """The host-physical address of the virtual-APIC page."""
     return a[m[s.VMCS] + v.VIRTUAL_APIC_ADDRESS] & ~0xFFF
+
+
+@kernel
+def virtual_load(m: Record, a: Arena, offset: int, size: int) -> int:
+    """Bytes of the virtual-APIC page; ones where its address is not that of memory."""
+    at = virtual_page(m, a) + offset
+    return load(a, at, size) if is_memory(a, at) else (1 << 8 * min(size, 7)) - 1
+
+
+@kernel
+def virtual_store(m: Record, a: Arena, offset: int, size: int, value: int) -> None:
+    """Write bytes of the virtual-APIC page, if its address is that of memory."""
+    at = virtual_page(m, a) + offset
+    if is_memory(a, at):
+        store(a, at, size, value)
 
 
 @kernel
@@ -140,13 +155,13 @@ def note_write(m: Record, offset: int) -> None:
 @kernel
 def word(m: Record, a: Arena, offset: int) -> int:
     """A register of the virtual-APIC page."""
-    return load(a, virtual_page(m, a) + offset, 4)
+    return virtual_load(m, a, offset, 4)
 
 
 @kernel
 def set_word(m: Record, a: Arena, offset: int, value: int) -> None:
     """Write a register of the virtual-APIC page."""
-    store(a, virtual_page(m, a) + offset, 4, value)
+    virtual_store(m, a, offset, 4, value)
 
 
 @kernel
@@ -300,6 +315,9 @@ def process_posted(m: Record, a: Arena, t: Tags) -> None:
     SDM: "Posted-Interrupt Processing".
     """
     descriptor = a[m[s.VMCS] + v.POSTED_INTERRUPT_DESCRIPTOR_ADDRESS]
+    if not is_memory(a, descriptor):
+        write_register(m, a, REG_EOI, 0)
+        return
     touch_physical(m, a, t, descriptor)
     store(a, descriptor + NOTIFY, 8, load(a, descriptor + NOTIFY, 8) & ~OUTSTANDING)
     write_register(m, a, REG_EOI, 0)

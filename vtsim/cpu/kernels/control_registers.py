@@ -7,12 +7,12 @@ Not modelled: PAE page-directory-pointer loads by assembled programs, which use 
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import is_memory, load, load_word, store
+from vtsim.base.memory import is_memory, load_word
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
 from vtsim.cpu.kernels.apic import write_register
-from vtsim.cpu.kernels.apic_virtualization import after_tpr
+from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
 from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.ept_walk import nested
@@ -157,7 +157,7 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 return cr_exit(m, a, q)
             value = m[s.CR8]
             if primary & b.USE_TPR_SHADOW:
-                value = (load(a, a[at + v.VIRTUAL_APIC_ADDRESS] + 0x80, 4) >> 4) & 15
+                value = (virtual_load(m, a, TPR, 4) >> 4) & 15
         else:
             value = m[s.CR2]
         if number == 8:
@@ -246,7 +246,7 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return raise_exception(m, GP, 1, 0)
         m[s.CYCLE] += m[s.P_MOV_TO_CR + 8]
         if primary & b.USE_TPR_SHADOW:
-            store(a, a[at + v.VIRTUAL_APIC_ADDRESS] + 0x80, 4, (value & 15) << 4)
+            virtual_store(m, a, TPR, 4, (value & 15) << 4)
             if after_tpr(m, a):
                 m[s.RIP] += m[s.OP_LENGTH]
                 m[s.IN_FLIGHT] = 0  # trap-like: the op has retired

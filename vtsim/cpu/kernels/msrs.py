@@ -6,13 +6,19 @@ SDM: "MSR-Bitmap Address".
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.base.memory import A_CAPABILITIES, A_DECODE, load, store
+from vtsim.base.memory import A_CAPABILITIES, A_DECODE
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, NEXT
 from vtsim.cpu.kernels.access import bitmap_bit
 from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
-from vtsim.cpu.kernels.apic_virtualization import note_write, secondary_controls, self_interrupt, virtual_page
+from vtsim.cpu.kernels.apic_virtualization import (
+    note_write,
+    secondary_controls,
+    self_interrupt,
+    virtual_load,
+    virtual_store,
+)
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.exceptions import raise_exception
@@ -106,7 +112,7 @@ def read_virtual(m: Record, a: Arena, index: int) -> bool:
         return False
     if index != X2APIC_TPR and controls & b.APIC_REGISTER_VIRTUALIZATION == 0:
         return False
-    value = load(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8)
+    value = virtual_load(m, a, (index & 0xFF) << 4, 8)
     m[s.GPR + s.RAX] = value & 0xFFFFFFFF
     m[s.GPR + s.RDX] = (value >> 32) & 0xFFFFFFFF
     return True
@@ -124,7 +130,7 @@ def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
     if index == X2APIC_ICR and tertiary_controls(m, a) & b.IPI_VIRTUALIZATION:
         if value & ICR_RESERVED:
             return raise_exception(m, GP, 1, 0)
-        store(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8, value)
+        virtual_store(m, a, (index & 0xFF) << 4, 8, value)
         note_write(m, (index & 0xFF) << 4)
         return NEXT
     if index != X2APIC_TPR and controls & b.VIRTUAL_INTERRUPT_DELIVERY == 0:
@@ -136,7 +142,7 @@ def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
     if index == X2APIC_SELF_IPI and value & 0xF0:
         self_interrupt(m, a, value)
         return NEXT
-    store(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8, value)
+    virtual_store(m, a, (index & 0xFF) << 4, 8, value)
     note_write(m, (index & 0xFF) << 4)
     return NEXT
 

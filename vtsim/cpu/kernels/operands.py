@@ -17,7 +17,8 @@ from vtsim.cpu.kernels.apic_virtualization import (
     apic_access_exit,
     note_write,
     on_apic_page,
-    virtual_page,
+    virtual_load,
+    virtual_store,
     virtualizes_read,
     virtualizes_write,
 )
@@ -109,7 +110,7 @@ def load_linear(m: Record, a: Arena, t: Tags, gva: int, size: int, user: int) ->
     if on_apic_page(m, a, hpa):
         offset = hpa & 0xFFF
         if virtualizes_read(m, a, offset, size):
-            return load(a, virtual_page(m, a) + offset, size)
+            return virtual_load(m, a, offset, size)
         apic_access_exit(m, a, offset, False)
         m[s.FAULT_KIND] = HAS_EXITED
         return 0
@@ -131,7 +132,7 @@ def store_linear(m: Record, a: Arena, t: Tags, gva: int, size: int, value: int, 
     if on_apic_page(m, a, hpa):
         offset = hpa & 0xFFF
         if virtualizes_write(m, a, offset, size):
-            store(a, virtual_page(m, a) + offset, size, value)
+            virtual_store(m, a, offset, size, value)
             note_write(m, offset)
             return 0
         apic_access_exit(m, a, offset, True)
