@@ -7,6 +7,7 @@ SDM: "Format of the VMCS Region".
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 
 from tests.vmcs.guests import GUEST_AREA, HOST_AREA, STORE_AREA, Guest, quad
 from vtsim.base import memory as mem
@@ -124,3 +125,26 @@ def test_lma_of_efer_in_an_area_is_not_loaded() -> None:
     )  # fmt: skip
 
     assert guest.run().at("rax") == 0xD00
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "refused"),
+    [
+        (0x2FF, 0xC06, 0x1000), (0x2FF, 0, 0x302), (0x250, 0x0606060606060606, 2), (0x259, 0x0101010101010101, 3),
+        (0x26F, 0x0405040504050405, 7), (0x200, 0x12345006, 0x106), (0x20F, 0xFF00000800, 0x801), (0xE7, -1, None),
+        (0xE8, 5, None),
+    ],
+)  # fmt: skip
+def test_range_registers_and_clock_counters_are_loaded_unless_wrmsr_would_refuse_the_value(
+    index: int, value: int, refused: int | None
+) -> None:
+    """Memory types 2, 3 and 7 are reserved, as are bits of the default type and of ranges."""
+    entry = Guest(
+        code="0f32", controls="USE_MSR_BITMAPS", gpr={"rcx": index}, fields={"ENTRY_MSR_LOAD_COUNT": 1},
+        memory={GUEST_AREA: quad(index, value)},
+    )  # fmt: skip
+
+    assert entry.run().differs({"reason": x.VMCALL, "rax": value & 0xFFFFFFFF}) == {}
+    if refused is not None:
+        bad = evolve(entry, memory={GUEST_AREA: quad(index, refused)})
+        assert bad.run().differs({"kind": "entry_failure", "qualification": 1}) == {}

@@ -118,7 +118,9 @@ def log_write(m: Record, a: Arena, gpa: int, dirty: bool) -> bool:
         return False
     if not dirty:
         return True
-    store_word(a, (a[at + v.PML_ADDRESS] & ADDRESS) + 8 * index, gpa & ~0xFFF)
+    place = (a[at + v.PML_ADDRESS] & ADDRESS) + 8 * index
+    if is_memory(a, place):
+        store_word(a, place, gpa & ~0xFFF)
     a[at + v.PML_INDEX] = (index - 1) & 0xFFFF
     return True
 

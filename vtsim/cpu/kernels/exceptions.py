@@ -6,7 +6,7 @@ SDM: "Exceptions and Interrupts"; "Exception Bitmap"; "Interrupt 8—Double Faul
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import load, store
+from vtsim.base.memory import is_memory, load, store
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import (
     DB,
@@ -84,7 +84,7 @@ def becomes_exception(m: Record, a: Arena) -> bool:
         return False
     at = m[s.VMCS]
     area = a[at + v.VE_INFORMATION_ADDRESS] & ~0xFFF
-    if load(a, area + 4, 4):
+    if not is_memory(a, area) or load(a, area + 4, 4):
         return False
     store(a, area, 4, x.EPT_VIOLATION)
     store(a, area + 4, 4, 0xFFFFFFFF)
