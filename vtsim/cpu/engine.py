@@ -19,7 +19,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Program
-from vtsim.cpu.codes import FOREVER, HORIZON, STOPS
+from vtsim.cpu.codes import FOREVER, HORIZON, STOPS, WINDOW_EMPTY
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
@@ -94,6 +94,7 @@ class Engine:
     tags: np.ndarray = field(init=False)
     extra: int = field(init=False)
     owners: dict[str, int] = field(factory=dict, init=False)
+    feeds: dict[int, Callable[[np.ndarray, int], None]] = field(factory=dict, init=False)  # by window
 
     def __attrs_post_init__(self) -> None:
         g = self.geometry
@@ -346,15 +347,23 @@ class Engine:
     def run(self, cpu: int = 0, until: int = FOREVER, ops: int = ALL_OPS) -> int:
         """Advance one CPU to a cycle, or for so many ops; the stop code."""
         self.cpus[cpu, s.OPS_LEFT] = ops
-        with quiet():
-            return int(run_all(self.cpus, self.arena, self.tags, until, 0, cpu)) & 0xFF
+        return self._run(until, 0, cpu) & 0xFF
 
     def run_all(self, until: int, quantum: int) -> tuple[int, int]:
         """Advance every CPU to a cycle; (stop code, CPU that stopped), or (0, -1) when all arrived."""
         self.cpus[:, s.OPS_LEFT] = ALL_OPS
-        with quiet():
-            stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum, EVERY_CPU))
+        stopped = self._run(until, quantum, EVERY_CPU)
         return (0, -1) if stopped == HORIZON else (stopped & 0xFF, stopped >> 8)
+
+    def _run(self, until: int, quantum: int, only: int) -> int:
+        """Let the kernel run; windows of recorded streams that it emptied are filled, and it goes on."""
+        while True:
+            with quiet():
+                stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum, only))
+            if stopped & 0xFF != WINDOW_EMPTY:
+                return stopped
+            window = int(self.cpus[stopped >> 8, s.STOP_A])
+            self.feeds[window](self.arena, window)
 
     def sync(self, cpu: int = 0) -> None:
         """After registers were set from outside: look up RIP again and work out the translation context."""

@@ -22,6 +22,7 @@ from vtsim.cpu.codes import (
     PLATFORM_HOOK,
     PROGRAM_END,
     STOPPED,
+    WINDOW_EMPTY,
 )
 from vtsim.cpu.kernels.apic import evaluate
 from vtsim.cpu.kernels.boundary import boundary
@@ -165,14 +166,21 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
 
     Returns why it stopped, with the number of the CPU from bit 8 on; HORIZON says that all arrived.
 
+    A CPU whose window is empty goes on where it stopped, as if it had never stopped: to the horizon that it had.
     With one CPU there is no quantum. Inter-processor interrupts are routed here.
 
     Not modelled: the flight time of an inter-processor interrupt; it arrives at the receiver's next op.
     """
     count = cpus.shape[0]
+    refilled = -1
+    for n in range(count):
+        if cpus[n, s.STOP] == WINDOW_EMPTY:
+            refilled = n
     while True:
         chosen = only
-        if only < 0:
+        if only < 0 and refilled >= 0:
+            chosen = refilled
+        elif only < 0:
             chosen = 0
             for n in range(1, count):
                 if cpus[n, s.CYCLE] < cpus[chosen, s.CYCLE]:
@@ -180,13 +188,15 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
             if cpus[chosen, s.CYCLE] >= until:
                 return HORIZON
         m = cpus[chosen]
-        m[s.UNTIL] = until
-        if only < 0 and count > 1:
+        if refilled < 0 or only >= 0:
+            m[s.UNTIL] = until
+        if only < 0 and count > 1 and refilled < 0:
             second = until
             for n in range(count):
                 if n != chosen and cpus[n, s.CYCLE] < second:
                     second = cpus[n, s.CYCLE]
             m[s.UNTIL] = min(until, second + quantum)
+        refilled = -1
         code = run(m, a, t)
         if m[s.PENDING_DRAIN]:
             value = m[s.PENDING_DRAIN]
