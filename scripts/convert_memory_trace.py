@@ -1,6 +1,6 @@
 """Write a memory trace in the project's own format, which is read fastest and can be cut and compressed again.
 
-    python -m scripts.convert_memory_trace TRACE FILE [RECORDS]
+python -m scripts.convert_memory_trace TRACE FILE [RECORDS]
 """
 
 from __future__ import annotations

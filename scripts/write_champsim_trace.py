@@ -43,7 +43,7 @@ def records() -> Iterator[Record]:
 def write(path: Path) -> None:
     """Write the trace, compressed; the same bytes each time."""
     words = [
-        [ip, branch | taken << 8, *(stores + [0, 0])[:2], *(loads + [0] * 4)[:4]]
+        [ip, branch | taken << 8, *stores, *[0] * (2 - len(stores)), *loads, *[0] * (4 - len(loads))]
         for ip, branch, taken, loads, stores in records()
     ]
     path.write_bytes(lzma.compress(np.array(words, "<u8").tobytes(), preset=9))

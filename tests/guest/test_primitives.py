@@ -9,7 +9,6 @@ import pytest
 
 from tests.guest.conftest import native
 from tests.guest.test_kernel import WAY_OUT, ended
-from vtsim.base.errors import ConfigError
 from vtsim.base.memory import TABLE
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o

@@ -29,7 +29,7 @@ def unpacked(words: Any) -> list[tuple[str, int, int]]:
     found = []
     for word in words:
         work, access = int(word) >> 48 & WORK_LIMIT, int(word) & (1 << 48) - 1
-        found.append(("work", 0, work) if word < 0 else ("load store".split()[access & 1], access >> 1, work))
+        found.append(("work", 0, work) if word < 0 else (["load", "store"][access & 1], access >> 1, work))
     return found
 
 
@@ -39,7 +39,7 @@ def read(path: Path, limit: int | None = None, block_bytes: int = 1 << 20) -> li
 
 def record(loads: list[int], stores: list[int], *, branch: int = 0, taken: int = 0) -> bytes:
     """An instruction as ChampSim writes it."""
-    words = [0x400000, branch | taken << 8, *(stores + [0, 0])[:2], *(loads + [0] * 4)[:4]]
+    words = [0x400000, branch | taken << 8, *stores, *[0] * (2 - len(stores)), *loads, *[0] * (4 - len(loads))]
     return np.array(words, "<u8").tobytes()
 
 
@@ -109,7 +109,9 @@ def test_every_access_and_every_instruction_of_a_trace_is_in_its_words(
 
     words = read(path, block_bytes=block_bytes)
 
-    made = [each for loads, stores in written for each in [*(("load", a) for a in loads), *(("store", a) for a in stores)]]
+    made = [
+        each for loads, stores in written for each in [*(("load", a) for a in loads), *(("store", a) for a in stores)]
+    ]
     assert [word[:2] for word in words if word[0] != "work"] == made
     retired = len(made) + sum(word[2] for word in words)
     assert len(written) <= retired <= max(len(written), len(made)) + len(made)

@@ -137,7 +137,7 @@ def _moved(parts: Sequence[tuple[int, int]], areas: Sequence[Area], phase: Phase
     wanted = {start // TOP_ENTRY for start, _ in parts}
     for choice in (at.TRACES // TOP_ENTRY, *range(USER_ENTRIES)):
         if not taken & {index ^ choice for index in wanted}:
-            return choice * TOP_ENTRY
+            return int(choice) * TOP_ENTRY
     raise ConfigError(
         "recorded addresses lie in so many parts of the address space that no room is left for the process itself",
         file=getattr(phase, "trace", ""),

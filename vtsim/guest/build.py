@@ -44,7 +44,7 @@ from vtsim.guest.spec import ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 if TYPE_CHECKING:
     from vtsim.platform.spec import VmSpec
 
-Feed = Callable[[NDArray[np.int64], int], None]
+Refill = Callable[[NDArray[np.int64], int], None]
 
 NS: Final = 1_000_000_000
 FOUR_GIB_FRAMES: Final = 1 << 20
@@ -179,7 +179,7 @@ class Builder:
     def _scaled(self, count: int) -> int:
         return max(1, round(count * self.scale))
 
-    def _place_table(self, table: NDArray[np.int64], feed: Feed | None = None) -> int:
+    def _place_table(self, table: NDArray[np.int64], feed: Refill | None = None) -> int:
         engine = self.memory.engine
         start = engine.extra + self.extra + self._extra_used
         if self._extra_used + len(table) > engine.geometry.extra_words - self.extra:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from attrs import define
 
 from vtsim.base.errors import ConfigError
 
 BLOCK_BYTES: Final = 1 << 20
-OPENERS: Final = {"gzip": gzip.open, "xz": lzma.open}
+OPENERS: Final[dict[str, Callable[[Path], Any]]] = {"gzip": gzip.GzipFile, "xz": lzma.LZMAFile}
 # fmt: off
 COMPRESSIONS: Final = (
     ("gzip",  b"\x1f\x8b"),
@@ -67,9 +67,10 @@ def reading(path: str | Path) -> Iterator[Content]:
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         start = file.read(8)
-    found = next((name for name, magic in COMPRESSIONS if start.startswith(magic)), None)
+    found = next((name for name, magic in COMPRESSIONS if start.startswith(magic)), "")
     if found in OPENERS:
-        return OPENERS[found](path, "rb")  # type: ignore[return-value]
+        opened: IO[bytes] = OPENERS[found](path)
+        return opened
     if found:
         raise ConfigError(f"compressed with {found}, which is not read (offset 0)", file=str(path), help=READ)
     if wanted := SUFFIXES.get(path.suffix):
