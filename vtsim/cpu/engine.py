@@ -23,6 +23,7 @@ from vtsim.cpu.codes import FOREVER, HORIZON, STOPS, WINDOW_EMPTY
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
+from vtsim.cpu.kernels.ipi import FLIGHTS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
@@ -174,6 +175,7 @@ class Engine:
             m[cache : cache + 6] = l3 if name == "l3" else self._carve_cache(tags, name)
         m[s.CONTEXTS] = carve.take(CONTEXT_LIMIT)
         m[s.FORESEEN] = carve.take(WORDS)
+        m[s.IPI_FLIGHTS] = carve.take(2 * FLIGHTS)
         m[s.FETCH_PAGES] = carve.take(FETCH_ENTRIES * FETCH_WORDS)
         empty.append((int(m[s.FETCH_PAGES]), FETCH_ENTRIES * FETCH_WORDS))
         m[s.LINE_GENERATIONS] = carve.take(self.geometry.code_pages * 64)
@@ -188,7 +190,7 @@ class Engine:
             s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),
             s.WAKE_CYCLES: p.cycles(p.latency.wake_ns), s.EXIT_CYCLES: p.transitions.vm_exit_cycles,
             s.ENTRY_CYCLES: p.transitions.vm_entry_cycles, s.ATOMIC_CYCLES: p.prices["ATOMIC"], s.WORK_SCALE: 1,
-            s.APIC_DEADLINE: FOREVER, s.TIMER_DEADLINE: FOREVER, s.APIC_DIVIDE: 1, s.OPS_LEFT: ALL_OPS,
+            s.APIC_DEADLINE: FOREVER, s.IPI_AT: FOREVER, s.TIMER_DEADLINE: FOREVER, s.APIC_DIVIDE: 1, s.OPS_LEFT: ALL_OPS,
             s.RFLAGS: 2, s.CR0: 0x80050033, s.EFER: 0xD01, s.DR7: 0x400, s.XCR0: 7, s.PAT: 0x0007040600070406,
             s.MSR_APIC_BASE: 0xFEE00C00 | (0x100 if number == 0 else 0), s.SS_ACCESS_RIGHTS: 0xC093,
             s.CS_ACCESS_RIGHTS: 0xA09B, s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
