@@ -1,12 +1,12 @@
-"""Inter-processor interrupts on their way: an interrupt arrives at another CPU `latency.ipi_ns` after the ICR was written.
+"""Inter-processor interrupts on their way: they arrive at another CPU `latency.ipi_ns` after the ICR was written.
 
-A CPU keeps what is on its way to it, in any order, and the earliest arrival. It runs to that, takes what has arrived, and
-goes on. So an interrupt is late only where its receiver was further than a latency ahead of its sender: never with a
-quantum of at most the latency.
+A CPU keeps what is on its way to it, in any order, and the earliest arrival. It runs to that, takes what has arrived,
+and goes on. So an interrupt is late only where its receiver was further than a latency ahead of its sender: never with
+a quantum of at most the latency.
 
 SDM: "Issuing Interprocessor Interrupts"; "Interrupt Command Register (ICR)".
-Not modelled: INIT and start-up interrupts, which are lost; more than 32 interrupts on their way to one CPU, of which the
-next arrives at once.
+Not modelled: INIT and start-up interrupts, which are lost; more than 32 interrupts on their way to one CPU, of which
+the next arrives at once.
 """
 
 from __future__ import annotations
