@@ -355,7 +355,6 @@ def take_virtual(m: Record, a: Arena) -> bool:
     set_word(m, a, IRR + place, word(m, a, IRR + place) & ~(1 << (vector & 31)))
     a[m[s.VMCS] + v.GUEST_INTERRUPT_STATUS] = vector << 8 | highest_vector(m, a, IRR)
     set_word(m, a, PPR, vector & 0xF0)
-    m[s.HALTED] = 0
     m[s.EVENT_VECTOR] = vector
     m[s.EVENT_TYPE] = EXTERNAL
     m[s.EVENT_HAS_ERROR] = 0

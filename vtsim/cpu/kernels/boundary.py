@@ -51,8 +51,10 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             found = rare_event(m, a, t)
             if found:
                 m[s.ROW] = 0
-                if found == DELIVER and deliver(m, a, t) == STOPPED:
-                    return m[s.STOP]
+                if found == DELIVER:
+                    wake(m, a)
+                    if deliver(m, a, t) == STOPPED:
+                        return m[s.STOP]
                 begin(m)
                 continue
             if m[s.PENDING_DRAIN]:  # a virtual IPI notifies
