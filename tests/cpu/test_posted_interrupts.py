@@ -182,6 +182,23 @@ def test_an_instruction_fetch_from_the_apic_access_page_exits_as_one() -> None:
     )
 
 
+@pytest.mark.parametrize(("delivery", "kind"), [(False, 15), (True, 10)])
+def test_a_page_walk_through_the_apic_access_page_exits_as_a_guest_physical_access(delivery: bool, kind: int) -> None:
+    """The page directory of the data is at the APIC-access page, as far as EPT goes; or that of the stack in a delivery."""
+    directory = {0x808008: quad(APIC_ACCESS | 7)}  # of CR3's table: 512 GiB on
+    if delivery:
+        guest = Guest(
+            code="cd30", controls=f"{LINEAR} USE_TPR_SHADOW", memory=directory, fields={"GUEST_RSP": (1 << 39) + 0x1000}
+        )
+    else:
+        guest = Guest(code="8b01", controls=f"{LINEAR} USE_TPR_SHADOW", memory=directory, gpr={"rcx": 1 << 39})
+    got = guest.run()
+
+    assert got.differs({"reason": x.APIC_ACCESS, "GUEST_RIP": 0x800000}) == {}
+    assert int(got.at("qualification") or 0) >> 12 == kind
+    assert got.fields["IDT_VECTORING_INFORMATION"] == (1 << 31 | 4 << 8 | 0x30 if delivery else 0)
+
+
 @pytest.mark.parametrize(("value", "threshold", "leaves"), [(3, 4, True), (4, 4, False), (5, 4, False)])
 def test_mov_to_cr8_writes_vtpr_and_exits_below_the_threshold(value: int, threshold: int, leaves: bool) -> None:
     guest = Guest(

@@ -181,7 +181,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Virtual APIC State",                                            MEMORY),
         yes("Evaluation and Delivery of Virtual Interrupts",                 MEMORY),
         yes("Virtualizing CR8-Based TPR Accesses",                           POSTED),
-        part("Virtualizing Memory-Mapped APIC Accesses",                     "accesses by page walks", MEMORY),
+        part("Virtualizing Memory-Mapped APIC Accesses",                     "accesses by page walks outside IA-32e paging with EPT", MEMORY),
         yes("Virtualizing MSR-Based APIC Accesses",                          MEMORY),
         yes("Posted-Interrupt Processing",                                   POSTED),
         part("IPI Virtualization",                                           "SENDUIPI", POSTED),

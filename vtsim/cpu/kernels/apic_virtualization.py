@@ -2,7 +2,7 @@
 
 SDM: "APIC Virtualization and Virtual Interrupts"; "Virtualizing Reads from the APIC-Access Page";
 "Virtualizing Writes to the APIC-Access Page"; "Virtualizing MSR-Based APIC Accesses".
-Not modelled: accesses to the APIC-access page by page walks.
+Not modelled: accesses to the APIC-access page by page walks of 32-bit and PAE paging, or without EPT.
 """
 
 from __future__ import annotations

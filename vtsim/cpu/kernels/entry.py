@@ -97,6 +97,8 @@ def ept_features(a: Arena, secondary: int) -> int:
         found |= ept_walk.LOGGING
     if secondary & b.EPT_VIOLATION_VE:
         found |= ept_walk.EXCEPTION
+    if secondary & b.VIRTUALIZE_APIC_ACCESSES:
+        found |= ept_walk.APIC_PAGE
     return found | (ept_walk.ADVANCED if (capability(a, EPT_VPID_CAP) >> 22) & 1 else 0)
 
 

@@ -23,13 +23,21 @@ from vtsim.cpu.codes import (
     VALID,
     VE,
 )
-from vtsim.cpu.kernels.ept_walk import EXCEPTION, LOG_FULL, NOT_CANONICAL, PAGE_FAULT, VIOLATION
+from vtsim.cpu.kernels.ept_walk import (
+    EXCEPTION,
+    LOG_FULL,
+    NOT_CANONICAL,
+    ON_APIC_ACCESS_PAGE,
+    PAGE_FAULT,
+    VIOLATION,
+)
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.operands import HAS_EXITED, SEGMENT_REFUSED
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 
 # fmt: off
+DURING_DELIVERY, GUEST_PHYSICAL = 10, 15     # kinds of APIC access that page walks make
 BENIGN, CONTRIBUTORY, PAGE_CLASS = range(3)
 NMI_UNBLOCKING: int = 1 << 12
 # fmt: on
@@ -60,6 +68,9 @@ def raise_fault(m: Record, a: Arena, t: Tags, fault: int) -> int:
         return raise_exception(m, m[s.SEGMENT_FAULT], 1, 0)
     m[s.RFLAGS] |= RF_RF
     unblocked = NMI_UNBLOCKING if m[s.IRET_UNBLOCKED] else 0
+    if fault == ON_APIC_ACCESS_PAGE:  # of a paging structure: by guest-physical address, the offset is undefined
+        vm_exit(m, a, x.APIC_ACCESS, (DURING_DELIVERY if m[s.VECTORING] else GUEST_PHYSICAL) << 12, m[s.OP_LENGTH])
+        return JUMPED
     if fault == LOG_FULL:
         vm_exit(m, a, x.PML_FULL, unblocked, m[s.OP_LENGTH])
         return JUMPED

@@ -18,12 +18,14 @@ from vtsim.cpu.accounts import (
 from vtsim.cpu.kernels.caches import find, keep, read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, TAG_SHIFT, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import (
+    APIC_PAGE,
     CR0_WP,
     DATA_GLOBAL,
     DATA_SIZE,
     EFER_NXE,
     EXECUTE,
     FRACTURED,
+    ON_APIC_ACCESS_PAGE,
     UP_HOST_WRITE,
     UP_NX,
     UP_USER,
@@ -43,6 +45,7 @@ from vtsim.cpu.slots import (
     CR3,
     CR4,
     EFER,
+    EPT_FEATURES,
     EPTP,
     FAULT_GPA,
     FAULT_GVA,
@@ -56,6 +59,7 @@ from vtsim.cpu.slots import (
     PWC_PDPTE,
     PWC_PML4E,
     RESERVED_BITS,
+    VMCS,
     WALK_LATENCY,
 )
 from vtsim.ept.spec import (
@@ -76,6 +80,7 @@ from vtsim.ept.spec import (
     PTE_USER,
     PTE_WRITE,
 )
+from vtsim.vmcs import slots as v
 
 
 @kernel
@@ -131,6 +136,9 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                     m[FAULT_GPA] = table | ((gva >> shift) & 511) << 3
                     return host
                 table = host & ADDRESS
+                if m[EPT_FEATURES] & APIC_PAGE and table >> 12 == a[m[VMCS] + v.APIC_ACCESS_ADDRESS] >> 12:
+                    m[FAULT_GVA] = gva
+                    return ON_APIC_ACCESS_PAGE
                 writable = host & EPT_WRITE != 0
             if not from_cache and level < levels:
                 kept = table | rights | (UP_HOST_WRITE if writable else 0)
