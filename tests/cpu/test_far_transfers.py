@@ -14,6 +14,7 @@ CODE0, DATA0, CODE3, DATA3, GATE, GATE16, LONG0, LONG_GATE, CONFORMING, CLOSED, 
     0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38, 0x40, 0x50, 0x58, 0x60, 0x68,
 )  # fmt: skip
 NP = 11
+IDT32 = 0x805000
 VMCALL = "0f01c1"
 
 
@@ -206,3 +207,46 @@ def test_iret_to_virtual_8086_mode_beyond_64_kib_is_refused() -> None:
 
     got = guest("b32", "cf", stack, EXCEPTION_BITMAP=1 << GP).run()
     assert got.differs({"reason": x.EXCEPTION_NMI, "EXIT_INTERRUPTION_ERROR_CODE": 0, "GUEST_RSP": STACK}) == {}
+
+
+OWN_STACK = {"GUEST_SS_SELECTOR": 0x1200, "GUEST_SS_BASE": 0x12000, "GUEST_RSP": 0x800}
+IOPL_3, VIF, V86 = 3 << 12, 1 << 19, 1 << 17 | 2
+
+
+def software_interrupt(flags: int, redirected: bool, cr4: int = 1) -> Guest:
+    """INT 30H of virtual-8086 mode, whose bit of the redirection map is 0 or 1; its own handler is at 1000:0200."""
+    state = Guest(base="bv86").run().fields
+    tss = state["GUEST_TR_BASE"]
+    return Guest(
+        base="bv86", code="cd30", dump=(0x127FA, 6),
+        fields={**OWN_STACK, "GUEST_CR4": state["GUEST_CR4"] | cr4, "GUEST_RFLAGS": V86 | flags, "GUEST_TR_LIMIT": 0xFF},
+        memory={IDT32 + 8 * 0x30 + 5: "ee", 4 * 0x30: "00020010", 0x10200: VMCALL, tss + 102: "8800", tss + 104: "00" * 6 + ("00" if redirected else "01")},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "pushed", "left"),
+    [
+        (IOPL_3 | 0x300, IOPL_3 | 0x302, V86 | IOPL_3),
+        (VIF | 0x300, IOPL_3 | 0x302, V86 | 0x200),
+        (0x200, IOPL_3 | 2, V86 | 0x200),
+    ],
+)
+def test_a_redirected_interrupt_of_virtual_8086_mode_goes_to_its_own_handler(
+    flags: int, pushed: int, left: int
+) -> None:
+    """Below IOPL 3 the image has IOPL 3 and VIF in the place of IF, and VIF is cleared instead of IF."""
+    got = software_interrupt(flags & ~0x100, True).run()
+    old = Guest(base="bv86").run().fields
+    image = b"".join(v.to_bytes(2, "little") for v in (old["GUEST_RIP"] + 2, old["GUEST_CS_SELECTOR"], pushed & ~0x100))
+
+    assert got.differs({
+        **NO_EXIT, "GUEST_RIP": 0x200, "GUEST_CS_SELECTOR": 0x1000, "GUEST_RFLAGS": left, "GUEST_RSP": 0x7FA,
+        "dump": image.hex(),
+    }) == {}  # fmt: skip
+
+
+@pytest.mark.parametrize(("redirected", "cr4"), [(False, 1), (True, 0)])
+def test_without_redirection_iopl_decides_between_the_gate_and_a_fault(redirected: bool, cr4: int) -> None:
+    assert software_interrupt(IOPL_3, redirected, cr4).run().differs({"vector": 0x30}) == {}
+    assert software_interrupt(0, redirected, cr4).run().differs({"vector": GP}) == {}

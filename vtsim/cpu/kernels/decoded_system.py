@@ -45,6 +45,7 @@ from vtsim.cpu.kernels.operands import (
 from vtsim.cpu.kernels.pending import arm
 from vtsim.cpu.kernels.segments import load_system_segment
 from vtsim.cpu.kernels.sensitive import exit_by_instruction
+from vtsim.cpu.kernels.v86_extensions import redirect, redirects
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -165,6 +166,8 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return NOT_HERE  # it halts
     elif op == o.INT3 or op == o.INT1 or op == o.INTO:
         return software_exception(m, a, t, op)
+    elif op == o.INT and m[s.MODE] & modes.V86 and redirects(m, a, t, a[r + o.ROW_IMM]):
+        return redirect(m, a, t, a[r + o.ROW_IMM])
     elif op == o.TPAUSE or op == o.UMWAIT:
         if get_register(m, r2, 4) & ~1:
             return raise_exception(m, GP, 1, 0)

@@ -2,7 +2,7 @@
 
 SDM: "Exception- and Interrupt-Handler Procedures"; "Interrupt and Exception Handling in 64-bit Mode";
 "Interrupt and Exception Handling in Real-Address Mode".
-Not modelled: the method table of virtual-8086 mode extensions; task switches, which exit in VMX non-root operation.
+Not modelled: task switches outside VMX non-root operation, where they exit.
 """
 
 from __future__ import annotations

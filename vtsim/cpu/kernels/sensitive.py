@@ -23,6 +23,7 @@ from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.information import instruction_information, instruction_qualification
 from vtsim.cpu.kernels.posted_interrupts import tertiary_controls
+from vtsim.cpu.kernels.v86_extensions import redirects
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.kernels.values import cpuid_register
@@ -174,6 +175,8 @@ def before_exits(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return raise_exception(m, GP, 1, 0)
     if ring3 and (op == o.RDTSC or op == o.RDTSCP or op == o.TPAUSE or op == o.UMWAIT) and m[s.CR4] & CR4_TSD:
         return raise_exception(m, GP, 1, 0)
+    if op == o.INT and m[s.MODE] & modes.V86 and redirects(m, a, t, a[r + o.ROW_IMM]):
+        return 0
     if m[s.MODE] & modes.V86 and (m[s.RFLAGS] >> 12) & 3 != 3:
         if op == o.INT or op == o.IRET or op == o.PUSHF or op == o.POPF:
             return raise_exception(m, GP, 1, 0)
