@@ -11,7 +11,7 @@ from vtsim.cpu.codes import GP, JUMPED, NP, SS, TS
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
-from vtsim.cpu.kernels.gates import inner_stack
+from vtsim.cpu.kernels.inner_stacks import inner_stack
 from vtsim.cpu.kernels.modes import BASES, LIMITS_AT, LOW32, RIGHTS, UNUSABLE, canonical, cpl, set_mode
 from vtsim.cpu.kernels.operands import load_linear, load_segment, moved_stack, set_stack, store_linear, store_segment
 from vtsim.cpu.kernels.segments import base_of, fetch_descriptor, limit_of, load_cached, refuse_code, rights_of

@@ -46,6 +46,7 @@ from vtsim.cpu.kernels.exceptions import (
     raise_fault,
 )
 from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.cpu.kernels.inner_stacks import inner_stack
 from vtsim.cpu.kernels.ledger import charge, record
 from vtsim.cpu.kernels.modes import BASES, LIMITS_AT, LOW32, RIGHTS, UNUSABLE, canonical, cpl, set_mode
 from vtsim.cpu.kernels.operands import SEGMENT_REFUSED, linear, load_linear, store_linear
@@ -284,38 +285,6 @@ def long_frame(
     m[s.GPR + s.RSP] = rsp - 8 * words
     finish(m, a, gate, (gate >> 16) & 0xFFFF, descriptor, ring, target)
     return 0
-
-
-@kernel
-def inner_stack(m: Record, a: Arena, t: Tags, ring: int, ext: int) -> tuple[int, int, int, int]:
-    """The stack that the TSS of protected mode has for an inner ring: 0 or how it ended, SS, ESP, the descriptor of SS.
-
-    SDM: "Stack Switching".
-    """
-    tss32 = m[RIGHTS + modes.TR] & 8 != 0
-    offset = 4 + 8 * ring if tss32 else 2 + 4 * ring
-    width = 4 if tss32 else 2
-    if offset + width + 1 > m[LIMITS_AT + modes.TR]:
-        return raise_exception(m, TS, 1, (m[s.TR_SELECTOR] & 0xFFFC) | ext), 0, 0, 0
-    rsp = load_linear(m, a, t, (m[s.TR_BASE] + offset) & LOW32, width, 0)
-    if m[s.FAULT_KIND]:
-        return translated(m, a, t, m[s.FAULT_KIND]), 0, 0, 0
-    ss = load_linear(m, a, t, (m[s.TR_BASE] + offset + width) & LOW32, 2, 0)
-    if m[s.FAULT_KIND]:
-        return translated(m, a, t, m[s.FAULT_KIND]), 0, 0, 0
-    if ss & 0xFFFC == 0:
-        return raise_exception(m, TS, 1, ext), 0, 0, 0
-    stack = fetch_descriptor(m, a, t, ss)
-    if m[s.FAULT_KIND] == SEGMENT_REFUSED:
-        return raise_exception(m, TS, 1, (ss & 0xFFFC) | ext), 0, 0, 0
-    if m[s.FAULT_KIND]:
-        return translated(m, a, t, m[s.FAULT_KIND]), 0, 0, 0
-    rights = rights_of(stack)
-    if ss & 3 != ring or (rights >> 5) & 3 != ring or rights & 0x1A != 0x12:
-        return raise_exception(m, TS, 1, (ss & 0xFFFC) | ext), 0, 0, 0
-    if rights & modes.AR_P == 0:
-        return raise_exception(m, SS, 1, (ss & 0xFFFC) | ext), 0, 0, 0
-    return 0, ss, rsp, stack
 
 
 @kernel
