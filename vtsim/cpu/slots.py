@@ -118,10 +118,19 @@ HINT_COUNT: Final = 16
 (MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
  DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
  BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 680)
+# an INIT signal waits; a start-up IPI waits (its vector and VALID_SIPI); MSRs that VM exits save because the processor
+# has them (kernels.rare_msrs)
+(INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
-RECORD_SLOTS: Final = 688
+# memory-type range registers (variable, fixed, default), IA32_MPERF and IA32_APERF
+MTRR_VARIABLE: Final = 688
+MTRR_FIXED: Final = 704
+MTRR_DEFAULT: Final = 715
+CLOCKS: Final = 716
+
+RECORD_SLOTS: Final = 720
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START
