@@ -7,7 +7,7 @@ from typing import Final
 
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
-from vtsim.cli import FINE
+from vtsim.cli import FINE, OUR_MISTAKE, USERS_MISTAKE, show_model_error
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.run import COMPILING
 from vtsim.config import load_scenario, located
@@ -17,23 +17,24 @@ from vtsim.platform.vmcs import vmcs_after
 from vtsim.study.result import WRITTEN
 from vtsim.study.vmcs_view import vmcs_json, vmcs_text
 from vtsim.study.vmx.base_states import BaseStates
-from vtsim.study.vmx.cases import read_cases
+from vtsim.study.vmx.cases import Mistakes, read_cases
 from vtsim.study.vmx.check import check_vmcs, report_json, report_text
 from vtsim.study.vmx.replay import DIFFER, Summary, Verdict, case_text, replay, summary_table, to_json
 
 DIFFERENCES_FOUND: Final = 1
 CHECKS_FAILED: Final = 1
+MOST_SHOWN: Final = 20
 RESOLVED: Final = WRITTEN[1]
 
 
 def replay_cases(file: Path, base_states: Path | None, *, json: bool, all_cases: bool, limit: int) -> int:
-    """Replay a file, print what is asked for; 1 if any case differs."""
+    """Replay a file, print what is asked for; the exit status says the worst that came of it."""
     where = BaseStates.beside(file) if base_states is None else BaseStates.of(base_states)
     _say_if_compiling()
-    summary: Summary = Summary()
+    summary, mistakes = Summary(), Mistakes()
     differing: list[Verdict] = []
     shown: list[Verdict] = []
-    for verdict in replay(read_cases(file), where):
+    for verdict in replay(read_cases(file, mistakes), where, mistakes):
         summary.add(verdict)
         if verdict.status == DIFFER:
             differing.append(verdict)
@@ -41,11 +42,31 @@ def replay_cases(file: Path, base_states: Path | None, *, json: bool, all_cases:
             emit(case_text(verdict) + "\n")
             shown.append(verdict)
     if json:
-        emit(to_json(summary, differing) + "\n")
+        emit(to_json(summary, differing, mistakes) + "\n")
     else:
         if shown:
             emit("\n")
         show(summary_table(summary, shown, limit))
+    return _ended(file, summary, mistakes, [verdict for verdict in differing if verdict.broken])
+
+
+def _ended(file: Path, summary: Summary, mistakes: Mistakes, broken: list[Verdict]) -> int:
+    """Say what is wrong with a file of cases, and with the model; return the exit status."""
+    for key, at in mistakes.notes.items():
+        note(f"{at}: note: a case has no key {key!r}; it is ignored")
+    if mistakes.problems:
+        note(mistakes.text(MOST_SHOWN))
+    elif not summary.agree + summary.differ:
+        skipped = f"{summary.skipped} skipped" if summary.skipped else "there is no case in it"
+        note(f"{file}: nothing was compared: {skipped}")
+    for verdict in broken[:MOST_SHOWN]:
+        show_model_error(verdict.broken, f"case {verdict.id}: ")
+    if len(broken) > MOST_SHOWN:
+        note(f"and {len(broken) - MOST_SHOWN} more cases that broke the model")
+    if broken:
+        return OUR_MISTAKE
+    if mistakes.problems or not summary.agree + summary.differ:
+        return USERS_MISTAKE
     return DIFFERENCES_FOUND if summary.differ else FINE
 
 
