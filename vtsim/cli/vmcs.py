@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from attrs import evolve
+
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
 from vtsim.cli import FINE, OUR_MISTAKE, USERS_MISTAKE, show_model_error
@@ -70,8 +72,11 @@ def _ended(file: Path, summary: Summary, mistakes: Mistakes, broken: list[Verdic
     return DIFFERENCES_FOUND if summary.differ else FINE
 
 
-def show_vmcs(run: Path, settings: tuple[str, ...], *, json: bool) -> int:
-    """Run a scenario, or the scenario of a result, and print the VMCS of each vCPU as it then stands."""
+def show_vmcs(run: Path, settings: tuple[str, ...], at: str | None, *, json: bool) -> int:
+    """Run a scenario, or the scenario of a result, to its end or up to a time; print the VMCS of each vCPU."""
+    limit = f"run.limit={at}"
+    if at is not None:
+        settings = (*settings, limit)
     file = run
     if run.is_dir():
         file = run / RESOLVED
@@ -79,7 +84,10 @@ def show_vmcs(run: Path, settings: tuple[str, ...], *, json: bool) -> int:
             raise ConfigError(
                 f"there is no {RESOLVED} in {run}", field="RUN", help="RUN is a scenario, or what run --output wrote"
             )
-    scenario = load_scenario(file, settings)
+    try:
+        scenario = load_scenario(file, settings)
+    except ConfigError as error:
+        raise _at(error, limit) from None
     _say_if_compiling()
     try:
         shown = vmcs_after(scenario)
@@ -90,6 +98,14 @@ def show_vmcs(run: Path, settings: tuple[str, ...], *, json: bool) -> int:
     else:
         show(vmcs_text(shown))
     return FINE
+
+
+def _at(error: ConfigError, setting: str) -> ConfigError:
+    """The same mistake; what is wrong with the setting that `--at` stands for is said of `--at`."""
+    return ConfigError.of(
+        evolve(problem, file="", path="--at") if problem.file == f"--set {setting}" else problem
+        for problem in error.problems
+    )
 
 
 def check_state(file: Path, *, json: bool) -> int:

@@ -23,6 +23,7 @@ from vtsim.study.vmx.base_states import BaseStates
 from vtsim.study.vmx.cases import Case, Environment, Mistakes
 from vtsim.study.vmx.comparison import Difference, compare
 from vtsim.study.vmx.drivers import Outcome, Skipped, drivers
+from vtsim.study.vmx.known_differences import KNOWN, Known, explain
 from vtsim.vmcs.events import INSTRUCTION_ERRORS
 from vtsim.vmcs.reasons import reason_name
 
@@ -43,6 +44,12 @@ class Verdict:
     differences: tuple[Difference, ...] = ()
     reason: str = ""  # of a case that was skipped
     broken: Exception | None = None  # what broke the model
+    explanations: tuple[Known | None, ...] = ()  # of each difference
+
+    @property
+    def explained(self) -> bool:
+        """Is each difference one of a known cause?"""
+        return bool(self.explanations) and None not in self.explanations
 
 
 @define
@@ -51,7 +58,10 @@ class Summary:
 
     agree: int = 0
     differ: int = 0
+    explained: int = 0
     skips: Counter[str] = field(factory=Counter)
+    causes: Counter[str] = field(factory=Counter)
+    """Cases with differences of each known cause, by the cause's name."""
     categories: dict[str, Counter[str]] = field(factory=dict)
 
     def add(self, verdict: Verdict) -> None:
@@ -63,6 +73,8 @@ class Summary:
             self.agree += 1
         else:
             self.differ += 1
+            self.explained += verdict.explained
+            self.causes.update({known.name for known in verdict.explanations if known})
 
     @property
     def skipped(self) -> int:
@@ -80,6 +92,23 @@ class Summary:
                 {"id": verdict.id, "path": each.path, "recorded": each.recorded, "model": each.model}
                 for verdict in differing
                 for each in verdict.differences
+            ],
+            "explained": self.explained,
+            "unexplained": self.differ - self.explained,
+            "explanations": [
+                {
+                    "name": known.name,
+                    "section": known.section,
+                    "whose": known.whose,
+                    "differences": [
+                        {"id": verdict.id, "path": each.path}
+                        for verdict in differing
+                        for each, why in zip(verdict.differences, verdict.explanations, strict=False)
+                        if why is known
+                    ],
+                }
+                for known in KNOWN
+                if self.causes[known.name]
             ],
             "broken": [{"id": verdict.id, "error": str(verdict.broken)} for verdict in differing if verdict.broken],
             "mistakes": [
@@ -126,7 +155,10 @@ def _run(case: Case, environment: Environment, verdict: Verdict) -> Verdict:
         return evolve(verdict, status=DIFFER, differences=(broken,), broken=error)
     model = (got,) if isinstance(got, Mapping) else tuple(got)
     found = tuple(compare(case, environment, model))
-    return evolve(verdict, status=DIFFER if found else AGREE, model=model, differences=found)
+    return evolve(
+        verdict, status=DIFFER if found else AGREE, model=model, differences=found,
+        explanations=explain(case, environment, found, verdict.recorded, model),
+    )  # fmt: skip
 
 
 def to_json(summary: Summary, differing: Iterable[Verdict], mistakes: Mistakes) -> str:
@@ -192,7 +224,19 @@ def case_text(verdict: Verdict) -> str:
         lines += [
             f"    {each.path:<{width}}  recorded {each.recorded}  model {each.model}" for each in verdict.differences
         ]
+        lines += _why(verdict)
     return "\n".join(lines)
+
+
+def _why(verdict: Verdict) -> Iterator[str]:
+    """The causes of a case's differences, and the parts that nothing explains."""
+    for known in dict.fromkeys(verdict.explanations):
+        if known is not None:
+            cited = f' SDM: "{known.section}".' if known.section else ""
+            yield f"    explained by {known.whose}: {known.name}.{cited}"
+    unknown = [each.path for each, why in zip(verdict.differences, verdict.explanations, strict=False) if not why]
+    if unknown and not verdict.broken:
+        yield f"    not explained: {', '.join(unknown)}"
 
 
 def summary_table(summary: Summary, shown: Sequence[Verdict], limit: int) -> RenderableType:
@@ -205,6 +249,15 @@ def summary_table(summary: Summary, shown: Sequence[Verdict], limit: int) -> Ren
     parts: list[RenderableType] = [table]
     if summary.differ > limit and len(shown) >= limit:
         parts.append(Text(f"\n{limit} of {summary.differ} differing cases are shown; --limit shows more"))
+    if summary.differ:
+        causes = section("Differs by", ("cases",))
+        for known in KNOWN:
+            if summary.causes[known.name]:
+                causes.add_row(f"{known.name} ({known.whose})", str(summary.causes[known.name]))
+        causes.add_section()
+        causes.add_row("explained", str(summary.explained))
+        causes.add_row("not explained", str(summary.differ - summary.explained))
+        parts += [Text(""), causes]
     if summary.skipped:
         skips = section("Skipped", ("cases",))
         for reason, count in summary.skips.most_common():
