@@ -131,6 +131,9 @@ def test_json_is_one_object_with_the_counts_and_every_difference(run: Run, write
             {"id": "root-2", "path": "outcomes.1.value", "recorded": "0x12", "model": "0x11"},
             {"id": "root-3", "path": "outcomes.0.error", "recorded": "0xe", "model": "0xf"},
         ],
+        "explained": 0,
+        "unexplained": 2,
+        "explanations": [],
         "broken": [],
         "mistakes": [],
     }

@@ -26,14 +26,14 @@ vmcs = typer.Typer(
 app.add_typer(vmcs, name="vmcs")
 
 
-def _path(text: str) -> Path:
+def path(text: str) -> Path:
     """A path that was given: nothing is none, and not the current directory."""
     if not text:
         raise typer.BadParameter("the name of a file or directory is needed")
     return Path(text)
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", parser=_path, help="A scenario.", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", parser=path, help="A scenario.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Sets = Annotated[
     list[str] | None,
@@ -76,7 +76,7 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="DIR", parser=_path, help="Write result.json, resolved.yaml and trace.npz there."
+            "-o", "--output", metavar="DIR", parser=path, help="Write result.json, resolved.yaml and trace.npz there."
         ),
     ] = None,
     perf: Annotated[
@@ -105,9 +105,7 @@ def run(
 
 @app.command()
 def check(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", parser=_path, help="Scenarios.", show_default=False)
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=path, help="Scenarios.", show_default=False)],
     sets: Sets = None,
 ) -> None:
     """Check scenarios without running them."""
@@ -128,7 +126,7 @@ def check(
 
 @app.command("list")
 def list_(
-    door: Annotated[str, typer.Argument(metavar="[DOOR]", help="What to list; nothing lists the doors.")] = "",
+    door: Annotated[str, typer.Argument(metavar="DOOR", help="What to list; nothing lists the doors.")] = "",
 ) -> None:
     """List what a scenario can name."""
     from vtsim.study.doors import doors_table
@@ -186,12 +184,12 @@ def explain_profile(
 def vmcs_replay(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", parser=_path, help="Recorded cases, .jsonl or .jsonl.gz.", show_default=False),
+        typer.Argument(metavar="FILE", parser=path, help="Recorded cases, .jsonl or .jsonl.gz.", show_default=False),
     ],
     base_states: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", parser=_path, help="Base states and memory image; the file's folder, else the shipped ones."
+            metavar="DIR", parser=path, help="Base states and memory image; the file's folder, else the shipped ones."
         ),
     ] = None,
     json: Json = False,
@@ -210,7 +208,7 @@ def vmcs_check(
         Path,
         typer.Argument(
             metavar="STATE",
-            parser=_path,
+            parser=path,
             help="YAML: fields and values, a base state and a profile if wanted.",
             show_default=False,
         ),
@@ -225,7 +223,7 @@ def vmcs_check(
 
 @vmcs.command("fields")
 def vmcs_fields(
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of a name, or an encoding.")] = "",
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="A part of a name, or an encoding.")] = "",
     json: Json = False,
 ) -> None:
     """List the fields of a VMCS: encoding, width, access, area, and which control brings them."""
@@ -240,7 +238,7 @@ def vmcs_fields(
 @vmcs.command("show")
 def vmcs_show(
     run: Annotated[
-        Path, typer.Argument(metavar="[RUN]", parser=_path, help="A scenario, or the directory of a result.")
+        Path, typer.Argument(metavar="RUN", parser=path, help="A scenario, or the directory of a result.")
     ] = Path("."),
     json: Json = False,
     at: Annotated[
