@@ -1,4 +1,4 @@
-"""What replays of recorded cases found in the engine: the TPR threshold at VM entry, SYSCALL, repetitions, MSR areas."""
+"""What replays of recorded cases found: the TPR threshold at VM entry, SYSCALL, repetitions, MSR areas."""
 
 from __future__ import annotations
 

@@ -215,17 +215,6 @@ def after_tpr(m: Record, a: Arena) -> bool:
         update_priority(m, a)
         evaluate_virtual(m, a)
         return False
-    return below_threshold(m, a)
-
-
-@kernel
-def below_threshold(m: Record, a: Arena) -> bool:
-    """Is the TPR of the guest below its threshold? Without virtual-interrupt delivery only.
-
-    SDM: "TPR Virtualization".
-    """
-    if secondary_controls(m, a) & b.VIRTUAL_INTERRUPT_DELIVERY:
-        return False
     return (word(m, a, TPR) >> 4) & 15 < a[m[s.VMCS] + v.TPR_THRESHOLD] & 15
 
 

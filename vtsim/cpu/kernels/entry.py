@@ -14,7 +14,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, JUMPED, SHUTDOWN, SOFTWARE_INTERRUPT, STOPPED, VALID
 from vtsim.cpu.kernels import ept_walk
-from vtsim.cpu.kernels.apic_virtualization import begin_virtual, below_threshold
+from vtsim.cpu.kernels.apic_virtualization import begin_virtual
 from vtsim.cpu.kernels.contexts import in_recording, set_context
 from vtsim.cpu.kernels.conventions import vm_fail_valid
 from vtsim.cpu.kernels.cursor import set_limit
@@ -159,26 +159,10 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
         begin_virtual(m, a)
     begin(m)
     arm(m, a)
-    ended = JUMPED
     if vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & VALID:
-        ended = inject(m, a, t, at)
-    else:
-        set_limit(m, a)
-    if secondary & b.VIRTUALIZE_APIC_ACCESSES and primary & b.USE_TPR_SHADOW and ended == JUMPED:
-        leave_below_threshold(m, a)
-    return ended
-
-
-@kernel
-def leave_below_threshold(m: Record, a: Arena) -> None:
-    """Leave the guest that was just entered, and its event delivered, if the TPR is below its threshold.
-
-    SDM: "VM Exits Induced by the TPR Threshold".
-    """
-    if m[s.NONROOT] == 0 or m[s.ACTIVITY_STATE] > ev.HLT_STATE:
-        return
-    if below_threshold(m, a):
-        vm_exit(m, a, x.TPR_BELOW_THRESHOLD, 0, 0)
+        return inject(m, a, t, at)
+    set_limit(m, a)
+    return JUMPED
 
 
 @kernel
