@@ -17,10 +17,7 @@ FILE = Path(__file__).parent / "data" / "vmentry_cases.jsonl.gz"
 NOT_CANONICAL = (13602, 13644, 16369, 18332, 36569)
 NMI_WITH_STI = (14112, 14113, 23767, 23768, 34312, 34313)
 RECORDER_LACKS_MSR = (44505, 44506, 44507, 44508, 44509, 44520, 44521)
-MODEL_LACKS_MSR = (44525, 44532, 44534, 44575, 44578)
-EXCEPTIONS = {
-    f"entry-corei7_skylake_x-{n}" for n in (*NOT_CANONICAL, *NMI_WITH_STI, *RECORDER_LACKS_MSR, *MODEL_LACKS_MSR)
-}
+EXCEPTIONS = {f"entry-corei7_skylake_x-{n}" for n in (*NOT_CANONICAL, *NMI_WITH_STI, *RECORDER_LACKS_MSR)}
 STEP = 1 if not jit.DISABLED else 4
 
 

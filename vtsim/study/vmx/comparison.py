@@ -93,7 +93,7 @@ def compare(case: Case, environment: Environment, got: Sequence[Outcome]) -> lis
 def _allowed(case: Case, model: Outcome) -> bool:
     """Whether the model did the other thing that the manual leaves open."""
     other = case.raw.get("also_allowed")
-    return other is not None and all(model.get(key) == other[key] for key in ("kind", "error"))
+    return other is not None and all(model.get(key) == other.get(key) for key in ("kind", "error", "reason"))
 
 
 def _find(model: Outcome, path: str, environment: Environment) -> Any:

@@ -20,6 +20,7 @@ from vtsim.vmcs.controls import CONTROL, SECONDARY
 BLOCKING: Final = ev.BLOCKING_BY_STI | ev.BLOCKING_BY_MOV_SS
 MSR_ENTRY: Final = 16  # bytes of an entry of an MSR area
 LARGE: Final = 1 << 7
+LOCAL_APIC: Final = 0xFEE00000
 ADDRESS: Final = ((1 << 52) - 1) & -PAGE
 _OPERAND: Final = re.compile(r"\[(\w+)\]|jmp (\w+)")
 
@@ -149,4 +150,4 @@ class Seen:
     def beyond_the_image(self) -> bool:
         """Is the operand in memory that neither the image nor the case describes?"""
         physical = self.physical()
-        return physical is not None and physical & -PAGE not in self.environment.memory
+        return physical is not None and physical & -PAGE not in (*self.environment.memory, LOCAL_APIC)

@@ -30,7 +30,6 @@ INFORMATION_SIZE, REGISTER = 1 << 11, 0xF << 3  # of the instruction information
 UD, GP, NMI = 6, 13, 2
 INVALID_STATE, MSR_LOAD = x.INVALID_STATE, x.MSR_LOAD_FAIL
 MISC_ENABLE, DEBUGCTL, KERNEL_GS_BASE = 0x1A0, 0x1D9, 0xC0000102
-MTRRS, CLOCKS = range(0x200, 0x300), (0xE7, 0xE8)  # CLOCKS: IA32_MPERF, IA32_APERF
 PERFORMANCE_LEAF = (0xA, 0)
 EPTP_INDEX_AT = 32  # in the virtualization-exception information
 ACCESSED, DIRTY = 1 << 8, 1 << 9
@@ -80,11 +79,6 @@ def _refused_msr(seen: Seen, outcome: Outcome) -> int:
 
 def _loads_debug_msrs(seen: Seen) -> bool:
     return _refused_msr(seen, seen.recorded) in (MISC_ENABLE, DEBUGCTL)
-
-
-def _lacks_msrs(seen: Seen) -> bool:
-    refused = _refused_msr(seen, seen.model)
-    return refused in MTRRS or refused in CLOCKS
 
 
 def _steps_while_blocked(seen: Seen) -> bool:
@@ -145,7 +139,8 @@ def _xsave_in_ring_3(seen: Seen) -> bool:
 def _xsave_area(seen: Seen) -> bool:
     area = seen.operand()
     compacted = area is not None and seen.word(area + 520) >> 63
-    return _is_xsave(seen, 3) and seen.raised(seen.recorded, GP) and not seen.raised(seen.model, GP) and not compacted
+    refused = seen.raised(seen.recorded, GP) and not seen.raised(seen.model, GP)
+    return _is_xsave(seen, 3) and seen.control("ENABLE_XSAVES_XRSTORS") and refused and not compacted
 
 
 def _invpcid_in_ring_3(seen: Seen) -> bool:
@@ -214,11 +209,11 @@ def _gs_base_left(seen: Seen) -> bool:
     if seen.path.endswith(".value"):
         place = int(seen.path.split(".")[1]) - len(seen.environment.dump)
         return seen.environment.steps[place] == ("rdmsr", (KERNEL_GS_BASE,))
-    if not seen.path.endswith(".data"):
+    if not seen.path.endswith(".data") or not seen.field("EXIT_MSR_STORE_COUNT"):
         return False
     recorded, model = (bytes.fromhex(str(data)) for data in (seen.difference.recorded, seen.difference.model))
     entries = [at for at in range(0, len(model) - 15, 16) if recorded[at : at + 16] != model[at : at + 16]]
-    return all(int.from_bytes(model[at : at + 4], "little") == KERNEL_GS_BASE for at in entries)
+    return bool(entries) and all(int.from_bytes(model[at : at + 4], "little") == KERNEL_GS_BASE for at in entries)
 
 
 def _pause_loop(seen: Seen) -> bool:
@@ -372,9 +367,6 @@ KNOWN: Final[tuple[Known, ...]] = (
     Known(name="memory beyond the image", whose=NOBODY, holds=_beyond_the_image,
           cases="guest accesses that EPT maps to memory which the image does not hold",
           recorded="what the recorder's program had there", model="zeros"),
-    Known(name="MSRs that the model lacks", whose=MODEL, holds=_lacks_msrs,
-          cases="MSR-load areas with memory-type range registers, IA32_MPERF or IA32_APERF",
-          recorded="loads them", model="VM-entry failure 34: it has no such MSRs", section="Loading MSRs"),
     Known(name="instructions that the model does not decode", whose=MODEL, holds=_not_decoded,
           cases="jumps into memory that the image fills with something else than code",
           recorded="executes it", model="#UD, where its decoder lacks the instruction"),
