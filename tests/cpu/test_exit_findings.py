@@ -61,3 +61,9 @@ def test_capability_msrs_can_be_stored_at_a_vm_exit() -> None:
     )  # fmt: skip
 
     assert (got["reason"], got["dump"]) == (CPUID, "80040000000000002b0000000010d800")
+
+
+def test_a_step_that_exits_from_a_halted_cpu_saves_that_it_was_halted() -> None:
+    got = enter("b64", "f4", vmcs={"guest_rflags": 0x102, "exception_bitmap": 1 << 1})
+
+    assert (got["reason"], got["vmcs"]["GUEST_ACTIVITY_STATE"]) == (0, 1)
