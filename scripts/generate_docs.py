@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vtsim.config import reference
 from vtsim.study.result import reference as result_reference
+from vtsim.study.vmx.exceptions_page import page as oracle_exceptions
 from vtsim.vmcs.coverage import page as coverage
 
 # Every generated document and what writes it; a test compares them.
@@ -47,6 +48,7 @@ GENERATED = {
     "result.md": result_reference,
     "not-modelled.md": not_modelled,
     "vmx-coverage.md": coverage,
+    "oracle-exceptions.md": oracle_exceptions,
 }
 
 

@@ -257,6 +257,9 @@ def test_an_output_without_unicode_gets_ascii(engine: Engine, scenario: str, mon
         (("run", "missing.yaml"), "missing.yaml: cannot be read: No such file or directory"),
         (("list", "profil"), "did you mean 'profile'?"),
         (("explain", "profile", "skx"), "profile can be clx-6252, "),
+        (("run", "x.yaml", "-o", ""), "Invalid value for '-o' / '--output': the name of a file or directory is needed"),
+        (("check", ""), "the name of a file or directory is needed"),
+        (("vmcs", "replay", "x.jsonl", "--base-states", ""), "the name of a file or directory is needed"),
     ],
 )
 def test_a_slip_on_the_command_line_is_explained(

@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from vtsim.study.vmx.base_states import BaseStates
-from vtsim.study.vmx.cases import Case, number, read_cases
+from vtsim.study.vmx.cases import Case, read_cases
 from vtsim.study.vmx.replay import DIFFER, SKIPPED, Verdict, replay
+from vtsim.study.vmx.shapes import number
 
 CASES = Path(__file__).parent / "data" / "vmxroot_cases.jsonl.gz"
 

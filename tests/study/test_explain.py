@@ -8,11 +8,11 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Instruction
-from vtsim.cpu.profile import load_profile
+from vtsim.cpu.profile import load_profile, profile_names
 from vtsim.cpu.profile_spec import LEAVES
 from vtsim.cpu.slots import RAX
 from vtsim.study.doors import DOORS, doors_table
-from vtsim.study.explain import price, profile_values, program_listing
+from vtsim.study.explain import exit_program, price, profile_values, program_listing
 from vtsim.study.report import plain_text
 from vtsim.vmcs.reasons import REASON
 
@@ -108,3 +108,15 @@ def test_an_unknown_door_is_refused() -> None:
         doors_table("profil")
 
     assert str(error.value) == "unknown door 'profil'\n help: did you mean 'profile'?"
+
+
+def test_an_exit_path_on_a_processor_that_cannot_run_it_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        exit_program("CPUID", "kvm", "p4-672")
+
+    able = [name for name in profile_names() if name != "p4-672"]
+    assert str(refused.value) == (
+        "--profile: kvm needs EPT (ENABLE_EPT), which profile 'p4-672' does not have\n"
+        f" help: profiles that have it: {', '.join(able)}; or --personality minimal, which can do without"
+    )
+    exit_program("CPUID", "minimal", "p4-672")

@@ -98,12 +98,38 @@ def test_a_profile_says_what_the_processor_can_do(tmp_path: Path, capsys: pytest
         (
             "VPID: 0x10000\n",
             "state.yaml:1: VPID: 0x10000 does not fit in the 16 bits of the field\n    1 | VPID: 0x10000\n"
-            "      |       ^\n help: a number is accepted, as in 0x80000031\n",
+            "      |       ^\n help: a number is accepted, as in 0x80000031; -1 sets all bits\n",
         ),
         (
             "VPID: one\n",
             "state.yaml:1: VPID: 'one' is no number\n    1 | VPID: one\n      |       ^\n"
-            " help: a number is accepted, as in 0x80000031\n",
+            " help: a number is accepted, as in 0x80000031; -1 sets all bits\n",
+        ),
+        (
+            "base:\n",
+            "state.yaml:1: base: this is no name\n    1 | base:\n      |      ^\n"
+            " help: the name of a base state of the recordings is accepted, as in b64e\n",
+        ),
+        (
+            "profile: [1]\n",
+            "state.yaml:1: profile: this is no name\n    1 | profile: [1]\n      |          ^\n"
+            " help: the name of a profile is accepted, as 'vtsim list profile' shows them\n",
+        ),
+        (
+            "GUEST_RIP: 1\nguest_rip: 2\n",
+            "state.yaml:2: field 'GUEST_RIP' is given twice\n    2 | guest_rip: 2\n      | ^\n"
+            " help: the first is in line 1\n",
+        ),
+        (
+            f"VPID: 0x{200 * 'f'}\n",
+            f"state.yaml:1: VPID: 0x{38 * 'f'}… does not fit in the 16 bits of the field\n"
+            f"    1 | VPID: 0x{92 * 'f'}\n      |       ^\n"
+            " help: a number is accepted, as in 0x80000031; -1 sets all bits\n",
+        ),
+        (
+            "VPID: -5\n",
+            "state.yaml:1: VPID: -5 does not fit in the 16 bits of the field\n    1 | VPID: -5\n      |       ^\n"
+            " help: a number is accepted, as in 0x80000031; -1 sets all bits\n",
         ),
         (
             "- 1\n",

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vtsim.cli import main
+from vtsim.base.errors import ModelError
+from vtsim.cli import REPORT_IT, main
 from vtsim.study.vmx import drivers as door
 from vtsim.study.vmx import replay as module
 from vtsim.study.vmx.base_states import BaseStates
@@ -130,6 +131,11 @@ def test_json_is_one_object_with_the_counts_and_every_difference(run: Run, write
             {"id": "root-2", "path": "outcomes.1.value", "recorded": "0x12", "model": "0x11"},
             {"id": "root-3", "path": "outcomes.0.error", "recorded": "0xe", "model": "0xf"},
         ],
+        "explained": 0,
+        "unexplained": 2,
+        "explanations": [],
+        "broken": [],
+        "mistakes": [],
     }
 
 
@@ -151,48 +157,269 @@ def test_base_states_of_a_folder_come_before_the_shipped_ones(run: Run, write: W
 
 # --- a user's mistakes ----------------------------------------------------------------------------------------------
 
-WRONG_FILES = {
-    "not JSON": ("{", "{path}:1: is not JSON: Expecting property name enclosed in double quotes: line 2 column 1 (char 2)\n"
-                 " help: each line is one case, a JSON object\n"),
-    "a list": ("[1]", "{path}:1: is no JSON object\n help: each line is one case, a JSON object\n"),
-    "no id": ({"cat": "x"}, "{path}:1: a case needs 'id'\n help: a case has id, model, cat, base and an outcome\n"),
-    "no outcome": ({key: READ[key] for key in ("id", "model", "cat", "base")},
-                   "{path}:1: root-1 has no recorded outcome\n"
-                   ' help: a case has "outcome" (an object with "kind"), or "outcomes"\n'),
-    "an unknown base": ({**READ, "base": "b65"}, "{path}:1: base: unknown base state 'b65'\n help: did you mean 'b64'?\n"),
+# name: what is in the file, path and message, what the caret points at, help
+A_NUMBER = 'a hexadecimal string is accepted, as in "0x10", or an integer'
+ROOT_KEYS = {key: READ[key] for key in ("id", "model", "cat", "base")}
+REGISTERS = "rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15"
+WRONG_FILES: dict[str, tuple[object, str, str, str]] = {
+    "not JSON": ('{"id": }', "this is not JSON", "}", "each line is one case, a JSON object"),
+    "a list": ("[1]", "this is no JSON object", "[", "each line is one case, a JSON object"),
+    "a list of lists": (9000 * "[", "this is nested too deeply", "[", "each line is one case, a JSON object"),
+    "no id": ({**ROOT_KEYS, "id": 5}, "id: 5 is no name", "5", "a string is accepted"),
+    "no category": (
+        {"id": "x", "model": MODEL, "base": "b64"}, "'cat' is missing", "{",
+        "a case has id, model, cat, base and an outcome"),
+    "no outcome": (ROOT_KEYS, "'outcome' is missing", "{", 'an object with "kind"; or "outcomes", a list of them'),
+    "a key that is given twice": (
+        json.dumps(READ)[:-1] + ', "base": "b32"}', "base: this key is given twice", '"base": "b32"', "give it once"),
+    "a register that is given twice": (
+        json.dumps(EXIT).replace('{"rax": "0x5"}', '{"rax": "0x5", "rax": "0x6"}'),
+        "gpr.rax: this key is given twice", '"rax": "0x6"', "give it once"),
+    "a misspelt key": (
+        {**EXIT, "setps": []}, "setps: unknown key 'setps'", '"setps"', "did you mean 'steps'?"),
+    "a misspelt key of an outcome": (
+        {**EXIT, "outcome": {"kind": "exit", "reason": 10, "qualificaton": 1}},
+        "outcome.qualificaton: unknown key 'qualificaton'", '"qualificaton"', "did you mean 'qualification'?"),
+    "an exit without a reason": (
+        {**EXIT, "outcome": {"kind": "exit"}}, "outcome: an outcome of kind 'exit' needs 'reason'", "{",
+        'as in {"kind": "exit", "reason": 10, "instruction_length": 2}'),
+    "an unknown base": ({**READ, "base": "b65"}, "base: unknown base state 'b65'", '"b65"', "did you mean 'b64'?"),
     "an unknown processor": (
         {**READ, "model": "none"},
-        "{path}:1: model: there is no base_states.none.json in {folder}, nor is it shipped\n"
-        f" help: base states are there of {MODEL}\n"),
-    "markup for a category": (
-        {**READ, "cat": "\x1b[2J"}, "{path}:1: 'cat' cannot be printed\n help: at most 120 printable characters\n"),
+        "model: there is no base_states.none.json in {folder}, nor is it shipped", '"none"',
+        f"base states are there of {MODEL}"),
+    "a colour for a category": (
+        {**READ, "cat": "\x1b[2J"}, "cat: this cannot be printed", '"\\u001b',
+        "at most 120 printable characters are accepted"),
     "a processor with a long name": (
-        {**READ, "model": 200 * "x"}, "{path}:1: 'model' cannot be printed\n help: at most 120 printable characters\n"),
+        {**READ, "model": 200 * "x"}, "model: this cannot be printed", '"xxx',
+        "at most 120 printable characters are accepted"),
     "no result": (
         {**READ, "outcomes": [{"kind": "op", "op": "vmread", "result": []}]},
-        "{path}:1: root-1: 'result' is no string\n help: as in 'ok' or 'vmfail_valid'\n"),
+        "outcomes[0].result: a list is no word", "[]", "as in 'ok' or 'vmfail_valid'"),
+    "a misspelt kind": (
+        {**EXIT, "outcome": {"kind": "vmfail_vaild", "error": 7}},
+        "outcome.kind: unknown kind of outcome 'vmfail_vaild'", '"vmfail_vaild"', "did you mean 'vmfail_valid'?"),
     "a dispute about nothing": (
-        {**READ, "disputed": None},
-        "{path}:1: root-1 is disputed without a reading of the manual\n"
-        " help: sdm_reading is an object, null, or one of fail7, fail8, fail33\n"),
-    "a bad number": (
-        {**READ, "steps": [["vmread", "xyz"]]},
-        "{path}:1: root-1: a value cannot be read: invalid literal for int() with base 16: 'xyz'\n"
-        ' help: machine state is written as hexadecimal strings ("0x10"), memory as [address, hexadecimal bytes]\n'),
+        {**READ, "disputed": {"why": ["x"]}}, "disputed.sdm_reading: this is no reading of the manual", '{"why"',
+        "sdm_reading is an object, null, or one of fail7, fail8, fail33"),
+    "a step that is no number": (
+        {**READ, "steps": [["vmread", "xyz"]]}, "steps[0][1]: 'xyz' is no number", '"xyz"', A_NUMBER),
+    "a step without its number": (
+        {**READ, "steps": [["vmwrite", "0x6800"]]}, "steps[0]: vmwrite needs 2 numbers, and has 1", '["vmwrite"',
+        'it is written as in ["vmwrite", "0x0", "0x403000"]'),
+    "a word for a step without its number": (
+        {**READ, "steps": ["vmread"]}, "steps[0]: vmread needs a number, and has none", '"vmread"',
+        'it is written as in ["vmread", "0x6800"]'),
+    "a misspelt step": (
+        {**READ, "steps": [["vmraed", "0x0"]]}, "steps[0][0]: unknown step 'vmraed'", '"vmraed"',
+        "did you mean 'vmread'?"),
+    "a step that is no word": (
+        {**READ, "steps": [5]}, "steps[0]: 5 is no step", "5",
+        'a word is accepted, as in "resume", or ["vmread", "0x6800"]'),
+    "steps that are no list": (
+        {**READ, "steps": "resume"}, "steps: 'resume' is no list", '"resume"', 'a list is accepted, as in ["resume"]'),
+    "an unknown register": (
+        {**EXIT, "gpr": {"rxx": "0x1"}}, "gpr.rxx: unknown register 'rxx'", '"rxx"', f"registers here are {REGISTERS}"),
+    "a misspelt register": (
+        {**EXIT, "gpr": {"RAX": "0x1"}}, "gpr.RAX: unknown register 'RAX'", '"RAX"', "did you mean 'rax'?"),
+    "a register with too much in it": (
+        {**EXIT, "gpr": {"rax": "0x10000000000000000"}},
+        "gpr.rax: '0x10000000000000000' does not fit in the 64 bits of a number", '"0x1000',
+        "a number from 0 to 0xffffffffffffffff is accepted"),
+    "a control register that cases cannot set": (
+        {**EXIT, "creg": {"cr3": "0x0"}}, "creg.cr3: unknown control register 'cr3'", '"cr3"',
+        "control registers here are cr2, dr0, dr1, dr2, dr3, dr6"),
+    "an instruction that enters nothing": (
+        {**EXIT, "run": "vmcall"}, "run: 'vmcall' enters no guest", '"vmcall"',
+        "vmlaunch or vmresume is accepted, or null"),
+    "memory that is no pair": (
+        {**EXIT, "mem": [["0x800000"]]}, "mem[0]: a list is no pair", '["0x800000"]',
+        'a list of two is accepted, as in ["0x800000", "0fa2"]'),
+    "half a byte": (
+        {**EXIT, "mem": [["0x800000", "0fa"]]}, "mem[0][1]: '0fa' is no row of bytes", '"0fa"',
+        'two hexadecimal digits a byte are accepted, as in "0fa2"'),
+    "a dump without an end": (
+        {**EXIT, "dump": [["0x800000", "0x1000000000"]]}, "dump[0][1]: '0x1000000000' is too long for a dump",
+        '"0x1000000000"', "at most 65536 bytes are accepted"),
+    "code of no size": (
+        {**EXIT, "insn": {"bits": 8, "asm": "nop", "bytes": "90"}}, "insn.bits: 8 is no size of code", "8",
+        "16, 32 or 64 is accepted"),
+    "a word for true": (
+        {**EXIT, "mov_ss_blocking": "yes"}, "mov_ss_blocking: 'yes' is neither true nor false", '"yes"',
+        "true or false is accepted"),
+    "an interrupt without a value": (
+        {**EXIT, "pre": [["selfirq"]]}, "pre[0]: this is nothing that can be done before", '["selfirq"]',
+        'as in ["selfirq", "0x0", "0x4041"]'),
+    "a misspelt field": (
+        {**EXIT, "vmcs": {"guest_ripp": "0x1"}}, "vmcs.guest_ripp: unknown VMCS field 'guest_ripp'", '"guest_ripp"',
+        "did you mean 'guest_rip'?"),
+    "a misspelt field of the table": (
+        {**EXIT, "vmcs": {"GUEST_CS_ACCES_RIGHTS": "0x1"}},
+        "vmcs.GUEST_CS_ACCES_RIGHTS: unknown VMCS field 'GUEST_CS_ACCES_RIGHTS'", '"GUEST_CS_ACCES',
+        "did you mean 'GUEST_CS_ACCESS_RIGHTS'?"),
+    "no field at all": (
+        {**EXIT, "vmcs": {"colour": "0x1"}}, "vmcs.colour: unknown VMCS field 'colour'", '"colour"',
+        "'vtsim vmcs fields' lists the names; those of the recordings are read too"),
+    "a value wider than its field": (
+        {**EXIT, "vmcs": {"vpid": "0x10000"}}, "vmcs.vpid: '0x10000' does not fit in the 16 bits of VPID", '"0x10000"',
+        "a number from 0 to 0xffff is accepted"),
+    "a field by both of its names": (
+        {**EXIT, "vmcs": {"guest_rip": "0x1", "GUEST_RIP": "0x2"}}, "vmcs.GUEST_RIP: this is 'guest_rip' again",
+        '"GUEST_RIP"', "give the field once"),
+    "a field that is true": (
+        {**EXIT, "vmcs": {"vpid": True}}, "vmcs.vpid: true is no number", "true", A_NUMBER),
+    "a field below zero": (
+        {**EXIT, "vmcs": {"vpid": -1}}, "vmcs.vpid: -1 does not fit in the 16 bits of VPID", "-1",
+        "a number from 0 to 0xffff is accepted"),
+    "fields that are a list": (
+        {**EXIT, "vmcs": ["guest_rip"]}, "vmcs: a list is no object", '["guest_rip"]',
+        'an object is accepted, as in {"guest_rip": "0x800000"}'),
+    "an unknown field of an outcome": (
+        {**EXIT, "outcome": {"kind": "exit", "reason": 10, "vmcs": {"guest_rippp": "0x1"}}},
+        "outcome.vmcs.guest_rippp: unknown VMCS field 'guest_rippp'", '"guest_rippp"', "did you mean 'guest_rip'?"),
+    "a number with a point": ({**EXIT, "gpr": {"rax": 1.5}}, "gpr.rax: 1.5 is no number", "1.5", A_NUMBER),
     "a bad outcome": (
         {**READ, "outcomes": [{"kind": "op", "op": "vmwrite", "result": "ok", "value": "what"}]},
-        "{path}:1: root-1: the recorded outcome cannot be read: ValueError(\"invalid literal for int() with base 16: 'what'\")\n"
-        " help: numbers are integers or hexadecimal strings\n"),
+        "outcomes[0].value: 'what' is no number", '"what"', A_NUMBER),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG_FILES)
-def test_a_wrong_case_is_reported_with_its_line_and_what_is_accepted(run: Run, write: Write, name: str) -> None:
-    case, text = WRONG_FILES[name]
-    path = write(case)
-    status, _, err = run(path)
+def assert_shown(err: str, path: Path, message: str, caret: str, help: str) -> None:
+    """One problem of line 1: what, the line with a caret under what is meant, and what would be accepted."""
+    first, source, pointer, last = err.splitlines()
+    assert first == f"{path}:1: {message}"
+    assert source[pointer.index("^") :].startswith(caret)
+    assert last == f" help: {help}"
 
-    assert (status, err) == (2, text.format(path=path, folder=path.parent))
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_a_wrong_case_is_reported_with_its_line_its_place_and_what_is_accepted(
+    run: Run, write: Write, name: str
+) -> None:
+    case, message, caret, help = WRONG_FILES[name]
+    path = write(case)
+    status, out, err = run(path, "--json")
+
+    assert status == 2
+    assert_shown(err, path, message.format(folder=path.parent), caret, help)
+    assert (json.loads(out)["differ"], len(json.loads(out)["mistakes"])) == (0, 1)
+
+
+def test_a_wrong_case_does_not_keep_the_others_from_running(run: Run, write: Write) -> None:
+    bad = {**READ, "steps": [["vmread", "xyz"]]}
+    status, out, err = run(write(READ, bad, WRONG, *25 * [bad]), "--json")
+    counts = json.loads(out)
+
+    assert (status, counts["agree"], counts["differ"], len(counts["mistakes"])) == (2, 1, 1, 26)
+    assert counts["mistakes"][0] == {"line": 2, "path": "steps[0][1]", "message": "'xyz' is no number"}
+    assert err.endswith("\n\nand 25 more like these\n")
+
+
+def test_a_key_that_no_case_has_is_ignored_with_a_note(run: Run, write: Write) -> None:
+    path = write(
+        {**READ, "colour": "red", "note": []}, {**READ, "colour": "blue"}, {**READ, "sources": 2, "notes": ["x"]}
+    )
+    status, out, err = run(path)
+
+    assert (status, out.splitlines()[-1].split()) == (0, ["all", "3", "0"])
+    assert err == (
+        f"{path}:1: note: a case has no key 'colour'; it is ignored\n"
+        f"{path}:1: note: a case has no key 'note'; it is ignored\n"
+    )
+
+
+def test_a_step_that_nobody_knows_skips_its_case(run: Run, write: Write) -> None:
+    status, out, err = run(path := write({**READ, "steps": ["getsec"]}), "--json")
+
+    assert (status, json.loads(out)["skips"]) == (2, {"no step 'getsec' in root operation": 1})
+    assert err == f"{path}: nothing was compared: 1 skipped\n"
+
+
+def test_a_file_without_cases_is_said_to_be_so(run: Run, write: Write) -> None:
+    status, _, err = run(path := write())
+
+    assert (status, err) == (2, f"{path}: nothing was compared: there is no case in it\n")
+
+
+def test_fields_may_have_the_names_of_the_field_table(run: Run, write: Write) -> None:
+    entry = {
+        "id": "entry-1",
+        "model": MODEL,
+        "cat": "x",
+        "base": "b64",
+        "outcome": {"kind": "vmfail_valid", "error": 8},
+    }
+    status, out, _ = run(
+        write({**entry, "vmcs": {"HOST_CS_SELECTOR": "0x0"}}, {**entry, "vmcs": {"host_cs_selector": 0}}), "--json"
+    )
+
+    assert (status, json.loads(out)["agree"]) == (0, 2)
+
+
+# --- base states of the user's ---------------------------------------------------------------------------------------
+
+STATES: dict[str, Any] = {"msrs": {}, "cpuid": {}, "physical_address_width": 40, "bases": {}}
+WRONG_STATES: dict[str, tuple[object, str, str, str]] = {
+    "not JSON": ('{"msrs": }', "this is not JSON", "}", "a JSON object is accepted here"),
+    "an MSR twice": (
+        '{"msrs": {"0x480": "0x1", "0x480": "0x2"}}', "msrs.0x480: this key is given twice", '"0x480": "0x2"',
+        "give it once"),
+    "no base": ({**STATES, "bases": []}, "bases: a list is no object", "[]",
+                'an object is accepted, as in {"b64": {"guest_rip": "0x800000"}}'),
+    "no MSR": ({**STATES, "msrs": {"basic": "0x1"}}, "msrs.basic: 'basic' is no MSR", '"basic"',
+               'as in {"0x480": "0xd810000000002b"}'),
+    "no value": ({**STATES, "msrs": {"0x480": None}}, "msrs.0x480: null is no number", "null", A_NUMBER),
+    "half a leaf": ({**STATES, "cpuid": {"7.0": ["0x0"]}}, "cpuid.7.0: a list is no answer of CPUID", '["0x0"]',
+                    'EAX, EBX, ECX and EDX are accepted, as in ["0x16", "0x0", "0x0", "0x0"]'),
+    "a wide address": ({**STATES, "physical_address_width": 64},
+                       "physical_address_width: 64 is no width of addresses", "64", "32 to 52 is accepted"),
+    "no width": ({key: STATES[key] for key in ("msrs", "cpuid", "bases")}, "'physical_address_width' is missing", "{",
+                 "it is written as in the shipped file"),
+    "a field": ({**STATES, "bases": {"b64": {"guest_rippp": "0x0"}}},
+                "bases.b64.guest_rippp: unknown VMCS field 'guest_rippp'", '"guest_rippp"', "did you mean 'guest_rip'?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_STATES)
+def test_a_wrong_file_of_base_states_is_reported_with_its_place(
+    run: Run, write: Write, tmp_path: Path, name: str
+) -> None:
+    states, message, caret, help = WRONG_STATES[name]
+    folder = tmp_path / "states"
+    folder.mkdir()
+    shipped = Path(module.__file__).parent / "data"
+    (folder / "memory_image.json.gz").write_bytes((shipped / "memory_image.json.gz").read_bytes())
+    file = folder / f"base_states.{MODEL}.json"
+    file.write_text(states if isinstance(states, str) else json.dumps(states))
+    status, _, err = run(write(READ), "--base-states", folder)
+
+    assert status == 2
+    assert_shown(err, file, message, caret, help)
+
+
+WRONG_IMAGES: dict[str, tuple[object, str, str, str]] = {
+    "no pages": ({"regions": [], "fields": {}}, "'pages' is missing", "{", "it is written as in the shipped file"),
+    "no bytes": ({"regions": [{"addr": "0x0", "zlib_base64": "????"}], "pages": {}, "fields": {}},
+                 "regions[0].zlib_base64: these are no packed bytes", '"????"',
+                 "zlib-packed bytes in base64 are accepted, as in the shipped file"),
+    "half a page": ({"regions": [{"addr": "0x10", "zlib_base64": ""}], "pages": {}, "fields": {}},
+                    "regions[0].addr: '0x10' is not where a page begins", '"0x10"', "a multiple of 0x1000 is accepted"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_IMAGES)
+def test_a_wrong_memory_image_is_reported_with_its_place(run: Run, write: Write, tmp_path: Path, name: str) -> None:
+    image, message, caret, help = WRONG_IMAGES[name]
+    folder = tmp_path / "states"
+    folder.mkdir()
+    (folder / f"base_states.{MODEL}.json").write_text(json.dumps(STATES))
+    file = folder / "memory_image.json"
+    file.write_text(json.dumps(image))
+    status, _, err = run(write(READ), "--base-states", folder)
+
+    assert status == 2
+    assert_shown(err, file, message, caret, help)
 
 
 def test_a_file_that_is_not_there_is_reported(run: Run, tmp_path: Path) -> None:
@@ -221,9 +448,8 @@ def test_a_folder_without_base_states_is_reported(run: Run, write: Write, tmp_pa
     status, _, err = run(path, "--base-states", tmp_path / "empty")
 
     assert status == 2
-    assert err == (
-        f"{path}:1: model: there is no base_states.{MODEL}.json in {tmp_path}/empty\n help: see --base-states\n"
-    )
+    message = f"model: there is no base_states.{MODEL}.json in {tmp_path}/empty"
+    assert_shown(err, path, message, f'"{MODEL}"', "see --base-states")
 
 
 # --- what is run ----------------------------------------------------------------------------------------------------
@@ -264,7 +490,25 @@ def test_what_breaks_the_model_is_a_difference_of_its_case(write: Write, driver:
 
     driver["exit"] = broken
 
-    assert verdict_of(EXIT, write).differences == (Difference("kind", "exit", "IndexError: out of range"),)
+    verdict = verdict_of(EXIT, write)
+    assert verdict.differences == (Difference("kind", "exit", "IndexError: out of range"),)
+    assert isinstance(verdict.broken, IndexError)
+
+
+def test_what_breaks_the_model_is_reported_after_the_other_cases_were_run(
+    run: Run, write: Write, driver: dict[str, Any]
+) -> None:
+    def broken(case: Case, environment: Environment) -> object:
+        raise ModelError("the guest of a case stopped the engine", {"stop": 14})
+
+    driver["exit"], driver["root"] = broken, lambda case, environment: READ["outcomes"][:1]
+    status, out, err = run(write(EXIT, {**READ, "outcomes": READ["outcomes"][:1]}), "--json")
+    counts = json.loads(out)
+
+    assert (status, counts["agree"], counts["differ"]) == (3, 1, 1)
+    assert counts["broken"] == [{"id": "exit-1", "error": "the guest of a case stopped the engine: stop=14"}]
+    assert err.startswith("case exit-1: model error: the guest of a case stopped the engine\n  stop = 14\nvtsim ")
+    assert err.endswith(f"\n{REPORT_IT}\n")
 
 
 def test_a_field_that_the_table_lacks_skips_the_case(write: Write) -> None:

@@ -51,6 +51,11 @@ def test_fields_are_found_by_a_part_of_their_name_or_by_encoding(run: Run) -> No
     )
     assert [field.name for field in matching("0x681e")] == ["GUEST_RIP"]
     assert [field.name for field in matching("0x201B")] == ["EPT_POINTER"]
+    assert [field.name for field in matching("4402")] == ["EXIT_REASON"]
+
+
+def test_a_heading_writes_vm_exit_as_the_manual_does(run: Run) -> None:
+    assert run("fields", "4402")[1].startswith("VM-exit information fields ")
 
 
 def test_without_a_pattern_all_fields_are_listed() -> None:
@@ -63,7 +68,7 @@ def test_a_pattern_that_matches_nothing_is_the_users_mistake(run: Run) -> None:
     assert (status, out) == (2, "")
     assert err == (
         "PATTERN: no VMCS field matches 'nothing'\n"
-        " help: a part of a name is accepted, as in GUEST_CS, or an encoding, as in 0x681e\n"
+        " help: a part of a name is accepted, as in GUEST_CS, or an encoding, as in 0x681e or 681e\n"
     )
 
 
@@ -128,6 +133,22 @@ def test_show_of_a_directory_without_a_result_is_the_users_mistake(run: Run, tmp
     assert (
         err == f"RUN: there is no resolved.yaml in {tmp_path}\n help: RUN is a scenario, or what run --output wrote\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ("banana", "'banana' is not a duration"),
+        ("", "nothing is not a duration"),
+        ("-5ms", "'-5ms' is less than 1 us"),
+        ("0", "0 is less than 1 us"),
+    ],
+)
+def test_a_time_that_is_none_is_said_of_the_option(run: Run, scenario: Path, at: str, message: str) -> None:
+    status, out, err = run("show", scenario, f"--at={at}")
+
+    assert (status, out) == (2, "")
+    assert err == (f"--at: {message}\n help: a duration is written like '250 us' (ns, us, ms, s, µs), from 1 us\n")
 
 
 def test_a_native_run_has_no_vmcs(run: Run, scenario: Path) -> None:

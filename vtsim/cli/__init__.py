@@ -30,12 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return USERS_MISTAKE
-    except ModelError as error:
-        _show(error)
-        return OUR_MISTAKE
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        print(f"\n{REPORT_IT}", file=sys.stderr)
+    except Exception as error:
+        show_model_error(error)
         return OUR_MISTAKE
     return FINE
 
@@ -50,12 +46,17 @@ def _survive_any_terminal() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _show(error: ModelError) -> None:
+def show_model_error(error: Exception | None, where: str = "") -> None:
+    """Print our own mistake so that it can be reported: a broken law with its counters, else where it happened."""
     import platform
+    import traceback
 
     from vtsim import __version__
 
-    lines = [f"model error: {error.message}"]
-    lines += [f"  {name} = {value}" for name, value in error.counters.items()]
+    if isinstance(error, ModelError):
+        lines = [f"{where}model error: {error.message}"]
+        lines += [f"  {name} = {value}" for name, value in error.counters.items()]
+    else:
+        lines = ["".join(traceback.format_exception(error)).rstrip(), *([f"{where}model error"] if where else [])]
     lines += [f"vtsim {__version__}, Python {platform.python_version()}, {platform.machine()}", "", REPORT_IT]
     print("\n".join(lines), file=sys.stderr)

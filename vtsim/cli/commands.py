@@ -25,7 +25,15 @@ vmcs = typer.Typer(
 )
 app.add_typer(vmcs, name="vmcs")
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A scenario.", show_default=False)]
+
+def path(text: str) -> Path:
+    """A path that was given: nothing is none, and not the current directory."""
+    if not text:
+        raise typer.BadParameter("the name of a file or directory is needed")
+    return Path(text)
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", parser=path, help="A scenario.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Sets = Annotated[
     list[str] | None,
@@ -67,7 +75,9 @@ def run(
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not also run it natively.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write result.json, resolved.yaml and trace.npz there."),
+        typer.Option(
+            "-o", "--output", metavar="DIR", parser=path, help="Write result.json, resolved.yaml and trace.npz there."
+        ),
     ] = None,
     perf: Annotated[
         bool, typer.Option("--perf", help="Print the exits in the layout of perf kvm stat report.")
@@ -95,7 +105,7 @@ def run(
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Scenarios.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=path, help="Scenarios.", show_default=False)],
     sets: Sets = None,
 ) -> None:
     """Check scenarios without running them."""
@@ -116,7 +126,7 @@ def check(
 
 @app.command("list")
 def list_(
-    door: Annotated[str, typer.Argument(metavar="[DOOR]", help="What to list; nothing lists the doors.")] = "",
+    door: Annotated[str, typer.Argument(metavar="DOOR", help="What to list; nothing lists the doors.")] = "",
 ) -> None:
     """List what a scenario can name."""
     from vtsim.study.doors import doors_table
@@ -173,11 +183,14 @@ def explain_profile(
 @vmcs.command("replay")
 def vmcs_replay(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Recorded cases, .jsonl or .jsonl.gz.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE", parser=path, help="Recorded cases, .jsonl or .jsonl.gz.", show_default=False),
     ],
     base_states: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Base states and memory image; the file's folder, else the shipped ones."),
+        typer.Option(
+            metavar="DIR", parser=path, help="Base states and memory image; the file's folder, else the shipped ones."
+        ),
     ] = None,
     json: Json = False,
     all_cases: Annotated[bool, typer.Option("--all", help="Print every case, not only those that differ.")] = False,
@@ -194,7 +207,10 @@ def vmcs_check(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="STATE", help="YAML: fields and values, a base state and a profile if wanted.", show_default=False
+            metavar="STATE",
+            parser=path,
+            help="YAML: fields and values, a base state and a profile if wanted.",
+            show_default=False,
         ),
     ],
     json: Json = False,
@@ -207,7 +223,7 @@ def vmcs_check(
 
 @vmcs.command("fields")
 def vmcs_fields(
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="A part of a name, or an encoding.")] = "",
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="A part of a name, or an encoding.")] = "",
     json: Json = False,
 ) -> None:
     """List the fields of a VMCS: encoding, width, access, area, and which control brings them."""
@@ -221,15 +237,16 @@ def vmcs_fields(
 
 @vmcs.command("show")
 def vmcs_show(
-    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="A scenario, or the directory of a result.")] = Path("."),
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=path, help="A scenario, or the directory of a result.")
+    ] = Path("."),
     json: Json = False,
     at: Annotated[
-        str, typer.Option(metavar="TIME", help="When to look, as in 5ms; the end of the run if not given.")
-    ] = "",
+        str | None, typer.Option(metavar="TIME", help="When to look, as in 5ms; the end of the run if not given.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Show the VMCS of each vCPU after a run, with its bits in words."""
     from vtsim.cli.vmcs import show_vmcs
 
-    settings = (*(sets or ()), *((f"run.limit={at}",) if at else ()))
-    raise typer.Exit(show_vmcs(run, settings, json=json))
+    raise typer.Exit(show_vmcs(run, tuple(sets or ()), at, json=json))

@@ -112,8 +112,8 @@ def compose(text: str, source: Source, problems: list[Problem]) -> Node | None:
     except RecursionError:
         problems.append(source.problem((0, 0), f"nested more than {DEEPEST} levels deep"))
         return None
-    except Exception as error:  # the parser trips over some malformed input; to the user that is malformed input
-        problems.append(source.problem((0, 0), f"this is not YAML: {type(error).__name__}", help=_YAML_HELP))
+    except Exception:  # the parser trips over some malformed input; to the user that is malformed input
+        problems.append(source.problem((0, 0), "this is not YAML", help=_YAML_HELP))
         return None
     if root is None:
         return None

@@ -13,6 +13,12 @@ from vtsim.config.nodes import Node, Source, compose
 from vtsim.vmcs.fields import BY_NAME
 
 BASE, PROFILE = "base", "profile"
+NAMES: Final = {
+    BASE: "the name of a base state of the recordings is accepted, as in b64e",
+    PROFILE: "the name of a profile is accepted, as 'vtsim list profile' shows them",
+}
+NUMBER: Final = "a number is accepted, as in 0x80000031; -1 sets all bits"
+SHOWN: Final = 40  # characters of a number in a message
 EMPTY: Final = "write fields as in 'GUEST_RIP: 0x401000'"
 
 
@@ -47,17 +53,21 @@ def load_vmcs_state(path: Path) -> VmcsState:
     for key, node in root.value.items():
         name = key.upper()
         if key in (BASE, PROFILE):
-            if isinstance(node.value, str):
+            if isinstance(node.value, str) and node.value:
                 words[key] = node.value
             else:
-                problems.append(source.problem(node.at, "this is no name", path=key))
+                problems.append(source.problem(node.at, "this is no name", path=key, help=NAMES[key]))
         elif name not in BY_NAME:
             help = alternatives("field", name, (*BY_NAME, BASE, PROFILE))
             problems.append(source.problem(root.keys[key], f"unknown VMCS field {key!r}", help=help))
+        elif name in fields:
+            first = next(other for other in root.value if other.upper() == name)
+            help = f"the first is in line {root.keys[first][0] + 1}"
+            problems.append(source.problem(root.keys[key], f"field {name!r} is given twice", help=help))
         else:
             value, why = _number(node, BY_NAME[name].bits)
             if why:
-                problems.append(source.problem(node.at, why, path=key, help="a number is accepted, as in 0x80000031"))
+                problems.append(source.problem(node.at, why, path=key, help=NUMBER))
             fields[name] = value
     if problems:
         raise ConfigError.of(sorted(problems, key=lambda problem: problem.line or 0))
@@ -79,5 +89,6 @@ def _number(node: Node, bits: int) -> tuple[int, str]:
     if value == -1:
         return (1 << bits) - 1, ""
     if not 0 <= value < 1 << bits:
-        return 0, f"{value:#x} does not fit in the {bits} bits of the field"
+        digits = str(value) if -9999 < value < 0 else f"{value:#x}"
+        return 0, f"{digits[:SHOWN]}{'…' * (len(digits) > SHOWN)} does not fit in the {bits} bits of the field"
     return value, ""

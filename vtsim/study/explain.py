@@ -14,9 +14,10 @@ from vtsim.base.errors import ConfigError
 from vtsim.base.trace import PRIVILEGES
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Instruction, render
-from vtsim.cpu.profile import Profile, explain, load_profile
+from vtsim.cpu.profile import Profile, explain, load_profile, profile_names
 from vtsim.study.report import CONFIDENCE_STYLES, PRIVILEGE_STYLES, count, percent
 from vtsim.study.table import section
+from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmcs.reasons import REASON, Reason
 
 # fmt: off
@@ -64,7 +65,18 @@ def exit_program(reason: str, personality: str, profile: str) -> RenderableType:
     if known is None:
         raise ConfigError.unknown("exit reason", reason, REASON)
     prices = load_profile(profile)
+    able = [name for name in profile_names() if _has_ept(load_profile(name))]
+    if personality == "kvm" and prices.name not in able:
+        raise ConfigError(
+            f"kvm needs EPT (ENABLE_EPT), which profile {prices.name!r} does not have",
+            field="--profile",
+            help=f"profiles that have it: {', '.join(able)}; or --personality minimal, which can do without",
+        )
     return program_listing(known, personality, prices, exit_stages(personality, known.number, prices))
+
+
+def _has_ept(profile: Profile) -> bool:
+    return GENERATIONS[profile.vmx.generation].capabilities().supports("ENABLE_EPT")
 
 
 def program_listing(reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage]) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from vtsim.vmcs.fields import BY_NAME, FIELDS, Area, Field, Width
 from vtsim.vmcs.meaning import SEGMENT_PARTS, SEGMENTS, groups, meaning
 from vtsim.vmcs.reasons import EXCEPTION_NMI
 
+ENCODING: Final = re.compile(r"0X[0-9A-F]{1,8}|[0-9A-F]{4}")
 WIDTHS: Final = {Width.W16: "16", Width.W64: "64", Width.W32: "32", Width.NATURAL: "natural"}
 AREAS: Final = {
     Area.CONTROL: "control",
@@ -32,18 +34,15 @@ AREAS: Final = {
 
 
 def matching(pattern: str) -> tuple[Field, ...]:
-    """The fields whose name contains a pattern, or whose encoding it is (the high half's too)."""
+    """The fields whose name contains a pattern, or whose encoding it is (the high half's too; 0x is not needed)."""
     wanted = pattern.strip().upper()
-    try:
-        encoding = int(wanted, 16) if wanted.startswith("0X") else -1
-    except ValueError:
-        encoding = -1
+    encoding = int(wanted, 16) if ENCODING.fullmatch(wanted) else -1
     found = tuple(f for f in FIELDS if wanted in f.name or encoding in (f.encoding, f.high_encoding))
     if not found:
         raise ConfigError(
             f"no VMCS field matches {pattern!r}",
             field="PATTERN",
-            help="a part of a name is accepted, as in GUEST_CS, or an encoding, as in 0x681e",
+            help="a part of a name is accepted, as in GUEST_CS, or an encoding, as in 0x681e or 681e",
         )
     return found
 
@@ -57,7 +56,8 @@ def fields_table(pattern: str) -> RenderableType:
         if not fields:
             continue
         parts += [Text("")] if parts else []
-        table = section(f"{AREAS[area].capitalize()} fields", ("encoding", "bits"))
+        heading = f"{AREAS[area]} fields"
+        table = section(heading[0].upper() + heading[1:], ("encoding", "bits"))
         table.add_column("access")
         table.add_column("exists with", overflow="fold")
         for field in fields:

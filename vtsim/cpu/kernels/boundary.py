@@ -52,7 +52,9 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             if found:
                 m[s.ROW] = 0
                 if found == DELIVER:
+                    halted = m[s.HALTED]
                     wake(m, a)
+                    m[s.HALTED] = halted  # a VM exit saves it; what is delivered clears it
                     if deliver(m, a, t) == STOPPED:
                         return m[s.STOP]
                 begin(m)

@@ -53,6 +53,7 @@ def deliver(m: Record, a: Arena, t: Tags) -> int:
     if m[s.NONROOT] and kind != EXTERNAL and kind != SOFTWARE_INTERRUPT and kind != NMI_EVENT:
         if exception_exits(m, a, vector):
             return exception_exit(m, a, vector, kind, m[s.OP_LENGTH])
+    m[s.HALTED] = 0
     return through_idt(m, a, t)
 
 

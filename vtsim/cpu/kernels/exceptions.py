@@ -40,6 +40,7 @@ from vtsim.vmcs import slots as v
 DURING_DELIVERY, GUEST_PHYSICAL = 10, 15     # kinds of APIC access that page walks make
 BENIGN, CONTRIBUTORY, PAGE_CLASS = range(3)
 NMI_UNBLOCKING: int = 1 << 12
+DR6_BS: int = 1 << 14
 # fmt: on
 
 
@@ -146,7 +147,7 @@ def exception_exit(m: Record, a: Arena, vector: int, kind: int, length: int) -> 
     m[s.EXIT_ERROR_CODE] = m[s.EVENT_ERROR]
     if is_fault(vector, kind):
         m[s.RFLAGS] |= RF_RF
-    else:
+    elif kind != HARDWARE_EXCEPTION or m[s.EVENT_CR2] & DR6_BS == 0:  # a step may be one iteration: RF is set then
         m[s.RFLAGS] &= ~RF_RF
     qualification = 0
     if kind == HARDWARE_EXCEPTION and (vector == PF or vector == DB):

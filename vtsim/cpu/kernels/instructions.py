@@ -47,6 +47,7 @@ from vtsim.cpu.kernels.operands import (
     store_operand,
     store_segment,
 )
+from vtsim.cpu.kernels.pending import between_iterations
 from vtsim.cpu.kernels.segments import load_data_segment
 
 
@@ -347,6 +348,7 @@ def move_string(m: Record, a: Arena, t: Tags, r: int) -> int:
     if rep:
         advance(m, s.RCX, 0, mask)
         if m[s.GPR + s.RCX] & mask:
+            between_iterations(m)
             return AGAIN
     return NEXT
 

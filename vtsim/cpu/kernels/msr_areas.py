@@ -12,7 +12,8 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.msr_storage import TIME_STAMP_COUNTER, msr_slot, store_msr, time_stamp
 from vtsim.cpu.kernels.msr_values import EFER, refuses, unloadable, unsavable
 from vtsim.vmcs import state as h
-from vtsim.vmcs.kernels.values import EFER_LMA
+from vtsim.vmcs.capabilities import CAPABILITY_MSRS
+from vtsim.vmcs.kernels.values import EFER_LMA, FIRST, capability
 
 # fmt: off
 ENTRY_BYTES: int = 16
@@ -56,9 +57,13 @@ def store_msr_area(m: Record, a: Arena, address: int, count: int) -> int:
         head = load_word(a, place)
         index = head & LOW_32
         slot = msr_slot(a, index)
-        if (head >> 32) & LOW_32 or unsavable(index) or (slot < 0 and index != TIME_STAMP_COUNTER):
+        stands = FIRST <= index < FIRST + CAPABILITY_MSRS
+        if (head >> 32) & LOW_32 or unsavable(index) or (slot < 0 and index != TIME_STAMP_COUNTER and not stands):
             return n + 1
-        store_word(a, place + 8, time_stamp(m, a) if slot < 0 else m[slot])
+        if stands:
+            store_word(a, place + 8, capability(a, index))
+        else:
+            store_word(a, place + 8, time_stamp(m, a) if slot < 0 else m[slot])
     return 0
 
 

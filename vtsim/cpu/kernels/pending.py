@@ -54,6 +54,18 @@ def begin(m: Record) -> None:
 
 
 @kernel
+def between_iterations(m: Record) -> None:
+    """RFLAGS.RF is set for what comes between two iterations of a string instruction, where something may come.
+
+    SDM: "Instruction-Breakpoint Exception Condition".
+    Not modelled: RF as an external interrupt between two iterations saves it.
+    """
+    if m[s.PENDING]:
+        m[s.RFLAGS] |= RF_RF
+        m[s.BEGUN_FLAGS] &= ~RF_RF
+
+
+@kernel
 def rare_event(m: Record, a: Arena, t: Tags) -> int:
     """Take the most urgent rare event at this boundary: NOTHING, EXITED, or DELIVER with the event in EVENT_…."""
     passed = m[s.OPS] != m[s.BEGUN_AT]

@@ -21,6 +21,7 @@ from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.information import instruction_information
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.operands import SEGMENT_REFUSED, address_mask, checked, linear, load_linear, segment_of
+from vtsim.cpu.kernels.pending import between_iterations
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -165,6 +166,7 @@ def in_out(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if rep:
         m[s.GPR + s.RCX] = moved(m[s.GPR + s.RCX], -1, mask)
         if m[s.GPR + s.RCX] & mask and ended == NEXT:
+            between_iterations(m)
             return AGAIN
     return ended
 

@@ -47,6 +47,7 @@ from vtsim.vmcs.events import BLOCKING_BY_STI, HLT_STATE
 # fmt: off
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
+CODE_64: int = 0xA09B                    # access rights of a 64-bit code segment of ring 0
 COUNTERS: int = 2                  # of processors that do not enumerate them
 # fmt: on
 
@@ -109,12 +110,16 @@ def system_call(m: Record, a: Arena, op: int) -> int:
         m[s.SS_SELECTOR] = m[s.CS_SELECTOR] + 8
         a[m[s.OWNER] + k.SYSCALLS] += 1
         set_privilege(m, a, 0)
+        if a[A_DECODE]:
+            m[s.CS_ACCESS_RIGHTS] = CODE_64
     elif op == o.SYSRET:
         m[s.RIP] = m[s.GPR + s.RCX]
         m[s.RFLAGS] = (m[s.GPR + s.R11] & 0x3C7FD7) | 2
         m[s.CS_SELECTOR] = (((m[s.MSR_STAR] >> 48) & 0xFFFF) + 16) | 3
         m[s.SS_SELECTOR] = (((m[s.MSR_STAR] >> 48) & 0xFFFF) + 8) | 3
         set_privilege(m, a, 3)
+        if a[A_DECODE]:
+            m[s.CS_ACCESS_RIGHTS] = CODE_64 | 3 << 5
         m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], m[s.GPR + s.RAX])
     elif op == o.SYSENTER:
         m[s.RIP] = m[s.SYSENTER_EIP]

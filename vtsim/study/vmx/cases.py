@@ -7,17 +7,19 @@ in their own way; here they have the names of the field table, which are found b
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from vtsim.base.errors import ConfigError, Problem
+from vtsim.study.vmx.format import KINDS, READINGS, flaws_of_case, unknown_keys
+from vtsim.study.vmx.places import read_json
+from vtsim.study.vmx.shapes import Flaws, problems
 from vtsim.vmcs.capabilities import Capabilities
-from vtsim.vmcs.fields import BY_ENCODING
+from vtsim.vmcs.fields import BY_ENCODING, BY_NAME
 
 PAGE: Final = 4096
 VMXON_REGION: Final = 0x400000
@@ -30,20 +32,15 @@ ENTRY: Final = "entry"
 EXIT: Final = "exit"
 ROOT: Final = "root"
 
-NEEDED: Final = ("id", "model", "cat", "base")
-LONGEST: Final = 120  # characters of a name
+NO_EXIT: Final = "no_exit"
+"""The kind of outcome of a VM entry after which no VM exit came."""
 ONLY_REASON: Final = "only_reason"
 """Marks an exit of which nothing but the reason is known."""
 
-READINGS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "fail7": {"kind": "vmfail_valid", "error": 7},
-    "fail8": {"kind": "vmfail_valid", "error": 8},
-    "fail33": {"kind": "entry_failure", "reason": 33},
-}
-"""What a word of a disputed case stands for."""
-
 CpuidLeaf = tuple[int, int]
 CpuidAnswer = tuple[int, int, int, int]
+Step = tuple[str, tuple[int, ...]]
+"""What follows a first run: a word and its numbers."""
 Recorded = Mapping[str, Any]
 """An outcome as it was recorded."""
 
@@ -81,8 +78,8 @@ class MemoryImage:
     fields: Mapping[str, int]
 
     def field_name(self, recorded: str) -> str | None:
-        """What the field table calls a field of the recording; None where it has no such field."""
-        found = BY_ENCODING.get(self.fields.get(recorded, -1))
+        """What the field table calls a field, by its name there or in the recordings; None if it has none such."""
+        found = BY_ENCODING.get(self.fields[recorded]) if recorded in self.fields else BY_NAME.get(recorded.upper())
         return found.name if found else None
 
 
@@ -98,6 +95,12 @@ class Case:
     line: int
     file: str
     raw: Mapping[str, Any]
+    text: str = ""
+    """The line that it was read from."""
+
+    def wrong(self, flaws: Flaws) -> ConfigError:
+        """The user's mistakes in this case, with its file, its line and their places."""
+        return ConfigError.of(problems(flaws, self.text, self.file, self.line))
 
     @property
     def expected(self) -> tuple[Recorded, ...]:
@@ -118,6 +121,9 @@ class Case:
             return "recorded as not usable"
         if "disputed" in self.raw and self.raw["disputed"].get("sdm_reading") is None:
             return "the recorder contradicts the manual, whose outcome is not given"
+        for outcome in self.expected:
+            if outcome["kind"] not in KINDS and not (outcome["kind"] == NO_EXIT and self.kind == ENTRY):
+                return f"an outcome of kind {outcome['kind']!r} says nothing of a processor"
         return ""
 
 
@@ -147,8 +153,9 @@ class Environment:
     run: str | None
     mov_ss_blocking: bool
     instruction: Instruction | None
-    pre: tuple[Any, ...] = ()
-    steps: tuple[Any, ...] = ()
+    pre: tuple[int, ...] = ()
+    """Values of the interrupt command register, written before the VM entry."""
+    steps: tuple[Step, ...] = ()
     dump: tuple[tuple[int, int], ...] = ()
     unknown_fields: tuple[str, ...] = ()
 
@@ -168,27 +175,51 @@ class Environment:
         return self.processor.physical_address_bits
 
 
-def number(value: int | str) -> int:
-    """A number of the recordings: an integer, or a hexadecimal string."""
-    return int(value, 16) if isinstance(value, str) else value
+@define
+class Mistakes:
+    """What is wrong with a file of cases, gathered so that the other cases still run; and what is odd about it."""
+
+    problems: list[Problem] = field(factory=list)
+    notes: dict[str, str] = field(factory=dict)
+    """By key that no case has: where it was seen first."""
+
+    def add(self, error: ConfigError) -> None:
+        """Keep the problems of a case."""
+        self.problems += error.problems
+
+    def text(self, limit: int) -> str:
+        """The problems to print: each sort once, at most so many, and how many there are besides."""
+        first = {(problem.path, problem.message): problem for problem in reversed(self.problems)}
+        kept = list(reversed(first.values()))[:limit]
+        more = len(self.problems) - len(kept)
+        return "\n\n".join([*map(str, kept), *([f"and {more} more like these"] if more else [])])
 
 
-def numbers(values: Mapping[str, int | str]) -> dict[str, int]:
-    """Named numbers of the recordings."""
-    return {name: number(value) for name, value in values.items()}
+def read_cases(path: Path, mistakes: Mistakes | None = None) -> Iterator[Case]:
+    """The cases of a .jsonl or .jsonl.gz file, one after the other.
 
-
-def read_cases(path: Path) -> Iterator[Case]:
-    """The cases of a .jsonl or .jsonl.gz file, one after the other."""
+    A line that is no case is added to the mistakes, and the others are read; without mistakes, it is raised.
+    """
     try:
         with _open(path) as lines:
             for line, text in enumerate(lines, 1):
-                if text.strip():
-                    yield _case(str(path), line, text)
+                if not text.strip():
+                    continue
+                try:
+                    case = read_case(str(path), line, text.rstrip("\r\n"))
+                except ConfigError as error:
+                    if mistakes is None:
+                        raise
+                    mistakes.add(error)
+                else:
+                    if mistakes is not None:
+                        for key in unknown_keys(case.raw):
+                            mistakes.notes.setdefault(key, f"{path}:{line}")
+                    yield case
     except UnicodeDecodeError:
         raise ConfigError("is not text", file=str(path), help="one JSON object per line is accepted") from None
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or "it is packed, and damaged"
         raise ConfigError(
             f"cannot be read: {reason}", file=str(path), help="a .jsonl file, or .jsonl.gz, is accepted"
         ) from None
@@ -197,59 +228,24 @@ def read_cases(path: Path) -> Iterator[Case]:
 def _open(path: Path) -> TextIO:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8")
+    return gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig")
 
 
-def _case(file: str, line: int, text: str) -> Case:
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise wrong_line(file, line, f"is not JSON: {error}", "each line is one case, a JSON object") from None
-    if not isinstance(raw, dict):
-        raise wrong_line(file, line, "is no JSON object", "each line is one case, a JSON object")
-    for key in NEEDED:
-        if not isinstance(raw.get(key), str):
-            raise wrong_line(file, line, f"a case needs {key!r}", f"a case has {', '.join(NEEDED)} and an outcome")
-        if not raw[key].isprintable() or len(raw[key]) > LONGEST:
-            raise wrong_line(file, line, f"{key!r} cannot be printed", f"at most {LONGEST} printable characters")
-    more = raw.get("more", [])
-    recorded = raw.get("outcomes", [raw.get("outcome"), *more] if isinstance(more, list) else None)
-    if not isinstance(recorded, list) or not all(isinstance(one, dict) and "kind" in one for one in recorded):
-        raise wrong_line(
-            file,
-            line,
-            f"{raw['id']} has no recorded outcome",
-            'a case has "outcome" (an object with "kind"), or "outcomes"',
-        )
-    if not all(isinstance(one.get("result", ""), str) for one in recorded):
-        raise wrong_line(file, line, f"{raw['id']}: 'result' is no string", "as in 'ok' or 'vmfail_valid'")
-    disputed = raw.get("disputed")
-    if "disputed" in raw and not _is_reading(disputed):
-        raise wrong_line(
-            file, line, f"{raw['id']} is disputed without a reading of the manual",
-            f"sdm_reading is an object, null, or one of {', '.join(READINGS)}",
-        )  # fmt: skip
+def read_case(file: str, line: int, text: str) -> Case:
+    """The case in a line of a file. Raises `ConfigError` with all that is wrong with it."""
+    raw, problem = read_json(text, file, line, "each line is one case, a JSON object")
+    if problem:
+        raise ConfigError.of([problem])
+    flaws = flaws_of_case(raw)
+    if flaws:
+        raise ConfigError.of(problems(flaws, text, file, line))
     return Case(
         id=raw["id"], category=raw["cat"], model=raw["model"], base=raw["base"],
-        kind=_kind(raw), line=line, file=file, raw=raw,
+        kind=_kind(raw), line=line, file=file, raw=raw, text=text,
     )  # fmt: skip
-
-
-def _is_reading(disputed: Any) -> bool:
-    reading = disputed.get("sdm_reading") if isinstance(disputed, dict) else ""
-    return reading is None or isinstance(reading, dict) or (isinstance(reading, str) and reading in READINGS)
 
 
 def _kind(raw: Mapping[str, Any]) -> str:
     if "outcomes" in raw:
         return ROOT
     return EXIT if "insn" in raw and not raw["id"].startswith("entry-") else ENTRY
-
-
-def wrong_line(file: str, line: int, message: str, help: str) -> ConfigError:
-    return ConfigError.of([Problem(message=message, file=file, line=line, help=help)])
-
-
-def wrong(case: Case, message: str, help: str) -> ConfigError:
-    """The user's mistake in one case, with its file and line."""
-    return wrong_line(case.file, case.line, f"{case.id}: {message}", help)

@@ -24,7 +24,8 @@ from vtsim.cpu.profile import load_profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, Table
 from vtsim.study.vmx.cases import ENTRY, VMCS_A, VMCS_B, VMCS_C, VMXON_REGION, Case, Environment
-from vtsim.study.vmx.drivers import Skipped, drivers
+from vtsim.study.vmx.drivers import Skipped, bytes_at, check_memory, drivers
+from vtsim.study.vmx.format import GPRS
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
 from vtsim.vmcs.events import BLOCKING_BY_MOV_SS
@@ -40,7 +41,6 @@ OWN: Final = frozenset(range(HOST, TABLES.stop << 12, PAGE))
 MSR_APIC_BASE: Final = 0x1B
 REGIONS: Final = (VMXON_REGION, VMCS_A, VMCS_B, VMCS_C)
 INSTRUCTIONS: Final = {"vmlaunch": o.VMLAUNCH, "vmresume": o.VMRESUME, "vmclear": o.VMCLEAR, "vmptrld": o.VMPTRLD}
-GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
 MASK: Final = (1 << 64) - 1
 
 
@@ -84,10 +84,9 @@ class Bench:
         """Put processor, memory, VMCS and registers of a case into the machine."""
         if environment.processor is not self.processor:
             self._identify(environment)
-        if OWN & environment.memory.keys():
-            raise Skipped("memory where the stand-in for the recorder's program has its own")
+        check_memory(environment, OWN, MEMORY)
         for page, data in environment.memory.items():
-            if page not in REGIONS and page + PAGE <= MEMORY and self.pages.get(page) != data:
+            if page not in REGIONS and self.pages.get(page) != data:
                 self.engine.contents(page >> 12, mem.VALUES)[:] = np.frombuffer(data, np.int64)
                 self.pages[page] = data
         for page in self.pages.keys() - environment.memory.keys():
@@ -185,14 +184,20 @@ def run_entry_case(case: Case, environment: Environment) -> list[dict[str, Any]]
 def _outcomes(machine: Bench, environment: Environment) -> Iterator[dict[str, Any]]:
     entry = machine.enter(environment.run or "vmlaunch")
     yield entry
-    for step in environment.steps:
+    for address, length in environment.dump:
+        if entry["kind"] == "exit":
+            return
+        yield {"kind": "mem", "addr": hex(address), "data": bytes_at(machine.engine, address, length).hex()}
+    for step, _ in environment.steps:
         if entry["kind"] == "exit":
             return
         machine.restore_host()
         if step in ("launch", "resume"):
             entry = machine.enter(f"vm{step}")
             yield entry
-        else:
+        elif step in ("clear_load", "clear_only"):
             yield machine.operate("vmclear")
             if step == "clear_load":
                 yield machine.operate("vmptrld")
+        else:
+            raise Skipped(f"no step {step!r} after a VM entry that failed")

@@ -26,9 +26,11 @@ from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.profile import load_profile
 from vtsim.ept.tables import PAGING, Table
 from vtsim.study.vmx.cases import EXIT, Case, Environment
-from vtsim.study.vmx.drivers import drivers
+from vtsim.study.vmx.drivers import Skipped, bytes_at, check_memory, drivers
+from vtsim.study.vmx.format import GPRS
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+from vtsim.vmcs.events import BLOCKING_BY_MOV_SS
 from vtsim.vmcs.spec import SLOT
 
 PROFILE: Final = "skx-4114"
@@ -42,7 +44,7 @@ TIMER_VECTOR, TIMER_TICKS = 0xF0, 1 << 40  # the recorder's timer ends guests th
 FAILED, FAULTED = 2, 3
 OPS: Final = 40_000
 MASK: Final = (1 << 64) - 1
-GPRS: Final = tuple(name.lower() for name in s.REGISTERS)
+OWN: Final = range(HOST_CODE, VMXON_REGION)
 REG_ICR: Final = 0x30
 APIC_BASE, APIC_AT_RESET, FEATURE_CONTROL, LOCKED_ON = 0x1B, 0xFEE00900, 0x3A, 5
 DEBUG_AT_RESET: Final = 0xFFFF0FF0
@@ -92,6 +94,10 @@ class Bench:
         a.label("resume")
         a.op(o.VMRESUME)
         a.op(o.STOP_OP, imm=FAILED)
+        for name, op in (("vmclear", o.VMCLEAR), ("vmptrld", o.VMPTRLD)):
+            a.label(name)
+            a.op(op, mem=Mem(displacement=OPERANDS + 8))
+            a.op(o.STOP_OP, imm=0)
         a.label("rdmsr")
         a.op(o.RDMSR)
         a.op(o.STOP_OP, imm=0)
@@ -111,16 +117,6 @@ class Bench:
     def vmcs(self) -> npt.NDArray[np.int64]:
         return self.engine.contents(CURRENT >> 12, mem.VMCS_REGION)
 
-    def bytes_at(self, hpa: int, count: int) -> bytes:
-        """Bytes of physical memory."""
-        found = bytearray()
-        for address in range(hpa, hpa + count):
-            frame = address >> 12
-            at = int(mem.contents(self.engine.arena, frame)) if mem.is_memory(self.engine.arena, address) else 0
-            word = int(self.engine.arena[at + ((address >> 3) & 511)]) if at else 0
-            found.append((word >> 8 * (address & 7)) & 0xFF)
-        return bytes(found)
-
     def put_page(self, hpa: int, data: bytes | bytearray) -> None:
         self.engine.contents(hpa >> 12, mem.VALUES)[:] = np.frombuffer(bytes(data), np.int64)
 
@@ -135,7 +131,7 @@ class Bench:
 
     def decode(self, hpa: int) -> None:
         """Decode what stands at a physical address into rows."""
-        rows = list(sequence(self.bytes_at(hpa, 8 * LONGEST), self.bits, hpa, 8))
+        rows = list(sequence(bytes_at(self.engine, hpa, 8 * LONGEST), self.bits, hpa, 8))
         if not rows:
             rows = [Instruction(hpa, o.UD, 1, o.APPLICATION)]
         kept = [row for row in rows if row.at >> 12 == hpa >> 12]
@@ -166,13 +162,14 @@ class _Run:
         self._set_up()
         yield self._go("resume" if self.environment.run == "vmresume" else "launch")
         for address, length in self.environment.dump:
-            yield {"kind": "mem", "addr": hex(address), "data": self.on.bytes_at(address, length).hex()}
+            yield {"kind": "mem", "addr": hex(address), "data": bytes_at(self.engine, address, length).hex()}
         for step in self.environment.steps:
-            yield self._step(step)
+            yield from self._step(*step)
 
     # --- before the launch ---------------------------------------------------------------------------------------
     def _set_up(self) -> None:
         env, m, engine = self.environment, self.m, self.engine
+        check_memory(env, OWN, MEMORY)
         engine.restore(self.on.start)
         engine.vmx(env.capabilities)
         engine.cpuid_table((*leaf, *answer) for leaf, answer in env.cpuid.items())
@@ -180,7 +177,7 @@ class _Run:
         m[s.MSR_FEATURE_CONTROL] = env.capabilities.msrs.get(FEATURE_CONTROL, LOCKED_ON)
         m[s.RESERVED_BITS] = ((1 << 52) - 1) & ~((1 << env.physical_address_bits) - 1)
         for page, data in env.memory.items():
-            if page not in REGIONS and page < MEMORY:
+            if page not in REGIONS:
                 self.on.put_page(page, data)
         for region in REGIONS:
             words = engine.contents(region >> 12, mem.VMCS_REGION)
@@ -197,8 +194,10 @@ class _Run:
             m[s.GPR + GPRS.index(name)] = mem.signed(value)
         for name, value in env.control_registers.items():
             m[CONTROL_REGISTERS[name]] = mem.signed(value)
-        for action in env.pre:
-            write_register(m, engine.arena, REG_ICR, int(action[2], 16))
+        for value in env.pre:
+            write_register(m, engine.arena, REG_ICR, value & 0xFFFF_FFFF)
+        if env.mov_ss_blocking:
+            m[s.INTERRUPT_SHADOW], m[s.SHADOW_KIND] = 2, BLOCKING_BY_MOV_SS
         m[s.APIC_TIMER_VECTOR] = TIMER_VECTOR
         m[s.APIC_DEADLINE] = int(m[s.CYCLE]) + TIMER_TICKS
 
@@ -275,21 +274,33 @@ class _Run:
         return None
 
     # --- steps --------------------------------------------------------------------------------------------------
-    def _step(self, step: Any) -> dict[str, Any]:
+    def _step(self, name: str, operands: tuple[int, ...]) -> Iterator[dict[str, Any]]:
         words = self.on.vmcs
-        name = step if isinstance(step, str) else step[0]
         if name == "advance_resume":
             words[v.GUEST_RIP] += words[v.EXIT_INSTRUCTION_LENGTH]
             words[h.V_CHECKED] = 0
-            return self._go("resume")
-        if name in ("resume", "launch"):
-            return self._go(name)
-        if name == "clear_load":
-            words[h.V_LAUNCHED] = h.CLEAR
+            yield self._go("resume")
+        elif name in ("resume", "launch"):
+            yield self._go(name)
+        elif name in ("clear_load", "clear_only"):
+            yield self._operate("vmclear")
+            if name == "clear_load":
+                yield self._operate("vmptrld")
+        elif name == "rdmsr":
+            yield self._read_msr(operands[0])
+        else:
+            raise Skipped(f"no step {name!r} after a VM exit")
+
+    def _operate(self, name: str) -> dict[str, Any]:
+        """VMCLEAR or VMPTRLD of the VMCS by the host."""
+        self._run(self.on.program.labels[name])
+        flags = int(self.m[s.RFLAGS])
+        if not flags & (c.RF_CF | c.RF_ZF):
             return {"kind": "op", "op": name, "result": "ok"}
-        if name == "rdmsr":
-            return self._read_msr(int(step[1], 16))
-        return {"kind": "op", "op": name, "result": "unknown"}
+        if flags & c.RF_CF:
+            return {"kind": "op", "op": name, "result": "vmfail_invalid"}
+        error = int(self.on.vmcs[v.VM_INSTRUCTION_ERROR])
+        return {"kind": "op", "op": name, "result": "vmfail_valid", "error": error}
 
     def _read_msr(self, index: int) -> dict[str, Any]:
         """RDMSR by the host."""

@@ -16,12 +16,14 @@ from rich.markup import escape
 from rich.text import Text
 
 import vtsim.study.vmx
+from vtsim.base.errors import ConfigError
 from vtsim.base.registry import import_all
 from vtsim.study.table import section
 from vtsim.study.vmx.base_states import BaseStates
-from vtsim.study.vmx.cases import Case, wrong
+from vtsim.study.vmx.cases import Case, Environment, Mistakes
 from vtsim.study.vmx.comparison import Difference, compare
 from vtsim.study.vmx.drivers import Outcome, Skipped, drivers
+from vtsim.study.vmx.known_differences import KNOWN, Known, explain
 from vtsim.vmcs.events import INSTRUCTION_ERRORS
 from vtsim.vmcs.reasons import reason_name
 
@@ -41,6 +43,13 @@ class Verdict:
     model: tuple[Outcome, ...] = ()
     differences: tuple[Difference, ...] = ()
     reason: str = ""  # of a case that was skipped
+    broken: Exception | None = None  # what broke the model
+    explanations: tuple[Known | None, ...] = ()  # of each difference
+
+    @property
+    def explained(self) -> bool:
+        """Is each difference one of a known cause?"""
+        return bool(self.explanations) and None not in self.explanations
 
 
 @define
@@ -49,7 +58,10 @@ class Summary:
 
     agree: int = 0
     differ: int = 0
+    explained: int = 0
     skips: Counter[str] = field(factory=Counter)
+    causes: Counter[str] = field(factory=Counter)
+    """Cases with differences of each known cause, by the cause's name."""
     categories: dict[str, Counter[str]] = field(factory=dict)
 
     def add(self, verdict: Verdict) -> None:
@@ -61,12 +73,14 @@ class Summary:
             self.agree += 1
         else:
             self.differ += 1
+            self.explained += verdict.explained
+            self.causes.update({known.name for known in verdict.explanations if known})
 
     @property
     def skipped(self) -> int:
         return self.skips.total()
 
-    def to_dict(self, differing: Iterable[Verdict]) -> dict[str, Any]:
+    def to_dict(self, differing: Sequence[Verdict], mistakes: Mistakes) -> dict[str, Any]:
         """The one JSON object of a replay."""
         return {
             "agree": self.agree,
@@ -79,50 +93,77 @@ class Summary:
                 for verdict in differing
                 for each in verdict.differences
             ],
+            "explained": self.explained,
+            "unexplained": self.differ - self.explained,
+            "explanations": [
+                {
+                    "name": known.name,
+                    "section": known.section,
+                    "whose": known.whose,
+                    "differences": [
+                        {"id": verdict.id, "path": each.path}
+                        for verdict in differing
+                        for each, why in zip(verdict.differences, verdict.explanations, strict=False)
+                        if why is known
+                    ],
+                }
+                for known in KNOWN
+                if self.causes[known.name]
+            ],
+            "broken": [{"id": verdict.id, "error": str(verdict.broken)} for verdict in differing if verdict.broken],
+            "mistakes": [
+                {"line": problem.line, "path": problem.path, "message": problem.message}
+                for problem in mistakes.problems
+            ],
         }
 
 
-def replay(cases: Iterable[Case], base_states: BaseStates) -> Iterator[Verdict]:
+def replay(cases: Iterable[Case], base_states: BaseStates, mistakes: Mistakes | None = None) -> Iterator[Verdict]:
     """Run the cases one by one.
 
     A case is skipped, with a reason, where nothing can be held against it, or nothing can run it. What breaks the
-    model is a difference of its case, and does not keep the others from running.
+    model makes its case differ, and does not keep the others from running. A case that cannot be set up is added to
+    the mistakes; without mistakes, `ConfigError` is raised.
     """
     import_all(vtsim.study.vmx)
     for case in cases:
         verdict = Verdict(id=case.id, category=case.category, status=SKIPPED)
+        try:
+            environment = base_states.environment(case)
+        except ConfigError as error:
+            if mistakes is None or error.problems[0].file != case.file:
+                raise
+            mistakes.add(error)
+            continue
         if case.unusable:
             yield evolve(verdict, reason=case.unusable)
+        elif environment.unknown_fields:
+            yield evolve(verdict, reason=f"no such VMCS field: {environment.unknown_fields[0]}")
         elif case.kind not in drivers:
             yield evolve(verdict, reason=f"no driver for {case.kind} cases")
         else:
-            yield _run(case, base_states, evolve(verdict, recorded=case.expected))
+            yield _run(case, environment, evolve(verdict, recorded=case.expected))
 
 
-def _run(case: Case, base_states: BaseStates, verdict: Verdict) -> Verdict:
-    environment = base_states.environment(case)
-    if environment.unknown_fields:
-        return evolve(verdict, reason=f"no such VMCS field: {environment.unknown_fields[0]}")
+def _run(case: Case, environment: Environment, verdict: Verdict) -> Verdict:
     try:
         got = drivers[case.kind](case, environment)
     except Skipped as why:
         return evolve(verdict, reason=str(why))
-    except Exception as error:
+    except Exception as error:  # ours, whatever it is
         broken = Difference("kind", case.expected[0]["kind"], f"{type(error).__name__}: {error}")
-        return evolve(verdict, status=DIFFER, differences=(broken,))
+        return evolve(verdict, status=DIFFER, differences=(broken,), broken=error)
     model = (got,) if isinstance(got, Mapping) else tuple(got)
-    try:
-        found = tuple(compare(case, environment, model))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise wrong(
-            case, f"the recorded outcome cannot be read: {error!r}", "numbers are integers or hexadecimal strings"
-        ) from None
-    return evolve(verdict, status=DIFFER if found else AGREE, model=model, differences=found)
+    found = tuple(compare(case, environment, model))
+    return evolve(
+        verdict, status=DIFFER if found else AGREE, model=model, differences=found,
+        explanations=explain(case, environment, found, verdict.recorded, model),
+    )  # fmt: skip
 
 
-def to_json(summary: Summary, differing: Iterable[Verdict]) -> str:
+def to_json(summary: Summary, differing: Iterable[Verdict], mistakes: Mistakes) -> str:
     """The JSON text of a replay."""
-    return json.dumps(summary.to_dict(differing), indent=1, ensure_ascii=False)
+    return json.dumps(summary.to_dict(list(differing), mistakes), indent=1, ensure_ascii=False)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -183,7 +224,19 @@ def case_text(verdict: Verdict) -> str:
         lines += [
             f"    {each.path:<{width}}  recorded {each.recorded}  model {each.model}" for each in verdict.differences
         ]
+        lines += _why(verdict)
     return "\n".join(lines)
+
+
+def _why(verdict: Verdict) -> Iterator[str]:
+    """The causes of a case's differences, and the parts that nothing explains."""
+    for known in dict.fromkeys(verdict.explanations):
+        if known is not None:
+            cited = f' SDM: "{known.section}".' if known.section else ""
+            yield f"    explained by {known.whose}: {known.name}.{cited}"
+    unknown = [each.path for each, why in zip(verdict.differences, verdict.explanations, strict=False) if not why]
+    if unknown and not verdict.broken:
+        yield f"    not explained: {', '.join(unknown)}"
 
 
 def summary_table(summary: Summary, shown: Sequence[Verdict], limit: int) -> RenderableType:
@@ -196,6 +249,15 @@ def summary_table(summary: Summary, shown: Sequence[Verdict], limit: int) -> Ren
     parts: list[RenderableType] = [table]
     if summary.differ > limit and len(shown) >= limit:
         parts.append(Text(f"\n{limit} of {summary.differ} differing cases are shown; --limit shows more"))
+    if summary.differ:
+        causes = section("Differs by", ("cases",))
+        for known in KNOWN:
+            if summary.causes[known.name]:
+                causes.add_row(f"{known.name} ({known.whose})", str(summary.causes[known.name]))
+        causes.add_section()
+        causes.add_row("explained", str(summary.explained))
+        causes.add_row("not explained", str(summary.differ - summary.explained))
+        parts += [Text(""), causes]
     if summary.skipped:
         skips = section("Skipped", ("cases",))
         for reason, count in summary.skips.most_common():

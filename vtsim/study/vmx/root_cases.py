@@ -6,7 +6,7 @@ that cases use, and by an interrupt table whose handlers stop the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -22,8 +22,9 @@ from vtsim.cpu.codes import PROGRAM_END, RF_CF, RF_ZF
 from vtsim.cpu.engine import Engine, Geometry, Snapshot, stop_name
 from vtsim.cpu.profile import load_profile
 from vtsim.ept.tables import PAGING, SIZE_2M, host_table
-from vtsim.study.vmx.cases import PAGE, ROOT, VMCS_A, VMCS_B, VMCS_C, VMXON_REGION, Case, Environment, Processor, number
-from vtsim.study.vmx.drivers import Outcome, Skipped, drivers
+from vtsim.study.vmx.cases import PAGE, ROOT, VMCS_A, VMCS_B, VMCS_C, VMXON_REGION, Case, Environment, Processor
+from vtsim.study.vmx.drivers import Outcome, Skipped, check_memory, drivers
+from vtsim.study.vmx.exit_cases import CONTROL_REGISTERS
 from vtsim.vmcs.fields import SLOT
 
 PROFILE: Final = "skx-4114"
@@ -110,13 +111,12 @@ class RootMachine:
         """Put the machine where every case begins: in VMX operation, VMCS A current and filled, all VMCSs clear."""
         engine, m = self.engine, self.m
         engine.restore(self.start)
+        check_memory(environment, (), HOST)
         for address, page in environment.memory.items():
-            if not address < HOST:
-                raise Skipped("memory beyond what the recorder's host leaves free")
             engine.contents(address >> 12, mem.VALUES)[:] = np.frombuffer(page, np.int64)
         m[s.CR0], m[s.CR4] = environment.vmcs["HOST_CR0"], environment.vmcs["HOST_CR4"]
         for name, value in environment.control_registers.items():
-            m[{"cr2": s.CR2, "dr6": s.DR6}[name]] = mem.signed(value)
+            m[CONTROL_REGISTERS[name]] = mem.signed(value)
         if VMXON_REGION in environment.memory:
             self.set_up("vmxon", VMXON_REGION)
         for region in (VMCS_B, VMCS_C, VMCS_A):
@@ -159,14 +159,15 @@ class RootMachine:
         return {"result": "ok"}
 
     # --- steps -------------------------------------------------------------------------------------------------------
-    def step(self, name: str, operands: list[int]) -> dict[str, Any] | None:
+    def step(self, name: str, operands: Sequence[int]) -> dict[str, Any] | None:
         """Run a step of a case: its outcome, None if it has none."""
         if name not in STEPS:
-            raise Skipped(f"no step {name!r}")
+            raise Skipped(f"no step {name!r} in root operation")
         return STEPS[name](self, operands)
 
     def pointer(self, name: str, place: int, value: int) -> dict[str, Any]:
         """An instruction whose memory operand holds an address; place 0 is the host's own."""
+        _check_place(place)
         self.engine.store(place or OPERAND, value)
         return {"op": name, **self.execute(name, {s.RSI: place or OPERAND})}
 
@@ -183,6 +184,7 @@ class RootMachine:
         return {"op": "vmread", **got}
 
     def store(self, name: str, place: int, value: int) -> None:
+        _check_place(place)
         if self.execute(name, {s.RSI: place, s.RBX: value})["result"] != "ok":
             raise Skipped("a store to memory that the recorder's host does not map")
 
@@ -190,11 +192,23 @@ class RootMachine:
         name = "vmresume" if resume else "vmlaunch"
         return {"op": name, **self.execute(name, {})}
 
+    def move_to_control_register(self, register: int, value: int) -> dict[str, Any]:
+        name = f"movcr{register}"
+        if name not in _OPERATIONS:
+            raise Skipped(f"no MOV to CR{register} in root operation")
+        return {"op": name, **self.execute(name, {s.RBX: value})}
+
     def control_registers(self) -> dict[str, Any]:
         return {"op": "rdcr", "cr0": int(self.m[s.CR0]) & MASK, "cr4": int(self.m[s.CR4]) & MASK}
 
 
-Step = Callable[[RootMachine, list[int]], dict[str, Any] | None]
+def _check_place(place: int) -> None:
+    """An operand of a step stands in memory that belongs to the cases."""
+    if place > HOST - 8:
+        raise Skipped("an operand beyond the memory that belongs to the cases")
+
+
+Step = Callable[[RootMachine, Sequence[int]], dict[str, Any] | None]
 
 
 def _plain(name: str) -> Step:
@@ -218,7 +232,7 @@ STEPS: Final[Mapping[str, Step]] = {
     "vmread":   lambda machine, x: machine.read(x[0]),
     "vmwrite":  lambda machine, x: {"op": "vmwrite", **machine.execute("vmwrite", {s.RCX: x[0], s.RBX: x[1]})},
     "vmentryi": lambda machine, x: machine.entry(x[0]),
-    "hostcr":   lambda machine, x: {"op": f"movcr{x[0]}", **machine.execute(f"movcr{x[0]}", {s.RBX: x[1]})},
+    "hostcr":   lambda machine, x: machine.move_to_control_register(x[0], x[1]),
     "hostcrrd": lambda machine, _: machine.control_registers(),
     "mem64":    lambda machine, x: machine.store("mem64", x[0], x[1]),
     "mem32":    lambda machine, x: machine.store("mem32", x[0], x[1]),
@@ -237,8 +251,8 @@ def run_root_case(case: Case, environment: Environment) -> list[Outcome]:
     machine = _machine(environment.processor)
     machine.load(environment)
     outcomes: list[Outcome] = []
-    for name, *operands in environment.steps:
-        got = machine.step(name, [number(operand) for operand in operands])
+    for name, operands in environment.steps:
+        got = machine.step(name, operands)
         if got is not None:
             outcomes.append({"kind": "op", **got})
     return outcomes
