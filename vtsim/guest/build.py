@@ -35,7 +35,7 @@ from vtsim.guest.kernel_data import (
     write_descriptors,
     write_tasks,
 )
-from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
@@ -247,11 +247,22 @@ class Builder:
             fs_base=0,
             roots=self._roots(root, tasks),
             log=log << 12,
+            spaces=self._views(spaces, tasks),
         )
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
         mine = [task.root for task in tasks if task.space]
         return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
+
+    def _views(self, spaces: list[AddressSpace], tasks: list[Task]) -> tuple[Space, ...]:
+        return tuple(
+            Space(
+                name=process.name or f"process {number}",
+                cr3=task.root | (task.pcid if self.pcid else 0),
+                areas=tuple((area.name, area.start, area.end) for area in space.areas),
+            )
+            for number, (process, space, task) in enumerate(zip(self.guest.processes, spaces, tasks, strict=False))
+        )
 
     # --- memory -----------------------------------------------------------------------------------------------------
     def _place(self, program: Program, base: int, gfn: int) -> None:
