@@ -16,7 +16,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
-from vtsim.cpu.kernels.ept_walk import READ
+from vtsim.cpu.kernels.rights import READ
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size

@@ -57,15 +57,16 @@ FORESEEN: Final = 234      # arena offset of where page tables were (host speed 
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
 # A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.
-(DTLB4K, DTLB2M, DTLB1G, ITLB4K, ITLB2M, STLB, STLB1G, PWC_PML4E, PWC_PDPTE, PWC_PDE, EPT_PML4E, EPT_PDPTE, EPT_PDE,
- NESTED_TLB) = range(240, 240 + 14 * 4, 4)
+(DTLB4K, DTLB2M, DTLB1G, ITLB4K, ITLB2M, STLB, STLB1G, PWC_PML5E, PWC_PML4E, PWC_PDPTE, PWC_PDE,
+ EPT_PML5E, EPT_PML4E, EPT_PDPTE, EPT_PDE, NESTED_TLB) = range(240, 240 + 16 * 4, 4)
 MASK: Final = 1
 WAYS: Final = 2
 DATA: Final = 3            # arena offset of the data words
-TRANSLATION_STRUCTURES: Final = ("dtlb4k", "dtlb2m", "dtlb1g", "itlb4k", "itlb2m", "stlb", "stlb1g", "pwc.pml4e",
-                                 "pwc.pdpte", "pwc.pde", "ept_pwc.pml4e", "ept_pwc.pdpte", "ept_pwc.pde", "nested_tlb")
+TRANSLATION_STRUCTURES: Final = ("dtlb4k", "dtlb2m", "dtlb1g", "itlb4k", "itlb2m", "stlb", "stlb1g", "pwc.pml5e",
+                                 "pwc.pml4e", "pwc.pdpte", "pwc.pde", "ept_pwc.pml5e", "ept_pwc.pml4e", "ept_pwc.pdpte",
+                                 "ept_pwc.pde", "nested_tlb")
 # A cache is BASE (in t), SETS, WAYS, LATENCY, REFERENCED (in t): its reference masks.
-(L1I, L1D, L2, L3) = range(300, 300 + 4 * 8, 8)
+(L1I, L1D, L2, L3) = range(308, 308 + 4 * 8, 8)
 SETS: Final = 1
 LATENCY: Final = 3
 REFERENCED: Final = 4
@@ -116,6 +117,8 @@ HINT_COUNT: Final = 16
 (MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
  DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
  BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 680)
+# LARGEST: level of the largest page of either dimension that this processor has
+(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL) = range(680, 683)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 

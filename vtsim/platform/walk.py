@@ -21,6 +21,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import entry, ept_walk
 from vtsim.cpu.kernels.contexts import NO_CONTEXT
+from vtsim.cpu.kernels.rights import DATA_SIZE
 from vtsim.ept import spec as e
 from vtsim.guest.machine_view import Space
 from vtsim.platform.machine import Machine, alone
@@ -148,7 +149,7 @@ def walk(
     recorder = Recorder(m, engine.arena)
     got = recorder.translate(engine, mem.signed(address), ACCESSES[access], int(ring == 3))
     fault = FAULTS.get(got, "")
-    size = (int(recorder.data) >> ept_walk.DATA_SIZE) & 3 if got >= 0 else 0
+    size = (int(recorder.data) >> DATA_SIZE) & 3 if got >= 0 else 0
     return Walk(
         scenario=scenario.name,
         profile=machine.profile.name,

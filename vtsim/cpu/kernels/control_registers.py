@@ -1,7 +1,7 @@
 """Control registers: reads, writes, CLTS and LMSW, and what a change drops.
 
 SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
-Not modelled: CR0 and CR4 consistency faults in non-root operation; PAE page-directory-pointer loads.
+Not modelled: CR4 bits that a processor does not have, outside VMX operation.
 """
 
 from __future__ import annotations
