@@ -39,7 +39,6 @@ EPT_DIRTY: Final          = 1 << 9
 EPT_RWX: Final            = 7
 EPTP_ACCESSED_DIRTY: Final = 1 << 6
 EPTP_LEVELS: Final = 3          # levels less one: bits 5:3
-EPTP_LEVELS_4: Final = 3 << 3
 EPTP_WRITE_BACK: Final = 6
 MEMORY_TYPES: Final       = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
 LEGAL_TYPES: Final        = 0b0111_0011           # bit n set: memory type n is legal in an EPT leaf

@@ -58,6 +58,7 @@ class Vcpu:
     process: Table
     memory: VmMemory
     ept: Table | None
+    ept_top: int  # frame that the EPTP names: the root, or with five levels the table above
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
