@@ -14,7 +14,7 @@ from vtsim.guest.spec import ReplaySpec
 from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmm.spec import VmmSpec
+from vtsim.vmm.spec import EptSpec, VmmSpec
 
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
@@ -69,6 +69,7 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         vmm,
         paging=paging,
         ept=ept,
+        dirty_log=attrs.evolve(vmm.dirty_log, method=_log_method(vmm.dirty_log.method, ept, can)),
         vpid=_given(vmm.vpid, can("ENABLE_VPID")),
         tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
     )
@@ -77,6 +78,12 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))
         vms.append(attrs.evolve(vm, guest=attrs.evolve(vm.guest, kernel=kernel)))
     return attrs.evolve(scenario, vmm=vmm, vms=tuple(vms))
+
+
+def _log_method(wish: str, ept: EptSpec, can: Callable[[str], bool]) -> str:
+    if wish != "auto":
+        return wish
+    return "pml" if ept.accessed_dirty and can("ENABLE_PML") else "write-protect"
 
 
 def _given(wish: bool | None, possible: bool) -> bool:
@@ -94,6 +101,8 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
             yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
         if vmm.ept.levels == 5:
             yield "ept.levels", "EPT of five levels", "EPT_WALK_LENGTH_5"
+        if vmm.dirty_log.method == "pml":
+            yield "dirty_log.method", "a page-modification log", "ENABLE_PML"
     if vmm.vpid:
         yield "vpid", "VPIDs", "ENABLE_VPID"
     if vmm.tpr_shadow:

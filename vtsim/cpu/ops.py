@@ -238,7 +238,11 @@ TRUTH: Final = tuple(
 # STREAM: IMM packs pattern (4 bits), writes per 1024 (11 bits from bit 4), ordinary instructions per access (16 bits from
 # bit 16). RCX accesses left, RSI base gva, RDX region bytes, RDI position in bytes, R8 stride in bytes, RBX random state.
 # zipf: R9 is the gva-independent arena index of a quantile table (see streams). chase: every access waits for the last.
+# recorded: R9 is the arena index of a window: number of its first word, number after its last, words. RDI counts words.
+# A word is store | address << 1 | ordinary instructions after it << 48; a negative one has no access. RSI ^ address: gva.
 PATTERNS: Final = ("sequential", "strided", "uniform", "zipf", "chase", "recorded")
 SEQUENTIAL, STRIDED, UNIFORM, ZIPF, CHASE, RECORDED = range(len(PATTERNS))
 STREAM_WRITES, STREAM_WORK = 4, 16
+WINDOW_FIRST, WINDOW_END, WINDOW_WORDS = range(3)
+RECORDED_WORK: Final = 48
 # fmt: on

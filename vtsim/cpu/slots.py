@@ -45,6 +45,8 @@ STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept fo
 # --- local APIC -------------------------------------------------------------------------------------------------------
 (APIC_TPR, APIC_TIMER_VECTOR, APIC_TIMER_MODE, APIC_DEADLINE, APIC_PERIOD, APIC_PENDING, APIC_SPURIOUS,
  APIC_DIVIDE, APIC_INITIAL) = range(196, 205)
+# interrupts from other CPUs on their way: earliest arrival, how many, arena offset of arrivals and commands
+IPI_AT, IPI_COUNT, IPI_FLIGHTS = range(205, 208)
 APIC_IRR: Final = 208      # four words of 64 vectors
 APIC_ISR: Final = 212
 

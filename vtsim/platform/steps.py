@@ -10,7 +10,6 @@ import numpy as np
 from attrs import define, field, frozen
 
 from vtsim.base.jit import quiet
-from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import translate
@@ -18,7 +17,7 @@ from vtsim.ept import spec as e
 from vtsim.platform.observed import Function, Observed
 
 GUEST, EPT = "guest", "EPT"
-SERVED: Final = {k.REFERENCES_L1D: "L1D", k.REFERENCES_L2: "L2", k.REFERENCES_L3: "L3", k.REFERENCES_DRAM: "DRAM"}
+SERVED: Final = ("L1D", "L2", "L3", "DRAM")  # in the order of each dimension's counters
 ENTRY_NAMES: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
 TLBS: Final = range(s.DTLB4K, s.PWC_PML4E)
 PWCS: Final = range(s.PWC_PML4E, s.EPT_PML4E)
@@ -209,11 +208,12 @@ class Recorder:
 
     # --- entries ----------------------------------------------------------------------------------------------------
     def _on_read_line(self, caller: str, read_line: Function) -> Function:
-        def observed(m: Any, a: Any, t: Any, hpa: int) -> int:
+        def observed(m: Any, a: Any, t: Any, hpa: int, counter: int) -> int:
             mine = sys._getframe(1).f_locals  # the walker's own variables
-            before = {counter: int(a[m[s.OWNER] + counter]) for counter in SERVED}
-            cycles: int = read_line(m, a, t, hpa)
-            served = next(SERVED[n] for n, count in before.items() if int(a[m[s.OWNER] + n]) > count)
+            counts = a[m[s.OWNER] + counter :][: len(SERVED)]
+            before = counts.copy()
+            cycles: int = read_line(m, a, t, hpa, counter)
+            served = SERVED[int(np.flatnonzero(counts - before)[0])]
             self._numbers += 1
             level = int(mine["level"])
             if self._nesting is not None:

@@ -26,8 +26,9 @@ from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
-from vtsim.vmm.needs import Needs, needs, table_frames
+from vtsim.vmm.needs import Needs, bitmap_frames, needs, table_frames
 from vtsim.vmm.personalities.kvm import chipset
+from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
@@ -74,6 +75,7 @@ def build_hypervisor(
         "idt": at.frame_address(host.idt), "handlers": at.frame_address(handlers),
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
+        "log_period": profile.cycles(vmm.dirty_log.period),
     }  # fmt: skip
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
@@ -170,6 +172,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, vmm: VmmSpec) -> Vcpu
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
+        log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
     )  # fmt: skip
 
 
@@ -195,14 +198,21 @@ def _fill_vmcs(
     }  # fmt: skip
     if vcpu.ept is not None and vmm.paging == "ept":
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
-    values = {}
+    values: dict[str, int] = {}
+    if vcpu.log is not None:
+        fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
+        values = {
+            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
+            "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
+            "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
+        }  # fmt: skip
     if vmm.paging == "static-shadow":
         shadow, roots = Shadow(host, vcpu.memory), dict.fromkeys((start.cr3, *start.roots))
         table = host.reserve_late(mem.VALUES)
         rows = [(root & e.ADDRESS, shadow.of(root)) for root in roots]
         host.store_many(table, np.array(rows, np.int64).ravel())
         fields["GUEST_CR3"] = rows[0][1]
-        values = {"SHADOW_ROOTS": at.frame_address(table), "SHADOW_ENTRIES": len(rows)}
+        values |= {"SHADOW_ROOTS": at.frame_address(table), "SHADOW_ENTRIES": len(rows)}
     vmcs.write(words, fields)
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from vtsim.base.memory import PAGE_WORDS
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.spec import VmmSpec
 
@@ -24,13 +25,19 @@ class Needs:
 def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
     tables = sum(table_frames(size) for size in memories) * (2 if vmm.paging == "static-shadow" else 1)
+    bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     return Needs(
-        pool_pages=2 * tables + 256 + 32 * len(memories),
+        pool_pages=2 * tables + bitmaps + 256 + 32 * len(memories),
         code_pages=24,
         rows=8192,
         owners=1 + len(memories),
-        host_frames=2 * tables + 2048 + 64 * len(memories),
+        host_frames=2 * tables + bitmaps + 2048 + 64 * len(memories),
     )
+
+
+def bitmap_frames(size: int) -> int:
+    """Frames of a bit for every frame number of so much guest memory."""
+    return -(-gfn_ranges(size)[-1][1] // (64 * PAGE_WORDS))
 
 
 def table_frames(size: int) -> int:

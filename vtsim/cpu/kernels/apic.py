@@ -2,7 +2,7 @@
 
 SDM: "Advanced Programmable Interrupt Controller (APIC)"; "APIC Timer"; "Interrupt, Task, and Processor Priority".
 Not modelled: logical destination mode; focus processor; error reporting; lowest-priority delivery; performance and
-thermal LVT entries; NMIs to other CPUs, which arrive as interrupts.
+thermal LVT entries.
 """
 
 from __future__ import annotations

@@ -48,8 +48,10 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             found = rare_event(m, a)
             if found:
                 m[s.ROW] = 0
-                if found == DELIVER and deliver(m, a, t) == STOPPED:
-                    return m[s.STOP]
+                if found == DELIVER:
+                    wake(m, a)
+                    if deliver(m, a, t) == STOPPED:
+                        return m[s.STOP]
                 begin(m)
                 continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE] and m[s.INTERRUPT_SHADOW] == 0:

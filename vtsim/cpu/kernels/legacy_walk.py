@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, load_word, store, store_word
-from vtsim.cpu.accounts import GUEST_REFERENCES, PWC_HITS
+from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES, PWC_HITS
 from vtsim.cpu.kernels.caches import read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP
 from vtsim.cpu.kernels.ept_walk import (
@@ -123,7 +123,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
         if is_memory(a, host):
-            m[WALK_LATENCY] += read_line(m, a, t, host)
+            m[WALK_LATENCY] += read_line(m, a, t, host, GUEST_L1D)
             entry = load_word(a, host) if pae else load(a, host, 4)
         if entry & PTE_PRESENT == 0:
             return page_fault(m, gva, code)

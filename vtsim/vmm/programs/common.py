@@ -7,12 +7,12 @@ from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
-from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION
-from vtsim.vmm.programs import apic, ept, events, instructions, msr_switch, schedule, timer
+from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, PML_FULL
+from vtsim.vmm.programs import apic, dirty_log, ept, events, instructions, msr_switch, schedule, timer
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
-OF_EPT: Final = (EPT_VIOLATION, EPT_MISCONFIG)
+OF_EPT: Final = (EPT_VIOLATION, EPT_MISCONFIG, PML_FULL)
 
 
 def handler_label(labels: Mapping[str, int], reason: int) -> str:
@@ -22,9 +22,11 @@ def handler_label(labels: Mapping[str, int], reason: int) -> str:
 
 
 def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
-    """The exit reasons that a personality has a path for; those of EPT only where EPT translates."""
+    """The exit reasons that a personality has a path for; those of EPT and of its log where they are used."""
     for owner, reason in exit_paths:
-        if owner == personality and (vmm.paging == "ept" or reason not in OF_EPT):
+        if owner != personality or (reason in OF_EPT and vmm.paging != "ept"):
+            continue
+        if reason != PML_FULL or vmm.dirty_log.method == "pml":
             yield reason
 
 
@@ -43,6 +45,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
     if path.vmm.paging == "ept":
         a.activity = ops.MEMORY_MANAGEMENT
         ept.subroutines(a, path)
+        if path.vmm.dirty_log.on:
+            dirty_log.subroutines(a, path)
     else:
         instructions.load_shadow(a, path)
     for emit in (apic.read, apic.write, timer.write_initial_count, timer.write_tsc_deadline):
