@@ -25,6 +25,7 @@ from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.ipi import FLIGHTS
 from vtsim.cpu.kernels.ports import PORTS
+from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
 from vtsim.cpu.slots import NO_REGISTER
@@ -336,7 +337,9 @@ class Engine:
             a[at + n] = mem.signed(capabilities.read(FIRST_CAPABILITY + n))
         slots = capabilities.component_slots()
         a[int(a[mem.A_FIELDS]) : int(a[mem.A_FIELDS]) + len(slots)] = slots
+        saved = sum(bit for bit, names in SAVED if any(capabilities.supports(name) for name in names))
         for m in self.cpus:
+            m[s.SAVED_MSRS] = saved
             m[s.VMX_REVISION] = capabilities.revision
             m[s.TIMER_RATE] = capabilities.preemption_timer_shift
             m[s.EXECUTE_ONLY] = int(capabilities.supports("EPT_EXECUTE_ONLY"))

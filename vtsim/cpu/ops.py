@@ -186,6 +186,13 @@ _TABLE: Final = (
     ("ENCLS",             3, "MOV",           "enclave leaf RAX; #UD where it is not supported"),
     ("TOUCH",             3, "LD",            "memory accessed for another purpose, kind EXTRA (see TOUCH_KINDS)"),
     ("FNINIT",            2, "MOV",           "initialise the floating-point unit"),
+    ("ENCLV",             3, "MOV",           "enclave leaf RAX of a virtual-machine monitor; #UD where it is not supported"),
+    ("PCONFIG",           3, "MOV",           "platform-configuration leaf RAX; no leaf is supported"),
+    ("LOADIWKEY",         5, "MOV",           "load the internal wrapping key, which nothing here uses"),
+    ("TPAUSE",            4, "PAUSE",         "optimized wait for time RDX:RAX, which ends at once"),
+    ("UMWAIT",            4, "PAUSE",         "user-level monitored wait, which ends at once"),
+    ("UMONITOR",          4, "MONITOR",       "arm the user-level monitor at r/m"),
+    ("RET_FAR",           1, "INDIRECT",      "pop RIP and CS, then IMM bytes"),
     ("STAC",              3, "STAC",          "RFLAGS.AC <- 1: ring 0 may access user-mode pages"),
     ("CLAC",              3, "STAC",          "RFLAGS.AC <- 0"),
     ("RDPKRU",            3, "RDPKRU",        "RDX:RAX <- protection-key rights"),
@@ -200,7 +207,8 @@ BY_NAME: Final = {op.name: op for op in OPS}
  XSAVES, XRSTORS, SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, INT, IRET, UD, VMXON, VMXOFF, VMCLEAR, VMPTRLD, VMPTRST,
  VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP, MOVE, ARITHMETIC, EXCHANGE,
  DIVIDE, PUSH_OPERAND, POP_OPERAND, MOVE_STRING, MOV_TO_SEGMENT, MOV_FROM_SEGMENT, JMP_NEAR, JMP_FAR, CALL_FAR, INT3, INT1,
- INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT, STAC, CLAC, RDPKRU, WRPKRU) = range(len(OPS))
+ INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT, UMONITOR,
+ RET_FAR, STAC, CLAC, RDPKRU, WRPKRU) = range(len(OPS))
 # kinds of ARITHMETIC and TOUCH
 (K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
 ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")

@@ -96,14 +96,14 @@ PRICE: Final = 416         # 160 slots
 # (0 where the guest is native), host-physical address of the word that then holds the guest's vector
 WIRE_AT, WIRE_VECTOR, WIRE_HOST_VECTOR, WIRE_MESSAGE = range(602, 606)
 
-# prices of what is not an op
-P_EXCEPTION: Final = PRICE + 128
-P_INTERRUPT: Final = PRICE + 129
-P_CPUID_1: Final = PRICE + 131             # CPUID of a leaf other than 0
-P_WRMSR_X2APIC: Final = PRICE + 132
-P_MOV_TO_CR: Final = PRICE + 134           # by control register, 9 slots
-P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 143
-P_MOV_FROM_CR8: Final = PRICE + 144
+# prices of what is not an op, after those of up to 140 ops
+P_EXCEPTION: Final = PRICE + 140
+P_INTERRUPT: Final = PRICE + 141
+P_CPUID_1: Final = PRICE + 143             # CPUID of a leaf other than 0
+P_WRMSR_X2APIC: Final = PRICE + 144
+P_MOV_TO_CR: Final = PRICE + 146           # by control register, 9 slots
+P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 155
+P_MOV_FROM_CR8: Final = PRICE + 156
 
 # work area of the table-copy hook: a word for each level
 COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
@@ -119,12 +119,21 @@ HINT_COUNT: Final = 16
 (MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
  DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
  BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 680)
+# an INIT signal waits; a start-up IPI waits (its vector and VALID_SIPI); MSRs that VM exits save because the processor
+# has them (kernels.rare_msrs)
+(INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
 # LARGEST: level of the largest page of either dimension that this processor has
-(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL) = range(680, 683)
+(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL) = range(683, 686)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
-RECORD_SLOTS: Final = 688
+# memory-type range registers (variable, fixed, default), IA32_MPERF and IA32_APERF
+MTRR_VARIABLE: Final = 688
+MTRR_FIXED: Final = 704
+MTRR_DEFAULT: Final = 715
+CLOCKS: Final = 716
+
+RECORD_SLOTS: Final = 720
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -5,8 +5,7 @@ and goes on. So an interrupt is late only where its receiver was further than a 
 a quantum of at most the latency.
 
 SDM: "Issuing Interprocessor Interrupts"; "Interrupt Command Register (ICR)".
-Not modelled: INIT and start-up interrupts, which are lost; more than 32 interrupts on their way to one CPU, of which
-the next arrives at once.
+Not modelled: more than 32 interrupts on their way to one CPU, of which the next arrives at once.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Records, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER
-from vtsim.cpu.kernels.apic import NMI_DELIVERY, evaluate
+from vtsim.cpu.kernels.apic import accept
 
 FLIGHTS: int = 32  # on their way to one CPU; two words each: arrival, command
-INIT_DELIVERY: int = 5
 TO_ONE, TO_ITSELF, TO_ALL, TO_OTHERS = 0, 1, 2, 3
 
 
@@ -28,13 +26,11 @@ def send_interrupts(cpus: Records, a: Arena, sender: int) -> None:
     cpus[sender, s.PENDING_DRAIN] = 0
     shorthand = (command >> 18) & 3
     target = (command >> 32) & 0xFFFFFFFF
-    if (command >> 8) & 7 >= INIT_DELIVERY:
-        return
     for n in range(cpus.shape[0]):
         if shorthand == TO_ALL or (shorthand == TO_OTHERS and n != sender) or (shorthand == TO_ONE and n == target):
             m = cpus[n]
             if n == sender or m[s.IPI_COUNT] == FLIGHTS:
-                take_interrupt(m, a, command)
+                accept(m, a, command)
             else:
                 arrival = cpus[sender, s.CYCLE] + m[s.IPI_CYCLES]
                 at = m[s.IPI_FLIGHTS] + 2 * m[s.IPI_COUNT]
@@ -42,18 +38,6 @@ def send_interrupts(cpus: Records, a: Arena, sender: int) -> None:
                 a[at + 1] = command
                 m[s.IPI_COUNT] += 1
                 m[s.IPI_AT] = min(m[s.IPI_AT], arrival)
-
-
-@kernel
-def take_interrupt(m: Record, a: Arena, command: int) -> None:
-    """An interrupt has arrived."""
-    if (command >> 8) & 7 == NMI_DELIVERY:
-        m[s.NMI_PENDING] = 1
-        m[s.PENDING] = 1
-        m[s.LIMIT] = 0
-    else:
-        m[s.APIC_IRR + ((command & 0xFF) >> 6)] |= 1 << (command & 63)
-        evaluate(m, a)
 
 
 @kernel
@@ -66,7 +50,7 @@ def land_interrupts(m: Record, a: Arena) -> None:
         arrival = a[first + 2 * n]
         command = a[first + 2 * n + 1]
         if arrival <= m[s.CYCLE]:
-            take_interrupt(m, a, command)
+            accept(m, a, command)
         else:
             a[first + 2 * kept] = arrival
             a[first + 2 * kept + 1] = command
