@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtsim.study.result import Result
     from vtsim.study.run import run
+    from vtsim.study.walk import walk
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "run"]
+__all__ = ["Result", "__version__", "run", "walk"]
 
-_HOMES = {"Result": "vtsim.study.result", "run": "vtsim.study.run"}
+_HOMES = {"Result": "vtsim.study.result", "run": "vtsim.study.run", "walk": "vtsim.study.walk"}
 
 
 def __getattr__(name: str) -> Any:

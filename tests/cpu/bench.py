@@ -40,8 +40,8 @@ CS0, SS0, CS3, SS3 = 0x10, 0x18, 0x33, 0x2B
 OFF = {
     f"{path}.entries": 0
     for path in (
-        "tlb.dtlb4k", "tlb.dtlb2m", "tlb.dtlb1g", "tlb.itlb4k", "tlb.itlb2m", "tlb.stlb", "tlb.stlb1g", "pwc.pml4e",
-        "pwc.pdpte", "pwc.pde", "ept_pwc.pml4e", "ept_pwc.pdpte", "ept_pwc.pde", "nested_tlb",
+        "tlb.dtlb4k", "tlb.dtlb2m", "tlb.dtlb1g", "tlb.itlb4k", "tlb.itlb2m", "tlb.stlb", "tlb.stlb1g", "pwc.pml5e",
+        "pwc.pml4e", "pwc.pdpte", "pwc.pde", "ept_pwc.pml5e", "ept_pwc.pml4e", "ept_pwc.pdpte", "ept_pwc.pde", "nested_tlb",
     )
 }  # fmt: skip
 

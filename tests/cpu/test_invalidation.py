@@ -18,7 +18,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels import translate as tr
 from vtsim.cpu.kernels.contexts import set_context
-from vtsim.cpu.kernels.ept_walk import READ
+from vtsim.cpu.kernels.rights import READ
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE, KERNEL_PAGE, PAGING, SIZE_4K, Table, host_table
 

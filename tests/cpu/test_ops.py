@@ -322,3 +322,7 @@ def test_a_bitmap_outside_memory_lets_everything_exit() -> None:
     bench.run(lambda a: (a.mov(s.RCX, 0x10), a.op(o.RDMSR))[0])
 
     assert bench.reason == MSR_READ
+
+
+def test_every_op_has_a_price_slot_of_its_own() -> None:
+    assert s.PRICE + len(o.OPS) <= s.P_EXCEPTION

@@ -12,11 +12,12 @@ import pytest
 
 from tests.cpu.bench import OFF, native
 from vtsim.base import jit
+from vtsim.base import memory as mem
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
-from vtsim.cpu.kernels.ept_walk import READ
+from vtsim.cpu.kernels.rights import READ
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size
@@ -29,41 +30,117 @@ def walked(engine: Any) -> tuple[int, int]:
     return int(engine.arena[at + k.GUEST_REFERENCES]), int(engine.arena[at + k.EPT_REFERENCES])
 
 
+def behind_ept(engine: Any, m: Any, root: int, levels: int) -> None:
+    """Put the CPU into a guest behind EPT of so many levels."""
+    m[s.NONROOT], m[s.EPTP], m[s.VPID], m[s.PRIVILEGE] = 1, root << 12 | (levels - 1) << 3 | 6, 1, o.N0
+    engine.sync()
+
+
+def read(engine: Any, m: Any, gva: int) -> int:
+    with jit.quiet():
+        return int(tr.translate(m, engine.arena, engine.tags, np.int64(gva), READ, 0))
+
+
 @SIZES
 @pytest.mark.parametrize("ept_size", [0, 1, 2])
+@pytest.mark.parametrize("ept_levels", [4, 5])
 @pytest.mark.parametrize("levels", [4, 5])
-def test_a_cold_nested_walk_reads_every_crossing_but_the_data(guest_size: int, ept_size: int, levels: int) -> None:
+def test_a_cold_nested_walk_reads_every_crossing_but_the_data(
+    guest_size: int, ept_size: int, ept_levels: int, levels: int
+) -> None:
     bench = native(OFF)
     engine, m = bench.engine, bench.m
-    ept = host_table(engine, EPT)
+    ept = host_table(engine, EPT, ept_levels)
     ept.map_range(0, 0, 2 << 18, EPT_PAGE, ept_size) if ept_size else ept.map_range(0, 0, 8192, EPT_PAGE)
     if not ept_size:
         ept.map_range(AT, 0, 1, EPT_PAGE)
     guest = host_table(engine, PAGING, levels)
     guest.map(AT, AT >> 12, KERNEL_PAGE, guest_size)
-    m[s.NONROOT], m[s.EPTP], m[s.VPID], m[s.PRIVILEGE] = 1, ept.root << 12 | 0x1E, 1, o.N0
     m[s.CR3], m[s.CR4] = guest.root << 12, m[s.CR4] | (levels == 5) << 12
-    engine.sync()
-    with jit.quiet():
-        hpa = int(tr.translate(m, engine.arena, engine.tags, np.int64(AT + 0x128), READ, 0))
-    g, h = levels - guest_size, 4 - ept_size
+    behind_ept(engine, m, ept.root, ept_levels)
+    hpa = read(engine, m, AT + 0x128)
+    g, h = levels - guest_size, ept_levels - ept_size
 
     assert hpa == (0x128 if not ept_size else AT + 0x128)
     assert sum(walked(engine)) == (g + 1) * (h + 1) - 1
     assert walked(engine)[0] == g
 
 
-@SIZES
-def test_a_cold_native_walk_reads_one_entry_per_level(guest_size: int) -> None:
+@pytest.mark.parametrize(
+    ("levels", "ept_levels", "size", "references"), [(4, 4, 0, 24), (5, 5, 0, 35), (4, 4, 1, 15), (5, 5, 1, 24)]
+)
+def test_the_formula_gives_the_well_known_numbers(levels: int, ept_levels: int, size: int, references: int) -> None:
+    assert (levels - size + 1) * (ept_levels - size + 1) - 1 == references
+
+
+def test_with_mixed_ept_pages_the_walks_of_each_reference_add_up() -> None:
+    """Tables of the guest behind 2 MiB pages of EPT, its data behind a 4 KiB page: four walks of 3, one of 4."""
     bench = native(OFF)
-    table = host_table(bench.engine, PAGING)
+    engine, m = bench.engine, bench.m
+    ept = host_table(engine, EPT)
+    ept.map_range(0, 0, 8192, EPT_PAGE, 1)
+    ept.map_range(AT, 5, 1, EPT_PAGE)
+    guest = host_table(engine, PAGING)
+    guest.map(AT, AT >> 12, KERNEL_PAGE)
+    m[s.CR3] = guest.root << 12
+    behind_ept(engine, m, ept.root, 4)
+
+    assert read(engine, m, AT) == 5 << 12
+    assert walked(engine) == (4, 4 * 3 + 4)
+
+
+LEGACY = [
+    # CR4, guest references of a 4 KiB page, of a large one
+    pytest.param(1 << 5, 2, 1, id="PAE"),
+    pytest.param(1 << 4, 2, 1, id="32-bit"),
+]
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["native", "behind EPT"])
+@pytest.mark.parametrize(("cr4", "small", "large"), LEGACY)
+def test_pae_and_32_bit_paging_read_two_levels_because_pdptes_are_in_registers(
+    cr4: int, small: int, large: int, nested: bool
+) -> None:
+    bench = native(OFF)
+    engine, m = bench.engine, bench.m
+    directory, table = engine.allocate(), engine.allocate()
+    pae = cr4 >> 5
+    for page, number, entry in (
+        (directory, 1, table << 12 | 0x63), (directory, 2, (4 << (21 if pae else 22)) | 0xE3), (table, 3, 0x123063),
+    ):  # fmt: skip
+        words = engine.contents(page, mem.TABLE)
+        if pae:
+            words[number] = entry
+        else:
+            words[number >> 1] |= entry << 32 * (number & 1)
+    m[s.EFER], m[s.CR4], m[s.CR3] = 0, cr4, directory << 12
+    m[s.PDPTE0] = directory << 12 | 1
+    shift = 21 if pae else 22
+    if nested:
+        ept = host_table(engine, EPT)
+        ept.map_range(0, 0, 8192, EPT_PAGE)
+        behind_ept(engine, m, ept.root, 4)
+    engine.sync()
+
+    assert read(engine, m, 1 << shift | 3 << 12) == 0x123000
+    assert walked(engine) == (small, 4 * (small + 1) * nested)
+    assert read(engine, m, 2 << shift | 0x5000) == (4 << shift) + 0x5000
+    assert walked(engine) == (small + large, 4 * (small + large + 2) * nested)
+
+
+@SIZES
+@pytest.mark.parametrize("levels", [4, 5])
+def test_a_cold_native_walk_reads_one_entry_per_level(guest_size: int, levels: int) -> None:
+    bench = native(OFF)
+    table = host_table(bench.engine, PAGING, levels)
+    bench.m[s.CR4] |= (levels == 5) << 12
     table.map(AT, 0, KERNEL_PAGE, guest_size)
     bench.m[s.CR3] = table.root << 12
     bench.engine.sync()
     with jit.quiet():
         assert int(tr.translate(bench.m, bench.engine.arena, bench.engine.tags, np.int64(AT + 8), READ, 0)) == 8
 
-    assert walked(bench.engine) == (4 - guest_size, 0)
+    assert walked(bench.engine) == (levels - guest_size, 0)
 
 
 def test_a_warm_walk_starts_at_the_deepest_cached_level() -> None:
@@ -81,3 +158,42 @@ def test_a_warm_walk_starts_at_the_deepest_cached_level() -> None:
         reads.append(walked(bench.engine)[0] - before)
 
     assert reads == [4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("removed", "reads"), [((), 1), (("pde",), 2), (("pde", "pdpte"), 3), (("pde", "pdpte", "pml4e"), 4)]
+)
+def test_each_level_of_the_walk_caches_can_be_removed(removed: tuple[str, ...], reads: int) -> None:
+    """Five levels, all caches of four entries: the next page is walked to from the deepest level that is left."""
+    sizes = {f"pwc.{level}.{what}": 4 for level in ("pml5e", "pml4e", "pdpte", "pde") for what in ("entries", "ways")}
+    off = {path: 0 for path in OFF if path.startswith("tlb")} | {f"pwc.{level}.entries": 0 for level in removed}
+    bench = native(sizes | off)
+    table = host_table(bench.engine, PAGING, 5)
+    table.map(AT, [0, 1], KERNEL_PAGE)
+    bench.m[s.CR3], bench.m[s.CR4] = table.root << 12, bench.m[s.CR4] | 1 << 12
+    bench.engine.sync()
+    read(bench.engine, bench.m, AT)
+    before = walked(bench.engine)[0]
+    read(bench.engine, bench.m, AT + 0x1000)
+
+    assert walked(bench.engine)[0] - before == reads
+
+
+@pytest.mark.parametrize(
+    ("removed", "reads"), [((), 1), (("pde",), 2), (("pde", "pdpte"), 3), (("pde", "pdpte", "pml4e"), 4)]
+)
+def test_each_level_of_the_ept_walk_caches_can_be_removed(removed: tuple[str, ...], reads: int) -> None:
+    sizes = {
+        f"ept_pwc.{level}.{what}": 4 for level in ("pml5e", "pml4e", "pdpte", "pde") for what in ("entries", "ways")
+    }
+    off = {path: 0 for path in OFF if not path.startswith("ept_pwc")} | {f"ept_pwc.{x}.entries": 0 for x in removed}
+    bench = native(sizes | off)
+    ept = host_table(bench.engine, EPT, 5)
+    ept.map_range(0, 0, 8192, EPT_PAGE)
+    bench.m[s.CR0] &= ~(1 << 31)
+    behind_ept(bench.engine, bench.m, ept.root, 5)
+    read(bench.engine, bench.m, 0x100000)
+    before = walked(bench.engine)[1]
+    read(bench.engine, bench.m, 0x101000)
+
+    assert walked(bench.engine)[1] - before == reads

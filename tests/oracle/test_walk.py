@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.bench import OFF, machine
+from tests.oracle.legacy_walker import LegacyWalker
 from tests.oracle.walker import (
     Misconfiguration,
     NotCanonical,
@@ -39,13 +40,13 @@ SMALL = {
     "tlb.dtlb4k.entries": 4, "tlb.dtlb4k.ways": 2, "tlb.dtlb2m.entries": 2, "tlb.dtlb2m.ways": 1, "tlb.dtlb1g.entries": 1,
     "tlb.dtlb1g.ways": 1, "tlb.itlb4k.entries": 2, "tlb.itlb4k.ways": 1, "tlb.itlb2m.entries": 1, "tlb.itlb2m.ways": 1,
     "tlb.stlb.entries": 8, "tlb.stlb.ways": 2, "tlb.stlb1g.entries": 1, "tlb.stlb1g.ways": 1, "pwc.pde.entries": 2,
-    "pwc.pde.ways": 2, "pwc.pdpte.entries": 1, "pwc.pdpte.ways": 1, "pwc.pml4e.entries": 1, "pwc.pml4e.ways": 1,
+    "pwc.pde.ways": 2, "pwc.pdpte.entries": 1, "pwc.pdpte.ways": 1, "pwc.pml4e.entries": 1, "pwc.pml4e.ways": 1, "pwc.pml5e.entries": 1,
     "ept_pwc.pde.entries": 2, "ept_pwc.pde.ways": 2, "ept_pwc.pdpte.entries": 1, "ept_pwc.pdpte.ways": 1,
-    "ept_pwc.pml4e.entries": 1, "ept_pwc.pml4e.ways": 1, "nested_tlb.entries": 4, "nested_tlb.ways": 2,
+    "ept_pwc.pml4e.entries": 1, "ept_pwc.pml4e.ways": 1, "ept_pwc.pml5e.entries": 1, "nested_tlb.entries": 4, "nested_tlb.ways": 2,
 }  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {"none": dict(OFF), "small": SMALL, "full": {}}
 # leaves of tables at levels 4, 3, 2, 1 of EPT, then pages that any level of the guest may use as a table
-EPT_FRAMES = {4: [16], 3: [17, 18], 2: [19, 20, 21], 1: [22, 23, 24, 25]}
+EPT_FRAMES = {5: [26], 4: [16], 3: [17, 18], 2: [19, 20, 21], 1: [22, 23, 24, 25]}
 GUEST_FRAMES = list(range(32, 44))
 INDEXES = (0, 1, 300, 511)
 
@@ -69,22 +70,28 @@ class World:
             self.words(frame)[:] = 0
         for frame in GUEST_FRAMES:
             self.words(frame)[:] = [self.guest_entry() for _ in range(512)]
+        ept_levels = 5 if c.random() < 0.3 else 4
+        mode_based = self.nested and c.random() < 0.4
         for level, frames in EPT_FRAMES.items():
             for frame in frames:
                 self.words(frame)[:] = [self.ept_entry(level) for _ in range(512)]
         levels = 5 if c.random() < 0.2 else 4
-        wp, nxe, smep, pge = (c.random() < p for p in (0.7, 0.9, 0.5, 0.5))
+        wp, nxe, smep, pge, smap, pke = (c.random() < p for p in (0.7, 0.9, 0.5, 0.5, 0.4, 0.4))
         cr3 = c.choice(GUEST_FRAMES) << 12
-        eptp = (EPT_FRAMES[4][0] << 12 | 0x1E | (0x40 if c.random() < 0.5 else 0)) if self.nested else 0
+        eptp = EPT_FRAMES[ept_levels][0] << 12 | (ept_levels - 1) << 3 | 6 | (0x40 if c.random() < 0.5 else 0)
+        eptp *= self.nested
         m = self.engine.cpus[0]
         m[s.CR0] = 0x80040033 | wp << 16
-        m[s.CR4] = 0x20 | pge << 7 | (levels == 5) << 12 | smep << 20
+        m[s.CR4] = 0x20 | pge << 7 | (levels == 5) << 12 | smep << 20 | smap << 21 | pke << 22
+        m[s.EPT_FEATURES] = ept_walk.MODE_BASED if mode_based else 0
         m[s.EFER] = 0x501 | nxe << 11
         m[s.CR3], m[s.NONROOT] = cr3, int(self.nested)
         m[s.EPTP], m[s.EPT_AD], m[s.VPID] = eptp, eptp >> 6 & 1, 1
         m[s.PRIVILEGE] = o.N0 if self.nested else o.R0
         self.engine.sync()
-        self.walker = Walker(self.memory(), cr3, levels, 46, wp, nxe, smep, eptp)
+        self.walker = Walker(
+            self.memory(), cr3, levels, 46, wp, nxe, smep, eptp, mode_based=mode_based, smap=smap, pke=pke
+        )  # fmt: skip
 
     def words(self, frame: int) -> Any:
         return self.engine.contents(frame, mem.TABLE)
@@ -103,11 +110,13 @@ class World:
             entry |= c.choice(GUEST_FRAMES) << 12
         if c.random() < 0.02:
             entry ^= c.choice((1, 1 << 51, 1 << 46, 1 << 13, 1 << 20))
+        entry |= c.choice((0, 0, 1, 9)) << 59
         return entry - (1 << 63 if c.random() < 0.1 else 0)
 
     def ept_entry(self, level: int) -> int:
         c = self.chance
         entry = c.choice((7, 7, 7, 7, 7, 7, 7, 3, 5)) | (c.random() < 0.3) << 8 | (c.random() < 0.2) << 9
+        entry |= (c.random() < 0.8) << 10
         if level == 1:
             entry |= c.choice((0, 4, 6, 6, 6, 6)) << 3 | c.choice(GUEST_FRAMES) << 12
         elif level < 4 and c.random() < 0.1:
@@ -144,6 +153,7 @@ class World:
         if got == ept_walk.PAGE_FAULT:
             return PageFault(int(m[s.FAULT_GVA]) & (1 << 64) - 1, int(m[s.FAULT_CODE]))
         if got == ept_walk.VIOLATION:
+            # SDM: "EPT Violations"
             assert int(m[s.FAULT_GVA]) & (1 << 64) - 1 == gva
             return Violation(int(m[s.FAULT_GPA]), int(m[s.FAULT_QUALIFICATION]))
         if got == ept_walk.MISCONFIGURATION:
@@ -163,10 +173,63 @@ class World:
         assert self.walker.words == self.memory(), (hex(gva), kind, user)
 
     def some_access(self) -> tuple[int, str, bool]:
+        """RFLAGS.AC and PKRU change at any time, and nothing is invalidated for it."""
+        m, c = self.engine.cpus[0], self.chance
+        if c.random() < 0.3:
+            self.walker.alignment_check = c.random() < 0.5
+            self.walker.pkru = c.choice((0, 0, 1, 2, 4, 8, 3 << 18, 0x5555_5554))
+            m[s.RFLAGS], m[s.PKRU] = 2 | self.walker.alignment_check << 18, self.walker.pkru
         return self.address(), self.chance.choice(KINDS), self.chance.random() < 0.5
 
 
+@define
+class LegacyWorld(World):
+    """The same with 32-bit or PAE paging."""
+
+    pae: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.pae = self.chance.random() < 0.6
+        super().__attrs_post_init__()
+        c, m, w = self.chance, self.engine.cpus[0], self.walker
+        pse = c.random() < 0.8
+        for frame in GUEST_FRAMES:
+            self.words(frame)[:] = [self.guest_entry() for _ in range(512)]
+        pdptes = tuple(c.choice(GUEST_FRAMES) << 12 | (c.random() < 0.9) for _ in range(4))
+        m[s.CR4] = int(m[s.CR4]) & ~(1 << 12 | 1 << 22 | 0x30) | pse << 4 | self.pae << 5
+        m[s.EFER] = int(m[s.EFER]) & ~0x500
+        m[s.PDPTE0 : s.PDPTE0 + 4] = pdptes
+        self.engine.sync()
+        self.walker = LegacyWalker(
+            self.memory(), w.cr3, 2, 46, w.wp, w.nxe, w.smep, w.eptp, mode_based=w.mode_based, smap=w.smap, pae=self.pae,
+            pse=pse, pdptes=pdptes,
+        )  # fmt: skip
+
+    def guest_entry(self) -> int:
+        """One entry of PAE paging, or two of 32-bit paging."""
+        entry = super().guest_entry()
+        if self.pae:
+            return entry if self.chance.random() < 0.05 else entry & ~(0x7FF << 52)
+        return mem.signed((entry & 0xFFFF_FFFF) << 32 | super().guest_entry() & 0xFFFF_FFFF)
+
+    def address(self) -> int:
+        c = self.chance
+        index = c.choice((0, 1, 300, 511)) << 21 | c.choice(INDEXES) << 12
+        return (c.randrange(4) << 30 | index | c.choice((0, 8, 0xFF8))) & 0xFFFF_FFFF
+
+
 seeds = st.integers(0, 2**32)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["native", "behind EPT"])
+@pytest.mark.parametrize("sizes", list(SIZES))
+@settings(max_examples=EXAMPLES)
+@given(seed=seeds)
+def test_legacy_paging_is_what_the_manual_says_whatever_is_cached(sizes: str, nested: bool, seed: int) -> None:
+    world = LegacyWorld(random.Random(seed), sizes, nested)
+
+    for _ in range(ACCESSES):
+        world.compare(*world.some_access())
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["native", "behind EPT"])
@@ -190,7 +253,7 @@ def all_contexts(world: World, gva: int) -> None:
 
 
 def invept(world: World, gva: int) -> None:
-    invalidate.drop_guest_physical(world.engine.cpus[0], world.engine.arena, EPT_FRAMES[4][0] << 12)
+    invalidate.drop_guest_physical(world.engine.cpus[0], world.engine.arena, world.walker.eptp & ~0xFFF)
 
 
 def invept_all(world: World, gva: int) -> None:
@@ -208,22 +271,23 @@ INVALIDATIONS: tuple[tuple[str, bool, str, Callable[[World, int], None]], ...] =
 
 
 @pytest.mark.parametrize("sizes", ["small", "full"])
+@pytest.mark.parametrize("kind", [World, LegacyWorld], ids=["long mode", "legacy"])
 @pytest.mark.parametrize(
     ("nested", "dimension", "invalidate"), [x[1:] for x in INVALIDATIONS], ids=[x[0] for x in INVALIDATIONS]
 )
 @settings(max_examples=EXAMPLES // 2)
 @given(seed=seeds)
 def test_after_an_invalidation_nothing_stale_is_returned(
-    sizes: str, nested: bool, dimension: str, invalidate: Callable[[World, int], None], seed: int
+    sizes: str, nested: bool, dimension: str, invalidate: Callable[[World, int], None], kind: type[World], seed: int
 ) -> None:
-    world = World(random.Random(seed), sizes, nested)
+    world = kind(random.Random(seed), sizes, nested)
     c = world.chance
     for _ in range(ACCESSES // 3):
         world.compare(*world.some_access())
     for _ in range(6):
         world.compare(*(probe := world.some_access()))
         if dimension == "ept":
-            level = c.randint(1, 4)
+            level = c.randint(1, world.walker.ept_levels)
             frame, index, entry = c.choice(EPT_FRAMES[level]), c.choice(INDEXES), world.ept_entry(level)
         else:
             frame, index, entry = c.choice(GUEST_FRAMES), c.choice(INDEXES), world.guest_entry()
@@ -235,13 +299,20 @@ def test_after_an_invalidation_nothing_stale_is_returned(
         world.compare(*world.some_access())
 
 
-def test_the_oracle_meets_every_outcome() -> None:
+@pytest.mark.parametrize("kind", [World, LegacyWorld])
+def test_the_oracle_meets_every_outcome(kind: type[World]) -> None:
     seen: dict[type, int] = {}
-    for seed in range(40):
-        world = World(random.Random(seed), "none", True)
+    codes: set[int] = set()
+    for seed in range(60):
+        world = kind(random.Random(seed), "none", True)
         for _ in range(100):
             outcome = world.expected(*world.some_access())
             seen[type(outcome)] = seen.get(type(outcome), 0) + 1
+            codes |= {outcome.code} if isinstance(outcome, PageFault) else set()
 
-    assert {int, PageFault, Violation, Misconfiguration, NotCanonical} == set(seen)
+    assert {int, PageFault, Violation, Misconfiguration} == set(seen) - {NotCanonical}
+    assert (NotCanonical in seen) == (kind is World)
     assert seen[int] > sum(seen.values()) // 10
+    # not present, protection, reserved, fetch, and for data of user-mode pages a key
+    wanted = {0, 1, 2, 3, 4, 5, 6, 7, 9, 16, 17} | ({0x21, 0x23, 0x25, 0x27} if kind is World else set())
+    assert wanted <= codes

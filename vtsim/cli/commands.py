@@ -124,6 +124,51 @@ def check(
     raise typer.Exit(status)
 
 
+@app.command()
+def walk(
+    address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Linear address, as in 0x1000000000.", show_default=False)
+    ],
+    scenario: Annotated[Path, typer.Option(metavar="FILE", help="A scenario.", show_default=False)],
+    vm: Annotated[str, typer.Option(metavar="VM", help="Number or name of a VM.")] = "0",
+    process: Annotated[str, typer.Option(metavar="PROCESS", help="Number or name of a process.")] = "0",
+    access: Annotated[str, typer.Option(metavar="KIND", help="read, write or fetch.")] = "read",
+    ring: Annotated[
+        int | None, typer.Option(metavar="N", help="0 or 3; by the half of the address space if not given.")
+    ] = None,
+    native: Annotated[bool, typer.Option("--native", help="Without the hypervisor.")] = False,
+    after_run: Annotated[
+        bool, typer.Option("--after-run", help="After the run, with tables and caches as they then are.")
+    ] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="After the run, but with empty caches.")] = False,
+    every_entry: Annotated[
+        bool, typer.Option("--every-entry", help="Without walk caches and nested TLB: the walk of the textbook.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw it.")] = None,
+    json: Json = False,
+    sets: Sets = None,
+) -> None:
+    """Show one page walk of a guest, entry by entry, in both dimensions."""
+    from vtsim.cli.walk import Options, show_walk
+
+    options = Options(
+        file=scenario,
+        settings=tuple(sets or ()),
+        vm=vm,
+        process=process,
+        address=address,
+        access=access,
+        ring=ring,
+        native=native,
+        after_run=after_run or cold,
+        cold=cold,
+        every_entry=every_entry,
+        plot=plot,
+        json=json,
+    )
+    raise typer.Exit(show_walk(options))
+
+
 @app.command("list")
 def list_(
     door: Annotated[str, typer.Argument(metavar="DOOR", help="What to list; nothing lists the doors.")] = "",

@@ -18,6 +18,7 @@ from vtsim.vmm.spec import EptSpec, VmmSpec
 
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
+CR4_LA57 = 1 << 12
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -98,6 +99,8 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         if vmm.ept.page_size in PAGE_FEATURES:
             pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
             yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
+        if vmm.ept.levels == 5:
+            yield "ept.levels", "EPT of five levels", "EPT_WALK_LENGTH_5"
         if vmm.dirty_log.method == "pml":
             yield "dirty_log.method", "a page-modification log", "ENABLE_PML"
     if vmm.vpid:
@@ -119,8 +122,14 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         yield Problem(
             path=f"vmm.{path}",
             message=f"this needs {words} ({feature}), which profile {profile.name!r} does not have",
-            help=f"profiles that have it: {', '.join(able) or 'none'}{minimal}",
+            help=f"profiles that have it: {', '.join(able)}{minimal}" if able else _newer(feature),
         )
+
+
+def _newer(feature: str) -> str:
+    """No profile has a feature; perhaps a generation of VMX does."""
+    able = [name for name, generation in GENERATIONS.items() if generation.capabilities().supports(feature)]
+    return f"generations that have it: {', '.join(able)}, as in machine.cpu: {{vmx.generation: {able[-1]}}}"
 
 
 def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -133,6 +142,20 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 message=f"this needs PCIDs, which profile {profile.name!r} does not have",
                 help="pcid can be false, auto",
             )
+        if kernel.paging_levels == 5 and not profile.features.la57:
+            yield Problem(
+                path=f"vms.{number}.guest.kernel.paging_levels",
+                message=f"this needs 57-bit linear addresses, which profile {profile.name!r} does not have",
+                help="paging_levels can be 4; or machine.cpu: {features.la57: true, vmx.generation: ice-lake-sp}",
+            )
+        elif kernel.paging_levels == 5 and scenario.vmm.technique != "native":
+            _, allowed = _capabilities(profile).cr4_fixed()
+            if not allowed & CR4_LA57 or scenario.vmm.paging == "static-shadow":
+                yield Problem(
+                    path=f"vms.{number}.guest.kernel.paging_levels",
+                    message="this needs CR4.LA57 in VMX operation, and EPT",
+                    help="paging_levels can be 4; or machine.cpu: {vmx.generation: ice-lake-sp}",
+                )
         if kernel.page_size == GIB and not profile.features.pages_1g:
             yield Problem(
                 path=f"vms.{number}.guest.kernel.page_size",

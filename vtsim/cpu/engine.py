@@ -195,7 +195,8 @@ class Engine:
             s.OPS_LEFT: ALL_OPS,
             s.RFLAGS: 2, s.CR0: 0x80050033, s.EFER: 0xD01, s.DR7: 0x400, s.XCR0: 7, s.PAT: 0x0007040600070406,
             s.MSR_APIC_BASE: 0xFEE00C00 | (0x100 if number == 0 else 0), s.SS_ACCESS_RIGHTS: 0xC093,
-            s.CS_ACCESS_RIGHTS: 0xA09B, s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
+            s.CS_ACCESS_RIGHTS: 0xA09B, s.LARGEST_LEVEL: 3 if p.features.pages_1g else 2,
+            s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
             s.MSR_MISC_ENABLE: 1, s.CR4: 0x20 | (1 << 7),
             s.RESERVED_BITS: ((1 << 52) - 1) & ~((1 << p.physical_address_bits) - 1),
         }  # fmt: skip
@@ -342,6 +343,9 @@ class Engine:
             m[s.VMX_REVISION] = capabilities.revision
             m[s.TIMER_RATE] = capabilities.preemption_timer_shift
             m[s.EXECUTE_ONLY] = int(capabilities.supports("EPT_EXECUTE_ONLY"))
+            m[s.LARGEST_EPT_LEVEL] = 3 if capabilities.supports("EPT_1G_PAGES") else 2
+            if not capabilities.supports("EPT_2M_PAGES"):
+                m[s.LARGEST_EPT_LEVEL] = 1
 
     def port(self, port: int, kind: int, value: int = 0) -> None:
         """How a port of the physical machine answers."""

@@ -85,6 +85,8 @@ UNDEFINED_RULES: Final = (
     (o.SYSRET,  SCE,                0),
     (o.MONITOR, RING0,              0),
     (o.MWAIT,   RING0,              0),
+    (o.STAC,    RING0,              0),
+    (o.CLAC,    RING0,              0),
     (o.GETSEC,  SMX,                0),
     (o.RSM,     NEVER_DEFINED,      0),
     (o.ENCLS,   ENUMERATED | RING0 | PROTECTED,   0),

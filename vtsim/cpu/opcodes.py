@@ -153,10 +153,14 @@ FORMS: Final = _table(
     ("0F 01 C5",    Form(o.PCONFIG)),
     ("0F 01 C8",    Form(o.MONITOR, "X0")),
     ("0F 01 C9",    Form(o.MWAIT)),
+    ("0F 01 CA",    Form(o.CLAC)),
+    ("0F 01 CB",    Form(o.STAC)),
     ("0F 01 CF",    Form(o.ENCLS)),
     ("0F 01 D0",    Form(o.XGETBV)),
     ("0F 01 D1",    Form(o.XSETBV)),
     ("0F 01 D4",    Form(o.VMFUNC)),
+    ("0F 01 EE",    Form(o.RDPKRU)),
+    ("0F 01 EF",    Form(o.WRPKRU)),
     ("0F 01 F8",    Form(o.SWAPGS, "", 0, "64")),
     ("0F 01 F9",    Form(o.RDTSCP)),
     ("0F 05",       Form(o.SYSCALL)),
@@ -218,6 +222,6 @@ LOCKABLE: Final = (o.ARITHMETIC, o.EXCHANGE)
 # prefix 66 or F3 or F2 makes another instruction of these; the bare form with the prefix is #UD
 NO_PREFIX: Final = (
     o.VMREAD, o.VMWRITE, o.VMPTRLD, o.VMPTRST, o.XSAVES, o.XRSTORS, o.VMLAUNCH, o.VMRESUME, o.VMXOFF, o.VMCALL,
-    o.XSETBV, o.XGETBV, o.ENCLS, o.ENCLV, o.PCONFIG,
+    o.XSETBV, o.XGETBV, o.ENCLS, o.ENCLV, o.PCONFIG, o.STAC, o.CLAC, o.RDPKRU, o.WRPKRU,
 )
 # fmt: on

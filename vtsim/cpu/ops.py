@@ -193,6 +193,10 @@ _TABLE: Final = (
     ("UMWAIT",            4, "PAUSE",         "user-level monitored wait, which ends at once"),
     ("UMONITOR",          4, "MONITOR",       "arm the user-level monitor at r/m"),
     ("RET_FAR",           1, "INDIRECT",      "pop RIP and CS, then IMM bytes"),
+    ("STAC",              3, "STAC",          "RFLAGS.AC <- 1: ring 0 may access user-mode pages"),
+    ("CLAC",              3, "STAC",          "RFLAGS.AC <- 0"),
+    ("RDPKRU",            3, "RDPKRU",        "RDX:RAX <- protection-key rights"),
+    ("WRPKRU",            3, "WRPKRU",        "protection-key rights <- RAX"),
 )
 OPS: Final = tuple(Op(n, *row) for n, row in enumerate(_TABLE))
 BY_NAME: Final = {op.name: op for op in OPS}
@@ -204,7 +208,7 @@ BY_NAME: Final = {op.name: op for op in OPS}
  VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP, MOVE, ARITHMETIC, EXCHANGE,
  DIVIDE, PUSH_OPERAND, POP_OPERAND, MOVE_STRING, MOV_TO_SEGMENT, MOV_FROM_SEGMENT, JMP_NEAR, JMP_FAR, CALL_FAR, INT3, INT1,
  INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT, UMONITOR,
- RET_FAR) = range(len(OPS))
+ RET_FAR, STAC, CLAC, RDPKRU, WRPKRU) = range(len(OPS))
 # kinds of ARITHMETIC and TOUCH
 (K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
 ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")

@@ -82,6 +82,7 @@ class EptPwc:
     SDM: "Information That May Be Cached".
     """
 
+    pml5e: Translations
     pml4e: Translations
     pdpte: Translations
     pde: Translations
@@ -224,6 +225,8 @@ OPERATIONS: Final[Mapping[str, str]] = {
     "LGDT": "LGDT",                                  "SGDT": "SGDT",
     "LIDT": "LIDT",                                  "SIDT": "SIDT",
     "LTR": "LTR and LLDT",                           "STR": "STR and SLDT",
+    "STAC": "STAC and CLAC",                         "RDPKRU": "RDPKRU",
+    "WRPKRU": "WRPKRU",
     "PUSHF": "PUSHF",                                "POPF": "POPF",
     "CLI": "CLI",                                    "STI": "STI",
     # idle, caches and translations

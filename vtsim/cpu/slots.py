@@ -59,15 +59,16 @@ FORESEEN: Final = 234      # arena offset of where page tables were (host speed 
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
 # A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.
-(DTLB4K, DTLB2M, DTLB1G, ITLB4K, ITLB2M, STLB, STLB1G, PWC_PML4E, PWC_PDPTE, PWC_PDE, EPT_PML4E, EPT_PDPTE, EPT_PDE,
- NESTED_TLB) = range(240, 240 + 14 * 4, 4)
+(DTLB4K, DTLB2M, DTLB1G, ITLB4K, ITLB2M, STLB, STLB1G, PWC_PML5E, PWC_PML4E, PWC_PDPTE, PWC_PDE,
+ EPT_PML5E, EPT_PML4E, EPT_PDPTE, EPT_PDE, NESTED_TLB) = range(240, 240 + 16 * 4, 4)
 MASK: Final = 1
 WAYS: Final = 2
 DATA: Final = 3            # arena offset of the data words
-TRANSLATION_STRUCTURES: Final = ("dtlb4k", "dtlb2m", "dtlb1g", "itlb4k", "itlb2m", "stlb", "stlb1g", "pwc.pml4e",
-                                 "pwc.pdpte", "pwc.pde", "ept_pwc.pml4e", "ept_pwc.pdpte", "ept_pwc.pde", "nested_tlb")
+TRANSLATION_STRUCTURES: Final = ("dtlb4k", "dtlb2m", "dtlb1g", "itlb4k", "itlb2m", "stlb", "stlb1g", "pwc.pml5e",
+                                 "pwc.pml4e", "pwc.pdpte", "pwc.pde", "ept_pwc.pml5e", "ept_pwc.pml4e", "ept_pwc.pdpte",
+                                 "ept_pwc.pde", "nested_tlb")
 # A cache is BASE (in t), SETS, WAYS, LATENCY, REFERENCED (in t): its reference masks.
-(L1I, L1D, L2, L3) = range(300, 300 + 4 * 8, 8)
+(L1I, L1D, L2, L3) = range(308, 308 + 4 * 8, 8)
 SETS: Final = 1
 LATENCY: Final = 3
 REFERENCED: Final = 4
@@ -95,14 +96,14 @@ PRICE: Final = 416         # 160 slots
 # (0 where the guest is native), host-physical address of the word that then holds the guest's vector
 WIRE_AT, WIRE_VECTOR, WIRE_HOST_VECTOR, WIRE_MESSAGE = range(602, 606)
 
-# prices of what is not an op
-P_EXCEPTION: Final = PRICE + 128
-P_INTERRUPT: Final = PRICE + 129
-P_CPUID_1: Final = PRICE + 131             # CPUID of a leaf other than 0
-P_WRMSR_X2APIC: Final = PRICE + 132
-P_MOV_TO_CR: Final = PRICE + 134           # by control register, 9 slots
-P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 143
-P_MOV_FROM_CR8: Final = PRICE + 144
+# prices of what is not an op, after those of up to 140 ops
+P_EXCEPTION: Final = PRICE + 140
+P_INTERRUPT: Final = PRICE + 141
+P_CPUID_1: Final = PRICE + 143             # CPUID of a leaf other than 0
+P_WRMSR_X2APIC: Final = PRICE + 144
+P_MOV_TO_CR: Final = PRICE + 146           # by control register, 9 slots
+P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 155
+P_MOV_FROM_CR8: Final = PRICE + 156
 
 # work area of the table-copy hook: a word for each level
 COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
@@ -121,6 +122,8 @@ HINT_COUNT: Final = 16
 # an INIT signal waits; a start-up IPI waits (its vector and VALID_SIPI); MSRs that VM exits save because the processor
 # has them (kernels.rare_msrs)
 (INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
+# LARGEST: level of the largest page of either dimension that this processor has
+(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL) = range(683, 686)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 

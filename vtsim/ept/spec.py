@@ -26,6 +26,7 @@ PF_WRITE: Final           = 1 << 1
 PF_USER: Final            = 1 << 2
 PF_RESERVED: Final        = 1 << 3
 PF_FETCH: Final           = 1 << 4
+PF_KEY: Final             = 1 << 5
 
 # --- EPT entries --------------------------------------------------------------------------------------------
 EPT_READ: Final           = 1 << 0
@@ -37,7 +38,7 @@ EPT_ACCESSED: Final       = 1 << 8
 EPT_DIRTY: Final          = 1 << 9
 EPT_RWX: Final            = 7
 EPTP_ACCESSED_DIRTY: Final = 1 << 6
-EPTP_LEVELS_4: Final = 3 << 3   # levels less one
+EPTP_LEVELS: Final = 3          # levels less one: bits 5:3
 EPTP_WRITE_BACK: Final = 6
 MEMORY_TYPES: Final       = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
 LEGAL_TYPES: Final        = 0b0111_0011           # bit n set: memory type n is legal in an EPT leaf

@@ -1,6 +1,6 @@
 """Lays a guest into its memory: kernel, page tables, tasks, processes. The same natively and in a VM.
 
-Not modelled: several CPUs in one guest; 32-bit guests; five-level paging; the boot of a real kernel.
+Not modelled: several CPUs in one guest; 32-bit guests; linear addresses beyond 47 bits; the boot of a real kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vtsim.guest.kernel_data import (
     write_descriptors,
     write_tasks,
 )
-from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
@@ -49,7 +49,7 @@ Refill = Callable[[NDArray[np.int64], int], None]
 NS: Final = 1_000_000_000
 FOUR_GIB_FRAMES: Final = 1 << 20
 CR0: Final = 0x8005_0033
-CR4_PAE, CR4_PGE, CR4_FX, CR4_PCIDE = 1 << 5, 1 << 7, 3 << 9, 1 << 17
+CR4_PAE, CR4_PGE, CR4_FX, CR4_LA57, CR4_PCIDE = 1 << 5, 1 << 7, 3 << 9, 1 << 12, 1 << 17
 EFER_SYSCALL, EFER_LONG, EFER_NX = 1 << 0, 5 << 8, 1 << 11
 STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
 FLAGS_CLEARED: Final = 0x47700  # by SYSCALL
@@ -169,6 +169,10 @@ class Builder:
         return self.profile.features.nx
 
     @property
+    def five_levels(self) -> bool:
+        return self.guest.kernel.paging_levels == 5
+
+    @property
     def tick_cycles(self) -> int:
         return self.guest.kernel.tick * self.profile.clock_hz // NS
 
@@ -232,8 +236,8 @@ class Builder:
             rsp=tasks[-1].stack_top,
             rflags=2,
             cr0=CR0,
-            cr3=root << 12,
-            cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_PCIDE if self.pcid else 0),
+            cr3=self._named(root) << 12,
+            cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0),
             efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
             idtr_base=at.IDT,
             idtr_limit=PAGE - 1,
@@ -251,11 +255,22 @@ class Builder:
             fs_base=0,
             roots=self._roots(root, tasks),
             log=log << 12,
+            spaces=self._views(spaces, tasks),
         )
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
-        mine = [task.root for task in tasks if task.space]
+        mine = [task.cr3 for task in tasks if task.space]
         return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
+
+    def _views(self, spaces: list[AddressSpace], tasks: list[Task]) -> tuple[Space, ...]:
+        return tuple(
+            Space(
+                name=process.name or f"process {number}",
+                cr3=task.cr3 | (task.pcid if self.pcid else 0),
+                areas=tuple((area.name, area.start, area.end) for area in space.areas),
+            )
+            for number, (process, space, task) in enumerate(zip(self.guest.processes, spaces, tasks, strict=False))
+        )
 
     # --- memory -----------------------------------------------------------------------------------------------------
     def _place(self, program: Program, base: int, gfn: int) -> None:
@@ -299,9 +314,7 @@ class Builder:
         half = mem.PAGE_WORDS // 2
         parents = [None] * len(spaces) + forks
         for number, space in enumerate([*spaces, *(spaces[n] for n in forks)]):
-            top = self.frames.reserve(2)
-            if top & 1:  # the kernel root and the user root differ in one address bit
-                top = self.frames.reserve(1) - 1
+            top = self._pair()
             self._words(top)[half:] = self._words(root)[half:]
             if trampoline >= 0:
                 self._words(top + 1)[half:] = self._words(trampoline)[half:]
@@ -310,6 +323,7 @@ class Builder:
                     at=self.frames.reserve(1) << 12,
                     stack_top=self._stack(),
                     root=top << 12,
+                    cr3=self._named(top, pair=True) << 12,
                     pcid=number + 1,
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
@@ -317,6 +331,20 @@ class Builder:
                 )
             )
         return [*tasks, Task(at=self.frames.reserve(1) << 12, stack_top=self._stack())]
+
+    def _pair(self) -> int:
+        """Two frames whose numbers differ in the last bit, as the kernel's root and the user's do under KPTI."""
+        first = self.frames.reserve(2)
+        return self.frames.reserve(1) - 1 if first & 1 else first
+
+    def _named(self, root: int, *, pair: bool = False) -> int:
+        """The frame that CR3 names: the root, or with five levels a table that leads to it from both ends."""
+        if not self.five_levels:
+            return root
+        top = self._pair() if pair else self.frames.reserve(1)
+        for frame, below in ((top, root), (top + 1, root + 1))[: 1 + pair]:
+            self._words(frame)[[0, mem.PAGE_WORDS - 1]] = below << 12 | PAGING.interior
+        return top
 
     def _stack(self) -> int:
         first = self.frames.reserve(at.KERNEL_STACK_PAGES)

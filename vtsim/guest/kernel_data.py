@@ -30,7 +30,8 @@ class Task:
 
     at: int  # gpa of its words
     stack_top: int
-    root: int = 0  # gpa
+    root: int = 0  # gpa of the PML4 table
+    cr3: int = 0  # gpa of the table that CR3 names: the same, or with five levels the one above
     pcid: int = 0
     space: AddressSpace | None = None
     areas: int = 0  # first frame of its table of areas
@@ -66,8 +67,8 @@ def write_tasks(
         child = next((other for other in ring if other.parent == number), None)
         parent = None if task.parent is None else ring[task.parent]
         words = {
-            at.T_CR3: task.root | (task.pcid if pcid else 0) | keep,
-            at.T_USER_CR3: task.root + PAGE | (task.pcid | 0x800 if pcid else 0) | keep,
+            at.T_CR3: task.cr3 | (task.pcid if pcid else 0) | keep,
+            at.T_USER_CR3: task.cr3 + PAGE | (task.pcid | 0x800 if pcid else 0) | keep,
             at.T_STACK_TOP: task.stack_top,
             at.T_STATE: at.FREE if parent else at.RUNNABLE,
             at.T_NEXT: physical(ring[(number + 1) % len(ring)].at),

@@ -32,6 +32,18 @@ class PhysicalMemory(Protocol):
 
 
 @frozen(kw_only=True)
+class Space:
+    """A process's address space: what CR3 holds while its kernel half is loaded, and its areas.
+
+    An area is its name, its first linear address and the address after its last.
+    """
+
+    name: str
+    cr3: int
+    areas: tuple[tuple[str, int, int], ...]
+
+
+@frozen(kw_only=True)
 class Start:
     """The architectural state with which a vCPU starts; `msrs` are those that the fields do not name, by index.
 
@@ -57,3 +69,4 @@ class Start:
     fs_base: int
     roots: tuple[int, ...] = ()
     log: int = 0
+    spaces: tuple[Space, ...] = ()

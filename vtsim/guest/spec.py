@@ -348,6 +348,7 @@ class KernelSpec:
         "Map user memory at its page fault, or before the process starts",
         default="demand",
     )
+    paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)
 
 
 @frozen(kw_only=True)

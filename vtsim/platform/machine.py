@@ -26,7 +26,7 @@ from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
-from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
@@ -83,6 +83,7 @@ class Vm:
     owner: int
     memory: PhysicalMemory | None = None
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
+    spaces: tuple[Space, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -182,7 +183,7 @@ class Machine:
             )
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log = memory, start.log
+        vm.memory, vm.log, vm.spaces = memory, start.log, start.spaces
         return start
 
     @property

@@ -165,7 +165,20 @@ CASCADE_LAKE: Final = Generation(
     added=(),
 )
 
+ICE_LAKE_SP: Final = Generation(
+    name="ice-lake-sp",
+    source="Cascade Lake with five levels of paging and of EPT, as Intel's paper on 5-level paging (2017) has them, and"
+    " CR4.UMIP and CR4.PKE; not recorded",
+    before=CASCADE_LAKE,
+    revision=4,
+    cr4_fixed1=0x77_3FFF,
+    preemption_timer_shift=7,
+    added=("EPT_WALK_LENGTH_5",),
+)
+
 GENERATIONS: Final[dict[str, Generation]] = {
     generation.name: generation
-    for generation in (*(P4_672, CORE2, NEHALEM, WESTMERE, SANDY_BRIDGE, HASWELL, BROADWELL, SKYLAKE_SP, CASCADE_LAKE),)
+    for generation in (
+        *(P4_672, CORE2, NEHALEM, WESTMERE, SANDY_BRIDGE, HASWELL, BROADWELL, SKYLAKE_SP, CASCADE_LAKE, ICE_LAKE_SP),
+    )
 }

@@ -161,10 +161,16 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, vmm: VmmSpec) -> Vcpu
         frames = {n * mem.PAGE_BYTES: host.reserve() for n in pages}
         process.map(at.USER_TEXT, list(frames.values()), USER_PAGE & ~e.PTE_WRITE)
         host.engine.place(user, frames.__getitem__)
-    ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words) if vmm.paging == "ept" else None
+    ept, top = None, 0
+    if vmm.paging == "ept":
+        top = pool.take() if vmm.ept.levels == 5 else 0
+        ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words)
+        if top:  # guest-physical addresses have fewer than 48 bits
+            process.words(top)[0] = ept.root << 12 | EPT.interior
     memory = VmMemory(host.engine, size, backing, None)
     return Vcpu(
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept,
+        ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
         log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
     )  # fmt: skip
@@ -191,7 +197,7 @@ def _fill_vmcs(
         "VPID": number + 1 if vmm.vpid else 0,
     }  # fmt: skip
     if vcpu.ept is not None and vmm.paging == "ept":
-        fields["EPT_POINTER"] = vcpu.ept.root << 12 | vmm.ept.pointer_bits
+        fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
     if vcpu.log is not None:
         fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
@@ -231,7 +237,7 @@ def _fill_vmcs(
         "MSR_TABLE": at.frame_address(msrs), "MSR_ENTRIES": len(known),
         "SLOTS": at.frame_address(slots), "SLOT_ENTRIES": len(memory_slots),
         "PRIMARY": controls["PRIMARY_PROC_CONTROLS"], "NUMBER": number, "XCR0": 7,
-        "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0,
+        "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0, "EPT_TOP": vcpu.ept_top << 12,
         "EPT_FIRST": vcpu.ept.root + 1 if vcpu.ept is not None else 0, "SHADOW_CR3": start.cr3,
     }  # fmt: skip
     for name, value in values.items():

@@ -58,6 +58,7 @@ class Vcpu:
     process: Table
     memory: VmMemory
     ept: Table | None
+    ept_top: int  # frame that the EPTP names: the root, or with five levels the table above
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
@@ -94,6 +95,12 @@ class Hypervisor:
     def word(self, vcpu: Vcpu, field: str) -> int:
         """A word of a vCPU's structure."""
         return self.host.load(vcpu.address + at.V[field])
+
+    def shadow_root(self, vcpu: Vcpu, root: int) -> int | None:
+        """The shadow, built beforehand, of a guest's root; None where there is none."""
+        table, count = self.word(vcpu, "SHADOW_ROOTS") & (1 << 64) - 1, self.word(vcpu, "SHADOW_ENTRIES")
+        rows = ((self.host.load(table + 16 * n), self.host.load(table + 16 * n + 8)) for n in range(count))
+        return next((shadow for of, shadow in rows if of == root), None)
 
     def finish(self, cpu: int) -> Vcpu:
         """The guest that runs on a CPU came to its end (the engine stopped with PROGRAM_END): go on with the others.

@@ -61,6 +61,7 @@ VCPU_WORDS: Final = (
     ("PORTS",             1, "linear address of the ports that the hypervisor itself answers"),
     ("PORT_ENTRIES",      1, "how many"),
     ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table, or of the shadow root"),
+    ("EPT_TOP",           1, "host-physical address of the table that the EPTP names: the same, or the PML5 table"),
     ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),
     ("EPT_FIRST",         1, "first frame of that allocator"),
     ("BACKING_ALLOCATOR", 2, "frames for page tables of the process: next, end"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, durations, setting, sizes
-from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS_4, EPTP_WRITE_BACK
+from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
+from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -22,12 +22,13 @@ class EptSpec:
         "Map guest memory when an EPT violation asks for it, or all of it before the guest starts",
         default="demand",
     )
+    levels: int = setting(counts(choices=(4, 5)), "Levels of the EPT paging structures", default=4)
     accessed_dirty: bool | None = setting(Boolean(auto=True), "Use the accessed and dirty flags of EPT", default=None)
 
     @property
     def pointer_bits(self) -> int:
         """What the EPTP says beside the table's address: memory type, levels, flags."""
-        return EPTP_WRITE_BACK | EPTP_LEVELS_4 | (EPTP_ACCESSED_DIRTY if self.accessed_dirty else 0)
+        return EPTP_WRITE_BACK | (self.levels - 1) << EPTP_LEVELS | (EPTP_ACCESSED_DIRTY if self.accessed_dirty else 0)
 
 
 @frozen(kw_only=True)

@@ -9,8 +9,8 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import OUT_OF_MEMORY
 from vtsim.cpu.kernels.caches import data_miss, probe
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 from vtsim.vmcs import slots as v
 

@@ -13,8 +13,8 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, OUT_OF_MEMORY, STOPPED
 from vtsim.cpu.kernels.access import access_as, bitmap_bit, effective, load_across, store_across
 from vtsim.cpu.kernels.conventions import vm_fail_invalid, vm_fail_valid, vm_succeed
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.vmx_capabilities import HIGH_HALF, exit_information_writable, field_slot
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v

@@ -1,7 +1,8 @@
 """Control registers: reads, writes, CLTS and LMSW, and what a change drops.
 
 SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
-Not modelled: PAE page-directory-pointer loads by assembled programs, which use 64-bit mode.
+Not modelled: CR4 bits that a processor does not have, outside VMX operation; PAE page-directory-pointer loads by
+assembled programs, which use 64-bit mode.
 """
 
 from __future__ import annotations

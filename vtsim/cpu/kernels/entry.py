@@ -26,6 +26,7 @@ from vtsim.cpu.kernels.ledger import charge, record, settle
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.msr_areas import ABORT_LOADING_MSRS, load_msr_area, vmx_abort
 from vtsim.cpu.kernels.pending import arm, begin
+from vtsim.cpu.kernels.vmx_capabilities import beyond_addresses
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
 from vtsim.vmcs import events as ev
@@ -35,10 +36,9 @@ from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.entry_checks import control_or_host_failure, guest_failure
 from vtsim.vmcs.kernels.guest_registers import LOADED_MSRS
 from vtsim.vmcs.kernels.guest_rest import pdpte, uses_pae
-from vtsim.vmcs.kernels.values import BASIC, CR0_PG, EFER_LMA, EFER_LME, EPT_VPID_CAP, capability
+from vtsim.vmcs.kernels.values import CR0_PG, EFER_LMA, EFER_LME, EPT_VPID_CAP, capability
 
 # fmt: off
-HIGH_32, BEYOND_52 = -(1 << 32), -(1 << 52)
 DR7_ZERO, DR7_ONE = 0xD000, 0x400          # bits 12, 14, 15 and bit 10
 APIC_VIRTUALIZATION: int = b.VIRTUAL_INTERRUPT_DELIVERY | b.VIRTUALIZE_APIC_ACCESSES | b.VIRTUALIZE_X2APIC_MODE
 EPT_EXTRAS: int = b.ENABLE_EPT | b.MODE_BASED_EXECUTE_CONTROL | b.ENABLE_PML | b.EPT_VIOLATION_VE
@@ -76,17 +76,6 @@ def close_exit(m: Record, a: Arena, at: int) -> None:
         a[owner + k.OWN_EMULATED + ((reason >> 16) & 1)] += 1
     a[at + h.V_EXIT_REASON] = -1
     a[at + h.V_BELOW] = 0
-
-
-@kernel
-def beyond_addresses(m: Record, a: Arena) -> int:
-    """The bits of a 64-bit word that no physical address of a VMX structure may have.
-
-    SDM: "Basic VMX Information".
-    """
-    if (capability(a, BASIC) >> 48) & 1:
-        return HIGH_32
-    return m[s.RESERVED_BITS] | BEYOND_52
 
 
 @kernel

@@ -1,7 +1,7 @@
 """Walks of the EPT paging structures, from the deepest cached level on, and what a refused access reports.
 
 SDM: "EPT Translation Mechanism"; "Accessed and Dirty Flags for EPT"; "EPT Violations"; "EPT Misconfigurations".
-Not modelled: 5-level EPT; sub-page write permissions.
+Not modelled: sub-page write permissions.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vtsim.cpu.accounts import (
 from vtsim.cpu.kernels.caches import find, keep, read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT
 from vtsim.cpu.kernels.foresight import NESTED, remember
+from vtsim.cpu.kernels.rights import EXECUTE, UP_NX, UP_USER, UP_WRITE, WRITE
+from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, keep_table
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT_PHYSICAL,
     EPT_AD,
     EPT_FEATURES,
     EPT_PDE,
-    EPT_PDPTE,
-    EPT_PML4E,
     EPT_PWC_HIT_CYCLES,
     EPT_SIZES,
     EPTP,
@@ -36,6 +36,7 @@ from vtsim.cpu.slots import (
     FAULT_KIND,
     FAULT_QUALIFICATION,
     FAULT_SUPPRESSED,
+    LARGEST_EPT_LEVEL,
     NESTED_HIT_CYCLES,
     NESTED_TLB,
     OWNER,
@@ -53,6 +54,7 @@ from vtsim.ept.spec import (
     EPT_RWX,
     EPT_TYPE,
     EPT_WRITE,
+    EPTP_LEVELS,
     LEGAL_TYPES,
     Q_EXECUTE_USER,
     Q_FETCH,
@@ -68,7 +70,6 @@ from vtsim.ept.spec import (
 from vtsim.vmcs import slots as v
 
 # fmt: off
-READ, WRITE, EXECUTE = range(3)
 # a translation is its address, or one of
 PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL, ON_APIC_ACCESS_PAGE = -1, -2, -3, -4, -5, -6
 # EPT_FEATURES: what the controls and capabilities add to EPT
@@ -76,13 +77,8 @@ MODE_BASED, LOGGING, EXCEPTION, ADVANCED, APIC_PAGE = 1, 2, 4, 8, 16
 EPT_EXECUTE_USER: int = 1 << 10    # with mode-based execute control; also in data words and cached rights
 EPT_RIGHTS: int = EPT_RWX | EPT_EXECUTE_USER
 LOG_ENTRIES: int = 512
-CR0_WP: int = 1 << 16
 CR4_PSE: int = 1 << 4
 EFER_NXE: int = 1 << 11
-# data word: address | permission bits 0-5 | global (6) | page size (7-8)
-DATA_GLOBAL, DATA_SIZE = 6, 7
-# rights carried by paging-structure caches
-UP_WRITE, UP_USER, UP_NX, UP_HOST_WRITE = 1, 2, 4, 8
 FRACTURED = 8  # of PAGE_SIZES: some translation of a large page was kept as a smaller one
 # fmt: on
 
@@ -170,22 +166,14 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     """Walk the EPT paging structures, from the deepest cached level on; keep what was learnt."""
     owner = m[OWNER]
     table = m[EPTP] & ADDRESS
-    level = 4
+    levels = ((m[EPTP] >> EPTP_LEVELS) & 7) + 1
+    level = levels
     rights = EPT_RIGHTS
     rwx = EPT_RIGHTS if m[EPT_FEATURES] & MODE_BASED else EPT_RWX
-    up = find(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context)
-    if up >= 0:
-        level = 1
-    else:
-        up = find(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context)
-        if up >= 0:
-            level = 2
-        else:
-            up = find(m, a, EPT_PML4E, gpa >> 39, (gpa >> 39) << TAG_SHIFT | context)
-            if up >= 0:
-                level = 3
+    up = deepest(m, a, EPT_PDE, gpa >> 12, levels, context)
     if up >= 0:
         table = up & ADDRESS
+        level = (up >> TABLE_LEVEL) & 7
         rights = up & EPT_RIGHTS
         m[WALK_LATENCY] += m[EPT_PWC_HIT_CYCLES]
         a[owner + EPT_PWC_HITS] += 1
@@ -205,7 +193,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
         leaf = level == 1 or entry & EPT_LARGE != 0
         if leaf:
-            if level == 4 or (LEGAL_TYPES >> ((entry >> EPT_TYPE) & 7)) & 1 == 0:
+            if (level > 1 and level > m[LARGEST_EPT_LEVEL]) or (LEGAL_TYPES >> ((entry >> EPT_TYPE) & 7)) & 1 == 0:
                 return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
             if level > 1 and entry & (((1 << shift) - 1) & ~0xFFF):
                 return ept_fault(m, MISCONFIGURATION, gpa, need, 0, walking)
@@ -229,14 +217,10 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         if leaf:
             break
         table = entry & ADDRESS
-        if level == 2:
-            remember(m, a, NESTED, gpa >> 21, table)
-            keep(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context, table | rights)
-        elif level == 3:
-            keep(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context, table | rights)
-        else:
-            keep(m, a, EPT_PML4E, gpa >> 39, (gpa >> 39) << TAG_SHIFT | context, table | rights)
         level -= 1
+        if level == 1:
+            remember(m, a, NESTED, gpa >> 21, table)
+        keep_table(m, a, EPT_PDE, gpa >> 12, level, context, table | rights)
     size = level - 1
     within = (1 << shift) - 1
     dirty = 1

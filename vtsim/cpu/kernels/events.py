@@ -34,11 +34,12 @@ from vtsim.cpu.codes import (
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
-from vtsim.cpu.kernels.ept_walk import MISCONFIGURATION, NOT_CANONICAL, PAGE_FAULT, READ, VIOLATION
+from vtsim.cpu.kernels.ept_walk import MISCONFIGURATION, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.cpu.kernels.exceptions import contributory, exception_exit, exception_exits, raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.gates import through_gates
 from vtsim.cpu.kernels.ledger import charge, record
+from vtsim.cpu.kernels.rights import READ
 from vtsim.vmcs import reasons as x
 
 

@@ -30,8 +30,8 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT, NEXT, STOPPED
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.caches import data_miss, probe
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_fault
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.stream import drain, overlapped
 from vtsim.ept.spec import ADDRESS
 

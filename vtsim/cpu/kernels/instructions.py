@@ -24,7 +24,6 @@ from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as
 from vtsim.cpu.kernels.alu import below
 from vtsim.cpu.kernels.arithmetic import arithmetic_result
-from vtsim.cpu.kernels.ept_walk import READ
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.far import far_transfer
 from vtsim.cpu.kernels.far_returns import far_return
@@ -48,6 +47,7 @@ from vtsim.cpu.kernels.operands import (
     store_segment,
 )
 from vtsim.cpu.kernels.pending import between_iterations
+from vtsim.cpu.kernels.rights import READ
 from vtsim.cpu.kernels.segments import load_data_segment
 
 

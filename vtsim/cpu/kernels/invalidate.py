@@ -9,6 +9,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu.kernels.caches import drop, remove
 from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, TAG_SHIFT, VPN_MASK, known_context
 from vtsim.cpu.kernels.ept_walk import FRACTURED, PAGE_FAULT
+from vtsim.cpu.kernels.walk_caches import forget_tables, linear_number
 from vtsim.cpu.slots import (
     CONTEXT,
     CONTEXT_COUNT,
@@ -17,8 +18,7 @@ from vtsim.cpu.slots import (
     CONTEXTS,
     DTLB4K,
     EPT_PDE,
-    EPT_PDPTE,
-    EPT_PML4E,
+    EPT_PML5E,
     FAULT_GPA,
     FETCH_GENERATION,
     ITLB2M,
@@ -26,8 +26,7 @@ from vtsim.cpu.slots import (
     NESTED_TLB,
     PAGE_SIZES,
     PWC_PDE,
-    PWC_PDPTE,
-    PWC_PML4E,
+    PWC_PML5E,
     STLB,
     STLB1G,
 )
@@ -53,18 +52,12 @@ def forget_faulting(m: Record, a: Arena, gva: int, fault: int) -> None:
     remove_page(m, a, m[CONTEXT], gva)
     remove_page(m, a, m[CONTEXT_GLOBAL], gva)
     m[FETCH_GENERATION] += 1
-    number = (gva >> 12) & VPN_MASK
-    context = m[CONTEXT] << CONTEXT_SHIFT
-    remove(m, a, PWC_PDE, number >> 9, (number >> 9) << TAG_SHIFT | context)
-    remove(m, a, PWC_PDPTE, number >> 18, (number >> 18) << TAG_SHIFT | context)
-    remove(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context)
+    forget_tables(m, a, PWC_PDE, linear_number(m, gva), m[CONTEXT] << CONTEXT_SHIFT)
     if fault == PAGE_FAULT:
         return
     gpa = m[FAULT_GPA]
     context = m[CONTEXT_PHYSICAL] << CONTEXT_SHIFT
-    remove(m, a, EPT_PDE, gpa >> 21, (gpa >> 21) << TAG_SHIFT | context)
-    remove(m, a, EPT_PDPTE, gpa >> 30, (gpa >> 30) << TAG_SHIFT | context)
-    remove(m, a, EPT_PML4E, gpa >> 39, (gpa >> 39) << TAG_SHIFT | context)
+    forget_tables(m, a, EPT_PDE, gpa >> 12, context)
     for size in range(3):
         number = gpa >> (12 + 9 * size)
         remove(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size)
@@ -92,7 +85,7 @@ def drop_guest_physical(m: Record, a: Arena, ep4ta: int) -> None:
     for n in range(m[CONTEXT_COUNT]):
         key = a[base + n]
         if key < 0 and (ep4ta == 0 or key == -1 - (ep4ta >> 12)):
-            for structure in range(EPT_PML4E, NESTED_TLB + 1, 4):
+            for structure in range(EPT_PML5E, NESTED_TLB + 1, 4):
                 drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
         elif key >= 0:
             owner = (key & ~GLOBAL_KEY) >> 28
@@ -119,6 +112,6 @@ def drop_page(m: Record, a: Arena, key: int, gva: int) -> None:
                 drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
         else:
             remove_page(m, a, n, gva)
-        for structure in range(PWC_PML4E, PWC_PDE + 1, 4):
+        for structure in range(PWC_PML5E, PWC_PDE + 1, 4):
             drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
     m[FETCH_GENERATION] += 1

@@ -7,29 +7,36 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, load_word, store, store_word
-from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES
+from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES, PWC_HITS
 from vtsim.cpu.kernels.caches import read_line
-from vtsim.cpu.kernels.contexts import CR4_PGE, CR4_SMEP
+from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP
 from vtsim.cpu.kernels.ept_walk import (
-    CR0_WP,
     CR4_PSE,
-    DATA_GLOBAL,
-    DATA_SIZE,
     EFER_NXE,
-    EXECUTE,
     FRACTURED,
-    UP_NX,
-    UP_USER,
-    UP_WRITE,
-    WRITE,
     final_need,
     linear_rights,
     nested,
     page_fault,
 )
+from vtsim.cpu.kernels.rights import (
+    DATA_GLOBAL,
+    DATA_SIZE,
+    EXECUTE,
+    NO_KEY,
+    UP_HOST_WRITE,
+    UP_NX,
+    UP_USER,
+    UP_WRITE,
+    WRITE,
+    permissions_of,
+    refusal,
+    with_conditions,
+)
+from vtsim.cpu.kernels.walk_caches import deepest, keep_table, linear_number
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
-    CR0,
+    CONTEXT,
     CR3,
     CR4,
     EFER,
@@ -42,6 +49,8 @@ from vtsim.cpu.slots import (
     PAGE_SIZES,
     PAGING_LEVELS,
     PDPTE0,
+    PWC_HIT_CYCLES,
+    PWC_PDE,
     RESERVED_BITS,
     WALK_LATENCY,
 )
@@ -70,7 +79,6 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     """Walk the structures of 32-bit or PAE paging; as `walk`. A 4-MiB page is kept as the 2 MiB that were asked for.
 
     SDM: "32-Bit Paging"; "PAE Paging".
-    Not modelled: paging-structure caches of these modes.
     """
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
@@ -84,19 +92,34 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if entry & PTE_PRESENT == 0:
             return page_fault(m, gva, code)
         table = entry & ADDRESS
+    root = table
     rights = UP_WRITE | UP_USER
-    shift = 21 if pae else 22
-    for level in range(2, 0, -1):
+    level = 2
+    context = m[CONTEXT] << CONTEXT_SHIFT
+    number = linear_number(m, gva)
+    from_cache, writable = False, True  # the table's host-physical address comes from the PDE cache; EPT allows writes
+    up = deepest(m, a, PWC_PDE, number, 2, context)
+    if up >= 0:
+        level, table, rights, writable = 1, up & ADDRESS, up & 7, up & UP_HOST_WRITE != 0
+        from_cache = through_ept
+        m[WALK_LATENCY] += m[PWC_HIT_CYCLES]
+        a[owner + PWC_HITS] += 1
+    while True:
+        shift = (12 if level == 1 else 21) if pae else (12 if level == 1 else 22)
         index = (gva >> shift) & (511 if pae else 1023)
         place = table | index << (3 if pae else 2)
         host = place
-        if through_ept:
+        if through_ept and not from_cache:
             found = nested(m, a, t, table, EPT_READ, True)
             if found < 0:
                 m[FAULT_GVA] = gva
                 m[FAULT_GPA] = place
                 return found
             host = (found & ADDRESS) | (place & 0xFFF)
+            writable = found & EPT_WRITE != 0
+        if level == 1 and up < 0:
+            kept = (host & ~0xFFF) | rights | (UP_HOST_WRITE if writable else 0)
+            keep_table(m, a, PWC_PDE, number, 1, context, kept)
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
         if is_memory(a, host):
@@ -123,16 +146,16 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if pae and entry & PTE_NO_EXECUTE:
             rights |= UP_NX
         if leaf:
-            refused = (user and rights & UP_USER == 0) or (access == EXECUTE and rights & UP_NX)
-            if access == WRITE and rights & UP_WRITE == 0 and (user or m[CR0] & CR0_WP):
-                refused = True
-            if access == EXECUTE and not user and rights & UP_USER and m[CR4] & CR4_SMEP:
-                refused = True
+            refused = refusal(m, access, user, rights, NO_KEY)
             if refused:
-                return page_fault(m, gva, code | PF_PRESENT)
+                return page_fault(m, gva, code | refused)
         flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
         if entry & flags != flags:
-            if through_ept:
+            if not writable and from_cache:  # the cache forgot the table's guest-physical address: start at the root
+                level, table, rights, up = 2, root, UP_WRITE | UP_USER, -1
+                from_cache, writable = False, True
+                continue
+            if not writable:
                 found = nested(m, a, t, table, EPT_WRITE, True)
                 if found < 0:
                     m[FAULT_GVA] = gva
@@ -147,7 +170,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if leaf:
             break
         table = entry & (ADDRESS if pae else 0xFFFFF000)
-        shift -= 9 if pae else 10
+        level -= 1
     size = 0
     gpa = (entry & (ADDRESS if pae else 0xFFFFF000)) | (gva & 0xFFF)
     if level == 2:
@@ -157,18 +180,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         else:
             gpa = (entry & 0xFFC00000) | ((entry >> 13) & 0xFF) << 32 | (gva & 0x3FFFFF)
     gpa &= ~0xFFF
-    permissions = 1 | 1 << 4
-    if rights & UP_USER:
-        permissions |= 2 | 1 << 5
-        if m[CR4] & CR4_SMEP:
-            permissions &= ~(1 << 4)
-    if rights & UP_NX:
-        permissions &= 0xF
-    if entry & PTE_DIRTY:
-        if rights & UP_WRITE or m[CR0] & CR0_WP == 0:
-            permissions |= 1 << 2
-        if rights & UP_WRITE and rights & UP_USER:
-            permissions |= 1 << 3
+    permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0)
     is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
     hpa = gpa
     if through_ept:
@@ -191,4 +203,5 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
             m[PAGE_SIZES] |= FRACTURED
     if not is_memory(a, hpa):
         size = 0
+    permissions = with_conditions(m, permissions, rights, NO_KEY)
     return (hpa & ~((1 << (12 + 9 * size)) - 1)) | permissions | is_global << DATA_GLOBAL | size << DATA_SIZE

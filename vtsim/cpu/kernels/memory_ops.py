@@ -11,9 +11,9 @@ from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, JUMPED, MODEL_FAULT, NEXT
 from vtsim.cpu.kernels.access import effective, load_across, store_across
 from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.contexts import recorded
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.events import raise_fault
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 
 

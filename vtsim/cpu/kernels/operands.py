@@ -23,8 +23,8 @@ from vtsim.cpu.kernels.apic_virtualization import (
     virtualizes_write,
 )
 from vtsim.cpu.kernels.breakpoints import data_breakpoint
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.modes import BASES, LOW32, canonical, segment_allows
+from vtsim.cpu.kernels.rights import READ, WRITE
 
 # fmt: off
 # an operand access is refused with a fault of a translation, or with

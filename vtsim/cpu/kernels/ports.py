@@ -15,13 +15,13 @@ from vtsim.cpu.codes import AGAIN, GP, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY,
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as, bitmap_bit
 from vtsim.cpu.kernels.digest import saw
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.information import instruction_information
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.operands import SEGMENT_REFUSED, address_mask, checked, linear, load_linear, segment_of
 from vtsim.cpu.kernels.pending import between_iterations
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v

@@ -22,10 +22,11 @@ from vtsim.cpu.exit_rules import REASON
 from vtsim.cpu.kernels.apic import request
 from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
-from vtsim.cpu.kernels.ept_walk import EXECUTE, WRITE, nested
+from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import charge, record
+from vtsim.cpu.kernels.rights import EXECUTE, WRITE
 from vtsim.cpu.kernels.sensitive import exits_by_rule
 from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
 

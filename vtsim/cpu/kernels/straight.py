@@ -16,9 +16,9 @@ from vtsim.cpu.codes import FOREVER, RF_IF
 from vtsim.cpu.kernels.access import effective
 from vtsim.cpu.kernels.alu import below, holds, shifted_right, with_flags
 from vtsim.cpu.kernels.caches import probe
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.fetch import fetch
 from vtsim.cpu.kernels.ledger import settle
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import quickly
 from vtsim.vmcs import state as h
 from vtsim.vmcs.groups import ALL_GROUPS

@@ -16,10 +16,10 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED, WINDOW_EMPTY
 from vtsim.cpu.kernels.caches import data_miss, probe, probe_at_once
-from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 
 QUANTILES: int = 4096  # intervals of a zipf table

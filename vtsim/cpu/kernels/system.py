@@ -25,7 +25,7 @@ from vtsim.cpu.codes import (
 from vtsim.cpu.exit_rules import REASON, RING, UNDEFINED
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
-from vtsim.cpu.kernels.contexts import GLOBAL_KEY
+from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
 from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest
@@ -37,6 +37,7 @@ from vtsim.cpu.kernels.invalidate import drop_contexts, drop_page
 from vtsim.cpu.kernels.ledger import record, settle
 from vtsim.cpu.kernels.msrs import msr_exits, read_msr, time_stamp, write_msr
 from vtsim.cpu.kernels.ports import in_out
+from vtsim.cpu.kernels.rights import CR4_PKE, RFLAGS_AC
 from vtsim.cpu.kernels.sensitive import before_exits, exit_by_instruction, exits_by_rule, port_op, undefined
 from vtsim.cpu.kernels.vm_functions import EXITS
 from vtsim.cpu.kernels.vmx import vmx
@@ -264,6 +265,19 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             kept = 0x3000 if (m[s.RFLAGS] >> 12) & 3 == 3 else 0x3000 | RF_IF
         m[s.RFLAGS] = (flags & 0x254DD5 & ~kept) | (m[s.RFLAGS] & kept) | 2
         set_limit(m, a)
+    elif op == o.STAC:
+        m[s.RFLAGS] |= RFLAGS_AC
+    elif op == o.CLAC:
+        m[s.RFLAGS] &= ~RFLAGS_AC
+    elif op == o.RDPKRU or op == o.WRPKRU:
+        if m[s.CR4] & CR4_PKE == 0:
+            return raise_exception(m, UD, 0, 0)
+        if m[s.GPR + s.RCX] & 0xFFFFFFFF or (op == o.WRPKRU and m[s.GPR + s.RDX] & 0xFFFFFFFF):
+            return raise_exception(m, GP, 1, 0)
+        if op == o.WRPKRU:
+            m[s.PKRU] = m[s.GPR + s.RAX] & 0xFFFFFFFF
+        else:
+            m[s.GPR + s.RAX], m[s.GPR + s.RDX] = m[s.PKRU], 0
     elif op == o.SWAPGS:
         m[s.GS_BASE], m[s.MSR_KERNEL_GS_BASE] = m[s.MSR_KERNEL_GS_BASE], m[s.GS_BASE]
     elif op == o.INVLPG:
@@ -360,6 +374,10 @@ def invpcid(m: Record, a: Arena, t: Tags, r: int) -> int:
     if m[s.FAULT_KIND]:
         return raise_fault(m, a, t, m[s.FAULT_KIND])
     if kind < 0 or kind > 3 or low & ~0xFFF:
+        return raise_exception(m, GP, 1, 0)
+    if kind < 2 and low and m[s.CR4] & CR4_PCIDE == 0:
+        return raise_exception(m, GP, 1, 0)
+    if kind == 0 and m[s.MODE] == 0 and not modes.canonical(m, address):
         return raise_exception(m, GP, 1, 0)
     key = (m[s.CONTEXT_KEY] & ~(0xFFF << 16)) | (low & 0xFFF) << 16
     if kind == 0:

@@ -2,7 +2,8 @@
 
 A TLB tag packs page number, context and page size; a context is a (VPID, PCID, EP4TA) triple. The data word of a TLB
 entry is the page's address and one permission bit for each (access, ring) pair, with the write bits only once the
-dirty flags are set: an access that finds its bit clear is walked again and learns its fate there.
+dirty flags are set: an access that finds its bit clear is walked again and learns its fate there, unless only RFLAGS.AC
+and PKRU decide about it (`rights`).
 
 SDM: "4-Level Paging and 5-Level Paging"; "Caching Translation Information"; "EPT Translation Mechanism";
 "Accessed and Dirty Flags for EPT"; "EPT Violations"; "EPT Misconfigurations".
@@ -25,8 +26,9 @@ from vtsim.cpu.accounts import (
 )
 from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK
-from vtsim.cpu.kernels.ept_walk import DATA_GLOBAL, DATA_SIZE, EXECUTE, NOT_CANONICAL, PAGE_FAULT, VIOLATION
+from vtsim.cpu.kernels.ept_walk import NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.cpu.kernels.invalidate import forget_faulting
+from vtsim.cpu.kernels.rights import DATA_GLOBAL, DATA_SIZE, EXECUTE, allowed_now
 from vtsim.cpu.kernels.walk import walk
 from vtsim.cpu.slots import (
     CONTEXT,
@@ -79,7 +81,7 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
                     found = find(m, a, STLB1G, number, tag)
                 elif size == 0 or m[STLB_HOLDS_2M]:
                     found = find(m, a, STLB, number, tag)
-    if found >= 0 and (found >> bit) & 1:
+    if found >= 0 and ((found >> bit) & 1 or allowed_now(m, found, access, user)):
         a[owner + STLB_HITS] += 1
         m[STALL] += m[STLB_HIT_CYCLES]
     else:
@@ -170,7 +172,7 @@ def translate_elsewhere(m: Record, a: Arena, t: Tags, gva: int, access: int, use
                 shift = 12 + 9 * size
                 number = (gva >> shift) & (VPN_MASK >> (9 * size))
                 data = find(m, a, DTLB4K + 4 * size, number, number << TAG_SHIFT | context | size)
-                if data >= 0 and (data >> bit) & 1:
+                if data >= 0 and ((data >> bit) & 1 or allowed_now(m, data, access, user)):
                     m[HINTS + ((gva >> 30) & (HINT_COUNT - 1))] = size | everyone << 2
                     within = (1 << shift) - 1
                     return (data & ADDRESS & ~within) | (gva & within)

@@ -11,9 +11,10 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import NEXT, UD
 from vtsim.cpu.kernels.contexts import NO_CONTEXT, set_context
 from vtsim.cpu.kernels.exceptions import raise_exception
-from vtsim.cpu.kernels.vmx_capabilities import eptp_supported, secondary_allowed
+from vtsim.cpu.kernels.vmx_capabilities import beyond_addresses, secondary_allowed
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.kernels.execution_controls import ept_pointer_failure
 
 # fmt: off
 EXITS: int = -1                 # not how an op ends: the caller takes the VM exit
@@ -56,7 +57,7 @@ def switch_eptp(m: Record, a: Arena) -> int:
     if not is_memory(a, entry):
         return EXITS
     eptp = load(a, entry, 8)
-    if not eptp_supported(m, a, eptp):
+    if ept_pointer_failure(a, eptp, beyond_addresses(m, a)):
         return EXITS
     a[at + v.EPT_POINTER] = eptp
     if secondary_allowed(a, b.EPT_VIOLATION_VE):

@@ -36,17 +36,18 @@ from vtsim.cpu.kernels.vmx_capabilities import (
     CAP_INVEPT_TYPES,
     CAP_INVVPID,
     CAP_INVVPID_TYPES,
+    beyond_addresses,
     cr0_supported,
     cr4_supported,
     ept_vpid,
-    eptp_supported,
-    physical_address,
     secondary_allowed,
 )
 from vtsim.ept.spec import ADDRESS
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import events as ev
 from vtsim.vmcs import state as h
+from vtsim.vmcs.kernels.execution_controls import ept_pointer_failure
+from vtsim.vmcs.kernels.values import bad_address
 
 # fmt: off
 CR0_PE, CR4_VMXE, CR4_LA57, RF_VM = 1, 1 << 13, 1 << 12, 1 << 17
@@ -155,7 +156,7 @@ def vmxon(m: Record, a: Arena, pointer: int) -> int:
 
     SDM: "VMXON—Enter VMX Operation"; "VMXON Region".
     """
-    if pointer & 0xFFF or not physical_address(m, a, pointer):
+    if bad_address(pointer, 0xFFF, beyond_addresses(m, a)):
         return vm_fail_invalid(m)
     if header(a, pointer) != m[s.VMX_REVISION]:
         return vm_fail_invalid(m)
@@ -193,7 +194,7 @@ def vmclear(m: Record, a: Arena, pointer: int) -> int:
 
     SDM: "VMCLEAR—Clear Virtual-Machine Control Structure".
     """
-    if pointer & 0xFFF or not physical_address(m, a, pointer):
+    if bad_address(pointer, 0xFFF, beyond_addresses(m, a)):
         return vm_fail(m, a, ev.VMCLEAR_INVALID_ADDRESS)
     if pointer == m[s.VMXON_POINTER]:
         return vm_fail(m, a, ev.VMCLEAR_VMXON_POINTER)
@@ -216,7 +217,7 @@ def vmptrld(m: Record, a: Arena, pointer: int) -> int:
 
     SDM: "VMPTRLD—Load Pointer to Virtual-Machine Control Structure"; "VMCS Types: Ordinary and Shadow".
     """
-    if pointer & 0xFFF or not physical_address(m, a, pointer):
+    if bad_address(pointer, 0xFFF, beyond_addresses(m, a)):
         return vm_fail(m, a, ev.VMPTRLD_INVALID_ADDRESS)
     if pointer == m[s.VMXON_POINTER]:
         return vm_fail(m, a, ev.VMPTRLD_VMXON_POINTER)
@@ -275,7 +276,7 @@ def invept(m: Record, a: Arena, t: Tags, gva: int, kind: int) -> int:
         read64(m, a, t, gva + 8)
     if m[s.FAULT_KIND]:
         return raise_fault(m, a, t, m[s.FAULT_KIND])
-    if kind == SINGLE and not eptp_supported(m, a, eptp):
+    if kind == SINGLE and ept_pointer_failure(a, eptp, beyond_addresses(m, a)):
         return vm_fail(m, a, ev.INVALID_INVALIDATION_OPERAND)
     drop_guest_physical(m, a, eptp & ADDRESS if kind == SINGLE else 0)
     return vm_succeed(m)

@@ -23,15 +23,13 @@ from vtsim.vmcs.kernels.values import capability
 
 # fmt: off
 # bits of IA32_VMX_EPT_VPID_CAP
-CAP_WALK_4, CAP_WALK_5, CAP_UNCACHEABLE, CAP_WRITE_BACK = 6, 7, 8, 14
-CAP_INVEPT, CAP_ACCESSED_DIRTY, CAP_SHADOW_STACK, CAP_INVEPT_TYPES = 20, 21, 23, 24   # type n is bit 24 + n
+CAP_INVEPT, CAP_INVEPT_TYPES = 20, 24              # type n is bit 24 + n
 CAP_INVVPID, CAP_INVVPID_TYPES = 32, 40                                                # type n is bit 40 + n
 ADDRESSES_32_BIT, MISC_WRITES_EXIT_INFORMATION = 48, 29
 HIGH_HALF: int = 1                 # the access type of an encoding
 ENCODING_BITS: int = 0x6FFF        # bit 12 and what is above bit 14 are zero in every encoding
 BEYOND_52: int = -(1 << 52)
 HIGH_32: int = -(1 << 32)
-EPTP_RESERVED: int = 0xF00
 # fmt: on
 
 
@@ -66,14 +64,14 @@ def field_slot(a: Arena, encoding: int) -> int:
 
 
 @kernel
-def physical_address(m: Record, a: Arena, address: int) -> bool:
-    """Does an address stay within the width that VMX allows for the structures that it points to?
+def beyond_addresses(m: Record, a: Arena) -> int:
+    """The bits of a 64-bit word that no physical address of a VMX structure may have.
 
     SDM: "Basic VMX Information".
     """
-    if address & (m[s.RESERVED_BITS] | BEYOND_52):
-        return False
-    return (capability(a, BASIC) >> ADDRESSES_32_BIT) & 1 == 0 or address & HIGH_32 == 0
+    if (capability(a, BASIC) >> ADDRESSES_32_BIT) & 1:
+        return HIGH_32
+    return m[s.RESERVED_BITS] | BEYOND_52
 
 
 @kernel
@@ -94,25 +92,6 @@ def cr4_supported(a: Arena, value: int) -> bool:
     """
     must = capability(a, CR4_FIXED0)
     return value & must == must and value & ~capability(a, CR4_FIXED1) == 0
-
-
-@kernel
-def eptp_supported(m: Record, a: Arena, eptp: int) -> bool:
-    """Would VM entry with "enable EPT" accept this EPTP?
-
-    SDM: "Extended-Page-Table Pointer (EPTP)"; "VM-Execution Control Fields".
-    """
-    kind = eptp & 7
-    if not ((kind == 0 and ept_vpid(a, CAP_UNCACHEABLE)) or (kind == 6 and ept_vpid(a, CAP_WRITE_BACK))):
-        return False
-    length = (eptp >> 3) & 7
-    if not ((length == 3 and ept_vpid(a, CAP_WALK_4)) or (length == 4 and ept_vpid(a, CAP_WALK_5))):
-        return False
-    if (eptp >> 6) & 1 and not ept_vpid(a, CAP_ACCESSED_DIRTY):
-        return False
-    if (eptp >> 7) & 1 and not ept_vpid(a, CAP_SHADOW_STACK):
-        return False
-    return eptp & (EPTP_RESERVED | m[s.RESERVED_BITS] | BEYOND_52) == 0
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 SDM: "4-Level Paging and 5-Level Paging"; "EPT Translation Mechanism"; "Accessed and Dirty Flags for EPT";
 "EPT Violations"; "EPT Misconfigurations".
-Not modelled: SMAP; protection keys; speculative walks.
+Not modelled: speculative walks.
 """
 
 from __future__ import annotations
@@ -15,22 +15,13 @@ from vtsim.cpu.accounts import (
     GUEST_REFERENCES,
     PWC_HITS,
 )
-from vtsim.cpu.kernels.caches import find, keep, read_line
-from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, TAG_SHIFT, VPN_MASK
+from vtsim.cpu.kernels.caches import read_line
+from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import (
     APIC_PAGE,
-    CR0_WP,
-    DATA_GLOBAL,
-    DATA_SIZE,
     EFER_NXE,
-    EXECUTE,
     FRACTURED,
     ON_APIC_ACCESS_PAGE,
-    UP_HOST_WRITE,
-    UP_NX,
-    UP_USER,
-    UP_WRITE,
-    WRITE,
     final_need,
     linear_rights,
     nested,
@@ -38,10 +29,25 @@ from vtsim.cpu.kernels.ept_walk import (
 )
 from vtsim.cpu.kernels.foresight import GUEST, remember
 from vtsim.cpu.kernels.legacy_walk import walk_legacy
+from vtsim.cpu.kernels.rights import (
+    DATA_GLOBAL,
+    DATA_SIZE,
+    EXECUTE,
+    KEY_SHIFT,
+    NO_KEY,
+    UP_HOST_WRITE,
+    UP_NX,
+    UP_USER,
+    UP_WRITE,
+    WRITE,
+    permissions_of,
+    refusal,
+    with_conditions,
+)
+from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, keep_table
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT,
-    CR0,
     CR3,
     CR4,
     EFER,
@@ -50,14 +56,13 @@ from vtsim.cpu.slots import (
     FAULT_GPA,
     FAULT_GVA,
     FAULT_QUALIFICATION,
+    LARGEST_LEVEL,
     NONROOT,
     OWNER,
     PAGE_SIZES,
     PAGING_LEVELS,
     PWC_HIT_CYCLES,
     PWC_PDE,
-    PWC_PDPTE,
-    PWC_PML4E,
     RESERVED_BITS,
     VMCS,
     WALK_LATENCY,
@@ -95,6 +100,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     permissions = 0x3F
     size = 2
     is_global = 0
+    key = NO_KEY
     rights = UP_WRITE | UP_USER
     if levels:
         code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
@@ -107,19 +113,10 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         table = m[CR3] & ADDRESS
         translated = not through_ept  # is `table` a host-physical address already?
         writable = True  # may flags be set in this table as far as EPT goes?
-        up = find(m, a, PWC_PDE, number >> 9, (number >> 9) << TAG_SHIFT | context)
-        if up >= 0:
-            level = 1
-        else:
-            up = find(m, a, PWC_PDPTE, number >> 18, (number >> 18) << TAG_SHIFT | context)
-            if up >= 0:
-                level = 2
-            else:
-                up = find(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context)
-                if up >= 0:
-                    level = 3
+        up = deepest(m, a, PWC_PDE, number, levels, context)
         if up >= 0:
             table = up & ADDRESS
+            level = (up >> TABLE_LEVEL) & 7
             rights = up & 7
             translated = True
             writable = up & UP_HOST_WRITE != 0
@@ -142,12 +139,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 writable = host & EPT_WRITE != 0
             if not from_cache and level < levels:
                 kept = table | rights | (UP_HOST_WRITE if writable else 0)
-                if level == 1:
-                    keep(m, a, PWC_PDE, number >> 9, (number >> 9) << TAG_SHIFT | context, kept)
-                elif level == 2:
-                    keep(m, a, PWC_PDPTE, number >> 18, (number >> 18) << TAG_SHIFT | context, kept)
-                elif level == 3:
-                    keep(m, a, PWC_PML4E, number >> 27, (number >> 27) << TAG_SHIFT | context, kept)
+                keep_table(m, a, PWC_PDE, number, level, context, kept)
             at = table | ((gva >> shift) & 511) << 3
             a[owner + GUEST_REFERENCES] += 1
             entry = 0
@@ -158,13 +150,13 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 return page_fault(m, gva, code)
             if level == 1:
                 remember(m, a, GUEST, gva >> 21, table)
-            leaf = level == 1 or (entry & PTE_LARGE != 0 and level <= 3)
+            leaf = level == 1 or (entry & PTE_LARGE != 0 and level <= m[LARGEST_LEVEL])
             wrong = entry & m[RESERVED_BITS]
             if entry < 0 and m[EFER] & EFER_NXE == 0:
                 wrong = 1
             if leaf and level > 1 and entry & (((1 << shift) - 1) & ~0x1FFF):
                 wrong = 1
-            if not leaf and level > 3 and entry & PTE_LARGE:
+            if not leaf and entry & PTE_LARGE:
                 wrong = 1
             if wrong:
                 return page_fault(m, gva, code | PF_RESERVED | PF_PRESENT)
@@ -175,13 +167,10 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             if entry & PTE_NO_EXECUTE:
                 rights |= UP_NX
             if leaf:
-                refused = (user and rights & UP_USER == 0) or (access == EXECUTE and rights & UP_NX)
-                if access == WRITE and rights & UP_WRITE == 0 and (user or m[CR0] & CR0_WP):
-                    refused = True
-                if access == EXECUTE and not user and rights & UP_USER and m[CR4] & CR4_SMEP:
-                    refused = True
+                key = (entry >> KEY_SHIFT) & 15
+                refused = refusal(m, access, user, rights, key)
                 if refused:
-                    return page_fault(m, gva, code | PF_PRESENT)
+                    return page_fault(m, gva, code | refused)
             flags = PTE_ACCESSED
             if leaf and access == WRITE:
                 flags |= PTE_DIRTY
@@ -211,18 +200,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         size = level - 1
         within = (1 << shift) - 1
         gpa = (entry & ADDRESS & ~within) | (gva & within & ~0xFFF)
-        permissions = 1 | 1 << 4  # read, execute by ring 0
-        if rights & UP_USER:
-            permissions |= 2 | 1 << 5
-            if m[CR4] & CR4_SMEP:
-                permissions &= ~(1 << 4)
-        if rights & UP_NX:
-            permissions &= 0xF
-        if entry & PTE_DIRTY:
-            if rights & UP_WRITE or m[CR0] & CR0_WP == 0:
-                permissions |= 1 << 2
-            if rights & UP_WRITE and rights & UP_USER:
-                permissions |= 1 << 3
+        permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0)
         if entry & PTE_GLOBAL and m[CR4] & CR4_PGE:
             is_global = 1
     hpa = gpa
@@ -247,4 +225,6 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 m[PAGE_SIZES] |= FRACTURED
     if not is_memory(a, hpa):
         size = 0
+    if levels:
+        permissions = with_conditions(m, permissions, rights, key)
     return (hpa & ~((1 << (12 + 9 * size)) - 1)) | permissions | is_global << DATA_GLOBAL | size << DATA_SIZE

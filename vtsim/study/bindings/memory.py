@@ -17,7 +17,7 @@ NATIVE: Final = "vmm.technique=native"
 # Without any cache of paging structures a walk reads every level.
 WALK_CACHES: Final = (
     *(f"pwc.{level}" for level in ("pml5e", "pml4e", "pdpte", "pde")),
-    *(f"ept_pwc.{level}" for level in ("pml4e", "pdpte", "pde")),
+    *(f"ept_pwc.{level}" for level in ("pml5e", "pml4e", "pdpte", "pde")),
     "nested_tlb",
 )
 UNCACHED: Final = tuple(f"machine.cpu.{structure}.entries=0" for structure in WALK_CACHES)

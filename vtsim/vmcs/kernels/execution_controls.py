@@ -164,7 +164,7 @@ def secondary_failure(a: Arena, at: int, pin: int, secondary: int, beyond: int) 
 def ept_pointer_failure(a: Arena, eptp: int, beyond: int) -> int:
     """The first failed check on an EPT pointer: of the VMCS, or of the list that VMFUNC switches in.
 
-    SDM: "VM-Execution Control Fields"; "EPTP Switching".
+    SDM: "Extended-Page-Table Pointer (EPTP)"; "VM-Execution Control Fields"; "EPTP Switching".
     """
     able = capability(a, EPT_VPID_CAP)
     kind = eptp & 7

@@ -190,7 +190,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     kill(a, OUT_OF_TABLES)
 
     a.label("flush_ept")
-    a.ld(RAX, vcpu("EPT_ROOT"))
+    a.ld(RAX, vcpu("EPT_TOP"))
     a.or_(RAX, path.vmm.ept.pointer_bits)
     a.st(vcpu("DESCRIPTOR"), RAX)
     a.mov(RAX, 1)

@@ -1,0 +1,227 @@
+"""`vtsim walk`: what is shown is what the engine did."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree as xml
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vtsim
+from vtsim.base.errors import ConfigError
+from vtsim.cli import main
+from vtsim.config import load_scenario
+from vtsim.cpu import accounts as k
+from vtsim.cpu import slots as s
+from vtsim.cpu.engine import Engine
+from vtsim.platform.steps import EPT, GUEST, Recorder
+from vtsim.platform.walk import EVERY_ENTRY, Walk
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+AT = 0x10_0000_0000  # of the first region
+SMALL = """
+machine: {memory: 256 MiB}
+vmm: {ept: {page_size: %s, populate: %s}}
+vms:
+- memory: 64 MiB
+  guest:
+    kernel: {tick: off, page_size: %s, populate: prebuilt}
+    processes:
+    - name: reader
+      phases: [{primitive: stream, region: 8 MiB, accesses: 100}]
+"""
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def command(*arguments: object) -> tuple[int, str, str]:
+        status = main(["walk", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Callable[..., Path]:
+    def write(ept: str = "4 KiB", guest: str = "4 KiB", populate: str = "prebuilt") -> Path:
+        path = tmp_path / "small.yaml"
+        path.write_text(SMALL % (ept, populate, guest))
+        return path
+
+    return write
+
+
+def counted(found: Walk) -> tuple[int, int]:
+    """Entries read of the guest's structures and of EPT."""
+    dimensions = [reference.dimension for reference in found.references]
+    return dimensions.count(GUEST), dimensions.count(EPT)
+
+
+@pytest.mark.parametrize(("ept", "h"), [("4 KiB", 4), ("2 MiB", 3)])
+@pytest.mark.parametrize(("guest", "g"), [("4 KiB", 4), ("2 MiB", 3)])
+def test_without_walk_caches_every_crossing_of_the_dimensions_is_read(
+    scenario: Callable[..., Path], ept: str, h: int, guest: str, g: int
+) -> None:
+    found = vtsim.walk(scenario(ept, guest), AT + 0x123, sets=EVERY_ENTRY)
+
+    assert counted(found) == (g, (g + 1) * (h + 1) - 1 - g)
+    assert [r.number for r in found.references] == list(range(1, (g + 1) * (h + 1)))
+    assert [level.level for level in found.levels] == [*range(4, 4 - g, -1), 0]
+    assert found.hpa is not None
+    assert found.hpa & 0xFFF == 0x123
+
+
+def test_natively_one_entry_is_read_for_each_level(scenario: Callable[..., Path]) -> None:
+    found = vtsim.walk(scenario(), AT, native=True)
+
+    assert counted(found) == (4, 0)
+    assert found.technique == "native"
+
+
+@pytest.mark.parametrize("sets", [(), EVERY_ENTRY], ids=["with walk caches", "every entry"])
+@pytest.mark.parametrize("access", ["read", "write", "fetch"])
+def test_the_steps_account_for_every_cycle_and_are_those_that_the_engine_counts(
+    scenario: Callable[..., Path], sets: tuple[str, ...], access: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[tuple[Engine, dict[int, int]]] = []
+    translate = Recorder.translate
+
+    def watched(self: Recorder, engine: Engine, *more: Any) -> int:
+        owner = int(engine.cpus[0][s.OWNER])
+        counters = (k.GUEST_REFERENCES, k.EPT_REFERENCES, k.WALK_CYCLES)
+        before = {n: int(engine.arena[owner + n]) for n in counters}
+        got = translate(self, engine, *more)
+        engines.append((engine, {n: int(engine.arena[owner + n]) - before[n] for n in counters}))
+        return got
+
+    monkeypatch.setattr(Recorder, "translate", watched)
+    address = 0x400000 if access == "fetch" else AT
+    found = vtsim.walk(scenario(), address, access=access, sets=sets)
+    caches = found.cache_cycles + sum(n.cache_cycles for level in found.levels for n in level.nested)
+    ((_, counts),) = engines
+
+    assert found.cycles == sum(r.cycles for r in found.references) + caches == counts[k.WALK_CYCLES] > 0
+    assert counted(found) == (counts[k.GUEST_REFERENCES], counts[k.EPT_REFERENCES])
+
+
+def test_an_entry_names_the_table_that_the_next_is_read_from(scenario: Callable[..., Path]) -> None:
+    found = vtsim.walk(scenario(), AT, sets=EVERY_ENTRY)
+    entries = [level.entry for level in found.levels if level.entry is not None]
+
+    for upper, lower in itertools.pairwise(entries):
+        assert upper.value >> 12 & (1 << 40) - 1 == (lower.gpa or 0) >> 12
+    for level in found.levels:
+        for nested in level.nested:
+            for upper, lower in itertools.pairwise(nested.references):
+                assert upper.value >> 12 & (1 << 40) - 1 == lower.hpa >> 12
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_text_is_as_agreed(
+    run: Run, scenario: Callable[..., Path], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, err = run("--scenario", scenario(), "--address", hex(AT))
+
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= width
+    assert out == (GOLDEN / f"walk_{width}.txt").read_text()
+
+
+def test_an_unmapped_address_is_shown_with_its_fault_and_what_is_mapped(
+    run: Run, scenario: Callable[..., Path]
+) -> None:
+    status, out, _ = run("--scenario", scenario(), "--address", "0x10000", "--access", "write")
+
+    assert status == 0
+    assert "page fault, error code 0x6: not present, write, user\n" in out
+    assert ["region", "0x1000000000", "0x10007fffff"] in [line.split() for line in out.splitlines()]
+
+
+def test_memory_that_is_mapped_on_demand_is_an_ept_violation_before_the_run(
+    run: Run, scenario: Callable[..., Path]
+) -> None:
+    options = ("--set", "vmm.ept.accessed_dirty=false")
+    status, out, _ = run("--scenario", scenario(populate="demand"), "--address", hex(AT), *options)
+
+    assert status == 0
+    assert "qualification 0x81: gpa paging-structure read, not present" in " ".join(out.split())
+
+
+def test_an_address_that_is_not_canonical_is_refused_without_a_walk(run: Run, scenario: Callable[..., Path]) -> None:
+    status, out, _ = run("--scenario", scenario(), "--address", "0x800000000000")
+
+    assert status == 0
+    assert "general-protection fault: the address is not canonical\n0 references" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--vm", "3"), "--vm: there is no VM '3'\n help: vm can be 0 (vm0)\n"),
+        (("--process", "x"), "--process: there is no process 'x'\n help: process can be 0 (reader)\n"),
+        (("--access", "x"), "--access: there is no access 'x'\n help: access can be read, write, fetch\n"),
+        (("--ring", "1"), "--ring: pages know no ring 1\n help: ring can be 0, 3\n"),
+        (("--plot", "a.png"), "--plot: 'a.png' is no SVG file\n help: the drawing is SVG, as in walk.svg\n"),
+        (("--address", "zz"), "--address: 'zz' is no address\n help: as in 0x1000000000\n"),
+        (("--address", hex(1 << 64)), "--address: a linear address has 64 bits\n help: as in 0x10000000\n"),
+    ],
+)
+def test_mistakes_are_explained(
+    run: Run, scenario: Callable[..., Path], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("--scenario", scenario(), "--address", hex(AT), *arguments) == (2, "", message)
+
+
+def test_json_holds_every_reference(run: Run, scenario: Callable[..., Path]) -> None:
+    _, out, _ = run("--scenario", scenario(), "--address", hex(AT), "--every-entry", "--json")
+    walk = json.loads(out)["walk"]
+
+    assert walk["address"] == hex(AT)
+    assert len([level["entry"] for level in walk["levels"] if level["entry"]]) == 4
+    assert walk["levels"][0]["nested"][0]["references"][0]["served"] == "DRAM"
+
+
+def test_the_drawing_has_a_box_for_every_reference(run: Run, scenario: Callable[..., Path], tmp_path: Path) -> None:
+    drawing = tmp_path / "walk.svg"
+    status, _, err = run("--scenario", scenario(), "--address", hex(AT), "--every-entry", "--plot", drawing)
+    boxes = [node for node in xml.parse(drawing).getroot() if node.get("rx")]
+
+    assert (status, err) == (0, f"wrote {drawing}\n")
+    assert len(boxes) == 24
+
+
+def test_a_recorded_guest_has_no_tables_to_walk() -> None:
+    with pytest.raises(ConfigError) as raised:
+        vtsim.walk("workloads/real/linux-boot.yaml", 0)
+    assert str(raised.value).startswith("vm: a recorded guest's paging structures are not in memory")
+
+
+@pytest.mark.compiled_only
+def test_after_the_run_the_caches_are_those_of_the_run(scenario: Callable[..., Path]) -> None:
+    warm = vtsim.walk(scenario(), AT, after_run=True)
+    cold = vtsim.walk(scenario(), AT, after_run=True, cold=True)
+
+    assert warm.hpa == cold.hpa
+    assert warm.cycles < cold.cycles
+    assert counted(cold) == counted(vtsim.walk(scenario(), AT))
+
+
+def test_a_shadow_walk_has_one_dimension(scenario: Callable[..., Path]) -> None:
+    sets = ("vmm.personality=minimal", "vmm.paging=static-shadow")
+    behind, shadow = vtsim.walk(scenario(), AT), vtsim.walk(scenario(), AT, sets=sets)
+
+    assert (counted(shadow), shadow.eptp) == ((4, 0), 0)
+    assert behind.page_bytes == shadow.page_bytes == 4096
+
+
+def test_a_scenario_object_does_as_well(scenario: Callable[..., Path]) -> None:
+    path = scenario()
+
+    assert vtsim.walk(load_scenario(path), AT).references == vtsim.walk(path, AT).references

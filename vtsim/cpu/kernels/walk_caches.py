@@ -1,0 +1,54 @@
+"""Paging-structure caches of either dimension: one for each kind of entry that leads to another table.
+
+What is kept under a part of the address is the table that the entry leads to: its host-physical address, its level,
+and the rights that hold so far.
+
+SDM: "Caches for Paging Structures"; "Information That May Be Cached".
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, kernel
+from vtsim.cpu.kernels.caches import find, keep, remove
+from vtsim.cpu.kernels.contexts import TAG_SHIFT, VPN_MASK
+from vtsim.cpu.slots import PAGING_LEVELS
+
+# fmt: off
+TABLE_LEVEL = 4            # bits 6:4 of what is kept
+DEEPEST, STRIDE = 1, 4     # the PDE cache leads to tables of level 1; each level up is a structure before it
+# fmt: on
+
+
+@kernel
+def linear_number(m: Record, gva: int) -> int:
+    """What caches of linear addresses are searched by: the page number; with 32-bit paging a PDE maps 4 MiB."""
+    return (gva >> 22) << 9 if m[PAGING_LEVELS] == 2 else (gva >> 12) & VPN_MASK
+
+
+@kernel
+def deepest(m: Record, a: Arena, last: int, number: int, levels: int, context: int) -> int:
+    """The deepest table that is known on the way to a page: address | level << 4 | rights, or -1.
+
+    `last` is the dimension's PDE cache, `levels` how many the walk has.
+    """
+    for level in range(DEEPEST, levels):
+        part = number >> (9 * level)
+        up = find(m, a, last - STRIDE * (level - DEEPEST), part, part << TAG_SHIFT | context)
+        if up >= 0:
+            return up
+    return -1
+
+
+@kernel
+def keep_table(m: Record, a: Arena, last: int, number: int, level: int, context: int, up: int) -> None:
+    """Keep the table of a level on the way to a page: `up` is its address and the rights so far."""
+    part = number >> (9 * level)
+    keep(m, a, last - STRIDE * (level - DEEPEST), part, part << TAG_SHIFT | context, up | level << TABLE_LEVEL)
+
+
+@kernel
+def forget_tables(m: Record, a: Arena, last: int, number: int, context: int) -> None:
+    """Remove every table on the way to a page."""
+    for level in range(DEEPEST, 5):
+        part = number >> (9 * level)
+        remove(m, a, last - STRIDE * (level - DEEPEST), part, part << TAG_SHIFT | context)

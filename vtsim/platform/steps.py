@@ -1,0 +1,291 @@
+"""What one observed translation did: which entries it read, what served each, and which caches shortened it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from attrs import define, field, frozen
+
+from vtsim.base.jit import quiet
+from vtsim.cpu import slots as s
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels import translate
+from vtsim.ept import spec as e
+from vtsim.platform.observed import Function, Observed
+
+GUEST, EPT = "guest", "EPT"
+SERVED: Final = ("L1D", "L2", "L3", "DRAM")  # in the order of each dimension's counters
+ENTRY_NAMES: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
+TLBS: Final = range(s.DTLB4K, s.PWC_PML4E)
+PWCS: Final = range(s.PWC_PML4E, s.EPT_PML4E)
+NAMES: Final = dict(zip(range(s.DTLB4K, s.NESTED_TLB + 1, 4), s.TRANSLATION_STRUCTURES, strict=True))
+UNSIGNED: Final = (1 << 64) - 1
+FETCHING: Final = 2
+
+
+@frozen(kw_only=True)
+class Reference:
+    """One paging-structure entry that was read: of the guest's structures or of EPT.
+
+    `number` counts from 1. `level` is 1 for the last. `gpa` is None where a walk cache gave the table's host-physical
+    address. `value` is the entry as read, `stored` as written back with flags set, or None. `served` is L1D, L2, L3,
+    DRAM, or `nothing` where no memory answers. `cycles` include the write.
+    """
+
+    number: int
+    dimension: str
+    level: int
+    gpa: int | None
+    hpa: int
+    value: int
+    stored: int | None
+    served: str
+    cycles: int
+
+    @property
+    def name(self) -> str:
+        """What the manual calls the entry."""
+        return ENTRY_NAMES[self.level]
+
+
+@frozen(kw_only=True)
+class NestedWalk:
+    """The translation of one guest-physical address.
+
+    `cache` names what shortened or replaced the walk: `nested_tlb`, one of `ept_pwc`, or is empty. `hpa` is None after
+    a fault. `for_flags`: it was made again because a flag had to be written.
+    """
+
+    gpa: int
+    hpa: int | None
+    cache: str
+    cache_cycles: int
+    for_flags: bool
+    references: tuple[Reference, ...]
+    cycles: int
+
+
+@frozen(kw_only=True)
+class Level:
+    """One level of the guest's structures; the last has no entry: it is the page that is accessed."""
+
+    level: int
+    nested: tuple[NestedWalk, ...]
+    entry: Reference | None
+
+
+@define(eq=False)
+class _Reading:
+    """A reference whose entry is still to be read."""
+
+    dimension: str
+    level: int
+    gpa: int | None
+    hpa: int
+    served: str
+    cycles: int
+    number: int
+    value: int | None = None
+    stored: int | None = None
+
+    def done(self) -> Reference:
+        value = 0 if self.value is None else self.value
+        return Reference(
+            number=self.number, dimension=self.dimension, level=self.level, gpa=self.gpa, hpa=self.hpa,
+            value=value & UNSIGNED, stored=None if self.stored is None else self.stored & UNSIGNED,
+            served=self.served, cycles=self.cycles,
+        )  # fmt: skip
+
+
+@define(eq=False)
+class _Nesting:
+    """A guest-physical address whose translation is not done."""
+
+    gpa: int
+    for_flags: bool
+    cache: str = ""
+    cache_cycles: int = 0
+    references: list[_Reading] = field(factory=list)
+
+
+@define(eq=False)
+class Recorder:
+    """Observes one translation: which kernels call which, and what that says about the walk."""
+
+    m: Any
+    a: Any
+    levels: list[Level] = field(factory=list)
+    tlb: str = ""
+    cache: str = ""
+    cache_cycles: int = 0
+    cycles: int = 0
+    data: int = 0
+    _numbers: int = 0
+    _nesting: _Nesting | None = None
+    _nested: list[NestedWalk] = field(factory=list)
+    _entry: _Reading | None = None
+    _final: bool = False
+
+    def translate(self, engine: Engine, address: int, access: int, user: int) -> int:
+        """Translate as the engine does; the host-physical address, or a fault."""
+        observed = Observed(self.observe)
+        m, a, t = engine.cpus[int(self.m[s.CPU])], engine.arena, engine.tags
+        m[s.STALL] = 0
+        at, arguments = np.int64(address), (access, user)
+        with quiet():
+            if access == FETCHING:
+                got = int(observed.copy(translate.translate_code)(m, a, t, at, user))
+            else:
+                got = int(observed.copy(translate.translate)(m, a, t, at, *arguments))
+        self._close()
+        self.cycles = int(m[s.STALL])
+        return got
+
+    def observe(self, caller: str, callee: str, function: Function) -> Function:
+        """What a kernel calls in place of another one."""
+        watch: Callable[[str, Function], Function] | None = getattr(self, f"_on_{callee}", None)
+        return function if watch is None else watch(caller, function)
+
+    # --- translations that are kept -------------------------------------------------------------------------------
+    def _on_find(self, caller: str, find: Function) -> Function:
+        def observed(m: Any, a: Any, structure: int, index: int, tag: int) -> int:
+            data: int = find(m, a, structure, index, tag)
+            if data >= 0:
+                self._found(structure, data)
+            return data
+
+        return observed
+
+    def _found(self, structure: int, data: int) -> None:
+        if structure in TLBS:
+            self.tlb, self.data = NAMES[structure], data
+        elif structure in PWCS:
+            self.cache, self.cache_cycles = NAMES[structure], int(self.m[s.PWC_HIT_CYCLES])
+        elif self._nesting is not None:
+            self._nesting.cache = NAMES[structure]
+            price = s.NESTED_HIT_CYCLES if structure == s.NESTED_TLB else s.EPT_PWC_HIT_CYCLES
+            self._nesting.cache_cycles = int(self.m[price])
+
+    def _on_walk(self, caller: str, walk: Function) -> Function:
+        def observed(*arguments: Any) -> int:
+            self.tlb = ""  # what a TLB had did not allow the access
+            self.data = walk(*arguments)
+            return self.data
+
+        return observed
+
+    # --- the guest-physical dimension -----------------------------------------------------------------------------
+    def _on_nested(self, caller: str, nested: Function) -> Function:
+        def observed(m: Any, a: Any, t: Any, gpa: int, access: int, walking: bool) -> int:
+            for_flags = walking and access == e.EPT_WRITE
+            self._final = not walking
+            if self._entry is not None and not for_flags:
+                self._close()
+            self._nesting = now = _Nesting(int(gpa), for_flags)
+            before = int(m[s.WALK_LATENCY])
+            got: int = nested(m, a, t, gpa, access, walking)
+            self._nesting = None
+            hit = now.cache == NAMES[s.NESTED_TLB] and not now.references
+            if now.cache == NAMES[s.NESTED_TLB] and not hit:  # what it had did not allow the access
+                now.cache, now.cache_cycles = "", 0
+            self._nested.append(
+                NestedWalk(
+                    gpa=now.gpa,
+                    hpa=int(got) & e.ADDRESS if got >= 0 else None,
+                    cache=now.cache,
+                    cache_cycles=now.cache_cycles,
+                    for_flags=now.for_flags,
+                    references=tuple(reading.done() for reading in now.references),
+                    cycles=int(m[s.WALK_LATENCY]) - before,
+                )
+            )
+            return got
+
+        return observed
+
+    # --- entries ----------------------------------------------------------------------------------------------------
+    def _on_read_line(self, caller: str, read_line: Function) -> Function:
+        def observed(m: Any, a: Any, t: Any, hpa: int, counter: int) -> int:
+            mine = sys._getframe(1).f_locals  # the walker's own variables
+            counts = a[m[s.OWNER] + counter :][: len(SERVED)]
+            before = counts.copy()
+            cycles: int = read_line(m, a, t, hpa, counter)
+            served = SERVED[int(np.flatnonzero(counts - before)[0])]
+            self._numbers += 1
+            level = int(mine["level"])
+            if self._nesting is not None:
+                reading = _Reading(EPT, level, None, int(hpa), served, int(cycles), self._numbers)
+                self._nesting.references.append(reading)
+                return cycles
+            if self._entry is not None:
+                self._close()
+            gpa = self._nested[-1].gpa | int(hpa) & 0xFFF if self._nested else None
+            if not m[s.NONROOT] or not m[s.EPTP]:
+                gpa = int(hpa)
+            self._entry = _Reading(GUEST, level, gpa, int(hpa), served, int(cycles), self._numbers)
+            return cycles
+
+        return observed
+
+    def _on_load_word(self, caller: str, load_word: Function) -> Function:
+        def observed(a: Any, hpa: int) -> int:
+            word: int = load_word(a, hpa)
+            self._value(hpa, int(word))
+            return word
+
+        return observed
+
+    def _on_load(self, caller: str, load: Function) -> Function:
+        def observed(a: Any, hpa: int, size: int) -> int:
+            word: int = load(a, hpa, size)
+            if self._entry is not None and self._entry.hpa == hpa:
+                self._entry.value = int(word)
+            return word
+
+        return observed
+
+    def _value(self, hpa: int, word: int) -> None:
+        reading = self._nesting.references[-1] if self._nesting and self._nesting.references else self._entry
+        if reading is not None and reading.hpa == hpa and reading.value is None:
+            reading.value = word
+
+    def _on_store_word(self, caller: str, store_word: Function) -> Function:
+        def observed(a: Any, hpa: int, value: int) -> int:
+            if caller != "store":
+                self._stored(hpa, int(value))
+            done: int = store_word(a, hpa, value)
+            return done
+
+        return observed
+
+    def _on_store(self, caller: str, store: Function) -> Function:
+        def observed(a: Any, hpa: int, size: int, value: int) -> int:
+            self._stored(hpa, int(value))
+            done: int = store(a, hpa, size, value)
+            return done
+
+        return observed
+
+    def _stored(self, hpa: int, value: int) -> None:
+        reading = self._nesting.references[-1] if self._nesting and self._nesting.references else self._entry
+        if reading is not None and reading.hpa == hpa:
+            reading.stored = value
+            reading.cycles += int(self.m[s.ATOMIC_CYCLES])
+
+    def _close(self) -> None:
+        """The level whose entry was read last is complete; or, at the end, there is none."""
+        entry = None if self._entry is None else self._entry.done()
+        if entry is None and not self._nested:
+            return
+        level = self._table_level() if entry is None else entry.level
+        self.levels.append(Level(level=level, nested=tuple(self._nested), entry=entry))
+        self._entry, self._nested = None, []
+
+    def _table_level(self) -> int:
+        """The level whose entry was not read: 0 is the page itself."""
+        if self._final:
+            return 0
+        return self.levels[-1].level - 1 if self.levels else int(self.m[s.PAGING_LEVELS])
