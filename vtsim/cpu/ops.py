@@ -248,9 +248,14 @@ TRUTH: Final = tuple(
 # zipf: R9 is the gva-independent arena index of a quantile table (see streams). chase: every access waits for the last.
 # recorded: R9 is the arena index of a window: number of its first word, number after its last, words. RDI counts words.
 # A word is store | address << 1 | ordinary instructions after it << 48; a negative one has no access. RSI ^ address: gva.
-PATTERNS: Final = ("sequential", "strided", "uniform", "zipf", "chase", "recorded")
-SEQUENTIAL, STRIDED, UNIFORM, ZIPF, CHASE, RECORDED = range(len(PATTERNS))
+# lookup: R9 is the arena index of how many steps there are, then steps (see `Step`); RDI is the step, R8 the fraction drawn,
+# RDX whose turn it is.
+PATTERNS: Final = ("sequential", "strided", "uniform", "zipf", "chase", "recorded", "lookup")
+SEQUENTIAL, STRIDED, UNIFORM, ZIPF, CHASE, RECORDED, LOOKUP = range(len(PATTERNS))
 STREAM_WRITES, STREAM_WORK = 4, 16
 WINDOW_FIRST, WINDOW_END, WINDOW_WORDS = range(3)
 RECORDED_WORK: Final = 48
+STEP_OFFSET, STEP_COUNT, STEP_STRIDE, STEP_FLAGS, STEP_HALF, STEP_WORDS = range(6)
+STEP_DRAWS, STEP_TURNS, STEP_BY_TURN, STEP_NEEDS, STEP_STORES = 1, 2, 4, 8, 16
+STEP_WORK: Final = 8
 # fmt: on

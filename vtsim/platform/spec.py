@@ -143,9 +143,10 @@ def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:
         used += process.memory_bytes
         if used > vm.memory:
             largest = max(range(len(process.phases)), key=lambda n: process.phases[n].region_bytes)
+            region = ".region" if hasattr(process.phases[largest], "region") else ""
             yield Problem(
-                path=f"{where}.guest.processes.{index}.phases.{largest}.region",
+                path=f"{where}.guest.processes.{index}.phases.{largest}{region}",
                 message=f"the processes touch {SIZE.format(used)}, but the VM has {SIZE.format(vm.memory)}",
-                help=f"make the region smaller or raise {where}.memory",
+                help=f"make {'the region' if region else 'what it works on'} smaller or raise {where}.memory",
             )
             return

@@ -133,6 +133,13 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if position < a[table + o.WINDOW_FIRST] or words + last > a.shape[0]:
             m[s.STOP] = MODEL_FAULT
             return STOPPED
+    fraction = 0
+    turn = 0
+    if pattern == o.LOOKUP:
+        last = a[table]
+        if position < 0 or position >= last or table + 1 + last * o.STEP_WORDS > a.shape[0]:
+            m[s.STOP] = MODEL_FAULT
+            return STOPPED
     while left > 0 and m[s.CYCLE] < m[s.LIMIT]:
         access = READ
         batch = 1
@@ -150,6 +157,28 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 continue
             gva = base ^ (entry & RECORDED_ACCESS) >> 1
             access = entry & 1
+        elif pattern == o.LOOKUP:
+            step = table + 1 + position * o.STEP_WORDS
+            flags = a[step + o.STEP_FLAGS]
+            work = flags >> o.STEP_WORK
+            fraction = stride
+            turn = region
+            if flags & o.STEP_DRAWS:
+                random = next_random(random)
+                fraction = (random >> 33) & 0x7FFFFFFF
+            if flags & o.STEP_TURNS:
+                turn += 1
+            count = a[step + o.STEP_COUNT]
+            element = turn % count if flags & o.STEP_BY_TURN else (fraction * count) >> 31
+            half = a[step + o.STEP_HALF]
+            if half:
+                element = min((element & -2 * half) + half, count - 1)
+            gva = base + a[step + o.STEP_OFFSET] + element * a[step + o.STEP_STRIDE]
+            if flags & o.STEP_STORES:
+                access = WRITE
+            if flags & o.STEP_NEEDS:
+                drain(m, a)
+                charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
         else:
             if pattern == o.SEQUENTIAL or pattern == o.STRIDED:
                 gva = base + position
@@ -210,6 +239,12 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         done += batch
         if pattern == o.RECORDED:
             position += 1
+        elif pattern == o.LOOKUP:
+            stride = fraction
+            region = turn
+            position += 1
+            if position == last:
+                position = 0
         elif pattern == o.SEQUENTIAL or pattern == o.STRIDED:
             position += stride * batch
             if position >= region:
@@ -224,6 +259,9 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     m[s.GPR + s.RCX] = left
     m[s.GPR + s.RDI] = position
     m[s.GPR + s.RBX] = random
+    if pattern == o.LOOKUP:
+        m[s.GPR + s.R8] = stride
+        m[s.GPR + s.RDX] = region
     if ended < 0:
         return raise_fault(m, a, t, ended)
     return STOPPED if ended else NEXT

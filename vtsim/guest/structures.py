@@ -1,0 +1,111 @@
+"""Programs whose memory accesses follow data structures: what each is made of, and how large that is.
+
+Sizes are those of the named program's own types on x86-64; every value can be set.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from vtsim.base.spec import counts, setting
+from vtsim.guest.spec import Phase, primitives
+
+LINE = 64
+
+
+def accesses() -> int:
+    """Declare how many loads and stores a program makes."""
+    value: int = setting(counts(ge=1), "Loads and stores", default=1_000_000)
+    return value
+
+
+def elements(default: int, meaning: str, least: int = 1) -> int:
+    """Declare how many of something a data structure has."""
+    value: int = setting(counts(ge=least, le=2**30), meaning, default=default)
+    return value
+
+
+@primitives.register("btree")
+@frozen(kw_only=True)
+class BTreeSpec(Phase):
+    """Look-ups of random keys in a B+ tree in memory, from its root to a record."""
+
+    records: int = elements(3_000_000, "Records at its leaves")
+    children: int = setting(counts(ge=2, le=64), "Children of a node", default=3)
+    node_lines: int = setting(counts(ge=1, le=16), "Cache lines of a node, all read in turn", default=3)
+    record_lines: int = setting(counts(ge=1, le=16), "Cache lines of a record", default=2)
+    accesses: int = accesses()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """How many nodes each level has, from the root on."""
+        sizes = [-(-self.records // self.children)]
+        while sizes[0] > 1:
+            sizes.insert(0, -(-sizes[0] // self.children))
+        return tuple(sizes)
+
+    @property
+    def region_bytes(self) -> int:
+        return LINE * (sum(self.levels) * self.node_lines + self.records * self.record_lines)
+
+
+@primitives.register("netlist_swaps")
+@frozen(kw_only=True)
+class NetlistSwapsSpec(Phase):
+    """Simulated annealing of a netlist: the routing cost of two random elements, through their neighbours."""
+
+    elements: int = elements(4_000_000, "Elements of the netlist")
+    neighbours: int = setting(counts(ge=1, le=32), "Inputs of an element, and as many outputs", default=5)
+    accesses: int = accesses()
+
+    @property
+    def region_bytes(self) -> int:
+        return self.elements * (88 + 8 + 2 * (8 * self.neighbours + 8))
+
+
+@primitives.register("cross_sections")
+@frozen(kw_only=True)
+class CrossSectionsSpec(Phase):
+    """Macroscopic cross sections: binary search of an energy, then two points of each nuclide of a material."""
+
+    nuclides: int = setting(counts(ge=68, le=4096), "Nuclides", default=355)
+    points: int = elements(1_500, "Energies of a nuclide", least=2)
+    accesses: int = accesses()
+
+    @property
+    def energies(self) -> int:
+        """Entries of the unionized grid."""
+        return self.nuclides * self.points
+
+    @property
+    def region_bytes(self) -> int:
+        return self.energies * (8 + 4 * self.nuclides + 48)
+
+
+@primitives.register("graph_gather")
+@frozen(kw_only=True)
+class GraphGatherSpec(Phase):
+    """An iteration of PageRank over a uniform random graph in compressed sparse rows."""
+
+    vertices: int = elements(12_000_000, "Vertices")
+    degree: int = setting(counts(ge=1, le=256), "Neighbours of a vertex", default=16)
+    accesses: int = accesses()
+
+    @property
+    def region_bytes(self) -> int:
+        return self.vertices * (8 + 4 * self.degree + 4 + 4)
+
+
+@primitives.register("key_values")
+@frozen(kw_only=True)
+class KeyValuesSpec(Phase):
+    """Requests for random keys to a store with a hash table: bucket, entry, key, object with its value."""
+
+    keys: int = elements(4_000_000, "Keys")
+    value_lines: int = setting(counts(ge=1, le=64), "Cache lines of a value", default=2)
+    work: int = setting(counts(le=2**15 - 1), "Ordinary instructions of a request beside the look-up", default=5000)
+    accesses: int = accesses()
+
+    @property
+    def region_bytes(self) -> int:
+        return self.keys * (8 + 32 + 32 + LINE * self.value_lines)
