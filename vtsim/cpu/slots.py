@@ -119,7 +119,15 @@ HINT_COUNT: Final = 16
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
-RECORD_SLOTS: Final = 688
+# work area of the shadow-paging hooks: what they loaded of the pool, what they tell their program, a word for each level
+(SHADOW_POOL, SHADOW_DIRECT, SHADOW_GUEST, SHADOW_TABLES, SHADOW_NOTES, SHADOW_RECORDS, SHADOW_FRAMES, SHADOW_BUCKETS,
+ SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS) = range(688, 699)
+SHADOW_STACK: Final = 704
+# the store of a hook that was refused last: its address and value. An emulator may have done it meanwhile.
+REFUSED_AT, REFUSED_VALUE = 712, 713
+SHADOW_MARKS: Final = 714  # a second stack, of five words
+
+RECORD_SLOTS: Final = 720
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START
