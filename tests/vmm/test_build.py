@@ -19,7 +19,7 @@ from vtsim.vmm.registry import exit_paths, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.spec import VmmSpec
 
-SHADOW = {"personality": "minimal", "profile": "p4-672", "paging": "static-shadow", "vpid": False, "tpr_shadow": False}
+SHADOW = {"personality": "minimal", "profile": "p4-672", "paging": "shadow", "vpid": False, "tpr_shadow": False}
 
 
 def test_every_exit_reason_is_handled_or_excused_with_a_sentence(personality: str) -> None:

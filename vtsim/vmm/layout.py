@@ -60,7 +60,7 @@ VCPU_WORDS: Final = (
     ("MSR_ENTRIES",       1, "how many"),
     ("PORTS",             1, "linear address of the ports that the hypervisor itself answers"),
     ("PORT_ENTRIES",      1, "how many"),
-    ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table, or of the shadow root"),
+    ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table"),
     ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),
     ("EPT_FIRST",         1, "first frame of that allocator"),
     ("BACKING_ALLOCATOR", 2, "frames for page tables of the process: next, end"),
@@ -85,8 +85,7 @@ VCPU_WORDS: Final = (
     ("LAST_TSC",          2, "TSC at the last exit, low and high half"),
     ("XCR0",              1, "XCR0 of the guest"),
     ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
-    ("SHADOW_ROOTS",      1, "linear address of the table from guest CR3 to shadow root"),
-    ("SHADOW_ENTRIES",    1, "how many"),
+    ("SHADOW",            1, "linear address of the pool of shadow pages"),
     ("NUMBER",            1, "which VM of the scenario"),
 )
 

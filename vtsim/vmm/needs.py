@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from vtsim.vmm.memory import GIB, gfn_ranges
+from vtsim.vmm.settings import resolve_parameters
+from vtsim.vmm.shadow import frame_limit, shadow_frames
 from vtsim.vmm.spec import VmmSpec
+
+FOUR_GIB = 1 << 32
 
 
 @frozen(kw_only=True)
@@ -23,13 +27,17 @@ class Needs:
 
 def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
-    tables = sum(table_frames(size) for size in memories) * (2 if vmm.paging == "static-shadow" else 1)
+    tables = sum(table_frames(size) for size in memories)
+    shadows = 0
+    if vmm.paging == "shadow":
+        permille = resolve_parameters(vmm)["shadow_permille"]
+        shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
     return Needs(
-        pool_pages=2 * tables + 256 + 32 * len(memories),
+        pool_pages=2 * tables + shadows + 256 + 32 * len(memories),
         code_pages=24,
         rows=8192,
         owners=1 + len(memories),
-        host_frames=2 * tables + 2048 + 64 * len(memories),
+        host_frames=2 * tables + shadows + 2048 + 64 * len(memories),
     )
 
 

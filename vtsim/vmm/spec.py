@@ -19,7 +19,7 @@ class EptSpec:
     page_size: int = setting(sizes(choices=PAGE_SIZES), "Largest page that EPT maps guest memory with", default=4 * KIB)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
-        "Map guest memory when an EPT violation asks for it, or all of it before the guest starts",
+        "Give and map guest memory when an access asks for it, or before the guest starts (shadow entries never are)",
         default="demand",
     )
     accessed_dirty: bool | None = setting(Boolean(auto=True), "Use the accessed and dirty flags of EPT", default=None)
@@ -41,8 +41,8 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "static-shadow", "none")),
-        "What translates guest-physical addresses: EPT, shadow tables built beforehand, nothing (native)",
+        Text(choices=("auto", "ept", "shadow", "none")),
+        "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(
@@ -69,11 +69,5 @@ class VmmSpec:
             raise ConfigError(
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
-                help="paging can be ept, static-shadow",
-            )
-        if self.paging == "static-shadow" and self.personality == "kvm" and not native:
-            raise ConfigError(
-                "the kvm personality does not have shadow tables that are built beforehand",
-                field="paging",
-                help="paging can be ept; or choose personality 'minimal'",
+                help="paging can be ept, shadow",
             )

@@ -13,6 +13,7 @@ from vtsim.cpu.kernels.shadow_pages import (
     BESIDE,
     FLUSH,
     KEY_FRAME,
+    NO_ROOT,
     P_MODE,
     P_REUSED,
     P_ROOT,
@@ -248,6 +249,7 @@ def map_shadow(m: Record, a: Arena, t: Tags) -> int:
     m[s.GPR + s.RAX] = 0
     keep_free(m, a, t)
     if m[s.SHADOW_ROOT] < 0:
+        m[s.SHADOW_FLAGS] |= NO_ROOT
         return 0
     host = m[s.GPR + s.RBX]
     frame = shadow_get(m, a, t, pool + P_FRAME)
@@ -344,6 +346,7 @@ def map_device(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_MAP_DEVICE: let accesses to the frame of the last walk fault on a reserved bit."""
     keep_free(m, a, t)
     if m[s.SHADOW_ROOT] < 0:
+        m[s.SHADOW_FLAGS] |= NO_ROOT
         return 0
     frame = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_FRAME)
     entry = way_down(m, a, t, 1)

@@ -50,7 +50,7 @@ P_BUCKETS: int = d.POOL["BUCKETS"]
 # fmt: on
 
 
-# --- accesses: nothing of the pool can be refused ----------------------------------------------------------------------
+# --- accesses: nothing of the pool can be refused ---------------------------------------------------------------------
 @kernel
 def shadow_get(m: Record, a: Arena, t: Tags, at: int) -> int:
     """Load a word of the hypervisor's own."""

@@ -47,6 +47,7 @@ def table_written(m: Record, a: Arena, t: Tags) -> int:
     if not has_frame(m, a, t, frame):
         return 0
     shadow_count(m, a, t, P_WRITES)
+    counted = False
     page = shadow_get(m, a, t, bucket_at(m, frame))
     while page:
         at = record_at(m, page - 1)
@@ -54,12 +55,15 @@ def table_written(m: Record, a: Arena, t: Tags) -> int:
         following = shadow_get(m, a, t, at + R_NEXT)
         if key >> KEY_FRAME == frame and key & d.ROLE_DIRECT == 0:
             state = shadow_get(m, a, t, at + R_STATE)
-            if key & d.ROLE_LEVEL > 1:
+            if key & d.ROLE_LEVEL > 1 and not counted:
                 state += 1 << d.WRITES
                 shadow_put(m, a, t, at + R_STATE, state)
             if state >> d.WRITES >= d.FLOOD or size < 4 or gpa & (size - 1):
                 zap_page(m, a, t, page - 1)
                 shadow_count(m, a, t, P_FLOODED)
+                if following and shadow_get(m, a, t, record_at(m, following - 1) + R_STATE) == 0:
+                    following = shadow_get(m, a, t, bucket_at(m, frame))  # what followed went too: once more
+                    counted = True
             else:
                 drop_entry(m, a, t, (page - 1) * 512 + ((gpa & 0xFFF) >> 3))
         page = following
@@ -79,6 +83,7 @@ def unprotect(m: Record, a: Arena, t: Tags) -> int:
         if key >> KEY_FRAME == frame and key & d.ROLE_DIRECT == 0:
             zap_page(m, a, t, page - 1)
             zapped += 1
+            following = shadow_get(m, a, t, bucket_at(m, frame))
         page = following
     m[s.GPR + s.RAX] = zapped
     return 0

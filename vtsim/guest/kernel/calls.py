@@ -107,6 +107,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
     a.ld(s.RSI, Mem(s.RSP, 8 + at.AT[s.RDI]))
     a.copy(s.RDX, s.R15)
+    a.mov(s.RAX, 0)
     a.hook(hooks.TABLE_CLEAR)
     a.cmp(s.R15, FLUSH_CEILING)
     a.jcc(ops.CC_BE, "unmap_flushed")
