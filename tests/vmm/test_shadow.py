@@ -10,7 +10,6 @@ from tests.vmm.changing_tables import plan
 from tests.vmm.machines import MIB, machine
 from vtsim.base import jit
 from vtsim.base.jit import quiet
-from vtsim.cpu import slots as s
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile

@@ -36,6 +36,7 @@ POOL_WORDS: Final = (
     ("HOST_ROOT",         1, "host-physical address of the root of the VM's process"),
     ("SLOTS",             1, "linear address of two words: the memory slots, and how many"),
     ("RESERVED",          1, "address bits that are reserved in the guest's entries"),
+    ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 56 on"),
     # what the last walk of the guest's tables found
     ("ADDRESS",           1, "linear address that the guest accessed"),
     ("ERROR",             1, "error code of that access"),
@@ -93,6 +94,7 @@ LEADS_TO_TABLE: Final = 1 << 9                      # bits that the processor ig
 HOST_WRITABLE: Final = 1 << 10
 DEVICE: Final = 1 << 51                             # reserved: the access faults, and the frame is a device's
 UPPER: Final = PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_ACCESSED | LEADS_TO_TABLE
+LOADED_ROOTS: Final = 4                             # the one in use, and three whose translations may be stale
 MIN_FREE, REFILL = 5, 25                            # shadow pages: evict when fewer are free, until so many are
 # fmt: on
 

@@ -142,7 +142,8 @@ def fill_pool(
         host.store(at.frame_address(pool.frames) + 8 * frame, 1 << d.UPPER_TABLES)
     host.words(pool.tables, mem.TABLE)
     words = {
-        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "DIRECT": at.HOST_DIRECT, "GUEST": at.USER_RAM,
+        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << 56,
+        "DIRECT": at.HOST_DIRECT, "GUEST": at.USER_RAM,
         "TABLES": pool.tables << 12, "NOTES": at.frame_address(pool.notes),
         "RECORDS": at.frame_address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
         "FRAMES": at.frame_address(pool.frames), "FRAME_COUNT": pool.frame_count,

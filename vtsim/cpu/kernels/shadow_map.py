@@ -7,35 +7,26 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.shadow_leaves import find_page, role_of, set_leaf, synchronize_below
 from vtsim.cpu.kernels.shadow_pages import (
-    AGAIN,
     ASKED,
     BESIDE,
-    FLUSH,
     KEY_FRAME,
     NO_ROOT,
     P_MODE,
-    P_REUSED,
     P_ROOT,
-    R_NEXT,
-    R_STATE,
-    bucket_at,
+    STRANGE_ROOT,
     drop_entry,
     entry_at,
     forget_writes,
     has_frame,
     keep_free,
     link_page,
-    list_leaf,
-    new_page,
-    note_at,
     page_behind,
     record_at,
     shadow_count,
     shadow_get,
     shadow_put,
-    stays_protected,
-    zap_page,
 )
 from vtsim.cpu.kernels.shadow_walk import (
     P_ADDRESS,
@@ -52,18 +43,7 @@ from vtsim.cpu.kernels.shadow_walk import (
     rights_of,
 )
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import (
-    ADDRESS,
-    PF_PRESENT,
-    PF_WRITE,
-    PTE_ACCESSED,
-    PTE_DIRTY,
-    PTE_LARGE,
-    PTE_NO_EXECUTE,
-    PTE_PRESENT,
-    PTE_USER,
-    PTE_WRITE,
-)
+from vtsim.ept.spec import ADDRESS, PF_PRESENT, PF_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, PTE_WRITE
 
 # fmt: off
 P_PREFETCH: int   = d.POOL["PREFETCH"]
@@ -71,117 +51,25 @@ P_HOST_ROOT: int  = d.POOL["HOST_ROOT"]
 P_SLOTS: int      = d.POOL["SLOTS"]
 P_FILLED: int     = d.POOL["FILLED"]
 P_PREFETCHED: int = d.POOL["PREFETCHED"]
-P_SYNCHRONIZED: int = d.POOL["SYNCHRONIZED"]
+P_LOADED: int     = d.POOL["LOADED"]
 FIRST, END, USER, FLAGS, SLOT_BYTES = 0, 8, 16, 24, 32      # of a memory slot, see vmm.layout
 READ_ONLY, PRIVATE = 1, 2
 # fmt: on
 
 
 @kernel
-def make_leaf(
-    m: Record, a: Arena, t: Tags, frame: int, host: int, rights: int, writable: bool, old: int, why: int
-) -> int:
-    """A leaf for a guest frame behind which a host frame is; `old` is what stands in its place.
-
-    It is writable if the rights and the host's page allow, and if no table of the guest is there.
-    """
-    word = host << 12 | PTE_PRESENT
-    word |= PTE_ACCESSED if why == ASKED else old & PTE_ACCESSED
-    if rights & d.RIGHT_USER:
-        word |= PTE_USER
-    if rights & d.RIGHT_EXECUTE == 0:
-        word |= PTE_NO_EXECUTE
-    if writable:
-        word |= d.HOST_WRITABLE
-        if rights & d.RIGHT_WRITE and (old & PTE_WRITE or not stays_protected(m, a, t, frame, why)):
-            word |= PTE_WRITE | PTE_DIRTY
-    return word
-
-
-@kernel
-def set_leaf(
-    m: Record, a: Arena, t: Tags, entry: int, frame: int, host: int, rights: int, writable: bool, why: int
-) -> bool:
-    """Write a leaf; is it writable?"""
-    old = shadow_get(m, a, t, entry_at(m, entry))
-    if old & PTE_PRESENT and (old ^ host << 12) & ADDRESS:
-        drop_entry(m, a, t, entry)
-        old = 0
-    if old & PTE_PRESENT == 0:
-        old = 0
-    word = make_leaf(m, a, t, frame, host, rights, writable, old, why)
-    if old & PTE_WRITE and word & PTE_WRITE == 0:
-        m[s.SHADOW_FLAGS] |= FLUSH
-    shadow_put(m, a, t, entry_at(m, entry), word)
-    if old == 0:
-        list_leaf(m, a, t, entry, frame)
-    return word & PTE_WRITE != 0
-
-
-@kernel
-def find_page(m: Record, a: Arena, t: Tags, frame: int, role: int) -> int:
-    """The shadow page of a guest frame in a role: found in the hash table, or made."""
-    key = frame << KEY_FRAME | role
-    page = shadow_get(m, a, t, bucket_at(m, frame))
-    while page:
-        at = record_at(m, page - 1)
-        found = shadow_get(m, a, t, at)
-        following = shadow_get(m, a, t, at + R_NEXT)
-        if found == key:
-            if role & d.ROLE_DIRECT == 0:
-                if shadow_get(m, a, t, at + R_STATE) & d.UNSYNC:
-                    synchronize_page(m, a, t, page - 1)  # stale, but it may stay writable
-                forget_writes(m, a, t, page - 1)
-            shadow_count(m, a, t, P_REUSED)
-            return page - 1
-        if found >> KEY_FRAME == frame and (found | role) & d.ROLE_DIRECT == 0 and role & d.ROLE_LEVEL > 1:
-            if shadow_get(m, a, t, at + R_STATE) & d.UNSYNC:
-                zap_page(m, a, t, page - 1)  # an upper table is never written without an exit
-        page = following
-    return new_page(m, a, t, frame, role)
-
-
-@kernel
-def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
-    """Hold every entry of a leaf table against the guest's: drop what it does not allow any more, weaken the rest.
-
-    An entry of the guest that was not accessed yet is dropped too, so that the next access is seen.
-    """
-    shadow_count(m, a, t, P_SYNCHRONIZED)
-    key = shadow_get(m, a, t, record_at(m, page))
-    table = (key >> KEY_FRAME) << 12
-    reserved = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_RESERVED)
-    for index in range(512):
-        entry = page * 512 + index
-        old = shadow_get(m, a, t, entry_at(m, entry))
-        if old == 0:
-            continue
-        wanted = guest_word(m, a, t, table | index << 3)
-        frame = (wanted & ADDRESS) >> 12
-        if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(m, wanted, 1, reserved):
-            drop_entry(m, a, t, entry)
-            continue
-        if old & d.DEVICE:
-            if ((old & ~d.DEVICE & ADDRESS) >> 12) != frame:
-                drop_entry(m, a, t, entry)
-            continue
-        if (shadow_get(m, a, t, note_at(m, entry)) >> 32) & d.LOW != frame:
-            drop_entry(m, a, t, entry)
-            continue
-        rights = (key >> d.ROLE_RIGHTS) & rights_of(m, wanted)
-        if wanted & PTE_DIRTY == 0:
-            rights &= ~d.RIGHT_WRITE
-        writable = old & d.HOST_WRITABLE != 0
-        word = make_leaf(m, a, t, frame, (old & ADDRESS) >> 12, rights, writable, old, AGAIN)
-        if word != old:
-            shadow_put(m, a, t, entry_at(m, entry), word)
-            m[s.SHADOW_FLAGS] |= FLUSH
-
-
-@kernel
-def role_of(m: Record, level: int, rights: int, direct: bool) -> int:
-    """The role of a shadow page, in the paging mode of the guest."""
-    return level | rights << d.ROLE_RIGHTS | m[s.SHADOW_MODE] << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
+def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
+    """Is a root, by CR3 and mode, among those loaded last? It becomes the first of them."""
+    at = m[s.SHADOW_POOL] + P_LOADED
+    moved = key
+    for _ in range(d.LOADED_ROOTS):
+        other = shadow_get(m, a, t, at)
+        shadow_put(m, a, t, at, moved)
+        if other == key:
+            return True
+        moved = other
+        at += 8
+    return False
 
 
 @kernel
@@ -198,10 +86,12 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     if not direct and not has_frame(m, a, t, frame):
         frame = 0
         direct = True
+    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << 56):
+        m[s.SHADOW_FLAGS] |= STRANGE_ROOT
     root = find_page(m, a, t, frame, role_of(m, 4, d.ALL_RIGHTS, direct))
     shadow_put(m, a, t, pool + P_ROOT, root + 1)
     m[s.SHADOW_ROOT] = root
-    m[s.SHADOW_FLAGS] &= FLUSH
+    m[s.SHADOW_FLAGS] &= ~NO_ROOT
     m[s.GPR + s.RAX] = m[s.SHADOW_TABLES] + (root << 12)
     return 0
 
@@ -234,6 +124,7 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
                 table = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
                 path = shadow_get(m, a, t, pool + P_PATH + 8 * level)
                 below = find_page(m, a, t, table, role_of(m, level - 1, path, False))
+                synchronize_below(m, a, t, below)  # a guest flushes nothing for what was not present
             link_page(m, a, t, entry, below)
             page = below
         else:

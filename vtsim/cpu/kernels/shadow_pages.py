@@ -17,7 +17,8 @@ from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS, PTE_PRESENT, PTE_WRITE
 
 # fmt: off
-FLUSH, NO_ROOT = 1, 2              # what SHADOW_FLAGS says: drop translations; the root in use was given up
+# what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
+FLUSH, NO_ROOT, STRANGE_ROOT = 1, 2, 4
 ASKED, BESIDE, AGAIN = range(3)    # why a leaf is made: for an access, beside one, in synchronization
 LOW: int = d.LOW
 KEY_FRAME: int = d.KEY_FRAME

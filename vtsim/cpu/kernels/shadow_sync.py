@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_map import fill_beside, synchronize_page
+from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, synchronize_below
+from vtsim.cpu.kernels.shadow_map import fill_beside
 from vtsim.cpu.kernels.shadow_pages import (
     KEY_FRAME,
     P_PAGES,
@@ -19,9 +20,7 @@ from vtsim.cpu.kernels.shadow_pages import (
     entry_at,
     has_frame,
     keep_free,
-    next_unsync,
     page_behind,
-    protect_frame,
     record_at,
     shadow_count,
     shadow_get,
@@ -90,25 +89,10 @@ def unprotect(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
-def bring_into_sync(m: Record, a: Arena, t: Tags, page: int) -> None:
-    """A leaf table is read-only for the guest again, and its entries are as the guest's."""
-    at = record_at(m, page)
-    protect_frame(m, a, t, shadow_get(m, a, t, at) >> KEY_FRAME)
-    shadow_put(m, a, t, at + R_STATE, shadow_get(m, a, t, at + R_STATE) & ~d.UNSYNC)
-    synchronize_page(m, a, t, page)
-
-
-@kernel
 def synchronize(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_SYNC: bring every leaf table below the root in use into sync."""
-    root = m[s.SHADOW_ROOT]
-    if root < 0 or shadow_get(m, a, t, record_at(m, root) + R_BELOW) == 0:
-        return 0
-    m[s.SHADOW_STACK] = root << 12
-    depth = next_unsync(m, a, t, 0)
-    while depth >= 0:
-        bring_into_sync(m, a, t, m[s.SHADOW_STACK + depth] >> 12)
-        depth = next_unsync(m, a, t, depth)
+    if m[s.SHADOW_ROOT] >= 0:
+        synchronize_below(m, a, t, m[s.SHADOW_ROOT])
     return 0
 
 

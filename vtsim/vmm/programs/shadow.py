@@ -17,7 +17,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
-from vtsim.cpu.kernels.shadow_pages import FLUSH, NO_ROOT
+from vtsim.cpu.kernels.shadow_pages import FLUSH, NO_ROOT, STRANGE_ROOT
 from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
@@ -202,11 +202,14 @@ def control_registers(a: Assembler, path: Path) -> None:
     load_root(a, path)
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "cr3_kept")
+    a.label("cr3_synchronize")
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC)
     a.call("flush_guest")
     a.jmp("skip")
     a.label("cr3_kept")
+    a.test(RDX, STRANGE_ROOT)
+    a.jcc(ops.CC_NZ, "cr3_synchronize")
     a.call("shadow_settle")
     a.jmp("skip")
 
