@@ -105,11 +105,11 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if capabilities.supports(feature):
             continue
         able = [other for other in profile_names() if _capabilities(load_profile(other)).supports(feature)]
-        minimal = "; or vmm.personality 'minimal', which can do without" if path == "personality" else ""
+        instead = "; or vmm.paging 'shadow', which can do without" if path == "paging" else ""
         yield Problem(
             path=f"vmm.{path}",
             message=f"this needs {words} ({feature}), which profile {profile.name!r} does not have",
-            help=f"profiles that have it: {', '.join(able) or 'none'}{minimal}",
+            help=f"profiles that have it: {', '.join(able) or 'none'}{instead}",
         )
 
 

@@ -6,7 +6,7 @@ until the guest flushes translations.
 
 SDM: "Memory Virtualization"; "Exception Bitmap"; "Exit Qualification for Control-Register Accesses".
 Not modelled: under shadow paging, what INVPCID's descriptor says (all is synchronized); large pages in shadow entries;
-a guest's fault during the delivery of another event.
+an interrupt whose delivery meets a fault of the guest is lost.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from vtsim.cpu.kernels.shadow_pages import FLUSH, NO_ROOT, STRANGE_ROOT
 from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
+from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import ept, instructions
-from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, vcpu, work
+from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import CR0_FORCED
 
-PAGE_FAULT: Final = 14
+DOUBLE_FAULT, PAGE_FAULT = 8, 14
+DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
 PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
 INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
 VMXE, PAE, PCIDE, SMEP_BIT = 1 << 13, 1 << 5, 1 << 17, 20
@@ -104,8 +106,20 @@ def fault(a: Assembler, path: Path) -> None:
     a.st(vcpu("GUEST_CR2"), RAX)
     if path.vmm.personality != "kvm":  # which loads CR2 before every entry
         a.emit(ops.MOV_TO_CR, RAX, imm=2)
+    a.vmread(RCX, "IDT_VECTORING_INFORMATION")
+    a.and_(RCX, VALID | 0x7FF)
+    a.mov(RAX, DOUBLE_FAULT_EVENT)
+    a.cmp(RCX, VALID | HARDWARE_EXCEPTION | DOUBLE_FAULT)
+    a.jcc(ops.CC_Z, "third_fault")
+    a.cmp(RCX, VALID | HARDWARE_EXCEPTION | PAGE_FAULT)
+    a.jcc(ops.CC_Z, "second_fault")
     a.mov(RAX, PAGE_FAULT_EVENT)
     a.jmp("inject")
+    a.label("second_fault")
+    zero(a, RDX)
+    a.jmp("inject")
+    a.label("third_fault")
+    kill(a, x.TRIPLE_FAULT + 1)
     write_table(a, path)
 
 
