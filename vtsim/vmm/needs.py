@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from vtsim.base.registry import import_all
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
@@ -30,6 +31,9 @@ def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
     tables = sum(table_frames(size) for size in memories)
     shadows = 0
     if vmm.paging == "shadow":
+        import vtsim.vmm.personalities  # which need this package
+
+        import_all(vtsim.vmm.personalities)
         permille = resolve_parameters(vmm)["shadow_permille"]
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
     return Needs(

@@ -90,7 +90,7 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
     """Copy an address space's tables for copy-on-write: a fault or 0. One that was refused goes on at R11."""
     base = m[s.GPR + s.R8]
     sources, targets, index = s.COPY_SOURCES, s.COPY_TARGETS, s.COPY_INDEX  # one word a level
-    cursor = m[s.GPR + s.R11]  # linear address of the entry to go on with, and 1; 0 at the beginning
+    cursor = m[s.GPR + s.R11]  # linear address of the entry to go on with, its level from bit 1 on, and 1
     m[sources + 4] = m[s.GPR + s.RDI] & ADDRESS
     m[targets + 4] = m[s.GPR + s.RSI] & ADDRESS
     m[index + 4] = (cursor >> 39) & 511 if cursor else m[s.GPR + s.RDX]
@@ -123,11 +123,10 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
             cursor = 0
             continue
         frame = 0
-        if cursor:
-            linked = hook_load(m, a, t, base + to)
+        if level > (cursor >> 1) & 7 and cursor:  # on the way to where it stood
+            frame = (hook_load(m, a, t, base + to) & ADDRESS) >> 12
             if m[s.FAULT_KIND]:
                 return stand(m, level)
-            frame = (linked & ADDRESS) >> 12 if linked & 1 else 0
         if frame == 0:
             cursor = 0
             frame = m[s.GPR + s.RBX]
@@ -141,7 +140,7 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
                 m[s.GPR + s.RBX] = frame
             if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
                 return stand(m, level)
-        m[s.GPR + s.RBX] = 0
+            m[s.GPR + s.RBX] = 0
         level -= 1
         m[sources + level] = entry & ADDRESS
         m[targets + level] = frame << 12
@@ -153,7 +152,7 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
 @kernel
 def stand(m: Record, level: int) -> int:
     """A copy was refused: R11 says where it stands; the fault."""
-    cursor = 1
+    cursor = level << 1 | 1
     for above in range(level, 5):
         cursor |= m[s.COPY_INDEX + above] << (3 + 9 * above)
     m[s.GPR + s.R11] = cursor
