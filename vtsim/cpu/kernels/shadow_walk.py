@@ -1,6 +1,6 @@
 """The monitor's walk of the guest's own tables: what an access may do, which flags it leaves in them.
 
-SDM: "4-Level Paging and 5-Level Paging"; "Accessed and Dirty Flags".
+SDM: "4-Level Paging and 5-Level Paging".
 Not modelled: under shadow paging, guests with 5-level, PAE or 32-bit paging, SMAP and protection keys.
 """
 
