@@ -30,6 +30,7 @@ MACHINES: dict[str, dict[str, Any]] = {
     },
     "kvm without VPID": {"personality": "kvm", "paging": "shadow", "vpid": False},
     "kvm always in sync": {"personality": "kvm", "paging": "shadow", "parameters": (("out_of_sync", 0),)},
+    "kvm in large pages": {"personality": "kvm", "paging": "shadow", "page_size": 2 * MIB, "huge_pages": "always"},
     "minimal": {"personality": "minimal", "paging": "shadow"},
     "minimal without EPT": {"paging": "shadow", **WITHOUT_EPT},
 }

@@ -121,7 +121,7 @@ PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
 # work area of the shadow-paging hooks: what they loaded of the pool, what they tell their program, a word for each level
 (SHADOW_POOL, SHADOW_DIRECT, SHADOW_GUEST, SHADOW_TABLES, SHADOW_NOTES, SHADOW_RECORDS, SHADOW_FRAMES, SHADOW_BUCKETS,
- SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS) = range(688, 699)
+ SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE) = range(688, 700)
 SHADOW_STACK: Final = 704
 # the store of a hook that was refused last: its address and value. An emulator may have done it meanwhile.
 REFUSED_AT, REFUSED_VALUE = 712, 713

@@ -30,6 +30,8 @@ POOL_WORDS: Final = (
     ("HAND",              1, "where eviction goes on"),
     ("FRAMES",            1, "linear address of the words of guest frames"),
     ("FRAME_COUNT",       1, "how many guest frames there are"),
+    ("LARGE",             1, "linear address of the words of 2 MiB of guest memory each"),
+    ("LARGE_NX",          1, "must 2 MiB entries be without execute, so that code splits them?"),
     ("BUCKETS",           1, "linear address of the hash table from guest frame to shadow pages"),
     ("PREFETCH",          1, "leaf entries that are filled together; 1 none but the one asked for"),
     ("OUT_OF_SYNC",       1, "may leaf tables be written without an exit until the next synchronization?"),
@@ -71,6 +73,9 @@ BUCKET_COUNT: Final = 4096
 # --- a guest frame's word: first leaf that maps it plus 1 (32 bits), shadow pages of upper levels, of leaf tables
 LOW: Final = 0xFFFF_FFFF
 UPPER_TABLES, LEAF_TABLES, COUNT_MASK = 32, 48, 0x7FFF
+
+# --- the word of 2 MiB: first 2 MiB leaf that maps them plus 1 (32 bits), shadow pages of tables in them
+TABLES_INSIDE: Final = 32
 
 # --- role: bits below the guest frame in a key
 ROLE_LEVEL: Final = 7

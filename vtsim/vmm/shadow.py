@@ -17,7 +17,7 @@ from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.guest.machine_view import Start
 from vtsim.vmm import layout as at
-from vtsim.vmm.host import Host
+from vtsim.vmm.host import BLOCK, Host
 from vtsim.vmm.memory import gfn_ranges
 from vtsim.vmm.registry import Parameter
 
@@ -82,8 +82,8 @@ def shadow_pages(memory: int, permille: int) -> int:
 
 
 def _areas(pages: int, frame_count: int) -> tuple[int, ...]:
-    """Frames of tables, notes, records, words of guest frames, buckets."""
-    words = (pages * d.RECORD_BYTES // 8, frame_count, d.BUCKET_COUNT)
+    """Frames of tables, notes, records, words of guest frames and of 2 MiB, buckets."""
+    words = (pages * d.RECORD_BYTES // 8, frame_count + frame_count // BLOCK + 1, d.BUCKET_COUNT)
     return (pages, pages, *(-(-count // mem.PAGE_WORDS) for count in words))
 
 
@@ -140,6 +140,7 @@ def fill_pool(
     host.store(at.frame_address(pool.buckets) + 8 * bucket, 1)
     if not direct:
         host.store(at.frame_address(pool.frames) + 8 * frame, 1 << d.UPPER_TABLES)
+        host.store(at.frame_address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
         "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << 56,
@@ -147,6 +148,9 @@ def fill_pool(
         "TABLES": pool.tables << 12, "NOTES": at.frame_address(pool.notes),
         "RECORDS": at.frame_address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
         "FRAMES": at.frame_address(pool.frames), "FRAME_COUNT": pool.frame_count,
+        "LARGE": at.frame_address(pool.frames) + 8 * pool.frame_count,
+        "LARGE_NX": parameters.get("nx_huge_pages", 0),
+       
         "BUCKETS": at.frame_address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
         "OUT_OF_SYNC": parameters["out_of_sync"], "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),

@@ -31,7 +31,7 @@ SHADOW_HOOKS: Final = (
     # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do
     ("SHADOW_WALK",        "address RSI, error code RDX; RAX <- 0, or 1 if the guest's tables refuse the access; "
                            "RDX <- error code of that fault; RCX <- guest-physical address"),
-    ("SHADOW_MAP",         "host entry RBX of level RCX, flags of the slot R10; RAX <- 0, or 1 if the access is a "
+    ("SHADOW_MAP",         "host entry RBX of level RCX, slot R14, its flags R10; RAX <- 0, or 1 if the access is a "
                            "write to a table"),
     ("SHADOW_MAP_DEVICE",  "the frame of the last walk is a device's"),
     ("SHADOW_FIND_DEVICE", "address RSI; RAX <- guest-physical address of the device, 0 if there is none"),

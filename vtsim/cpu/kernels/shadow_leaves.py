@@ -34,14 +34,15 @@ from vtsim.cpu.kernels.shadow_pages import (
 )
 from vtsim.cpu.kernels.shadow_walk import P_RESERVED, guest_word, is_wrong, rights_of
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, PTE_ACCESSED, PTE_DIRTY, PTE_NO_EXECUTE, PTE_PRESENT, PTE_USER, PTE_WRITE
+from vtsim.ept.spec import ADDRESS, PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_NO_EXECUTE, PTE_PRESENT, PTE_USER, PTE_WRITE
 
+P_LARGE_NX: int = d.POOL["LARGE_NX"]
 P_SYNCHRONIZED: int = d.POOL["SYNCHRONIZED"]
 
 
 @kernel
 def make_leaf(
-    m: Record, a: Arena, t: Tags, frame: int, host: int, rights: int, writable: bool, old: int, why: int
+    m: Record, a: Arena, t: Tags, frame: int, host: int, rights: int, writable: bool, old: int, why: int, large: bool
 ) -> int:
     """A leaf for a guest frame behind which a host frame is; `old` is what stands in its place.
 
@@ -51,32 +52,36 @@ def make_leaf(
     word |= PTE_ACCESSED if why == ASKED else old & PTE_ACCESSED
     if rights & d.RIGHT_USER:
         word |= PTE_USER
+    if large:
+        word |= PTE_LARGE
+        if shadow_get(m, a, t, m[s.SHADOW_POOL] + P_LARGE_NX):
+            rights &= ~d.RIGHT_EXECUTE
     if rights & d.RIGHT_EXECUTE == 0:
         word |= PTE_NO_EXECUTE
     if writable:
         word |= d.HOST_WRITABLE
-        if rights & d.RIGHT_WRITE and (old & PTE_WRITE or not stays_protected(m, a, t, frame, why)):
+        if rights & d.RIGHT_WRITE and (old & PTE_WRITE or large or not stays_protected(m, a, t, frame, why)):
             word |= PTE_WRITE | PTE_DIRTY
     return word
 
 
 @kernel
 def set_leaf(
-    m: Record, a: Arena, t: Tags, entry: int, frame: int, host: int, rights: int, writable: bool, why: int
+    m: Record, a: Arena, t: Tags, entry: int, frame: int, host: int, rights: int, writable: bool, why: int, large: bool
 ) -> bool:
     """Write a leaf; is it writable?"""
     old = shadow_get(m, a, t, entry_at(m, entry))
-    if old & PTE_PRESENT and (old ^ host << 12) & ADDRESS:
+    if old & PTE_PRESENT and ((old ^ host << 12) & ADDRESS or old & d.LEADS_TO_TABLE):
         drop_entry(m, a, t, entry)
         old = 0
     if old & PTE_PRESENT == 0:
         old = 0
-    word = make_leaf(m, a, t, frame, host, rights, writable, old, why)
+    word = make_leaf(m, a, t, frame, host, rights, writable, old, why, large)
     if old & PTE_WRITE and word & PTE_WRITE == 0:
         m[s.SHADOW_FLAGS] |= FLUSH
     shadow_put(m, a, t, entry_at(m, entry), word)
     if old == 0:
-        list_leaf(m, a, t, entry, frame)
+        list_leaf(m, a, t, entry, frame, large)
     return word & PTE_WRITE != 0
 
 
@@ -111,7 +116,7 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         if wanted & PTE_DIRTY == 0:
             rights &= ~d.RIGHT_WRITE
         writable = old & d.HOST_WRITABLE != 0
-        word = make_leaf(m, a, t, frame, (old & ADDRESS) >> 12, rights, writable, old, AGAIN)
+        word = make_leaf(m, a, t, frame, (old & ADDRESS) >> 12, rights, writable, old, AGAIN, False)
         if word != old:
             shadow_put(m, a, t, entry_at(m, entry), word)
             m[s.SHADOW_FLAGS] |= FLUSH

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_leaves import find_page, role_of, set_leaf, synchronize_below
+from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
 from vtsim.cpu.kernels.shadow_pages import (
     ASKED,
     BESIDE,
@@ -21,6 +21,7 @@ from vtsim.cpu.kernels.shadow_pages import (
     forget_writes,
     has_frame,
     keep_free,
+    leaves_of,
     link_page,
     page_behind,
     record_at,
@@ -43,7 +44,17 @@ from vtsim.cpu.kernels.shadow_walk import (
     rights_of,
 )
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, PF_PRESENT, PF_WRITE, PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_PRESENT, PTE_WRITE
+from vtsim.ept.spec import (
+    ADDRESS,
+    PF_FETCH,
+    PF_PRESENT,
+    PF_WRITE,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_LARGE,
+    PTE_PRESENT,
+    PTE_WRITE,
+)
 
 # fmt: off
 P_PREFETCH: int   = d.POOL["PREFETCH"]
@@ -110,6 +121,9 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
         entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
         word = shadow_get(m, a, t, entry_at(m, entry))
         direct = level <= leaf or leaf == 0
+        if word & PTE_PRESENT and word & d.LEADS_TO_TABLE == 0:  # a large leaf is in the way
+            drop_entry(m, a, t, entry)
+            word = 0
         if word & PTE_PRESENT and direct:  # pieces of a large page: is it still the same one, with the same rights?
             key = shadow_get(m, a, t, record_at(m, page_behind(m, word)))
             first = frame & ~((1 << 9 * (level - 1)) - 1)
@@ -134,6 +148,22 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
 
 
 @kernel
+def may_be_large(m: Record, a: Arena, t: Tags, frame: int, error: int) -> bool:
+    """May the entry for the last walk map 2 MiB: does the guest, does the host, is no table of the guest inside?"""
+    pool = m[s.SHADOW_POOL]
+    level = shadow_get(m, a, t, pool + P_LEVEL)
+    if m[s.GPR + s.RCX] < 2 or level == 1:
+        return False
+    if error & PF_FETCH and shadow_get(m, a, t, pool + P_LARGE_NX):
+        return False
+    if shadow_get(m, a, t, leaves_of(m, frame, True)) >> d.TABLES_INSIDE:
+        return False
+    first = (frame & ~511) << 12
+    slot = m[s.GPR + s.R14]
+    return first >= shadow_get(m, a, t, slot + FIRST) and first + (512 << 12) <= shadow_get(m, a, t, slot + END)
+
+
+@kernel
 def map_shadow(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_MAP: fill the entry for the last walk. RBX is the host's entry of level RCX, R10 the slot's flags."""
     pool = m[s.SHADOW_POOL]
@@ -153,10 +183,14 @@ def map_shadow(m: Record, a: Arena, t: Tags) -> int:
     hfn = ((host & ADDRESS) >> 12 & ~((1 << 9 * (m[s.GPR + s.RCX] - 1)) - 1)) | within
     writable = host & PTE_WRITE != 0 and m[s.GPR + s.R10] & READ_ONLY == 0
     rights = shadow_get(m, a, t, pool + P_RIGHTS)
+    if may_be_large(m, a, t, frame, error):
+        entry = way_down(m, a, t, 2)
+        if shadow_get(m, a, t, entry_at(m, entry)) & d.LEADS_TO_TABLE == 0:
+            set_leaf(m, a, t, entry, frame & ~511, hfn & ~511, rights, writable, ASKED, True)
+            shadow_count(m, a, t, P_FILLED)
+            return 0
     entry = way_down(m, a, t, 1)
-    if m[s.SHADOW_ROOT] < 0:  # what was made on the way was the root in another role
-        return 0
-    written = set_leaf(m, a, t, entry, frame, hfn, rights, writable, ASKED)
+    written = set_leaf(m, a, t, entry, frame, hfn, rights, writable, ASKED, False)
     shadow_count(m, a, t, P_FILLED)
     if error & PF_WRITE and not written:
         m[s.GPR + s.RAX] = 1
@@ -213,7 +247,7 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
     host = host_leaf(m, a, t, frame)
     if host == 0:
         return False
-    set_leaf(m, a, t, entry, frame, (host & ADDRESS) >> 12, rights, host & PTE_WRITE != 0, BESIDE)
+    set_leaf(m, a, t, entry, frame, (host & ADDRESS) >> 12, rights, host & PTE_WRITE != 0, BESIDE, False)
     shadow_count(m, a, t, P_PREFETCHED)
     return True
 

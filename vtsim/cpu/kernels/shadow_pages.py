@@ -4,7 +4,7 @@ A shadow page that stands for a table of the guest makes the guest's page read-o
 go out of sync. Entries that become stricter leave word in SHADOW_FLAGS that translations are to be dropped.
 
 SDM: "Memory Virtualization".
-Not modelled: the order in which a real hypervisor evicts (a hand goes round here); shadow pages of 2 MiB entries.
+Not modelled: the order in which a real hypervisor evicts (a hand goes round here); 1 GiB shadow entries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store, zero_page
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, PTE_PRESENT, PTE_WRITE
+from vtsim.ept.spec import ADDRESS, PTE_LARGE, PTE_PRESENT, PTE_WRITE
 
 # fmt: off
 # what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
@@ -48,6 +48,7 @@ P_NOTES: int   = d.POOL["NOTES"]
 P_RECORDS: int = d.POOL["RECORDS"]
 P_FRAMES: int  = d.POOL["FRAMES"]
 P_BUCKETS: int = d.POOL["BUCKETS"]
+P_LARGE: int   = d.POOL["LARGE"]
 # fmt: on
 
 
@@ -87,6 +88,7 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     m[s.SHADOW_NOTES] = shadow_get(m, a, t, pool + P_NOTES)
     m[s.SHADOW_RECORDS] = shadow_get(m, a, t, pool + P_RECORDS)
     m[s.SHADOW_FRAMES] = shadow_get(m, a, t, pool + P_FRAMES)
+    m[s.SHADOW_LARGE] = shadow_get(m, a, t, pool + P_LARGE)
     m[s.SHADOW_BUCKETS] = shadow_get(m, a, t, pool + P_BUCKETS)
     m[s.SHADOW_MODE] = shadow_get(m, a, t, pool + P_MODE)
     m[s.SHADOW_ROOT] = shadow_get(m, a, t, pool + P_ROOT) - 1
@@ -130,9 +132,15 @@ def has_frame(m: Record, a: Arena, t: Tags, frame: int) -> bool:
 
 # --- lists of entries ------------------------------------------------------------------------------------------------
 @kernel
-def list_leaf(m: Record, a: Arena, t: Tags, entry: int, frame: int) -> None:
+def leaves_of(m: Record, frame: int, large: bool) -> int:
+    """The linear address of the word in which the list of a guest frame's leaves begins, or that of its 2 MiB."""
+    return m[s.SHADOW_LARGE] + 8 * (frame >> 9) if large else m[s.SHADOW_FRAMES] + 8 * frame
+
+
+@kernel
+def list_leaf(m: Record, a: Arena, t: Tags, entry: int, frame: int, large: bool) -> None:
     """Hang a leaf in the list of its guest frame."""
-    at = m[s.SHADOW_FRAMES] + 8 * frame
+    at = leaves_of(m, frame, large)
     word = shadow_get(m, a, t, at)
     shadow_put(m, a, t, note_at(m, entry), frame << 32 | (word & LOW))
     shadow_put(m, a, t, at, (word & ~LOW) | (entry + 1))
@@ -172,31 +180,32 @@ def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
         unlist(m, a, t, entry, record_at(m, page_behind(m, word)) + R_PARENTS)
     else:
         frame = (shadow_get(m, a, t, note_at(m, entry)) >> 32) & LOW
-        unlist(m, a, t, entry, m[s.SHADOW_FRAMES] + 8 * frame)
+        unlist(m, a, t, entry, leaves_of(m, frame, word & PTE_LARGE != 0))
 
 
 @kernel
 def protect_frame(m: Record, a: Arena, t: Tags, frame: int) -> None:
     """Make every leaf that maps a guest frame read-only."""
-    entry = shadow_get(m, a, t, m[s.SHADOW_FRAMES] + 8 * frame) & LOW
-    while entry:
-        at = entry_at(m, entry - 1)
-        word = shadow_get(m, a, t, at)
-        if word & PTE_WRITE:
-            shadow_put(m, a, t, at, word & ~PTE_WRITE)
-            m[s.SHADOW_FLAGS] |= FLUSH
-        entry = shadow_get(m, a, t, note_at(m, entry - 1)) & LOW
+    for large in range(2):
+        entry = shadow_get(m, a, t, leaves_of(m, frame, large != 0)) & LOW
+        while entry:
+            at = entry_at(m, entry - 1)
+            word = shadow_get(m, a, t, at)
+            if word & PTE_WRITE:
+                shadow_put(m, a, t, at, word & ~PTE_WRITE)
+                m[s.SHADOW_FLAGS] |= FLUSH
+            entry = shadow_get(m, a, t, note_at(m, entry - 1)) & LOW
 
 
 @kernel
 def unmap_frame(m: Record, a: Arena, t: Tags, frame: int) -> None:
     """Clear every leaf that maps a guest frame."""
-    at = m[s.SHADOW_FRAMES] + 8 * frame
-    while True:
+    for large in range(2):
+        at = leaves_of(m, frame, large != 0)
         entry = shadow_get(m, a, t, at) & LOW
-        if entry == 0 or m[s.STOP]:
-            return
-        drop_entry(m, a, t, entry - 1)
+        while entry and m[s.STOP] == 0:
+            drop_entry(m, a, t, entry - 1)
+            entry = shadow_get(m, a, t, at) & LOW
 
 
 # --- out of sync -----------------------------------------------------------------------------------------------------
@@ -269,6 +278,8 @@ def count_tables(m: Record, a: Arena, t: Tags, key: int, change: int) -> None:
     at = m[s.SHADOW_FRAMES] + 8 * (key >> KEY_FRAME)
     shift = d.LEAF_TABLES if key & d.ROLE_LEVEL == 1 else d.UPPER_TABLES
     shadow_put(m, a, t, at, shadow_get(m, a, t, at) + (change << shift))
+    at = leaves_of(m, key >> KEY_FRAME, True)
+    shadow_put(m, a, t, at, shadow_get(m, a, t, at) + (change << d.TABLES_INSIDE))
 
 
 @kernel

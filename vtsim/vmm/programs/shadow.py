@@ -5,7 +5,7 @@ and is made. Tables of the guest are read-only for it: a store to one is emulate
 until the guest flushes translations.
 
 SDM: "Memory Virtualization"; "Exception Bitmap"; "Exit Qualification for Control-Register Accesses".
-Not modelled: under shadow paging, what INVPCID's descriptor says (all is synchronized); large pages in shadow entries;
+Not modelled: under shadow paging, what INVPCID's descriptor says (all is synchronized);
 an interrupt whose delivery meets a fault of the guest is lost.
 """
 
