@@ -32,7 +32,7 @@ from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
 from vtsim.vmm.settings import resolve_parameters
-from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, fill_pool, reserve_pool
+from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.spec import VmmSpec
 
 REASONS: Final = 96
@@ -207,6 +207,8 @@ def _fill_vmcs(
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
+        if hypervisor.path.profile.features.nx:
+            fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
     vmcs.write(words, fields)

@@ -149,7 +149,7 @@ def fill_pool(
         "RECORDS": at.frame_address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
         "FRAMES": at.frame_address(pool.frames), "FRAME_COUNT": pool.frame_count,
         "LARGE": at.frame_address(pool.frames) + 8 * pool.frame_count,
-        "LARGE_NX": parameters.get("nx_huge_pages", 0),
+        "LARGE_NX": int(profile.features.nx and parameters.get("nx_huge_pages", 0) > 0),
        
         "BUCKETS": at.frame_address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
         "OUT_OF_SYNC": parameters["out_of_sync"], "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],

@@ -51,6 +51,7 @@ EVENTS: Final = (
     ("FILL",        "DISP value, EXTRA host-physical address", "the guest had written a word unseen"),
     ("CLEAR",       "EXTRA host-physical address",           "the guest had zeroed a page unseen"),
 )
+MOST_REFUSALS: Final = 6
 # fmt: on
 
 
@@ -111,6 +112,17 @@ def change_ring(m: Record, a: Arena, op: int, ring: int) -> None:
 
 
 @kernel
+def given_up(m: Record) -> bool:
+    """Under shadow paging: has the monitor refused this row so often that more exits would not be the guest's?"""
+    if m[s.EPTP] or m[s.NONROOT] == 0:
+        return False
+    if m[s.GPR + s.R15] != m[s.RIP]:
+        m[s.GPR + s.R15], m[s.GPR + s.R11] = m[s.RIP], 0
+    m[s.GPR + s.R11] += 1
+    return m[s.GPR + s.R11] > MOST_REFUSALS
+
+
+@kernel
 def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
     """One recorded event: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
     m[s.RETIRED] -= 1
@@ -127,7 +139,7 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
         m[s.GPR + s.RDI] = second
     elif kind == ACCESS or kind == WALK:
         hpa = physical_access(m, a, t, value, third, second, kind == WALK)
-        if hpa < 0:
+        if hpa < 0 and not given_up(m):
             return raise_fault(m, a, t, hpa)
     elif kind == TABLE_WRITE:
         hpa = physical_access(m, a, t, value, value, WRITE, False)

@@ -29,7 +29,7 @@ from vtsim.guest.replay.steps import (
     event,
     registers,
 )
-from vtsim.guest.replay.tables import ZERO, GuestTables
+from vtsim.guest.replay.tables import DEVICES, ZERO, GuestTables
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import (
     NAME,
@@ -137,15 +137,19 @@ class Plan:
                 level, at = a1 & 3, a1 & ~7
                 found = self._with_zeroes(tables, root, tables.first_use(root, a0, at, level, a2))
                 frame = tables.mapped(root, a0)
+                if kind == "LEAF_W" and written.get(row) != frame and frame in tables.tables:
+                    tables.retire(frame)
+                    found += self._with_zeroes(tables, root, tables.first_use(root, a0, at, level, a2))
                 if kind != "LEAF_W" or written.get(row) != frame:
                     found.append(event(e.ACCESS, LEAVES.index(kind), (frame << 12) | (a0 & 0xFFF), a0))
             elif row < first:
                 continue
             else:
-                place = tables.places.get(a0 >> 12, a0 & ~0xFFF) | (a0 & 0xFFF)
+                found = [fill_step(f) for f in tables.device(root, a0)]
+                place = DEVICES + a0
                 operand = int(self.columns["device_operand"][row])
                 load = Step(o.LD, RAX, mem=operand, disp=place, extra=a1)
-                found = [load] if kind == "MMIO_R" else [registers(a1), Step(o.ST, RAX, mem=operand, disp=place)]
+                found += [load] if kind == "MMIO_R" else [registers(a1), Step(o.ST, RAX, mem=operand, disp=place)]
             self.segments[row] = tuple((step, row) for step in found)
             self.steps[row] = len(found)
 

@@ -20,6 +20,7 @@ FLAGS: Final = e.PTE_ACCESSED | e.PTE_DIRTY
 USER_TABLE: Final = e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | FLAGS
 KERNEL_TABLE: Final = USER_TABLE & ~e.PTE_USER
 DIRECT: Final = -0x7780_0000_0000               # Linux's map of all physical memory
+DEVICES: Final = -0x3700_0000_0000              # where Linux maps devices
 KERNEL_HALF: Final = 256
 STORE, ZERO = range(2)
 # fmt: on
@@ -39,6 +40,7 @@ class GuestTables:
     tables: dict[int, dict[int, int]] = field(factory=dict)
     leads: dict[int, int] = field(factory=dict)  # frame of a table: address of the entry that leads to it
     kernel: dict[tuple[int, int], int] = field(factory=dict)  # level and part of the address: frame
+    retired: set[int] = field(factory=set)
     places: dict[int, int] = field(factory=dict)  # frame: linear address at which the kernel used it last
 
     def entry(self, at: int) -> int:
@@ -78,6 +80,7 @@ class GuestTables:
             if self.tables.pop(frame, None):
                 yield ZERO, frame << 12, 0
             self.leads[frame] = at
+            self.retired.discard(frame)
 
     def new_root(self, frame: int, old: int) -> Iterator[Fill]:
         """A table becomes a root: the kernel's half is that of the root before."""
@@ -85,6 +88,7 @@ class GuestTables:
             if self.tables.pop(frame, None):
                 yield ZERO, frame << 12, 0
             self.leads[frame] = -1
+            self.retired.discard(frame)
         for index, value in list(self.tables.get(old, {}).items()):
             if index >= KERNEL_HALF:
                 yield from self.fill(frame << 12 | index << 3, value)
@@ -92,11 +96,14 @@ class GuestTables:
     def first_use(self, root: int, address: int, at: int, level: int, value: int) -> Iterator[Fill]:
         """A leaf entry at `at` is used for an address: what leads to it must be there."""
         table = root
+        self.retired.discard(at >> 12)
         kernel = address < 0
         for above in range(4, level, -1):
             place = table << 12 | index_of(address, above) << 3
             entry = self.entry(place)
             below = (entry & e.ADDRESS) >> 12 if entry & e.PTE_PRESENT and not entry & e.PTE_LARGE else 0
+            if below in self.retired:
+                below = 0
             wanted = at >> 12 if above - 1 == level else below or self._guess(address, above, at, level)
             if below != wanted:
                 entry = wanted << 12 | (KERNEL_TABLE if kernel else USER_TABLE)
@@ -122,6 +129,26 @@ class GuestTables:
                 return next(self.spare)
             frame = parent >> 12
         return frame
+
+    def retire(self, frame: int) -> None:
+        """A page that is written without being a table, as the recording knows, is none, whatever was guessed."""
+        for index, entry in self.tables.pop(frame, {}).items():
+            below = (entry & e.ADDRESS) >> 12
+            if self.leads.get(below) == frame << 12 | index << 3:
+                del self.leads[below]
+        self.retired.add(frame)
+        self.leads.pop(frame, None)
+        for key in [key for key, table in self.kernel.items() if table == frame]:
+            del self.kernel[key]
+
+    def device(self, root: int, gpa: int) -> Iterator[Fill]:
+        """Device memory is mapped; where, the recording does not say: at DEVICES + gpa."""
+        address = DEVICES + (gpa & ~0xFFF)
+        if self.mapped(root, address) != gpa >> 12:
+            table = self.kernel.get((2, address >> 21))
+            table = next(self.spare) if table is None else table
+            at = table << 12 | index_of(address, 1) << 3
+            yield from self.first_use(root, address, at, 1, (gpa & ~0xFFF) | KERNEL_TABLE)
 
     def linear(self, root: int, gpa: int, identity: bool) -> int | None:
         """A linear address at which the kernel can store to guest-physical memory; None where none is known."""

@@ -99,7 +99,7 @@ def read_msr(a: Assembler, path: Path) -> None:
     for label, field in IN_VMCS:
         a.label(f"msr_read_{label}")
         a.vmread(RAX, field)
-        a.jmp("msr_value")
+        a.jmp("efer_read" if label == "efer" and path.vmm.paging == "shadow" else "msr_value")
     for n, label in enumerate(("star", "lstar", "fmask")):
         a.label(f"msr_read_{label}")
         a.ld(RAX, vcpu("GUEST_MSRS", n))
@@ -134,8 +134,11 @@ def write_msr(a: Assembler, path: Path) -> None:
     a.jmp("skip")
     for label, field in IN_VMCS:
         a.label(f"msr_write_{label}")
-        a.vmwrite(field, RAX)
-        a.jmp("efer_written" if label == "efer" and path.vmm.paging == "shadow" else "skip")
+        if label == "efer" and path.vmm.paging == "shadow":
+            a.jmp("efer_written")
+        else:
+            a.vmwrite(field, RAX)
+            a.jmp("skip")
     for n, label in enumerate(("star", "lstar", "fmask")):
         a.label(f"msr_write_{label}")
         write_switched(a, n)

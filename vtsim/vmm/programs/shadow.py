@@ -26,7 +26,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.programs import ept, instructions
 from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
-from vtsim.vmm.shadow import CR0_FORCED
+from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
 
 DOUBLE_FAULT, PAGE_FAULT = 8, 14
 DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
@@ -201,7 +201,7 @@ def load_root(a: Assembler, path: Path, mode: bool = False) -> None:
 
 
 def control_registers(a: Assembler, path: Path) -> None:
-    """`cr_to_0`, `cr_to_3`, `cr_to_4` with the guest's value in RAX; `paging_mode`; `efer_written` (value in RAX)."""
+    """`cr_to_0`, `cr_to_3`, `cr_to_4` with the guest's value in RAX; `paging_mode`; `efer_written`, `efer_read`."""
     a.label("cr_to_3")
     a.emit(ops.XOR, R12, R12)
     a.vmread(RCX, "GUEST_CR4")
@@ -258,7 +258,16 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.copy(RBX, RAX)
     a.shr(RBX, 10)
     a.and_(RBX, d.MODE_NX)
+    a.or_(RAX, EFER_NX if path.profile.features.nx else 0)
+    a.vmwrite("GUEST_IA32_EFER", RAX)
     a.jmp("paging_mode_nx")
+    a.label("efer_read")  # the processor always has NX, for entries that are the monitor's own
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
+    a.test(RBX, d.MODE_NX)
+    a.jcc(ops.CC_NZ, "msr_value")
+    a.and_(RAX, ~EFER_NX)
+    a.jmp("msr_value")
 
 
 def invlpg(a: Assembler, path: Path) -> None:
