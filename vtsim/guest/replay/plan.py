@@ -46,6 +46,7 @@ NS: Final = 1_000_000_000
 WITHOUT_SIZE: Final = NO_MEMORY.packed & ~(15 << o.MEM_SIZE)
 UNKNOWN_ACCESS_BYTES: Final = 4
 TOUCHES: Final = ("TOUCH_R", "TOUCH_W", "TOUCH_F", "RETOUCH_R", "RETOUCH_W", "RETOUCH_F")
+RESERVED: Final = e_spec.ADDRESS & ~((1 << 46) - 1)
 LEAVES: Final = ("LEAF_R", "LEAF_W", "LEAF_F")
 Placed = tuple[Step, int]  # a step and the recorded row that it stands for
 
@@ -160,9 +161,25 @@ class Plan:
         found = self._with_zeroes(tables, root, tables.link(at, level, value))
         place = tables.linear(root, at, 0 <= int(t.rip[row]) < 1 << 46)
         tables.store(at, value)
-        if place is None:
+        if value & e_spec.PTE_PRESENT == 0 and value & RESERVED:
+            tables.retire(at >> 12)  # no entry looks like this: the page is poisoned
+            found += self._with_zeroes(tables, root, tables.path_again(root, place))
+        string = row + 1 < len(t) and self._iterates(row + 1)
+        if self._iterates(row) or place is None:
             return [*found, event(e.FILL, 0, at, value)]
+        if string:
+            return [*found, event(e.ACCESS, WRITE, at, place), event(e.FILL, 0, at, value)]
         return [*found, Step(o.ST, imm=value, mem=ABSOLUTE, disp=place)]
+
+    def _iterates(self, row: int) -> bool:
+        """Is this a further iteration of a string instruction that stores into tables?"""
+        t = self.trace
+        return bool(
+            row
+            and t.kind[row] == t.kind[row - 1] == NUMBER["PTW"]
+            and t.rip[row] == t.rip[row - 1]
+            and t.icount[row] - t.icount[row - 1] <= 1
+        )
 
     def _with_zeroes(self, tables: GuestTables, root: int, fills: Iterator[tuple[int, int, int]]) -> list[Step]:
         """Fills as steps; the guest zeroes a page with stores before it makes it a table."""

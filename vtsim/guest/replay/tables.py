@@ -141,6 +141,17 @@ class GuestTables:
         for key in [key for key, table in self.kernel.items() if table == frame]:
             del self.kernel[key]
 
+    def path_again(self, root: int, address: int | None) -> Iterator[Fill]:
+        """The way to an address that led through a retired table leads through another one."""
+        table = root
+        for level in (4, 3, 2) if address is not None else ():
+            at = table << 12 | index_of(address or 0, level) << 3
+            below = (self.entry(at) & e.ADDRESS) >> 12
+            if below in self.retired:
+                below = next(self.spare)
+                yield from self.fill(at, below << 12 | KERNEL_TABLE)
+            table = below
+
     def device(self, root: int, gpa: int) -> Iterator[Fill]:
         """Device memory is mapped; where, the recording does not say: at DEVICES + gpa."""
         address = DEVICES + (gpa & ~0xFFF)
