@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from benchmarks.traces import replay
 from benchmarks.transitions import injections
 from vtsim.config import parse_scenario
 from vtsim.cpu.slots import OPS
@@ -122,6 +123,7 @@ CASES = (
     Case(name="exits_cpuid_minimal", unit="exits/s",
          once=rate(scenario(CPUID, personality="minimal"), "exits_per_s")),
     Case(name="exits_injection",     unit="exits/s",        once=injections),
+    Case(name="trace_replay",        unit="records/s",      once=replay),
     Case(name="help_s",              unit="s",              once=command("--help")),
     Case(name="warm_run_s",          unit="s",              once=command("run", SMALL, "--json")),
     Case(name="cold_run_s",          unit="s",              once=command("run", SMALL, "--json", cold=True), repeats=1),

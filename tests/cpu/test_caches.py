@@ -113,12 +113,14 @@ def test_a_line_costs_the_latency_of_the_level_that_has_it() -> None:
     engine = machine()
     m, a, t, p = engine.cpus[0], engine.arena, engine.tags, engine.profile
     dram, l1 = p.cycles(p.dram.local_ns), p.cache.l1d.hit_cycles
-    first = int(read_line(m, a, t, 0x1000))
-    again = int(read_line(m, a, t, 0x1038))
+    first = int(read_line(m, a, t, 0x1000, k.EPT_L1D))
+    again = int(read_line(m, a, t, 0x1038, k.EPT_L1D))
     for way in range(p.cache.l1d.ways * 2):  # other lines of its L1D set
-        read_line(m, a, t, 0x1000 + (way + 1) * p.cache.l1d.sets(64) * 64)
+        read_line(m, a, t, 0x1000 + (way + 1) * p.cache.l1d.sets(64) * 64, k.GUEST_L1D)
 
     assert (dram, l1) == (first, again)
+    assert [a[m[s.OWNER] + n] for n in range(k.EPT_L1D, k.EPT_DRAM + 1)] == [1, 0, 0, 1]
+    assert sum(a[m[s.OWNER] + n] for n in range(k.GUEST_L1D, k.GUEST_DRAM + 1)) == 2 * p.cache.l1d.ways
     assert p.cache.l2.hit_cycles - l1 == int(data_miss(m, a, t, 0x1000 >> 6))
     assert a[m[s.OWNER] + k.DATA_L2] == 1
 

@@ -17,6 +17,7 @@ from tests.cpu.bench import DATA, Virtual, native, o_mem, profile
 from tests.cpu.programs import HOW, bytes_of, loaded_at_random, loaded_with_every_op
 from vtsim.base import jit
 from vtsim.base import memory as mem
+from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import BUDGET, HORIZON, MODEL_FAULT, PROGRAM_END, TRACE_FULL, TRIPLE_FAULTED
@@ -53,6 +54,18 @@ def test_cycles_by_name_sum_to_the_clock_and_no_program_raises(seed: int) -> Non
     bench.engine.check_clock()
 
     assert stop in (BUDGET, PROGRAM_END, TRIPLE_FAULTED, HORIZON, MODEL_FAULT, 10, 11, 12, 13)
+
+
+@settings(max_examples=EXAMPLES)
+@given(seeds)
+def test_every_reference_of_a_dimension_is_served_by_one_level(seed: int) -> None:
+    bench = loaded_at_random(random.Random(seed), LENGTH)
+    finish(bench)
+    for owner in bench.engine.owners.values():
+        block = bench.engine.arena[owner:]
+        assert block[k.GUEST_REFERENCES] == block[k.GUEST_L1D : k.GUEST_DRAM + 1].sum()
+        assert block[k.EPT_REFERENCES] == block[k.EPT_L1D : k.EPT_DRAM + 1].sum()
+    assert bench.engine.arena[bench.engine.owners["host"] + k.WALKS] > 0
 
 
 @settings(max_examples=EXAMPLES)

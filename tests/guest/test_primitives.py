@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.guest.conftest import native
 from tests.guest.test_kernel import WAY_OUT, ended
-from vtsim.base.errors import ConfigError
 from vtsim.base.memory import TABLE
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -20,7 +18,6 @@ from vtsim.guest.address_space import address_space
 from vtsim.guest.kernel.layout import REGIONS
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.primitives.memory import QUANTILES, zipf_table
-from vtsim.guest.primitives.recorded import recording
 from vtsim.guest.programs import Stages, process_text
 
 KIB, MIB, PAGE = 1 << 10, 1 << 20, 4096
@@ -135,47 +132,6 @@ def test_a_zipf_table_follows_the_law(theta: float) -> None:
     for share in (0.5, 0.75, 0.9):
         expected = np.searchsorted(law, share) / lines
         assert table[int(share * QUANTILES)] / lines == pytest.approx(expected, abs=0.03)
-
-
-LACKEY = """==1== Lackey
-I  00401000,3
- L 1fff000010,8
-I  00401003,4
- S 00602008,4
-I  00401007,2
- M 00602010,8
-I  00401009,2
-I  0040100b,2
-"""
-
-
-def test_a_recorded_program_accesses_what_was_recorded(tmp_path: Path) -> None:
-    trace = tmp_path / "small.lackey"
-    trace.write_text(LACKEY)
-    phase = g.MemoryTraceSpec(trace=str(trace))
-    read = recording(phase)
-    assert read.accesses.tolist() == [
-        0x1FFF000010 << 1, 0x602008 << 1 | 1, 0x602010 << 1, 0x602010 << 1 | 1,
-    ]  # fmt: skip
-    assert read.ranges == ((0x602000, 0x603000), (0x1FFF000000, 0x1FFF001000))
-    harness = ended(native((phase,)))
-    assert harness.count(k.PAGE_FAULTS) == 2
-    registers = 4 + 1  # RSI RDX RDI R9, RCX
-    rest = 5 - 4  # five fetched instructions, four of them accesses
-    assert harness.instructions(o.R3) == registers + 4 + (1 + rest) + WAY_OUT
-
-
-def test_a_limit_uses_so_many_records(tmp_path: Path) -> None:
-    trace = tmp_path / "small.lackey"
-    trace.write_text(LACKEY)
-    assert len(recording(g.MemoryTraceSpec(trace=str(trace), limit=4)).accesses) == 2
-
-
-def test_a_trace_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
-    missing = str(tmp_path / "none")
-    with pytest.raises(ConfigError) as error:
-        native((g.MemoryTraceSpec(trace=missing),))
-    assert str(error.value) == f"{missing}: No such file or directory"
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

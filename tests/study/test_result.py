@@ -76,6 +76,10 @@ def test_the_example_obeys_the_laws_that_its_tests_rely_on(result: Result) -> No
         walks = one.walks
         assert walks.count == walks.completed + walks.faults + walks.violations + walks.misconfigurations
         assert walks.references == walks.guest.references + walks.ept.references
+        for dimension in (walks.guest, walks.ept):
+            assert dimension.references == sum(attrs.astuple(dimension.served_by))
+        assert walks.count == sum(attrs.astuple(walks.guest.started_at))
+        assert one.tlb.nested_tlb_hits + one.tlb.nested_tlb_misses == sum(attrs.astuple(walks.ept.started_at))
         assert one.efficiency == one.guest.efficiency()
         if one.exits:
             assert sum(exit.share for exit in one.exits) == pytest.approx(1)

@@ -133,7 +133,7 @@ def test_a_truncated_compressed_file_is_refused(tmp_path: Path, compress: Any) -
     path = file(tmp_path, compress(TEXT * 50)[:-10])
 
     assert refusal(path) == (
-        f"{path}: the compressed file is damaged or truncated "
+        f"{path}: the compressed file is damaged or truncated after 0 bytes of content "
         "(Compressed file ended before the end-of-stream marker was reached)"
     )
 

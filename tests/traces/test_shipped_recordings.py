@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts import write_champsim_trace
+from vtsim.guest.traces.accesses import words_of
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import KINDS, NUMBER
 from vtsim.guest.traces.lackey import FETCH, read_lackey
@@ -97,6 +99,23 @@ def test_the_sort_trace_has_as_many_fetches_as_lackey_counted_instructions() -> 
     assert counted is not None
     fetches = sum(int((block.kind == FETCH).sum()) for block in read_lackey(path))
     assert fetches == int(counted[1].replace(",", ""))
+
+
+def test_the_champsim_trace_is_what_its_script_writes(tmp_path: Path) -> None:
+    write_champsim_trace.write(tmp_path / "t")
+
+    assert lzma.decompress((REAL / "matrix.champsim.xz").read_bytes()) == lzma.decompress((tmp_path / "t").read_bytes())
+
+
+@pytest.mark.compiled_only
+def test_the_champsim_trace_loads_a_matrix_twice() -> None:
+    """96 x 96 elements, an element of the vector for each, by rows and by columns; a sum stored for each row or column."""
+    words = np.concatenate(list(words_of(REAL / "matrix.champsim.xz")))
+    stores = words[words >= 0] & 1
+
+    assert (int((1 - stores).sum()), int(stores.sum())) == (2 * 2 * 96 * 96, 2 * 96)
+    retired = len(words) + int((words >> 48 & 0x7FFF).sum()) - int((words < 0).sum())
+    assert retired == 2 * 96 * (96 * 5 + 3)
 
 
 def test_the_format_page_lists_every_kind_with_its_number() -> None:

@@ -16,6 +16,8 @@ from vtsim.vmcs.generations import GENERATIONS
 RECORDED, ALL, NEHALEM = "corei7_skylake_x", "all", "nehalem"
 SHIPPED = BaseStates(folders=(files("vtsim.study.vmx.data"),))
 SGX, RTM, BUS_LOCK = 1 << 2, 1 << 11, 1 << 24
+WAIT, KEY_LOCKER, PCONFIG = 1 << 5, 1 << 23, 1 << 18
+MONITORING = (2 | 4 << 8 | 48 << 16, 0, 0, 3 | 48 << 5)  # version 2, four general counters, three fixed
 
 
 @cache
@@ -32,7 +34,9 @@ def processor(name: str) -> Processor:
     leaf = recorded.cpuid[7, 0]
     return evolve(
         recorded, name=name, capabilities=everything,
-        cpuid={**recorded.cpuid, (7, 0): (leaf[0], leaf[1] | SGX | RTM, leaf[2] | BUS_LOCK, leaf[3])},
+        cpuid={**recorded.cpuid, (10, 0): MONITORING, (7, 0): (
+            leaf[0], leaf[1] | SGX | RTM, leaf[2] | BUS_LOCK | WAIT | KEY_LOCKER, leaf[3] | PCONFIG,
+        )},
     )  # fmt: skip
 
 

@@ -1,4 +1,11 @@
-"""Every check of VM entry: a VMCS that makes exactly it fail, and what the failure then is."""
+"""Every check of VM entry: a VMCS that makes exactly it fail, and what the failure then is.
+
+SDM: "Checks on VMX Controls"; "Checks on Host Control Registers, MSRs, and SSP"; "Checks Related to Address-Space Size".
+SDM: "Checks on Host Segment and Descriptor-Table Registers"; "Checks on Guest Segment Registers".
+SDM: "Checks on Guest Control Registers, Debug Registers, and MSRs"; "Checks on Guest Descriptor-Table Registers".
+SDM: "Checks on Guest RIP, RFLAGS, and SSP"; "Checks on Guest Non-Register State".
+SDM: "Checks on Guest Page-Directory-Pointer-Table Entries".
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ SDM: "Basic VM-Entry Checks"; "Conventions"; "INVEPT—Invalidate Translations D
 SDM: "INVVPID—Invalidate Translations Based on VPID"; "VMCLEAR—Clear Virtual-Machine Control Structure".
 SDM: "VMPTRLD—Load Pointer to Virtual-Machine Control Structure".
 SDM: "VMPTRST—Store Pointer to Virtual-Machine Control Structure"; "VMX-Fixed Bits in CR0".
-SDM: "VMX-Fixed Bits in CR4"; "VPID and EPT Capabilities".
+SDM: "VMX-Fixed Bits in CR4"; "VPID and EPT Capabilities"; "Enabling and Entering VMX Operation".
+SDM: "VMCALL—Call to VM Monitor"; "VMLAUNCH/VMRESUME—Launch/Resume Virtual Machine".
+SDM: "VMXOFF—Leave VMX Operation"; "VMXON—Enter VMX Operation".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How numba is made to compile whole programs: parts that are only linked, and indexes that are never negative.
+"""How numba is made to compile whole programs: parts that are only linked, indexes that are never negative, no detours.
 
 It reaches into numba's insides, for the kernels of this package only. Where they have other names, `available` is
 False and every kernel is compiled as numba does it. Decision 0001 has the measurements.
@@ -13,13 +13,18 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, codegen, types
+from numba.core import ir as numba_ir
 from numba.core.registry import CPUDispatcher
+from numba.core.types.functions import BaseFunction
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
 # what stays a function of its own, since in one with the rest registers would not suffice; what becomes part of others
 APART = ("straight", "execute")
 WITHIN = ("effective", "quickly", "transfer")
+
+unliteral: Any = types.unliteral
+LEAVES = frozenset((str, int, bool, type(None), numba_ir.Loc, FunctionType))  # hold no variables
 
 _names: set[str] = set()  # of parts
 _depth = [0]  # of compilations of ours in progress
@@ -72,15 +77,21 @@ def _all_needed(libraries: Iterable[Any], seen: set[int]) -> Iterator[Any]:
 
 
 def _replace() -> bool:
-    """Replace five methods of numba by ones that treat our kernels apart; False where one is missing."""
+    """Replace methods of numba by ones that treat our kernels apart; False where one is missing."""
     library: Any = getattr(codegen, "CPUCodeLibrary", None)
     translator: Any = getattr(codegen, "JITCPUCodegen", None)
-    optimize = getattr(library, "_optimize_final_module", None)
-    link = getattr(library, "finalize", None)
-    finish = getattr(library, "_finalize_final_module", None)
-    set_env = getattr(translator, "set_env", None)
-    fix_index = getattr(arrayobj, "fix_integer_index", None)
-    if optimize is None or link is None or finish is None or set_env is None or fix_index is None:
+    places: dict[str, tuple[Any, str]] = {
+        "optimize": (library, "_optimize_final_module"),
+        "link": (library, "finalize"),
+        "finish": (library, "_finalize_final_module"),
+        "set_env": (translator, "set_env"),
+        "fix_index": (arrayobj, "fix_integer_index"),
+        "index": (arrayobj, "basic_indexing"),
+        "call_type": (BaseFunction, "get_call_type"),
+        "variables": (numba_ir.Inst, "_rec_list_vars"),
+    }
+    numbas: dict[str, Any] = {key: getattr(owner, name, None) for key, (owner, name) in places.items()}
+    if None in numbas.values():
         return False
 
     def optimize_entry(self: Any) -> None:
@@ -95,7 +106,7 @@ def _replace() -> bool:
                         if any(f"{len(name)}{name}B" in function.name for name in names):
                             function.add_function_attribute(attribute)
                     function.name = f"{self.name}.{function.name}"  # the loader knows local symbols by name, too
-        optimize(self)
+        numbas["optimize"](self)
 
     def link_entry(self: Any) -> None:
         """A part is linked with nothing: an entry links all that its parts need, once."""
@@ -103,30 +114,69 @@ def _replace() -> bool:
             self.needed, self._linking_libraries = self._linking_libraries, []
         elif _depth[0]:
             self._linking_libraries = list(_all_needed(self._linking_libraries, set()))
-        link(self)
+        numbas["link"](self)
 
     def finish_entry(self: Any) -> None:
         """A part ends as unoptimized code to link; no machine code is made of it."""
         if _is_part(self):
             self._finalized = True
         else:
-            finish(self)
+            numbas["finish"](self)
 
     def set_env_of_entry(self: Any, env_name: str, env: Any) -> None:
         if not _depth[0] or self._engine.get_global_value_address(env_name):
-            set_env(self, env_name, env)
+            numbas["set_env"](self, env_name, env)
 
     def fix_index_unless_ours(context: Any, builder: Any, index_type: Any, index: Any, size: Any) -> Any:
         """No index of ours is negative: three instructions less for every access to an array."""
         if _depth[0] and index_type.signed:
             return context.cast(builder, index, index_type, types.intp)
-        return fix_index(context, builder, index_type, index, size)
+        return numbas["fix_index"](context, builder, index_type, index, size)
 
-    library._optimize_final_module = optimize_entry
-    library.finalize = link_entry
-    library._finalize_final_module = finish_entry
-    translator.set_env = set_env_of_entry
-    arrayobj.fix_integer_index = fix_index_unless_ours
+    def index_of_ours(
+        context: Any, builder: Any, array_type: Any, array: Any, kinds: Any, indexes: Any, **rest: Any
+    ) -> Any:
+        """An element of a vector is its number away from the first: no shapes, no strides."""
+        plain = array_type.ndim == 1 and array_type.layout == "C" and isinstance(kinds[0], types.Integer)
+        if not _depth[0] or not plain or rest.get("boundscheck"):
+            return numbas["index"](context, builder, array_type, array, kinds, indexes, **rest)
+        return builder.gep(array.data, [context.cast(builder, indexes[0], kinds[0], types.intp)]), [], []
+
+    def call_type_once(self: Any, context: Any, arguments: Any, keywords: Any) -> Any:
+        """Operators of numbers and arrays have one type for the same arguments: it is looked for once."""
+        if not _depth[0] or keywords or getattr(self.typing_key, "__module__", "") != "_operator":
+            return numbas["call_type"](self, context, arguments, keywords)
+        known = self.__dict__.setdefault("_known", {})
+        plain = tuple(unliteral(each) for each in arguments)
+        if plain not in known:
+            known[plain] = numbas["call_type"](self, context, arguments, keywords)
+        return known[plain]
+
+    def variables_of(self: Any, value: Any) -> list[Any]:
+        """As numba finds them, with the frequent kinds first."""
+        kind = type(value)
+        if kind is numba_ir.Var:
+            return [value]
+        if kind in LEAVES:
+            return []
+        if kind in (dict, list, tuple):
+            held = value.values() if kind is dict else value
+            return [each for inner in held if type(inner) not in LEAVES for each in variables_of(self, inner)]
+        found: list[Any] = numbas["variables"](self, value)
+        return found
+
+    ours_for = {
+        "optimize": optimize_entry,
+        "link": link_entry,
+        "finish": finish_entry,
+        "set_env": set_env_of_entry,
+        "fix_index": fix_index_unless_ours,
+        "index": index_of_ours,
+        "call_type": call_type_once,
+        "variables": variables_of,
+    }
+    for key, (owner, name) in places.items():
+        setattr(owner, name, ours_for[key])
     return True
 
 

@@ -13,7 +13,7 @@ from vtsim.cpu.profile import Profile, load_profile, profile_names
 from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmm.spec import VmmSpec
+from vtsim.vmm.spec import EptSpec, VmmSpec
 
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
@@ -67,6 +67,7 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         vmm,
         paging=paging,
         ept=ept,
+        dirty_log=attrs.evolve(vmm.dirty_log, method=_log_method(vmm.dirty_log.method, ept, can)),
         vpid=_given(vmm.vpid, can("ENABLE_VPID")),
         tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
     )
@@ -75,6 +76,12 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))
         vms.append(attrs.evolve(vm, guest=attrs.evolve(vm.guest, kernel=kernel)))
     return attrs.evolve(scenario, vmm=vmm, vms=tuple(vms))
+
+
+def _log_method(wish: str, ept: EptSpec, can: Callable[[str], bool]) -> str:
+    if wish != "auto":
+        return wish
+    return "pml" if ept.accessed_dirty and can("ENABLE_PML") else "write-protect"
 
 
 def _given(wish: bool | None, possible: bool) -> bool:
@@ -90,6 +97,8 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         if vmm.ept.page_size in PAGE_FEATURES:
             pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
             yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
+        if vmm.dirty_log.method == "pml":
+            yield "dirty_log.method", "a page-modification log", "ENABLE_PML"
     if vmm.vpid:
         yield "vpid", "VPIDs", "ENABLE_VPID"
     if vmm.tpr_shadow:

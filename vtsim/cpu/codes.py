@@ -10,10 +10,11 @@ from __future__ import annotations
 NEXT, JUMPED, EVENT, STOPPED, AGAIN = range(5)
 # why the engine stopped
 (RUNNING, HORIZON, BUDGET, PLATFORM_HOOK, PROGRAM_END, TRIPLE_FAULTED, MODEL_FAULT, TRACE_FULL, OUT_OF_MEMORY,
- ENTRY_FAILED, DEVICE_READ, DEVICE_WRITE, PORT_READ, PORT_WRITE, SHUTDOWN, UNDECODED) = range(16)
+ ENTRY_FAILED, DEVICE_READ, DEVICE_WRITE, PORT_READ, PORT_WRITE, SHUTDOWN, UNDECODED,
+ WINDOW_EMPTY) = range(17)
 STOPS = ("running", "horizon", "op budget", "platform hook", "end of program", "triple fault", "model fault",
          "trace full", "out of memory", "VM-entry failure", "device read", "device write", "port read", "port write",
-         "shutdown", "undecoded")
+         "shutdown", "undecoded", "window empty")
 # event types of interruption information
 EXTERNAL, NMI_EVENT, HARDWARE_EXCEPTION, SOFTWARE_INTERRUPT, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION = 0, 2, 3, 4, 5, 6
 DE, DB, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, AC, VE = 0, 1, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 17, 20

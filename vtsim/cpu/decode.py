@@ -15,7 +15,15 @@ from attrs import define, field
 
 from vtsim.cpu import ops as o
 from vtsim.cpu.assembler import Instruction, Mem
-from vtsim.cpu.opcodes import FORMS, LOCKABLE, MODRM_IS_OPCODE, NO_PREFIX, REGISTER_FORMS, Form
+from vtsim.cpu.opcodes import (
+    FORMS,
+    LOCKABLE,
+    MODRM_IS_OPCODE,
+    NO_PREFIX,
+    PREFIXED_REGISTER_FORMS,
+    REGISTER_FORMS,
+    Form,
+)
 from vtsim.cpu.slots import NO_REGISTER, RAX, RBP, RSP
 
 LONGEST: Final = 15
@@ -206,7 +214,9 @@ def _form(read: _Reader, text: str) -> tuple[Form | None, _Operands | None]:
         operands = _modrm(read)
         if found is None:
             digit = operands.reg & 7
-            if operands.mode == 3 and (text, digit) in REGISTER_FORMS:
+            if operands.mode == 3 and (text, digit, read.mandatory) in PREFIXED_REGISTER_FORMS:
+                found = PREFIXED_REGISTER_FORMS[text, digit, read.mandatory]
+            elif operands.mode == 3 and (text, digit) in REGISTER_FORMS:
                 found = REGISTER_FORMS[text, digit] if not read.rep else None
             else:
                 for key in (read.mandatory, ""):

@@ -19,11 +19,13 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Program
-from vtsim.cpu.codes import FOREVER, HORIZON, STOPS
+from vtsim.cpu.codes import FOREVER, HORIZON, STOPS, WINDOW_EMPTY
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
+from vtsim.cpu.kernels.ipi import FLIGHTS
 from vtsim.cpu.kernels.ports import PORTS
+from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
 from vtsim.cpu.slots import NO_REGISTER
@@ -94,6 +96,7 @@ class Engine:
     tags: np.ndarray = field(init=False)
     extra: int = field(init=False)
     owners: dict[str, int] = field(factory=dict, init=False)
+    feeds: dict[int, Callable[[np.ndarray, int], None]] = field(factory=dict, init=False)  # by window
 
     def __attrs_post_init__(self) -> None:
         g = self.geometry
@@ -173,6 +176,7 @@ class Engine:
             m[cache : cache + 6] = l3 if name == "l3" else self._carve_cache(tags, name)
         m[s.CONTEXTS] = carve.take(CONTEXT_LIMIT)
         m[s.FORESEEN] = carve.take(WORDS)
+        m[s.IPI_FLIGHTS] = carve.take(2 * FLIGHTS)
         m[s.FETCH_PAGES] = carve.take(FETCH_ENTRIES * FETCH_WORDS)
         empty.append((int(m[s.FETCH_PAGES]), FETCH_ENTRIES * FETCH_WORDS))
         m[s.LINE_GENERATIONS] = carve.take(self.geometry.code_pages * 64)
@@ -187,7 +191,8 @@ class Engine:
             s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),
             s.WAKE_CYCLES: p.cycles(p.latency.wake_ns), s.EXIT_CYCLES: p.transitions.vm_exit_cycles,
             s.ENTRY_CYCLES: p.transitions.vm_entry_cycles, s.ATOMIC_CYCLES: p.prices["ATOMIC"], s.WORK_SCALE: 1,
-            s.APIC_DEADLINE: FOREVER, s.TIMER_DEADLINE: FOREVER, s.APIC_DIVIDE: 1, s.OPS_LEFT: ALL_OPS,
+            s.APIC_DEADLINE: FOREVER, s.IPI_AT: FOREVER, s.TIMER_DEADLINE: FOREVER, s.APIC_DIVIDE: 1,
+            s.OPS_LEFT: ALL_OPS,
             s.RFLAGS: 2, s.CR0: 0x80050033, s.EFER: 0xD01, s.DR7: 0x400, s.XCR0: 7, s.PAT: 0x0007040600070406,
             s.MSR_APIC_BASE: 0xFEE00C00 | (0x100 if number == 0 else 0), s.SS_ACCESS_RIGHTS: 0xC093,
             s.CS_ACCESS_RIGHTS: 0xA09B, s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
@@ -331,7 +336,9 @@ class Engine:
             a[at + n] = mem.signed(capabilities.read(FIRST_CAPABILITY + n))
         slots = capabilities.component_slots()
         a[int(a[mem.A_FIELDS]) : int(a[mem.A_FIELDS]) + len(slots)] = slots
+        saved = sum(bit for bit, names in SAVED if any(capabilities.supports(name) for name in names))
         for m in self.cpus:
+            m[s.SAVED_MSRS] = saved
             m[s.VMX_REVISION] = capabilities.revision
             m[s.TIMER_RATE] = capabilities.preemption_timer_shift
             m[s.EXECUTE_ONLY] = int(capabilities.supports("EPT_EXECUTE_ONLY"))
@@ -346,15 +353,23 @@ class Engine:
     def run(self, cpu: int = 0, until: int = FOREVER, ops: int = ALL_OPS) -> int:
         """Advance one CPU to a cycle, or for so many ops; the stop code."""
         self.cpus[cpu, s.OPS_LEFT] = ops
-        with quiet():
-            return int(run_all(self.cpus, self.arena, self.tags, until, 0, cpu)) & 0xFF
+        return self._run(until, 0, cpu) & 0xFF
 
     def run_all(self, until: int, quantum: int) -> tuple[int, int]:
         """Advance every CPU to a cycle; (stop code, CPU that stopped), or (0, -1) when all arrived."""
         self.cpus[:, s.OPS_LEFT] = ALL_OPS
-        with quiet():
-            stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum, EVERY_CPU))
+        stopped = self._run(until, quantum, EVERY_CPU)
         return (0, -1) if stopped == HORIZON else (stopped & 0xFF, stopped >> 8)
+
+    def _run(self, until: int, quantum: int, only: int) -> int:
+        """Let the kernel run; windows of recorded streams that it emptied are filled, and it goes on."""
+        while True:
+            with quiet():
+                stopped = int(run_all(self.cpus, self.arena, self.tags, until, quantum, only))
+            if stopped & 0xFF != WINDOW_EMPTY:
+                return stopped
+            window = int(self.cpus[stopped >> 8, s.STOP_A])
+            self.feeds[window](self.arena, window)
 
     def sync(self, cpu: int = 0) -> None:
         """After registers were set from outside: look up RIP again and work out the translation context."""

@@ -61,12 +61,18 @@ RULES: Final = (
     (o.STR,         SECONDARY, b.DESCRIPTOR_TABLE_EXITING, x.LDTR_TR),
     (o.XSAVES,      SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XSAVES),
     (o.XRSTORS,     SPECIAL,   b.ENABLE_XSAVES_XRSTORS,    x.XRSTORS),
+    (o.TPAUSE,      PRIMARY,   b.RDTSC_EXITING,            x.TPAUSE),
+    (o.UMWAIT,      PRIMARY,   b.RDTSC_EXITING,            x.UMWAIT),
+    (o.ENCLS,       SPECIAL,   b.ENABLE_ENCLS_EXITING,     x.ENCLS),
+    (o.ENCLV,       SPECIAL,   b.ENABLE_ENCLV_EXITING,     x.ENCLV),
+    (o.PCONFIG,     SPECIAL,   b.ENABLE_PCONFIG,           x.PCONFIG),
+    (o.LOADIWKEY,   SPECIAL,   b.LOADIWKEY_EXITING,        x.LOADIWKEY),
 )
 # ops that are #UD in some modes or without some control, before anything else is considered (VMX instructions have
 # rules of their own): PROTECTED in real and virtual-8086 mode, CONTROL in VMX non-root operation unless the secondary
 # control is 1, EXTENDED unless CR4.OSXSAVE, SCE outside 64-bit mode and unless IA32_EFER.SCE, RING0 outside ring 0,
-# SMX unless CR4.SMXE, NEVER_DEFINED always.
-PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX = (1 << n for n in range(7))
+# SMX unless CR4.SMXE, ENUMERATED unless CPUID says that there is such an instruction (LEAF_7), NEVER_DEFINED always.
+PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX, ENUMERATED = (1 << n for n in range(8))
 UNDEFINED_RULES: Final = (
     *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR)),
     (o.RDTSCP,  CONTROL,            b.ENABLE_RDTSCP),
@@ -81,15 +87,26 @@ UNDEFINED_RULES: Final = (
     (o.MWAIT,   RING0,              0),
     (o.GETSEC,  SMX,                0),
     (o.RSM,     NEVER_DEFINED,      0),
-    (o.ENCLS,   NEVER_DEFINED,      0),
+    (o.ENCLS,   ENUMERATED | RING0 | PROTECTED,   0),
+    (o.ENCLV,   ENUMERATED | RING0 | PROTECTED,   0),
+    (o.PCONFIG, ENUMERATED | RING0 | CONTROL,     b.ENABLE_PCONFIG),
+    (o.LOADIWKEY, ENUMERATED,                     0),
+    (o.TPAUSE,  ENUMERATED | CONTROL,             b.ENABLE_USER_WAIT_AND_PAUSE),
+    (o.UMWAIT,  ENUMERATED | CONTROL,             b.ENABLE_USER_WAIT_AND_PAUSE),
+    (o.UMONITOR, ENUMERATED | CONTROL,            b.ENABLE_USER_WAIT_AND_PAUSE),
     (o.UD,      NEVER_DEFINED,      0),
 )
 
+# of CPUID leaf 7, subleaf 0: register (1 EBX, 2 ECX, 3 EDX) and bit
+LEAF_7_BITS: Final = (
+    (o.ENCLS, 1, 2), (o.ENCLV, 1, 2), (o.PCONFIG, 3, 18), (o.LOADIWKEY, 2, 23), (o.TPAUSE, 2, 5), (o.UMWAIT, 2, 5),
+    (o.UMONITOR, 2, 5),
+)
 # ops that raise #GP outside ring 0, before any exit is considered (XSETBV exits in every ring)
 PRIVILEGED: Final = (
     o.RDMSR, o.WRMSR, o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.CLTS, o.LMSW, o.LGDT, o.LIDT, o.LLDT,
     o.LTR, o.HLT, o.INVLPG, o.INVPCID, o.WBINVD, o.INVD, o.XSAVES, o.XRSTORS, o.SYSRET,
-    o.SYSEXIT, o.SWAPGS,
+    o.SYSEXIT, o.SWAPGS, o.LOADIWKEY,
 )
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
@@ -106,6 +123,9 @@ RING: Final = np.zeros(256, np.int64)  # 1 privileged, 2 I/O privileged, 3 VMX i
 for _op, _where, _bit, _reason in RULES:
     WHERE[_op], BIT[_op], REASON[_op] = _where, _bit, _reason
 UNDEFINED: Final = np.zeros(256, np.int64)
+LEAF_7: Final = np.zeros((256, 2), np.int64)
+for _op, _register, _bit in LEAF_7_BITS:
+    LEAF_7[_op] = _register, _bit
 NEEDED: Final = np.zeros(256, np.int64)
 for _op, _rule, _bit in UNDEFINED_RULES:
     UNDEFINED[_op], NEEDED[_op] = _rule, _bit

@@ -104,6 +104,8 @@ FORMS: Final = _table(
     ("CC",          Form(o.INT3)),
     ("CD",          Form(o.INT, "Ib")),
     ("CE",          Form(o.INTO, "", 0, "legacy")),
+    ("CA",          Form(o.RET_FAR, "Iw")),
+    ("CB",          Form(o.RET_FAR, "Nv")),
     ("CF",          Form(o.IRET, "Nv")),
     ("DB /4",       Form(o.FNINIT, "Rn")),
     ("E4",          Form(o.IN, "Pb,Ib")),
@@ -143,10 +145,12 @@ FORMS: Final = _table(
     ("0F 01 /4",    Form(o.SMSW, "Ew")),
     ("0F 01 /6",    Form(o.LMSW, "Ew")),
     ("0F 01 /7",    Form(o.INVLPG, "Mb")),
+    ("0F 01 C0",    Form(o.ENCLV)),
     ("0F 01 C1",    Form(o.VMCALL)),
     ("0F 01 C2",    Form(o.VMLAUNCH)),
     ("0F 01 C3",    Form(o.VMRESUME)),
     ("0F 01 C4",    Form(o.VMXOFF)),
+    ("0F 01 C5",    Form(o.PCONFIG)),
     ("0F 01 C8",    Form(o.MONITOR, "X0")),
     ("0F 01 C9",    Form(o.MWAIT)),
     ("0F 01 CF",    Form(o.ENCLS)),
@@ -187,6 +191,7 @@ FORMS: Final = _table(
     ("0F C1",       Form(o.EXCHANGE, "Ev,Gv", 1)),
     ("0F C7 /3",    Form(o.XRSTORS, "Mb")),
     ("0F C7 /5",    Form(o.XSAVES, "Mb")),
+    ("F3 0F 38 DC", Form(o.LOADIWKEY, "Gy,Ry")),
     ("0F C7 /6",    Form(o.VMPTRLD, "Mq")),
     ("0F C7 /7",    Form(o.VMPTRST, "Mq")),
     ("66 0F C7 /6", Form(o.VMCLEAR, "Mq")),
@@ -202,11 +207,17 @@ REGISTER_FORMS: Final = {
 }
 # opcodes whose ModRM byte is part of the opcode where it names a register
 MODRM_IS_OPCODE: Final = ("0F01",)
+# the same where a prefix decides as well
+PREFIXED_REGISTER_FORMS: Final = {
+    ("0FAE", 6, "66"): Form(o.TPAUSE, "Rd"),
+    ("0FAE", 6, "F2"): Form(o.UMWAIT, "Rd"),
+    ("0FAE", 6, "F3"): Form(o.UMONITOR, "Ry"),
+}
 # instructions on which LOCK is legal, with a memory destination
 LOCKABLE: Final = (o.ARITHMETIC, o.EXCHANGE)
 # prefix 66 or F3 or F2 makes another instruction of these; the bare form with the prefix is #UD
 NO_PREFIX: Final = (
     o.VMREAD, o.VMWRITE, o.VMPTRLD, o.VMPTRST, o.XSAVES, o.XRSTORS, o.VMLAUNCH, o.VMRESUME, o.VMXOFF, o.VMCALL,
-    o.XSETBV, o.XGETBV,
+    o.XSETBV, o.XGETBV, o.ENCLS, o.ENCLV, o.PCONFIG,
 )
 # fmt: on

@@ -186,6 +186,13 @@ _TABLE: Final = (
     ("ENCLS",             3, "MOV",           "enclave leaf RAX; #UD where it is not supported"),
     ("TOUCH",             3, "LD",            "memory accessed for another purpose, kind EXTRA (see TOUCH_KINDS)"),
     ("FNINIT",            2, "MOV",           "initialise the floating-point unit"),
+    ("ENCLV",             3, "MOV",           "enclave leaf RAX of a virtual-machine monitor; #UD where it is not supported"),
+    ("PCONFIG",           3, "MOV",           "platform-configuration leaf RAX; no leaf is supported"),
+    ("LOADIWKEY",         5, "MOV",           "load the internal wrapping key, which nothing here uses"),
+    ("TPAUSE",            4, "PAUSE",         "optimized wait for time RDX:RAX, which ends at once"),
+    ("UMWAIT",            4, "PAUSE",         "user-level monitored wait, which ends at once"),
+    ("UMONITOR",          4, "MONITOR",       "arm the user-level monitor at r/m"),
+    ("RET_FAR",           1, "INDIRECT",      "pop RIP and CS, then IMM bytes"),
 )
 OPS: Final = tuple(Op(n, *row) for n, row in enumerate(_TABLE))
 BY_NAME: Final = {op.name: op for op in OPS}
@@ -196,7 +203,8 @@ BY_NAME: Final = {op.name: op for op in OPS}
  XSAVES, XRSTORS, SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, INT, IRET, UD, VMXON, VMXOFF, VMCLEAR, VMPTRLD, VMPTRST,
  VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP, MOVE, ARITHMETIC, EXCHANGE,
  DIVIDE, PUSH_OPERAND, POP_OPERAND, MOVE_STRING, MOV_TO_SEGMENT, MOV_FROM_SEGMENT, JMP_NEAR, JMP_FAR, CALL_FAR, INT3, INT1,
- INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT) = range(len(OPS))
+ INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT, UMONITOR,
+ RET_FAR) = range(len(OPS))
 # kinds of ARITHMETIC and TOUCH
 (K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
 ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")
@@ -234,7 +242,11 @@ TRUTH: Final = tuple(
 # STREAM: IMM packs pattern (4 bits), writes per 1024 (11 bits from bit 4), ordinary instructions per access (16 bits from
 # bit 16). RCX accesses left, RSI base gva, RDX region bytes, RDI position in bytes, R8 stride in bytes, RBX random state.
 # zipf: R9 is the gva-independent arena index of a quantile table (see streams). chase: every access waits for the last.
+# recorded: R9 is the arena index of a window: number of its first word, number after its last, words. RDI counts words.
+# A word is store | address << 1 | ordinary instructions after it << 48; a negative one has no access. RSI ^ address: gva.
 PATTERNS: Final = ("sequential", "strided", "uniform", "zipf", "chase", "recorded")
 SEQUENTIAL, STRIDED, UNIFORM, ZIPF, CHASE, RECORDED = range(len(PATTERNS))
 STREAM_WRITES, STREAM_WORK = 4, 16
+WINDOW_FIRST, WINDOW_END, WINDOW_WORDS = range(3)
+RECORDED_WORK: Final = 48
 # fmt: on

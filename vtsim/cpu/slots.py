@@ -45,6 +45,8 @@ STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept fo
 # --- local APIC -------------------------------------------------------------------------------------------------------
 (APIC_TPR, APIC_TIMER_VECTOR, APIC_TIMER_MODE, APIC_DEADLINE, APIC_PERIOD, APIC_PENDING, APIC_SPURIOUS,
  APIC_DIVIDE, APIC_INITIAL) = range(196, 205)
+# interrupts from other CPUs on their way: earliest arrival, how many, arena offset of arrivals and commands
+IPI_AT, IPI_COUNT, IPI_FLIGHTS = range(205, 208)
 APIC_IRR: Final = 208      # four words of 64 vectors
 APIC_ISR: Final = 212
 
@@ -116,18 +118,26 @@ HINT_COUNT: Final = 16
 (MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
  DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
  BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 680)
+# an INIT signal waits; a start-up IPI waits (its vector and VALID_SIPI); MSRs that VM exits save because the processor
+# has them (kernels.rare_msrs)
+(INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
+# memory-type range registers (variable, fixed, default), IA32_MPERF and IA32_APERF
+MTRR_VARIABLE: Final = 688
+MTRR_FIXED: Final = 704
+MTRR_DEFAULT: Final = 715
+CLOCKS: Final = 716
 # work area of the shadow-paging hooks: what they loaded of the pool, what they tell their program, a word for each level
 (SHADOW_POOL, SHADOW_DIRECT, SHADOW_GUEST, SHADOW_TABLES, SHADOW_NOTES, SHADOW_RECORDS, SHADOW_FRAMES, SHADOW_BUCKETS,
- SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE) = range(688, 700)
-SHADOW_STACK: Final = 704
+ SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE) = range(736, 748)
+SHADOW_STACK: Final = 752
 # the store of a hook that was refused last: its address and value. An emulator may have done it meanwhile.
-REFUSED_AT, REFUSED_VALUE = 712, 713
-SHADOW_MARKS: Final = 714  # a second stack, of five words
+REFUSED_AT, REFUSED_VALUE = 760, 761
+SHADOW_MARKS: Final = 762  # a second stack, of five words
 
-RECORD_SLOTS: Final = 720
+RECORD_SLOTS: Final = 768
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

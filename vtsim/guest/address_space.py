@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from attrs import field, frozen
@@ -17,6 +17,8 @@ from vtsim.guest.primitives import OWN, SHARED, TRACED, lowerings
 from vtsim.guest.spec import KernelSpec, Phase, ProcessSpec
 
 GIB: Final = 1 << 30
+TOP_ENTRY: Final = 1 << 39
+USER_ENTRIES: Final = 256
 LEVEL_SHIFTS: Final = (21, 30, 39)  # what one table of level 1, 2, 3 maps
 
 
@@ -92,13 +94,7 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
         how = lowerings[type(phase)]
         at_address = phase.span[0] if phase.span else None
         base = at.REGIONS
-        if how.memory == TRACED:
-            base = at.TRACES
-            areas += [
-                Area(start=base + start, bytes=end - start, prebuilt=prebuilt, name="recorded")
-                for start, end in how.ranges(phase)
-            ]
-        elif at_address is not None:
+        if at_address is not None:
             base = at_address
             if base not in placed:
                 size = largest if how.memory == SHARED else 0
@@ -113,8 +109,40 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
         bases.append(base)
     stack = at.USER_STACK_PAGES << 12
     areas.append(Area(start=at.USER_STACK - stack, bytes=stack, prebuilt=prebuilt, name="stack"))
+    for index, phase in enumerate(process.phases):
+        how = lowerings[type(phase)]
+        if how.memory == TRACED:
+            parts = list(_split(how.ranges(phase)))
+            bases[index] = _moved(parts, areas, phase)
+            areas += [
+                Area(start=bases[index] ^ start, bytes=end - start, prebuilt=prebuilt, name="recorded")
+                for start, end in parts
+            ]
     _check(areas, process)
     return AddressSpace(areas=tuple(areas), bases=tuple(bases))
+
+
+def _split(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges cut where another entry of the top-level table begins."""
+    for start, end in ranges:
+        while start < end:
+            cut = min(end, (start // TOP_ENTRY + 1) * TOP_ENTRY)
+            yield start, cut
+            start = cut
+
+
+def _moved(parts: Sequence[tuple[int, int]], areas: Sequence[Area], phase: Phase) -> int:
+    """The exclusive-or that brings recorded ranges to top-level entries that nothing else uses."""
+    taken = {index for area in areas for index in range(area.start >> 39, ((area.end - 1) >> 39) + 1)}
+    wanted = {start // TOP_ENTRY for start, _ in parts}
+    for choice in (at.TRACES // TOP_ENTRY, *range(USER_ENTRIES)):
+        if not taken & {index ^ choice for index in wanted}:
+            return int(choice) * TOP_ENTRY
+    raise ConfigError(
+        "recorded addresses lie in so many parts of the address space that no room is left for the process itself",
+        file=getattr(phase, "trace", ""),
+        help="use fewer records: limit",
+    )
 
 
 def _is(phase: Phase, memory: str) -> bool:

@@ -5,7 +5,7 @@ Not modelled: several CPUs in one guest; 32-bit guests; five-level paging; the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +43,8 @@ from vtsim.guest.spec import ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import VmSpec
+
+Refill = Callable[[NDArray[np.int64], int], None]
 
 NS: Final = 1_000_000_000
 FOUR_GIB_FRAMES: Final = 1 << 20
@@ -178,13 +180,15 @@ class Builder:
     def _scaled(self, count: int) -> int:
         return max(1, round(count * self.scale))
 
-    def _place_table(self, table: NDArray[np.int64]) -> int:
+    def _place_table(self, table: NDArray[np.int64], feed: Refill | None = None) -> int:
         engine = self.memory.engine
         start = engine.extra + self.extra + self._extra_used
         if self._extra_used + len(table) > engine.geometry.extra_words - self.extra:
             raise ModelError("the engine's extra area is too small", {"words": self._extra_used + len(table)})
         engine.arena[start : start + len(table)] = table
         self._extra_used += len(table)
+        if feed is not None:
+            engine.feeds[start] = feed
         return start
 
     # --- the order of things ----------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import frozen
 
@@ -41,7 +40,7 @@ class Stages:
     profile: Profile
     seed: int
     scaled: Callable[[int], int]
-    place_table: Callable[[Any], int]
+    place_table: Callable[..., int]
 
     def stage(self, process: int, phase: int, base: int) -> Stage:
         """What the writer of one phase's loop is told."""

@@ -329,7 +329,7 @@ class ReplaySpec(Phase):
 @primitives.register("memory_trace")
 @frozen(kw_only=True)
 class MemoryTraceSpec(Phase):
-    """The recorded memory accesses of a real program, as valgrind's lackey prints them."""
+    """The recorded memory accesses of a real program, from valgrind's lackey or ChampSim (docs/traces.md)."""
 
     trace: str = setting(FilePath(), "Trace file, relative to the scenario; may be compressed with gzip or xz")
     limit: int | None = setting(counts(ge=1, words={"all": None}), "Records that are used", default=None)

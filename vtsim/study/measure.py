@@ -9,7 +9,7 @@ from vtsim import __version__
 from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
 from vtsim.cpu.profile import explain
 from vtsim.guest.traces.recorded_exits import RecordedExits
-from vtsim.platform.outcome import ExitCounts, Outcome, OwnerCounts
+from vtsim.platform.outcome import LEVELS, ExitCounts, Outcome, OwnerCounts
 from vtsim.study import result as r
 from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import reason_name
@@ -83,6 +83,10 @@ def guest_rings(guests: Sequence[OwnerCounts], *, native: bool) -> r.GuestInstru
     return r.GuestInstructions(ring0=rings[0], ring3=rings[1])
 
 
+def _served(counts: Iterable[int]) -> r.ServedBy:
+    return r.ServedBy(**dict(zip(LEVELS, counts, strict=True)))
+
+
 def measured(
     everyone: Sequence[OwnerCounts], guests: Sequence[OwnerCounts], elapsed: int, *, native: bool
 ) -> dict[str, object]:
@@ -92,9 +96,8 @@ def measured(
     guest = guest_rings(guests, native=native)
     walks = n["walks"]
     references = n["guest_references"] + n["ept_references"]
-    served = r.ServedBy(
-        l1d=n["references_l1d"], l2=n["references_l2"], l3=n["references_l3"], dram=n["references_dram"]
-    )
+    guest_served, ept_served = ([n[f"{dimension}_{level}"] for level in LEVELS] for dimension in ("guest", "ept"))
+    served = _served(map(sum, zip(guest_served, ept_served, strict=True)))
     beyond = n["data_l2"] + n["data_l3"] + n["data_dram"]
     return {
         "efficiency": guest.efficiency(),
@@ -125,8 +128,20 @@ def measured(
             references=references,
             references_per_walk=references / walks if walks else 0.0,
             served_by=served,
-            guest=r.WalkDimension(references=n["guest_references"], served_by=None),
-            ept=r.WalkDimension(references=n["ept_references"], served_by=None),
+            guest=r.WalkDimension(
+                references=n["guest_references"],
+                served_by=_served(guest_served),
+                started_at=r.StartedAt(nested_tlb=0, walk_cache=n["pwc_hits"], root=walks - n["pwc_hits"]),
+            ),
+            ept=r.WalkDimension(
+                references=n["ept_references"],
+                served_by=_served(ept_served),
+                started_at=r.StartedAt(
+                    nested_tlb=n["nested_tlb_hits"],
+                    walk_cache=n["ept_pwc_hits"],
+                    root=n["nested_tlb_misses"] - n["ept_pwc_hits"],
+                ),
+            ),
         ),
         "tlb": r.Tlb(
             accesses=n["accesses"], dtlb_misses=n["dtlb_misses"], itlb_misses=n["itlb_misses"],

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtsim.base.trace import PRIVILEGES
-from vtsim.study.result import Exit, Replay, Result, ServedBy, VmResult, WalkDimension
+from vtsim.study.result import Exit, Replay, Result, ServedBy, VmResult
 from vtsim.study.table import section
 
 # fmt: off
@@ -126,13 +126,10 @@ def _exits(exits: Iterable[Exit]) -> Table:
 def _walks(result: Result) -> RenderableType:
     walks = result.walks
     table = section("Page walks", ("references", "per walk", "L1D", "L2", "L3", "DRAM"))
-    both = WalkDimension(references=walks.references, served_by=walks.served_by)
     rows = {"guest tables": walks.guest, "EPT tables": walks.ept}
-    shown = {name: dimension for name, dimension in rows.items() if dimension.references}
-    for name, dimension in [*shown.items(), ("together", both)]:
-        levels = map(percent, _parts(dimension.served_by) if dimension.served_by else (None,) * 4)
-        per_walk = f"{dimension.references / walks.count:.2f}"
-        table.add_row(name, count(dimension.references), per_walk, *levels)
+    shown = {name: (one.references, one.served_by) for name, one in rows.items() if one.references}
+    for name, (references, served) in [*shown.items(), ("together", (walks.references, walks.served_by))]:
+        table.add_row(name, count(references), f"{references / walks.count:.2f}", *map(percent, _parts(served)))
     line = Text(f"{count(walks.count)} walks, {walks.cycles / walks.count:,.0f} cycles each", style="dim")
     if walks.faults:
         line.append(f", {count(walks.faults)} ended in a page fault")

@@ -145,11 +145,21 @@ class ServedBy:
 
 
 @frozen(kw_only=True)
+class StartedAt:
+    """Where translations of one dimension began: what a cache of translations knew made no reference."""
+
+    nested_tlb: int = key("walks", "nowhere: the nested TLB held the translation; always 0 in the guest's dimension")
+    walk_cache: int = key("walks", "below the root, at a table that a paging-structure cache held")
+    root: int       = key("walks", "at the root")
+
+
+@frozen(kw_only=True)
 class WalkDimension:
     """Paging-structure references of one dimension."""
 
-    references: int            = key("references", "entries of this dimension's tables that were read")
-    served_by: ServedBy | None = key("references", "by level; null where not counted apart")
+    references: int       = key("references", "entries of this dimension's tables that were read")
+    served_by: ServedBy   = key("references", "by level of the memory hierarchy")
+    started_at: StartedAt = key("walks", "how each translation of this dimension began")
 
 
 @frozen(kw_only=True)

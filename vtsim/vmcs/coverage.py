@@ -32,6 +32,15 @@ DELIVERY: Final = "tests/cpu/test_exit_delivery.py"
 MEMORY: Final = "tests/cpu/test_exit_memory.py"
 TRANSLATION: Final = "tests/cpu/test_translation.py"
 INVALIDATION: Final = "tests/cpu/test_invalidation.py"
+EVERY_CONTROL: Final = "tests/vmcs/test_every_control.py"
+EVERY_ERROR: Final = "tests/vmcs/test_every_error.py"
+EVERY_FIELD: Final = "tests/vmcs/test_every_field.py"
+CHECKS: Final = "tests/vmcs/test_entry_checks.py"
+AREAS: Final = "tests/vmcs/test_msr_areas.py"
+INJECTION: Final = "tests/vmcs/test_injection.py"
+BEHAVIOR: Final = "tests/cpu/test_nonroot_behavior.py"
+POSTED: Final = "tests/cpu/test_posted_interrupts.py"
+EPT_FLAGS: Final = "tests/cpu/test_ept_flags.py"
 
 
 @attrs.frozen
@@ -61,38 +70,37 @@ def no(title: str, why: str) -> Row:
 
 SMM: Final = "system-management mode is not modelled"
 DUAL: Final = "the dual-monitor treatment of SMIs and SMM"
-CASES: Final = "a test of its own; recorded cases are its test"
 
 # fmt: off
 CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
     "Introduction to Virtual Machine Extensions": (
         yes("Discovering Support for VMX",                                   CAPABILITIES),
         part("Enabling and Entering VMX Operation",                          "SMX operation", INSTRUCTIONS),
-        part("Restrictions on VMX Operation",                                "A20M mode; INIT signals", INSTRUCTIONS),
+        part("Restrictions on VMX Operation",                                "A20M mode", BEHAVIOR),
     ),
     "Virtual Machine Control Structures": (
-        part("Format of the VMCS Region",                                    "the VMX-abort indicator", INSTRUCTIONS),
+        yes("Format of the VMCS Region",                                     AREAS),
         yes("Guest-State Area",                                              FIELDS),
         yes("Host-State Area",                                               FIELDS),
-        part("Guest Non-Register State",                                     "enclave interruption; SMBASE is only kept"),
-        part("Pin-Based VM-Execution Controls",                              "posted interrupts", CONTROLS),
-        part("Processor-Based VM-Execution Controls",                        "controls of the rows below", CONTROLS),
+        part("Guest Non-Register State",                                     "enclave interruption; SMBASE is only kept", BEHAVIOR),
+        yes("Pin-Based VM-Execution Controls",                               EVERY_CONTROL),
+        part("Processor-Based VM-Execution Controls",                        "the controls named at the end of this page", EVERY_CONTROL),
         yes("Exception Bitmap",                                              EXITS),
         yes("I/O-Bitmap Addresses",                                          EXITS),
-        part("Time-Stamp Counter Offset and Multiplier",                     CASES),
+        yes("Time-Stamp Counter Offset and Multiplier",                      BEHAVIOR),
         yes("Guest/Host Masks and Read Shadows for CR0 and CR4",             EXITS),
         yes("CR3-Target Controls",                                           EXITS),
-        part("Controls for APIC Virtualization",                             "posted interrupts; IPI virtualization"),
+        part("Controls for APIC Virtualization",                             "APIC-timer virtualization", POSTED),
         yes("MSR-Bitmap Address",                                            EXITS),
         no("Executive-VMCS Pointer",                                         SMM),
         yes("Extended-Page-Table Pointer (EPTP)",                            INSTRUCTIONS),
         yes("Virtual-Processor Identifier (VPID)",                           INVALIDATION),
-        part("Controls for PAUSE-Loop Exiting",                              CASES),
+        yes("Controls for PAUSE-Loop Exiting",                               BEHAVIOR),
         yes("VM-Function Controls",                                          NON_ROOT),
         yes("VMCS Shadowing Bitmap Addresses",                               NON_ROOT),
-        no("ENCLS-Exiting Bitmap",                                           "SGX is not modelled"),
-        no("ENCLV-Exiting Bitmap",                                           "SGX is not modelled"),
-        no("PCONFIG-Exiting Bitmap",                                         "PCONFIG is not modelled"),
+        yes("ENCLS-Exiting Bitmap",                                          BEHAVIOR),
+        yes("ENCLV-Exiting Bitmap",                                          BEHAVIOR),
+        yes("PCONFIG-Exiting Bitmap",                                        BEHAVIOR),
         yes("Control Fields for Page-Modification Logging",                  MEMORY),
         yes("Controls for Virtualization Exceptions",                        MEMORY),
         yes("XSS-Exiting Bitmap",                                            EXITS),
@@ -100,12 +108,12 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         no("Fields Related to Hypervisor-Managed Linear-Address Translation", "checked by VM entry, without effect"),
         no("Fields Related to PASID Translation",                            "checked by VM entry, without effect"),
         no("Instruction-Timeout Control",                                    "instructions do not time out"),
-        no("Fields Controlling Virtualization of the IA32_SPEC_CTRL MSR",    "speculation is not modelled"),
-        part("VM-Exit Controls",                                             "what they load beyond debug, PAT and EFER", CONTROLS),
-        part("VM-Exit Controls for MSRs",                                    CASES),
-        part("VM-Entry Controls",                                            "what they load beyond debug, PAT and EFER", CONTROLS),
-        part("VM-Entry Controls for MSRs",                                   CASES),
-        part("VM-Entry Controls for Event Injection",                        CASES),
+        yes("Fields Controlling Virtualization of the IA32_SPEC_CTRL MSR",   BEHAVIOR),
+        part("VM-Exit Controls",                                             "those of Intel PT and of prematurely busy shadow stacks", EVERY_CONTROL),
+        yes("VM-Exit Controls for MSRs",                                     AREAS),
+        part("VM-Entry Controls",                                            "that of Intel PT; those of SMM are refused", EVERY_CONTROL),
+        yes("VM-Entry Controls for MSRs",                                    AREAS),
+        part("VM-Entry Controls for Event Injection",                        "the event data of FRED", INJECTION),
         yes("Basic VM-Exit Information",                                     QUALIFICATION),
         yes("Information for VM Exits Due to Vectored Events",               DELIVERY),
         yes("Information for VM Exits That Occur During Event Delivery",     DELIVERY),
@@ -118,12 +126,12 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
     "VMX Non-Root Operation": (
         yes("Relative Priority of Faults and VM Exits",                      EXIT_INSTRUCTIONS),
         yes("Instructions That Cause VM Exits Unconditionally",              EXITS),
-        part("Instructions That Cause VM Exits Conditionally",               "ENCLS, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT", EXITS),
-        part("Other Causes of VM Exits",                                     "INIT signals; start-up IPIs; SMIs"),
-        part("Changes to Instruction Behavior in VMX Non-Root Operation",    CASES),
-        part("Event Blocking",                                               CASES),
+        part("Instructions That Cause VM Exits Conditionally",               "lists of MSRs; URDMSR; UWRMSR; immediate forms; TDX", BEHAVIOR),
+        part("Other Causes of VM Exits",                                     "SMIs; bus locks", BEHAVIOR),
+        part("Changes to Instruction Behavior in VMX Non-Root Operation",    "ENQCMD; SENDUIPI; RDMSRLIST; microcode updates", BEHAVIOR),
+        yes("Event Blocking",                                                BEHAVIOR),
         yes("Treatment of Task Switches",                                    DELIVERY),
-        part("VMX-Preemption Timer",                                         "counting in the states in which the CPU sleeps", EXIT_EVENTS),
+        yes("VMX-Preemption Timer",                                          BEHAVIOR),
         yes("Monitor Trap Flag",                                             DELIVERY),
         yes("VM Functions",                                                  NON_ROOT),
         yes("EPTP Switching",                                                NON_ROOT),
@@ -132,39 +140,39 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
     ),
     "VM Entries": (
         yes("Basic VM-Entry Checks",                                         INSTRUCTIONS),
-        part("Checks on VMX Controls",                                       CASES),
-        part("Checks on Host Control Registers, MSRs, and SSP",              CASES),
-        part("Checks on Host Segment and Descriptor-Table Registers",        CASES),
-        part("Checks Related to Address-Space Size",                         CASES),
-        part("Checks on Guest Control Registers, Debug Registers, and MSRs", CASES),
-        part("Checks on Guest Segment Registers",                            CASES),
-        part("Checks on Guest Descriptor-Table Registers",                   CASES),
-        part("Checks on Guest RIP, RFLAGS, and SSP",                         CASES),
-        part("Checks on Guest Non-Register State",                           CASES),
-        part("Checks on Guest Page-Directory-Pointer-Table Entries",         CASES),
-        part("Loading Guest State",                                          "CET, PKRS, RTIT, BNDCFGS and LBR state"),
-        part("Loading MSRs",                                                 "MSRs that the model does not have"),
+        yes("Checks on VMX Controls",                                        CHECKS),
+        yes("Checks on Host Control Registers, MSRs, and SSP",               CHECKS),
+        yes("Checks on Host Segment and Descriptor-Table Registers",         CHECKS),
+        yes("Checks Related to Address-Space Size",                          CHECKS),
+        yes("Checks on Guest Control Registers, Debug Registers, and MSRs",  CHECKS),
+        yes("Checks on Guest Segment Registers",                             CHECKS),
+        yes("Checks on Guest Descriptor-Table Registers",                    CHECKS),
+        yes("Checks on Guest RIP, RFLAGS, and SSP",                          CHECKS),
+        yes("Checks on Guest Non-Register State",                            CHECKS),
+        yes("Checks on Guest Page-Directory-Pointer-Table Entries",          CHECKS),
+        yes("Loading Guest State",                                           EVERY_FIELD),
+        part("Loading MSRs",                                                 "MSRs that the model does not have", AREAS),
         no("Trace-Address Pre-Translation (TAPT)",                           "Intel PT is not modelled"),
-        part("Event Injection",                                              CASES, EXIT_EVENTS),
-        part("Special Features of VM Entry",                                 CASES),
-        part("VM-Entry Failures During or After Loading Guest State",        CASES),
+        part("Event Injection",                                              "delivery by FRED", INJECTION),
+        part("Special Features of VM Entry",                                 "last-branch records; user interrupts", INJECTION),
+        yes("VM-Entry Failures During or After Loading Guest State",         INJECTION),
         no("Machine-Check Events During VM Entry",                           "machine checks are not modelled"),
     ),
     "VM Exits": (
         yes("Architectural State Before a VM Exit",                          DELIVERY),
-        part("Recording VM-Exit Information and Updating VM-entry Control Fields", CASES, EXIT_EVENTS),
-        part("Saving Guest State",                                           "CET, PKRS, RTIT, BNDCFGS and LBR state"),
-        part("Saving MSRs",                                                  "MSRs that the model does not have"),
-        part("Loading Host State",                                           "CET, PKRS, RTIT, BNDCFGS and LBR state"),
-        part("VMX Aborts",                                                   CASES),
+        yes("Recording VM-Exit Information and Updating VM-entry Control Fields", INJECTION),
+        part("Saving Guest State",                                           "IA32_SPEC_CTRL", EVERY_FIELD),
+        part("Saving MSRs",                                                  "MSRs that the model does not have", AREAS),
+        part("Loading Host State",                                           "limits and access rights of data segments", EVERY_FIELD),
+        part("VMX Aborts",                                                   "causes that hosts here do not meet: PDPTEs, corruption, machine checks", AREAS),
         no("Machine-Check Events During VM Exit",                            "machine checks are not modelled"),
     ),
     "VMX Support for Address Translation": (
         yes("Virtual Processor Identifiers (VPIDs)",                         INVALIDATION),
         yes("EPT Translation Mechanism",                                     TRANSLATION),
-        part("EPT Misconfigurations",                                        CASES, EXIT_EVENTS),
+        yes("EPT Misconfigurations",                                         EPT_FLAGS),
         yes("EPT Violations",                                                MEMORY),
-        part("Accessed and Dirty Flags for EPT",                             CASES),
+        yes("Accessed and Dirty Flags for EPT",                              EPT_FLAGS),
         yes("Page-Modification Logging",                                     MEMORY),
         no("EPT and Memory Typing",                                          "memory types have no effect on time"),
         yes("Caching Translation Information",                               INVALIDATION),
@@ -172,11 +180,11 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
     "APIC Virtualization and Virtual Interrupts": (
         yes("Virtual APIC State",                                            MEMORY),
         yes("Evaluation and Delivery of Virtual Interrupts",                 MEMORY),
-        part("Virtualizing CR8-Based TPR Accesses",                          CASES),
-        yes("Virtualizing Memory-Mapped APIC Accesses",                      MEMORY),
+        yes("Virtualizing CR8-Based TPR Accesses",                           POSTED),
+        part("Virtualizing Memory-Mapped APIC Accesses",                     "accesses by page walks", MEMORY),
         yes("Virtualizing MSR-Based APIC Accesses",                          MEMORY),
-        no("Posted-Interrupt Processing",                                    "checked by VM entry, without effect"),
-        no("IPI Virtualization",                                             "checked by VM entry, without effect"),
+        yes("Posted-Interrupt Processing",                                   POSTED),
+        part("IPI Virtualization",                                           "SENDUIPI", POSTED),
     ),
     "VMX Instruction Reference": (
         yes("Conventions",                                                   INSTRUCTIONS),
@@ -192,7 +200,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("VMWRITE—Write Field to Virtual-Machine Control Structure",      ACCESS),
         part("VMXOFF—Leave VMX Operation",                                   DUAL, INSTRUCTIONS),
         part("VMXON—Enter VMX Operation",                                    "SMX operation; A20M mode", INSTRUCTIONS),
-        part("VM-Instruction Error Numbers",                                 f"16 to 25, which need {DUAL}", INSTRUCTIONS),
+        part("VM-Instruction Error Numbers",                                 f"16 to 25, which need {DUAL}", EVERY_ERROR),
     ),
     "System Management Mode": (
         no("Default Treatment of SMIs and SMM with VMX Operation and SMX Operation", SMM),
@@ -211,6 +219,44 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Field Encoding in VMCS",                                        FIELDS),
         yes("VMX Basic Exit Reasons",                                        REASONS),
     ),
+}
+# fmt: on
+
+
+# Controls, fields, exit reasons ("reason NAME") and VM-instruction errors ("error NUMBER") that stand in the tables, that
+# VM entry checks and VMREAD and VMWRITE reach, and that have no effect here: the list above that says why.
+PT: Final = "Trace-Address Pre-Translation (TAPT)"
+HLAT: Final = "Fields Related to Hypervisor-Managed Linear-Address Translation"
+PASID: Final = "Fields Related to PASID Translation"
+CONDITIONAL: Final = "Instructions That Cause VM Exits Conditionally"
+APIC_CONTROLS: Final = "Controls for APIC Virtualization"
+ENTRY_EVENT: Final = "VM-Entry Controls for Event Injection"
+EXECUTIVE: Final = "Executive-VMCS Pointer"
+SMIS: Final = "Default Treatment of SMIs and SMM with VMX Operation and SMX Operation"
+# fmt: off
+WITHOUT_EFFECT: Final[dict[str, str]] = {
+    **dict.fromkeys(("CONCEAL_VMX_FROM_PT", "PT_USES_GUEST_PHYSICAL_ADDRESSES", "EXIT_CONCEAL_VMX_FROM_PT",
+                     "ENTRY_CONCEAL_VMX_FROM_PT"), PT),
+    **dict.fromkeys(("ENABLE_HLAT", "EPT_PAGING_WRITE_CONTROL", "GUEST_PAGING_VERIFICATION", "HLAT_PREFIX_SIZE",
+                     "HLAT_POINTER"), HLAT),
+    **dict.fromkeys(("PASID_TRANSLATION", "LOW_PASID_DIRECTORY_ADDRESS", "HIGH_PASID_DIRECTORY_ADDRESS",
+                     "reason ENQCMD", "reason ENQCMDS"), PASID),
+    **dict.fromkeys(("SUB_PAGE_WRITE_PERMISSIONS", "SUB_PAGE_PERMISSION_TABLE_POINTER", "reason SPP_EVENT"),
+                    "Sub-Page-Permission-Table Pointer (SPPTP)"),
+    **dict.fromkeys(("INSTRUCTION_TIMEOUT", "INSTRUCTION_TIMEOUT_CONTROL", "reason NOTIFY"),
+                    "Instruction-Timeout Control"),
+    **dict.fromkeys(("VMM_BUS_LOCK_DETECTION", "reason BUS_LOCK"), "Other Causes of VM Exits"),
+    **dict.fromkeys(("ENABLE_MSR_LIST_INSTRUCTIONS", "MSR_DATA", "reason RDMSRLIST", "reason WRMSRLIST", "reason URDMSR",
+                     "reason UWRMSR", "reason MSR_READ_IMM", "reason MSR_WRITE_IMM", "reason SEAMCALL",
+                     "reason TDCALL"), CONDITIONAL),
+    **dict.fromkeys(("APIC_TIMER_VIRTUALIZATION", "VIRTUAL_TIMER_VECTOR", "GUEST_DEADLINE_SHADOW", "GUEST_DEADLINE"),
+                    APIC_CONTROLS),
+    **dict.fromkeys(("EXIT_PREMATURELY_BUSY_SHADOW_STACK",), "VM-Exit Controls"),
+    **dict.fromkeys(("INJECTED_EVENT_DATA", "ORIGINAL_EVENT_DATA"), ENTRY_EVENT),
+    **dict.fromkeys(("EXECUTIVE_VMCS_POINTER", *(f"error {n}" for n in (16, 17, 18, 25))), EXECUTIVE),
+    **dict.fromkeys(("IO_RCX", "IO_RSI", "IO_RDI", "IO_RIP", "reason IO_SMI", "reason OTHER_SMI", "reason RSM"), SMIS),
+    **dict.fromkeys((f"error {n}" for n in (19, 20, 22, 23, 24)), "Dual-Monitor Treatment of SMIs and SMM"),
+    "reason MCE_DURING_VMENTRY": "Machine-Check Events During VM Entry",
 }
 # fmt: on
 
@@ -237,4 +283,16 @@ def page() -> str:
         for row in listed:
             test = f"`{row.test}`" if row.test else ""
             lines.append(f"| {row.title} | {row.status} | {test} | {row.missing} |")
+    lines += [
+        "",
+        "## Named in the tables, without effect",
+        "",
+        "VM entry checks these, and VMREAD and VMWRITE reach the fields. The list on this page says why they do no more.",
+        "",
+        "| list | controls, fields, exit reasons, VM-instruction errors |",
+        "|---|---|",
+    ]
+    for title in dict.fromkeys(WITHOUT_EFFECT.values()):
+        names = ", ".join(f"`{name}`" for name, why in WITHOUT_EFFECT.items() if why == title)
+        lines.append(f"| {title} | {names} |")
     return "\n".join(lines) + "\n"

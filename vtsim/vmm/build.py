@@ -26,8 +26,9 @@ from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
-from vtsim.vmm.needs import Needs, needs, table_frames
+from vtsim.vmm.needs import Needs, bitmap_frames, needs, table_frames
 from vtsim.vmm.personalities.kvm import chipset
+from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
@@ -74,6 +75,7 @@ def build_hypervisor(
         "idt": at.frame_address(host.idt), "handlers": at.frame_address(handlers),
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
+        "log_period": profile.cycles(vmm.dirty_log.period),
     }  # fmt: skip
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
@@ -151,7 +153,7 @@ def _assemble_user(path: Path) -> Program:
 
 
 def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
-    size, paging = guest.memory, path.vmm.paging
+    size, vmm = guest.memory, path.vmm
     page, region, process = host.reserve(), host.reserve(), host.process()
     address = at.frame_address(page) + at.STACK_BYTES
     tables = table_frames(size)
@@ -165,15 +167,16 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         frames = {n * mem.PAGE_BYTES: host.reserve() for n in pages}
         process.map(at.USER_TEXT, list(frames.values()), USER_PAGE & ~e.PTE_WRITE)
         host.engine.place(user, frames.__getitem__)
-    ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words) if paging == "ept" else None
+    ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words) if vmm.paging == "ept" else None
     shadow = None
-    if paging == "shadow":
+    if vmm.paging == "shadow":
         slots_end = board.slots_at_reset(size)[-1][1] if CHIPSET in guest.devices else 0
         shadow = reserve_pool(host, size, path["shadow_permille"], slots_end)
     memory = VmMemory(host.engine, size, backing, None)
     return Vcpu(
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
+        log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
     )  # fmt: skip
 
 
@@ -199,7 +202,14 @@ def _fill_vmcs(
     }  # fmt: skip
     if vcpu.ept is not None and vmm.paging == "ept":
         fields["EPT_POINTER"] = vcpu.ept.root << 12 | vmm.ept.pointer_bits
-    values = {}
+    values: dict[str, int] = {}
+    if vcpu.log is not None:
+        fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
+        values = {
+            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
+            "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
+            "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
+        }  # fmt: skip
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,

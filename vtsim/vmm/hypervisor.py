@@ -63,6 +63,7 @@ class Vcpu:
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
+    log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
 
     @property
     def address(self) -> int:

@@ -87,6 +87,14 @@ VCPU_WORDS: Final = (
     ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
     ("SHADOW",            1, "linear address of the pool of shadow pages"),
     ("NUMBER",            1, "which VM of the scenario"),
+    ("LOGGING",           1, "are writes to guest memory logged?"),
+    ("LOG_AT",            1, "TSC at which logging starts or the log is collected; 0 never"),
+    ("LOG_DUE",           1, "that time has come"),
+    ("DIRTY_BITMAP",      1, "linear address of a bit for every guest frame that was written"),
+    ("DIRTY_WORDS",       1, "its 64-bit words"),
+    ("DIRTY_PAGES",       1, "pages found written, over all collections"),
+    ("DIRTY_ROUNDS",      1, "collections"),
+    ("PML_PAGE",          1, "linear address of the page-modification log"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

@@ -19,7 +19,7 @@ from vtsim.vmm.excuses import EXCUSED
 from vtsim.vmm.programs.common import OF_PAGING, handler_label
 from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
-from vtsim.vmm.spec import EptSpec, VmmSpec
+from vtsim.vmm.spec import DirtyLogSpec, EptSpec, VmmSpec
 
 ENDS: Final = (ops.VMRESUME, ops.JMP_MEM, ops.SYSRET, ops.SYSCALL, ops.UD)
 BACK: Final = ("skip", "skip_decoded", "reenter", "go_on", "die", "schedule", "to_user")
@@ -50,9 +50,11 @@ def exit_stages(personality: str, reason: int, profile: Profile) -> Iterator[Exi
         paging=OF_PAGING.get(reason, "ept" if capabilities.supports("ENABLE_EPT") else "shadow"),
         vpid=capabilities.supports("ENABLE_VPID"),
         tpr_shadow=capabilities.supports("USE_TPR_SHADOW"),
-        ept=EptSpec(accessed_dirty=capabilities.supports("EPT_ACCESSED_DIRTY")),
+        ept=EptSpec(accessed_dirty=reason == x.PML_FULL or capabilities.supports("EPT_ACCESSED_DIRTY")),
+        dirty_log=DirtyLogSpec(method="pml" if reason == x.PML_FULL else "off"),
     )
-    addresses = dict.fromkeys(("idt", "handlers", "wire", "zero_page", "blocks", "tick_cycles"), at.HOST_DIRECT)
+    names = ("idt", "handlers", "wire", "zero_page", "blocks", "tick_cycles", "log_period")
+    addresses = dict.fromkeys(names, at.HOST_DIRECT)
     path = Path(
         vmm=vmm, profile=profile, capabilities=capabilities, parameters=resolve_parameters(vmm), addresses=addresses
     )

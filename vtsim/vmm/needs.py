@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from vtsim.base.memory import PAGE_WORDS
 from vtsim.base.registry import import_all
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.settings import resolve_parameters
@@ -36,13 +37,19 @@ def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
         import_all(vtsim.vmm.personalities)
         permille = resolve_parameters(vmm)["shadow_permille"]
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
+    bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     return Needs(
-        pool_pages=2 * tables + shadows + 256 + 32 * len(memories),
+        pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
         code_pages=24,
         rows=8192,
         owners=1 + len(memories),
-        host_frames=2 * tables + shadows + 2048 + 64 * len(memories),
+        host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * len(memories),
     )
+
+
+def bitmap_frames(size: int) -> int:
+    """Frames of a bit for every frame number of so much guest memory."""
+    return -(-gfn_ranges(size)[-1][1] // (64 * PAGE_WORDS))
 
 
 def table_frames(size: int) -> int:

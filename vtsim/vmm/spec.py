@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, setting, sizes
+from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS_4, EPTP_WRITE_BACK
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -31,6 +31,24 @@ class EptSpec:
 
 
 @frozen(kw_only=True)
+class DirtyLogSpec:
+    """Which pages guests write, as a live migration asks again and again."""
+
+    method: str = setting(
+        Text(choices=("off", "auto", "write-protect", "pml")),
+        "Learn it from EPT violations on write-protected pages, or from the processor's page-modification log",
+        default="off",
+    )
+    start: int = setting(durations(), "When logging starts; large pages are split then", default=0)
+    period: int = setting(durations(ge=1000), "Time between two collections of the log", default=10_000_000)
+
+    @property
+    def on(self) -> bool:
+        """Is any method chosen?"""
+        return self.method != "off"
+
+
+@frozen(kw_only=True)
 class VmmSpec:
     """The hypervisor: how guest kernels are virtualized, and by whom."""
 
@@ -49,6 +67,7 @@ class VmmSpec:
         Boolean(auto=True), "Tag TLB entries, so that VM entry and exit flush nothing", default=None
     )
     ept: EptSpec = setting(Group(spec=EptSpec), "EPT", factory=EptSpec)
+    dirty_log: DirtyLogSpec = setting(Group(spec=DirtyLogSpec), "Dirty logging", factory=DirtyLogSpec)
     huge_pages: str = setting(
         Text(choices=("always", "never")),
         "Transparent huge pages of the host: whether memory of 2 MiB pages is there to map",
@@ -70,4 +89,16 @@ class VmmSpec:
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
                 help="paging can be ept, shadow",
+            )
+        if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
+            raise ConfigError(
+                "dirty logging works on EPT",
+                field="dirty_log.method",
+                help="choose paging 'ept', or method 'off'",
+            )
+        if self.dirty_log.method == "pml" and self.ept.accessed_dirty is False:
+            raise ConfigError(
+                "the page-modification log needs the dirty flags of EPT",
+                field="dirty_log.method",
+                help="method can be write-protect; or let ept.accessed_dirty be true",
             )

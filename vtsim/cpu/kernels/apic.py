@@ -2,7 +2,7 @@
 
 SDM: "Advanced Programmable Interrupt Controller (APIC)"; "APIC Timer"; "Interrupt, Task, and Processor Priority".
 Not modelled: logical destination mode; focus processor; error reporting; lowest-priority delivery; performance and
-thermal LVT entries; NMIs to other CPUs, which arrive as interrupts.
+thermal LVT entries; SMIs to other CPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ ONE_SHOT, PERIODIC, TSC_DEADLINE = range(3)
  REG_INITIAL, REG_CURRENT, REG_DIVIDE, REG_SELF_IPI) = (
     0x02, 0x03, 0x08, 0x0A, 0x0B, 0x0D, 0x0F, 0x10, 0x20, 0x30, 0x32, 0x38, 0x39, 0x3E, 0x3F)
 MASKED = 1 << 16
-NMI_DELIVERY = 4
+SMI_DELIVERY, NMI_DELIVERY, INIT_DELIVERY, STARTUP_DELIVERY = 2, 4, 5, 6
+VALID_SIPI, INIT_DEASSERT = 1 << 8, 1 << 15
 # fmt: on
 
 
@@ -53,6 +54,27 @@ def request(m: Record, a: Arena, vector: int) -> None:
     """An interrupt arrives at this APIC."""
     m[s.APIC_IRR + (vector >> 6)] |= 1 << (vector & 63)
     evaluate(m, a)
+
+
+@kernel
+def accept(m: Record, a: Arena, command: int) -> None:
+    """What an interrupt command names arrives at this CPU: an interrupt, an NMI, an INIT signal or a start-up IPI.
+
+    SDM: "Interrupt Command Register (ICR)".
+    """
+    delivery = (command >> 8) & 7
+    if delivery == NMI_DELIVERY:
+        m[s.NMI_PENDING] = 1
+    elif delivery == INIT_DELIVERY:
+        if command & INIT_DEASSERT == 0:
+            m[s.INIT_PENDING] = 1
+    elif delivery == STARTUP_DELIVERY:
+        m[s.SIPI_PENDING] = VALID_SIPI | (command & 0xFF)
+    elif delivery != SMI_DELIVERY:
+        request(m, a, command & 0xFF)
+        return
+    m[s.PENDING] = 1
+    m[s.LIMIT] = 0
 
 
 @kernel

@@ -2,28 +2,34 @@
 
 SDM: "APIC Virtualization and Virtual Interrupts"; "Virtualizing Reads from the APIC-Access Page";
 "Virtualizing Writes to the APIC-Access Page"; "Virtualizing MSR-Based APIC Accesses".
-Not modelled: accesses to the APIC-access page by page walks and by instruction fetches.
+Not modelled: accesses to the APIC-access page by page walks.
 """
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import load, store
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EXTERNAL, RF_IF, RF_RF
+from vtsim.cpu.kernels.apic import REG_EOI, write_register
 from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.cpu.kernels.posted_interrupts import NOTIFY, OUTSTANDING, post_interrupt, tertiary_controls, touch_physical
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.events import HLT_STATE
 
 # fmt: off
 ID, VERSION, TPR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
 ISR, TMR, IRR, ESR, ICR_LOW, ICR_HIGH = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310
 FIRST_LVT, LAST_LVT, INITIAL_COUNT, DIVIDE, SELF_IPI = 0x320, 0x370, 0x380, 0x3E0, 0x3F0
-READ_ACCESS, WRITE_ACCESS, DELIVERY = 0, 1, 3
+BY_ENTRY: int = 1 << 12            # in place of an offset: VM entry found the TPR below its threshold
+READ_ACCESS, WRITE_ACCESS, FETCH_ACCESS, DELIVERY = 0, 1, 2, 3
 # bits of the interrupt-command register that a self-IPI may not have: all but the vector and "self"
 NOT_SELF_IPI: int = 0xFFF3FF00 & ~(1 << 14)
 SELF, SHORTHAND = 1 << 18, 3 << 18
+# bits that the command of a virtual IPI may not have: it is fixed, physical, edge-triggered and without shorthand
+NOT_VIRTUAL_IPI: int = 0xFFFFBF00
 # fmt: on
 
 
@@ -95,7 +101,19 @@ def virtualizes_write(m: Record, a: Arena, offset: int, size: int) -> bool:
         return has_register(register) and register != VERSION and not ISR <= register < ESR
     if controls & b.VIRTUAL_INTERRUPT_DELIVERY and (offset == EOI or offset == ICR_LOW):
         return True
+    if offset == ICR_LOW and tertiary_controls(m, a) & b.IPI_VIRTUALIZATION:
+        return True
     return offset == TPR
+
+
+@kernel
+def fetch_exit(m: Record, a: Arena, offset: int) -> None:
+    """The VM exit of an instruction fetch from the APIC-access page.
+
+    SDM: "Virtualizing Reads from the APIC-Access Page"; "Basic VM-Exit Information".
+    """
+    m[s.RFLAGS] |= RF_RF
+    vm_exit(m, a, x.APIC_ACCESS, offset | FETCH_ACCESS << 12, 0)
 
 
 @kernel
@@ -172,15 +190,19 @@ def evaluate_virtual(m: Record, a: Arena) -> None:
 
 @kernel
 def begin_virtual(m: Record, a: Arena) -> None:
-    """What VM entry does with virtual-interrupt delivery.
+    """What VM entry does with virtual-interrupt delivery, or with a TPR that already is below its threshold.
 
-    SDM: "Updating Non-Register State"; "PPR Virtualization".
+    SDM: "Updating Non-Register State"; "PPR Virtualization"; "VM Exits Induced by the TPR Threshold".
     """
     m[s.VIRTUAL_PENDING] = 0
     m[s.APIC_WRITTEN] = 0
-    if secondary_controls(m, a) & b.VIRTUAL_INTERRUPT_DELIVERY:
+    controls = secondary_controls(m, a)
+    if controls & b.VIRTUAL_INTERRUPT_DELIVERY:
         update_priority(m, a)
         evaluate_virtual(m, a)
+    elif controls & b.VIRTUALIZE_APIC_ACCESSES and a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.USE_TPR_SHADOW:
+        if after_tpr(m, a):
+            m[s.APIC_WRITTEN] = BY_ENTRY
 
 
 @kernel
@@ -228,7 +250,7 @@ def self_interrupt(m: Record, a: Arena, vector: int) -> None:
 
 
 @kernel
-def emulate_write(m: Record, a: Arena) -> bool:
+def emulate_write(m: Record, a: Arena, t: Tags) -> bool:
     """APIC-write emulation after the instruction: True if it exited.
 
     SDM: "APIC-Write Emulation"; "APIC-Write VM Exits".
@@ -236,8 +258,9 @@ def emulate_write(m: Record, a: Arena) -> bool:
     offset = m[s.APIC_WRITTEN] & ~1
     m[s.APIC_WRITTEN] = 0
     delivery = secondary_controls(m, a) & b.VIRTUAL_INTERRUPT_DELIVERY != 0
-    if offset == TPR:
-        set_word(m, a, TPR, word(m, a, TPR) & 0xFF)
+    if offset == TPR or offset == BY_ENTRY:
+        if offset == TPR:
+            set_word(m, a, TPR, word(m, a, TPR) & 0xFF)
         if after_tpr(m, a):
             vm_exit(m, a, x.TPR_BELOW_THRESHOLD, 0, 0)
             return True
@@ -257,11 +280,44 @@ def emulate_write(m: Record, a: Arena) -> bool:
         if command & NOT_SELF_IPI == 0 and command & SHORTHAND == SELF and command & 0xF0:
             self_interrupt(m, a, command & 0xFF)
             return False
+    if offset == ICR_LOW and tertiary_controls(m, a) & b.IPI_VIRTUALIZATION:
+        command = word(m, a, ICR_LOW)
+        wide = secondary_controls(m, a) & b.VIRTUALIZE_X2APIC_MODE
+        target = word(m, a, ICR_LOW + 4) if wide else word(m, a, ICR_HIGH) >> 24
+        if command & NOT_VIRTUAL_IPI == 0 and post_interrupt(m, a, t, command & 0xFF, target):
+            return False
     if offset == SELF_IPI and word(m, a, SELF_IPI) & 0xF0:
         self_interrupt(m, a, word(m, a, SELF_IPI) & 0xFF)
         return False
     vm_exit(m, a, x.APIC_WRITE, offset, 0)
     return True
+
+
+@kernel
+def process_posted(m: Record, a: Arena, t: Tags) -> None:
+    """Posted-interrupt processing, once the APIC has acknowledged the notification: no VM exit, nothing wakes.
+
+    SDM: "Posted-Interrupt Processing".
+    """
+    descriptor = a[m[s.VMCS] + v.POSTED_INTERRUPT_DESCRIPTOR_ADDRESS]
+    touch_physical(m, a, t, descriptor)
+    store(a, descriptor + NOTIFY, 8, load(a, descriptor + NOTIFY, 8) & ~OUTSTANDING)
+    write_register(m, a, REG_EOI, 0)
+    touch_physical(m, a, t, virtual_page(m, a) + IRR)
+    touch_physical(m, a, t, virtual_page(m, a) + IRR + 64)
+    highest = -1
+    for n in range(8):
+        posted = load(a, descriptor + 4 * n, 4)
+        if posted:
+            store(a, descriptor + 4 * n, 4, 0)
+            set_word(m, a, IRR + 16 * n, word(m, a, IRR + 16 * n) | posted)
+            for k in range(32):
+                if (posted >> k) & 1:
+                    highest = 32 * n + k
+    at = m[s.VMCS] + v.GUEST_INTERRUPT_STATUS
+    if highest > a[at] & 0xFF:
+        a[at] = (a[at] & 0xFF00) | highest
+    evaluate_virtual(m, a)
 
 
 @kernel
@@ -271,6 +327,8 @@ def take_virtual(m: Record, a: Arena) -> bool:
     SDM: "Virtual-Interrupt Delivery".
     """
     if m[s.VIRTUAL_PENDING] == 0 or m[s.RFLAGS] & RF_IF == 0 or m[s.INTERRUPT_SHADOW]:
+        return False
+    if m[s.HALTED] and m[s.ACTIVITY_STATE] > HLT_STATE:
         return False
     vector = m[s.VIRTUAL_PENDING] - 1
     m[s.VIRTUAL_PENDING] = 0

@@ -12,17 +12,20 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EXTERNAL, HORIZON, RF_IF, STOPPED, TRACE_FULL, VALID
 from vtsim.cpu.kernels.apic import acknowledge, timer_fires
+from vtsim.cpu.kernels.apic_virtualization import process_posted
 from vtsim.cpu.kernels.breakpoints import instruction_breakpoint
 from vtsim.cpu.kernels.cursor import deliverable, set_limit
 from vtsim.cpu.kernels.events import deliver, through_idt
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record
 from vtsim.cpu.kernels.pending import DELIVER, arm, begin, debug_exception, rare_event
+from vtsim.cpu.kernels.posted_interrupts import is_notification
 from vtsim.cpu.kernels.replay import assert_wire
 from vtsim.cpu.kernels.stream import drain
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.events import HLT_STATE
 
 
 @kernel
@@ -45,19 +48,23 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             assert_wire(m, a)
             continue
         if m[s.PENDING]:
-            found = rare_event(m, a)
+            found = rare_event(m, a, t)
             if found:
                 m[s.ROW] = 0
-                if found == DELIVER and deliver(m, a, t) == STOPPED:
-                    return m[s.STOP]
+                if found == DELIVER:
+                    wake(m, a)
+                    if deliver(m, a, t) == STOPPED:
+                        return m[s.STOP]
                 begin(m)
+                continue
+            if m[s.PENDING_DRAIN]:  # a virtual IPI notifies
                 continue
         if m[s.NONROOT] and m[s.CYCLE] >= m[s.TIMER_DEADLINE] and m[s.INTERRUPT_SHADOW] == 0:
             drain(m, a)
             vm_exit(m, a, x.PREEMPTION_TIMER, 0, 0)
             m[s.ROW] = 0
             continue
-        if m[s.NONROOT] and m[s.WINDOW] and m[s.RFLAGS] & RF_IF and m[s.INTERRUPT_SHADOW] == 0:
+        if m[s.NONROOT] and m[s.WINDOW] and m[s.RFLAGS] & RF_IF and m[s.INTERRUPT_SHADOW] == 0 and wakes(m):
             drain(m, a)
             vm_exit(m, a, x.INTERRUPT_WINDOW, 0, 0)
             m[s.ROW] = 0
@@ -67,6 +74,10 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
         if m[s.INTERRUPT_SHADOW] == 0 and deliverable(m, a):
             if m[s.NONROOT] and a[m[s.VMCS] + v.PIN_CONTROLS] & b.EXTERNAL_INTERRUPT_EXITING:
                 drain(m, a)
+                if is_notification(m, a):
+                    acknowledge(m, a)
+                    process_posted(m, a, t)
+                    continue
                 halted = m[s.HALTED]
                 wake(m, a)
                 m[s.HALTED] = halted  # saved as the guest's activity state
@@ -120,6 +131,15 @@ def boundary(m: Record, a: Arena, t: Tags) -> int:
             return 0
         set_limit(m, a)
         return 0
+
+
+@kernel
+def wakes(m: Record) -> bool:
+    """Would an external interrupt, or the window for one, wake the CPU: does it run, or is it halted by HLT?
+
+    SDM: "Guest Non-Register State"; "Other Causes of VM Exits".
+    """
+    return m[s.HALTED] == 0 or m[s.ACTIVITY_STATE] <= HLT_STATE
 
 
 @kernel

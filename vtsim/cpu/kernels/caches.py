@@ -12,19 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
-from vtsim.cpu.accounts import (
-    DATA_DRAM,
-    DATA_L2,
-    DATA_L3,
-    FETCH_DRAM,
-    FETCH_L2,
-    FETCH_L3,
-    REFERENCES_DRAM,
-    REFERENCES_L1D,
-    REFERENCES_L2,
-    REFERENCES_L3,
-    TRANSLATIONS_DROPPED,
-)
+from vtsim.cpu.accounts import DATA_L2, FETCH_L2, TRANSLATIONS_DROPPED
 from vtsim.cpu.slots import (
     DATA,
     DRAM_CYCLES,
@@ -41,8 +29,6 @@ from vtsim.cpu.slots import (
     SETS,
     WAYS,
 )
-
-AS_DATA, AS_WALK, AS_CODE = range(3)
 
 
 @kernel
@@ -117,32 +103,20 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
 
 
 @kernel
-def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
-    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3 and counts who served."""
-    owner = m[OWNER]
+def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
+    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3.
+
+    `served` is the counter of what L2 serves; those of L3 and DRAM come after it.
+    """
+    at = m[OWNER] + served
     if probe_at_once(m, t, L2, line):
-        if use == AS_DATA:
-            a[owner + DATA_L2] += 1
-        elif use == AS_WALK:
-            a[owner + REFERENCES_L2] += 1
-        else:
-            a[owner + FETCH_L2] += 1
+        a[at] += 1
         return m[L2 + LATENCY]
     cycles = m[L3 + LATENCY]
     if m[L3 + WAYS] > 0 and probe_at_once(m, t, L3, line):
-        if use == AS_DATA:
-            a[owner + DATA_L3] += 1
-        elif use == AS_WALK:
-            a[owner + REFERENCES_L3] += 1
-        else:
-            a[owner + FETCH_L3] += 1
+        a[at + 1] += 1
     else:
-        if use == AS_DATA:
-            a[owner + DATA_DRAM] += 1
-        elif use == AS_WALK:
-            a[owner + REFERENCES_DRAM] += 1
-        else:
-            a[owner + FETCH_DRAM] += 1
+        a[at + 2] += 1
         cycles = m[DRAM_CYCLES]
         fill(m, t, L3, line)
     fill(m, t, L2, line)
@@ -150,13 +124,16 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, use: int) -> int:
 
 
 @kernel
-def read_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
-    """Cycles of a page-walker read: paging-structure lines are cached like any other."""
+def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
+    """Cycles of a page-walker read: paging-structure lines are cached like any other.
+
+    `served` is the first of the dimension's counters, GUEST_L1D or EPT_L1D.
+    """
     line = hpa >> 6
     if probe_at_once(m, t, L1D, line):
-        a[m[OWNER] + REFERENCES_L1D] += 1
+        a[m[OWNER] + served] += 1
         return m[L1D + LATENCY]
-    cycles = beyond_l1(m, a, t, line, AS_WALK)
+    cycles = beyond_l1(m, a, t, line, served + 1)
     fill(m, t, L1D, line)
     return cycles
 
@@ -164,7 +141,7 @@ def read_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
 @kernel
 def data_miss(m: Record, a: Arena, t: Tags, line: int) -> int:
     """Cycles beyond an L1D hit of a data access that missed L1D."""
-    cycles = beyond_l1(m, a, t, line, AS_DATA) - m[L1D + LATENCY]
+    cycles = beyond_l1(m, a, t, line, DATA_L2) - m[L1D + LATENCY]
     fill(m, t, L1D, line)
     return cycles if cycles > 0 else 0
 
@@ -175,7 +152,7 @@ def fetch_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     line = hpa >> 6
     if probe(m, t, L1I, line):
         return 0
-    cycles = beyond_l1(m, a, t, line, AS_CODE) - m[L1I + LATENCY]
+    cycles = beyond_l1(m, a, t, line, FETCH_L2) - m[L1I + LATENCY]
     if m[L1I + WAYS] > 0:
         fill(m, t, L1I, line)
         m[FETCH_GENERATION] += 1

@@ -1,7 +1,7 @@
 """Control registers: reads, writes, CLTS and LMSW, and what a change drops.
 
 SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
-Not modelled: CR0 and CR4 consistency faults in non-root operation; PAE page-directory-pointer loads.
+Not modelled: PAE page-directory-pointer loads by assembled programs, which use 64-bit mode.
 """
 
 from __future__ import annotations
@@ -295,6 +295,7 @@ def load_pdptes(m: Record, a: Arena, t: Tags, cr3: int) -> int:
 
     SDM: "PDPTE Registers".
     """
+    loaded = (m[s.PDPTE0], m[s.PDPTE0 + 1], m[s.PDPTE0 + 2], m[s.PDPTE0 + 3])
     for n in range(4):
         at = (cr3 & 0xFFFFFFE0) + 8 * n
         if m[s.NONROOT] and m[s.EPTP]:
@@ -302,13 +303,22 @@ def load_pdptes(m: Record, a: Arena, t: Tags, cr3: int) -> int:
             if host < 0:  # no linear address is behind this access
                 m[s.FAULT_QUALIFICATION] &= ~(Q_LINEAR_VALID | Q_FINAL)
                 m[s.FAULT_GVA] = 0
+                keep_pdptes(m, loaded)
                 return raise_fault(m, a, t, host)
             at = (host & ADDRESS) | (at & 0xFFF)
         entry = load_word(a, at) if is_memory(a, at) else 0
         if entry & 1 and entry & (m[s.RESERVED_BITS] | 0x1E6 | -(1 << 52)):
+            keep_pdptes(m, loaded)
             return raise_exception(m, GP, 1, 0)
         m[s.PDPTE0 + n] = entry
     return 0
+
+
+@kernel
+def keep_pdptes(m: Record, loaded: tuple[int, int, int, int]) -> None:
+    """Put the PDPTEs back that were loaded before: a write of CR3 that faults loads none."""
+    for n in range(4):
+        m[s.PDPTE0 + n] = loaded[n]
 
 
 @kernel

@@ -165,6 +165,18 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return NOT_HERE  # it halts
     elif op == o.INT3 or op == o.INT1 or op == o.INTO:
         return software_exception(m, a, t, op)
+    elif op == o.TPAUSE or op == o.UMWAIT:
+        if get_register(m, r2, 4) & ~1:
+            return raise_exception(m, GP, 1, 0)
+        m[s.RFLAGS] &= ~ARITHMETIC
+    elif op == o.UMONITOR:
+        load_segment(m, a, t, segment_of(packed), get_register(m, r2, 8) & address_mask(packed), 1)
+        if m[s.FAULT_KIND] and m[s.FAULT_KIND] != ON_DEVICE:
+            return raise_fault(m, a, t, m[s.FAULT_KIND])
+    elif op == o.LOADIWKEY:
+        m[s.RFLAGS] &= ~ARITHMETIC
+    elif op == o.ENCLS or op == o.ENCLV or op == o.PCONFIG:  # enclaves are off, and there is no configuration leaf
+        return raise_exception(m, GP, 1, 0)
     elif op >= o.MOVE:
         return instruction(m, a, t, r, op)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
+    EPT_L1D,
     EPT_PWC_HITS,
     EPT_REFERENCES,
     NESTED_TLB_HITS,
@@ -192,7 +193,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         a[owner + EPT_REFERENCES] += 1
         entry = -1  # where nothing answers
         if is_memory(a, at):
-            m[WALK_LATENCY] += read_line(m, a, t, at)
+            m[WALK_LATENCY] += read_line(m, a, t, at, EPT_L1D)
             entry = load_word(a, at)
         allowed = entry & rwx
         if allowed == 0:

@@ -22,9 +22,11 @@ from vtsim.cpu.kernels.msr_areas import (
     store_msr_area,
     vmx_abort,
 )
+from vtsim.cpu.kernels.rare_msrs import SAVING, save_rare_msrs
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+from vtsim.vmcs.kernels.values import CR0_PG, CR4_PAE, EFER_LMA
 
 # fmt: off
 SELECTORS, LIMITS, NATURALS = 8, 18, 20   # words in each run of guest state that every exit saves
@@ -40,6 +42,17 @@ def log_exit(m: Record, a: Arena, reason: int, qualification: int) -> None:
         a[at] = m[s.RIP] - o.REPLAY_BASE | reason << 32
         a[at + 1] = qualification
     a[A_REPLAY_LOGGED] = n + 1
+
+
+@kernel
+def save_pdptes(m: Record, a: Arena, at: int) -> None:
+    """Save the page-directory-pointer-table entries of a guest with PAE paging and EPT.
+
+    SDM: "Saving Guest State".
+    """
+    if m[s.CR0] & CR0_PG and m[s.CR4] & CR4_PAE and m[s.EFER] & EFER_LMA == 0:
+        for n in range(4):
+            a[at + v.GUEST_PDPTE0 + n] = m[s.PDPTE0 + n]
 
 
 @kernel
@@ -119,6 +132,10 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
         vmcs[v.GUEST_IA32_EFER] = m[s.EFER]
     if controls & b.EXIT_SAVE_IA32_PAT:
         vmcs[v.GUEST_IA32_PAT] = m[s.PAT]
+    if m[s.MODE] and m[s.EPTP]:
+        save_pdptes(m, a, at)
+    if m[s.SAVED_MSRS] or controls & SAVING:
+        save_rare_msrs(m, a, at, controls)
     if controls & b.EXIT_SAVE_PREEMPTION_TIMER and vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER:
         left = m[s.TIMER_DEADLINE] - m[s.CYCLE]
         vmcs[v.PREEMPTION_TIMER_VALUE] = max(left, 0) >> m[s.TIMER_RATE]

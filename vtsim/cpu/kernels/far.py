@@ -1,7 +1,7 @@
 """Far jumps and calls, returns from interrupts, and RFLAGS on the stack, in every mode.
 
 SDM: "JMP—Jump"; "CALL—Call Procedure"; "IRET/IRETD/IRETQ—Interrupt Return"; "Treatment of Task Switches".
-Not modelled: call gates; far returns; task switches outside VMX non-root operation.
+Not modelled: task switches outside VMX non-root operation.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import GP, JUMPED, NEXT, NP, RF_IF, RF_NT, SS
+from vtsim.cpu.codes import GP, JUMPED, NEXT, NP, RF_IF, RF_NT
 from vtsim.cpu.kernels import modes
+from vtsim.cpu.kernels.call_gates import CALL_GATE_16, CALL_GATE_32, push_far, through_call_gate
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.cpu.kernels.far_returns import (
+    leave_segments,
+    load_returned_stack,
+    outside_code,
+    return_to_v86,
+    returned_stack,
+    returned_to,
+)
 from vtsim.cpu.kernels.ledger import record
-from vtsim.cpu.kernels.modes import LOW32, RIGHTS, SELECTORS_AT, UNUSABLE, canonical, cpl, set_mode
+from vtsim.cpu.kernels.modes import LOW32, cpl, set_mode
 from vtsim.cpu.kernels.operands import (
     SEGMENT_REFUSED,
     load_linear,
@@ -85,6 +94,8 @@ def far_transfer(m: Record, a: Arena, t: Tags, selector: int, offset: int, call:
     if rights & modes.AR_S == 0:
         dpl = (rights >> 5) & 3
         if m[s.EFER] & modes.LMA:
+            if kind == CALL_GATE_32:
+                return through_call_gate(m, a, t, selector, descriptor, call)
             return raise_exception(m, GP, 1, error)
         if kind == 5:  # a task gate
             if dpl < ring or dpl < selector & 3:
@@ -96,6 +107,8 @@ def far_transfer(m: Record, a: Arena, t: Tags, selector: int, offset: int, call:
             if dpl < ring or dpl < selector & 3:
                 return raise_exception(m, GP, 1, error)
             return task_switch(m, a, t, selector, BY_CALL if call else BY_JMP)
+        if kind == CALL_GATE_16 or kind == CALL_GATE_32:
+            return through_call_gate(m, a, t, selector, descriptor, call)
         return raise_exception(m, GP, 1, error)
     dpl = (rights >> 5) & 3
     refused = rights & 8 == 0 or (dpl > ring if rights & 4 else (dpl != ring or selector & 3 > ring))
@@ -113,17 +126,6 @@ def far_transfer(m: Record, a: Arena, t: Tags, selector: int, offset: int, call:
     m[s.RIP] = offset & (0xFFFF if size == 2 else (LOW32 if size == 4 else -1))
     set_mode(m)
     return JUMPED
-
-
-@kernel
-def push_far(m: Record, a: Arena, t: Tags, size: int) -> int:
-    """Push CS and the next RIP: 0, or a fault."""
-    fault = store_segment(m, a, t, modes.SS, moved_stack(m, -size), size, m[s.CS_SELECTOR])
-    if fault == 0:
-        fault = store_segment(m, a, t, modes.SS, moved_stack(m, -2 * size), size, m[s.RIP] + m[s.OP_LENGTH])
-    if fault == 0:
-        set_stack(m, moved_stack(m, -2 * size))
-    return fault
 
 
 @kernel
@@ -175,7 +177,6 @@ def interrupt_return(m: Record, a: Arena, t: Tags, r: int) -> int:
     """IRET in every mode.
 
     SDM: "IRET/IRETD/IRETQ—Interrupt Return".
-    Not modelled: returns to virtual-8086 mode.
     """
     size = operand_bytes(a[r + o.ROW_MEM])
     before = m[s.PRIVILEGE]
@@ -210,20 +211,15 @@ def interrupt_return(m: Record, a: Arena, t: Tags, r: int) -> int:
         load_real(m, modes.CS, cs)
         m[s.RIP] = rip
         return returned(m, a, before)
-    if cs & 0xFFFC == 0:
-        return raise_exception(m, GP, 1, 0)
-    descriptor = fetch_descriptor(m, a, t, cs)
-    error = cs & 0xFFFC
-    if m[s.FAULT_KIND]:
-        return refuse_code(m, a, t, error)
+    if flags & RF_VM and size == 4 and cpl(m) == 0 and m[s.EFER] & modes.LMA == 0:
+        ended = return_to_v86(m, a, t, rip, cs, flags)
+        return returned(m, a, before) if ended == 0 else ended
+    ended, descriptor = returned_to(m, a, t, cs)
+    if ended:
+        return ended
     rights = rights_of(descriptor)
     ring = cpl(m)
     to = cs & 3
-    dpl = (rights >> 5) & 3
-    if rights & 0x18 != 0x18 or to < ring or (dpl > to if rights & 4 else dpl != to):
-        return raise_exception(m, GP, 1, error)
-    if rights & modes.AR_P == 0:
-        return raise_exception(m, NP, 1, error)
     words = 3
     stack = m[s.GPR + s.RSP]
     ss = m[s.SS_SELECTOR]
@@ -235,38 +231,21 @@ def interrupt_return(m: Record, a: Arena, t: Tags, r: int) -> int:
             ss = load_segment(m, a, t, modes.SS, moved_stack(m, 4 * size), size) & 0xFFFF
         if m[s.FAULT_KIND]:
             return raise_fault(m, a, t, m[s.FAULT_KIND])
-        if ss & 0xFFFC == 0:
-            if rights & modes.AR_L == 0 or m[s.EFER] & modes.LMA == 0 or to == 3:
-                return raise_exception(m, GP, 1, 0)
-        else:
-            ss_descriptor = fetch_descriptor(m, a, t, ss)
-            if m[s.FAULT_KIND]:
-                return refuse_code(m, a, t, ss & 0xFFFC)
-            stack_rights = rights_of(ss_descriptor)
-            if ss & 3 != to or (stack_rights >> 5) & 3 != to or stack_rights & 0x1A != 0x12:
-                return raise_exception(m, GP, 1, ss & 0xFFFC)
-            if stack_rights & modes.AR_P == 0:
-                return raise_exception(m, SS, 1, ss & 0xFFFC)
-    if m[s.EFER] & modes.LMA and rights & modes.AR_L and not canonical(m, rip):
+        ended, ss_descriptor = returned_stack(m, a, t, ss, to, rights)
+        if ended:
+            return ended
+    if outside_code(m, descriptor, rip):
         return raise_exception(m, GP, 1, 0)
     if words == 3:
         set_stack(m, moved_stack(m, 3 * size))
     else:
         m[s.GPR + s.RSP] = stack
-        if ss & 0xFFFC:
-            load_cached(m, modes.SS, ss, ss_descriptor)
-        else:
-            m[s.SS_SELECTOR] = ss
-            m[RIGHTS + modes.SS] = UNUSABLE
+        load_returned_stack(m, ss, ss_descriptor)
     m[s.RFLAGS] = (m[s.RFLAGS] & ~change) | (flags & change) | 2
     load_cached(m, modes.CS, cs, descriptor)
     m[s.RIP] = rip
     if to > ring:
-        for segment in range(modes.LDTR):
-            data = m[RIGHTS + segment] & 0x18 == 0x10 or m[RIGHTS + segment] & 0x1C == 0x18
-            if segment != modes.CS and segment != modes.SS and data and (m[RIGHTS + segment] >> 5) & 3 < to:
-                m[SELECTORS_AT + segment] = 0
-                m[RIGHTS + segment] = UNUSABLE
+        leave_segments(m, to)
     set_privilege(m, a, to)
     return returned(m, a, before)
 

@@ -19,6 +19,7 @@ from vtsim.base.memory import (
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EVENT, UD, UNDECODED
+from vtsim.cpu.kernels.apic_virtualization import fetch_exit, on_apic_page
 from vtsim.cpu.kernels.caches import fetch_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.events import raise_exception, raise_fault
@@ -63,6 +64,9 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
             m[s.OP_LENGTH] = 0
             return -1 if raise_fault(m, a, t, hpa) == EVENT else 0
         if not is_memory(a, hpa) or (a[a[A_FRAMES] + (hpa >> 12)] >> FRAME_KIND) & KIND_MASK != CODE:
+            if on_apic_page(m, a, hpa):
+                fetch_exit(m, a, hpa & 0xFFF)
+                return 0
             return no_row(m, a, hpa)
         page = a[a[A_CODE_OF] + (hpa >> 12)]
         m[s.FETCH_HPA] = hpa & ~0xFFF

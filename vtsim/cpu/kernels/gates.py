@@ -50,7 +50,7 @@ from vtsim.cpu.kernels.ledger import charge, record
 from vtsim.cpu.kernels.modes import BASES, LIMITS_AT, LOW32, RIGHTS, UNUSABLE, canonical, cpl, set_mode
 from vtsim.cpu.kernels.operands import SEGMENT_REFUSED, linear, load_linear, store_linear
 from vtsim.cpu.kernels.pending import arm
-from vtsim.cpu.kernels.segments import fetch_descriptor, load_cached, rights_of
+from vtsim.cpu.kernels.segments import base_of, fetch_descriptor, limit_of, load_cached, rights_of
 from vtsim.vmcs import reasons as x
 
 # fmt: off
@@ -287,6 +287,38 @@ def long_frame(
 
 
 @kernel
+def inner_stack(m: Record, a: Arena, t: Tags, ring: int, ext: int) -> tuple[int, int, int, int]:
+    """The stack that the TSS of protected mode has for an inner ring: 0 or how it ended, SS, ESP, the descriptor of SS.
+
+    SDM: "Stack Switching".
+    """
+    tss32 = m[RIGHTS + modes.TR] & 8 != 0
+    offset = 4 + 8 * ring if tss32 else 2 + 4 * ring
+    width = 4 if tss32 else 2
+    if offset + width + 1 > m[LIMITS_AT + modes.TR]:
+        return raise_exception(m, TS, 1, (m[s.TR_SELECTOR] & 0xFFFC) | ext), 0, 0, 0
+    rsp = load_linear(m, a, t, (m[s.TR_BASE] + offset) & LOW32, width, 0)
+    if m[s.FAULT_KIND]:
+        return translated(m, a, t, m[s.FAULT_KIND]), 0, 0, 0
+    ss = load_linear(m, a, t, (m[s.TR_BASE] + offset + width) & LOW32, 2, 0)
+    if m[s.FAULT_KIND]:
+        return translated(m, a, t, m[s.FAULT_KIND]), 0, 0, 0
+    if ss & 0xFFFC == 0:
+        return raise_exception(m, TS, 1, ext), 0, 0, 0
+    stack = fetch_descriptor(m, a, t, ss)
+    if m[s.FAULT_KIND] == SEGMENT_REFUSED:
+        return raise_exception(m, TS, 1, (ss & 0xFFFC) | ext), 0, 0, 0
+    if m[s.FAULT_KIND]:
+        return translated(m, a, t, m[s.FAULT_KIND]), 0, 0, 0
+    rights = rights_of(stack)
+    if ss & 3 != ring or (rights >> 5) & 3 != ring or rights & 0x1A != 0x12:
+        return raise_exception(m, TS, 1, (ss & 0xFFFC) | ext), 0, 0, 0
+    if rights & modes.AR_P == 0:
+        return raise_exception(m, SS, 1, (ss & 0xFFFC) | ext), 0, 0, 0
+    return 0, ss, rsp, stack
+
+
+@kernel
 def legacy_frame(m: Record, a: Arena, t: Tags, gate: int, descriptor: int, ring: int, flags: int, ext: int) -> int:
     """The stack frame of protected mode, for 16- and 32-bit gates, with a stack of the TSS for an inner ring."""
     has_error = m[s.EVENT_HAS_ERROR]
@@ -303,33 +335,12 @@ def legacy_frame(m: Record, a: Arena, t: Tags, gate: int, descriptor: int, ring:
     stack = 0
     rsp = old_rsp
     if inner:
-        tss32 = m[RIGHTS + modes.TR] & 8 != 0
-        offset = 4 + 8 * ring if tss32 else 2 + 4 * ring
-        width = 4 if tss32 else 2
-        if offset + width + 1 > m[LIMITS_AT + modes.TR]:
-            return raise_exception(m, TS, 1, (m[s.TR_SELECTOR] & 0xFFFC) | ext)
-        rsp = load_linear(m, a, t, (m[s.TR_BASE] + offset) & LOW32, width, 0)
-        if m[s.FAULT_KIND]:
-            return translated(m, a, t, m[s.FAULT_KIND])
-        ss = load_linear(m, a, t, (m[s.TR_BASE] + offset + width) & LOW32, 2, 0)
-        if m[s.FAULT_KIND]:
-            return translated(m, a, t, m[s.FAULT_KIND])
-        if ss & 0xFFFC == 0:
-            return raise_exception(m, TS, 1, ext)
-        stack = fetch_descriptor(m, a, t, ss)
-        if m[s.FAULT_KIND] == SEGMENT_REFUSED:
-            return raise_exception(m, TS, 1, (ss & 0xFFFC) | ext)
-        if m[s.FAULT_KIND]:
-            return translated(m, a, t, m[s.FAULT_KIND])
+        ended, ss, rsp, stack = inner_stack(m, a, t, ring, ext)
+        if ended:
+            return ended
         stack_rights = rights_of(stack)
-        if ss & 3 != ring or (stack_rights >> 5) & 3 != ring or stack_rights & 0x1A != 0x12:
-            return raise_exception(m, TS, 1, (ss & 0xFFFC) | ext)
-        if stack_rights & modes.AR_P == 0:
-            return raise_exception(m, SS, 1, (ss & 0xFFFC) | ext)
-        stack_base = ((stack >> 16) & 0xFFFFFF) | ((stack >> 56) & 0xFF) << 24
-        stack_limit = (stack & 0xFFFF) | ((stack >> 48) & 0xF) << 16
-        if stack_rights & modes.AR_G:
-            stack_limit = stack_limit << 12 | 0xFFF
+        stack_base = base_of(stack)
+        stack_limit = limit_of(stack)
     mask = LOW32 if stack_rights & modes.AR_D else 0xFFFF
     words = 3 + (2 if inner else 0) + (4 if v86 else 0) + (1 if has_error else 0)
     low = (rsp - size * words) & mask
@@ -338,9 +349,7 @@ def legacy_frame(m: Record, a: Arena, t: Tags, gate: int, descriptor: int, ring:
     if (not expand and top > stack_limit) or (expand and low <= stack_limit) or stack_rights & UNUSABLE:
         return raise_exception(m, SS, 1, ((ss & 0xFFFC) if inner else 0) | ext)
     target = (gate & 0xFFFF) | (((gate >> 48) & 0xFFFF) << 16 if size == 4 else 0)
-    code_limit = (descriptor & 0xFFFF) | ((descriptor >> 48) & 0xF) << 16
-    if rights_of(descriptor) & modes.AR_G:
-        code_limit = code_limit << 12 | 0xFFF
+    code_limit = limit_of(descriptor)
     user = 1 if ring == 3 else 0
     position = 0
     for n in range(10):
@@ -367,7 +376,7 @@ def legacy_frame(m: Record, a: Arena, t: Tags, gate: int, descriptor: int, ring:
         fault = store_linear(m, a, t, (stack_base + ((rsp - size * position) & mask)) & LOW32, size, value, user)
         if fault:
             return translated(m, a, t, fault)
-    if target > code_limit & LOW32:
+    if target > code_limit:
         return raise_exception(m, GP, 1, ext)
     if inner:
         load_cached(m, modes.SS, (ss & 0xFFFC) | ring, stack)

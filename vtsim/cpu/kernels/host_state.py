@@ -1,7 +1,7 @@
 """Loading of the host-state area, by VM exits and by VM entries that fail after their checks of the host.
 
 SDM: "Loading Host State"; "VM-Entry Failures During or After Loading Guest State".
-Not modelled: limits and access rights of data segments, which nothing in root operation reads; FRED and CET state.
+Not modelled: limits and access rights of data segments, which nothing in root operation reads.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.kernels.contexts import set_context
 from vtsim.cpu.kernels.invalidate import drop_contexts
+from vtsim.cpu.kernels.rare_msrs import LOADING, load_rare_host_msrs
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.kernels.values import EFER_LMA, EFER_LME
 
 # fmt: off
 CR0_KEPT: int = 1 << 4 | 1 << 29 | 1 << 30 | 0x1FF80000 | 1 << 17 | 0xFFC0    # ET, NW, CD and reserved bits
-MSRS: int = b.EXIT_LOAD_IA32_PERF_GLOBAL_CTRL | b.EXIT_LOAD_PKRS | b.EXIT_CLEAR_IA32_BNDCFGS
-PERF_GLOBAL_CTRL: int = s.STATE + v.GUEST_IA32_PERF_GLOBAL_CTRL - v.GUEST_START
-PKRS: int = s.STATE + v.GUEST_IA32_PKRS - v.GUEST_START
-BNDCFGS: int = s.STATE + v.GUEST_IA32_BNDCFGS - v.GUEST_START
 # fmt: on
 
 
@@ -49,8 +46,9 @@ def load_host_state(m: Record, a: Arena) -> None:
     m[s.CR0] = (m[s.CR0] & CR0_KEPT) | (vmcs[v.HOST_CR0] & ~CR0_KEPT)
     m[s.CR3] = vmcs[v.HOST_CR3]
     m[s.CR4] = vmcs[v.HOST_CR4]
-    m[s.CS_SELECTOR] = vmcs[v.HOST_CS_SELECTOR]
-    m[s.SS_SELECTOR] = vmcs[v.HOST_SS_SELECTOR]
+    for n in range(6):
+        m[s.ES_SELECTOR + n] = vmcs[v.HOST_ES_SELECTOR + n]
+    m[s.LDTR_SELECTOR] = 0
     m[s.TR_SELECTOR] = vmcs[v.HOST_TR_SELECTOR]
     m[s.CS_ACCESS_RIGHTS] = 0xA09B if controls & b.EXIT_HOST_ADDRESS_SPACE_SIZE else 0xC09B
     m[s.SS_ACCESS_RIGHTS] = 0xC093
@@ -77,13 +75,8 @@ def load_host_state(m: Record, a: Arena) -> None:
         m[s.EFER] &= ~(EFER_LMA | EFER_LME)
     if controls & b.EXIT_LOAD_IA32_PAT:
         m[s.PAT] = vmcs[v.HOST_IA32_PAT]
-    if controls & MSRS:
-        if controls & b.EXIT_LOAD_IA32_PERF_GLOBAL_CTRL:
-            m[PERF_GLOBAL_CTRL] = vmcs[v.HOST_IA32_PERF_GLOBAL_CTRL]
-        if controls & b.EXIT_LOAD_PKRS:
-            m[PKRS] = vmcs[v.HOST_IA32_PKRS]
-        if controls & b.EXIT_CLEAR_IA32_BNDCFGS:
-            m[BNDCFGS] = 0
+    if controls & LOADING:
+        load_rare_host_msrs(m, a, at, controls)
     if m[s.VPID] == 0:
         drop_contexts(m, a, 0xFFFF, 0, True)
     set_context(m, a)

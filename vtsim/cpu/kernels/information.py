@@ -39,8 +39,10 @@ def instruction_information(m: Record, a: Arena, r: int, op: int) -> int:
     size = (packed >> o.MEM_OPERAND_SIZE) & 3
     r1 = a[r + o.ROW_R1] & 15
     r2 = a[r + o.ROW_R2] & 15
-    if op == o.RDRAND or op == o.RDSEED:
+    if op == o.RDRAND or op == o.RDSEED or op == o.TPAUSE or op == o.UMWAIT:
         return r2 << I_REGISTER1 | size << I_OPERAND_SIZE
+    if op == o.LOADIWKEY:
+        return r1 << I_REGISTER1 | r2 << I_REGISTER2
     if op == o.INS or op == o.OUTS:
         segment = segment_of(packed) << I_SEGMENT if op == o.OUTS else 0  # INS has only ES
         return ((packed >> o.MEM_ADDRESS_SIZE) & 3) << I_ADDRESS_SIZE | segment

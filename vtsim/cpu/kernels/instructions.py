@@ -27,6 +27,7 @@ from vtsim.cpu.kernels.arithmetic import arithmetic_result
 from vtsim.cpu.kernels.ept_walk import READ
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.far import far_transfer
+from vtsim.cpu.kernels.far_returns import far_return
 from vtsim.cpu.kernels.operands import (
     ON_DEVICE,
     SEGMENT_REFUSED,
@@ -160,6 +161,8 @@ def instruction(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             if m[s.FAULT_KIND]:
                 return refuse(m, a, t, m[s.FAULT_KIND], size, False, 0, 16)
         return far_transfer(m, a, t, selector, offset, op == o.CALL_FAR, operand_bytes(packed))
+    if op == o.RET_FAR:
+        return far_return(m, a, t, operand_bytes(packed), a[r + o.ROW_IMM] & 0xFFFF)
     if op == o.BOUND:
         size = operand_bytes(packed)
         index = signed(get_register(m, r1, size), size)

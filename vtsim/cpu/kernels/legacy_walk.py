@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, load_word, store, store_word
-from vtsim.cpu.accounts import (
-    GUEST_REFERENCES,
-)
+from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES
 from vtsim.cpu.kernels.caches import read_line
 from vtsim.cpu.kernels.contexts import CR4_PGE, CR4_SMEP
 from vtsim.cpu.kernels.ept_walk import (
@@ -102,7 +100,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
         if is_memory(a, host):
-            m[WALK_LATENCY] += read_line(m, a, t, host)
+            m[WALK_LATENCY] += read_line(m, a, t, host, GUEST_L1D)
             entry = load_word(a, host) if pae else load(a, host, 4)
         if entry & PTE_PRESENT == 0:
             return page_fault(m, gva, code)

@@ -55,10 +55,10 @@ def store_msr_area(m: Record, a: Arena, address: int, count: int) -> int:
             return n + 1
         head = load_word(a, place)
         index = head & LOW_32
-        slot = msr_slot(index)
+        slot = msr_slot(a, index)
         if (head >> 32) & LOW_32 or unsavable(index) or (slot < 0 and index != TIME_STAMP_COUNTER):
             return n + 1
-        store_word(a, place + 8, time_stamp(m) if slot < 0 else m[slot])
+        store_word(a, place + 8, time_stamp(m, a) if slot < 0 else m[slot])
     return 0
 
 

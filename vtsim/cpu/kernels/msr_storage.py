@@ -11,6 +11,9 @@ from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.kernels.apic import TSC_DEADLINE
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.invalidate import drop_contexts
+from vtsim.cpu.kernels.rare_msrs import rare_msr_slot
+from vtsim.vmcs import bits as b
+from vtsim.vmcs import slots as v
 
 # fmt: off
 TIME_STAMP_COUNTER: int = 0x10
@@ -19,7 +22,7 @@ EFER_NXE: int = 1 << 11
 
 
 @kernel
-def msr_slot(index: int) -> int:
+def msr_slot(a: Arena, index: int) -> int:
     """The record slot of an MSR that is plain storage, or -1."""
     if index == 0xC0000080:
         return s.EFER
@@ -63,25 +66,46 @@ def msr_slot(index: int) -> int:
         return s.MSR_TSC_DEADLINE
     if index == 0xDA0:
         return s.MSR_XSS
-    return -1
+    return rare_msr_slot(a, index)
 
 
 @kernel
-def time_stamp(m: Record) -> int:
-    """What RDTSC reads now."""
+def time_stamp(m: Record, a: Arena) -> int:
+    """What RDTSC reads now: in VMX non-root operation multiplied, then offset.
+
+    SDM: "Time-Stamp Counter Offset and Multiplier"; "Changes to Instruction Behavior in VMX Non-Root Operation".
+    """
     tsc = m[s.CYCLE] + m[s.MSR_TSC_ADJUST]
     if m[s.NONROOT]:
+        at = m[s.VMCS]
+        primary = a[at + v.PRIMARY_PROC_CONTROLS]
+        if primary & b.ACTIVATE_SECONDARY_CONTROLS and primary & b.USE_TSC_OFFSETTING:
+            if a[at + v.SECONDARY_PROC_CONTROLS] & b.USE_TSC_SCALING:
+                tsc = scaled(tsc, a[at + v.TSC_MULTIPLIER])
         tsc += m[s.TSC_OFFSET]
     return tsc
 
 
 @kernel
+def scaled(value: int, multiplier: int) -> int:
+    """The product of two unsigned 64-bit numbers, shifted right by 48."""
+    low = value & 0xFFFFFFFF
+    high = (value >> 32) & 0xFFFFFFFF
+    by_low = multiplier & 0xFFFFFFFF
+    by_high = (multiplier >> 32) & 0xFFFFFFFF
+    carry = ((low * by_low) >> 32) & 0xFFFFFFFF  # each partial product is unsigned and fills 64 bits
+    middle = (low * by_high & 0xFFFFFFFF) + (high * by_low & 0xFFFFFFFF) + carry
+    third = ((low * by_high >> 32) & 0xFFFFFFFF) + ((high * by_low >> 32) & 0xFFFFFFFF) + (middle >> 32)
+    return ((high * by_high + third) << 16) | ((middle & 0xFFFFFFFF) >> 16)
+
+
+@kernel
 def store_msr(m: Record, a: Arena, index: int, value: int) -> bool:
-    """Write an MSR that is storage, or the time-stamp counter. False where there is none."""
+    """Write an MSR that is storage, or the time-stamp counter (without any offset). False where there is none."""
     if index == TIME_STAMP_COUNTER:
-        m[s.MSR_TSC_ADJUST] += value - time_stamp(m)
+        m[s.MSR_TSC_ADJUST] = value - m[s.CYCLE]
         return True
-    slot = msr_slot(index)
+    slot = msr_slot(a, index)
     if slot < 0:
         return False
     if slot == s.MSR_TSC_DEADLINE and m[s.APIC_TIMER_MODE] != TSC_DEADLINE:

@@ -1,8 +1,7 @@
 """Which MSRs there are to load on VM transitions, and which values WRMSR would refuse.
 
 SDM: "Loading MSRs"; "Model-Specific Registers (MSRs)".
-Not modelled: reserved bits of IA32_MISC_ENABLE; memory-type range registers, IA32_MPERF and IA32_APERF, which are not
-there to load.
+Not modelled: reserved bits of IA32_MISC_ENABLE.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.msr_storage import TIME_STAMP_COUNTER, msr_slot
+from vtsim.cpu.kernels.rare_msrs import refuses_rare
 from vtsim.vmcs.kernels.values import (
     CR0_PG,
     ECX,
@@ -57,7 +57,7 @@ def refuses(m: Record, a: Arena, index: int, value: int) -> bool:
     """
     if index == TIME_STAMP_COUNTER:
         return False
-    slot = msr_slot(index)
+    slot = msr_slot(a, index)
     if slot < 0:
         return True
     if slot == s.EFER:
@@ -88,4 +88,4 @@ def refuses(m: Record, a: Arena, index: int, value: int) -> bool:
         if value & APIC_X2 and (value & APIC_ENABLED == 0 or cpuid_register(a, 1, 0, ECX) & 1 << 21 == 0):
             return True
         return m[slot] & APIC_X2 != 0 and value & (APIC_ENABLED | APIC_X2) == APIC_ENABLED
-    return False
+    return refuses_rare(m, a, slot, value)

@@ -18,6 +18,7 @@ from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.msr_storage import msr_slot, store_msr, time_stamp
 from vtsim.cpu.kernels.msr_values import refuses
+from vtsim.cpu.kernels.posted_interrupts import tertiary_controls
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
@@ -25,6 +26,8 @@ from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
 # fmt: off
 X2APIC: int = 1 << 10             # of IA32_APIC_BASE
 FIRST_X2APIC, LAST_X2APIC, X2APIC_TPR, X2APIC_EOI, X2APIC_SELF_IPI = 0x800, 0x8FF, 0x808, 0x80B, 0x83F
+X2APIC_ICR, SPEC_CTRL = 0x830, 0x48
+ICR_RESERVED: int = 0xFFF32000    # bits 31:20, 17:16 and 13 of the interrupt-command register
 # fmt: on
 
 
@@ -51,17 +54,17 @@ def msr_exits(m: Record, a: Arena, index: int, write: bool) -> bool:
 def read_msr(m: Record, a: Arena, index: int) -> int:
     """RDMSR: NEXT with RDX:RAX, or #GP."""
     value = 0
-    slot = msr_slot(index)
-    if FIRST_X2APIC <= index <= LAST_X2APIC and a[A_DECODE]:
+    slot = msr_slot(a, index)
+    if FIRST_X2APIC <= index <= LAST_X2APIC:
         if m[s.NONROOT] and read_virtual(m, a, index):
             return NEXT
-        if m[s.MSR_APIC_BASE] & X2APIC == 0:
+        if a[A_DECODE] and m[s.MSR_APIC_BASE] & X2APIC == 0:
             return raise_exception(m, GP, 1, 0)
     if slot >= 0:
-        value = m[slot]
+        value = a[m[s.VMCS] + v.IA32_SPEC_CTRL_SHADOW] if virtual_spec_ctrl(m, a, slot) else m[slot]
         saw(m, value)
     elif index == 0x10:
-        value = time_stamp(m)
+        value = time_stamp(m, a)
     elif 0x800 <= index <= 0x83F:
         value = read_register(m, index - 0x800)
     elif FIRST_CAPABILITY <= index < FIRST_CAPABILITY + CAPABILITY_MSRS:
@@ -79,6 +82,17 @@ def refused(m: Record, a: Arena, index: int, value: int) -> bool:
     if FIRST_X2APIC <= index <= LAST_X2APIC:
         return m[s.MSR_APIC_BASE] & X2APIC == 0
     return refuses(m, a, index, value)
+
+
+@kernel
+def virtual_spec_ctrl(m: Record, a: Arena, slot: int) -> bool:
+    """Is IA32_SPEC_CTRL virtualized, and is this where it is kept?
+
+    SDM: "Fields Controlling Virtualization of the IA32_SPEC_CTRL MSR".
+    """
+    if slot != s.MSR_SPEC_CTRL or m[s.NONROOT] == 0:
+        return False
+    return tertiary_controls(m, a) & b.VIRTUALIZE_IA32_SPEC_CTRL != 0
 
 
 @kernel
@@ -107,6 +121,12 @@ def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
     controls = secondary_controls(m, a)
     if controls & b.VIRTUALIZE_X2APIC_MODE == 0:
         return -1
+    if index == X2APIC_ICR and tertiary_controls(m, a) & b.IPI_VIRTUALIZATION:
+        if value & ICR_RESERVED:
+            return raise_exception(m, GP, 1, 0)
+        store(a, virtual_page(m, a) + ((index & 0xFF) << 4), 8, value)
+        note_write(m, (index & 0xFF) << 4)
+        return NEXT
     if index != X2APIC_TPR and controls & b.VIRTUAL_INTERRUPT_DELIVERY == 0:
         return -1
     if index != X2APIC_TPR and index != X2APIC_EOI and index != X2APIC_SELF_IPI:
@@ -124,12 +144,17 @@ def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
 @kernel
 def write_msr(m: Record, a: Arena, index: int, value: int) -> int:
     """WRMSR: NEXT, or #GP."""
-    if FIRST_X2APIC <= index <= LAST_X2APIC and a[A_DECODE] and m[s.NONROOT]:
+    if FIRST_X2APIC <= index <= LAST_X2APIC and m[s.NONROOT]:
         ended = write_virtual(m, a, index, value)
         if ended >= 0:
             return ended
     if a[A_DECODE] and refused(m, a, index, value):
         return raise_exception(m, GP, 1, 0)
+    if index == SPEC_CTRL and virtual_spec_ctrl(m, a, s.MSR_SPEC_CTRL):
+        mask = a[m[s.VMCS] + v.IA32_SPEC_CTRL_MASK]
+        a[m[s.VMCS] + v.IA32_SPEC_CTRL_SHADOW] = value
+        m[s.MSR_SPEC_CTRL] = (m[s.MSR_SPEC_CTRL] & mask) | (value & ~mask)
+        return NEXT
     if 0x800 <= index <= 0x83F:
         m[s.CYCLE] += m[s.P_WRMSR_X2APIC] - m[s.PRICE + o.WRMSR]
         write_register(m, a, index - 0x800, value)

@@ -22,13 +22,14 @@ from vtsim.cpu.codes import (
     PLATFORM_HOOK,
     PROGRAM_END,
     STOPPED,
+    WINDOW_EMPTY,
 )
-from vtsim.cpu.kernels.apic import evaluate
 from vtsim.cpu.kernels.boundary import boundary
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.fetch import locate
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
+from vtsim.cpu.kernels.ipi import land_interrupts, send_interrupts
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.cpu.kernels.memory_ops import memory_op
 from vtsim.cpu.kernels.replay import replay_event
@@ -165,38 +166,40 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
 
     Returns why it stopped, with the number of the CPU from bit 8 on; HORIZON says that all arrived.
 
-    With one CPU there is no quantum. Inter-processor interrupts are routed here.
-
-    Not modelled: the flight time of an inter-processor interrupt; it arrives at the receiver's next op.
+    A CPU whose window is empty goes on where it stopped, as if it had never stopped: to the horizon that it had.
+    With one CPU there is no quantum. A CPU that interrupts are on their way to stops where the first arrives.
     """
     count = cpus.shape[0]
+    refilled = -1
+    for n in range(count):
+        if cpus[n, s.STOP] == WINDOW_EMPTY:
+            refilled = n
     while True:
         chosen = only
-        if only < 0:
+        horizon = until
+        if only < 0 and refilled >= 0:
+            chosen = refilled
+            horizon = cpus[chosen, s.UNTIL]
+        elif only < 0:
             chosen = 0
             for n in range(1, count):
                 if cpus[n, s.CYCLE] < cpus[chosen, s.CYCLE]:
                     chosen = n
             if cpus[chosen, s.CYCLE] >= until:
                 return HORIZON
+            if count > 1:
+                second = until
+                for n in range(count):
+                    if n != chosen and cpus[n, s.CYCLE] < second:
+                        second = cpus[n, s.CYCLE]
+                horizon = min(until, second + quantum)
+        refilled = -1
         m = cpus[chosen]
-        m[s.UNTIL] = until
-        if only < 0 and count > 1:
-            second = until
-            for n in range(count):
-                if n != chosen and cpus[n, s.CYCLE] < second:
-                    second = cpus[n, s.CYCLE]
-            m[s.UNTIL] = min(until, second + quantum)
+        if m[s.IPI_AT] <= m[s.CYCLE]:
+            land_interrupts(m, a)
+        m[s.UNTIL] = min(horizon, m[s.IPI_AT])
         code = run(m, a, t)
         if m[s.PENDING_DRAIN]:
-            value = m[s.PENDING_DRAIN]
-            m[s.PENDING_DRAIN] = 0
-            target = (value >> 32) & 0xFFFF
-            for n in range(count):
-                shorthand = (value >> 18) & 3
-                if (shorthand == 0 and n == target) or shorthand == 2 or (shorthand == 3 and n != chosen):
-                    other = cpus[n]
-                    other[s.APIC_IRR + ((value & 0xFF) >> 6)] |= 1 << (value & 63)
-                    evaluate(other, a)
-        if code != HORIZON or only >= 0:
+            send_interrupts(cpus, a, chosen)
+        if code != HORIZON or (only >= 0 and m[s.CYCLE] >= until):
             return code | chosen << 8

@@ -38,15 +38,27 @@ def rights_of(descriptor: int) -> int:
 
 
 @kernel
+def base_of(descriptor: int) -> int:
+    """The base address in a descriptor of 8 bytes."""
+    return ((descriptor >> 16) & 0xFFFFFF) | ((descriptor >> 56) & 0xFF) << 24
+
+
+@kernel
+def limit_of(descriptor: int) -> int:
+    """The limit in a descriptor, in bytes."""
+    limit = (descriptor & 0xFFFF) | ((descriptor >> 48) & 0xF) << 16
+    if rights_of(descriptor) & modes.AR_G:
+        limit = limit << 12 | 0xFFF
+    return limit & LOW32
+
+
+@kernel
 def load_cached(m: Record, segment: int, selector: int, descriptor: int) -> None:
     """Fill a segment register from a descriptor."""
     m[SELECTORS_AT + segment] = selector
-    m[BASES + segment] = ((descriptor >> 16) & 0xFFFFFF) | ((descriptor >> 56) & 0xFF) << 24
-    limit = (descriptor & 0xFFFF) | ((descriptor >> 48) & 0xF) << 16
+    m[BASES + segment] = base_of(descriptor)
     rights = rights_of(descriptor)
-    if rights & modes.AR_G:
-        limit = limit << 12 | 0xFFF
-    m[LIMITS_AT + segment] = limit & LOW32
+    m[LIMITS_AT + segment] = limit_of(descriptor)
     m[RIGHTS + segment] = rights | 1 if rights & modes.AR_S else rights
 
 

@@ -16,18 +16,22 @@ from vtsim.cpu.codes import (
     RF_RF,
     UD,
 )
-from vtsim.cpu.exit_rules import BIT, NEEDED, UNDEFINED, WHERE
+from vtsim.cpu.exit_rules import BIT, LEAF_7, NEEDED, UNDEFINED, WHERE
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective
 from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.information import instruction_information, instruction_qualification
+from vtsim.cpu.kernels.posted_interrupts import tertiary_controls
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.kernels.values import cpuid_register
 
 # fmt: off
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
+CR4_KL: int = 1 << 19
+LEAVES: int = 63                  # leaves with a bit of their own in a bitmap; one more stands for the rest
 COUNTERS: int = 2                  # of processors that do not enumerate them
 # fmt: on
 
@@ -67,8 +71,26 @@ def exits_by_itself(m: Record, a: Arena, op: int) -> bool:
         if controls & b.PAUSE_LOOP_EXITING == 0 or m[s.PRIVILEGE] & 1:
             return False
         return pause_loop(m, a)
+    if op == o.LOADIWKEY:
+        return tertiary_controls(m, a) & b.LOADIWKEY_EXITING != 0
+    if op == o.ENCLS:
+        return controls & b.ENABLE_ENCLS_EXITING != 0 and leaf_exits(m, a[at + v.ENCLS_EXITING_BITMAP])
+    if op == o.ENCLV:
+        return controls & b.ENABLE_ENCLV_EXITING != 0 and leaf_exits(m, a[at + v.ENCLV_EXITING_BITMAP])
+    if op == o.PCONFIG:
+        return leaf_exits(m, a[at + v.PCONFIG_EXITING_BITMAP])
     wanted = (m[s.GPR + s.RAX] & 0xFFFFFFFF) | m[s.GPR + s.RDX] << 32  # XSAVES, XRSTORS
     return wanted & m[s.MSR_XSS] & a[at + v.XSS_EXITING_BITMAP] != 0
+
+
+@kernel
+def leaf_exits(m: Record, bitmap: int) -> bool:
+    """Is the leaf in EAX one whose bit is set? Bit 63 stands for leaf 63 and all beyond.
+
+    SDM: "ENCLS-Exiting Bitmap"; "ENCLV-Exiting Bitmap"; "PCONFIG-Exiting Bitmap".
+    """
+    leaf = m[s.GPR + s.RAX] & 0xFFFFFFFF
+    return (bitmap >> min(leaf, LEAVES)) & 1 != 0
 
 
 @kernel
@@ -97,15 +119,25 @@ def undefined(m: Record, a: Arena, op: int) -> bool:
         return True
     if rule & rules.PROTECTED and mode & (modes.REAL | modes.V86):
         return True
+    if rule & rules.ENUMERATED and not enumerated(m, a, op):
+        return True
+    if rule & rules.RING0 and m[s.PRIVILEGE] & 1:
+        return True
     if rule & rules.EXTENDED and m[s.CR4] & CR4_OSXSAVE == 0 and a[A_DECODE]:
         return True
     if rule & rules.CONTROL:
         return m[s.NONROOT] != 0 and secondary(m, a) & NEEDED[op] == 0 and a[A_DECODE] != 0
     if rule & rules.SCE:
         return mode != 0 or m[s.EFER] & 1 == 0
-    if rule & rules.SMX:
-        return m[s.CR4] & CR4_SMXE == 0 and a[A_DECODE] != 0
-    return rule & rules.RING0 and m[s.PRIVILEGE] & 1 != 0
+    return rule & rules.SMX != 0 and m[s.CR4] & CR4_SMXE == 0 and a[A_DECODE] != 0
+
+
+@kernel
+def enumerated(m: Record, a: Arena, op: int) -> bool:
+    """Does CPUID say that the processor has this instruction, and CR4 that it may be used?"""
+    if (cpuid_register(a, 7, 0, LEAF_7[op, 0]) >> LEAF_7[op, 1]) & 1 == 0:
+        return False
+    return op != o.LOADIWKEY or m[s.CR4] & CR4_KL != 0
 
 
 @kernel
@@ -140,7 +172,7 @@ def before_exits(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return raise_exception(m, UD, 0, 0)
     if ring3 and op == o.RDPMC and m[s.CR4] & CR4_PCE == 0:
         return raise_exception(m, GP, 1, 0)
-    if ring3 and (op == o.RDTSC or op == o.RDTSCP) and m[s.CR4] & CR4_TSD:
+    if ring3 and (op == o.RDTSC or op == o.RDTSCP or op == o.TPAUSE or op == o.UMWAIT) and m[s.CR4] & CR4_TSD:
         return raise_exception(m, GP, 1, 0)
     if m[s.MODE] & modes.V86 and (m[s.RFLAGS] >> 12) & 3 != 3:
         if op == o.INT or op == o.IRET or op == o.PUSHF or op == o.POPF:

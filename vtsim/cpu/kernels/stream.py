@@ -14,7 +14,7 @@ from vtsim.base.memory import is_memory, touch
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED
+from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED, WINDOW_EMPTY
 from vtsim.cpu.kernels.caches import data_miss, probe, probe_at_once
 from vtsim.cpu.kernels.ept_walk import READ, WRITE
 from vtsim.cpu.kernels.exceptions import raise_fault
@@ -24,6 +24,7 @@ from vtsim.cpu.kernels.translate import translate
 
 QUANTILES: int = 4096  # intervals of a zipf table
 LINE: int = 64
+RECORDED_ACCESS: int = (1 << o.RECORDED_WORK) - 1
 FORESEEN_LINES, FORESEEN_ACCESSES = 1 << 15, 64  # 2 MiB: smaller regions are in the host's caches anyway
 
 
@@ -123,16 +124,31 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     if pattern == o.ZIPF and (table < 0 or table + QUANTILES >= a.shape[0]):
         m[s.STOP] = MODEL_FAULT
         return STOPPED
+    empty = False
+    words = 0  # arena index of the word with number 0
+    last = 0
+    if pattern == o.RECORDED:
+        words = table + o.WINDOW_WORDS - a[table + o.WINDOW_FIRST]
+        last = a[table + o.WINDOW_END]
+        if position < a[table + o.WINDOW_FIRST] or words + last > a.shape[0]:
+            m[s.STOP] = MODEL_FAULT
+            return STOPPED
     while left > 0 and m[s.CYCLE] < m[s.LIMIT]:
         access = READ
         batch = 1
         before = random
         if pattern == o.RECORDED:
-            if table + position < 0 or table + position >= a.shape[0]:
-                m[s.STOP] = MODEL_FAULT
-                return STOPPED
-            entry = a[table + position]
-            gva = base + (entry >> 1)
+            if position >= last:
+                empty = True
+                break
+            entry = a[words + position]
+            work = (entry >> o.RECORDED_WORK) & 0x7FFF
+            if entry < 0:
+                passes(m, work)
+                position += 1
+                left -= 1
+                continue
+            gva = base ^ (entry & RECORDED_ACCESS) >> 1
             access = entry & 1
         else:
             if pattern == o.SEQUENTIAL or pattern == o.STRIDED:
@@ -198,7 +214,11 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             position += stride * batch
             if position >= region:
                 position = 0
-    if left <= 0 or ended != NEXT:  # cut by LIMIT, it waits only if an event is taken there
+    if empty:  # the engine stops at the boundary before the next op, where a horizon would cut the stream too
+        m[s.STOP] = WINDOW_EMPTY
+        m[s.STOP_A] = table
+        m[s.LIMIT] = 0
+    elif left <= 0 or ended != NEXT:  # cut by LIMIT, it waits only if an event is taken there
         drain(m, a)
     a[m[s.OWNER] + k.ACCESSES] += done
     m[s.GPR + s.RCX] = left

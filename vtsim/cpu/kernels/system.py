@@ -225,7 +225,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if op == o.CPUID:
         cpuid(m, a)
     elif op == o.RDTSC or op == o.RDTSCP:
-        tsc = time_stamp(m)
+        tsc = time_stamp(m, a)
         m[s.GPR + s.RAX] = tsc & 0xFFFFFFFF
         m[s.GPR + s.RDX] = (tsc >> 32) & 0xFFFFFFFF
         if op == o.RDTSCP:

@@ -11,6 +11,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
+    GUEST_L1D,
     GUEST_REFERENCES,
     PWC_HITS,
 )
@@ -143,7 +144,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             a[owner + GUEST_REFERENCES] += 1
             entry = 0
             if is_memory(a, at):
-                m[WALK_LATENCY] += read_line(m, a, t, at)
+                m[WALK_LATENCY] += read_line(m, a, t, at, GUEST_L1D)
                 entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)

@@ -26,7 +26,7 @@ class Stage:
     """What the writer of a loop knows about the place where it stands.
 
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
-    integers for streams to read and gives their arena index.
+    integers for streams to read and gives their arena index; what fills a window again comes with it.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Stage:
     profile: Profile
     seed: int
     scaled: Callable[[int], int]
-    place_table: Callable[[Any], int] = field(repr=False)
+    place_table: Callable[..., int] = field(repr=False)
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""

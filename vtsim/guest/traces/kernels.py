@@ -1,4 +1,4 @@
-"""Text to numbers, a block at a time."""
+"""Records to the words that streams read, a block at a time."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,3 +76,109 @@ def parse_lackey(
         sizes[records] = size
         records += 1
     return records, GOOD
+
+
+# --- words: store | address << 1 | work << 48; negative ones have no access ------------------------------------------
+
+ADDRESS_BITS = 47
+WORK_SHIFT, WORK_LIMIT = 48, 0x7FFF
+NO_ACCESS = -1 << 63
+NOTHING = -1
+# state between blocks: the access that waits for the work after it, instructions less those that words stand for
+HELD, OWED, STATE_WORDS = 0, 1, 2
+PAGE_TABLE = 4096
+
+
+@kernel
+def put_work(out: NDArray[np.int64], n: int, state: NDArray[np.int64], work: int) -> int:
+    """Write the access that waits, with `work` instructions after it; the next free place."""
+    held = int(state[HELD])
+    state[OWED] -= work
+    if held != NOTHING:
+        now = min(work, WORK_LIMIT)
+        out[n] = held | now << WORK_SHIFT
+        work -= now
+        n += 1
+        state[HELD] = NOTHING
+    while work > 0:
+        now = min(work, WORK_LIMIT)
+        out[n] = NO_ACCESS | now << WORK_SHIFT
+        work -= now
+        n += 1
+    return n
+
+
+@kernel
+def put_access(out: NDArray[np.int64], n: int, state: NDArray[np.int64], address: int, store: int) -> int:
+    """An access is made: what came before it can be written."""
+    n = put_work(out, n, state, max(int(state[OWED]) - 1, 0))
+    state[OWED] -= 1
+    state[HELD] = address << 1 | store
+    return n
+
+
+@kernel
+def put_instruction(out: NDArray[np.int64], n: int, state: NDArray[np.int64]) -> int:
+    """An instruction begins."""
+    state[OWED] += 1
+    if state[OWED] > WORK_LIMIT:
+        n = put_work(out, n, state, WORK_LIMIT)
+    return n
+
+
+@kernel
+def lackey_words(
+    kinds: NDArray[np.uint8],
+    addresses: NDArray[np.int64],
+    count: int,
+    out: NDArray[np.int64],
+    state: NDArray[np.int64],
+) -> int:
+    """Words from lackey's records; a modification loads, then stores. `out` has room for two a record, and two."""
+    n = 0
+    for i in range(count):
+        kind = int(kinds[i])
+        if kind == FETCH:
+            n = put_instruction(out, n, state)
+            continue
+        if kind != STORE:
+            n = put_access(out, n, state, int(addresses[i]), 0)
+        if kind != LOAD:
+            n = put_access(out, n, state, int(addresses[i]), 1)
+    return n
+
+
+@kernel
+def champsim_words(records: NDArray[np.int64], count: int, out: NDArray[np.int64], state: NDArray[np.int64]) -> int:
+    """Words from ChampSim's records: loads, then stores. `out` has room for six a record, and two."""
+    n = 0
+    for i in range(count):
+        n = put_instruction(out, n, state)
+        for at in range(4, 8):
+            if records[i, at]:
+                n = put_access(out, n, state, int(records[i, at]), 0)
+        for at in range(2, 4):
+            if records[i, at]:
+                n = put_access(out, n, state, int(records[i, at]), 1)
+    return n
+
+
+@kernel
+def finish_words(out: NDArray[np.int64], state: NDArray[np.int64]) -> int:
+    """The last access and the instructions after it."""
+    return put_work(out, 0, state, max(int(state[OWED]), 0))
+
+
+@kernel
+def new_pages(words: NDArray[np.int64], count: int, seen: NDArray[np.int64], out: NDArray[np.int64]) -> int:
+    """Numbers of pages that words touch, without most of the repetitions: `seen` remembers some."""
+    n = 0
+    for i in range(count):
+        word = int(words[i])
+        if word >= 0:
+            page = (word >> 13) & ((1 << ADDRESS_BITS - 12) - 1)
+            if seen[page & (PAGE_TABLE - 1)] != page:
+                seen[page & (PAGE_TABLE - 1)] = page
+                out[n] = page
+                n += 1
+    return n

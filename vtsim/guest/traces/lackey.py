@@ -8,26 +8,22 @@ Not modelled: which thread made an access; the program's system calls.
 
 from __future__ import annotations
 
-import gzip
-import lzma
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError, Problem
+from vtsim.guest.traces.content import BLOCK_BYTES, reading
 from vtsim.guest.traces.kernels import FETCH, GOOD, LOAD, MODIFY, STORE, parse_lackey
 
 __all__ = ["FETCH", "LOAD", "MODIFY", "STORE", "MemoryBlock", "read_lackey"]
 
-BLOCK_BYTES: Final = 1 << 20
 LINE_LIMIT: Final = 4096
 SHORTEST_RECORD: Final = 7  # "I  0,1" and its newline
-OPENERS: Final = ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ\x00", lzma.open))
 WANTED: Final = "lines look like 'I  0401ab70,3' for a fetch, ' L 1fff000768,8' for a load, S store, M both"
 
 
@@ -42,27 +38,25 @@ class MemoryBlock:
     def __len__(self) -> int:
         return len(self.kind)
 
+    def __getitem__(self, part: slice) -> MemoryBlock:
+        return MemoryBlock(kind=self.kind[part], address=self.address[part], size=self.size[part])
+
 
 def read_lackey(path: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[MemoryBlock]:
     """Yield a trace's accesses in order, or raise `ConfigError` with the line that cannot be read."""
     lines, records, rest = 0, 0, b""
-    try:
-        with _open(path) as file:
-            while data := file.read(block_bytes):
-                text = rest + data
-                end = text.rfind(b"\n") + 1
-                if len(text) - end > LINE_LIMIT:
-                    raise _malformed(path, lines + text.count(b"\n", 0, end), text[end:])
-                block = _parse(path, text, end, lines)
-                lines += text.count(b"\n", 0, end)
-                rest = text[end:]
-                records += len(block)
-                if len(block):
-                    yield block
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ConfigError(f"the compressed file is damaged or truncated ({error})", file=str(path)) from None
-    except OSError as error:
-        raise ConfigError(error.strerror or str(error), file=str(path)) from None
+    with reading(path) as content:
+        while data := content.read(block_bytes):
+            text = rest + data
+            end = text.rfind(b"\n") + 1
+            if len(text) - end > LINE_LIMIT:
+                raise _malformed(path, lines + text.count(b"\n", 0, end), text[end:])
+            block = _parse(path, text, end, lines)
+            lines += text.count(b"\n", 0, end)
+            rest = text[end:]
+            records += len(block)
+            if len(block):
+                yield block
     if rest:
         last = _parse(path, rest + b"\n", len(rest) + 1, lines)
         records += len(last)
@@ -70,15 +64,6 @@ def read_lackey(path: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator
             yield last
     if not records:
         raise ConfigError("no memory access in this file", file=str(path), help=WANTED)
-
-
-def _open(path: str | Path) -> IO[bytes]:
-    with Path(path).open("rb") as file:
-        start = file.read(6)
-    for magic, opener in OPENERS:
-        if start.startswith(magic):
-            return opener(path, "rb")  # type: ignore[return-value]
-    return Path(path).open("rb")
 
 
 def _parse(path: str | Path, text: bytes, end: int, lines: int) -> MemoryBlock:

@@ -120,6 +120,7 @@ class Bench:
     def _identify(self, environment: Environment) -> None:
         self.engine.vmx(environment.capabilities)
         self.engine.cpuid_table((*leaf, *answer) for leaf, answer in environment.cpuid.items())
+        self.record[s.SAVED_MSRS] = self.m[s.SAVED_MSRS]
         self.processor = environment.processor
 
     def execute(self, instruction: str) -> bool:

@@ -15,7 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import ept, events, instructions, mmio, ports, schedule, shadow
+from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
@@ -53,6 +53,7 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.MSR_WRITE:           instructions.write_msr,
     x.EPT_VIOLATION:       ept.violation,
     x.EPT_MISCONFIG:       mmio.misconfiguration,
+    x.PML_FULL:            dirty_log.log_full,
     x.WBINVD:              instructions.ignore,
     x.XSETBV:              instructions.set_xcr0,
     x.PAUSE_INSTRUCTION:   instructions.ignore,

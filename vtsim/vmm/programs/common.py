@@ -7,13 +7,13 @@ from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
-from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID
-from vtsim.vmm.programs import apic, ept, events, instructions, msr_switch, schedule, shadow, timer
+from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID, PML_FULL
+from vtsim.vmm.programs import apic, dirty_log, ept, events, instructions, msr_switch, schedule, shadow, timer
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
 # exits that only one way of virtualizing memory has
-OF_PAGING: Final = {EPT_VIOLATION: "ept", EPT_MISCONFIG: "ept", INVLPG: "shadow", INVPCID: "shadow"}
+OF_PAGING: Final = {EPT_VIOLATION: "ept", EPT_MISCONFIG: "ept", PML_FULL: "ept", INVLPG: "shadow", INVPCID: "shadow"}
 
 
 def handler_label(labels: Mapping[str, int], reason: int) -> str:
@@ -25,7 +25,9 @@ def handler_label(labels: Mapping[str, int], reason: int) -> str:
 def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
     """The exit reasons that a personality has a path for, with this way of virtualizing memory."""
     for owner, reason in exit_paths:
-        if owner == personality and OF_PAGING.get(reason, vmm.paging) == vmm.paging:
+        if owner != personality or OF_PAGING.get(reason, vmm.paging) != vmm.paging:
+            continue
+        if reason != PML_FULL or vmm.dirty_log.method == "pml":
             yield reason
 
 
@@ -44,6 +46,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
         instructions.load_cr3(a, path)
         a.activity = ops.MEMORY_MANAGEMENT
         ept.subroutines(a, path)
+        if path.vmm.dirty_log.on:
+            dirty_log.subroutines(a, path)
     else:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)

@@ -4,7 +4,7 @@ The host page is found in the page tables of the VM's process; where it is missi
 makes it. Leaf sizes follow what backs the memory.
 
 SDM: "EPT Violations"; "Exit Qualification for EPT Violations"; "EPT Misconfigurations".
-Not modelled: reclaim; dirty logging; page-modification log; recovery of split huge pages in the background.
+Not modelled: reclaim; recovery of split huge pages in the background.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
+from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.words import kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -39,6 +40,8 @@ def violation(a: Assembler, path: Path) -> None:
     a.vmread(R12, "EXIT_QUALIFICATION")
     a.vmread(R13, "GUEST_PHYSICAL_ADDRESS")
     work(a, path, "ept_violation")
+    if path.vmm.dirty_log.on:
+        dirty_log.protected_page(a, path)
     find_slot(a)
     a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
     a.test(RAX, at.SLOT_PRIVATE)
@@ -96,6 +99,10 @@ def map_page(a: Assembler, path: Path) -> None:
     work(a, path, "map_page")
     a.mov(R11, 1)
     if path.vmm.ept.page_size >= LARGE:
+        if path.vmm.dirty_log.on:
+            a.ld(RAX, vcpu("LOGGING"))
+            a.test(RAX, register=RAX)
+            a.jcc(ops.CC_NZ, "map_small")
         a.cmp(RBP, 2)
         a.jcc(ops.CC_NZ, "map_small")
         _in_one_slot(a, "map_small")
@@ -134,6 +141,8 @@ def map_page(a: Assembler, path: Path) -> None:
     a.test(RAX, at.SLOT_READ_ONLY)
     a.jcc(ops.CC_NZ, "map_read_only")
     a.or_(RDX, EPT_WRITTEN)
+    if path.vmm.dirty_log.on:
+        dirty_log.mark(a, path, "map_write")
     a.jmp("map_write")
     a.label("map_read_only")
     a.or_(RDX, READ_EXECUTE)

@@ -26,6 +26,10 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.ld(RCX, cpu("RESCHEDULE"))
     a.test(RCX, register=RCX)
     a.jcc(ops.CC_NZ, "schedule")
+    if path.vmm.dirty_log.on:
+        a.ld(RCX, vcpu("LOG_DUE"))
+        a.test(RCX, register=RCX)
+        a.jcc(ops.CC_NZ, "log_due")
     zero(a, RCX)
     a.st(vcpu("REQUEST"), RCX)
     a.test(RAX, at.REQUEST_EVENTS)

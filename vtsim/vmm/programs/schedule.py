@@ -112,6 +112,8 @@ def die(a: Assembler, path: Path) -> None:
     a.st_value(vcpu("STATE"), at.ENDED)
     zero(a, RAX)
     a.st(vcpu("DEADLINE"), RAX)
+    if path.vmm.dirty_log.on:
+        a.st(vcpu("LOG_AT"), RAX)
     a.ld(RAX, cpu("ALIVE"))
     a.sub(RAX, 1)
     a.st(cpu("ALIVE"), RAX)

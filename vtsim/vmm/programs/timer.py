@@ -38,16 +38,17 @@ def program_timer(a: Assembler, path: Path) -> None:
     a.ld(RDI, cpu("SELF"))
     a.label("program_next")
     a.ld(RSI, Mem(RDI, at.C["LIST"]))
-    a.ld(RAX, Mem(RSI, at.V["DEADLINE"]))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "program_later")
-    a.test(RBX, register=RBX)
-    a.jcc(ops.CC_Z, "program_take")
-    a.cmp(RAX, register=RBX)
-    a.jcc(ops.CC_AE, "program_later")
-    a.label("program_take")
-    a.copy(RBX, RAX)
-    a.label("program_later")
+    for deadline in ("DEADLINE", "LOG_AT") if path.vmm.dirty_log.on else ("DEADLINE",):
+        a.ld(RAX, Mem(RSI, at.V[deadline]))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_Z, f"program_past_{deadline}")
+        a.test(RBX, register=RBX)
+        a.jcc(ops.CC_Z, f"program_{deadline}")
+        a.cmp(RAX, register=RBX)
+        a.jcc(ops.CC_AE, f"program_past_{deadline}")
+        a.label(f"program_{deadline}")
+        a.copy(RBX, RAX)
+        a.label(f"program_past_{deadline}")
     a.add(RDI, 8)
     a.loop("program_next")
     if path.profile.features.tsc_deadline:
@@ -105,6 +106,8 @@ def expire(a: Assembler, path: Path) -> None:
     a.ld(R13, cpu("COUNT"))
     a.label("expire_next")
     a.ld(R15, Mem(R12, at.C["LIST"]))
+    if path.vmm.dirty_log.on:
+        log_time(a)
     a.ld(RAX, vcpu("DEADLINE"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "expire_later")
@@ -143,6 +146,20 @@ def expire(a: Assembler, path: Path) -> None:
     want_cpu(a)
     a.label("no_tick")
     a.call("program_timer")
+
+
+def log_time(a: Assembler) -> None:
+    """Dirty logging of the vCPU in R15 has something to do when LOG_AT has passed (now: R14). Changes RAX."""
+    a.ld(RAX, vcpu("LOG_AT"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "log_later")
+    a.cmp(RAX, register=R14)
+    a.jcc(ops.CC_A, "log_later")
+    zero(a, RAX)
+    a.st(vcpu("LOG_AT"), RAX)
+    a.st_value(vcpu("LOG_DUE"), 1)
+    request(a)
+    a.label("log_later")
 
 
 def write_initial_count(a: Assembler, path: Path) -> None:

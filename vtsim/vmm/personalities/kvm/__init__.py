@@ -19,7 +19,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs import ept, events, instructions, mmio, schedule, shadow
+from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
@@ -83,6 +83,7 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.PAUSE_INSTRUCTION:   pause,
     x.EPT_VIOLATION:       ept.violation,
     x.EPT_MISCONFIG:       mmio.misconfiguration,
+    x.PML_FULL:            dirty_log.log_full,
     x.WBINVD:              instructions.ignore,
     x.XSETBV:              instructions.set_xcr0,
 }
@@ -157,7 +158,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.op(ops.STI)
     work(a, path, "exit_common")
     if path.capabilities.supports("ENABLE_PML"):
-        a.vmread(RAX, "PML_INDEX", comment="vmx_flush_pml_buffer")
+        dirty_log.empty_at_exit(a, path)
     a.test(RBX, ENTRY_FAILURE)
     a.jcc(ops.CC_NZ, "unexpected")
     a.jmp_mem(Mem(displacement=path.addresses["handlers"], index=RBX, scale=8))

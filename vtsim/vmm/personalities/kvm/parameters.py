@@ -15,6 +15,7 @@ from vtsim.vmm.shadow import KVM_PARAMETERS
 SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
 CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
 ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB multihit erratum"
+LOCKLESS: Final = "KVM: fast page fault, Linux 3.6 on"
 RELOAD: Final = "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"
 IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
 SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
@@ -59,6 +60,10 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "host_page_fault":     _length(600, "get_user_pages, handle_mm_fault, allocation of a page", SIZE),
     "unmap_notifier":      _length(300, "mmu_notifier_invalidate_range, kvm_unmap_gfn_range", SIZE),
     "set_memory":          _length(2000, "kvm_set_memory_region, kvm_mmu_zap_all_fast, synchronize_srcu apart", SIZE),
+    "mark_dirty":          _length(30, "mark_page_dirty_in_slot, the bit apart"),
+    "fast_page_fault":     _length(120, "fast_page_fault, look-up apart"),
+    "start_dirty_log":     _length(2000, "kvm_mmu_slot_apply_flags, walking apart", SIZE),
+    "collect_dirty_log":   _length(1500, "kvm_vm_ioctl_get_dirty_log, walking apart", SIZE),
     "make_mmio_entry":     _length(100, "handle_abnormal_pfn, make_mmio_spte"),
     "misconfiguration":    _length(80, "handle_ept_misconfig, handle_mmio_page_fault"),
     "emulate":             _length(500, "x86_emulate_instruction: decode, execute, write back; fetch apart", SIZE),
@@ -94,6 +99,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     # switches and sizes
     **KVM_PARAMETERS,
     "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", ERRATUM),
+    "lockless_faults":     _switch(1, "pages protected by dirty logging are fixed without mmu_lock", LOCKLESS),
     "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),
     "ignore_msrs":         _switch(0, "unknown MSRs read as 0 and are written in vain", IGNORE),
 }

@@ -1,0 +1,166 @@
+"""Dirty logging: every page that was written is found, once for each collection, and at the price that the manual says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.vmm.machines import DATA, MIB, Machine, machine, tiny_guest
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError
+from vtsim.cpu import accounts as k
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.slots import RAX, RBX, RCX
+from vtsim.ept.tables import PAGING, Table
+from vtsim.vmcs import reasons as x
+from vtsim.vmm.spec import DirtyLogSpec, EptSpec, VmmSpec
+
+METHODS = ("write-protect", "pml")
+LONG = 1 << 40  # ns: the log is not collected within a test
+OFTEN = {"period": 100_000}
+TABLES = 12  # of the guest, at most: with accessed and dirty flags of EPT a walk of them is a write
+
+
+def writer(pages: int, rounds: int = 1, pause: int = 0) -> Any:
+    """Store into `pages` pages one after the other, `rounds` times, with a pause between."""
+
+    def body(a: Assembler) -> None:
+        a.mov(RBX, rounds)
+        a.label("again")
+        if pause:
+            a.work(pause)
+        a.mov(RAX, DATA)
+        a.mov(RCX, pages)
+        a.label("next")
+        a.st(Mem(RAX), RBX)
+        a.add(RAX, 4096)
+        a.loop("next")
+        a.sub(RBX, 1)
+        a.jcc(ops.CC_NZ, "again")
+        a.op(ops.STOP_OP)
+
+    return tiny_guest(body, pages=pages)
+
+
+def logged(guest: Any, method: str, **options: Any) -> Machine:
+    log = {"start": 0, "period": LONG, **options.pop("log", {})}
+    return machine(guest, dirty_log=DirtyLogSpec(method=method, **log), **options).run()
+
+
+def bitmap(m: Machine) -> set[int]:
+    """The guest frames that are marked now."""
+    first = address_in(m, "DIRTY_BITMAP")
+    words = [m.hypervisor.host.load(first + 8 * n) for n in range(m.hypervisor.word(m.vcpu, "DIRTY_WORDS"))]
+    return {64 * n + bit for n, word in enumerate(words) for bit in range(64) if word >> bit & 1}
+
+
+def address_in(m: Machine, name: str) -> int:
+    return m.hypervisor.word(m.vcpu, name) & (1 << 64) - 1
+
+
+def data_frames(m: Machine, pages: int) -> list[int]:
+    root = m.field(m.vcpu, "GUEST_CR3") >> 12
+    table = Table(root=root, format=PAGING, take=lambda: 0, words=lambda g: m.vcpu.memory.contents(g, mem.TABLE))
+    leaves = [table.find(DATA + 4096 * n) for n in range(pages)]
+    return [leaf.frame for leaf in leaves if leaf is not None]
+
+
+@pytest.mark.parametrize("pages", (1, 2, 511, 512, 513, 1024, 1025, 1300))
+def test_newly_dirtied_pages_fill_the_log_once_for_every_512(pages: int) -> None:
+    m = logged(writer(pages), "pml", personality="minimal", populate="prebuilt")
+    extra = len(bitmap(m) | logged_now(m)) - pages  # tables whose accessed flags the walker set, too
+
+    assert m.exits("PML_FULL") == (pages + extra - 1) // 512
+    assert 0 <= extra <= TABLES
+
+
+def logged_now(m: Machine) -> set[int]:
+    """The frames in the part of the log that was not emptied yet."""
+    index = (m.field(m.vcpu, "PML_INDEX") + 1) & 0xFFFF
+    page = address_in(m, "PML_PAGE")
+    return {m.hypervisor.host.load(page + 8 * n) >> 12 for n in range(index, 512)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_page_that_was_written_is_marked(method: str, personality: str) -> None:
+    m = logged(writer(40), method, personality=personality, populate="prebuilt")
+
+    found = bitmap(m) | (logged_now(m) if method == "pml" else set())
+    assert set(data_frames(m, 40)) <= found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pages_that_are_mapped_while_logging_are_marked_as_they_come(method: str, personality: str) -> None:
+    m = logged(writer(40), method, personality=personality)
+
+    assert set(data_frames(m, 40)) <= bitmap(m) | (logged_now(m) if method == "pml" else set())
+
+
+def test_a_page_under_write_protection_is_one_violation_for_each_collection(personality: str) -> None:
+    once, again = (
+        logged(writer(8, rounds, 4000), "write-protect", personality=personality, populate="prebuilt")
+        for rounds in (1, 3)
+    )
+    assert again.exits("EPT_VIOLATION") == once.exits("EPT_VIOLATION")
+
+    m = logged(writer(8, 60, 40_000), "write-protect", personality=personality, populate="prebuilt", log=OFTEN)
+    rounds = m.hypervisor.word(m.vcpu, "DIRTY_ROUNDS")
+    assert rounds > 3
+    assert rounds * once.exits("EPT_VIOLATION") <= m.exits("EPT_VIOLATION")
+    assert m.exits("EPT_VIOLATION") <= (rounds + 1) * once.exits("EPT_VIOLATION")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_collection_finds_what_was_written_since_the_one_before(method: str, personality: str) -> None:
+    m = logged(writer(8, 60, 40_000), method, personality=personality, populate="prebuilt", log=OFTEN)
+
+    rounds, pages = (m.hypervisor.word(m.vcpu, name) for name in ("DIRTY_ROUNDS", "DIRTY_PAGES"))
+    assert rounds > 3
+    assert 8 * (rounds - 1) <= pages <= (8 + TABLES) * (rounds + 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_large_pages_are_split_when_logging_starts(method: str, personality: str) -> None:
+    m = logged(
+        writer(40, 60, 20_000), method, personality=personality, populate="prebuilt", page_size=2 * MIB,
+        huge_pages="always", log={"start": 100_000},
+    )  # fmt: skip
+
+    assert m.vcpu.ept is not None
+    for gfn in data_frames(m, 40):
+        leaf = m.vcpu.ept.find(gfn << 12)
+        assert leaf is not None and leaf.size == 0 and leaf.frame == m.vcpu.memory.frame(gfn)
+    assert set(data_frames(m, 40)) <= bitmap(m) | (logged_now(m) if method == "pml" else set())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_logging_changes_nothing_that_the_guest_computes(method: str, personality: str) -> None:
+    options = {"personality": personality, "page_size": 2 * MIB, "huge_pages": "always"}
+    plain = machine(writer(40, 9, 9_000), **options).run()
+    log = logged(writer(40, 9, 9_000), method, log={"start": 20_000, "period": 30_000}, **options)
+
+    assert [log.data(0, page=n) for n in range(40)] == [plain.data(0, page=n) for n in range(40)]
+
+
+def test_without_lockless_faults_the_same_exits_take_longer() -> None:
+    fast, slow = (
+        logged(writer(64), "write-protect", populate="prebuilt", parameters=(("lockless_faults", value),))
+        for value in (1, 0)
+    )
+
+    assert fast.exits() == slow.exits()
+    assert exit_cycles(fast) < exit_cycles(slow)
+
+
+def exit_cycles(m: Machine) -> int:
+    at = m.engine.owners["vm0"] + k.OWN_EXITS + x.EPT_VIOLATION * k.EXIT_WORDS
+    return int(m.engine.arena[at + k.EXIT_TOTAL])
+
+
+def test_the_log_without_dirty_flags_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        VmmSpec(dirty_log=DirtyLogSpec(method="pml"), ept=EptSpec(accessed_dirty=False))
+
+    assert caught.value.problems[0].message == "the page-modification log needs the dirty flags of EPT"
