@@ -173,18 +173,12 @@ CASES = {
         + at(3, 27, "  cpu: {tlb: {stlb: {ways: 7}}}")
         + " help: ways can be 3, 6, 12, 24, 48",
     ),
-    "a hypervisor that the processor cannot run": (
-        CPUID + "vmm:\n  personality: kvm\nmachine: {profile: p4-672}\n",
-        "s.yaml:3: vmm.personality: this needs EPT (ENABLE_EPT), which profile 'p4-672' does not have"
-        + at(3, 15, "  personality: kvm")
+    "a way of paging that the processor does not have": (
+        CPUID + "vmm:\n  paging: ept\nmachine: {profile: p4-672}\n",
+        "s.yaml:3: vmm.paging: this needs EPT (ENABLE_EPT), which profile 'p4-672' does not have"
+        + at(3, 10, "  paging: ept")
         + " help: profiles that have it: clx-6252, clx-8269cy, nehalem-ep, skx-4114, snb-e5-2450; "
-        "or vmm.personality 'minimal', which can do without",
-    ),
-    "a default that the processor cannot run": (
-        CPUID + "machine: {profile: p4-672}\n",
-        "s.yaml: vmm.personality: this needs EPT (ENABLE_EPT), which profile 'p4-672' does not have\n"
-        " help: profiles that have it: clx-6252, clx-8269cy, nehalem-ep, skx-4114, snb-e5-2450; "
-        "or vmm.personality 'minimal', which can do without",
+        "or vmm.paging 'shadow', which can do without",
     ),
     "a missing trace": (
         phase("{primitive: replay, trace: no.npz}"),

@@ -134,7 +134,7 @@ def test_what_is_left_open_follows_the_processor() -> None:
     vmm = parse_scenario(SMALLEST, ["machine.profile=p4-672", "vmm.personality=minimal"]).vmm
 
     assert (vmm.paging, vmm.vpid, vmm.tpr_shadow, vmm.ept.accessed_dirty) == (
-        "static-shadow",
+        "shadow",
         False,
         False,
         False,

@@ -148,7 +148,7 @@ def test_the_initial_count_register_times_too(personality: str) -> None:
 
 
 def test_vms_of_one_cpu_take_turns_and_all_finish(personality: str) -> None:
-    m = machine(worker(300), sleeper(3), worker(200), personality=personality, tick_ns=20_000).run(until=10_000_000)
+    m = machine(worker(600), sleeper(3), worker(200), personality=personality, tick_ns=20_000).run(until=10_000_000)
 
     assert sorted(m.finished) == ["vm0", "vm1", "vm2"]
     assert m.finished[0] == "vm2"  # the shortest of the workers, which share fairly

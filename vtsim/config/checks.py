@@ -10,7 +10,6 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.spec import ReplaySpec
 from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -61,7 +60,7 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     if vmm.technique == "native":
         paging = "none"
     elif vmm.paging == "auto":
-        paging = "static-shadow" if vmm.personality == "minimal" and not can("ENABLE_EPT") else "ept"
+        paging = "ept" if can("ENABLE_EPT") else "shadow"
     else:
         paging = vmm.paging
     ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
@@ -93,7 +92,7 @@ def _given(wish: bool | None, possible: bool) -> bool:
 def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
     """Yield the path, the words and the VMX feature of everything the hypervisor is asked to use."""
     if vmm.paging == "ept":
-        yield ("personality" if vmm.personality == "kvm" else "paging"), "EPT", "ENABLE_EPT"
+        yield "paging", "EPT", "ENABLE_EPT"
         if vmm.ept.accessed_dirty:
             yield "ept.accessed_dirty", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
         if vmm.ept.page_size in PAGE_FEATURES:
@@ -118,11 +117,11 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if capabilities.supports(feature):
             continue
         able = [other for other in profile_names() if _capabilities(load_profile(other)).supports(feature)]
-        minimal = "; or vmm.personality 'minimal', which can do without" if path == "personality" else ""
+        instead = "; or vmm.paging 'shadow', which can do without" if path == "paging" else ""
         yield Problem(
             path=f"vmm.{path}",
             message=f"this needs {words} ({feature}), which profile {profile.name!r} does not have",
-            help=f"profiles that have it: {', '.join(able)}{minimal}" if able else _newer(feature),
+            help=f"profiles that have it: {', '.join(able)}{instead}" if able else _newer(feature),
         )
 
 
@@ -190,21 +189,7 @@ def _parameters_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]
             yield from error.problems
 
 
-def _shadow_tables_are_static(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
-    """Shadow tables that are built before the guest starts must find the guest's tables complete."""
-    if scenario.vmm.technique == "native" or scenario.vmm.paging != "static-shadow":
-        return
-    for number, vm in enumerate(scenario.vms):
-        if any(isinstance(phase, ReplaySpec) for p in vm.guest.processes for phase in p.phases):
-            yield Problem(
-                path=f"vms.{number}.guest.processes.0.phases.0.primitive",
-                message="a recorded guest builds its tables as it goes, and paging 'static-shadow' needs them before",
-                help="paging can be ept, none for a recorded guest",
-            )
-
-
 CHECKS: tuple[Check, ...] = (
-    _shadow_tables_are_static,
     _features_exist,
     _kernels_can_run,
     _memory_is_addressable,

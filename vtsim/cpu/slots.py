@@ -132,8 +132,15 @@ MTRR_VARIABLE: Final = 688
 MTRR_FIXED: Final = 704
 MTRR_DEFAULT: Final = 715
 CLOCKS: Final = 716
+# work area of the shadow-paging hooks: what they loaded of the pool, what they tell their program, a word for each level
+(SHADOW_POOL, SHADOW_DIRECT, SHADOW_GUEST, SHADOW_TABLES, SHADOW_NOTES, SHADOW_RECORDS, SHADOW_FRAMES, SHADOW_BUCKETS,
+ SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE) = range(736, 748)
+SHADOW_STACK: Final = 752
+# the store of a hook that was refused last: its address and value. An emulator may have done it meanwhile.
+REFUSED_AT, REFUSED_VALUE = 760, 761
+SHADOW_MARKS: Final = 762  # a second stack, of five words
 
-RECORD_SLOTS: Final = 720
+RECORD_SLOTS: Final = 768
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -69,10 +69,10 @@ class Needs:
     extra_words: int
 
 
-def needs(vm: VmSpec, profile: Profile) -> Needs:
+def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False) -> Needs:
     """Return what an engine must have room for, so that `build_guest` and the guest find it."""
     guest = vm.guest
-    if recording := recorded(guest, profile):
+    if recording := recorded(guest, profile, shadow=shadow):
         return Needs(pool_pages=BASE_POOL, code_pages=0, rows=0, extra_words=recording.words)
     spaces = _spaces(guest, profile)
     phases = sum(len(process.phases) for process in guest.processes)
@@ -96,16 +96,16 @@ def _rows(phase: Any) -> int:
     return ROWS_PER_PHASE + _table_words(phase) // 1024
 
 
-def recorded(guest: GuestSpec, profile: Profile) -> Recording | None:
+def recorded(guest: GuestSpec, profile: Profile, *, shadow: bool = False) -> Recording | None:
     """The lowered recording that the guest replays, if it does; kept, because lowering takes a while."""
     phases = [phase for process in guest.processes for phase in process.phases]
     files = [Path(phase.trace) for phase in phases if isinstance(phase, ReplaySpec)]
-    return _lowered(guest, profile.clock_hz, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
+    return _lowered(guest, profile.clock_hz, shadow, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
 
 
 @lru_cache(maxsize=2)
-def _lowered(guest: GuestSpec, clock_hz: int, versions: tuple[int, ...]) -> Recording | None:
-    return recording_of(guest, clock_hz)
+def _lowered(guest: GuestSpec, clock_hz: int, shadow: bool, versions: tuple[int, ...]) -> Recording | None:
+    return recording_of(guest, clock_hz, shadow)
 
 
 def build_guest(
@@ -117,13 +117,14 @@ def build_guest(
     shuffled: bool = True,
     work_scale: float = 1.0,
     extra: int = 0,
+    shadow: bool = False,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
     `extra` is how many words of the engine's extra area earlier guests use. Raises `ConfigError` where the
     memory does not suffice.
     """
-    if recording := recorded(vm.guest, profile):
+    if recording := recorded(vm.guest, profile, shadow=shadow):
         return build_replay(recording, memory, memory.engine.extra + extra)
     return Builder(
         guest=vm.guest,

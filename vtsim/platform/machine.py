@@ -90,7 +90,7 @@ class Vm:
 
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
-    guests = [needs(vm, profile) for vm in scenario.vms]
+    guests = [needs(vm, profile, shadow=on_shadow(scenario)) for vm in scenario.vms]
     below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms])
     return Geometry(
         cpus=scenario.machine.cpus,
@@ -159,7 +159,7 @@ class Machine:
         guests = []
         for vm in self.vms:
             spec, build = vm.spec, partial(self._build, vm, extra=extra)
-            extra += needs(spec, self.profile).extra_words
+            extra += needs(spec, self.profile, shadow=on_shadow(scenario)).extra_words
             guests.append(
                 Guest(
                     name=spec.name,
@@ -167,7 +167,7 @@ class Machine:
                     memory=spec.memory,
                     build=build,
                     devices=spec.devices,
-                    recorded=recorded(spec.guest, self.profile) is not None,
+                    recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
         self.hypervisor = build_hypervisor(
@@ -179,8 +179,9 @@ class Machine:
         """Build a VM's guest in its memory."""
         try:
             start = build_guest(
-                vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra
-            )
+                vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
+                shadow=on_shadow(self.scenario),
+            )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
         vm.memory, vm.log, vm.spaces = memory, start.log, start.spaces
@@ -348,8 +349,13 @@ class Machine:
         """The exits of a recorded guest that ran to its end, row by row of its recording."""
         if self.hypervisor is None or len(self.vms) > 1 or self.vms[0].stopped:
             return None
-        recording = recorded(self.vms[0].spec.guest, self.profile)
+        recording = recorded(self.vms[0].spec.guest, self.profile, shadow=on_shadow(self.scenario))
         return None if recording is None else replayed_exits(self.engine, recording)
+
+
+def on_shadow(scenario: Scenario) -> bool:
+    """Do the guests run on shadow tables?"""
+    return scenario.vmm.technique != "native" and scenario.vmm.paging == "shadow"
 
 
 def apply(engine: Engine, cpu: int, start: Start) -> None:

@@ -17,6 +17,7 @@ from vtsim.vmcs.reasons import BY_NUMBER
 RECORDINGS: Final = {
     ("kvm", "ept", "always"): "kvm_ept",
     ("kvm", "ept", "never"): "kvm_ept_4k",
+    ("kvm", "shadow", "always"): "kvm_shadow",
 }
 
 

@@ -36,7 +36,7 @@ class Hypervisor:
 
     technique: str   = key("", "how the guest kernel is virtualized; `native` means no hypervisor")
     personality: str = key("", "whose hypervisor programs run; empty when native")
-    paging: str      = key("", "`ept`, `static-shadow` or `none`")
+    paging: str      = key("", "`ept`, `shadow` or `none`")
 
 
 @frozen(kw_only=True)

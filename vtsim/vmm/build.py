@@ -33,7 +33,7 @@ from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
 from vtsim.vmm.settings import resolve_parameters
-from vtsim.vmm.shadow import Shadow
+from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.spec import VmmSpec
 
 REASONS: Final = 96
@@ -64,7 +64,7 @@ def build_hypervisor(
     host = Host(engine, profile)
     parameters = resolve_parameters(vmm)
     handlers, wire, zero_page = host.reserve(), host.reserve(), host.zero_page
-    large = vmm.ept.page_size > 4096 and vmm.paging == "ept"
+    large = vmm.ept.page_size > 4096
     gib = vmm.ept.page_size == GIB and vmm.ept.populate == "prebuilt"
     size = GIB // 4096 if gib else BLOCK
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
@@ -79,10 +79,11 @@ def build_hypervisor(
     }  # fmt: skip
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
-    controls = vmcs.controls(_with_options(wanted, vmm), capabilities, profile.name)
+    wanted = _with_options(wanted, vmm)
+    controls = vmcs.controls(wanted, capabilities, profile.name)
     program = _place_kernel(host, path)
     user = _assemble_user(path)
-    parts = [_reserve_vcpu(host, guest, user, vmm) for guest in guests]
+    parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
     free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
@@ -102,9 +103,7 @@ def build_hypervisor(
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
-        if vmm.paging != "ept":
-            vcpu.memory.back_all(mem.PAGE_BYTES)
-        elif vmm.ept.populate == "prebuilt":
+        if vmm.ept.populate == "prebuilt":
             vcpu.memory.back_all(vmm.ept.page_size)
         start = guest.build(vcpu.memory)
         if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
@@ -126,6 +125,13 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
         more.append("ENABLE_EPT")
     else:
         more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
+        wanted = evolve(
+            wanted,
+            used=tuple(name for name in wanted.used if name != "UNRESTRICTED_GUEST"),
+            exceptions=(*wanted.exceptions, "PF"),
+            cr0_mask=wanted.cr0_mask | CR0_WATCHED,
+            cr4_mask=wanted.cr4_mask | CR4_WATCHED,
+        )
     if vmm.vpid:
         more.append("ENABLE_VPID")
     more += ["USE_TPR_SHADOW"] if vmm.tpr_shadow else ["CR8_LOAD_EXITING", "CR8_STORE_EXITING"]
@@ -146,8 +152,8 @@ def _assemble_user(path: Path) -> Program:
     return a.assemble()
 
 
-def _reserve_vcpu(host: Host, guest: Guest, user: Program, vmm: VmmSpec) -> Vcpu:
-    size = guest.memory
+def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
+    size, vmm = guest.memory, path.vmm
     page, region, process = host.reserve(), host.reserve(), host.process()
     address = at.frame_address(page) + at.STACK_BYTES
     tables = table_frames(size)
@@ -167,9 +173,13 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, vmm: VmmSpec) -> Vcpu
         ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words)
         if top:  # guest-physical addresses have fewer than 48 bits
             process.words(top)[0] = ept.root << 12 | EPT.interior
+    shadow = None
+    if vmm.paging == "shadow":
+        slots_end = board.slots_at_reset(size)[-1][1] if CHIPSET in guest.devices else 0
+        shadow = reserve_pool(host, size, path["shadow_permille"], slots_end)
     memory = VmMemory(host.engine, size, backing, None)
     return Vcpu(
-        name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept,
+        name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
         log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
@@ -206,13 +216,17 @@ def _fill_vmcs(
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
             "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
-    if vmm.paging == "static-shadow":
-        shadow, roots = Shadow(host, vcpu.memory), dict.fromkeys((start.cr3, *start.roots))
-        table = host.reserve_late(mem.VALUES)
-        rows = [(root & e.ADDRESS, shadow.of(root)) for root in roots]
-        host.store_many(table, np.array(rows, np.int64).ravel())
-        fields["GUEST_CR3"] = rows[0][1]
-        values |= {"SHADOW_ROOTS": at.frame_address(table), "SHADOW_ENTRIES": len(rows)}
+    if vcpu.shadow is not None:
+        root = fill_pool(
+            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,
+            vcpu.process.root,
+        )  # fmt: skip
+        fields["GUEST_CR0"] |= CR0_FORCED
+        fields["GUEST_CR4"] |= CR4_PAE
+        if hypervisor.path.profile.features.nx:
+            fields["GUEST_IA32_EFER"] |= EFER_NX
+        fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
+        values["SHADOW"] = vcpu.shadow.address
     vmcs.write(words, fields)
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)

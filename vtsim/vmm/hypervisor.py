@@ -23,6 +23,7 @@ from vtsim.vmm.memory import Pool, VmMemory
 from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
 from vtsim.vmm.programs.schedule import FINISHED
 from vtsim.vmm.registry import Path
+from vtsim.vmm.shadow import ShadowPool
 
 GuestBuilder = Callable[[PhysicalMemory], Start]
 DEATHS: Final = {
@@ -59,6 +60,7 @@ class Vcpu:
     memory: VmMemory
     ept: Table | None
     ept_top: int  # frame that the EPTP names: the root, or with five levels the table above
+    shadow: ShadowPool | None
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool

@@ -16,7 +16,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
-from vtsim.vmm.programs.common import handler_label
+from vtsim.vmm.programs.common import OF_PAGING, handler_label
 from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.spec import DirtyLogSpec, EptSpec, VmmSpec
@@ -47,10 +47,10 @@ def exit_stages(personality: str, reason: int, profile: Profile) -> Iterator[Exi
     capabilities = GENERATIONS[profile.vmx.generation].capabilities()
     vmm = VmmSpec(
         personality=personality,
-        paging="ept" if capabilities.supports("ENABLE_EPT") or personality == "kvm" else "static-shadow",
+        paging=OF_PAGING.get(reason, "ept" if capabilities.supports("ENABLE_EPT") else "shadow"),
         vpid=capabilities.supports("ENABLE_VPID"),
         tpr_shadow=capabilities.supports("USE_TPR_SHADOW"),
-        ept=EptSpec(accessed_dirty=capabilities.supports("EPT_ACCESSED_DIRTY")),
+        ept=EptSpec(accessed_dirty=reason == x.PML_FULL or capabilities.supports("EPT_ACCESSED_DIRTY")),
         dirty_log=DirtyLogSpec(method="pml" if reason == x.PML_FULL else "off"),
     )
     names = ("idt", "handlers", "wire", "zero_page", "blocks", "tick_cycles", "log_period")

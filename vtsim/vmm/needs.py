@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from vtsim.base.memory import PAGE_WORDS
+from vtsim.base.registry import import_all
 from vtsim.vmm.memory import GIB, gfn_ranges
+from vtsim.vmm.settings import resolve_parameters
+from vtsim.vmm.shadow import frame_limit, shadow_frames
 from vtsim.vmm.spec import VmmSpec
+
+FOUR_GIB = 1 << 32
 
 
 @frozen(kw_only=True)
@@ -24,14 +29,21 @@ class Needs:
 
 def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
-    tables = sum(table_frames(size) for size in memories) * (2 if vmm.paging == "static-shadow" else 1)
+    tables = sum(table_frames(size) for size in memories)
+    shadows = 0
+    if vmm.paging == "shadow":
+        import vtsim.vmm.personalities  # which need this package
+
+        import_all(vtsim.vmm.personalities)
+        permille = resolve_parameters(vmm)["shadow_permille"]
+        shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     return Needs(
-        pool_pages=2 * tables + bitmaps + 256 + 32 * len(memories),
+        pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
         code_pages=24,
         rows=8192,
         owners=1 + len(memories),
-        host_frames=2 * tables + bitmaps + 2048 + 64 * len(memories),
+        host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * len(memories),
     )
 
 

@@ -1,75 +1,160 @@
-"""Shadow tables built beforehand: guest-linear to host-physical, for processors without EPT.
+"""The pool of shadow pages of a VM, laid into the host's memory; what a personality may choose about it.
 
 SDM: "Memory Virtualization".
-Not modelled: changes that the guest makes to its tables later; accessed and dirty flags in the guest's entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import numpy as np
-from attrs import define, field
+from attrs import frozen
 
-from vtsim.base.memory import HOLE_FIRST, HOLE_LAST, PAGE_SHIFT, TABLE
+from vtsim.base import memory as mem
+from vtsim.cpu.profile import Profile
+from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
-from vtsim.ept.tables import ENTRIES, TO_TABLE, Words
-from vtsim.vmm.host import Host
-from vtsim.vmm.memory import VmMemory, gfn_ranges
+from vtsim.guest.machine_view import Start
+from vtsim.vmm import layout as at
+from vtsim.vmm.host import BLOCK, Host
+from vtsim.vmm.memory import gfn_ranges
+from vtsim.vmm.registry import Parameter
+
+LEAST_PAGES: Final = 64
+PERMILLE: Final = 1000
+CR0_WP, CR0_PG, CR4_PAE, CR4_PCIDE, CR4_SMEP, EFER_NX = 1 << 16, 1 << 31, 1 << 5, 1 << 17, 1 << 20, 1 << 11
+# fmt: off
+# bits of CR0 and CR4 that the guest must not change without the monitor: they decide how its tables are read
+CR0_WATCHED: Final = CR0_PG | CR0_WP | 1
+CR4_WATCHED: Final = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 12 | 1 << 17 | CR4_SMEP | 1 << 21 | 1 << 22
+#                    PSE      PAE      PGE      LA57      PCIDE     SMEP       SMAP      PKE
+CR0_FORCED: Final = CR0_PG | CR0_WP | 1 << 5 | 1        # in the processor, whatever the guest believes
+# fmt: on
 
 
-@define(eq=False)
-class Shadow:
-    """Copies of one guest's paging structures with host frames in them; tables that it shares are shared here."""
+def _parameter(value: int, unit: str, source: str, meaning: str) -> Parameter:
+    return Parameter(value=value, unit=unit, source=source, confidence="vendor", meaning=meaning)
 
-    host: Host
-    memory: VmMemory
-    _copies: dict[tuple[int, int], int] = field(factory=dict)
 
-    def of(self, cr3: int) -> int:
-        """The host-physical address of the shadow of a guest's root."""
-        return self._table((cr3 & e.ADDRESS) >> PAGE_SHIFT, 4) << PAGE_SHIFT
+TEXTBOOK: Final = "the simplest monitor: no guess, no delay"
+# fmt: off
+KVM_PARAMETERS: Final[Mapping[str, Parameter]] = {
+    "shadow_permille": _parameter(20, "shadow pages for 1000 pages of guest memory, at least 64",
+                                  "KVM: KVM_PERMILLE_MMU_PAGES, KVM_MIN_ALLOC_MMU_PAGES", "size of the pool"),
+    "shadow_prefetch": _parameter(8, "entries, a power of two", "KVM: PTE_PREFETCH_NUM",
+                                  "leaf entries filled together"),
+    "out_of_sync":     _parameter(1, "flag, 0 or 1", "KVM: mmu_try_to_unsync_pages",
+                                  "leaf tables are writable after the first write, until a flush of the TLB"),
+}
+PLAIN_PARAMETERS: Final[Mapping[str, Parameter]] = {
+    "shadow_permille": _parameter(20, "shadow pages for 1000 pages of guest memory, at least 64",
+                                  "as the kvm personality's", "size of the pool"),
+    "shadow_prefetch": _parameter(1, "entries, a power of two", TEXTBOOK, "leaf entries filled together"),
+    "out_of_sync":     _parameter(0, "flag, 0 or 1", TEXTBOOK,
+                                  "leaf tables are writable after the first write, until a flush of the TLB"),
+}
+# fmt: on
 
-    def _table(self, gfn: int, level: int) -> int:
-        known = self._copies.get((gfn, level))
-        if known is not None:
-            return known
-        words = self.memory.contents(gfn, TABLE)
-        hfn, copy = self._new()
-        self._copies[gfn, level] = hfn
-        present = np.flatnonzero(words & e.PTE_PRESENT)
-        if level == 1:
-            copy[present] = self._leaves((words[present] & e.ADDRESS) >> PAGE_SHIFT, words[present])
-            return hfn
-        for index in present:
-            entry = int(words[index])
-            if entry & e.PTE_LARGE:
-                below = self._split((entry & e.ADDRESS) >> PAGE_SHIFT, level - 1, entry & ~(e.ADDRESS | e.PTE_LARGE))
-                copy[index] = below << PAGE_SHIFT | TO_TABLE
-            else:
-                below = self._table((entry & e.ADDRESS) >> PAGE_SHIFT, level - 1)
-                copy[index] = below << PAGE_SHIFT | entry & ~e.ADDRESS
-        return hfn
 
-    def _split(self, gfn: int, level: int, flags: int) -> int:
-        """A table of 4 KiB pages under a large page of the guest."""
-        hfn, copy = self._new()
-        if level == 1:
-            frames = np.arange(gfn, gfn + ENTRIES)
-            copy[:] = self._leaves(frames, np.full(ENTRIES, flags, np.int64))
-        else:
-            for index in range(ENTRIES):
-                copy[index] = self._split(gfn + index * ENTRIES, level - 1, flags) << PAGE_SHIFT | TO_TABLE
-        return hfn
+@frozen(kw_only=True)
+class ShadowPool:
+    """Where the parts of a VM's pool stand: frames of the host."""
 
-    def _leaves(self, gfns: Words, entries: Words) -> Words:
-        """Entries that lead to the host frames of guest frames; what is not RAM stays a device's address."""
-        assert self.memory.frames is not None
-        ram = np.zeros(len(gfns), bool)
-        for first, end in gfn_ranges(self.memory.size):
-            ram |= (gfns >= first) & (gfns < end)
-        places = np.where(gfns < HOLE_FIRST, gfns, gfns - (HOLE_LAST + 1 - HOLE_FIRST))
-        hfns = np.where(ram, self.memory.frames[np.where(ram, places, 0)], gfns)
-        return hfns << PAGE_SHIFT | entries & ~e.ADDRESS
+    block: int
+    tables: int
+    notes: int
+    records: int
+    frames: int
+    buckets: int
+    pages: int
+    frame_count: int
 
-    def _new(self) -> tuple[int, Words]:
-        hfn = self.host.reserve_late(TABLE)
-        return hfn, self.host.words(hfn, TABLE)
+    @property
+    def address(self) -> int:
+        """The linear address of the pool's words."""
+        return at.frame_address(self.block)
+
+
+def shadow_pages(memory: int, permille: int) -> int:
+    """How many shadow pages a VM with so much memory gets."""
+    return max(LEAST_PAGES, memory // mem.PAGE_BYTES * permille // PERMILLE)
+
+
+def _areas(pages: int, frame_count: int) -> tuple[int, ...]:
+    """Frames of tables, notes, records, words of guest frames and of 2 MiB, buckets."""
+    words = (pages * d.RECORD_BYTES // 8, frame_count + frame_count // BLOCK + 1, d.BUCKET_COUNT)
+    return (pages, pages, *(-(-count // mem.PAGE_WORDS) for count in words))
+
+
+def shadow_frames(memory: int, permille: int, frame_count: int) -> int:
+    """How many frames of the host the pool of a VM takes."""
+    return 1 + sum(_areas(shadow_pages(memory, permille), frame_count))
+
+
+def frame_limit(memory: int, slots_end: int) -> int:
+    """Guest frames that a pool has words for: up to the end of memory, and of the last memory slot."""
+    return max(gfn_ranges(memory)[-1][1], -(-slots_end // mem.PAGE_BYTES))
+
+
+def reserve_pool(host: Host, memory: int, permille: int, slots_end: int) -> ShadowPool:
+    """Take the frames of a pool from the host's own memory."""
+    pages, count = shadow_pages(memory, permille), frame_limit(memory, slots_end)
+    block = host.reserve()
+    tables, notes, records, frames, buckets = (host.reserve(area) for area in _areas(pages, count))
+    return ShadowPool(
+        block=block, tables=tables, notes=notes, records=records, frames=frames, buckets=buckets, pages=pages,
+        frame_count=count,
+    )  # fmt: skip
+
+
+def mode_of(start: Start) -> int:
+    """The paging mode in which a guest starts."""
+    flags = (
+        (d.MODE_WP, start.cr0 & CR0_WP),
+        (d.MODE_NX, start.efer & EFER_NX),
+        (d.MODE_SMEP, start.cr4 & CR4_SMEP),
+        (d.MODE_PAGING, start.cr0 & CR0_PG),
+    )
+    return sum(mode for mode, present in flags if present)
+
+
+def fill_pool(
+    host: Host, pool: ShadowPool, start: Start, profile: Profile, parameters: Mapping[str, int], vcpu: int, root: int
+) -> int:
+    """Write the pool's words, all pages free but the root; the host-physical address of the root.
+
+    `vcpu` is the linear address of the vCPU's structure, `root` the frame of its process's root.
+    """
+    mode = mode_of(start)
+    records = np.zeros((pool.pages, d.RECORD_BYTES // 8), np.int64)
+    records[1:, d.RECORD["NEXT"] // 8] = np.arange(3, pool.pages + 2)
+    records[-1, d.RECORD["NEXT"] // 8] = 0
+    direct = not mode & d.MODE_PAGING
+    frame = 0 if direct else (start.cr3 & e.ADDRESS) // mem.PAGE_BYTES
+    role = 4 | d.ALL_RIGHTS << d.ROLE_RIGHTS | mode << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
+    records[0, d.RECORD["KEY"] // 8] = frame << d.KEY_FRAME | role
+    records[0, d.RECORD["STATE"] // 8] = d.IN_USE
+    host.store_many(pool.records, records.ravel())
+    bucket = (frame ^ frame >> 12) & (d.BUCKET_COUNT - 1)
+    host.store(at.frame_address(pool.buckets) + 8 * bucket, 1)
+    if not direct:
+        host.store(at.frame_address(pool.frames) + 8 * frame, 1 << d.UPPER_TABLES)
+        host.store(at.frame_address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
+    host.words(pool.tables, mem.TABLE)
+    words = {
+        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << 56,
+        "DIRECT": at.HOST_DIRECT, "GUEST": at.USER_RAM,
+        "TABLES": pool.tables << 12, "NOTES": at.frame_address(pool.notes),
+        "RECORDS": at.frame_address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
+        "FRAMES": at.frame_address(pool.frames), "FRAME_COUNT": pool.frame_count,
+        "LARGE": at.frame_address(pool.frames) + 8 * pool.frame_count,
+        "LARGE_NX": int(profile.features.nx and parameters.get("nx_huge_pages", 0) > 0),
+       
+        "BUCKETS": at.frame_address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
+        "OUT_OF_SYNC": parameters["out_of_sync"], "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],
+        "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),
+    }  # fmt: skip
+    for name, value in words.items():
+        host.store(pool.address + d.POOL[name], value)
+    return pool.tables << 12

@@ -19,7 +19,7 @@ class EptSpec:
     page_size: int = setting(sizes(choices=PAGE_SIZES), "Largest page that EPT maps guest memory with", default=4 * KIB)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
-        "Map guest memory when an EPT violation asks for it, or all of it before the guest starts",
+        "Give and map guest memory when an access asks for it, or before the guest starts (shadow entries never are)",
         default="demand",
     )
     levels: int = setting(counts(choices=(4, 5)), "Levels of the EPT paging structures", default=4)
@@ -60,8 +60,8 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "static-shadow", "none")),
-        "What translates guest-physical addresses: EPT, shadow tables built beforehand, nothing (native)",
+        Text(choices=("auto", "ept", "shadow", "none")),
+        "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(
@@ -89,7 +89,7 @@ class VmmSpec:
             raise ConfigError(
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
-                help="paging can be ept, static-shadow",
+                help="paging can be ept, shadow",
             )
         if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
             raise ConfigError(
@@ -102,10 +102,4 @@ class VmmSpec:
                 "the page-modification log needs the dirty flags of EPT",
                 field="dirty_log.method",
                 help="method can be write-protect; or let ept.accessed_dirty be true",
-            )
-        if self.paging == "static-shadow" and self.personality == "kvm" and not native:
-            raise ConfigError(
-                "the kvm personality does not have shadow tables that are built beforehand",
-                field="paging",
-                help="paging can be ept; or choose personality 'minimal'",
             )

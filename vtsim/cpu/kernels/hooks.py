@@ -2,7 +2,8 @@
 
 A hook sees registers and simulated memory only. Every load and store that it stands for goes through TLBs and caches
 and counts as an instruction. It may refuse (a fault delivered at the hook's RIP); it never sets RIP or privilege.
-Page-table hooks see the tables through a linear map of physical memory that starts at R8.
+Page-table hooks see the tables through a linear map of physical memory that starts at R8. What a refused hook had done
+stands in registers, so that it goes on when it is made again. The hooks of shadow paging are in `shadow_hooks`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from vtsim.base.memory import (
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT, NEXT, STOPPED
-from vtsim.cpu.kernels.access import read64, timed_access, write64
-from vtsim.cpu.kernels.caches import data_miss, probe
+from vtsim.cpu.kernels.access import timed_access
 from vtsim.cpu.kernels.exceptions import raise_fault
+from vtsim.cpu.kernels.hook_access import hook_load, hook_store, sweep, zero_page
 from vtsim.cpu.kernels.rights import READ, WRITE
-from vtsim.cpu.kernels.stream import drain, overlapped
-from vtsim.ept.spec import ADDRESS
+from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
+from vtsim.cpu.kernels.stream import drain
+from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_map
 
 # fmt: off
 (TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
@@ -41,13 +43,13 @@ from vtsim.ept.spec import ADDRESS
 HOOKS: Final = (
     # name             registers
     ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
-                       "number, end: two words), bits of upper entries R10; RAX <- 0, or 1 if the allocator is empty, "
-                       "RDX <- the entry that stood there"),
+                       "number, end: two words), bits of upper entries R10, 0 in R11; RAX <- 0, or 1 if the allocator "
+                       "is empty, RDX <- the entry that stood there"),
     ("TABLE_LOOKUP",   "root RDI, address RSI, linear map R8, present bits R10; RAX <- leaf entry or 0, RDX <- level, "
                        "RCX <- linear address of the entry"),
     ("TABLE_COPY",     "source root RDI, copy's root RSI, first and last top-level index RDX RCX, linear map R8, "
-                       "allocator R9, bits cleared in leaves of both R10; RAX <- leaves copied"),
-    ("TABLE_CLEAR",    "root RDI, first address RSI, pages RDX, linear map R8; RAX <- leaves cleared"),
+                       "allocator R9, bits cleared in leaves of both R10, 0 in RAX, RBX and R11; RAX <- leaves copied"),
+    ("TABLE_CLEAR",    "root RDI, first address RSI, pages RDX, linear map R8; RAX <- RAX + leaves cleared"),
     ("FIND",           "table RDI, key RSI, entries RDX, words per entry RCX; RAX <- address of the entry or 0"),
     ("HIGHEST_BIT",    "256-bit register at RDI; RAX <- highest set bit or -1"),
     ("FRAME_ALLOCATE", "RAX <- number of a free host frame, or -1"),
@@ -59,210 +61,7 @@ HOOKS: Final = (
                        "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
-PRESENT_ANY: Final = 7
 # fmt: on
-
-
-@kernel
-def hook_load(m: Record, a: Arena, t: Tags, gva: int) -> int:
-    """One load of a hook: an instruction with its price. FAULT_KIND says whether it worked."""
-    m[s.RETIRED] += 1
-    m[s.CYCLE] += m[s.PRICE + o.LD]
-    return read64(m, a, t, gva)
-
-
-@kernel
-def hook_store(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
-    """One store of a hook: 0 or a fault."""
-    m[s.RETIRED] += 1
-    m[s.CYCLE] += m[s.PRICE + o.ST]
-    m[s.FAULT_KIND] = write64(m, a, t, gva, value)
-    return m[s.FAULT_KIND]
-
-
-@kernel
-def new_table(m: Record, a: Arena, t: Tags, parent: int) -> int:
-    """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault.
-
-    All that may be refused comes first, also the later store to `parent`: what is made again takes no frame twice.
-    """
-    at = m[s.GPR + s.R9]
-    frame = hook_load(m, a, t, at)
-    if m[s.FAULT_KIND]:
-        return m[s.FAULT_KIND]
-    end = hook_load(m, a, t, at + 8)
-    if frame >= end:
-        return 0
-    if timed_access(m, a, t, parent, WRITE) < 0 or zero_page(m, a, t, m[s.GPR + s.R8] + (frame << 12)) < 0:
-        return m[s.FAULT_KIND]
-    fault = hook_store(m, a, t, at, frame + 1)
-    return fault if fault < 0 else frame
-
-
-@kernel
-def zero_page(m: Record, a: Arena, t: Tags, gva: int) -> int:
-    """Store zeroes over a page, line by line, as REP STOS does: 0 or a fault."""
-    m[s.FAULT_KIND] = 0
-    hpa = timed_access(m, a, t, gva, WRITE)
-    if hpa < 0:
-        return hpa
-    sweep(m, a, t, hpa)
-    drain(m, a)
-    at = contents(a, hpa >> 12)
-    if at:
-        for n in range(PAGE_WORDS):
-            a[at + n] = 0
-    touch(a, hpa >> 12)
-    return 0
-
-
-@kernel
-def sweep(m: Record, a: Arena, t: Tags, hpa: int) -> None:
-    """Access the 64 lines of a page, overlapped."""
-    first = (hpa >> 12) << 6
-    for line in range(first, first + 64):
-        if not probe(m, t, s.L1D, line):
-            overlapped(m, a, 0, data_miss(m, a, t, line))
-    m[s.CYCLE] += 64
-    m[s.RETIRED] += 64
-
-
-@kernel
-def table_map(m: Record, a: Arena, t: Tags) -> int:
-    """Write a leaf entry, making the tables above it: a fault or 0."""
-    table = m[s.GPR + s.RDI] & ADDRESS
-    address = m[s.GPR + s.RSI]
-    leaf = m[s.GPR + s.RCX]
-    level = 4
-    while True:
-        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
-        entry = hook_load(m, a, t, at)
-        if m[s.FAULT_KIND]:
-            return m[s.FAULT_KIND]
-        if level == leaf:
-            if hook_store(m, a, t, at, m[s.GPR + s.RDX]):
-                return m[s.FAULT_KIND]
-            m[s.GPR + s.RDX] = entry
-            m[s.GPR + s.RAX] = 0
-            return 0
-        if entry & PRESENT_ANY == 0:
-            frame = new_table(m, a, t, at)
-            if frame < 0:
-                return frame
-            if frame == 0:
-                m[s.GPR + s.RAX] = 1
-                return 0
-            entry = frame << 12 | m[s.GPR + s.R10]
-            if hook_store(m, a, t, at, entry):
-                return m[s.FAULT_KIND]
-        table = entry & ADDRESS
-        level -= 1
-
-
-@kernel
-def table_lookup(m: Record, a: Arena, t: Tags) -> int:
-    """Find the leaf entry of an address: a fault or 0."""
-    table = m[s.GPR + s.RDI] & ADDRESS
-    address = m[s.GPR + s.RSI]
-    level = 4
-    while True:
-        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
-        entry = hook_load(m, a, t, at)
-        if m[s.FAULT_KIND]:
-            return m[s.FAULT_KIND]
-        if entry & m[s.GPR + s.R10] == 0 or level == 1 or (level <= 3 and entry & 0x80):
-            m[s.GPR + s.RAX] = entry if entry & m[s.GPR + s.R10] else 0
-            m[s.GPR + s.RDX] = level
-            m[s.GPR + s.RCX] = at
-            return 0
-        table = entry & ADDRESS
-        level -= 1
-
-
-@kernel
-def table_copy(m: Record, a: Arena, t: Tags) -> int:
-    """Copy an address space's tables for copy-on-write: a fault or 0. A copy made again takes the same frames."""
-    first = hook_load(m, a, t, m[s.GPR + s.R9])
-    if m[s.FAULT_KIND]:
-        return m[s.FAULT_KIND]
-    fault = copy_tables(m, a, t)
-    if fault < 0:
-        write64(m, a, t, m[s.GPR + s.R9], first)
-    return fault
-
-
-@kernel
-def copy_tables(m: Record, a: Arena, t: Tags) -> int:
-    """The copy itself, until something is refused."""
-    base = m[s.GPR + s.R8]
-    copied = 0
-    sources, targets, index = s.COPY_SOURCES, s.COPY_TARGETS, s.COPY_INDEX  # one word a level
-    m[sources + 4] = m[s.GPR + s.RDI] & ADDRESS
-    m[targets + 4] = m[s.GPR + s.RSI] & ADDRESS
-    m[index + 4] = m[s.GPR + s.RDX]
-    level = 4
-    while True:
-        last = m[s.GPR + s.RCX] if level == 4 else 511
-        if m[index + level] > last:
-            if level == 4:
-                break
-            level += 1
-            continue
-        at = m[sources + level] + m[index + level] * 8
-        to = m[targets + level] + m[index + level] * 8
-        m[index + level] += 1
-        entry = hook_load(m, a, t, base + at)
-        if m[s.FAULT_KIND]:
-            return m[s.FAULT_KIND]
-        if entry & 1 == 0:
-            continue
-        if level == 1 or entry & 0x80:
-            shared = entry & ~m[s.GPR + s.R10]
-            if shared != entry and hook_store(m, a, t, base + at, shared):
-                return m[s.FAULT_KIND]
-            if hook_store(m, a, t, base + to, shared):
-                return m[s.FAULT_KIND]
-            copied += 1
-            continue
-        frame = new_table(m, a, t, base + to)
-        if frame < 0:
-            return frame
-        if frame == 0:
-            copied = -1
-            break
-        if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
-            return m[s.FAULT_KIND]
-        level -= 1
-        m[sources + level] = entry & ADDRESS
-        m[targets + level] = frame << 12
-        m[index + level] = 0
-    m[s.GPR + s.RAX] = copied
-    return 0
-
-
-@kernel
-def table_clear(m: Record, a: Arena, t: Tags) -> int:
-    """Clear the 4 KiB leaves of a range: a fault or 0. Tables stay."""
-    base = m[s.GPR + s.R8]
-    address = m[s.GPR + s.RSI]
-    cleared = 0
-    for _ in range(m[s.GPR + s.RDX]):
-        table = m[s.GPR + s.RDI] & ADDRESS
-        for level in range(4, 0, -1):
-            at = base + table + ((address >> (3 + 9 * level)) & 511) * 8
-            entry = hook_load(m, a, t, at)
-            if m[s.FAULT_KIND]:
-                return m[s.FAULT_KIND]
-            if entry & 1 == 0:
-                break
-            if level == 1:
-                if hook_store(m, a, t, at, 0):
-                    return m[s.FAULT_KIND]
-                cleared += 1
-            table = entry & ADDRESS
-        address += 4096
-    m[s.GPR + s.RAX] = cleared
-    return 0
 
 
 @kernel
@@ -362,6 +161,13 @@ def decode(m: Record, a: Arena, t: Tags) -> int:
         m[s.GPR + s.RDX] = (a[r + o.ROW_MEM] >> o.MEM_SIZE) & 15
         m[s.GPR + s.RBX] = a[r + o.ROW_IMM]
         m[s.GPR + s.R9] = (a[r] >> o.META_LENGTH) & 0xFFFF
+        number = a[r + o.ROW_IMM]
+        if m[s.GPR + s.RAX] == o.HOOK and m[s.REFUSED_AT] and number <= TABLE_CLEAR:
+            m[s.GPR + s.RAX] = o.ST  # the store in it that was refused; the hook goes on by itself
+            m[s.GPR + s.RCX] = 16
+            m[s.GPR + s.RDX] = 8
+            m[s.GPR + s.RBX] = m[s.REFUSED_VALUE]
+            m[s.GPR + s.R9] = 0
     return 0
 
 
@@ -392,6 +198,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = change_bit(m, a, t, 1 if number == SET_BIT else 0)
     elif number == DECODE:
         fault = decode(m, a, t)
+    elif number >= FIRST_SHADOW_HOOK:
+        fault = shadow_hook(m, a, t, number)
     else:
         m[s.STOP] = MODEL_FAULT
         return STOPPED

@@ -13,12 +13,13 @@ from typing import Final
 
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import is_memory, store
+from vtsim.base.memory import PAGE_WORDS, contents, is_memory, store
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import AGAIN, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY, RF_IF, STOPPED
 from vtsim.cpu.exit_rules import REASON
+from vtsim.cpu.kernels.access import access_as
 from vtsim.cpu.kernels.apic import request
 from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
@@ -32,7 +33,7 @@ from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
 
 # fmt: off
 (REGISTERS, ACCESS, WALK, TABLE_WRITE, RING, EXCEPTION, WIRE, WAIT, LIKE, COUNT, COUNT_AGAIN, UNTIL,
- UNTIL_AGAIN) = range(13)
+ UNTIL_AGAIN, FILL, CLEAR) = range(15)
 EVENTS: Final = (
     # name          operands                                 what happens
     ("REGISTERS",   "IMM, DISP, EXTRA, R2",                  "RAX, RCX, RDX, RSI and RDI <- what was left in them"),
@@ -48,7 +49,10 @@ EVENTS: Final = (
     ("COUNT_AGAIN", "IMM rows back",                         "ends it"),
     ("UNTIL",       "IMM cycles",                            "begins a loop that lasts so long"),
     ("UNTIL_AGAIN", "IMM rows back",                         "ends it"),
+    ("FILL",        "DISP value, EXTRA host-physical address", "the guest had written a word unseen"),
+    ("CLEAR",       "EXTRA host-physical address",           "the guest had zeroed a page unseen"),
 )
+MOST_REFUSALS: Final = 3   # then a real monitor would have emulated the instruction
 # fmt: on
 
 
@@ -67,6 +71,8 @@ def assert_wire(m: Record, a: Arena) -> None:
 def physical_access(m: Record, a: Arena, t: Tags, gpa: int, gva: int, access: int, walking: bool) -> int:
     """Access guest-physical memory as the recorded instruction did: host-physical address, or a fault of EPT."""
     hpa = gpa
+    if m[s.NONROOT] and m[s.EPTP] == 0:
+        return access_as(m, a, t, gva, access, m[s.PRIVILEGE] & 1)
     if m[s.NONROOT] and m[s.EPTP]:
         need = EPT_READ
         if access == WRITE:
@@ -107,6 +113,17 @@ def change_ring(m: Record, a: Arena, op: int, ring: int) -> None:
 
 
 @kernel
+def given_up(m: Record) -> bool:
+    """Under shadow paging: has the monitor refused this row so often that more exits would not be the guest's?"""
+    if m[s.EPTP] or m[s.NONROOT] == 0:
+        return False
+    if m[s.GPR + s.R15] != m[s.RIP]:
+        m[s.GPR + s.R15], m[s.GPR + s.R11] = m[s.RIP], 0
+    m[s.GPR + s.R11] += 1
+    return m[s.GPR + s.R11] > MOST_REFUSALS
+
+
+@kernel
 def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
     """One recorded event: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
     m[s.RETIRED] -= 1
@@ -123,7 +140,7 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
         m[s.GPR + s.RDI] = second
     elif kind == ACCESS or kind == WALK:
         hpa = physical_access(m, a, t, value, third, second, kind == WALK)
-        if hpa < 0:
+        if hpa < 0 and not given_up(m):
             return raise_fault(m, a, t, hpa)
     elif kind == TABLE_WRITE:
         hpa = physical_access(m, a, t, value, value, WRITE, False)
@@ -138,6 +155,11 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
         else:
             set_privilege(m, a, value)
     elif kind == EXCEPTION:
+        if m[s.NONROOT] and m[s.EPTP] == 0:
+            if m[s.GPR + s.R12] == m[s.RIP]:  # not the guest's after all, says the monitor: the recording knew more
+                m[s.GPR + s.R12] = 0
+                return NEXT
+            m[s.GPR + s.R12] = m[s.RIP]
         m[s.EVENT_CR2] = a[r + o.ROW_EXTRA]
         return raise_exception(m, value, second, third)
     elif kind == WIRE:
@@ -160,6 +182,15 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
             vm_exit(m, a, REASON[second], 0, m[s.OP_LENGTH])
             return JUMPED
         m[s.CYCLE] += m[s.PRICE + second]
+    elif kind == FILL:
+        if store(a, a[r + o.ROW_EXTRA], 8, third) < 0:
+            m[s.STOP] = OUT_OF_MEMORY
+            return STOPPED
+    elif kind == CLEAR:
+        at = contents(a, a[r + o.ROW_EXTRA] >> 12)
+        if at:
+            for n in range(PAGE_WORDS):
+                a[at + n] = 0
     elif kind == COUNT:
         m[s.GPR + s.R14] = value
     elif kind == UNTIL:

@@ -77,6 +77,7 @@ def map_page(a: Assembler) -> None:
     a.copy(s.RSI, s.R12)
     a.mov(s.R8, at.DIRECT)
     a.mov(s.R10, TO_TABLE)
+    a.mov(s.R11, 0)
     a.hook(hooks.TABLE_MAP)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, "no_memory")

@@ -39,6 +39,8 @@ def fork(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.R8, at.DIRECT)
     a.lea(s.R9, Mem(s.R12, at.T_TABLES_NEXT))
     a.mov(s.R10, e.PTE_WRITE)
+    for register in (s.RAX, s.RBX, s.R11):
+        a.mov(register, 0)
     a.hook(hooks.TABLE_COPY)
     a.add(s.RSI, register=s.R8)
     if kernel.kpti:

@@ -11,6 +11,7 @@ from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cpu import ops as o
 from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels import replay as e
 from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.guest.replay.lower import Lowered, lower
 from vtsim.guest.spec import GuestSpec, ReplaySpec
@@ -44,7 +45,7 @@ class Recording:
         return len(self.lowered) * o.ROW_WORDS + self.log_entries * LOG_WORDS + LINES
 
 
-def recording_of(guest: GuestSpec, clock_hz: int) -> Recording | None:
+def recording_of(guest: GuestSpec, clock_hz: int, shadow: bool = False) -> Recording | None:
     """The recording that a guest replays, lowered; None if it replays none."""
     phases = [phase for process in guest.processes for phase in process.phases]
     specs = [phase for phase in phases if isinstance(phase, ReplaySpec)]
@@ -57,7 +58,7 @@ def recording_of(guest: GuestSpec, clock_hz: int) -> Recording | None:
             help="give primitive 'replay' a VM of its own",
         )
     trace = Trace.load(specs[0].trace)
-    return Recording(trace=trace, lowered=lower(trace, clock_hz, literal=specs[0].spins == "literal"))
+    return Recording(trace=trace, lowered=lower(trace, clock_hz, literal=specs[0].spins == "literal", shadow=shadow))
 
 
 def lay_out(engine: Engine, recording: Recording, at: int) -> int:
@@ -77,6 +78,17 @@ def lay_out(engine: Engine, recording: Recording, at: int) -> int:
     return o.REPLAY_BASE
 
 
+def _find_fills(memory: PhysicalMemory) -> None:
+    """Tell rows that fill the guest's tables where in the host's memory these stand."""
+    a = memory.engine.arena
+    at, count = int(a[mem.A_REPLAY_ROWS]), int(a[mem.A_REPLAY_COUNT])
+    rows = a[at : at + count * o.ROW_WORDS].reshape(count, o.ROW_WORDS)
+    fills = (rows[:, o.ROW_META] & 0xFF == o.REPLAY_EVENT) & np.isin(rows[:, o.ROW_R1], (e.FILL, e.CLEAR))
+    for row in np.nonzero(fills)[0].tolist():
+        gpa = int(rows[row, o.ROW_IMM])
+        rows[row, o.ROW_EXTRA] = memory.frame(gpa >> 12) << 12 | gpa & 0xFFF
+
+
 def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start:
     """Lay out a recorded guest; the state in which its vCPU starts, that of the first recorded row."""
     need = recording.trace.guest.memory_bytes
@@ -89,6 +101,7 @@ def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start
     rip = lay_out(memory.engine, recording, at)
     for gfn in range(LOADED_FROM, need >> 12):
         memory.frame(gfn)
+    _find_fills(memory)
     return Start(
         rip=rip, rsp=0, rflags=RESET_RFLAGS, cr0=RESET_CR0, cr3=0, cr4=0, efer=0, idtr_base=0, idtr_limit=0x3FF,
         gdtr_base=0, gdtr_limit=0xFFFF, tr_base=0, cpl=recording.lowered.cpl, msrs={}, gs_base=0, fs_base=0,

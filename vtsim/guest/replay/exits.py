@@ -18,7 +18,7 @@ from vtsim.vmcs import reasons as x
 
 REASON_SHIFT = 32
 ACCESSES = {"IN": "in", "OUT": "out", "MMIO_R": "read", "MMIO_W": "write"}
-BY_ACCESS = (x.IO_INSTRUCTION, x.EPT_VIOLATION, x.EPT_MISCONFIG)
+BY_ACCESS = (x.IO_INSTRUCTION, x.EPT_VIOLATION, x.EPT_MISCONFIG, x.EXCEPTION_NMI)
 
 
 @frozen(kw_only=True)
@@ -49,7 +49,7 @@ def replayed_exits(engine: Engine, recording: Recording) -> ReplayedExits:
         if has_name and of_kind in directions:
             where = where & PORT_MASK if of_kind in ports else where
             access = f"{directions[of_kind]}:{where:#x}"
-        if reason == x.IO_INSTRUCTION:
+        if reason in (x.IO_INSTRUCTION, x.EXCEPTION_NMI, x.INVLPG):
             qualification = 0
         tally.setdefault((reason, access, qualification), Counter())[number] += 1
     return ReplayedExits(

@@ -41,9 +41,12 @@ class Lowered:
         return len(self.rows)
 
 
-def lower(trace: Trace, clock_hz: int, *, literal: bool = False) -> Lowered:
-    """Lower a trace for a CPU of this clock; `literal` repeats spins as often as they were recorded."""
-    plan = Plan(trace, clock_hz, literal)
+def lower(trace: Trace, clock_hz: int, *, literal: bool = False, shadow: bool = False) -> Lowered:
+    """Lower a trace for a CPU of this clock; `literal` repeats spins as often as they were recorded.
+
+    With `shadow` accesses are made at linear addresses, through the guest's own tables.
+    """
+    plan = Plan(trace, clock_hz, literal, shadow)
     live = np.nonzero(plan.steps)[0]
     cpl = trace.cpl[live].astype(np.int64)
     ring_after = np.where(plan.of(*CHANGES_RING), plan.columns["ring"], trace.cpl)[plan.last[live]]

@@ -9,7 +9,7 @@ from vtsim.study.binding import Figure, Run, bind, cycles_per_exit, cycles_per_r
 
 SCENARIO: Final = "workloads/vmexit/cpuid.yaml"
 MINIMAL: Final[dict[str, tuple[str, ...]]] = {
-    "p4-672": ("vmm.personality=minimal", "vmm.paging=static-shadow"),
+    "p4-672": ("vmm.personality=minimal", "vmm.paging=shadow"),
     "nehalem-ep": ("vmm.personality=minimal",),
     "snb-e5-2450": ("vmm.personality=minimal",),
 }

@@ -15,10 +15,11 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, ports, schedule
+from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
+from vtsim.vmm.shadow import PLAIN_PARAMETERS
 from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
 
 NAME: Final = "minimal"
@@ -32,7 +33,7 @@ def external(a: Assembler, path: Path) -> None:
 
 # fmt: off
 HANDLERS: Final[Mapping[int, ExitPath]] = {
-    x.EXCEPTION_NMI:       instructions.reflect,
+    x.EXCEPTION_NMI:       shadow.exception,
     x.EXTERNAL_INTERRUPT:  external,
     x.TRIPLE_FAULT:        instructions.triple_fault,
     x.INVALID_STATE:       instructions.triple_fault,
@@ -40,7 +41,8 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.CPUID:               instructions.cpuid,
     x.HLT:                 schedule.halt,
     x.INVD:                instructions.ignore,
-    x.INVLPG:              instructions.ignore,
+    x.INVLPG:              shadow.invlpg,
+    x.INVPCID:             shadow.invpcid,
     x.RDTSC:               instructions.read_tsc,
     x.RDTSCP:              instructions.read_tsc,
     x.TPR_BELOW_THRESHOLD: instructions.below_threshold,
@@ -65,7 +67,7 @@ for _reason, _handler in HANDLERS.items():
 class Minimal:
     """The shortest correct path: what a textbook would draw."""
 
-    parameters: Mapping[str, Parameter] = {}
+    parameters: Mapping[str, Parameter] = PLAIN_PARAMETERS
 
     def wanted(self, path: Path) -> Wanted:
         return Wanted(
@@ -114,9 +116,8 @@ class Minimal:
         a.activity = ops.EXIT_DISPATCH
         events.recover_interrupted(a, path, "recovered")
         emit_paths(a, path, NAME)
-        if path.vmm.paging == "ept":
-            mmio.emulator(a, path)
-            ports.memory_in_hypervisor(a, path)
+        mmio.emulator(a, path)
+        ports.memory_in_hypervisor(a, path)
         emit_shared(a, path)
 
     def user(self, a: Assembler, path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
-from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, PML_FULL
-from vtsim.vmm.programs import apic, dirty_log, ept, events, instructions, msr_switch, schedule, timer
+from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID, PML_FULL
+from vtsim.vmm.programs import apic, dirty_log, ept, events, instructions, msr_switch, schedule, shadow, timer
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
-OF_EPT: Final = (EPT_VIOLATION, EPT_MISCONFIG, PML_FULL)
+# exits that only one way of virtualizing memory has
+OF_PAGING: Final = {EPT_VIOLATION: "ept", EPT_MISCONFIG: "ept", PML_FULL: "ept", INVLPG: "shadow", INVPCID: "shadow"}
 
 
 def handler_label(labels: Mapping[str, int], reason: int) -> str:
@@ -22,9 +23,9 @@ def handler_label(labels: Mapping[str, int], reason: int) -> str:
 
 
 def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
-    """The exit reasons that a personality has a path for; those of EPT and of its log where they are used."""
+    """The exit reasons that a personality has a path for, with this way of virtualizing memory."""
     for owner, reason in exit_paths:
-        if owner != personality or (reason in OF_EPT and vmm.paging != "ept"):
+        if owner != personality or OF_PAGING.get(reason, vmm.paging) != vmm.paging:
             continue
         if reason != PML_FULL or vmm.dirty_log.method == "pml":
             yield reason
@@ -41,14 +42,16 @@ def emit_paths(a: Assembler, path: Path, personality: str) -> None:
 def emit_shared(a: Assembler, path: Path) -> None:
     """The stretches that exit paths jump to and call."""
     a.activity = ops.EXIT_HANDLER
-    instructions.load_cr3(a, path)
     if path.vmm.paging == "ept":
+        instructions.load_cr3(a, path)
         a.activity = ops.MEMORY_MANAGEMENT
         ept.subroutines(a, path)
         if path.vmm.dirty_log.on:
             dirty_log.subroutines(a, path)
     else:
-        instructions.load_shadow(a, path)
+        a.activity = ops.MEMORY_MANAGEMENT
+        shadow.control_registers(a, path)
+        shadow.subroutines(a, path)
     for emit in (apic.read, apic.write, timer.write_initial_count, timer.write_tsc_deadline):
         a.activity = ops.DEVICE_EMULATION
         emit(a, path)

@@ -14,6 +14,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
+from vtsim.cpu.kernels.shadow_hooks import SHADOW_UNMAP
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE
@@ -181,6 +182,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.mov(R8, at.HOST_DIRECT)
     a.lea(R9, vcpu("EPT_ALLOCATOR"))
     a.mov(R10, e.EPT_RWX)
+    zero(a, R11)
     a.hook(hooks.TABLE_MAP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "no_tables")
@@ -222,13 +224,20 @@ def make_page(a: Assembler, path: Path) -> None:
     a.mov(RCX, 1)
     _map_user(a)
     work(a, path, "unmap_notifier")
-    _lookup_ept(a)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "reenter")
-    zero(a, RAX)
-    a.st(Mem(RCX), RAX)
-    a.call("flush_ept")
-    a.jmp("reenter")
+    if path.vmm.paging == "shadow":
+        a.copy(RSI, R13)
+        a.ld(RDI, vcpu("SHADOW"))
+        a.hook(SHADOW_UNMAP)
+        a.call("shadow_settle")
+        a.jmp("reenter")
+    else:
+        _lookup_ept(a)
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_Z, "reenter")
+        zero(a, RAX)
+        a.st(Mem(RCX), RAX)
+        a.call("flush_ept")
+        a.jmp("reenter")
 
     a.label("no_host_memory")
     kill(a, OUT_OF_HOST_MEMORY)
@@ -283,6 +292,7 @@ def _map_user(a: Assembler) -> None:
     a.mov(R8, at.HOST_DIRECT)
     a.lea(R9, vcpu("BACKING_ALLOCATOR"))
     a.mov(R10, e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | e.PTE_ACCESSED)
+    zero(a, R11)
     a.hook(hooks.TABLE_MAP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "no_host_memory")

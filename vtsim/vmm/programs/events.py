@@ -58,6 +58,13 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.jmp("requests_done")
     a.label("below_priority")
     if path.vmm.tpr_shadow:
+        a.ld(RCX, vcpu("APIC_PAGE"))
+        a.ld(RAX, Mem(RCX, 0x80, size=4), comment="task priority")
+        a.and_(RAX, 0xF0)
+        a.cmp(RAX, register=R13)
+        a.jcc(ops.CC_AE, "task_priority_is_higher")
+        zero(a, R13)  # what is in service holds it back: its end will be seen
+        a.label("task_priority_is_higher")
         a.shr(R13, 4)
         a.vmwrite("TPR_THRESHOLD", R13)
     a.jmp("requests_done")

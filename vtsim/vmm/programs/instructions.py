@@ -12,7 +12,6 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, RAX, RBX, RCX, RDI, RDX, RSI
-from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs.events import request
 from vtsim.vmm.programs.msr_switch import write_switched
@@ -100,7 +99,7 @@ def read_msr(a: Assembler, path: Path) -> None:
     for label, field in IN_VMCS:
         a.label(f"msr_read_{label}")
         a.vmread(RAX, field)
-        a.jmp("msr_value")
+        a.jmp("efer_read" if label == "efer" and path.vmm.paging == "shadow" else "msr_value")
     for n, label in enumerate(("star", "lstar", "fmask")):
         a.label(f"msr_read_{label}")
         a.ld(RAX, vcpu("GUEST_MSRS", n))
@@ -135,8 +134,11 @@ def write_msr(a: Assembler, path: Path) -> None:
     a.jmp("skip")
     for label, field in IN_VMCS:
         a.label(f"msr_write_{label}")
-        a.vmwrite(field, RAX)
-        a.jmp("skip")
+        if label == "efer" and path.vmm.paging == "shadow":
+            a.jmp("efer_written")
+        else:
+            a.vmwrite(field, RAX)
+            a.jmp("skip")
     for n, label in enumerate(("star", "lstar", "fmask")):
         a.label(f"msr_write_{label}")
         write_switched(a, n)
@@ -200,15 +202,18 @@ def control_register(a: Assembler, path: Path) -> None:
     for number, label in ((3, "cr_to_3"), (4, "cr_to_4"), (8, "cr_to_8")):
         a.cmp(RCX, number)
         a.jcc(ops.CC_Z, label)
-    a.label("cr_to_0")
-    a.vmwrite("CR0_READ_SHADOW", RAX)
-    a.vmwrite("GUEST_CR0", RAX)
-    a.jmp("skip")
-    a.label("cr_to_4")
-    a.vmwrite("CR4_READ_SHADOW", RAX)
-    a.or_(RAX, 1 << 13, comment="VMXE")
-    a.vmwrite("GUEST_CR4", RAX)
-    a.jmp("skip")
+    if path.vmm.paging == "shadow":
+        a.jmp("cr_to_0")
+    else:
+        a.label("cr_to_0")
+        a.vmwrite("CR0_READ_SHADOW", RAX)
+        a.vmwrite("GUEST_CR0", RAX)
+        a.jmp("skip")
+        a.label("cr_to_4")
+        a.vmwrite("CR4_READ_SHADOW", RAX)
+        a.or_(RAX, 1 << 13, comment="VMXE")
+        a.vmwrite("GUEST_CR4", RAX)
+        a.jmp("skip")
     a.label("cr_to_8")
     a.and_(RAX, 15)
     a.shl(RAX, 4)
@@ -221,7 +226,7 @@ def control_register(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "cr_status")
     a.cmp(RCX, 8)
     a.jcc(ops.CC_Z, "cr_from_8")
-    if path.vmm.paging == "static-shadow":
+    if path.vmm.paging == "shadow":
         a.ld(RAX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RAX, "GUEST_CR3")
@@ -251,33 +256,9 @@ def control_register(a: Assembler, path: Path) -> None:
     a.jmp("cr_to_0")
 
 
-def load_shadow(a: Assembler, path: Path) -> None:
-    """`cr_to_3` where shadow tables translate: those that were built for the guest's.
-
-    Not modelled: paging structures that the guest made after it started; they end the VM.
-    """
-    a.label("cr_to_3")
-    a.st(vcpu("SHADOW_CR3"), RAX)
-    a.copy(RSI, RAX)
-    a.and_(RSI, e.ADDRESS)
-    a.ld(RDI, vcpu("SHADOW_ROOTS"))
-    a.ld(RDX, vcpu("SHADOW_ENTRIES"))
-    a.mov(RCX, 2)
-    a.hook(hooks.FIND)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "unexpected")
-    a.ld(RAX, Mem(RAX, 8))
-    a.jmp("cr3_found")
-
-
 def load_cr3(a: Assembler, path: Path) -> None:
-    """`cr3_found`: give the CPU a CR3 and drop the translations of this VPID.
-
-    `cr_to_3` too, where EPT translates: the CR3 is the guest's own.
-    """
-    if path.vmm.paging == "ept":
-        a.label("cr_to_3")
-    a.label("cr3_found")
+    """`cr_to_3` where EPT translates: give the CPU the guest's CR3 and drop the translations of this VPID."""
+    a.label("cr_to_3")
     a.vmwrite("GUEST_CR3", RAX)
     if path.vmm.vpid:
         a.mov(RCX, 1)

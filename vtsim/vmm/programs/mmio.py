@@ -1,7 +1,8 @@
 """Memory without a slot: misconfigured entries, and the emulator that executes the instruction instead.
 
 An entry for device memory is misconfigured on purpose, so that later accesses exit with EPT_MISCONFIG and need no
-search. The local APIC's page is a slot of its own that is never mapped.
+search; a shadow entry has a reserved bit set instead, which the page fault's error code tells. The local
+APIC's page is a slot of its own that is never mapped.
 
 SDM: "EPT Misconfigurations"; "EPT Translation Mechanism".
 Not modelled: instructions other than loads and stores; operands across pages; generations of MMIO entries.
@@ -14,6 +15,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
+from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
@@ -38,11 +40,16 @@ def emulator(a: Assembler, path: Path) -> None:
     a.activity = ops.DEVICE_EMULATION
     a.label("no_slot")
     work(a, path, "make_mmio_entry")
-    a.copy(RDX, R13)
-    a.and_(RDX, e.ADDRESS)
-    a.or_(RDX, MMIO_ENTRY)
-    a.mov(RCX, 1)
-    a.call("write_ept")
+    if path.vmm.paging == "shadow":
+        a.ld(RDI, vcpu("SHADOW"))
+        a.hook(SHADOW_MAP_DEVICE)
+        a.call("shadow_settle")
+    else:
+        a.copy(RDX, R13)
+        a.and_(RDX, e.ADDRESS)
+        a.or_(RDX, MMIO_ENTRY)
+        a.mov(RCX, 1)
+        a.call("write_ept")
     a.jmp("emulate")
 
     a.label("emulate_or_retry")  # a load is first tried again: KVM hopes that the mapping came back meanwhile
@@ -126,7 +133,7 @@ def emulator(a: Assembler, path: Path) -> None:
     a.ld(RCX, vcpu("DECODED", 0))
     a.st(Mem(R15, at.V["REGISTERS"], index=RCX, scale=8), RAX)
     a.jmp("skip_decoded")
-    fetch(a)
+    fetch(a, path)
 
 
 def _step_over_decoded(a: Assembler) -> None:
@@ -137,7 +144,7 @@ def _step_over_decoded(a: Assembler) -> None:
     a.vmwrite("GUEST_RIP", RDX)
 
 
-def fetch(a: Assembler) -> None:
+def fetch(a: Assembler, path: Path) -> None:
     """`fetch_instruction`: R14 <- the guest's RIP, RDI <- where the host sees its bytes, by the guest's own tables.
 
     A recorded guest has no instruction bytes: RDI is 0 then.
@@ -150,10 +157,13 @@ def fetch(a: Assembler) -> None:
     a.cmp(RAX, ops.REPLAY_BASE >> 40)
     a.jcc(ops.CC_Z, "fetched")
     a.copy(RSI, R14)
-    a.vmread(RAX, "GUEST_CR0")
+    a.vmread(RAX, "CR0_READ_SHADOW" if path.vmm.paging == "shadow" else "GUEST_CR0")
     a.test(RAX, CR0_PG)
     a.jcc(ops.CC_Z, "fetch_bytes")
-    a.vmread(RBX, "GUEST_CR3")
+    if path.vmm.paging == "shadow":
+        a.ld(RBX, vcpu("SHADOW_CR3"))
+    else:
+        a.vmread(RBX, "GUEST_CR3")
     for level in (4, 3, 2, 1):
         shift = 3 + 9 * level
         a.copy(RSI, R14)

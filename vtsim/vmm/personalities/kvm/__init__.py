@@ -19,7 +19,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, schedule
+from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
@@ -58,7 +58,7 @@ def pause(a: Assembler, path: Path) -> None:
 
 # fmt: off
 HANDLERS: Final[Mapping[int, ExitPath]] = {
-    x.EXCEPTION_NMI:       instructions.reflect,
+    x.EXCEPTION_NMI:       shadow.exception,
     x.EXTERNAL_INTERRUPT:  done,
     x.TRIPLE_FAULT:        instructions.triple_fault,
     x.INVALID_STATE:       instructions.triple_fault,
@@ -66,6 +66,8 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.CPUID:               instructions.cpuid,
     x.HLT:                 schedule.halt,
     x.INVD:                instructions.ignore,
+    x.INVLPG:              shadow.invlpg,
+    x.INVPCID:             shadow.invpcid,
     x.RDPMC:               instructions.undefined,
     x.RDTSC:               instructions.read_tsc,
     x.RDTSCP:              instructions.read_tsc,

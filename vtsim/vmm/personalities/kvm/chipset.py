@@ -31,6 +31,7 @@ from vtsim.cpu.slots import (
 )
 from vtsim.vmm import board
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import shadow
 from vtsim.vmm.programs.words import cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -144,7 +145,7 @@ def _compare(a: Assembler) -> None:
 
 
 def kernel_side(a: Assembler, path: Path) -> None:
-    """`set_memory`: the process's ioctl: take over its list of slots, drop the EPT hierarchy. R15 is the vCPU."""
+    """`set_memory`: the process's ioctl: take over its list of slots, drop all that is mapped. R15 is the vCPU."""
     a.label("set_memory")
     a.activity = ops.MEMORY_MANAGEMENT
     work(a, path, "set_memory")
@@ -164,13 +165,16 @@ def kernel_side(a: Assembler, path: Path) -> None:
     for name, value in APIC_SLOT.items():
         a.mov(RAX, value)
         a.st(Mem(RDI, at.SLOT[name]), RAX)
-    a.ld(RDI, vcpu("EPT_ROOT"))
-    a.mov(RAX, at.HOST_DIRECT)
-    a.add(RDI, register=RAX)
-    a.hook(hooks.PAGE_ZERO)
-    a.ld(RAX, vcpu("EPT_FIRST"))
-    a.st(vcpu("EPT_ALLOCATOR"), RAX, comment="its tables are free again")
-    a.call("flush_ept")
+    if path.vmm.paging == "shadow":
+        shadow.zap_everything(a)
+    else:
+        a.ld(RDI, vcpu("EPT_ROOT"))
+        a.mov(RAX, at.HOST_DIRECT)
+        a.add(RDI, register=RAX)
+        a.hook(hooks.PAGE_ZERO)
+        a.ld(RAX, vcpu("EPT_FIRST"))
+        a.st(vcpu("EPT_ALLOCATOR"), RAX, comment="its tables are free again")
+        a.call("flush_ept")
     a.op(ops.CLI)
     a.ld(RCX, vcpu("USER_RIP"))
     a.ld(R11, vcpu("USER_RFLAGS"))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from vtsim.vmm.registry import Parameter
+from vtsim.vmm.shadow import KVM_PARAMETERS
 
 SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
 CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
@@ -71,6 +72,14 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "port":                _length(60, "handle_io, kvm_fast_pio"),
     "string_port":         _length(400, "emulator for INS and OUTS", SIZE),
     "coalesced":           _length(40, "coalesced_mmio_write"),
+    # shadow paging
+    "shadow_fault":        _length(200, "handle_exception_nmi, kvm_handle_page_fault, kvm_mmu_page_fault"),
+    "guest_walk":          _length(120, "paging64_walk_addr_generic, accesses to tables apart"),
+    "map_shadow":          _length(250, "paging64_page_fault, paging64_fetch, mmu_set_spte, accesses to tables apart"),
+    "table_written":       _length(150, "kvm_mmu_pte_write, accesses to tables apart"),
+    "load_root":           _length(150, "kvm_set_cr3, kvm_mmu_new_pgd, kvm_mmu_load, look-up apart"),
+    "synchronize":         _length(80, "kvm_mmu_sync_roots, accesses to tables apart"),
+    "invlpg":              _length(120, "handle_invlpg, kvm_mmu_invlpg, accesses to tables apart"),
     # to user space and back
     "leave_guest":         _length(40, "vmx_prepare_switch_to_host"),
     "load_guest":          _length(60, "vmx_prepare_switch_to_guest"),
@@ -87,7 +96,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "schedule":            _length(300, "__schedule: pick_next_task", SIZE),
     "context_switch":      _length(400, "context_switch, kvm_sched_out, kvm_sched_in, vmx_vcpu_load", SIZE),
     "wake_up":             _length(300, "kvm_vcpu_wake_up, try_to_wake_up", SIZE),
-    # switches
+    # switches and sizes
+    **KVM_PARAMETERS,
     "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", ERRATUM),
     "lockless_faults":     _switch(1, "pages protected by dirty logging are fixed without mmu_lock", LOCKLESS),
     "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),

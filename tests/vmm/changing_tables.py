@@ -1,0 +1,299 @@
+"""A guest that changes its own paging structures at random, and what it must see: worked out by a slow walker.
+
+The guest runs in ring 0. Changes that may leave stale translations make the addresses behind them unusable until the
+guest has flushed them, as the manual asks; then every access has one answer only, natively, with EPT and on shadow
+tables.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from attrs import define, field, frozen
+
+from tests.oracle.walker import PageFault, R, Refused, W, Walker, Words
+from vtsim.base import memory as mem
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.guest.machine_view import PhysicalMemory, Start
+
+# fmt: off
+CODE, LOG, STACK, IDT, TSS = 0x1000_0000, 0x2000_0000, 0x3000_0000, 0x4000_0000, 0x4000_1000
+WINDOW = 0x6000_0000                    # all guest-physical memory below WINDOW_FRAMES, for changes to tables
+WINDOW_FRAMES = 1024
+FIRST_FREE = 0x100
+# tables that change: number of frames by level
+COUNTS = {3: 2, 2: 3, 1: 4}
+FIRST_TABLE = 0x200
+FIRST_DATA, DATA_FRAMES = 0x280, 12
+LARGE_FRAMES = (1024, 1536)             # of large pages
+TOPS, INDEXES = (1, 2), {3: (0, 1), 2: (0, 1, 2), 1: (0, 1, 2, 7)}
+P, WRITABLE, USER, A, D, PS = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7
+NOFLUSH = 1 << 63
+LOG_WORDS, STAMP = 4, 0x5000_0000
+# fmt: on
+
+
+def table_frames(level: int) -> list[int]:
+    first = FIRST_TABLE + sum(count for other, count in COUNTS.items() if other > level)
+    return list(range(first, first + COUNTS[level]))
+
+
+ROOTS = (0x1F0, 0x1F1)
+ADDRESSES = [
+    top << 39 | three << 30 | two << 21 | one << 12
+    for top in TOPS
+    for three in INDEXES[3]
+    for two in INDEXES[2]
+    for one in INDEXES[1]
+]
+
+
+@frozen
+class Access:
+    """One access of the guest: what it must find."""
+
+    address: int
+    store: bool
+    error: int  # -1: none
+    value: int
+
+
+@define
+class Plan:
+    """A random program and its expected log."""
+
+    chance: random.Random
+    pcid: bool
+    steps: int
+    emits: list[Callable[[Assembler], None]] = field(factory=list)
+    log: list[Access] = field(factory=list)
+    words: Words = field(init=False)
+    root: int = 0
+    stale: dict[int, set[int]] = field(factory=lambda: {0: set(), 1: set()})
+    memory: dict[int, int] = field(factory=dict)  # stored words, by guest-physical address
+
+    def __attrs_post_init__(self) -> None:
+        frames = [*ROOTS, *(frame for level in COUNTS for frame in table_frames(level))]
+        self.words = Words({frame: [0] * 512 for frame in frames})
+        for root in ROOTS:
+            for top in TOPS:
+                self.words[root << 12 | top << 3] = self.upper(4)
+        for level in (3, 2, 1):
+            for frame in table_frames(level):
+                for index in INDEXES[level]:
+                    self.words[frame << 12 | index << 3] = self.entry(level)
+
+    # --- entries
+    def upper(self, level: int) -> int:
+        c = self.chance
+        if c.random() < 0.15:
+            return 0
+        rights = (WRITABLE if c.random() < 0.8 else 0) | (USER if c.random() < 0.5 else 0)
+        return c.choice(table_frames(level - 1)) << 12 | P | rights | A
+
+    def entry(self, level: int) -> int:
+        c = self.chance
+        if level > 1 and not (level == 2 and c.random() < 0.2):
+            return self.upper(level)
+        if c.random() < 0.25:
+            return 0
+        rights = (WRITABLE if c.random() < 0.7 else 0) | (USER if c.random() < 0.5 else 0)
+        flags = c.choice((0, A, A, A | D, A | D))
+        if level == 2:
+            return c.choice(LARGE_FRAMES) << 12 | P | rights | flags | PS
+        frame = FIRST_DATA + c.randrange(DATA_FRAMES) if c.random() < 0.9 else c.choice(table_frames(1))
+        return frame << 12 | P | (rights if frame in range(FIRST_DATA, FIRST_DATA + DATA_FRAMES) else 0) | flags
+
+    # --- what the guest may rely on
+    def path(self, root: int, address: int) -> tuple[int, ...]:
+        """Entries from the root down, without accessed and dirty flags of those that lead on."""
+        found = []
+        table = root
+        for level in (4, 3, 2, 1):
+            entry = self.words[table << 12 | ((address >> (3 + 9 * level)) & 511) << 3]
+            if not entry & P:
+                return (*found, 0)
+            if level == 1 or entry & PS:
+                return (*found, entry)
+            found.append(entry & ~A)
+            table = (entry & ((1 << 52) - 1)) >> 12
+        raise AssertionError
+
+    def change(self, at: int, value: int) -> None:
+        before = {(n, a): self.path(root, a) for n, root in enumerate(ROOTS) for a in ADDRESSES}
+        self.words[at] = value
+        for n, root in enumerate(ROOTS):
+            for address in ADDRESSES:
+                old, new = before[n, address], self.path(root, address)
+                if old != new and not (old[-1] == 0 and new[: len(old) - 1] == old[:-1]):
+                    for pcid in (0, 1) if self.pcid else (0,):
+                        self.stale[pcid].add(address)
+        self.emits.append(lambda a: a.st_value(Mem(displacement=WINDOW + at), signed(value)))
+
+    # --- steps
+    def build(self) -> Plan:
+        for _ in range(self.steps):
+            kind = self.chance.random()
+            if kind < 0.22:
+                level = self.chance.choice((1, 1, 1, 2, 3))
+                frame = self.chance.choice(table_frames(level))
+                self.change(frame << 12 | self.chance.choice(INDEXES[level]) << 3, self.entry(level))
+            elif kind < 0.26:
+                self.change(ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(TOPS) << 3, self.upper(4))
+            elif kind < 0.36:
+                self.invalidate(self.chance.choice(ADDRESSES))
+            elif kind < 0.46:
+                self.load_root(self.chance.randrange(2), self.pcid and self.chance.random() < 0.5)
+            else:
+                self.access()
+        return self
+
+    @property
+    def now(self) -> int:
+        return self.root if self.pcid else 0
+
+    def invalidate(self, address: int) -> None:
+        self.stale[self.now].discard(address)
+        self.emits.append(lambda a: a.op(ops.INVLPG, mem=Mem(displacement=address)))
+
+    def load_root(self, root: int, keep: bool) -> None:
+        self.root = root
+        value = ROOTS[root] << 12 | (root + 1 if self.pcid else 0) | (NOFLUSH if keep else 0)
+        if not keep:
+            self.stale[self.now].clear()
+
+        def emit(a: Assembler) -> None:
+            a.mov(s.RAX, signed(value))
+            a.op(ops.MOV_TO_CR, s.RAX, imm=3)
+
+        self.emits.append(emit)
+
+    def access(self) -> None:
+        usable = [a for a in ADDRESSES if a not in self.stale[self.now]]
+        if not usable:
+            self.load_root(self.root, False)
+            usable = ADDRESSES
+        address = self.chance.choice(usable)
+        store = self.chance.random() < 0.5
+        number = len(self.log)
+        try:
+            gpa = Walker(self.words, ROOTS[self.root] << 12).translate(address, W if store else R, False)
+        except Refused as refused:
+            fault = refused.args[0]
+            assert isinstance(fault, PageFault)
+            self.log.append(Access(address, store, fault.code, 0))
+        else:
+            value = 0
+            if store:
+                self.memory[gpa + 8] = number
+            else:
+                value = self.words[gpa] if gpa >> 12 in self.words.frames else STAMP + (gpa >> 12)
+            self.log.append(Access(address, store, -1, value))
+
+        def emit(a: Assembler) -> None:
+            registers = {s.RAX: 0, s.RBX: 0, s.R14: -1}
+            for register, start in registers.items():
+                a.mov(register, start)
+            a.mov(s.R15, f"after_{number}")
+            if store:
+                a.st_value(Mem(displacement=address + 8), number)
+            else:
+                a.ld(s.RAX, Mem(displacement=address))
+            a.label(f"after_{number}")
+            a.stm(Mem(displacement=LOG + 8 * LOG_WORDS * number), (s.RAX, s.RBX, s.R14))
+
+        self.emits.append(emit)
+
+    # --- the guest
+    def guest(self, memory: PhysicalMemory) -> Start:
+        """Lay the guest into memory."""
+        following = iter(range(FIRST_FREE, ROOTS[0]))
+
+        def words(gfn: int) -> np.ndarray:
+            return memory.contents(gfn, mem.TABLE)
+
+        words(ROOTS[0])
+        table = Table(root=ROOTS[0], format=PAGING, take=lambda: next(following), words=words)
+        a = Assembler("changing tables", CODE)
+        for emit in self.emits:
+            emit(a)
+        a.op(ops.STOP_OP)
+        a.label("gate_14")
+        a.pop(s.R14)
+        a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
+        a.st(Mem(s.RSP), s.R15)
+        a.op(ops.IRET)
+        program = a.assemble()
+        frames = {}
+        for page, _ in program.pages():
+            gfn = next(following)
+            table.map(page, [gfn], KERNEL_PAGE)
+            frames[page] = memory.frame(gfn)
+        memory.engine.place(program, frames.__getitem__)
+        logs = [next(following) for _ in range(-(-len(self.log) * LOG_WORDS // 512) + 1)]
+        idt = next(following)
+        for address, gfns in (
+            (LOG, logs), (STACK - 4096, [next(following)]), (IDT, [idt]), (TSS, [next(following)]),
+            (WINDOW, list(range(WINDOW_FRAMES))),
+        ):  # fmt: skip
+            table.map(address, gfns, KERNEL_PAGE)
+        self.logs = logs
+        words(ROOTS[1])[0] = words(ROOTS[0])[0]
+        initial = Plan(random.Random(self.seed), self.pcid, 0).words
+        for frame, entries in initial.frames.items():
+            held = words(frame)
+            for index in range(1 if frame in ROOTS else 0, 512):
+                held[index] = signed(entries[index])
+        for gfn in range(FIRST_DATA, FIRST_DATA + DATA_FRAMES):
+            memory.store(gfn << 12, STAMP + gfn)
+        for first in LARGE_FRAMES:
+            for index in INDEXES[1]:
+                memory.store(first + index << 12, STAMP + first + index)
+        handler = program.labels["gate_14"]
+        low = (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
+        memory.store(idt * 4096 + 16 * 14, low)
+        memory.store(idt * 4096 + 16 * 14 + 8, handler >> 32)
+        cr4 = 0xA0 | (1 << 17 if self.pcid else 0)
+        return Start(
+            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=ROOTS[0] << 12 | int(self.pcid), cr4=cr4, efer=0xD01,
+            idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
+            gs_base=0, fs_base=0,
+        )  # fmt: skip
+
+    seed: int = 0
+    logs: list[int] = field(factory=list)
+
+    def seen(self, load: Callable[[int], int]) -> Iterator[tuple[Any, Any]]:
+        """(expected, found) for every access, every stored word and every leaf of the tables."""
+        for number, access in enumerate(self.log):
+            at = number * LOG_WORDS * 8
+            value, cr2, error = (load((self.logs[at >> 12] << 12) + (at & 0xFFF) + 8 * n) for n in range(3))
+            target = access.address + 8 * access.store
+            expected = (access.value, 0, -1) if access.error < 0 else (0, target, access.error)
+            yield (number, access, expected), (number, access, (value & (1 << 64) - 1, cr2, error))
+        for gpa, value in self.memory.items():
+            yield (gpa, value), (gpa, load(gpa))
+        for level in (3, 2, 1):
+            for frame in table_frames(level):
+                for index in INDEXES[level]:
+                    at = frame << 12 | index << 3
+                    expected, found = self.words[at], load(at) & (1 << 64) - 1
+                    kept = ~0 if level == 1 or expected & PS else ~A
+                    yield (hex(at), hex(expected & kept)), (hex(at), hex(found & kept))
+
+
+def signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def plan(seed: int, steps: int, pcid: bool) -> Plan:
+    """The random program of a seed."""
+    made = Plan(random.Random(seed), pcid, steps)
+    made.seed = seed
+    return made.build()

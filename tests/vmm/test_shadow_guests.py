@@ -1,0 +1,118 @@
+"""A guest's kernel and processes on shadow tables: the same results, and other exits than with EPT."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtsim.config import parse_scenario
+from vtsim.cpu import accounts as k
+from vtsim.cpu import slots as s
+from vtsim.ept import shadow as d
+from vtsim.platform.machine import Machine
+from vtsim.vmcs import state as h
+from vtsim.vmcs.reasons import REASON
+
+TEXT = """
+machine: {{memory: 256 MiB}}
+vms:
+  - memory: 64 MiB
+    guest:
+      kernel: {kernel}
+      processes: {processes}
+"""
+PLAIN, KPTI, PREBUILT = "{tick: off}", "{tick: off, kpti: true}", "{tick: off, populate: prebuilt}"
+KPTI_ALONE = "{tick: off, kpti: true, pcid: false}"
+LARGE = "{tick: off, populate: prebuilt, page_size: 2 MiB}"
+FORK = "[{phases: [{primitive: fork, iterations: 2, pages: 5}]}]"
+FAULTS = "[{phases: [{primitive: page_fault, region: 48 KiB, iterations: 3}]}]"
+STREAM = "[{phases: [{primitive: stream, pattern: uniform, region: 4 MiB, accesses: 40, write: 0.5}]}]"
+SWITCHES = (
+    "[{name: a, phases: [{primitive: context_switch, iterations: 6}, {primitive: page_fault, region: 160 KiB}]}, "
+    "{name: b, phases: [{primitive: context_switch, iterations: 6}]}]"
+)
+GUESTS = {
+    "fork": (PLAIN, FORK), "fork with KPTI": (KPTI, FORK), "fork with KPTI without PCID": (KPTI_ALONE, FORK),
+    "faults": (PLAIN, FAULTS), "faults with KPTI": (KPTI, FAULTS), "switches": (PLAIN, SWITCHES),
+    "switches with KPTI": (KPTI, SWITCHES), "stream": (PREBUILT, STREAM), "stream of large pages": (LARGE, STREAM),
+}  # fmt: skip
+NATIVE = ("vmm.technique=native",)
+EPT, SHADOW = (("vmm.paging=ept",), ("vmm.paging=shadow",))
+WAYS = {
+    "ept": EPT,
+    "shadow": SHADOW,
+    "shadow of minimal": (*SHADOW, "vmm.personality=minimal"),
+    "shadow without VPID": (*SHADOW, "vmm.vpid=false"),
+    "shadow in large host pages": (*SHADOW, "vmm.ept.page_size=2 MiB"),
+    "shadow that is there beforehand": (*SHADOW, "vmm.ept.populate=prebuilt"),
+    "shadow in few pages": (*SHADOW, "vmm.parameters.shadow_permille=0"),
+}
+
+
+def run(guest: tuple[str, str], sets: tuple[str, ...]) -> Machine:
+    machine = Machine(parse_scenario(TEXT.format(kernel=guest[0], processes=guest[1]), list(sets)))
+    outcome = machine.run()
+    assert [vm.stopped for vm in outcome.vms] == [None]
+    return machine
+
+
+def digests(machine: Machine) -> tuple[int, int]:
+    if machine.hypervisor is None:
+        m = machine.engine.cpus[0]
+        return int(m[s.DIGEST_APPLICATION]), int(m[s.DIGEST_KERNEL])
+    words = machine.engine.contents(machine.hypervisor.vcpus[0].vmcs, 0)
+    return int(words[h.V_DIGEST_APPLICATION]), int(words[h.V_DIGEST_KERNEL])
+
+
+def exits(machine: Machine, name: str) -> int:
+    (reason,) = (reason for reason in REASON.values() if reason.name == name)
+    at = machine.vms[0].owner + k.OWN_EXITS + reason.number * k.EXIT_WORDS + k.EXIT_COUNT
+    return int(machine.engine.arena[at])
+
+
+def page_faults(machine: Machine) -> int:
+    return int(machine.engine.arena[machine.vms[0].owner + k.PAGE_FAULTS])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("guest", GUESTS)
+def test_a_guest_ends_with_the_results_that_it_has_natively(guest: str, way: str) -> None:
+    there, natively = run(GUESTS[guest], WAYS[way]), run(GUESTS[guest], NATIVE)
+
+    assert digests(there) == digests(natively)
+    assert page_faults(there) == page_faults(natively)
+
+
+def test_a_page_fault_of_the_guest_exits_on_shadow_tables_and_stays_inside_with_ept() -> None:
+    pages = 48 // 4 * 3
+
+    assert exits(run(GUESTS["faults"], EPT), "EXCEPTION_NMI") == 0
+    assert exits(run(GUESTS["faults"], SHADOW), "EXCEPTION_NMI") >= pages
+
+
+@pytest.mark.parametrize(("kernel", "each"), [(PLAIN, 0), (KPTI, 3), (KPTI_ALONE, 3)])
+def test_isolated_page_tables_make_every_system_call_exit_for_cr3_on_shadow_tables(kernel: str, each: int) -> None:
+    """A read and a load of CR3 on the way in, a load on the way out."""
+    few, many = (f"[{{phases: [{{primitive: syscall, iterations: {n}}}]}}]" for n in (3, 13))
+    counts = [exits(run((kernel, calls), SHADOW), "CR_ACCESS") for calls in (few, many)]
+
+    assert counts[1] - counts[0] == 10 * each
+    assert exits(run((kernel, many), EPT), "CR_ACCESS") == 0
+
+
+def test_shadow_pages_are_evicted_when_there_are_few_and_the_guest_does_not_notice() -> None:
+    spread = (
+        "[{phases: [{primitive: stream, pattern: strided, stride: 2 MiB, region: 48 MiB, accesses: 48},"
+        " {primitive: syscall, iterations: 1}]}]"
+    )
+    sets = (*SHADOW, "vmm.parameters.shadow_permille=0")
+    machine = run(("{tick: off, populate: prebuilt}", spread), sets)
+    assert machine.hypervisor is not None
+    pool = machine.hypervisor.vcpus[0].shadow
+    assert pool is not None
+
+    def word(name: str) -> int:
+        assert machine.hypervisor is not None and pool is not None
+        return machine.hypervisor.host.load(pool.address + d.POOL[name])
+
+    assert word("PAGES") == 64
+    assert word("MADE") - word("ZAPPED") + 1 == word("PAGES") - word("FREE_COUNT")

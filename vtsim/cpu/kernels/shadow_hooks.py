@@ -1,0 +1,82 @@
+"""The hooks of shadow paging. Their pool of shadow pages is at RDI; what they change leaves word in RDX.
+
+SDM: "Memory Virtualization".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.codes import MODEL_FAULT
+from vtsim.cpu.kernels.shadow_map import find_device, load_root, map_device, map_shadow
+from vtsim.cpu.kernels.shadow_pages import begin_shadow
+from vtsim.cpu.kernels.shadow_sync import (
+    forget_frame,
+    invalidate_address,
+    synchronize,
+    synchronize_all,
+    table_written,
+    unprotect,
+    zap_all,
+)
+from vtsim.cpu.kernels.shadow_walk import walk_guest
+
+FIRST_SHADOW_HOOK: Final = 16
+# fmt: off
+(SHADOW_WALK, SHADOW_MAP, SHADOW_MAP_DEVICE, SHADOW_FIND_DEVICE, SHADOW_WRITE, SHADOW_UNPROTECT, SHADOW_UNMAP,
+ SHADOW_LOAD_ROOT, SHADOW_SYNC, SHADOW_SYNC_ALL, SHADOW_INVLPG, SHADOW_ZAP_ALL) = range(16, 28)
+SHADOW_HOOKS: Final = (
+    # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do
+    ("SHADOW_WALK",        "address RSI, error code RDX; RAX <- 0, or 1 if the guest's tables refuse the access; "
+                           "RDX <- error code of that fault; RCX <- guest-physical address"),
+    ("SHADOW_MAP",         "host entry RBX of level RCX, slot R14, its flags R10; RAX <- 0, or 1 if the access is a "
+                           "write to a table"),
+    ("SHADOW_MAP_DEVICE",  "the frame of the last walk is a device's"),
+    ("SHADOW_FIND_DEVICE", "address RSI; RAX <- guest-physical address of the device, 0 if there is none"),
+    ("SHADOW_WRITE",       "guest-physical address RSI, bytes RCX: the guest's table was written there"),
+    ("SHADOW_UNPROTECT",   "guest-physical address RSI: its frame is no table any more; RAX <- shadow pages zapped"),
+    ("SHADOW_UNMAP",       "guest-physical address RSI: its frame is mapped nowhere any more"),
+    ("SHADOW_LOAD_ROOT",   "CR3 RSI, paging mode RBX; RAX <- host-physical address of the root"),
+    ("SHADOW_SYNC",        "synchronize what is below the root"),
+    ("SHADOW_SYNC_ALL",    "synchronize everything"),
+    ("SHADOW_INVLPG",      "address RSI"),
+    ("SHADOW_ZAP_ALL",     "give up all shadow pages"),
+)
+# fmt: on
+
+
+@kernel
+def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
+    """Run a hook of shadow paging: 0, or a fault."""
+    begin_shadow(m, a, t)
+    fault = 0
+    if number == SHADOW_WALK:
+        return walk_guest(m, a, t)
+    if number == SHADOW_MAP:
+        fault = map_shadow(m, a, t)
+    elif number == SHADOW_MAP_DEVICE:
+        fault = map_device(m, a, t)
+    elif number == SHADOW_FIND_DEVICE:
+        fault = find_device(m, a, t)
+    elif number == SHADOW_WRITE:
+        fault = table_written(m, a, t)
+    elif number == SHADOW_UNPROTECT:
+        fault = unprotect(m, a, t)
+    elif number == SHADOW_UNMAP:
+        fault = forget_frame(m, a, t)
+    elif number == SHADOW_LOAD_ROOT:
+        fault = load_root(m, a, t)
+    elif number == SHADOW_SYNC:
+        fault = synchronize(m, a, t)
+    elif number == SHADOW_SYNC_ALL:
+        fault = synchronize_all(m, a, t)
+    elif number == SHADOW_INVLPG:
+        fault = invalidate_address(m, a, t)
+    elif number == SHADOW_ZAP_ALL:
+        fault = zap_all(m, a, t)
+    else:
+        m[s.STOP] = MODEL_FAULT
+    m[s.GPR + s.RDX] = m[s.SHADOW_FLAGS]
+    return fault

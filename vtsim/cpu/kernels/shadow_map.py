@@ -1,0 +1,301 @@
+"""Shadow entries: made for an access that the guest's tables allow, and beside it for its neighbours.
+
+SDM: "Memory Virtualization".
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
+from vtsim.cpu.kernels.shadow_pages import (
+    ASKED,
+    BESIDE,
+    KEY_FRAME,
+    NO_ROOT,
+    P_MODE,
+    P_ROOT,
+    STRANGE_ROOT,
+    drop_entry,
+    entry_at,
+    forget_writes,
+    has_frame,
+    keep_free,
+    leaves_of,
+    link_page,
+    page_behind,
+    record_at,
+    shadow_count,
+    shadow_get,
+    shadow_put,
+)
+from vtsim.cpu.kernels.shadow_walk import (
+    P_ADDRESS,
+    P_CR3,
+    P_ERROR,
+    P_FRAME,
+    P_LEVEL,
+    P_PATH,
+    P_RESERVED,
+    P_RIGHTS,
+    P_TABLE,
+    guest_word,
+    is_wrong,
+    rights_of,
+)
+from vtsim.ept import shadow as d
+from vtsim.ept.spec import (
+    ADDRESS,
+    PF_FETCH,
+    PF_PRESENT,
+    PF_WRITE,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_LARGE,
+    PTE_PRESENT,
+    PTE_WRITE,
+)
+
+# fmt: off
+P_PREFETCH: int   = d.POOL["PREFETCH"]
+P_HOST_ROOT: int  = d.POOL["HOST_ROOT"]
+P_SLOTS: int      = d.POOL["SLOTS"]
+P_FILLED: int     = d.POOL["FILLED"]
+P_PREFETCHED: int = d.POOL["PREFETCHED"]
+P_LOADED: int     = d.POOL["LOADED"]
+FIRST, END, USER, FLAGS, SLOT_BYTES = 0, 8, 16, 24, 32      # of a memory slot, see vmm.layout
+READ_ONLY, PRIVATE = 1, 2
+# fmt: on
+
+
+@kernel
+def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
+    """Is a root, by CR3 and mode, among those loaded last? It becomes the first of them."""
+    at = m[s.SHADOW_POOL] + P_LOADED
+    moved = key
+    for _ in range(d.LOADED_ROOTS):
+        other = shadow_get(m, a, t, at)
+        shadow_put(m, a, t, at, moved)
+        if other == key:
+            return True
+        moved = other
+        at += 8
+    return False
+
+
+@kernel
+def load_root(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_LOAD_ROOT: the root for CR3 in RSI and the paging mode in RBX, found again or made."""
+    pool = m[s.SHADOW_POOL]
+    m[s.SHADOW_MODE] = m[s.GPR + s.RBX]
+    shadow_put(m, a, t, pool + P_MODE, m[s.SHADOW_MODE])
+    shadow_put(m, a, t, pool + P_CR3, m[s.GPR + s.RSI])
+    m[s.SHADOW_ROOT] = -1
+    keep_free(m, a, t)
+    direct = m[s.SHADOW_MODE] & d.MODE_PAGING == 0
+    frame = 0 if direct else (m[s.GPR + s.RSI] & ADDRESS) >> 12
+    if not direct and not has_frame(m, a, t, frame):
+        frame = 0
+        direct = True
+    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << 56):
+        m[s.SHADOW_FLAGS] |= STRANGE_ROOT
+    root = find_page(m, a, t, frame, role_of(m, 4, d.ALL_RIGHTS, direct))
+    shadow_put(m, a, t, pool + P_ROOT, root + 1)
+    m[s.SHADOW_ROOT] = root
+    m[s.SHADOW_FLAGS] &= ~NO_ROOT
+    m[s.GPR + s.RAX] = m[s.SHADOW_TABLES] + (root << 12)
+    return 0
+
+
+@kernel
+def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
+    """The entry of level `target` for the address of the last walk; shadow pages on the way are made and linked."""
+    pool = m[s.SHADOW_POOL]
+    address = shadow_get(m, a, t, pool + P_ADDRESS)
+    leaf = shadow_get(m, a, t, pool + P_LEVEL)
+    rights = shadow_get(m, a, t, pool + P_RIGHTS)
+    frame = shadow_get(m, a, t, pool + P_FRAME)
+    page = m[s.SHADOW_ROOT]
+    for level in range(4, target, -1):
+        forget_writes(m, a, t, page)
+        entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
+        word = shadow_get(m, a, t, entry_at(m, entry))
+        direct = level <= leaf or leaf == 0
+        if word & PTE_PRESENT and word & d.LEADS_TO_TABLE == 0:  # a large leaf is in the way
+            drop_entry(m, a, t, entry)
+            word = 0
+        if word & PTE_PRESENT and direct:  # pieces of a large page: is it still the same one, with the same rights?
+            key = shadow_get(m, a, t, record_at(m, page_behind(m, word)))
+            first = frame & ~((1 << 9 * (level - 1)) - 1)
+            if key != first << KEY_FRAME | role_of(m, level - 1, rights, True):
+                drop_entry(m, a, t, entry)
+                word = 0
+        if word & PTE_PRESENT == 0:
+            if direct:
+                first = frame & ~((1 << 9 * (level - 1)) - 1)
+                below = find_page(m, a, t, first, role_of(m, level - 1, rights, True))
+            else:
+                table = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
+                path = shadow_get(m, a, t, pool + P_PATH + 8 * level)
+                below = find_page(m, a, t, table, role_of(m, level - 1, path, False))
+                synchronize_below(m, a, t, below)  # a guest flushes nothing for what was not present
+            link_page(m, a, t, entry, below)
+            page = below
+        else:
+            page = page_behind(m, word)
+    forget_writes(m, a, t, page)
+    return page * 512 + ((address >> (3 + 9 * target)) & 511)
+
+
+@kernel
+def may_be_large(m: Record, a: Arena, t: Tags, frame: int, error: int) -> bool:
+    """May the entry for the last walk map 2 MiB: does the guest, does the host, is no table of the guest inside?"""
+    pool = m[s.SHADOW_POOL]
+    level = shadow_get(m, a, t, pool + P_LEVEL)
+    if m[s.GPR + s.RCX] < 2 or level == 1:
+        return False
+    if error & PF_FETCH and shadow_get(m, a, t, pool + P_LARGE_NX):
+        return False
+    if shadow_get(m, a, t, leaves_of(m, frame, True)) >> d.TABLES_INSIDE:
+        return False
+    first = (frame & ~511) << 12
+    slot = m[s.GPR + s.R14]
+    return first >= shadow_get(m, a, t, slot + FIRST) and first + (512 << 12) <= shadow_get(m, a, t, slot + END)
+
+
+@kernel
+def map_shadow(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_MAP: fill the entry for the last walk. RBX is the host's entry of level RCX, R10 the slot's flags."""
+    pool = m[s.SHADOW_POOL]
+    m[s.GPR + s.RAX] = 0
+    keep_free(m, a, t)
+    if m[s.SHADOW_ROOT] < 0:
+        m[s.SHADOW_FLAGS] |= NO_ROOT
+        return 0
+    host = m[s.GPR + s.RBX]
+    frame = shadow_get(m, a, t, pool + P_FRAME)
+    error = shadow_get(m, a, t, pool + P_ERROR)
+    tables = shadow_get(m, a, t, m[s.SHADOW_FRAMES] + 8 * frame) >> d.UPPER_TABLES
+    if error & PF_WRITE and error & PF_PRESENT and tables & d.COUNT_MASK:
+        m[s.GPR + s.RAX] = 1
+        return 0
+    within = frame & ((1 << 9 * (m[s.GPR + s.RCX] - 1)) - 1)
+    hfn = ((host & ADDRESS) >> 12 & ~((1 << 9 * (m[s.GPR + s.RCX] - 1)) - 1)) | within
+    writable = host & PTE_WRITE != 0 and m[s.GPR + s.R10] & READ_ONLY == 0
+    rights = shadow_get(m, a, t, pool + P_RIGHTS)
+    if may_be_large(m, a, t, frame, error):
+        entry = way_down(m, a, t, 2)
+        if shadow_get(m, a, t, entry_at(m, entry)) & d.LEADS_TO_TABLE == 0:
+            set_leaf(m, a, t, entry, frame & ~511, hfn & ~511, rights, writable, ASKED, True)
+            shadow_count(m, a, t, P_FILLED)
+            return 0
+    entry = way_down(m, a, t, 1)
+    written = set_leaf(m, a, t, entry, frame, hfn, rights, writable, ASKED, False)
+    shadow_count(m, a, t, P_FILLED)
+    if error & PF_WRITE and not written:
+        m[s.GPR + s.RAX] = 1
+    prefetch_leaves(m, a, t, entry)
+    return 0
+
+
+@kernel
+def host_leaf(m: Record, a: Arena, t: Tags, frame: int) -> int:
+    """The host's entry for a guest frame that is memory and has a page: its frame and write flag, else 0."""
+    pool = m[s.SHADOW_POOL]
+    slots = shadow_get(m, a, t, pool + P_SLOTS)
+    at = shadow_get(m, a, t, slots)
+    gpa = frame << 12
+    for _ in range(shadow_get(m, a, t, slots + 8)):
+        if gpa >= shadow_get(m, a, t, at + FIRST) and gpa < shadow_get(m, a, t, at + END):
+            flags = shadow_get(m, a, t, at + FLAGS)
+            if flags & PRIVATE:
+                return 0
+            address = gpa + shadow_get(m, a, t, at + USER)
+            table = shadow_get(m, a, t, pool + P_HOST_ROOT) & ADDRESS
+            for level in range(4, 0, -1):
+                place = m[s.SHADOW_DIRECT] + table + ((address >> (3 + 9 * level)) & 511) * 8
+                entry = shadow_get(m, a, t, place)
+                if entry & PTE_PRESENT == 0:
+                    return 0
+                if level == 1 or (level <= 3 and entry & PTE_LARGE):
+                    within = (1 << (3 + 9 * level)) - 1
+                    found = (entry & ADDRESS & ~within) | (address & within & ~0xFFF) | PTE_PRESENT
+                    if entry & PTE_WRITE and flags & READ_ONLY == 0:
+                        found |= PTE_WRITE
+                    return found
+                table = entry & ADDRESS
+        at += SLOT_BYTES
+    return 0
+
+
+@kernel
+def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
+    """Fill one empty leaf that nobody has asked for; False where the host would have to make a page."""
+    frame = (key >> KEY_FRAME) + (entry & 511)
+    rights = (key >> d.ROLE_RIGHTS) & d.ALL_RIGHTS
+    if key & d.ROLE_DIRECT == 0:
+        wanted = guest_word(m, a, t, (key >> KEY_FRAME) << 12 | (entry & 511) << 3)
+        reserved = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_RESERVED)
+        if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(m, wanted, 1, reserved):
+            return True
+        frame = (wanted & ADDRESS) >> 12
+        rights &= rights_of(m, wanted)
+        if wanted & PTE_DIRTY == 0:
+            rights &= ~d.RIGHT_WRITE
+    if not has_frame(m, a, t, frame):
+        return False
+    host = host_leaf(m, a, t, frame)
+    if host == 0:
+        return False
+    set_leaf(m, a, t, entry, frame, (host & ADDRESS) >> 12, rights, host & PTE_WRITE != 0, BESIDE, False)
+    shadow_count(m, a, t, P_PREFETCHED)
+    return True
+
+
+@kernel
+def prefetch_leaves(m: Record, a: Arena, t: Tags, entry: int) -> None:
+    """Fill the neighbours of an entry that are empty, up to the first that would cost more."""
+    together = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_PREFETCH)
+    if together <= 1:
+        return
+    key = shadow_get(m, a, t, record_at(m, entry >> 9))
+    first = entry & ~(together - 1)
+    for other in range(first, first + together):
+        if other != entry and shadow_get(m, a, t, entry_at(m, other)) == 0:
+            if not fill_beside(m, a, t, other, key):
+                return
+
+
+@kernel
+def map_device(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_MAP_DEVICE: let accesses to the frame of the last walk fault on a reserved bit."""
+    keep_free(m, a, t)
+    if m[s.SHADOW_ROOT] < 0:
+        m[s.SHADOW_FLAGS] |= NO_ROOT
+        return 0
+    frame = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_FRAME)
+    entry = way_down(m, a, t, 1)
+    drop_entry(m, a, t, entry)
+    shadow_put(m, a, t, entry_at(m, entry), frame << 12 | d.DEVICE | PTE_PRESENT)
+    return 0
+
+
+@kernel
+def find_device(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_FIND_DEVICE: the guest-physical address behind the linear one in RSI, if a device's entry is there."""
+    address = m[s.GPR + s.RSI]
+    m[s.GPR + s.RAX] = 0
+    page = m[s.SHADOW_ROOT]
+    if page < 0:
+        return 0
+    for level in range(4, 0, -1):
+        word = shadow_get(m, a, t, entry_at(m, page * 512 + ((address >> (3 + 9 * level)) & 511)))
+        if word & PTE_PRESENT == 0:
+            return 0
+        if word & d.DEVICE:
+            m[s.GPR + s.RAX] = (word & ADDRESS & ~d.DEVICE) | (address & 0xFFF)
+            return 0
+        if word & d.LEADS_TO_TABLE == 0:
+            return 0
+        page = page_behind(m, word)
+    return 0

@@ -1,0 +1,147 @@
+"""What keeps shadow tables true: emulated writes to the guest's tables, synchronization, INVLPG.
+
+SDM: "Memory Virtualization".
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, synchronize_below
+from vtsim.cpu.kernels.shadow_map import fill_beside
+from vtsim.cpu.kernels.shadow_pages import (
+    KEY_FRAME,
+    P_PAGES,
+    R_BELOW,
+    R_NEXT,
+    R_STATE,
+    bucket_at,
+    drop_entry,
+    entry_at,
+    has_frame,
+    keep_free,
+    page_behind,
+    record_at,
+    shadow_count,
+    shadow_get,
+    shadow_put,
+    unmap_frame,
+    zap_page,
+)
+from vtsim.ept import shadow as d
+from vtsim.ept.spec import PTE_PRESENT
+
+P_WRITES: int = d.POOL["WRITES"]
+P_FLOODED: int = d.POOL["FLOODED"]
+
+
+@kernel
+def table_written(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_WRITE: RCX bytes at RSI of a table were written. The entry goes; so does a table written too often.
+
+    A write that is not one whole entry says that the page is no table any more.
+    """
+    gpa, size = m[s.GPR + s.RSI], m[s.GPR + s.RCX]
+    frame = gpa >> 12
+    if not has_frame(m, a, t, frame):
+        return 0
+    shadow_count(m, a, t, P_WRITES)
+    counted = False
+    page = shadow_get(m, a, t, bucket_at(m, frame))
+    while page:
+        at = record_at(m, page - 1)
+        key = shadow_get(m, a, t, at)
+        following = shadow_get(m, a, t, at + R_NEXT)
+        if key >> KEY_FRAME == frame and key & d.ROLE_DIRECT == 0:
+            state = shadow_get(m, a, t, at + R_STATE)
+            if key & d.ROLE_LEVEL > 1 and not counted:
+                state += 1 << d.WRITES
+                shadow_put(m, a, t, at + R_STATE, state)
+            if state >> d.WRITES >= d.FLOOD or size < 4 or gpa & (size - 1):
+                zap_page(m, a, t, page - 1)
+                shadow_count(m, a, t, P_FLOODED)
+                if following and shadow_get(m, a, t, record_at(m, following - 1) + R_STATE) == 0:
+                    following = shadow_get(m, a, t, bucket_at(m, frame))  # what followed went too: once more
+                    counted = True
+            else:
+                drop_entry(m, a, t, (page - 1) * 512 + ((gpa & 0xFFF) >> 3))
+        page = following
+    return 0
+
+
+@kernel
+def unprotect(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_UNPROTECT: give up every shadow page of the guest frame of RSI."""
+    frame = m[s.GPR + s.RSI] >> 12
+    zapped = 0
+    page = shadow_get(m, a, t, bucket_at(m, frame)) if has_frame(m, a, t, frame) else 0
+    while page:
+        at = record_at(m, page - 1)
+        key = shadow_get(m, a, t, at)
+        following = shadow_get(m, a, t, at + R_NEXT)
+        if key >> KEY_FRAME == frame and key & d.ROLE_DIRECT == 0:
+            zap_page(m, a, t, page - 1)
+            zapped += 1
+            following = shadow_get(m, a, t, bucket_at(m, frame))
+        page = following
+    m[s.GPR + s.RAX] = zapped
+    return 0
+
+
+@kernel
+def synchronize(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_SYNC: bring every leaf table below the root in use into sync."""
+    if m[s.SHADOW_ROOT] >= 0:
+        synchronize_below(m, a, t, m[s.SHADOW_ROOT])
+    return 0
+
+
+@kernel
+def synchronize_all(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_SYNC_ALL: bring every leaf table into sync."""
+    for page in range(shadow_get(m, a, t, m[s.SHADOW_POOL] + P_PAGES)):
+        if shadow_get(m, a, t, record_at(m, page) + R_STATE) & d.UNSYNC:
+            bring_into_sync(m, a, t, page)
+    return 0
+
+
+@kernel
+def invalidate_address(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_INVLPG: of a leaf table that is out of sync, the entry for RSI is read again."""
+    address = m[s.GPR + s.RSI]
+    page = m[s.SHADOW_ROOT]
+    if page < 0:
+        return 0
+    keep_free(m, a, t)
+    for level in range(4, 0, -1):
+        entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
+        if level == 1:
+            if shadow_get(m, a, t, record_at(m, page) + R_STATE) & d.UNSYNC:
+                drop_entry(m, a, t, entry)
+                fill_beside(m, a, t, entry, shadow_get(m, a, t, record_at(m, page)))
+            return 0
+        if shadow_get(m, a, t, record_at(m, page) + R_BELOW) == 0:
+            return 0
+        word = shadow_get(m, a, t, entry_at(m, entry))
+        if word & PTE_PRESENT == 0 or word & d.LEADS_TO_TABLE == 0:
+            return 0
+        page = page_behind(m, word)
+    return 0
+
+
+@kernel
+def forget_frame(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_UNMAP: the host's page behind the guest frame of RSI changes."""
+    frame = m[s.GPR + s.RSI] >> 12
+    if has_frame(m, a, t, frame):
+        unmap_frame(m, a, t, frame)
+    return 0
+
+
+@kernel
+def zap_all(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_ZAP_ALL: the memory map changed, and with it everything."""
+    for page in range(shadow_get(m, a, t, m[s.SHADOW_POOL] + P_PAGES)):
+        if shadow_get(m, a, t, record_at(m, page) + R_STATE) & d.IN_USE:
+            zap_page(m, a, t, page)
+    return 0

@@ -1,0 +1,182 @@
+"""Hooks on radix tables: map, look up, copy, clear. Whoever is refused goes on where it stood, in registers.
+
+SDM: "4-Level Paging and 5-Level Paging".
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.hook_access import hook_load, hook_store, zero_page
+from vtsim.ept.spec import ADDRESS
+
+PRESENT_ANY: int = 7
+
+
+@kernel
+def new_table(m: Record, a: Arena, t: Tags) -> int:
+    """Take a frame from the allocator at R9 and zero it: its number, 0 if none is left, or a fault."""
+    at = m[s.GPR + s.R9]
+    frame = hook_load(m, a, t, at)
+    if m[s.FAULT_KIND]:
+        return m[s.FAULT_KIND]
+    end = hook_load(m, a, t, at + 8)
+    if frame >= end:
+        return 0
+    if zero_page(m, a, t, m[s.GPR + s.R8] + (frame << 12)) < 0:
+        return m[s.FAULT_KIND]
+    fault = hook_store(m, a, t, at, frame + 1)
+    return fault if fault < 0 else frame
+
+
+@kernel
+def table_map(m: Record, a: Arena, t: Tags) -> int:
+    """Write a leaf entry, making the tables above it: a fault or 0."""
+    table = m[s.GPR + s.RDI] & ADDRESS
+    address = m[s.GPR + s.RSI]
+    leaf = m[s.GPR + s.RCX]
+    level = 4
+    while True:
+        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
+        entry = hook_load(m, a, t, at)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if level == leaf:
+            if hook_store(m, a, t, at, m[s.GPR + s.RDX]):
+                return m[s.FAULT_KIND]
+            m[s.GPR + s.RDX] = entry
+            m[s.GPR + s.RAX] = 0
+            return 0
+        if entry & PRESENT_ANY == 0:
+            frame = m[s.GPR + s.R11]
+            if frame == 0:
+                frame = new_table(m, a, t)
+                if frame < 0:
+                    return frame
+                if frame == 0:
+                    m[s.GPR + s.RAX] = 1
+                    return 0
+            m[s.GPR + s.R11] = frame
+            entry = frame << 12 | m[s.GPR + s.R10]
+            if hook_store(m, a, t, at, entry):
+                return m[s.FAULT_KIND]
+        m[s.GPR + s.R11] = 0
+        table = entry & ADDRESS
+        level -= 1
+
+
+@kernel
+def table_lookup(m: Record, a: Arena, t: Tags) -> int:
+    """Find the leaf entry of an address: a fault or 0."""
+    table = m[s.GPR + s.RDI] & ADDRESS
+    address = m[s.GPR + s.RSI]
+    level = 4
+    while True:
+        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
+        entry = hook_load(m, a, t, at)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if entry & m[s.GPR + s.R10] == 0 or level == 1 or (level <= 3 and entry & 0x80):
+            m[s.GPR + s.RAX] = entry if entry & m[s.GPR + s.R10] else 0
+            m[s.GPR + s.RDX] = level
+            m[s.GPR + s.RCX] = at
+            return 0
+        table = entry & ADDRESS
+        level -= 1
+
+
+@kernel
+def table_copy(m: Record, a: Arena, t: Tags) -> int:
+    """Copy an address space's tables for copy-on-write: a fault or 0. One that was refused goes on at R11."""
+    base = m[s.GPR + s.R8]
+    sources, targets, index = s.COPY_SOURCES, s.COPY_TARGETS, s.COPY_INDEX  # one word a level
+    cursor = m[s.GPR + s.R11]  # linear address of the entry to go on with, its level from bit 1 on, and 1
+    m[sources + 4] = m[s.GPR + s.RDI] & ADDRESS
+    m[targets + 4] = m[s.GPR + s.RSI] & ADDRESS
+    m[index + 4] = (cursor >> 39) & 511 if cursor else m[s.GPR + s.RDX]
+    level = 4
+    while True:
+        last = m[s.GPR + s.RCX] if level == 4 else 511
+        if m[index + level] > last:
+            if level == 4:
+                break
+            level += 1
+            m[index + level] += 1
+            continue
+        at = m[sources + level] + m[index + level] * 8
+        to = m[targets + level] + m[index + level] * 8
+        entry = hook_load(m, a, t, base + at)
+        if m[s.FAULT_KIND]:
+            return stand(m, level)
+        if entry & 1 == 0:
+            m[index + level] += 1
+            cursor = 0
+            continue
+        if level == 1 or entry & 0x80:
+            shared = entry & ~m[s.GPR + s.R10]
+            if shared != entry and hook_store(m, a, t, base + at, shared):
+                return stand(m, level)
+            if hook_store(m, a, t, base + to, shared):
+                return stand(m, level)
+            m[s.GPR + s.RAX] += 1
+            m[index + level] += 1
+            cursor = 0
+            continue
+        frame = 0
+        if level > (cursor >> 1) & 7 and cursor:  # on the way to where it stood
+            frame = (hook_load(m, a, t, base + to) & ADDRESS) >> 12
+            if m[s.FAULT_KIND]:
+                return stand(m, level)
+        if frame == 0:
+            cursor = 0
+            frame = m[s.GPR + s.RBX]
+            if frame == 0:
+                frame = new_table(m, a, t)
+                if frame < 0:
+                    return stand(m, level)
+                if frame == 0:
+                    m[s.GPR + s.RAX] = -1
+                    break
+                m[s.GPR + s.RBX] = frame
+            if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
+                return stand(m, level)
+            m[s.GPR + s.RBX] = 0
+        level -= 1
+        m[sources + level] = entry & ADDRESS
+        m[targets + level] = frame << 12
+        m[index + level] = (cursor >> (3 + 9 * level)) & 511
+    m[s.GPR + s.R11] = 0
+    return 0
+
+
+@kernel
+def stand(m: Record, level: int) -> int:
+    """A copy was refused: R11 says where it stands; the fault."""
+    cursor = level << 1 | 1
+    for above in range(level, 5):
+        cursor |= m[s.COPY_INDEX + above] << (3 + 9 * above)
+    m[s.GPR + s.R11] = cursor
+    return m[s.FAULT_KIND]
+
+
+@kernel
+def table_clear(m: Record, a: Arena, t: Tags) -> int:
+    """Clear the 4 KiB leaves of a range: a fault or 0. Tables stay. Registers say how far it is."""
+    base = m[s.GPR + s.R8]
+    while m[s.GPR + s.RDX] > 0:
+        table = m[s.GPR + s.RDI] & ADDRESS
+        for level in range(4, 0, -1):
+            at = base + table + ((m[s.GPR + s.RSI] >> (3 + 9 * level)) & 511) * 8
+            entry = hook_load(m, a, t, at)
+            if m[s.FAULT_KIND]:
+                return m[s.FAULT_KIND]
+            if entry & 1 == 0:
+                break
+            if level == 1:
+                if hook_store(m, a, t, at, 0):
+                    return m[s.FAULT_KIND]
+                m[s.GPR + s.RAX] += 1
+            table = entry & ADDRESS
+        m[s.GPR + s.RSI] += 4096
+        m[s.GPR + s.RDX] -= 1
+    return 0

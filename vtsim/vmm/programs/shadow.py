@@ -1,0 +1,303 @@
+"""Shadow paging: page faults, CR3, INVLPG and paging modes of a guest whose tables the processor never sees.
+
+A page fault is the guest's own where its tables refuse the access; else the shadow entry was missing or too strict,
+and is made. Tables of the guest are read-only for it: a store to one is emulated, or puts a leaf table out of sync
+until the guest flushes translations.
+
+SDM: "Memory Virtualization"; "Exception Bitmap"; "Exit Qualification for Control-Register Accesses".
+Not modelled: under shadow paging, what INVPCID's descriptor says (all is synchronized);
+an interrupt whose delivery meets a fault of the guest is lost.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.cpu.kernels import shadow_hooks as h
+from vtsim.cpu.kernels.shadow_pages import FLUSH, NO_ROOT, STRANGE_ROOT
+from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.ept import shadow as d
+from vtsim.ept import spec as e
+from vtsim.vmcs import reasons as x
+from vtsim.vmm import layout as at
+from vtsim.vmm.programs import ept, instructions
+from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
+from vtsim.vmm.registry import Path
+from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
+
+DOUBLE_FAULT, PAGE_FAULT = 8, 14
+DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
+PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
+INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
+VMXE, PAE, PCIDE, SMEP_BIT = 1 << 13, 1 << 5, 1 << 17, 20
+
+
+def exception(a: Assembler, path: Path) -> None:
+    """An exception: of the guest, or on its way through the shadow tables."""
+    if path.vmm.paging == "shadow":
+        a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
+        a.and_(RAX, 0xFF)
+        a.cmp(RAX, PAGE_FAULT)
+        a.jcc(ops.CC_Z, "shadow_fault")
+    instructions.reflect(a, path)
+    if path.vmm.paging == "shadow":
+        fault(a, path)
+
+
+def hook(a: Assembler, number: int) -> None:
+    """A hook on the pool of this VM."""
+    a.ld(RDI, vcpu("SHADOW"))
+    a.hook(number)
+
+
+def fault(a: Assembler, path: Path) -> None:
+    """`shadow_fault`: a page fault. R12 its error code, R13 the guest-physical address, R14 the memory slot.
+
+    SDM: "Information for VM Exits Due to Vectored Events".
+    """
+    a.activity = ops.MEMORY_MANAGEMENT
+    a.label("shadow_fault")
+    work(a, path, "shadow_fault")
+    a.vmread(RSI, "EXIT_QUALIFICATION")
+    a.vmread(R12, "EXIT_INTERRUPTION_ERROR_CODE")
+    a.test(R12, e.PF_RESERVED)
+    a.jcc(ops.CC_NZ, "shadow_device")
+    a.label("shadow_walk")
+    work(a, path, "guest_walk")
+    a.copy(RDX, R12)
+    hook(a, h.SHADOW_WALK)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "true_fault")
+    a.copy(R13, RCX)
+    ept.find_slot(a)
+    a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
+    a.test(RAX, at.SLOT_PRIVATE)
+    a.jcc(ops.CC_NZ, "emulate_or_retry")
+    a.test(RAX, at.SLOT_READ_ONLY)
+    a.jcc(ops.CC_Z, "find_page")
+    a.test(R12, e.PF_WRITE)
+    a.jcc(ops.CC_NZ, "emulate")
+    ept.find_page(a, path)
+    a.label("map_page")
+    work(a, path, "map_shadow")
+    a.copy(RCX, RBP)
+    a.ld(R10, Mem(R14, at.SLOT["FLAGS"]))
+    hook(a, h.SHADOW_MAP)
+    a.copy(R12, RAX)
+    a.call("shadow_settle")
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "table_write")
+    a.jmp("reenter")
+    ept.make_page(a, path)
+
+    a.label("shadow_device")
+    hook(a, h.SHADOW_FIND_DEVICE)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "shadow_walk")
+    a.copy(R13, RAX)
+    work(a, path, "misconfiguration")
+    a.jmp("emulate")
+
+    a.label("true_fault")
+    a.vmread(RAX, "EXIT_QUALIFICATION")
+    a.st(vcpu("GUEST_CR2"), RAX)
+    if path.vmm.personality != "kvm":  # which loads CR2 before every entry
+        a.emit(ops.MOV_TO_CR, RAX, imm=2)
+    a.vmread(RCX, "IDT_VECTORING_INFORMATION")
+    a.and_(RCX, VALID | 0x7FF)
+    a.mov(RAX, DOUBLE_FAULT_EVENT)
+    a.cmp(RCX, VALID | HARDWARE_EXCEPTION | DOUBLE_FAULT)
+    a.jcc(ops.CC_Z, "third_fault")
+    a.cmp(RCX, VALID | HARDWARE_EXCEPTION | PAGE_FAULT)
+    a.jcc(ops.CC_Z, "second_fault")
+    a.mov(RAX, PAGE_FAULT_EVENT)
+    a.jmp("inject")
+    a.label("second_fault")
+    zero(a, RDX)
+    a.jmp("inject")
+    a.label("third_fault")
+    kill(a, x.TRIPLE_FAULT + 1)
+    write_table(a, path)
+
+
+def write_table(a: Assembler, path: Path) -> None:
+    """`table_write`: a store to a table of the guest, at R13, is emulated; any other instruction ends the table."""
+    a.activity = ops.MEMORY_MANAGEMENT
+    a.label("table_write")
+    work(a, path, "emulate")
+    a.call("fetch_instruction")
+    a.copy(RSI, R14)
+    a.hook(hooks.DECODE)
+    a.cmp(RAX, ops.ST)
+    a.jcc(ops.CC_NZ, "no_table")
+    a.st(vcpu("DECODED", 2), R9)
+    a.cmp(RCX, 16)
+    a.jcc(ops.CC_Z, "table_value")
+    a.ld(RBX, Mem(R15, at.V["REGISTERS"], index=RCX, scale=8))
+    a.label("table_value")
+    a.mov(RDI, at.USER_RAM)
+    a.add(RDI, register=R13)
+    for size in (8, 4, 2, 1):
+        a.cmp(RDX, size)
+        a.jcc(ops.CC_NZ, f"table_not_{size}")
+        a.st(Mem(RDI, size=size), RBX)
+        a.label(f"table_not_{size}")
+    a.copy(RCX, RDX)
+    a.copy(RSI, R13)
+    work(a, path, "table_written")
+    hook(a, h.SHADOW_WRITE)
+    a.call("shadow_settle")
+    a.jmp("skip_decoded")
+    a.label("no_table")
+    a.copy(RSI, R13)
+    hook(a, h.SHADOW_UNPROTECT)
+    a.call("shadow_settle")
+    a.jmp("reenter")
+
+
+def subroutines(a: Assembler, path: Path) -> None:
+    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`."""
+    a.label("shadow_settle")
+    a.test(RDX, NO_ROOT)
+    a.jcc(ops.CC_NZ, "settle_root")
+    if path.vmm.vpid:
+        a.test(RDX, FLUSH)
+        a.jcc(ops.CC_NZ, "flush_guest")
+    a.ret()
+    a.label("settle_root")
+    load_root(a, path)
+    a.label("flush_guest")
+    if path.vmm.vpid:
+        a.mov(RCX, SINGLE)
+        a.vmread(RAX, "VPID")
+        a.st(vcpu("DESCRIPTOR"), RAX)
+        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+    a.ret()
+
+    a.label("write_root")
+    a.vmread(RCX, "GUEST_CR4")
+    a.test(RCX, PCIDE)
+    a.jcc(ops.CC_Z, "root_without_pcid")
+    a.ld(RCX, vcpu("SHADOW_CR3"))
+    a.and_(RCX, 0xFFF)
+    a.or_(RAX, register=RCX)
+    a.label("root_without_pcid")
+    a.vmwrite("GUEST_CR3", RAX)
+    a.ret()
+
+
+def load_root(a: Assembler, path: Path, mode: bool = False) -> None:
+    """The shadow root of the guest's CR3 becomes the processor's; its paging mode is in RBX, or as it was."""
+    work(a, path, "load_root")
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RSI, vcpu("SHADOW_CR3"))
+    if not mode:
+        a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
+    a.hook(h.SHADOW_LOAD_ROOT)
+    a.call("write_root")
+
+
+def control_registers(a: Assembler, path: Path) -> None:
+    """`cr_to_0`, `cr_to_3`, `cr_to_4` with the guest's value in RAX; `paging_mode`; `efer_written`, `efer_read`."""
+    a.label("cr_to_3")
+    a.emit(ops.XOR, R12, R12)
+    a.vmread(RCX, "GUEST_CR4")
+    a.test(RCX, PCIDE)
+    a.jcc(ops.CC_Z, "cr3_value")
+    a.copy(R12, RAX)
+    a.shr(R12, 63)  # 1: keep what the PCID has
+    a.shl(RAX, 1)
+    a.shr(RAX, 1)
+    a.label("cr3_value")
+    a.st(vcpu("SHADOW_CR3"), RAX)
+    load_root(a, path)
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "cr3_kept")
+    a.label("cr3_synchronize")
+    work(a, path, "synchronize")
+    hook(a, h.SHADOW_SYNC)
+    a.call("flush_guest")
+    a.jmp("skip")
+    a.label("cr3_kept")
+    a.test(RDX, STRANGE_ROOT)
+    a.jcc(ops.CC_NZ, "cr3_synchronize")
+    a.call("shadow_settle")
+    a.jmp("skip")
+
+    a.label("cr_to_0")
+    a.vmwrite("CR0_READ_SHADOW", RAX)
+    a.or_(RAX, CR0_FORCED)
+    a.vmwrite("GUEST_CR0", RAX)
+    a.jmp("paging_mode")
+    a.label("cr_to_4")
+    a.vmwrite("CR4_READ_SHADOW", RAX)
+    a.or_(RAX, VMXE | PAE)
+    a.vmwrite("GUEST_CR4", RAX)
+    a.label("paging_mode")
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
+    a.and_(RBX, d.MODE_NX)
+    a.label("paging_mode_nx")
+    a.vmread(RAX, "CR0_READ_SHADOW")
+    a.vmread(RCX, "CR4_READ_SHADOW")
+    for register, bit, mode in ((RAX, 16, d.MODE_WP), (RCX, SMEP_BIT, d.MODE_SMEP), (RAX, 31, d.MODE_PAGING)):
+        a.test(register, 1 << bit)
+        a.jcc(ops.CC_Z, f"mode_without_{mode}")
+        a.or_(RBX, mode)
+        a.label(f"mode_without_{mode}")
+    load_root(a, path, mode=True)
+    work(a, path, "synchronize")
+    hook(a, h.SHADOW_SYNC_ALL)
+    a.call("flush_guest")
+    a.jmp("skip")
+
+    a.label("efer_written")
+    a.copy(RBX, RAX)
+    a.shr(RBX, 10)
+    a.and_(RBX, d.MODE_NX)
+    a.or_(RAX, EFER_NX if path.profile.features.nx else 0)
+    a.vmwrite("GUEST_IA32_EFER", RAX)
+    a.jmp("paging_mode_nx")
+    a.label("efer_read")  # the processor always has NX, for entries that are the monitor's own
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
+    a.test(RBX, d.MODE_NX)
+    a.jcc(ops.CC_NZ, "msr_value")
+    a.and_(RAX, ~EFER_NX)
+    a.jmp("msr_value")
+
+
+def invlpg(a: Assembler, path: Path) -> None:
+    """INVLPG: the entry of a table that is out of sync is read again, and the translation goes."""
+    a.activity = ops.MEMORY_MANAGEMENT
+    work(a, path, "invlpg")
+    a.vmread(RSI, "EXIT_QUALIFICATION")
+    a.copy(R13, RSI)
+    hook(a, h.SHADOW_INVLPG)
+    a.call("shadow_settle")
+    if path.vmm.vpid:
+        by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
+        a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
+        a.vmread(RAX, "VPID")
+        a.st(vcpu("DESCRIPTOR"), RAX)
+        a.st(vcpu("DESCRIPTOR", 1), R13)
+        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+    a.jmp("skip")
+
+
+def invpcid(a: Assembler, path: Path) -> None:
+    """INVPCID: every table that is out of sync is synchronized, and all translations go."""
+    a.activity = ops.MEMORY_MANAGEMENT
+    work(a, path, "invlpg")
+    hook(a, h.SHADOW_SYNC_ALL)
+    a.call("flush_guest")
+    a.jmp("skip")
+
+
+def zap_everything(a: Assembler) -> None:
+    """The memory map changed: all shadow pages go."""
+    hook(a, h.SHADOW_ZAP_ALL)
+    a.call("shadow_settle")
