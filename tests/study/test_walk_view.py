@@ -213,12 +213,14 @@ def test_after_the_run_the_caches_are_those_of_the_run(scenario: Callable[..., P
     assert counted(cold) == counted(vtsim.walk(scenario(), AT))
 
 
-def test_a_shadow_walk_has_one_dimension(scenario: Callable[..., Path]) -> None:
-    sets = ("vmm.personality=minimal", "vmm.paging=static-shadow")
-    behind, shadow = vtsim.walk(scenario(), AT), vtsim.walk(scenario(), AT, sets=sets)
+def test_a_shadow_that_the_guest_has_not_used_yet_is_the_users_mistake(scenario: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        vtsim.walk(scenario(), AT, sets=("vmm.personality=minimal", "vmm.paging=shadow"))
 
-    assert (counted(shadow), shadow.eptp) == ((4, 0), 0)
-    assert behind.page_bytes == shadow.page_bytes == 4096
+    assert str(caught.value) == (
+        "vmm.paging: shadow tables come with use: only the process that ran last has any loaded\n"
+        " help: walk after the run, or choose paging 'ept'"
+    )
 
 
 def test_a_scenario_object_does_as_well(scenario: Callable[..., Path]) -> None:

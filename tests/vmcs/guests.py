@@ -15,6 +15,7 @@ from tests.vmcs.checked import ALL, environment
 from vtsim.base.jit import quiet
 from vtsim.cpu.slots import GPR
 from vtsim.study.vmx.cases import PAGE
+from vtsim.study.vmx.drivers import bytes_at
 from vtsim.study.vmx.exit_cases import GPRS, MASK, _Run, bench
 from vtsim.vmcs.fields import SLOT
 
@@ -54,7 +55,7 @@ class Guest:
                 pages.setdefault((place + n) & -PAGE, bytearray(PAGE))[(place + n) & (PAGE - 1)] = byte
         state = evolve(
             state, memory={page: bytes(data) for page, data in pages.items()}, gpr=dict(self.gpr),
-            pre=(("selfirq", "icr", hex(self.send)),) if self.send else (),
+            pre=(self.send,) if self.send else (),
         )  # fmt: skip
         on = bench()
         with quiet():
@@ -67,7 +68,7 @@ class Guest:
         return Outcome(got, record, {name: int(on.vmcs[slot]) & MASK for name, slot in SLOT.items()}, self._dumped())
 
     def _dumped(self) -> str:
-        return bench().bytes_at(*self.dump).hex() if self.dump[1] else ""
+        return bytes_at(bench().engine, *self.dump).hex() if self.dump[1] else ""
 
 
 @frozen

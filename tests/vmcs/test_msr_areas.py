@@ -13,6 +13,7 @@ from tests.vmcs.guests import GUEST_AREA, HOST_AREA, STORE_AREA, Guest, quad
 from vtsim.base import memory as mem
 from vtsim.cpu import codes as c
 from vtsim.cpu import slots as s
+from vtsim.study.vmx.drivers import bytes_at
 from vtsim.study.vmx.exit_cases import CURRENT, bench
 from vtsim.vmcs import reasons as x
 
@@ -62,7 +63,7 @@ def test_an_msr_that_cannot_be_stored_aborts(index: int) -> None:
     with pytest.raises(Exception, match="stopped the engine"):
         stored(PAT, index).run()
 
-    assert bench().bytes_at(STORE_AREA, 32).hex() == quad(PAT, RESET_PAT, index, 0x77)
+    assert bytes_at(bench().engine, STORE_AREA, 32).hex() == quad(PAT, RESET_PAT, index, 0x77)
     assert (int(bench().m[s.STOP]), abort_indicator()) == (c.SHUTDOWN, ABORT_SAVING)
 
 

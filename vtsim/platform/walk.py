@@ -236,8 +236,8 @@ def _loaded(machine: Machine, number: int, space: Space) -> int:
     vcpu = hypervisor.vcpus[number]
     shadow = hypervisor.shadow_root(vcpu, space.cr3 & e.ADDRESS)
     if shadow is None:
-        paging = hypervisor.path.vmm.paging
-        raise inside("vmm", ConfigError(f"the {paging} of this process is not built", field="paging"))
+        message = "shadow tables come with use: only the process that ran last has any loaded"
+        raise inside("vmm", ConfigError(message, field="paging", help="walk after the run, or choose paging 'ept'"))
     return shadow
 
 

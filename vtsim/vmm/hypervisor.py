@@ -13,8 +13,10 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.ept.spec import ADDRESS
 from vtsim.ept.tables import Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.vmcs.fields import SLOT
 from vtsim.vmcs.reasons import BY_NUMBER
 from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
@@ -99,10 +101,10 @@ class Hypervisor:
         return self.host.load(vcpu.address + at.V[field])
 
     def shadow_root(self, vcpu: Vcpu, root: int) -> int | None:
-        """The shadow, built beforehand, of a guest's root; None where there is none."""
-        table, count = self.word(vcpu, "SHADOW_ROOTS") & (1 << 64) - 1, self.word(vcpu, "SHADOW_ENTRIES")
-        rows = ((self.host.load(table + 16 * n), self.host.load(table + 16 * n + 8)) for n in range(count))
-        return next((shadow for of, shadow in rows if of == root), None)
+        """What CR3 holds while the guest believes in a root; None unless it is the one that it loaded last."""
+        words = self.engine.contents(vcpu.vmcs, mem.VMCS_REGION)
+        believed = self.word(vcpu, "SHADOW_CR3") & ADDRESS
+        return int(words[SLOT["GUEST_CR3"]]) if believed == root else None
 
     def finish(self, cpu: int) -> Vcpu:
         """The guest that runs on a CPU came to its end (the engine stopped with PROGRAM_END): go on with the others.
