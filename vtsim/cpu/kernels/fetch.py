@@ -20,7 +20,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EVENT, UD, UNDECODED
 from vtsim.cpu.kernels.apic_virtualization import fetch_exit, on_apic_page
-from vtsim.cpu.kernels.caches import fetch_line
+from vtsim.cpu.kernels.caches import fetch_line, probe
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.events import raise_exception, raise_fault
 from vtsim.cpu.kernels.ledger import charge
@@ -108,3 +108,6 @@ def fetch(m: Record, a: Arena, t: Tags, offset: int, length: int) -> None:
                 charge(m, a, o.FETCH_STALL, stall)
             if m[s.L1I + s.WAYS] > 0:
                 a[lines + line] = m[s.FETCH_GENERATION]
+    first = offset >> 6
+    if a[lines + first] != m[s.FETCH_GENERATION] and probe(m, t, s.L1I, (m[s.FETCH_HPA] >> 6) + first):
+        a[lines + first] = m[s.FETCH_GENERATION]  # filling the row's second line did not take its first away
