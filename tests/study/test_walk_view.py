@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 import vtsim
 from vtsim.base.errors import ConfigError
@@ -18,8 +19,11 @@ from vtsim.config import load_scenario
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels import ept_walk
+from vtsim.platform import steps
 from vtsim.platform.steps import EPT, GUEST, Recorder
-from vtsim.platform.walk import EVERY_ENTRY, Walk
+from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
+from vtsim.study import walk_view
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 AT = 0x10_0000_0000  # of the first region
@@ -227,3 +231,24 @@ def test_a_scenario_object_does_as_well(scenario: Callable[..., Path]) -> None:
     path = scenario()
 
     assert vtsim.walk(load_scenario(path), AT).references == vtsim.walk(path, AT).references
+
+
+def test_what_answers_is_a_tlb_a_paging_structure_cache_of_its_dimension_or_the_nested_tlb() -> None:
+    names = {number: name for number, name in steps.NAMES.items() if name != "nested_tlb"}
+
+    assert {names[n] for n in names if n in steps.TLBS} == {name for name in names.values() if "tlb" in name}
+    assert {names[n] for n in names if n in steps.PWCS} == {name for name in names.values() if name.startswith("pwc")}
+
+
+def test_every_way_in_which_a_translation_is_refused_has_words() -> None:
+    refusals = (
+        "PAGE_FAULT", "VIOLATION", "MISCONFIGURATION", "NOT_CANONICAL", "LOG_FULL", "ON_APIC_ACCESS_PAGE"
+    )  # fmt: skip
+
+    assert {getattr(ept_walk, name) for name in refusals} == set(FAULTS) == set(range(-len(refusals), 0))
+
+
+def test_a_protection_key_is_named_among_the_reasons_of_a_page_fault(scenario: Callable[..., Path]) -> None:
+    found = evolve(vtsim.walk(scenario(), AT), hpa=None, fault=PAGE_FAULT, error_code=0x25)
+
+    assert walk_view.outcome(found) == "page fault, error code 0x25: protection, read, user, protection key"

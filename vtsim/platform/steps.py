@@ -19,8 +19,8 @@ from vtsim.platform.observed import Function, Observed
 GUEST, EPT = "guest", "EPT"
 SERVED: Final = ("L1D", "L2", "L3", "DRAM")  # in the order of each dimension's counters
 ENTRY_NAMES: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
-TLBS: Final = range(s.DTLB4K, s.PWC_PML4E)
-PWCS: Final = range(s.PWC_PML4E, s.EPT_PML4E)
+TLBS: Final = range(s.DTLB4K, s.PWC_PML5E)
+PWCS: Final = range(s.PWC_PML5E, s.EPT_PML5E)
 NAMES: Final = dict(zip(range(s.DTLB4K, s.NESTED_TLB + 1, 4), s.TRANSLATION_STRUCTURES, strict=True))
 UNSIGNED: Final = (1 << 64) - 1
 FETCHING: Final = 2
@@ -247,9 +247,14 @@ class Recorder:
 
         return observed
 
-    def _value(self, hpa: int, word: int) -> None:
+    def _reading(self, hpa: int) -> _Reading | None:
+        """The reference that is in progress, if it is this address."""
         reading = self._nesting.references[-1] if self._nesting and self._nesting.references else self._entry
-        if reading is not None and reading.hpa == hpa and reading.value is None:
+        return reading if reading is not None and reading.hpa == hpa else None
+
+    def _value(self, hpa: int, word: int) -> None:
+        reading = self._reading(hpa)
+        if reading is not None and reading.value is None:
             reading.value = word
 
     def _on_store_word(self, caller: str, store_word: Function) -> Function:
@@ -270,8 +275,8 @@ class Recorder:
         return observed
 
     def _stored(self, hpa: int, value: int) -> None:
-        reading = self._nesting.references[-1] if self._nesting and self._nesting.references else self._entry
-        if reading is not None and reading.hpa == hpa:
+        reading = self._reading(hpa)
+        if reading is not None:
             reading.stored = value
             reading.cycles += int(self.m[s.ATOMIC_CYCLES])
 

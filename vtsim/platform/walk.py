@@ -36,10 +36,11 @@ READ, WRITE, FETCH = "read", "write", "fetch"
 ACCESSES: Final = {READ: 0, WRITE: 1, FETCH: 2}
 PAGE_FAULT, EPT_VIOLATION, EPT_MISCONFIGURATION = "page fault", "EPT violation", "EPT misconfiguration"
 NOT_CANONICAL, LOG_FULL = "not canonical", "page-modification log full"
+ON_APIC_ACCESS_PAGE = "a paging structure is on the APIC-access page"
 FAULTS: Final = {
     ept_walk.PAGE_FAULT: PAGE_FAULT, ept_walk.VIOLATION: EPT_VIOLATION,
     ept_walk.MISCONFIGURATION: EPT_MISCONFIGURATION, ept_walk.NOT_CANONICAL: NOT_CANONICAL,
-    ept_walk.LOG_FULL: LOG_FULL,
+    ept_walk.LOG_FULL: LOG_FULL, ept_walk.ON_APIC_ACCESS_PAGE: ON_APIC_ACCESS_PAGE,
 }  # fmt: skip
 ARGUMENTS: Final = ("vm", "process", "address", "access", "ring")
 # settings without which some entries are not read, because a cache of the walker has what they say
@@ -163,7 +164,7 @@ def walk(
         cr3=int(m[s.CR3]),
         eptp=int(m[s.EPTP]) if m[s.NONROOT] else 0,
         guest_levels=int(m[s.PAGING_LEVELS]),
-        ept_levels=((int(m[s.EPTP]) >> 3) & 7) + 1 if m[s.NONROOT] and m[s.EPTP] else 0,
+        ept_levels=((int(m[s.EPTP]) >> e.EPTP_LEVELS) & 7) + 1 if m[s.NONROOT] and m[s.EPTP] else 0,
         tlb=recorder.tlb,
         cache=recorder.cache,
         cache_cycles=recorder.cache_cycles,

@@ -40,7 +40,7 @@ EPT_FLAGS: Final = ((e.EPT_ACCESSED, "A"), (e.EPT_DIRTY, "D"))
 LARGE_NAMES: Final = {2: "2M", 3: "1G"}
 ERROR_BITS: Final = (
     (e.PF_PRESENT, "protection", "not present"), (e.PF_WRITE, "write", ""), (e.PF_USER, "user", "supervisor"),
-    (e.PF_RESERVED, "reserved bit", ""), (e.PF_FETCH, "fetch", ""),
+    (e.PF_RESERVED, "reserved bit", ""), (e.PF_FETCH, "fetch", ""), (e.PF_KEY, "protection key", ""),
 )  # fmt: skip
 
 
