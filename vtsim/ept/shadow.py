@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vtsim.base.words import byte_offsets
 from vtsim.ept.spec import PTE_ACCESSED, PTE_PRESENT, PTE_USER, PTE_WRITE
 
 # fmt: off
@@ -104,13 +105,5 @@ MIN_FREE, REFILL = 5, 25                            # shadow pages: evict when f
 # fmt: on
 
 
-def _offsets(words: tuple[tuple[str, int, str], ...]) -> dict[str, int]:
-    offsets, at = {}, 0
-    for name, count, _ in words:
-        offsets[name] = 8 * at
-        at += count
-    return offsets
-
-
-POOL: Final = _offsets(POOL_WORDS)
-RECORD: Final = _offsets(RECORD_WORDS)
+POOL: Final = byte_offsets(POOL_WORDS)
+RECORD: Final = byte_offsets(RECORD_WORDS)

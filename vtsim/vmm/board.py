@@ -11,6 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
+from vtsim.ept.memory_slots import SLOT_READ_ONLY
 from vtsim.vmm import layout as at
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -49,7 +50,7 @@ def slots_at_reset(memory: int) -> list[tuple[int, int, int, int]]:
     merged: list[tuple[int, int, int, int]] = []
     for part in segments(memory):
         ram = part.register == ALWAYS_RAM
-        backing = (at.USER_RAM, 0) if ram else (FIRMWARE, at.SLOT_READ_ONLY)
+        backing = (at.USER_RAM, 0) if ram else (FIRMWARE, SLOT_READ_ONLY)
         if merged and merged[-1][1] == part.first and merged[-1][2:] == backing:
             merged[-1] = (merged[-1][0], part.end, *backing)
         else:

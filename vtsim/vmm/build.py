@@ -16,6 +16,7 @@ from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
+from vtsim.ept.memory_slots import SLOT_PRIVATE
 from vtsim.ept.tables import EPT, EPT_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
@@ -241,7 +242,7 @@ def _fill_vmcs(
     if CHIPSET in vcpu.devices:
         memory_slots = [*board.slots_at_reset(vcpu.memory.size)]
     if hypervisor.hosted:
-        memory_slots.append((board.LOCAL_APIC, board.LOCAL_APIC + mem.PAGE_BYTES, 0, at.SLOT_PRIVATE))
+        memory_slots.append((board.LOCAL_APIC, board.LOCAL_APIC + mem.PAGE_BYTES, 0, SLOT_PRIVATE))
     host.store_many(slots, np.array(memory_slots, np.int64).ravel())
     values |= {
         "VMCS_POINTER": vcpu.vmcs << 12, "STATE": at.RUNNABLE, "HOST_ROOT": vcpu.process.root << 12,

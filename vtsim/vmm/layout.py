@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from vtsim.base.memory import PAGE_BYTES
+from vtsim.base.words import byte_offsets
 
 # fmt: off
 # --- linear addresses of the host --------------------------------------------------------------------------
@@ -125,36 +126,19 @@ RUN_WORDS: Final = (
     ("COALESCED", 1, "writes that wait in the ring"),
     ("RING",     64, "address and value of each"),
 )
-SLOT_WORDS: Final = (
-    ("FIRST",     1, "first guest-physical address"),
-    ("END",       1, "address behind the last"),
-    ("USER",      1, "user-space address less guest-physical address"),
-    ("FLAGS",     1, "see the slot flags"),
-)
 # fmt: on
 
 
-def _offsets(words: tuple[tuple[str, int, str], ...]) -> dict[str, int]:
-    offsets, at = {}, 0
-    for name, count, _ in words:
-        offsets[name] = 8 * at
-        at += count
-    return offsets
-
-
-V: Final = _offsets(VCPU_WORDS)
-C: Final = _offsets(CPU_WORDS)
+V: Final = byte_offsets(VCPU_WORDS)
+C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned
-RUN: Final = _offsets(RUN_WORDS)
-SLOT: Final = _offsets(SLOT_WORDS)
-SLOT_BYTES: Final = 32
+RUN: Final = byte_offsets(RUN_WORDS)
 LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 
 # fmt: off
 RUNNABLE, HALTED, ENDED = range(3)                                  # states of a vCPU
 REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
-SLOT_READ_ONLY, SLOT_PRIVATE = 1, 2                                 # flags of a slot
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked
 COMPLETE_NOTHING, COMPLETE_PORT, COMPLETE_LOAD, COMPLETE_STORE, COMPLETE_STRING = range(5)
 # MSRs that the host switches in software, in the order of GUEST_MSRS, MSRS and HOST_MSRS

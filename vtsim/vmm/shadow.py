@@ -150,7 +150,6 @@ def fill_pool(
         "FRAMES": at.frame_address(pool.frames), "FRAME_COUNT": pool.frame_count,
         "LARGE": at.frame_address(pool.frames) + 8 * pool.frame_count,
         "LARGE_NX": int(profile.features.nx and parameters.get("nx_huge_pages", 0) > 0),
-       
         "BUCKETS": at.frame_address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
         "OUT_OF_SYNC": parameters["out_of_sync"], "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),

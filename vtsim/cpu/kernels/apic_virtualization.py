@@ -11,9 +11,10 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, store
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EXTERNAL, RF_IF, RF_RF
+from vtsim.cpu.kernels.active_controls import secondary_controls, tertiary_controls
 from vtsim.cpu.kernels.apic import REG_EOI, write_register
 from vtsim.cpu.kernels.exit import vm_exit
-from vtsim.cpu.kernels.posted_interrupts import NOTIFY, OUTSTANDING, post_interrupt, tertiary_controls, touch_physical
+from vtsim.cpu.kernels.posted_interrupts import NOTIFY, OUTSTANDING, post_interrupt, touch_physical
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -31,15 +32,6 @@ SELF, SHORTHAND = 1 << 18, 3 << 18
 # bits that the command of a virtual IPI may not have: it is fixed, physical, edge-triggered and without shorthand
 NOT_VIRTUAL_IPI: int = 0xFFFFBF00
 # fmt: on
-
-
-@kernel
-def secondary_controls(m: Record, a: Arena) -> int:
-    """The secondary processor-based controls in force."""
-    at = m[s.VMCS]
-    if a[at + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS:
-        return a[at + v.SECONDARY_PROC_CONTROLS]
-    return 0
 
 
 @kernel

@@ -12,6 +12,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, OUT_OF_MEMORY, STOPPED
 from vtsim.cpu.kernels.access import access_as, bitmap_bit, effective, load_across, store_across
+from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.conventions import vm_fail_invalid, vm_fail_valid, vm_succeed
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.rights import READ, WRITE
@@ -55,9 +56,7 @@ def shadowed(m: Record, a: Arena, r: int, op: int) -> bool:
     SDM: "Instructions That Cause VM Exits Conditionally"; "VMCS Shadowing Bitmap Addresses".
     """
     at = m[s.VMCS]
-    if a[at + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS == 0:
-        return False
-    if a[at + v.SECONDARY_PROC_CONTROLS] & b.VMCS_SHADOWING == 0:
+    if secondary_controls(m, a) & b.VMCS_SHADOWING == 0:
         return False
     encoding = encoding_operand(m, a, r)
     if encoding & ~(ENCODINGS - 1):

@@ -12,6 +12,7 @@ from vtsim.base.memory import is_memory, load_word
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
+from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
@@ -101,11 +102,7 @@ def refused_here(m: Record, a: Arena, number: int, value: int) -> bool:
         return True
     if number == 4:
         return cr4_refused(m, a, value)
-    exempt = 0
-    at = m[s.VMCS]
-    if a[at + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS:
-        if a[at + v.SECONDARY_PROC_CONTROLS] & b.UNRESTRICTED_GUEST:
-            exempt = PE | PG
+    exempt = PE | PG if secondary_controls(m, a) & b.UNRESTRICTED_GUEST else 0
     return cr0_illegal(m, value) or not cr0_supported(a, (value & CR0_DEFINED) | ET, exempt)
 
 

@@ -26,6 +26,7 @@ from vtsim.cpu.kernels.ledger import charge, record, settle
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.msr_areas import ABORT_LOADING_MSRS, load_msr_area, vmx_abort
 from vtsim.cpu.kernels.pending import arm, begin
+from vtsim.cpu.kernels.rare_msrs import load_rare_guest_msrs
 from vtsim.cpu.kernels.vmx_capabilities import beyond_addresses
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
@@ -233,7 +234,7 @@ def load_guest_state(m: Record, a: Arena, at: int) -> None:
     if controls & b.ENTRY_LOAD_IA32_PAT:
         m[s.PAT] = vmcs[v.GUEST_IA32_PAT]
     if controls & RARE_MSRS:
-        load_rare_msrs(m, a, at, controls)
+        load_rare_guest_msrs(m, a, at, controls)
     if uses_pae(a, at):
         for n in range(4):
             m[s.PDPTE0 + n] = pdpte(a, at, n)
@@ -247,34 +248,6 @@ def load_guest_state(m: Record, a: Arena, at: int) -> None:
     m[s.HALTED] = 1 if m[s.ACTIVITY_STATE] else 0
     m[s.PENDING_DEBUG] = vmcs[v.GUEST_PENDING_DEBUG_EXCEPTIONS]
     set_mode(m)
-
-
-@kernel
-def load_rare_msrs(m: Record, a: Arena, at: int, controls: int) -> None:
-    """Load the MSRs that only some VM-entry controls ask for.
-
-    SDM: "Loading Guest Control Registers, Debug Registers, and MSRs".
-    """
-    if controls & b.ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL:
-        m[OFFSET + v.GUEST_IA32_PERF_GLOBAL_CTRL] = a[at + v.GUEST_IA32_PERF_GLOBAL_CTRL]
-    if controls & b.ENTRY_LOAD_IA32_BNDCFGS:
-        m[OFFSET + v.GUEST_IA32_BNDCFGS] = a[at + v.GUEST_IA32_BNDCFGS]
-    if controls & b.ENTRY_LOAD_IA32_RTIT_CTL:
-        m[OFFSET + v.GUEST_IA32_RTIT_CTL] = a[at + v.GUEST_IA32_RTIT_CTL]
-    if controls & b.ENTRY_LOAD_UINV:
-        m[OFFSET + v.GUEST_UINV] = a[at + v.GUEST_UINV]
-    if controls & b.ENTRY_LOAD_CET_STATE:
-        for n in range(3):
-            m[OFFSET + v.GUEST_IA32_S_CET + n] = a[at + v.GUEST_IA32_S_CET + n]
-    if controls & b.ENTRY_LOAD_IA32_LBR_CTL:
-        m[OFFSET + v.GUEST_IA32_LBR_CTL] = a[at + v.GUEST_IA32_LBR_CTL]
-    if controls & b.ENTRY_LOAD_PKRS:
-        m[OFFSET + v.GUEST_IA32_PKRS] = a[at + v.GUEST_IA32_PKRS]
-    if controls & b.ENTRY_LOAD_IA32_SPEC_CTRL:
-        m[s.MSR_SPEC_CTRL] = a[at + v.GUEST_IA32_SPEC_CTRL]
-    if controls & b.ENTRY_LOAD_FRED:
-        for n in range(v.GUEST_IA32_FRED_SSP3 - v.GUEST_IA32_FRED_CONFIG + 1):
-            m[OFFSET + v.GUEST_IA32_FRED_CONFIG + n] = a[at + v.GUEST_IA32_FRED_CONFIG + n]
 
 
 @kernel

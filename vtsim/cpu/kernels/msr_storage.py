@@ -8,6 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER
+from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import TSC_DEADLINE
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.invalidate import drop_contexts
@@ -78,10 +79,8 @@ def time_stamp(m: Record, a: Arena) -> int:
     tsc = m[s.CYCLE] + m[s.MSR_TSC_ADJUST]
     if m[s.NONROOT]:
         at = m[s.VMCS]
-        primary = a[at + v.PRIMARY_PROC_CONTROLS]
-        if primary & b.ACTIVATE_SECONDARY_CONTROLS and primary & b.USE_TSC_OFFSETTING:
-            if a[at + v.SECONDARY_PROC_CONTROLS] & b.USE_TSC_SCALING:
-                tsc = scaled(tsc, a[at + v.TSC_MULTIPLIER])
+        if secondary_controls(m, a) & b.USE_TSC_SCALING and a[at + v.PRIMARY_PROC_CONTROLS] & b.USE_TSC_OFFSETTING:
+            tsc = scaled(tsc, a[at + v.TSC_MULTIPLIER])
         tsc += m[s.TSC_OFFSET]
     return tsc
 

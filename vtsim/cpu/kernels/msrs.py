@@ -11,10 +11,10 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, NEXT
 from vtsim.cpu.kernels.access import bitmap_bit
+from vtsim.cpu.kernels.active_controls import secondary_controls, tertiary_controls
 from vtsim.cpu.kernels.apic import TSC_DEADLINE, read_register, write_register
 from vtsim.cpu.kernels.apic_virtualization import (
     note_write,
-    secondary_controls,
     self_interrupt,
     virtual_load,
     virtual_store,
@@ -24,7 +24,6 @@ from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.msr_storage import msr_slot, store_msr, time_stamp
 from vtsim.cpu.kernels.msr_values import refuses
-from vtsim.cpu.kernels.posted_interrupts import tertiary_controls
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY

@@ -47,15 +47,6 @@ def is_notification(m: Record, a: Arena) -> bool:
 
 
 @kernel
-def tertiary_controls(m: Record, a: Arena) -> int:
-    """The tertiary processor-based controls in force."""
-    at = m[s.VMCS]
-    if a[at + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_TERTIARY_CONTROLS:
-        return a[at + v.TERTIARY_PROC_CONTROLS]
-    return 0
-
-
-@kernel
 def post_interrupt(m: Record, a: Arena, t: Tags, vector: int, target: int) -> bool:
     """IPI virtualization: post a vector for the virtual APIC `target` and notify; False where the write exits.
 

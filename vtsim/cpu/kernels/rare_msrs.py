@@ -152,6 +152,34 @@ def save_rare_msrs(m: Record, a: Arena, at: int, controls: int) -> None:
 
 
 @kernel
+def load_rare_guest_msrs(m: Record, a: Arena, at: int, controls: int) -> None:
+    """Load these MSRs as VM-entry controls ask for.
+
+    SDM: "Loading Guest Control Registers, Debug Registers, and MSRs".
+    """
+    if controls & b.ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL:
+        m[PERF_GLOBAL_CTRL] = a[at + v.GUEST_IA32_PERF_GLOBAL_CTRL]
+    if controls & b.ENTRY_LOAD_IA32_BNDCFGS:
+        m[BNDCFGS] = a[at + v.GUEST_IA32_BNDCFGS]
+    if controls & b.ENTRY_LOAD_IA32_RTIT_CTL:
+        m[RTIT_CTL] = a[at + v.GUEST_IA32_RTIT_CTL]
+    if controls & b.ENTRY_LOAD_UINV:
+        m[UINV] = a[at + v.GUEST_UINV]
+    if controls & b.ENTRY_LOAD_CET_STATE:
+        for n in range(3):
+            m[S_CET + n] = a[at + v.GUEST_IA32_S_CET + n]
+    if controls & b.ENTRY_LOAD_IA32_LBR_CTL:
+        m[LBR_CTL] = a[at + v.GUEST_IA32_LBR_CTL]
+    if controls & b.ENTRY_LOAD_PKRS:
+        m[PKRS] = a[at + v.GUEST_IA32_PKRS]
+    if controls & b.ENTRY_LOAD_IA32_SPEC_CTRL:
+        m[s.MSR_SPEC_CTRL] = a[at + v.GUEST_IA32_SPEC_CTRL]
+    if controls & b.ENTRY_LOAD_FRED:
+        for n in range(FRED_MSRS):
+            m[FRED + n] = a[at + v.GUEST_IA32_FRED_CONFIG + n]
+
+
+@kernel
 def load_rare_host_msrs(m: Record, a: Arena, at: int, controls: int) -> None:
     """Load or clear these MSRs as VM-exit controls ask for.
 

@@ -19,10 +19,10 @@ from vtsim.cpu.codes import (
 from vtsim.cpu.exit_rules import BIT, LEAF_7, NEEDED, UNDEFINED, WHERE
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective
+from vtsim.cpu.kernels.active_controls import secondary_controls, tertiary_controls
 from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.information import instruction_information, instruction_qualification
-from vtsim.cpu.kernels.posted_interrupts import tertiary_controls
 from vtsim.cpu.kernels.v86_extensions import redirects
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
@@ -44,18 +44,10 @@ def exits_by_rule(m: Record, a: Arena, op: int) -> bool:
     if where == rules.PRIMARY:
         return a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & BIT[op] != 0
     if where == rules.SECONDARY:
-        return secondary(m, a) & BIT[op] != 0
+        return secondary_controls(m, a) & BIT[op] != 0
     if where == rules.SPECIAL:
         return exits_by_itself(m, a, op)
     return where == rules.ALWAYS
-
-
-@kernel
-def secondary(m: Record, a: Arena) -> int:
-    """The secondary processor-based controls in force."""
-    if a[m[s.VMCS] + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS:
-        return a[m[s.VMCS] + v.SECONDARY_PROC_CONTROLS]
-    return 0
 
 
 @kernel
@@ -65,7 +57,7 @@ def exits_by_itself(m: Record, a: Arena, op: int) -> bool:
     SDM: "Instructions That Cause VM Exits Conditionally".
     """
     at = m[s.VMCS]
-    controls = secondary(m, a)
+    controls = secondary_controls(m, a)
     if op == o.PAUSE:
         if a[at + v.PRIMARY_PROC_CONTROLS] & b.PAUSE_EXITING:
             return True
@@ -127,7 +119,7 @@ def undefined(m: Record, a: Arena, op: int) -> bool:
     if rule & rules.EXTENDED and m[s.CR4] & CR4_OSXSAVE == 0 and a[A_DECODE]:
         return True
     if rule & rules.CONTROL:
-        return m[s.NONROOT] != 0 and secondary(m, a) & NEEDED[op] == 0 and a[A_DECODE] != 0
+        return m[s.NONROOT] != 0 and secondary_controls(m, a) & NEEDED[op] == 0 and a[A_DECODE] != 0
     if rule & rules.SCE:
         return mode != 0 or m[s.EFER] & 1 == 0
     return rule & rules.SMX != 0 and m[s.CR4] & CR4_SMXE == 0 and a[A_DECODE] != 0

@@ -11,7 +11,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.shadow_map import find_device, load_root, map_device, map_shadow
-from vtsim.cpu.kernels.shadow_pages import begin_shadow
+from vtsim.cpu.kernels.shadow_pool import begin_shadow
 from vtsim.cpu.kernels.shadow_sync import (
     forget_frame,
     invalidate_address,

@@ -10,6 +10,16 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_pages import (
     AGAIN,
     ASKED,
+    drop_entry,
+    forget_writes,
+    list_leaf,
+    new_page,
+    next_unsync,
+    protect_frame,
+    stays_protected,
+    zap_page,
+)
+from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
     KEY_FRAME,
     P_REUSED,
@@ -17,20 +27,12 @@ from vtsim.cpu.kernels.shadow_pages import (
     R_NEXT,
     R_STATE,
     bucket_at,
-    drop_entry,
     entry_at,
-    forget_writes,
-    list_leaf,
-    new_page,
-    next_unsync,
     note_at,
-    protect_frame,
     record_at,
     shadow_count,
     shadow_get,
     shadow_put,
-    stays_protected,
-    zap_page,
 )
 from vtsim.cpu.kernels.shadow_walk import P_RESERVED, guest_word, is_wrong, rights_of
 from vtsim.ept import shadow as d

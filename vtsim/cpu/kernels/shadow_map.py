@@ -8,21 +8,15 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
-from vtsim.cpu.kernels.shadow_pages import (
-    ASKED,
-    BESIDE,
+from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_writes, keep_free, leaves_of, link_page
+from vtsim.cpu.kernels.shadow_pool import (
     KEY_FRAME,
     NO_ROOT,
     P_MODE,
     P_ROOT,
     STRANGE_ROOT,
-    drop_entry,
     entry_at,
-    forget_writes,
     has_frame,
-    keep_free,
-    leaves_of,
-    link_page,
     page_behind,
     record_at,
     shadow_count,
@@ -44,6 +38,7 @@ from vtsim.cpu.kernels.shadow_walk import (
     rights_of,
 )
 from vtsim.ept import shadow as d
+from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.ept.spec import (
     ADDRESS,
     PF_FETCH,
@@ -63,8 +58,10 @@ P_SLOTS: int      = d.POOL["SLOTS"]
 P_FILLED: int     = d.POOL["FILLED"]
 P_PREFETCHED: int = d.POOL["PREFETCHED"]
 P_LOADED: int     = d.POOL["LOADED"]
-FIRST, END, USER, FLAGS, SLOT_BYTES = 0, 8, 16, 24, 32      # of a memory slot, see vmm.layout
-READ_ONLY, PRIVATE = 1, 2
+FIRST: int = SLOT["FIRST"]
+END: int = SLOT["END"]
+USER: int = SLOT["USER"]
+FLAGS: int = SLOT["FLAGS"]
 # fmt: on
 
 
@@ -181,7 +178,7 @@ def map_shadow(m: Record, a: Arena, t: Tags) -> int:
         return 0
     within = frame & ((1 << 9 * (m[s.GPR + s.RCX] - 1)) - 1)
     hfn = ((host & ADDRESS) >> 12 & ~((1 << 9 * (m[s.GPR + s.RCX] - 1)) - 1)) | within
-    writable = host & PTE_WRITE != 0 and m[s.GPR + s.R10] & READ_ONLY == 0
+    writable = host & PTE_WRITE != 0 and m[s.GPR + s.R10] & SLOT_READ_ONLY == 0
     rights = shadow_get(m, a, t, pool + P_RIGHTS)
     if may_be_large(m, a, t, frame, error):
         entry = way_down(m, a, t, 2)
@@ -208,7 +205,7 @@ def host_leaf(m: Record, a: Arena, t: Tags, frame: int) -> int:
     for _ in range(shadow_get(m, a, t, slots + 8)):
         if gpa >= shadow_get(m, a, t, at + FIRST) and gpa < shadow_get(m, a, t, at + END):
             flags = shadow_get(m, a, t, at + FLAGS)
-            if flags & PRIVATE:
+            if flags & SLOT_PRIVATE:
                 return 0
             address = gpa + shadow_get(m, a, t, at + USER)
             table = shadow_get(m, a, t, pool + P_HOST_ROOT) & ADDRESS
@@ -220,7 +217,7 @@ def host_leaf(m: Record, a: Arena, t: Tags, frame: int) -> int:
                 if level == 1 or (level <= 3 and entry & PTE_LARGE):
                     within = (1 << (3 + 9 * level)) - 1
                     found = (entry & ADDRESS & ~within) | (address & within & ~0xFFF) | PTE_PRESENT
-                    if entry & PTE_WRITE and flags & READ_ONLY == 0:
+                    if entry & PTE_WRITE and flags & SLOT_READ_ONLY == 0:
                         found |= PTE_WRITE
                     return found
                 table = entry & ADDRESS

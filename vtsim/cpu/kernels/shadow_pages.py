@@ -12,122 +12,40 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
-from vtsim.cpu.kernels.hook_access import hook_load, hook_store, zero_page
+from vtsim.cpu.kernels.hook_access import zero_page
+from vtsim.cpu.kernels.shadow_pool import (
+    FLUSH,
+    KEY_FRAME,
+    LOW,
+    NO_ROOT,
+    P_EVICTED,
+    P_FREE,
+    P_FREE_COUNT,
+    P_HAND,
+    P_LEFT_SYNC,
+    P_MADE,
+    P_OUT_OF_SYNC,
+    P_PAGES,
+    P_ROOT,
+    P_ZAPPED,
+    R_BELOW,
+    R_BITMAP,
+    R_NEXT,
+    R_PARENTS,
+    R_STATE,
+    bucket_at,
+    entry_at,
+    note_at,
+    page_behind,
+    record_at,
+    shadow_count,
+    shadow_get,
+    shadow_put,
+)
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, PTE_LARGE, PTE_PRESENT, PTE_WRITE
+from vtsim.ept.spec import PTE_LARGE, PTE_PRESENT, PTE_WRITE
 
-# fmt: off
-# what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
-FLUSH, NO_ROOT, STRANGE_ROOT = 1, 2, 4
-ASKED, BESIDE, AGAIN = range(3)    # why a leaf is made: for an access, beside one, in synchronization
-LOW: int = d.LOW
-KEY_FRAME: int = d.KEY_FRAME
-RECORD_BYTES: int = d.RECORD_BYTES
-R_NEXT: int    = d.RECORD["NEXT"]
-R_PARENTS: int = d.RECORD["PARENTS"]
-R_STATE: int   = d.RECORD["STATE"]
-R_BELOW: int   = d.RECORD["BELOW"]
-R_BITMAP: int  = d.RECORD["BITMAP"]
-P_ROOT: int    = d.POOL["ROOT"]
-P_PAGES: int   = d.POOL["PAGES"]
-P_FREE: int    = d.POOL["FREE"]
-P_FREE_COUNT: int = d.POOL["FREE_COUNT"]
-P_HAND: int    = d.POOL["HAND"]
-P_FRAME_COUNT: int = d.POOL["FRAME_COUNT"]
-P_OUT_OF_SYNC: int = d.POOL["OUT_OF_SYNC"]
-P_MODE: int    = d.POOL["MODE"]
-P_MADE: int    = d.POOL["MADE"]
-P_REUSED: int  = d.POOL["REUSED"]
-P_ZAPPED: int  = d.POOL["ZAPPED"]
-P_EVICTED: int = d.POOL["EVICTED"]
-P_LEFT_SYNC: int = d.POOL["LEFT_SYNC"]
-P_DIRECT: int  = d.POOL["DIRECT"]
-P_GUEST: int   = d.POOL["GUEST"]
-P_TABLES: int  = d.POOL["TABLES"]
-P_NOTES: int   = d.POOL["NOTES"]
-P_RECORDS: int = d.POOL["RECORDS"]
-P_FRAMES: int  = d.POOL["FRAMES"]
-P_BUCKETS: int = d.POOL["BUCKETS"]
-P_LARGE: int   = d.POOL["LARGE"]
-# fmt: on
-
-
-# --- accesses: nothing of the pool can be refused ---------------------------------------------------------------------
-@kernel
-def shadow_get(m: Record, a: Arena, t: Tags, at: int) -> int:
-    """Load a word of the hypervisor's own."""
-    value = hook_load(m, a, t, at)
-    if m[s.FAULT_KIND]:
-        m[s.STOP] = MODEL_FAULT
-    return value
-
-
-@kernel
-def shadow_put(m: Record, a: Arena, t: Tags, at: int, value: int) -> None:
-    """Store a word of the hypervisor's own."""
-    if hook_store(m, a, t, at, value):
-        m[s.STOP] = MODEL_FAULT
-
-
-@kernel
-def shadow_count(m: Record, a: Arena, t: Tags, statistic: int) -> None:
-    """Count an event in a statistic of the pool."""
-    at = m[s.SHADOW_POOL] + statistic
-    shadow_put(m, a, t, at, shadow_get(m, a, t, at) + 1)
-
-
-@kernel
-def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
-    """Load where the parts of the pool at RDI stand."""
-    pool = m[s.GPR + s.RDI]
-    m[s.SHADOW_POOL] = pool
-    m[s.SHADOW_FLAGS] = 0
-    m[s.SHADOW_DIRECT] = shadow_get(m, a, t, pool + P_DIRECT)
-    m[s.SHADOW_GUEST] = shadow_get(m, a, t, pool + P_GUEST)
-    m[s.SHADOW_TABLES] = shadow_get(m, a, t, pool + P_TABLES)
-    m[s.SHADOW_NOTES] = shadow_get(m, a, t, pool + P_NOTES)
-    m[s.SHADOW_RECORDS] = shadow_get(m, a, t, pool + P_RECORDS)
-    m[s.SHADOW_FRAMES] = shadow_get(m, a, t, pool + P_FRAMES)
-    m[s.SHADOW_LARGE] = shadow_get(m, a, t, pool + P_LARGE)
-    m[s.SHADOW_BUCKETS] = shadow_get(m, a, t, pool + P_BUCKETS)
-    m[s.SHADOW_MODE] = shadow_get(m, a, t, pool + P_MODE)
-    m[s.SHADOW_ROOT] = shadow_get(m, a, t, pool + P_ROOT) - 1
-
-
-@kernel
-def record_at(m: Record, page: int) -> int:
-    """The linear address of a shadow page's record; its key stands first."""
-    return m[s.SHADOW_RECORDS] + page * RECORD_BYTES
-
-
-@kernel
-def entry_at(m: Record, entry: int) -> int:
-    """The linear address of an entry."""
-    return m[s.SHADOW_DIRECT] + m[s.SHADOW_TABLES] + 8 * entry
-
-
-@kernel
-def note_at(m: Record, entry: int) -> int:
-    """The linear address of an entry's note: guest frame (from bit 32 on), next entry of its list plus 1."""
-    return m[s.SHADOW_NOTES] + 8 * entry
-
-
-@kernel
-def page_behind(m: Record, word: int) -> int:
-    """The shadow page that an upper entry leads to."""
-    return ((word & ADDRESS) - m[s.SHADOW_TABLES]) >> 12
-
-
-@kernel
-def bucket_at(m: Record, frame: int) -> int:
-    """The linear address of the bucket of a guest frame."""
-    return m[s.SHADOW_BUCKETS] + 8 * ((frame ^ frame >> 12) & (d.BUCKET_COUNT - 1))
-
-
-@kernel
-def has_frame(m: Record, a: Arena, t: Tags, frame: int) -> bool:
-    """Is this a guest frame that the pool has a word for?"""
-    return 0 <= frame < shadow_get(m, a, t, m[s.SHADOW_POOL] + P_FRAME_COUNT)
+ASKED, BESIDE, AGAIN = range(3)  # why a leaf is made: for an access, beside one, in synchronization
 
 
 # --- lists of entries ------------------------------------------------------------------------------------------------

@@ -9,24 +9,21 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, synchronize_below
 from vtsim.cpu.kernels.shadow_map import fill_beside
-from vtsim.cpu.kernels.shadow_pages import (
+from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, unmap_frame, zap_page
+from vtsim.cpu.kernels.shadow_pool import (
     KEY_FRAME,
     P_PAGES,
     R_BELOW,
     R_NEXT,
     R_STATE,
     bucket_at,
-    drop_entry,
     entry_at,
     has_frame,
-    keep_free,
     page_behind,
     record_at,
     shadow_count,
     shadow_get,
     shadow_put,
-    unmap_frame,
-    zap_page,
 )
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import PTE_PRESENT

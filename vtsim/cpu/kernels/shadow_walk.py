@@ -10,7 +10,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.access import read64, write64
-from vtsim.cpu.kernels.shadow_pages import shadow_get, shadow_put
+from vtsim.cpu.kernels.shadow_pool import shadow_get, shadow_put
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (
     ADDRESS,

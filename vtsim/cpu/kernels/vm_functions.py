@@ -9,6 +9,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import is_memory, load
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import NEXT, UD
+from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.contexts import NO_CONTEXT, set_context
 from vtsim.cpu.kernels.exceptions import raise_exception
 from vtsim.cpu.kernels.vmx_capabilities import beyond_addresses, secondary_allowed
@@ -30,11 +31,8 @@ def vm_function(m: Record, a: Arena) -> int:
     SDM: "General Operation of the VMFUNC Instruction".
     """
     at = m[s.VMCS]
-    secondary = 0
-    if a[at + v.PRIMARY_PROC_CONTROLS] & b.ACTIVATE_SECONDARY_CONTROLS:
-        secondary = a[at + v.SECONDARY_PROC_CONTROLS]
     function = m[s.GPR + s.RAX] & 0xFFFFFFFF
-    if secondary & b.ENABLE_VM_FUNCTIONS == 0 or function >= FUNCTIONS:
+    if secondary_controls(m, a) & b.ENABLE_VM_FUNCTIONS == 0 or function >= FUNCTIONS:
         return raise_exception(m, UD, 0, 0)
     if (a[at + v.VM_FUNCTION_CONTROLS] >> function) & 1 == 0 or function != EPTP_SWITCHING:
         return EXITS

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from attrs import define, field, frozen
@@ -46,6 +46,7 @@ WORD_BYTES: Final = 8
 BELOW_WORK: Final = (1 << ADDRESS_BITS + 1) - 1
 
 Words = NDArray[np.int64]
+Block = TypeVar("Block", Words, MemoryBlock)
 
 
 @frozen(kw_only=True)
@@ -98,17 +99,12 @@ def words_of(path: str | Path, limit: int | None = None, *, block_bytes: int = B
         for records in _cut(read_champsim(path, block_bytes=block_bytes), limit):
             yield gathering.of_champsim(records)
     else:
-        left = limit
-        for block in read_lackey(path, block_bytes=block_bytes):
-            part = block if left is None else block[:left]
-            left = None if left is None else left - len(part)
-            yield gathering.of_lackey(part)
-            if left == 0:
-                break
+        for block in _cut(read_lackey(path, block_bytes=block_bytes), limit):
+            yield gathering.of_lackey(block)
     yield gathering.rest()
 
 
-def _cut(blocks: Iterable[Words], limit: int | None) -> Iterator[Words]:
+def _cut(blocks: Iterable[Block], limit: int | None) -> Iterator[Block]:
     left = limit
     for block in blocks:
         part = block if left is None else block[:left]

@@ -83,10 +83,10 @@ HELD: Final = (
         "Interrupt-Window Exiting and Virtual-Interrupt Delivery",
     ),
 )
+"""What is held against the manual's reading instead of the recorded outcome, which the recording disputes itself."""
 NOT_RECORDED: Final = (
     ("VMCALL in root operation", "not implemented", "VM-instruction error 1", "VMCALL—Call to VM Monitor"),
 )
-"""What is held against the manual's reading instead of the recorded outcome, which the recording disputes itself."""
 
 Row = tuple[str, str, str, str]
 

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from typing import Final
 
+from vtsim.base.memory import PAGE_WORDS
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
+from vtsim.cpu.kernels.ept_walk import LOG_ENTRIES
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmcs import bits as b
-from vtsim.vmm import layout as at
+from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
-LARGE: Final          = 2 << 20
-LOG_EMPTY: Final      = 511          # index of the page-modification log when nothing stands in it
+LOG_EMPTY: Final      = LOG_ENTRIES - 1      # index of the page-modification log when nothing stands in it
 WAS_WRITABLE: Final   = 1 << 57      # in a leaf that the processor ignores this bit of: only logging protects it
 PAGES_OF_WORD: Final  = 64
-ENTRIES: Final        = 512
 # fmt: on
 
 
@@ -42,8 +42,13 @@ def mark(a: Assembler, path: Path, back: str) -> None:
     a.ld(RAX, vcpu("LOGGING"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, back)
-    work(a, path, "mark_dirty")
     a.copy(RSI, R13)
+    _note_page(a, path)
+
+
+def _note_page(a: Assembler, path: Path) -> None:
+    """The page of the guest-physical address in RSI is written. Changes RAX RDI RSI."""
+    work(a, path, "mark_dirty")
     a.shr(RSI, 12)
     a.ld(RDI, vcpu("DIRTY_BITMAP"))
     a.hook(hooks.SET_BIT)
@@ -57,11 +62,7 @@ def protected_page(a: Assembler, path: Path) -> None:
     a.test(R12, e.Q_WRITE)
     a.jcc(ops.CC_Z, "not_protected")
     work(a, path, "fast_page_fault")
-    a.copy(RSI, R13)
-    a.ld(RDI, vcpu("EPT_ROOT"))
-    a.mov(R8, at.HOST_DIRECT)
-    a.mov(R10, e.EPT_RWX)
-    a.hook(hooks.TABLE_LOOKUP)
+    leaf_of(a, R13)
     a.mov(RBX, WAS_WRITABLE)
     a.test(RAX, register=RBX)
     a.jcc(ops.CC_Z, "not_protected")
@@ -136,7 +137,7 @@ def _start(a: Assembler, path: Path) -> None:
     a.ld(R12, vcpu("DIRTY_WORDS"))
     a.shl(R12, 18)  # bytes of guest memory
     a.label("start_next")
-    _leaf_of(a, R13)
+    leaf_of(a, R13)
     a.cmp(RDX, 2)
     a.jcc(ops.CC_A, "start_nothing")
     a.jcc(ops.CC_B, "start_leaves")
@@ -145,7 +146,7 @@ def _start(a: Assembler, path: Path) -> None:
     _split(a)
     a.label("start_leaves")
     a.mov(RBX, -1)
-    a.mov(RBP, ENTRIES // PAGES_OF_WORD)
+    a.mov(RBP, PAGE_WORDS // PAGES_OF_WORD)
     a.label("start_word")
     a.call("refresh")
     a.add(RCX, 8 * PAGES_OF_WORD)
@@ -156,15 +157,6 @@ def _start(a: Assembler, path: Path) -> None:
     a.cmp(R13, register=R12)
     a.jcc(ops.CC_B, "start_next")
     a.jmp("log_done")
-
-
-def _leaf_of(a: Assembler, address: int) -> None:
-    """RAX <- EPT leaf for a register's address or 0, RDX its level, RCX its address."""
-    a.copy(RSI, address)
-    a.ld(RDI, vcpu("EPT_ROOT"))
-    a.mov(R8, at.HOST_DIRECT)
-    a.mov(R10, e.EPT_RWX)
-    a.hook(hooks.TABLE_LOOKUP)
 
 
 def _split(a: Assembler) -> None:
@@ -185,7 +177,7 @@ def _split(a: Assembler) -> None:
     a.st(Mem(RSI, index=RBX, scale=8), RAX)
     a.add(RAX, 4096)
     a.add(RBX, 1)
-    a.cmp(RBX, ENTRIES)
+    a.cmp(RBX, PAGE_WORDS)
     a.jcc(ops.CC_B, "split_next")
     a.or_(RDI, e.EPT_RWX)
     a.st(Mem(RCX), RDI)
@@ -214,7 +206,7 @@ def _collect(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "collect_nothing")
     zero(a, RAX)
     a.st(Mem(R14), RAX)
-    _leaf_of(a, R13)
+    leaf_of(a, R13)
     a.cmp(RDX, 1)
     a.jcc(ops.CC_NZ, "collect_nothing", comment="it was unmapped since")
     a.call("refresh")
@@ -271,12 +263,9 @@ def _empty_log(a: Assembler, path: Path) -> None:
     a.ld(R10, vcpu("PML_PAGE"))
     a.label("log_next")
     a.ld(RSI, Mem(R10, index=R9, scale=8))
-    a.shr(RSI, 12)
-    work(a, path, "mark_dirty")
-    a.ld(RDI, vcpu("DIRTY_BITMAP"))
-    a.hook(hooks.SET_BIT)
+    _note_page(a, path)
     a.add(R9, 1)
-    a.cmp(R9, LOG_EMPTY + 1)
+    a.cmp(R9, LOG_ENTRIES)
     a.jcc(ops.CC_B, "log_next")
     a.mov(RAX, LOG_EMPTY)
     a.vmwrite("PML_INDEX", RAX)

@@ -17,15 +17,16 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels.shadow_hooks import SHADOW_UNMAP
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
+from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
 from vtsim.vmm.programs import dirty_log
+from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.words import kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
-LARGE: Final              = 2 << 20
 OUT_OF_HOST_MEMORY: Final = 1 << 17   # codes of DEATH
 OUT_OF_TABLES: Final      = 1 << 18
 MMIO_ENTRY: Final         = e.EPT_WRITE | e.EPT_EXECUTE           # write without read: a misconfiguration on purpose
@@ -43,10 +44,10 @@ def violation(a: Assembler, path: Path) -> None:
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
     find_slot(a)
-    a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
-    a.test(RAX, at.SLOT_PRIVATE)
+    a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
+    a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
-    a.test(RAX, at.SLOT_READ_ONLY)
+    a.test(RAX, SLOT_READ_ONLY)
     a.jcc(ops.CC_Z, "find_page")
     a.test(R12, e.Q_WRITE)
     a.jcc(ops.CC_NZ, "emulate")
@@ -60,14 +61,14 @@ def find_slot(a: Assembler) -> None:
     a.ld(R14, vcpu("SLOTS"))
     a.ld(RCX, vcpu("SLOT_ENTRIES"))
     a.label("slot_next")
-    a.ld(RAX, Mem(R14, at.SLOT["FIRST"]))
+    a.ld(RAX, Mem(R14, SLOT["FIRST"]))
     a.cmp(R13, register=RAX)
     a.jcc(ops.CC_B, "slot_other")
-    a.ld(RAX, Mem(R14, at.SLOT["END"]))
+    a.ld(RAX, Mem(R14, SLOT["END"]))
     a.cmp(R13, register=RAX)
     a.jcc(ops.CC_B, "slot_found")
     a.label("slot_other")
-    a.add(R14, at.SLOT_BYTES)
+    a.add(R14, SLOT_BYTES)
     a.loop("slot_next")
     a.jmp("no_slot")
     a.label("slot_found")
@@ -77,7 +78,7 @@ def find_page(a: Assembler, path: Path) -> None:
     """`find_page`: RBX <- entry of the host's page tables for the address in R13, RBP its level (1 or 2)."""
     a.label("find_page")
     work(a, path, "get_user_page")
-    a.ld(RSI, Mem(R14, at.SLOT["USER"]))
+    a.ld(RSI, Mem(R14, SLOT["USER"]))
     a.add(RSI, register=R13)
     a.ld(RDI, vcpu("HOST_ROOT"))
     a.mov(R8, at.HOST_DIRECT)
@@ -106,7 +107,7 @@ def map_page(a: Assembler, path: Path) -> None:
         a.cmp(RBP, 2)
         a.jcc(ops.CC_NZ, "map_small")
         _in_one_slot(a, "map_small")
-        _lookup_ept(a)
+        leaf_of(a, R13)
         a.cmp(RDX, 1)
         a.jcc(ops.CC_Z, "map_small", comment="there is a table of small pages already")
         if path.parameters.get("nx_huge_pages", 0):
@@ -137,8 +138,8 @@ def map_page(a: Assembler, path: Path) -> None:
     a.label("map_whole")
     a.test(RBX, e.PTE_WRITE)
     a.jcc(ops.CC_Z, "map_read_only")
-    a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
-    a.test(RAX, at.SLOT_READ_ONLY)
+    a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
+    a.test(RAX, SLOT_READ_ONLY)
     a.jcc(ops.CC_NZ, "map_read_only")
     a.or_(RDX, EPT_WRITTEN)
     if path.vmm.dirty_log.on:
@@ -156,22 +157,13 @@ def _in_one_slot(a: Assembler, otherwise: str) -> None:
     """RSI <- R13 rounded down to 2 MiB; a jump where those 2 MiB are not all in the slot of R14."""
     a.copy(RSI, R13)
     a.and_(RSI, ~(LARGE - 1))
-    a.ld(RAX, Mem(R14, at.SLOT["FIRST"]))
+    a.ld(RAX, Mem(R14, SLOT["FIRST"]))
     a.cmp(RSI, register=RAX)
     a.jcc(ops.CC_B, otherwise)
-    a.ld(RAX, Mem(R14, at.SLOT["END"]))
+    a.ld(RAX, Mem(R14, SLOT["END"]))
     a.lea(RDX, Mem(RSI, LARGE))
     a.cmp(RDX, register=RAX)
     a.jcc(ops.CC_A, otherwise)
-
-
-def _lookup_ept(a: Assembler) -> None:
-    """RAX <- EPT leaf for R13 or 0, RDX its level, RCX its address."""
-    a.copy(RSI, R13)
-    a.ld(RDI, vcpu("EPT_ROOT"))
-    a.mov(R8, at.HOST_DIRECT)
-    a.mov(R10, e.EPT_RWX)
-    a.hook(hooks.TABLE_LOOKUP)
 
 
 def subroutines(a: Assembler, path: Path) -> None:
@@ -231,7 +223,7 @@ def make_page(a: Assembler, path: Path) -> None:
         a.call("shadow_settle")
         a.jmp("reenter")
     else:
-        _lookup_ept(a)
+        leaf_of(a, R13)
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_Z, "reenter")
         zero(a, RAX)
@@ -286,7 +278,7 @@ def _make_block(a: Assembler, path: Path) -> None:
 
 def _map_user(a: Assembler) -> None:
     """Write RDX as the process's entry of level RCX for the address in R13."""
-    a.ld(RSI, Mem(R14, at.SLOT["USER"]))
+    a.ld(RSI, Mem(R14, SLOT["USER"]))
     a.add(RSI, register=R13)
     a.ld(RDI, vcpu("HOST_ROOT"))
     a.mov(R8, at.HOST_DIRECT)

@@ -17,10 +17,11 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
-from vtsim.cpu.kernels.shadow_pages import FLUSH, NO_ROOT, STRANGE_ROOT
+from vtsim.cpu.kernels.shadow_pool import FLUSH, NO_ROOT, STRANGE_ROOT
 from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
+from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import ept, instructions
@@ -73,10 +74,10 @@ def fault(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "true_fault")
     a.copy(R13, RCX)
     ept.find_slot(a)
-    a.ld(RAX, Mem(R14, at.SLOT["FLAGS"]))
-    a.test(RAX, at.SLOT_PRIVATE)
+    a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
+    a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
-    a.test(RAX, at.SLOT_READ_ONLY)
+    a.test(RAX, SLOT_READ_ONLY)
     a.jcc(ops.CC_Z, "find_page")
     a.test(R12, e.PF_WRITE)
     a.jcc(ops.CC_NZ, "emulate")
@@ -84,7 +85,7 @@ def fault(a: Assembler, path: Path) -> None:
     a.label("map_page")
     work(a, path, "map_shadow")
     a.copy(RCX, RBP)
-    a.ld(R10, Mem(R14, at.SLOT["FLAGS"]))
+    a.ld(R10, Mem(R14, SLOT["FLAGS"]))
     hook(a, h.SHADOW_MAP)
     a.copy(R12, RAX)
     a.call("shadow_settle")

@@ -29,6 +29,7 @@ from vtsim.cpu.slots import (
     RSI,
     RSP,
 )
+from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmm import board
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import shadow
@@ -98,25 +99,25 @@ def _flatten(a: Assembler) -> None:
     zero(a, RDX)
     a.cmp(RAX, board.ALWAYS_RAM_VALUE)
     a.jcc(ops.CC_Z, "segment_flags")
-    a.mov(RDX, at.SLOT_READ_ONLY)
+    a.mov(RDX, SLOT_READ_ONLY)
     a.label("segment_flags")
     a.ld(RSI, Mem(R8))
     a.lea(RAX, Mem(R13, NEW))
     a.cmp(RAX, register=R9)
     a.jcc(ops.CC_Z, "segment_new")
-    for value, offset in ((RSI, at.SLOT["END"]), (RBP, at.SLOT["USER"]), (RDX, at.SLOT["FLAGS"])):
-        a.ld(RAX, Mem(R9, offset - at.SLOT_BYTES))
+    for value, offset in ((RSI, SLOT["END"]), (RBP, SLOT["USER"]), (RDX, SLOT["FLAGS"])):
+        a.ld(RAX, Mem(R9, offset - SLOT_BYTES))
         a.cmp(RAX, register=value)
         a.jcc(ops.CC_NZ, "segment_new")
     a.jmp("segment_end")
     a.label("segment_new")
-    a.st(Mem(R9, at.SLOT["FIRST"]), RSI)
-    a.st(Mem(R9, at.SLOT["USER"]), RBP)
-    a.st(Mem(R9, at.SLOT["FLAGS"]), RDX)
-    a.add(R9, at.SLOT_BYTES)
+    a.st(Mem(R9, SLOT["FIRST"]), RSI)
+    a.st(Mem(R9, SLOT["USER"]), RBP)
+    a.st(Mem(R9, SLOT["FLAGS"]), RDX)
+    a.add(R9, SLOT_BYTES)
     a.label("segment_end")
     a.ld(RAX, Mem(R8, 8))
-    a.st(Mem(R9, at.SLOT["END"] - at.SLOT_BYTES), RAX)
+    a.st(Mem(R9, SLOT["END"] - SLOT_BYTES), RAX)
     a.add(R8, SEGMENT_BYTES)
     a.sub(R10, 1)
     a.jcc(ops.CC_NZ, "next_segment")
@@ -164,7 +165,7 @@ def kernel_side(a: Assembler, path: Path) -> None:
     a.lea(RDI, Mem(RDI, 0, index=RDX, scale=8))
     for name, value in APIC_SLOT.items():
         a.mov(RAX, value)
-        a.st(Mem(RDI, at.SLOT[name]), RAX)
+        a.st(Mem(RDI, SLOT[name]), RAX)
     if path.vmm.paging == "shadow":
         shadow.zap_everything(a)
     else:
@@ -185,5 +186,5 @@ def kernel_side(a: Assembler, path: Path) -> None:
 
 
 APIC_SLOT: Final = {
-    "FIRST": board.LOCAL_APIC, "END": board.LOCAL_APIC + 4096, "USER": 0, "FLAGS": at.SLOT_PRIVATE,
+    "FIRST": board.LOCAL_APIC, "END": board.LOCAL_APIC + 4096, "USER": 0, "FLAGS": SLOT_PRIVATE,
 }  # fmt: skip

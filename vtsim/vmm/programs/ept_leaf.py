@@ -1,0 +1,23 @@
+"""The EPT leaf of a guest-physical address, as programs find it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.kernels import hooks
+from vtsim.cpu.slots import R8, R10, RDI, RSI
+from vtsim.ept import spec as e
+from vtsim.vmm import layout as at
+from vtsim.vmm.programs.words import vcpu
+
+LARGE: Final = 2 << 20
+
+
+def leaf_of(a: Assembler, address: int) -> None:
+    """RAX <- EPT leaf for a register's address or 0, RDX its level, RCX its address. Changes RSI RDI R8 R10."""
+    a.copy(RSI, address)
+    a.ld(RDI, vcpu("EPT_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.mov(R10, e.EPT_RWX)
+    a.hook(hooks.TABLE_LOOKUP)
