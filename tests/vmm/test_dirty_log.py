@@ -9,13 +9,14 @@ import pytest
 from tests.vmm.machines import DATA, MIB, Machine, machine, tiny_guest
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import RAX, RBX, RCX
 from vtsim.ept.tables import PAGING, Table
 from vtsim.vmcs import reasons as x
-from vtsim.vmm.spec import DirtyLogSpec, EptSpec, VmmSpec
+from vtsim.vmm.spec import DirtyLogSpec
 
 METHODS = ("write-protect", "pml")
 LONG = 1 << 40  # ns: the log is not collected within a test
@@ -160,7 +161,20 @@ def exit_cycles(m: Machine) -> int:
 
 
 def test_the_log_without_dirty_flags_is_refused() -> None:
+    sets = ("vmm.dirty_log.method=pml", "vmm.ept.accessed_dirty=false")
     with pytest.raises(ConfigError) as caught:
-        VmmSpec(dirty_log=DirtyLogSpec(method="pml"), ept=EptSpec(accessed_dirty=False))
+        parse_scenario("vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]", sets)
 
     assert caught.value.problems[0].message == "the page-modification log needs the dirty flags of EPT"
+    assert caught.value.problems[0].path == "vmm.dirty_log.method"
+
+
+def test_a_processor_without_the_log_is_named() -> None:
+    sets = ("vmm.dirty_log.method=pml", "machine.profile=snb-e5-2450")
+    with pytest.raises(ConfigError) as caught:
+        parse_scenario("vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]", sets)
+
+    assert str(caught.value) == (
+        "--set vmm.dirty_log.method=pml: vmm.dirty_log.method: this needs a page-modification log (ENABLE_PML), which "
+        "profile 'snb-e5-2450' does not have\n help: profiles that have it: clx-6252, clx-8269cy, skx-4114"
+    )

@@ -125,6 +125,19 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         )
 
 
+def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """The page-modification log gets an address where a dirty flag of EPT is set."""
+    vmm = scenario.vmm
+    if vmm.technique == "native" or vmm.dirty_log.method != "pml" or vmm.ept.accessed_dirty:
+        return
+    if _capabilities(profile).supports("ENABLE_PML"):
+        yield Problem(
+            path="vmm.dirty_log.method",
+            message="the page-modification log needs the dirty flags of EPT",
+            help="method can be write-protect; or let ept.accessed_dirty be true",
+        )
+
+
 def _newer(feature: str) -> str:
     """No profile has a feature; perhaps a generation of VMX does."""
     able = [name for name, generation in GENERATIONS.items() if generation.capabilities().supports(feature)]
@@ -191,6 +204,7 @@ def _parameters_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]
 
 CHECKS: tuple[Check, ...] = (
     _features_exist,
+    _log_is_filled,
     _kernels_can_run,
     _memory_is_addressable,
     _parameters_exist,

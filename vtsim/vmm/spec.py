@@ -97,9 +97,3 @@ class VmmSpec:
                 field="dirty_log.method",
                 help="choose paging 'ept', or method 'off'",
             )
-        if self.dirty_log.method == "pml" and self.ept.accessed_dirty is False:
-            raise ConfigError(
-                "the page-modification log needs the dirty flags of EPT",
-                field="dirty_log.method",
-                help="method can be write-protect; or let ept.accessed_dirty be true",
-            )
