@@ -1,0 +1,1 @@
+"""What a remapping unit does, as compiled functions of its vector and of simulated memory."""

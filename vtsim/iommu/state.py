@@ -1,0 +1,194 @@
+"""One remapping unit as a vector: slots, register file, messages, caches; and how a unit with given caches is laid out.
+
+A unit `u` is one int64 vector of its own beside the arena of simulated memory: kernels take `(u, a)`, and copying `u`
+saves the unit. Slots below `REGISTERS` are the parts that have names here. Then follow the 64-bit words of the register
+file with their access masks, the messages that wait to be sent, and the caches, as many entries as `Caches` says.
+
+VT-d: "Translation Caching in Hardware".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from vtsim.base.memory import signed
+from vtsim.iommu import spec
+
+# fmt: off
+# --- the answer to the last request ---------------------------------------------------------------------------------
+# STATUS is below; RIGHTS: READ, WRITE, EXECUTE of spec; SHIFT: 12, 21 or 30; READS_…: memory reads per structure;
+# FLAG_WRITES: updates of accessed and dirty flags; SERVED: a bit for each cache that answered.
+(STATUS, HPA, RIGHTS, SHIFT, SNOOP, REASON, RECORDED, SERVED, READS_ROOT, READS_CONTEXT, READS_DIRECTORY, READS_PASID,
+ READS_FIRST, READS_SECOND, FLAG_WRITES, ANSWER) = range(16)
+(COMPLETED, BLOCKED, INTERRUPT, DROPPED) = range(4)        # STATUS
+STATUSES: Final = ("completed", "blocked", "interrupt request", "dropped")
+READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory": READS_DIRECTORY, "PASID": READS_PASID,
+                "first-level": READS_FIRST, "second-level": READS_SECOND}
+
+# --- the request in work and what its entries say ---------------------------------------------------------------------
+(SID, PASID, ADDRESS, SIZE, ACCESS, AT, HAS_PASID, SCALABLE, FPD_SEEN, DOMAIN, TYPE, CONTEXT_0, CONTEXT_1, PASID_0,
+ PASID_1, PASID_2, TAG_PASID, EFFECTIVE_PASID, WALK_RIGHTS, WALK_HPA, WALK_SHIFT, WALK_SNOOP, WALK_DIRTY, NESTED_SHIFT,
+ NESTED_RIGHTS, NESTED_HPA) = range(16, 42)
+
+# --- what does not change while it runs -----------------------------------------------------------------------------------
+# HOST_RESERVED: address bits beyond the host address width. LAST_REASON…: for fault compression.
+(HOST_WIDTH, HOST_RESERVED, FAULT_REGISTERS, FAULT_AT, IOTLB_AT, CLOCK, FAULT_NEXT, QUEUE_STOPPED, DEVICE_PENDING,
+ DEVICE_ISSUED, MESSAGES, MESSAGE_COUNT, STEPS, STEP_LIMIT, STEP_COUNT, IOTLB_SIZES, FLAGS_FAIL, PAGE_REQUESTS_FULL,
+ INTERRUPT_STOP, SPARE) = range(48, 68)
+
+# --- statistics; docstrings of `laws` say what holds between them ----------------------------------------------------------
+(N_REQUESTS, N_COMPLETED, N_BLOCKED, N_INTERRUPTS, N_DROPPED, N_FAULTS, N_RECORDED, N_OVERFLOWED, N_SILENCED,
+ N_IOTLB_HITS, N_IOTLB_MISSES, N_WALKS, N_READS, N_FLAG_WRITES, N_CONTEXT_HITS, N_CONTEXT_MISSES, N_PASID_HITS,
+ N_PASID_MISSES, N_STRUCTURE_HITS, N_DESCRIPTORS, N_INVALIDATED, N_MESSAGES, N_COMPRESSED, N_PAGE_REQUESTS,
+ N_FAULTS_CARRIED) = range(72, 97)
+STATISTICS: Final = {
+    "requests": N_REQUESTS, "completed": N_COMPLETED, "blocked": N_BLOCKED, "interrupts": N_INTERRUPTS,
+    "dropped": N_DROPPED, "faults": N_FAULTS, "faults recorded": N_RECORDED, "faults overflowed": N_OVERFLOWED,
+    "faults silenced": N_SILENCED, "faults compressed": N_COMPRESSED, "IOTLB hits": N_IOTLB_HITS,
+    "IOTLB misses": N_IOTLB_MISSES, "walks": N_WALKS, "memory reads": N_READS, "flag writes": N_FLAG_WRITES,
+    "context hits": N_CONTEXT_HITS, "context misses": N_CONTEXT_MISSES, "PASID hits": N_PASID_HITS,
+    "PASID misses": N_PASID_MISSES, "paging-structure hits": N_STRUCTURE_HITS, "descriptors": N_DESCRIPTORS,
+    "entries invalidated": N_INVALIDATED, "messages": N_MESSAGES, "page requests": N_PAGE_REQUESTS,
+}
+
+# --- caches: BASE, SETS, WAYS, HITS; an entry is TAG, TAG_MORE, STAMP (0: empty), and words of its own --------------------
+CACHE: Final = 112
+CACHE_WORDS: Final = 4
+(CONTEXTS, PASIDS, IOTLB_4K, IOTLB_2M, IOTLB_1G, FIRST_2, FIRST_3, FIRST_4, FIRST_5, SECOND_2, SECOND_3, SECOND_4,
+ SECOND_5, INTERRUPT_ENTRIES) = range(CACHE, CACHE + 14 * CACHE_WORDS, CACHE_WORDS)
+SETS, WAYS, HITS = 1, 2, 3
+CACHES: Final = {
+    "context": CONTEXTS, "pasid": PASIDS, "iotlb_4k": IOTLB_4K, "iotlb_2m": IOTLB_2M, "iotlb_1g": IOTLB_1G,
+    "first_2": FIRST_2, "first_3": FIRST_3, "first_4": FIRST_4, "first_5": FIRST_5, "second_2": SECOND_2,
+    "second_3": SECOND_3, "second_4": SECOND_4, "second_5": SECOND_5, "interrupt": INTERRUPT_ENTRIES,
+}
+CACHE_TITLES: Final = {
+    CONTEXTS: "context cache", PASIDS: "PASID cache", IOTLB_4K: "IOTLB (4 KiB)", IOTLB_2M: "IOTLB (2 MiB)",
+    IOTLB_1G: "IOTLB (1 GiB)", FIRST_2: "first-level PDE cache", FIRST_3: "first-level PDPE cache",
+    FIRST_4: "first-level PML4E cache", FIRST_5: "first-level PML5E cache", SECOND_2: "second-level PDE cache",
+    SECOND_3: "second-level PDPE cache", SECOND_4: "second-level PML4E cache", SECOND_5: "second-level PML5E cache",
+    INTERRUPT_ENTRIES: "interrupt entry cache",
+}
+TAG, TAG_MORE, STAMP, DATA = range(4)
+ENTRY_WORDS: Final = 8         # one host line: three of tag and age, five of data
+
+# slots from here to REGISTERS are for interrupt remapping
+INTERRUPT_SLOTS: Final = 176
+REGISTERS: Final = 256
+REGISTER_WORDS: Final = spec.REGISTER_BYTES // 8
+WRITABLE: Final = REGISTERS + REGISTER_WORDS          # bits that a write changes
+CLEARED: Final = WRITABLE + REGISTER_WORDS            # bits that writing 1 clears
+HIDDEN: Final = CLEARED + REGISTER_WORDS              # bits that read as zero
+RING: Final = HIDDEN + REGISTER_WORDS                 # messages: kind, then address and data, or what its kind says
+RING_ENTRIES, RING_WORDS = 64, 4
+(FAULT_EVENT, INVALIDATION_EVENT, PAGE_REQUEST_EVENT, DEVICE_INVALIDATION, PAGE_RESPONSE) = range(1, 6)
+STEP_AREA: Final = RING + RING_ENTRIES * RING_WORDS   # what `vtsim iommu walk` shows: structure, level, address, value
+MOST_STEPS, STEP_WORDS = 64, 4
+CACHE_AREA: Final = STEP_AREA + MOST_STEPS * STEP_WORDS
+# fmt: on
+# kinds of steps: an entry that was read, a cache that answered, a flag that was set
+(
+    STEP_ROOT,
+    STEP_CONTEXT,
+    STEP_DIRECTORY,
+    STEP_PASID,
+    STEP_FIRST,
+    STEP_SECOND,
+    STEP_CACHE,
+    STEP_FLAGS,
+) = range(1, 9)
+
+
+@attrs.frozen
+class Cache:
+    """Sets (a power of two) and ways of one cache; with 0 of either there is no such cache."""
+
+    sets: int
+    ways: int
+
+
+NONE: Final = Cache(0, 0)
+
+
+@attrs.frozen(kw_only=True)
+class Caches:
+    """The geometry of every cache of a unit, each a part that may be left out; replacement is least recently used."""
+
+    context: Cache = Cache(8, 8)
+    pasid: Cache = Cache(8, 8)
+    iotlb_4k: Cache = Cache(16, 4)
+    iotlb_2m: Cache = Cache(8, 4)
+    iotlb_1g: Cache = Cache(1, 4)
+    first_2: Cache = Cache(4, 4)
+    first_3: Cache = Cache(1, 4)
+    first_4: Cache = Cache(1, 2)
+    first_5: Cache = Cache(1, 1)
+    second_2: Cache = Cache(4, 4)
+    second_3: Cache = Cache(1, 4)
+    second_4: Cache = Cache(1, 2)
+    second_5: Cache = Cache(1, 1)
+    interrupt: Cache = Cache(8, 8)
+
+    @classmethod
+    def none(cls) -> Caches:
+        """A unit that keeps nothing."""
+        return cls(**{name: NONE for name in CACHES})
+
+
+def build(
+    *, capability: int, extended: int, host_width: int = 46, caches: Caches | None = None
+) -> npt.NDArray[np.int64]:
+    """A unit after reset: shape (words,), int64. `capability`, `extended`: words of CAP and ECAP.
+
+    FRO, NFR and IRO must lead where `spec` has its registers; ValueError otherwise.
+    """
+    caches = caches or Caches()
+    faults = (capability >> spec.CAP_NFR & 0xFF) + 1
+    if (capability >> spec.CAP_FRO & 0x3FF) * 16 != spec.FAULT_OFFSET or faults > spec.MOST_FAULT_REGISTERS:
+        raise ValueError(
+            f"fault recording registers stand at {spec.FAULT_OFFSET:#x}, up to {spec.MOST_FAULT_REGISTERS}"
+        )
+    if (extended >> spec.ECAP_IRO & 0x3FF) * 16 != spec.IOTLB_OFFSET:
+        raise ValueError(f"IOTLB registers stand at {spec.IOTLB_OFFSET:#x}")
+    words = sum(each.sets * each.ways * ENTRY_WORDS for each in attrs.astuple(caches, recurse=False))
+    u = np.zeros(CACHE_AREA + words, np.int64)
+    u[HOST_WIDTH] = host_width
+    u[HOST_RESERVED] = signed(~((1 << host_width) - 1))
+    u[FAULT_REGISTERS], u[FAULT_AT], u[IOTLB_AT] = faults, spec.FAULT_OFFSET, spec.IOTLB_OFFSET
+    u[STEP_LIMIT] = MOST_STEPS
+    at = CACHE_AREA
+    for name, slot in CACHES.items():
+        each: Cache = getattr(caches, name)
+        if each.sets & (each.sets - 1):
+            raise ValueError(f"{name} has {each.sets} sets, not a power of two")
+        u[slot], u[slot + SETS], u[slot + WAYS] = at, each.sets, each.ways
+        at += each.sets * each.ways * ENTRY_WORDS
+    _lay_registers(u, faults)
+    u[REGISTERS + spec.CAP // 8] = signed(capability)
+    u[REGISTERS + spec.ECAP // 8] = signed(extended)
+    return u
+
+
+def _lay_registers(u: npt.NDArray[np.int64], faults: int) -> None:
+    """Access masks of every register, and the values they have after reset."""
+    masks = {spec.RW: WRITABLE, spec.WO: HIDDEN, spec.RW1C: CLEARED}
+
+    def add(base: int, offset: int, mask: int) -> None:
+        at = base + offset // 8
+        u[at] = signed(int(u[at]) | mask << 8 * (offset % 8))
+
+    rows = [(row.offset, row.fields) for row in spec.REGISTERS]
+    rows += [(spec.FAULT_OFFSET + 16 * n + 8, spec.FAULT_RECORD_HIGH) for n in range(faults)]
+    for offset, fields in rows:
+        for each in fields:
+            if each.access != spec.RO:
+                add(masks[each.access], offset, each.mask)
+                if each.access == spec.WO:
+                    add(WRITABLE, offset, each.mask)
+    for event in (spec.FECTL, spec.IECTL, spec.PECTL):
+        add(REGISTERS, event, spec.IM)
+    add(REGISTERS, spec.VER, 0x40)
