@@ -164,7 +164,7 @@ INTERRUPT_FIRST: Final = 0xFEE0_0000
 INTERRUPT_LAST: Final = 0xFEEF_FFFF
 # What a request asks, and the fields that say so: AT of the TLP, access bits of `translate`.
 UNTRANSLATED, TRANSLATION_REQUEST, TRANSLATED = 0, 1, 2
-READ, WRITE, EXECUTE, PRIVILEGED = 1, 2, 4, 8
+READ, WRITE, EXECUTE, PRIVILEGED, ATOMIC = 1, 2, 4, 8, 16
 NO_PASID: Final = -1
 # fmt: on
 

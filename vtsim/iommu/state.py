@@ -31,20 +31,19 @@ READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory":
 
 # --- the request in work and what its entries say ---------------------------------------------------------------------
 (SID, PASID, ADDRESS, SIZE, ACCESS, AT, HAS_PASID, SCALABLE, FPD_SEEN, DOMAIN, TYPE, CONTEXT_0, CONTEXT_1, PASID_0,
- PASID_1, PASID_2, TAG_PASID, EFFECTIVE_PASID, WALK_RIGHTS, WALK_HPA, WALK_SHIFT, WALK_SNOOP, WALK_DIRTY, NESTED_SHIFT,
- NESTED_RIGHTS, NESTED_HPA) = range(16, 42)
+ PASID_1, PASID_2, TAG_MORE_NOW, WALK_RIGHTS, WALK_HPA, WALK_SHIFT, LEAF_AT, LEAF_ENTRY, PENDING_COUNT) = range(16, 39)
 
-# --- what does not change while it runs -----------------------------------------------------------------------------------
-# HOST_RESERVED: address bits beyond the host address width. LAST_REASON…: for fault compression.
-(HOST_WIDTH, HOST_RESERVED, FAULT_REGISTERS, FAULT_AT, IOTLB_AT, CLOCK, FAULT_NEXT, QUEUE_STOPPED, DEVICE_PENDING,
- DEVICE_ISSUED, MESSAGES, MESSAGE_COUNT, STEPS, STEP_LIMIT, STEP_COUNT, IOTLB_SIZES, FLAGS_FAIL, PAGE_REQUESTS_FULL,
- INTERRUPT_STOP, SPARE) = range(48, 68)
+# --- the unit between requests --------------------------------------------------------------------------------------
+# HOST_RESERVED: address bits beyond the host address width. ROOT_TABLE, INTERRUPT_TABLE: RTADDR and IRTA as SRTP and
+# SIRTP took them. IOTLB_SIZES: which of the three IOTLBs hold anything. COMPRESS: one pending record for each source.
+(HOST_WIDTH, HOST_RESERVED, FAULT_REGISTERS, CLOCK, FAULT_NEXT, DEVICE_PENDING, MESSAGE_COUNT, STEPS, STEP_COUNT,
+ IOTLB_SIZES, ROOT_TABLE, INTERRUPT_TABLE, COMPRESS, MESSAGES_TAKEN) = range(48, 62)
 
-# --- statistics; docstrings of `laws` say what holds between them ----------------------------------------------------------
+# --- statistics; `LAWS` says what holds between them ---------------------------------------------------
 (N_REQUESTS, N_COMPLETED, N_BLOCKED, N_INTERRUPTS, N_DROPPED, N_FAULTS, N_RECORDED, N_OVERFLOWED, N_SILENCED,
  N_IOTLB_HITS, N_IOTLB_MISSES, N_WALKS, N_READS, N_FLAG_WRITES, N_CONTEXT_HITS, N_CONTEXT_MISSES, N_PASID_HITS,
- N_PASID_MISSES, N_STRUCTURE_HITS, N_DESCRIPTORS, N_INVALIDATED, N_MESSAGES, N_COMPRESSED, N_PAGE_REQUESTS,
- N_FAULTS_CARRIED) = range(72, 97)
+ N_PASID_MISSES, N_STRUCTURE_HITS, N_DESCRIPTORS, N_INVALIDATED, N_MESSAGES, N_COMPRESSED,
+ N_PAGE_REQUESTS, N_REFUSED, N_INTERRUPTS_BLOCKED) = range(72, 98)
 STATISTICS: Final = {
     "requests": N_REQUESTS, "completed": N_COMPLETED, "blocked": N_BLOCKED, "interrupts": N_INTERRUPTS,
     "dropped": N_DROPPED, "faults": N_FAULTS, "faults recorded": N_RECORDED, "faults overflowed": N_OVERFLOWED,
@@ -53,14 +52,25 @@ STATISTICS: Final = {
     "context hits": N_CONTEXT_HITS, "context misses": N_CONTEXT_MISSES, "PASID hits": N_PASID_HITS,
     "PASID misses": N_PASID_MISSES, "paging-structure hits": N_STRUCTURE_HITS, "descriptors": N_DESCRIPTORS,
     "entries invalidated": N_INVALIDATED, "messages": N_MESSAGES, "page requests": N_PAGE_REQUESTS,
+    "page requests refused": N_REFUSED, "interrupt requests blocked": N_INTERRUPTS_BLOCKED,
 }
 
-# --- caches: BASE, SETS, WAYS, HITS; an entry is TAG, TAG_MORE, STAMP (0: empty), and words of its own --------------------
+# name: the two sides of an equation between statistics
+LAWS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "every request ends exactly once": (("requests",), ("completed", "blocked", "interrupts", "dropped")),
+    "whatever is blocked is a fault": (
+        ("blocked", "page requests refused", "interrupt requests blocked"), ("faults",)),
+    "every fault is accounted for": (
+        ("faults",), ("faults recorded", "faults overflowed", "faults silenced", "faults compressed")),
+    "every walk begins with a miss": (("walks",), ("IOTLB misses",)),
+}
+
+# --- caches: BASE, SETS, WAYS; an entry is TAG, TAG_MORE, STAMP (0: empty), and words of its own -------------------------
 CACHE: Final = 112
 CACHE_WORDS: Final = 4
 (CONTEXTS, PASIDS, IOTLB_4K, IOTLB_2M, IOTLB_1G, FIRST_2, FIRST_3, FIRST_4, FIRST_5, SECOND_2, SECOND_3, SECOND_4,
  SECOND_5, INTERRUPT_ENTRIES) = range(CACHE, CACHE + 14 * CACHE_WORDS, CACHE_WORDS)
-SETS, WAYS, HITS = 1, 2, 3
+SETS, WAYS = 1, 2
 CACHES: Final = {
     "context": CONTEXTS, "pasid": PASIDS, "iotlb_4k": IOTLB_4K, "iotlb_2m": IOTLB_2M, "iotlb_1g": IOTLB_1G,
     "first_2": FIRST_2, "first_3": FIRST_3, "first_4": FIRST_4, "first_5": FIRST_5, "second_2": SECOND_2,
@@ -88,7 +98,9 @@ RING_ENTRIES, RING_WORDS = 64, 4
 (FAULT_EVENT, INVALIDATION_EVENT, PAGE_REQUEST_EVENT, DEVICE_INVALIDATION, PAGE_RESPONSE) = range(1, 6)
 STEP_AREA: Final = RING + RING_ENTRIES * RING_WORDS   # what `vtsim iommu walk` shows: structure, level, address, value
 MOST_STEPS, STEP_WORDS = 64, 4
-CACHE_AREA: Final = STEP_AREA + MOST_STEPS * STEP_WORDS
+PENDING: Final = STEP_AREA + MOST_STEPS * STEP_WORDS  # what is done only when the translation succeeds: flags, entries
+MOST_PENDING, PENDING_WORDS = 96, 5
+CACHE_AREA: Final = PENDING + MOST_PENDING * PENDING_WORDS
 # fmt: on
 # kinds of steps: an entry that was read, a cache that answered, a flag that was set
 (
@@ -158,8 +170,7 @@ def build(
     u = np.zeros(CACHE_AREA + words, np.int64)
     u[HOST_WIDTH] = host_width
     u[HOST_RESERVED] = signed(~((1 << host_width) - 1))
-    u[FAULT_REGISTERS], u[FAULT_AT], u[IOTLB_AT] = faults, spec.FAULT_OFFSET, spec.IOTLB_OFFSET
-    u[STEP_LIMIT] = MOST_STEPS
+    u[FAULT_REGISTERS] = faults
     at = CACHE_AREA
     for name, slot in CACHES.items():
         each: Cache = getattr(caches, name)

@@ -1,0 +1,100 @@
+"""What a remapping unit reads and writes in memory: counted, shown to `vtsim iommu walk`, and flags kept back.
+
+Accessed and dirty flags, and entries of paging-structure caches, are only pending while a walk goes on: a request that
+ends blocked changes neither memory nor caches.
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.memory import ROM, is_memory, kind_of, load_word, store_word
+from vtsim.iommu.kernels.unit_caches import make_room
+from vtsim.iommu.state import (
+    DATA,
+    FLAG_WRITES,
+    MOST_PENDING,
+    MOST_STEPS,
+    N_FLAG_WRITES,
+    N_READS,
+    PENDING,
+    PENDING_COUNT,
+    PENDING_WORDS,
+    READS_ROOT,
+    STEP_AREA,
+    STEP_COUNT,
+    STEP_FLAGS,
+    STEP_ROOT,
+    STEP_WORDS,
+    STEPS,
+)
+
+
+@kernel
+def note_step(u: Record, kind: int, level: int, where: int, value: int) -> None:
+    """Write down one step of the request in work, while steps are wanted."""
+    if u[STEPS] == 0 or u[STEP_COUNT] >= MOST_STEPS:
+        return
+    at = STEP_AREA + u[STEP_COUNT] * STEP_WORDS
+    u[STEP_COUNT] += 1
+    u[at] = kind
+    u[at + 1] = level
+    u[at + 2] = where
+    u[at + 3] = value
+
+
+@kernel
+def read_entry(u: Record, a: Arena, kind: int, level: int, where: int) -> int:
+    """The first word of an entry of one kind of structure: one memory read, however many words it has."""
+    value = load_word(a, where)
+    u[READS_ROOT + kind - STEP_ROOT] += 1
+    u[N_READS] += 1
+    note_step(u, kind, level, where, value)
+    return value
+
+
+@kernel
+def readable(u: Record, a: Arena, where: int, size: int) -> bool:
+    """Is this range, which crosses no page, memory?"""
+    return is_memory(a, where) and is_memory(a, where + size - 1)
+
+
+@kernel
+def flags_can_be_set(a: Arena, where: int) -> bool:
+    """May a flag be written there?"""
+    return kind_of(a, where >> 12) != ROM
+
+
+@kernel
+def pend(u: Record, cache: int, tag: int, more: int, data: int, rights: int) -> None:
+    """Keep an entry for a paging-structure cache, or (cache 0) flags for the entry at an address, until success."""
+    if u[PENDING_COUNT] >= MOST_PENDING:
+        return
+    at = PENDING + u[PENDING_COUNT] * PENDING_WORDS
+    u[PENDING_COUNT] += 1
+    u[at] = cache
+    u[at + 1] = tag
+    u[at + 2] = more
+    u[at + 3] = data
+    u[at + 4] = rights
+
+
+@kernel
+def commit_pending(u: Record, a: Arena) -> None:
+    """Set the flags and fill the caches that the walk has left pending."""
+    at = PENDING
+    for _ in range(u[PENDING_COUNT]):
+        if u[at] == 0:
+            where = u[at + 1]
+            value = load_word(a, where)
+            if value | u[at + 3] != value:
+                store_word(a, where, value | u[at + 3])
+                u[FLAG_WRITES] += 1
+                u[N_FLAG_WRITES] += 1
+                note_step(u, STEP_FLAGS, 0, where, value | u[at + 3])
+        else:
+            entry = make_room(u, u[at], u[at + 1], u[at + 2])
+            if entry >= 0:
+                u[entry + DATA] = u[at + 3]
+                u[entry + DATA + 1] = u[at + 4]
+        at += PENDING_WORDS
+    u[PENDING_COUNT] = 0
