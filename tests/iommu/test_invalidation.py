@@ -1,0 +1,463 @@
+"""Invalidation by registers and by queue: every descriptor, granularity and error; nothing stale after it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as hs
+
+from tests.iommu.worlds import DOMAIN, HUGE_PAGE, PASID, RW_PAGE, SID, TARGET, World, start_queue
+from vtsim.base import jit
+from vtsim.ept.tables import Table
+from vtsim.iommu import descriptors as d
+from vtsim.iommu import entries as e
+from vtsim.iommu import spec as sp
+from vtsim.iommu import state as st
+from vtsim.iommu.kernels.page_requests import ANSWERED, TAKEN
+from vtsim.iommu.tables import READ_WRITE, USER_PAGE
+from vtsim.iommu.unit import Capabilities
+
+NEW = TARGET + 0x100
+EXAMPLES = 40 if jit.DISABLED else 200
+
+
+def queued(kind: str = "legacy", capabilities: Capabilities | None = None) -> World:
+    world = World(kind, capabilities or Capabilities())
+    start_queue(world)
+    return world
+
+
+def remapped(world: World, address: int = RW_PAGE) -> None:
+    """Let a page lead elsewhere, behind the caches' back."""
+    assert world.ask(address, sp.READ).status == st.COMPLETED
+    size = 1 if address == HUGE_PAGE else 0
+    table, rights = (world.first, USER_PAGE) if world.first else (world.second, READ_WRITE)
+    assert isinstance(table, Table)
+    table.map(address, NEW if not size else TARGET + 0x400, rights, size=size)
+
+
+def is_stale(world: World, address: int = RW_PAGE) -> bool:
+    """Does the unit still use the mapping that was replaced?"""
+    return world.ask(address).hpa >> 12 not in (NEW, TARGET + 0x400)
+
+
+def stale_after(kind: str, name: str, address: int = RW_PAGE, **fields: int) -> bool:
+    world = queued(kind)
+    remapped(world, address)
+    assert is_stale(world, address)
+    world.unit.submit(name, **fields)
+    assert world.unit.read("IQH") == world.unit.read("IQT")
+    world.unit.check_laws()
+    return is_stale(world, address)
+
+
+PAGE = RW_PAGE >> 12
+# kind of translation, descriptor, granularity; fields that reach the page; fields that miss it
+REACH: list[tuple[str, str, int, dict[str, int], dict[str, int] | None]] = [
+    ("legacy", "IOTLB", 1, {}, None),
+    ("legacy", "IOTLB", 2, {"DID": DOMAIN}, {"DID": DOMAIN + 1}),
+    ("legacy", "IOTLB", 3, {"DID": DOMAIN, "ADDR": PAGE}, {"DID": DOMAIN, "ADDR": PAGE + 1}),
+    ("legacy", "IOTLB", 3, {"DID": DOMAIN, "ADDR": PAGE - 1, "AM": 2}, {"DID": DOMAIN + 1, "ADDR": PAGE, "AM": 2}),
+    ("legacy", "IOTLB", 3, {"DID": DOMAIN, "ADDR": PAGE, "IH": 1}, None),
+    ("second-level", "IOTLB", 2, {"DID": DOMAIN}, {"DID": DOMAIN + 1}),
+    ("second-level", "IOTLB", 3, {"DID": DOMAIN, "ADDR": PAGE}, {"DID": DOMAIN, "ADDR": PAGE - 1}),
+    ("first-level", "IOTLB", 2, {"DID": DOMAIN}, {"DID": DOMAIN + 1}),
+    ("nested", "IOTLB", 3, {"DID": DOMAIN, "ADDR": 0}, {"DID": DOMAIN + 1, "ADDR": PAGE}),
+    ("first-level", "PASID_IOTLB", 2, {"DID": DOMAIN, "PASID": PASID}, {"DID": DOMAIN, "PASID": PASID + 1}),
+    ("nested", "PASID_IOTLB", 2, {"DID": DOMAIN, "PASID": PASID}, {"DID": DOMAIN + 1, "PASID": PASID}),
+    (
+        "first-level",
+        "PASID_IOTLB",
+        3,
+        {"DID": DOMAIN, "PASID": PASID, "ADDR": PAGE},
+        {"DID": DOMAIN, "PASID": PASID, "ADDR": PAGE + 2},
+    ),
+    (
+        "nested",
+        "PASID_IOTLB",
+        3,
+        {"DID": DOMAIN, "PASID": PASID, "ADDR": PAGE, "AM": 4},
+        {"DID": DOMAIN, "PASID": PASID + 9, "ADDR": PAGE},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "granularity", "hit", "miss"), REACH)
+def test_an_invalidation_removes_what_it_names_and_leaves_the_rest(
+    kind: str, name: str, granularity: int, hit: dict[str, int], miss: dict[str, int] | None
+) -> None:
+    assert not stale_after(kind, name, G=granularity, **hit)
+    if miss is not None:
+        assert stale_after(kind, name, G=granularity, **miss)
+
+
+def test_a_page_of_2_mib_is_removed_by_any_page_in_it() -> None:
+    assert not stale_after("legacy", "IOTLB", HUGE_PAGE, G=3, DID=DOMAIN, ADDR=(HUGE_PAGE >> 12) + 77)
+    assert stale_after("legacy", "IOTLB", HUGE_PAGE, G=3, DID=DOMAIN, ADDR=(HUGE_PAGE >> 12) + 512)
+
+
+@pytest.mark.parametrize(("granularity", "sid", "mask", "reached"), [
+    (1, 0, 0, True), (2, 0, 0, True), (3, SID, 0, True), (3, SID + 1, 0, False), (3, SID + 4, 1, True),
+    (3, SID + 6, 2, True), (3, SID + 7, 3, True), (3, SID + 1, 2, False), (3, SID + 8, 3, False),
+])  # fmt: skip
+def test_context_cache_invalidation_by_function_mask(granularity: int, sid: int, mask: int, reached: bool) -> None:
+    world = queued()
+    world.ask(RW_PAGE)
+    world.structures.context(SID)[0] = 0
+    assert world.ask(RW_PAGE).status == st.COMPLETED
+
+    world.unit.submit("CONTEXT_CACHE", G=granularity, DID=DOMAIN, SID=sid, FM=mask)
+
+    assert (world.ask(RW_PAGE).status == st.BLOCKED) == reached
+
+
+@pytest.mark.parametrize(("granularity", "domain", "pasid", "reached"), [
+    (0, DOMAIN, 0, True), (0, DOMAIN + 1, 0, False), (1, DOMAIN, PASID, True), (1, DOMAIN, PASID + 1, False), (3, 0, 0, True),
+])  # fmt: skip
+def test_pasid_cache_invalidation(granularity: int, domain: int, pasid: int, reached: bool) -> None:
+    world = queued("pass-through")
+    world.ask(RW_PAGE)
+    world.structures.pasid(SID, PASID)[0] = 0
+    assert world.ask(RW_PAGE).status == st.COMPLETED
+
+    world.unit.submit("PASID_CACHE", G=granularity, DID=domain, PASID=pasid)
+
+    assert (world.ask(RW_PAGE).status == st.BLOCKED) == reached
+
+
+def test_an_interrupt_entry_invalidation_removes_entries_by_index() -> None:
+    for fields, left in (({"G": 1, "IIDX": 4, "IM": 1}, [0, 1, 6, 7]), ({}, [])):
+        world = queued()
+        base = int(world.unit.u[st.INTERRUPT_ENTRIES])
+        for number, index in enumerate((0, 1, 4, 5, 6, 7)):
+            world.unit.u[base + number * st.ENTRY_WORDS + st.TAG] = index
+            world.unit.u[base + number * st.ENTRY_WORDS + st.STAMP] = 1
+
+        world.unit.submit("INTERRUPT_ENTRY", **fields)
+
+        entries = [base + number * st.ENTRY_WORDS for number in range(6)]
+        assert [int(world.unit.u[at + st.TAG]) for at in entries if world.unit.u[at + st.STAMP]] == left
+
+
+def test_a_wait_descriptor_writes_its_status_and_interrupts_once_until_it_is_served() -> None:
+    world = queued()
+    status = world.memory.allocate() << 12
+    world.unit.write("IEADDR", 0xFEE0_1000)
+    world.unit.write("IEDATA", 0x55)
+    world.unit.write("IECTL", 0)
+
+    world.unit.submit("WAIT", SW=1, IF=1, FN=1, STDATA=0x1234_5678, STADDR=(status + 4) >> 2)
+    world.unit.submit("WAIT", IF=1)
+
+    assert world.memory.word(status) == 0x1234_5678 << 32
+    assert [(m.kind, m.first, m.second) for m in world.unit.messages()] == [(st.INVALIDATION_EVENT, 0xFEE0_1000, 0x55)]
+    assert world.unit.read("ICS") == sp.IWC
+    world.unit.write("ICS", sp.IWC)
+    assert world.unit.read("ICS") == 0
+    world.unit.submit("WAIT", IF=1)
+    assert len(list(world.unit.messages())) == 1
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_wait_stands_until_devices_have_answered(wide: bool) -> None:
+    world = queued("second-level" if wide else "legacy")
+    unit = world.unit
+    status = world.memory.allocate() << 12
+
+    if wide:
+        unit.submit("PASID_DEVICE_TLB", SID=SID, PASID=PASID, ADDR=RW_PAGE >> 12, S=1)
+        unit.submit("PASID_DEVICE_TLB", SID=SID, G=1)
+    else:
+        unit.submit("DEVICE_TLB", SID=SID, ADDR=RW_PAGE >> 12, S=1)
+        unit.submit("DEVICE_TLB", SID=SID, ADDR=1)
+    unit.submit("WAIT", SW=1, STDATA=7, STADDR=status >> 2)
+
+    sent = [(m.kind, m.first, m.second, m.third) for m in unit.messages()]
+    first = (st.DEVICE_INVALIDATION, SID, RW_PAGE | 1, PASID if wide else sp.NO_PASID)
+    assert sent == [first, (st.DEVICE_INVALIDATION, SID, 0 if wide else 0x1000, sp.NO_PASID)]
+    unit.device_completed(SID)
+    assert world.memory.word(status) == 0
+    assert unit.read("IQH") != unit.read("IQT")
+    unit.device_completed(SID)
+    assert world.memory.word(status) == 7
+    assert unit.read("IQH") == unit.read("IQT")
+
+
+def test_a_device_that_does_not_answer_aborts_the_wait_and_stops_the_queue() -> None:
+    world = queued()
+    unit = world.unit
+    status = world.memory.allocate() << 12
+    unit.submit("DEVICE_TLB", SID=SID)
+    unit.submit("WAIT", SW=1, STDATA=7, STADDR=status >> 2)
+    unit.submit("WAIT", SW=1, STDATA=9, STADDR=(status + 8) >> 2)
+
+    unit.device_timed_out(SID)
+
+    assert unit.read("FSTS") == sp.ITE
+    assert unit.read("IQERCD") >> 32 & 0xFFFF == SID
+    assert (world.memory.word(status), world.memory.word(status + 8)) == (0, 0)
+    unit.write("FSTS", sp.ITE)
+    assert (world.memory.word(status), world.memory.word(status + 8)) == (0, 9)
+    assert unit.read("IQH") == unit.read("IQT")
+
+
+def test_a_completion_that_nobody_waits_for_is_an_error() -> None:
+    world = queued()
+
+    world.unit.device_completed(0xFFF8)
+
+    assert world.unit.read("FSTS") == sp.ICE
+    assert world.unit.read("IQERCD") >> 48 == 0xFFF8
+
+
+def test_more_device_invalidations_than_messages_fit_lose_none() -> None:
+    world = queued()
+    for number in range(150):
+        world.unit.submit("DEVICE_TLB", SID=number)
+    world.unit.submit("WAIT", IF=1)
+    taken: list[int] = []
+    while world.unit.read("IQH") != world.unit.read("IQT"):
+        for message in world.unit.messages():
+            taken.append(message.first)
+            world.unit.device_completed(message.first)
+
+    assert taken == list(range(150))
+
+
+def test_a_page_group_response_reaches_the_device() -> None:
+    world = queued("second-level")
+
+    world.unit.submit("PAGE_GROUP_RESPONSE", PP=1, RID=SID, PASID=PASID, PRGI=5, RC=d.RESPONSE_FAILURE)
+
+    assert [(m.kind, m.first, m.second, m.third) for m in world.unit.messages()] == [
+        (st.PAGE_RESPONSE, SID | PASID << 16, 5, d.RESPONSE_FAILURE)
+    ]
+
+
+BAD: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "type 0": ("legacy", (0,), sp.IQEI_TYPE),
+    "type 12": ("legacy", (12,), sp.IQEI_TYPE),
+    "type 17, in the high bits": ("legacy", (1 << 9 | 1,), sp.IQEI_TYPE),
+    "a scalable-mode descriptor in legacy mode": ("legacy", (d.PASID_CACHE,), sp.IQEI_TYPE),
+    "reserved bits of word 0": ("legacy", (d.WAIT | 1 << 8,), sp.IQEI_RESERVED),
+    "reserved bits of word 1": ("legacy", (d.IOTLB_TYPE | 1 << 4, 1 << 8), sp.IQEI_RESERVED),
+    "reserved words of a wide descriptor": ("second-level", (d.WAIT, 0, 1), sp.IQEI_RESERVED),
+    "granularity 0 of contexts": ("legacy", (d.CONTEXT_CACHE,), sp.IQEI_RESERVED),
+    "granularity 0 of IOTLB": ("legacy", (d.IOTLB_TYPE,), sp.IQEI_RESERVED),
+    "granularity 1 of PASID-based IOTLB": ("second-level", (d.PASID_IOTLB | 1 << 4,), sp.IQEI_RESERVED),
+    "granularity 2 of PASID cache": ("second-level", (d.PASID_CACHE | 2 << 4,), sp.IQEI_RESERVED),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_descriptor_that_is_not_valid_stops_the_queue_at_itself(name: str) -> None:
+    kind, words, error = BAD[name]
+    world = queued(kind)
+    unit = world.unit
+    unit.submit("WAIT", IF=1)
+    head = unit.read("IQH")
+
+    unit.submit_words(*words)
+    unit.submit("WAIT", IF=1)
+
+    assert (unit.read("FSTS"), unit.read("IQERCD") & 0xF) == (sp.IQE, error)
+    assert unit.read("IQH") == head
+    queue = unit.read("IQA") & ~0xFFF
+    step = 32 if kind != "legacy" else 16
+    for n in range(step // 8):
+        world.memory.store(queue + head + 8 * n, d.WAIT if n == 0 else 0)
+    unit.write("FSTS", sp.IQE)
+    assert (unit.read("FSTS"), unit.read("IQH")) == (0, unit.read("IQT"))
+
+
+def test_every_queue_error_that_is_no_descriptors_fault() -> None:
+    def error(world: World) -> int:
+        assert world.unit.read("FSTS") & sp.IQE
+        return world.unit.read("IQERCD") & 0xF
+
+    beyond = queued()
+    beyond.unit.write("IQT", 0x1000)
+    assert error(beyond) == sp.IQEI_TAIL
+
+    nowhere = queued()
+    nowhere.unit.write("IQA", 0x3FFF_F000)
+    nowhere.unit.write("IQT", 16)
+    assert error(nowhere) == sp.IQEI_FETCH
+
+    narrow = queued("second-level")
+    narrow.unit.write("IQA", narrow.unit.read("IQA") & ~sp.IQA_WIDE)
+    narrow.unit.write("IQT", 16)
+    assert error(narrow) == sp.IQEI_WIDTH
+
+    askew = queued("second-level")
+    askew.unit.write("IQT", 16)
+    assert error(askew) == sp.IQEI_MISALIGNED
+
+    undefined = queued()
+    undefined.unit.write("RTADDR", 2 << 10)
+    undefined.unit.command(set=sp.SRTP)
+    undefined.unit.write("IQT", 16)
+    assert error(undefined) == sp.IQEI_TTM
+    found = {sp.IQEI_NONE, sp.IQEI_TAIL, sp.IQEI_FETCH, sp.IQEI_WIDTH, sp.IQEI_MISALIGNED, sp.IQEI_TTM}
+    assert found | {error for _, _, error in BAD.values()} == set(range(len(sp.QUEUE_ERRORS)))
+
+
+REACHED = {name for _, name, *_ in REACH} | {
+    "CONTEXT_CACHE",
+    "PASID_CACHE",
+    "INTERRUPT_ENTRY",
+    "WAIT",
+    "DEVICE_TLB",
+    "PASID_DEVICE_TLB",
+    "PAGE_GROUP_RESPONSE",
+}
+
+
+def test_every_descriptor_type_has_a_test() -> None:
+    assert {each.name for each in d.DESCRIPTORS} == REACHED
+
+
+def test_the_queue_wraps_and_turning_it_off_resets_the_head() -> None:
+    world = queued()
+    unit = world.unit
+    for _ in range(256 + 3):
+        unit.submit("WAIT", IF=1)
+
+    assert unit.read("IQH") == unit.read("IQT") == 3 * 16
+    assert unit.statistics()["descriptors"] == 256 + 3
+    unit.command(clear=sp.QIE)
+    assert unit.read("IQH") == 0
+
+
+# --- by registers ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("granularity", [1, 2, 3])
+def test_register_based_invalidation_says_what_it_has_done(granularity: int) -> None:
+    world = World("legacy")
+    remapped(world)
+    unit = world.unit
+
+    unit.write("CCMD", 1 << 63 | granularity << sp.CIRG | SID << 16 | DOMAIN)
+    assert unit.read("CCMD") >> 63 == 0
+    assert unit.read("CCMD") >> sp.CAIG & 3 == granularity
+    assert is_stale(world)  # the context cache holds no translations
+    unit.write("IVA", RW_PAGE)
+    unit.write("IOTLB", 1 << 63 | granularity << sp.IIRG | DOMAIN << 32)
+
+    assert unit.read("IOTLB") >> 63 == 0
+    assert unit.read("IOTLB") >> sp.IAIG & 3 == granularity
+    assert not is_stale(world)
+
+
+def test_a_unit_may_do_more_than_it_was_asked() -> None:
+    for capabilities, mask in ((Capabilities().without("PSI"), 0), (Capabilities().having(MAMV=3), 4)):
+        world = World("legacy", capabilities)
+        remapped(world)
+        world.unit.write("IVA", mask)
+        world.unit.write("IOTLB", 1 << 63 | 3 << sp.IIRG | DOMAIN << 32)
+        assert world.unit.read("IOTLB") >> sp.IAIG & 3 == sp.DOMAIN_SELECTIVE
+        assert not is_stale(world)
+
+
+def test_a_reserved_granularity_and_a_queue_that_is_on_invalidate_nothing() -> None:
+    world = queued()
+    remapped(world)
+    for value in (0, 1 << sp.IIRG):
+        if value == 0:
+            world.unit.command(clear=sp.QIE)
+        else:
+            world.unit.command(set=sp.QIE)
+        world.unit.write("IOTLB", 1 << 63 | value)
+        assert world.unit.read("IOTLB") >> sp.IAIG & 3 == 0
+    assert is_stale(world)
+
+
+def test_a_new_root_table_invalidates_everything_where_the_unit_says_so() -> None:
+    for capabilities, stale in ((Capabilities(), True), (Capabilities().having(ESRTPS=1), False)):
+        world = World("legacy", capabilities)
+        remapped(world)
+        world.unit.command(set=sp.SRTP)
+        assert is_stale(world) == stale
+
+
+# --- laws --------------------------------------------------------------------------------------------------------------
+def test_without_invalidation_the_old_mapping_is_used() -> None:
+    """The window that deferred invalidation leaves open is real."""
+    world = World("legacy")
+    remapped(world)
+    assert is_stale(world)
+
+
+steps = hs.lists(hs.tuples(hs.sampled_from(["ask", "move", "unmap", "invalidate"]), hs.integers(0, 5)), max_size=24)
+
+
+@given(hs.sampled_from(["legacy", "second-level", "first-level", "nested"]), steps)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+def test_after_an_acknowledged_invalidation_the_old_mapping_is_never_used(
+    kind: str, script: list[tuple[str, int]]
+) -> None:
+    """A dictionary of pages is the oracle: what an address may lead to grows with each change, until it is invalidated."""
+    world = queued(kind)
+    table, rights = (world.first, USER_PAGE) if world.first else (world.second, READ_WRITE)
+    assert isinstance(table, Table)
+    may: dict[int, set[int]] = {page: {0} for page in range(6)}
+    frame = TARGET
+    for action, page in script:
+        address = RW_PAGE + 0x10000 + (page << 12)
+        if action == "move":
+            frame += 1
+            table.map(address, frame, rights)
+            may[page].add(frame)
+        elif action == "unmap":
+            table.map(address, 0, 0)
+            may[page].add(0)
+        elif action == "ask":
+            assert world.ask(address).hpa >> 12 in may[page]
+            continue
+        else:
+            newest_of = table.find(address)
+            newest = 0 if newest_of is None else newest_of.frame
+            if world.first:
+                world.unit.submit("PASID_IOTLB", G=3, DID=DOMAIN, PASID=PASID, ADDR=address >> 12)
+            else:
+                world.unit.submit("IOTLB", G=3, DID=DOMAIN, ADDR=address >> 12)
+            may[page] = {newest}
+            assert world.ask(address).hpa >> 12 == newest
+    world.unit.check_laws()
+
+
+# --- page requests -----------------------------------------------------------------------------------------------------
+def test_page_requests_fill_their_queue_and_then_are_answered() -> None:
+    world = World("second-level")
+    unit = world.unit
+    queue = world.memory.allocate() << 12
+    unit.write("PQA", queue)
+    unit.write("PEADDR", 0xFEE0_2000)
+    unit.write("PEDATA", 0x77)
+    unit.write("PECTL", 0)
+
+    ends = [unit.page_request(SID, RW_PAGE, sp.WRITE, pasid=PASID, group=n % 512, last=n % 2 == 1) for n in range(130)]
+
+    assert ends == [TAKEN] * 127 + [ANSWERED] * 3  # 128 descriptors of 32 bytes, one always free
+    assert world.memory.word(queue) == d.PAGE_REQUEST_TYPE | 1 << 8 | SID << 16 | PASID << 32
+    assert world.memory.word(queue + 8) == RW_PAGE | 0 << 3 | sp.WRITE
+    assert world.memory.word(queue + 40) == RW_PAGE | 1 << 3 | 4 | sp.WRITE
+    assert unit.read("PRS") == sp.PRS_PPR | sp.PRS_PRO
+    sent = [(m.kind, m.first, m.second, m.third) for m in unit.messages()]
+    assert sent[0] == (st.PAGE_REQUEST_EVENT, 0xFEE0_2000, 0x77, 0)
+    assert sent[1:] == [(st.PAGE_RESPONSE, SID | PASID << 16, n, d.RESPONSE_SUCCESS) for n in (127, 129)]
+
+    unit.write("PQH", unit.read("PQT"))
+    unit.write("PRS", sp.PRS_PPR | sp.PRS_PRO)
+    assert unit.page_request(SID, RW_PAGE, sp.READ, pasid=PASID) == TAKEN
+    assert [m.kind for m in unit.messages()] == [st.PAGE_REQUEST_EVENT]
+
+
+def test_a_refused_page_request_is_answered_as_invalid() -> None:
+    world = World("second-level")
+    entry = world.structures.context(SID)
+    entry[0] = int(entry[0]) & ~e.PRE
+
+    world.unit.page_request(SID, RW_PAGE, sp.READ, group=3)
+
+    assert [(m.kind, m.second, m.third) for m in world.unit.messages()] == [(st.PAGE_RESPONSE, 3, d.RESPONSE_INVALID)]
+    world.unit.check_laws()
