@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from benchmarks.requests import translations
 from benchmarks.traces import replay
 from benchmarks.transitions import injections
 from vtsim.config import parse_scenario
@@ -124,6 +125,8 @@ CASES = (
          once=rate(scenario(CPUID, personality="minimal"), "exits_per_s")),
     Case(name="exits_injection",     unit="exits/s",        once=injections),
     Case(name="trace_replay",        unit="records/s",      once=replay),
+    Case(name="dma_within",          unit="translations/s", once=translations(48)),
+    Case(name="dma_beyond",          unit="translations/s", once=translations(1 << 16)),
     Case(name="help_s",              unit="s",              once=command("--help")),
     Case(name="warm_run_s",          unit="s",              once=command("run", SMALL, "--json")),
     Case(name="cold_run_s",          unit="s",              once=command("run", SMALL, "--json", cold=True), repeats=1),

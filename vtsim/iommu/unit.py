@@ -19,6 +19,7 @@ from vtsim.iommu.descriptors import descriptor
 from vtsim.iommu.kernels.invalidation_queue import device_answered, device_timed_out, run_queue
 from vtsim.iommu.kernels.page_requests import ask_for_page
 from vtsim.iommu.kernels.requests import translate_request
+from vtsim.iommu.kernels.sweep import sweep_requests
 from vtsim.iommu.kernels.unit_registers import read_unit_register, write_unit_register
 from vtsim.iommu.state import Caches
 
@@ -164,6 +165,13 @@ class RemappingUnit:
         with quiet():
             translate_request(self.u, self.arena, sid, pasid, signed(address), size, access, at)
         return self.answer()
+
+    def sweep(
+        self, sid: int, *, pages: int, count: int, base: int = 0, seed: int = 0, pasid: int = sp.NO_PASID
+    ) -> int:
+        """`count` reads of 64 bytes in a window of pages, uniform by `seed` or in order (0); memory reads it took."""
+        with quiet():
+            return int(sweep_requests(self.u, self.arena, sid, pasid, base, pages, count, seed, sp.READ))
 
     def answer(self) -> Answer:
         """The answer to the last request."""
