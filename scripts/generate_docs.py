@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtsim.config import reference
+from vtsim.iommu.coverage import page as vtd_coverage
 from vtsim.study.result import reference as result_reference
 from vtsim.study.vmx.exceptions_page import page as oracle_exceptions
 from vtsim.vmcs.coverage import page as coverage
@@ -48,6 +49,7 @@ GENERATED = {
     "result.md": result_reference,
     "not-modelled.md": not_modelled,
     "vmx-coverage.md": coverage,
+    "vtd-coverage.md": vtd_coverage,
     "oracle-exceptions.md": oracle_exceptions,
 }
 

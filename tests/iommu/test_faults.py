@@ -1,4 +1,12 @@
-"""Every fault reason of DMA remapping is reached, recorded as the specification says, and touches no memory."""
+"""Every fault reason of DMA remapping is reached, recorded as the specification says, and touches no memory.
+
+VT-d: "Root Entry"; "Context Entry"; "Scalable-Mode Root Entry"; "Scalable-Mode Context Entry";
+"Scalable-Mode PASID Directory Entry"; "Scalable-Mode PASID Table Entry"; "Translation Request";
+"Translated Request"; "Fault Conditions and Remapping Hardware Behavior for Various Requests";
+"Non-Recoverable Address Translation Faults"; "Recoverable Address Translation Faults"; "Primary Fault Logging";
+"Fault Event"; "Capability Register"; "Extended Capability Register"; "Fault Status Register";
+"Fault Recording Registers".
+"""
 
 from __future__ import annotations
 

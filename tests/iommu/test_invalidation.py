@@ -1,4 +1,14 @@
-"""Invalidation by registers and by queue: every descriptor, granularity and error; nothing stale after it."""
+"""Invalidation by registers and by queue: every descriptor, granularity and error; nothing stale after it.
+
+VT-d: "Device-TLB Invalidate Descriptor"; "PASID-based-Device-TLB Invalidate Descriptor";
+"Device-TLB Invalidation Throttling"; "Page Request Queue"; "Page Request Event"; "Page Group Response Descriptor";
+"Interrupt Entry Cache"; "Tagging of Cached Translations"; "Context-cache"; "PASID-cache";
+"Context-Cache Invalidate Descriptor"; "PASID-cache Invalidate Descriptor"; "IOTLB Invalidate Descriptor";
+"PASID-based-IOTLB Invalidate Descriptor"; "Interrupt Entry Cache Invalidate Descriptor";
+"Invalidation Wait Descriptor"; "Queued Invalidation Error Handling"; "Register-based Invalidation Interface";
+"Draining of Requests to Memory"; "Context Command Register"; "IOTLB Invalidate Register";
+"Invalidation Queue Address Register"; "Page Request Status Register".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The register file and the tables of the specification."""
+"""The register file and the tables of the specification.
+
+VT-d: "Set Root Table Pointer Operation"; "Set Interrupt Remapping Table Pointer Operation";
+"Interrupt Remapping Fault Conditions"; "Software Access to Registers"; "Global Command Register";
+"Root Table Address Register".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Translation against an independent walker, over tables with random damage; and the laws of caches and walks."""
+"""Translation against an independent walker, over tables with random damage; and the laws of caches and walks.
+
+VT-d: "First-Stage Paging Entries"; "Second-Stage Paging Entries"; "First-Stage Translation";
+"Second-Stage Translation"; "Nested Translation"; "Pass-Through Translation"; "Accessed and Dirty Flags";
+"Snoop Behavior"; "Interrupt Address Range"; "Zero-Length Reads"; "Hardware Support for Protected Memory Regions";
+"IOTLB"; "Caches for Paging Structures".
+"""
 
 from __future__ import annotations
 

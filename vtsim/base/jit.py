@@ -131,7 +131,8 @@ if not DISABLED:
     }
 
 
-PARTS = ("vtsim.cpu.kernels.", "vtsim.vmcs.kernels.", "vtsim.iommu.kernels.")  # parts of others: compiling them apart would be wasted
+# parts of others: compiling them apart would be wasted
+PARTS = ("vtsim.cpu.kernels.", "vtsim.vmcs.kernels.", "vtsim.iommu.kernels.")
 ENTRIES = ("run_all", "set_context", "vm_exit")  # of them, what Python calls during a run
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False, "no_rewrites": True}

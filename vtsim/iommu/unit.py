@@ -166,9 +166,7 @@ class RemappingUnit:
             translate_request(self.u, self.arena, sid, pasid, signed(address), size, access, at)
         return self.answer()
 
-    def sweep(
-        self, sid: int, *, pages: int, count: int, base: int = 0, seed: int = 0, pasid: int = sp.NO_PASID
-    ) -> int:
+    def sweep(self, sid: int, *, pages: int, count: int, base: int = 0, seed: int = 0, pasid: int = sp.NO_PASID) -> int:
         """`count` reads of 64 bytes in a window of pages, uniform by `seed` or in order (0); memory reads it took."""
         with quiet():
             return int(sweep_requests(self.u, self.arena, sid, pasid, base, pages, count, seed, sp.READ))

@@ -1,0 +1,142 @@
+"""The parts of the VT-d specification, and how much of each is in the model.
+
+A part that is modelled names the test file that shows it; a test checks that this file cites the part by its title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from vtsim.iommu.descriptors import DESCRIPTORS
+from vtsim.iommu.faults import FAULTS as REASONS
+from vtsim.vmcs.coverage import MODELLED, NOT_MODELLED, PARTLY, Row, no, part, yes
+
+TRANSLATION: Final = "tests/iommu/test_translation.py"
+FAULTS: Final = "tests/iommu/test_faults.py"
+INVALIDATION: Final = "tests/iommu/test_invalidation.py"
+REGISTERS: Final = "tests/iommu/test_registers.py"
+
+# fmt: off
+CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
+    "DMA Remapping": (
+        yes("Root Entry",                                      FAULTS),
+        yes("Context Entry",                                   FAULTS),
+        yes("Scalable-Mode Root Entry",                        FAULTS),
+        yes("Scalable-Mode Context Entry",                     FAULTS),
+        yes("Scalable-Mode PASID Directory Entry",             FAULTS),
+        part("Scalable-Mode PASID Table Entry",                "memory types: PAT, EMTE, EMT, CD, PWT and PCD are kept and have no effect", FAULTS),
+        yes("First-Stage Paging Entries",                      TRANSLATION),
+        part("Second-Stage Paging Entries",                    "memory types; the transient-mapping bit TM is ignored", TRANSLATION),
+        yes("First-Stage Translation",                         TRANSLATION),
+        yes("Second-Stage Translation",                        TRANSLATION),
+        yes("Nested Translation",                              TRANSLATION),
+        yes("Pass-Through Translation",                        TRANSLATION),
+        yes("Accessed and Dirty Flags",                        TRANSLATION),
+        part("Snoop Behavior",                                 "the answer says whether to snoop; caches of processors are not looked at here", TRANSLATION),
+        no("Memory Type",                                      "nothing depends on memory types"),
+        yes("Interrupt Address Range",                         TRANSLATION),
+        yes("Zero-Length Reads",                               TRANSLATION),
+        part("Hardware Support for Protected Memory Regions",  "only requests while remapping is off are checked", TRANSLATION),
+    ),
+    "Support for Device-TLBs": (
+        yes("Translation Request",                             FAULTS),
+        yes("Translated Request",                              FAULTS),
+        yes("Device-TLB Invalidate Descriptor",                INVALIDATION),
+        yes("PASID-based-Device-TLB Invalidate Descriptor",    INVALIDATION),
+        part("Device-TLB Invalidation Throttling",             "MIP and PFSID are read and have no effect", INVALIDATION),
+        yes("Page Request Queue",                              INVALIDATION),
+        yes("Page Request Event",                              INVALIDATION),
+        yes("Page Group Response Descriptor",                  INVALIDATION),
+        no("Page Request Private Data",                        "descriptors have no private data"),
+    ),
+    "Interrupt Remapping": (
+        part("Interrupt Entry Cache",                          "invalidation by index; nothing fills it in these kernels", INVALIDATION),
+    ),
+    "Caching Translation Information": (
+        yes("Tagging of Cached Translations",                  INVALIDATION),
+        yes("Context-cache",                                   INVALIDATION),
+        yes("PASID-cache",                                     INVALIDATION),
+        yes("IOTLB",                                           TRANSLATION),
+        yes("Caches for Paging Structures",                    TRANSLATION),
+        yes("Context-Cache Invalidate Descriptor",             INVALIDATION),
+        yes("PASID-cache Invalidate Descriptor",               INVALIDATION),
+        yes("IOTLB Invalidate Descriptor",                     INVALIDATION),
+        yes("PASID-based-IOTLB Invalidate Descriptor",         INVALIDATION),
+        yes("Interrupt Entry Cache Invalidate Descriptor",     INVALIDATION),
+        part("Invalidation Wait Descriptor",                   "page-request drain (PD) is accepted and has no effect", INVALIDATION),
+        yes("Queued Invalidation Error Handling",              INVALIDATION),
+        yes("Register-based Invalidation Interface",           INVALIDATION),
+        yes("Set Root Table Pointer Operation",                REGISTERS),
+        part("Set Interrupt Remapping Table Pointer Operation", "IRTA is taken; ESIRTPS empties the interrupt entry cache", REGISTERS),
+        no("Write Buffer Flushing",                            "there are no write buffers; RWBF is reported as asked, WBF does nothing"),
+        part("Draining of Requests to Memory",                 "requests end at once here: DW and DR find nothing to drain", INVALIDATION),
+        no("Caching Mode",                                     "entries that are not present are never cached; CM is reported as asked"),
+    ),
+    "Translation Faults": (
+        yes("Fault Conditions and Remapping Hardware Behavior for Various Requests", FAULTS),
+        yes("Non-Recoverable Address Translation Faults",      FAULTS),
+        yes("Recoverable Address Translation Faults",          FAULTS),
+        yes("Primary Fault Logging",                           FAULTS),
+        no("Advanced Fault Logging",                           "AFL is not offered, and gone from later editions"),
+        yes("Fault Event",                                     FAULTS),
+        part("Interrupt Remapping Fault Conditions",           "codes and titles only", REGISTERS),
+    ),
+    "Register Descriptions": (
+        yes("Software Access to Registers",                    REGISTERS),
+        yes("Capability Register",                             FAULTS),
+        yes("Extended Capability Register",                    FAULTS),
+        part("Global Command Register",                        "SFL and EAFL do nothing, as advanced fault logging is not offered", REGISTERS),
+        yes("Root Table Address Register",                     REGISTERS),
+        yes("Context Command Register",                        INVALIDATION),
+        yes("IOTLB Invalidate Register",                       INVALIDATION),
+        yes("Fault Status Register",                           FAULTS),
+        yes("Fault Recording Registers",                       FAULTS),
+        yes("Invalidation Queue Address Register",             INVALIDATION),
+        yes("Page Request Status Register",                    INVALIDATION),
+        no("MTRR Capability Register",                         "nothing depends on memory types"),
+        no("Performance Monitoring Capability Register",       "performance monitoring of the unit"),
+        no("Enhanced Command Register",                        "enhanced commands"),
+        no("Virtual Command Register",                         "virtual commands"),
+    ),
+}
+# fmt: on
+
+
+def rows() -> Iterator[Row]:
+    """Every row of every chapter."""
+    for chapter in CHAPTERS.values():
+        yield from chapter
+
+
+def page() -> str:
+    """The page docs/vtd-coverage.md."""
+    counts = {status: sum(row.status == status for row in rows()) for status in (MODELLED, PARTLY, NOT_MODELLED)}
+    lines = [
+        "# How much of VT-d is modelled",
+        "",
+        "Generated from `vtsim/iommu/coverage.py`: each part of the specification by its title. A part that is modelled",
+        "names the test that shows it.",
+        "",
+        ", ".join(f"{count} parts are {status}" for status, count in counts.items()) + ".",
+    ]
+    for chapter, listed in CHAPTERS.items():
+        lines += ["", f"## {chapter}", "", "| part | status | shown by | missing |", "|---|---|---|---|"]
+        for row in listed:
+            test = f"`{row.test}`" if row.test else ""
+            lines.append(f"| {row.title} | {row.status} | {test} | {row.missing} |")
+    lines += [
+        "",
+        "## Fault reasons",
+        "",
+        "| code | condition | qualified | what happened | ATS gets |",
+        "|---|---|---|---|---|",
+    ]
+    for fault in REASONS:
+        qualified = "yes" if fault.qualified else "no"
+        lines.append(f"| {fault.code:#04x} | {fault.condition} | {qualified} | {fault.title} | {fault.answer or '–'} |")
+    lines += ["", "Codes 88h and 89h are reserved here: what the specification makes of them is not transcribed.", ""]
+    lines += ["## Invalidation descriptors", "", "| type | descriptor | granularities |", "|---|---|---|"]
+    for each in DESCRIPTORS:
+        lines.append(f"| {each.type} | {each.title} | {', '.join(each.granularities.values())} |")
+    return "\n".join(lines) + "\n"
