@@ -24,6 +24,8 @@ vmcs = typer.Typer(
     help="Show what a VMCS is and holds; replay recorded cases.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(vmcs, name="vmcs")
+iommu = typer.Typer(help="Show what a remapping unit does.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(iommu, name="iommu")
 
 
 def path(text: str) -> Path:
@@ -295,3 +297,38 @@ def vmcs_show(
     from vtsim.cli.vmcs import show_vmcs
 
     raise typer.Exit(show_vmcs(run, tuple(sets or ()), at, json=json))
+
+
+@iommu.command("walk")
+def iommu_walk(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", parser=path, help="YAML: a unit, its devices and pages.", show_default=False),
+    ],
+    device: Annotated[str, typer.Option(metavar="B:D.F", help="Who asks, as in 03:02.0.", show_default=False)],
+    address: Annotated[str, typer.Option(metavar="ADDRESS", help="As in 0x200000.", show_default=False)],
+    pasid: Annotated[int | None, typer.Option(metavar="N", min=0, max=(1 << 20) - 1, help="With this PASID.")] = None,
+    access: Annotated[str, typer.Option(metavar="KIND", help="read, write, execute or atomic.")] = "read",
+    privileged: Annotated[bool, typer.Option("--privileged", help="With supervisor privilege.")] = False,
+    request: Annotated[
+        str, typer.Option(metavar="KIND", help="untranslated, translation (ATS) or translated.")
+    ] = "untranslated",
+    warm: Annotated[bool, typer.Option("--warm", help="Once before, so that caches hold it.")] = False,
+    json: Json = False,
+) -> None:
+    """Show the translation of one request of a device, entry by entry."""
+    from vtsim.cli.iommu import show_request
+
+    raise typer.Exit(
+        show_request(
+            file,
+            device,
+            address,
+            pasid=pasid,
+            access=access,
+            privileged=privileged,
+            request=request,
+            warm=warm,
+            json=json,
+        )
+    )

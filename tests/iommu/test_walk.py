@@ -1,0 +1,117 @@
+"""`vtsim iommu walk`: what is shown is what the kernels did; mistakes are shown where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vtsim.cli import main
+
+UNIT = """\
+mode: scalable
+memory: 256 MiB
+devices:
+- device: "03:02.0"
+  pasid: 5
+  translation: nested
+  pages:
+  - {iova: 0x200000, to: 0x600000, count: 4}
+  second_pages:
+  - {iova: 0x600000, to: 0x200000, count: 4, rights: r}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(text: str, *arguments: str, device: str = "03:02.0") -> tuple[int, str, str]:
+        file = tmp_path / "unit.yaml"
+        file.write_text(text, encoding="utf-8")
+        status = main(["iommu", "walk", str(file), "--device", device, *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.replace(f"{tmp_path}/", "")
+
+    return run
+
+
+def test_a_nested_walk_reads_every_entry_in_both_dimensions(run: Any) -> None:
+    status, out, _ = run(UNIT, "--address", "0x201008", "--pasid", "5", "--json")
+
+    walk = json.loads(out)["walk"]
+    names = [step["what"] for step in walk["steps"]]
+    guest = ["first-level PML4E", "first-level PDPTE", "first-level PDE", "first-level PTE"]
+    host = ["second-level PML4E", "second-level PDPTE", "second-level PDE", "second-level PTE"]
+    assert status == 0
+    assert names[:4] == ["root entry", "context entry", "PASID directory entry", "PASID table entry"]
+    assert names[4:28] == [*(each for entry in guest for each in (*host, entry)), *host]
+    assert set(names[28:]) == {"flags set"}
+    assert (walk["status"], walk["hpa"], walk["rights"], walk["page_bytes"]) == ("completed", "0x201008", "r-x", 4096)
+    assert walk["reads"]["second-level"] == 20
+
+
+def test_text_names_the_caches_that_answered_and_the_fault_by_its_title(run: Any) -> None:
+    _, warm, _ = run(UNIT, "--address", "0x201008", "--pasid", "5", "--warm")
+    _, refused, _ = run(UNIT, "--address", "0x201008", "--pasid", "5", "--access", "write")
+
+    assert all(word in warm for word in ("context cache", "PASID cache", "IOTLB (4 KiB)", "0 memory reads"))
+    assert "blocked, recorded: fault reason 0x85 (SGN.6): no write permission" in refused
+
+
+def test_a_translation_request_without_a_mapping_completes_without_rights(run: Any) -> None:
+    legacy = 'devices: [{device: "00:01.0", ats: true, pages: [{iova: 0x1000, to: 0x100000}]}]'
+
+    _, out, _ = run(legacy, "--address", "0x5000", "--request", "translation", device="00:01.0")
+
+    assert "completed without rights: there is no translation, and no fault" in out
+
+
+# fmt: off
+MISTAKES: list[tuple[str, tuple[str, ...], str]] = [
+    (UNIT.replace("nested", "nestet"), (),
+     "unit.yaml:6: devices.0.translation: 'nestet' is not possible here\n"
+     "    6 |   translation: nestet\n"
+     "      |                ^\n"
+     " help: did you mean 'nested'?\n"),
+    (UNIT.replace("mode: scalable", "mode: legacy"), (),
+     "unit.yaml:5: devices.0.pasid: legacy mode has no PASIDs\n"
+     "    5 |   pasid: 5\n"
+     "      |          ^\n"
+     " help: mode can be scalable\n\n"
+     "unit.yaml:6: devices.0.translation: legacy mode has no nested translation\n"
+     "    6 |   translation: nested\n"
+     "      |                ^\n"
+     " help: mode can be scalable\n"),
+    (UNIT.replace("to: 0x200000, count: 4", "to: 0x20000000"), (),
+     "unit.yaml:10: devices.0.second_pages.0.to: 0x20000fff is beyond memory\n"
+     "   10 |   - {iova: 0x600000, to: 0x20000000, rights: r}\n"
+     "      |                          ^\n"
+     " help: memory can be larger\n"),
+    (UNIT.replace("iova: 0x200000", "iova: 0x200800"), (),
+     "unit.yaml:8: devices.0.pages.0.iova: 0x200800 is not aligned to the page size\n"
+     "    8 |   - {iova: 0x200800, to: 0x600000, count: 4}\n"
+     "      |            ^\n"),
+    (UNIT + "without: [PASSID]\n", (),
+     "unit.yaml:11: without.0: unknown capability 'PASSID'\n"
+     "   11 | without: [PASSID]\n"
+     "      |           ^\n"
+     " help: did you mean 'PASID'?\n"),
+    (UNIT, ("--access", "reed"), "--access: unknown access 'reed'\n help: did you mean 'read'?\n"),
+    (UNIT, ("--address", "x"), "--address: 'x' is no address\n help: as in 0x200000\n"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("text", "arguments", "message"), MISTAKES)
+def test_a_mistake_is_shown_where_it_is(run: Any, text: str, arguments: tuple[str, ...], message: str) -> None:
+    status, out, err = run(text, *(arguments if "--address" in arguments else ("--address", "0", *arguments)))
+
+    assert (status, out, err) == (2, "", message)
+
+
+def test_a_device_is_written_as_lspci_prints_it(run: Any) -> None:
+    status, _, err = run(UNIT, "--address", "0", device="3:2")
+
+    assert status == 2
+    assert err == "--device: '3:2' is no device\n help: bus:device.function is accepted, as in 03:02.0\n"

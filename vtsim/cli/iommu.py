@@ -1,0 +1,49 @@
+"""`vtsim iommu walk`: one request of a device, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import evolve
+
+from vtsim.base.errors import ConfigError
+from vtsim.cli import FINE
+from vtsim.cli.output import emit, show
+from vtsim.config.iommu import load_iommu, placed
+from vtsim.platform.iommu_walk import ARGUMENTS, observe_request
+from vtsim.study.iommu_view import iommu_json, iommu_text
+
+
+def show_request(
+    file: Path,
+    device: str,
+    address: str,
+    *,
+    pasid: int | None,
+    access: str,
+    privileged: bool,
+    request: str,
+    warm: bool,
+    json: bool,
+) -> int:
+    """Translate the request and print it."""
+    spec, root = load_iommu(file)
+    try:
+        number = int(address, 0)
+    except ValueError:
+        raise ConfigError(f"{address!r} is no address", field="--address", help="as in 0x200000") from None
+    if not 0 <= number < 1 << 64:
+        raise ConfigError(f"{address} does not fit in 64 bits", field="--address", help="as in 0x200000")
+    try:
+        found = observe_request(
+            spec, device, number, pasid=pasid, access=access, privileged=privileged, request=request, warm=warm
+        )
+    except ConfigError as error:
+        if any(problem.path in ARGUMENTS for problem in error.problems):
+            raise ConfigError.of(evolve(each, path=f"--{each.path}") for each in error.problems) from None
+        raise placed(error, root) from None
+    if json:
+        emit(iommu_json(found) + "\n")
+    else:
+        show(iommu_text(found))
+    return FINE

@@ -1,0 +1,230 @@
+"""One translation of a device's request, step by step: the unit's own kernels on tables that a description names."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import evolve, frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.base.jit import quiet
+from vtsim.base.memory import PAGE_SHIFT, is_memory
+from vtsim.ept.tables import Table
+from vtsim.iommu import entries as e
+from vtsim.iommu import faults as f
+from vtsim.iommu import spec as sp
+from vtsim.iommu import state as st
+from vtsim.iommu.kernels.requests import translate_request
+from vtsim.iommu.kernels.unit_registers import write_unit_register
+from vtsim.iommu.tables import (
+    Memory,
+    Structures,
+    domain_table,
+    guest_table,
+    process_table,
+)
+from vtsim.iommu.unit import Capabilities, RemappingUnit
+from vtsim.platform.iommu_spec import (
+    FIRST,
+    NESTED,
+    PAGE_SIZES,
+    PASS_THROUGH,
+    SCALABLE,
+    DeviceSpec,
+    IommuSpec,
+    PagesSpec,
+    requester,
+)
+from vtsim.platform.observed import Observed
+
+ACCESSES: Final = {"read": sp.READ, "write": sp.WRITE, "execute": sp.READ | sp.EXECUTE, "atomic": sp.WRITE | sp.ATOMIC}
+REQUESTS: Final = {"untranslated": 0, "translation": 1, "translated": 2}
+ARGUMENTS: Final = ("device", "access", "request", "pasid")
+STRUCTURES: Final = {
+    st.STEP_ROOT: "root entry",
+    st.STEP_CONTEXT: "context entry",
+    st.STEP_DIRECTORY: "PASID directory entry",
+    st.STEP_PASID: "PASID table entry",
+}
+PAGING: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
+GUEST_TABLES: Final = 1 << 24  # guest frames of a guest's own tables
+POOL_PAGES: Final = 4096
+
+
+@frozen(kw_only=True)
+class Step:
+    """An entry that was read, a cache that answered, or a flag that was set: its name, where, and the word."""
+
+    what: str
+    level: int
+    hpa: int | None
+    value: int
+    served: str
+
+
+@frozen(kw_only=True)
+class IommuWalk:
+    """How one request was translated."""
+
+    device: str
+    sid: int
+    pasid: int | None
+    address: int
+    access: str
+    request: str
+    mode: str
+    steps: tuple[Step, ...]
+    status: str
+    hpa: int | None
+    rights: str
+    page_bytes: int
+    snoop: bool
+    fault: int | None
+    condition: str
+    title: str
+    recorded: bool
+    reads: dict[str, int]
+
+
+def observe_request(
+    spec: IommuSpec,
+    device: str,
+    address: int,
+    *,
+    pasid: int | None = None,
+    access: str = "read",
+    privileged: bool = False,
+    request: str = "untranslated",
+    warm: bool = False,
+) -> IommuWalk:
+    """Build what the description says and translate one request; with `warm` the same request went before.
+
+    Raises `ConfigError` for a request that cannot be made, and for pages that lie beyond memory or over others.
+    """
+    sid = requester(device)
+    for name, chosen, legal in (("access", access, ACCESSES), ("request", request, REQUESTS)):
+        if chosen not in legal:
+            raise ConfigError.unknown(name, chosen, legal, field=name)
+    memory = Memory(spec.memory, POOL_PAGES)
+    structures = _structures(spec, memory)
+    unit = RemappingUnit(
+        memory.arena,
+        Capabilities().without(*spec.without),
+        st.Caches() if spec.caches else st.Caches.none(),
+    )
+    plain = Observed(lambda caller, callee, function: function)
+    write, translate = plain.copy(write_unit_register), plain.copy(translate_request)
+    words = ACCESSES[access] | (sp.PRIVILEGED if privileged else 0)
+    with quiet():
+        write(unit.u, memory.arena, sp.RTADDR, 8, structures.rtaddr)
+        for command in (sp.SRTP, sp.TE):
+            write(unit.u, memory.arena, sp.GCMD, 4, command)
+        unit.u[st.STEPS] = 1
+        for _ in range(2 if warm else 1):
+            translate(
+                unit.u, memory.arena, sid, sp.NO_PASID if pasid is None else pasid, _signed(address), 4, words,
+                REQUESTS[request],
+            )  # fmt: skip
+    answer = unit.answer()
+    done = answer.status == st.COMPLETED
+    fault = f.BY_CODE.get(answer.reason)
+    return IommuWalk(
+        device=device,
+        sid=sid,
+        pasid=pasid,
+        address=address,
+        access=("privileged " if privileged else "") + access,
+        request=request,
+        mode=spec.mode,
+        steps=tuple(_steps(unit)),
+        status=st.STATUSES[answer.status],
+        hpa=answer.hpa if done else None,
+        rights="".join(letter if answer.rights >> bit & 1 else "-" for bit, letter in enumerate("rwx")),
+        page_bytes=1 << answer.shift if done else 0,
+        snoop=answer.snoop,
+        fault=None if fault is None else fault.code,
+        condition="" if fault is None else fault.condition,
+        title="" if fault is None else fault.title,
+        recorded=answer.recorded,
+        reads=answer.reads,
+    )
+
+
+def _signed(address: int) -> int:
+    return address - (1 << 64) if address >> 63 else address
+
+
+def _steps(unit: RemappingUnit) -> list[Step]:
+    steps = []
+    for number in range(int(unit.u[st.STEP_COUNT])):
+        at = st.STEP_AREA + number * st.STEP_WORDS
+        kind, level, where, value = (int(word) for word in unit.u[at : at + st.STEP_WORDS])
+        value &= (1 << 64) - 1
+        if kind == st.STEP_CACHE:
+            steps.append(Step(what="", level=level, hpa=None, value=value, served=st.CACHE_TITLES[where]))
+            continue
+        names = {st.STEP_FIRST: f"first-level {PAGING[level]}", st.STEP_SECOND: f"second-level {PAGING[level]}"}
+        what = STRUCTURES.get(kind) or names.get(kind, "flags set")
+        steps.append(Step(what=what, level=level, hpa=where, value=value, served="memory"))
+    return steps
+
+
+def _structures(spec: IommuSpec, memory: Memory) -> Structures:
+    structures = Structures(memory, scalable=spec.mode == SCALABLE)
+    enabled: set[int] = set()
+    for number, each in enumerate(spec.devices):
+        try:
+            first, second = _tables(each, memory)
+        except ConfigError as error:
+            raise ConfigError.of(
+                evolve(problem, path=f"devices.{number}.{problem.path}") for problem in error.problems
+            ) from None
+        sid = requester(each.device)
+        if not structures.scalable:
+            structures.attach(sid, second, each.domain, devices=each.ats)
+            continue
+        if sid not in enabled:
+            structures.enable(
+                sid, flags=e.PASIDE | (e.DTE if any(d.ats for d in spec.devices if d.device == each.device) else 0)
+            )
+            enabled.add(sid)
+        structures.assign(
+            sid, each.pasid or 0, each.domain, first=first, second=second, middle=e.PWSNP, high=e.SRE | e.ERE | e.WPE
+        )  # fmt: skip
+    return structures
+
+
+def _tables(each: DeviceSpec, memory: Memory) -> tuple[Table | None, Table | None]:
+    if each.translation == PASS_THROUGH:
+        return None, None
+    if each.translation == FIRST:
+        first = process_table(memory, each.levels)
+        _map(first, each.pages, memory, "pages", first=True)
+        return first, None
+    if each.translation == NESTED:
+        second = domain_table(memory)
+        _map(second, each.second_pages, memory, "second_pages")
+        first = guest_table(memory, second, GUEST_TABLES, each.levels)
+        _map(first, each.pages, None, "pages", first=True)
+        return first, second
+    second = domain_table(memory, each.levels)
+    _map(second, each.pages, memory, "pages")
+    return None, second
+
+
+def _map(table: Table, pages: tuple[PagesSpec, ...], memory: Memory | None, name: str, first: bool = False) -> None:
+    for number, each in enumerate(pages):
+        field = f"{name}.{number}"
+        if first:
+            rights = 0 if each.rights == "none" else e.PRESENT | e.FL_US | (e.FL_RW if "w" in each.rights else 0)
+        else:
+            rights = ("r" in each.rights and each.rights != "none") * e.SL_R | ("w" in each.rights) * e.SL_W
+        last = each.to + each.count * each.size - 1
+        if each.iova + each.count * each.size > 1 << (12 + 9 * table.levels):
+            raise ConfigError(f"pages end beyond what {table.levels} levels translate", field=f"{field}.iova")
+        if memory is not None and each.rights != "none" and not is_memory(memory.arena, last):
+            raise ConfigError(f"{last:#x} is beyond memory", field=f"{field}.to", help="memory can be larger")
+        if any(table.find(each.iova + n * each.size) for n in range(each.count)):
+            raise ConfigError("pages are mapped there already", field=f"{field}.iova")
+        frame, step = each.to >> PAGE_SHIFT, each.size >> PAGE_SHIFT
+        table.map(each.iova, [frame + n * step for n in range(each.count)], rights, PAGE_SIZES[each.size])
