@@ -15,6 +15,7 @@ from vtsim.vmcs.coverage import MODELLED, NOT_MODELLED, PARTLY, Row, no, part, y
 TRANSLATION: Final = "tests/iommu/test_translation.py"
 FAULTS: Final = "tests/iommu/test_faults.py"
 INVALIDATION: Final = "tests/iommu/test_invalidation.py"
+DEVICE: Final = "tests/iommu/test_device_tlb.py"
 REGISTERS: Final = "tests/iommu/test_registers.py"
 
 # fmt: off
@@ -40,6 +41,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         part("Hardware Support for Protected Memory Regions",  "only requests while remapping is off are checked", TRANSLATION),
     ),
     "Support for Device-TLBs": (
+        yes("Device-TLB",                                      DEVICE),
         yes("Translation Request",                             FAULTS),
         yes("Translated Request",                              FAULTS),
         yes("Device-TLB Invalidate Descriptor",                INVALIDATION),

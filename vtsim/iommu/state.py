@@ -86,6 +86,11 @@ CACHE_TITLES: Final = {
 TAG, TAG_MORE, STAMP, DATA = range(4)
 ENTRY_WORDS: Final = 8         # one host line: three of tag and age, five of data
 
+# --- a device's own vector: the slots that its cache needs are those of a unit ------------------------------------------
+DEVICE_SID, DEVICE_PRI = 0, 1
+DEVICE_CACHE: Final = CONTEXTS
+DEVICE_ENTRIES: Final = DEVICE_CACHE + CACHE_WORDS
+
 # slots from here to REGISTERS are for interrupt remapping
 INTERRUPT_SLOTS: Final = 176
 REGISTERS: Final = 256
@@ -182,6 +187,14 @@ def build(
     u[REGISTERS + spec.CAP // 8] = signed(capability)
     u[REGISTERS + spec.ECAP // 8] = signed(extended)
     return u
+
+
+def build_device(*, sid: int, tlb: Cache, pri: bool) -> npt.NDArray[np.int64]:
+    """A device with an empty device-TLB: shape (words,), int64."""
+    t = np.zeros(DEVICE_ENTRIES + tlb.sets * tlb.ways * ENTRY_WORDS, np.int64)
+    t[DEVICE_SID], t[DEVICE_PRI] = sid, pri
+    t[DEVICE_CACHE], t[DEVICE_CACHE + SETS], t[DEVICE_CACHE + WAYS] = DEVICE_ENTRIES, tlb.sets, tlb.ways
+    return t
 
 
 def _lay_registers(u: npt.NDArray[np.int64], faults: int) -> None:
