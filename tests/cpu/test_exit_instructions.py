@@ -159,7 +159,6 @@ def test_every_mode_executes_its_code_and_exits(base: str, bits: int) -> None:
     assert (got["reason"], got["instruction_length"]) == (x.CPUID, 2)
 
 
-# fmt: off
 @pytest.mark.parametrize(
     ("code", "at", "header", "vector"),
     [
@@ -172,9 +171,10 @@ def test_every_mode_executes_its_code_and_exits(base: str, bits: int) -> None:
         ("0fc729", DATA, "ff" * 64, None),
         ("0fc729", DATA + 8, "ff" * 64, GP),
     ],
-)
-# fmt: on
-def test_extended_state_is_saved_and_restored_by_its_header(code: str, at: int, header: str, vector: int | None) -> None:
+)  # fmt: skip
+def test_extended_state_is_saved_and_restored_by_its_header(
+    code: str, at: int, header: str, vector: int | None
+) -> None:
     got = enter(
         "b64", code, vmcs=secondary(b.ENABLE_XSAVES_XRSTORS), gpr={"rcx": at, "rax": 3, "rdx": 0},
         memory={at + 512: header}, dump=(at + 512, 16),
