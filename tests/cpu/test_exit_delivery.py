@@ -160,3 +160,12 @@ def test_a_gate_below_the_idt_limit_of_protected_mode_is_found_by_eight_bytes() 
     got = enter("b32", "0f0b", vmcs={"exception_bitmap": 1 << NP}, memory=not_present(UD, IDT32))
 
     assert got["interruption_error_code"] == UD << 3 | 2 | 1
+
+
+@pytest.mark.parametrize(("code", "pushed"), [("cc", 0), ("cd30", 0), ("f1", 0), ("0f0b", 1)])
+def test_a_software_interrupt_pushes_a_clear_resume_flag_and_a_fault_a_set_one(code: str, pushed: int) -> None:
+    got = enter("b64", code, vmcs={"guest_rflags": 1 << 16 | 2}, memory={IDT64 + 0x305: "8e"})
+
+    flags = bytes.fromhex(got["guest_stack"][1])[16:24]
+    assert "guest_handler_vector" in got
+    assert flags[2] & 1 == pushed

@@ -157,3 +157,31 @@ def test_every_mode_executes_its_code_and_exits(base: str, bits: int) -> None:
     got = enter(base, "90" + "0fa2")
 
     assert (got["reason"], got["instruction_length"]) == (x.CPUID, 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "at", "header", "vector"),
+    [
+        ("0fc719", DATA, "00" * 15 + "80" + "00" * 48, None),
+        ("0fc719", DATA, "00" * 64, GP),                                        # not compacted
+        ("0fc719", DATA, "01" + "00" * 14 + "80" + "00" * 48, GP),              # x87 state that XCOMP_BV lacks
+        ("0fc719", DATA, "00" * 15 + "80" + "00" * 47 + "01", GP),              # reserved
+        ("0fc719", DATA, "00" * 8 + "00" * 7 + "c0" + "00" * 48, GP),           # a component that XCR0 does not enable
+        ("0fc719", DATA + 8, "00" * 15 + "80" + "00" * 48, GP),                 # not aligned to 64 bytes
+        ("0fc729", DATA, "ff" * 64, None),
+        ("0fc729", DATA + 8, "ff" * 64, GP),
+    ],
+)  # fmt: skip
+def test_extended_state_is_saved_and_restored_by_its_header(
+    code: str, at: int, header: str, vector: int | None
+) -> None:
+    got = enter(
+        "b64", code, vmcs=secondary(b.ENABLE_XSAVES_XRSTORS), gpr={"rcx": at, "rax": 3, "rdx": 0},
+        memory={at + 512: header}, dump=(at + 512, 16),
+    )  # fmt: skip
+
+    assert (got["reason"], got.get("guest_handler_vector")) == (x.VMCALL, vector)
+    if code == "0fc729" and vector is None:
+        present, components = got["dump"][:16], int.from_bytes(bytes.fromhex(got["dump"][16:]), "little")
+        assert present == "00" * 8
+        assert components & ~3 == 1 << 63

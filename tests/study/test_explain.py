@@ -12,8 +12,9 @@ from vtsim.cpu.profile import load_profile, profile_names
 from vtsim.cpu.profile_spec import LEAVES
 from vtsim.cpu.slots import RAX
 from vtsim.study.doors import DOORS, doors_table
-from vtsim.study.explain import exit_program, price, profile_values, program_listing
+from vtsim.study.explain import REQUIRES, exit_program, price, profile_values, program_listing
 from vtsim.study.report import plain_text
+from vtsim.vmcs.capabilities import FEATURES
 from vtsim.vmcs.reasons import REASON
 
 PROFILE = load_profile("skx-4114")
@@ -120,3 +121,24 @@ def test_an_exit_path_on_a_processor_that_cannot_run_it_is_refused() -> None:
         f" help: profiles that have it: {', '.join(able)}; or --personality minimal, which can do without"
     )
     exit_program("CPUID", "minimal", "p4-672")
+
+
+def test_an_exit_is_found_by_its_number() -> None:
+    assert plain_text(exit_program("10", "minimal", "skx-4114"), 100) == plain_text(
+        exit_program("cpuid", "minimal", "skx-4114"), 100
+    )
+
+
+def test_an_exit_that_the_processor_cannot_take_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        exit_program("PML_FULL", "minimal", "snb-e5-2450")
+
+    assert str(refused.value) == (
+        "--profile: a VM exit PML_FULL needs its control (ENABLE_PML), which profile 'snb-e5-2450' does not have\n"
+        " help: profiles that have it: clx-6252, clx-8269cy, skx-4114"
+    )
+
+
+def test_every_control_that_an_exit_needs_is_one_that_processors_report() -> None:
+    for control in REQUIRES.values():
+        assert control in FEATURES

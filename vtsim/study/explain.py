@@ -17,15 +17,29 @@ from vtsim.cpu.assembler import Instruction, render
 from vtsim.cpu.profile import Profile, explain, load_profile, profile_names
 from vtsim.study.report import CONFIDENCE_STYLES, PRIVILEGE_STYLES, count, percent
 from vtsim.study.table import section
+from vtsim.vmcs import reasons as x
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmcs.reasons import REASON, Reason
+from vtsim.vmcs.reasons import REASON, REASONS, Reason
 
 # fmt: off
 OPERAND_PRICES: Final[Mapping[tuple[int, int], str]] = {  # (op, IMM) where the operand decides the price
     (ops.MOV_FROM_CR, 8): "MOV_FROM_CR8", (ops.MOV_TO_CR, 0): "MOV_TO_CR0", (ops.MOV_TO_CR, 2): "MOV_TO_CR2",
     (ops.MOV_TO_CR, 3):   "MOV_TO_CR3",   (ops.MOV_TO_CR, 4): "MOV_TO_CR4", (ops.MOV_TO_CR, 8): "MOV_TO_CR8",
 }
+REQUIRES: Final[Mapping[int, str]] = {  # exits that cannot happen where the processor lacks one control
+    x.EPT_VIOLATION:    "ENABLE_EPT",                x.EPT_MISCONFIG: "ENABLE_EPT",
+    x.INVEPT:           "ENABLE_EPT",                x.INVVPID:       "ENABLE_VPID",
+    x.PML_FULL:         "ENABLE_PML",                x.VMFUNC:        "ENABLE_VM_FUNCTIONS",
+    x.XSAVES:           "ENABLE_XSAVES_XRSTORS",     x.XRSTORS:       "ENABLE_XSAVES_XRSTORS",
+    x.RDRAND:           "RDRAND_EXITING",            x.RDSEED:        "RDSEED_EXITING",
+    x.RDTSCP:           "ENABLE_RDTSCP",             x.INVPCID:       "ENABLE_INVPCID",
+    x.PREEMPTION_TIMER: "ACTIVATE_PREEMPTION_TIMER", x.APIC_ACCESS:   "VIRTUALIZE_APIC_ACCESSES",
+    x.EOI_INDUCED:      "VIRTUAL_INTERRUPT_DELIVERY", x.APIC_WRITE:   "APIC_REGISTER_VIRTUALIZATION",
+}
 # fmt: on
+
+
+BY_NUMBER: Final[Mapping[int, Reason]] = {reason.number: reason for reason in REASONS}
 
 
 class Stage(Protocol):
@@ -61,22 +75,30 @@ def exit_program(reason: str, personality: str, profile: str) -> RenderableType:
     """The program that a personality runs for an exit reason, with prices of a profile."""
     from vtsim.vmm.listing import exit_stages
 
-    known = REASON.get(reason.upper())
+    known = BY_NUMBER.get(int(reason)) if reason.isdecimal() else REASON.get(reason.upper())
     if known is None:
         raise ConfigError.unknown("exit reason", reason, REASON)
     prices = load_profile(profile)
-    able = [name for name in profile_names() if _has_ept(load_profile(name))]
-    if personality == "kvm" and prices.name not in able:
-        raise ConfigError(
-            f"kvm needs EPT (ENABLE_EPT), which profile {prices.name!r} does not have",
-            field="--profile",
-            help=f"profiles that have it: {', '.join(able)}; or --personality minimal, which can do without",
-        )
+    wanted = {"kvm": "ENABLE_EPT"}.get(personality)
+    if wanted and wanted not in _controls(prices):
+        raise _lacking(f"{personality} needs EPT", wanted, prices, "; or --personality minimal, which can do without")
+    wanted = REQUIRES.get(known.number)
+    if wanted and wanted not in _controls(prices):
+        raise _lacking(f"a VM exit {known.name} needs its control", wanted, prices)
     return program_listing(known, personality, prices, exit_stages(personality, known.number, prices))
 
 
-def _has_ept(profile: Profile) -> bool:
-    return GENERATIONS[profile.vmx.generation].capabilities().supports("ENABLE_EPT")
+def _controls(profile: Profile) -> frozenset[str]:
+    return GENERATIONS[profile.vmx.generation].capabilities().features
+
+
+def _lacking(what: str, control: str, profile: Profile, otherwise: str = "") -> ConfigError:
+    able = [name for name in profile_names() if control in _controls(load_profile(name))]
+    return ConfigError(
+        f"{what} ({control}), which profile {profile.name!r} does not have",
+        field="--profile",
+        help=f"profiles that have it: {', '.join(able) or 'none'}{otherwise}",
+    )
 
 
 def program_listing(reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage]) -> RenderableType:

@@ -25,6 +25,7 @@ from vtsim.cpu.codes import (
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
+from vtsim.cpu.kernels.extended_state import extended_state
 from vtsim.cpu.kernels.far import pop_flags, push_flags
 from vtsim.cpu.kernels.instructions import instruction
 from vtsim.cpu.kernels.invalidate import drop_page
@@ -180,6 +181,8 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         m[s.RFLAGS] &= ~ARITHMETIC
     elif op == o.ENCLS or op == o.ENCLV or op == o.PCONFIG:  # enclaves are off, and there is no configuration leaf
         return raise_exception(m, GP, 1, 0)
+    elif op == o.XSAVES or op == o.XRSTORS:
+        return extended_state(m, a, t, r, op)
     elif op >= o.MOVE:
         return instruction(m, a, t, r, op)
     else:

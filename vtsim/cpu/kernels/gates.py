@@ -80,7 +80,11 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             m[s.DR6] = (m[s.DR6] & ~0xF) | (m[s.EVENT_CR2] & 0xE00F)
             m[s.DR7] &= ~(1 << 13)
         charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
-        flags = m[s.RFLAGS] | (RF_RF if is_fault(vector, kind) and injected == 0 else 0)
+        flags = m[s.RFLAGS]
+        if injected == 0 and is_fault(vector, kind):
+            flags |= RF_RF
+        elif injected == 0 and kind >= SOFTWARE_INTERRUPT:  # the instruction has cleared it
+            flags &= ~RF_RF
         injected = 0
         ended = real_gate(m, a, t, flags) if m[s.MODE] & modes.REAL else protected_gate(m, a, t, flags)
         if ended == 0:

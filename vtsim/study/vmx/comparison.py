@@ -100,7 +100,7 @@ def _find(model: Outcome, path: str, environment: Environment) -> Any:
     """The model's value under a path; VMCS fields are found by their names of the field table."""
     area, _, name = path.partition(".")
     if not name:
-        return model.get(area, None if area in ("kind", "op", "result", "data") else 0)
+        return model.get(area, None if area in ("kind", "op", "result", "data", "guest_stack") else 0)
     inner: Mapping[str, Any] = model.get(area, {})
     if area == "gpr":
         return inner.get(name, environment.gpr.get(name, 0))
@@ -310,6 +310,8 @@ def _registers(case: Case, environment: Environment, recorded: Recorded, first: 
         yield "dr6", number(recorded["dr6"]), DR6_DEFINED
     if "guest_handler_vector" in recorded:
         yield "guest_handler_vector", recorded["guest_handler_vector"], ALL
+    if "guest_stack" in recorded:
+        yield "guest_stack", list(recorded["guest_stack"]), -1
 
 
 _KINDS: Final = {

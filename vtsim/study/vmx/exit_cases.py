@@ -50,6 +50,7 @@ APIC_BASE, APIC_AT_RESET, FEATURE_CONTROL, LOCKED_ON = 0x1B, 0xFEE00900, 0x3A, 5
 DEBUG_AT_RESET: Final = 0xFFFF0FF0
 VMCALL: Final = 18
 HANDLERS: Final = (0x801000, 0x11000)
+STACK_SHOWN: Final = 56  # bytes of the guest's stack that a case holds
 CONTROL_REGISTERS: Final = {"cr2": s.CR2, "dr6": s.DR6, **{f"dr{n}": s.DR0 + n for n in range(4)}}
 
 # exit information: name in a case, slot
@@ -260,7 +261,15 @@ class _Run:
         vector = self._handler()
         if vector is not None and got["reason"] == VMCALL:
             got["guest_handler_vector"] = vector
+            got["guest_stack"] = self._stack()
         return got
+
+    def _stack(self) -> list[str]:
+        """Where the guest's stack ends, and what is on it; the guests of the recordings map every address to itself."""
+        words = self.on.vmcs
+        wide = int(words[v.GUEST_CS_ACCESS_RIGHTS]) >> 13 & 1
+        at = int(words[v.GUEST_RSP]) + (0 if wide else int(words[v.GUEST_SS_BASE]))
+        return [hex(at), bytes_at(self.engine, at, STACK_SHOWN).hex()]
 
     def _handler(self) -> int | None:
         """The vector at whose guest handler RIP stands."""

@@ -5,7 +5,7 @@ recorder contradict the manual, whose section is named; rows of the model say wh
 the recording does not hold, so that nobody can know it.
 
 SDM: "Switching Back to Real-Address Mode"; "Saving Non-Register State"; "General-Detect Exception Condition";
-"HLT—Halt"; "XRSTORS—Restore Processor Extended States Supervisor"; "RDPMC—Read Performance-Monitoring Counters";
+"HLT—Halt"; "RDPMC—Read Performance-Monitoring Counters";
 "Model-Specific Registers (MSRs)"; "Saving RIP, RSP, RFLAGS, and SSP"; "Handling Multiple NMIs".
 """
 
@@ -134,13 +134,6 @@ def _xsave_in_ring_3(seen: Seen) -> bool:
         and seen.raised(seen.model, UD)
         and seen.raised(seen.recorded, GP)
     )
-
-
-def _xsave_area(seen: Seen) -> bool:
-    area = seen.operand()
-    compacted = area is not None and seen.word(area + 520) >> 63
-    refused = seen.raised(seen.recorded, GP) and not seen.raised(seen.model, GP)
-    return _is_xsave(seen, 3) and seen.control("ENABLE_XSAVES_XRSTORS") and refused and not compacted
 
 
 def _invpcid_in_ring_3(seen: Seen) -> bool:
@@ -370,10 +363,6 @@ KNOWN: Final[tuple[Known, ...]] = (
     Known(name="instructions that the model does not decode", whose=MODEL, holds=_not_decoded,
           cases="jumps into memory that the image fills with something else than code",
           recorded="executes it", model="#UD, where its decoder lacks the instruction"),
-    Known(name="contents of the XSAVE area", whose=MODEL, holds=_xsave_area,
-          cases="XRSTORS of an area that is not in the compacted format",
-          recorded="#GP", model="succeeds: it does not look into the area",
-          section="XRSTORS—Restore Processor Extended States Supervisor"),
 )
 # fmt: on
 
