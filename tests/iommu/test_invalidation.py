@@ -1,13 +1,11 @@
 """Invalidation by registers and by queue: every descriptor, granularity and error; nothing stale after it.
 
 VT-d: "Device-TLB Invalidate Descriptor"; "PASID-based-Device-TLB Invalidate Descriptor";
-"Device-TLB Invalidation Throttling"; "Page Request Queue"; "Page Request Event"; "Page Group Response Descriptor";
+"Device-TLB Invalidation Throttling"; "Page Group Response Descriptor";
 "Interrupt Entry Cache"; "Tagging of Cached Translations"; "Context-cache"; "PASID-cache";
 "Context-Cache Invalidate Descriptor"; "PASID-cache Invalidate Descriptor"; "IOTLB Invalidate Descriptor";
 "PASID-based-IOTLB Invalidate Descriptor"; "Interrupt Entry Cache Invalidate Descriptor";
-"Invalidation Wait Descriptor"; "Queued Invalidation Error Handling"; "Register-based Invalidation Interface";
-"Draining of Requests to Memory"; "Context Command Register"; "IOTLB Invalidate Register";
-"Invalidation Queue Address Register"; "Page Request Status Register".
+"Invalidation Wait Descriptor"; "Queued Invalidation Error Handling"; "Draining of Requests to Memory"; "Invalidation Queue Address Register".
 """
 
 from __future__ import annotations
@@ -16,39 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 
-from tests.iommu.worlds import DOMAIN, HUGE_PAGE, PASID, RW_PAGE, SID, TARGET, World, start_queue
+from tests.iommu.worlds import DOMAIN, HUGE_PAGE, PASID, RW_PAGE, SID, TARGET, World, is_stale, queued, remapped
 from vtsim.base import jit
 from vtsim.ept.tables import Table
 from vtsim.iommu import descriptors as d
-from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
-from vtsim.iommu.kernels.page_requests import ANSWERED, TAKEN
 from vtsim.iommu.tables import READ_WRITE, USER_PAGE
-from vtsim.iommu.unit import Capabilities
 
-NEW = TARGET + 0x100
 EXAMPLES = 40 if jit.DISABLED else 200
-
-
-def queued(kind: str = "legacy", capabilities: Capabilities | None = None) -> World:
-    world = World(kind, capabilities or Capabilities())
-    start_queue(world)
-    return world
-
-
-def remapped(world: World, address: int = RW_PAGE) -> None:
-    """Let a page lead elsewhere, behind the caches' back."""
-    assert world.ask(address, sp.READ).status == st.COMPLETED
-    size = 1 if address == HUGE_PAGE else 0
-    table, rights = (world.first, USER_PAGE) if world.first else (world.second, READ_WRITE)
-    assert isinstance(table, Table)
-    table.map(address, NEW if not size else TARGET + 0x400, rights, size=size)
-
-
-def is_stale(world: World, address: int = RW_PAGE) -> bool:
-    """Does the unit still use the mapping that was replaced?"""
-    return world.ask(address).hpa >> 12 not in (NEW, TARGET + 0x400)
 
 
 def stale_after(kind: str, name: str, address: int = RW_PAGE, **fields: int) -> bool:
@@ -339,56 +313,6 @@ def test_the_queue_wraps_and_turning_it_off_resets_the_head() -> None:
     assert unit.read("IQH") == 0
 
 
-# --- by registers ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("granularity", [1, 2, 3])
-def test_register_based_invalidation_says_what_it_has_done(granularity: int) -> None:
-    world = World("legacy")
-    remapped(world)
-    unit = world.unit
-
-    unit.write("CCMD", 1 << 63 | granularity << sp.CIRG | SID << 16 | DOMAIN)
-    assert unit.read("CCMD") >> 63 == 0
-    assert unit.read("CCMD") >> sp.CAIG & 3 == granularity
-    assert is_stale(world)  # the context cache holds no translations
-    unit.write("IVA", RW_PAGE)
-    unit.write("IOTLB", 1 << 63 | granularity << sp.IIRG | DOMAIN << 32)
-
-    assert unit.read("IOTLB") >> 63 == 0
-    assert unit.read("IOTLB") >> sp.IAIG & 3 == granularity
-    assert not is_stale(world)
-
-
-def test_a_unit_may_do_more_than_it_was_asked() -> None:
-    for capabilities, mask in ((Capabilities().without("PSI"), 0), (Capabilities().having(MAMV=3), 4)):
-        world = World("legacy", capabilities)
-        remapped(world)
-        world.unit.write("IVA", mask)
-        world.unit.write("IOTLB", 1 << 63 | 3 << sp.IIRG | DOMAIN << 32)
-        assert world.unit.read("IOTLB") >> sp.IAIG & 3 == sp.DOMAIN_SELECTIVE
-        assert not is_stale(world)
-
-
-def test_a_reserved_granularity_and_a_queue_that_is_on_invalidate_nothing() -> None:
-    world = queued()
-    remapped(world)
-    for value in (0, 1 << sp.IIRG):
-        if value == 0:
-            world.unit.command(clear=sp.QIE)
-        else:
-            world.unit.command(set=sp.QIE)
-        world.unit.write("IOTLB", 1 << 63 | value)
-        assert world.unit.read("IOTLB") >> sp.IAIG & 3 == 0
-    assert is_stale(world)
-
-
-def test_a_new_root_table_invalidates_everything_where_the_unit_says_so() -> None:
-    for capabilities, stale in ((Capabilities(), True), (Capabilities().having(ESRTPS=1), False)):
-        world = World("legacy", capabilities)
-        remapped(world)
-        world.unit.command(set=sp.SRTP)
-        assert is_stale(world) == stale
-
-
 # --- laws --------------------------------------------------------------------------------------------------------------
 def test_without_invalidation_the_old_mapping_is_used() -> None:
     """The window that deferred invalidation leaves open is real."""
@@ -432,42 +356,4 @@ def test_after_an_acknowledged_invalidation_the_old_mapping_is_never_used(
                 world.unit.submit("IOTLB", G=3, DID=DOMAIN, ADDR=address >> 12)
             may[page] = {newest}
             assert world.ask(address).hpa >> 12 == newest
-    world.unit.check_laws()
-
-
-# --- page requests -----------------------------------------------------------------------------------------------------
-def test_page_requests_fill_their_queue_and_then_are_answered() -> None:
-    world = World("second-level")
-    unit = world.unit
-    queue = world.memory.allocate() << 12
-    unit.write("PQA", queue)
-    unit.write("PEADDR", 0xFEE0_2000)
-    unit.write("PEDATA", 0x77)
-    unit.write("PECTL", 0)
-
-    ends = [unit.page_request(SID, RW_PAGE, sp.WRITE, pasid=PASID, group=n % 512, last=n % 2 == 1) for n in range(130)]
-
-    assert ends == [TAKEN] * 127 + [ANSWERED] * 3  # 128 descriptors of 32 bytes, one always free
-    assert world.memory.word(queue) == d.PAGE_REQUEST_TYPE | 1 << 8 | SID << 16 | PASID << 32
-    assert world.memory.word(queue + 8) == RW_PAGE | 0 << 3 | sp.WRITE
-    assert world.memory.word(queue + 40) == RW_PAGE | 1 << 3 | 4 | sp.WRITE
-    assert unit.read("PRS") == sp.PRS_PPR | sp.PRS_PRO
-    sent = [(m.kind, m.first, m.second, m.third) for m in unit.messages()]
-    assert sent[0] == (st.PAGE_REQUEST_EVENT, 0xFEE0_2000, 0x77, 0)
-    assert sent[1:] == [(st.PAGE_RESPONSE, SID | PASID << 16, n, d.RESPONSE_SUCCESS) for n in (127, 129)]
-
-    unit.write("PQH", unit.read("PQT"))
-    unit.write("PRS", sp.PRS_PPR | sp.PRS_PRO)
-    assert unit.page_request(SID, RW_PAGE, sp.READ, pasid=PASID) == TAKEN
-    assert [m.kind for m in unit.messages()] == [st.PAGE_REQUEST_EVENT]
-
-
-def test_a_refused_page_request_is_answered_as_invalid() -> None:
-    world = World("second-level")
-    entry = world.structures.context(SID)
-    entry[0] = int(entry[0]) & ~e.PRE
-
-    world.unit.page_request(SID, RW_PAGE, sp.READ, group=3)
-
-    assert [(m.kind, m.second, m.third) for m in world.unit.messages()] == [(st.PAGE_RESPONSE, 3, d.RESPONSE_INVALID)]
     world.unit.check_laws()

@@ -35,7 +35,7 @@ from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.state import Cache, Caches
 from vtsim.iommu.tables import READ_WRITE, Memory, Structures, domain_table, guest_table
-from vtsim.iommu.unit import Answer, RemappingUnit
+from vtsim.iommu.unit import Answer, Capabilities, RemappingUnit
 
 KINDS = ("legacy", "second-level", "first-level", "nested", "pass-through")
 PAGES = (READ_ONLY_PAGE, WRITE_ONLY_PAGE, RW_PAGE, SUPERVISOR_PAGE, HUGE_PAGE, 0x5000)
@@ -132,12 +132,23 @@ def apply_damage(world: World, wounds: list[tuple[int, int | str]]) -> None:
             world.freeze(at)
 
 
-@given(hs.sampled_from(KINDS), damage, requests, hs.booleans())
+FULL = Capabilities()
+UNITS = (
+    FULL, FULL, FULL, FULL.without("SLLPS", "SC"), FULL.without("FL1GP").having(ND=0), FULL.having(SAGAW=0b0100),
+    FULL.having(MGAW=30), FULL.having(SLLPS=1),
+)  # fmt: skip
+
+
+@given(hs.sampled_from(KINDS), damage, requests, hs.booleans(), hs.sampled_from(UNITS))
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 def test_every_request_ends_as_the_independent_walker_says(
-    kind: str, wounds: list[tuple[int, int | str]], asked: list[dict[str, int]], cached: bool
+    kind: str,
+    wounds: list[tuple[int, int | str]],
+    asked: list[dict[str, int]],
+    cached: bool,
+    capabilities: Capabilities,
 ) -> None:
-    world = World(kind, caches=Caches() if cached else Caches.none())
+    world = World(kind, capabilities, caches=Caches() if cached else Caches.none())
     apply_damage(world, wounds)
     for raw in asked:
         request = {**raw, "pasid": world.pasid if raw["with_pasid"] or kind == "legacy" else sp.NO_PASID}

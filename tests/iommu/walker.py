@@ -169,6 +169,8 @@ class Walker:
             raise Blocked("PASID_NOT_PRESENT")
         if low & 0xC00 or middle & 0x7F0000 or high & 0xF00 or any(rest):
             raise Blocked("PASID_RESERVED")
+        if (middle >> 24 & 1 and not self.ecap("SC")) or middle & 0xFFFF >= 1 << (4 + 2 * self.cap("ND")):
+            raise Blocked("PASID_RESERVED")
         if (kind in (2, 3) and self.high(low & PAGE_ALIGNED)) or (kind == 1 and self.high(high & PAGE_ALIGNED)):
             raise Blocked("PASID_RESERVED")
         first, second = kind in (1, 3), kind in (2, 3)

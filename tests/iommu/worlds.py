@@ -10,7 +10,7 @@ from vtsim.base.memory import ROM, give_contents
 from vtsim.ept.tables import Table
 from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
-from vtsim.iommu.state import Caches
+from vtsim.iommu.state import COMPLETED, Caches
 from vtsim.iommu.tables import (
     READ_WRITE,
     USER_PAGE,
@@ -26,6 +26,7 @@ MIB = 1 << 20
 SID = 0x0310  # bus 3, device 2, function 0
 DOMAIN = 5
 PASID = 67  # its entry is the fourth of the second table of the directory
+NEW = 0x2100  # where `remapped` leads to
 TARGET = 0x2000  # frames that pages lead to: the upper half of memory
 OUTSIDE = 0x3FFF_F000  # no memory there
 READ_ONLY_PAGE, WRITE_ONLY_PAGE, RW_PAGE, SUPERVISOR_PAGE, HUGE_PAGE = (
@@ -159,3 +160,23 @@ def start_queue(world: World) -> None:
     world.unit.write("IQT", 0)
     world.unit.write("IQA", page << 12 | wide)
     world.unit.command(set=sp.QIE)
+
+
+def queued(kind: str = "legacy", capabilities: Capabilities | None = None) -> World:
+    world = World(kind, capabilities or Capabilities())
+    start_queue(world)
+    return world
+
+
+def remapped(world: World, address: int = RW_PAGE) -> None:
+    """Let a page lead elsewhere, behind the caches' back."""
+    assert world.ask(address, sp.READ).status == COMPLETED
+    size = 1 if address == HUGE_PAGE else 0
+    table, rights = (world.first, USER_PAGE) if world.first else (world.second, READ_WRITE)
+    assert isinstance(table, Table)
+    table.map(address, NEW if not size else TARGET + 0x400, rights, size=size)
+
+
+def is_stale(world: World, address: int = RW_PAGE) -> bool:
+    """Does the unit still use the mapping that was replaced?"""
+    return world.ask(address).hpa >> 12 not in (NEW, TARGET + 0x400)

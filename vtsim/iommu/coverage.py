@@ -16,6 +16,8 @@ TRANSLATION: Final = "tests/iommu/test_translation.py"
 FAULTS: Final = "tests/iommu/test_faults.py"
 INVALIDATION: Final = "tests/iommu/test_invalidation.py"
 DEVICE: Final = "tests/iommu/test_device_tlb.py"
+PAGE_REQUESTS: Final = "tests/iommu/test_page_requests.py"
+BY_REGISTERS: Final = "tests/iommu/test_register_invalidation.py"
 REGISTERS: Final = "tests/iommu/test_registers.py"
 
 # fmt: off
@@ -24,7 +26,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Root Entry",                                      FAULTS),
         yes("Context Entry",                                   FAULTS),
         yes("Scalable-Mode Root Entry",                        FAULTS),
-        yes("Scalable-Mode Context Entry",                     FAULTS),
+        part("Scalable-Mode Context Entry",                    "of the programmings that are not valid (SCT.4) only page requests without a device-TLB", FAULTS),
         yes("Scalable-Mode PASID Directory Entry",             FAULTS),
         part("Scalable-Mode PASID Table Entry",                "memory types: PAT, EMTE, EMT, CD, PWT and PCD are kept and have no effect", FAULTS),
         yes("First-Stage Paging Entries",                      TRANSLATION),
@@ -47,8 +49,8 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Device-TLB Invalidate Descriptor",                INVALIDATION),
         yes("PASID-based-Device-TLB Invalidate Descriptor",    INVALIDATION),
         part("Device-TLB Invalidation Throttling",             "MIP and PFSID are read and have no effect", INVALIDATION),
-        yes("Page Request Queue",                              INVALIDATION),
-        yes("Page Request Event",                              INVALIDATION),
+        yes("Page Request Queue",                              PAGE_REQUESTS),
+        yes("Page Request Event",                              PAGE_REQUESTS),
         yes("Page Group Response Descriptor",                  INVALIDATION),
         no("Page Request Private Data",                        "descriptors have no private data"),
     ),
@@ -68,7 +70,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Interrupt Entry Cache Invalidate Descriptor",     INVALIDATION),
         part("Invalidation Wait Descriptor",                   "page-request drain (PD) is accepted and has no effect", INVALIDATION),
         yes("Queued Invalidation Error Handling",              INVALIDATION),
-        yes("Register-based Invalidation Interface",           INVALIDATION),
+        yes("Register-based Invalidation Interface",           BY_REGISTERS),
         yes("Set Root Table Pointer Operation",                REGISTERS),
         part("Set Interrupt Remapping Table Pointer Operation", "IRTA is taken; ESIRTPS empties the interrupt entry cache", REGISTERS),
         no("Write Buffer Flushing",                            "there are no write buffers; RWBF is reported as asked, WBF does nothing"),
@@ -90,12 +92,12 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Extended Capability Register",                    FAULTS),
         part("Global Command Register",                        "SFL and EAFL do nothing, as advanced fault logging is not offered", REGISTERS),
         yes("Root Table Address Register",                     REGISTERS),
-        yes("Context Command Register",                        INVALIDATION),
-        yes("IOTLB Invalidate Register",                       INVALIDATION),
+        yes("Context Command Register",                        BY_REGISTERS),
+        yes("IOTLB Invalidate Register",                       BY_REGISTERS),
         yes("Fault Status Register",                           FAULTS),
         yes("Fault Recording Registers",                       FAULTS),
         yes("Invalidation Queue Address Register",             INVALIDATION),
-        yes("Page Request Status Register",                    INVALIDATION),
+        yes("Page Request Status Register",                    PAGE_REQUESTS),
         no("MTRR Capability Register",                         "nothing depends on memory types"),
         no("Performance Monitoring Capability Register",       "performance monitoring of the unit"),
         no("Enhanced Command Register",                        "enhanced commands"),
@@ -136,7 +138,9 @@ def page() -> str:
     ]
     for fault in REASONS:
         qualified = "yes" if fault.qualified else "no"
-        lines.append(f"| {fault.code:#04x} | {fault.condition} | {qualified} | {fault.title} | {fault.answer or '–'} |")
+        lines.append(
+            f"| {fault.code:#04x} | {fault.condition or '–'} | {qualified} | {fault.title} | {fault.answer or '–'} |"
+        )
     lines += ["", "Codes 88h and 89h are reserved here: what the specification makes of them is not transcribed.", ""]
     lines += ["## Invalidation descriptors", "", "| type | descriptor | granularities |", "|---|---|---|"]
     for each in DESCRIPTORS:

@@ -60,6 +60,9 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
     u[FPD_SEEN] = 0
     u[STEP_COUNT] = 0
     u[N_PAGE_REQUESTS] += 1
+    if register_low(u, sp.GSTS) & sp.TE == 0:
+        respond(u, sid, pasid, group, d.RESPONSE_INVALID, last)
+        return ANSWERED
     reason = page_request_reason(u, a, sid, pasid)
     if reason != 0:
         u[N_REFUSED] += 1
@@ -106,7 +109,7 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
 def page_request_reason(u: Record, a: Arena, sid: int, pasid: int) -> int:
     """Why a page request is not allowed, or 0."""
     mode = (u[ROOT_TABLE] >> 10) & 3
-    if register_low(u, sp.GSTS) & sp.TE == 0 or mode == sp.TTM_LEGACY:
+    if mode == sp.TTM_LEGACY:
         return f.LEGACY_PAGE_REQUEST
     if mode == sp.TTM_ABORT and extended(u, sp.ECAP_ADMS):
         return f.ABORT_MODE
