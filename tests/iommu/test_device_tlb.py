@@ -85,6 +85,7 @@ def test_without_pri_a_lacking_right_is_the_devices_own_error() -> None:
 @pytest.mark.parametrize(("address", "fields", "reached"), [
     (RW_PAGE, {"ADDR": RW_PAGE >> 12}, True),
     (RW_PAGE, {"ADDR": (RW_PAGE >> 12) + 1}, False),
+    (RW_PAGE, {"ADDR": (RW_PAGE >> 12) - 1}, False),
     (RW_PAGE, {"ADDR": RW_PAGE >> 12 & ~7 | 3, "S": 1}, True),  # two trailing ones: eight pages
     (RW_PAGE, {"ADDR": (RW_PAGE >> 12 & ~7) + 8 | 3, "S": 1}, False),
     (RW_PAGE, {"ADDR": (1 << 51) - 1, "S": 1}, True),  # everything

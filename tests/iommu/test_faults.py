@@ -76,6 +76,17 @@ def without(kind: str, *names: str, **request: int) -> Case:
     return run
 
 
+def narrow(kind: str, address: int) -> Case:
+    """A unit whose guest addresses have 39 bits."""
+
+    def run() -> World:
+        world = World(kind, Capabilities().having(MGAW=38))
+        world.ask(address)
+        return world
+
+    return run
+
+
 def asks_page(kind: str, change: Callable[[World], None] = lambda world: None) -> Case:
     def run() -> World:
         world = World(kind)
@@ -166,7 +177,8 @@ CASES: dict[str, list[Case]] = {
     "CONTEXT_NOT_PRESENT":          [legacy(context(0, clear=1)), legacy(sid=SID + 1)],
     "CONTEXT_INVALID":              [legacy(context(1, clear=7)), legacy(context(1, set=4)), legacy(context(0, set=3 << 2)),
                                      without("legacy", "DT"), legacy(both(context(0, set=2 << 2, clear=1 << 2), context(1, set=2, clear=1)))],
-    "BEYOND_MGAW":                  [legacy(address=1 << 48), legacy(address=-4096), legacy(address=1 << 46, at=2)],
+    "BEYOND_MGAW":                  [legacy(address=1 << 48), legacy(address=-4096), legacy(address=1 << 46, at=2),
+                                     narrow("legacy", 1 << 40)],
     "NO_WRITE":                     [legacy(address=READ_ONLY_PAGE, access=WRITE), legacy(address=0x5000, access=WRITE)],
     "NO_READ":                      [legacy(address=WRITE_ONLY_PAGE), legacy(address=0x5000)],
     "SECOND_LEVEL_ACCESS":          [legacy(page("second", level, set=OUTSIDE)) for level in (2, 3, 4)] + [legacy(context(0, set=OUTSIDE))],
@@ -228,7 +240,8 @@ CASES: dict[str, list[Case]] = {
     "SUPERVISOR_PAGE":              [first(address=SUPERVISOR_PAGE)],
     "NO_EXECUTE":                   [first(address=WRITE_ONLY_PAGE, access=READ | EXECUTE),
                                      first(pasid(2, set=e.SMEP), access=READ | EXECUTE | PRIVILEGED)],
-    "SCALABLE_BEYOND_MGAW":         [second(address=1 << 48), second(address=1 << 46, at=2)],
+    "SCALABLE_BEYOND_MGAW":         [second(address=1 << 48), second(address=1 << 46, at=2),
+                                     narrow("second-level", 1 << 40)],
     "NESTED_BEYOND":                [nested(page("first", 1, set=1 << 49))],
     "SCALABLE_NO_WRITE":            [first(address=READ_ONLY_PAGE, access=WRITE), second(address=READ_ONLY_PAGE, access=WRITE),
                                      first(address=READ_ONLY_PAGE, access=WRITE | PRIVILEGED)],
@@ -292,6 +305,21 @@ def test_fpd_of_the_context_entry_silences_qualified_reasons_only(name: str, mon
     counted = world.unit.statistics()
     assert (counted["faults recorded"], counted["faults silenced"]) == ((0, 1) if f.BY_NAME[name].qualified else (1, 0))
     assert (world.unit.read("FSTS") == 0) == f.BY_NAME[name].qualified
+
+
+@pytest.mark.parametrize("where", [context(0, set=e.FPD), directory(set=e.FPD), pasid(0, set=e.FPD)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_fpd_of_every_entry_on_the_way_silences_also_when_it_is_cached(
+    where: Callable[[World], None], cached: bool
+) -> None:
+    world = World("second-level")
+    where(world)
+    if cached:
+        assert world.ask(RW_PAGE).status == st.COMPLETED
+
+    world.ask(0x5000)
+
+    assert world.unit.statistics()["faults silenced"] == 1
 
 
 def test_a_translation_request_without_rights_succeeds_and_is_no_fault() -> None:

@@ -75,6 +75,18 @@ def test_an_invalidation_removes_what_it_names_and_leaves_the_rest(
         assert stale_after(kind, name, G=granularity, **miss)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "more"), [("legacy", "IOTLB", {}), ("first-level", "PASID_IOTLB", {"PASID": PASID})]
+)
+def test_a_leaf_only_hint_keeps_the_paging_structure_caches(kind: str, name: str, more: dict[str, int]) -> None:
+    for hint, reads in ((1, 1), (0, 4)):
+        world = queued(kind)
+        world.ask(RW_PAGE)
+        world.unit.submit(name, G=3, DID=DOMAIN, ADDR=PAGE, IH=hint, **more)
+        answer = world.ask(RW_PAGE)
+        assert answer.reads["first-level"] + answer.reads["second-level"] == reads
+
+
 def test_a_page_of_2_mib_is_removed_by_any_page_in_it() -> None:
     assert not stale_after("legacy", "IOTLB", HUGE_PAGE, G=3, DID=DOMAIN, ADDR=(HUGE_PAGE >> 12) + 77)
     assert stale_after("legacy", "IOTLB", HUGE_PAGE, G=3, DID=DOMAIN, ADDR=(HUGE_PAGE >> 12) + 512)

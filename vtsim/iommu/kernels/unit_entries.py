@@ -214,7 +214,7 @@ def read_pasid(u: Record, a: Arena, pasid: int) -> int:
     where = (entry & e.POINTER) + (pasid & 0x3F) * 64
     if not readable(u, a, where, 64):
         return f.PASID_ACCESS
-    u[PASID_0] = read_entry(u, a, STEP_PASID, 0, where)
+    u[PASID_0] = read_entry(u, a, STEP_PASID, 0, where) | (entry & e.FPD)  # the cached entry silences for both
     u[PASID_1] = load_word(a, where + 8)
     u[PASID_2] = load_word(a, where + 16)
     u[FPD_SEEN] |= u[PASID_0] & e.FPD
