@@ -39,7 +39,7 @@ from vtsim.iommu.unit import Answer, Capabilities, RemappingUnit
 
 KINDS = ("legacy", "second-level", "first-level", "nested", "pass-through")
 PAGES = (READ_ONLY_PAGE, WRITE_ONLY_PAGE, RW_PAGE, SUPERVISOR_PAGE, HUGE_PAGE, 0x5000)
-EXAMPLES = 120 if jit.DISABLED else 400
+EXAMPLES = 120 if jit.DISABLED else 250
 
 
 def walker(world: World) -> Walker:

@@ -46,25 +46,26 @@ def device_access(t: Record, u: Record, a: Arena, pasid: int, address: int, size
     sid = t[DEVICE_SID]
     wanted = access & (sp.READ | sp.WRITE | sp.EXECUTE)
     tag = (pasid + 1) | (access & sp.PRIVILEGED) << PRIVILEGE_TAG
+    hpa = -1
     for number in range(3):
         shift = 12 + 9 * number
         known = held_by_unit(t, DEVICE_CACHE, address >> shift, tag | shift << SIZE_TAG)
         if known >= 0 and wanted & ~t[known + DATA + 1] == 0:
             hpa = t[known + DATA] | (address & ((1 << shift) - 1))
-            status = translate_request(u, a, sid, sp.NO_PASID, hpa, size, access & ~sp.PRIVILEGED, sp.TRANSLATED)
-            return DONE if status == COMPLETED else REFUSED_THERE
-    if translate_request(u, a, sid, pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
-        return REFUSED_THERE
-    rights, shift, hpa = u[RIGHTS], u[SHIFT], u[HPA]
-    if wanted & ~rights != 0:
-        if t[DEVICE_PRI] == 0:
-            return WITHOUT_RIGHT
-        ask_for_page(u, a, sid, pasid, address, access, 0, True)
-        return PAGE_ASKED
-    at = make_room(t, DEVICE_CACHE, address >> shift, tag | shift << SIZE_TAG)
-    if at >= 0:
-        t[at + DATA] = hpa & ~((1 << shift) - 1)
-        t[at + DATA + 1] = rights
+            break
+    if hpa < 0:
+        if translate_request(u, a, sid, pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
+            return REFUSED_THERE
+        rights, shift, hpa = u[RIGHTS], u[SHIFT], u[HPA]
+        if wanted & ~rights != 0:
+            if t[DEVICE_PRI] == 0:
+                return WITHOUT_RIGHT
+            ask_for_page(u, a, sid, pasid, address, access, 0, True)
+            return PAGE_ASKED
+        at = make_room(t, DEVICE_CACHE, address >> shift, tag | shift << SIZE_TAG)
+        if at >= 0:
+            t[at + DATA] = hpa & ~((1 << shift) - 1)
+            t[at + DATA + 1] = rights
     status = translate_request(u, a, sid, sp.NO_PASID, hpa, size, access & ~sp.PRIVILEGED, sp.TRANSLATED)
     return DONE if status == COMPLETED else REFUSED_THERE
 
