@@ -86,13 +86,6 @@ CACHE_TITLES: Final = {
 TAG, TAG_MORE, STAMP, DATA = range(4)
 ENTRY_WORDS: Final = 8         # one host line: three of tag and age, five of data
 
-# --- a device's own vector: the slots that its cache needs are those of a unit ------------------------------------------
-DEVICE_SID, DEVICE_PRI = 0, 1
-DEVICE_CACHE: Final = CONTEXTS
-DEVICE_ENTRIES: Final = DEVICE_CACHE + CACHE_WORDS
-
-# slots from here to REGISTERS are for interrupt remapping
-INTERRUPT_SLOTS: Final = 176
 REGISTERS: Final = 256
 REGISTER_WORDS: Final = spec.REGISTER_BYTES // 8
 WRITABLE: Final = REGISTERS + REGISTER_WORDS          # bits that a write changes
@@ -106,6 +99,11 @@ MOST_STEPS, STEP_WORDS = 64, 4
 PENDING: Final = STEP_AREA + MOST_STEPS * STEP_WORDS  # what is done only when the translation succeeds: flags, entries
 MOST_PENDING, PENDING_WORDS = 96, 5
 CACHE_AREA: Final = PENDING + MOST_PENDING * PENDING_WORDS
+
+# --- a device's own vector: the slots that its cache needs are those of a unit ------------------------------------------
+DEVICE_SID, DEVICE_PRI = 0, 1
+DEVICE_CACHE: Final = CONTEXTS
+DEVICE_ENTRIES: Final = DEVICE_CACHE + CACHE_WORDS
 # fmt: on
 # kinds of steps: an entry that was read, a cache that answered, a flag that was set
 (
