@@ -122,9 +122,7 @@ def test_a_cache_of_sets_that_are_no_power_of_two_is_refused() -> None:
 
 def test_the_named_codes_and_the_table_of_faults_agree() -> None:
     assert {each.name: each.code for each in f.FAULTS} == {each.name: getattr(f, each.name) for each in f.FAULTS}
-    assert len({each.code for each in f.FAULTS}) == len(f.FAULTS)
-    named = [each.condition for each in f.FAULTS if each.condition]
-    assert len(named) == len(set(named))
+    assert len({each.code for each in f.FAULTS}) == len(f.FAULTS) == len({each.condition for each in f.FAULTS})
 
 
 def test_named_bits_of_entries_agree_with_the_tables() -> None:

@@ -141,7 +141,12 @@ def page() -> str:
         lines.append(
             f"| {fault.code:#04x} | {fault.condition or '–'} | {qualified} | {fault.title} | {fault.answer or '–'} |"
         )
-    lines += ["", "Codes 88h and 89h are reserved here: what the specification makes of them is not transcribed.", ""]
+    lines += [
+        "",
+        "Conditions IR.n are named here, not in the specification. Codes 88h and 89h are reserved here: what the specification",
+        "makes of them is not transcribed.",
+        "",
+    ]
     lines += ["## Invalidation descriptors", "", "| type | descriptor | granularities |", "|---|---|---|"]
     for each in DESCRIPTORS:
         lines.append(f"| {each.type} | {each.title} | {', '.join(each.granularities.values())} |")

@@ -95,7 +95,7 @@ UR, CA, SUCCESS = "unsupported request", "completer abort", "success without rig
 
 @attrs.frozen
 class Fault:
-    """A fault reason: code, condition as the specification names it (of requests), qualified, answer to ATS, meaning."""
+    """A fault reason: code, condition as the specification names it, qualified, answer to ATS, meaning."""
 
     code: int
     condition: str
@@ -122,17 +122,17 @@ FAULTS: Final[tuple[Fault, ...]] = tuple(Fault(*row) for row in (
     (0x0C, "LSL.2", "SECOND_LEVEL_RESERVED",        True,  CA,      "reserved bits are set in a second-level paging entry"),
     (0x0D, "LCT.5", "TYPE_BLOCKED",                 True,  UR,      "the translation type of the context entry blocks this request"),
     (0x0E, "LGN.4", "INTERRUPT_ADDRESS",            True,  SUCCESS, "the address leads to the interrupt address range"),
-    # interrupt remapping
-    (0x20, "",      "INTERRUPT_RESERVED",           False, "",      "reserved bits are set in the interrupt request"),
-    (0x21, "",      "INTERRUPT_INDEX",              False, "",      "the interrupt index is beyond the interrupt remapping table"),
-    (0x22, "",      "IRTE_NOT_PRESENT",             True,  "",      "the interrupt remapping table entry is not present"),
-    (0x23, "",      "IRTE_ACCESS",                  False, "",      "error reading the interrupt remapping table entry"),
-    (0x24, "",      "IRTE_RESERVED",                True,  "",      "reserved bits are set in the interrupt remapping table entry"),
-    (0x25, "",      "COMPATIBILITY_BLOCKED",        False, "",      "an interrupt request in compatibility format is blocked"),
-    (0x26, "",      "INTERRUPT_SOURCE",             True,  "",      "the interrupt request failed source-id verification"),
-    (0x27, "",      "DESCRIPTOR_ACCESS",            True,  "",      "error reading the posted-interrupt descriptor"),
-    (0x28, "",      "DESCRIPTOR_RESERVED",          True,  "",      "reserved bits are set in the posted-interrupt descriptor"),
-    (0x29, "",      "INTERRUPT_PASID",              False, "",      "an interrupt request is not valid with a PASID"),
+    # interrupt remapping: the specification gives these no condition names, IR.n is ours
+    (0x20, "IR.1", "INTERRUPT_RESERVED",           False, "",      "reserved bits are set in the interrupt request"),
+    (0x21, "IR.2", "INTERRUPT_INDEX",              False, "",      "the interrupt index is beyond the interrupt remapping table"),
+    (0x22, "IR.3", "IRTE_NOT_PRESENT",             True,  "",      "the interrupt remapping table entry is not present"),
+    (0x23, "IR.4", "IRTE_ACCESS",                  False, "",      "error reading the interrupt remapping table entry"),
+    (0x24, "IR.5", "IRTE_RESERVED",                True,  "",      "reserved bits are set in the interrupt remapping table entry"),
+    (0x25, "IR.6", "COMPATIBILITY_BLOCKED",        False, "",      "an interrupt request in compatibility format is blocked"),
+    (0x26, "IR.7", "INTERRUPT_SOURCE",             True,  "",      "the interrupt request failed source-id verification"),
+    (0x27, "IR.8", "DESCRIPTOR_ACCESS",            True,  "",      "error reading the posted-interrupt descriptor"),
+    (0x28, "IR.9", "DESCRIPTOR_RESERVED",          True,  "",      "reserved bits are set in the posted-interrupt descriptor"),
+    (0x29, "IR.10","INTERRUPT_PASID",              False, "",      "an interrupt request is not valid with a PASID"),
     # root table address register
     (0x30, "RTA.1", "INVALID_ROOT_TABLE",           False, CA,      "the root table address register is programmed in a way that is not valid"),
     (0x31, "RTA.2", "LEGACY_PASID",                 False, UR,      "a request with PASID in legacy mode"),
