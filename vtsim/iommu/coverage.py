@@ -143,7 +143,7 @@ def page() -> str:
         )
     lines += [
         "",
-        "Conditions IR.n are named here, not in the specification. Codes 88h and 89h are reserved here: what the specification",
+        "Conditions IR.n are names of this project. Codes 88h and 89h are reserved here: what the specification",
         "makes of them is not transcribed.",
         "",
     ]

@@ -122,7 +122,7 @@ FAULTS: Final[tuple[Fault, ...]] = tuple(Fault(*row) for row in (
     (0x0C, "LSL.2", "SECOND_LEVEL_RESERVED",        True,  CA,      "reserved bits are set in a second-level paging entry"),
     (0x0D, "LCT.5", "TYPE_BLOCKED",                 True,  UR,      "the translation type of the context entry blocks this request"),
     (0x0E, "LGN.4", "INTERRUPT_ADDRESS",            True,  SUCCESS, "the address leads to the interrupt address range"),
-    # interrupt remapping: the specification gives these no condition names, IR.n is ours
+    # interrupt remapping: IR.n are names of this project, not transcribed ones
     (0x20, "IR.1",  "INTERRUPT_RESERVED",           False, "",      "reserved bits are set in the interrupt request"),
     (0x21, "IR.2",  "INTERRUPT_INDEX",              False, "",      "the interrupt index is beyond the interrupt remapping table"),
     (0x22, "IR.3",  "IRTE_NOT_PRESENT",             True,  "",      "the interrupt remapping table entry is not present"),
