@@ -86,6 +86,17 @@ def test_unmapped_pages_fault_again() -> None:
     assert harness.count(k.PAGE_FAULTS) == pages * iterations
 
 
+@pytest.mark.parametrize(("pages", "kpti"), [(5, False), (40, True)])
+def test_protected_pages_fault_at_their_next_write(pages: int, kpti: bool) -> None:
+    iterations = 3
+    harness = ended(native((g.ProtectSpec(region=pages * PAGE, iterations=iterations),), kpti=kpti))
+    assert harness.count(k.PAGE_FAULTS) == pages * iterations
+    zone = layout_zone(harness)
+    free = (harness.engine.load(zone + layout.Z_TOP) - harness.engine.load(zone + layout.Z_BOTTOM)) // 8
+    unprotected = ended(native((g.ProtectSpec(region=pages * PAGE, iterations=1),), kpti=kpti))
+    assert free == (unprotected.engine.load(zone + layout.Z_TOP) - unprotected.engine.load(zone + layout.Z_BOTTOM)) // 8
+
+
 @pytest.mark.parametrize("kpti", [False, True])
 def test_a_fork_copies_what_the_child_writes_and_nothing_else(kpti: bool) -> None:
     pages, iterations = 5, 3

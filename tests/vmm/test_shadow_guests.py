@@ -26,6 +26,7 @@ LARGE = "{tick: off, populate: prebuilt, page_size: 2 MiB}"
 FORK = "[{phases: [{primitive: fork, iterations: 2, pages: 5}]}]"
 FAULTS = "[{phases: [{primitive: page_fault, region: 48 KiB, iterations: 3}]}]"
 STREAM = "[{phases: [{primitive: stream, pattern: uniform, region: 4 MiB, accesses: 40, write: 0.5}]}]"
+PROTECTION = "[{phases: [{primitive: protect, region: 48 KiB, iterations: 3}]}]"
 SWITCHES = (
     "[{name: a, phases: [{primitive: context_switch, iterations: 6}, {primitive: page_fault, region: 160 KiB}]}, "
     "{name: b, phases: [{primitive: context_switch, iterations: 6}]}]"
@@ -33,7 +34,7 @@ SWITCHES = (
 GUESTS = {
     "fork": (PLAIN, FORK), "fork with KPTI": (KPTI, FORK), "fork with KPTI without PCID": (KPTI_ALONE, FORK),
     "faults": (PLAIN, FAULTS), "faults with KPTI": (KPTI, FAULTS), "switches": (PLAIN, SWITCHES),
-    "switches with KPTI": (KPTI, SWITCHES), "stream": (PREBUILT, STREAM), "stream of large pages": (LARGE, STREAM),
+    "protection": (PLAIN, PROTECTION), "switches with KPTI": (KPTI, SWITCHES), "stream": (PREBUILT, STREAM), "stream of large pages": (LARGE, STREAM),
 }  # fmt: skip
 NATIVE = ("vmm.technique=native",)
 EPT, SHADOW = (("vmm.paging=ept",), ("vmm.paging=shadow",))

@@ -296,6 +296,22 @@ class PageFaultSpec(Phase):
         _must_be_aligned(self)
 
 
+@primitives.register("protect")
+@frozen(kw_only=True)
+class ProtectSpec(Phase):
+    """Pages are written, made read-only and writable again: each write after that is a fault.
+
+    Not modelled: signals for writes while a region is read-only.
+    """
+
+    iterations: int = repeated(10)
+    region: int = region_of(MIB)
+    at: int | None = placed()
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+
+
 @primitives.register("context_switch")
 @frozen(kw_only=True)
 class ContextSwitchSpec(Phase):

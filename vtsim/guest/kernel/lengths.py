@@ -52,6 +52,8 @@ LENGTHS: Final[dict[str, Length]] = {
     "wait":           Length( 600, "kernel_wait4"),
     "reap":           Length(1500, "release_task and exit_mmap, without pages"),
     "unmap":          Length( 400, "__do_munmap, without pages"),
+    "protect":        Length( 900, "do_mprotect_pkey: the area is split and merged, without pages"),
+    "protect_page":   Length(  30, "change_pte_range, one page"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
 }
 # fmt: on

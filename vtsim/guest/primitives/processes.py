@@ -53,7 +53,7 @@ def idle(a: Assembler, phase: spec.IdleSpec, at: Stage) -> None:
     call(a, layout.CALL_SLEEP)
 
 
-def pages_of(phase: spec.PageFaultSpec) -> int:
+def pages_of(phase: spec.PageFaultSpec | spec.ProtectSpec) -> int:
     """How many pages are touched."""
     return -(-phase.region // PAGE)
 
@@ -65,6 +65,17 @@ def page_fault(a: Assembler, phase: spec.PageFaultSpec, at: Stage) -> None:
     touch(a, at, pages_of(phase))
     registers(a, {s.RDI: at.base, s.RSI: pages_of(phase)})
     call(a, layout.CALL_UNMAP)
+    again(a, label)
+
+
+@lowering(spec.ProtectSpec, memory=OWN)
+def protect(a: Assembler, phase: spec.ProtectSpec, at: Stage) -> None:
+    """A write to each page of the region, then two system calls: read-only, and writable again."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    touch(a, at, pages_of(phase))
+    for writable in (0, 1):
+        registers(a, {s.RDI: at.base, s.RSI: pages_of(phase), s.RDX: writable})
+        call(a, layout.CALL_PROTECT)
     again(a, label)
 
 
