@@ -134,7 +134,7 @@ def _flush_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
 def protect(a: Assembler, kernel: KernelOptions) -> None:
     """System call: RSI pages of 4 KiB from address RDI on may not be written any more, or (RDX) may be again.
 
-    Entries that may be written again stay read-only until a write faults, as in Linux before 6.0, and are stored anyway.
+    Entries that may be written again are stored as they are, read-only until a write faults, as in Linux before 6.0.
     """
     a.activity = ops.SYSCALL_PATH
     a.label("call_protect")
