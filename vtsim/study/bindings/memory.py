@@ -198,8 +198,8 @@ bind(
     _gain("and a nested TLB, least", "plus_nested_translation_caching.0", min, *NTLB),
     _gain("and a nested TLB, most", "plus_nested_translation_caching.1", max, *NTLB),
     deviates=(
-        "these programs have 512 tables of the last level for each GiB, against 32 entries of the nested TLB and of the "
-        "walk caches, whose real sizes are unpublished; and what a walk cache saves here is mostly in L1D, 4 cycles each"
+        "these programs have 512 tables of the last level for each GiB, against 32 entries in walk caches and nested "
+        "TLB, whose real sizes are unpublished; and what a walk cache saves here is mostly in L1D, 4 cycles each"
     ),
 )
 
