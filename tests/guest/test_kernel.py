@@ -110,6 +110,20 @@ def test_a_fork_copies_what_the_child_writes_and_nothing_else(kpti: bool) -> Non
     assert free == at_first - pages  # the parent's own pages are in use, the children's came back
 
 
+@pytest.mark.parametrize(("kpti", "pcid"), [(False, True), (True, False), (True, True)])
+def test_an_exec_gives_the_child_fresh_pages_and_returns_what_it_had(kpti: bool, pcid: bool) -> None:
+    pages, iterations = 5, 3
+    harness = ended(native((g.ExecSpec(iterations=iterations, pages=pages),), kpti=kpti, pcid=pcid))
+    # The parent faults once a page at first, and once a page after each fork; the child once for each fresh page.
+    assert harness.count(k.PAGE_FAULTS) == 2 * iterations * pages
+    assert harness.cpu_word(layout.SWITCHES) == 1 + 2 * iterations
+    zone = layout_zone(harness)
+    free = (harness.engine.load(zone + layout.Z_TOP) - harness.engine.load(zone + layout.Z_BOTTOM)) // 8
+    assert free == layout.USER_STACK_PAGES + pages + 4
+    forked = ended(native((g.ForkSpec(iterations=iterations, pages=pages),), kpti=kpti, pcid=pcid))
+    assert harness.instructions(o.R0) > forked.instructions(o.R0)
+
+
 def layout_zone(harness: Harness) -> int:
     """The guest-physical address of the zone of 4 KiB frames: the frame after the entry area."""
     return (FIRST + layout.ENTRY_PAGES) << 12

@@ -283,6 +283,16 @@ class ForkSpec(Phase):
     pages: int = setting(counts(ge=1, le=2**24), "Pages of 4 KiB that the child copies by writing", default=64)
 
 
+@primitives.register("exec")
+@frozen(kw_only=True)
+class ExecSpec(ForkSpec):
+    """Children are forked that replace their image: the copied address space is torn down, fresh pages are written."""
+
+    pages: int = setting(
+        counts(ge=1, le=2**24), "Pages of 4 KiB that the parent has, and the new image writes", default=64
+    )
+
+
 @primitives.register("page_fault")
 @frozen(kw_only=True)
 class PageFaultSpec(Phase):

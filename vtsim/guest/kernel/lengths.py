@@ -49,6 +49,8 @@ LENGTHS: Final[dict[str, Length]] = {
     "sleep":          Length( 400, "hrtimer_nanosleep up to the switch"),
     "idle":           Length( 150, "do_idle and default_idle around HLT"),
     "fork":           Length(9000, "copy_process, without page tables"),
+    "exec":           Length(12000, "do_execveat_common and load_elf_binary, without page tables"),
+    "map_file_page":  Length(  60, "filemap_map_pages, one page of the text"),
     "wait":           Length( 600, "kernel_wait4"),
     "reap":           Length(1500, "release_task and exit_mmap, without pages"),
     "unmap":          Length( 400, "__do_munmap, without pages"),

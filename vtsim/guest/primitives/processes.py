@@ -82,11 +82,23 @@ def protect(a: Assembler, phase: spec.ProtectSpec, at: Stage) -> None:
 @lowering(spec.ForkSpec, memory=OWN, region=lambda phase: phase.pages * PAGE)
 def fork(a: Assembler, phase: spec.ForkSpec, at: Stage) -> None:
     """The parent writes its pages, forks and waits; the child writes them too, each a copy, and exits."""
+    _children(a, phase, at)
+
+
+@lowering(spec.ExecSpec, memory=OWN, region=lambda phase: phase.pages * PAGE)
+def exec_(a: Assembler, phase: spec.ExecSpec, at: Stage) -> None:
+    """The same, but the child replaces its image before it writes: each page is fresh."""
+    _children(a, phase, at, layout.CALL_EXEC)
+
+
+def _children(a: Assembler, phase: spec.ForkSpec, at: Stage, *calls: int) -> None:
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     touch(a, at, phase.pages)
     call(a, layout.CALL_FORK)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, at.label("parent"))
+    for number in calls:
+        call(a, number)
     touch(a, at, phase.pages)
     call(a, layout.CALL_EXIT)
     a.label(at.label("parent"))
