@@ -203,13 +203,13 @@ class Plan:
         return dict(zip((before - 1).tolist(), (t.a0[before] >> 12).tolist(), strict=True))
 
     def _uses_of_entries(self) -> dict[int, dict[int, list[tuple[int, int]]]]:
-        """By frame and entry: rows that store into the entry (-1) and that use it first (what it holds), in order."""
+        """By frame and entry: rows that use it first for the kernel (what it holds), and all others (-1), in order."""
         t = self.trace
         uses: dict[int, dict[int, list[tuple[int, int]]]] = {}
         for row in np.nonzero(self.of(*LEAVES, "PTW"))[0].tolist():
             stored = t.kind[row] == NUMBER["PTW"]
             at = int((t.a0 if stored else t.a1)[row]) & ~7
-            value = -1 if stored else int(t.a2[row])
+            value = -1 if stored or t.a0[row] >= 0 else int(t.a2[row])
             uses.setdefault(at >> 12, {}).setdefault(at, []).append((row, value))
         return uses
 
