@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.requests import translations
+from benchmarks.paging import shadow_faults, table_construction
 from benchmarks.traces import replay
 from benchmarks.transitions import injections
 from vtsim.config import parse_scenario
@@ -124,6 +125,8 @@ CASES = (
     Case(name="exits_cpuid_minimal", unit="exits/s",
          once=rate(scenario(CPUID, personality="minimal"), "exits_per_s")),
     Case(name="exits_injection",     unit="exits/s",        once=injections),
+    Case(name="shadow_faults",       unit="faults/s",       once=shadow_faults),
+    Case(name="table_construction",  unit="GB/s",           once=table_construction),
     Case(name="trace_replay",        unit="records/s",      once=replay),
     Case(name="dma_within",          unit="translations/s", once=translations(48)),
     Case(name="dma_beyond",          unit="translations/s", once=translations(1 << 16)),

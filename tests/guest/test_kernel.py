@@ -86,6 +86,17 @@ def test_unmapped_pages_fault_again() -> None:
     assert harness.count(k.PAGE_FAULTS) == pages * iterations
 
 
+@pytest.mark.parametrize(("pages", "kpti"), [(5, False), (40, True)])
+def test_protected_pages_fault_at_their_next_write(pages: int, kpti: bool) -> None:
+    iterations = 3
+    harness = ended(native((g.ProtectSpec(region=pages * PAGE, iterations=iterations),), kpti=kpti))
+    assert harness.count(k.PAGE_FAULTS) == pages * iterations
+    zone = layout_zone(harness)
+    free = (harness.engine.load(zone + layout.Z_TOP) - harness.engine.load(zone + layout.Z_BOTTOM)) // 8
+    unprotected = ended(native((g.ProtectSpec(region=pages * PAGE, iterations=1),), kpti=kpti))
+    assert free == (unprotected.engine.load(zone + layout.Z_TOP) - unprotected.engine.load(zone + layout.Z_BOTTOM)) // 8
+
+
 @pytest.mark.parametrize("kpti", [False, True])
 def test_a_fork_copies_what_the_child_writes_and_nothing_else(kpti: bool) -> None:
     pages, iterations = 5, 3
@@ -97,6 +108,20 @@ def test_a_fork_copies_what_the_child_writes_and_nothing_else(kpti: bool) -> Non
     free = (harness.engine.load(zone + layout.Z_TOP) - harness.engine.load(zone + layout.Z_BOTTOM)) // 8
     at_first = pages + layout.USER_STACK_PAGES + pages + 4
     assert free == at_first - pages  # the parent's own pages are in use, the children's came back
+
+
+@pytest.mark.parametrize(("kpti", "pcid"), [(False, True), (True, False), (True, True)])
+def test_an_exec_gives_the_child_fresh_pages_and_returns_what_it_had(kpti: bool, pcid: bool) -> None:
+    pages, iterations = 5, 3
+    harness = ended(native((g.ExecSpec(iterations=iterations, pages=pages),), kpti=kpti, pcid=pcid))
+    # The parent faults once a page at first, and once a page after each fork; the child once for each fresh page.
+    assert harness.count(k.PAGE_FAULTS) == 2 * iterations * pages
+    assert harness.cpu_word(layout.SWITCHES) == 1 + 2 * iterations
+    zone = layout_zone(harness)
+    free = (harness.engine.load(zone + layout.Z_TOP) - harness.engine.load(zone + layout.Z_BOTTOM)) // 8
+    assert free == layout.USER_STACK_PAGES + pages + 4
+    forked = ended(native((g.ForkSpec(iterations=iterations, pages=pages),), kpti=kpti, pcid=pcid))
+    assert harness.instructions(o.R0) > forked.instructions(o.R0)
 
 
 def layout_zone(harness: Harness) -> int:

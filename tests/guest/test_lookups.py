@@ -14,6 +14,7 @@ from tests.guest.conftest import Harness, native
 from tests.guest.test_kernel import ended
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
 from vtsim.cpu.codes import HORIZON
 from vtsim.guest import structures as g
 from vtsim.guest.primitives.btree import btree_steps
@@ -22,6 +23,7 @@ from vtsim.guest.primitives.graph_gather import graph_steps
 from vtsim.guest.primitives.key_values import key_value_steps
 from vtsim.guest.primitives.lookups import Step
 from vtsim.guest.primitives.netlist_swaps import netlist_steps
+from vtsim.guest.spec import StreamSpec
 
 SMALL: dict[Any, Callable[[Any], Sequence[Step]]] = {
     g.BTreeSpec(records=5000, accesses=900): btree_steps,
@@ -110,3 +112,19 @@ def test_a_step_that_needs_the_last_one_waits_for_it() -> None:
     ]
     dram = chain.profile.cycles(chain.profile.dram.local_ns)
     assert waits[0] > dram - chain.profile.cache.l1d.hit_cycles > 2 * waits[1]
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_as_many_misses_overlap_as_fit_the_reorder_buffer(together: int) -> None:
+    """Lines that nobody has, one an access, with 49 instructions between: in flight are those of `together` accesses."""
+
+    def cycles(accesses: int) -> int:
+        phase = StreamSpec(pattern="strided", region=4 << 20, stride=64, accesses=accesses, work=49)
+        harness = native((phase,), page_size=2 << 20, populate="prebuilt", memory=256 << 20)
+        profile = harness.profile.with_overrides({"work.reorder_buffer": 50 * together})
+        return int(ended(Harness(profile, harness.vm)).engine.cpus[0][s.CYCLE])
+
+    profile = native((StreamSpec(region=4096),)).profile
+    dram = profile.cycles(profile.dram.local_ns) - profile.cache.l1d.hit_cycles
+    issue = 1 + 49 * profile.work.cycles_per_100_instructions / 100
+    assert (cycles(3000) - cycles(1000)) / 2000 == pytest.approx(max(dram / together, issue), rel=0.02)

@@ -43,10 +43,10 @@ def test_on_shadow_tables_every_compared_reason_is_near_real_kvm_without_ept():
     compared = deviations(scenario)
     assert set(compared) >= {"CR_ACCESS", "EXCEPTION_NMI", "INVLPG", "CPUID", "IO_INSTRUCTION", "MSR_READ", "MSR_WRITE"}
     # the recording has 5.9 % more INVLPG than its real run had
-    # page faults: 7.3 % too many, for reasons that docs/replay.md names as far as they are known
-    assert {r for r, d in compared.items() if abs(d) > TOLERANCE_PERCENT} <= {"INVLPG", "EXCEPTION_NMI"}
+    assert {r for r, d in compared.items() if abs(d) > TOLERANCE_PERCENT} <= {"INVLPG"}
     assert abs(compared["INVLPG"]) < TOLERANCE_PERCENT + 1
-    assert abs(compared["EXCEPTION_NMI"]) < 2 * TOLERANCE_PERCENT
+    # refused by SMAP, page faults would be 3.2 % more; without what later uses say of tables, 3.8 %
+    assert abs(compared["EXCEPTION_NMI"]) < 2
 
 
 @pytest.mark.compiled_only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,7 @@ def answer(run: Run) -> Any:
         exits=(SimpleNamespace(reason="CPUID", count=times, cycles=510),),
         clock_hz=1_000_000_000,
         slowdown=2.0,
+        native=SimpleNamespace(walks=SimpleNamespace(cycles=5100), cycles=SimpleNamespace(elapsed=51_000)),
         walks=SimpleNamespace(cycles=5100),
         vms={"vm0": SimpleNamespace(walks=SimpleNamespace(references_per_walk=24.0))},
     )
@@ -90,10 +92,12 @@ def test_an_unknown_row_or_figure_names_the_likely_one() -> None:
 # --- bindings ------------------------------------------------------------------------------------------
 
 
-def test_the_rows_of_the_first_issue_are_bound() -> None:
+def test_the_rows_that_the_model_can_be_compared_with_are_bound() -> None:
     wanted = {"EXIT-HW-RT", "EXIT-PF-HSSV", "EXIT-PF-HALVES", "NATIVE-CPUID", "KVM-SKX-VMCALL"}
     wanted |= {"KVM-SKX-2019-RT", "PVM-T1-SINGLE", "DALL17-X86", "KVM-IOEVENTFD-2013", "WALK-REFS"}
     wanted |= {"VMITOSIS-RAW", "EXITS-SYSBENCH", "PVM-SYSCALL"}
+    wanted |= {"BHARGAVA08", "EXITS-EPT-VS-SHADOW", "EXITS-SHADOW-2", "PVM-LMBENCH-VM", "EPT-WHITEPAPER"}
+    wanted |= {"TPT-ABSTRACT", "PML-EXITS", "KVM-FASTPF-RESUME"}
 
     assert wanted <= set(registered())
 
@@ -158,6 +162,70 @@ def test_walk_pending_sums_loads_and_stores() -> None:
     one = simulated("VMITOSIS-RAW", "gups native 4K, walk_pending")
 
     assert (pytest.approx(one.published), one.simulated) == (154.9, 10.0)
+
+
+def paged(run: Run) -> Any:
+    """Fixed costs that cancel, and per page 3000 cycles on shadow tables, 2000 with lock, 1000 else, and an exit."""
+    pages = next((int(re.findall(r"accesses: (\d+)", text)[0]) for text in run.sets if "accesses: " in text), 0)
+    pages += next((1024 * int(text.partition("=")[2]) for text in run.sets if ".iterations=" in text), 0)
+    shadow, locked = "vmm.paging=shadow" in run.sets, "vmm.parameters.lockless_faults=0" in run.sets
+    each = 3000 if shadow else 2000 if locked else 1000
+    exits = {"EPT_VIOLATION": 30 + pages, "PML_FULL": pages // 512, "CPUID": 10, "IO_INSTRUCTION": 10}
+    if shadow:
+        exits = {"CPUID": 10, "IO_INSTRUCTION": 20, "CR_ACCESS": 900, "EXCEPTION_NMI": 60, "INVLPG": 10}
+    return SimpleNamespace(
+        cycles=SimpleNamespace(elapsed=50_000 + each * pages),
+        exits=[SimpleNamespace(reason=reason, count=count, cycles=5 * count) for reason, count in exits.items()],
+        clock_hz=1_000_000_000,
+    )
+
+
+@pytest.mark.parametrize(
+    ("id", "key", "expected"),
+    [
+        ("PML-EXITS", "write_protect_ept_violations_per_page", 1),
+        ("PML-EXITS", "pml_full_exits_per_page", 1 / 512),
+        ("KVM-FASTPF-RESUME", "resume_ns, after / before", 1 / 2),
+        ("PVM-LMBENCH-VM", "kvm-ept_BM page_fault", 1),
+        ("PVM-LMBENCH-VM", "page_fault, kvm-spt / kvm-ept", 3),
+        ("EXITS-EPT-VS-SHADOW", "all exits, shadow / EPT", 1000 / 50),
+        ("EXITS-EPT-VS-SHADOW", "io_instruction, shadow / EPT", 2),
+        ("EXITS-EPT-VS-SHADOW", "exception_nmi, share under shadow", 0.06),
+        ("EXITS-EPT-VS-SHADOW", "ept_violation under shadow", 0),
+        ("EXITS-SHADOW-2", "exit_58_invpcid / invlpg", 0),
+        ("EXITS-BOOT-TOTAL", "cycles_per_exit", 5),
+    ],
+)
+def test_figures_of_paging_are_differences_and_quotients(id: str, key: str, expected: float) -> None:
+    found = {one.key: one.simulated for one in validate([id], run=paged) if one.key == key}
+
+    assert found == {key: pytest.approx(expected)}
+
+
+def test_published_quotients_follow_from_the_row() -> None:
+    published_of = {one.key: one.published for one in validate(["EXITS-EPT-VS-SHADOW"], run=boot)}
+
+    assert published_of["all exits, shadow / EPT"] == pytest.approx(11_166_598 / 449_531, rel=1e-4)
+    assert published_of["cr_access, shadow / EPT"] == 8_618_699 / 18_175
+
+
+def boot(run: Run) -> Any:
+    """A boot with one exit of each reason."""
+    reasons = ("CPUID", "IO_INSTRUCTION", "CR_ACCESS", "EXCEPTION_NMI", "INVLPG")
+    return SimpleNamespace(exits=[SimpleNamespace(reason=reason, count=1) for reason in reasons])
+
+
+def test_a_gain_is_the_least_and_the_most_of_the_programs() -> None:
+    def run(needed: Run) -> Any:
+        programs = ("btree", "canneal", "graph", "redis", "xsbench")
+        place = next(n for n, name in enumerate(programs) if name in needed.scenario)
+        off = sum("entries=0" in text for text in needed.sets)  # 5 without both caches, 1 without nested TLB
+        return SimpleNamespace(cycles=SimpleNamespace(elapsed=100 + place * off))
+
+    found = {one.key: one.simulated for one in validate(["BHARGAVA08"], run=run)}
+
+    assert found["walk caches for the nested dimension, least"] == 0
+    assert found["and a nested TLB, most"] == pytest.approx(4)
 
 
 def test_a_run_that_several_figures_need_is_made_once() -> None:

@@ -134,6 +134,7 @@ class Work:
 
     cycles_per_100_instructions: int = _value("cycles", "for 100 instructions that all hit L1", 1, 10_000)
     mlp: int = _value("misses", "L1D misses that independent accesses keep outstanding", 1, 32)
+    reorder_buffer: int = _value("instructions", "in flight at once, from the oldest that waits on", 1, 4096)
 
 
 @attrs.frozen(kw_only=True)

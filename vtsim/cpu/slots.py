@@ -79,7 +79,8 @@ POWER: Final = 5           # set mask where the number of sets is a power of two
 # --- overlap windows: completion cycles of outstanding misses and of walkers ------------------------------------------------
 MISS_WINDOW: Final = 360   # up to 32
 WALK_WINDOW: Final = 392   # up to 8
-(MISS_NEXT, WALK_NEXT) = range(400, 402)
+# MISS_HELD: how many before MISS_NEXT still hold back those behind them; ROB: instructions from the oldest of them on
+(MISS_NEXT, WALK_NEXT, MISS_HELD, ROB) = range(400, 404)
 
 # --- prices by op number ---------------------------------------------------------------------------------------------
 PRICE: Final = 416         # 160 slots
@@ -140,7 +141,8 @@ SHADOW_STACK: Final = 752
 REFUSED_AT, REFUSED_VALUE = 760, 761
 SHADOW_MARKS: Final = 762  # a second stack, of five words
 
-RECORD_SLOTS: Final = 768
+MISS_ISSUED: Final = 768   # of each outstanding miss: instructions that had retired before it
+RECORD_SLOTS: Final = 800
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -28,6 +28,8 @@ CALLS = {
     at.CALL_FORK: "call_fork",
     at.CALL_WAIT: "call_wait",
     at.CALL_UNMAP: "call_unmap",
+    at.CALL_PROTECT: "call_protect",
+    at.CALL_EXEC: "call_exec",
     at.CALL_SLEEP: "call_sleep",
 }
 PLAIN_CALL = "call_plain"

@@ -283,6 +283,16 @@ class ForkSpec(Phase):
     pages: int = setting(counts(ge=1, le=2**24), "Pages of 4 KiB that the child copies by writing", default=64)
 
 
+@primitives.register("exec")
+@frozen(kw_only=True)
+class ExecSpec(ForkSpec):
+    """Children are forked that replace their image: the copied address space is torn down, fresh pages are written."""
+
+    pages: int = setting(
+        counts(ge=1, le=2**24), "Pages of 4 KiB that the parent has, and the new image writes", default=64
+    )
+
+
 @primitives.register("page_fault")
 @frozen(kw_only=True)
 class PageFaultSpec(Phase):
@@ -290,6 +300,22 @@ class PageFaultSpec(Phase):
 
     iterations: int = repeated(1)
     region: int = region_of(16 * MIB)
+    at: int | None = placed()
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+
+
+@primitives.register("protect")
+@frozen(kw_only=True)
+class ProtectSpec(Phase):
+    """Pages are written, made read-only and writable again: each write after that is a fault.
+
+    Not modelled: signals for writes while a region is read-only.
+    """
+
+    iterations: int = repeated(10)
+    region: int = region_of(MIB)
     at: int | None = placed()
 
     def __attrs_post_init__(self) -> None:

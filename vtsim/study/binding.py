@@ -50,11 +50,12 @@ class Figure:
 
 @frozen(kw_only=True)
 class Binding:
-    """The figures of one published row that can be simulated, and why the others cannot."""
+    """The figures of one published row that can be simulated, why the others cannot, and why they deviate."""
 
     row: str
     figures: tuple[Figure, ...]
     unbound: str = ""
+    deviates: str = ""
 
     def __attrs_post_init__(self) -> None:
         of = row(self.row)
@@ -69,9 +70,12 @@ class Binding:
 bindings: Registry[str, Binding] = Registry("binding")
 
 
-def bind(row: str, *figures: Figure, unbound: str = "") -> None:
-    """Register how a row is simulated; `unbound` says which of its figures are not, and why."""
-    bindings.register(row)(Binding(row=row, figures=figures, unbound=unbound))
+def bind(row: str, *figures: Figure, unbound: str = "", deviates: str = "") -> None:
+    """Register how a row is simulated.
+
+    `unbound` says which of its figures are not, and why; `deviates` which mechanisms are behind large deviations.
+    """
+    bindings.register(row)(Binding(row=row, figures=figures, unbound=unbound, deviates=deviates))
 
 
 # --- what is read from results ------------------------------------------------------------------------------
@@ -84,6 +88,32 @@ def repeated(scenario: str, *sets: str) -> tuple[Run, ...]:
         Run(scenario=scenario, sets=(*quiet, f"{PHASE}.iterations={times}"), baseline=False)
         for times in (ITERATIONS, 3 * ITERATIONS)
     )
+
+
+def grown(scenario: str, *sets: str, short: Sequence[str], long: Sequence[str]) -> tuple[Run, ...]:
+    """Return two runs, without a timer tick, that differ in how much there is to do."""
+    quiet = (*sets, "vms.0.guest.kernel.tick=off")
+    return tuple(Run(scenario=scenario, sets=(*quiet, *size), baseline=False) for size in (short, long))
+
+
+def cycles_grown(units: float) -> Callable[[Sequence[Any]], float]:
+    """Return the cycles of one of so many units of work that the second run has more than the first."""
+    return lambda results: float(results[1].cycles.elapsed - results[0].cycles.elapsed) / units
+
+
+def exits_grown(units: float, *reasons: str) -> Callable[[Sequence[Any]], float]:
+    """Return the exits of some reasons per unit of work that the second run has more than the first."""
+
+    def compute(results: Sequence[Any]) -> float:
+        short, long = (exits_of(result, *reasons) for result in results)
+        return (long - short) / units
+
+    return compute
+
+
+def exits_of(result: Any, *reasons: str) -> int:
+    """Return how many exits of some reasons there were, of all if none is named."""
+    return sum(exit.count for exit in result.exits if not reasons or exit.reason in reasons)
 
 
 def cycles_per_repetition(results: Sequence[Any]) -> float:

@@ -205,6 +205,8 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
         for one in (one for one in comparisons if one.row == id):
             cells = (number(one.published), number(one.simulated), one.unit, _deviation(one), _tolerance(one))
             lines.append("| " + " | ".join((one.key, *cells, one.note)) + " |")
+        if binding is not None and binding.deviates:
+            lines += ["", f"Why it deviates: {binding.deviates}."]
         if binding is not None and binding.unbound:
             lines += ["", f"Not compared: {binding.unbound}."]
     missing = [id for id in published() if id not in known]

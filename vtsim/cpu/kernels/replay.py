@@ -27,7 +27,7 @@ from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import charge, record
-from vtsim.cpu.kernels.rights import EXECUTE, WRITE
+from vtsim.cpu.kernels.rights import EXECUTE, RFLAGS_AC, WRITE
 from vtsim.cpu.kernels.sensitive import exits_by_rule
 from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
 
@@ -72,7 +72,11 @@ def physical_access(m: Record, a: Arena, t: Tags, gpa: int, gva: int, access: in
     """Access guest-physical memory as the recorded instruction did: host-physical address, or a fault of EPT."""
     hpa = gpa
     if m[s.NONROOT] and m[s.EPTP] == 0:
-        return access_as(m, a, t, gva, access, m[s.PRIVILEGE] & 1)
+        flags = m[s.RFLAGS]
+        m[s.RFLAGS] = flags | RFLAGS_AC  # STAC and CLAC are not recorded, and this access was allowed
+        hpa = access_as(m, a, t, gva, access, m[s.PRIVILEGE] & 1)
+        m[s.RFLAGS] = flags
+        return hpa
     if m[s.NONROOT] and m[s.EPTP]:
         need = EPT_READ
         if access == WRITE:

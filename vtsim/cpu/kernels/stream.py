@@ -1,7 +1,8 @@
 """Streams of memory accesses in one tight loop, with as much overlap as the profile's miss buffers and walkers allow.
 
-An independent access waits only for a free miss buffer; its walk waits for a free walker. A pointer chase waits for
-every access. A stream that ends or is interrupted waits for what is still outstanding.
+An independent access waits only for a free miss buffer and for room in the reorder buffer, which instructions leave in
+order; its walk waits for a free walker. A pointer chase waits for every access. A stream that ends or is interrupted
+waits for what is still outstanding.
 
 SDM: "Interrupts During REP".
 Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches and DRAM.
@@ -48,11 +49,29 @@ def next_random(x: int) -> int:
 
 
 @kernel
+def room(m: Record) -> int:
+    """When the reorder buffer has room: every miss that lies further back than it reaches is complete."""
+    free = m[s.CYCLE]
+    horizon = m[s.RETIRED] - m[s.ROB]
+    held = m[s.MISS_HELD]
+    while held > 0:
+        at = m[s.MISS_NEXT] - held
+        if at < 0:
+            at += m[s.MLP]
+        if m[s.MISS_ISSUED + at] > horizon:
+            break
+        free = max(free, m[s.MISS_WINDOW + at])
+        held -= 1
+    m[s.MISS_HELD] = held
+    return free
+
+
+@kernel
 def overlapped(m: Record, a: Arena, walk: int, miss: int) -> None:
     """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers."""
     now = m[s.CYCLE]
     slot = s.MISS_WINDOW + m[s.MISS_NEXT]
-    wait = m[slot] - now
+    wait = max(room(m), m[slot]) - now
     if wait > 0:
         share = wait * walk // (walk + miss) if walk else 0
         charge(m, a, o.PAGE_WALK, share)
@@ -66,6 +85,8 @@ def overlapped(m: Record, a: Arena, walk: int, miss: int) -> None:
         turn = m[s.WALK_NEXT] + 1
         m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
     m[slot] = ready + miss
+    m[s.MISS_ISSUED + m[s.MISS_NEXT]] = m[s.RETIRED]
+    m[s.MISS_HELD] = min(m[s.MISS_HELD] + 1, m[s.MLP])
     turn = m[s.MISS_NEXT] + 1
     m[s.MISS_NEXT] = turn if turn < m[s.MLP] else 0
 
@@ -74,6 +95,7 @@ def overlapped(m: Record, a: Arena, walk: int, miss: int) -> None:
 def drain(m: Record, a: Arena) -> None:
     """Wait for every outstanding access."""
     last = m[s.CYCLE]
+    m[s.MISS_HELD] = 0
     for n in range(m[s.MLP]):
         last = max(last, m[s.MISS_WINDOW + n])
     if last > m[s.CYCLE]:

@@ -1,4 +1,4 @@
-"""System calls: plain ones that only spend time, giving up the CPU, the end of a task, unmapping."""
+"""System calls: plain ones that only spend time, giving up the CPU, the end of a task, unmapping, protecting."""
 
 from __future__ import annotations
 
@@ -106,20 +106,66 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RDX, s.R15)
     a.mov(s.RAX, 0)
     a.hook(hooks.TABLE_CLEAR)
+    _flush_pages(a, kernel, "unmap")
+    if kernel.kpti and kernel.pcid:
+        flush_user_half(a)
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+def _flush_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
+    """Drop the translations of R15 pages from the address on that the caller gave in RDI: each, or all there are."""
     a.cmp(s.R15, FLUSH_CEILING)
-    a.jcc(ops.CC_BE, "unmap_flush_pages")
+    a.jcc(ops.CC_BE, f"{name}_flush_pages")
     flush_space(a, kernel)
-    a.jmp("unmap_flushed")
-    a.label("unmap_flush_pages")
+    a.jmp(f"{name}_flushed")
+    a.label(f"{name}_flush_pages")
     a.ld(s.R12, Mem(s.RSP, 8 + at.AT[s.RDI]))
-    a.label("unmap_flush_page")
+    a.label(f"{name}_flush_page")
     a.op(ops.INVLPG, mem=Mem(s.R12))
     a.add(s.R12, 4096)
     a.sub(s.R15, 1)
-    a.jcc(ops.CC_NZ, "unmap_flush_page")
-    a.label("unmap_flushed")
+    a.jcc(ops.CC_NZ, f"{name}_flush_page")
+    a.label(f"{name}_flushed")
+
+
+@path("protect")
+def protect(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: RSI pages of 4 KiB from address RDI on may not be written any more, or (RDX) may be again.
+
+    Entries that may be written again are stored as they are, read-only until a write faults, as in Linux before 6.0.
+    """
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_protect")
+    a.work(length("protect"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.copy(s.R12, s.RDI)
+    a.copy(s.RBP, s.RSI)
+    a.copy(s.R15, s.RSI)
+    a.copy(s.R13, s.RDX)
+    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R10, e.PTE_PRESENT)
+    a.label("protect_page")
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.copy(s.RSI, s.R12)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "protect_next")
+    a.work(length("protect_page"))
+    a.and_(s.RAX, ~e.PTE_WRITE)
+    a.st(Mem(s.RCX), s.RAX)
+    a.label("protect_next")
+    a.add(s.R12, 4096)
+    a.sub(s.RBP, 1)
+    a.jcc(ops.CC_NZ, "protect_page")
+    a.test(s.R13, -1)
+    a.jcc(ops.CC_NZ, "protect_done")
+    _flush_pages(a, kernel, "protect")
     if kernel.kpti and kernel.pcid:
         flush_user_half(a)
+    a.label("protect_done")
     a.op(ops.STI)
     a.mov(s.RAX, 0)
     a.ret()

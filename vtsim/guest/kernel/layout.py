@@ -67,9 +67,10 @@ PAGE_FAULT_VECTOR, TIMER_VECTOR = 14, 0xEC
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
-(CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP) = range(512, 518)
+(CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC) = range(512, 520)
 FIRST_LOOP: Final = 520
 NOFLUSH: Final = 1 << 63
+PAGE: Final = 4096
 USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set
 # fmt: on
 

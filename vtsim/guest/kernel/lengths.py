@@ -49,9 +49,13 @@ LENGTHS: Final[dict[str, Length]] = {
     "sleep":          Length( 400, "hrtimer_nanosleep up to the switch"),
     "idle":           Length( 150, "do_idle and default_idle around HLT"),
     "fork":           Length(9000, "copy_process, without page tables"),
+    "exec":           Length(12000, "do_execveat_common and load_elf_binary, without page tables"),
+    "map_file_page":  Length(  60, "filemap_map_pages, one page of the text"),
     "wait":           Length( 600, "kernel_wait4"),
     "reap":           Length(1500, "release_task and exit_mmap, without pages"),
     "unmap":          Length( 400, "__do_munmap, without pages"),
+    "protect":        Length( 900, "do_mprotect_pkey: the area is split and merged, without pages"),
+    "protect_page":   Length(  30, "change_pte_range, one page"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
 }
 # fmt: on

@@ -53,7 +53,7 @@ def idle(a: Assembler, phase: spec.IdleSpec, at: Stage) -> None:
     call(a, layout.CALL_SLEEP)
 
 
-def pages_of(phase: spec.PageFaultSpec) -> int:
+def pages_of(phase: spec.PageFaultSpec | spec.ProtectSpec) -> int:
     """How many pages are touched."""
     return -(-phase.region // PAGE)
 
@@ -68,14 +68,37 @@ def page_fault(a: Assembler, phase: spec.PageFaultSpec, at: Stage) -> None:
     again(a, label)
 
 
+@lowering(spec.ProtectSpec, memory=OWN)
+def protect(a: Assembler, phase: spec.ProtectSpec, at: Stage) -> None:
+    """A write to each page of the region, then two system calls: read-only, and writable again."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    touch(a, at, pages_of(phase))
+    for writable in (0, 1):
+        registers(a, {s.RDI: at.base, s.RSI: pages_of(phase), s.RDX: writable})
+        call(a, layout.CALL_PROTECT)
+    again(a, label)
+
+
 @lowering(spec.ForkSpec, memory=OWN, region=lambda phase: phase.pages * PAGE)
 def fork(a: Assembler, phase: spec.ForkSpec, at: Stage) -> None:
     """The parent writes its pages, forks and waits; the child writes them too, each a copy, and exits."""
+    _children(a, phase, at)
+
+
+@lowering(spec.ExecSpec, memory=OWN, region=lambda phase: phase.pages * PAGE)
+def exec_(a: Assembler, phase: spec.ExecSpec, at: Stage) -> None:
+    """The same, but the child replaces its image before it writes: each page is fresh."""
+    _children(a, phase, at, layout.CALL_EXEC)
+
+
+def _children(a: Assembler, phase: spec.ForkSpec, at: Stage, *calls: int) -> None:
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     touch(a, at, phase.pages)
     call(a, layout.CALL_FORK)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, at.label("parent"))
+    for number in calls:
+        call(a, number)
     touch(a, at, phase.pages)
     call(a, layout.CALL_EXIT)
     a.label(at.label("parent"))

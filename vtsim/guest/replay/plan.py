@@ -126,7 +126,7 @@ class Plan:
         self.steps[self.of(*TOUCHES) & after] = 0
         tables = GuestTables(spare=self._untouched())
         rows = np.nonzero(self.of(*LEAVES, "PTW", "ROOT", "MMIO_R", "MMIO_W"))[0].tolist()
-        written = self._stores_after()
+        written, uses = self._stores_after(), self._uses_of_entries()
         for row in rows:
             kind, root = NAME[int(t.kind[row])], (int(t.cr3[row]) & e_spec.ADDRESS) >> 12
             a0, a1, a2 = int(t.a0[row]), int(t.a1[row]), int(t.a2[row])
@@ -137,6 +137,8 @@ class Plan:
             elif kind in LEAVES:
                 level, at = a1 & 3, a1 & ~7
                 found = self._with_zeroes(tables, root, tables.first_use(root, a0, at, level, a2))
+                if a0 < 0:
+                    found += [fill_step(f) for f in tables.foresee(uses.pop(at >> 12, {}), row)]
                 frame = tables.mapped(root, a0)
                 if kind == "LEAF_W" and written.get(row) != frame and frame in tables.tables:
                     tables.retire(frame)
@@ -199,6 +201,17 @@ class Plan:
         stores = stores[stores > 0]
         before = stores[t.icount[stores] == t.icount[stores - 1]]
         return dict(zip((before - 1).tolist(), (t.a0[before] >> 12).tolist(), strict=True))
+
+    def _uses_of_entries(self) -> dict[int, dict[int, list[tuple[int, int]]]]:
+        """By frame and entry: rows that use it first for the kernel (what it holds), and all others (-1), in order."""
+        t = self.trace
+        uses: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        for row in np.nonzero(self.of(*LEAVES, "PTW"))[0].tolist():
+            stored = t.kind[row] == NUMBER["PTW"]
+            at = int((t.a0 if stored else t.a1)[row]) & ~7
+            value = -1 if stored or t.a0[row] >= 0 else int(t.a2[row])
+            uses.setdefault(at >> 12, {}).setdefault(at, []).append((row, value))
+        return uses
 
     def _untouched(self) -> Iterator[int]:
         """Frames of memory that no row names, from the end."""

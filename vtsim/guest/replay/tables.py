@@ -117,6 +117,16 @@ class GuestTables:
         if kernel and value & e.PTE_PRESENT:
             self.places[((value & e.ADDRESS) >> 12 & ~within) | ((address >> 12) & within)] = address & ~0xFFF
 
+    def foresee(self, uses: dict[int, list[tuple[int, int]]], row: int) -> Iterator[Fill]:
+        """A table of the kernel is used at a row: entries that are used later, and not stored before, stand in it.
+
+        Tables of the kernel are never freed. `uses` has the rows of each entry with its value, -1 for a store.
+        """
+        for at, events in uses.items():
+            value = next((held for later, held in events if later > row), -1)
+            if value != -1 and self.entry(at) == 0:
+                yield from self.fill(at, value)
+
     def _guess(self, address: int, above: int, at: int, level: int) -> int:
         """The frame of a table that is known from elsewhere: another root, or the stores that made it; else a spare."""
         known = self.kernel.get((above, address >> (3 + 9 * above)))

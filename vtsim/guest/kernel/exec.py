@@ -1,0 +1,113 @@
+"""Replacing the image of a child: its address space is torn down, and the program's text is mapped into a new one.
+
+What stands in the kernel's page cache is known from the parent's tables, where the text is mapped, too. Stack and data
+come with page faults.
+
+Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork.
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.ept import spec as e
+from vtsim.ept.tables import TO_TABLE
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.calls import flush_space
+from vtsim.guest.kernel.fork import free_own_pages
+from vtsim.guest.kernel.lengths import length
+
+
+@path("exec")
+def exec_(a: Assembler, kernel: KernelOptions) -> None:
+    """System call of a child: drop its pages and tables, and map its text anew."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_exec")
+    a.work(length("exec"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.copy(s.R12, s.RBX)
+    free_own_pages(a, "exec")
+    _clear(a)
+    a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
+    a.add(s.RSI, register=s.R8)
+    for index in kernel.top_entries:
+        for root in (0, at.PAGE) if kernel.kpti else (0,):
+            a.st_value(Mem(s.RSI, root + 8 * index), 0)
+    a.ld(s.RAX, Mem(s.RBX, at.T_TABLES_FIRST))
+    a.st(Mem(s.RBX, at.T_TABLES_NEXT), s.RAX)
+    _map_text(a)
+    if kernel.kpti:
+        a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
+        a.add(s.RSI, register=s.R8)
+        for index in kernel.top_entries:
+            a.ld(s.RAX, Mem(s.RSI, 8 * index))
+            a.st(Mem(s.RSI, at.PAGE + 8 * index), s.RAX)
+    flush_space(a, kernel)
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+def _areas(a: Assembler, name: str) -> None:
+    """Begin a loop over the areas of the task at RBX: one is at R14, RAX is its zone, 0 for text."""
+    a.ld(s.R14, Mem(s.RBX, at.T_AREAS))
+    a.ld(s.R15, Mem(s.RBX, at.T_AREA_COUNT))
+    a.label(name)
+    a.ld(s.RAX, Mem(s.R14, at.A_ZONE))
+    a.test(s.RAX, -1)
+
+
+def _next_area(a: Assembler, name: str) -> None:
+    a.add(s.R14, at.AREA_BYTES)
+    a.sub(s.R15, 1)
+    a.jcc(ops.CC_NZ, name)
+
+
+def _clear(a: Assembler) -> None:
+    """Clear the entries of data and stack. R8 <- where memory is mapped."""
+    a.mov(s.R8, at.DIRECT)
+    _areas(a, "exec_clear")
+    a.jcc(ops.CC_Z, "exec_clear_next")
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.ld(s.RSI, Mem(s.R14, at.A_START))
+    a.ld(s.RDX, Mem(s.R14, at.A_END))
+    a.sub(s.RDX, register=s.RSI)
+    a.shr(s.RDX, 12)
+    a.mov(s.RAX, 0)
+    a.hook(hooks.TABLE_CLEAR)
+    a.label("exec_clear_next")
+    _next_area(a, "exec_clear")
+
+
+def _map_text(a: Assembler) -> None:
+    """Map every page of the text, as the parent's tables have it."""
+    _areas(a, "exec_map")
+    a.jcc(ops.CC_NZ, "exec_map_next")
+    a.ld(s.R12, Mem(s.R14, at.A_START))
+    a.label("exec_map_page")
+    a.work(length("map_file_page"))
+    a.ld(s.RDI, Mem(s.RBX, at.T_PARENT))
+    a.ld(s.RDI, Mem(s.RDI, at.T_ROOT))
+    a.copy(s.RSI, s.R12)
+    a.mov(s.R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.copy(s.RCX, s.RDX)
+    a.copy(s.RDX, s.RAX)
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.ld(s.R9, Mem(s.RBX, at.T_TABLES))
+    a.mov(s.R10, TO_TABLE)
+    a.mov(s.R11, 0)
+    a.hook(hooks.TABLE_MAP)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "no_memory")
+    a.ld(s.RAX, Mem(s.R14, at.A_BYTES))
+    a.add(s.R12, register=s.RAX)
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.R12, register=s.RAX)
+    a.jcc(ops.CC_B, "exec_map_page")
+    a.label("exec_map_next")
+    _next_area(a, "exec_map")
