@@ -158,6 +158,7 @@ class Builder:
     frames: Frames
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
+    _future_tables: list[int] = field(factory=list, init=False)  # frames that the kernel makes tables of
 
     # --- what follows from the scenario and the profile ---------------------------------------------------------
     @property
@@ -257,6 +258,7 @@ class Builder:
             roots=self._roots(root, tasks),
             log=log << 12,
             spaces=self._views(spaces, tasks),
+            tables=tuple(self._future_tables),
         )
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
@@ -365,6 +367,7 @@ class Builder:
         lists = [frames.reserve(-(-max(count, 1) // mem.PAGE_WORDS)) for count in free]
         for_faults = sum(space.tables(prebuilt=False) for space in spaces) + 1
         first = frames.reserve(for_faults)
+        self._future_tables += range(first, first + for_faults)
         self.memory.store((zones << 12) + TABLES_AT, first)
         self.memory.store((zones << 12) + TABLES_AT + 8, first + for_faults)
         for n in range(len(spaces), len(tasks) - 1):
@@ -386,6 +389,7 @@ class Builder:
     def _child_tables(self, task: Task, space: AddressSpace) -> None:
         count = space.tables(prebuilt=False) + space.tables(prebuilt=True) + 1
         first = self.frames.reserve(count)
+        self._future_tables += range(first, first + count)
         for word, value in (
             (at.T_TABLES_FIRST, first), (at.T_TABLES_NEXT, first), (at.T_TABLES_END, first + count),
         ):  # fmt: skip

@@ -91,9 +91,10 @@ class Vm:
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario)) for vm in scenario.vms]
-    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms])
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
     return Geometry(
         cpus=scenario.machine.cpus,
+        nodes=scenario.machine.nodes,
         memory_bytes=scenario.machine.memory,
         pool_pages=sum(each.pool_pages for each in guests) + below.pool_pages + VALUE_PAGES,
         code_pages=sum(each.code_pages for each in guests) + below.code_pages,
@@ -330,7 +331,13 @@ class Machine:
                 f"CPUs advance by a quantum of {self.quantum} cycles; the smallest latency between them is {exact}"
             )
         vms = tuple(
-            VmOutcome(name=vm.spec.name, cpu=vm.spec.cpu or 0, elapsed=vm.finished_at or 0, stopped=vm.stopped)
+            VmOutcome(
+                name=vm.spec.name,
+                cpu=vm.spec.cpu or 0,
+                elapsed=vm.finished_at or 0,
+                stopped=vm.stopped,
+                memory=self._memory_of(vm),
+            )
             for vm in self.vms
         )
         return Outcome(
@@ -344,6 +351,13 @@ class Machine:
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
         )
+
+    def _memory_of(self, vm: Vm) -> dict[str, int]:
+        """What the hypervisor counted of a VM's memory."""
+        hypervisor = self.hypervisor
+        if hypervisor is None:
+            return {}
+        return hypervisor.memory_statistics(next(v for v in hypervisor.vcpus if v.name == vm.spec.name))
 
     def _replayed(self) -> ReplayedExits | None:
         """The exits of a recorded guest that ran to its end, row by row of its recording."""

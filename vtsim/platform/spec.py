@@ -35,6 +35,7 @@ class MachineSpec:
     profile: str = setting(Text(), "CPU profile; `vtsim list profile` names them", default="skx-4114")
     cpus: int = setting(counts(ge=1, le=256), "Logical CPUs", default=1)
     memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Physical memory", default=4 * GIB)
+    nodes: int = setting(counts(choices=(1, 2)), "NUMA nodes, between which CPUs and memory are halved", default=1)
     frames: str = setting(
         Text(choices=("shuffled", "contiguous")),
         "Hand out page frames scattered, as on a machine that has run for long, or in order",

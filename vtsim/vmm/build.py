@@ -23,12 +23,14 @@ from vtsim.vmcs import state as h
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
+from vtsim.vmm.buddy import Buddy
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
 from vtsim.vmm.needs import Needs, bitmap_frames, needs, table_frames
 from vtsim.vmm.personalities.kvm import chipset
+from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
@@ -40,6 +42,7 @@ from vtsim.vmm.spec import VmmSpec
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
 CHIPSET: Final = "i440fx"
+LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
@@ -71,6 +74,8 @@ def build_hypervisor(
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
     if not large or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
         wanted_blocks = 0
+    if vmm.memory.buddy:
+        wanted_blocks = 0
     block_list = host.area(2 + wanted_blocks)
     addresses = {
         "idt": at.frame_address(host.idt), "handlers": at.frame_address(handlers),
@@ -87,13 +92,26 @@ def build_hypervisor(
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
-    free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
+    buddy = None
+    if vmm.memory.buddy:
+        late = host.reserve(LATE_FRAMES * len(guests))
+        buddy = Buddy.reserve(
+            host, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
+            others=host.next_on,
+        )  # fmt: skip
+        engine.frames_from(late, LATE_FRAMES * len(guests), shuffled=False, seed=seed)
+        free = np.empty(0, np.int64)
+    else:
+        free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
     listed = np.concatenate([np.array([0, len(free)], np.int64), free])
     host.store_many(block_list, listed)
     first = addresses["blocks"]
     blocks = Blocks(host, first, first + 16, len(free), size) if len(free) else None
     for vcpu in parts:
         vcpu.memory.blocks = blocks
+        vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
+        if buddy is not None:
+            vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
     hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages)
     table = host.words(handlers)
     labels = program.labels
@@ -107,12 +125,18 @@ def build_hypervisor(
         if vmm.ept.populate == "prebuilt":
             vcpu.memory.back_all(vmm.ept.page_size)
         start = guest.build(vcpu.memory)
+        for gfn in start.tables:
+            vcpu.memory.place_table(gfn)
         if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for pool in vcpu.pools:
             pool.hand_over()
+        if vcpu.memory.placement is not None:
+            vcpu.memory.placement.hand_over(vcpu.address)
+    if buddy is not None:
+        buddy.hand_over()
     for cpu in cpu_pages:
         _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
     return hypervisor
@@ -158,7 +182,9 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
     page, region, process = host.reserve(), host.reserve(), host.process()
     address = at.frame_address(page) + at.STACK_BYTES
     tables = table_frames(size)
-    pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables)
+    geometry = host.engine.geometry
+    node = (geometry.node_of(guest.cpu) + (vmm.memory.ept_tables == "remote")) % geometry.nodes
+    pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables, node)
     backing_pool = Pool.of(host, address + at.V["BACKING_ALLOCATOR"], tables)
     backing = Table(root=process.root, format=process.format, take=backing_pool.take, words=process.words, levels=4)
     for linear in (at.USER_RUN, at.USER_DATA, at.USER_STACK - mem.PAGE_BYTES):

@@ -122,6 +122,11 @@ class Hypervisor:
         self.engine.sync(cpu)
         return vcpu
 
+    def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
+        """What became of a VM's memory; what did not happen is left out."""
+        counts = {name.lower(): self.word(vcpu, name) for name in at.STATISTICS}
+        return {name: count for name, count in counts.items() if count}
+
     def death(self, vcpu: Vcpu) -> str:
         """Why a VM ended; empty while it runs."""
         code = self.word(vcpu, "DEATH")

@@ -97,6 +97,11 @@ VCPU_WORDS: Final = (
     ("DIRTY_PAGES",       1, "pages found written, over all collections"),
     ("DIRTY_ROUNDS",      1, "collections"),
     ("PML_PAGE",          1, "linear address of the page-modification log"),
+    ("ZONE",              1, "linear address of the zone that guest memory comes from"),
+    ("OTHER_ZONE",        1, "of the zone of the other node: the same where there is one node"),
+    ("LARGE_PAGES",       1, "2 MiB pages of the host that were given to the VM"),
+    ("LARGE_MISSING",     1, "times that none was free, so that 4 KiB pages were given"),
+    ("OTHER_NODE",        1, "pages that came from another node than they should, because that had none"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -129,6 +134,8 @@ RUN_WORDS: Final = (
 # fmt: on
 
 
+# words of a vCPU that say what became of its VM's memory: they are in the result, by these names in small letters
+STATISTICS: Final = ("LARGE_PAGES", "LARGE_MISSING", "OTHER_NODE", "DIRTY_PAGES", "DIRTY_ROUNDS")
 V: Final = byte_offsets(VCPU_WORDS)
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from vtsim.base.memory import PAGE_WORDS
 from vtsim.base.registry import import_all
+from vtsim.vmm.buddy import record_frames
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
@@ -27,7 +28,7 @@ class Needs:
     host_frames: int
 
 
-def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
+def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
     tables = sum(table_frames(size) for size in memories)
     shadows = 0
@@ -38,6 +39,8 @@ def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
         permille = resolve_parameters(vmm)["shadow_permille"]
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
+    if vmm.memory.buddy:
+        bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
     return Needs(
         pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
         code_pages=24,

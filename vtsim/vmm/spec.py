@@ -7,6 +7,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
+from vtsim.vmm.memory_spec import HostMemorySpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -74,6 +75,7 @@ class VmmSpec:
         "Transparent huge pages of the host: whether memory of 2 MiB pages is there to map",
         default="always",
     )
+    memory: HostMemorySpec = setting(Group(spec=HostMemorySpec), "Memory of the host", factory=HostMemorySpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )

@@ -3,7 +3,8 @@
 A hook sees registers and simulated memory only. Every load and store that it stands for goes through TLBs and caches
 and counts as an instruction. It may refuse (a fault delivered at the hook's RIP); it never sets RIP or privilege.
 Page-table hooks see the tables through a linear map of physical memory that starts at R8. What a refused hook had done
-stands in registers, so that it goes on when it is made again. The hooks of shadow paging are in `shadow_hooks`.
+stands in registers, so that it goes on when it is made again. The hooks of shadow paging are in `shadow_hooks`, those
+of memory management in `memory_hooks`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vtsim.cpu.codes import MODEL_FAULT, NEXT, STOPPED
 from vtsim.cpu.kernels.access import timed_access
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store, sweep, zero_page
+from vtsim.cpu.kernels.memory_hooks import FIRST_MEMORY_HOOK, memory_hook
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
 from vtsim.cpu.kernels.stream import drain
@@ -198,6 +200,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = change_bit(m, a, t, 1 if number == SET_BIT else 0)
     elif number == DECODE:
         fault = decode(m, a, t)
+    elif number >= FIRST_MEMORY_HOOK:
+        fault = memory_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:
         fault = shadow_hook(m, a, t, number)
     else:

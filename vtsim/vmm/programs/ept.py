@@ -21,9 +21,9 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import dirty_log
+from vtsim.vmm.programs import dirty_log, frames
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
-from vtsim.vmm.programs.words import kill, vcpu, work, zero
+from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
@@ -204,7 +204,7 @@ def make_page(a: Assembler, path: Path) -> None:
         a.mov(RDX, path.addresses["zero_page"] << 12 | ZERO_PAGE)
         a.jmp("make_mapping")
     a.label("make_small")
-    _fresh_page(a)
+    _fresh_page(a, path)
     a.label("make_mapping")
     a.mov(RCX, 1)
     _map_user(a)
@@ -212,7 +212,7 @@ def make_page(a: Assembler, path: Path) -> None:
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
     work(a, path, "host_page_fault")
-    _fresh_page(a)
+    _fresh_page(a, path)
     a.mov(RCX, 1)
     _map_user(a)
     work(a, path, "unmap_notifier")
@@ -233,11 +233,16 @@ def make_page(a: Assembler, path: Path) -> None:
 
     a.label("no_host_memory")
     kill(a, OUT_OF_HOST_MEMORY)
+    if path.vmm.memory.buddy:
+        frames.subroutines(a, path)
 
 
-def _fresh_page(a: Assembler) -> None:
+def _fresh_page(a: Assembler, path: Path) -> None:
     """RDX <- entry for a new zeroed page of the host."""
-    a.hook(hooks.FRAME_ALLOCATE)
+    if path.vmm.memory.buddy:
+        a.call("take_frame")
+    else:
+        a.hook(hooks.FRAME_ALLOCATE)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_S, "no_host_memory")
     a.shl(RAX, 12)
@@ -253,14 +258,21 @@ def _fresh_page(a: Assembler) -> None:
 def _make_block(a: Assembler, path: Path) -> None:
     """A 2 MiB page of the host, where the slot holds all of it and one is free."""
     _in_one_slot(a, "make_small")
-    a.mov(RDI, path.addresses["blocks"])
-    a.ld(RAX, Mem(RDI), comment="blocks taken")
-    a.ld(RCX, Mem(RDI, 8), comment="blocks")
-    a.cmp(RAX, register=RCX)
-    a.jcc(ops.CC_AE, "make_small")
-    a.ld(RBX, Mem(RDI, 16, index=RAX, scale=8))
-    a.add(RAX, 1)
-    a.st(Mem(RDI), RAX)
+    if path.vmm.memory.buddy:
+        a.call("take_block")
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_S, "no_block")
+        a.copy(RBX, RAX)
+    else:
+        a.mov(RDI, path.addresses["blocks"])
+        a.ld(RAX, Mem(RDI), comment="blocks taken")
+        a.ld(RCX, Mem(RDI, 8), comment="blocks")
+        a.cmp(RAX, register=RCX)
+        a.jcc(ops.CC_AE, "no_block")
+        a.ld(RBX, Mem(RDI, 16, index=RAX, scale=8))
+        a.add(RAX, 1)
+        a.st(Mem(RDI), RAX)
+    count(a, "LARGE_PAGES")
     a.shl(RBX, 12)
     a.mov(RDI, at.HOST_DIRECT)
     a.add(RDI, register=RBX)
@@ -274,6 +286,9 @@ def _make_block(a: Assembler, path: Path) -> None:
     a.mov(RCX, 2)
     _map_user(a)
     a.jmp("find_page")
+    a.label("no_block")
+    count(a, "LARGE_MISSING")
+    a.jmp("make_small")
 
 
 def _map_user(a: Assembler) -> None:

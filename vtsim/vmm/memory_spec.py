@@ -1,0 +1,52 @@
+"""What a scenario chooses about the host's memory: who hands out frames, and on which node they lie."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.base.spec import Text, setting, shares
+
+
+@frozen(kw_only=True)
+class HostMemorySpec:
+    """Frames of the host: how they are handed out, and on which NUMA node."""
+
+    allocator: str = setting(
+        Text(choices=("auto", "list", "buddy")),
+        "Take frames from a list, or from a buddy allocator that programs give them back to; auto: as features need",
+        default="auto",
+    )
+    fragmentation: float = setting(
+        shares(), "2 MiB blocks of the host that hold a frame of somebody else's, so that no large page fits", default=0
+    )
+    data: str = setting(
+        Text(choices=("local", "remote", "interleaved")),
+        "Node of guest memory: that of the VM's CPU, another, or both in turn by 4 KiB (2 MiB) of the guest's memory",
+        default="local",
+    )
+    guest_tables: str = setting(
+        Text(choices=("as-data", "local", "remote")), "Node of the frames of the guest's page tables", default="as-data"
+    )
+    ept_tables: str = setting(Text(choices=("local", "remote")), "Node of the EPT tables", default="local")
+
+    @property
+    def buddy(self) -> bool:
+        """Does a buddy allocator hand out frames?"""
+        return self.allocator == "buddy"
+
+    @property
+    def placed(self) -> bool:
+        """Is anything not where the VM runs?"""
+        return (self.data, self.guest_tables, self.ept_tables) not in (
+            ("local", "as-data", "local"),
+            ("local", "local", "local"),
+        )
+
+    def __attrs_post_init__(self) -> None:
+        if self.allocator == "list" and self.fragmentation:
+            raise ConfigError(
+                "a list of frames has no fragmentation",
+                field="fragmentation",
+                help="choose allocator 'buddy', or fragmentation 0 %",
+            )
