@@ -84,7 +84,8 @@ def _allocator(scenario: Scenario) -> str:
     memory = scenario.vmm.memory
     if memory.allocator != "auto":
         return memory.allocator
-    return "buddy" if memory.fragmentation or scenario.machine.nodes > 1 else "list"
+    needed = memory.fragmentation or scenario.machine.nodes > 1 or scenario.vmm.takes_back
+    return "buddy" if needed else "list"
 
 
 def _log_method(wish: str, ept: EptSpec, can: Callable[[str], bool]) -> str:

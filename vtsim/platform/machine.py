@@ -350,6 +350,7 @@ class Machine:
             partial=self.interrupted,
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
+            memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:

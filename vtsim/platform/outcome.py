@@ -73,6 +73,7 @@ class Outcome:
     partial: bool
     approximations: tuple[str, ...] = ()
     replayed: ReplayedExits | None = None
+    memory: Mapping[str, int] = field(factory=dict)  # what is of the host, and of no single VM
 
 
 def bucket_floor(bucket: int) -> int:

@@ -204,7 +204,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
     elapsed = max(outcome.elapsed for outcome in outcomes)
     wall = sum(outcome.wall_s for outcome in outcomes)
     common = measured(everyone, guests, elapsed, native=native)
-    memory: dict[str, int] = {}
+    memory = {name: count for outcome in outcomes for name, count in outcome.memory.items()}
     for vm in (vm for outcome in outcomes for vm in outcome.vms):
         for name, count in vm.memory.items():
             memory[name] = memory.get(name, 0) + count

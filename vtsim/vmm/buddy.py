@@ -25,6 +25,16 @@ def record_frames(frame_count: int) -> int:
     return -(-(-(-frame_count // BLOCK) * BLOCK * RECORD_WORDS) // mem.PAGE_WORDS)
 
 
+def reserve_zones(host: Host) -> dict[str, int]:
+    """Memory for the zones and records; their linear addresses, and the first frame of a second node or 0."""
+    geometry = host.engine.geometry
+    return {
+        "records": at.frame_address(host.reserve(record_frames(geometry.frame_count))),
+        "zones": at.frame_address(host.reserve()),
+        "second_node": geometry.node_frames(1)[0] if geometry.nodes > 1 else 0,
+    }
+
+
 @define(eq=False)
 class Zone:
     """The free frames of one node: intact 2 MiB blocks, and frames of blocks that something sits in.
@@ -130,25 +140,24 @@ class Buddy:
     zones: tuple[Zone, ...]
 
     @classmethod
-    def reserve(
-        cls, host: Host, *, fragmentation: float, limit: int | None, seed: int, shuffled: bool, others: dict[int, int]
-    ) -> Buddy:
+    def of(
+        cls, host: Host, addresses: dict[str, int], *, fragmentation: float, limit: int | None, seed: int,
+        shuffled: bool, others: dict[int, int],
+    ) -> Buddy:  # fmt: skip
         """Take what is left of the host's memory. `others` says where the free frames of nodes begin, but the first."""
         geometry = host.engine.geometry
-        records = at.frame_address(host.reserve(record_frames(geometry.frame_count)))
-        words = at.frame_address(host.reserve())
         share = None if limit is None else limit // geometry.nodes
         zones = []
         for node in range(geometry.nodes):
             first, end = geometry.node_frames(node)
+            first = max(others.get(node, first), host.next_frame)
             zones.append(
                 Zone.of(
-                    node, words + node * ZONE_BYTES, max(others.get(node, first), host.next_frame),
-                    min(end, geometry.frame_count), fragmentation=fragmentation, limit=share, seed=seed,
-                    shuffled=shuffled,
+                    node, addresses["zones"] + node * ZONE_BYTES, first, min(end, geometry.frame_count),
+                    fragmentation=fragmentation, limit=share, seed=seed, shuffled=shuffled,
                 )
             )  # fmt: skip
-        return cls(host, records, tuple(zones))
+        return cls(host, addresses["records"], tuple(zones))
 
     def hand_over(self) -> None:
         """From now on only programs take frames."""

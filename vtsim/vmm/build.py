@@ -23,7 +23,7 @@ from vtsim.vmcs import state as h
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
-from vtsim.vmm.buddy import Buddy
+from vtsim.vmm.buddy import Buddy, reserve_zones
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
@@ -37,6 +37,7 @@ from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
+from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
 
 REASONS: Final = 96
@@ -82,7 +83,12 @@ def build_hypervisor(
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
         "log_period": profile.cycles(vmm.dirty_log.period),
+        "share_period": profile.cycles(vmm.sharing.period),
     }  # fmt: skip
+    if vmm.memory.buddy:
+        addresses |= reserve_zones(host)
+    if vmm.sharing.on:
+        addresses |= reserve_sharing(host, [guest.memory for guest in guests])
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -95,8 +101,8 @@ def build_hypervisor(
     buddy = None
     if vmm.memory.buddy:
         late = host.reserve(LATE_FRAMES * len(guests))
-        buddy = Buddy.reserve(
-            host, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
+        buddy = Buddy.of(
+            host, addresses, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
             others=host.next_on,
         )  # fmt: skip
         engine.frames_from(late, LATE_FRAMES * len(guests), shuffled=False, seed=seed)
@@ -135,6 +141,8 @@ def build_hypervisor(
             pool.hand_over()
         if vcpu.memory.placement is not None:
             vcpu.memory.placement.hand_over(vcpu.address)
+        if vmm.takes_back:
+            vcpu.memory.frames = None  # from now on the process's tables say what is where
     if buddy is not None:
         buddy.hand_over()
     for cpu in cpu_pages:
@@ -210,6 +218,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
         log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
+        marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
     )  # fmt: skip
 
 
@@ -243,6 +252,9 @@ def _fill_vmcs(
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
             "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
+    values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
+    if vcpu.marks is not None:
+        values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,

@@ -26,6 +26,7 @@ from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
 from vtsim.vmm.programs.schedule import FINISHED
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import ShadowPool
+from vtsim.vmm.sharing import shared_now
 
 GuestBuilder = Callable[[PhysicalMemory], Start]
 DEATHS: Final = {
@@ -66,6 +67,7 @@ class Vcpu:
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
+    marks: int | None = None  # first frame of what the scanner of page sharing saw
     log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
 
     @property
@@ -121,6 +123,10 @@ class Hypervisor:
         m[s.RIP] = mem.signed(self.program.labels["ended"])
         self.engine.sync(cpu)
         return vcpu
+
+    def sharing(self) -> dict[str, int]:
+        """Shared frames and the pages that they are behind, of all VMs together, where pages are shared."""
+        return shared_now(self.host, self.path.addresses)
 
     def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
         """What became of a VM's memory; what did not happen is left out."""

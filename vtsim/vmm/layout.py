@@ -101,6 +101,15 @@ VCPU_WORDS: Final = (
     ("OTHER_ZONE",        1, "of the zone of the other node: the same where there is one node"),
     ("LARGE_PAGES",       1, "2 MiB pages of the host that were given to the VM"),
     ("LARGE_MISSING",     1, "times that none was free, so that 4 KiB pages were given"),
+    ("MEMORY_END",        1, "guest-physical address behind the last frame of RAM"),
+    ("SHARE_AT",          1, "TSC at which the scanner of page sharing goes on; 0 never"),
+    ("SHARE_DUE",         1, "that time has come"),
+    ("SHARE_CURSOR",      1, "guest-physical address where it goes on"),
+    ("SHARE_MARKS",       1, "linear address of what it saw of every frame a round ago"),
+    ("SHARE_ROUNDS",      1, "times that it has looked at all memory"),
+    ("PAGES_PUBLISHED",   1, "pages of the VM that became shared frames"),
+    ("PAGES_MERGED",      1, "pages of the VM that gave way to a shared frame with the same contents"),
+    ("PAGES_UNSHARED",    1, "pages of the VM that were copied because a shared frame was written"),
     ("OTHER_NODE",        1, "pages that came from another node than they should, because that had none"),
 )
 
@@ -135,7 +144,8 @@ RUN_WORDS: Final = (
 
 
 # words of a vCPU that say what became of its VM's memory: they are in the result, by these names in small letters
-STATISTICS: Final = ("LARGE_PAGES", "LARGE_MISSING", "OTHER_NODE", "DIRTY_PAGES", "DIRTY_ROUNDS")
+STATISTICS: Final = ("LARGE_PAGES", "LARGE_MISSING", "OTHER_NODE", "DIRTY_PAGES", "DIRTY_ROUNDS", "SHARE_ROUNDS",
+                     "PAGES_PUBLISHED", "PAGES_MERGED", "PAGES_UNSHARED")
 V: Final = byte_offsets(VCPU_WORDS)
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned

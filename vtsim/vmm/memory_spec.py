@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.base.spec import Text, setting, shares
+from vtsim.base.spec import Boolean, Text, counts, durations, setting, shares
 
 
 @frozen(kw_only=True)
@@ -50,3 +50,12 @@ class HostMemorySpec:
                 field="fragmentation",
                 help="choose allocator 'buddy', or fragmentation 0 %",
             )
+
+
+@frozen(kw_only=True)
+class SharingSpec:
+    """Pages with the same contents become one frame until one is written, as KSM does it."""
+
+    on: bool = setting(Boolean(), "Look for such pages", default=False)
+    period: int = setting(durations(ge=1000), "Time between two turns of the scanner (KSM: 20 ms)", default=20_000_000)
+    pages: int = setting(counts(ge=1, le=2**24), "Pages of a VM looked at in one turn (KSM: 100)", default=100)

@@ -12,6 +12,7 @@ from vtsim.vmm.buddy import record_frames
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
+from vtsim.vmm.sharing import sharing_frames
 from vtsim.vmm.spec import VmmSpec
 
 FOUR_GIB = 1 << 32
@@ -41,6 +42,8 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     if vmm.memory.buddy:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
+    if vmm.sharing.on:
+        bitmaps += sharing_frames(memories)
     return Needs(
         pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
         code_pages=24,

@@ -7,7 +7,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
-from vtsim.vmm.memory_spec import HostMemorySpec
+from vtsim.vmm.memory_spec import HostMemorySpec, SharingSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -76,6 +76,7 @@ class VmmSpec:
         default="always",
     )
     memory: HostMemorySpec = setting(Group(spec=HostMemorySpec), "Memory of the host", factory=HostMemorySpec)
+    sharing: SharingSpec = setting(Group(spec=SharingSpec), "Sharing of equal pages", factory=SharingSpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
@@ -84,6 +85,11 @@ class VmmSpec:
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
         default=(),
     )
+
+    @property
+    def takes_back(self) -> bool:
+        """Does the hypervisor take memory back from its VMs?"""
+        return self.sharing.on
 
     def __attrs_post_init__(self) -> None:
         native = self.technique == "native"
@@ -99,3 +105,16 @@ class VmmSpec:
                 field="dirty_log.method",
                 help="choose paging 'ept', or method 'off'",
             )
+        if self.takes_back and not native:
+            if self.paging not in ("auto", "ept"):
+                raise ConfigError(
+                    "memory is taken back from VMs on EPT only",
+                    field="paging",
+                    help="paging can be ept; or leave out sharing",
+                )
+            if self.memory.allocator == "list":
+                raise ConfigError(
+                    "a list of frames takes none back",
+                    field="memory.allocator",
+                    help="allocator can be auto, buddy",
+                )

@@ -134,6 +134,10 @@ def copy_page(m: Record, a: Arena, t: Tags) -> int:
             return 0
         for n in range(PAGE_WORDS):
             a[to + n] = a[held + n]
+    elif contents(a, target >> 12):
+        to = contents(a, target >> 12)
+        for n in range(PAGE_WORDS):
+            a[to + n] = 0
     touch(a, target >> 12)
     return 0
 

@@ -18,7 +18,7 @@ from vtsim.cpu.kernels.access import timed_access
 from vtsim.cpu.kernels.buddy import give_block, take_block
 from vtsim.cpu.kernels.hook_access import sweep
 from vtsim.cpu.kernels.rights import READ
-from vtsim.cpu.kernels.stream import drain
+from vtsim.cpu.kernels.stream import drain, passes
 
 FIRST_MEMORY_HOOK: Final = 48
 # fmt: off
@@ -32,6 +32,7 @@ MEMORY_HOOKS: Final = (
     ("PAGE_EQUAL", "pages at RDI and RSI are read; RAX <- 1 if their contents are known and equal, else 0"),
 )
 KNOWN_ZERO, UNKNOWN = 0, -1
+INSTRUCTIONS_PER_WORD: int = 3     # a checksum loads, combines, multiplies; a comparison loads, compares, branches
 # fmt: on
 
 
@@ -69,6 +70,7 @@ def page_sum(m: Record, a: Arena, t: Tags) -> int:
     if hfn < 0:
         return hfn
     at = what_is_in(a, hfn)
+    passes(m, INSTRUCTIONS_PER_WORD * PAGE_WORDS)
     total = 0
     if at != UNKNOWN:
         if at != KNOWN_ZERO:
@@ -89,6 +91,7 @@ def page_equal(m: Record, a: Arena, t: Tags) -> int:
     other = read_page(m, a, t, m[s.GPR + s.RSI])
     if other < 0:
         return other
+    passes(m, INSTRUCTIONS_PER_WORD * PAGE_WORDS)
     first = what_is_in(a, one)
     second = what_is_in(a, other)
     equal = first != UNKNOWN and second != UNKNOWN

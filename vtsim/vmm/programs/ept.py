@@ -167,7 +167,7 @@ def _in_one_slot(a: Assembler, otherwise: str) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`write_ept` (leaf RDX, level RCX, address R13), `flush_ept`."""
+    """`write_ept` (leaf RDX, level RCX, address R13), `unmap_leaf` (address R13; keeps RBX RBP R9), `flush_ept`."""
     a.label("write_ept")
     a.copy(RSI, R13)
     a.ld(RDI, vcpu("EPT_ROOT"))
@@ -182,6 +182,17 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.label("no_tables")
     a.copy(4, R15, comment="the stack is given up")
     kill(a, OUT_OF_TABLES)
+
+    a.label("unmap_leaf")
+    work(a, path, "unmap_notifier")
+    leaf_of(a, R13)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "leaf_unmapped")
+    zero(a, RAX)
+    a.st(Mem(RCX), RAX)
+    a.call("flush_ept")
+    a.label("leaf_unmapped")
+    a.ret()
 
     a.label("flush_ept")
     a.ld(RAX, vcpu("EPT_TOP"))
@@ -212,7 +223,18 @@ def make_page(a: Assembler, path: Path) -> None:
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
     work(a, path, "host_page_fault")
+    if path.vmm.sharing.on:
+        a.mov(RCX, e.ADDRESS)
+        a.and_(RCX, register=RBX)
+        a.cmp(RCX, path.addresses["zero_page"] << 12)
+        a.jcc(ops.CC_Z, "break_zero")
+        a.call("unshare")
+        a.mov(RAX, RAM_PAGE)
+        a.or_(RDX, register=RAX)
+        a.jmp("sharing_broken")
+        a.label("break_zero")
     _fresh_page(a, path)
+    a.label("sharing_broken")
     a.mov(RCX, 1)
     _map_user(a)
     work(a, path, "unmap_notifier")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels.buddy import LARGEST_ORDER
-from vtsim.cpu.kernels.memory_hooks import BUDDY_TAKE
-from vtsim.cpu.slots import R13, RAX, RCX, RDI
+from vtsim.cpu.kernels.memory_hooks import BUDDY_GIVE, BUDDY_TAKE
+from vtsim.cpu.slots import R13, RAX, RCX, RDI, RSI
+from vtsim.vmm.buddy import ZONE_BYTES
 from vtsim.vmm.programs.words import count, vcpu, zero
 from vtsim.vmm.registry import Path
 
@@ -17,6 +18,7 @@ from vtsim.vmm.registry import Path
 def subroutines(a: Assembler, path: Path) -> None:
     """`take_frame`, `take_block`: RAX <- (first) frame for the guest-physical address in R13, or -1. Changes RCX RDI.
 
+    `give_frame`: the frame in RSI is free; changes RCX RDI.
     A frame that its node lacks comes from the other one; a block does not, as small local pages are better.
     """
     a.label("take_frame")
@@ -45,6 +47,17 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
     a.label("no_frame_at_all")
     a.mov(RAX, -1)
+    a.ret()
+
+    a.label("give_frame")
+    a.mov(RDI, path.addresses["zones"])
+    if path.addresses["second_node"]:
+        a.cmp(RSI, path.addresses["second_node"])
+        a.jcc(ops.CC_B, "frame_of_first")
+        a.add(RDI, ZONE_BYTES)
+        a.label("frame_of_first")
+    zero(a, RCX)
+    a.hook(BUDDY_GIVE)
     a.ret()
 
     a.label("take_block")

@@ -64,6 +64,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "fast_page_fault":     _length(120, "fast_page_fault, look-up apart"),
     "start_dirty_log":     _length(2000, "kvm_mmu_slot_apply_flags, walking apart", SIZE),
     "collect_dirty_log":   _length(1500, "kvm_vm_ioctl_get_dirty_log, walking apart", SIZE),
+    "share_scan":          _length(150, "scan_get_next_rmap_item, cmp_and_merge_page, reading of pages apart", SIZE),
+    "share_merge":         _length(800, "try_to_merge_one_page, stable_tree_append, comparing apart", SIZE),
     "make_mmio_entry":     _length(100, "handle_abnormal_pfn, make_mmio_spte"),
     "misconfiguration":    _length(80, "handle_ept_misconfig, handle_mmio_page_fault"),
     "emulate":             _length(500, "x86_emulate_instruction: decode, execute, write back; fetch apart", SIZE),
