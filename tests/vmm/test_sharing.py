@@ -93,8 +93,6 @@ def read(m: Machine, vm: int) -> tuple[list[int], list[int]]:
     return first, [m.data(8 * n, vm=vm, page=PAGES) for n in range(STEPS)]
 
 
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_what_a_vm_writes_to_a_shared_page_is_seen_by_no_other(seed: int, personality: str) -> None:
     random = np.random.default_rng(seed)

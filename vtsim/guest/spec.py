@@ -125,6 +125,22 @@ class StreamSpec(Phase):
             )
 
 
+@primitives.register("fill")
+@frozen(kw_only=True)
+class FillSpec(Phase):
+    """Every page of the region gets contents: its first word is stored, so that equal pages can be told from others."""
+
+    iterations: int = repeated(1)
+    region: int = region_of(4 * MIB)
+    at: int | None = placed()
+    distinct: int = setting(
+        counts(ge=1, le=2**24), "Different contents that the pages have in turn, the same in every VM", default=16
+    )
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+
+
 @primitives.register("cpuid")
 @frozen(kw_only=True)
 class CpuidSpec(Phase):

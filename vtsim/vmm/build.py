@@ -28,7 +28,7 @@ from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
-from vtsim.vmm.needs import Needs, bitmap_frames, needs, table_frames
+from vtsim.vmm.needs import Needs, bitmap_frames, needs, pool_frames
 from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
@@ -83,6 +83,7 @@ def build_hypervisor(
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
         "log_period": profile.cycles(vmm.dirty_log.period),
+        "collapse_period": profile.cycles(vmm.collapse.period),
         "share_period": profile.cycles(vmm.sharing.period),
     }  # fmt: skip
     if vmm.memory.buddy:
@@ -189,7 +190,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
     size, vmm = guest.memory, path.vmm
     page, region, process = host.reserve(), host.reserve(), host.process()
     address = at.frame_address(page) + at.STACK_BYTES
-    tables = table_frames(size)
+    tables = pool_frames(size, vmm)
     geometry = host.engine.geometry
     node = (geometry.node_of(guest.cpu) + (vmm.memory.ept_tables == "remote")) % geometry.nodes
     pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables, node)
@@ -253,6 +254,10 @@ def _fill_vmcs(
             "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
+    if vmm.collapse.on:
+        values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
+    if vmm.dirty_log.stop is not None:
+        values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
         values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
     if vcpu.shadow is not None:

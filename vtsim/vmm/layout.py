@@ -102,6 +102,12 @@ VCPU_WORDS: Final = (
     ("LARGE_PAGES",       1, "2 MiB pages of the host that were given to the VM"),
     ("LARGE_MISSING",     1, "times that none was free, so that 4 KiB pages were given"),
     ("MEMORY_END",        1, "guest-physical address behind the last frame of RAM"),
+    ("COLLAPSE_AT",       1, "TSC at which the daemon that makes large pages goes on; 0 never"),
+    ("COLLAPSE_DUE",      1, "that time has come"),
+    ("COLLAPSE_CURSOR",   1, "guest-physical address where it goes on"),
+    ("REGIONS_COLLAPSED", 1, "2 MiB of small pages of the host that were copied into a large one"),
+    ("REGIONS_RECOVERED", 1, "2 MiB that EPT had mapped small for logging and may map large again"),
+    ("LOG_END",           1, "TSC from which on writes are not logged any more; 0 never"),
     ("SHARE_AT",          1, "TSC at which the scanner of page sharing goes on; 0 never"),
     ("SHARE_DUE",         1, "that time has come"),
     ("SHARE_CURSOR",      1, "guest-physical address where it goes on"),
@@ -144,8 +150,19 @@ RUN_WORDS: Final = (
 
 
 # words of a vCPU that say what became of its VM's memory: they are in the result, by these names in small letters
-STATISTICS: Final = ("LARGE_PAGES", "LARGE_MISSING", "OTHER_NODE", "DIRTY_PAGES", "DIRTY_ROUNDS", "SHARE_ROUNDS",
-                     "PAGES_PUBLISHED", "PAGES_MERGED", "PAGES_UNSHARED")
+STATISTICS: Final = (
+    "LARGE_PAGES",
+    "LARGE_MISSING",
+    "OTHER_NODE",
+    "DIRTY_PAGES",
+    "DIRTY_ROUNDS",
+    "REGIONS_COLLAPSED",
+    "REGIONS_RECOVERED",
+    "SHARE_ROUNDS",
+    "PAGES_PUBLISHED",
+    "PAGES_MERGED",
+    "PAGES_UNSHARED",
+)
 V: Final = byte_offsets(VCPU_WORDS)
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned

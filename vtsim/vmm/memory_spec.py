@@ -59,3 +59,16 @@ class SharingSpec:
     on: bool = setting(Boolean(), "Look for such pages", default=False)
     period: int = setting(durations(ge=1000), "Time between two turns of the scanner (KSM: 20 ms)", default=20_000_000)
     pages: int = setting(counts(ge=1, le=2**24), "Pages of a VM looked at in one turn (KSM: 100)", default=100)
+
+
+@frozen(kw_only=True)
+class CollapseSpec:
+    """Small pages of the host become a large one, as khugepaged makes them; they are copied into a free block."""
+
+    on: bool = setting(Boolean(), "Look for 2 MiB of guest memory in small pages", default=False)
+    period: int = setting(
+        durations(ge=1000), "Time between two turns of the daemon (khugepaged: 10 s)", default=10_000_000_000
+    )
+    pages: int = setting(
+        counts(ge=512, le=2**24), "Pages of 4 KiB of a VM looked at in one turn (khugepaged: 4096)", default=4096
+    )

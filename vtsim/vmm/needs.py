@@ -31,7 +31,7 @@ class Needs:
 
 def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
-    tables = sum(table_frames(size) for size in memories)
+    tables = sum(pool_frames(size, vmm) for size in memories)
     shadows = 0
     if vmm.paging == "shadow":
         import vtsim.vmm.personalities  # which need this package
@@ -56,6 +56,11 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
 def bitmap_frames(size: int) -> int:
     """Frames of a bit for every frame number of so much guest memory."""
     return -(-gfn_ranges(size)[-1][1] // (64 * PAGE_WORDS))
+
+
+def pool_frames(size: int, vmm: VmmSpec) -> int:
+    """Frames for EPT tables of a VM: those that collapsing leaves behind are not used again."""
+    return table_frames(size) * (3 if vmm.collapse.on or vmm.dirty_log.ends else 1)
 
 
 def table_frames(size: int) -> int:

@@ -7,7 +7,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
-from vtsim.vmm.memory_spec import HostMemorySpec, SharingSpec
+from vtsim.vmm.memory_spec import CollapseSpec, HostMemorySpec, SharingSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -44,10 +44,25 @@ class DirtyLogSpec:
     start: int = setting(durations(), "When logging starts; large pages are split then", default=0)
     period: int = setting(durations(ge=1000), "Time between two collections of the log", default=10_000_000)
 
+    stop: int | None = setting(
+        durations(words={"never": None}), "When logging stops; large pages come back then", default=None
+    )
+
     @property
     def on(self) -> bool:
         """Is any method chosen?"""
         return self.method != "off"
+
+    @property
+    def ends(self) -> bool:
+        """Does logging stop before the run does?"""
+        return self.on and self.stop is not None
+
+    def __attrs_post_init__(self) -> None:
+        if self.stop is not None and self.stop <= self.start:
+            raise ConfigError(
+                "logging stops before it starts", field="stop", help="stop can be later than start, or never"
+            )
 
 
 @frozen(kw_only=True)
@@ -76,6 +91,9 @@ class VmmSpec:
         default="always",
     )
     memory: HostMemorySpec = setting(Group(spec=HostMemorySpec), "Memory of the host", factory=HostMemorySpec)
+    collapse: CollapseSpec = setting(
+        Group(spec=CollapseSpec), "Small pages of the host made large", factory=CollapseSpec
+    )
     sharing: SharingSpec = setting(Group(spec=SharingSpec), "Sharing of equal pages", factory=SharingSpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
@@ -89,7 +107,7 @@ class VmmSpec:
     @property
     def takes_back(self) -> bool:
         """Does the hypervisor take memory back from its VMs?"""
-        return self.sharing.on
+        return self.sharing.on or self.collapse.on
 
     def __attrs_post_init__(self) -> None:
         native = self.technique == "native"
@@ -110,7 +128,7 @@ class VmmSpec:
                 raise ConfigError(
                     "memory is taken back from VMs on EPT only",
                     field="paging",
-                    help="paging can be ept; or leave out sharing",
+                    help="paging can be ept; or leave out sharing, collapse",
                 )
             if self.memory.allocator == "list":
                 raise ConfigError(

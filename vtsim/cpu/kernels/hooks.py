@@ -20,11 +20,13 @@ from vtsim.base.memory import (
     A_ROWS,
     CODE,
     PAGE_WORDS,
+    PLAIN,
     VALUES,
     allocate,
     contents,
     give_contents,
     kind_of,
+    set_kind,
     touch,
 )
 from vtsim.cpu import ops as o
@@ -114,6 +116,17 @@ def change_bit(m: Record, a: Arena, t: Tags, value: int) -> int:
 
 
 @kernel
+def copy_code(m: Record, a: Arena, source: int, target: int) -> None:
+    """A frame has become a copy of another: it holds the same code, or none."""
+    if kind_of(a, source) == CODE:
+        a[a[A_CODE_OF] + target] = a[a[A_CODE_OF] + source]
+        set_kind(a, target, CODE)
+        m[s.FETCH_GENERATION] += 1
+    elif kind_of(a, target) == CODE:
+        set_kind(a, target, PLAIN)
+
+
+@kernel
 def copy_page(m: Record, a: Arena, t: Tags) -> int:
     """Copy a page as REP MOVS does: a fault or 0."""
     m[s.FAULT_KIND] = 0
@@ -139,6 +152,7 @@ def copy_page(m: Record, a: Arena, t: Tags) -> int:
         for n in range(PAGE_WORDS):
             a[to + n] = 0
     touch(a, target >> 12)
+    copy_code(m, a, source >> 12, target >> 12)
     return 0
 
 

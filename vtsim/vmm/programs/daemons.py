@@ -21,9 +21,10 @@ class Daemon:
 
 LOGGING = Daemon("LOG_AT", "LOG_DUE", "log_due")
 SHARING = Daemon("SHARE_AT", "SHARE_DUE", "share_due")
+COLLAPSE = Daemon("COLLAPSE_AT", "COLLAPSE_DUE", "collapse_due")
 
 
 def daemons(path: Path) -> tuple[Daemon, ...]:
     """Those that the scenario asks for."""
-    chosen = {LOGGING: path.vmm.dirty_log.on, SHARING: path.vmm.sharing.on}
+    chosen = {LOGGING: path.vmm.dirty_log.on, SHARING: path.vmm.sharing.on, COLLAPSE: path.vmm.collapse.on}
     return tuple(daemon for daemon, on in chosen.items() if on)

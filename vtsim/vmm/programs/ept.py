@@ -253,6 +253,14 @@ def make_page(a: Assembler, path: Path) -> None:
         a.call("flush_ept")
         a.jmp("reenter")
 
+    if path.vmm.collapse.on:
+        a.label("map_large_user")
+        a.mov(RSI, at.USER_RAM)
+        a.add(RSI, register=R13)
+        a.mov(RCX, 2)
+        _write_user(a)
+        a.ret()
+
     a.label("no_host_memory")
     kill(a, OUT_OF_HOST_MEMORY)
     if path.vmm.memory.buddy:
@@ -317,11 +325,16 @@ def _map_user(a: Assembler) -> None:
     """Write RDX as the process's entry of level RCX for the address in R13."""
     a.ld(RSI, Mem(R14, SLOT["USER"]))
     a.add(RSI, register=R13)
+    _write_user(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "no_host_memory")
+
+
+def _write_user(a: Assembler) -> None:
+    """The same for the user-space address in RSI; RAX <- 1 if there is no frame for a table."""
     a.ld(RDI, vcpu("HOST_ROOT"))
     a.mov(R8, at.HOST_DIRECT)
     a.lea(R9, vcpu("BACKING_ALLOCATOR"))
     a.mov(R10, e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | e.PTE_ACCESSED)
     zero(a, R11)
     a.hook(hooks.TABLE_MAP)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "no_host_memory")
