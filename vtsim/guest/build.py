@@ -39,7 +39,7 @@ from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
-from vtsim.guest.spec import ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import VmSpec
@@ -424,4 +424,4 @@ def _copies(phases: tuple[Any, ...]) -> int:
 
 
 def _sleeps(guest: GuestSpec) -> bool:
-    return any(isinstance(phase, IdleSpec) for process in guest.processes for phase in process.phases)
+    return any(isinstance(phase, IdleSpec | BalloonSpec) for process in guest.processes for phase in process.phases)

@@ -29,6 +29,7 @@ CALLS = {
     at.CALL_WAIT: "call_wait",
     at.CALL_UNMAP: "call_unmap",
     at.CALL_SLEEP: "call_sleep",
+    at.CALL_BALLOON: "call_balloon",
 }
 PLAIN_CALL = "call_plain"
 

@@ -321,6 +321,15 @@ class ContextSwitchSpec(Phase):
     work: int = setting(counts(le=2**30), "Instructions between two switches", default=0)
 
 
+@primitives.register("balloon")
+@frozen(kw_only=True)
+class BalloonSpec(Phase):
+    """The balloon driver of the guest kernel asks what the host demands, gives or takes frames, and sleeps."""
+
+    iterations: int = repeated(10)
+    period: int = setting(durations(ge=1), "Guest time asleep between two questions", default=1_000_000)
+
+
 @primitives.register("idle")
 @frozen(kw_only=True)
 class IdleSpec(Phase):

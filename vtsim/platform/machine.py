@@ -28,6 +28,7 @@ from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
+from vtsim.platform.disk import Disk
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
@@ -35,6 +36,8 @@ from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
 from vtsim.vmm.build import needs as hypervisor_needs
+from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.swap_disk import PLACE_WORDS, places
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
@@ -92,6 +95,7 @@ def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario)) for vm in scenario.vms]
     below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
+    disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
         cpus=scenario.machine.cpus,
         nodes=scenario.machine.nodes,
@@ -100,7 +104,7 @@ def geometry(scenario: Scenario, profile: Profile) -> Geometry:
         code_pages=sum(each.code_pages for each in guests) + below.code_pages,
         rows=sum(each.rows for each in guests) + below.rows,
         owners=1 + below.owners,
-        extra_words=sum(each.extra_words for each in guests) + 1,
+        extra_words=sum(each.extra_words for each in guests) + disk + 1,
     )
 
 
@@ -118,6 +122,8 @@ class Machine:
     interrupted: bool = field(default=False, init=False)
     wall_s: float = field(default=0.0, init=False)
     hypervisor: Hypervisor | None = field(default=None, init=False)
+    disk: Disk | None = field(default=None, init=False)
+    places: list[int] = field(factory=list, init=False)  # on the disk, the first of each VM
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -175,6 +181,13 @@ class Machine:
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
+        if scenario.vmm.swap.on:
+            swap, cycles = scenario.vmm.swap, self.profile.cycles
+            self.places = places([vm.memory for vm in scenario.vms])
+            self.disk = Disk(
+                self.engine, self.clock, self.engine.extra + extra, cycles(swap.read), cycles(swap.write),
+                simpy.Resource(self.clock, swap.at_once), self.hypervisor.disk_queues,
+            )  # fmt: skip
 
     def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
         """Build a VM's guest in its memory."""
@@ -260,6 +273,9 @@ class Machine:
     def _word(self, vm: Vm, gpa: int) -> int:
         """A word of a guest's memory."""
         assert vm.memory is not None
+        if self.disk is not None and isinstance(vm.memory, VmMemory):
+            here, place = vm.memory.peek(gpa), self.places[self.vms.index(vm)] + (gpa >> 12)
+            return (self.disk.word(place, gpa & 0xFF8) if here is None else here) & (1 << 64) - 1
         return self.engine.load(vm.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF) & (1 << 64) - 1
 
     def _act(self, code: int, cpu: int) -> None:
@@ -296,6 +312,8 @@ class Machine:
     def _device(self, cpu: int, code: int) -> None:
         """An access to an address where no device of this machine is: reads all ones, writes are lost."""
         m = self.engine.cpus[cpu]
+        if self.disk is not None and code == codes.DEVICE_WRITE and self.disk.answers(int(m[s.STOP_A])):
+            self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
         if code == codes.DEVICE_READ:
             packed = int(m[s.STOP_B])
             size, register = packed & 0xFF, packed >> 8

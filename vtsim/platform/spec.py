@@ -123,7 +123,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
                 message=f"there is no CPU {vm.cpu} on a machine whose number of CPUs is {machine.cpus}",
                 help=f"cpu can be {', '.join(map(str, range(machine.cpus)))}; or raise machine.cpus",
             )
-        if vm.memory > left:
+        if vm.memory > left and not scenario.vmm.swap.on:
             others = " that earlier VMs leave" if number else " of the machine"
             yield Problem(
                 path=f"{where}.memory",

@@ -17,7 +17,7 @@ from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT_PRIVATE
-from vtsim.ept.tables import EPT, EPT_PAGE, USER_PAGE, Table
+from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
 from vtsim.vmcs.generations import GENERATIONS
@@ -39,6 +39,7 @@ from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
+from vtsim.vmm.swap_disk import places, shares
 
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
@@ -83,6 +84,7 @@ def build_hypervisor(
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
         "log_period": profile.cycles(vmm.dirty_log.period),
+        "balloon_start": profile.cycles(vmm.balloon.start), "balloon_stop": profile.cycles(vmm.balloon.stop or 0),
         "collapse_period": profile.cycles(vmm.collapse.period),
         "share_period": profile.cycles(vmm.sharing.period),
     }  # fmt: skip
@@ -90,6 +92,8 @@ def build_hypervisor(
         addresses |= reserve_zones(host)
     if vmm.sharing.on:
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
+    if vmm.swap.on:
+        host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -99,6 +103,7 @@ def build_hypervisor(
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
+    disk_queues = {cpu: host.reserve(2) << 12 for cpu in cpu_pages} if vmm.swap.on else {}
     buddy = None
     if vmm.memory.buddy:
         late = host.reserve(LATE_FRAMES * len(guests))
@@ -119,13 +124,15 @@ def build_hypervisor(
         vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
-    hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages)
+    hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages, disk_queues)
     table = host.words(handlers)
     labels = program.labels
     for reason in range(REASONS):
         table[reason] = mem.signed(labels[handler_label(labels, reason)])
     host.gate(at.TIMER_VECTOR, labels["timer_interrupt"])
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
+    if vmm.swap.on:
+        host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
@@ -145,10 +152,25 @@ def build_hypervisor(
         if vmm.takes_back:
             vcpu.memory.frames = None  # from now on the process's tables say what is where
     if buddy is not None:
+        if vmm.swap.on:
+            _share_out(hypervisor, buddy)
         buddy.hand_over()
     for cpu in cpu_pages:
         _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
     return hypervisor
+
+
+def _share_out(hypervisor: Hypervisor, buddy: Buddy) -> None:
+    """How many frames each VM may have and has, and where its pages stand on the disk."""
+    vcpus = hypervisor.vcpus
+    firsts = places([vcpu.memory.size for vcpu in vcpus])
+    for vcpu, share, first in zip(vcpus, shares(buddy, vcpus, hypervisor.path.vmm.swap.memory), firsts, strict=False):
+        place = vcpu.memory.placement
+        values = {"SHARE": share, "DISK_FIRST": first, "RESIDENT": place.given if place is not None else 0}
+        if vcpu.swap_marks is not None:
+            values["SWAP_MARKS"] = at.frame_address(vcpu.swap_marks)
+        for name, value in values.items():
+            hypervisor.host.store(vcpu.address + at.V[name], value)
 
 
 def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
@@ -220,6 +242,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
         log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
         marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
+        swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
     )  # fmt: skip
 
 
@@ -357,6 +380,7 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         "SELF": page, "COUNT": len(vcpus), "ALIVE": len(vcpus), "VMXON_REGION": vmxon << 12,
         "CURRENT": vcpus[0].address if vcpus else 0,
         "TICK_AT": hypervisor.path.addresses["tick_cycles"] if len(vcpus) > 1 else 0,
+        "DISK_QUEUE": at.direct(hypervisor.disk_queues.get(cpu, 0)), "DOORBELL": at.HOST_DISK + 8 * cpu,
     }  # fmt: skip
     for name, value in words.items():
         host.store(page + at.C[name], value)

@@ -68,6 +68,7 @@ class Vcpu:
     devices: tuple[str, ...]
     recorded: bool
     marks: int | None = None  # first frame of what the scanner of page sharing saw
+    swap_marks: int | None = None  # first frame of what is on the disk
     log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
 
     @property
@@ -87,6 +88,7 @@ class Hypervisor:
     user: Program
     vcpus: tuple[Vcpu, ...]
     cpu_pages: dict[int, int] = field(factory=dict)
+    disk_queues: dict[int, int] = field(factory=dict)  # host-physical addresses, by CPU
 
     @property
     def hosted(self) -> bool:

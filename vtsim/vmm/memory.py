@@ -145,6 +145,13 @@ class VmMemory:
         if self.frames is not None:
             self.frames[self._place(gfn)] = hfn
 
+    def peek(self, gpa: int) -> int | None:
+        """The 8-byte word at a guest-physical address, changing nothing; None where no frame is."""
+        leaf = self.backing.find(at.USER_RAM + gpa)
+        if leaf is None:
+            return None
+        return self.engine.load((leaf.frame + (gpa >> 12) % (1 << 9 * leaf.size)) * PAGE_BYTES + gpa % PAGE_BYTES)
+
     def back_all(self, page_size: int) -> None:
         """Give every guest frame a host frame now, in pages of the given size."""
         ranges = gfn_ranges(self.size)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.base.spec import Boolean, Text, counts, durations, setting, shares
+from vtsim.base.spec import Boolean, Text, counts, durations, setting, shares, sizes
+
+KIB_256 = 2**18
 
 
 @frozen(kw_only=True)
@@ -72,3 +74,31 @@ class CollapseSpec:
     pages: int = setting(
         counts(ge=512, le=2**24), "Pages of 4 KiB of a VM looked at in one turn (khugepaged: 4096)", default=4096
     )
+
+
+@frozen(kw_only=True)
+class SwapSpec:
+    """VMs whose memory is more than the host has: pages go to a disk and come back when the guest asks for them.
+
+    The latencies are those of an Intel SSD DC P4500 of 1 TB (Lenovo product guide, 4XB7A08539): 85 us to read and 20 us
+    to write 4 KiB anywhere; 279,500 reads a second make 24 at a time.
+    """
+
+    on: bool = setting(Boolean(), "Swap; VMs may then have more memory than the machine", default=False)
+    memory: int | None = setting(
+        sizes(ge=KIB_256, words={"all": None}),
+        "Memory of the host that all VMs together may have; each gets a part in proportion to its size",
+        default=None,
+    )
+    read: int = setting(durations(ge=1), "Latency of reading a page from the disk", default=85_000)
+    write: int = setting(durations(ge=1), "Latency of writing one", default=20_000)
+    at_once: int = setting(counts(ge=1, le=1024), "Commands that the disk serves at a time", default=24)
+
+
+@frozen(kw_only=True)
+class BalloonSpec:
+    """What the host demands of its guests' balloons; a guest gives frames if a process of it runs the driver."""
+
+    size: int = setting(sizes(), "Memory that each guest is to give; 0 offers no balloon", default=0)
+    start: int = setting(durations(), "When the host wants it", default=0)
+    stop: int | None = setting(durations(words={"never": None}), "When the guests may have it back", default=None)

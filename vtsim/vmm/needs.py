@@ -12,7 +12,7 @@ from vtsim.vmm.buddy import record_frames
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
-from vtsim.vmm.sharing import sharing_frames
+from vtsim.vmm.sharing import mark_frames, sharing_frames
 from vtsim.vmm.spec import VmmSpec
 
 FOUR_GIB = 1 << 32
@@ -44,8 +44,12 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
     if vmm.sharing.on:
         bitmaps += sharing_frames(memories)
+    disk_pages = 0
+    if vmm.swap.on:
+        bitmaps += sum(map(mark_frames, memories))
+        disk_pages = 2 * sum(gfn_ranges(size)[-1][1] for size in memories)
     return Needs(
-        pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
+        pool_pages=disk_pages + 2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
         code_pages=24,
         rows=8192,
         owners=1 + len(memories),

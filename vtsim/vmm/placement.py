@@ -23,6 +23,7 @@ class Placement:
     large_pages: int = field(default=0, init=False)
     large_missing: int = field(default=0, init=False)
     other_node: int = field(default=0, init=False)
+    given: int = field(default=0, init=False)  # frames
     moved: set[int] = field(factory=set, init=False)
 
     def node(self, where: str) -> int:
@@ -64,6 +65,7 @@ class Placement:
                 found = np.concatenate([found, more])
         if len(found) < count:
             raise used_up()
+        self.given += count
         return found
 
     @property

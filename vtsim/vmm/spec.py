@@ -7,7 +7,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
-from vtsim.vmm.memory_spec import CollapseSpec, HostMemorySpec, SharingSpec
+from vtsim.vmm.memory_spec import BalloonSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -95,6 +95,8 @@ class VmmSpec:
         Group(spec=CollapseSpec), "Small pages of the host made large", factory=CollapseSpec
     )
     sharing: SharingSpec = setting(Group(spec=SharingSpec), "Sharing of equal pages", factory=SharingSpec)
+    balloon: BalloonSpec = setting(Group(spec=BalloonSpec), "Memory that guests are asked to give", factory=BalloonSpec)
+    swap: SwapSpec = setting(Group(spec=SwapSpec), "Over-commit with swapping", factory=SwapSpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
@@ -107,7 +109,7 @@ class VmmSpec:
     @property
     def takes_back(self) -> bool:
         """Does the hypervisor take memory back from its VMs?"""
-        return self.sharing.on or self.collapse.on
+        return self.sharing.on or self.collapse.on or self.swap.on or self.balloon.size > 0
 
     def __attrs_post_init__(self) -> None:
         native = self.technique == "native"
@@ -128,7 +130,7 @@ class VmmSpec:
                 raise ConfigError(
                     "memory is taken back from VMs on EPT only",
                     field="paging",
-                    help="paging can be ept; or leave out sharing, collapse",
+                    help="paging can be ept; or leave out sharing, collapse, swap, balloon",
                 )
             if self.memory.allocator == "list":
                 raise ConfigError(
@@ -136,3 +138,24 @@ class VmmSpec:
                     field="memory.allocator",
                     help="allocator can be auto, buddy",
                 )
+        if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
+            raise ConfigError(
+                "large pages are not given back in parts",
+                field="ept.page_size",
+                help="page_size can be 4 KiB, without a balloon any",
+            )
+        if self.swap.on and not native:
+            if self.ept.page_size > 4 * KIB:
+                raise ConfigError(
+                    "large pages are not swapped",
+                    field="ept.page_size",
+                    help="page_size can be 4 KiB, without swap any",
+                )
+            if self.ept.populate == "prebuilt":
+                raise ConfigError(
+                    "memory that is all there before the guest starts leaves nothing to swap",
+                    field="ept.populate",
+                    help="populate can be demand",
+                )
+            if self.collapse.on:
+                raise ConfigError("large pages are not swapped", field="collapse.on", help="on can be false with swap")

@@ -52,6 +52,7 @@ LENGTHS: Final[dict[str, Length]] = {
     "wait":           Length( 600, "kernel_wait4"),
     "reap":           Length(1500, "release_task and exit_mmap, without pages"),
     "unmap":          Length( 400, "__do_munmap, without pages"),
+    "balloon_page":   Length( 150, "fill_balloon or leak_balloon, one page"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
 }
 # fmt: on

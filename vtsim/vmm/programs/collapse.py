@@ -1,8 +1,8 @@
 """Small pages of a VM become a large one again: what khugepaged does to the host's pages, and KVM to EPT after logging.
 
-The daemon copies the pages of 2 MiB of guest memory into a free block, as long as at least one of them is there and none is
-shared; EPT then maps the block at the next violation. Where the host's page is large all along and only EPT's leaves are
-small, because writes were logged, their table goes.
+The daemon copies the pages of 2 MiB of guest memory into a free block, as long as at least one of them is there and
+none is shared; EPT then maps the block at the next violation. Where the host's page is large all along and only EPT's
+leaves are small, because writes were logged, their table goes.
 
 Not modelled: the state of a page in the host's own lists; a limit of pages that are not there (max_ptes_none is 511).
 """

@@ -10,6 +10,7 @@ from vtsim.cpu.assembler import Assembler
 from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID, PML_FULL
 from vtsim.vmm.programs import (
     apic,
+    balloon,
     collapse,
     dirty_log,
     ept,
@@ -19,6 +20,7 @@ from vtsim.vmm.programs import (
     schedule,
     shadow,
     sharing,
+    swap,
     timer,
 )
 from vtsim.vmm.registry import Path, exit_paths
@@ -64,6 +66,10 @@ def emit_shared(a: Assembler, path: Path) -> None:
             collapse.subroutines(a, path)
         if path.vmm.collapse.on or path.vmm.dirty_log.ends:
             collapse.unmap_region(a, path)
+        if path.vmm.balloon.size:
+            balloon.subroutines(a, path)
+        if path.vmm.swap.on:
+            swap.subroutines(a, path)
         if path.vmm.sharing.on:
             sharing.subroutines(a, path)
     else:

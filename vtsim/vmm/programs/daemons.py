@@ -12,7 +12,7 @@ from vtsim.vmm.registry import Path
 
 @frozen
 class Daemon:
-    """Words of a vCPU that hold its next time (TSC; 0 never) and whether that has come, and the label of its program."""
+    """Words of a vCPU that hold its next time (TSC; 0 never) and whether that has come; the label of its program."""
 
     at: str
     due: str
@@ -28,3 +28,9 @@ def daemons(path: Path) -> tuple[Daemon, ...]:
     """Those that the scenario asks for."""
     chosen = {LOGGING: path.vmm.dirty_log.on, SHARING: path.vmm.sharing.on, COLLAPSE: path.vmm.collapse.on}
     return tuple(daemon for daemon, on in chosen.items() if on)
+
+
+def what_may_be_due(path: Path) -> tuple[tuple[str, str], ...]:
+    """Words of a vCPU that are looked at on the way into its guest, and labels of what is done when they are not 0."""
+    swapping = (("SWAP_DUE", "swap_done"),) if path.vmm.swap.on else ()
+    return (*swapping, *((daemon.due, daemon.label) for daemon in daemons(path)))

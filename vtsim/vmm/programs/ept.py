@@ -21,7 +21,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import dirty_log, frames
+from vtsim.vmm.programs import dirty_log, frames, swap
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -43,6 +43,7 @@ def violation(a: Assembler, path: Path) -> None:
     work(a, path, "ept_violation")
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
+    a.label("resolve_violation")
     find_slot(a)
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_PRIVATE)
@@ -86,6 +87,8 @@ def find_page(a: Assembler, path: Path) -> None:
     a.hook(hooks.TABLE_LOOKUP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "make_page")
+    if path.vmm.swap.on:
+        a.copy(R9, RCX)
     a.copy(RBX, RAX)
     a.copy(RBP, RDX)
     a.test(R12, e.Q_WRITE)
@@ -141,6 +144,8 @@ def map_page(a: Assembler, path: Path) -> None:
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_READ_ONLY)
     a.jcc(ops.CC_NZ, "map_read_only")
+    if path.vmm.swap.on:
+        _clean_page(a, path)
     a.or_(RDX, EPT_WRITTEN)
     if path.vmm.dirty_log.on:
         dirty_log.mark(a, path, "map_write")
@@ -151,6 +156,23 @@ def map_page(a: Assembler, path: Path) -> None:
     a.copy(RCX, R11)
     a.call("write_ept")
     a.jmp("reenter")
+
+
+def _clean_page(a: Assembler, path: Path) -> None:
+    """A page that the disk has as it is stays known as such until it is written. RBX entry of the process, at R9."""
+    a.test(RBX, e.PTE_DIRTY)
+    a.jcc(ops.CC_NZ, "map_dirty")
+    a.test(R12, e.Q_WRITE)
+    a.jcc(ops.CC_NZ, "make_dirty")
+    if path.vmm.ept.accessed_dirty:
+        a.or_(RDX, EPT_WRITTEN & ~e.EPT_DIRTY)
+        a.jmp("map_write")
+    else:
+        a.jmp("map_read_only")
+    a.label("make_dirty")
+    a.or_(RBX, e.PTE_DIRTY)
+    a.st(Mem(R9), RBX)
+    a.label("map_dirty")
 
 
 def _in_one_slot(a: Assembler, otherwise: str) -> None:
@@ -207,6 +229,8 @@ def make_page(a: Assembler, path: Path) -> None:
     """`make_page`: the host's page fault for memory of the process that has no page yet; then look again."""
     a.label("make_page")
     work(a, path, "host_page_fault")
+    if path.vmm.swap.on:
+        swap.before_page(a, path)
     if path.vmm.huge_pages == "always" and path.vmm.ept.page_size >= LARGE:
         _make_block(a, path)
     if path.vmm.huge_pages == "never":

@@ -186,6 +186,9 @@ def _merge(a: Assembler, path: Path) -> None:
     _address(a, RSI)
     a.shr(RSI, 12)
     a.call("give_frame")
+    if path.vmm.swap.on:
+        a.mov(RAX, -1)
+        a.xadd(vcpu("RESIDENT"), RAX)
     count(a, "PAGES_MERGED")
     a.jmp("share_seen")
 
@@ -213,7 +216,10 @@ def _publish(a: Assembler, path: Path) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`share_due`; `unshare` (page of R13, entry RBX): a frame of its own, with the same contents, in place of a shared one."""
+    """`share_due`; `unshare` (page of R13, entry RBX): RDX <- address of a frame of its own, with the same contents.
+
+    `drop_shared`: one page less is behind the shared frame of the entry RBX. Keeps RDX RBX RBP R13.
+    """
     due(a, path)
     a.label("unshare")
     a.call("take_frame")
@@ -225,6 +231,13 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.add(RDI, register=RAX)
     _direct(a, RSI, RBX)
     a.hook(hooks.PAGE_COPY)
+    a.call("drop_shared")
+    if path.vmm.swap.on:
+        a.mov(RAX, 1)
+        a.xadd(vcpu("RESIDENT"), RAX)
+    count(a, "PAGES_UNSHARED")
+    a.ret()
+    a.label("drop_shared")
     _lock(a, path, "unshare_lock")
     a.copy(RAX, RBX)
     _address(a, RAX)
@@ -241,12 +254,9 @@ def subroutines(a: Assembler, path: Path) -> None:
     zero(a, RAX)
     a.st(Mem(RDI), RAX)
     _add(a, path, "FRAMES", -1)
-    a.push(RDX)
     a.call("give_frame")
-    a.pop(RDX)
     a.label("unshared")
     _unlock(a, path)
-    count(a, "PAGES_UNSHARED")
     a.ret()
     a.label("unshare_fails")
     a.copy(RSP, R15, comment="the stack is given up")

@@ -71,8 +71,13 @@ def program_timer(a: Assembler, path: Path) -> None:
 
 
 def interrupt_handlers(a: Assembler, path: Path) -> None:
-    """`timer_interrupt` and `wire_interrupt`: what the host's IDT leads to."""
-    for name, body in (("timer_interrupt", expire), ("wire_interrupt", wire)):
+    """`timer_interrupt`, `wire_interrupt` and, with a disk, `disk_interrupt`: what the host's IDT leads to."""
+    bodies = {"timer_interrupt": expire, "wire_interrupt": wire}
+    if path.vmm.swap.on:
+        from vtsim.vmm.programs import swap  # which needs this module
+
+        bodies["disk_interrupt"] = swap.complete
+    for name, body in bodies.items():
         a.label(name)
         a.activity = ops.INTERRUPT_PATH
         a.sub(RSP, FRAME)
