@@ -4,7 +4,7 @@ The host page is found in the page tables of the VM's process; where it is missi
 makes it. Leaf sizes follow what backs the memory.
 
 SDM: "EPT Violations"; "Exit Qualification for EPT Violations"; "EPT Misconfigurations".
-Not modelled: reclaim; recovery of split huge pages in the background.
+Not modelled: a background thread that makes large pages of EPT again which code has split (nx_huge_pages).
 """
 
 from __future__ import annotations

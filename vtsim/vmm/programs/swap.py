@@ -2,8 +2,8 @@
 
 A hand goes round the VM's memory. A page whose accessed flag in EPT is set gets a second chance and loses the flag;
 else it is the victim: unmapped, written if it is not on the disk as it is, and its frame free when that is done. Some
-frames are kept in reserve, so that writes go on beside the guest. A page that is on the disk is read when the guest asks
-for it; meanwhile another vCPU runs, or none.
+frames are kept in reserve, so that writes go on beside the guest. A page that is on the disk is read when the guest
+asks for it; meanwhile another vCPU runs, or none.
 
 SDM: "Accessed and Dirty Flags for EPT"; "EPT Violations".
 Not modelled: reclaim of one VM's pages by another VM; read-ahead; reclaim by a thread of its own; large pages on the
