@@ -39,7 +39,7 @@ from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
-from vtsim.guest.spec import BalloonSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import VmSpec
@@ -81,11 +81,17 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False) -> Needs:
     direct = (vm.memory >> 30) + 8
     tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
     return Needs(
-        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks,
+        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest),
         code_pages=8 + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS + sum(_rows(phase) for process in guest.processes for phase in process.phases),
         extra_words=sum(_table_words(phase) for process in guest.processes for phase in process.phases),
     )
+
+
+def _filled(guest: GuestSpec) -> int:
+    """Pages that get contents because processes store values in them."""
+    phases = (phase for process in guest.processes for phase in process.phases)
+    return sum(-(-phase.region // PAGE) for phase in phases if isinstance(phase, FillSpec))
 
 
 def _table_words(phase: Any) -> int:

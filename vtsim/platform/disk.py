@@ -8,7 +8,7 @@ Not modelled: bandwidth; the traffic of DMA in caches; errors.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 import simpy
@@ -20,7 +20,8 @@ from vtsim.base.jit import quiet
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.apic import request
 from vtsim.vmm import layout as at
-from vtsim.vmm.swap_disk import PLACE_WORDS
+from vtsim.vmm.hypervisor import Hypervisor
+from vtsim.vmm.swap_disk import PLACE_WORDS, places
 
 DOORBELLS: Final = at.DISK_FRAME * mem.PAGE_BYTES
 
@@ -36,7 +37,18 @@ class Disk:
     write_cycles: int
     servers: simpy.Resource
     queues: dict[int, int]  # CPU: host-physical address of its queues
+    places: list[int]  # the first of each VM
     taken: dict[int, int] = field(factory=dict)  # commands taken, by CPU
+
+    @classmethod
+    def of(cls, hypervisor: Hypervisor, clock: simpy.Environment, first: int, sizes: Sequence[int]) -> Disk:
+        """The disk that a hypervisor swaps to, for VMs with so many bytes of memory."""
+        swap, cycles = hypervisor.path.vmm.swap, hypervisor.path.profile.cycles
+        servers = simpy.Resource(clock, swap.at_once)
+        return cls(
+            hypervisor.engine, clock, first, cycles(swap.read), cycles(swap.write), servers, hypervisor.disk_queues,
+            places(sizes),
+        )  # fmt: skip
 
     def answers(self, hpa: int) -> bool:
         """Is this one of its registers?"""
@@ -104,7 +116,7 @@ class Disk:
         first = int(self.engine.arena[mem.A_POOL]) + page * mem.PAGE_WORDS
         return self.engine.arena[first : first + mem.PAGE_WORDS]
 
-    def word(self, place: int, offset: int) -> int:
-        """A word of a page on the disk."""
-        a, source = self.engine.arena, self.first + PLACE_WORDS * place
-        return int(self._words(int(a[source + 1]))[offset // 8]) if int(a[source]) & mem.SLOT_MASK else 0
+    def word(self, vm: int, gpa: int) -> int:
+        """The word of a VM's memory as the disk has it."""
+        a, source = self.engine.arena, self.first + PLACE_WORDS * (self.places[vm] + (gpa >> 12))
+        return int(self._words(int(a[source + 1]))[gpa % mem.PAGE_BYTES // 8]) if int(a[source]) & mem.SLOT_MASK else 0

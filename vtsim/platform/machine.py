@@ -123,7 +123,6 @@ class Machine:
     wall_s: float = field(default=0.0, init=False)
     hypervisor: Hypervisor | None = field(default=None, init=False)
     disk: Disk | None = field(default=None, init=False)
-    places: list[int] = field(factory=list, init=False)  # on the disk, the first of each VM
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -182,12 +181,8 @@ class Machine:
             shuffled=self._shuffled,
         )  # fmt: skip
         if scenario.vmm.swap.on:
-            swap, cycles = scenario.vmm.swap, self.profile.cycles
-            self.places = places([vm.memory for vm in scenario.vms])
-            self.disk = Disk(
-                self.engine, self.clock, self.engine.extra + extra, cycles(swap.read), cycles(swap.write),
-                simpy.Resource(self.clock, swap.at_once), self.hypervisor.disk_queues,
-            )  # fmt: skip
+            sizes = [vm.memory for vm in scenario.vms]
+            self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
 
     def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
         """Build a VM's guest in its memory."""
@@ -274,8 +269,8 @@ class Machine:
         """A word of a guest's memory."""
         assert vm.memory is not None
         if self.disk is not None and isinstance(vm.memory, VmMemory):
-            here, place = vm.memory.peek(gpa), self.places[self.vms.index(vm)] + (gpa >> 12)
-            return (self.disk.word(place, gpa & 0xFF8) if here is None else here) & (1 << 64) - 1
+            here = vm.memory.peek(gpa)
+            return (self.disk.word(self.vms.index(vm), gpa) if here is None else here) & (1 << 64) - 1
         return self.engine.load(vm.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF) & (1 << 64) - 1
 
     def _act(self, code: int, cpu: int) -> None:

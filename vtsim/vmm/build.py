@@ -39,7 +39,7 @@ from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
-from vtsim.vmm.swap_disk import places, shares
+from vtsim.vmm.swap_disk import share_out
 
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
@@ -153,24 +153,11 @@ def build_hypervisor(
             vcpu.memory.frames = None  # from now on the process's tables say what is where
     if buddy is not None:
         if vmm.swap.on:
-            _share_out(hypervisor, buddy)
+            share_out(hypervisor, buddy)
         buddy.hand_over()
     for cpu in cpu_pages:
         _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
     return hypervisor
-
-
-def _share_out(hypervisor: Hypervisor, buddy: Buddy) -> None:
-    """How many frames each VM may have and has, and where its pages stand on the disk."""
-    vcpus = hypervisor.vcpus
-    firsts = places([vcpu.memory.size for vcpu in vcpus])
-    for vcpu, share, first in zip(vcpus, shares(buddy, vcpus, hypervisor.path.vmm.swap.memory), firsts, strict=False):
-        place = vcpu.memory.placement
-        values = {"SHARE": share, "DISK_FIRST": first, "RESIDENT": place.given if place is not None else 0}
-        if vcpu.swap_marks is not None:
-            values["SWAP_MARKS"] = at.frame_address(vcpu.swap_marks)
-        for name, value in values.items():
-            hypervisor.host.store(vcpu.address + at.V[name], value)
 
 
 def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:

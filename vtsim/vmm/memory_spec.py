@@ -96,7 +96,7 @@ class SwapSpec:
 
 
 @frozen(kw_only=True)
-class BalloonSpec:
+class BallooningSpec:
     """What the host demands of its guests' balloons; a guest gives frames if a process of it runs the driver."""
 
     size: int = setting(sizes(), "Memory that each guest is to give; 0 offers no balloon", default=0)

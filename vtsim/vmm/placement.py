@@ -24,6 +24,7 @@ class Placement:
     large_missing: int = field(default=0, init=False)
     other_node: int = field(default=0, init=False)
     given: int = field(default=0, init=False)  # frames
+    handed_over: bool = field(default=False, init=False)
     moved: set[int] = field(factory=set, init=False)
 
     def node(self, where: str) -> int:
@@ -70,8 +71,8 @@ class Placement:
 
     @property
     def tables_apart(self) -> bool:
-        """Do guest tables lie on a node of their own?"""
-        return self.spec.guest_tables != "as-data"
+        """Do guest tables lie on a node of their own, and can builders still put them there?"""
+        return self.spec.guest_tables != "as-data" and not self.handed_over
 
     def table_frame(self, gfn: int) -> int:
         """The frame of a page table of the guest."""
@@ -80,6 +81,7 @@ class Placement:
 
     def hand_over(self, vcpu: int) -> None:
         """Tell the vCPU whose words stand at a linear address."""
+        self.handed_over = True
         first, other = self.zones
         for name, value in (
             ("ZONE", first.address), ("OTHER_ZONE", other.address), ("LARGE_PAGES", self.large_pages),

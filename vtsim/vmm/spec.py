@@ -7,7 +7,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
-from vtsim.vmm.memory_spec import BalloonSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
+from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -95,7 +95,9 @@ class VmmSpec:
         Group(spec=CollapseSpec), "Small pages of the host made large", factory=CollapseSpec
     )
     sharing: SharingSpec = setting(Group(spec=SharingSpec), "Sharing of equal pages", factory=SharingSpec)
-    balloon: BalloonSpec = setting(Group(spec=BalloonSpec), "Memory that guests are asked to give", factory=BalloonSpec)
+    balloon: BallooningSpec = setting(
+        Group(spec=BallooningSpec), "Memory that guests are asked to give", factory=BallooningSpec
+    )
     swap: SwapSpec = setting(Group(spec=SwapSpec), "Over-commit with swapping", factory=SwapSpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None

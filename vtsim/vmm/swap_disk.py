@@ -8,8 +8,9 @@ from typing import Final
 from vtsim.base.errors import ConfigError
 from vtsim.base.memory import PAGE_BYTES
 from vtsim.base.units import SIZE
+from vtsim.vmm import layout as at
 from vtsim.vmm.buddy import Buddy
-from vtsim.vmm.hypervisor import Vcpu
+from vtsim.vmm.hypervisor import Hypervisor, Vcpu
 from vtsim.vmm.memory import gfn_ranges
 
 PLACE_WORDS: Final = 3  # of a page on the disk: frame word, page of contents, code page
@@ -42,3 +43,16 @@ def shares(buddy: Buddy, vcpus: Sequence[Vcpu], limit: int | None) -> list[int]:
                 help=f"give at least {need}",
             )
     return parts
+
+
+def share_out(hypervisor: Hypervisor, buddy: Buddy) -> None:
+    """Tell every vCPU how many frames its VM may have and has, and where its pages stand on the disk."""
+    vcpus = hypervisor.vcpus
+    firsts = places([vcpu.memory.size for vcpu in vcpus])
+    for vcpu, share, first in zip(vcpus, shares(buddy, vcpus, hypervisor.path.vmm.swap.memory), firsts, strict=False):
+        place = vcpu.memory.placement
+        values = {"SHARE": share, "DISK_FIRST": first, "RESIDENT": place.given if place is not None else 0}
+        if vcpu.swap_marks is not None:
+            values["SWAP_MARKS"] = at.frame_address(vcpu.swap_marks)
+        for name, value in values.items():
+            hypervisor.host.store(vcpu.address + at.V[name], value)
