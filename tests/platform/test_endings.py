@@ -51,3 +51,22 @@ def test_a_guest_that_needs_more_memory_than_its_vm_has_is_refused_by_its_path()
     with pytest.raises(ConfigError) as raised:
         Machine(scenario)
     assert str(raised.value).startswith("vms.0.memory: 64 MiB of memory are too little for ")
+
+
+def test_a_vm_that_is_switched_away_in_user_mode_comes_back() -> None:
+    text = """
+vmm: {personality: minimal}
+vms:
+  - memory: 16 MiB
+    cpu: 0
+    guest: &same
+      kernel: {tick: off}
+      processes: [{phases: [{primitive: work, instructions: 60000000}]}]
+  - {memory: 16 MiB, cpu: 0, guest: *same}
+"""
+    machine = Machine(parse_scenario(text))
+    outcome = machine.run()
+
+    assert [vm.stopped for vm in outcome.vms] == [None, None]
+    exits = {each.reason: each.count for owner in outcome.owners.values() for each in owner.exits}
+    assert exits[1] > 2  # external interrupts: the scheduler's tick

@@ -23,6 +23,7 @@ from vtsim.vmcs.fields import SLOT
 from vtsim.vmcs.reasons import REASON
 from vtsim.vmm.build import Guest, Hypervisor, Vcpu, build_hypervisor, needs
 from vtsim.vmm.layout import V
+from vtsim.vmm.memory_spec import HostMemorySpec
 from vtsim.vmm.spec import EptSpec, VmmSpec
 
 MIB = 1 << 20
@@ -125,6 +126,11 @@ class Machine:
         assert leaf is not None
         return vcpu.memory.load(leaf.frame * 4096 + offset)
 
+    def counter(self, name: str, vm: str = "vm0") -> int:
+        """A counter of an owner."""
+        names = [row[0] for row in k.COUNTERS]
+        return int(self.engine.arena[self.engine.owners[vm] + k.OWN_COUNTERS + names.index(name)])
+
     def field(self, vcpu: Vcpu, name: str) -> int:
         """A field of a vCPU's VMCS."""
         return int(self.engine.contents(vcpu.vmcs, mem.VMCS_REGION)[SLOT[name]])
@@ -147,6 +153,8 @@ def machine(
     memory: int = 64 * MIB,
     host_memory: int = 256 * MIB,
     tick_ns: int = 4_000_000,
+    nodes: int = 1,
+    placement: HostMemorySpec | None = None,
     **options: Any,
 ) -> Machine:
     """Build a machine with one VM for each guest, on CPUs in turn."""
@@ -154,11 +162,12 @@ def machine(
     ept = {name: options.pop(name) for name in ("page_size", "populate", "accessed_dirty") if name in options}
     settings: dict[str, Any] = {"paging": "ept", "vpid": True, "tpr_shadow": True, "huge_pages": "never"}
     ept.setdefault("accessed_dirty", cpu.vmx.generation in ("skylake-sp", "cascade-lake"))
+    settings["memory"] = placement or HostMemorySpec(allocator="list")
     vmm = VmmSpec(personality=personality, ept=EptSpec(**ept), **{**settings, **options})
-    wants = needs(vmm, [memory] * len(guests))
+    wants = needs(vmm, [memory] * len(guests), host_memory)
     geometry = Geometry(
         cpus=cpus, memory_bytes=host_memory, pool_pages=wants.pool_pages + 4096, code_pages=wants.code_pages + 16,
-        rows=wants.rows + 4096, owners=wants.owners + 1,
+        rows=wants.rows + 4096, owners=wants.owners + 1, nodes=nodes,
     )  # fmt: skip
     with quiet():
         engine = Engine(cpu, geometry)

@@ -93,6 +93,13 @@ def kind_of(a: Arena, hfn: int) -> int:
 
 
 @kernel
+def set_kind(a: Arena, hfn: int, kind: int) -> None:
+    """Change what a frame holds."""
+    at = a[A_FRAMES] + hfn
+    a[at] = (a[at] & ~(KIND_MASK << FRAME_KIND)) | (kind << FRAME_KIND)
+
+
+@kernel
 def load_word(a: Arena, hpa: int) -> int:
     """The aligned 8-byte word that holds `hpa`; a frame without contents reads as zero."""
     slot = a[a[A_FRAMES] + (hpa >> 12)] & SLOT_MASK

@@ -68,6 +68,7 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         vmm,
         paging=paging,
         ept=ept,
+        memory=attrs.evolve(vmm.memory, allocator=_allocator(scenario)),
         dirty_log=attrs.evolve(vmm.dirty_log, method=_log_method(vmm.dirty_log.method, ept, can)),
         vpid=_given(vmm.vpid, can("ENABLE_VPID")),
         tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
@@ -77,6 +78,14 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))
         vms.append(attrs.evolve(vm, guest=attrs.evolve(vm.guest, kernel=kernel)))
     return attrs.evolve(scenario, vmm=vmm, vms=tuple(vms))
+
+
+def _allocator(scenario: Scenario) -> str:
+    memory = scenario.vmm.memory
+    if memory.allocator != "auto":
+        return memory.allocator
+    needed = memory.fragmentation or scenario.machine.nodes > 1 or scenario.vmm.takes_back
+    return "buddy" if needed else "list"
 
 
 def _log_method(wish: str, ept: EptSpec, can: Callable[[str], bool]) -> str:
@@ -202,10 +211,53 @@ def _parameters_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]
             yield from error.problems
 
 
+def _memory_can_be_placed(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """Nodes have to be there, with a price, and the allocator has to know them."""
+    vmm, nodes = scenario.vmm, scenario.machine.nodes
+    if nodes > 1 and profile.dram.remote_ns <= profile.dram.local_ns:
+        yield Problem(
+            path="machine.nodes",
+            message=f"profile {profile.name!r} has one socket: no latency of remote DRAM that differs from local",
+            help="nodes can be 1; or give machine.cpu: {dram.remote_ns: …} in ns",
+        )
+    if vmm.technique == "native":
+        return
+    for name, value in (
+        ("data", vmm.memory.data),
+        ("guest_tables", vmm.memory.guest_tables),
+        ("ept_tables", vmm.memory.ept_tables),
+    ):
+        if nodes == 1 and value in ("remote", "interleaved"):
+            yield Problem(
+                path=f"vmm.memory.{name}",
+                message="a machine of one node has no remote memory",
+                help=f"{name} can be local; or give the machine 2 nodes: machine.nodes",
+            )
+    if nodes > 1 and not vmm.memory.buddy:
+        yield Problem(
+            path="vmm.memory.allocator",
+            message="a list of frames knows no nodes",
+            help="allocator can be auto, buddy; or machine.nodes 1",
+        )
+    if vmm.memory.buddy and vmm.ept.page_size == GIB:
+        yield Problem(
+            path="vmm.ept.page_size",
+            message="the buddy allocator has blocks of at most 2 MiB",
+            help="page_size can be 4 KiB, 2 MiB; or choose vmm.memory.allocator 'list'",
+        )
+    if vmm.memory.guest_tables != "as-data" and vmm.ept.page_size > 4096:
+        yield Problem(
+            path="vmm.memory.guest_tables",
+            message="page tables of the guest cannot be placed apart from data that shares their large page",
+            help="guest_tables can be as-data; or choose vmm.ept.page_size '4 KiB'",
+        )
+
+
 CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
     _kernels_can_run,
     _memory_is_addressable,
+    _memory_can_be_placed,
     _parameters_exist,
 )

@@ -37,6 +37,7 @@ from vtsim.vmcs.groups import GROUPS
 NS: Final = 1_000_000_000
 COMPARED_AT_ONCE: Final = 16  # tags, also of a set with fewer ways
 HOLE: Final = range(3 << 30, 4 << 30)
+BLOCK: Final = 512  # frames of 2 MiB
 UNPRICED: Final = frozenset({"", "MOV_TO_CR", "VM_ENTRY"})
 ALL_OPS: Final = 1 << 62
 
@@ -45,7 +46,8 @@ ALL_OPS: Final = 1 << 62
 class Geometry:
     """How large the arenas of a machine are. Memory and pool cost host memory only where they are used.
 
-    `memory_bytes`: simulated RAM. `pool_pages`: frames that may gain contents. `code_pages`, `rows`: programs.
+    `memory_bytes`: simulated RAM, of which each of `nodes` has an equal part, as it has of the CPUs.
+    `pool_pages`: frames that may gain contents. `code_pages`, `rows`: programs.
     """
 
     cpus: int = 1
@@ -56,12 +58,27 @@ class Geometry:
     owners: int = 4
     trace_rows: int = 1 << 15
     extra_words: int = 0
+    nodes: int = 1
 
     @property
     def frame_count(self) -> int:
         """Frame numbers up to the end of RAM, which continues above the device hole."""
         frames = -(-self.memory_bytes // PAGE)
         return frames if frames <= mem.HOLE_FIRST else frames + mem.HOLE_LAST + 1 - mem.HOLE_FIRST
+
+    def node_of(self, cpu: int) -> int:
+        """The node that a CPU belongs to."""
+        return cpu * self.nodes // self.cpus
+
+    def node_frames(self, node: int) -> tuple[int, int]:
+        """The first frame of a node's memory, and the one behind the last; both begin 2 MiB."""
+        ram = -(-self.memory_bytes // PAGE)
+        first, end = (_beyond_hole(ram * n // self.nodes // BLOCK * BLOCK) for n in (node, node + 1))
+        return first, end if node + 1 < self.nodes else -(-self.frame_count // BLOCK) * BLOCK
+
+
+def _beyond_hole(ram_frame: int) -> int:
+    return ram_frame if ram_frame < mem.HOLE_FIRST else ram_frame + mem.HOLE_LAST + 1 - mem.HOLE_FIRST
 
 
 @define
@@ -201,6 +218,8 @@ class Engine:
             s.MSR_MISC_ENABLE: 1, s.CR4: 0x20 | (1 << 7),
             s.RESERVED_BITS: ((1 << 52) - 1) & ~((1 << p.physical_address_bits) - 1),
         }  # fmt: skip
+        values[s.NODE_FIRST], values[s.NODE_END] = self.geometry.node_frames(self.geometry.node_of(number))
+        values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)
         for slot, value in values.items():
             m[slot] = value
         for op in o.OPS:

@@ -75,6 +75,8 @@ REFERENCED: Final = 4
 POWER: Final = 5           # set mask where the number of sets is a power of two, else -1
 (DRAM_CYCLES, STLB_HIT_CYCLES, STLB_HOLDS_2M, PWC_HIT_CYCLES, MLP, WALKERS, CPI_NUMERATOR, PORT_CYCLES, MMIO_CYCLES,
  IPI_CYCLES, WAKE_CYCLES, EXIT_CYCLES, ENTRY_CYCLES, PENDING_DRAIN, WORK_SCALE, ATOMIC_CYCLES) = range(340, 356)
+# frames of the node that this CPU belongs to: first, end; DRAM elsewhere takes REMOTE_CYCLES
+NODE_FIRST, NODE_END, REMOTE_CYCLES = range(356, 359)
 
 # --- overlap windows: completion cycles of outstanding misses and of walkers ------------------------------------------------
 MISS_WINDOW: Final = 360   # up to 32

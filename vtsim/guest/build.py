@@ -39,7 +39,7 @@ from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
-from vtsim.guest.spec import ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import VmSpec
@@ -81,11 +81,17 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False) -> Needs:
     direct = (vm.memory >> 30) + 8
     tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
     return Needs(
-        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks,
+        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest),
         code_pages=8 + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS + sum(_rows(phase) for process in guest.processes for phase in process.phases),
         extra_words=sum(_table_words(phase) for process in guest.processes for phase in process.phases),
     )
+
+
+def _filled(guest: GuestSpec) -> int:
+    """Pages that get contents because processes store values in them."""
+    phases = (phase for process in guest.processes for phase in process.phases)
+    return sum(-(-phase.region // PAGE) for phase in phases if isinstance(phase, FillSpec))
 
 
 def _table_words(phase: Any) -> int:
@@ -158,6 +164,7 @@ class Builder:
     frames: Frames
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
+    _future_tables: list[int] = field(factory=list, init=False)  # frames that the kernel makes tables of
 
     # --- what follows from the scenario and the profile ---------------------------------------------------------
     @property
@@ -257,6 +264,7 @@ class Builder:
             roots=self._roots(root, tasks),
             log=log << 12,
             spaces=self._views(spaces, tasks),
+            tables=tuple(self._future_tables),
         )
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
@@ -365,6 +373,7 @@ class Builder:
         lists = [frames.reserve(-(-max(count, 1) // mem.PAGE_WORDS)) for count in free]
         for_faults = sum(space.tables(prebuilt=False) for space in spaces) + 1
         first = frames.reserve(for_faults)
+        self._future_tables += range(first, first + for_faults)
         self.memory.store((zones << 12) + TABLES_AT, first)
         self.memory.store((zones << 12) + TABLES_AT + 8, first + for_faults)
         for n in range(len(spaces), len(tasks) - 1):
@@ -386,6 +395,7 @@ class Builder:
     def _child_tables(self, task: Task, space: AddressSpace) -> None:
         count = space.tables(prebuilt=False) + space.tables(prebuilt=True) + 1
         first = self.frames.reserve(count)
+        self._future_tables += range(first, first + count)
         for word, value in (
             (at.T_TABLES_FIRST, first), (at.T_TABLES_NEXT, first), (at.T_TABLES_END, first + count),
         ):  # fmt: skip
@@ -420,4 +430,4 @@ def _copies(phases: tuple[Any, ...]) -> int:
 
 
 def _sleeps(guest: GuestSpec) -> bool:
-    return any(isinstance(phase, IdleSpec) for process in guest.processes for phase in process.phases)
+    return any(isinstance(phase, IdleSpec | BalloonSpec) for process in guest.processes for phase in process.phases)

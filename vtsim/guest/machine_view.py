@@ -48,7 +48,7 @@ class Start:
     """The architectural state with which a vCPU starts; `msrs` are those that the fields do not name, by index.
 
     `roots` are the guest-physical addresses of every paging hierarchy that the guest may load, `log` that of the page
-    in which the guest's kernel records how its processes ended.
+    in which the guest's kernel records how its processes ended, `tables` the frames that it will make page tables of.
     """
 
     rip: int
@@ -70,3 +70,4 @@ class Start:
     roots: tuple[int, ...] = ()
     log: int = 0
     spaces: tuple[Space, ...] = ()
+    tables: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ CALLS = {
     at.CALL_PROTECT: "call_protect",
     at.CALL_EXEC: "call_exec",
     at.CALL_SLEEP: "call_sleep",
+    at.CALL_BALLOON: "call_balloon",
 }
 PLAIN_CALL = "call_plain"
 

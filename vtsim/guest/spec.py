@@ -125,6 +125,22 @@ class StreamSpec(Phase):
             )
 
 
+@primitives.register("fill")
+@frozen(kw_only=True)
+class FillSpec(Phase):
+    """Every page of the region gets contents: its first word is stored, so that equal pages can be told from others."""
+
+    iterations: int = repeated(1)
+    region: int = region_of(4 * MIB)
+    at: int | None = placed()
+    distinct: int = setting(
+        counts(ge=1, le=2**24), "Different contents that the pages have in turn, the same in every VM", default=16
+    )
+
+    def __attrs_post_init__(self) -> None:
+        _must_be_aligned(self)
+
+
 @primitives.register("cpuid")
 @frozen(kw_only=True)
 class CpuidSpec(Phase):
@@ -329,6 +345,15 @@ class ContextSwitchSpec(Phase):
 
     iterations: int = repeated(10_000)
     work: int = setting(counts(le=2**30), "Instructions between two switches", default=0)
+
+
+@primitives.register("balloon")
+@frozen(kw_only=True)
+class BalloonSpec(Phase):
+    """The balloon driver of the guest kernel asks what the host demands, gives or takes frames, and sleeps."""
+
+    iterations: int = repeated(10)
+    period: int = setting(durations(ge=1), "Guest time asleep between two questions", default=1_000_000)
 
 
 @primitives.register("idle")

@@ -28,6 +28,7 @@ from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
+from vtsim.platform.disk import Disk
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
@@ -35,6 +36,8 @@ from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
 from vtsim.vmm.build import needs as hypervisor_needs
+from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.swap_disk import PLACE_WORDS, places
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
@@ -91,15 +94,17 @@ class Vm:
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario)) for vm in scenario.vms]
-    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms])
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
+    disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
         cpus=scenario.machine.cpus,
+        nodes=scenario.machine.nodes,
         memory_bytes=scenario.machine.memory,
         pool_pages=sum(each.pool_pages for each in guests) + below.pool_pages + VALUE_PAGES,
         code_pages=sum(each.code_pages for each in guests) + below.code_pages,
         rows=sum(each.rows for each in guests) + below.rows,
         owners=1 + below.owners,
-        extra_words=sum(each.extra_words for each in guests) + 1,
+        extra_words=sum(each.extra_words for each in guests) + disk + 1,
     )
 
 
@@ -117,6 +122,7 @@ class Machine:
     interrupted: bool = field(default=False, init=False)
     wall_s: float = field(default=0.0, init=False)
     hypervisor: Hypervisor | None = field(default=None, init=False)
+    disk: Disk | None = field(default=None, init=False)
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -174,6 +180,9 @@ class Machine:
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
+        if scenario.vmm.swap.on:
+            sizes = [vm.memory for vm in scenario.vms]
+            self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
 
     def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
         """Build a VM's guest in its memory."""
@@ -259,6 +268,9 @@ class Machine:
     def _word(self, vm: Vm, gpa: int) -> int:
         """A word of a guest's memory."""
         assert vm.memory is not None
+        if self.disk is not None and isinstance(vm.memory, VmMemory):
+            here = vm.memory.peek(gpa)
+            return (self.disk.word(self.vms.index(vm), gpa) if here is None else here) & (1 << 64) - 1
         return self.engine.load(vm.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF) & (1 << 64) - 1
 
     def _act(self, code: int, cpu: int) -> None:
@@ -295,6 +307,8 @@ class Machine:
     def _device(self, cpu: int, code: int) -> None:
         """An access to an address where no device of this machine is: reads all ones, writes are lost."""
         m = self.engine.cpus[cpu]
+        if self.disk is not None and code == codes.DEVICE_WRITE and self.disk.answers(int(m[s.STOP_A])):
+            self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
         if code == codes.DEVICE_READ:
             packed = int(m[s.STOP_B])
             size, register = packed & 0xFF, packed >> 8
@@ -330,7 +344,13 @@ class Machine:
                 f"CPUs advance by a quantum of {self.quantum} cycles; the smallest latency between them is {exact}"
             )
         vms = tuple(
-            VmOutcome(name=vm.spec.name, cpu=vm.spec.cpu or 0, elapsed=vm.finished_at or 0, stopped=vm.stopped)
+            VmOutcome(
+                name=vm.spec.name,
+                cpu=vm.spec.cpu or 0,
+                elapsed=vm.finished_at or 0,
+                stopped=vm.stopped,
+                memory=self._memory_of(vm),
+            )
             for vm in self.vms
         )
         return Outcome(
@@ -343,7 +363,15 @@ class Machine:
             partial=self.interrupted,
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
+            memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
         )
+
+    def _memory_of(self, vm: Vm) -> dict[str, int]:
+        """What the hypervisor counted of a VM's memory."""
+        hypervisor = self.hypervisor
+        if hypervisor is None:
+            return {}
+        return hypervisor.memory_statistics(next(v for v in hypervisor.vcpus if v.name == vm.spec.name))
 
     def _replayed(self) -> ReplayedExits | None:
         """The exits of a recorded guest that ran to its end, row by row of its recording."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from vtsim.base.errors import ModelError
 from vtsim.cpu import accounts as k
@@ -48,12 +48,16 @@ class OwnerCounts:
 
 @frozen(kw_only=True)
 class VmOutcome:
-    """How one VM ended. `elapsed`: cycles from the start of the run to its end. `stopped`: why, if not by finishing."""
+    """How one VM ended. `elapsed`: cycles from the start of the run to its end. `stopped`: why, if not by finishing.
+
+    `memory`: what the hypervisor counted of its memory.
+    """
 
     name: str
     cpu: int
     elapsed: int
     stopped: str | None
+    memory: Mapping[str, int] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -69,6 +73,7 @@ class Outcome:
     partial: bool
     approximations: tuple[str, ...] = ()
     replayed: ReplayedExits | None = None
+    memory: Mapping[str, int] = field(factory=dict)  # what is of the host, and of no single VM
 
 
 def bucket_floor(bucket: int) -> int:

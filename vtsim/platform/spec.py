@@ -35,6 +35,7 @@ class MachineSpec:
     profile: str = setting(Text(), "CPU profile; `vtsim list profile` names them", default="skx-4114")
     cpus: int = setting(counts(ge=1, le=256), "Logical CPUs", default=1)
     memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Physical memory", default=4 * GIB)
+    nodes: int = setting(counts(choices=(1, 2)), "NUMA nodes, between which CPUs and memory are halved", default=1)
     frames: str = setting(
         Text(choices=("shuffled", "contiguous")),
         "Hand out page frames scattered, as on a machine that has run for long, or in order",
@@ -122,7 +123,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
                 message=f"there is no CPU {vm.cpu} on a machine whose number of CPUs is {machine.cpus}",
                 help=f"cpu can be {', '.join(map(str, range(machine.cpus)))}; or raise machine.cpus",
             )
-        if vm.memory > left:
+        if vm.memory > left and not scenario.vmm.swap.on:
             others = " that earlier VMs leave" if number else " of the machine"
             yield Problem(
                 path=f"{where}.memory",

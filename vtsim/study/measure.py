@@ -16,6 +16,7 @@ from vtsim.vmcs.reasons import reason_name
 
 EVENTS: Final = ("exceptions", "page_faults", "interrupts", "injections", "syscalls", "entries", "halts",
                  "device_accesses", "port_accesses", "dirty_assists")  # fmt: skip
+PURPOSES: Final = {"data": "data_dram", "guest_tables": "guest_dram", "ept_tables": "ept_dram", "code": "fetch_dram"}
 By = dict[str, dict[str, int]]
 
 
@@ -155,6 +156,10 @@ def measured(
             code=r.CodeServedBy(l2=n["fetch_l2"], l3=n["fetch_l3"], dram=n["fetch_dram"]),
         ),
         "events": {name: n[name] for name in EVENTS},
+        "dram": {
+            purpose: {"local": n[counter] - n[f"{counter}_remote"], "remote": n[f"{counter}_remote"]}
+            for purpose, counter in PURPOSES.items()
+        },
     }  # fmt: skip
 
 
@@ -199,16 +204,25 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
     elapsed = max(outcome.elapsed for outcome in outcomes)
     wall = sum(outcome.wall_s for outcome in outcomes)
     common = measured(everyone, guests, elapsed, native=native)
+    memory = {name: count for outcome in outcomes for name, count in outcome.memory.items()}
+    for vm in (vm for outcome in outcomes for vm in outcome.vms):
+        for name, count in vm.memory.items():
+            memory[name] = memory.get(name, 0) + count
     vms = {}
     for outcome in outcomes:
         for vm in outcome.vms:
             owner = [outcome.owners[vm.name]]
-            vms[vm.name] = r.VmResult(cpu=vm.cpu, **measured(owner, owner, vm.elapsed, native=native))  # type: ignore[arg-type]
+            vms[vm.name] = r.VmResult(
+                cpu=vm.cpu,
+                host_memory=vm.memory,
+                **measured(owner, owner, vm.elapsed, native=native),  # type: ignore[arg-type]
+            )
     n = added(everyone)
     instructions = sum(sum(owner.instructions) for owner in everyone)
     exits = sum(each.count for owner in everyone for each in owner.exits)
     return r.Result(
         **common,  # type: ignore[arg-type]
+        host_memory=memory,
         simulated_s=elapsed / profile.clock_hz,
         vtsim_version=__version__,
         scenario=scenario.name,

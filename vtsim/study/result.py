@@ -27,6 +27,7 @@ SCHEMA_VERSION: Final = 1
 WRITTEN: Final = ("result.json", "resolved.yaml", "trace.npz")
 
 CyclesBy = Mapping[str, Mapping[str, int]]  # {privilege: {activity: cycles}}
+DramBy = Mapping[str, Mapping[str, int]]  # {purpose: {node: accesses}}
 
 
 # fmt: off
@@ -226,6 +227,10 @@ class Measured:
     tlb: Tlb                        = key("", "TLBs and walk caches")
     caches: Caches                  = key("", "the memory hierarchy")
     events: Mapping[str, int]       = key("events", "{event: n}: exceptions, interrupts, entries …")
+    dram: DramBy                    = key("accesses", "{purpose data, guest_tables, ept_tables, code: {node local, "
+                                          "remote: n}}: what memory answered", factory=dict)
+    host_memory: Mapping[str, int]  = key("", "{count: n}: what the hypervisor did with the memory of its VMs (below); "
+                                          "what it did not is left out", factory=dict)
 
 
 @frozen(kw_only=True)

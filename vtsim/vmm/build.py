@@ -17,29 +17,34 @@ from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT_PRIVATE
-from vtsim.ept.tables import EPT, EPT_PAGE, USER_PAGE, Table
+from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
+from vtsim.vmm.buddy import Buddy, reserve_zones
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_ranges
-from vtsim.vmm.needs import Needs, bitmap_frames, needs, table_frames
+from vtsim.vmm.needs import Needs, bitmap_frames, needs, pool_frames
 from vtsim.vmm.personalities.kvm import chipset
+from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
+from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
+from vtsim.vmm.swap_disk import share_out
 
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
 CHIPSET: Final = "i440fx"
+LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
@@ -71,13 +76,24 @@ def build_hypervisor(
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
     if not large or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
         wanted_blocks = 0
+    if vmm.memory.buddy:
+        wanted_blocks = 0
     block_list = host.area(2 + wanted_blocks)
     addresses = {
         "idt": at.frame_address(host.idt), "handlers": at.frame_address(handlers),
         "wire": at.frame_address(wire), "zero_page": zero_page, "blocks": at.frame_address(block_list),
         "tick_cycles": profile.cycles(tick_ns),
         "log_period": profile.cycles(vmm.dirty_log.period),
+        "balloon_start": profile.cycles(vmm.balloon.start), "balloon_stop": profile.cycles(vmm.balloon.stop or 0),
+        "collapse_period": profile.cycles(vmm.collapse.period),
+        "share_period": profile.cycles(vmm.sharing.period),
     }  # fmt: skip
+    if vmm.memory.buddy:
+        addresses |= reserve_zones(host)
+    if vmm.sharing.on:
+        addresses |= reserve_sharing(host, [guest.memory for guest in guests])
+    if vmm.swap.on:
+        host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -87,32 +103,58 @@ def build_hypervisor(
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
-    free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
+    disk_queues = {cpu: host.reserve(2) << 12 for cpu in cpu_pages} if vmm.swap.on else {}
+    buddy = None
+    if vmm.memory.buddy:
+        late = host.reserve(LATE_FRAMES * len(guests))
+        buddy = Buddy.of(
+            host, addresses, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
+            others=host.next_on,
+        )  # fmt: skip
+        engine.frames_from(late, LATE_FRAMES * len(guests), shuffled=False, seed=seed)
+        free = np.empty(0, np.int64)
+    else:
+        free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
     listed = np.concatenate([np.array([0, len(free)], np.int64), free])
     host.store_many(block_list, listed)
     first = addresses["blocks"]
     blocks = Blocks(host, first, first + 16, len(free), size) if len(free) else None
     for vcpu in parts:
         vcpu.memory.blocks = blocks
-    hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages)
+        vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
+        if buddy is not None:
+            vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
+    hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages, disk_queues)
     table = host.words(handlers)
     labels = program.labels
     for reason in range(REASONS):
         table[reason] = mem.signed(labels[handler_label(labels, reason)])
     host.gate(at.TIMER_VECTOR, labels["timer_interrupt"])
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
+    if vmm.swap.on:
+        host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
         if vmm.ept.populate == "prebuilt":
             vcpu.memory.back_all(vmm.ept.page_size)
         start = guest.build(vcpu.memory)
+        for gfn in start.tables:
+            vcpu.memory.place_table(gfn)
         if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for pool in vcpu.pools:
             pool.hand_over()
+        if vcpu.memory.placement is not None:
+            vcpu.memory.placement.hand_over(vcpu.address)
+        if vmm.takes_back:
+            vcpu.memory.frames = None  # from now on the process's tables say what is where
+    if buddy is not None:
+        if vmm.swap.on:
+            share_out(hypervisor, buddy)
+        buddy.hand_over()
     for cpu in cpu_pages:
         _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
     return hypervisor
@@ -157,8 +199,10 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
     size, vmm = guest.memory, path.vmm
     page, region, process = host.reserve(), host.reserve(), host.process()
     address = at.frame_address(page) + at.STACK_BYTES
-    tables = table_frames(size)
-    pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables)
+    tables = pool_frames(size, vmm)
+    geometry = host.engine.geometry
+    node = (geometry.node_of(guest.cpu) + (vmm.memory.ept_tables == "remote")) % geometry.nodes
+    pool = Pool.of(host, address + at.V["EPT_ALLOCATOR"], tables, node)
     backing_pool = Pool.of(host, address + at.V["BACKING_ALLOCATOR"], tables)
     backing = Table(root=process.root, format=process.format, take=backing_pool.take, words=process.words, levels=4)
     for linear in (at.USER_RUN, at.USER_DATA, at.USER_STACK - mem.PAGE_BYTES):
@@ -184,6 +228,8 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
         log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
+        marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
+        swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
     )  # fmt: skip
 
 
@@ -217,6 +263,13 @@ def _fill_vmcs(
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
             "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
+    values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
+    if vmm.collapse.on:
+        values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
+    if vmm.dirty_log.stop is not None:
+        values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
+    if vcpu.marks is not None:
+        values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,
@@ -314,6 +367,7 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         "SELF": page, "COUNT": len(vcpus), "ALIVE": len(vcpus), "VMXON_REGION": vmxon << 12,
         "CURRENT": vcpus[0].address if vcpus else 0,
         "TICK_AT": hypervisor.path.addresses["tick_cycles"] if len(vcpus) > 1 else 0,
+        "DISK_QUEUE": at.direct(hypervisor.disk_queues.get(cpu, 0)), "DOORBELL": at.HOST_DISK + 8 * cpu,
     }  # fmt: skip
     for name, value in words.items():
         host.store(page + at.C[name], value)

@@ -42,6 +42,7 @@ class Host:
     idt: int = field(init=False)
     zero_page: int = field(init=False)
     blocks: int = field(default=0, init=False)
+    next_on: dict[int, int] = field(factory=dict, init=False)  # frame, on nodes other than the first
 
     def __attrs_post_init__(self) -> None:
         self.kernel = self._root()
@@ -67,6 +68,14 @@ class Host:
                 field="machine.memory",
                 help="raise machine.memory",
             )
+        return first
+
+    def reserve_on(self, node: int, count: int) -> int:
+        """Take consecutive frames of a node's memory for the host; the first frame's number."""
+        if node == 0:
+            return self.reserve(count)
+        first = self.next_on.get(node, self.engine.geometry.node_frames(node)[0])
+        self.next_on[node] = first + count
         return first
 
     def words(self, hfn: int, kind: int = mem.VALUES) -> Words:

@@ -26,6 +26,7 @@ from vtsim.vmm.programs.ept import OUT_OF_HOST_MEMORY, OUT_OF_TABLES
 from vtsim.vmm.programs.schedule import FINISHED
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import ShadowPool
+from vtsim.vmm.sharing import shared_now
 
 GuestBuilder = Callable[[PhysicalMemory], Start]
 DEATHS: Final = {
@@ -66,6 +67,8 @@ class Vcpu:
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
+    marks: int | None = None  # first frame of what the scanner of page sharing saw
+    swap_marks: int | None = None  # first frame of what is on the disk
     log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
 
     @property
@@ -85,6 +88,7 @@ class Hypervisor:
     user: Program
     vcpus: tuple[Vcpu, ...]
     cpu_pages: dict[int, int] = field(factory=dict)
+    disk_queues: dict[int, int] = field(factory=dict)  # host-physical addresses, by CPU
 
     @property
     def hosted(self) -> bool:
@@ -121,6 +125,15 @@ class Hypervisor:
         m[s.RIP] = mem.signed(self.program.labels["ended"])
         self.engine.sync(cpu)
         return vcpu
+
+    def sharing(self) -> dict[str, int]:
+        """Shared frames and the pages that they are behind, of all VMs together, where pages are shared."""
+        return shared_now(self.host, self.path.addresses)
+
+    def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
+        """What became of a VM's memory; what did not happen is left out."""
+        counts = {name.lower(): self.word(vcpu, name) for name in at.STATISTICS}
+        return {name: count for name, count in counts.items() if count}
 
     def death(self, vcpu: Vcpu) -> str:
         """Why a VM ended; empty while it runs."""

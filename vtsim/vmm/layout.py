@@ -21,11 +21,20 @@ USER_DATA: Final    = 0x0000_0000_0070_0000   # its device tables
 USER_STACK: Final   = 0x0000_0000_0080_0000   # grows down from here
 USER_RAM: Final     = 0x0000_7F00_0000_0000   # guest memory: guest-physical address 0
 
+HOST_DISK: Final    = 0xFFFF_C900_0000_0000   # registers of the disk
+
 # --- selectors of the host ---------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B, 0x33, 0x40
 STAR: Final = KERNEL_CODE << 32 | 0x23 << 48
 TIMER_VECTOR: Final = 0xEC                    # local timer of the host
 WIRE_VECTOR: Final = 0xF3                     # an outside device interrupts a guest
+
+DISK_VECTOR: Final = 0xE1                     # the disk has done something
+
+# --- disk: a queue of commands and, a page behind, one of what is done; an entry is command, frame, place, vCPU ------
+DISK_FRAME: Final = 0xFE000                   # of its registers
+DISK_READ, DISK_WRITE = 1, 2
+DISK_ENTRIES, DISK_ENTRY_BYTES, DISK_DONE_TAIL = 64, 32, 4088
 
 # --- vCPU: byte offsets from the address that HOST_RSP holds -------------------------------------------------
 STACK_BYTES: Final = 2048
@@ -97,6 +106,42 @@ VCPU_WORDS: Final = (
     ("DIRTY_PAGES",       1, "pages found written, over all collections"),
     ("DIRTY_ROUNDS",      1, "collections"),
     ("PML_PAGE",          1, "linear address of the page-modification log"),
+    ("ZONE",              1, "linear address of the zone that guest memory comes from"),
+    ("OTHER_ZONE",        1, "of the zone of the other node: the same where there is one node"),
+    ("LARGE_PAGES",       1, "2 MiB pages of the host that were given to the VM"),
+    ("LARGE_MISSING",     1, "times that none was free, so that 4 KiB pages were given"),
+    ("MEMORY_END",        1, "guest-physical address behind the last frame of RAM"),
+    ("COLLAPSE_AT",       1, "TSC at which the daemon that makes large pages goes on; 0 never"),
+    ("COLLAPSE_DUE",      1, "that time has come"),
+    ("COLLAPSE_CURSOR",   1, "guest-physical address where it goes on"),
+    ("REGIONS_COLLAPSED", 1, "2 MiB of small pages of the host that were copied into a large one"),
+    ("REGIONS_RECOVERED", 1, "2 MiB that EPT had mapped small for logging and may map large again"),
+    ("LOG_END",           1, "TSC from which on writes are not logged any more; 0 never"),
+    ("RESIDENT",          1, "frames that the VM has, those being written to the disk included"),
+    ("IN_FLIGHT",         1, "pages being written to the disk"),
+    ("SHARE",             1, "frames that it may have"),
+    ("SWAP_HAND",         1, "guest-physical address that reclaim looks at next"),
+    ("SWAP_MARKS",        1, "linear address of a word for every guest frame: has it a copy on the disk?"),
+    ("DISK_FIRST",        1, "place on the disk of its first frame"),
+    ("SWAP_DUE",          1, "what it waited for has come"),
+    ("WAIT_FRAME",        1, "frame that a page is being read into; 0 none"),
+    ("WAIT_ADDRESS",      1, "guest-physical address whose violation waits"),
+    ("WAIT_QUALIFICATION", 1, "its exit qualification"),
+    ("SWAP_WAITS",        1, "times that the vCPU waited for a frame to be written"),
+    ("PAGES_SWAPPED_IN",  1, "pages read from the disk"),
+    ("PAGES_SWAPPED_OUT", 1, "pages written to the disk"),
+    ("PAGES_DROPPED",     1, "pages given up that the disk had as they were"),
+    ("PAGES_BALLOONED",   1, "frames that the guest gave to the hypervisor"),
+    ("PAGES_DEFLATED",    1, "frames that it took back"),
+    ("SHARE_AT",          1, "TSC at which the scanner of page sharing goes on; 0 never"),
+    ("SHARE_DUE",         1, "that time has come"),
+    ("SHARE_CURSOR",      1, "guest-physical address where it goes on"),
+    ("SHARE_MARKS",       1, "linear address of what it saw of every frame a round ago"),
+    ("SHARE_ROUNDS",      1, "times that it has looked at all memory"),
+    ("PAGES_PUBLISHED",   1, "pages of the VM that became shared frames"),
+    ("PAGES_MERGED",      1, "pages of the VM that gave way to a shared frame with the same contents"),
+    ("PAGES_UNSHARED",    1, "pages of the VM that were copied because a shared frame was written"),
+    ("OTHER_NODE",        1, "pages that came from another node than they should, because that had none"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -114,6 +159,10 @@ CPU_WORDS: Final = (
     ("IDTR",         2, "operand of LIDT"),
     ("MSRS",         8, "what the switched MSRs hold now"),
     ("HOST_MSRS",    8, "what they hold in user space"),
+    ("DISK_QUEUE",   1, "linear address of this CPU's commands to the disk; what is done stands a page behind"),
+    ("DISK_TAIL",    1, "commands that were queued"),
+    ("DISK_HEAD",    1, "commands that are known to be done"),
+    ("DOORBELL",     1, "linear address of this CPU's register of the disk"),
     ("LIST",        64, "the vCPUs pinned here"),
     ("TSS_WORDS",   16, "task-state segment, four bytes into it"),
 )
@@ -129,6 +178,26 @@ RUN_WORDS: Final = (
 # fmt: on
 
 
+# words of a vCPU that say what became of its VM's memory: they are in the result, by these names in small letters
+STATISTICS: Final = (
+    "LARGE_PAGES",
+    "LARGE_MISSING",
+    "OTHER_NODE",
+    "DIRTY_PAGES",
+    "DIRTY_ROUNDS",
+    "REGIONS_COLLAPSED",
+    "REGIONS_RECOVERED",
+    "SHARE_ROUNDS",
+    "PAGES_PUBLISHED",
+    "PAGES_MERGED",
+    "PAGES_UNSHARED",
+    "PAGES_BALLOONED",
+    "PAGES_DEFLATED",
+    "SWAP_WAITS",
+    "PAGES_SWAPPED_IN",
+    "PAGES_SWAPPED_OUT",
+    "PAGES_DROPPED",
+)
 V: Final = byte_offsets(VCPU_WORDS)
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned
@@ -137,7 +206,7 @@ LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 
 # fmt: off
-RUNNABLE, HALTED, ENDED = range(3)                                  # states of a vCPU
+RUNNABLE, HALTED, ENDED, WAITING = range(4)                                  # states of a vCPU
 REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked
 COMPLETE_NOTHING, COMPLETE_PORT, COMPLETE_LOAD, COMPLETE_STORE, COMPLETE_STRING = range(5)

@@ -21,6 +21,7 @@ from vtsim.ept.tables import EPT_PAGE, SIZE_1G, SIZE_2M, SIZE_4K, USER_PAGE, Tab
 from vtsim.vmm import layout as at
 from vtsim.vmm.host import BLOCK, Host
 from vtsim.vmm.kernels import allocate_many
+from vtsim.vmm.placement import Placement
 
 GIB: Final = 1 << 30
 RAM_PAGE: Final = USER_PAGE | e.PTE_NO_EXECUTE
@@ -46,8 +47,8 @@ class Pool:
     handed_over: bool = False
 
     @classmethod
-    def of(cls, host: Host, words: int, frames: int) -> Pool:
-        first = host.reserve(frames)
+    def of(cls, host: Host, words: int, frames: int, node: int = 0) -> Pool:
+        first = host.reserve_on(node, frames)
         return cls(host, words, first, first + frames)
 
     def take(self) -> int:
@@ -99,6 +100,8 @@ class VmMemory:
     backing: Table
     blocks: Blocks | None
     frames: npt.NDArray[np.int64] | None = field(default=None, init=False)
+    large: bool = field(default=False, init=False)  # is it given in 2 MiB blocks, as long as there are any?
+    placement: Placement | None = field(default=None, init=False)  # where a buddy allocator gives the frames
 
     def frame(self, gfn: int) -> int:
         """The host frame behind a guest frame, given now if there was none."""
@@ -114,12 +117,14 @@ class VmMemory:
         if block is not None:
             self.backing.map(address // (BLOCK * PAGE_BYTES) * BLOCK * PAGE_BYTES, [block], RAM_PAGE, SIZE_2M)
             return block + gfn % BLOCK
-        hfn = self.engine.allocate()
+        hfn = self.engine.allocate() if self.placement is None else int(self.placement.frames(np.array([gfn]))[0])
         self.backing.map(address, [hfn], RAM_PAGE)
         return hfn
 
     def contents(self, gfn: int, kind: int) -> npt.NDArray[np.int64]:
         """The 512 words of a guest frame as a writable view, giving it contents of this kind."""
+        if kind == mem.TABLE:
+            self.place_table(gfn)
         return self.engine.contents(self.frame(gfn), kind)
 
     def store(self, gpa: int, value: int) -> None:
@@ -130,11 +135,30 @@ class VmMemory:
         """The 8-byte word at a guest-physical address."""
         return self.engine.load(self.frame(gpa // PAGE_BYTES) * PAGE_BYTES + gpa % PAGE_BYTES)
 
+    def place_table(self, gfn: int) -> None:
+        """A guest frame holds a page table, or will: where tables lie apart, it gets a frame there."""
+        place = self.placement
+        if place is None or not place.tables_apart or gfn in place.moved:
+            return
+        hfn = place.table_frame(gfn)
+        self.backing.map(at.USER_RAM + gfn * PAGE_BYTES, [hfn], RAM_PAGE)
+        if self.frames is not None:
+            self.frames[self._place(gfn)] = hfn
+
+    def peek(self, gpa: int) -> int | None:
+        """The 8-byte word at a guest-physical address, changing nothing; None where no frame is."""
+        leaf = self.backing.find(at.USER_RAM + gpa)
+        if leaf is None:
+            return None
+        return self.engine.load((leaf.frame + (gpa >> 12) % (1 << 9 * leaf.size)) * PAGE_BYTES + gpa % PAGE_BYTES)
+
     def back_all(self, page_size: int) -> None:
         """Give every guest frame a host frame now, in pages of the given size."""
         ranges = gfn_ranges(self.size)
         frames = np.zeros(sum(end - first for first, end in ranges), np.int64)
-        if page_size == PAGE_BYTES:
+        if self.placement is not None:
+            self._take_frames(self.placement, frames, ranges, page_size)
+        elif page_size == PAGE_BYTES:
             if allocate_many(self.engine.arena, frames) < 0:
                 raise _too_small()
         else:
@@ -157,6 +181,13 @@ class VmMemory:
     def _map(
         self, table: Table, base: int, first: int, frames: npt.NDArray[np.int64], flags: int, page_size: int
     ) -> None:
+        if self.placement is not None and page_size > PAGE_BYTES:
+            for start in range(0, len(frames), BLOCK):
+                part = frames[start : start + BLOCK]
+                large = len(part) == BLOCK and part[0] % BLOCK == 0 and part[-1] - part[0] == BLOCK - 1
+                address = base + (first + start) * PAGE_BYTES
+                table.map(address, part[:1] if large else part, flags, SIZE_2M if large else SIZE_4K)
+            return
         size = {PAGE_BYTES: SIZE_4K, BLOCK * PAGE_BYTES: SIZE_2M, GIB: SIZE_1G}[page_size]
         step = 1 << 9 * size
         whole = len(frames) // step * step
@@ -165,6 +196,19 @@ class VmMemory:
         if whole < len(frames):
             rest = frames[whole:]
             self._map(table, base, first + whole, rest, flags, page_size >> 9)
+
+    def _take_frames(
+        self, place: Placement, frames: npt.NDArray[np.int64], ranges: tuple[tuple[int, int], ...], page_size: int
+    ) -> None:
+        """Fill `frames` from the buddy allocator: in blocks where they are wanted and there."""
+        gfns = np.concatenate([np.arange(first, end) for first, end in ranges])
+        small = np.ones(len(gfns), bool)
+        for start in range(0, len(gfns) - BLOCK + 1, BLOCK) if page_size > PAGE_BYTES else ():
+            block = place.block(int(gfns[start]))
+            if block is not None:
+                frames[start : start + BLOCK] = np.arange(block, block + BLOCK)
+                small[start : start + BLOCK] = False
+        frames[small] = place.frames(gfns[small])
 
     def _fill_with_blocks(self, frames: npt.NDArray[np.int64]) -> None:
         step = self.blocks.frames if self.blocks is not None else 0
@@ -178,6 +222,8 @@ class VmMemory:
     def _block(self, gfn: int) -> int | None:
         first = gfn // BLOCK * BLOCK
         whole = any(low <= first and first + BLOCK <= end for low, end in gfn_ranges(self.size))
+        if self.placement is not None:
+            return self.placement.block(first) if whole and self.large else None
         return self.blocks.take() if self.blocks is not None and whole else None
 
     def _place(self, gfn: int) -> int:

@@ -8,9 +8,11 @@ from attrs import frozen
 
 from vtsim.base.memory import PAGE_WORDS
 from vtsim.base.registry import import_all
+from vtsim.vmm.buddy import record_frames
 from vtsim.vmm.memory import GIB, gfn_ranges
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
+from vtsim.vmm.sharing import mark_frames, sharing_frames
 from vtsim.vmm.spec import VmmSpec
 
 FOUR_GIB = 1 << 32
@@ -27,9 +29,9 @@ class Needs:
     host_frames: int
 
 
-def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
+def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
-    tables = sum(table_frames(size) for size in memories)
+    tables = sum(pool_frames(size, vmm) for size in memories)
     shadows = 0
     if vmm.paging == "shadow":
         import vtsim.vmm.personalities  # which need this package
@@ -38,8 +40,16 @@ def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
         permille = resolve_parameters(vmm)["shadow_permille"]
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
+    if vmm.memory.buddy:
+        bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
+    if vmm.sharing.on:
+        bitmaps += sharing_frames(memories)
+    disk_pages = 0
+    if vmm.swap.on:
+        bitmaps += sum(map(mark_frames, memories))
+        disk_pages = 2 * sum(gfn_ranges(size)[-1][1] for size in memories)
     return Needs(
-        pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
+        pool_pages=disk_pages + 2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
         code_pages=24,
         rows=8192,
         owners=1 + len(memories),
@@ -50,6 +60,11 @@ def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
 def bitmap_frames(size: int) -> int:
     """Frames of a bit for every frame number of so much guest memory."""
     return -(-gfn_ranges(size)[-1][1] // (64 * PAGE_WORDS))
+
+
+def pool_frames(size: int, vmm: VmmSpec) -> int:
+    """Frames for EPT tables of a VM: those that collapsing leaves behind are not used again."""
+    return table_frames(size) * (3 if vmm.collapse.on or vmm.dirty_log.ends else 1)
 
 
 def table_frames(size: int) -> int:

@@ -7,6 +7,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
+from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -43,10 +44,25 @@ class DirtyLogSpec:
     start: int = setting(durations(), "When logging starts; large pages are split then", default=0)
     period: int = setting(durations(ge=1000), "Time between two collections of the log", default=10_000_000)
 
+    stop: int | None = setting(
+        durations(words={"never": None}), "When logging stops; large pages come back then", default=None
+    )
+
     @property
     def on(self) -> bool:
         """Is any method chosen?"""
         return self.method != "off"
+
+    @property
+    def ends(self) -> bool:
+        """Does logging stop before the run does?"""
+        return self.on and self.stop is not None
+
+    def __attrs_post_init__(self) -> None:
+        if self.stop is not None and self.stop <= self.start:
+            raise ConfigError(
+                "logging stops before it starts", field="stop", help="stop can be later than start, or never"
+            )
 
 
 @frozen(kw_only=True)
@@ -74,6 +90,15 @@ class VmmSpec:
         "Transparent huge pages of the host: whether memory of 2 MiB pages is there to map",
         default="always",
     )
+    memory: HostMemorySpec = setting(Group(spec=HostMemorySpec), "Memory of the host", factory=HostMemorySpec)
+    collapse: CollapseSpec = setting(
+        Group(spec=CollapseSpec), "Small pages of the host made large", factory=CollapseSpec
+    )
+    sharing: SharingSpec = setting(Group(spec=SharingSpec), "Sharing of equal pages", factory=SharingSpec)
+    balloon: BallooningSpec = setting(
+        Group(spec=BallooningSpec), "Memory that guests are asked to give", factory=BallooningSpec
+    )
+    swap: SwapSpec = setting(Group(spec=SwapSpec), "Over-commit with swapping", factory=SwapSpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
@@ -82,6 +107,11 @@ class VmmSpec:
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
         default=(),
     )
+
+    @property
+    def takes_back(self) -> bool:
+        """Does the hypervisor take memory back from its VMs?"""
+        return self.sharing.on or self.collapse.on or self.swap.on or self.balloon.size > 0
 
     def __attrs_post_init__(self) -> None:
         native = self.technique == "native"
@@ -97,3 +127,37 @@ class VmmSpec:
                 field="dirty_log.method",
                 help="choose paging 'ept', or method 'off'",
             )
+        if self.takes_back and not native:
+            if self.paging not in ("auto", "ept"):
+                raise ConfigError(
+                    "memory is taken back from VMs on EPT only",
+                    field="paging",
+                    help="paging can be ept; or leave out sharing, collapse, swap, balloon",
+                )
+            if self.memory.allocator == "list":
+                raise ConfigError(
+                    "a list of frames takes none back",
+                    field="memory.allocator",
+                    help="allocator can be auto, buddy",
+                )
+        if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
+            raise ConfigError(
+                "large pages are not given back in parts",
+                field="ept.page_size",
+                help="page_size can be 4 KiB, without a balloon any",
+            )
+        if self.swap.on and not native:
+            if self.ept.page_size > 4 * KIB:
+                raise ConfigError(
+                    "large pages are not swapped",
+                    field="ept.page_size",
+                    help="page_size can be 4 KiB, without swap any",
+                )
+            if self.ept.populate == "prebuilt":
+                raise ConfigError(
+                    "memory that is all there before the guest starts leaves nothing to swap",
+                    field="ept.populate",
+                    help="populate can be demand",
+                )
+            if self.collapse.on:
+                raise ConfigError("large pages are not swapped", field="collapse.on", help="on can be false with swap")

@@ -23,9 +23,12 @@ from vtsim.cpu.slots import (
     L3,
     LATENCY,
     MASK,
+    NODE_END,
+    NODE_FIRST,
     OWNER,
     POWER,
     REFERENCED,
+    REMOTE_CYCLES,
     SETS,
     WAYS,
 )
@@ -106,7 +109,7 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
 def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
     """Cycles until a line that missed its first-level cache arrives; fills L2 and L3.
 
-    `served` is the counter of what L2 serves; those of L3 and DRAM come after it.
+    `served` is the counter of what L2 serves; those of L3, DRAM and DRAM of another node come after it.
     """
     at = m[OWNER] + served
     if probe_at_once(m, t, L2, line):
@@ -118,6 +121,9 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
     else:
         a[at + 2] += 1
         cycles = m[DRAM_CYCLES]
+        if line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]:
+            a[at + 3] += 1
+            cycles = m[REMOTE_CYCLES]
         fill(m, t, L3, line)
     fill(m, t, L2, line)
     return cycles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.memory import A_DECODE
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import RF_IF
 from vtsim.cpu.kernels.ledger import settle
@@ -38,7 +39,9 @@ def set_limit(m: Record, a: Arena) -> None:
 
 @kernel
 def set_privilege(m: Record, a: Arena, ring: int) -> None:
-    """Change ring; keeps SS.DPL, where VMX looks for it."""
+    """Change ring; keeps SS.DPL, where VMX looks for it, and CS.DPL where no descriptors are loaded."""
     settle(m, a)
     m[s.PRIVILEGE] = (2 if m[s.NONROOT] else 0) + (1 if ring else 0)
     m[s.SS_ACCESS_RIGHTS] = (m[s.SS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)
+    if a[A_DECODE] == 0:
+        m[s.CS_ACCESS_RIGHTS] = (m[s.CS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import PAGE_WORDS, contents, touch
+from vtsim.base.memory import CODE, PAGE_WORDS, PLAIN, contents, kind_of, set_kind, touch
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.access import read64, timed_access, write64
@@ -54,6 +54,8 @@ def zero_page(m: Record, a: Arena, t: Tags, gva: int) -> int:
     if at:
         for n in range(PAGE_WORDS):
             a[at + n] = 0
+    if kind_of(a, hpa >> 12) == CODE:
+        set_kind(a, hpa >> 12, PLAIN)
     touch(a, hpa >> 12)
     return 0
 

@@ -3,7 +3,8 @@
 A hook sees registers and simulated memory only. Every load and store that it stands for goes through TLBs and caches
 and counts as an instruction. It may refuse (a fault delivered at the hook's RIP); it never sets RIP or privilege.
 Page-table hooks see the tables through a linear map of physical memory that starts at R8. What a refused hook had done
-stands in registers, so that it goes on when it is made again. The hooks of shadow paging are in `shadow_hooks`.
+stands in registers, so that it goes on when it is made again. The hooks of shadow paging are in `shadow_hooks`, those
+of memory management in `memory_hooks`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from vtsim.base.memory import (
     A_ROWS,
     CODE,
     PAGE_WORDS,
+    PLAIN,
     VALUES,
     allocate,
     contents,
     give_contents,
     kind_of,
+    set_kind,
     touch,
 )
 from vtsim.cpu import ops as o
@@ -32,6 +35,7 @@ from vtsim.cpu.codes import MODEL_FAULT, NEXT, STOPPED
 from vtsim.cpu.kernels.access import timed_access
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store, sweep, zero_page
+from vtsim.cpu.kernels.memory_hooks import FIRST_MEMORY_HOOK, memory_hook
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
 from vtsim.cpu.kernels.stream import drain
@@ -112,6 +116,17 @@ def change_bit(m: Record, a: Arena, t: Tags, value: int) -> int:
 
 
 @kernel
+def copy_code(m: Record, a: Arena, source: int, target: int) -> None:
+    """A frame has become a copy of another: it holds the same code, or none."""
+    if kind_of(a, source) == CODE:
+        a[a[A_CODE_OF] + target] = a[a[A_CODE_OF] + source]
+        set_kind(a, target, CODE)
+        m[s.FETCH_GENERATION] += 1
+    elif kind_of(a, target) == CODE:
+        set_kind(a, target, PLAIN)
+
+
+@kernel
 def copy_page(m: Record, a: Arena, t: Tags) -> int:
     """Copy a page as REP MOVS does: a fault or 0."""
     m[s.FAULT_KIND] = 0
@@ -132,7 +147,12 @@ def copy_page(m: Record, a: Arena, t: Tags) -> int:
             return 0
         for n in range(PAGE_WORDS):
             a[to + n] = a[held + n]
+    elif contents(a, target >> 12):
+        to = contents(a, target >> 12)
+        for n in range(PAGE_WORDS):
+            a[to + n] = 0
     touch(a, target >> 12)
+    copy_code(m, a, source >> 12, target >> 12)
     return 0
 
 
@@ -198,6 +218,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = change_bit(m, a, t, 1 if number == SET_BIT else 0)
     elif number == DECODE:
         fault = decode(m, a, t)
+    elif number >= FIRST_MEMORY_HOOK:
+        fault = memory_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:
         fault = shadow_hook(m, a, t, number)
     else:

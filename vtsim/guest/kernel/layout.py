@@ -44,7 +44,7 @@ RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE = range(6)
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
 AREA_BYTES: Final = 64
-(Z_TOP, Z_BOTTOM) = range(0, 16, 8)
+(Z_TOP, Z_BOTTOM, Z_BALLOON) = range(0, 24, 8)   # frames from the list's beginning to the bottom are in the balloon
 
 # --- words of a task's line in the log page: how it ended -----------------------------------------------------------
 LOG_LINE: Final = range(0, 40, 8)
@@ -67,8 +67,9 @@ PAGE_FAULT_VECTOR, TIMER_VECTOR = 14, 0xEC
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
-(CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC) = range(512, 520)
-FIRST_LOOP: Final = 520
+(CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
+ CALL_BALLOON) = range(512, 521)
+FIRST_LOOP: Final = 521
 NOFLUSH: Final = 1 << 63
 PAGE: Final = 4096
 USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set

@@ -56,6 +56,7 @@ LENGTHS: Final[dict[str, Length]] = {
     "unmap":          Length( 400, "__do_munmap, without pages"),
     "protect":        Length( 900, "do_mprotect_pkey: the area is split and merged, without pages"),
     "protect_page":   Length(  30, "change_pte_range, one page"),
+    "balloon_page":   Length( 150, "fill_balloon or leak_balloon, one page"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
 }
 # fmt: on

@@ -1,4 +1,4 @@
-"""Ordinary work and accesses to memory: work, mix, stream.
+"""Ordinary work and accesses to memory: work, mix, stream, fill.
 
 Not modelled: the mix's data dependencies (each access waits for its data); its pattern chase is uniform.
 """
@@ -18,6 +18,7 @@ from vtsim.guest import spec
 from vtsim.guest.primitives import Stage, again, counted_in_r12, lowering, registers
 
 LINE: Final = 64
+PAGE: Final = 4096
 QUANTILES: Final = 4096
 SPREAD: Final = 0x9E3779B1  # where the stream puts rank r: line r * SPREAD modulo the region's lines
 PATTERN: Final = {
@@ -39,6 +40,22 @@ def work(a: Assembler, phase: spec.WorkSpec, at: Stage) -> None:
     """Ordinary instructions, in a loop of 64 bytes of code."""
     a.mov(s.RCX, at.scaled(phase.instructions))
     a.emit(ops.LONG_WORK, length=LINE)
+
+
+@lowering(spec.FillSpec)
+def fill(a: Assembler, phase: spec.FillSpec, at: Stage) -> None:
+    """A store to each page, of a number that counts down from the number of different contents, again and again."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    registers(a, {s.RDI: at.base, s.RCX: -(-phase.region // PAGE), s.RBX: phase.distinct})
+    a.label(at.label("page"))
+    a.st(Mem(s.RDI), s.RBX)
+    a.add(s.RDI, PAGE)
+    a.sub(s.RBX, 1)
+    a.jcc(ops.CC_NZ, at.label("same_turn"))
+    a.mov(s.RBX, phase.distinct)
+    a.label(at.label("same_turn"))
+    a.loop(at.label("page"))
+    again(a, label)
 
 
 def zipf_table(region: int, theta: float) -> NDArray[np.int64]:

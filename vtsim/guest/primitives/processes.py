@@ -53,6 +53,16 @@ def idle(a: Assembler, phase: spec.IdleSpec, at: Stage) -> None:
     call(a, layout.CALL_SLEEP)
 
 
+@lowering(spec.BalloonSpec)
+def balloon(a: Assembler, phase: spec.BalloonSpec, at: Stage) -> None:
+    """A system call that makes the balloon as large as the host demands, then one that sleeps."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    call(a, layout.CALL_BALLOON)
+    a.mov(s.RDI, max(1, phase.period * at.profile.clock_hz // NS))
+    call(a, layout.CALL_SLEEP)
+    again(a, label)
+
+
 def pages_of(phase: spec.PageFaultSpec | spec.ProtectSpec) -> int:
     """How many pages are touched."""
     return -(-phase.region // PAGE)

@@ -8,7 +8,21 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
 from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID, PML_FULL
-from vtsim.vmm.programs import apic, dirty_log, ept, events, instructions, msr_switch, schedule, shadow, timer
+from vtsim.vmm.programs import (
+    apic,
+    balloon,
+    collapse,
+    dirty_log,
+    ept,
+    events,
+    instructions,
+    msr_switch,
+    schedule,
+    shadow,
+    sharing,
+    swap,
+    timer,
+)
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
@@ -48,6 +62,16 @@ def emit_shared(a: Assembler, path: Path) -> None:
         ept.subroutines(a, path)
         if path.vmm.dirty_log.on:
             dirty_log.subroutines(a, path)
+        if path.vmm.collapse.on:
+            collapse.subroutines(a, path)
+        if path.vmm.collapse.on or path.vmm.dirty_log.ends:
+            collapse.unmap_region(a, path)
+        if path.vmm.balloon.size:
+            balloon.subroutines(a, path)
+        if path.vmm.swap.on:
+            swap.subroutines(a, path)
+        if path.vmm.sharing.on:
+            sharing.subroutines(a, path)
     else:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)

@@ -20,6 +20,7 @@ from vtsim.cpu.kernels.ept_walk import LOG_ENTRIES
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmcs import bits as b
+from vtsim.vmm.programs import collapse
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import vcpu, work, zero
@@ -61,9 +62,10 @@ def protected_page(a: Assembler, path: Path) -> None:
     """
     if not path.parameters.get("lockless_faults", 1):
         return
-    a.ld(RAX, vcpu("LOGGING"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "not_protected")
+    if not path.vmm.dirty_log.ends:
+        a.ld(RAX, vcpu("LOGGING"))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_Z, "not_protected")
     a.test(R12, e.Q_WRITE)
     a.jcc(ops.CC_Z, "not_protected")
     work(a, path, "fast_page_fault")
@@ -114,6 +116,8 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "collect_log")
     _start(a, path)
     _collect(a, path)
+    if path.vmm.dirty_log.ends:
+        _stop(a, path)
     a.label("log_done")
     a.call("flush_ept")
     now(a)
@@ -161,6 +165,21 @@ def _start(a: Assembler, path: Path) -> None:
     a.jmp("log_done")
 
 
+def _stop(a: Assembler, path: Path) -> None:
+    """`stop_log`: what is protected becomes writable at its next violation; EPT may map large pages again."""
+    a.label("stop_log")
+    work(a, path, "stop_dirty_log")
+    zero(a, RAX)
+    a.st(vcpu("LOGGING"), RAX)
+    if uses_log(path):
+        a.vmread(RAX, "SECONDARY_PROC_CONTROLS")
+        a.and_(RAX, ~b.ENABLE_PML)
+        a.vmwrite("SECONDARY_PROC_CONTROLS", RAX)
+    if path.vmm.ept.page_size >= LARGE:
+        collapse.after_logging(a, path)
+    a.jmp("reenter")
+
+
 def _split(a: Assembler) -> None:
     """Replace the 2 MiB leaf RAX, which stands at RCX, by a table; RCX <- its first entry."""
     a.ld(RDI, vcpu("EPT_ALLOCATOR"))
@@ -189,6 +208,11 @@ def _split(a: Assembler) -> None:
 def _collect(a: Assembler, path: Path) -> None:
     """Take every word of the bitmap that is not zero, and make its pages fresh again."""
     a.label("collect_log")
+    if path.vmm.dirty_log.ends:
+        now(a)
+        a.ld(RCX, vcpu("LOG_END"))
+        a.cmp(RAX, register=RCX)
+        a.jcc(ops.CC_AE, "stop_log")
     work(a, path, "collect_dirty_log")
     if uses_log(path):
         a.vmread(RAX, "PML_INDEX")

@@ -4,7 +4,7 @@ The host page is found in the page tables of the VM's process; where it is missi
 makes it. Leaf sizes follow what backs the memory.
 
 SDM: "EPT Violations"; "Exit Qualification for EPT Violations"; "EPT Misconfigurations".
-Not modelled: reclaim; recovery of split huge pages in the background.
+Not modelled: a background thread that makes large pages of EPT again which code has split (nx_huge_pages).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import dirty_log
+from vtsim.vmm.programs import dirty_log, frames, swap
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
-from vtsim.vmm.programs.words import kill, vcpu, work, zero
+from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
@@ -43,6 +43,7 @@ def violation(a: Assembler, path: Path) -> None:
     work(a, path, "ept_violation")
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
+    a.label("resolve_violation")
     find_slot(a)
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_PRIVATE)
@@ -86,6 +87,8 @@ def find_page(a: Assembler, path: Path) -> None:
     a.hook(hooks.TABLE_LOOKUP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "make_page")
+    if path.vmm.swap.on:
+        a.copy(R9, RCX)
     a.copy(RBX, RAX)
     a.copy(RBP, RDX)
     a.test(R12, e.Q_WRITE)
@@ -141,6 +144,8 @@ def map_page(a: Assembler, path: Path) -> None:
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_READ_ONLY)
     a.jcc(ops.CC_NZ, "map_read_only")
+    if path.vmm.swap.on:
+        _clean_page(a, path)
     a.or_(RDX, EPT_WRITTEN)
     if path.vmm.dirty_log.on:
         dirty_log.mark(a, path, "map_write")
@@ -151,6 +156,23 @@ def map_page(a: Assembler, path: Path) -> None:
     a.copy(RCX, R11)
     a.call("write_ept")
     a.jmp("reenter")
+
+
+def _clean_page(a: Assembler, path: Path) -> None:
+    """A page that the disk has as it is stays known as such until it is written. RBX entry of the process, at R9."""
+    a.test(RBX, e.PTE_DIRTY)
+    a.jcc(ops.CC_NZ, "map_dirty")
+    a.test(R12, e.Q_WRITE)
+    a.jcc(ops.CC_NZ, "make_dirty")
+    if path.vmm.ept.accessed_dirty:
+        a.or_(RDX, EPT_WRITTEN & ~e.EPT_DIRTY)
+        a.jmp("map_write")
+    else:
+        a.jmp("map_read_only")
+    a.label("make_dirty")
+    a.or_(RBX, e.PTE_DIRTY)
+    a.st(Mem(R9), RBX)
+    a.label("map_dirty")
 
 
 def _in_one_slot(a: Assembler, otherwise: str) -> None:
@@ -167,7 +189,7 @@ def _in_one_slot(a: Assembler, otherwise: str) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`write_ept` (leaf RDX, level RCX, address R13), `flush_ept`."""
+    """`write_ept` (leaf RDX, level RCX, address R13), `unmap_leaf` (address R13; keeps RBX RBP R9), `flush_ept`."""
     a.label("write_ept")
     a.copy(RSI, R13)
     a.ld(RDI, vcpu("EPT_ROOT"))
@@ -183,6 +205,17 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.copy(4, R15, comment="the stack is given up")
     kill(a, OUT_OF_TABLES)
 
+    a.label("unmap_leaf")
+    work(a, path, "unmap_notifier")
+    leaf_of(a, R13)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "leaf_unmapped")
+    zero(a, RAX)
+    a.st(Mem(RCX), RAX)
+    a.call("flush_ept")
+    a.label("leaf_unmapped")
+    a.ret()
+
     a.label("flush_ept")
     a.ld(RAX, vcpu("EPT_TOP"))
     a.or_(RAX, path.vmm.ept.pointer_bits)
@@ -196,6 +229,8 @@ def make_page(a: Assembler, path: Path) -> None:
     """`make_page`: the host's page fault for memory of the process that has no page yet; then look again."""
     a.label("make_page")
     work(a, path, "host_page_fault")
+    if path.vmm.swap.on:
+        swap.before_page(a, path)
     if path.vmm.huge_pages == "always" and path.vmm.ept.page_size >= LARGE:
         _make_block(a, path)
     if path.vmm.huge_pages == "never":
@@ -204,7 +239,7 @@ def make_page(a: Assembler, path: Path) -> None:
         a.mov(RDX, path.addresses["zero_page"] << 12 | ZERO_PAGE)
         a.jmp("make_mapping")
     a.label("make_small")
-    _fresh_page(a)
+    _fresh_page(a, path)
     a.label("make_mapping")
     a.mov(RCX, 1)
     _map_user(a)
@@ -212,7 +247,18 @@ def make_page(a: Assembler, path: Path) -> None:
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
     work(a, path, "host_page_fault")
-    _fresh_page(a)
+    if path.vmm.sharing.on:
+        a.mov(RCX, e.ADDRESS)
+        a.and_(RCX, register=RBX)
+        a.cmp(RCX, path.addresses["zero_page"] << 12)
+        a.jcc(ops.CC_Z, "break_zero")
+        a.call("unshare")
+        a.mov(RAX, RAM_PAGE)
+        a.or_(RDX, register=RAX)
+        a.jmp("sharing_broken")
+        a.label("break_zero")
+    _fresh_page(a, path)
+    a.label("sharing_broken")
     a.mov(RCX, 1)
     _map_user(a)
     work(a, path, "unmap_notifier")
@@ -231,13 +277,26 @@ def make_page(a: Assembler, path: Path) -> None:
         a.call("flush_ept")
         a.jmp("reenter")
 
+    if path.vmm.collapse.on:
+        a.label("map_large_user")
+        a.mov(RSI, at.USER_RAM)
+        a.add(RSI, register=R13)
+        a.mov(RCX, 2)
+        _write_user(a)
+        a.ret()
+
     a.label("no_host_memory")
     kill(a, OUT_OF_HOST_MEMORY)
+    if path.vmm.memory.buddy:
+        frames.subroutines(a, path)
 
 
-def _fresh_page(a: Assembler) -> None:
+def _fresh_page(a: Assembler, path: Path) -> None:
     """RDX <- entry for a new zeroed page of the host."""
-    a.hook(hooks.FRAME_ALLOCATE)
+    if path.vmm.memory.buddy:
+        a.call("take_frame")
+    else:
+        a.hook(hooks.FRAME_ALLOCATE)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_S, "no_host_memory")
     a.shl(RAX, 12)
@@ -253,14 +312,21 @@ def _fresh_page(a: Assembler) -> None:
 def _make_block(a: Assembler, path: Path) -> None:
     """A 2 MiB page of the host, where the slot holds all of it and one is free."""
     _in_one_slot(a, "make_small")
-    a.mov(RDI, path.addresses["blocks"])
-    a.ld(RAX, Mem(RDI), comment="blocks taken")
-    a.ld(RCX, Mem(RDI, 8), comment="blocks")
-    a.cmp(RAX, register=RCX)
-    a.jcc(ops.CC_AE, "make_small")
-    a.ld(RBX, Mem(RDI, 16, index=RAX, scale=8))
-    a.add(RAX, 1)
-    a.st(Mem(RDI), RAX)
+    if path.vmm.memory.buddy:
+        a.call("take_block")
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_S, "no_block")
+        a.copy(RBX, RAX)
+    else:
+        a.mov(RDI, path.addresses["blocks"])
+        a.ld(RAX, Mem(RDI), comment="blocks taken")
+        a.ld(RCX, Mem(RDI, 8), comment="blocks")
+        a.cmp(RAX, register=RCX)
+        a.jcc(ops.CC_AE, "no_block")
+        a.ld(RBX, Mem(RDI, 16, index=RAX, scale=8))
+        a.add(RAX, 1)
+        a.st(Mem(RDI), RAX)
+    count(a, "LARGE_PAGES")
     a.shl(RBX, 12)
     a.mov(RDI, at.HOST_DIRECT)
     a.add(RDI, register=RBX)
@@ -274,17 +340,25 @@ def _make_block(a: Assembler, path: Path) -> None:
     a.mov(RCX, 2)
     _map_user(a)
     a.jmp("find_page")
+    a.label("no_block")
+    count(a, "LARGE_MISSING")
+    a.jmp("make_small")
 
 
 def _map_user(a: Assembler) -> None:
     """Write RDX as the process's entry of level RCX for the address in R13."""
     a.ld(RSI, Mem(R14, SLOT["USER"]))
     a.add(RSI, register=R13)
+    _write_user(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "no_host_memory")
+
+
+def _write_user(a: Assembler) -> None:
+    """The same for the user-space address in RSI; RAX <- 1 if there is no frame for a table."""
     a.ld(RDI, vcpu("HOST_ROOT"))
     a.mov(R8, at.HOST_DIRECT)
     a.lea(R9, vcpu("BACKING_ALLOCATOR"))
     a.mov(R10, e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | e.PTE_ACCESSED)
     zero(a, R11)
     a.hook(hooks.TABLE_MAP)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "no_host_memory")

@@ -21,3 +21,13 @@ def leaf_of(a: Assembler, address: int) -> None:
     a.mov(R8, at.HOST_DIRECT)
     a.mov(R10, e.EPT_RWX)
     a.hook(hooks.TABLE_LOOKUP)
+
+
+def host_leaf_of(a: Assembler, address: int) -> None:
+    """The same of the host's page tables for the process of the VM."""
+    a.mov(RSI, at.USER_RAM)
+    a.add(RSI, register=address)
+    a.ld(RDI, vcpu("HOST_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.mov(R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)

@@ -12,6 +12,7 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RCX, RDI, RDX, RSI
 from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs.daemons import what_may_be_due
 from vtsim.vmm.programs.words import VALID, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -26,10 +27,10 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.ld(RCX, cpu("RESCHEDULE"))
     a.test(RCX, register=RCX)
     a.jcc(ops.CC_NZ, "schedule")
-    if path.vmm.dirty_log.on:
-        a.ld(RCX, vcpu("LOG_DUE"))
+    for word, label in what_may_be_due(path):
+        a.ld(RCX, vcpu(word))
         a.test(RCX, register=RCX)
-        a.jcc(ops.CC_NZ, "log_due")
+        a.jcc(ops.CC_NZ, label)
     zero(a, RCX)
     a.st(vcpu("REQUEST"), RCX)
     a.test(RAX, at.REQUEST_EVENTS)

@@ -11,6 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDX, RSP
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs.daemons import daemons
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs
 from vtsim.vmm.programs.timer import MSR_LVT_TIMER
 from vtsim.vmm.programs.words import cpu, vcpu, work, zero
@@ -112,8 +113,8 @@ def die(a: Assembler, path: Path) -> None:
     a.st_value(vcpu("STATE"), at.ENDED)
     zero(a, RAX)
     a.st(vcpu("DEADLINE"), RAX)
-    if path.vmm.dirty_log.on:
-        a.st(vcpu("LOG_AT"), RAX)
+    for daemon in daemons(path):
+        a.st(vcpu(daemon.at), RAX)
     a.ld(RAX, cpu("ALIVE"))
     a.sub(RAX, 1)
     a.st(cpu("ALIVE"), RAX)

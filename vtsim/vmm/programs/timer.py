@@ -13,6 +13,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs.daemons import Daemon, daemons
 from vtsim.vmm.programs.events import request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -38,7 +39,7 @@ def program_timer(a: Assembler, path: Path) -> None:
     a.ld(RDI, cpu("SELF"))
     a.label("program_next")
     a.ld(RSI, Mem(RDI, at.C["LIST"]))
-    for deadline in ("DEADLINE", "LOG_AT") if path.vmm.dirty_log.on else ("DEADLINE",):
+    for deadline in ("DEADLINE", *(daemon.at for daemon in daemons(path))):
         a.ld(RAX, Mem(RSI, at.V[deadline]))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_Z, f"program_past_{deadline}")
@@ -70,8 +71,13 @@ def program_timer(a: Assembler, path: Path) -> None:
 
 
 def interrupt_handlers(a: Assembler, path: Path) -> None:
-    """`timer_interrupt` and `wire_interrupt`: what the host's IDT leads to."""
-    for name, body in (("timer_interrupt", expire), ("wire_interrupt", wire)):
+    """`timer_interrupt`, `wire_interrupt` and, with a disk, `disk_interrupt`: what the host's IDT leads to."""
+    bodies = {"timer_interrupt": expire, "wire_interrupt": wire}
+    if path.vmm.swap.on:
+        from vtsim.vmm.programs import swap  # which needs this module
+
+        bodies["disk_interrupt"] = swap.complete
+    for name, body in bodies.items():
         a.label(name)
         a.activity = ops.INTERRUPT_PATH
         a.sub(RSP, FRAME)
@@ -106,8 +112,8 @@ def expire(a: Assembler, path: Path) -> None:
     a.ld(R13, cpu("COUNT"))
     a.label("expire_next")
     a.ld(R15, Mem(R12, at.C["LIST"]))
-    if path.vmm.dirty_log.on:
-        log_time(a)
+    for daemon in daemons(path):
+        call_daemon(a, daemon)
     a.ld(RAX, vcpu("DEADLINE"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "expire_later")
@@ -148,18 +154,18 @@ def expire(a: Assembler, path: Path) -> None:
     a.call("program_timer")
 
 
-def log_time(a: Assembler) -> None:
-    """Dirty logging of the vCPU in R15 has something to do when LOG_AT has passed (now: R14). Changes RAX."""
-    a.ld(RAX, vcpu("LOG_AT"))
+def call_daemon(a: Assembler, daemon: Daemon) -> None:
+    """A daemon of the vCPU in R15 has something to do when its time has passed (now: R14). Changes RAX."""
+    a.ld(RAX, vcpu(daemon.at))
     a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "log_later")
+    a.jcc(ops.CC_Z, f"{daemon.label}_later")
     a.cmp(RAX, register=R14)
-    a.jcc(ops.CC_A, "log_later")
+    a.jcc(ops.CC_A, f"{daemon.label}_later")
     zero(a, RAX)
-    a.st(vcpu("LOG_AT"), RAX)
-    a.st_value(vcpu("LOG_DUE"), 1)
+    a.st(vcpu(daemon.at), RAX)
+    a.st_value(vcpu(daemon.due), 1)
     request(a)
-    a.label("log_later")
+    a.label(f"{daemon.label}_later")
 
 
 def write_initial_count(a: Assembler, path: Path) -> None:

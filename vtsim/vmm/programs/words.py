@@ -61,6 +61,13 @@ def set_bit(a: Assembler, operand: Mem, bit: int) -> None:
     a.st(operand, RAX)
 
 
+def count(a: Assembler, field: str) -> None:
+    """One more in a word of the vCPU. Changes RAX."""
+    a.ld(RAX, vcpu(field))
+    a.add(RAX, 1)
+    a.st(vcpu(field), RAX)
+
+
 def work(a: Assembler, path: Path, name: str) -> None:
     """The compiled code of a function: so many instructions as the personality's parameter says."""
     a.work(path.parameters.get(name, 0), comment=name)

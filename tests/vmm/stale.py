@@ -1,0 +1,49 @@
+"""What a CPU's TLBs hold for a VM, held against the VM's EPT as it is now."""
+
+from __future__ import annotations
+
+from tests.vmm.machines import Machine
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, TAG_SHIFT
+from vtsim.ept import spec as e
+
+WRITES = 0b1100  # of a TLB's data word: permissions of stores, ring 0 and ring 3
+TLBS = (s.DTLB4K, s.DTLB2M, s.ITLB4K, s.ITLB2M, s.STLB)
+
+
+def check_translations(m: Machine, cpu: int) -> int:
+    """No translation of the VM that runs on a CPU leads where its EPT does not lead; how many there are.
+
+    To be asked while the guest runs: what the hypervisor has changed and not yet flushed may be there until VM entry.
+    """
+    record, arena = m.engine.cpus[cpu], m.engine.arena
+    assert record[s.NONROOT]
+    vcpu = m.hypervisor.current(cpu)
+    assert vcpu.ept is not None
+    writable: dict[int, bool] = {}
+    for gfn in range(vcpu.memory.size >> 12):
+        leaf = vcpu.ept.find(gfn << 12)
+        if leaf is not None:
+            frame = leaf.frame + gfn % (1 << 9 * leaf.size)
+            writable[frame] = writable.get(frame, False) or bool(leaf.entry & e.EPT_WRITE)
+    seen = 0
+    for structure in (*TLBS, s.NESTED_TLB):
+        first, data = int(record[structure]), int(record[structure + s.DATA])
+        for n in range((int(record[structure + s.MASK]) + 1) * int(record[structure + s.WAYS])):
+            tag, word = int(arena[first + n]), int(arena[data + n])
+            if tag < 0:
+                continue
+            key = int(arena[int(record[s.CONTEXTS]) + ((tag & CONTEXT_MASK) >> CONTEXT_SHIFT)])
+            frame = (word & e.ADDRESS) >> 12
+            if structure != s.NESTED_TLB:
+                if key < 0 or (key & ~GLOBAL_KEY) >> 28 != vcpu.ept_top:
+                    continue
+                assert frame in writable and (writable[frame] or not word & WRITES)
+            elif key == -1 - vcpu.ept_top:
+                leaf = vcpu.ept.find(tag >> TAG_SHIFT << 12 + 9 * (tag & 3))
+                assert leaf is not None and leaf.size == tag & 3 and leaf.frame == frame
+                assert leaf.entry & e.EPT_WRITE or not word & e.EPT_WRITE
+            else:
+                continue
+            seen += 1
+    return seen

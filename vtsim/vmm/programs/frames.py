@@ -1,0 +1,80 @@
+"""Frames of the host from its buddy allocator, on the node that the scenario says.
+
+Not modelled: compaction and reclaim where no block of 2 MiB is free.
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.kernels.buddy import LARGEST_ORDER
+from vtsim.cpu.kernels.memory_hooks import BUDDY_GIVE, BUDDY_TAKE
+from vtsim.cpu.slots import R13, RAX, RCX, RDI, RSI
+from vtsim.vmm.buddy import ZONE_BYTES
+from vtsim.vmm.programs.words import count, vcpu, zero
+from vtsim.vmm.registry import Path
+
+
+def subroutines(a: Assembler, path: Path) -> None:
+    """`take_frame`, `take_block`: RAX <- (first) frame for the guest-physical address in R13, or -1. Changes RCX RDI.
+
+    `give_frame`: the frame in RSI is free; changes RCX RDI.
+    A frame that its node lacks comes from the other one; a block does not, as small local pages are better.
+    """
+    a.label("take_frame")
+    _zone(a, path, 12)
+    zero(a, RCX)
+    a.hook(BUDDY_TAKE)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NS, "frame_taken")
+    a.ld(RCX, vcpu("ZONE"))
+    a.ld(RAX, vcpu("OTHER_ZONE"))
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_Z, "no_frame_at_all")
+    a.cmp(RDI, register=RCX)
+    a.copy(RDI, RCX)
+    a.jcc(ops.CC_NZ, "take_elsewhere")
+    a.copy(RDI, RAX)
+    a.label("take_elsewhere")
+    zero(a, RCX)
+    a.hook(BUDDY_TAKE)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_S, "no_frame_at_all")
+    a.copy(RCX, RAX)
+    count(a, "OTHER_NODE")
+    a.copy(RAX, RCX)
+    a.label("frame_taken")
+    a.ret()
+    a.label("no_frame_at_all")
+    a.mov(RAX, -1)
+    a.ret()
+
+    a.label("give_frame")
+    a.mov(RDI, path.addresses["zones"])
+    if path.addresses["second_node"]:
+        a.cmp(RSI, path.addresses["second_node"])
+        a.jcc(ops.CC_B, "frame_of_first")
+        a.add(RDI, ZONE_BYTES)
+        a.label("frame_of_first")
+    zero(a, RCX)
+    a.hook(BUDDY_GIVE)
+    a.ret()
+
+    a.label("take_block")
+    _zone(a, path, 21)
+    a.mov(RCX, LARGEST_ORDER)
+    a.hook(BUDDY_TAKE)
+    a.ret()
+
+
+def _zone(a: Assembler, path: Path, shift: int) -> None:
+    """RDI <- the zone for the page of R13. Changes RAX."""
+    label = f"zone_of_{shift}"
+    a.ld(RDI, vcpu("ZONE"))
+    if path.vmm.memory.data == "interleaved":
+        a.copy(RAX, R13)
+        a.shr(RAX, shift)
+        a.test(RAX, 1)
+        a.jcc(ops.CC_Z, label)
+        a.ld(RDI, vcpu("OTHER_ZONE"))
+        a.label(label)
