@@ -16,6 +16,7 @@ from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
+from vtsim.ept.direct import DIRECT_TABLES
 from vtsim.ept.memory_slots import SLOT_PRIVATE
 from vtsim.ept.tables import EPT, EPT_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
@@ -23,6 +24,7 @@ from vtsim.vmcs import state as h
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
+from vtsim.vmm.direct import DirectHost
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
@@ -31,6 +33,7 @@ from vtsim.vmm.needs import Needs, bitmap_frames, needs, table_frames
 from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
+from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
 from vtsim.vmm.settings import resolve_parameters
@@ -78,6 +81,9 @@ def build_hypervisor(
         "tick_cycles": profile.cycles(tick_ns),
         "log_period": profile.cycles(vmm.dirty_log.period),
     }  # fmt: skip
+    tables = DirectHost.reserve(host) if vmm.paging == "direct-pv" else None
+    if tables is not None:
+        addresses |= tables.addresses
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -104,9 +110,13 @@ def build_hypervisor(
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
-        if vmm.ept.populate == "prebuilt":
+        if vmm.ept.populate == "prebuilt" or tables is not None:
             vcpu.memory.back_all(vmm.ept.page_size)
+        if tables is not None:
+            vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch)
         start = guest.build(vcpu.memory)
+        if tables is not None:
+            tables.validate(vcpu.memory, number, start)
         if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
@@ -124,6 +134,14 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
     more = []
     if vmm.paging == "ept":
         more.append("ENABLE_EPT")
+    elif vmm.paging == "direct-pv":
+        more.append("CR3_LOAD_EXITING")
+        wanted = evolve(
+            wanted,
+            used=tuple(name for name in wanted.used if name != "UNRESTRICTED_GUEST"),
+            cr0_mask=wanted.cr0_mask | CR0_FIXED,
+            cr4_mask=wanted.cr4_mask | CR4_FIXED,
+        )
     else:
         more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
         wanted = evolve(
@@ -228,13 +246,18 @@ def _fill_vmcs(
             fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
+    if vmm.paging == "direct-pv":
+        values |= {
+            "SHARED_PAGE": at.direct(vcpu.memory.frame(start.shared >> 12) << 12),
+            "KERNEL_ROOT": start.roots[0],
+        }
     vmcs.write(words, fields)
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
-    leaves = cpuid_entries(engine)
+    leaves = cpuid_entries(engine, DIRECT_TABLES if vmm.paging == "direct-pv" else 0)
     known = msr_entries(hypervisor.path.capabilities)
     host.store_many(cpuid, leaves.ravel())
     host.store_many(msrs, known.ravel())

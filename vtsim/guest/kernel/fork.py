@@ -13,25 +13,19 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.guest.kernel import direct_fork as direct
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
-from vtsim.guest.kernel.fault import give_frame
+from vtsim.guest.kernel.fault import find_entry, give_frame
 from vtsim.guest.kernel.lengths import length
 
 LAST_USER_ENTRY = 255  # of the top-level table
 RETURN_BYTES = 8
 
 
-@path("fork")
-def fork(a: Assembler, kernel: KernelOptions) -> None:
-    """System call: copy the address space for copy-on-write and start the child; 1 to the parent, 0 to the child."""
-    a.activity = ops.SYSCALL_PATH
-    a.label("call_fork")
-    a.work(length("fork"))
-    a.op(ops.CLI)
-    a.ld(s.RBX, at.cpu_word(at.CURRENT))
-    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+def _copy_space(a: Assembler, kernel: KernelOptions) -> None:
+    """The tables of the task at RBX, copied to those of the child at R12."""
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
     a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
     a.mov(s.RDX, 0)
@@ -47,6 +41,21 @@ def fork(a: Assembler, kernel: KernelOptions) -> None:
         for index in kernel.top_entries:
             a.ld(s.RAX, Mem(s.RSI, 8 * index))
             a.st(Mem(s.RSI, 4096 + 8 * index), s.RAX)
+
+
+@path("fork")
+def fork(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: copy the address space for copy-on-write and start the child; 1 to the parent, 0 to the child."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_fork")
+    a.work(length("fork"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+    if kernel.paravirtual:
+        direct.copy_space(a)
+    else:
+        _copy_space(a, kernel)
     a.ld(s.RDI, Mem(s.R12, at.T_STACK_TOP))
     a.sub(s.RDI, at.FRAME_BYTES)
     for half in (0, at.FRAME_BYTES // 2):
@@ -100,16 +109,16 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_Z, "reap_next_area")
     a.ld(s.RBP, Mem(s.R14, at.A_START))
     a.label("reap_page")
-    a.ld(s.RDI, Mem(s.R12, at.T_ROOT))
-    a.copy(s.RSI, s.RBP)
-    a.mov(s.R8, at.DIRECT)
-    a.mov(s.R10, e.PTE_PRESENT)
-    a.hook(hooks.TABLE_LOOKUP)
+    find_entry(a, kernel, s.R12, s.RBP)
     a.test(s.RAX, e.PTE_WRITE)
     a.jcc(ops.CC_Z, "reap_next_page")
     a.work(length("unmap_page"))
-    a.mov(s.RDX, e.ADDRESS)
-    a.and_(s.RDX, register=s.RAX)
+    if kernel.paravirtual:
+        a.copy(s.RDX, s.RAX)
+        hypercalls.to_physical(a, s.RDX)
+    else:
+        a.mov(s.RDX, e.ADDRESS)
+        a.and_(s.RDX, register=s.RAX)
     give_frame(a)
     a.label("reap_next_page")
     a.ld(s.RAX, Mem(s.R14, at.A_BYTES))
@@ -121,6 +130,8 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.R14, at.AREA_BYTES)
     a.sub(s.R15, 1)
     a.jcc(ops.CC_NZ, "reap_area")
+    if kernel.paravirtual:
+        direct.give_up_space(a, kernel)
     a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
     a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
     a.st_value(Mem(s.R12, at.T_STATE), at.FREE)

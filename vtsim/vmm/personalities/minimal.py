@@ -15,7 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
+from vtsim.vmm.programs import direct, dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
@@ -29,6 +29,11 @@ def external(a: Assembler, path: Path) -> None:
     """Run the host's handler."""
     events.external_interrupt(a, path)
     a.jmp("reenter")
+
+
+def hypercall(a: Assembler, path: Path) -> None:
+    """VMCALL: there are hypercalls for direct tables, and no others."""
+    (direct.hypercall if path.vmm.paging == "direct-pv" else instructions.ignore)(a, path)
 
 
 # fmt: off
@@ -46,7 +51,7 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.RDTSC:               instructions.read_tsc,
     x.RDTSCP:              instructions.read_tsc,
     x.TPR_BELOW_THRESHOLD: instructions.below_threshold,
-    x.VMCALL:              instructions.ignore,
+    x.VMCALL:              hypercall,
     x.CR_ACCESS:           instructions.control_register,
     x.IO_INSTRUCTION:      ports.in_hypervisor,
     x.MSR_READ:            instructions.read_msr,

@@ -8,7 +8,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
 from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID, PML_FULL
-from vtsim.vmm.programs import apic, dirty_log, ept, events, instructions, msr_switch, schedule, shadow, timer
+from vtsim.vmm.programs import apic, direct, dirty_log, ept, events, instructions, msr_switch, schedule, shadow, timer
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
@@ -48,6 +48,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
         ept.subroutines(a, path)
         if path.vmm.dirty_log.on:
             dirty_log.subroutines(a, path)
+    elif path.vmm.paging == "direct-pv":
+        direct.subroutines(a, path)
     else:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)

@@ -134,7 +134,7 @@ def write_msr(a: Assembler, path: Path) -> None:
     a.jmp("skip")
     for label, field in IN_VMCS:
         a.label(f"msr_write_{label}")
-        if label == "efer" and path.vmm.paging == "shadow":
+        if label == "efer" and path.vmm.paging != "ept":
             a.jmp("efer_written")
         else:
             a.vmwrite(field, RAX)
@@ -202,7 +202,7 @@ def control_register(a: Assembler, path: Path) -> None:
     for number, label in ((3, "cr_to_3"), (4, "cr_to_4"), (8, "cr_to_8")):
         a.cmp(RCX, number)
         a.jcc(ops.CC_Z, label)
-    if path.vmm.paging == "shadow":
+    if path.vmm.paging != "ept":
         a.jmp("cr_to_0")
     else:
         a.label("cr_to_0")

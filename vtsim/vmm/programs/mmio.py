@@ -44,7 +44,7 @@ def emulator(a: Assembler, path: Path) -> None:
         a.ld(RDI, vcpu("SHADOW"))
         a.hook(SHADOW_MAP_DEVICE)
         a.call("shadow_settle")
-    else:
+    elif path.vmm.paging == "ept":
         a.copy(RDX, R13)
         a.and_(RDX, e.ADDRESS)
         a.or_(RDX, MMIO_ENTRY)

@@ -168,7 +168,7 @@ def kernel_side(a: Assembler, path: Path) -> None:
         a.st(Mem(RDI, SLOT[name]), RAX)
     if path.vmm.paging == "shadow":
         shadow.zap_everything(a)
-    else:
+    elif path.vmm.paging == "ept":
         a.ld(RDI, vcpu("EPT_ROOT"))
         a.mov(RAX, at.HOST_DIRECT)
         a.add(RDI, register=RAX)
