@@ -155,7 +155,7 @@ def machine(
     settings: dict[str, Any] = {"paging": "ept", "vpid": True, "tpr_shadow": True, "huge_pages": "never"}
     ept.setdefault("accessed_dirty", cpu.vmx.generation in ("skylake-sp", "cascade-lake"))
     vmm = VmmSpec(personality=personality, ept=EptSpec(**ept), **{**settings, **options})
-    wants = needs(vmm, [memory] * len(guests))
+    wants = needs(vmm, [memory] * len(guests), host_memory)
     geometry = Geometry(
         cpus=cpus, memory_bytes=host_memory, pool_pages=wants.pool_pages + 4096, code_pages=wants.code_pages + 16,
         rows=wants.rows + 4096, owners=wants.owners + 1,

@@ -78,7 +78,9 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     phases = sum(len(process.phases) for process in guest.processes)
     tables = sum(space.tables(prebuilt=built) * (2 - built) for space in spaces for built in (False, True))
     lists = sum(space.pages(size, prebuilt=False) for space in spaces for size in range(3))
-    direct = (vm.memory >> 21) + 8 + vm.memory // mem.PAGE_BYTES // mem.PAGE_WORDS if paravirtual else (vm.memory >> 30) + 8
+    direct = (
+        (vm.memory >> 21) + 8 + vm.memory // mem.PAGE_BYTES // mem.PAGE_WORDS if paravirtual else (vm.memory >> 30) + 8
+    )
     tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
     return Needs(
         pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks,
@@ -330,7 +332,7 @@ class Builder:
         return KERNEL_PAGE | nx | (0 if self.guest.kernel.kpti else e.PTE_GLOBAL)
 
     def _map_interface(self, root: int) -> int:
-        """Map what only a paravirtual kernel has: both translations of frame numbers, and the shared page: its frame."""
+        """Map what only a paravirtual kernel has: translations of frame numbers, and the shared page, its frame."""
         table = self._kernel_table(root)
         nx = e.PTE_NO_EXECUTE if self.nx else 0
         shared = self.frames.reserve(1)

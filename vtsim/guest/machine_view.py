@@ -62,7 +62,7 @@ class Start:
 
     `roots` are the guest-physical addresses of every paging hierarchy that the guest may load, `log` that of the page
     in which the guest's kernel records how its processes ended. With direct tables `cr3` and `roots` are host-physical,
-    `roots` are those that are pinned, and `shared` is the guest-physical address of the page shared with the hypervisor.
+    `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
     """
 
     rip: int

@@ -232,7 +232,7 @@ def _become_guest(machine: Machine, number: int, space: Space) -> None:
 def _loaded(machine: Machine, number: int, space: Space) -> int:
     """What the processor's CR3 holds while the guest has loaded a process's."""
     hypervisor = machine.hypervisor
-    if hypervisor is None or hypervisor.path.vmm.paging == "ept":
+    if hypervisor is None or hypervisor.path.vmm.paging != "shadow":
         return space.cr3
     vcpu = hypervisor.vcpus[number]
     shadow = hypervisor.shadow_root(vcpu, space.cr3 & e.ADDRESS)

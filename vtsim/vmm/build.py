@@ -72,7 +72,8 @@ def build_hypervisor(
     gib = vmm.ept.page_size == GIB and vmm.ept.populate == "prebuilt"
     size = GIB // 4096 if gib else BLOCK
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
-    if not large or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
+    direct = vmm.paging == "direct-pv"
+    if not large or direct or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
         wanted_blocks = 0
     block_list = host.area(2 + wanted_blocks)
     addresses = {
@@ -81,7 +82,7 @@ def build_hypervisor(
         "tick_cycles": profile.cycles(tick_ns),
         "log_period": profile.cycles(vmm.dirty_log.period),
     }  # fmt: skip
-    tables = DirectHost.reserve(host) if vmm.paging == "direct-pv" else None
+    tables = DirectHost.reserve(host) if direct else None
     if tables is not None:
         addresses |= tables.addresses
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
@@ -111,7 +112,7 @@ def build_hypervisor(
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
         if vmm.ept.populate == "prebuilt" or tables is not None:
-            vcpu.memory.back_all(vmm.ept.page_size)
+            vcpu.memory.back_all(mem.PAGE_BYTES if direct else vmm.ept.page_size)
         if tables is not None:
             vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch)
         start = guest.build(vcpu.memory)

@@ -55,7 +55,9 @@ class ParavirtualSpec:
     """How a paravirtual guest kernel asks its hypervisor."""
 
     batch: int = setting(
-        counts(ge=1, le=BATCH_LIMIT), "Requests that the guest gathers for one hypercall; 1 makes each alone", default=32
+        counts(ge=1, le=BATCH_LIMIT),
+        "Requests that the guest gathers for one hypercall; 1 makes each alone",
+        default=32,
     )
 
 
