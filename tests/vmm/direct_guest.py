@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ class DirectGuest:
     def store(self, gfn: int, index: int, entry: int) -> None:
         """Store to a frame through the window."""
         self.a.st_value(Mem(displacement=WINDOW + (gfn << 12) + 8 * index), mem.signed(entry))
+
+    def load(self, address: int) -> None:
+        """Load from a linear address."""
+        self.a.ld(s.RAX, Mem(displacement=address))
 
     def attempt(self, emit: Callable[[], None]) -> None:
         """Do what may fault; logged is the vector, or 0."""
@@ -197,7 +202,7 @@ def random_requests(seed: int, steps: int) -> Steps:
             kind = chance.random()
             if kind < 0.2:
                 gfn, index, what = some(), chance.choice((0, 1, 2, 511)), entry()
-                guest.attempt(lambda: guest.store(gfn, index, what))
+                guest.attempt(partial(guest.store, gfn, index, what))
             elif kind < 0.5:
                 gfn = some()
                 guest.request(guest.entry_of(gfn) | d.UPDATE, guest.machine(gfn) | chance.choice((P, P, P | W, 0)))

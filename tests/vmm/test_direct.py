@@ -109,20 +109,46 @@ def test_requests_are_carried_out_where_they_keep_the_guest_inside_its_memory(pe
 
 
 def test_a_frame_becomes_a_table_only_as_a_whole_and_only_while_nobody_can_write_to_it() -> None:
+    """A level-3 table whose first entry leads to a frame that may be a table, and the second to one that is written."""
     new = FREE + 8
 
     def steps(guest: DirectGuest) -> None:
         link = guest.table.root << 12 | 8
-        guest.store(new, 0, guest.machine(ONE) | P)  # as a level-3 table it leads to frames that are written
-        guest.request(guest.entry_of(new), guest.machine(new) | READ_ONLY)
+        for index, below in enumerate((TWO, ONE)):
+            guest.store(new, index, guest.machine(below) | P)
+        for gfn in (new, TWO):
+            guest.request(guest.entry_of(gfn), guest.machine(gfn) | READ_ONLY)
         guest.request(link, guest.machine(new) | P)
-        guest.request(guest.entry_of(ONE), guest.machine(ONE) | READ_ONLY)
+        guest.request(guest.entry_of(TWO), guest.machine(TWO) | KERNEL_PAGE)
+        for gfn in (ONE, TWO):
+            guest.request(guest.entry_of(gfn), guest.machine(gfn) | READ_ONLY)
         guest.request(link, guest.machine(new) | P)
         guest.request(guest.entry_of(ONE), guest.machine(ONE) | KERNEL_PAGE)
         guest.request(link, 0)
         guest.request(guest.entry_of(ONE), guest.machine(ONE) | KERNEL_PAGE)
 
-    assert answers(run(steps)[1]) == [1, 0, 1, 1, 0, 1, 1]
+    assert answers(run(steps)[1]) == [1, 1, 0, 1, 1, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("vpid", [True, False])
+def test_what_a_paging_structure_cache_holds_of_a_table_is_gone_before_the_guest_can_write_to_it(vpid: bool) -> None:
+    tables = {3: FREE + 8, 2: FREE + 9, 1: FREE + 10}
+    where = 1 << 39
+
+    def steps(guest: DirectGuest) -> None:
+        link = guest.table.root << 12 | 8
+        for level, gfn in tables.items():
+            guest.store(gfn, 0, guest.machine(tables.get(level - 1, ONE)) | KERNEL_PAGE)
+        for gfn in tables.values():
+            guest.request(guest.entry_of(gfn), guest.machine(gfn) | READ_ONLY)
+        guest.request(link, guest.machine(tables[3]) | KERNEL_PAGE)
+        guest.attempt(lambda: guest.load(where))
+        guest.request(link, 0)
+        guest.request(guest.entry_of(tables[1]), guest.machine(tables[1]) | KERNEL_PAGE)
+        guest.store(tables[1], 1, 1 << 12 | P)  # a frame of the host
+        guest.attempt(lambda: guest.load(where + 4096))
+
+    assert answers(run(steps, vpid=vpid)[1]) == [1, 1, 1, 1, 0, 1, 1, 14]
 
 
 @pytest.mark.parametrize("vpid", [True, False])
