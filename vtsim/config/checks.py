@@ -98,8 +98,11 @@ def _given(wish: bool | None, possible: bool) -> bool:
 
 def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
     """Yield the path, the words and the VMX feature of everything the hypervisor is asked to use."""
-    if vmm.paging == "ept":
+    if vmm.paging in ("ept", "agile"):
         yield "paging", "EPT", "ENABLE_EPT"
+    if vmm.paging == "agile":
+        yield "paging", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
+    if vmm.paging == "ept":
         if vmm.ept.accessed_dirty:
             yield "ept.accessed_dirty", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
         if vmm.ept.page_size in PAGE_FEATURES:
@@ -225,6 +228,34 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                         )
 
 
+def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """Agile paging is a proposal: whoever wants it says that the processor has it."""
+    if scenario.vmm.technique == "native" or scenario.vmm.paging != "agile":
+        return
+    if not profile.features.agile_paging:
+        yield Problem(
+            path="vmm.paging",
+            message=f"this needs a walker that goes on from shadow tables to the guest's own, which no processor has, and "
+            f"profile {profile.name!r} neither",
+            help="machine.cpu: {features.agile_paging: true} supposes that it has; or vmm.paging 'ept', 'shadow'",
+        )
+    for path, wrong, words, legal in (
+        ("vmm.ept.levels", scenario.vmm.ept.levels != 4, "EPT of four levels", "levels can be 4"),
+        ("vmm.ept.accessed_dirty", not scenario.vmm.ept.accessed_dirty, "the flags of EPT", "let it be auto"),
+    ):
+        if wrong:
+            yield Problem(path=path, message=f"agile paging needs {words}", help=legal)
+    for number, vm in enumerate(scenario.vms):
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if isinstance(phase, ReplaySpec):
+                    yield Problem(
+                        path=f"vms.{number}.guest.processes.{p}.phases.{n}",
+                        message="a recorded guest's tables are not in memory, where a walk could go on in them",
+                        help="choose vmm.paging 'ept', 'shadow'",
+                    )
+
+
 def _memory_is_addressable(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """Physical addresses have only so many bits."""
     limit = 2**profile.physical_address_bits
@@ -256,6 +287,7 @@ CHECKS: tuple[Check, ...] = (
     _log_is_filled,
     _kernels_can_run,
     _direct_tables,
+    _agile_paging,
     _memory_is_addressable,
     _parameters_exist,
 )

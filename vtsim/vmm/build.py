@@ -73,7 +73,8 @@ def build_hypervisor(
     size = GIB // 4096 if gib else BLOCK
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
     direct = vmm.paging == "direct-pv"
-    if not large or direct or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
+    small = vmm.paging in ("direct-pv", "agile")  # all memory is there beforehand, in pages of 4 KiB
+    if not large or small or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
         wanted_blocks = 0
     block_list = host.area(2 + wanted_blocks)
     addresses = {
@@ -111,16 +112,16 @@ def build_hypervisor(
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
-        if vmm.ept.populate == "prebuilt" or tables is not None:
-            vcpu.memory.back_all(mem.PAGE_BYTES if direct else vmm.ept.page_size)
+        if vmm.ept.populate == "prebuilt" or small:
+            vcpu.memory.back_all(mem.PAGE_BYTES if small else vmm.ept.page_size)
         if tables is not None:
             vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch)
         start = guest.build(vcpu.memory)
         if tables is not None:
             tables.validate(vcpu.memory, number, start)
-        if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
+        if vcpu.ept is not None and (vmm.ept.populate == "prebuilt" or small):
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
-            vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
+            vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for pool in vcpu.pools:
             pool.hand_over()
@@ -144,6 +145,7 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
             cr4_mask=wanted.cr4_mask | CR4_FIXED,
         )
     else:
+        more += ["ENABLE_EPT"] if vmm.paging == "agile" else []
         more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
         wanted = evolve(
             wanted,
@@ -188,15 +190,15 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         process.map(at.USER_TEXT, list(frames.values()), USER_PAGE & ~e.PTE_WRITE)
         host.engine.place(user, frames.__getitem__)
     ept, top = None, 0
-    if vmm.paging == "ept":
+    if vmm.paging in ("ept", "agile"):
         top = pool.take() if vmm.ept.levels == 5 else 0
         ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words)
         if top:  # guest-physical addresses have fewer than 48 bits
             process.words(top)[0] = ept.root << 12 | EPT.interior
     shadow = None
-    if vmm.paging == "shadow":
+    if vmm.on_shadow:
         slots_end = board.slots_at_reset(size)[-1][1] if CHIPSET in guest.devices else 0
-        shadow = reserve_pool(host, size, path["shadow_permille"], slots_end)
+        shadow = reserve_pool(host, size, path["shadow_permille"], slots_end, agile=vmm.paging == "agile")
     memory = VmMemory(host.engine, size, backing, None)
     return Vcpu(
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
@@ -226,7 +228,7 @@ def _fill_vmcs(
         "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic_page << 12,
         "VPID": number + 1 if vmm.vpid else 0,
     }  # fmt: skip
-    if vcpu.ept is not None and vmm.paging == "ept":
+    if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
     if vcpu.log is not None:
@@ -239,7 +241,7 @@ def _fill_vmcs(
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,
-            vcpu.process.root,
+            vcpu.process.root, vcpu.ept.root if vcpu.ept is not None else 0,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
@@ -256,6 +258,7 @@ def _fill_vmcs(
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
+    words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
     leaves = cpuid_entries(engine, DIRECT_TABLES if vmm.paging == "direct-pv" else 0)

@@ -97,6 +97,7 @@ VCPU_WORDS: Final = (
     ("DIRTY_PAGES",       1, "pages found written, over all collections"),
     ("DIRTY_ROUNDS",      1, "collections"),
     ("PML_PAGE",          1, "linear address of the page-modification log"),
+    ("AGILE_AT",          1, "TSC at which an interval of agile paging ends"),
     ("SHARED_PAGE",       1, "linear address of the page that a paravirtual guest shares"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all direct roots"),
     ("REFUSALS",          1, "requests of a paravirtual guest that were refused"),

@@ -31,7 +31,7 @@ def needs(vmm: VmmSpec, memories: Sequence[int], machine_memory: int = 0) -> Nee
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
     tables = sum(table_frames(size) for size in memories)
     shadows = 0
-    if vmm.paging == "shadow":
+    if vmm.on_shadow:
         import vtsim.vmm.personalities  # which need this package
 
         import_all(vtsim.vmm.personalities)

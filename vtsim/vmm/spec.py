@@ -72,9 +72,9 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "shadow", "direct-pv", "none")),
-        "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, tables that a "
-        "paravirtual guest has updated by hypercalls, nothing (native)",
+        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "none")),
+        "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, shadow "
+        "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by hypercalls, nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(
@@ -97,13 +97,18 @@ class VmmSpec:
         default=(),
     )
 
+    @property
+    def on_shadow(self) -> bool:
+        """Does the processor walk shadow tables, at least to begin with?"""
+        return self.paging in ("shadow", "agile")
+
     def __attrs_post_init__(self) -> None:
         native = self.technique == "native"
         if self.paging == "none" and not native:
             raise ConfigError(
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
-                help="paging can be ept, shadow, direct-pv",
+                help="paging can be ept, shadow, agile, direct-pv",
             )
         if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
             raise ConfigError(

@@ -99,7 +99,7 @@ def read_msr(a: Assembler, path: Path) -> None:
     for label, field in IN_VMCS:
         a.label(f"msr_read_{label}")
         a.vmread(RAX, field)
-        a.jmp("efer_read" if label == "efer" and path.vmm.paging == "shadow" else "msr_value")
+        a.jmp("efer_read" if label == "efer" and path.vmm.on_shadow else "msr_value")
     for n, label in enumerate(("star", "lstar", "fmask")):
         a.label(f"msr_read_{label}")
         a.ld(RAX, vcpu("GUEST_MSRS", n))
@@ -226,7 +226,7 @@ def control_register(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "cr_status")
     a.cmp(RCX, 8)
     a.jcc(ops.CC_Z, "cr_from_8")
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         a.ld(RAX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RAX, "GUEST_CR3")
