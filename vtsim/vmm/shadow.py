@@ -133,7 +133,13 @@ def mode_of(start: Start) -> int:
 
 
 def fill_pool(
-    host: Host, pool: ShadowPool, start: Start, profile: Profile, parameters: Mapping[str, int], vcpu: int, root: int,
+    host: Host,
+    pool: ShadowPool,
+    start: Start,
+    profile: Profile,
+    parameters: Mapping[str, int],
+    vcpu: int,
+    root: int,
     ept: int = 0,
 ) -> int:
     """Write the pool's words, all pages free but the root; the host-physical address of the root.
