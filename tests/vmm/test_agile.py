@@ -146,6 +146,29 @@ def test_a_table_that_is_shadowed_is_not_written_unseen_through_a_nested_part(pe
     assert made.exits("EPT_VIOLATION") == 1
 
 
+def test_a_table_that_is_quiet_is_shadowed_again_and_then_a_write_to_it_exits() -> None:
+    def steps(a: Assembler, table: Table) -> None:
+        first = table.find(ONE)
+        assert first is not None
+        for index in (1, 2):
+            a.ld(s.RAX, Mem(displacement=ONE))
+            a.st_value(window(first.table, 8 * (first.index + index)), 0)
+        a.ld(s.RAX, Mem(displacement=ONE))
+        a.mov(s.RCX, 10**6)
+        a.emit(ops.LONG_WORK, length=64)
+        a.op(ops.INVLPG, mem=Mem(displacement=WINDOW))
+        a.ld(s.RAX, Mem(displacement=ONE))
+        a.st_value(window(first.table, 8 * (first.index + 3)), 0)
+
+    often, seldom = (
+        machine(aliasing(steps), paging="agile", parameters=(("agile_interval", length),)).run()
+        for length in (200, 10**6)
+    )
+
+    assert [of_pool(often, name) for name in ("TO_NESTED", "TO_SHADOW", "WRITES")] == [1, 1, 3]
+    assert [of_pool(seldom, name) for name in ("TO_NESTED", "TO_SHADOW", "WRITES")] == [1, 0, 2]
+
+
 def test_agile_paging_is_only_for_who_supposes_that_the_processor_has_it() -> None:
     with pytest.raises(ConfigError) as caught:
         run((PLAIN, FORK), AGILE[:1])

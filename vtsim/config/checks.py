@@ -235,8 +235,8 @@ def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     if not profile.features.agile_paging:
         yield Problem(
             path="vmm.paging",
-            message=f"this needs a walker that goes on from shadow tables to the guest's own, which no processor has, and "
-            f"profile {profile.name!r} neither",
+            message="this needs a walker that goes on from shadow tables to the guest's own, which no processor has, "
+            f"and profile {profile.name!r} neither",
             help="machine.cpu: {features.agile_paging: true} supposes that it has; or vmm.paging 'ept', 'shadow'",
         )
     for path, wrong, words, legal in (

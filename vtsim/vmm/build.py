@@ -249,6 +249,8 @@ def _fill_vmcs(
             fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
+        if vcpu.ept is not None and (leaf := vcpu.ept.find(start.cr3 & e.ADDRESS)) is not None:
+            vcpu.ept.words(leaf.table)[leaf.index] &= ~e.EPT_WRITE  # the root is shadowed from the start
     if vmm.paging == "direct-pv":
         values |= {
             "SHARED_PAGE": at.direct(vcpu.memory.frame(start.shared >> 12) << 12),

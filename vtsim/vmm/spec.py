@@ -74,7 +74,8 @@ class VmmSpec:
     paging: str = setting(
         Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "none")),
         "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, shadow "
-        "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by hypercalls, nothing (native)",
+        "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by "
+        "hypercalls, nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(

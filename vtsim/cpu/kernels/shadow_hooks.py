@@ -46,10 +46,10 @@ SHADOW_HOOKS: Final = (
     ("SHADOW_SYNC_ALL",    "synchronize everything"),
     ("SHADOW_INVLPG",      "address RSI"),
     ("SHADOW_ZAP_ALL",     "give up all shadow pages"),
-    ("AGILE_NOTE",         "guest-physical address RSI: the guest's table was written; it is nested from the RCX-th write "
-                           "in an interval on; RAX <- does that begin now?"),
-    ("AGILE_WRITE",        "guest-physical address RSI, exit qualification RDX of a write that EPT refused; RAX <- 0 if "
-                           "it may be made now, 1 if it is one to a table"),
+    ("AGILE_NOTE",         "guest-physical address RSI: the guest's table was written; it is nested from the RCX-th "
+                           "write in an interval on; RAX <- does that begin now?"),
+    ("AGILE_WRITE",        "guest-physical address RSI, exit qualification RDX of a write that EPT refused; RAX <- 0 "
+                           "if it may be made now, 1 if it is one to a table"),
     ("AGILE_SCAN",         "an interval is over; RAX <- tables that are shadowed again"),
 )
 # fmt: on

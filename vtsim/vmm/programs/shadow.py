@@ -166,10 +166,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.label("shadow_settle")
     a.test(RDX, NO_ROOT)
     a.jcc(ops.CC_NZ, "settle_root")
-    if path.vmm.vpid:
-        a.test(RDX, FLUSH)
-        a.jcc(ops.CC_NZ, "flush_guest")
-    elif path.vmm.paging == "agile":
+    if path.vmm.vpid or path.vmm.paging == "agile":
         a.test(RDX, FLUSH)
         a.jcc(ops.CC_NZ, "flush_guest")
     a.ret()
