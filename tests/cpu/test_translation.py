@@ -17,7 +17,9 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
+from vtsim.cpu.kernels.ept_walk import AGILE, AGILE_ROOT
 from vtsim.cpu.kernels.rights import READ
+from vtsim.ept.spec import ADDRESS, PTE_SWITCHES
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size
@@ -64,6 +66,70 @@ def test_a_cold_nested_walk_reads_every_crossing_but_the_data(
     assert hpa == (0x128 if not ept_size else AT + 0x128)
     assert sum(walked(engine)) == (g + 1) * (h + 1) - 1
     assert walked(engine)[0] == g
+
+
+@pytest.mark.parametrize("ept_size", [0, 1, 2])
+@pytest.mark.parametrize("nested", range(5))
+def test_an_agile_walk_reads_one_entry_for_a_shadowed_level_and_a_crossing_for_a_nested_one(
+    nested: int, ept_size: int
+) -> None:
+    """`nested` levels at the end of the walk are the guest's own; 4, with the root: 20 with small pages of EPT."""
+    bench = native(OFF)
+    engine, m = bench.engine, bench.m
+    agile_tables(engine, m, ept_size, nested)
+    hpa = read(engine, m, AT + 0x128)
+
+    assert hpa == 0x128
+    assert walked(engine) == (4, nested * (4 - ept_size))
+
+
+@pytest.mark.parametrize("nested", range(5))
+def test_paging_structure_caches_know_in_which_part_of_an_agile_walk_a_table_stands(nested: int) -> None:
+    bench = native({})
+    engine, m = bench.engine, bench.m
+    agile_tables(engine, m, 0, nested)
+    read(engine, m, AT)
+    before = walked(engine)[0]
+    hpa = read(engine, m, AT + 4096 + 8)
+
+    assert hpa == 4096 + 8
+    assert walked(engine)[0] - before == 1
+
+
+@pytest.mark.parametrize("nested", range(5))
+def test_only_a_fault_in_the_nested_part_of_an_agile_walk_is_the_guests_own(nested: int) -> None:
+    bench = native(OFF)
+    engine, m = bench.engine, bench.m
+    agile_tables(engine, m, 1, nested)
+
+    assert read(engine, m, AT + (5 << 12)) < 0
+    assert m[s.FAULT_NESTED] == (nested > 0)
+
+
+def agile_tables(engine: Any, m: Any, ept_size: int, nested: int) -> None:
+    """Map AT and the page behind it to host frames 0 and 1: shadow tables first, then the guest's own behind EPT."""
+    ept = host_table(engine, EPT, 4)
+    ept.map_range(0, 0, 2 << 18, EPT_PAGE, ept_size) if ept_size else ept.map_range(0, 0, 8192, EPT_PAGE)
+    frames = AT >> 12
+    if ept_size:  # pages as large as EPT has there lead to themselves: the guest maps what the shadow tables do
+        frames = 0
+    else:
+        ept.map_range(AT, 0, 2, EPT_PAGE)
+    guest, shadow = host_table(engine, PAGING), host_table(engine, PAGING)
+    guest.map(AT, [frames, frames + 1], KERNEL_PAGE)
+    shadow.map(AT, [0, 1], KERNEL_PAGE)
+    own, table = guest.root, shadow.root
+    for level in (4, 3, 2):
+        index = (AT >> (3 + 9 * level)) & 511
+        below = int(guest.words(own)[index]) & ADDRESS
+        if nested == level - 1:
+            shadow.words(table)[index] = below | KERNEL_PAGE | PTE_SWITCHES
+        own, table = below >> 12, (int(shadow.words(table)[index]) & ADDRESS) >> 12
+        if nested >= level - 1:
+            break
+    m[s.CR3] = (guest if nested == 4 else shadow).root << 12
+    m[s.EPT_FEATURES] = AGILE | (AGILE_ROOT if nested == 4 else 0)
+    behind_ept(engine, m, ept.root, 4)
 
 
 @pytest.mark.parametrize(

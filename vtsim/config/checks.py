@@ -10,6 +10,7 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
+from vtsim.guest.spec import ExecSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
 from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -18,6 +19,13 @@ from vtsim.vmm.spec import EptSpec, VmmSpec
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
 CR4_LA57 = 1 << 12
+NOT_PARAVIRTUAL = {
+    ReplaySpec: "recorded kernel",
+    MmioReadSpec: "device memory",
+    MmioWriteSpec: "device memory",
+    MovToCr3Spec: "MOV to CR3",
+    ExecSpec: "exec",
+}
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -100,8 +108,11 @@ def _given(wish: bool | None, possible: bool) -> bool:
 
 def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
     """Yield the path, the words and the VMX feature of everything the hypervisor is asked to use."""
-    if vmm.paging == "ept":
+    if vmm.paging in ("ept", "agile"):
         yield "paging", "EPT", "ENABLE_EPT"
+    if vmm.paging == "agile":
+        yield "paging", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
+    if vmm.paging == "ept":
         if vmm.ept.accessed_dirty:
             yield "ept.accessed_dirty", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
         if vmm.ept.page_size in PAGE_FEATURES:
@@ -185,6 +196,76 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             )
 
 
+def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a paravirtual kernel cannot have, and who can run on direct tables."""
+    direct = scenario.vmm.technique != "native" and scenario.vmm.paging == "direct-pv"
+    for number, vm in enumerate(scenario.vms):
+        kernel, where = vm.guest.kernel, f"vms.{number}"
+        if direct and kernel.interface == "hardware":
+            yield Problem(
+                path=f"{where}.guest.kernel.interface",
+                message="this kernel loads tables of guest-physical addresses, which direct page tables are not",
+                help="interface can be auto, paravirtual; or choose vmm.paging 'ept', 'shadow'",
+            )
+        if not direct and kernel.interface != "paravirtual":
+            continue
+        instead = "; or choose vmm.paging 'ept', 'shadow'" if direct else "; or let interface be auto"
+        for setting, wrong, words, legal in (
+            ("kpti", kernel.kpti, "keeps no separate tables for user mode", "kpti can be false"),
+            ("page_size", kernel.page_size > 4096, "has 4 KiB pages only", "page_size can be 4 KiB"),
+            ("paging_levels", kernel.paging_levels == 5, "has tables of four levels", "paging_levels can be 4"),
+        ):
+            if wrong:
+                yield Problem(
+                    path=f"{where}.guest.kernel.{setting}",
+                    message=f"a paravirtual kernel {words}",
+                    help=legal + instead,
+                )
+        if "i440fx" in vm.devices:
+            yield Problem(
+                path=f"{where}.devices",
+                message="a paravirtual guest finds no chipset whose registers move its memory",
+                help="leave i440fx out" + instead,
+            )
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                for kind, words in NOT_PARAVIRTUAL.items():
+                    if isinstance(phase, kind):
+                        yield Problem(
+                            path=f"{where}.guest.processes.{p}.phases.{n}",
+                            message=f"a paravirtual guest has no {words}",
+                            help="choose vmm.paging 'ept', 'shadow'" if direct else "let interface be auto",
+                        )
+
+
+def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """Agile paging is a proposal: whoever wants it says that the processor has it."""
+    if scenario.vmm.technique == "native" or scenario.vmm.paging != "agile":
+        return
+    if not profile.features.agile_paging:
+        yield Problem(
+            path="vmm.paging",
+            message="this needs a walker that goes on from shadow tables to the guest's own, which no processor has, "
+            f"and profile {profile.name!r} neither",
+            help="machine.cpu: {features.agile_paging: true} supposes that it has; or vmm.paging 'ept', 'shadow'",
+        )
+    for path, wrong, words, legal in (
+        ("vmm.ept.levels", scenario.vmm.ept.levels != 4, "EPT of four levels", "levels can be 4"),
+        ("vmm.ept.accessed_dirty", not scenario.vmm.ept.accessed_dirty, "the flags of EPT", "let it be auto"),
+    ):
+        if wrong:
+            yield Problem(path=path, message=f"agile paging needs {words}", help=legal)
+    for number, vm in enumerate(scenario.vms):
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if isinstance(phase, ReplaySpec):
+                    yield Problem(
+                        path=f"vms.{number}.guest.processes.{p}.phases.{n}",
+                        message="a recorded guest's tables are not in memory, where a walk could go on in them",
+                        help="choose vmm.paging 'ept', 'shadow'",
+                    )
+
+
 def _memory_is_addressable(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """Physical addresses have only so many bits."""
     limit = 2**profile.physical_address_bits
@@ -257,6 +338,8 @@ CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
     _kernels_can_run,
+    _direct_tables,
+    _agile_paging,
     _memory_is_addressable,
     _memory_can_be_placed,
     _parameters_exist,

@@ -163,6 +163,9 @@ class Features:
     nx: bool = _value("flag", "execute-disable")
     pages_1g: bool = _value("flag", "1 GiB pages in guest and native page tables")
     la57: bool = _value("flag", "57-bit linear addresses, five levels")
+    agile_paging: bool = _value(
+        "flag", "walks that begin in shadow tables and go on in two dimensions (no processor has)"
+    )
     pcid: bool = _value("flag", "process-context identifiers")
     invpcid: bool = _value("flag", "INVPCID instruction")
     smep: bool = _value("flag", "supervisor-mode execution prevention")

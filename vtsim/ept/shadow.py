@@ -39,6 +39,9 @@ POOL_WORDS: Final = (
     ("HOST_ROOT",         1, "host-physical address of the root of the VM's process"),
     ("SLOTS",             1, "linear address of two words: the memory slots, and how many"),
     ("RESERVED",          1, "address bits that are reserved in the guest's entries"),
+    ("SWITCHES",          1, "agile paging: linear address of a word for each guest frame: see the switches"),
+    ("NESTED",            1, "first guest frame of a table that is nested, plus 1; 0 none"),
+    ("EPT",               1, "host-physical address of the root of EPT"),
     ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 56 on"),
     # what the last walk of the guest's tables found
     ("ADDRESS",           1, "linear address that the guest accessed"),
@@ -59,6 +62,8 @@ POOL_WORDS: Final = (
     ("WRITES",            1, "emulated writes to tables"),
     ("FILLED",            1, "leaf entries filled for an access"),
     ("PREFETCHED",        1, "leaf entries filled beside it"),
+    ("TO_NESTED",         1, "tables of the guest that became nested"),
+    ("TO_SHADOW",         1, "tables of the guest that became shadowed again"),
 )
 RECORD_WORDS: Final = (
     ("KEY",               1, "guest frame and role"),
@@ -89,6 +94,12 @@ ALL_RIGHTS: Final = 7
 
 # --- modes
 MODE_WP, MODE_NX, MODE_SMEP, MODE_PAGING = 1, 2, 4, 8
+MODE_AGILE: Final = 16                              # the VM has agile paging
+
+# --- the word of a guest frame with agile paging: writes to it as a table | nested | next nested frame plus 1
+SWITCH_WRITES: Final = 0xFFFF
+SWITCH_NESTED: Final = 1 << 16
+SWITCH_NEXT: Final = 32                             # shift
 
 # --- states
 IN_USE, UNSYNC = 1, 2

@@ -18,6 +18,7 @@ PTE_ACCESSED: Final       = 1 << 5
 PTE_DIRTY: Final          = 1 << 6
 PTE_LARGE: Final          = 1 << 7
 PTE_GLOBAL: Final         = 1 << 8
+PTE_SWITCHES: Final       = 1 << 11               # agile paging only: the next table is the guest's own
 PTE_NO_EXECUTE: Final     = -(1 << 63)            # bit 63 of a two's-complement word
 
 # --- page-fault error code ----------------------------------------------------------------------------------
@@ -48,6 +49,7 @@ Q_READ: Final             = 1 << 0
 Q_WRITE: Final            = 1 << 1
 Q_FETCH: Final            = 1 << 2
 Q_RIGHTS: Final           = 3                     # the entry's read, write, execute rights in bits 5:3
+Q_RIGHTS_ANY: Final       = EPT_RWX << 3          # any of them
 Q_EXECUTE_USER: Final     = 1 << 6                # the right to execute at user-mode linear addresses
 Q_LINEAR_VALID: Final     = 1 << 7
 Q_FINAL: Final            = 1 << 8                # the access itself, not one to a paging structure

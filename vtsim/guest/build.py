@@ -35,7 +35,7 @@ from vtsim.guest.kernel_data import (
     write_descriptors,
     write_tasks,
 )
-from vtsim.guest.machine_view import PhysicalMemory, Space, Start
+from vtsim.guest.machine_view import DirectTables, PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
@@ -69,7 +69,7 @@ class Needs:
     extra_words: int
 
 
-def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False) -> Needs:
+def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bool = False) -> Needs:
     """Return what an engine must have room for, so that `build_guest` and the guest find it."""
     guest = vm.guest
     if recording := recorded(guest, profile, shadow=shadow):
@@ -78,7 +78,9 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False) -> Needs:
     phases = sum(len(process.phases) for process in guest.processes)
     tables = sum(space.tables(prebuilt=built) * (2 - built) for space in spaces for built in (False, True))
     lists = sum(space.pages(size, prebuilt=False) for space in spaces for size in range(3))
-    direct = (vm.memory >> 30) + 8
+    direct = (
+        (vm.memory >> 21) + 8 + vm.memory // mem.PAGE_BYTES // mem.PAGE_WORDS if paravirtual else (vm.memory >> 30) + 8
+    )
     tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
     return Needs(
         pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest),
@@ -124,10 +126,12 @@ def build_guest(
     work_scale: float = 1.0,
     extra: int = 0,
     shadow: bool = False,
+    direct: DirectTables | None = None,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
-    `extra` is how many words of the engine's extra area earlier guests use. Raises `ConfigError` where the
+    `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
+    paravirtual kernel. Raises `ConfigError` where the
     memory does not suffice.
     """
     if recording := recorded(vm.guest, profile, shadow=shadow):
@@ -139,6 +143,7 @@ def build_guest(
         seed=seed,
         scale=work_scale,
         extra=extra,
+        direct=direct,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
     ).build()
 
@@ -161,6 +166,7 @@ class Builder:
     seed: int
     scale: float
     extra: int
+    direct: DirectTables | None
     frames: Frames
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
@@ -171,6 +177,11 @@ class Builder:
     def pcid(self) -> bool:
         chosen = self.guest.kernel.pcid
         return self.profile.features.pcid if chosen is None else chosen
+
+    @property
+    def paravirtual(self) -> bool:
+        wanted = self.guest.kernel.interface
+        return wanted == "paravirtual" or (wanted == "auto" and self.direct is not None)
 
     @property
     def nx(self) -> bool:
@@ -225,6 +236,9 @@ class Builder:
             calls=call_count(guest),
             small_zone=linear(zones),
             top_entries=tuple(sorted(set[int]().union(*(space.top_entries for space in spaces)))),
+            paravirtual=self.paravirtual,
+            batch=self.direct.batch if self.direct else 1,
+            direct_page=self._direct_page,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
@@ -233,6 +247,7 @@ class Builder:
 
         root = frames.reserve(1)
         self._map_kernel(root, text_frame, _pages(text), entry)
+        shared = self._map_interface(root) if self.paravirtual else 0
         trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
         tasks = self._tasks(spaces, forks, root, trampoline)
         self._supply(spaces, forks, tasks, texts, zones)
@@ -244,7 +259,7 @@ class Builder:
             rsp=tasks[-1].stack_top,
             rflags=2,
             cr0=CR0,
-            cr3=self._named(root) << 12,
+            cr3=self._address(self._named(root)),
             cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0),
             efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
             idtr_base=at.IDT,
@@ -265,9 +280,12 @@ class Builder:
             log=log << 12,
             spaces=self._views(spaces, tasks),
             tables=tuple(self._future_tables),
+            shared=shared << 12,
         )
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
+        if self.direct:  # what a child's root leads to is validated when it is pinned
+            return (self._address(root), *(task.root for task in tasks if task.space and task.parent is None))
         mine = [task.cr3 for task in tasks if task.space]
         return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
 
@@ -288,24 +306,88 @@ class Builder:
     def _words(self, gfn: int) -> NDArray[np.int64]:
         return self.memory.contents(gfn, mem.TABLE)
 
+    def _address(self, gfn: int) -> int:
+        """The address that an entry or CR3 has for a guest frame."""
+        return int(self._named_in_entries(np.array([gfn]))[0]) << 12
+
+    def _named_in_entries(self, gfns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Guest frames as entries name them: host frames where tables are direct."""
+        return gfns if self.direct is None else self.direct.machine(gfns)
+
+    def _table(self, root: int, take: Callable[[], int]) -> Table:
+        """A table of the guest with its root in a guest frame."""
+        if self.direct is None:
+            return Table(root=root, format=PAGING, take=take, words=self._words)
+        engine = self.memory.engine
+        return Table(
+            root=self._address(root) >> 12, format=PAGING, take=lambda: self._address(take()) >> 12,
+            words=lambda hfn: engine.contents(hfn, mem.TABLE),
+        )  # fmt: skip
+
+    def _map_run(self, table: Table, address: int, first: int, count: int, flags: int, largest: int = 0) -> None:
+        """Map consecutive guest frames in the largest pages that fit; direct tables have 4 KiB pages only."""
+        if self.direct is None:
+            table.map_range(address, first, count, flags, largest)
+        else:
+            table.map(address, self.direct.machine(np.arange(first, first + count)), flags)
+
     def _kernel_table(self, root: int) -> Table:
-        return Table(root=root, format=PAGING, take=lambda: self.frames.reserve(1), words=self._words)
+        return self._table(root, lambda: self.frames.reserve(1))
+
+    @property
+    def _direct_page(self) -> int:
+        nx = e.PTE_NO_EXECUTE if self.nx else 0
+        return KERNEL_PAGE | nx | (0 if self.guest.kernel.kpti else e.PTE_GLOBAL)
+
+    def _map_interface(self, root: int) -> int:
+        """Map what only a paravirtual kernel has: translations of frame numbers, and the shared page, its frame."""
+        table = self._kernel_table(root)
+        nx = e.PTE_NO_EXECUTE if self.nx else 0
+        shared = self.frames.reserve(1)
+        self._map_run(table, at.SHARED, shared, 1, KERNEL_PAGE | nx)
+        self._words_of_values(shared)
+        if self.direct is None:  # the kernel will find that out
+            return shared
+        gfns = np.arange(self.frames.end)
+        known = (gfns < mem.HOLE_FIRST) | (gfns > mem.HOLE_LAST)
+        machine = np.zeros(len(gfns), np.int64)
+        machine[known] = self.direct.machine(gfns[known]) << 12
+        first = self.frames.reserve(-(-len(gfns) // mem.PAGE_WORDS))
+        fill(self.memory, first, machine)
+        self._map_run(table, at.P2M, first, -(-len(gfns) // mem.PAGE_WORDS), KERNEL_PAGE | nx)
+        read_only = KERNEL_PAGE & ~(e.PTE_WRITE | e.PTE_DIRTY) | nx
+        table.map(at.M2P, self.direct.machine_to_physical, read_only)
+        return shared
+
+    def _words_of_values(self, gfn: int) -> None:
+        self.memory.contents(gfn, mem.VALUES)
 
     def _map_kernel(self, root: int, text: int, text_pages: int, entry: int) -> None:
         """Map all memory and the devices' hole, the kernel's text and the entry area."""
         nx = e.PTE_NO_EXECUTE if self.nx else 0
         kept = 0 if self.guest.kernel.kpti else e.PTE_GLOBAL
         table = self._kernel_table(root)
-        largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
-        step = 1 << 9 * largest
-        count = -(-max(self.frames.end, FOUR_GIB_FRAMES) // step) * step
-        table.map_range(at.DIRECT, 0, count, KERNEL_PAGE | nx | kept, largest)
-        table.map_range(at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
-        table.map_range(at.ENTRY_AREA, entry, at.ENTRY_PAGES, KERNEL_PAGE | nx | kept)
+        count = self._map_memory(table)
+        self._map_run(table, at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
+        self._map_run(table, at.ENTRY_AREA, entry, at.ENTRY_PAGES, KERNEL_PAGE | nx | kept)
         for phase in (phase for process in self.guest.processes for phase in process.phases):
             device = getattr(phase, "address", 0) >> 12
             if device >= count:
                 table.map_range(at.DIRECT + (device << 12), device, 1, KERNEL_PAGE | nx)
+
+    def _map_memory(self, table: Table) -> int:
+        """Map all memory, and with it the devices' hole unless tables are direct; the frame after the last."""
+        end = self.frames.end
+        if self.direct is not None:
+            for first, last in ((0, min(end, mem.HOLE_FIRST)), (mem.HOLE_LAST + 1, end)):
+                if first < last:
+                    self._map_run(table, at.DIRECT + (first << 12), first, last - first, self._direct_page)
+            return end
+        largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
+        step = 1 << 9 * largest
+        count = -(-max(end, FOUR_GIB_FRAMES) // step) * step
+        table.map_range(at.DIRECT, 0, count, self._direct_page, largest)
+        return count
 
     def _map_trampoline(self, text: int, pages: int, entry: int) -> int:
         """Map what user page tables hold of the kernel under KPTI."""
@@ -331,8 +413,9 @@ class Builder:
                 Task(
                     at=self.frames.reserve(1) << 12,
                     stack_top=self._stack(),
-                    root=top << 12,
-                    cr3=self._named(top, pair=True) << 12,
+                    root=self._address(top),
+                    table=top,
+                    cr3=self._address(self._named(top, pair=True)),
                     pcid=number + 1,
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
@@ -403,20 +486,21 @@ class Builder:
 
     def _map_process(self, task: Task, space: AddressSpace, text: int, pages: dict[int, Supply]) -> None:
         """Map what is mapped beforehand. Both roots of KPTI lead to the same tables, which exist from the start."""
-        top = task.root >> 12
-        table = Table(root=top, format=PAGING, take=self._tables.__next__, words=self._words)
+        top = task.table
+        table = self._table(top, self._tables.__next__)
         for area in space.areas:
             flags = area.leaf(self.nx)
             if area.text:
-                table.map_range(area.start, text, area.pages, flags)
+                self._map_run(table, area.start, text, area.pages, flags)
             elif area.prebuilt:
                 for first in range(0, area.pages, SPAN):
                     part = pages[area.size].draw(min(SPAN, area.pages - first))
-                    table.map(area.start + first * SIZES[area.size], part, flags, area.size)
+                    frames = self._named_in_entries(part)
+                    table.map(area.start + first * SIZES[area.size], frames, flags, area.size)
         for index in sorted(space.top_entries):
             words = self._words(top)
             if not words[index]:
-                words[index] = next(self._tables) << 12 | PAGING.interior
+                words[index] = self._address(next(self._tables)) | PAGING.interior
             if self.guest.kernel.kpti:
                 self._words(top + 1)[index] = words[index]
 

@@ -30,8 +30,9 @@ class Task:
 
     at: int  # gpa of its words
     stack_top: int
-    root: int = 0  # gpa of the PML4 table
-    cr3: int = 0  # gpa of the table that CR3 names: the same, or with five levels the one above
+    root: int = 0  # address of the PML4 table as entries have it
+    table: int = 0  # its guest frame
+    cr3: int = 0  # address of the table that CR3 names: the same, or with five levels the one above
     pcid: int = 0
     space: AddressSpace | None = None
     areas: int = 0  # first frame of its table of areas

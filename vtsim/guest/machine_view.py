@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,19 @@ class PhysicalMemory(Protocol):
 
 
 @frozen(kw_only=True)
+class DirectTables:
+    """What a hypervisor offers to a paravirtual guest whose tables hold host-physical addresses.
+
+    `machine` gives the host frames behind guest frames; `machine_to_physical` are the host frames of a table from host
+    frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather.
+    """
+
+    machine: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    machine_to_physical: tuple[int, ...]
+    batch: int
+
+
+@frozen(kw_only=True)
 class Space:
     """A process's address space: what CR3 holds while its kernel half is loaded, and its areas.
 
@@ -49,6 +62,8 @@ class Start:
 
     `roots` are the guest-physical addresses of every paging hierarchy that the guest may load, `log` that of the page
     in which the guest's kernel records how its processes ended, `tables` the frames that it will make page tables of.
+    in which the guest's kernel records how its processes ended. With direct tables `cr3` and `roots` are host-physical,
+    `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
     """
 
     rip: int
@@ -71,3 +86,4 @@ class Start:
     log: int = 0
     spaces: tuple[Space, ...] = ()
     tables: tuple[int, ...] = ()
+    shared: int = 0

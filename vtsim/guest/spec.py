@@ -399,6 +399,11 @@ class KernelSpec:
         "Map user memory at its page fault, or before the process starts",
         default="demand",
     )
+    interface: str = setting(
+        Text(choices=("auto", "hardware", "paravirtual")),
+        "What the kernel is built for: tables of its own, or tables updated by hypercalls; auto is what there is",
+        default="auto",
+    )
     paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)
 
 

@@ -93,7 +93,7 @@ class Vm:
 
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
-    guests = [needs(vm, profile, shadow=on_shadow(scenario)) for vm in scenario.vms]
+    guests = [needs(vm, profile, shadow=on_shadow(scenario), paravirtual=on_direct(scenario)) for vm in scenario.vms]
     below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
     disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
@@ -189,7 +189,7 @@ class Machine:
         try:
             start = build_guest(
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
-                shadow=on_shadow(self.scenario),
+                shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
@@ -261,6 +261,8 @@ class Machine:
             reason, vector, _, rip, cr2 = line
             if reason == layout.NO_MEMORY:
                 yield f"process {process.name!r} was killed: the guest's memory is used up"
+            elif reason in (layout.NO_INTERFACE, layout.REFUSED):
+                yield f"process {process.name!r} was {layout.REASONS[reason]}"
             elif reason == layout.KILLED:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")
                 yield f"process {process.name!r} was killed by {fault}, rip {rip:#x}"
@@ -384,6 +386,11 @@ class Machine:
 def on_shadow(scenario: Scenario) -> bool:
     """Do the guests run on shadow tables?"""
     return scenario.vmm.technique != "native" and scenario.vmm.paging == "shadow"
+
+
+def on_direct(scenario: Scenario) -> bool:
+    """Do the guests have direct tables?"""
+    return scenario.vmm.technique != "native" and scenario.vmm.paging == "direct-pv"
 
 
 def apply(engine: Engine, cpu: int, start: Start) -> None:

@@ -232,8 +232,11 @@ def _become_guest(machine: Machine, number: int, space: Space) -> None:
 def _loaded(machine: Machine, number: int, space: Space) -> int:
     """What the processor's CR3 holds while the guest has loaded a process's."""
     hypervisor = machine.hypervisor
-    if hypervisor is None or hypervisor.path.vmm.paging == "ept":
+    if hypervisor is None or not hypervisor.path.vmm.on_shadow:
         return space.cr3
+    if hypervisor.path.vmm.paging == "agile":
+        message = "the walks of agile paging are not shown"
+        raise inside("vmm", ConfigError(message, field="paging", help="choose paging 'ept', 'shadow'"))
     vcpu = hypervisor.vcpus[number]
     shadow = hypervisor.shadow_root(vcpu, space.cr3 & e.ADDRESS)
     if shadow is None:

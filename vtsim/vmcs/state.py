@@ -10,7 +10,8 @@ from typing import Final
 # fmt: off
 # Implementation-specific VMCS data, behind the field slots of a VMCS frame's 512 words.
 (V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_VCPU, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
- V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION) = range(256, 270)
+ V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION, V_AGILE) = range(256, 271)
+# V_AGILE stands for controls that no processor has: AGILE_TABLES, AGILE_ROOT.
 # Groups of checks (`vtsim.vmcs.groups`) that held when they were last made and whose fields were not written since; the
 # controls that guest checks depend on, as they were then; the check that failed the last VM entry, 0 if none.
 (V_CHECKED, V_CHECKED_MODE, V_FAILED_CHECK) = range(272, 275)
@@ -20,4 +21,6 @@ REVISION: Final = 0x7FFF_FFFF
 SHADOW: Final = 1 << 31
 ABORT_SHIFT: Final = 32
 CLEAR, LAUNCHED = range(2)
+# Agile paging: CR3 names a shadow table; or the guest's own root, by its host-physical address.
+AGILE_TABLES, AGILE_ROOT = 1, 2
 # fmt: on

@@ -16,6 +16,7 @@ from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
+from vtsim.ept.direct import DIRECT_TABLES
 from vtsim.ept.memory_slots import SLOT_PRIVATE
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
@@ -24,6 +25,7 @@ from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
 from vtsim.vmm.buddy import Buddy, reserve_zones
+from vtsim.vmm.direct import DirectHost
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
@@ -33,6 +35,7 @@ from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
+from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities, techniques
 from vtsim.vmm.settings import resolve_parameters
@@ -74,7 +77,9 @@ def build_hypervisor(
     gib = vmm.ept.page_size == GIB and vmm.ept.populate == "prebuilt"
     size = GIB // 4096 if gib else BLOCK
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
-    if not large or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
+    direct = vmm.paging == "direct-pv"
+    small = vmm.paging in ("direct-pv", "agile")  # all memory is there beforehand, in pages of 4 KiB
+    if not large or small or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
         wanted_blocks = 0
     if vmm.memory.buddy:
         wanted_blocks = 0
@@ -94,6 +99,9 @@ def build_hypervisor(
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
+    tables = DirectHost.reserve(host) if direct else None
+    if tables is not None:
+        addresses |= tables.addresses
     path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -136,14 +144,18 @@ def build_hypervisor(
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
-        if vmm.ept.populate == "prebuilt":
-            vcpu.memory.back_all(vmm.ept.page_size)
+        if vmm.ept.populate == "prebuilt" or small:
+            vcpu.memory.back_all(mem.PAGE_BYTES if small else vmm.ept.page_size)
+        if tables is not None:
+            vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch)
         start = guest.build(vcpu.memory)
         for gfn in start.tables:
             vcpu.memory.place_table(gfn)
-        if vcpu.ept is not None and vmm.ept.populate == "prebuilt":
+        if tables is not None:
+            tables.validate(vcpu.memory, number, start)
+        if vcpu.ept is not None and (vmm.ept.populate == "prebuilt" or small):
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
-            vcpu.memory.map_all(vcpu.ept, vmm.ept.page_size, flags)
+            vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for pool in vcpu.pools:
             pool.hand_over()
@@ -166,7 +178,16 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
     more = []
     if vmm.paging == "ept":
         more.append("ENABLE_EPT")
+    elif vmm.paging == "direct-pv":
+        more.append("CR3_LOAD_EXITING")
+        wanted = evolve(
+            wanted,
+            used=tuple(name for name in wanted.used if name != "UNRESTRICTED_GUEST"),
+            cr0_mask=wanted.cr0_mask | CR0_FIXED,
+            cr4_mask=wanted.cr4_mask | CR4_FIXED,
+        )
     else:
+        more += ["ENABLE_EPT"] if vmm.paging == "agile" else []
         more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
         wanted = evolve(
             wanted,
@@ -213,15 +234,15 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         process.map(at.USER_TEXT, list(frames.values()), USER_PAGE & ~e.PTE_WRITE)
         host.engine.place(user, frames.__getitem__)
     ept, top = None, 0
-    if vmm.paging == "ept":
+    if vmm.paging in ("ept", "agile"):
         top = pool.take() if vmm.ept.levels == 5 else 0
         ept = Table(root=pool.take(), format=EPT, take=pool.take, words=process.words)
         if top:  # guest-physical addresses have fewer than 48 bits
             process.words(top)[0] = ept.root << 12 | EPT.interior
     shadow = None
-    if vmm.paging == "shadow":
+    if vmm.on_shadow:
         slots_end = board.slots_at_reset(size)[-1][1] if CHIPSET in guest.devices else 0
-        shadow = reserve_pool(host, size, path["shadow_permille"], slots_end)
+        shadow = reserve_pool(host, size, path["shadow_permille"], slots_end, agile=vmm.paging == "agile")
     memory = VmMemory(host.engine, size, backing, None)
     return Vcpu(
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
@@ -253,7 +274,7 @@ def _fill_vmcs(
         "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic_page << 12,
         "VPID": number + 1 if vmm.vpid else 0,
     }  # fmt: skip
-    if vcpu.ept is not None and vmm.paging == "ept":
+    if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
     if vcpu.log is not None:
@@ -273,7 +294,7 @@ def _fill_vmcs(
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,
-            vcpu.process.root,
+            vcpu.process.root, vcpu.ept.root if vcpu.ept is not None else 0,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
@@ -281,13 +302,21 @@ def _fill_vmcs(
             fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
+        if vcpu.ept is not None and (leaf := vcpu.ept.find(start.cr3 & e.ADDRESS)) is not None:
+            vcpu.ept.words(leaf.table)[leaf.index] &= ~e.EPT_WRITE  # the root is shadowed from the start
+    if vmm.paging == "direct-pv":
+        values |= {
+            "SHARED_PAGE": at.direct(vcpu.memory.frame(start.shared >> 12) << 12),
+            "KERNEL_ROOT": start.roots[0],
+        }
     vmcs.write(words, fields)
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
+    words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
-    leaves = cpuid_entries(engine)
+    leaves = cpuid_entries(engine, DIRECT_TABLES if vmm.paging == "direct-pv" else 0)
     known = msr_entries(hypervisor.path.capabilities)
     host.store_many(cpuid, leaves.ravel())
     host.store_many(msrs, known.ravel())

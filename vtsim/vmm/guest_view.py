@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from vtsim.base import memory as mem
 from vtsim.cpu.engine import Engine
+from vtsim.ept.direct import FEATURE_LEAF
 from vtsim.vmcs.capabilities import Capabilities
 
 HYPERVISOR_LEAF: Final = 0x40000000
@@ -31,8 +32,11 @@ STORED_MSRS: Final = (  # MSRs that a guest may read and write, and that do noth
 # fmt: on
 
 
-def cpuid_entries(engine: Engine) -> npt.NDArray[np.int64]:
-    """Rows of leaf, subleaves (-1 where they say nothing), EAX, ECX, EDX, EBX: the host's, as a guest may see them."""
+def cpuid_entries(engine: Engine, features: int = 0) -> npt.NDArray[np.int64]:
+    """Rows of leaf, subleaves (-1 where they say nothing), EAX, ECX, EDX, EBX: the host's, as a guest may see them.
+
+    `features` is EAX of the leaf in which the hypervisor says what it offers to paravirtual guests; 0 leaves it out.
+    """
     at, count = int(engine.arena[mem.A_CPUID]), int(engine.arena[mem.A_CPUID_COUNT])
     host = [tuple(int(v) for v in engine.arena[at + 6 * n : at + 6 * n + 6]) for n in range(count)]
     if not any(row[0] == 1 for row in host):
@@ -45,7 +49,9 @@ def cpuid_entries(engine: Engine) -> npt.NDArray[np.int64]:
         eax, ebx, ecx, edx = registers
         rows.append((leaf, -1 if subleaf < 0 else subleaves[leaf], eax, ecx, edx, ebx))
     ebx, ecx, edx = SIGNATURE
-    rows.append((HYPERVISOR_LEAF, -1, HYPERVISOR_LEAF, ecx, edx, ebx))
+    rows.append((HYPERVISOR_LEAF, -1, FEATURE_LEAF if features else HYPERVISOR_LEAF, ecx, edx, ebx))
+    if features:
+        rows.append((FEATURE_LEAF, -1, features, 0, 0, 0))
     return np.array(rows, np.int64)
 
 

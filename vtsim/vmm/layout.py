@@ -142,6 +142,10 @@ VCPU_WORDS: Final = (
     ("PAGES_MERGED",      1, "pages of the VM that gave way to a shared frame with the same contents"),
     ("PAGES_UNSHARED",    1, "pages of the VM that were copied because a shared frame was written"),
     ("OTHER_NODE",        1, "pages that came from another node than they should, because that had none"),
+    ("AGILE_AT",          1, "TSC at which an interval of agile paging ends"),
+    ("SHARED_PAGE",       1, "linear address of the page that a paravirtual guest shares"),
+    ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all direct roots"),
+    ("REFUSALS",          1, "requests of a paravirtual guest that were refused"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

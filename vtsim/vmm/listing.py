@@ -47,7 +47,7 @@ def exit_stages(personality: str, reason: int, profile: Profile) -> Iterator[Exi
     capabilities = GENERATIONS[profile.vmx.generation].capabilities()
     vmm = VmmSpec(
         personality=personality,
-        paging=OF_PAGING.get(reason, "ept" if capabilities.supports("ENABLE_EPT") else "shadow"),
+        paging=OF_PAGING.get(reason, ("ept" if capabilities.supports("ENABLE_EPT") else "shadow",))[0],
         vpid=capabilities.supports("ENABLE_VPID"),
         tpr_shadow=capabilities.supports("USE_TPR_SHADOW"),
         ept=EptSpec(accessed_dirty=reason == x.PML_FULL or capabilities.supports("EPT_ACCESSED_DIRTY")),

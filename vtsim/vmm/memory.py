@@ -18,6 +18,7 @@ from vtsim.base.memory import PAGE_BYTES
 from vtsim.cpu.engine import Engine
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE, SIZE_1G, SIZE_2M, SIZE_4K, USER_PAGE, Table
+from vtsim.guest.machine_view import DirectTables
 from vtsim.vmm import layout as at
 from vtsim.vmm.host import BLOCK, Host
 from vtsim.vmm.kernels import allocate_many
@@ -102,6 +103,7 @@ class VmMemory:
     frames: npt.NDArray[np.int64] | None = field(default=None, init=False)
     large: bool = field(default=False, init=False)  # is it given in 2 MiB blocks, as long as there are any?
     placement: Placement | None = field(default=None, init=False)  # where a buddy allocator gives the frames
+    direct: DirectTables | None = field(default=None, init=False)
 
     def frame(self, gfn: int) -> int:
         """The host frame behind a guest frame, given now if there was none."""
@@ -225,6 +227,12 @@ class VmMemory:
         if self.placement is not None:
             return self.placement.block(first) if whole and self.large else None
         return self.blocks.take() if self.blocks is not None and whole else None
+
+    def machine(self, gfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The host frames behind guest frames, where all of memory is backed."""
+        if self.frames is None:
+            raise ModelError("only memory that is all backed has a list of its frames", {})
+        return self.frames[np.where(gfns < mem.HOLE_FIRST, gfns, gfns - (mem.HOLE_LAST + 1 - mem.HOLE_FIRST))]
 
     def _place(self, gfn: int) -> int:
         return gfn if gfn < mem.HOLE_FIRST else gfn - (mem.HOLE_LAST + 1 - mem.HOLE_FIRST)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from vtsim.base.memory import PAGE_WORDS
+from vtsim.base import memory as mem
 from vtsim.base.registry import import_all
 from vtsim.vmm.buddy import record_frames
 from vtsim.vmm.memory import GIB, gfn_ranges
@@ -33,12 +33,14 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
     """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
     tables = sum(pool_frames(size, vmm) for size in memories)
     shadows = 0
-    if vmm.paging == "shadow":
+    if vmm.on_shadow:
         import vtsim.vmm.personalities  # which need this package
 
         import_all(vtsim.vmm.personalities)
         permille = resolve_parameters(vmm)["shadow_permille"]
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
+    if vmm.paging == "direct-pv":
+        shadows = 2 * frame_words(host_memory)
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     if vmm.memory.buddy:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
@@ -57,9 +59,14 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
     )
 
 
+def frame_words(machine_memory: int) -> int:
+    """Frames of a table that has a word for every frame of the machine."""
+    return -(-machine_memory // (mem.PAGE_BYTES * mem.PAGE_WORDS))
+
+
 def bitmap_frames(size: int) -> int:
     """Frames of a bit for every frame number of so much guest memory."""
-    return -(-gfn_ranges(size)[-1][1] // (64 * PAGE_WORDS))
+    return -(-gfn_ranges(size)[-1][1] // (64 * mem.PAGE_WORDS))
 
 
 def pool_frames(size: int, vmm: VmmSpec) -> int:

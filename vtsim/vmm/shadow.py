@@ -37,11 +37,16 @@ def _parameter(value: int, unit: str, source: str, meaning: str) -> Parameter:
     return Parameter(value=value, unit=unit, source=source, confidence="vendor", meaning=meaning)
 
 
+AGILE: Final = "AGILE16: two writes in a fixed interval; its length is this project's choice"
 TEXTBOOK: Final = "the simplest monitor: no guess, no delay"
 # fmt: off
 KVM_PARAMETERS: Final[Mapping[str, Parameter]] = {
     "shadow_permille": _parameter(20, "shadow pages for 1000 pages of guest memory, at least 64",
                                   "KVM: KVM_PERMILLE_MMU_PAGES, KVM_MIN_ALLOC_MMU_PAGES", "size of the pool"),
+    "agile_writes":    _parameter(2, "writes to a table of the guest in an interval", AGILE,
+                                  "so many let it be nested, with agile paging"),
+    "agile_interval":  _parameter(1000, "microseconds", AGILE,
+                                  "tables that were not written so long are shadowed again"),
     "shadow_prefetch": _parameter(8, "entries, a power of two", "KVM: PTE_PREFETCH_NUM",
                                   "leaf entries filled together"),
     "out_of_sync":     _parameter(1, "flag, 0 or 1", "KVM: mmu_try_to_unsync_pages",
@@ -50,6 +55,10 @@ KVM_PARAMETERS: Final[Mapping[str, Parameter]] = {
 PLAIN_PARAMETERS: Final[Mapping[str, Parameter]] = {
     "shadow_permille": _parameter(20, "shadow pages for 1000 pages of guest memory, at least 64",
                                   "as the kvm personality's", "size of the pool"),
+    "agile_writes":    _parameter(2, "writes to a table of the guest in an interval", AGILE,
+                                  "so many let it be nested, with agile paging"),
+    "agile_interval":  _parameter(1000, "microseconds", AGILE,
+                                  "tables that were not written so long are shadowed again"),
     "shadow_prefetch": _parameter(1, "entries, a power of two", TEXTBOOK, "leaf entries filled together"),
     "out_of_sync":     _parameter(0, "flag, 0 or 1", TEXTBOOK,
                                   "leaf tables are writable after the first write, until a flush of the TLB"),
@@ -69,6 +78,7 @@ class ShadowPool:
     buckets: int
     pages: int
     frame_count: int
+    switches: int | None = None  # with agile paging
 
     @property
     def address(self) -> int:
@@ -87,9 +97,14 @@ def _areas(pages: int, frame_count: int) -> tuple[int, ...]:
     return (pages, pages, *(-(-count // mem.PAGE_WORDS) for count in words))
 
 
+def switch_frames(frame_count: int) -> int:
+    """Frames of the words that agile paging has for each guest frame."""
+    return -(-frame_count // mem.PAGE_WORDS)
+
+
 def shadow_frames(memory: int, permille: int, frame_count: int) -> int:
-    """How many frames of the host the pool of a VM takes."""
-    return 1 + sum(_areas(shadow_pages(memory, permille), frame_count))
+    """How many frames of the host the pool of a VM takes at most."""
+    return 1 + switch_frames(frame_count) + sum(_areas(shadow_pages(memory, permille), frame_count))
 
 
 def frame_limit(memory: int, slots_end: int) -> int:
@@ -97,14 +112,14 @@ def frame_limit(memory: int, slots_end: int) -> int:
     return max(gfn_ranges(memory)[-1][1], -(-slots_end // mem.PAGE_BYTES))
 
 
-def reserve_pool(host: Host, memory: int, permille: int, slots_end: int) -> ShadowPool:
+def reserve_pool(host: Host, memory: int, permille: int, slots_end: int, *, agile: bool = False) -> ShadowPool:
     """Take the frames of a pool from the host's own memory."""
     pages, count = shadow_pages(memory, permille), frame_limit(memory, slots_end)
     block = host.reserve()
     tables, notes, records, frames, buckets = (host.reserve(area) for area in _areas(pages, count))
     return ShadowPool(
         block=block, tables=tables, notes=notes, records=records, frames=frames, buckets=buckets, pages=pages,
-        frame_count=count,
+        frame_count=count, switches=host.reserve(switch_frames(count)) if agile else None,
     )  # fmt: skip
 
 
@@ -120,13 +135,21 @@ def mode_of(start: Start) -> int:
 
 
 def fill_pool(
-    host: Host, pool: ShadowPool, start: Start, profile: Profile, parameters: Mapping[str, int], vcpu: int, root: int
+    host: Host,
+    pool: ShadowPool,
+    start: Start,
+    profile: Profile,
+    parameters: Mapping[str, int],
+    vcpu: int,
+    root: int,
+    ept: int = 0,
 ) -> int:
     """Write the pool's words, all pages free but the root; the host-physical address of the root.
 
-    `vcpu` is the linear address of the vCPU's structure, `root` the frame of its process's root.
+    `vcpu` is the linear address of the vCPU's structure, `root` the frame of its process's root, `ept` that of
+    the root of EPT, with agile paging.
     """
-    mode = mode_of(start)
+    mode = mode_of(start) | (d.MODE_AGILE if pool.switches is not None else 0)
     records = np.zeros((pool.pages, d.RECORD_BYTES // 8), np.int64)
     records[1:, d.RECORD["NEXT"] // 8] = np.arange(3, pool.pages + 2)
     records[-1, d.RECORD["NEXT"] // 8] = 0
@@ -151,7 +174,9 @@ def fill_pool(
         "LARGE": at.frame_address(pool.frames) + 8 * pool.frame_count,
         "LARGE_NX": int(profile.features.nx and parameters.get("nx_huge_pages", 0) > 0),
         "BUCKETS": at.frame_address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
-        "OUT_OF_SYNC": parameters["out_of_sync"], "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],
+        "OUT_OF_SYNC": parameters["out_of_sync"] if pool.switches is None else 0,
+        "SWITCHES": at.frame_address(pool.switches or 0), "EPT": ept << 12,
+        "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),
     }  # fmt: skip
     for name, value in words.items():

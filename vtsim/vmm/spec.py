@@ -6,6 +6,7 @@ from attrs import frozen
 
 from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
+from vtsim.ept.direct import BATCH_LIMIT
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
 from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
 
@@ -66,6 +67,17 @@ class DirtyLogSpec:
 
 
 @frozen(kw_only=True)
+class ParavirtualSpec:
+    """How a paravirtual guest kernel asks its hypervisor."""
+
+    batch: int = setting(
+        counts(ge=1, le=BATCH_LIMIT),
+        "Requests that the guest gathers for one hypercall; 1 makes each alone",
+        default=32,
+    )
+
+
+@frozen(kw_only=True)
 class VmmSpec:
     """The hypervisor: how guest kernels are virtualized, and by whom."""
 
@@ -76,14 +88,17 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "shadow", "none")),
-        "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, nothing (native)",
+        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "none")),
+        "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, shadow "
+        "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by "
+        "hypercalls, nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(
         Boolean(auto=True), "Tag TLB entries, so that VM entry and exit flush nothing", default=None
     )
     ept: EptSpec = setting(Group(spec=EptSpec), "EPT", factory=EptSpec)
+    pv: ParavirtualSpec = setting(Group(spec=ParavirtualSpec), "Paravirtual guests", factory=ParavirtualSpec)
     dirty_log: DirtyLogSpec = setting(Group(spec=DirtyLogSpec), "Dirty logging", factory=DirtyLogSpec)
     huge_pages: str = setting(
         Text(choices=("always", "never")),
@@ -113,13 +128,18 @@ class VmmSpec:
         """Does the hypervisor take memory back from its VMs?"""
         return self.sharing.on or self.collapse.on or self.swap.on or self.balloon.size > 0
 
+    @property
+    def on_shadow(self) -> bool:
+        """Does the processor walk shadow tables, at least to begin with?"""
+        return self.paging in ("shadow", "agile")
+
     def __attrs_post_init__(self) -> None:
         native = self.technique == "native"
         if self.paging == "none" and not native:
             raise ConfigError(
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
-                help="paging can be ept, shadow",
+                help="paging can be ept, shadow, agile, direct-pv",
             )
         if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
             raise ConfigError(

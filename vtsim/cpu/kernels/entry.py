@@ -128,6 +128,8 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     m[s.EPTP] = vmcs[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
     m[s.EPT_AD] = (m[s.EPTP] >> 6) & 1
     m[s.EPT_FEATURES] = ept_features(a, secondary) if secondary & EPT_EXTRAS else 0
+    if vmcs[h.V_AGILE] and m[s.EPTP]:
+        m[s.EPT_FEATURES] |= vmcs[h.V_AGILE] * ept_walk.AGILE
     m[s.VPID] = vmcs[v.VPID] if secondary & b.ENABLE_VPID else 0
     m[s.NONROOT] = 1
     m[s.PRIVILEGE] = o.N3 if (m[s.SS_ACCESS_RIGHTS] >> 5) & 3 else o.N0

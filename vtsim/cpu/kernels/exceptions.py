@@ -24,6 +24,7 @@ from vtsim.cpu.codes import (
     VE,
 )
 from vtsim.cpu.kernels.ept_walk import (
+    AGILE,
     EXCEPTION,
     LOG_FULL,
     NOT_CANONICAL,
@@ -123,6 +124,8 @@ def exception_exits(m: Record, a: Arena, vector: int) -> bool:
 
     SDM: "Exception Bitmap".
     """
+    if vector == PF and m[s.FAULT_NESTED] and m[s.EPT_FEATURES] & AGILE:
+        return False  # agile paging: the guest's own tables said so
     at = m[s.VMCS]
     wanted = (a[at + v.EXCEPTION_BITMAP] >> vector) & 1 != 0
     if (

@@ -39,11 +39,11 @@ from vtsim.cpu.kernels.memory_hooks import FIRST_MEMORY_HOOK, memory_hook
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
 from vtsim.cpu.kernels.stream import drain
-from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_map
+from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_lookup_direct, table_map
 
 # fmt: off
 (TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
- SET_BIT, CLEAR_BIT, DECODE) = range(12)
+ SET_BIT, CLEAR_BIT, DECODE, TABLE_LOOKUP_DIRECT) = range(13)
 HOOKS: Final = (
     # name             registers
     ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
@@ -63,6 +63,9 @@ HOOKS: Final = (
     ("CLEAR_BIT",      "bit RSI of the bit string at RDI <- 0; RAX <- old value"),
     ("DECODE",         "instruction at the guest's RIP in RSI, whose bytes stand at RDI; RAX <- op or -1, RCX register "
                        "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length"),
+    ("TABLE_LOOKUP_DIRECT", "root RDI, address RSI, linear map R8, linear address R9 of the table from host frame to "
+                       "guest-physical address, present bits R10; RAX <- leaf entry or 0, RDX <- level, RCX <- linear "
+                       "address of the entry, R11 <- its host-physical address"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
 # fmt: on
@@ -220,6 +223,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = decode(m, a, t)
     elif number >= FIRST_MEMORY_HOOK:
         fault = memory_hook(m, a, t, number)
+    elif number == TABLE_LOOKUP_DIRECT:
+        fault = table_lookup_direct(m, a, t)
     elif number >= FIRST_SHADOW_HOOK:
         fault = shadow_hook(m, a, t, number)
     else:

@@ -10,6 +10,7 @@ from typing import Final
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
+from vtsim.cpu.kernels.agile import ept_written, map_switch, nest_table, scan_nested
 from vtsim.cpu.kernels.shadow_map import find_device, load_root, map_device, map_shadow
 from vtsim.cpu.kernels.shadow_pool import begin_shadow
 from vtsim.cpu.kernels.shadow_sync import (
@@ -22,11 +23,13 @@ from vtsim.cpu.kernels.shadow_sync import (
     zap_all,
 )
 from vtsim.cpu.kernels.shadow_walk import walk_guest
+from vtsim.ept.shadow import MODE_AGILE
 
 FIRST_SHADOW_HOOK: Final = 16
 # fmt: off
 (SHADOW_WALK, SHADOW_MAP, SHADOW_MAP_DEVICE, SHADOW_FIND_DEVICE, SHADOW_WRITE, SHADOW_UNPROTECT, SHADOW_UNMAP,
- SHADOW_LOAD_ROOT, SHADOW_SYNC, SHADOW_SYNC_ALL, SHADOW_INVLPG, SHADOW_ZAP_ALL) = range(16, 28)
+ SHADOW_LOAD_ROOT, SHADOW_SYNC, SHADOW_SYNC_ALL, SHADOW_INVLPG, SHADOW_ZAP_ALL, AGILE_NOTE, AGILE_WRITE,
+ AGILE_SCAN) = range(16, 31)
 SHADOW_HOOKS: Final = (
     # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do
     ("SHADOW_WALK",        "address RSI, error code RDX; RAX <- 0, or 1 if the guest's tables refuse the access; "
@@ -43,6 +46,11 @@ SHADOW_HOOKS: Final = (
     ("SHADOW_SYNC_ALL",    "synchronize everything"),
     ("SHADOW_INVLPG",      "address RSI"),
     ("SHADOW_ZAP_ALL",     "give up all shadow pages"),
+    ("AGILE_NOTE",         "guest-physical address RSI: the guest's table was written; it is nested from the RCX-th "
+                           "write in an interval on; RAX <- does that begin now?"),
+    ("AGILE_WRITE",        "guest-physical address RSI, exit qualification RDX of a write that EPT refused; RAX <- 0 "
+                           "if it may be made now, 1 if it is one to a table"),
+    ("AGILE_SCAN",         "an interval is over; RAX <- tables that are shadowed again"),
 )
 # fmt: on
 
@@ -55,7 +63,10 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     if number == SHADOW_WALK:
         return walk_guest(m, a, t)
     if number == SHADOW_MAP:
-        fault = map_shadow(m, a, t)
+        if m[s.SHADOW_MODE] & MODE_AGILE and map_switch(m, a, t):
+            m[s.GPR + s.RAX] = 0
+        else:
+            fault = map_shadow(m, a, t)
     elif number == SHADOW_MAP_DEVICE:
         fault = map_device(m, a, t)
     elif number == SHADOW_FIND_DEVICE:
@@ -76,6 +87,12 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = invalidate_address(m, a, t)
     elif number == SHADOW_ZAP_ALL:
         fault = zap_all(m, a, t)
+    elif number == AGILE_NOTE:
+        fault = nest_table(m, a, t)
+    elif number == AGILE_WRITE:
+        fault = ept_written(m, a, t)
+    elif number == AGILE_SCAN:
+        fault = scan_nested(m, a, t)
     else:
         m[s.STOP] = MODEL_FAULT
     m[s.GPR + s.RDX] = m[s.SHADOW_FLAGS]

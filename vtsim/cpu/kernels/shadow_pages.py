@@ -12,6 +12,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
+from vtsim.cpu.kernels.agile_ept import set_ept_flags
 from vtsim.cpu.kernels.hook_access import zero_page
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
@@ -43,7 +44,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_put,
 )
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import PTE_LARGE, PTE_PRESENT, PTE_WRITE
+from vtsim.ept.spec import EPT_DIRTY, EPT_WRITE, PTE_LARGE, PTE_PRESENT, PTE_SWITCHES, PTE_WRITE
 
 ASKED, BESIDE, AGAIN = range(3)  # why a leaf is made: for an access, beside one, in synchronization
 
@@ -109,10 +110,12 @@ def protect_frame(m: Record, a: Arena, t: Tags, frame: int) -> None:
         while entry:
             at = entry_at(m, entry - 1)
             word = shadow_get(m, a, t, at)
-            if word & PTE_WRITE:
+            if word & PTE_WRITE and word & PTE_SWITCHES == 0:
                 shadow_put(m, a, t, at, word & ~PTE_WRITE)
                 m[s.SHADOW_FLAGS] |= FLUSH
             entry = shadow_get(m, a, t, note_at(m, entry - 1)) & LOW
+    if m[s.SHADOW_MODE] & d.MODE_AGILE:
+        set_ept_flags(m, a, t, frame, EPT_WRITE | EPT_DIRTY, 0)
 
 
 @kernel

@@ -41,6 +41,7 @@ P_RECORDS: int = d.POOL["RECORDS"]
 P_FRAMES: int  = d.POOL["FRAMES"]
 P_BUCKETS: int = d.POOL["BUCKETS"]
 P_LARGE: int   = d.POOL["LARGE"]
+P_SWITCHES: int = d.POOL["SWITCHES"]
 # fmt: on
 
 
@@ -83,6 +84,8 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     m[s.SHADOW_BUCKETS] = shadow_get(m, a, t, pool + P_BUCKETS)
     m[s.SHADOW_MODE] = shadow_get(m, a, t, pool + P_MODE)
     m[s.SHADOW_ROOT] = shadow_get(m, a, t, pool + P_ROOT) - 1
+    if m[s.SHADOW_MODE] & d.MODE_AGILE:
+        m[s.SHADOW_SWITCHES] = shadow_get(m, a, t, pool + P_SWITCHES)
 
 
 @kernel

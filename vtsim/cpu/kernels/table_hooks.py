@@ -86,6 +86,31 @@ def table_lookup(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
+def table_lookup_direct(m: Record, a: Arena, t: Tags) -> int:
+    """Find the leaf entry of an address in tables that hold host-physical addresses: a fault or 0."""
+    table = m[s.GPR + s.RDI] & ADDRESS
+    address = m[s.GPR + s.RSI]
+    level = 4
+    while True:
+        within = ((address >> (3 + 9 * level)) & 511) * 8
+        known_as = hook_load(m, a, t, m[s.GPR + s.R9] + (table >> 9))
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        at = m[s.GPR + s.R8] + known_as + within
+        entry = hook_load(m, a, t, at)
+        if m[s.FAULT_KIND]:
+            return m[s.FAULT_KIND]
+        if entry & m[s.GPR + s.R10] == 0 or level == 1:
+            m[s.GPR + s.RAX] = entry if entry & m[s.GPR + s.R10] else 0
+            m[s.GPR + s.RDX] = level
+            m[s.GPR + s.RCX] = at
+            m[s.GPR + s.R11] = table | within
+            return 0
+        table = entry & ADDRESS
+        level -= 1
+
+
+@kernel
 def table_copy(m: Record, a: Arena, t: Tags) -> int:
     """Copy an address space's tables for copy-on-write: a fault or 0. One that was refused goes on at R11."""
     base = m[s.GPR + s.R8]

@@ -1,5 +1,8 @@
 """Walks of paging structures in one and two dimensions, from the deepest cached level on.
 
+Agile paging (AGILE16), which no processor has: the walk begins in shadow tables, in one dimension; an entry with the
+switching bit holds the host-physical address of a table of the guest's own, and from there on it is two-dimensional.
+
 SDM: "4-Level Paging and 5-Level Paging"; "EPT Translation Mechanism"; "Accessed and Dirty Flags for EPT";
 "EPT Violations"; "EPT Misconfigurations".
 Not modelled: speculative walks.
@@ -18,6 +21,8 @@ from vtsim.cpu.accounts import (
 from vtsim.cpu.kernels.caches import read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import (
+    AGILE,
+    AGILE_ROOT,
     APIC_PAGE,
     EFER_NXE,
     FRACTURED,
@@ -36,6 +41,7 @@ from vtsim.cpu.kernels.rights import (
     KEY_SHIFT,
     NO_KEY,
     UP_HOST_WRITE,
+    UP_NESTED,
     UP_NX,
     UP_USER,
     UP_WRITE,
@@ -55,6 +61,7 @@ from vtsim.cpu.slots import (
     EPTP,
     FAULT_GPA,
     FAULT_GVA,
+    FAULT_NESTED,
     FAULT_QUALIFICATION,
     LARGEST_LEVEL,
     NONROOT,
@@ -82,6 +89,7 @@ from vtsim.ept.spec import (
     PTE_LARGE,
     PTE_NO_EXECUTE,
     PTE_PRESENT,
+    PTE_SWITCHES,
     PTE_USER,
     PTE_WRITE,
 )
@@ -93,6 +101,10 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     """Walk the paging structures, through EPT in non-root mode with EPT; the data word for a TLB, or a fault."""
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
+    agile = through_ept and m[EPT_FEATURES] & AGILE != 0
+    if agile:
+        through_ept = m[EPT_FEATURES] & AGILE_ROOT != 0
+    m[FAULT_NESTED] = 1 if agile and through_ept else 0
     levels = m[PAGING_LEVELS]
     if levels < 4 and levels:
         return walk_legacy(m, a, t, gva, access, user)
@@ -111,7 +123,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         rights = UP_WRITE | UP_USER
         level = levels
         table = m[CR3] & ADDRESS
-        translated = not through_ept  # is `table` a host-physical address already?
+        switched = agile and through_ept  # is it the first table of the guest's own in an agile walk?
+        translated = not through_ept or switched  # is `table` a host-physical address already?
         writable = True  # may flags be set in this table as far as EPT goes?
         up = deepest(m, a, PWC_PDE, number, levels, context)
         if up >= 0:
@@ -120,12 +133,16 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             rights = up & 7
             translated = True
             writable = up & UP_HOST_WRITE != 0
+            if agile:
+                through_ept = up & UP_NESTED != 0
+                switched = False
+                m[FAULT_NESTED] = 1 if through_ept else 0
             m[WALK_LATENCY] += m[PWC_HIT_CYCLES]
             a[owner + PWC_HITS] += 1
         while True:
             shift = 3 + 9 * level
             table_gpa = table
-            from_cache = translated and through_ept
+            from_cache = translated and through_ept and not switched
             if not translated:
                 host = nested(m, a, t, table, EPT_READ, True)
                 if host < 0:
@@ -138,7 +155,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                     return ON_APIC_ACCESS_PAGE
                 writable = host & EPT_WRITE != 0
             if not from_cache and level < levels:
-                kept = table | rights | (UP_HOST_WRITE if writable else 0)
+                kept = table | rights | (UP_HOST_WRITE if writable else 0) | (UP_NESTED if agile and through_ept else 0)
                 keep_table(m, a, PWC_PDE, number, level, context, kept)
             at = table | ((gva >> shift) & 511) << 3
             a[owner + GUEST_REFERENCES] += 1
@@ -179,7 +196,11 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                     not writable and from_cache
                 ):  # the cache forgot the table's guest-physical address: start at the root
                     level, table, rights = levels, m[CR3] & ADDRESS, UP_WRITE | UP_USER
-                    translated, writable = False, True
+                    if agile:
+                        through_ept = m[EPT_FEATURES] & AGILE_ROOT != 0
+                        m[FAULT_NESTED] = 1 if through_ept else 0
+                    switched = agile and through_ept
+                    translated, writable = not through_ept or switched, True
                     continue
                 if not writable:
                     host = nested(m, a, t, table_gpa, EPT_WRITE, True)
@@ -195,7 +216,11 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             if leaf:
                 break
             table = entry & ADDRESS
-            translated = not through_ept
+            switched = agile and not through_ept and entry & PTE_SWITCHES != 0
+            if switched:
+                through_ept = True
+                m[FAULT_NESTED] = 1
+            translated = not through_ept or switched
             level -= 1
         size = level - 1
         within = (1 << shift) - 1

@@ -29,6 +29,9 @@ class KernelOptions:
     calls: int
     small_zone: int  # linear address of the zone of 4 KiB frames
     top_entries: tuple[int, ...]  # top-level entries of user address spaces that are in use
+    paravirtual: bool = False  # are tables updated by hypercalls?
+    batch: int = 1  # how many requests one hypercall makes at most
+    direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
 
 
 @frozen(kw_only=True)

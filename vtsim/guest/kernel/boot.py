@@ -5,7 +5,7 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -26,6 +26,8 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
     """Enable the timer, if the guest uses one, and become the idle task."""
     a.activity = ops.BOOT
     a.label("boot")
+    if kernel.paravirtual:
+        hypercalls.find_interface(a)
     a.work(length("boot"))
     if kernel.timer:
         write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)

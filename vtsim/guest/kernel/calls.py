@@ -6,10 +6,11 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
+from vtsim.ept import direct as d
 from vtsim.ept import spec as e
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.fault import flush_user_half, give_frame
+from vtsim.guest.kernel.fault import find_entry, flush_user_half, give_frame
 from vtsim.guest.kernel.lengths import length
 
 FLUSH_CEILING = 33  # pages: above, Linux flushes all (tlb_single_page_flush_ceiling)
@@ -17,6 +18,10 @@ FLUSH_CEILING = 33  # pages: above, Linux flushes all (tlb_single_page_flush_cei
 
 def flush_space(a: Assembler, kernel: KernelOptions) -> None:
     """Drop all translations of the running address space, that of the task at RBX. Clobbers RAX and RCX."""
+    if kernel.paravirtual:
+        hypercalls.request(a, d.FLUSH_ALL, 0)
+        a.call("pv_send")
+        return
     a.op(ops.MOV_FROM_CR, s.RAX, imm=3)
     a.op(ops.MOV_TO_CR, s.RAX, imm=3)
     if kernel.kpti and kernel.pcid:
@@ -84,6 +89,9 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RBP, s.RSI)
     a.copy(s.R15, s.RSI)
     a.mov(s.R13, kernel.small_zone)
+    if kernel.paravirtual:
+        _unmap_by_requests(a)
+        return
     a.mov(s.R8, at.DIRECT)
     a.mov(s.R10, e.PTE_PRESENT)
     a.mov(s.R14, e.ADDRESS)
@@ -145,27 +153,64 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RBP, s.RSI)
     a.copy(s.R15, s.RSI)
     a.copy(s.R13, s.RDX)
-    a.mov(s.R8, at.DIRECT)
-    a.mov(s.R10, e.PTE_PRESENT)
     a.label("protect_page")
-    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
-    a.copy(s.RSI, s.R12)
-    a.hook(hooks.TABLE_LOOKUP)
+    find_entry(a, kernel, s.RBX, s.R12)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "protect_next")
     a.work(length("protect_page"))
     a.and_(s.RAX, ~e.PTE_WRITE)
-    a.st(Mem(s.RCX), s.RAX)
+    if kernel.paravirtual:
+        a.copy(s.RDI, s.R11)
+        a.copy(s.RSI, s.RAX)
+        a.call("pv_request")
+    else:
+        a.st(Mem(s.RCX), s.RAX)
     a.label("protect_next")
     a.add(s.R12, 4096)
     a.sub(s.RBP, 1)
     a.jcc(ops.CC_NZ, "protect_page")
     a.test(s.R13, -1)
     a.jcc(ops.CC_NZ, "protect_done")
-    _flush_pages(a, kernel, "protect")
+    if kernel.paravirtual:
+        hypercalls.request(a, d.FLUSH_ALL, 0)
+    else:
+        _flush_pages(a, kernel, "protect")
     if kernel.kpti and kernel.pcid:
         flush_user_half(a)
     a.label("protect_done")
+    if kernel.paravirtual:
+        a.call("pv_send")
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+def _unmap_by_requests(a: Assembler) -> None:
+    """The same with direct tables: each page that is there is a request, and each flush is one."""
+    a.label("unmap_page")
+    a.copy(s.RSI, s.R12)
+    hypercalls.look_up(a)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "unmap_next")
+    a.work(length("unmap_page"))
+    a.copy(s.RDX, s.RAX)
+    hypercalls.to_physical(a, s.RDX)
+    give_frame(a)
+    a.copy(s.RDI, s.R11)
+    a.mov(s.RSI, 0)
+    a.call("pv_request")
+    a.cmp(s.R15, FLUSH_CEILING)
+    a.jcc(ops.CC_A, "unmap_next")
+    hypercalls.flush_page(a)
+    a.label("unmap_next")
+    a.add(s.R12, 4096)
+    a.sub(s.RBP, 1)
+    a.jcc(ops.CC_NZ, "unmap_page")
+    a.cmp(s.R15, FLUSH_CEILING)
+    a.jcc(ops.CC_BE, "unmap_flushed")
+    hypercalls.request(a, d.FLUSH_ALL, 0)
+    a.label("unmap_flushed")
+    a.call("pv_send")
     a.op(ops.STI)
     a.mov(s.RAX, 0)
     a.ret()

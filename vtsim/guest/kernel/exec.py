@@ -3,7 +3,7 @@
 What stands in the kernel's page cache is known from the parent's tables, where the text is mapped, too. Stack and data
 come with page faults.
 
-Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork.
+Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork; exec of a paravirtual kernel.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
     """System call of a child: drop its pages and tables, and map its text anew."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_exec")
+    if kernel.paravirtual:
+        a.jmp("no_memory", comment="never: a scenario with both is refused")
+        return
     a.work(length("exec"))
     a.op(ops.CLI)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RBX)
-    free_own_pages(a, "exec")
+    free_own_pages(a, kernel, "exec")
     _clear(a)
     a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
     a.add(s.RSI, register=s.R8)

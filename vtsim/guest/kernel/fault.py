@@ -15,7 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
 from vtsim.ept.tables import TO_TABLE
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -54,6 +54,10 @@ def each_page(a: Assembler, hook: int, name: str) -> None:
 
 def flush_user_page(a: Assembler, kernel: KernelOptions) -> None:
     """Drop the translations of the address in R12: INVLPG, and under KPTI the user PCID at the way out."""
+    if kernel.paravirtual:
+        hypercalls.flush_page(a)
+        a.call("pv_send")
+        return
     a.op(ops.INVLPG, mem=Mem(s.R12))
     if kernel.kpti and kernel.pcid:
         flush_user_half(a)
@@ -67,10 +71,16 @@ def flush_user_half(a: Assembler) -> None:
     a.st(Mem(s.RBX, at.T_USER_CR3), s.RAX)
 
 
-def map_page(a: Assembler) -> None:
+def map_page(a: Assembler, kernel: KernelOptions) -> None:
     """Map the page RDX at the address R12 as the area at R14 says, for the task at RBX."""
     a.ld(s.RAX, Mem(s.R14, at.A_LEAF))
     a.or_(s.RDX, register=s.RAX)
+    if kernel.paravirtual:
+        a.copy(s.RSI, s.R12)
+        a.call("pv_map")
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, "no_memory")
+        return
     a.ld(s.RCX, Mem(s.R14, at.A_LEVEL))
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
     a.ld(s.R9, Mem(s.RBX, at.T_TABLES))
@@ -81,6 +91,19 @@ def map_page(a: Assembler) -> None:
     a.hook(hooks.TABLE_MAP)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, "no_memory")
+
+
+def find_entry(a: Assembler, kernel: KernelOptions, task: int, address: int) -> None:
+    """RAX <- the entry of an address of a task or 0, RCX <- where it stands; paravirtual: R11 <- its host's address."""
+    if kernel.paravirtual:
+        a.copy(s.RSI, address)
+        hypercalls.look_up(a, task)
+        return
+    a.ld(s.RDI, Mem(task, at.T_ROOT))
+    a.copy(s.RSI, address)
+    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R10, e.PTE_PRESENT)
+    a.hook(hooks.TABLE_LOOKUP)
 
 
 @path("page fault")
@@ -131,7 +154,7 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.RDI, register=s.RAX)
     each_page(a, hooks.PAGE_ZERO, "zero_page")
     a.work(length("fault_map"))
-    map_page(a)
+    map_page(a, kernel)
     a.label("fault_done")
     a.work(length("fault_exit"))
     a.jmp("fault_leave")
@@ -144,18 +167,19 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.label("present_fault")
     a.test(s.RBP, e.PF_WRITE)
     a.jcc(ops.CC_Z, "kill")
-    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
-    a.copy(s.RSI, s.R12)
-    a.mov(s.R8, at.DIRECT)
-    a.mov(s.R10, e.PTE_PRESENT)
-    a.hook(hooks.TABLE_LOOKUP)
+    find_entry(a, kernel, s.RBX, s.R12)
     a.copy(s.RBP, s.RAX)
     a.ld(s.RDX, Mem(s.RBX, at.T_SHARED))
     a.test(s.RDX, -1)
     a.jcc(ops.CC_NZ, "copy_page")
     a.work(length("fault_reuse"))
     a.or_(s.RAX, e.PTE_WRITE)
-    a.st(Mem(s.RCX), s.RAX)
+    if kernel.paravirtual:
+        a.copy(s.RDI, s.R11)
+        a.copy(s.RSI, s.RAX)
+        a.call("pv_request")
+    else:
+        a.st(Mem(s.RCX), s.RAX)
     flush_user_page(a, kernel)
     a.jmp("fault_done")
     a.label("copy_page")
@@ -163,13 +187,16 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RAX, at.DIRECT)
     a.copy(s.RDI, s.RDX)
     a.add(s.RDI, register=s.RAX)
-    a.mov(s.RCX, e.ADDRESS)
-    a.and_(s.RBP, register=s.RCX)
+    if kernel.paravirtual:
+        hypercalls.to_physical(a, s.RBP)
+    else:
+        a.mov(s.RCX, e.ADDRESS)
+        a.and_(s.RBP, register=s.RCX)
     a.copy(s.RSI, s.RBP)
     a.add(s.RSI, register=s.RAX)
     each_page(a, hooks.PAGE_COPY, "copy_next")
     a.work(length("fault_copy"))
-    map_page(a)
+    map_page(a, kernel)
     flush_user_page(a, kernel)
     a.jmp("fault_done")
 

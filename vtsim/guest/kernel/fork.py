@@ -13,17 +13,18 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.guest.kernel import direct_fork as direct
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
-from vtsim.guest.kernel.fault import give_frame
+from vtsim.guest.kernel.fault import find_entry, give_frame
 from vtsim.guest.kernel.lengths import length
 
 LAST_USER_ENTRY = 255  # of the top-level table
 RETURN_BYTES = 8
 
 
-def free_own_pages(a: Assembler, name: str) -> None:
+def free_own_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
     """Free the pages that only the child at R12 has: those that it may write. Clobbers all but RBX and R12."""
     a.ld(s.R14, Mem(s.R12, at.T_AREAS))
     a.ld(s.R15, Mem(s.R12, at.T_AREA_COUNT))
@@ -33,16 +34,16 @@ def free_own_pages(a: Assembler, name: str) -> None:
     a.jcc(ops.CC_Z, f"{name}_next_area")
     a.ld(s.RBP, Mem(s.R14, at.A_START))
     a.label(f"{name}_page")
-    a.ld(s.RDI, Mem(s.R12, at.T_ROOT))
-    a.copy(s.RSI, s.RBP)
-    a.mov(s.R8, at.DIRECT)
-    a.mov(s.R10, e.PTE_PRESENT)
-    a.hook(hooks.TABLE_LOOKUP)
+    find_entry(a, kernel, s.R12, s.RBP)
     a.test(s.RAX, e.PTE_WRITE)
     a.jcc(ops.CC_Z, f"{name}_next_page")
     a.work(length("unmap_page"))
-    a.mov(s.RDX, e.ADDRESS)
-    a.and_(s.RDX, register=s.RAX)
+    if kernel.paravirtual:
+        a.copy(s.RDX, s.RAX)
+        hypercalls.to_physical(a, s.RDX)
+    else:
+        a.mov(s.RDX, e.ADDRESS)
+        a.and_(s.RDX, register=s.RAX)
     give_frame(a)
     a.label(f"{name}_next_page")
     a.ld(s.RAX, Mem(s.R14, at.A_BYTES))
@@ -56,15 +57,8 @@ def free_own_pages(a: Assembler, name: str) -> None:
     a.jcc(ops.CC_NZ, f"{name}_area")
 
 
-@path("fork")
-def fork(a: Assembler, kernel: KernelOptions) -> None:
-    """System call: copy the address space for copy-on-write and start the child; 1 to the parent, 0 to the child."""
-    a.activity = ops.SYSCALL_PATH
-    a.label("call_fork")
-    a.work(length("fork"))
-    a.op(ops.CLI)
-    a.ld(s.RBX, at.cpu_word(at.CURRENT))
-    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+def _copy_space(a: Assembler, kernel: KernelOptions) -> None:
+    """The tables of the task at RBX, copied to those of the child at R12."""
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
     a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
     a.mov(s.RDX, 0)
@@ -80,6 +74,21 @@ def fork(a: Assembler, kernel: KernelOptions) -> None:
         for index in kernel.top_entries:
             a.ld(s.RAX, Mem(s.RSI, 8 * index))
             a.st(Mem(s.RSI, 4096 + 8 * index), s.RAX)
+
+
+@path("fork")
+def fork(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: copy the address space for copy-on-write and start the child; 1 to the parent, 0 to the child."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_fork")
+    a.work(length("fork"))
+    a.op(ops.CLI)
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
+    if kernel.paravirtual:
+        direct.copy_space(a)
+    else:
+        _copy_space(a, kernel)
     a.ld(s.RDI, Mem(s.R12, at.T_STACK_TOP))
     a.sub(s.RDI, at.FRAME_BYTES)
     for half in (0, at.FRAME_BYTES // 2):
@@ -125,7 +134,9 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("wait_more")
     a.label("reap")
     a.work(length("reap"))
-    free_own_pages(a, "reap")
+    free_own_pages(a, kernel, "reap")
+    if kernel.paravirtual:
+        direct.give_up_space(a, kernel)
     a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
     a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
     a.st_value(Mem(s.R12, at.T_STATE), at.FREE)

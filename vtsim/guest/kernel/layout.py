@@ -22,6 +22,9 @@ TSS: Final          = CPU_DATA + 0x800
 ENTRY_STACK: Final  = ENTRY_AREA + 0x3000           # end of the stack on which KPTI takes exceptions
 DOUBLE_FAULT_STACK: Final = ENTRY_AREA + 0x4000     # end
 ENTRY_PAGES: Final  = 4
+P2M: Final          = -0x7100_0000_0000             # paravirtual: from guest frame to host-physical address
+M2P: Final          = -0x7000_0000_0000             # paravirtual: from host frame to guest-physical address
+SHARED: Final       = -0x6F00_0000_0000             # paravirtual: the page shared with the hypervisor
 USER_TEXT: Final    = 0x40_0000
 REGIONS: Final      = 0x10_0000_0000
 TRACES: Final       = 0x2000_0000_0000              # exclusive-or of recorded addresses, if nothing speaks against it
@@ -50,8 +53,12 @@ AREA_BYTES: Final = 64
 LOG_LINE: Final = range(0, 40, 8)
 (L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = LOG_LINE
 LOG_BYTES: Final = 64
-RUNNING, ENDED, KILLED, NO_MEMORY = range(4)
-REASONS: Final = ("running", "ended", "killed by an exception", "killed: the guest's memory is used up")
+RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED = range(6)
+REASONS: Final = (
+    "running", "ended", "killed by an exception", "killed: the guest's memory is used up",
+    "not started: the paravirtual kernel found no hypervisor with direct page tables (CPUID leaf 40000001H)",
+    "stopped: the hypervisor refused a request of the paravirtual kernel",
+)
 
 # --- the frame on the kernel stack: general registers, vector, error code, what the CPU pushed -----------------------
 SAVED: Final = tuple(r for r in range(16) if r != s.RSP)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.ept import direct as d
+from vtsim.guest.kernel import KernelOptions, hypercalls, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -52,7 +53,17 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
     a.cmp(s.RAX, register=s.RCX)
     a.jcc(ops.CC_Z, "same_space")
     a.work(length("switch_mm"))
-    a.op(ops.MOV_TO_CR, s.RAX, imm=3)
+    if kernel.paravirtual:
+        a.push(s.RDI)
+        a.push(s.RSI)
+        a.copy(s.RSI, s.RAX)
+        hypercalls.request(a, d.LOAD)
+        a.call("pv_send")
+        a.pop(s.RSI)
+        a.pop(s.RDI)
+        a.ld(s.RAX, Mem(s.RSI, at.T_CR3))
+    else:
+        a.op(ops.MOV_TO_CR, s.RAX, imm=3)
     if kernel.pcid:  # a new address space flushes what its PCID had; from now on it keeps
         a.or_(s.RAX, at.NOFLUSH)
         a.st(Mem(s.RSI, at.T_CR3), s.RAX)

@@ -15,7 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import balloon, dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
+from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
@@ -32,7 +32,10 @@ def external(a: Assembler, path: Path) -> None:
 
 
 def hypercall(a: Assembler, path: Path) -> None:
-    """The balloon's hypercalls; others do nothing."""
+    """VMCALL: those of direct tables, or the balloon's; others do nothing."""
+    if path.vmm.paging == "direct-pv":
+        direct.hypercall(a, path)
+        return
     balloon.hypercall(a, path)
     instructions.ignore(a, path)
 

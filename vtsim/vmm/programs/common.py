@@ -12,6 +12,7 @@ from vtsim.vmm.programs import (
     apic,
     balloon,
     collapse,
+    direct,
     dirty_log,
     ept,
     events,
@@ -26,8 +27,11 @@ from vtsim.vmm.programs import (
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
-# exits that only one way of virtualizing memory has
-OF_PAGING: Final = {EPT_VIOLATION: "ept", EPT_MISCONFIG: "ept", PML_FULL: "ept", INVLPG: "shadow", INVPCID: "shadow"}
+# exits that only some ways of virtualizing memory have
+OF_PAGING: Final = {
+    EPT_VIOLATION: ("ept", "agile"), EPT_MISCONFIG: ("ept",), PML_FULL: ("ept",),
+    INVLPG: ("shadow", "agile"), INVPCID: ("shadow", "agile"),
+}  # fmt: skip
 
 
 def handler_label(labels: Mapping[str, int], reason: int) -> str:
@@ -39,7 +43,7 @@ def handler_label(labels: Mapping[str, int], reason: int) -> str:
 def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
     """The exit reasons that a personality has a path for, with this way of virtualizing memory."""
     for owner, reason in exit_paths:
-        if owner != personality or OF_PAGING.get(reason, vmm.paging) != vmm.paging:
+        if owner != personality or vmm.paging not in OF_PAGING.get(reason, (vmm.paging,)):
             continue
         if reason != PML_FULL or vmm.dirty_log.method == "pml":
             yield reason
@@ -72,6 +76,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
             swap.subroutines(a, path)
         if path.vmm.sharing.on:
             sharing.subroutines(a, path)
+    elif path.vmm.paging == "direct-pv":
+        direct.subroutines(a, path)
     else:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)

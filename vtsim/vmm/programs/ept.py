@@ -21,7 +21,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import dirty_log, frames, swap
+from vtsim.vmm.programs import agile, dirty_log, frames, swap
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -41,6 +41,9 @@ def violation(a: Assembler, path: Path) -> None:
     a.vmread(R12, "EXIT_QUALIFICATION")
     a.vmread(R13, "GUEST_PHYSICAL_ADDRESS")
     work(a, path, "ept_violation")
+    if path.vmm.paging == "agile":
+        agile.violation(a, path)
+        return
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
     a.label("resolve_violation")
@@ -217,12 +220,17 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
 
     a.label("flush_ept")
+    flush_ept(a, path)
+    a.ret()
+
+
+def flush_ept(a: Assembler, path: Path) -> None:
+    """Drop what was cached of this VM's EPT. Clobbers RAX."""
     a.ld(RAX, vcpu("EPT_TOP"))
     a.or_(RAX, path.vmm.ept.pointer_bits)
     a.st(vcpu("DESCRIPTOR"), RAX)
     a.mov(RAX, 1)
     a.emit(ops.INVEPT, RAX, mem=vcpu("DESCRIPTOR"))
-    a.ret()
 
 
 def make_page(a: Assembler, path: Path) -> None:
@@ -262,7 +270,7 @@ def make_page(a: Assembler, path: Path) -> None:
     a.mov(RCX, 1)
     _map_user(a)
     work(a, path, "unmap_notifier")
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         a.copy(RSI, R13)
         a.ld(RDI, vcpu("SHADOW"))
         a.hook(SHADOW_UNMAP)

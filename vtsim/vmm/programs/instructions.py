@@ -99,7 +99,7 @@ def read_msr(a: Assembler, path: Path) -> None:
     for label, field in IN_VMCS:
         a.label(f"msr_read_{label}")
         a.vmread(RAX, field)
-        a.jmp("efer_read" if label == "efer" and path.vmm.paging == "shadow" else "msr_value")
+        a.jmp("efer_read" if label == "efer" and path.vmm.on_shadow else "msr_value")
     for n, label in enumerate(("star", "lstar", "fmask")):
         a.label(f"msr_read_{label}")
         a.ld(RAX, vcpu("GUEST_MSRS", n))
@@ -134,7 +134,7 @@ def write_msr(a: Assembler, path: Path) -> None:
     a.jmp("skip")
     for label, field in IN_VMCS:
         a.label(f"msr_write_{label}")
-        if label == "efer" and path.vmm.paging == "shadow":
+        if label == "efer" and path.vmm.paging != "ept":
             a.jmp("efer_written")
         else:
             a.vmwrite(field, RAX)
@@ -202,7 +202,7 @@ def control_register(a: Assembler, path: Path) -> None:
     for number, label in ((3, "cr_to_3"), (4, "cr_to_4"), (8, "cr_to_8")):
         a.cmp(RCX, number)
         a.jcc(ops.CC_Z, label)
-    if path.vmm.paging == "shadow":
+    if path.vmm.paging != "ept":
         a.jmp("cr_to_0")
     else:
         a.label("cr_to_0")
@@ -226,7 +226,7 @@ def control_register(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "cr_status")
     a.cmp(RCX, 8)
     a.jcc(ops.CC_Z, "cr_from_8")
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         a.ld(RAX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RAX, "GUEST_CR3")

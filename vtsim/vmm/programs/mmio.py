@@ -40,11 +40,11 @@ def emulator(a: Assembler, path: Path) -> None:
     a.activity = ops.DEVICE_EMULATION
     a.label("no_slot")
     work(a, path, "make_mmio_entry")
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         a.ld(RDI, vcpu("SHADOW"))
         a.hook(SHADOW_MAP_DEVICE)
         a.call("shadow_settle")
-    else:
+    elif path.vmm.paging == "ept":
         a.copy(RDX, R13)
         a.and_(RDX, e.ADDRESS)
         a.or_(RDX, MMIO_ENTRY)
@@ -157,10 +157,10 @@ def fetch(a: Assembler, path: Path) -> None:
     a.cmp(RAX, ops.REPLAY_BASE >> 40)
     a.jcc(ops.CC_Z, "fetched")
     a.copy(RSI, R14)
-    a.vmread(RAX, "CR0_READ_SHADOW" if path.vmm.paging == "shadow" else "GUEST_CR0")
+    a.vmread(RAX, "CR0_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR0")
     a.test(RAX, CR0_PG)
     a.jcc(ops.CC_Z, "fetch_bytes")
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         a.ld(RBX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RBX, "GUEST_CR3")

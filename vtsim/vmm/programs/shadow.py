@@ -24,7 +24,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import ept, instructions
+from vtsim.vmm.programs import agile, ept, instructions
 from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
@@ -38,13 +38,13 @@ VMXE, PAE, PCIDE, SMEP_BIT = 1 << 13, 1 << 5, 1 << 17, 20
 
 def exception(a: Assembler, path: Path) -> None:
     """An exception: of the guest, or on its way through the shadow tables."""
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
         a.and_(RAX, 0xFF)
         a.cmp(RAX, PAGE_FAULT)
         a.jcc(ops.CC_Z, "shadow_fault")
     instructions.reflect(a, path)
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         fault(a, path)
 
 
@@ -61,6 +61,7 @@ def fault(a: Assembler, path: Path) -> None:
     """
     a.activity = ops.MEMORY_MANAGEMENT
     a.label("shadow_fault")
+    agile.look(a, path, "fault")
     work(a, path, "shadow_fault")
     a.vmread(RSI, "EXIT_QUALIFICATION")
     a.vmread(R12, "EXIT_INTERRUPTION_ERROR_CODE")
@@ -151,6 +152,7 @@ def write_table(a: Assembler, path: Path) -> None:
     work(a, path, "table_written")
     hook(a, h.SHADOW_WRITE)
     a.call("shadow_settle")
+    agile.note(a, path)
     a.jmp("skip_decoded")
     a.label("no_table")
     a.copy(RSI, R13)
@@ -164,7 +166,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.label("shadow_settle")
     a.test(RDX, NO_ROOT)
     a.jcc(ops.CC_NZ, "settle_root")
-    if path.vmm.vpid:
+    if path.vmm.vpid or path.vmm.paging == "agile":
         a.test(RDX, FLUSH)
         a.jcc(ops.CC_NZ, "flush_guest")
     a.ret()
@@ -176,7 +178,11 @@ def subroutines(a: Assembler, path: Path) -> None:
         a.vmread(RAX, "VPID")
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+    if path.vmm.paging == "agile":
+        ept.flush_ept(a, path)
     a.ret()
+    if path.vmm.paging == "agile":
+        agile.scan(a, path)
 
     a.label("write_root")
     a.vmread(RCX, "GUEST_CR4")
@@ -221,6 +227,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC)
     a.call("flush_guest")
+    agile.look(a, path, "cr3")
     a.jmp("skip")
     a.label("cr3_kept")
     a.test(RDX, STRANGE_ROOT)
@@ -240,7 +247,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("paging_mode")
     a.ld(RDI, vcpu("SHADOW"))
     a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
-    a.and_(RBX, d.MODE_NX)
+    a.and_(RBX, d.MODE_NX | d.MODE_AGILE)
     a.label("paging_mode_nx")
     a.vmread(RAX, "CR0_READ_SHADOW")
     a.vmread(RCX, "CR4_READ_SHADOW")
@@ -259,6 +266,8 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.copy(RBX, RAX)
     a.shr(RBX, 10)
     a.and_(RBX, d.MODE_NX)
+    if path.vmm.paging == "agile":
+        a.or_(RBX, d.MODE_AGILE)
     a.or_(RAX, EFER_NX if path.profile.features.nx else 0)
     a.vmwrite("GUEST_IA32_EFER", RAX)
     a.jmp("paging_mode_nx")
@@ -274,6 +283,7 @@ def control_registers(a: Assembler, path: Path) -> None:
 def invlpg(a: Assembler, path: Path) -> None:
     """INVLPG: the entry of a table that is out of sync is read again, and the translation goes."""
     a.activity = ops.MEMORY_MANAGEMENT
+    agile.look(a, path, "invlpg")
     work(a, path, "invlpg")
     a.vmread(RSI, "EXIT_QUALIFICATION")
     a.copy(R13, RSI)

@@ -19,7 +19,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs import balloon, dirty_log, ept, events, instructions, mmio, schedule, shadow
+from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, schedule, shadow
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
@@ -42,7 +42,10 @@ def done(a: Assembler, path: Path) -> None:
 
 
 def hypercall(a: Assembler, path: Path) -> None:
-    """VMCALL: KVM's hypercalls; an unknown one answers -1000."""
+    """VMCALL: those of direct tables, or KVM's; an unknown one of KVM answers -1000."""
+    if path.vmm.paging == "direct-pv":
+        direct.hypercall(a, path)
+        return
     work(a, path, "hypercall")
     balloon.hypercall(a, path)
     a.mov(RAX, NO_SYSTEM_CALL)

@@ -166,9 +166,9 @@ def kernel_side(a: Assembler, path: Path) -> None:
     for name, value in APIC_SLOT.items():
         a.mov(RAX, value)
         a.st(Mem(RDI, SLOT[name]), RAX)
-    if path.vmm.paging == "shadow":
+    if path.vmm.on_shadow:
         shadow.zap_everything(a)
-    else:
+    elif path.vmm.paging == "ept":
         a.ld(RDI, vcpu("EPT_ROOT"))
         a.mov(RAX, at.HOST_DIRECT)
         a.add(RDI, register=RAX)

@@ -89,6 +89,11 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "load_root":           _length(150, "kvm_set_cr3, kvm_mmu_new_pgd, kvm_mmu_load, look-up apart"),
     "synchronize":         _length(80, "kvm_mmu_sync_roots, accesses to tables apart"),
     "invlpg":              _length(120, "handle_invlpg, kvm_mmu_invlpg, accesses to tables apart"),
+    # direct tables
+    "update_entry":        _length(60, "Xen's do_mmu_update and mod_l1_entry, accesses to tables and frames apart"),
+    "validate_table":      _length(80, "Xen's _get_page_type, alloc_l1_table, free_l1_table, a table's entries apart"),
+    "pin_table":           _length(80, "Xen's do_mmuext_op, get_page_and_type"),
+    "load_cr3":            _length(80, "Xen's new_guest_cr3"),
     # to user space and back
     "leave_guest":         _length(40, "vmx_prepare_switch_to_host"),
     "load_guest":          _length(60, "vmx_prepare_switch_to_guest"),

@@ -1,0 +1,219 @@
+"""A small guest with direct page tables that makes requests of its own choice, and what must hold of its tables."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from attrs import define, field
+
+from vtsim.base import memory as mem
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.ept import direct as d
+from vtsim.ept import spec as e
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.guest.machine_view import Start
+from vtsim.vmm.memory import VmMemory
+
+MIB = 1 << 20
+MEMORY = 16 * MIB
+CODE, STACK, IDT, TSS, LOG, SHARED = (0x1000_0000 + n * 0x100_0000 for n in range(6))
+WINDOW = 0x4000_0000  # all of guest memory
+FREE = 0x400  # guest frames from here on are the guest's to play with
+P, W, U, A, D, PS = e.PTE_PRESENT, e.PTE_WRITE, e.PTE_USER, e.PTE_ACCESSED, e.PTE_DIRTY, e.PTE_LARGE
+READ_ONLY = KERNEL_PAGE & ~(W | D)
+
+
+@define(eq=False)
+class DirectGuest:
+    """What a guest's steps know of it while it is built: host-physical addresses, and how to make requests."""
+
+    memory: VmMemory
+    a: Assembler
+    table: Table
+    answers: int = 0
+    gates: bool = field(default=False)
+
+    def machine(self, gfn: int) -> int:
+        """The host-physical address of a guest frame."""
+        return self.memory.frame(gfn) << 12
+
+    def slot(self, address: int) -> int:
+        """The host-physical address of the last-level entry of a linear address."""
+        leaf = self.table.find(address)
+        assert leaf is not None
+        return leaf.table << 12 | leaf.index << 3
+
+    def entry_of(self, gfn: int) -> int:
+        """The same for a guest frame's place in the window."""
+        return self.slot(WINDOW + (gfn << 12))
+
+    def request(self, kind: int, value: int) -> None:
+        """One request, whose answer is logged."""
+        self.a.mov(s.RAX, d.CALL_REQUEST)
+        self.a.mov(s.RDI, mem.signed(kind))
+        self.a.mov(s.RSI, mem.signed(value))
+        self.a.op(ops.VMCALL)
+        self.log(s.RAX)
+
+    def log(self, register: int) -> None:
+        """Log a register."""
+        self.a.st(Mem(displacement=LOG + 8 * self.answers), register)
+        self.answers += 1
+
+    def store(self, gfn: int, index: int, entry: int) -> None:
+        """Store to a frame through the window."""
+        self.a.st_value(Mem(displacement=WINDOW + (gfn << 12) + 8 * index), mem.signed(entry))
+
+    def load(self, address: int) -> None:
+        """Load from a linear address."""
+        self.a.ld(s.RAX, Mem(displacement=address))
+
+    def attempt(self, emit: Callable[[], None]) -> None:
+        """Do what may fault; logged is the vector, or 0."""
+        name = f"after_{self.answers}"
+        self.a.mov(s.R14, 0)
+        self.a.mov(s.R15, name)
+        emit()
+        self.a.label(name)
+        self.log(s.R14)
+
+
+Steps = Callable[[DirectGuest], None]
+
+
+def direct_guest(steps: Steps, holder: dict[str, Any]) -> Callable[[Any], Start]:
+    """A guest's builder; `holder` receives the guest, the frames of its tables' root and of its log."""
+
+    def build(memory: VmMemory) -> Start:
+        offer = memory.direct
+        assert offer is not None
+        numbers = iter(range(0x100, FREE))
+
+        def take() -> int:
+            return memory.frame(next(numbers))
+
+        def words(hfn: int) -> np.ndarray:
+            return memory.engine.contents(hfn, mem.TABLE)
+
+        root = take()
+        words(root)
+        table = Table(root=root, format=PAGING, take=take, words=words)
+        table.map(WINDOW, offer.machine(np.arange(MEMORY >> 12)), KERNEL_PAGE)
+        a = Assembler("direct guest", CODE)
+        guest = DirectGuest(memory, a, table)
+        steps(guest)
+        a.op(ops.STOP_OP)
+        for vector in (13, 14):
+            a.label(f"gate_{vector}")
+            a.mov(s.R14, vector)
+            a.add(s.RSP, 8)
+            a.st(Mem(s.RSP), s.R15)
+            a.op(ops.IRET)
+        program = a.assemble()
+        frames = {}
+        for page, _ in program.pages():
+            frames[page] = take()
+            table.map(page, [frames[page]], READ_ONLY)
+        memory.engine.place(program, frames.__getitem__)
+        idt, log, shared = next(numbers), next(numbers), next(numbers)
+        for address, hfn in (
+            (STACK - 4096, take()), (IDT, memory.frame(idt)), (TSS, take()), (LOG, memory.frame(log)),
+            (SHARED, memory.frame(shared)),
+        ):  # fmt: skip
+            table.map(address, [hfn], KERNEL_PAGE)
+        for vector in (13, 14):
+            handler = program.labels[f"gate_{vector}"]
+            memory.store(idt * 4096 + 16 * vector, (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16) << 48)
+        holder.update(guest=guest, root=root, log=log)
+        return Start(
+            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=root << 12, cr4=0xA0, efer=0xD01,
+            idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
+            gs_base=0, fs_base=0, roots=(root << 12,), shared=shared << 12,
+        )  # fmt: skip
+
+    return build
+
+
+def answers(holder: dict[str, Any]) -> list[int]:
+    """What was logged."""
+    guest = holder["guest"]
+    return [guest.memory.load((holder["log"] << 12) + 8 * n) for n in range(guest.answers)]
+
+
+@define(eq=False)
+class Recount:
+    """The types and counts of frames as the tables below some roots imply them, worked out anew."""
+
+    words: Callable[[int], Any]
+    levels: dict[int, int] = field(factory=dict)
+    counts: dict[int, int] = field(factory=dict)
+    writable: dict[int, int] = field(factory=dict)
+    reached: set[int] = field(factory=set)
+
+    def table(self, frame: int, level: int) -> None:
+        """Somebody relies on a table."""
+        self.counts[frame] = self.counts.get(frame, 0) + 1
+        assert self.levels.setdefault(frame, level) == level
+        if self.counts[frame] > 1:
+            return
+        for entry in self.words(frame).tolist():
+            if not entry & P:
+                continue
+            assert not entry & ~d.LEGAL
+            target = (entry & e.ADDRESS) >> 12
+            if level > 1:
+                self.table(target, level - 1)
+            else:
+                self.reached.add(target)
+                if entry & W:
+                    self.writable[target] = self.writable.get(target, 0) + 1
+
+
+def random_requests(seed: int, steps: int) -> Steps:
+    """Requests of every kind on a few frames, sensible ones and others; some stores to frames, while they can be."""
+
+    def emit(guest: DirectGuest) -> None:
+        chance = random.Random(seed)
+        frames = [FREE + n for n in range(6)]
+
+        def some() -> int:
+            return chance.choice(frames)
+
+        def place() -> int:
+            kind = chance.random()
+            if kind < 0.45:
+                return guest.entry_of(some())
+            return guest.machine(some()) | chance.choice((0, 1, 2, 511)) << 3
+
+        def entry() -> int:
+            if chance.random() < 0.2:
+                return 0
+            target = guest.machine(some()) if chance.random() < 0.95 else chance.randrange(1 << 13) << 12
+            flags = P | (W if chance.random() < 0.4 else 0) | (PS if chance.random() < 0.03 else 0)
+            return target | flags | chance.choice((0, A, U))
+
+        for _ in range(steps):
+            kind = chance.random()
+            if kind < 0.2:
+                gfn, index, what = some(), chance.choice((0, 1, 2, 511)), entry()
+                guest.attempt(partial(guest.store, gfn, index, what))
+            elif kind < 0.5:
+                gfn = some()
+                guest.request(guest.entry_of(gfn) | d.UPDATE, guest.machine(gfn) | chance.choice((P, P, P | W, 0)))
+            elif kind < 0.85:
+                guest.request(place() | d.UPDATE, entry())
+            else:
+                guest.request(chance.choice((d.PIN, d.UNPIN, d.LOAD)), guest.machine(some()))
+
+    return emit
+
+
+def kept_words(words: Callable[[int], Any], first: int, frames: Iterator[int]) -> dict[int, int]:
+    """What the hypervisor keeps of frames."""
+    return {frame: int(words(first + frame // 512)[frame % 512]) for frame in frames}

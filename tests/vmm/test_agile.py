@@ -1,0 +1,182 @@
+"""Agile paging: the guest sees what its tables say while they move between shadowed and nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.vmm.changing_tables import plan
+from tests.vmm.machines import CODE, FIRST_GFN, STACK, Machine, machine
+from tests.vmm.test_shadow_guests import FORK, PLAIN, digests, exits, page_faults, run
+from vtsim.base import jit
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.ept import shadow as d
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.guest.machine_view import PhysicalMemory, Start
+
+SUPPOSED = "machine.cpu.features.agile_paging=true"
+AGILE = ("vmm.paging=agile", SUPPOSED)
+SHADOW = ("vmm.paging=shadow",)
+MACHINES: dict[str, dict[str, Any]] = {
+    "kvm": {"personality": "kvm"},
+    "minimal, back and forth": {"personality": "minimal", "parameters": (("agile_interval", 10),)},
+    "without VPID, back and forth": {"vpid": False, "parameters": (("agile_interval", 10),)},
+}
+
+
+def of_pool(made: Any, name: str) -> int:
+    vcpu = made.hypervisor.vcpus[0]
+    assert vcpu.shadow is not None
+    return int(made.hypervisor.host.load(vcpu.shadow.address + d.POOL[name]))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> None:
+    nested = shadowed = 0
+    for seed in range(1 if jit.DISABLED else 8):
+        for pcid in (False, True):
+            made = plan(seed, 100 if jit.DISABLED else 600, pcid)
+            m = machine(made.guest, paging="agile", **MACHINES[name]).run()
+            assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+            for expected, found in made.seen(m.vcpu.memory.load):
+                assert found == expected
+            nested, shadowed = nested + of_pool(m, "TO_NESTED"), shadowed + of_pool(m, "TO_SHADOW")
+
+    assert nested > 0
+    assert (shadowed > 0) == name.endswith("forth")
+
+
+@pytest.mark.parametrize("more", [(), ("vmm.personality=minimal", "vmm.parameters.agile_interval=20")])
+def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...]) -> None:
+    guest = ("{tick: off, kpti: true}", FORK)
+    there, natively = run(guest, (*AGILE, *more)), run(guest, ("vmm.technique=native",))
+
+    assert digests(there) == digests(natively)
+    assert page_faults(there) == page_faults(natively)
+
+
+def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested() -> None:
+    few, many = (f"[{{phases: [{{primitive: page_fault, region: 48 KiB, iterations: {n}}}]}}]" for n in (2, 4))
+    exit_counts = {
+        sets: [exits(run((PLAIN, faults), sets), "EXCEPTION_NMI") for faults in (few, many)] for sets in (AGILE, SHADOW)
+    }
+
+    assert exit_counts[AGILE][0] == exit_counts[AGILE][1]
+    assert exit_counts[SHADOW][1] - exit_counts[SHADOW][0] >= 2 * 12
+
+
+WINDOW, ONE, TWO = 0x2000_0000, 0x3000_0000 + (1 << 30), 0x3000_0000 + (2 << 30)
+FRAMES = 512  # in the window, from FIRST_GFN on
+OLD, NEW, SPARE = FIRST_GFN + 400, FIRST_GFN + 401, FIRST_GFN + 402
+LOGGED = FIRST_GFN + 410
+
+
+def aliasing(steps: Callable[[Assembler, Table], None]) -> Callable[[PhysicalMemory], Start]:
+    """A guest with a table below ONE and another below TWO, both also in the window."""
+
+    def build(memory: PhysicalMemory) -> Start:
+        following = iter(range(FIRST_GFN, FIRST_GFN + 400))
+
+        def words(gfn: int) -> np.ndarray:
+            return memory.contents(gfn, mem.TABLE)
+
+        root = next(following)
+        words(root)
+        table = Table(root=root, format=PAGING, take=following.__next__, words=words)
+        table.map(WINDOW, np.arange(FIRST_GFN, FIRST_GFN + FRAMES), KERNEL_PAGE)
+        table.map(ONE, [SPARE] * 8, KERNEL_PAGE)
+        table.map(TWO, [OLD], KERNEL_PAGE)
+        for gfn in (OLD, NEW):
+            memory.store(gfn << 12, gfn)
+        a = Assembler("aliasing guest", CODE)
+        steps(a, table)
+        a.op(ops.STOP_OP)
+        frames = {}
+        for page, _ in a.assemble().pages():
+            gfn = next(following)
+            table.map(page, [gfn], KERNEL_PAGE)
+            frames[page] = memory.frame(gfn)
+        memory.engine.place(a.assemble(), frames.__getitem__)
+        table.map(STACK - 4096, [next(following)], KERNEL_PAGE)
+        return Start(
+            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=root << 12, cr4=0xA0, efer=0xD01,
+            idtr_base=0, idtr_limit=0, gdtr_base=0, gdtr_limit=0x7F, tr_base=0, cpl=0, msrs={},
+            gs_base=0, fs_base=0, roots=(root << 12,),
+        )  # fmt: skip
+
+    return build
+
+
+def window(gfn: int, offset: int = 0) -> Mem:
+    return Mem(displacement=WINDOW + (gfn - FIRST_GFN << 12) + offset)
+
+
+def through_the_nested_part(a: Assembler, table: Table) -> None:
+    """The table below ONE becomes nested, maps the one below TWO, and is the way by which that is written."""
+    first, second = table.find(ONE), table.find(TWO)
+    assert first is not None and second is not None
+    a.ld(s.RAX, Mem(displacement=ONE))
+    a.ld(s.RAX, Mem(displacement=TWO))
+    a.st(window(LOGGED), s.RAX)
+    for index in (1, 2, 3):
+        a.st_value(window(first.table, 8 * (first.index + index)), 0)
+    a.ld(s.RAX, Mem(displacement=ONE))
+    a.st_value(window(first.table, 8 * (first.index + 5)), second.table << 12 | KERNEL_PAGE)
+    a.op(ops.INVLPG, mem=Mem(displacement=ONE + (5 << 12)))
+    a.st_value(Mem(displacement=ONE + (5 << 12) + 8 * second.index), NEW << 12 | KERNEL_PAGE)
+    a.op(ops.INVLPG, mem=Mem(displacement=TWO))
+    a.ld(s.RAX, Mem(displacement=TWO))
+    a.st(window(LOGGED, 8), s.RAX)
+
+
+@pytest.mark.parametrize("vpid", [True, False])
+def test_a_table_that_is_shadowed_is_not_written_unseen_through_a_nested_part(personality: str, vpid: bool) -> None:
+    made: Machine = machine(aliasing(through_the_nested_part), paging="agile", personality=personality, vpid=vpid).run()
+
+    assert made.finished == ["vm0"]
+    assert [made.vcpu.memory.load((LOGGED << 12) + at) for at in (0, 8)] == [OLD, NEW]
+    assert of_pool(made, "TO_NESTED") == 1
+    assert made.exits("EPT_VIOLATION") == 1
+
+
+def test_a_table_that_is_quiet_is_shadowed_again_and_then_a_write_to_it_exits() -> None:
+    def steps(a: Assembler, table: Table) -> None:
+        first = table.find(ONE)
+        assert first is not None
+        for index in (1, 2):
+            a.ld(s.RAX, Mem(displacement=ONE))
+            a.st_value(window(first.table, 8 * (first.index + index)), 0)
+        a.ld(s.RAX, Mem(displacement=ONE))
+        a.mov(s.RCX, 10**6)
+        a.emit(ops.LONG_WORK, length=64)
+        a.op(ops.INVLPG, mem=Mem(displacement=WINDOW))
+        a.ld(s.RAX, Mem(displacement=ONE))
+        a.st_value(window(first.table, 8 * (first.index + 3)), 0)
+
+    often, seldom = (
+        machine(aliasing(steps), paging="agile", parameters=(("agile_interval", length),)).run()
+        for length in (200, 10**6)
+    )
+
+    assert [of_pool(often, name) for name in ("TO_NESTED", "TO_SHADOW", "WRITES")] == [1, 1, 3]
+    assert [of_pool(seldom, name) for name in ("TO_NESTED", "TO_SHADOW", "WRITES")] == [1, 0, 2]
+
+
+def test_agile_paging_is_only_for_who_supposes_that_the_processor_has_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        run((PLAIN, FORK), AGILE[:1])
+
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.message, problem.help) == (
+        "vmm.paging",
+        "this needs a walker that goes on from shadow tables to the guest's own, which no processor has, "
+        "and profile 'skx-4114' neither",
+        "machine.cpu: {features.agile_paging: true} supposes that it has; or vmm.paging 'ept', 'shadow'",
+    )

@@ -1,0 +1,197 @@
+"""Agile paging: which tables of the guest are nested, and the entries of shadow tables that lead to them.
+
+A table that the guest writes often ceases to be shadowed: the shadow entry above it leads to the guest's own table, and
+the walk is two-dimensional from there on. One that it has not written for an interval is shadowed again. Guest frames
+that are shadowed tables are read-only in EPT too, so that no nested part of an address space lets them be written
+unseen.
+
+Not modelled: under agile paging, roots of the guest that are nested themselves; large pages of EPT.
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.agile_ept import set_ept_flags
+from vtsim.cpu.kernels.shadow_map import host_leaf, way_down
+from vtsim.cpu.kernels.shadow_pages import ASKED, drop_entry, keep_free, leaves_of, list_leaf, stays_protected
+from vtsim.cpu.kernels.shadow_pool import (
+    FLUSH,
+    KEY_FRAME,
+    LOW,
+    R_NEXT,
+    bucket_at,
+    entry_at,
+    has_frame,
+    note_at,
+    record_at,
+    shadow_count,
+    shadow_get,
+    shadow_put,
+)
+from vtsim.cpu.kernels.shadow_sync import unprotect
+from vtsim.cpu.kernels.shadow_walk import P_LEVEL, P_PATH, P_TABLE
+from vtsim.ept import shadow as d
+from vtsim.ept.spec import (
+    ADDRESS,
+    EPT_DIRTY,
+    EPT_WRITE,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_NO_EXECUTE,
+    PTE_PRESENT,
+    PTE_SWITCHES,
+    PTE_USER,
+    PTE_WRITE,
+    Q_FINAL,
+)
+
+P_NESTED: int = d.POOL["NESTED"]
+P_TO_NESTED: int = d.POOL["TO_NESTED"]
+P_TO_SHADOW: int = d.POOL["TO_SHADOW"]
+
+
+@kernel
+def switch_of(m: Record, frame: int) -> int:
+    """The linear address of a guest frame's word."""
+    return m[s.SHADOW_SWITCHES] + 8 * frame
+
+
+@kernel
+def map_switch(m: Record, a: Arena, t: Tags) -> bool:
+    """If the address of the last walk lies below a nested table, let the entry above it lead there."""
+    keep_free(m, a, t)
+    pool = m[s.SHADOW_POOL]
+    leaf = shadow_get(m, a, t, pool + P_LEVEL)
+    if leaf == 0 or m[s.SHADOW_ROOT] < 0:
+        return False
+    for level in range(4, leaf, -1):
+        frame = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
+        if not has_frame(m, a, t, frame):
+            continue
+        if shadow_get(m, a, t, switch_of(m, frame)) & d.SWITCH_NESTED == 0:
+            continue
+        host = host_leaf(m, a, t, frame)
+        if host == 0:
+            return False
+        rights = shadow_get(m, a, t, pool + P_PATH + 8 * level)
+        word = (host & ADDRESS) | PTE_PRESENT | PTE_ACCESSED | PTE_SWITCHES
+        if rights & d.RIGHT_WRITE:
+            word |= PTE_WRITE
+        if rights & d.RIGHT_USER:
+            word |= PTE_USER
+        if rights & d.RIGHT_EXECUTE == 0:
+            word |= PTE_NO_EXECUTE
+        entry = way_down(m, a, t, level)
+        drop_entry(m, a, t, entry)
+        shadow_put(m, a, t, entry_at(m, entry), word)
+        list_leaf(m, a, t, entry, frame, False)
+        return True
+    return False
+
+
+@kernel
+def is_root(m: Record, a: Arena, t: Tags, frame: int) -> bool:
+    """Does a shadow page stand for a guest frame as a root?"""
+    page = shadow_get(m, a, t, bucket_at(m, frame))
+    while page:
+        key = shadow_get(m, a, t, record_at(m, page - 1))
+        if key >> KEY_FRAME == frame and key & d.ROLE_LEVEL == 4 and key & d.ROLE_DIRECT == 0:
+            return True
+        page = shadow_get(m, a, t, record_at(m, page - 1) + R_NEXT)
+    return False
+
+
+@kernel
+def nest_table(m: Record, a: Arena, t: Tags) -> int:
+    """AGILE_NOTE: the table at RSI was written; after RCX times in an interval it is nested. RAX <- is it now?"""
+    frame = m[s.GPR + s.RSI] >> 12
+    m[s.GPR + s.RAX] = 0
+    if not has_frame(m, a, t, frame):
+        return 0
+    if is_root(m, a, t, frame):
+        return 0
+    word = shadow_get(m, a, t, switch_of(m, frame)) + 1
+    if word & d.SWITCH_WRITES < m[s.GPR + s.RCX] or word & d.SWITCH_NESTED:
+        shadow_put(m, a, t, switch_of(m, frame), word)
+        return 0
+    pool = m[s.SHADOW_POOL]
+    following = shadow_get(m, a, t, pool + P_NESTED)
+    shadow_put(m, a, t, switch_of(m, frame), following << d.SWITCH_NEXT | d.SWITCH_NESTED)
+    shadow_put(m, a, t, pool + P_NESTED, frame + 1)
+    unprotect(m, a, t)
+    set_ept_flags(m, a, t, frame, 0, EPT_WRITE)
+    shadow_count(m, a, t, P_TO_NESTED)
+    m[s.GPR + s.RAX] = 1
+    return 0
+
+
+@kernel
+def ept_written(m: Record, a: Arena, t: Tags) -> int:
+    """AGILE_WRITE: EPT refused a write at RSI, qualification RDX; RAX <- 0 if it may now, 1 if it is one to a table."""
+    frame = m[s.GPR + s.RSI] >> 12
+    if not has_frame(m, a, t, frame):
+        m[s.GPR + s.RAX] = 1
+        return 0
+    if m[s.GPR + s.RDX] & Q_FINAL == 0:
+        unprotect(m, a, t)  # the processor's own flags: they cannot be emulated, so the table is shadowed no more
+    elif stays_protected(m, a, t, frame, ASKED):
+        m[s.GPR + s.RAX] = 1
+        return 0
+    set_ept_flags(m, a, t, frame, 0, EPT_WRITE)
+    m[s.GPR + s.RAX] = 0
+    return 0
+
+
+@kernel
+def was_written(m: Record, a: Arena, t: Tags, frame: int) -> bool:
+    """Was a guest frame written since this was asked last? Dirty flags of what maps it are cleared."""
+    dirty = set_ept_flags(m, a, t, frame, EPT_DIRTY, 0) & EPT_DIRTY != 0
+    for large in range(2):
+        entry = shadow_get(m, a, t, leaves_of(m, frame, large != 0)) & LOW
+        while entry:
+            at = entry_at(m, entry - 1)
+            word = shadow_get(m, a, t, at)
+            if word & PTE_DIRTY and word & PTE_SWITCHES == 0:
+                dirty = True
+                shadow_put(m, a, t, at, word & ~PTE_DIRTY)
+                m[s.SHADOW_FLAGS] |= FLUSH
+            entry = shadow_get(m, a, t, note_at(m, entry - 1)) & LOW
+    return dirty
+
+
+@kernel
+def drop_switches(m: Record, a: Arena, t: Tags, frame: int) -> None:
+    """No entry leads any more to a table of the guest's own."""
+    entry = shadow_get(m, a, t, leaves_of(m, frame, False)) & LOW
+    while entry:
+        following = shadow_get(m, a, t, note_at(m, entry - 1)) & LOW
+        if shadow_get(m, a, t, entry_at(m, entry - 1)) & PTE_SWITCHES:
+            drop_entry(m, a, t, entry - 1)
+        entry = following
+
+
+@kernel
+def scan_nested(m: Record, a: Arena, t: Tags) -> int:
+    """AGILE_SCAN: an interval is over: tables that were not written in it are shadowed again; RAX <- how many."""
+    at = m[s.SHADOW_POOL] + P_NESTED
+    shift = 0
+    back = 0
+    frame = shadow_get(m, a, t, at) - 1
+    while frame >= 0:
+        word = shadow_get(m, a, t, switch_of(m, frame))
+        following = (word >> d.SWITCH_NEXT) & LOW
+        if was_written(m, a, t, frame):
+            at = switch_of(m, frame)
+            shift = d.SWITCH_NEXT
+            shadow_put(m, a, t, at, word & ~d.SWITCH_WRITES)
+        else:
+            shadow_put(m, a, t, switch_of(m, frame), 0)
+            before = shadow_get(m, a, t, at)
+            shadow_put(m, a, t, at, before & LOW | following << shift if shift else following)
+            drop_switches(m, a, t, frame)
+            shadow_count(m, a, t, P_TO_SHADOW)
+            back += 1
+        frame = following - 1
+    m[s.GPR + s.RAX] = back
+    return 0

@@ -1,0 +1,122 @@
+"""Copying an address space whose tables hold host-physical addresses, and giving the copy up.
+
+The child's tables are ordinary memory while they are filled. Then the kernel's own mappings of them become read-only
+and the root is pinned, which has the hypervisor validate all of them at once; unpinned, they are memory again.
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.ept import direct as d
+from vtsim.ept import spec as e
+from vtsim.ept.tables import TO_TABLE
+from vtsim.guest.kernel import KernelOptions
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.hypercalls import look_up, request, take_table, to_machine, to_physical
+
+TABLE_SPAN = 0x1F_F000  # bits that number the entry of a last-level table
+SPANS = {level: 1 << (12 + 9 * (level - 1)) for level in (2, 3, 4)}  # what an entry of each level maps
+
+
+def copy_space(a: Assembler) -> None:
+    """Share every page of the task at RBX, read-only, with the child at R12. R12 and RBX stay."""
+    a.ld(s.R14, Mem(s.RBX, at.T_AREAS))
+    a.ld(s.R15, Mem(s.RBX, at.T_AREA_COUNT))
+    a.label("fork_area")
+    a.ld(s.R13, Mem(s.R14, at.A_START))
+    a.label("fork_table")
+    a.copy(s.RSI, s.R13)
+    look_up(a)
+    for level, span in SPANS.items():
+        a.cmp(s.RDX, level)
+        a.jcc(ops.CC_NZ, f"fork_not_{level}")
+        a.and_(s.R13, -span)
+        a.add(s.R13, span)
+        a.jmp("fork_beyond")
+        a.label(f"fork_not_{level}")
+    a.push(s.RCX)
+    a.push(s.R11)
+    a.call("fork_child")
+    a.pop(s.R11)
+    a.pop(s.R9)
+    a.label("fork_entry")  # parent's at R9, host-physical R11; child's at RBP
+    a.ld(s.RAX, Mem(s.R9))
+    a.test(s.RAX, e.PTE_PRESENT)
+    a.jcc(ops.CC_Z, "fork_next")
+    a.copy(s.RSI, s.RAX)
+    a.and_(s.RSI, ~e.PTE_WRITE)
+    a.st(Mem(s.RBP), s.RSI)
+    a.test(s.RAX, e.PTE_WRITE)
+    a.jcc(ops.CC_Z, "fork_next")
+    a.copy(s.RDI, s.R11)
+    a.call("pv_request")
+    a.label("fork_next")
+    for register, step in ((s.R13, 4096), (s.R9, 8), (s.R11, 8), (s.RBP, 8)):
+        a.add(register, step)
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.R13, register=s.RAX)
+    a.jcc(ops.CC_AE, "fork_area_done")
+    a.test(s.R13, TABLE_SPAN)
+    a.jcc(ops.CC_NZ, "fork_entry")
+    a.jmp("fork_table")
+    a.label("fork_beyond")
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.R13, register=s.RAX)
+    a.jcc(ops.CC_B, "fork_table")
+    a.label("fork_area_done")
+    a.add(s.R14, at.AREA_BYTES)
+    a.sub(s.R15, 1)
+    a.jcc(ops.CC_NZ, "fork_area")
+    _each_table(a, "pv_protect")
+    a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
+    request(a, d.PIN)
+    a.jmp("fork_copied")
+
+    a.label("fork_child")  # RBP <- where the child's entry for R13 stands, tables on the way being made
+    a.copy(s.RSI, s.R13)
+    look_up(a, s.R12)
+    a.copy(s.RBP, s.RCX)
+    a.cmp(s.RDX, 1)
+    a.jcc(ops.CC_NZ, "fork_make_table")
+    a.ret()
+    a.label("fork_make_table")
+    take_table(a, "no_memory", s.R12)
+    to_machine(a, s.RDX)
+    a.or_(s.RDX, TO_TABLE)
+    a.st(Mem(s.RBP), s.RDX)
+    a.jmp("fork_child")
+    a.label("fork_copied")
+
+
+def give_up_space(a: Assembler, kernel: KernelOptions) -> None:
+    """The tables of the child at R12 are memory again, and its root leads nowhere. R12 and RBX stay."""
+    a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
+    request(a, d.UNPIN)
+    _each_table(a, "pv_release")
+    a.call("pv_send")
+    a.ld(s.RDX, Mem(s.R12, at.T_ROOT))
+    to_physical(a, s.RDX)
+    a.mov(s.RDI, at.DIRECT)
+    a.add(s.RDI, register=s.RDX)
+    for index in kernel.top_entries:
+        a.st_value(Mem(s.RDI, 8 * index), 0)
+
+
+def _each_table(a: Assembler, what: str) -> None:
+    """Call `pv_protect` or `pv_release` for the root and every table frame of the child at R12."""
+    a.ld(s.RDX, Mem(s.R12, at.T_ROOT))
+    to_physical(a, s.RDX)
+    a.call(what)
+    a.ld(s.R13, Mem(s.R12, at.T_TABLES_FIRST))
+    a.label(f"each_{what}")
+    a.ld(s.RAX, Mem(s.R12, at.T_TABLES_NEXT))
+    a.cmp(s.R13, register=s.RAX)
+    a.jcc(ops.CC_AE, f"each_{what}_done")
+    a.copy(s.RDX, s.R13)
+    a.shl(s.RDX, 12)
+    a.call(what)
+    a.add(s.R13, 1)
+    a.jmp(f"each_{what}")
+    a.label(f"each_{what}_done")

@@ -1,0 +1,70 @@
+"""Agile paging: what the hypervisor does beside shadow paging, to move tables of the guest between both ways.
+
+Writes to a shadowed table exit and are emulated; after so many in an interval the table is nested, and the guest writes
+it without an exit. At the end of an interval, seen at the next exit that concerns memory, tables that were not written
+are shadowed again.
+
+SDM: "EPT Violations".
+Not modelled: under agile paging, host memory that is given on demand (all of it is mapped before the guest starts).
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.kernels import shadow_hooks as h
+from vtsim.cpu.slots import R12, R13, RAX, RCX, RDI, RDX, RSI
+from vtsim.ept import spec as e
+from vtsim.vmm.programs.timer import now
+from vtsim.vmm.programs.words import vcpu, work
+from vtsim.vmm.registry import Path
+
+
+def look(a: Assembler, path: Path, where: str) -> None:
+    """Is an interval over? Clobbers RAX, RCX, RDX."""
+    if path.vmm.paging != "agile":
+        return
+    now(a)
+    a.ld(RCX, vcpu("AGILE_AT"))
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_B, f"agile_interval_{where}")
+    a.call("agile_scan")
+    a.label(f"agile_interval_{where}")
+
+
+def scan(a: Assembler, path: Path) -> None:
+    """`agile_scan`: the TSC is in RAX."""
+    a.label("agile_scan")
+    a.mov(RCX, path.profile.cycles(path["agile_interval"] * 1000))
+    a.add(RAX, register=RCX)
+    a.st(vcpu("AGILE_AT"), RAX)
+    work(a, path, "synchronize")
+    a.ld(RDI, vcpu("SHADOW"))
+    a.hook(h.AGILE_SCAN)
+    a.jmp("shadow_settle")
+
+
+def note(a: Assembler, path: Path) -> None:
+    """A store to the table at R13 was emulated: nested from now on?"""
+    if path.vmm.paging != "agile":
+        return
+    a.copy(RSI, R13)
+    a.mov(RCX, path["agile_writes"])
+    a.ld(RDI, vcpu("SHADOW"))
+    a.hook(h.AGILE_NOTE)
+    a.call("shadow_settle")
+
+
+def violation(a: Assembler, path: Path) -> None:
+    """EPT refuses an access at R13, qualification R12: it is a device's, or a write to a table that is shadowed."""
+    a.test(R12, e.Q_RIGHTS_ANY)
+    a.jcc(ops.CC_Z, "emulate")
+    a.copy(RSI, R13)
+    a.copy(RDX, R12)
+    a.ld(RDI, vcpu("SHADOW"))
+    a.hook(h.AGILE_WRITE)
+    a.copy(R12, RAX)
+    a.call("shadow_settle")
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "table_write")
+    a.jmp("reenter")
