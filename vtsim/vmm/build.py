@@ -32,7 +32,7 @@ from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
-from vtsim.vmm.registry import Path, personalities, techniques
+from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.spec import VmmSpec
@@ -43,7 +43,6 @@ CHIPSET: Final = "i440fx"
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
-@techniques.register("hardware")
 def build_hypervisor(
     *,
     vmm: VmmSpec,
