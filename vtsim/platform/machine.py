@@ -33,8 +33,10 @@ from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
-from vtsim.vmm.build import needs as hypervisor_needs
+from vtsim.vmm.hypervisor import Guest, Hypervisor
+from vtsim.vmm.monitor.build import Monitor
+from vtsim.vmm.needs import needs as hypervisor_needs
+from vtsim.vmm.techniques import techniques
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
@@ -116,7 +118,7 @@ class Machine:
     clock: simpy.Environment = field(factory=simpy.Environment, init=False)
     interrupted: bool = field(default=False, init=False)
     wall_s: float = field(default=0.0, init=False)
-    hypervisor: Hypervisor | None = field(default=None, init=False)
+    hypervisor: Hypervisor | Monitor | None = field(default=None, init=False)
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -130,7 +132,9 @@ class Machine:
                 field="machine.memory",
                 help="give the machine and its VMs less memory, or fewer CPUs",
             ) from None
+        deprivileged = techniques[self.scenario.vmm.technique].deprivileged
         identify(self.engine, GENERATIONS[self.profile.vmx.generation].capabilities())
+        self.engine.cpus[:, s.SENSITIVE_TRAPS] = int(self.scenario.machine.isa == "virtualizable" and deprivileged)
         self.engine.cpus[:, s.WORK_SCALE] = int(self.scenario.run.work_scale)
         for port in PM_TIMER:
             self.engine.port(port, PORT_COUNTER)
@@ -170,7 +174,9 @@ class Machine:
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
-        self.hypervisor = build_hypervisor(
+        build = techniques[scenario.vmm.technique].build
+        assert build is not None
+        self.hypervisor = build(
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
@@ -270,7 +276,7 @@ class Machine:
         elif code == codes.TRIPLE_FAULTED and self.hypervisor is None:
             self._finish(self.vms[0], at, "triple fault")
         elif code == codes.PROGRAM_END and self.hypervisor is not None:
-            if m[s.NONROOT]:
+            if self.hypervisor.in_guest(cpu):
                 self._finish(self._named(self.hypervisor.finish(cpu).name), at, None)
             else:
                 self._park(cpu, at)
@@ -321,6 +327,8 @@ class Machine:
     def outcome(self) -> Outcome:
         """Read the statistics after checking every law."""
         self.engine.check_clock()
+        if self.hypervisor is not None:
+            self.hypervisor.settle()
         owners = {name: owner_counts(self.engine, name, at) for name, at in self.engine.owners.items()}
         for owner in owners.values():
             check_laws(owner)

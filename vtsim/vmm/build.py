@@ -218,8 +218,8 @@ def _fill_vmcs(
         }  # fmt: skip
     if vcpu.shadow is not None:
         root = fill_pool(
-            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,
-            vcpu.process.root,
+            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
+            vcpu.address + at.V["SLOTS"], vcpu.process.root,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE

@@ -96,6 +96,13 @@ class Hypervisor:
         address = self.host.load(at.frame_address(self.cpu_pages[cpu]) + at.C["CURRENT"])
         return next(v for v in self.vcpus if v.address == address & (1 << 64) - 1)
 
+    def in_guest(self, cpu: int) -> bool:
+        """Is a CPU in VMX non-root operation?"""
+        return bool(self.engine.cpus[cpu][s.NONROOT])
+
+    def settle(self) -> None:
+        """The processor has counted everything."""
+
     def word(self, vcpu: Vcpu, field: str) -> int:
         """A word of a vCPU's structure."""
         return self.host.load(vcpu.address + at.V[field])

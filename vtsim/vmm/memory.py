@@ -98,13 +98,15 @@ class VmMemory:
     size: int
     backing: Table
     blocks: Blocks | None
+    base: int = at.USER_RAM  # linear address of guest-physical address 0
+    leaf: int = RAM_PAGE
     frames: npt.NDArray[np.int64] | None = field(default=None, init=False)
 
     def frame(self, gfn: int) -> int:
         """The host frame behind a guest frame, given now if there was none."""
         if self.frames is not None:
             return int(self.frames[self._place(gfn)])
-        address = at.USER_RAM + gfn * PAGE_BYTES
+        address = self.base + gfn * PAGE_BYTES
         leaf = self.backing.find(address)
         if leaf:
             return leaf.frame + gfn % (1 << 9 * leaf.size)
@@ -112,10 +114,10 @@ class VmMemory:
             raise ModelError("a guest frame outside of RAM", {"gfn": gfn})
         block = self._block(gfn)
         if block is not None:
-            self.backing.map(address // (BLOCK * PAGE_BYTES) * BLOCK * PAGE_BYTES, [block], RAM_PAGE, SIZE_2M)
+            self.backing.map(address // (BLOCK * PAGE_BYTES) * BLOCK * PAGE_BYTES, [block], self.leaf, SIZE_2M)
             return block + gfn % BLOCK
         hfn = self.engine.allocate()
-        self.backing.map(address, [hfn], RAM_PAGE)
+        self.backing.map(address, [hfn], self.leaf)
         return hfn
 
     def contents(self, gfn: int, kind: int) -> npt.NDArray[np.int64]:
@@ -142,7 +144,7 @@ class VmMemory:
         self.frames = frames
         done = 0
         for first, end in ranges:
-            self._map(self.backing, at.USER_RAM, first, frames[done : done + end - first], RAM_PAGE, page_size)
+            self._map(self.backing, self.base, first, frames[done : done + end - first], self.leaf, page_size)
             done += end - first
 
     def map_all(self, ept: Table, page_size: int, flags: int) -> None:
