@@ -165,9 +165,8 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging_levels == 5:
             message = f"technique {vmm.technique!r} has shadow tables of four levels"
-            yield Problem(
-                path=f"vms.{number}.guest.kernel.paging_levels", message=message, help="paging_levels can be 4"
-            )
+            path = f"vms.{number}.guest.kernel.paging_levels"
+            yield Problem(path=path, message=message, help="paging_levels can be 4")
         for process in vm.guest.processes:
             if any(isinstance(phase, ReplaySpec) for phase in process.phases):
                 yield Problem(path="vmm.technique", message="a recorded guest needs VT-x", help=others)

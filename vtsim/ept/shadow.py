@@ -89,7 +89,7 @@ ALL_RIGHTS: Final = 7
 
 # --- modes
 MODE_WP, MODE_NX, MODE_SMEP, MODE_PAGING = 1, 2, 4, 8
-MODE_KERNEL: Final = 16                             # tables for a kernel that runs in ring 3: all that is mapped is user
+MODE_KERNEL: Final = 16                             # for a kernel that runs in ring 3: all that it maps is user
 
 # --- states
 IN_USE, UNSYNC = 1, 2

@@ -118,7 +118,8 @@ class Machine:
     clock: simpy.Environment = field(factory=simpy.Environment, init=False)
     interrupted: bool = field(default=False, init=False)
     wall_s: float = field(default=0.0, init=False)
-    hypervisor: Hypervisor | Monitor | None = field(default=None, init=False)
+    hypervisor: Hypervisor | None = field(default=None, init=False)  # that uses VT-x
+    monitor: Monitor | None = field(default=None, init=False)  # of deprivileged guests
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -174,12 +175,21 @@ class Machine:
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
-        build = techniques[scenario.vmm.technique].build
-        assert build is not None
-        self.hypervisor = build(
+        lay_out = techniques[scenario.vmm.technique].build
+        assert lay_out is not None
+        below = lay_out(
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
+        if isinstance(below, Monitor):
+            self.monitor = below
+        else:
+            self.hypervisor = below
+
+    @property
+    def below(self) -> Hypervisor | Monitor | None:
+        """Who runs the guests, if they do not run natively."""
+        return self.hypervisor or self.monitor
 
     def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
         """Build a VM's guest in its memory."""
@@ -245,7 +255,7 @@ class Machine:
         if self.progress is None:
             return True
         share = min(int(self.clock.now) / max(self.limit, 1), 1.0)
-        stage = "native" if self.hypervisor is None else "run"
+        stage = "native" if self.below is None else "run"
         return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
 
     def _finish(self, vm: Vm, at: int, why: str | None) -> None:
@@ -271,13 +281,13 @@ class Machine:
         """React to a stop of the engine."""
         m = self.engine.cpus[cpu]
         at = int(m[s.CYCLE])
-        if code == codes.PROGRAM_END and self.hypervisor is None:
+        if code == codes.PROGRAM_END and self.below is None:
             self._finish(self.vms[0], at, None)
-        elif code == codes.TRIPLE_FAULTED and self.hypervisor is None:
+        elif code == codes.TRIPLE_FAULTED and self.below is None:
             self._finish(self.vms[0], at, "triple fault")
-        elif code == codes.PROGRAM_END and self.hypervisor is not None:
-            if self.hypervisor.in_guest(cpu):
-                self._finish(self._named(self.hypervisor.finish(cpu).name), at, None)
+        elif code == codes.PROGRAM_END and self.below is not None:
+            if self.below.in_guest(cpu):
+                self._finish(self._named(self.below.finish(cpu).name), at, None)
             else:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
@@ -290,11 +300,11 @@ class Machine:
 
     def _park(self, cpu: int, at: int) -> None:
         """No VM is left on a CPU: those that died are reported, and it waits halted for the end of the run."""
-        assert self.hypervisor is not None
-        for vcpu in self.hypervisor.vcpus:
-            vm = self._named(vcpu.name)
-            if vcpu.cpu == cpu and vm.finished_at is None:
-                self._finish(vm, at, self.hypervisor.death(vcpu) or "the hypervisor stopped")
+        assert self.below is not None
+        for name, why in self.below.deaths(cpu):
+            vm = self._named(name)
+            if vm.finished_at is None:
+                self._finish(vm, at, why or "the hypervisor stopped")
         m = self.engine.cpus[cpu]
         m[s.HALTED], m[s.APIC_DEADLINE] = 1, codes.FOREVER
 
@@ -327,8 +337,8 @@ class Machine:
     def outcome(self) -> Outcome:
         """Read the statistics after checking every law."""
         self.engine.check_clock()
-        if self.hypervisor is not None:
-            self.hypervisor.settle()
+        if self.monitor is not None:
+            self.monitor.settle()
         owners = {name: owner_counts(self.engine, name, at) for name, at in self.engine.owners.items()}
         for owner in owners.values():
             check_laws(owner)
@@ -351,6 +361,7 @@ class Machine:
             partial=self.interrupted,
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
+            monitor=None if self.monitor is None else self.monitor.statistics(),
         )
 
     def _replayed(self) -> ReplayedExits | None:

@@ -40,6 +40,16 @@ class Hypervisor:
 
 
 @frozen(kw_only=True)
+class Monitor:
+    """What a monitor counted that runs guest kernels in ring 3, over all its guests."""
+
+    traps: int        = key("traps", "privileged operations of guests that faulted to the monitor")
+    system_calls: int = key("calls", "system calls that went through the monitor to the guest's kernel")
+    injected: int     = key("events", "exceptions and interrupts that it delivered to guests")
+    switches: int     = key("switches", "between the address spaces of a guest's kernel and of its processes")
+
+
+@frozen(kw_only=True)
 class Efficiency:
     """Share of guest instructions that executed without the hypervisor; null where none were executed."""
 
@@ -312,6 +322,7 @@ class Result(Run):
     approximations: tuple[str, ...] = key("", "sentences: what this run simplified")
     parameters: Parameters          = key("", "values used, with sources")
     replay: Replay | None           = key("", "recorded against predicted exits", default=None)
+    monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
 # fmt: on
 
     def to_dict(self) -> dict[str, Any]:

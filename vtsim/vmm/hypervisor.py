@@ -100,9 +100,6 @@ class Hypervisor:
         """Is a CPU in VMX non-root operation?"""
         return bool(self.engine.cpus[cpu][s.NONROOT])
 
-    def settle(self) -> None:
-        """The processor has counted everything."""
-
     def word(self, vcpu: Vcpu, field: str) -> int:
         """A word of a vCPU's structure."""
         return self.host.load(vcpu.address + at.V[field])
@@ -128,6 +125,10 @@ class Hypervisor:
         m[s.RIP] = mem.signed(self.program.labels["ended"])
         self.engine.sync(cpu)
         return vcpu
+
+    def deaths(self, cpu: int) -> list[tuple[str, str]]:
+        """The VMs of a CPU, and why each ended."""
+        return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
 
     def death(self, vcpu: Vcpu) -> str:
         """Why a VM ended; empty while it runs."""

@@ -60,8 +60,8 @@ HOOKS: Final = (
     ("CLEAR_BIT",      "bit RSI of the bit string at RDI <- 0; RAX <- old value"),
     ("DECODE",         "instruction at the guest's RIP in RSI, whose bytes stand at RDI; RAX <- op or -1, RCX register "
                        "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length"),
-    ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear address "
-                       "of its memory operand"),
+    ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear "
+                       "address of its memory operand"),
     ("SHOW",           "the guest that this CPU's monitor runs is shown RAX (for digests only)"),
 )
 FIRST_PLATFORM_HOOK: Final = 128

@@ -5,7 +5,7 @@ its processes. The monitor is mapped in both, where the guest cannot reach it, a
 call, exception, interrupt and return.
 
 SDM: "Privilege Levels"; "Memory Virtualization".
-Not modelled: deprivileged kernels in ring 1 (32-bit guests, segment limits); PCIDs that tag a guest's two address spaces;
-SMEP and SMAP of a deprivileged kernel once a page is mapped; several deprivileged VMs on one CPU; devices in memory and
-DMA under a monitor, which ends the VM; exceptions of a guest while its stack is not mapped, which end the VM.
+Not modelled: deprivileged kernels in ring 1 (32-bit guests, segment limits); PCIDs that tag the two address spaces
+of a deprivileged guest; SMEP and SMAP of its kernel once a page is mapped; several deprivileged VMs on one CPU; devices
+in memory under a monitor, which end the VM; exceptions of a deprivileged guest whose stack is not mapped, which end it.
 """

@@ -1,4 +1,4 @@
-"""Builds a monitor into a machine: its programs, one virtual CPU for each guest, shadow tables, the CPUs ready to boot."""
+"""Builds a monitor into a machine: its programs, a virtual CPU for each guest, shadow tables, CPUs ready to boot."""
 
 from __future__ import annotations
 
@@ -92,6 +92,10 @@ class Monitor:
         self.engine.sync(cpu)
         return vcpu
 
+    def deaths(self, cpu: int) -> list[tuple[str, str]]:
+        """The VM of a CPU, and why it ended."""
+        return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
+
     def death(self, vcpu: Vcpu) -> str:
         """Why a VM ended; empty while it runs."""
         code = self.word(vcpu, "DEATH")
@@ -99,11 +103,26 @@ class Monitor:
         return f"{text}: {o.OPS[self.word(vcpu, 'DEATH_OP')].name}" if code == at.ILLEGAL else text
 
     def settle(self) -> None:
-        """Hand what the monitor counted to the statistics of the guests' owners."""
+        """Hand what the monitor counted to the statistics of the guests' owners.
+
+        What the processor delivered in ring 3 went to the monitor; what the guest got, the monitor delivered.
+        """
         for vcpu in self.vcpus:
-            owner = self.engine.owner(vcpu.name) + k.OWN_EMULATED
-            process, kernel = (self.word(vcpu, "EMULATED", n) for n in (0, 1))
-            self.engine.arena[owner], self.engine.arena[owner + 1] = kernel, process
+            owner = self.engine.owner(vcpu.name)
+            injected, faults, interrupts = (
+                self.word(vcpu, f"INJECTED{kind}") for kind in ("", "_FAULTS", "_INTERRUPTS")
+            )
+            counts = {
+                k.OWN_EMULATED: self.word(vcpu, "EMULATED", 1), k.OWN_EMULATED + 1: self.word(vcpu, "EMULATED"),
+                k.EXCEPTIONS: injected - interrupts, k.PAGE_FAULTS: faults, k.INTERRUPTS: interrupts,
+            }  # fmt: skip
+            for slot, count in counts.items():
+                self.engine.arena[owner + slot] = count
+
+    def statistics(self) -> dict[str, int]:
+        """What the monitor counted, over all guests."""
+        names = ("traps", "system_calls", "injected", "switches")
+        return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
 
 
 def build_monitor(
@@ -185,8 +204,8 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
     slots = [word for first, end in gfn_ranges(vcpu.memory.size) for word in (first << 12, end << 12, at.RAM, 0)]
     msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, 0))]
-    for offset, values in ((SLOTS, slots), (MSRS, msrs)):
-        for n, value in enumerate(values):
+    for offset, row in ((SLOTS, slots), (MSRS, msrs)):
+        for n, value in enumerate(row):
             host.store(data + offset + 8 * n, value)
     fill_pool(
         host, vcpu.shadow, start, host.profile, parameters, here + at.V["SLOTS"], vcpu.root.root, at.RAM

@@ -1,8 +1,8 @@
 """What the monitor does in place of a privileged operation of the guest's kernel.
 
-A #GP of the kernel is looked up: the row at the guest's RIP names the operation, a table its emulator, which works on the
-virtual CPU in memory. What is not in the table ends the VM. A #GP of a process is its own, unless the ISA makes
-sensitive operations trap (`machine.isa`).
+A #GP of the kernel is looked up: the row at the guest's RIP names the operation, a table its emulator, which works on
+the virtual CPU in memory. What is privileged and not in the table ends the VM. A #GP of a process is its own, unless
+the ISA makes sensitive operations trap (`machine.isa`).
 
 SDM: "Privileged Instructions"; "Fast System Calls in 64-Bit Mode"; "IRET/IRETD/IRETQ—Interrupt Return".
 Not modelled: under a monitor, LTR and LLDT, string port instructions, immediate port 0, MSRs beyond those of
@@ -41,7 +41,10 @@ Emulator = Callable[[Assembler], None]
 
 
 def general_protection(a: Assembler, tables: int) -> None:
-    """`trap_13`: a #GP of the guest. `tables` is the address of the emulators by op: of processes, then of the kernel."""
+    """`trap_13`: a #GP of the guest.
+
+    `tables` is the address of the emulators by op: of processes, then of the kernel.
+    """
     a.activity = ops.EXIT_DISPATCH
     a.label(f"trap_{GENERAL_PROTECTION}")
     a.stm(Mem(RSP, 48 + V["REGISTERS"]), ALL)
@@ -135,7 +138,7 @@ def move_from_cr(a: Assembler) -> None:
 
 
 def move_to_cr(a: Assembler) -> None:
-    """MOV to CR: another address space, or another paging mode. What the monitor cannot let the guest change ends it."""
+    """MOV to CR: another address space, or another paging mode; what the monitor cannot let it change ends the VM."""
     a.ld(RAX, Mem(R15, V["REGISTERS"], index=RCX, scale=8))
     for number in (2, 8):
         a.cmp(RBX, number)
@@ -496,7 +499,7 @@ def pop_flags(a: Assembler) -> None:
 
 
 def subroutines(a: Assembler) -> None:
-    """`operand`: RAX <- address of the operand. `find_msr`: RAX <- the table's line of MSR RCX; #GP if there is none."""
+    """`operand`: RAX <- address of the operand. `find_msr`: RAX <- the table's line of MSR RCX, else #GP."""
     a.label("operand")
     a.ld(RDI, F_RIP)
     a.lea(RSI, Mem(R15, V["REGISTERS"]))

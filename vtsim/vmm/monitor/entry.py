@@ -1,8 +1,8 @@
 """How the monitor is entered and left: exceptions, interrupts and system calls of the guest, and the way back to it.
 
 SDM: "64-Bit Mode Stack Frame"; "Fast System Calls in 64-Bit Mode"; "Interrupt Stack Table".
-Not modelled: interrupts of a guest under a monitor in the shadow of STI, but before HLT; priorities of virtual interrupts
-beside the timer's; task-priority blocking of virtual interrupts under a monitor.
+Not modelled: the shadow of STI in a deprivileged guest, but before HLT; its interrupts beside the timer's; its task
+priority, which blocks none.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def resume(a: Assembler) -> None:
     a.jcc(ops.CC_NZ, "resume")
     a.st(vcpu("IN_SERVICE"), R12)
     a.st_value(vcpu("PENDING"), 0)
+    count(a, "INJECTED_INTERRUPTS")
     a.mov(R13, -1)
     a.jmp("inject")
 

@@ -54,7 +54,7 @@ VCPU_WORDS: Final = (
     ("DR6",           1, "debug registers that it believes in"),
     ("DR7",           1, ""),
     ("MODE",          1, "paging mode: see vtsim.ept.shadow"),
-    ("VIEWS",         8, "of its processes, then of its kernel: host-physical root, record of the shadow page, key, number"),
+    ("VIEWS",         8, "of its processes, then of its kernel: root, record of its shadow page, key, number"),
     ("POOL",          1, "linear address of the pool of shadow pages"),
     ("TOP",           1, "linear address of the monitor's own top-level table, through which it sees guest memory"),
     ("SLOTS",         1, "linear address of the memory slots"),
@@ -72,6 +72,8 @@ VCPU_WORDS: Final = (
     ("TRAPS",         1, "faults of privileged operations"),
     ("SYSTEM_CALLS",  1, "system calls, from ring 3 to ring 3 through the monitor"),
     ("INJECTED",      1, "exceptions and interrupts delivered to the guest"),
+    ("INJECTED_FAULTS", 1, "of them, page faults"),
+    ("INJECTED_INTERRUPTS", 1, "of them, external interrupts"),
     ("SWITCHES",      1, "switches between the two address spaces"),
 )
 # fmt: on
