@@ -37,11 +37,12 @@ def needs(vmm: VmmSpec, memories: Sequence[int]) -> Needs:
         import_all(vtsim.vmm.personalities)
         permille = resolve_parameters(vmm)["shadow_permille"]
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
+    translating = vmm.technique == "binary-translation"
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     return Needs(
-        pool_pages=2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
-        code_pages=24,
-        rows=8192,
+        pool_pages=2 * tables + shadows + bitmaps + 256 + (32 + 160 * translating) * len(memories),
+        code_pages=24 + 20 * len(memories) * translating,
+        rows=8192 + 5000 * len(memories) * translating,
         owners=1 + len(memories),
         host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * len(memories),
     )

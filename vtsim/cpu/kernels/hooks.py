@@ -37,6 +37,7 @@ from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
 from vtsim.cpu.kernels.stream import drain
 from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_map
+from vtsim.cpu.kernels.translator import FIRST_TRANSLATION_HOOK, translation_hook
 
 # fmt: off
 (TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
@@ -237,6 +238,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = operand(m, a, t)
     elif number == SHOW:
         shown(m, a, m[s.GPR + s.RAX])
+    elif number >= FIRST_TRANSLATION_HOOK:
+        fault = translation_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:
         fault = shadow_hook(m, a, t, number)
     else:

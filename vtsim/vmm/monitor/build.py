@@ -26,8 +26,9 @@ from vtsim.guest.machine_view import Start
 from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest
 from vtsim.vmm.memory import Pool, VmMemory, gfn_ranges
-from vtsim.vmm.monitor import emulate, entry, memory
+from vtsim.vmm.monitor import emulate, entry, memory, translate
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.cache import Cache, fill_cache, reserve_cache
 from vtsim.vmm.needs import table_frames
 from vtsim.vmm.shadow import PLAIN_PARAMETERS, ShadowPool, fill_pool, mode_of, reserve_pool
 from vtsim.vmm.spec import VmmSpec
@@ -66,6 +67,7 @@ class Monitor:
     vmm: VmmSpec
     program: Program
     vcpus: tuple[Vcpu, ...]
+    caches: tuple[Cache, ...] = ()  # of translations, one for each vCPU; none where kernels run as they are
 
     def address(self, vcpu: Vcpu) -> int:
         """The linear address of a vCPU's structure."""
@@ -115,6 +117,7 @@ class Monitor:
             counts = {
                 k.OWN_EMULATED: self.word(vcpu, "EMULATED", 1), k.OWN_EMULATED + 1: self.word(vcpu, "EMULATED"),
                 k.EXCEPTIONS: injected - interrupts, k.PAGE_FAULTS: faults, k.INTERRUPTS: interrupts,
+                k.SYSCALLS: self.word(vcpu, "SYSTEM_CALLS"),
             }  # fmt: skip
             for slot, count in counts.items():
                 self.engine.arena[owner + slot] = count
@@ -133,8 +136,11 @@ def build_monitor(
     guests: Sequence[Guest],
     seed: int = 1,
     shuffled: bool = True,
+    translates: bool = False,
 ) -> Monitor:
     """Lay a monitor and its guests, at most one for each CPU, into an engine whose memory is empty.
+
+    `translates`: guest kernels run from a cache of translations, and not as they are.
 
     The frame allocator of the engine is set up here. Raises `ConfigError` where the memory does not suffice.
     """
@@ -144,6 +150,7 @@ def build_monitor(
     pages, data = [host.reserve() for _ in guests], [host.reserve() for _ in guests]
     shadows = [reserve_pool(host, guest.memory, parameters["shadow_permille"], 0) for guest in guests]
     roots = [host.process() for _ in guests]
+    caches = [reserve_cache(host, shared) for shared in pages] if translates else []
     pools = [Pool.of(host, 0, table_frames(guest.memory)) for guest in guests]
     host.give_out(0, BLOCK, shuffled=shuffled, seed=seed)
     vcpus = []
@@ -155,7 +162,7 @@ def build_monitor(
             name=guest.name, cpu=guest.cpu, page=pages[n], data=data[n], root=window, memory=ram, shadow=shadows[n]
         )
         vcpus.append(part)
-    monitor, handlers = _place(host, vmm, vcpus, host.address(table))
+    monitor, handlers = _place(host, vmm, vcpus, host.address(table), translates)
     host.store_many(table, np.array([mem.signed(monitor.program.labels[name]) for name in handlers], np.int64))
     for vector in range(32):
         host.gate(vector, monitor.program.labels[f"trap_{vector}"])
@@ -164,6 +171,9 @@ def build_monitor(
         start = guest.build(vcpu.memory)
         _fill(monitor, vcpu, start, parameters)
         _boot(monitor, vcpu, start)
+    monitor.caches = tuple(caches)
+    for vcpu, cache in zip(vcpus, caches, strict=False):
+        fill_cache(host, cache, vcpu.root, monitor.address(vcpu), engine.cpus[vcpu.cpu])
     for cpu in set(range(engine.geometry.cpus)) - {vcpu.cpu for vcpu in vcpus}:
         engine.cpus[cpu][s.HALTED], engine.cpus[cpu][s.APIC_DEADLINE] = 1, FOREVER
     return monitor
@@ -173,26 +183,29 @@ def top_entries(host: Host) -> tuple[int, ...]:
     """The entries of a top-level table that lead to the monitor: guest memory, text, all of physical memory."""
     first = at.DIRECT // at.TOP_ENTRY % 512
     last = first + (host.engine.geometry.memory_bytes - 1) // at.TOP_ENTRY
-    return (at.FIRST_ENTRY, at.TEXT // at.TOP_ENTRY % 512, *range(first, last + 1))
+    return (at.RAM // at.TOP_ENTRY % 512, at.TEXT // at.TOP_ENTRY % 512, *range(first, last + 1))
 
 
-def _place(host: Host, vmm: VmmSpec, vcpus: Sequence[Vcpu], table: int) -> tuple[Monitor, list[str]]:
+def _place(host: Host, vmm: VmmSpec, vcpus: Sequence[Vcpu], table: int, translates: bool) -> tuple[Monitor, list[str]]:
     """The monitor with its program, and the labels of the emulators by op: of processes, then of the kernel."""
     a = Assembler("monitor", at.TEXT)
     entry.boot(a)
-    entry.resume(a)
+    entry.resume(a, translates)
     entry.inject(a)
-    entry.exceptions(a)
-    entry.interrupt(a)
+    entry.exceptions(a, translates)
+    entry.interrupt(a, translates)
     for vcpu in vcpus:
-        entry.system_call(a, vcpu.cpu, host.address(vcpu.page) + at.STACK_BYTES)
-    entry.system_calls(a)
-    emulate.general_protection(a, table)
+        entry.system_call(a, vcpu.cpu, host.address(vcpu.page) + at.STACK_BYTES, translates)
+    entry.system_calls(a, translates)
+    emulate.general_protection(a, table, translates)
     handlers = emulate.emulators(a)
-    memory.page_fault(a)
+    memory.page_fault(a, translates)
     memory.table_write(a)
     memory.fill(a)
-    memory.view(a, top_entries(host))
+    memory.view(a, top_entries(host), translates)
+    if translates:
+        translate.call_out(a, entry.LEAN)
+        translate.subroutines(a)
     memory.settle(a)
     program = a.assemble()
     host.engine.place(program, lambda page: TEXT_FRAME + (page - at.TEXT) // mem.PAGE_BYTES)
@@ -211,7 +224,7 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
         host, vcpu.shadow, start, host.profile, parameters, here + at.V["SLOTS"], vcpu.root.root, at.RAM
     )  # fmt: skip
     top = host.words(vcpu.root.root, mem.TABLE)
-    for index in top_entries(host):
+    for index in range(at.FIRST_ENTRY, at.LAST_ENTRY + 1):
         top[index] |= d.MONITOR
     values = {
         "KERNEL": 1, "INTERRUPTS": start.rflags >> 9 & 1, "CS": start.msrs[STAR] >> 32 & 0xFFFC,

@@ -40,7 +40,7 @@ KEPT: Final = {0xC0000081: "STAR", 0xC0000082: "LSTAR", 0xC0000084: "FMASK", X2A
 Emulator = Callable[[Assembler], None]
 
 
-def general_protection(a: Assembler, tables: int) -> None:
+def general_protection(a: Assembler, tables: int, translates: bool) -> None:
     """`trap_13`: a #GP of the guest.
 
     `tables` is the address of the emulators by op: of processes, then of the kernel.
@@ -52,6 +52,8 @@ def general_protection(a: Assembler, tables: int) -> None:
     a.ld(RAX, F_RSP)
     a.st(saved(RSP), RAX)
     count(a, "TRAPS")
+    if translates:
+        a.call("original")
     a.label("emulate")
     a.ld(RSI, F_RIP)
     a.copy(RDI, RSI)

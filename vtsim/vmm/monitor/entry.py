@@ -11,6 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R8, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor import translate
 from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_RSP, F_SS, V, saved, vcpu
 from vtsim.vmm.monitor.memory import ALL, PAGE_FAULT, count, die
 
@@ -39,7 +40,7 @@ def boot(a: Assembler) -> None:
     a.op(ops.STOP_OP)
 
 
-def resume(a: Assembler) -> None:
+def resume(a: Assembler, translates: bool) -> None:
     """`skip`: step over the instruction that was emulated. `check`: deliver an interrupt that may be. `resume`."""
     a.activity = ops.REENTRY
     a.label("skip")
@@ -58,6 +59,9 @@ def resume(a: Assembler) -> None:
     a.jcc(ops.CC_NZ, "interrupt_waits")
     a.label("resume")
     a.activity = ops.REENTRY
+    if translates:
+        translate.to_translation(a)
+    a.label("resume_there")
     a.ld(RAX, saved(RSP))
     a.st(F_RSP, RAX)
     a.lea(RSP, Mem(R15, -at.FRAME_BYTES))
@@ -190,7 +194,7 @@ def enter_flags(a: Assembler, flags: int, other: int) -> None:
     a.or_(flags, at.RF_IF | 2)
 
 
-def exceptions(a: Assembler) -> None:
+def exceptions(a: Assembler, translates: bool) -> None:
     """`trap_0` … `trap_31`: exceptions of the guest that are none of the monitor's business."""
     a.activity = ops.EXIT_DISPATCH
     for vector in range(32):
@@ -206,12 +210,14 @@ def exceptions(a: Assembler) -> None:
     a.lea(R15, Mem(RSP, 56))
     a.ld(RAX, F_RSP)
     a.st(saved(RSP), RAX)
+    if translates:
+        a.call("original")
     a.ld(R12, Mem(R15, -56))
     a.ld(R13, F_ERROR)
     a.jmp("inject")
 
 
-def interrupt(a: Assembler) -> None:
+def interrupt(a: Assembler, translates: bool) -> None:
     """`timer`: the interrupt of the physical timer, which is the guest's; in the guest, or while it is halted."""
     a.activity = ops.EXIT_DISPATCH
     a.label("timer")
@@ -225,6 +231,8 @@ def interrupt(a: Assembler) -> None:
     a.lea(R15, Mem(RSP, 48))
     a.ld(RAX, F_RSP)
     a.st(saved(RSP), RAX)
+    if translates:
+        a.call("original")
     take_interrupt(a)
     a.jmp("check")
     a.label("timer_while_halted")
@@ -244,7 +252,7 @@ def take_interrupt(a: Assembler) -> None:
     a.st(vcpu("PENDING"), RAX)
 
 
-def system_call(a: Assembler, cpu: int, address: int) -> None:
+def system_call(a: Assembler, cpu: int, address: int, translates: bool) -> None:
     """`system_call_N`: SYSCALL in ring 3 of this CPU, whose vCPU is at `address`; on to the guest's entry in ring 3."""
     a.activity = ops.EXIT_DISPATCH
     a.label(f"system_call_{cpu}")
@@ -252,10 +260,14 @@ def system_call(a: Assembler, cpu: int, address: int) -> None:
     a.mov(RSP, address - 64)
     a.stm(Mem(RSP, 64 + V["SCRATCH"]), LEAN)
     a.lea(R15, Mem(RSP, 64))
+    if translates:
+        a.ld(RAX, vcpu("KERNEL"))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_NZ, "call_out")
     a.jmp("system_call")
 
 
-def system_calls(a: Assembler) -> None:
+def system_calls(a: Assembler, translates: bool) -> None:
     """The rest of a system call, the same on every CPU: RCX and R11 are as the guest expects them."""
     a.label("system_call")
     count(a, "SYSTEM_CALLS")
@@ -281,6 +293,8 @@ def system_calls(a: Assembler) -> None:
     a.st(F_RSP, RAX)
     a.call("view")
     a.activity = ops.REENTRY
+    if translates:
+        a.call("translation")
     a.lea(RSP, Mem(R15, -at.FRAME_BYTES))
     a.ldm(Mem(RSP, at.FRAME_BYTES + V["SCRATCH"]), LEAN)
     a.op(ops.IRET)

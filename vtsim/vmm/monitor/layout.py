@@ -17,8 +17,9 @@ from vtsim.cpu.slots import R15
 RAM: Final    = signed(0xFFFF_8200_0000_0000)   # guest-physical address 0: an entry of the top-level table
 TEXT: Final   = signed(0xFFFF_82D0_8000_0000)   # the monitor's code
 DIRECT: Final = signed(0xFFFF_8300_0000_0000)   # all of physical memory
+SHARED: Final = signed(0xFFFF_8180_0000_0000)   # what translations reach in ring 3, in the kernel's address space only
 TOP_ENTRY: Final = 1 << 39                      # bytes behind an entry of the top-level table
-FIRST_ENTRY: Final = RAM // TOP_ENTRY % 512
+FIRST_ENTRY: Final = SHARED // TOP_ENTRY % 512
 LAST_ENTRY: Final = 271                         # the guest's own kernel half begins behind it
 
 MONITOR_CODE, MONITOR_DATA = 0x10, 0x18         # selectors of the monitor
@@ -68,6 +69,10 @@ VCPU_WORDS: Final = (
     ("SCRATCH",       7, "registers that a system call saves"),
     ("DEATH",         1, "why the VM ended: see the deaths"),
     ("DEATH_OP",      1, "op that the guest executed then"),
+    ("TRANSLATOR",    1, "linear address of the binary translator's structure"),
+    ("LEAVING_RCX",   1, "registers that a call-out saves"),
+    ("LEAVING_R11",   1, ""),
+    ("LEFT_AT",       1, "translated address behind a call-out"),
     ("EMULATED",      2, "instructions completed in the guest's place: of processes, of its kernel"),
     ("TRAPS",         1, "faults of privileged operations"),
     ("SYSTEM_CALLS",  1, "system calls, from ring 3 to ring 3 through the monitor"),

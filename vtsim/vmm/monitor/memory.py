@@ -40,7 +40,7 @@ def hook(a: Assembler, number: int) -> None:
     a.hook(number)
 
 
-def view(a: Assembler, entries: tuple[int, ...]) -> None:
+def view(a: Assembler, entries: tuple[int, ...], translates: bool) -> None:
     """`view`: load the address space of the ring that the guest believes in. `view_find`: search it in the pool.
 
     Both clobber RAX, RBX, RCX, RDX, RSI and RDI. `entries` are the top-level entries that lead to the monitor.
@@ -84,6 +84,13 @@ def view(a: Assembler, entries: tuple[int, ...]) -> None:
     for index in entries:
         a.ld(RBX, Mem(RSI, 8 * index))
         a.st(Mem(RDX, 8 * index), RBX)
+    if translates:  # what translations reach is not for processes
+        a.ld(RBX, vcpu("KERNEL"))
+        a.test(RBX, register=RBX)
+        a.jcc(ops.CC_Z, "view_made")
+        a.ld(RBX, Mem(RSI, 8 * at.FIRST_ENTRY))
+        a.st(Mem(RDX, 8 * at.FIRST_ENTRY), RBX)
+        a.label("view_made")
     a.ld(RDX, Mem(RDI, d.POOL["ROOT"]))
     a.st(Mem(RCX, base + 24), RDX)
     a.sub(RDX, 1)
@@ -171,7 +178,7 @@ def fill(a: Assembler) -> None:
     die(a, at.IN_MONITOR)
 
 
-def page_fault(a: Assembler) -> None:
+def page_fault(a: Assembler, translates: bool) -> None:
     """`trap_14`: a page fault of the guest, or of the monitor on its guest's memory."""
     a.activity = ops.EXIT_DISPATCH
     a.label(f"trap_{PAGE_FAULT}")
@@ -185,6 +192,8 @@ def page_fault(a: Assembler) -> None:
     a.ld(RAX, at.F_RSP)
     a.st(saved(RSP), RAX)
     a.activity = ops.MEMORY_MANAGEMENT
+    if translates:
+        a.call("original")
     a.op(ops.MOV_FROM_CR, RSI, imm=2)
     a.ld(RDX, at.F_ERROR)
     a.ld(RAX, vcpu("KERNEL"))
