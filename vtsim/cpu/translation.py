@@ -46,6 +46,7 @@ TRANSLATOR_WORDS: Final = (
 )
 # fmt: on
 TRANSLATOR: Final = byte_offsets(TRANSLATOR_WORDS)
+COUNTED: Final = tuple(name for name, _, _ in TRANSLATOR_WORDS[-11:])
 NOT_YET: Final = 1 << 62  # set in every address of a guest's kernel
 HASH_ENTRIES: Final = 1024
 BLOCK_INSTRUCTIONS: Final = 24

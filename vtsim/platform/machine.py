@@ -361,6 +361,7 @@ class Machine:
             partial=self.interrupted,
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
+            translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
         )
 

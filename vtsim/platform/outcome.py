@@ -72,6 +72,7 @@ class Outcome:
     approximations: tuple[str, ...] = ()
     replayed: ReplayedExits | None = None
     monitor: Mapping[str, int] | None = None
+    translations: Mapping[str, int] | None = None
 
 
 def bucket_floor(bucket: int) -> int:

@@ -236,5 +236,6 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
         parameters=parameters(first),
         replay=compared(first),
+        translations=None if first.translations is None else r.Translations(**first.translations),
         monitor=None if first.monitor is None else r.Monitor(**first.monitor),
     )

@@ -50,6 +50,23 @@ class Monitor:
 
 
 @frozen(kw_only=True)
+class Translations:
+    """What a binary translator did, over all guest kernels that it translated."""
+
+    blocks: int    = key("blocks", "translated, again after an eviction included")
+    taken: int     = key("instructions", "read and translated")
+    made: int      = key("instructions", "written into the cache for them")
+    identical: int = key("instructions", "of those taken, translated into themselves")
+    in_line: int   = key("instructions", "of those taken, translated into others that need no monitor")
+    call_outs: int = key("instructions", "of those taken, translated into a call to the monitor")
+    flushes: int   = key("times", "the cache was full and emptied")
+    evicted: int   = key("blocks", "dropped then")
+    chained: int   = key("exits", "of blocks, made to lead to another block without the monitor")
+    lookups: int   = key("look-ups", "of the targets of returns and indirect branches")
+    misses: int    = key("look-ups", "of these, that had to ask the monitor")
+
+
+@frozen(kw_only=True)
 class Efficiency:
     """Share of guest instructions that executed without the hypervisor; null where none were executed."""
 
@@ -323,6 +340,7 @@ class Result(Run):
     parameters: Parameters          = key("", "values used, with sources")
     replay: Replay | None           = key("", "recorded against predicted exits", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
+    translations: Translations | None = key("", "what a binary translator did", default=None)
 # fmt: on
 
     def to_dict(self) -> dict[str, Any]:

@@ -115,11 +115,22 @@ def make(
 
 
 @kernel
-def make_exit(m: Record, a: Arena, t: Tags, was: int) -> None:
-    """Save what SYSCALL takes, and leave for the monitor: a call-out, or an exit to what is not translated yet."""
-    make(m, a, t, o.ST, 4, s.RCX, 0, NO_MEM, translator_get(m, a, t, T_SAVED_RCX), 0, was)
-    make(m, a, t, o.ST, 4, s.R11, 0, NO_MEM, translator_get(m, a, t, T_SAVED_R11), 0, was)
-    make(m, a, t, o.SYSCALL, 2, 16, 0, NO_MEM, 0, 0, was)
+def uncounted(a: Arena, r: int) -> None:
+    """A row that was made stands for no instruction of the original program."""
+    a[r] |= 1 << o.META_UNCOUNTED
+
+
+@kernel
+def make_exit(m: Record, a: Arena, t: Tags, was: int, counted: bool) -> None:
+    """Save what SYSCALL takes, and leave for the monitor: a call-out, or an exit to what is not translated yet.
+
+    Is it `counted` as an instruction of the original program, which a jump is?
+    """
+    uncounted(a, make(m, a, t, o.ST, 4, s.RCX, 0, NO_MEM, translator_get(m, a, t, T_SAVED_RCX), 0, was))
+    uncounted(a, make(m, a, t, o.ST, 4, s.R11, 0, NO_MEM, translator_get(m, a, t, T_SAVED_R11), 0, was))
+    leave = make(m, a, t, o.SYSCALL, 2, 16, 0, NO_MEM, 0, 0, was)
+    if not counted:
+        uncounted(a, leave)
 
 
 @kernel
@@ -182,7 +193,7 @@ def translate_block(m: Record, a: Arena, t: Tags) -> int:
     call_outs = 0
     while True:
         if taken >= BLOCK_INSTRUCTIONS or m[MAKE_AT] - first > BLOCK_BYTES:
-            make_exit(m, a, t, rip & ~NOT_YET)
+            make_exit(m, a, t, rip & ~NOT_YET, False)
             break
         r = guest_row(m, a, t, rip)
         if r < 0:
@@ -199,19 +210,19 @@ def translate_block(m: Record, a: Arena, t: Tags) -> int:
         taken += 1
         if op == o.JMP:
             in_line += 1
-            make_exit(m, a, t, target & ~NOT_YET)
+            make_exit(m, a, t, target & ~NOT_YET, True)
             break
         if op == o.JCC or op == o.LOOP:
             identical += 1
             beyond = m[MAKE_AT] + length + EXIT_BYTES
             make(m, a, t, op, length, 16, a[r + o.ROW_IMM], NO_MEM, a[r + o.ROW_DISP], beyond, rip)
-            make_exit(m, a, t, following & ~NOT_YET)
-            make_exit(m, a, t, target & ~NOT_YET)
+            make_exit(m, a, t, following & ~NOT_YET, False)
+            make_exit(m, a, t, target & ~NOT_YET, False)
             break
         if op == o.CALL:
             in_line += 1
             make(m, a, t, o.PUSH, 5, 16, following, NO_MEM, 0, 0, rip)
-            make_exit(m, a, t, target & ~NOT_YET)
+            make_exit(m, a, t, target & ~NOT_YET, False)
             break
         if op == o.RET or op == o.JMP_REG or op == o.CALL_REG:
             in_line += 1
@@ -221,11 +232,13 @@ def translate_block(m: Record, a: Arena, t: Tags) -> int:
                 make(m, a, t, o.LEA, 4, s.RSP, 0, up, 8, 0, rip)
             else:
                 where = translator_get(m, a, t, T_TARGET_AT)
-                make(m, a, t, o.ST, 4, a[r + o.ROW_R1], 0, NO_MEM, where, 0, rip)
+                uncounted(a, make(m, a, t, o.ST, 4, a[r + o.ROW_R1], 0, NO_MEM, where, 0, rip))
                 make(m, a, t, o.HOOK, 5, 16, LOOK_UP, NO_MEM, 0, 0, rip)
                 if op == o.CALL_REG:
                     make(m, a, t, o.PUSH, 5, 16, following, NO_MEM, 0, 0, rip)
-            make(m, a, t, o.JMP_MEM, 7, 16, 0, NO_MEM, translator_get(m, a, t, T_JUMP_AT), 0, 0)
+            jump = make(m, a, t, o.JMP_MEM, 7, 16, 0, NO_MEM, translator_get(m, a, t, T_JUMP_AT), 0, 0)
+            if op != o.JMP_REG:
+                uncounted(a, jump)
             break
         if op == o.CLI:
             in_line += 1
@@ -237,7 +250,7 @@ def translate_block(m: Record, a: Arena, t: Tags) -> int:
             make(m, a, t, o.LD, 4, a[r + o.ROW_R1], 0, NO_MEM, where, 0, rip)
         elif RING[op] == 1 or RING[op] == 2 or SENSITIVE[op] or op == o.SYSCALL or op == o.JMP_MEM:
             call_outs += 1
-            make_exit(m, a, t, rip)
+            make_exit(m, a, t, rip, False)
         else:
             identical += 1
             copy = make(m, a, t, op, length, a[r + o.ROW_R1], 0, 0, 0, 0, rip)
@@ -274,6 +287,8 @@ def chain_exit(m: Record, a: Arena, t: Tags) -> int:
     m[s.RETIRED] += 1
     m[s.CYCLE] += m[s.PRICE + o.ST]
     a[r] = (a[r] & ~0xFF) | o.JMP
+    if (a[r + 2 * o.ROW_WORDS] >> o.META_UNCOUNTED) & 1 == 0:
+        a[r] &= ~(1 << o.META_UNCOUNTED)
     a[r + o.ROW_R1] = 16
     a[r + o.ROW_DISP] = 0
     a[r + o.ROW_EXTRA] = m[s.GPR + s.RBX]
@@ -285,6 +300,7 @@ def chain_exit(m: Record, a: Arena, t: Tags) -> int:
 def look_up(m: Record, a: Arena, t: Tags, from_stack: bool) -> int:
     """LOOK_UP, LOOK_UP_RETURN: a fault, or 0."""
     m[MAKER] = m[s.TRANSLATOR]
+    retired = m[s.RETIRED]
     target = hook_load(m, a, t, m[s.GPR + s.RSP] if from_stack else m[MAKER] + T_TARGET)
     if m[s.FAULT_KIND]:
         return m[s.FAULT_KIND]
@@ -299,6 +315,7 @@ def look_up(m: Record, a: Arena, t: Tags, from_stack: bool) -> int:
         translator_add(m, a, t, T_MISSES, 1)
     translator_add(m, a, t, T_LOOKUPS, 1)
     hook_store(m, a, t, m[MAKER] + T_JUMP, jump)
+    m[s.RETIRED] = retired
     return 0
 
 

@@ -19,6 +19,7 @@ from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.cursor import set_privilege
 from vtsim.cpu.profile import Profile
+from vtsim.cpu.translation import COUNTED, TRANSLATOR
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, Table
@@ -126,6 +127,15 @@ class Monitor:
         """What the monitor counted, over all guests."""
         names = ("traps", "system_calls", "injected", "switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
+
+    def translations(self) -> dict[str, int] | None:
+        """What the binary translator counted, over all guests; None where kernels run as they are."""
+        if not self.caches:
+            return None
+        return {
+            name.lower(): sum(self.host.load(self.host.address(c.structure) + TRANSLATOR[name]) for c in self.caches)
+            for name in COUNTED
+        }
 
 
 def build_monitor(

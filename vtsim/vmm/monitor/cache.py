@@ -63,8 +63,12 @@ def fill_cache(host: Host, cache: Cache, root: Table, vcpu: int, m: NDArray[np.i
     for register, field in ((s.RCX, "LEAVING_RCX"), (s.R11, "LEAVING_R11")):
         leave.st(Mem(displacement=at.SHARED + at.STACK_BYTES + at.V[field]), register)
     leave.op(o.SYSCALL)
+    first = int(a[mem.A_ROW_COUNT])
     engine.place(leave.assemble(), lambda page: cache.code + PAGES)
     first_row = int(a[mem.A_ROW_COUNT])
+    a[int(a[mem.A_ROWS]) + first * o.ROW_WORDS : int(a[mem.A_ROWS]) + first_row * o.ROW_WORDS : o.ROW_WORDS] |= (
+        1 << o.META_UNCOUNTED
+    )
     a[mem.A_ROW_COUNT] = first_row + ROWS
     structure = at.SHARED + mem.PAGE_BYTES
     here = at.SHARED + at.STACK_BYTES

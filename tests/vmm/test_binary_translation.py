@@ -1,0 +1,60 @@
+"""A guest whose kernel runs from translations: native results on an ISA that no trap-and-emulate monitor can hide."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, NATIVE, PLAIN, run, seen
+from vtsim.cpu import ops as o
+
+ROUNDS = "[{phases: [{primitive: page_fault, region: 8 KiB, iterations: 3}]}]"
+TRANSLATED = ("vmm.technique=binary-translation",)
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_processes_of_a_translated_kernel_see_what_they_see_natively_on_x86(guest: str) -> None:
+    there, counts, stopped = run(GUESTS[guest], TRANSLATED)
+    natively, expected, _ = run(GUESTS[guest], NATIVE)
+
+    assert stopped is None
+    assert seen(there) == seen(natively)
+    for counter in ("page_faults", "syscalls"):
+        assert counts.counters[counter] == expected.counters[counter]
+
+
+def test_every_instruction_of_the_original_is_counted_once() -> None:
+    _, counts, _ = run((PLAIN, CALLS), TRANSLATED)
+    _, natively, _ = run((PLAIN, CALLS), NATIVE)
+
+    assert counts.instructions[o.R3] - counts.deprivileged == natively.instructions[o.R3]
+    assert counts.deprivileged + counts.emulated[0] == natively.instructions[o.R0]
+
+
+def test_no_privileged_operation_faults_and_every_block_is_counted() -> None:
+    there, _, _ = run((PLAIN, FAULTS), TRANSLATED)
+    assert there.monitor is not None
+    found, translator = there.monitor.statistics(), there.monitor.translations()
+    assert translator is not None
+
+    assert found["traps"] == 0
+    assert translator["taken"] == translator["identical"] + translator["in_line"] + translator["call_outs"]
+    assert translator["made"] > translator["taken"] >= translator["blocks"] > 0
+    assert 0 < translator["misses"] < translator["lookups"]
+
+
+def test_a_cache_that_is_too_small_is_emptied_and_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, _, _ = run((PLAIN, ROUNDS), TRANSLATED)
+    monkeypatch.setattr("vtsim.vmm.monitor.cache.PAGES", 1)
+    small, _, stopped = run((PLAIN, ROUNDS), TRANSLATED)
+    assert there.monitor is not None
+    assert small.monitor is not None
+    roomy, tight = there.monitor.translations(), small.monitor.translations()
+    assert roomy is not None
+    assert tight is not None
+
+    assert stopped is None
+    assert seen(small) == seen(there)
+    assert roomy["flushes"] == roomy["evicted"] == 0
+    assert tight["flushes"] > 0
+    assert tight["blocks"] > tight["evicted"] > 0
+    assert tight["blocks"] > roomy["blocks"]
