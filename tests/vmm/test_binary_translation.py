@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, NATIVE, PLAIN, run, seen
+from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, KPTI, NATIVE, PLAIN, run, seen
 from vtsim.cpu import ops as o
 
+COPIES = "[{phases: [{primitive: fork, iterations: 4, pages: 1}]}]"
 ROUNDS = "[{phases: [{primitive: page_fault, region: 8 KiB, iterations: 3}]}]"
 TRANSLATED = ("vmm.technique=binary-translation",)
 
@@ -40,6 +41,15 @@ def test_no_privileged_operation_faults_and_every_block_is_counted() -> None:
     assert translator["taken"] == translator["identical"] + translator["in_line"] + translator["call_outs"]
     assert translator["made"] > translator["taken"] >= translator["blocks"] > 0
     assert 0 < translator["misses"] < translator["lookups"]
+
+
+def test_a_store_to_a_table_that_faults_again_and_again_is_called_out() -> None:
+    there, _, _ = run((KPTI, COPIES), TRANSLATED)
+    assert there.monitor is not None
+    translator = there.monitor.translations()
+    assert translator is not None
+
+    assert translator["adapted"] == 2 + 1  # top-level entries that fork copies; a page made writable again
 
 
 def test_a_cache_that_is_too_small_is_emptied_and_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:

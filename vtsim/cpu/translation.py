@@ -40,13 +40,14 @@ TRANSLATOR_WORDS: Final = (
     ("CALL_OUTS",       1, "of those translated, into call-outs"),
     ("FLUSHES",         1, "times that the cache was full and emptied"),
     ("EVICTED",         1, "blocks that went then"),
+    ("ADAPTED",         1, "stores to tables that faulted again and again, made into call-outs"),
     ("CHAINED",         1, "exits of translations that lead to another one directly"),
     ("LOOKUPS",         1, "look-ups of indirect branches and returns"),
     ("MISSES",          1, "of them, without a translation found"),
 )
 # fmt: on
 TRANSLATOR: Final = byte_offsets(TRANSLATOR_WORDS)
-COUNTED: Final = tuple(name for name, _, _ in TRANSLATOR_WORDS[-11:])
+COUNTED: Final = tuple(name for name, _, _ in TRANSLATOR_WORDS[-12:])
 NOT_YET: Final = 1 << 62  # set in every address of a guest's kernel
 HASH_ENTRIES: Final = 1024
 BLOCK_INSTRUCTIONS: Final = 24

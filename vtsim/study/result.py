@@ -61,6 +61,7 @@ class Translations:
     call_outs: int = key("instructions", "of those taken, translated into a call to the monitor")
     flushes: int   = key("times", "the cache was full and emptied")
     evicted: int   = key("blocks", "dropped then")
+    adapted: int   = key("instructions", "that faulted again and again, translated anew into a call to the monitor")
     chained: int   = key("exits", "of blocks, made to lead to another block without the monitor")
     lookups: int   = key("look-ups", "of the targets of returns and indirect branches")
     misses: int    = key("look-ups", "of these, that had to ask the monitor")

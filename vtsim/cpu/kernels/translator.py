@@ -22,10 +22,11 @@ from vtsim.cpu.translation import BLOCK_BYTES, BLOCK_INSTRUCTIONS, HASH_ENTRIES,
 
 # fmt: off
 FIRST_TRANSLATION_HOOK: Final = 32
-(TRANSLATE, CHAIN, LOOK_UP, LOOK_UP_RETURN) = range(32, 36)
+(TRANSLATE, CHAIN, ADAPT, LOOK_UP, LOOK_UP_RETURN) = range(32, 37)
 TRANSLATION_HOOKS: Final = (
     ("TRANSLATE",      "translator RDI, original address RSI; RAX <- its translation"),
     ("CHAIN",          "exit of a translation at RSI leads to the translation RBX from now on"),
+    ("ADAPT",          "translator RDI: the store translated at RSI, originally at RBX, is called out from now on"),
     ("LOOK_UP",        "in ring 3: JUMP <- translation of TARGET"),
     ("LOOK_UP_RETURN", "in ring 3: TARGET <- the address on the stack, JUMP <- its translation"),
 )
@@ -57,6 +58,7 @@ T_FLUSHES: int = TRANSLATOR["FLUSHES"]
 T_EVICTED: int = TRANSLATOR["EVICTED"]
 T_CHAINED: int = TRANSLATOR["CHAINED"]
 T_LOOKUPS: int = TRANSLATOR["LOOKUPS"]
+T_ADAPTED: int = TRANSLATOR["ADAPTED"]
 T_MISSES: int = TRANSLATOR["MISSES"]
 NO_MEM: int = 16 | 16 << o.MEM_INDEX | 8 << o.MEM_SIZE
 EXIT_BYTES: int = 10
@@ -297,6 +299,39 @@ def chain_exit(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
+def adapt(m: Record, a: Arena, t: Tags) -> int:
+    """ADAPT: an instruction that faults again and again becomes a call-out, where there is room for one."""
+    m[MAKER] = m[s.GPR + s.RDI]
+    at = m[s.GPR + s.RSI]
+    base = translator_get(m, a, t, T_CACHE)
+    frame = translator_get(m, a, t, T_FRAME) + ((at - base) >> 12)
+    row = t[a[A_CODE_MAPS] + a[a[A_CODE_OF] + frame] * 4096 + (at & 0xFFF)]
+    m[MAKE_AT] = translator_get(m, a, t, T_NEXT)
+    m[MAKE_ROW] = translator_get(m, a, t, T_NEXT_ROW)
+    last = translator_get(m, a, t, T_FIRST_ROW) + translator_get(m, a, t, T_ROWS)
+    end = base + (translator_get(m, a, t, T_PAGES) << 12)
+    room = 4096 - (m[MAKE_AT] & 0xFFF)
+    if row < 0 or room < EXIT_BYTES or m[MAKE_AT] >= end or m[MAKE_ROW] + 3 > last:
+        return 0
+    r = a[A_ROWS] + row * o.ROW_WORDS
+    m[MAKE_ACTIVITY] = (a[r] >> o.META_ACTIVITY) & 31
+    target = m[MAKE_AT]
+    make_exit(m, a, t, m[s.GPR + s.RBX], False)
+    end_row(a, m)
+    timed_access(m, a, t, at, WRITE)
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.ST]
+    a[r] = (a[r] & ~0xFF) | o.JMP | 1 << o.META_UNCOUNTED
+    a[r + o.ROW_R1] = 16
+    a[r + o.ROW_TARGET] = 0
+    a[r + o.ROW_EXTRA] = target
+    hook_store(m, a, t, m[MAKER] + T_NEXT, m[MAKE_AT])
+    hook_store(m, a, t, m[MAKER] + T_NEXT_ROW, m[MAKE_ROW])
+    translator_add(m, a, t, T_ADAPTED, 1)
+    return 0
+
+
+@kernel
 def look_up(m: Record, a: Arena, t: Tags, from_stack: bool) -> int:
     """LOOK_UP, LOOK_UP_RETURN: a fault, or 0."""
     m[MAKER] = m[s.TRANSLATOR]
@@ -326,4 +361,6 @@ def translation_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         return translate_block(m, a, t)
     if number == CHAIN:
         return chain_exit(m, a, t)
+    if number == ADAPT:
+        return adapt(m, a, t)
     return look_up(m, a, t, number == LOOK_UP_RETURN)

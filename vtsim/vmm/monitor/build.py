@@ -208,9 +208,9 @@ def _place(host: Host, vmm: VmmSpec, vcpus: Sequence[Vcpu], table: int, translat
         entry.system_call(a, vcpu.cpu, host.address(vcpu.page) + at.STACK_BYTES, translates)
     entry.system_calls(a, translates)
     emulate.general_protection(a, table, translates)
-    handlers = emulate.emulators(a)
+    handlers = emulate.emulators(a, translates)
     memory.page_fault(a, translates)
-    memory.table_write(a)
+    memory.table_write(a, translates)
     memory.fill(a)
     memory.view(a, top_entries(host), translates)
     if translates:

@@ -543,7 +543,7 @@ SENSITIVE: Final[Mapping[int, Emulator]] = {   # of kernel and processes, on an 
 # fmt: on
 
 
-def emulators(a: Assembler) -> list[str]:
+def emulators(a: Assembler, translates: bool) -> list[str]:
     """Emit every emulator once; the labels by op, for processes and then for the kernel."""
     names = {}
     for op, emulator in (*KERNEL.items(), *SENSITIVE.items()):
@@ -556,4 +556,6 @@ def emulators(a: Assembler) -> list[str]:
     subroutines(a)
     process = {op: names[op] for op in (*SENSITIVE, ops.INT)} | {ops.IRET: "emulate_user_IRET"}
     kernel = dict.fromkeys((*PRIVILEGED, *IO_PRIVILEGED), "illegal") | names
+    if translates:
+        kernel[ops.ST] = "table_store"
     return [table.get(op, "reflect") for table in (process, kernel) for op in range(256)]

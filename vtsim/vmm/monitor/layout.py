@@ -72,6 +72,8 @@ VCPU_WORDS: Final = (
     ("TRANSLATOR",    1, "linear address of the binary translator's structure"),
     ("LEAVING_RCX",   1, "registers that a call-out saves"),
     ("LEAVING_R11",   1, ""),
+    ("TRAPPED_AT",    1, "translated address of the last page fault of the guest's kernel"),
+    ("WROTE_AT",     16, "original addresses of stores to tables that faulted, by a hash of the address"),
     ("LEFT_AT",       1, "translated address behind a call-out"),
     ("EMULATED",      2, "instructions completed in the guest's place: of processes, of its kernel"),
     ("TRAPS",         1, "faults of privileged operations"),

@@ -11,6 +11,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.kernels.shadow_pool import FLUSH, NO_ROOT
+from vtsim.cpu.kernels.translator import ADAPT
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
@@ -193,6 +194,8 @@ def page_fault(a: Assembler, translates: bool) -> None:
     a.st(saved(RSP), RAX)
     a.activity = ops.MEMORY_MANAGEMENT
     if translates:
+        a.ld(RAX, F_RIP)
+        a.st(vcpu("TRAPPED_AT"), RAX)
         a.call("original")
     a.op(ops.MOV_FROM_CR, RSI, imm=2)
     a.ld(RDX, at.F_ERROR)
@@ -231,8 +234,11 @@ def page_fault(a: Assembler, translates: bool) -> None:
     die(a, at.NO_STACK)
 
 
-def table_write(a: Assembler) -> None:
-    """`table_write`: a store to a table of the guest, at R13, is emulated; any other instruction ends the table."""
+def table_write(a: Assembler, translates: bool) -> None:
+    """`table_write`: a store to a table of the guest, at R13, is emulated; any other instruction ends the table.
+
+    In translations, a store that faults for the second time is called out from then on: `table_store`.
+    """
     a.activity = ops.MEMORY_MANAGEMENT
     a.label("table_write")
     a.ld(RSI, F_RIP)
@@ -241,6 +247,26 @@ def table_write(a: Assembler) -> None:
     a.cmp(RAX, ops.ST)
     a.jcc(ops.CC_NZ, "no_table")
     a.st(vcpu("LENGTH"), R9)
+    if translates:
+        a.test(R9, register=R9)
+        a.jcc(ops.CC_Z, "table_known")
+        a.ld(RAX, vcpu("TRAPPED_AT"))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_Z, "table_known")
+        a.copy(R8, RSI)
+        a.shr(R8, 2)
+        a.and_(R8, 15)
+        a.ld(RDI, Mem(R15, V["WROTE_AT"], index=R8, scale=8))
+        a.st(Mem(R15, V["WROTE_AT"], index=R8, scale=8), RSI)
+        a.cmp(RSI, register=RDI)
+        a.jcc(ops.CC_NZ, "table_known")
+        a.copy(R12, RBX)
+        a.copy(RBX, RSI)
+        a.copy(RSI, RAX)
+        a.ld(RDI, vcpu("TRANSLATOR"))
+        a.hook(ADAPT)
+        a.copy(RBX, R12)
+        a.label("table_known")
     a.cmp(RCX, 16)
     a.jcc(ops.CC_Z, "table_value")
     a.ld(RBX, Mem(R15, V["REGISTERS"], index=RCX, scale=8))
@@ -260,6 +286,22 @@ def table_write(a: Assembler) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "check")  # one of the stores of a hook, which goes on by itself
     a.jmp("skip")
+    if translates:
+        a.label("table_store")  # where a translation was adapted: the address is walked, and nothing has faulted
+        a.activity = ops.MEMORY_MANAGEMENT
+        a.call("operand")
+        a.copy(RSI, RAX)
+        a.mov(RDX, e.PF_WRITE)
+        hook(a, h.SHADOW_WALK)
+        a.copy(R13, RCX)
+        a.st_value(vcpu("TRAPPED_AT"), 0)
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_Z, "table_write")
+        a.st(vcpu("CR2"), RSI)
+        count(a, "INJECTED_FAULTS")
+        a.mov(R12, PAGE_FAULT)
+        a.copy(R13, RDX)
+        a.jmp("inject")
     a.label("no_table")
     a.copy(RSI, R13)
     hook(a, h.SHADOW_UNPROTECT)
