@@ -18,7 +18,16 @@ from vtsim.cpu.exit_rules import RING, SENSITIVE
 from vtsim.cpu.kernels.access import timed_access
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store
 from vtsim.cpu.kernels.rights import READ, WRITE
-from vtsim.cpu.translation import BLOCK_BYTES, BLOCK_INSTRUCTIONS, HASH_ENTRIES, NOT_YET, ROOM, TRANSLATOR
+from vtsim.cpu.translation import (
+    BLOCK_BYTES,
+    BLOCK_INSTRUCTIONS,
+    HASH_ENTRIES,
+    HASH_SETS,
+    HASH_WAYS,
+    NOT_YET,
+    ROOM,
+    TRANSLATOR,
+)
 
 # fmt: off
 FIRST_TRANSLATION_HOOK: Final = 32
@@ -81,8 +90,8 @@ def translator_add(m: Record, a: Arena, t: Tags, word: int, more: int) -> None:
 
 @kernel
 def hash_at(m: Record, a: Arena, t: Tags, address: int) -> int:
-    """The linear address of the hash table's line for an original address."""
-    return translator_get(m, a, t, T_HASH) + (((address ^ (address >> 10)) & (HASH_ENTRIES - 1)) << 4)
+    """The linear address of the hash table's set for an original address."""
+    return translator_get(m, a, t, T_HASH) + 16 * HASH_WAYS * ((address ^ (address >> 8)) & (HASH_SETS - 1))
 
 
 @kernel
@@ -261,6 +270,12 @@ def translate_block(m: Record, a: Arena, t: Tags) -> int:
         rip = following
     end_row(a, m)
     line = hash_at(m, a, t, m[s.GPR + s.RSI])
+    way = translator_get(m, a, t, T_BLOCKS) & (HASH_WAYS - 1)  # whose turn it is, where none is free
+    for n in range(HASH_WAYS):
+        if hook_load(m, a, t, line + 16 * n) == 0:
+            way = n
+            break
+    line += 16 * way
     hook_store(m, a, t, line, m[s.GPR + s.RSI])
     hook_store(m, a, t, line + 8, first)
     hook_store(m, a, t, m[MAKER] + T_NEXT, m[MAKE_AT])
@@ -343,9 +358,11 @@ def look_up(m: Record, a: Arena, t: Tags, from_stack: bool) -> int:
         hook_store(m, a, t, m[MAKER] + T_TARGET, target)
     line = hash_at(m, a, t, target)
     jump = 0
-    if hook_load(m, a, t, line) == target:
-        jump = hook_load(m, a, t, line + 8)
-    else:
+    for n in range(HASH_WAYS):
+        if hook_load(m, a, t, line + 16 * n) == target:
+            jump = hook_load(m, a, t, line + 16 * n + 8)
+            break
+    if jump == 0:
         jump = translator_get(m, a, t, T_MISS)
         translator_add(m, a, t, T_MISSES, 1)
     translator_add(m, a, t, T_LOOKUPS, 1)

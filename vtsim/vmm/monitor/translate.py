@@ -13,7 +13,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import translator as h
 from vtsim.cpu.slots import R8, R11, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
-from vtsim.cpu.translation import HASH_ENTRIES, NOT_YET, TRANSLATOR
+from vtsim.cpu.translation import HASH_SETS, HASH_WAYS, NOT_YET, TRANSLATOR
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, V, saved, vcpu
 from vtsim.vmm.monitor.memory import ALL
 
@@ -37,19 +37,20 @@ def subroutines(a: Assembler) -> None:
     a.ld(RDI, vcpu("TRANSLATOR"))
     a.ld(RSI, F_RIP)
     a.copy(RAX, RSI)
-    a.shr(RAX, 10)
+    a.shr(RAX, 8)
     a.emit(ops.XOR, RAX, RSI)
-    a.and_(RAX, HASH_ENTRIES - 1)
-    a.shl(RAX, 4)
+    a.and_(RAX, HASH_SETS - 1)
+    a.shl(RAX, (16 * HASH_WAYS).bit_length() - 1)
     a.ld(RCX, Mem(RDI, TRANSLATOR["HASH"]))
     a.add(RCX, register=RAX)
-    a.ld(RAX, Mem(RCX))
-    a.cmp(RAX, register=RSI)
-    a.jcc(ops.CC_NZ, "translate")
-    a.ld(RAX, Mem(RCX, 8))
-    a.st(F_RIP, RAX)
-    a.ret()
-    a.label("translate")
+    for way in range(HASH_WAYS):
+        a.ld(RAX, Mem(RCX, 16 * way))
+        a.cmp(RAX, register=RSI)
+        a.jcc(ops.CC_NZ, f"not_in_way_{way}")
+        a.ld(RAX, Mem(RCX, 16 * way + 8))
+        a.st(F_RIP, RAX)
+        a.ret()
+        a.label(f"not_in_way_{way}")
     a.hook(h.TRANSLATE)
     a.st(F_RIP, RAX)
     a.ret()
