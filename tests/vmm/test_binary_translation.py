@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, KPTI, NATIVE, PLAIN, run, seen
+from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, KPTI, MONITOR, NATIVE, PLAIN, run, seen
 from vtsim.cpu import ops as o
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.slots import RAX, RSP
+from vtsim.guest.primitives import Stage, lowerings
+from vtsim.guest.spec import CpuidSpec
 
 COPIES = "[{phases: [{primitive: fork, iterations: 4, pages: 1}]}]"
 ROUNDS = "[{phases: [{primitive: page_fault, region: 8 KiB, iterations: 3}]}]"
@@ -50,6 +55,25 @@ def test_a_store_to_a_table_that_faults_again_and_again_is_called_out() -> None:
     assert translator is not None
 
     assert translator["adapted"] == 2 + 1  # top-level entries that fork copies; a page made writable again
+
+
+def test_a_process_sees_the_processor_s_own_tables_unless_what_tells_it_traps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(a: Assembler, phase: CpuidSpec, at: Stage) -> None:
+        a.op(o.SGDT, mem=Mem(RSP, -64))
+        a.op(o.SIDT, mem=Mem(RSP, -64))
+        a.op(o.STR, RAX)
+        a.op(o.SMSW, RAX)
+        a.op(o.PUSHF)
+        a.op(o.POPF)
+
+    monkeypatch.setitem(lowerings._items, CpuidSpec, attrs.evolve(lowerings[CpuidSpec], emit=tell))
+    guest = (PLAIN, "[{phases: [{primitive: cpuid, iterations: 1}]}]")
+    natively, _, _ = run(guest, NATIVE)
+
+    for sets, same in ((MONITOR, True), (TRANSLATED, False), ((*TRANSLATED, "machine.isa=virtualizable"), True)):
+        there, _, stopped = run(guest, sets)
+        assert stopped is None
+        assert (seen(there) == seen(natively)) is same
 
 
 def test_a_cache_that_is_too_small_is_emptied_and_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:

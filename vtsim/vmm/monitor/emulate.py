@@ -44,6 +44,7 @@ def general_protection(a: Assembler, tables: int, translates: bool) -> None:
     if translates:
         a.call("original")
     a.label("emulate")
+    a.st_value(vcpu("EMULATING"), 1)
     a.ld(RSI, F_RIP)
     a.copy(RDI, RSI)
     a.hook(hooks.DECODE)

@@ -97,6 +97,7 @@ def inject(a: Assembler) -> None:
     """
     a.activity = ops.INJECTION
     a.label("inject")
+    a.st_value(vcpu("EMULATING"), 0)
     count(a, "INJECTED")
     a.ld(RAX, vcpu("KERNEL"))
     a.test(RAX, register=RAX)
