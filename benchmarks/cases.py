@@ -13,8 +13,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.requests import translations
 from benchmarks.paging import shadow_faults, table_construction
+from benchmarks.requests import translations
 from benchmarks.traces import replay
 from benchmarks.transitions import injections
 from vtsim.config import parse_scenario

@@ -15,6 +15,7 @@ from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.spec import EptSpec, VmmSpec
+from vtsim.vmm.techniques import techniques
 
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
@@ -67,10 +68,14 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     vmm, can = scenario.vmm, _capabilities(profile).supports
     if vmm.technique == "native":
         paging = "none"
+    elif vmm.paging == "auto" and techniques[vmm.technique].deprivileged:
+        paging = "shadow"
     elif vmm.paging == "auto":
         paging = "ept" if can("ENABLE_EPT") else "shadow"
     else:
         paging = vmm.paging
+    if techniques[vmm.technique].deprivileged:  # nothing of VT-x, and one monitor
+        vmm = attrs.evolve(vmm, personality="minimal", vpid=bool(vmm.vpid), tpr_shadow=bool(vmm.tpr_shadow))
     ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
     vmm = attrs.evolve(
         vmm,
@@ -130,7 +135,7 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
 
 def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What the hypervisor uses, the processor must have."""
-    if scenario.vmm.technique == "native":
+    if scenario.vmm.technique != "hardware":
         return
     capabilities = _capabilities(profile)
     for path, words, feature in _wishes(scenario.vmm):
@@ -156,6 +161,34 @@ def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             message="the page-modification log needs the dirty flags of EPT",
             help="method can be write-protect; or let ept.accessed_dirty be true",
         )
+
+
+def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a deprivileging monitor cannot do."""
+    vmm = scenario.vmm
+    if not techniques[vmm.technique].deprivileged:
+        return
+    others = "technique can be " + ", ".join(name for name, one in techniques.items() if not one.deprivileged)
+    wrong = (
+        ("paging", f"technique {vmm.technique!r} translates by shadow tables", vmm.paging != "shadow", "shadow, auto"),
+        ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
+        ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
+        ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
+    )
+    for path, message, found, allowed in wrong:
+        if found:
+            yield Problem(path=f"vmm.{path}", message=message, help=f"{path} can be {allowed}")
+    if len({vm.cpu for vm in scenario.vms}) < len(scenario.vms):
+        message = f"under technique {vmm.technique!r} every VM needs a CPU of its own"
+        yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
+    for number, vm in enumerate(scenario.vms):
+        if vm.guest.kernel.paging_levels == 5:
+            message = f"technique {vmm.technique!r} has shadow tables of four levels"
+            path = f"vms.{number}.guest.kernel.paging_levels"
+            yield Problem(path=path, message=message, help="paging_levels can be 4")
+        for process in vm.guest.processes:
+            if any(isinstance(phase, ReplaySpec) for phase in process.phases):
+                yield Problem(path="vmm.technique", message="a recorded guest needs VT-x", help=others)
 
 
 def _newer(feature: str) -> str:
@@ -337,6 +370,7 @@ def _memory_can_be_placed(scenario: Scenario, profile: Profile) -> Iterator[Prob
 CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
+    _monitor_can,
     _kernels_can_run,
     _direct_tables,
     _agile_paging,

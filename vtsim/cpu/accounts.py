@@ -15,6 +15,7 @@ OWN_CYCLES: Final = 0                     # [believed ring 0, 3][R0 R3 N0 N3][ac
 RING_STRIDE: Final = 4 * ACTIVITY_SLOTS
 OWN_INSTRUCTIONS: Final = 2 * RING_STRIDE           # by privilege state
 OWN_EMULATED: Final = OWN_INSTRUCTIONS + 4          # instructions the monitor executed instead, by ring
+OWN_DEPRIVILEGED: Final = OWN_EMULATED + 2          # of those in R3, the instructions of a guest's kernel
 OWN_COUNTERS: Final = OWN_EMULATED + 4
 
 COUNTERS: Final = (

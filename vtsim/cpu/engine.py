@@ -300,7 +300,7 @@ class Engine:
             raise ModelError("more program rows than the geometry has", {"rows": n})
         for page, instructions in pages:
             hfn = frame_of(page)
-            index = self._code_page(hfn)
+            index = self.code_page(hfn)
             for position, i in enumerate(instructions):
                 row = rows[i.at]
                 last = position == len(instructions) - 1 or instructions[position + 1].at != i.end
@@ -328,7 +328,8 @@ class Engine:
                 t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
         a[mem.A_ROW_COUNT] = n
 
-    def _code_page(self, hfn: int) -> int:
+    def code_page(self, hfn: int) -> int:
+        """Make a frame a code page; its number among them."""
         a = self.arena
         if int(mem.kind_of(a, hfn)) == mem.CODE:
             return int(a[int(a[mem.A_CODE_OF]) + hfn])

@@ -112,6 +112,12 @@ PRIVILEGED: Final = (
 )
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
+# ops that tell or change the state of the system in ring 3 without a fault (Robin and Irvine, "Analysis of the Intel
+# Pentium's Ability to Support a Secure Virtual Machine Monitor"): #GP in ring 3 while SENSITIVE_TRAPS is set
+SENSITIVE_OPS: Final = (
+    o.SGDT, o.SIDT, o.SLDT, o.STR, o.SMSW, o.PUSHF, o.POPF, o.INT, o.IRET, o.MOV_FROM_SEGMENT, o.MOV_TO_SEGMENT,
+    o.CALL_FAR, o.JMP_FAR, o.RET_FAR,
+)
 VMX_INSTRUCTIONS: Final = (
     o.VMREAD, o.VMWRITE, o.VMXON, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT,
     o.INVVPID, o.VMCALL, o.VMFUNC,
@@ -136,6 +142,9 @@ for _op in PRIVILEGED:
     RING[_op] = 1
 for _op in IO_PRIVILEGED:
     RING[_op] = 2
+SENSITIVE: Final = np.zeros(256, np.int64)
+for _op in SENSITIVE_OPS:
+    SENSITIVE[_op] = 1
 for _op in VMX_INSTRUCTIONS:
     RING[_op] = 3
 PRIMARY_SLOT: Final = v.PRIMARY_PROC_CONTROLS

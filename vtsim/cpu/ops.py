@@ -36,6 +36,7 @@ ACTIVITY_SLOTS: Final = 32
 ROW_WORDS: Final = 8
 ROW_META, ROW_R1, ROW_R2, ROW_IMM, ROW_MEM, ROW_DISP, ROW_TARGET, ROW_EXTRA = range(ROW_WORDS)
 META_LENGTH, META_OFFSET, META_STRADDLES, META_ACTIVITY, META_LAST = 8, 24, 36, 37, 42
+META_UNCOUNTED: Final = 43  # of a translation: no instruction of the original program
 # MEM packs base register (5 bits), index register (5), scale shift (2), size in bytes (4), segment (3: 0 none, 1 FS, 2 GS).
 MEM_INDEX, MEM_SCALE, MEM_SIZE, MEM_SEGMENT = 5, 10, 12, 16
 # Rows that were decoded from bytes say more in MEM: segments 3 ES, 4 CS, 5 SS, 6 DS (never 0), address size (2 bits) and

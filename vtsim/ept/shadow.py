@@ -88,18 +88,20 @@ ROLE_LEVEL: Final = 7
 ROLE_RIGHTS: Final = 3                              # shift
 ROLE_DIRECT: Final = 1 << 6                         # not of a guest table: pieces of a large page, or no paging
 ROLE_MODE: Final = 7                                # shift
+ROLE_MODES: Final = 31                              # modes in which a page of the same table is another
 KEY_FRAME: Final = 12                               # shift
 RIGHT_WRITE, RIGHT_USER, RIGHT_EXECUTE = 1, 2, 4
 ALL_RIGHTS: Final = 7
 
 # --- modes
 MODE_WP, MODE_NX, MODE_SMEP, MODE_PAGING = 1, 2, 4, 8
-MODE_AGILE: Final = 16                              # the VM has agile paging
+MODE_AGILE: Final = 32                              # the VM has agile paging: of no role
 
 # --- the word of a guest frame with agile paging: writes to it as a table | nested | next nested frame plus 1
 SWITCH_WRITES: Final = 0xFFFF
 SWITCH_NESTED: Final = 1 << 16
 SWITCH_NEXT: Final = 32                             # shift
+MODE_KERNEL: Final = 16                             # for a kernel that runs in ring 3: all that it maps is user
 
 # --- states
 IN_USE, UNSYNC = 1, 2
@@ -109,6 +111,7 @@ FLOOD: Final = 3                                    # writes to an upper table b
 # --- entries
 LEADS_TO_TABLE: Final = 1 << 9                      # bits that the processor ignores
 HOST_WRITABLE: Final = 1 << 10
+MONITOR: Final = 1 << 11                            # of a root: leads to the monitor's own tables
 DEVICE: Final = 1 << 51                             # reserved: the access faults, and the frame is a device's
 UPPER: Final = PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_ACCESSED | LEADS_TO_TABLE
 LOADED_ROOTS: Final = 4                             # the one in use, and three whose translations may be stale

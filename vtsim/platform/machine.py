@@ -34,10 +34,12 @@ from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmm.build import Guest, Hypervisor, build_hypervisor
-from vtsim.vmm.build import needs as hypervisor_needs
+from vtsim.vmm.hypervisor import Guest, Hypervisor
 from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.monitor.build import Monitor
+from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
+from vtsim.vmm.techniques import techniques
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
@@ -121,7 +123,8 @@ class Machine:
     clock: simpy.Environment = field(factory=simpy.Environment, init=False)
     interrupted: bool = field(default=False, init=False)
     wall_s: float = field(default=0.0, init=False)
-    hypervisor: Hypervisor | None = field(default=None, init=False)
+    hypervisor: Hypervisor | None = field(default=None, init=False)  # that uses VT-x
+    monitor: Monitor | None = field(default=None, init=False)  # of deprivileged guests
     disk: Disk | None = field(default=None, init=False)
     approximations: list[str] = field(factory=list, init=False)
 
@@ -136,7 +139,9 @@ class Machine:
                 field="machine.memory",
                 help="give the machine and its VMs less memory, or fewer CPUs",
             ) from None
+        deprivileged = techniques[self.scenario.vmm.technique].deprivileged
         identify(self.engine, GENERATIONS[self.profile.vmx.generation].capabilities())
+        self.engine.cpus[:, s.SENSITIVE_TRAPS] = int(self.scenario.machine.isa == "virtualizable" and deprivileged)
         self.engine.cpus[:, s.WORK_SCALE] = int(self.scenario.run.work_scale)
         for port in PM_TIMER:
             self.engine.port(port, PORT_COUNTER)
@@ -176,13 +181,24 @@ class Machine:
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
-        self.hypervisor = build_hypervisor(
+        lay_out = techniques[scenario.vmm.technique].build
+        assert lay_out is not None
+        below = lay_out(
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
+        if isinstance(below, Monitor):
+            self.monitor = below
+            return
+        self.hypervisor = below
         if scenario.vmm.swap.on:
             sizes = [vm.memory for vm in scenario.vms]
             self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
+
+    @property
+    def below(self) -> Hypervisor | Monitor | None:
+        """Who runs the guests, if they do not run natively."""
+        return self.hypervisor or self.monitor
 
     def _build(self, vm: Vm, memory: PhysicalMemory, *, extra: int = 0) -> Start:
         """Build a VM's guest in its memory."""
@@ -248,7 +264,7 @@ class Machine:
         if self.progress is None:
             return True
         share = min(int(self.clock.now) / max(self.limit, 1), 1.0)
-        stage = "native" if self.hypervisor is None else "run"
+        stage = "native" if self.below is None else "run"
         return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
 
     def _finish(self, vm: Vm, at: int, why: str | None) -> None:
@@ -279,13 +295,13 @@ class Machine:
         """React to a stop of the engine."""
         m = self.engine.cpus[cpu]
         at = int(m[s.CYCLE])
-        if code == codes.PROGRAM_END and self.hypervisor is None:
+        if code == codes.PROGRAM_END and self.below is None:
             self._finish(self.vms[0], at, None)
-        elif code == codes.TRIPLE_FAULTED and self.hypervisor is None:
+        elif code == codes.TRIPLE_FAULTED and self.below is None:
             self._finish(self.vms[0], at, "triple fault")
-        elif code == codes.PROGRAM_END and self.hypervisor is not None:
-            if m[s.NONROOT]:
-                self._finish(self._named(self.hypervisor.finish(cpu).name), at, None)
+        elif code == codes.PROGRAM_END and self.below is not None:
+            if self.below.in_guest(cpu):
+                self._finish(self._named(self.below.finish(cpu).name), at, None)
             else:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
@@ -298,11 +314,11 @@ class Machine:
 
     def _park(self, cpu: int, at: int) -> None:
         """No VM is left on a CPU: those that died are reported, and it waits halted for the end of the run."""
-        assert self.hypervisor is not None
-        for vcpu in self.hypervisor.vcpus:
-            vm = self._named(vcpu.name)
-            if vcpu.cpu == cpu and vm.finished_at is None:
-                self._finish(vm, at, self.hypervisor.death(vcpu) or "the hypervisor stopped")
+        assert self.below is not None
+        for name, why in self.below.deaths(cpu):
+            vm = self._named(name)
+            if vm.finished_at is None:
+                self._finish(vm, at, why or "the hypervisor stopped")
         m = self.engine.cpus[cpu]
         m[s.HALTED], m[s.APIC_DEADLINE] = 1, codes.FOREVER
 
@@ -337,6 +353,8 @@ class Machine:
     def outcome(self) -> Outcome:
         """Read the statistics after checking every law."""
         self.engine.check_clock()
+        if self.monitor is not None:
+            self.monitor.settle()
         owners = {name: owner_counts(self.engine, name, at) for name, at in self.engine.owners.items()}
         for owner in owners.values():
             check_laws(owner)
@@ -366,6 +384,8 @@ class Machine:
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
             memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
+            translations=None if self.monitor is None else self.monitor.translations(),
+            monitor=None if self.monitor is None else self.monitor.statistics(),
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:

@@ -36,6 +36,7 @@ class OwnerCounts:
     """Everything charged to one owner.
 
     `cycles`: [believed ring 0, 3][R0 R3 N0 N3][activity]. `instructions`: by privilege state. `emulated`: by ring.
+    `deprivileged`: of the instructions in R3, those of a kernel.
     """
 
     name: str
@@ -44,6 +45,7 @@ class OwnerCounts:
     emulated: tuple[int, ...]
     counters: Mapping[str, int]
     exits: tuple[ExitCounts, ...]
+    deprivileged: int = 0
 
 
 @frozen(kw_only=True)
@@ -74,6 +76,8 @@ class Outcome:
     approximations: tuple[str, ...] = ()
     replayed: ReplayedExits | None = None
     memory: Mapping[str, int] = field(factory=dict)  # what is of the host, and of no single VM
+    monitor: Mapping[str, int] | None = None
+    translations: Mapping[str, int] | None = None
 
 
 def bucket_floor(bucket: int) -> int:
@@ -111,6 +115,7 @@ def owner_counts(engine: Engine, name: str, at: int) -> OwnerCounts:
         emulated=tuple(int(n) for n in a[at + k.OWN_EMULATED :][:2]),
         counters={row[0]: int(a[first + n]) for n, row in enumerate(k.COUNTERS)},
         exits=tuple(exits),
+        deprivileged=int(a[at + k.OWN_DEPRIVILEGED]),
     )
 
 

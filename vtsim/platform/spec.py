@@ -46,6 +46,11 @@ class MachineSpec:
         "Cycles that one CPU may run ahead; the default is the profile's smallest cross-CPU latency",
         default=None,
     )
+    isa: str = setting(
+        Text(choices=("x86", "virtualizable")),
+        "Sensitive operations that ring 3 may execute: as they are, or trapping where a monitor asks for it",
+        default="x86",
+    )
     cpu: Overrides = setting(
         Free(noun="profile value"),
         "Profile values to change, as in `pwc.pde.entries: 0`; `vtsim explain profile NAME` lists them",

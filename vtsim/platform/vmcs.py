@@ -34,9 +34,11 @@ class VcpuVmcs:
 
 def vmcs_after(scenario: Scenario) -> tuple[VcpuVmcs, ...]:
     """Run a scenario to its end or its time limit; the VMCS of each vCPU. Raises `ConfigError` where there is none."""
-    if scenario.vmm.technique == "native":
+    if scenario.vmm.technique != "hardware":
         raise ConfigError(
-            "a native run has no VMCS", field="vmm.technique", help="vmm.technique can be hardware, which uses VMX"
+            f"a {scenario.vmm.technique} run has no VMCS",
+            field="vmm.technique",
+            help="vmm.technique can be hardware, which uses VMX",
         )
     machine = Machine(scenario)
     machine.run()

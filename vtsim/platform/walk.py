@@ -31,6 +31,7 @@ from vtsim.platform.steps import NAMES, UNSIGNED, Level, Recorder, Reference
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+from vtsim.vmm.techniques import techniques
 
 READ, WRITE, FETCH = "read", "write", "fetch"
 ACCESSES: Final = {READ: 0, WRITE: 1, FETCH: 2}
@@ -123,6 +124,12 @@ def walk(
     if native or scenario.vmm.technique == "native":
         vmm = attrs.evolve(scenario.vmm, technique="native", paging="none")
         scenario, number = alone(attrs.evolve(scenario, vmm=vmm), scenario.vms[number]), 0
+    elif techniques[scenario.vmm.technique].deprivileged:
+        raise ConfigError(
+            "the tables of a deprivileged guest cannot be walked yet",
+            field="vmm.technique",
+            help="vmm.technique can be hardware, native",
+        )
     if access not in ACCESSES:
         raise ConfigError(f"there is no access {access!r}", field="access", help="access can be read, write, fetch")
     if ring not in (None, 0, 3):

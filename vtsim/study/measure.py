@@ -78,7 +78,8 @@ def guest_rings(guests: Sequence[OwnerCounts], *, native: bool) -> r.GuestInstru
     """Instructions of guest programs by the ring they believe in, the emulated ones included."""
     rings = []
     for ring in (0, 1):
-        retired = sum(g.instructions[ring] + g.instructions[2 + ring] for g in guests)
+        kernels = sum(g.deprivileged for g in guests) * (-1 if ring else 1)
+        retired = sum(g.instructions[ring] + g.instructions[2 + ring] for g in guests) + kernels
         emulated = 0 if native else sum(g.emulated[ring] for g in guests)
         rings.append(r.GuestRing(executed=retired + emulated, emulated=emulated))
     return r.GuestInstructions(ring0=rings[0], ring3=rings[1])
@@ -249,4 +250,6 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
         parameters=parameters(first),
         replay=compared(first),
+        translations=None if first.translations is None else r.Translations(**first.translations),
+        monitor=None if first.monitor is None else r.Monitor(**first.monitor),
     )

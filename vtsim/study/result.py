@@ -41,6 +41,34 @@ class Hypervisor:
 
 
 @frozen(kw_only=True)
+class Monitor:
+    """What a monitor counted that runs guest kernels in ring 3, over all its guests."""
+
+    traps: int        = key("traps", "privileged operations of guests that faulted to the monitor")
+    system_calls: int = key("calls", "system calls that went through the monitor to the guest's kernel")
+    injected: int     = key("events", "exceptions and interrupts that it delivered to guests")
+    switches: int     = key("switches", "between the address spaces of a guest's kernel and of its processes")
+
+
+@frozen(kw_only=True)
+class Translations:
+    """What a binary translator did, over all guest kernels that it translated."""
+
+    blocks: int    = key("blocks", "translated, again after an eviction included")
+    taken: int     = key("instructions", "read and translated")
+    made: int      = key("instructions", "written into the cache for them")
+    identical: int = key("instructions", "of those taken, translated into themselves")
+    in_line: int   = key("instructions", "of those taken, translated into others that need no monitor")
+    call_outs: int = key("instructions", "of those taken, translated into a call to the monitor")
+    flushes: int   = key("times", "the cache was full and emptied")
+    evicted: int   = key("blocks", "dropped then")
+    adapted: int   = key("instructions", "that faulted again and again, translated anew into a call to the monitor")
+    chained: int   = key("exits", "of blocks, made to lead to another block without the monitor")
+    lookups: int   = key("look-ups", "of the targets of returns and indirect branches")
+    misses: int    = key("look-ups", "of these, that had to ask the monitor")
+
+
+@frozen(kw_only=True)
 class Efficiency:
     """Share of guest instructions that executed without the hypervisor; null where none were executed."""
 
@@ -317,6 +345,8 @@ class Result(Run):
     approximations: tuple[str, ...] = key("", "sentences: what this run simplified")
     parameters: Parameters          = key("", "values used, with sources")
     replay: Replay | None           = key("", "recorded against predicted exits", default=None)
+    monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
+    translations: Translations | None = key("", "what a binary translator did", default=None)
 # fmt: on
 
     def to_dict(self) -> dict[str, Any]:

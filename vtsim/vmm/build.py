@@ -37,7 +37,7 @@ from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
-from vtsim.vmm.registry import Path, personalities, techniques
+from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
@@ -51,7 +51,6 @@ LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given 
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
-@techniques.register("hardware")
 def build_hypervisor(
     *,
     vmm: VmmSpec,
@@ -293,8 +292,8 @@ def _fill_vmcs(
         values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
     if vcpu.shadow is not None:
         root = fill_pool(
-            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters, vcpu.address,
-            vcpu.process.root, vcpu.ept.root if vcpu.ept is not None else 0,
+            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
+            vcpu.address + at.V["SLOTS"], vcpu.process.root, ept=vcpu.ept.root if vcpu.ept is not None else 0,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE

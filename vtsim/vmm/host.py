@@ -37,6 +37,8 @@ class Host:
 
     engine: Engine
     profile: Profile
+    direct: int = at.HOST_DIRECT  # linear address of physical address 0
+    text: int = at.HOST_TEXT
     next_frame: int = field(default=FIRST_FRAME, init=False)
     kernel: Table = field(init=False)
     idt: int = field(init=False)
@@ -49,8 +51,8 @@ class Host:
         flags = KERNEL_PAGE | e.PTE_GLOBAL
         largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
         frames = -(-self.engine.geometry.frame_count // BLOCK) * BLOCK
-        self.kernel.map_range(at.HOST_DIRECT, 0, frames, flags | e.PTE_NO_EXECUTE, largest)
-        self.kernel.map(at.HOST_TEXT, [TEXT_FRAME], flags, SIZE_2M)
+        self.kernel.map_range(self.direct, 0, frames, flags | e.PTE_NO_EXECUTE, largest)
+        self.kernel.map(self.text, [TEXT_FRAME], flags, SIZE_2M)
         self.idt = self.reserve()
         self.words(self.idt)
         self.zero_page = self.reserve()
@@ -92,13 +94,17 @@ class Host:
         """Reserve memory for so many words; the first frame's number."""
         return self.reserve(-(-words // mem.PAGE_WORDS))
 
+    def address(self, hfn: int) -> int:
+        """The linear address of a frame."""
+        return self.direct + hfn * mem.PAGE_BYTES
+
     def store(self, linear: int, value: int) -> None:
         """Store a word at a linear address of the direct map."""
-        self.engine.store(linear - at.HOST_DIRECT, value)
+        self.engine.store(linear - self.direct, value)
 
     def load(self, linear: int) -> int:
         """The word at a linear address of the direct map."""
-        return self.engine.load(linear - at.HOST_DIRECT)
+        return self.engine.load(linear - self.direct)
 
     def store_many(self, hfn: int, values: Words) -> None:
         """Fill consecutive frames with words."""
@@ -115,7 +121,7 @@ class Host:
     def gate(self, vector: int, handler: int) -> None:
         """Let an interrupt gate of the host lead to a handler."""
         low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
-        address = at.frame_address(self.idt) + 16 * vector
+        address = self.address(self.idt) + 16 * vector
         self.store(address, low)
         self.store(address + 8, handler >> 32 & 0xFFFF_FFFF)
 

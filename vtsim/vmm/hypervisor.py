@@ -100,6 +100,10 @@ class Hypervisor:
         address = self.host.load(at.frame_address(self.cpu_pages[cpu]) + at.C["CURRENT"])
         return next(v for v in self.vcpus if v.address == address & (1 << 64) - 1)
 
+    def in_guest(self, cpu: int) -> bool:
+        """Is a CPU in VMX non-root operation?"""
+        return bool(self.engine.cpus[cpu][s.NONROOT])
+
     def word(self, vcpu: Vcpu, field: str) -> int:
         """A word of a vCPU's structure."""
         return self.host.load(vcpu.address + at.V[field])
@@ -134,6 +138,10 @@ class Hypervisor:
         """What became of a VM's memory; what did not happen is left out."""
         counts = {name.lower(): self.word(vcpu, name) for name in at.STATISTICS}
         return {name: count for name, count in counts.items() if count}
+
+    def deaths(self, cpu: int) -> list[tuple[str, str]]:
+        """The VMs of a CPU, and why each ended."""
+        return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
 
     def death(self, vcpu: Vcpu) -> str:
         """Why a VM ended; empty while it runs."""

@@ -100,6 +100,8 @@ class VmMemory:
     size: int
     backing: Table
     blocks: Blocks | None
+    base: int = at.USER_RAM  # linear address of guest-physical address 0
+    leaf: int = RAM_PAGE
     frames: npt.NDArray[np.int64] | None = field(default=None, init=False)
     large: bool = field(default=False, init=False)  # is it given in 2 MiB blocks, as long as there are any?
     placement: Placement | None = field(default=None, init=False)  # where a buddy allocator gives the frames
@@ -109,7 +111,7 @@ class VmMemory:
         """The host frame behind a guest frame, given now if there was none."""
         if self.frames is not None:
             return int(self.frames[self._place(gfn)])
-        address = at.USER_RAM + gfn * PAGE_BYTES
+        address = self.base + gfn * PAGE_BYTES
         leaf = self.backing.find(address)
         if leaf:
             return leaf.frame + gfn % (1 << 9 * leaf.size)
@@ -117,10 +119,10 @@ class VmMemory:
             raise ModelError("a guest frame outside of RAM", {"gfn": gfn})
         block = self._block(gfn)
         if block is not None:
-            self.backing.map(address // (BLOCK * PAGE_BYTES) * BLOCK * PAGE_BYTES, [block], RAM_PAGE, SIZE_2M)
+            self.backing.map(address // (BLOCK * PAGE_BYTES) * BLOCK * PAGE_BYTES, [block], self.leaf, SIZE_2M)
             return block + gfn % BLOCK
         hfn = self.engine.allocate() if self.placement is None else int(self.placement.frames(np.array([gfn]))[0])
-        self.backing.map(address, [hfn], RAM_PAGE)
+        self.backing.map(address, [hfn], self.leaf)
         return hfn
 
     def contents(self, gfn: int, kind: int) -> npt.NDArray[np.int64]:
@@ -143,7 +145,7 @@ class VmMemory:
         if place is None or not place.tables_apart or gfn in place.moved:
             return
         hfn = place.table_frame(gfn)
-        self.backing.map(at.USER_RAM + gfn * PAGE_BYTES, [hfn], RAM_PAGE)
+        self.backing.map(self.base + gfn * PAGE_BYTES, [hfn], self.leaf)
         if self.frames is not None:
             self.frames[self._place(gfn)] = hfn
 
@@ -168,7 +170,7 @@ class VmMemory:
         self.frames = frames
         done = 0
         for first, end in ranges:
-            self._map(self.backing, at.USER_RAM, first, frames[done : done + end - first], RAM_PAGE, page_size)
+            self._map(self.backing, self.base, first, frames[done : done + end - first], self.leaf, page_size)
             done += end - first
 
     def map_all(self, ept: Table, page_size: int, flags: int) -> None:

@@ -41,6 +41,7 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
         shadows = sum(shadow_frames(size, permille, frame_limit(size, FOUR_GIB)) for size in memories)
     if vmm.paging == "direct-pv":
         shadows = 2 * frame_words(host_memory)
+    translating = vmm.technique == "binary-translation"
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     if vmm.memory.buddy:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
@@ -51,9 +52,9 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
         bitmaps += sum(map(mark_frames, memories))
         disk_pages = 2 * sum(gfn_ranges(size)[-1][1] for size in memories)
     return Needs(
-        pool_pages=disk_pages + 2 * tables + shadows + bitmaps + 256 + 32 * len(memories),
-        code_pages=24,
-        rows=8192,
+        pool_pages=disk_pages + 2 * tables + shadows + bitmaps + 256 + (32 + 160 * translating) * len(memories),
+        code_pages=24 + 20 * len(memories) * translating,
+        rows=8192 + 5000 * len(memories) * translating,
         owners=1 + len(memories),
         host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * len(memories),
     )

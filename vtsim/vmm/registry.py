@@ -1,9 +1,9 @@
-"""The hypervisor's doors: techniques, personalities, and the exit paths of each personality."""
+"""Two doors of the hypervisor: personalities, and the exit paths of each. For techniques see `vtsim.vmm.techniques`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from attrs import frozen
 
@@ -66,4 +66,3 @@ class Personality(Protocol):
 
 personalities: Final[Registry[str, Personality]] = Registry("personality")
 exit_paths: Final[Registry[tuple[str, int], ExitPath]] = Registry("exit path")
-techniques: Final[Registry[str, Callable[..., Any]]] = Registry("technique")

@@ -140,14 +140,15 @@ def fill_pool(
     start: Start,
     profile: Profile,
     parameters: Mapping[str, int],
-    vcpu: int,
+    slots: int,
     root: int,
+    guest: int = at.USER_RAM,
     ept: int = 0,
 ) -> int:
     """Write the pool's words, all pages free but the root; the host-physical address of the root.
 
-    `vcpu` is the linear address of the vCPU's structure, `root` the frame of its process's root, `ept` that of
-    the root of EPT, with agile paging.
+    `slots` is the linear address of two words, the memory slots and how many; `root` the frame of the root through
+    which guest memory is seen from the linear address `guest` on, `ept` that of the root of EPT, with agile paging.
     """
     mode = mode_of(start) | (d.MODE_AGILE if pool.switches is not None else 0)
     records = np.zeros((pool.pages, d.RECORD_BYTES // 8), np.int64)
@@ -155,30 +156,30 @@ def fill_pool(
     records[-1, d.RECORD["NEXT"] // 8] = 0
     direct = not mode & d.MODE_PAGING
     frame = 0 if direct else (start.cr3 & e.ADDRESS) // mem.PAGE_BYTES
-    role = 4 | d.ALL_RIGHTS << d.ROLE_RIGHTS | mode << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
+    role = 4 | d.ALL_RIGHTS << d.ROLE_RIGHTS | (mode & d.ROLE_MODES) << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
     records[0, d.RECORD["KEY"] // 8] = frame << d.KEY_FRAME | role
     records[0, d.RECORD["STATE"] // 8] = d.IN_USE
     host.store_many(pool.records, records.ravel())
     bucket = (frame ^ frame >> 12) & (d.BUCKET_COUNT - 1)
-    host.store(at.frame_address(pool.buckets) + 8 * bucket, 1)
+    host.store(host.address(pool.buckets) + 8 * bucket, 1)
     if not direct:
-        host.store(at.frame_address(pool.frames) + 8 * frame, 1 << d.UPPER_TABLES)
-        host.store(at.frame_address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
+        host.store(host.address(pool.frames) + 8 * frame, 1 << d.UPPER_TABLES)
+        host.store(host.address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
         "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << 56,
-        "DIRECT": at.HOST_DIRECT, "GUEST": at.USER_RAM,
-        "TABLES": pool.tables << 12, "NOTES": at.frame_address(pool.notes),
-        "RECORDS": at.frame_address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
-        "FRAMES": at.frame_address(pool.frames), "FRAME_COUNT": pool.frame_count,
-        "LARGE": at.frame_address(pool.frames) + 8 * pool.frame_count,
+        "DIRECT": host.direct, "GUEST": guest,
+        "TABLES": pool.tables << 12, "NOTES": host.address(pool.notes),
+        "RECORDS": host.address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
+        "FRAMES": host.address(pool.frames), "FRAME_COUNT": pool.frame_count,
+        "LARGE": host.address(pool.frames) + 8 * pool.frame_count,
         "LARGE_NX": int(profile.features.nx and parameters.get("nx_huge_pages", 0) > 0),
-        "BUCKETS": at.frame_address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
+        "BUCKETS": host.address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
         "OUT_OF_SYNC": parameters["out_of_sync"] if pool.switches is None else 0,
-        "SWITCHES": at.frame_address(pool.switches or 0), "EPT": ept << 12,
-        "HOST_ROOT": root << 12, "SLOTS": vcpu + at.V["SLOTS"],
+        "SWITCHES": host.address(pool.switches or 0), "EPT": ept << 12,
+        "HOST_ROOT": root << 12, "SLOTS": slots,
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),
     }  # fmt: skip
     for name, value in words.items():
-        host.store(pool.address + d.POOL[name], value)
+        host.store(host.address(pool.block) + d.POOL[name], value)
     return pool.tables << 12

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from attrs import frozen
 
+import vtsim.vmm.techniques
 from vtsim.base.errors import ConfigError
+from vtsim.base.registry import import_all
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
 from vtsim.ept.direct import BATCH_LIMIT
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
 from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
+from vtsim.vmm.techniques import techniques
+
+import_all(vtsim.vmm.techniques)
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -82,8 +87,8 @@ class VmmSpec:
     """The hypervisor: how guest kernels are virtualized, and by whom."""
 
     technique: str = setting(
-        Text(choices=("hardware", "native")),
-        "VMX non-root operation, or no hypervisor at all",
+        Text(choices=tuple(techniques)),
+        "How guest kernels are virtualized; `vtsim list technique` says what each is",
         default="hardware",
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")

@@ -33,6 +33,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT, NEXT, STOPPED
 from vtsim.cpu.kernels.access import timed_access
+from vtsim.cpu.kernels.digest import shown
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store, sweep, zero_page
 from vtsim.cpu.kernels.memory_hooks import FIRST_MEMORY_HOOK, memory_hook
@@ -40,10 +41,11 @@ from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
 from vtsim.cpu.kernels.stream import drain
 from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_lookup_direct, table_map
+from vtsim.cpu.kernels.translator import FIRST_TRANSLATION_HOOK, translation_hook
 
 # fmt: off
 (TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
- SET_BIT, CLEAR_BIT, DECODE, TABLE_LOOKUP_DIRECT) = range(13)
+ SET_BIT, CLEAR_BIT, DECODE, TABLE_LOOKUP_DIRECT, OPERAND, SHOW) = range(15)
 HOOKS: Final = (
     # name             registers
     ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
@@ -66,6 +68,9 @@ HOOKS: Final = (
     ("TABLE_LOOKUP_DIRECT", "root RDI, address RSI, linear map R8, linear address R9 of the table from host frame to "
                        "guest-physical address, present bits R10; RAX <- leaf entry or 0, RDX <- level, RCX <- linear "
                        "address of the entry, R11 <- its host-physical address"),
+    ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear "
+                       "address of its memory operand"),
+    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX (for digests only)"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
 # fmt: on
@@ -195,6 +200,37 @@ def decode(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
+def operand(m: Record, a: Arena, t: Tags) -> int:
+    """Work out the address of a memory operand as an emulator does, from saved registers: a fault or 0."""
+    hpa = timed_access(m, a, t, m[s.GPR + s.RDI], READ)
+    if hpa < 0:
+        return hpa
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.LD]
+    m[s.GPR + s.RAX] = 0
+    if kind_of(a, hpa >> 12) != CODE:
+        return 0
+    row = t[a[A_CODE_MAPS] + a[a[A_CODE_OF] + (hpa >> 12)] * 4096 + (hpa & 0xFFF)]
+    if row < 0:
+        return 0
+    r = a[A_ROWS] + row * o.ROW_WORDS
+    packed = a[r + o.ROW_MEM]
+    address = a[r + o.ROW_DISP]
+    index = (packed >> o.MEM_INDEX) & 31
+    if packed & 31 < 16:
+        address += hook_load(m, a, t, m[s.GPR + s.RSI] + 8 * (packed & 31))
+    if index < 16:
+        address += hook_load(m, a, t, m[s.GPR + s.RSI] + 8 * index) << ((packed >> o.MEM_SCALE) & 3)
+    segment = (packed >> o.MEM_SEGMENT) & 7
+    if segment == o.SEGMENT_FS:
+        address += m[s.FS_BASE]
+    elif segment == o.SEGMENT_GS:
+        address += m[s.GS_BASE]
+    m[s.GPR + s.RAX] = address
+    return m[s.FAULT_KIND]
+
+
+@kernel
 def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     """Run a compiled hook: NEXT, or the fault that one of its accesses met."""
     m[s.FAULT_KIND] = 0
@@ -225,6 +261,12 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = memory_hook(m, a, t, number)
     elif number == TABLE_LOOKUP_DIRECT:
         fault = table_lookup_direct(m, a, t)
+    elif number == OPERAND:
+        fault = operand(m, a, t)
+    elif number == SHOW:
+        shown(m, a, m[s.GPR + s.RAX])
+    elif number >= FIRST_TRANSLATION_HOOK:
+        fault = translation_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:
         fault = shadow_hook(m, a, t, number)
     else:

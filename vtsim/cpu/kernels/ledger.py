@@ -18,10 +18,13 @@ def settle(m: Record, a: Arena) -> None:
     """Charge cycles and instructions to whoever ran: before owner, privilege or activity change."""
     privilege = m[s.PRIVILEGE]
     owner = m[s.OWNER]
-    at = owner + (privilege & 1) * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + m[s.ACTIVITY]
+    ring = 0 if m[s.BELIEVED] else privilege & 1
+    at = owner + ring * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + m[s.ACTIVITY]
     a[at] += m[s.CYCLE] - m[s.MARK]
     m[s.MARK] = m[s.CYCLE]
     a[owner + k.OWN_INSTRUCTIONS + privilege] += m[s.RETIRED] - m[s.RETIRED_MARK]
+    if m[s.BELIEVED]:
+        a[owner + k.OWN_DEPRIVILEGED] += m[s.RETIRED] - m[s.RETIRED_MARK]
     m[s.RETIRED_MARK] = m[s.RETIRED]
 
 
@@ -29,7 +32,8 @@ def settle(m: Record, a: Arena) -> None:
 def charge(m: Record, a: Arena, activity: int, cycles: int) -> None:
     """Let cycles pass that belong to an activity of the CPU itself, not of the program."""
     privilege = m[s.PRIVILEGE]
-    a[m[s.OWNER] + (privilege & 1) * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + activity] += cycles
+    ring = 0 if m[s.BELIEVED] else privilege & 1
+    a[m[s.OWNER] + ring * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + activity] += cycles
     m[s.CYCLE] += cycles
     m[s.MARK] += cycles
 

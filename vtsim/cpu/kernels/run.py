@@ -107,7 +107,7 @@ def execute(m: Record, a: Arena, t: Tags, r: int) -> int:
     m[s.OP_LENGTH] = (a[r] >> o.META_LENGTH) & 0xFFFF
     m[s.OPS] += 1
     m[s.CYCLE] += price
-    m[s.RETIRED] += 1
+    m[s.RETIRED] += 1 - ((a[r] >> o.META_UNCOUNTED) & 1)
     m[s.IN_FLIGHT] = price + 1
     if op <= o.JMP_MEM or op == o.XADD:
         ended = memory_op(m, a, t, r, op)

@@ -78,6 +78,8 @@ def set_leaf(
         old = 0
     if old & PTE_PRESENT == 0:
         old = 0
+    if m[s.SHADOW_MODE] & d.MODE_KERNEL:
+        rights |= d.RIGHT_USER
     word = make_leaf(m, a, t, frame, host, rights, writable, old, why, large)
     if old & PTE_WRITE and word & PTE_WRITE == 0:
         m[s.SHADOW_FLAGS] |= FLUSH
@@ -117,6 +119,8 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         rights = (key >> d.ROLE_RIGHTS) & rights_of(m, wanted)
         if wanted & PTE_DIRTY == 0:
             rights &= ~d.RIGHT_WRITE
+        if key & d.MODE_KERNEL << d.ROLE_MODE:
+            rights |= d.RIGHT_USER
         writable = old & d.HOST_WRITABLE != 0
         word = make_leaf(m, a, t, frame, (old & ADDRESS) >> 12, rights, writable, old, AGAIN, False)
         if word != old:
@@ -171,4 +175,5 @@ def find_page(m: Record, a: Arena, t: Tags, frame: int, role: int) -> int:
 @kernel
 def role_of(m: Record, level: int, rights: int, direct: bool) -> int:
     """The role of a shadow page, in the paging mode of the guest."""
-    return level | rights << d.ROLE_RIGHTS | m[s.SHADOW_MODE] << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
+    mode = m[s.SHADOW_MODE] & d.ROLE_MODES
+    return level | rights << d.ROLE_RIGHTS | mode << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)

@@ -92,7 +92,7 @@ def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
     if word == 0:
         return
     shadow_put(m, a, t, at, 0)
-    if word & d.DEVICE:
+    if word & (d.DEVICE | d.MONITOR):
         return
     m[s.SHADOW_FLAGS] |= FLUSH
     if word & d.LEADS_TO_TABLE:

@@ -271,7 +271,7 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
         else:
             break
         cycle += m[s.PRICE + op]
-        retired += 1
+        retired += 1 - ((meta >> o.META_UNCOUNTED) & 1)
         left -= 1
         rip += length
         r = following

@@ -22,7 +22,7 @@ from vtsim.cpu.codes import (
     SOFTWARE_INTERRUPT,
     UD,
 )
-from vtsim.cpu.exit_rules import REASON, RING, UNDEFINED
+from vtsim.cpu.exit_rules import REASON, RING, SENSITIVE, UNDEFINED
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
@@ -121,7 +121,8 @@ def system_call(m: Record, a: Arena, op: int) -> int:
         set_privilege(m, a, 3)
         if a[A_DECODE]:
             m[s.CS_ACCESS_RIGHTS] = CODE_64 | 3 << 5
-        m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], m[s.GPR + s.RAX])
+        if m[s.BELIEVED] == 0:
+            m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], m[s.GPR + s.RAX])
     elif op == o.SYSENTER:
         m[s.RIP] = m[s.SYSENTER_EIP]
         m[s.GPR + s.RSP] = m[s.SYSENTER_ESP]
@@ -182,6 +183,8 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     """Execute one sensitive or privileged op: how it ended (NEXT, JUMPED, EVENT, STOPPED, AGAIN)."""
     if UNDEFINED[op] and undefined(m, a, op):
         return raise_exception(m, UD, 0, 0)
+    if m[s.SENSITIVE_TRAPS] and m[s.PRIVILEGE] & 1 and SENSITIVE[op]:
+        return raise_exception(m, GP, 1, 0)
     decoded = a[r + o.ROW_MEM] & o.MEM_DECODED
     if decoded and (op == o.MOV_TO_DR or op == o.MOV_FROM_DR):
         return debug_register(m, a, r, op)

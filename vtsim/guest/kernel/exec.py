@@ -3,7 +3,8 @@
 What stands in the kernel's page cache is known from the parent's tables, where the text is mapped, too. Stack and data
 come with page faults.
 
-Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork; exec of a paravirtual kernel.
+Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork, or
+of a paravirtual kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_exec")
     if kernel.paravirtual:
-        a.jmp("no_memory", comment="never: a scenario with both is refused")
+        a.jmp("no_memory")  # never: a scenario with both is refused
         return
     a.work(length("exec"))
     a.op(ops.CLI)
