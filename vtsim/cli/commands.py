@@ -26,6 +26,8 @@ vmcs = typer.Typer(
 app.add_typer(vmcs, name="vmcs")
 iommu = typer.Typer(help="Show what a remapping unit does.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(iommu, name="iommu")
+analyze = typer.Typer(help="Analyse what the processor is.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(analyze, name="analyze")
 
 
 def path(text: str) -> Path:
@@ -332,3 +334,24 @@ def iommu_walk(
             json=json,
         )
     )
+
+
+@analyze.command("isa")
+def analyze_isa(
+    profile: Annotated[str, typer.Option(metavar="NAME", help="The processor.")] = "skx-4114",
+    json: Json = False,
+) -> None:
+    """Classify ops by executing them in ring 0 and ring 3; say whether the instruction set is virtualizable."""
+    from vtsim.base import jit
+    from vtsim.cli.run import COMPILING
+    from vtsim.cpu.kernels.run import run_all
+    from vtsim.platform.isa import analyze as analyze_ops
+    from vtsim.study.isa_view import isa_json, isa_text
+
+    if not jit.kernels_are_cached(run_all):
+        note(COMPILING)
+    analysis = analyze_ops(profile)
+    if json:
+        emit(isa_json(analysis) + "\n")
+    else:
+        show(isa_text(analysis))
