@@ -39,6 +39,15 @@ READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory":
 (HOST_WIDTH, HOST_RESERVED, FAULT_REGISTERS, CLOCK, FAULT_NEXT, DEVICE_PENDING, MESSAGE_COUNT, STEPS, STEP_COUNT,
  IOTLB_SIZES, ROOT_TABLE, INTERRUPT_TABLE, COMPRESS, MESSAGES_TAKEN) = range(48, 62)
 
+# --- the answer to the last interrupt request, and what interrupt remapping counts -----------------------------------
+# INTERRUPT_MESSAGE, INTERRUPT_DATA: address and data to send. INTERRUPT_NOTIFIES: a posted interrupt has a message.
+(INTERRUPT_STATUS, INTERRUPT_INDEX, INTERRUPT_MESSAGE, INTERRUPT_DATA, INTERRUPT_NOTIFIES,
+ INTERRUPT_READS) = range(176, 182)
+(INTERRUPT_REMAPPED, INTERRUPT_POSTED, INTERRUPT_COMPATIBLE, INTERRUPT_BLOCKED) = range(4)  # INTERRUPT_STATUS
+INTERRUPT_STATUSES: Final = ("remapped", "posted", "passed on", "blocked")
+(N_INTERRUPT_REQUESTS, N_INTERRUPTS_REMAPPED, N_INTERRUPTS_POSTED, N_INTERRUPTS_COMPATIBLE, N_INTERRUPT_HITS,
+ N_INTERRUPT_MISSES, N_NOTIFICATIONS) = range(184, 191)
+
 # --- statistics; `LAWS` says what holds between them ---------------------------------------------------
 (N_REQUESTS, N_COMPLETED, N_BLOCKED, N_INTERRUPTS, N_DROPPED, N_FAULTS, N_RECORDED, N_OVERFLOWED, N_SILENCED,
  N_IOTLB_HITS, N_IOTLB_MISSES, N_WALKS, N_READS, N_FLAG_WRITES, N_CONTEXT_HITS, N_CONTEXT_MISSES, N_PASID_HITS,
@@ -52,7 +61,11 @@ STATISTICS: Final = {
     "context hits": N_CONTEXT_HITS, "context misses": N_CONTEXT_MISSES, "PASID hits": N_PASID_HITS,
     "PASID misses": N_PASID_MISSES, "paging-structure hits": N_STRUCTURE_HITS, "descriptors": N_DESCRIPTORS,
     "entries invalidated": N_INVALIDATED, "messages": N_MESSAGES, "page requests": N_PAGE_REQUESTS,
-    "page requests refused": N_REFUSED, "interrupt requests blocked": N_INTERRUPTS_BLOCKED,
+    "page requests refused": N_REFUSED, "interrupt requests": N_INTERRUPT_REQUESTS,
+    "interrupt requests remapped": N_INTERRUPTS_REMAPPED, "interrupt requests posted": N_INTERRUPTS_POSTED,
+    "interrupt requests passed on": N_INTERRUPTS_COMPATIBLE, "interrupt requests blocked": N_INTERRUPTS_BLOCKED,
+    "interrupt entry hits": N_INTERRUPT_HITS, "interrupt entry misses": N_INTERRUPT_MISSES,
+    "notifications": N_NOTIFICATIONS,
 }
 
 # name: the two sides of an equation between statistics
@@ -62,6 +75,10 @@ LAWS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("blocked", "page requests refused", "interrupt requests blocked"), ("faults",)),
     "every fault is accounted for": (
         ("faults",), ("faults recorded", "faults overflowed", "faults silenced", "faults compressed")),
+    "every interrupt request ends exactly once": (
+        ("interrupt requests",),
+        ("interrupt requests remapped", "interrupt requests posted", "interrupt requests passed on",
+         "interrupt requests blocked")),
     "every walk begins with a miss": (("walks",), ("IOTLB misses",)),
 }
 
@@ -115,7 +132,9 @@ DEVICE_ENTRIES: Final = DEVICE_CACHE + CACHE_WORDS
     STEP_SECOND,
     STEP_CACHE,
     STEP_FLAGS,
-) = range(1, 9)
+    STEP_IRTE,
+    STEP_DESCRIPTOR,
+) = range(1, 11)
 
 
 @attrs.frozen

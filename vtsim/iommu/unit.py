@@ -16,6 +16,7 @@ from vtsim.base.memory import signed, store_word
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.kernels.interrupt_remapping import remap_interrupt
 from vtsim.iommu.kernels.invalidation_queue import device_answered, device_timed_out, run_queue
 from vtsim.iommu.kernels.page_requests import ask_for_page
 from vtsim.iommu.kernels.requests import translate_request
@@ -87,6 +88,20 @@ class Answer:
         return self.status, self.hpa, self.rights, self.shift, self.snoop, self.reason
 
 
+@frozen(kw_only=True)
+class InterruptAnswer:
+    """How an interrupt request ended: status of `state.INTERRUPT_STATUSES`, and the message to send, if any.
+
+    `message`: address and data as a local APIC takes them, with 32 bits of destination in bits 63:32 of the address.
+    """
+
+    status: int
+    message: tuple[int, int] | None
+    reason: int
+    recorded: bool
+    reads: int
+
+
 @frozen
 class Message:
     """What a unit sends: an event's interrupt message, or to a device an invalidation or a page group response."""
@@ -97,6 +112,7 @@ class Message:
     third: int
 
 
+MASK: Final = (1 << 64) - 1
 CACHES_BY_BIT: Final = tuple(st.CACHES.values())
 
 
@@ -194,6 +210,21 @@ class RemappingUnit:
         """A device's page request; TAKEN, ANSWERED or REFUSED of `kernels.page_requests`."""
         with quiet():
             return int(ask_for_page(self.u, self.arena, sid, pasid, signed(address), access, group, last))
+
+    def interrupt(self, sid: int, address: int, data: int, *, pasid: int = sp.NO_PASID) -> InterruptAnswer:
+        """Remap one interrupt request; see `remap_interrupt`."""
+        with quiet():
+            status = int(remap_interrupt(self.u, self.arena, sid, pasid, signed(address), data))
+        u = self.u
+        sends = status in (st.INTERRUPT_REMAPPED, st.INTERRUPT_COMPATIBLE) or bool(u[st.INTERRUPT_NOTIFIES])
+        message = (int(u[st.INTERRUPT_MESSAGE]) & MASK, int(u[st.INTERRUPT_DATA])) if sends else None
+        return InterruptAnswer(
+            status=status,
+            message=message,
+            reason=int(u[st.REASON]),
+            recorded=bool(u[st.RECORDED]),
+            reads=int(u[st.INTERRUPT_READS]),
+        )
 
     # --- invalidation ------------------------------------------------------------------------------------------
     def submit(self, name: str, **fields: int) -> None:

@@ -1,0 +1,172 @@
+"""A PCIe DMA engine as a vector: what its link and device are like, what it is to do, what it counts.
+
+An engine `d` is one int64 vector: parameters, the job in work, clocks of its queues, statistics. Times are picoseconds.
+A job is a number of DMA operations, reads or writes of one size in a window of its address space.
+
+PCIe: a transaction-layer packet carries framing, a sequence number, a header of 3 or 4 words and an LCRC; of the link's
+bits, `dllp_percent` go to acknowledgements and flow control.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+Words = npt.NDArray[np.int64]
+LANES: Final = (1, 2, 4, 8, 16, 32)
+# megatransfers per second and lane, and coded bits of 130, by generation
+RATES: Final = {1: (2500, 104), 2: (5000, 104), 3: (8000, 128), 4: (16000, 128), 5: (32000, 128)}
+PS_PER_NS: Final = 1000
+
+# fmt: off
+# --- parameters -----------------------------------------------------------------------------------------------------
+(BYTE_FS, READ_HEADER, WRITE_HEADER, COMPLETION_HEADER, MAX_PAYLOAD, MAX_READ, TAGS, WRITE_CREDITS, READ_GAP, WRITE_GAP,
+ UP_LATENCY, DOWN_LATENCY, HIT_LATENCY, WALK_LATENCY, WALK_READ, WALKERS, CACHE_LATENCY, DRAM_LATENCY, LINE_SETS,
+ LINE_WAYS, WRITE_WAYS) = range(21)
+# --- the job ----------------------------------------------------------------------------------------------------------
+# UNIT: distance between two places of the window where operations begin.
+(SOURCE, JOB_PASID, BASE, WINDOW, BYTES, WRITES, RANDOM, COUNT, OFFSET, UNIT, SEED, TRANSLATES) = range(24, 36)
+# --- what changes -----------------------------------------------------------------------------------------------------
+(ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, FIRST_ISSUE, LAST_END) = range(40, 50)
+# --- statistics -------------------------------------------------------------------------------------------------------
+(N_OPERATIONS, N_ABORTED, N_PACKETS, N_DMA_WALKS, N_LINE_HITS, N_LINE_MISSES, LATENCY_SUM, LATENCY_MOST, WALK_WAIT,
+ N_DMA_READS) = range(56, 66)
+HISTOGRAM: Final = 80               # of latencies, BUCKET_PS each; the last takes all beyond
+BUCKETS: Final = 1024
+BUCKET_PS: Final = 4000
+WALKER: Final = HISTOGRAM + BUCKETS    # when each walker is free, and the page that it walks for
+MOST_WALKERS: Final = 64
+ENDS: Final = WALKER + 2 * MOST_WALKERS   # when each tag is free again, by the order of operations that ended
+MOST_TAGS: Final = 512
+# operations whose data is ready, in four queues by what they met: each in order of time. Heads and tails count up.
+QUEUES: Final = 4
+HEADS: Final = ENDS + MOST_TAGS
+TAILS: Final = HEADS + QUEUES
+QUEUE: Final = TAILS + QUEUES      # each entry: when ready, when issued, bytes on the way down
+QUEUE_WORDS: Final = 3
+DMA_WORDS: Final = QUEUE + QUEUES * MOST_TAGS * QUEUE_WORDS
+# fmt: on
+LINE_BYTES: Final = 64
+
+
+@frozen(kw_only=True)
+class Link:
+    """A PCIe link and what stands at its ends. Latencies in ns; percentages of the link's bits."""
+
+    generation: int = 3
+    lanes: int = 8
+    max_payload: int = 256
+    max_read: int = 512
+    dllp_percent: float = 8.0
+    read_header: int = 24
+    write_header: int = 24
+    completion_header: int = 20
+    up_ns: float = 150.0
+    down_ns: float = 150.0
+
+    @property
+    def bits_per_ns(self) -> float:
+        """Bits that transaction-layer packets may use."""
+        rate, coded = RATES[self.generation]
+        return rate / 1000 * self.lanes * coded / 130 * (1 - self.dllp_percent / 100)
+
+
+@frozen(kw_only=True)
+class Device:
+    """The requester: operations in flight, and the time between two of them that its own engine needs."""
+
+    tags: int = 32
+    write_credits: int = 32
+    read_gap_ns: float = 0.0
+    write_gap_ns: float = 0.0
+
+
+@frozen(kw_only=True)
+class Translation:
+    """What translating costs: an IOTLB hit, a walk apart from its reads, one of them, and walks at a time."""
+
+    hit_ns: float = 0.0
+    walk_ns: float = 200.0
+    read_ns: float = 60.0
+    walkers: int = 6
+
+
+@frozen(kw_only=True)
+class Landing:
+    """Where DMA lands: the last-level cache, of which writes allocate only some ways, and memory behind it."""
+
+    cache_bytes: int = 20 << 20
+    ways: int = 16
+    write_ways: int = 2
+    cache_ns: float = 60.0
+    dram_ns: float = 130.0
+
+    @property
+    def sets(self) -> int:
+        """A power of two, so that no more lines are held than fit."""
+        return 1 << max(0, (self.cache_bytes // LINE_BYTES // self.ways).bit_length() - 1)
+
+
+def engine(link: Link, device: Device, translation: Translation, landing: Landing) -> Words:
+    """An idle engine: shape (DMA_WORDS,), int64. ValueError for more walkers or tags than there is room for."""
+    if not 1 <= translation.walkers <= MOST_WALKERS:
+        raise ValueError(f"walkers can be 1 to {MOST_WALKERS}")
+    if not (1 <= device.tags <= MOST_TAGS and 1 <= device.write_credits <= MOST_TAGS):
+        raise ValueError(f"tags and write credits can be 1 to {MOST_TAGS}")
+    d = np.zeros(DMA_WORDS, np.int64)
+    values = {
+        BYTE_FS: 8e6 / link.bits_per_ns, READ_HEADER: link.read_header, WRITE_HEADER: link.write_header,
+        COMPLETION_HEADER: link.completion_header, MAX_PAYLOAD: link.max_payload, MAX_READ: link.max_read,
+        TAGS: device.tags, WRITE_CREDITS: device.write_credits, READ_GAP: device.read_gap_ns * PS_PER_NS,
+        WRITE_GAP: device.write_gap_ns * PS_PER_NS, UP_LATENCY: link.up_ns * PS_PER_NS,
+        DOWN_LATENCY: link.down_ns * PS_PER_NS, HIT_LATENCY: translation.hit_ns * PS_PER_NS,
+        WALK_LATENCY: translation.walk_ns * PS_PER_NS, WALK_READ: translation.read_ns * PS_PER_NS,
+        WALKERS: translation.walkers, CACHE_LATENCY: landing.cache_ns * PS_PER_NS,
+        DRAM_LATENCY: landing.dram_ns * PS_PER_NS, LINE_SETS: landing.sets, LINE_WAYS: landing.ways,
+        WRITE_WAYS: landing.write_ways,
+    }  # fmt: skip
+    for slot, value in values.items():
+        d[slot] = round(value)
+    return d
+
+
+def line_tags(landing: Landing) -> npt.NDArray[np.int32]:
+    """Tags of the lines that the last-level cache holds, empty: shape (sets × ways,), int32."""
+    return np.zeros(landing.sets * landing.ways, np.int32)
+
+
+@frozen(kw_only=True)
+class Job:
+    """Operations of one kind. `random`: places in any order, or one after the other; `translates`: through the unit."""
+
+    source: int
+    base: int
+    window: int
+    bytes: int
+    count: int
+    writes: bool = False
+    random: bool = True
+    offset: int = 0
+    pasid: int = -1
+    seed: int = 1
+    translates: bool = True
+
+
+def give(d: Words, job: Job) -> None:
+    """Let the engine do this job next; its clocks and statistics go on."""
+    unit = -(-(job.bytes + job.offset) // LINE_BYTES) * LINE_BYTES
+    if not 1 <= job.bytes <= 4096 or job.window < unit:
+        raise ValueError("an operation has 1 to 4096 bytes, and fits into its window")
+    slots = {
+        SOURCE: job.source, JOB_PASID: job.pasid, BASE: job.base, WINDOW: job.window, BYTES: job.bytes,
+        WRITES: job.writes, RANDOM: job.random, COUNT: job.count, OFFSET: job.offset, UNIT: unit, SEED: job.seed,
+        TRANSLATES: job.translates, ISSUED: 0, ENDED: 0, RANDOM_STATE: job.seed % 2147483646 + 1, PLACE: 0,
+    }  # fmt: skip
+    for slot, value in slots.items():
+        d[slot] = int(value)
+    d[ENDS : ENDS + MOST_TAGS] = max(int(d[NEXT_ISSUE]), int(d[LAST_END]))
+    d[FIRST_ISSUE] = max(int(d[NEXT_ISSUE]), int(d[LAST_END]))
+    d[NEXT_ISSUE] = d[FIRST_ISSUE]

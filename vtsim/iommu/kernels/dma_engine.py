@@ -1,0 +1,188 @@
+"""DMA operations on their way: link up, translation, memory, link down; what bounds them are tags, walkers and bytes.
+
+Operations are issued in order while a tag is free. Each of their packets is translated; a miss waits for a walker and
+for the reads of its walk, unless a walker is at that page already. Data that is ready goes down in order of time.
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.memory import is_memory, touch
+from vtsim.iommu import dma as g
+from vtsim.iommu import spec as sp
+from vtsim.iommu.kernels.requests import translate_request
+from vtsim.iommu.state import COMPLETED, HPA, READS_ROOT, READS_SECOND
+
+PAGE_BYTES: int = 4096
+LEHMER, MODULUS = 48271, 2147483647
+HIT, HIT_DRAM, MISS, MISS_DRAM = range(4)  # the queues
+
+
+@kernel
+def run_dma(d: Record, lines: Tags, u: Record, a: Arena, until: int) -> bool:
+    """Work on the job until no operation can begin before `until`, in ps; True when all of it has ended."""
+    writes = d[g.WRITES] != 0
+    tags = d[g.WRITE_CREDITS] if writes else d[g.TAGS]
+    gap = d[g.WRITE_GAP] if writes else d[g.READ_GAP]
+    while d[g.ISSUED] < d[g.COUNT]:
+        number = d[g.ISSUED]
+        while number - d[g.ENDED] >= tags:
+            end_next(d)
+        now = max(d[g.NEXT_ISSUE], d[g.ENDS + number % tags])
+        if now >= until:
+            return False
+        issue(d, lines, u, a, now, writes)
+        d[g.NEXT_ISSUE] = now + gap
+        d[g.ISSUED] += 1
+    while d[g.ENDED] < d[g.ISSUED]:
+        end_next(d)
+    return True
+
+
+@kernel
+def issue(d: Record, lines: Tags, u: Record, a: Arena, now: int, writes: bool) -> None:
+    """Send the packets of one operation up, translate them and find the lines they touch."""
+    address = d[g.BASE] + d[g.OFFSET] + next_place(d) * d[g.UNIT]
+    left = d[g.BYTES]
+    most = d[g.MAX_PAYLOAD] if writes else d[g.MAX_READ]
+    ready = now
+    queue = HIT
+    down = 0
+    aborted = False
+    while left > 0:
+        size = min(min(left, most), PAGE_BYTES - (address & (PAGE_BYTES - 1)))
+        sent = d[g.WRITE_HEADER] + size if writes else d[g.READ_HEADER]
+        d[g.UP_FREE] = max(d[g.UP_FREE], now) + sent * d[g.BYTE_FS] // 1000
+        arrived = d[g.UP_FREE] + d[g.UP_LATENCY]
+        d[g.N_PACKETS] += 1
+        host = address
+        if d[g.TRANSLATES]:
+            access = sp.WRITE if writes else sp.READ
+            status = translate_request(u, a, d[g.SOURCE], d[g.JOB_PASID], address, size, access, sp.UNTRANSLATED)
+            reads = 0
+            for slot in range(READS_ROOT, READS_SECOND + 1):
+                reads += u[slot]
+            waited = translation_ends(d, arrived, address >> 12, reads)
+            if waited > arrived + d[g.HIT_LATENCY]:
+                queue |= MISS
+            arrived = waited
+            aborted = aborted or status != COMPLETED
+            host = u[HPA]
+        if aborted:
+            ready = max(ready, arrived)
+            down += d[g.COMPLETION_HEADER]
+            break
+        if not line_held(d, lines, host >> 6, writes):
+            queue |= HIT_DRAM
+            arrived += d[g.DRAM_LATENCY]
+        else:
+            arrived += d[g.CACHE_LATENCY]
+        if writes:
+            if is_memory(a, host):
+                touch(a, host >> 12)
+        else:
+            packets = (size + d[g.MAX_PAYLOAD] - 1) // d[g.MAX_PAYLOAD]
+            down += size + packets * d[g.COMPLETION_HEADER]
+        ready = max(ready, arrived)
+        address += size
+        left -= size
+    if aborted:
+        d[g.N_ABORTED] += 1
+    wait_in_queue(d, queue, ready, now, down)
+
+
+@kernel
+def next_place(d: Record) -> int:
+    """Where in the window the next operation begins, in units."""
+    units = d[g.WINDOW] // d[g.UNIT]
+    if d[g.RANDOM]:
+        d[g.RANDOM_STATE] = d[g.RANDOM_STATE] * LEHMER % MODULUS
+        return d[g.RANDOM_STATE] % units
+    place = d[g.PLACE]
+    d[g.PLACE] = place + 1 if place + 1 < units else 0
+    return place
+
+
+@kernel
+def translation_ends(d: Record, arrived: int, page: int, reads: int) -> int:
+    """When the translation is there: at once, with a walk that is under way for this page, or after one's own walk."""
+    free = g.WALKER
+    for n in range(d[g.WALKERS]):
+        at = g.WALKER + 2 * n
+        if reads == 0 and d[at + 1] == page and d[at] > arrived:
+            return d[at]
+        if d[at] < d[free]:
+            free = at
+    if reads == 0:
+        return arrived + d[g.HIT_LATENCY]
+    begins = max(arrived, d[free])
+    d[g.WALK_WAIT] += begins - arrived
+    d[g.N_DMA_WALKS] += 1
+    d[g.N_DMA_READS] += reads
+    d[free] = begins + d[g.WALK_LATENCY] + reads * d[g.WALK_READ]
+    d[free + 1] = page
+    return d[free]
+
+
+@kernel
+def line_held(d: Record, lines: Tags, line: int, writes: bool) -> bool:
+    """Is a line in the last-level cache? What is written is put there, into the ways that writes may take."""
+    ways = d[g.LINE_WAYS]
+    at = (line & (d[g.LINE_SETS] - 1)) * ways
+    tag = line // d[g.LINE_SETS] + 1
+    for way in range(ways):
+        if lines[at + way] == tag:
+            d[g.N_LINE_HITS] += 1
+            return True
+    d[g.N_LINE_MISSES] += 1
+    if writes and d[g.WRITE_WAYS]:
+        lines[at + d[g.LINE_CLOCK] % d[g.WRITE_WAYS]] = tag
+        d[g.LINE_CLOCK] += 1
+        return True
+    return False
+
+
+@kernel
+def wait_in_queue(d: Record, queue: int, ready: int, issued: int, down: int) -> None:
+    """Put an operation into the queue of those like it; none is ready before the one in front of it."""
+    tail = d[g.TAILS + queue]
+    if tail > d[g.HEADS + queue]:
+        ready = max(ready, d[queue_entry(queue, tail - 1)])
+    at = queue_entry(queue, tail)
+    d[at] = ready
+    d[at + 1] = issued
+    d[at + 2] = down
+    d[g.TAILS + queue] = tail + 1
+
+
+@kernel
+def queue_entry(queue: int, number: int) -> int:
+    """Where the entry of a number stands."""
+    return g.QUEUE + (queue * g.MOST_TAGS + number % g.MOST_TAGS) * g.QUEUE_WORDS
+
+
+@kernel
+def end_next(d: Record) -> None:
+    """Of all operations in flight, end the one that is ready first: its data goes down, then its tag is free."""
+    chosen = -1
+    earliest = 0
+    for queue in range(g.QUEUES):
+        head = d[g.HEADS + queue]
+        if head < d[g.TAILS + queue]:
+            ready = d[queue_entry(queue, head)]
+            if chosen < 0 or ready < earliest:
+                chosen = queue
+                earliest = ready
+    at = queue_entry(chosen, d[g.HEADS + chosen])
+    d[g.HEADS + chosen] += 1
+    d[g.DOWN_FREE] = max(d[g.DOWN_FREE], earliest) + d[at + 2] * d[g.BYTE_FS] // 1000
+    end = d[g.DOWN_FREE] + d[g.DOWN_LATENCY]
+    tags = d[g.WRITE_CREDITS] if d[g.WRITES] else d[g.TAGS]
+    d[g.ENDS + d[g.ENDED] % tags] = end
+    d[g.ENDED] += 1
+    d[g.LAST_END] = end
+    d[g.N_OPERATIONS] += 1
+    latency = end - d[at + 1]
+    d[g.LATENCY_SUM] += latency
+    d[g.LATENCY_MOST] = max(d[g.LATENCY_MOST], latency)
+    d[g.HISTOGRAM + min(latency // g.BUCKET_PS, g.BUCKETS - 1)] += 1
