@@ -111,7 +111,7 @@ FLOOD: Final = 3                                    # writes to an upper table b
 # --- entries
 LEADS_TO_TABLE: Final = 1 << 9                      # bits that the processor ignores
 HOST_WRITABLE: Final = 1 << 10
-MONITOR: Final = 1 << 11                            # of a root: leads to the monitor's own tables
+MONITOR: Final = 1 << 52                            # of a root: leads to the monitor's own tables
 DEVICE: Final = 1 << 51                             # reserved: the access faults, and the frame is a device's
 UPPER: Final = PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_ACCESSED | LEADS_TO_TABLE
 LOADED_ROOTS: Final = 4                             # the one in use, and three whose translations may be stale
