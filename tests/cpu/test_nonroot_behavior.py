@@ -100,7 +100,9 @@ def test_pause_exiting_comes_before_pause_loops() -> None:
      ("f20faef0", "ENABLE_USER_WAIT_AND_PAUSE"), ("f30faef1", "ENABLE_USER_WAIT_AND_PAUSE")],
 )  # fmt: skip
 def test_an_instruction_that_has_to_be_enabled_is_unknown_without_its_control(code: str, control: str) -> None:
-    guest = Guest(code=code, gpr={"rcx": DATA}, memory={DATA: quad(0, 0), DATA + 512: quad(0, 1 << 63, 0, 0, 0, 0, 0, 0)})
+    guest = Guest(
+        code=code, gpr={"rcx": DATA}, memory={DATA: quad(0, 0), DATA + 512: quad(0, 1 << 63, 0, 0, 0, 0, 0, 0)}
+    )
 
     assert guest.run(f"-{control}").differs(faults(UD)) == {}
     assert guest.run(control).differs(NO_EXIT) == {}

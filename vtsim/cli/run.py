@@ -42,7 +42,7 @@ def run_scenario(options: Options) -> int:
     view = _view(options) if options.trace else None
     _check_places(options)
     scenario = load_scenario(options.file, options.settings)
-    if not jit.kernels_are_cached(run_all):
+    if scenario.vms and not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Watch(bar=view is None) as watch:
         try:

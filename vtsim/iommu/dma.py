@@ -28,12 +28,14 @@ PS_PER_NS: Final = 1000
  LINE_WAYS, WRITE_WAYS) = range(21)
 # --- the job ----------------------------------------------------------------------------------------------------------
 # UNIT: distance between two places of the window where operations begin.
-(SOURCE, JOB_PASID, BASE, WINDOW, BYTES, WRITES, RANDOM, COUNT, OFFSET, UNIT, SEED, TRANSLATES) = range(24, 36)
+# OWN_FIRST, OWN_END: host addresses that are the device's own; packets that land elsewhere are counted.
+(SOURCE, JOB_PASID, BASE, WINDOW, BYTES, WRITES, RANDOM, COUNT, OFFSET, UNIT, SEED, TRANSLATES, OWN_FIRST,
+ OWN_END) = range(24, 38)
 # --- what changes -----------------------------------------------------------------------------------------------------
 (ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, FIRST_ISSUE, LAST_END) = range(40, 50)
 # --- statistics -------------------------------------------------------------------------------------------------------
 (N_OPERATIONS, N_ABORTED, N_PACKETS, N_DMA_WALKS, N_LINE_HITS, N_LINE_MISSES, LATENCY_SUM, LATENCY_MOST, WALK_WAIT,
- N_DMA_READS) = range(56, 66)
+ N_DMA_READS, N_ESCAPED) = range(56, 67)
 HISTOGRAM: Final = 80               # of latencies, BUCKET_PS each; the last takes all beyond
 BUCKETS: Final = 1024
 BUCKET_PS: Final = 4000
@@ -140,7 +142,10 @@ def line_tags(landing: Landing) -> npt.NDArray[np.int32]:
 
 @frozen(kw_only=True)
 class Job:
-    """Operations of one kind. `random`: places in any order, or one after the other; `translates`: through the unit."""
+    """Operations of one kind. `random`: places in any order, or one after the other; `translates`: through the unit.
+
+    `own`: host addresses that are the device's own, first and end.
+    """
 
     source: int
     base: int
@@ -153,6 +158,7 @@ class Job:
     pasid: int = -1
     seed: int = 1
     translates: bool = True
+    own: tuple[int, int] = (0, 1 << 62)
 
 
 def give(d: Words, job: Job) -> None:
@@ -163,10 +169,19 @@ def give(d: Words, job: Job) -> None:
     slots = {
         SOURCE: job.source, JOB_PASID: job.pasid, BASE: job.base, WINDOW: job.window, BYTES: job.bytes,
         WRITES: job.writes, RANDOM: job.random, COUNT: job.count, OFFSET: job.offset, UNIT: unit, SEED: job.seed,
-        TRANSLATES: job.translates, ISSUED: 0, ENDED: 0, RANDOM_STATE: job.seed % 2147483646 + 1, PLACE: 0,
+        OWN_FIRST: job.own[0], OWN_END: job.own[1], TRANSLATES: job.translates, ISSUED: 0, ENDED: 0,
+        RANDOM_STATE: job.seed % 2147483646 + 1, PLACE: 0,
     }  # fmt: skip
     for slot, value in slots.items():
         d[slot] = int(value)
     d[ENDS : ENDS + MOST_TAGS] = max(int(d[NEXT_ISSUE]), int(d[LAST_END]))
     d[FIRST_ISSUE] = max(int(d[NEXT_ISSUE]), int(d[LAST_END]))
     d[NEXT_ISSUE] = d[FIRST_ISSUE]
+
+
+def warm(lines: npt.NDArray[np.int32], landing: Landing, first: int, end: int) -> None:
+    """Let the last-level cache hold the last lines of a range of host addresses that a CPU has just written."""
+    sets, ways = landing.sets, landing.ways
+    line = np.arange(max(first // LINE_BYTES, end // LINE_BYTES - sets * ways), end // LINE_BYTES)
+    way = (line - line[0]) // sets if len(line) else line
+    lines[(line & (sets - 1)) * ways + way] = (line // sets + 1).astype(np.int32)

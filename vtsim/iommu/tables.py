@@ -118,11 +118,14 @@ class Structures:
         page = self.memory.contents(self._below(directory, pasid >> 6), mem.TABLE)
         return page[8 * (pasid & 63) : 8 * (pasid & 63) + 8]
 
-    def attach(self, sid: int, table: Table | None, domain: int, *, devices: bool = False) -> None:
-        """Legacy mode: a requester's context entry, second-level or (without a table) pass-through with 4 levels."""
+    def attach(self, sid: int, table: Table | None, domain: int, *, devices: bool = False, widest: int = 2) -> None:
+        """Legacy mode: a requester's context entry, second-level or (without a table) pass-through.
+
+        `widest`: AW of pass-through, which has to be the largest that the unit supports.
+        """
         kind = e.TT_PASS_THROUGH if table is None else e.TT_ALL if devices else e.TT_UNTRANSLATED
         root = 0 if table is None else table.root << mem.PAGE_SHIFT
-        width = 2 if table is None else table.levels - 2
+        width = widest if table is None else table.levels - 2
         self.context(sid)[:] = root | kind << e.TT_SHIFT | e.PRESENT, domain << e.CONTEXT_DID | width
 
     def enable(self, sid: int, *, directory_size: int = 2, flags: int = e.PASIDE, rid_pasid: int = 0) -> None:

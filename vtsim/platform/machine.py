@@ -29,6 +29,7 @@ from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
+from vtsim.platform.dma import DmaDevices
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
@@ -126,6 +127,7 @@ class Machine:
     hypervisor: Hypervisor | None = field(default=None, init=False)  # that uses VT-x
     monitor: Monitor | None = field(default=None, init=False)  # of deprivileged guests
     disk: Disk | None = field(default=None, init=False)
+    devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -148,7 +150,9 @@ class Machine:
         for port in ELCR:
             self.engine.port(port, PORT_LATCH)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
-        if self.scenario.vmm.technique == "native":
+        if self.scenario.dma:
+            self.devices = DmaDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz)
+        elif self.scenario.vmm.technique == "native":
             self._start_natively()
         else:
             self._start_virtualized()
@@ -229,6 +233,12 @@ class Machine:
 
     def run(self) -> Outcome:
         """Run to the end and report; raises `ModelError` where the model contradicts itself."""
+        if self.devices is not None:
+            self.devices.load()
+            started = time.perf_counter()
+            self.clock.run(until=self.devices.done)
+            self.wall_s = time.perf_counter() - started
+            return self.outcome()
         self.engine.run_all(0, self.quantum)  # loads or compiles the loop, so that the rate is that of simulating
         started = time.perf_counter()
         self.clock.run(until=self.clock.process(self.process()))
@@ -378,12 +388,14 @@ class Machine:
             profile=self.profile,
             owners=owners,
             vms=vms,
-            elapsed=max(vm.elapsed for vm in vms),
+            elapsed=max((vm.elapsed for vm in vms), default=int(self.clock.now)),
             wall_s=self.wall_s,
             partial=self.interrupted,
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
             memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
+            dma=() if self.devices is None else self.devices.outcome(),
+            iommu=None if self.devices is None else self.devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
         )

@@ -14,6 +14,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.guest.replay.exits import ReplayedExits
+from vtsim.platform.dma import DmaOutcome
 from vtsim.platform.spec import Scenario
 
 BUCKETS: Final = k.BUCKETS_PER_OCTAVE
@@ -76,6 +77,8 @@ class Outcome:
     approximations: tuple[str, ...] = ()
     replayed: ReplayedExits | None = None
     memory: Mapping[str, int] = field(factory=dict)  # what is of the host, and of no single VM
+    dma: tuple[DmaOutcome, ...] = ()
+    iommu: Mapping[str, int] | None = None
     monitor: Mapping[str, int] | None = None
     translations: Mapping[str, int] | None = None
 

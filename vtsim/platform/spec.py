@@ -22,6 +22,7 @@ from vtsim.base.spec import (
 )
 from vtsim.base.units import SIZE
 from vtsim.guest.spec import GuestSpec
+from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
 from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
@@ -51,6 +52,8 @@ class MachineSpec:
         "Sensitive operations that ring 3 may execute: as they are, or trapping where a monitor asks for it",
         default="x86",
     )
+    iommu: IommuSpec = setting(Group(spec=IommuSpec), "The DMA-remapping unit", factory=IommuSpec)
+    landing: LandingSpec = setting(Group(spec=LandingSpec), "Where DMA lands", factory=LandingSpec)
     cpu: Overrides = setting(
         Free(noun="profile value"),
         "Profile values to change, as in `pwc.pde.entries: 0`; `vtsim explain profile NAME` lists them",
@@ -95,7 +98,14 @@ class Scenario:
     seed: int = setting(counts(le=2**32 - 1), "Seed of every random choice", default=1)
     machine: MachineSpec = setting(Group(spec=MachineSpec), "The physical machine", factory=MachineSpec)
     vmm: VmmSpec = setting(Group(spec=VmmSpec), "The hypervisor", factory=VmmSpec)
-    vms: tuple[VmSpec, ...] = setting(Many(item=Group(spec=VmSpec), least=1), "The virtual machines")
+    vms: tuple[VmSpec, ...] = setting(
+        Many(item=Group(spec=VmSpec)),
+        "The virtual machines; none where devices have the machine to themselves",
+        default=(),
+    )
+    dma: tuple[DmaSpec, ...] = setting(
+        Many(item=Group(spec=DmaSpec)), "Devices that read and write memory by themselves", default=()
+    )
     run: RunSpec = setting(Group(spec=RunSpec), "The run", factory=RunSpec)
 
     def __attrs_post_init__(self) -> None:
@@ -113,12 +123,26 @@ class Scenario:
             )
             for number, vm in enumerate(self.vms)
         )
-        return attrs.evolve(self, name=self.name or name, vms=vms)
+        dma = tuple(attrs.evolve(each, name=each.name or f"dma{number}") for number, each in enumerate(self.dma))
+        return attrs.evolve(self, name=self.name or name, vms=vms, dma=dma)
 
 
 def conflicts(scenario: Scenario) -> Iterator[Problem]:
     """Yield what contradicts itself between the parts of a scenario."""
     machine, left = scenario.machine, scenario.machine.memory
+    if not scenario.vms and not scenario.dma:
+        yield Problem(
+            path="vms",
+            message="nothing runs on this machine",
+            help="give it a VM under vms, or a device under dma",
+        )
+    if scenario.vms and scenario.dma:
+        yield Problem(
+            path="dma",
+            message="devices that do DMA by themselves have the machine to themselves",
+            help="leave vms out, or dma",
+        )
+    yield from dma_conflicts(scenario.dma, machine.memory)
     names: set[str] = set()
     for number, vm in enumerate(scenario.vms):
         where = f"vms.{number}"

@@ -9,6 +9,7 @@ from vtsim import __version__
 from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
 from vtsim.cpu.profile import explain
 from vtsim.guest.traces.recorded_exits import RecordedExits
+from vtsim.platform.dma import DmaOutcome
 from vtsim.platform.outcome import LEVELS, ExitCounts, Outcome, OwnerCounts
 from vtsim.study import result as r
 from vtsim.study.replay_table import recorded_for, replay_table
@@ -189,17 +190,39 @@ def compared(outcome: Outcome) -> r.Replay | None:
     return replay_table(outcome.replayed, RecordedExits.load(file))
 
 
+def _dma(device: DmaOutcome) -> r.Dma:
+    ended = device.operations
+    return r.Dma(
+        name=device.name,
+        operations=ended,
+        aborted=device.aborted,
+        escaped=device.escaped,
+        gbps=8 * device.bytes / device.elapsed_ns if device.elapsed_ns else 0.0,
+        latency=r.Latency(
+            mean_ns=device.latency_sum_ns / ended,
+            p50_ns=r.percentile(device.latencies, 50),
+            p99_ns=r.percentile(device.latencies, 99),
+            max_ns=device.longest_ns,
+        ),
+        walks=device.walks,
+        walk_reads=device.walk_reads,
+        walk_wait_ns=device.walk_wait_ns,
+        line_hits=device.line_hits,
+        line_misses=device.line_misses,
+    )
+
+
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:
     """The Result of one run: one machine, or natively one machine per guest."""
     first = outcomes[0]
     scenario, profile = first.scenario, first.profile
-    native = scenario.vmm.technique == "native"
+    native = scenario.vmm.technique == "native" or not scenario.vms
     names = [vm.name for outcome in outcomes for vm in outcome.vms]
     everyone = [
         owner
         for outcome in outcomes
         for owner in outcome.owners.values()
-        if owner.name in names or total(cycles_by([owner]))
+        if owner.name in names or not names or total(cycles_by([owner]))
     ]
     guests = [owner for owner in everyone if owner.name in names]
     elapsed = max(outcome.elapsed for outcome in outcomes)
@@ -233,7 +256,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         profile_digest=profile.digest(),
         clock_hz=profile.clock_hz,
         hypervisor=r.Hypervisor(
-            technique=scenario.vmm.technique,
+            technique=scenario.vmm.technique if scenario.vms else "native",
             personality="" if native else scenario.vmm.personality,
             paging="none" if native else scenario.vmm.paging,
         ),
@@ -250,6 +273,8 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
         parameters=parameters(first),
         replay=compared(first),
+        dma=tuple(map(_dma, first.dma)),
+        iommu=first.iommu,
         translations=None if first.translations is None else r.Translations(**first.translations),
         monitor=None if first.monitor is None else r.Monitor(**first.monitor),
     )

@@ -44,7 +44,8 @@ def _sections(result: Result) -> Iterator[RenderableType]:
     yield _headline(result)
     if result.partial or result.stopped:
         yield Group(*_warnings(result))
-    yield _cycles(result)
+    if result.vms:
+        yield _cycles(result)
     if result.exits:
         yield _exits(result.exits)
     if result.walks.count:
@@ -54,6 +55,8 @@ def _sections(result: Result) -> Iterator[RenderableType]:
         yield Beside(structures)
     if len(result.vms) > 1:
         yield _vms(result)
+    if result.dma:
+        yield _dma(result)
     if result.replay is not None:
         yield _replay(result.replay)
     yield _footer(result)
@@ -62,7 +65,13 @@ def _sections(result: Result) -> Iterator[RenderableType]:
 def _headline(result: Result) -> RenderableType:
     by = result.hypervisor
     runs_under = [by.personality, TECHNIQUE_WORDS.get(by.technique, by.technique), by.paging.upper()]
-    under = "native" if by.technique == "native" else " ".join(word for word in runs_under if word)
+    under = (
+        "no VM"
+        if not result.vms
+        else "native"
+        if by.technique == "native"
+        else " ".join(word for word in runs_under if word)
+    )
     title = Text.assemble((result.scenario, "bold"), f"  {under} on {result.profile}, seed {result.seed}")
     lines: list[RenderableType] = [title]
     if result.description:
@@ -73,7 +82,8 @@ def _headline(result: Result) -> RenderableType:
         (percent(shares.overall), "bold green"),
         f"   ring 0  {percent(shares.ring0)}   ring 3  {percent(shares.ring3)}",
     )
-    figures.add_row("efficiency", efficiency)
+    if result.vms:
+        figures.add_row("efficiency", efficiency)
     if result.slowdown is not None and result.native is not None:
         native = f"   against {seconds(result.native.simulated_s)} native"
         figures.add_row("slowdown", Text.assemble((_times(result.slowdown), "bold"), native))
@@ -188,6 +198,18 @@ def _vm_figures(vm: VmResult) -> tuple[str, ...]:
     slowdown = NOTHING if vm.slowdown is None else _times(vm.slowdown)
     exits = sum(one.count for one in vm.exits)
     return (*map(percent, shares), slowdown, count(vm.cycles.total), count(exits), count(vm.walks.count))
+
+
+def _dma(result: Result) -> RenderableType:
+    table = section("Devices", ("operations", "aborted", "escaped", "Gb/s", "mean ns", "p50 ns", "p99 ns", "walks"))
+    for each in result.dma:
+        delay = each.latency
+        table.add_row(
+            each.name, count(each.operations), count(each.aborted), count(each.escaped), f"{each.gbps:.2f}",
+            f"{delay.mean_ns:.0f}", str(delay.p50_ns), str(delay.p99_ns), count(each.walks),
+        )  # fmt: skip
+    unit = ", ".join(f"{name} {count(number)}" for name, number in (result.iommu or {}).items() if number)
+    return Group(table, Padding(Text(f"Remapping unit: {unit or 'off'}."), (1, 0, 0, 0)))
 
 
 def _replay(replay: Replay) -> RenderableType:

@@ -315,6 +315,33 @@ class Replay:
 
 
 @frozen(kw_only=True)
+class Latency:
+    """How long operations took, from the first packet to the last byte."""
+
+    mean_ns: float = key("ns", "mean")
+    p50_ns: int    = key("ns", "median, of buckets of 4 ns")
+    p99_ns: int    = key("ns", "99th percentile, of buckets of 4 ns")
+    max_ns: float  = key("ns", "longest")
+
+
+@frozen(kw_only=True)
+class Dma:
+    """What one device did that reads and writes memory by itself."""
+
+    name: str            = key("", "of the device")
+    operations: int      = key("operations", "that ended; each ends once")
+    aborted: int         = key("operations", "that the remapping unit blocked")
+    escaped: int         = key("packets", "that landed outside of the device's own memory")
+    gbps: float          = key("Gb/s", "payload over the time from the first to the last operation")
+    latency: Latency     = key("", "of operations")
+    walks: int           = key("walks", "of translation tables that packets waited for")
+    walk_reads: int      = key("reads", "of entries in these walks")
+    walk_wait_ns: float  = key("ns", "that packets waited for a free walker, all together")
+    line_hits: int       = key("lines", "found in the last-level cache, or written into it")
+    line_misses: int     = key("lines", "that came from memory")
+
+
+@frozen(kw_only=True)
 class Rate:
     """How fast the simulation itself was; differs from run to run."""
 
@@ -345,6 +372,8 @@ class Result(Run):
     approximations: tuple[str, ...] = key("", "sentences: what this run simplified")
     parameters: Parameters          = key("", "values used, with sources")
     replay: Replay | None           = key("", "recorded against predicted exits", default=None)
+    dma: tuple[Dma, ...]            = key("", "devices that did DMA", default=())
+    iommu: Mapping[str, int] | None = key("", "{what: n} of the remapping unit; null without one", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
     translations: Translations | None = key("", "what a binary translator did", default=None)
 # fmt: on

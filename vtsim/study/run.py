@@ -41,7 +41,7 @@ def run(
     else:
         scenario = resolve(scenario, scenario.name or "scenario")
     result = simulate(scenario, trace=trace, progress=progress)
-    if result.partial or not scenario.run.baseline or scenario.vmm.technique == "native":
+    if result.partial or not scenario.run.baseline or scenario.vmm.technique == "native" or not scenario.vms:
         return result
     native = simulate(without_hypervisor(scenario), progress=progress)
     return attrs.evolve(result, partial=True) if native.partial else result.against(native)
@@ -49,7 +49,7 @@ def run(
 
 def simulate(scenario: Scenario, *, trace: TraceSink | None = None, progress: Progress | None = None) -> Result:
     """One variant of a scenario: under its hypervisor, or natively each guest on a machine of its own."""
-    if scenario.vmm.technique != "native":
+    if scenario.vmm.technique != "native" or not scenario.vms:
         return result_of([Machine(scenario, trace=trace, progress=progress).run()])
     machines = [Machine(alone(scenario, vm), trace=trace, progress=progress) for vm in scenario.vms]
     return result_of([machine.run() for machine in machines])

@@ -6,7 +6,7 @@ for the reads of its walk, unless a walker is at that page already. Data that is
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.jit import Arena, Record, Records, Tags, kernel
 from vtsim.base.memory import is_memory, touch
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
@@ -19,28 +19,50 @@ HIT, HIT_DRAM, MISS, MISS_DRAM = range(4)  # the queues
 
 
 @kernel
-def run_dma(d: Record, lines: Tags, u: Record, a: Arena, until: int) -> bool:
-    """Work on the job until no operation can begin before `until`, in ps; True when all of it has ended."""
-    writes = d[g.WRITES] != 0
-    tags = d[g.WRITE_CREDITS] if writes else d[g.TAGS]
-    gap = d[g.WRITE_GAP] if writes else d[g.READ_GAP]
-    while d[g.ISSUED] < d[g.COUNT]:
-        number = d[g.ISSUED]
-        while number - d[g.ENDED] >= tags:
-            end_next(d)
-        now = max(d[g.NEXT_ISSUE], d[g.ENDS + number % tags])
-        if now >= until:
-            return False
-        issue(d, lines, u, a, now, writes)
-        d[g.NEXT_ISSUE] = now + gap
+def run_engines(engines: Records, lines: Tags, u: Record, a: Arena, until: int) -> bool:
+    """Let the engines, a row each, begin operations in order of time until `until`, in ps; True when all have ended.
+
+    They share what is in the first row: the walkers of the unit and the clock of the last-level cache.
+    """
+    while True:
+        chosen = -1
+        earliest = until
+        for number in range(len(engines)):
+            d = engines[number]
+            if d[g.ISSUED] < d[g.COUNT]:
+                begins = begins_at(d)
+                if begins < earliest:
+                    chosen = number
+                    earliest = begins
+        if chosen < 0:
+            break
+        d = engines[chosen]
+        writes = d[g.WRITES] != 0
+        issue(d, engines[0], lines, u, a, earliest, writes)
+        d[g.NEXT_ISSUE] = earliest + (d[g.WRITE_GAP] if writes else d[g.READ_GAP])
         d[g.ISSUED] += 1
-    while d[g.ENDED] < d[g.ISSUED]:
-        end_next(d)
-    return True
+    over = True
+    for number in range(len(engines)):
+        d = engines[number]
+        if d[g.ISSUED] < d[g.COUNT]:
+            over = False
+        else:
+            while d[g.ENDED] < d[g.ISSUED]:
+                end_next(d)
+    return over
 
 
 @kernel
-def issue(d: Record, lines: Tags, u: Record, a: Arena, now: int, writes: bool) -> None:
+def begins_at(d: Record) -> int:
+    """When the next operation of an engine begins: its tag is free, and its own gap is over."""
+    tags = d[g.WRITE_CREDITS] if d[g.WRITES] else d[g.TAGS]
+    while d[g.ISSUED] - d[g.ENDED] >= tags:
+        end_next(d)
+    return max(d[g.NEXT_ISSUE], d[g.ENDS + d[g.ISSUED] % tags])
+
+
+@kernel
+def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int, writes: bool) -> None:
     """Send the packets of one operation up, translate them and find the lines they touch."""
     address = d[g.BASE] + d[g.OFFSET] + next_place(d) * d[g.UNIT]
     left = d[g.BYTES]
@@ -62,7 +84,7 @@ def issue(d: Record, lines: Tags, u: Record, a: Arena, now: int, writes: bool) -
             reads = 0
             for slot in range(READS_ROOT, READS_SECOND + 1):
                 reads += u[slot]
-            waited = translation_ends(d, arrived, address >> 12, reads)
+            waited = translation_ends(d, shared, arrived, address >> 12, reads)
             if waited > arrived + d[g.HIT_LATENCY]:
                 queue |= MISS
             arrived = waited
@@ -72,7 +94,9 @@ def issue(d: Record, lines: Tags, u: Record, a: Arena, now: int, writes: bool) -
             ready = max(ready, arrived)
             down += d[g.COMPLETION_HEADER]
             break
-        if not line_held(d, lines, host >> 6, writes):
+        if host < d[g.OWN_FIRST] or host >= d[g.OWN_END]:
+            d[g.N_ESCAPED] += 1
+        if not line_held(d, shared, lines, host >> 6, writes):
             queue |= HIT_DRAM
             arrived += d[g.DRAM_LATENCY]
         else:
@@ -104,28 +128,28 @@ def next_place(d: Record) -> int:
 
 
 @kernel
-def translation_ends(d: Record, arrived: int, page: int, reads: int) -> int:
+def translation_ends(d: Record, shared: Record, arrived: int, page: int, reads: int) -> int:
     """When the translation is there: at once, with a walk that is under way for this page, or after one's own walk."""
     free = g.WALKER
     for n in range(d[g.WALKERS]):
         at = g.WALKER + 2 * n
-        if reads == 0 and d[at + 1] == page and d[at] > arrived:
-            return d[at]
-        if d[at] < d[free]:
+        if reads == 0 and shared[at + 1] == page and shared[at] > arrived:
+            return shared[at]
+        if shared[at] < shared[free]:
             free = at
     if reads == 0:
         return arrived + d[g.HIT_LATENCY]
-    begins = max(arrived, d[free])
+    begins = max(arrived, shared[free])
     d[g.WALK_WAIT] += begins - arrived
     d[g.N_DMA_WALKS] += 1
     d[g.N_DMA_READS] += reads
-    d[free] = begins + d[g.WALK_LATENCY] + reads * d[g.WALK_READ]
-    d[free + 1] = page
-    return d[free]
+    shared[free] = begins + d[g.WALK_LATENCY] + reads * d[g.WALK_READ]
+    shared[free + 1] = page
+    return shared[free]
 
 
 @kernel
-def line_held(d: Record, lines: Tags, line: int, writes: bool) -> bool:
+def line_held(d: Record, shared: Record, lines: Tags, line: int, writes: bool) -> bool:
     """Is a line in the last-level cache? What is written is put there, into the ways that writes may take."""
     ways = d[g.LINE_WAYS]
     at = (line & (d[g.LINE_SETS] - 1)) * ways
@@ -136,8 +160,8 @@ def line_held(d: Record, lines: Tags, line: int, writes: bool) -> bool:
             return True
     d[g.N_LINE_MISSES] += 1
     if writes and d[g.WRITE_WAYS]:
-        lines[at + d[g.LINE_CLOCK] % d[g.WRITE_WAYS]] = tag
-        d[g.LINE_CLOCK] += 1
+        lines[at + shared[g.LINE_CLOCK] % d[g.WRITE_WAYS]] = tag
+        shared[g.LINE_CLOCK] += 1
         return True
     return False
 

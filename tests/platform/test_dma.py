@@ -1,0 +1,157 @@
+"""Devices that do DMA by themselves: what bounds them, what is blocked, and what their errors say.
+
+VT-d: "DMA Remapping".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
+from vtsim.iommu import dma as g
+from vtsim.iommu import state
+from vtsim.platform.machine import Machine
+from vtsim.study.measure import result_of
+from vtsim.study.result import Result
+
+BYTE_NS = 8 / g.Link().bits_per_ns
+HEADER, COMPLETION = 24, 20
+
+
+def made(dma: str, machine: str = "") -> Machine:
+    return Machine(parse_scenario(f"machine: {{memory: 256 MiB{machine}}}\ndma: [{dma}]\n"))
+
+
+def run(dma: str, machine: str = "") -> Result:
+    return result_of([made(dma, machine).run()])
+
+
+def test_one_read_at_a_time_takes_link_translation_cache_and_link() -> None:
+    one = "window: 64 KiB, operations: 40, tags: 1, random: false, bytes: 64"
+    got = run(f"{{{one}}}", ", iommu: {hit_ns: 5}").dma[0]
+
+    up_and_down = (HEADER + COMPLETION + 64) * BYTE_NS + 175 + 175
+    assert got.latency.p50_ns == pytest.approx(up_and_down + 5 + 60, abs=g.BUCKET_PS / 1000)
+    walk = 226 + 54 * 6  # context entry and root entry, then the four levels
+    assert got.latency.max_ns == pytest.approx(up_and_down + walk + 60, abs=1)
+    assert got.walks == 1
+
+
+@pytest.mark.parametrize("size", [64, 256, 512, 2048])
+def test_without_remapping_the_link_bounds_reads_that_are_many(size: int) -> None:
+    got = run(f"{{window: 1 MiB, operations: 4000, tags: 512, bytes: {size}}}", ", iommu: {mode: off}").dma[0]
+
+    down = size + COMPLETION * -(-size // 256)
+    assert got.gbps == pytest.approx(8 * size / (down * BYTE_NS), rel=0.02)
+
+
+def test_windows_beyond_the_reach_of_the_iotlb_wait_for_walkers_and_superpages_do_not() -> None:
+    small, large, pages = (
+        run(f"{{window: {window}, operations: 4000, pages: {pages}}}").dma[0]
+        for window, pages in (("128 KiB", "4 KiB"), ("8 MiB", "4 KiB"), ("8 MiB", "2 MiB"))
+    )
+
+    assert small.walks <= 32
+    assert large.walks > 3800
+    assert pages.walks <= 4
+    # six walkers, each one read of a last-level entry
+    assert large.gbps == pytest.approx(64 * 8 * 6 / (226 + 54), rel=0.1)
+    assert pages.gbps == pytest.approx(small.gbps, rel=0.02)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    window=st.sampled_from([4096, 65536, 1 << 20]), size=st.sampled_from([1, 64, 200, 1500, 4096]),
+    tags=st.integers(1, 40), write=st.booleans(), random=st.booleans(), mapped=st.sampled_from([0, 4096, 1 << 20]),
+    mode=st.sampled_from(["off", "pass-through", "translate"]),
+)  # fmt: skip
+def test_every_operation_ends_once_whatever_is_asked(
+    window: int, size: int, tags: int, write: bool, random: bool, mapped: int, mode: str
+) -> None:
+    device = f"window: {window}, mapped: {mapped}, bytes: {size}, operations: 150, tags: {tags}"
+    got = run(f"{{{device}, write: {str(write).lower()}, random: {str(random).lower()}}}", f", iommu: {{mode: {mode}}}")
+
+    one, unit = got.dma[0], got.iommu
+    assert unit is not None
+    assert one.operations == 150
+    assert (one.aborted == 0) == (unit["blocked"] == 0)
+    assert one.aborted == unit["blocked"]  # the first blocked packet ends its operation
+    if mode == "translate":
+        assert one.escaped == 0
+        assert (one.aborted == 0) == (mapped >= window)
+    else:
+        assert one.aborted == 0
+        assert (one.escaped > 0) == (mapped < window)
+
+
+def test_blocked_writes_land_nowhere() -> None:
+    machine = made("{window: 1 MiB, mapped: 0, operations: 500, write: true}")
+    assert machine.devices is not None
+    arena = machine.engine.arena
+    frames = arena[int(arena[mem.A_FRAMES]) :][: int(arena[mem.A_FRAME_COUNT])]
+    before = frames.copy()
+
+    got = result_of([machine.run()])
+
+    assert got.dma[0].aborted == 500
+    assert (frames == before).all()
+
+
+def test_a_device_that_names_another_requester_is_blocked() -> None:
+    got = run("{window: 64 KiB, operations: 100, claims: 05:00.0}")
+
+    assert got.dma[0].aborted == 100
+    assert got.iommu is not None
+    assert got.iommu["faults"] == 100
+
+
+def test_two_devices_drive_each_other_out_of_the_iotlb() -> None:
+    device = "window: 256 KiB, operations: 2000"
+    alone = run(f"{{{device}}}").dma[0]
+    both = run(f"{{{device}}}, {{{device}, source: 04:00.0}}").dma
+
+    assert alone.walks <= 64
+    assert all(each.walks > 700 for each in both)
+
+
+def test_slices_of_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[Any] = []
+    for nanoseconds in (1_000, 100_000):
+        monkeypatch.setattr("vtsim.platform.dma.SLICE_NS", nanoseconds)
+        results.append(
+            run("{window: 1 MiB, operations: 1500}, {window: 64 KiB, operations: 1500, source: 04:00.0}").dma
+        )
+
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("dma", "machine", "message"), [
+    ("{window: 64 KiB, source: bridge}", "", "'bridge' is not a bus, device and function"),
+    ("{window: 64, bytes: 128}", "", "128 B do not fit into a window of 64 B"),
+    ("{window: 200 MiB}", "", "200 MiB is more than half of the 256 MiB of memory left"),
+    ("{window: 64 KiB, name: a}, {window: 64 KiB, name: a}", "", "two devices are named 'a'"),
+    ("{window: 64 KiB}", ", iommu: {iotlb_entries: 60}", "60 entries in 4 ways are not a power of two of sets"),
+])  # fmt: skip
+def test_what_contradicts_itself_is_refused(dma: str, machine: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        made(dma, machine)
+
+    assert message in str(refused.value)
+
+
+def test_a_machine_on_which_nothing_runs_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario("name: nothing\n")
+
+    assert "nothing runs on this machine" in str(refused.value)
+
+
+def test_the_counters_of_the_unit_are_those_of_its_laws() -> None:
+    for left, right in state.LAWS.values():
+        assert {*left, *right} <= set(state.STATISTICS)

@@ -1,0 +1,135 @@
+"""DMA in a scenario: the remapping unit of the machine, and devices that read and write memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from vtsim.base.errors import Problem
+from vtsim.base.spec import Boolean, Group, Text, counts, factors, setting, sizes
+from vtsim.base.units import SIZE
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+PAGES = ("4 KiB", "2 MiB", "1 GiB")
+MODES = ("off", "pass-through", "translate")
+
+
+@frozen(kw_only=True)
+class IommuSpec:
+    """The DMA-remapping unit."""
+
+    mode: str = setting(
+        Text(choices=MODES),
+        "Remapping off, context entries that pass requests through, or second-level tables of a domain for each device",
+        default="translate",
+    )
+    iotlb_entries: int = setting(counts(ge=1, le=1 << 16), "Entries of the IOTLB for pages of 4 KiB", default=64)
+    iotlb_ways: int = setting(counts(ge=1, le=64), "Their ways; sets are a power of two", default=4)
+    walkers: int = setting(counts(ge=1, le=64), "Page walks at a time", default=6)
+    hit_ns: float = setting(factors(ge=0, le=1e6), "Latency of a translation that a cache holds, in ns", default=0.0)
+    walk_ns: float = setting(factors(ge=0, le=1e6), "Latency of a walk apart from its reads, in ns", default=226.0)
+    read_ns: float = setting(factors(ge=0, le=1e6), "Latency of one read of a table, in ns", default=54.0)
+
+
+@frozen(kw_only=True)
+class LinkSpec:
+    """A PCIe link with its packets, and what is between it and memory."""
+
+    generation: int = setting(counts(ge=1, le=5), "PCIe generation", default=3)
+    lanes: int = setting(counts(ge=1, le=32), "Lanes", default=8)
+    max_payload: int = setting(sizes(ge=128, le=4096), "Largest payload of a packet", default=256)
+    max_read: int = setting(sizes(ge=128, le=4096), "Largest read request", default=512)
+    dllp_percent: float = setting(
+        factors(ge=0, le=90), "Share of the link that acknowledgements and flow control take, in percent", default=8.0
+    )
+    up_ns: float = setting(factors(ge=0, le=1e6), "Latency from the device to the unit, in ns", default=175.0)
+    down_ns: float = setting(factors(ge=0, le=1e6), "Latency from memory to the device, in ns", default=175.0)
+
+
+@frozen(kw_only=True)
+class LandingSpec:
+    """Where DMA lands: the last-level cache, of which writes allocate some ways, and memory behind it."""
+
+    cache: int = setting(sizes(ge=64 * KIB, le=GIB), "Last-level cache", default=25 * MIB)
+    ways: int = setting(counts(ge=1, le=64), "Its ways", default=20)
+    write_ways: int = setting(counts(ge=0, le=64), "Ways into which DMA writes may allocate", default=2)
+    warm: bool = setting(
+        Boolean(), "The CPU has just written the window: its last lines are in the cache", default=True
+    )
+    cache_ns: float = setting(factors(ge=0, le=1e6), "Latency of a line that the cache holds, in ns", default=60.0)
+    dram_ns: float = setting(factors(ge=0, le=1e6), "Latency of a line in memory, in ns", default=130.0)
+
+
+@frozen(kw_only=True)
+class DmaSpec:
+    """A device that does DMA operations of one size in a window of its address space."""
+
+    name: str = setting(Text(), "Name in reports; dma0, dma1, … when left out", default="")
+    source: str = setting(Text(), "Its bus, device and function, as in 03:00.0", default="03:00.0")
+    claims: str = setting(
+        Text(), "The requester that its packets name; another than its own for a device that lies", default=""
+    )
+    window: int = setting(sizes(ge=64, le=64 * GIB), "Bytes of its address space that it uses")
+    mapped: int | None = setting(
+        sizes(ge=0, le=64 * GIB, words={"all": None}),
+        "Of these from the start, bytes that its domain maps",
+        default=None,
+    )
+    pages: str = setting(Text(choices=PAGES), "Size of the pages that map it", default="4 KiB")
+    bytes: int = setting(sizes(ge=1, le=4096), "Size of an operation", default=64)
+    operations: int = setting(counts(ge=1, le=2**40), "How many", default=100_000)
+    write: bool = setting(Boolean(), "Writes instead of reads", default=False)
+    random: bool = setting(Boolean(), "At any place of the window instead of one after the other", default=True)
+    tags: int = setting(counts(ge=1, le=512), "Operations in flight", default=32)
+    read_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two reads, in ns", default=0.0)
+    write_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two writes, in ns", default=0.0)
+    link: LinkSpec = setting(Group(spec=LinkSpec), "Its link", factory=LinkSpec)
+
+
+def requester(text: str) -> int:
+    """The source-id that `bus:device.function` names; ValueError if it names none."""
+    bus, _, rest = text.partition(":")
+    device, _, function = rest.partition(".")
+    parts = int(bus, 16), int(device, 16), int(function, 16)
+    if not all(0 <= part <= most for part, most in zip(parts, (0xFF, 0x1F, 7), strict=True)):
+        raise ValueError(text)
+    return parts[0] << 8 | parts[1] << 3 | parts[2]
+
+
+def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
+    """Yield what contradicts itself in the devices of a scenario."""
+    names: set[str] = set()
+    left = memory
+    for number, each in enumerate(dma):
+        where = f"dma.{number}"
+        for key in ("source", "claims"):
+            text = getattr(each, key)
+            try:
+                if text:
+                    requester(text)
+            except ValueError:
+                yield Problem(
+                    path=f"{where}.{key}",
+                    message=f"{text!r} is not a bus, device and function",
+                    help="write it as in 03:00.0: hexadecimal, the device up to 1f, the function up to 7",
+                )
+        if each.bytes > each.window:
+            yield Problem(
+                path=f"{where}.bytes",
+                message=f"{SIZE.format(each.bytes)} do not fit into a window of {SIZE.format(each.window)}",
+                help="raise the window",
+            )
+        if each.window > left // 2:
+            yield Problem(
+                path=f"{where}.window",
+                message=f"{SIZE.format(each.window)} is more than half of the {SIZE.format(left)} of memory left",
+                help="make the window smaller, or raise machine.memory",
+            )
+        left = max(0, left - each.window)
+        name = each.name or f"dma{number}"
+        if name in names:
+            yield Problem(
+                path=f"{where}.name", message=f"two devices are named {name!r}", help="give each its own name"
+            )
+        names.add(name)
