@@ -34,6 +34,7 @@ from vtsim.cpu.assembler import Mem
 from vtsim.ept import direct as d
 from vtsim.ept.tables import KERNEL_PAGE
 from vtsim.platform.machine import Machine as Platform
+from vtsim.vmm.needs import frame_words
 
 ONE, TWO, THREE = FREE, FREE + 1, FREE + 2
 
@@ -296,3 +297,8 @@ def test_what_direct_tables_cannot_have_is_the_users_mistake(setting: str, messa
     (problem,) = caught.value.problems
     assert problem.path == "vms.0.guest.kernel." + setting.split("=")[0]
     assert (problem.message, problem.help) == (message, help)
+
+
+def test_frames_above_the_devices_hole_have_words_too() -> None:
+    """A machine of 4 GiB has its last GiB above 4 GiB."""
+    assert frame_words(4 << 30) * mem.PAGE_WORDS == (5 << 30) // mem.PAGE_BYTES

@@ -62,7 +62,7 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
 
 def frame_words(machine_memory: int) -> int:
     """Frames of a table that has a word for every frame of the machine."""
-    return -(-machine_memory // (mem.PAGE_BYTES * mem.PAGE_WORDS))
+    return -(-gfn_ranges(machine_memory)[-1][1] // mem.PAGE_WORDS)
 
 
 def bitmap_frames(size: int) -> int:
