@@ -1,6 +1,6 @@
 """Interrupt remapping and posting against a slow reading of the specification, and what no interrupt may do.
 
-VT-d: "Interrupt Remapping"; "Interrupt Posting Hardware Operation"; "Source-Id Validation".
+VT-d: "Interrupt Remapping"; "Interrupt-Posting Hardware Operation".
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ DEVICE: Final = "tests/iommu/test_device_tlb.py"
 PAGE_REQUESTS: Final = "tests/iommu/test_page_requests.py"
 BY_REGISTERS: Final = "tests/iommu/test_register_invalidation.py"
 REGISTERS: Final = "tests/iommu/test_registers.py"
+INTERRUPTS: Final = "tests/iommu/test_interrupt_remapping.py"
 
 # fmt: off
 CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
@@ -55,7 +56,13 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         no("Page Request Private Data",                        "descriptors have no private data"),
     ),
     "Interrupt Remapping": (
-        part("Interrupt Entry Cache",                          "invalidation by index; nothing fills it in these kernels", INVALIDATION),
+        part("Interrupt Remapping",                            "reserved low data without a subhandle; reserved delivery modes", INTERRUPTS),
+        yes("Interrupt Remapping Table Entry (IRTE) for Remapped Interrupts", INTERRUPTS),
+        yes("Interrupt Remapping Table Entry (IRTE) for Posted Interrupts", INTERRUPTS),
+        yes("Posted Interrupt Descriptor (PID)",               INTERRUPTS),
+        part("Interrupt-Posting Hardware Operation",           "the notification is a message that the unit gives out; no machine sends it to a CPU yet", INTERRUPTS),
+        yes("Interrupt Entry Cache",                           INTERRUPTS),
+        no("Interrupt-Remapping of I/O APICs",                 "there is no I/O APIC"),
     ),
     "Caching Translation Information": (
         yes("Tagging of Cached Translations",                  INVALIDATION),
@@ -72,7 +79,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Queued Invalidation Error Handling",              INVALIDATION),
         yes("Register-based Invalidation Interface",           BY_REGISTERS),
         yes("Set Root Table Pointer Operation",                REGISTERS),
-        part("Set Interrupt Remapping Table Pointer Operation", "IRTA is taken; ESIRTPS empties the interrupt entry cache", REGISTERS),
+        yes("Set Interrupt Remapping Table Pointer Operation", INTERRUPTS),
         no("Write Buffer Flushing",                            "there are no write buffers; RWBF is reported as asked, WBF does nothing"),
         part("Draining of Requests to Memory",                 "requests end at once here: DW and DR find nothing to drain", INVALIDATION),
         no("Caching Mode",                                     "entries that are not present are never cached; CM is reported as asked"),
@@ -84,7 +91,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Primary Fault Logging",                           FAULTS),
         no("Advanced Fault Logging",                           "AFL is not offered, and gone from later editions"),
         yes("Fault Event",                                     FAULTS),
-        part("Interrupt Remapping Fault Conditions",           "codes and titles only", REGISTERS),
+        yes("Interrupt Remapping Fault Conditions",            INTERRUPTS),
     ),
     "Register Descriptions": (
         yes("Software Access to Registers",                    REGISTERS),

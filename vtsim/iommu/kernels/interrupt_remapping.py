@@ -194,7 +194,7 @@ def is_reserved(u: Record, low: int, high: int, posted: bool) -> bool:
 def source_allowed(sid: int, high: int) -> bool:
     """Verify the requester as SVT, SQ and SID of an entry say.
 
-    VT-d: "Source-Id Validation".
+    VT-d: "Interrupt Remapping Table Entry (IRTE) for Remapped Interrupts".
     """
     validation = (high >> i.SVT_SHIFT) & 3
     if validation == i.SVT_SOURCE:
@@ -210,7 +210,7 @@ def source_allowed(sid: int, high: int) -> bool:
 def post(u: Record, a: Arena, low: int, high: int) -> int:
     """Set the vector's bit in the posted-interrupt descriptor, and notify unless that is outstanding or suppressed.
 
-    VT-d: "Interrupt Posting Hardware Operation".
+    VT-d: "Interrupt-Posting Hardware Operation".
     """
     where = ((low >> 38) & 0x3FFFFFF) << 6 | (high & UPPER)
     if where & u[HOST_RESERVED] or not readable(u, a, where, i.DESCRIPTOR_BYTES):
