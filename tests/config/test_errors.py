@@ -99,11 +99,15 @@ CASES = {
     ),
     "a missing key": (
         "name: x\n",
-        "s.yaml:1: missing key 'vms'" + at(1, 0, "name: x") + " help: vms: list, each mapping",
+        "s.yaml:1: nothing runs on this machine"
+        + at(1, 0, "name: x")
+        + " help: give it a VM under vms, or a device under dma",
     ),
     "an empty list": (
         "vms: []\n",
-        "s.yaml:1: vms: the list has 0 items" + at(1, 5, "vms: []") + " help: give at least 1",
+        "s.yaml:1: nothing runs on this machine"
+        + at(1, 0, "vms: []")
+        + " help: give it a VM under vms, or a device under dma",
     ),
     "a syntax error": (
         "vms: [\nname: x\n",

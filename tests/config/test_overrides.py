@@ -56,12 +56,13 @@ def test_a_set_below_an_alias_changes_one_place() -> None:
         (
             "machine.profil=x",
             "--set machine.profil=x: machine: unknown key 'profil'\n"
-            " help: did you mean 'profile'? keys here are profile, cpus, memory, nodes, frames, quantum, isa, cpu",
+            " help: did you mean 'profile'? keys here are profile, cpus, memory, nodes, frames, quantum, isa, iommu, "
+            "landing, cpu",
         ),
         (
             "machin.profile=x",
             "--set machin.profile=x: unknown key 'machin'\n"
-            " help: did you mean 'machine'? keys here are name, description, seed, machine, vmm, vms, run",
+            " help: did you mean 'machine'? keys here are name, description, seed, machine, vmm, vms, dma, run",
         ),
         (
             "vms.3.memory=1 GiB",

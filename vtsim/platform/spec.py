@@ -132,7 +132,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
     machine, left = scenario.machine, scenario.machine.memory
     if not scenario.vms and not scenario.dma:
         yield Problem(
-            path="vms",
+            path="",
             message="nothing runs on this machine",
             help="give it a VM under vms, or a device under dma",
         )
