@@ -44,6 +44,7 @@ def answer(run: Run) -> Any:
         native=SimpleNamespace(walks=SimpleNamespace(cycles=5100), cycles=SimpleNamespace(elapsed=51_000)),
         walks=SimpleNamespace(cycles=5100),
         vms={"vm0": SimpleNamespace(walks=SimpleNamespace(references_per_walk=24.0))},
+        dma=[SimpleNamespace(gbps=10.0, latency=SimpleNamespace(p50_ns=400, mean_ns=400.0))],
     )
 
 
