@@ -9,7 +9,7 @@ drivers that map and unmap.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import numpy as np
@@ -79,6 +79,8 @@ class DmaDevices:
     engine: Engine
     clock: simpy.Environment
     clock_hz: int
+    limit: int  # cycles after which the run stops
+    goes_on: Callable[[], bool]
     unit: RemappingUnit = field(init=False)
     engines: np.ndarray = field(init=False)
     lines: np.ndarray = field(init=False)
@@ -157,13 +159,13 @@ class DmaDevices:
     def process(self) -> Generator[simpy.Event, Any, None]:
         """The SimPy process: compute a slice, let time pass."""
         slice_cycles = max(1, SLICE_NS * self.clock_hz // 10**9)
-        while not self.finished:
-            until = int(self.clock.now) + slice_cycles
+        while not self.finished and int(self.clock.now) < self.limit and self.goes_on():
+            until = min(int(self.clock.now) + slice_cycles, self.limit)
             with quiet():
                 self.finished = bool(
                     run_engines(self.engines, self.lines, self.unit.u, self.engine.arena, until * PS // self.clock_hz)
                 )
-            yield self.clock.timeout(slice_cycles)
+            yield self.clock.timeout(until - int(self.clock.now))
 
     def outcome(self) -> tuple[DmaOutcome, ...]:
         """What every device did, after the laws of the unit were checked."""

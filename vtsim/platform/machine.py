@@ -151,7 +151,9 @@ class Machine:
             self.engine.port(port, PORT_LATCH)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
         if self.scenario.dma:
-            self.devices = DmaDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz)
+            self.devices = DmaDevices(
+                self.scenario, self.engine, self.clock, self.profile.clock_hz, self.limit, self._devices_go_on
+            )
         elif self.scenario.vmm.technique == "native":
             self._start_natively()
         else:
@@ -276,6 +278,10 @@ class Machine:
         share = min(int(self.clock.now) / max(self.limit, 1), 1.0)
         stage = "native" if self.below is None else "run"
         return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
+
+    def _devices_go_on(self) -> bool:
+        self.interrupted = not self._goes_on()
+        return not self.interrupted
 
     def _finish(self, vm: Vm, at: int, why: str | None) -> None:
         vm.finished_at, vm.stopped = at, why or "; ".join(self._killed(vm)) or None

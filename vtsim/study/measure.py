@@ -191,17 +191,17 @@ def compared(outcome: Outcome) -> r.Replay | None:
 
 
 def _dma(device: DmaOutcome) -> r.Dma:
-    ended = device.operations
+    ended = device.operations or 1
     return r.Dma(
         name=device.name,
-        operations=ended,
+        operations=device.operations,
         aborted=device.aborted,
         escaped=device.escaped,
         gbps=8 * device.bytes / device.elapsed_ns if device.elapsed_ns else 0.0,
         latency=r.Latency(
             mean_ns=device.latency_sum_ns / ended,
-            p50_ns=r.percentile(device.latencies, 50),
-            p99_ns=r.percentile(device.latencies, 99),
+            p50_ns=r.percentile(device.latencies or {0: 1}, 50),
+            p99_ns=r.percentile(device.latencies or {0: 1}, 99),
             max_ns=device.longest_ns,
         ),
         walks=device.walks,
