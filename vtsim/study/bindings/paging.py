@@ -336,6 +336,6 @@ bind(
         note=_OURS,
     ),
     deviates="The proposal's hardware for CR3 is not modelled: of 11,088 exits of fork under agile paging 10,273 are "
-    "loads of CR3 and INVLPG, of mmap's 3,244 3,201. And the cold faults by which shadow tables are built weigh in short "
-    "programs: canneal takes 8.7 times its native time with 200,000 accesses, 2.2 times with 2 million (EPT 2.1).",
+    "loads of CR3 and INVLPG, of mmap's 3,244 3,201. And the cold faults by which shadow tables are built weigh in "
+    "short programs: canneal takes 8.7 times its native time with 200,000 accesses, 2.2 times with 2 M (EPT 2.1).",
 )
