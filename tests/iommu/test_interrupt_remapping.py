@@ -1,6 +1,9 @@
 """Interrupt remapping and posting against a slow reading of the specification, and what no interrupt may do.
 
-VT-d: "Interrupt Remapping"; "Interrupt-Posting Hardware Operation".
+VT-d: "Interrupt Remapping"; "Interrupt-Posting Hardware Operation"; "Interrupt Remapping Fault Conditions".
+VT-d: "Interrupt Remapping Table Entry (IRTE) for Remapped Interrupts".
+VT-d: "Interrupt Remapping Table Entry (IRTE) for Posted Interrupts"; "Posted Interrupt Descriptor (PID)".
+VT-d: "Interrupt Entry Cache"; "Set Interrupt Remapping Table Pointer Operation".
 """
 
 from __future__ import annotations
