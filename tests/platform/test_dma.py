@@ -20,7 +20,7 @@ from vtsim.platform.machine import Machine
 from vtsim.study.measure import result_of
 from vtsim.study.result import Result
 
-BYTE_NS = 8 / g.Link().bits_per_ns
+BYTE_NS = 8 / (8.0 * 8 * 128 / 130 * 0.92)  # 8 GT/s, 8 lanes, 128 of 130 bits, 8 % of them for the link itself
 HEADER, COMPLETION = 24, 20
 
 

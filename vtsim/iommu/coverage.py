@@ -10,7 +10,7 @@ from typing import Final
 
 from vtsim.iommu.descriptors import DESCRIPTORS
 from vtsim.iommu.faults import FAULTS as REASONS
-from vtsim.vmcs.coverage import MODELLED, NOT_MODELLED, PARTLY, Row, no, part, yes
+from vtsim.vmcs.coverage import Row, no, part, tables, yes
 
 TRANSLATION: Final = "tests/iommu/test_translation.py"
 FAULTS: Final = "tests/iommu/test_faults.py"
@@ -122,21 +122,13 @@ def rows() -> Iterator[Row]:
 
 def page() -> str:
     """The page docs/vtd-coverage.md."""
-    counts = {status: sum(row.status == status for row in rows()) for status in (MODELLED, PARTLY, NOT_MODELLED)}
     lines = [
         "# How much of VT-d is modelled",
         "",
         "Generated from `vtsim/iommu/coverage.py`: each part of the specification by its title. A part that is modelled",
         "names the test that shows it.",
         "",
-        ", ".join(f"{count} parts are {status}" for status, count in counts.items()) + ".",
-    ]
-    for chapter, listed in CHAPTERS.items():
-        lines += ["", f"## {chapter}", "", "| part | status | shown by | missing |", "|---|---|---|---|"]
-        for row in listed:
-            test = f"`{row.test}`" if row.test else ""
-            lines.append(f"| {row.title} | {row.status} | {test} | {row.missing} |")
-    lines += [
+        *tables(CHAPTERS, "part"),
         "",
         "## Fault reasons",
         "",

@@ -16,23 +16,23 @@ import numpy.typing as npt
 from attrs import frozen
 
 Words = npt.NDArray[np.int64]
-LANES: Final = (1, 2, 4, 8, 16, 32)
 # megatransfers per second and lane, and coded bits of 130, by generation
 RATES: Final = {1: (2500, 104), 2: (5000, 104), 3: (8000, 128), 4: (16000, 128), 5: (32000, 128)}
 PS_PER_NS: Final = 1000
+# bytes beside the payload: framing, sequence number, header of four words (of three in a completion), LCRC
+REQUEST_HEADER: Final = 24
+COMPLETION_HEADER: Final = 20
 
 # fmt: off
 # --- parameters -----------------------------------------------------------------------------------------------------
-(BYTE_FS, READ_HEADER, WRITE_HEADER, COMPLETION_HEADER, MAX_PAYLOAD, MAX_READ, TAGS, WRITE_CREDITS, READ_GAP, WRITE_GAP,
- UP_LATENCY, DOWN_LATENCY, HIT_LATENCY, WALK_LATENCY, WALK_READ, WALKERS, CACHE_LATENCY, DRAM_LATENCY, LINE_SETS,
- LINE_WAYS, WRITE_WAYS) = range(21)
+(BYTE_FS, MAX_PAYLOAD, MAX_READ, TAGS, GAP, UP_LATENCY, DOWN_LATENCY, HIT_LATENCY, WALK_LATENCY, WALK_READ, WALKERS,
+ CACHE_LATENCY, DRAM_LATENCY, LINE_SETS, LINE_WAYS, WRITE_WAYS) = range(16)
 # --- the job ----------------------------------------------------------------------------------------------------------
 # UNIT: distance between two places of the window where operations begin.
 # OWN_FIRST, OWN_END: host addresses that are the device's own; packets that land elsewhere are counted.
-(SOURCE, JOB_PASID, BASE, WINDOW, BYTES, WRITES, RANDOM, COUNT, OFFSET, UNIT, SEED, TRANSLATES, OWN_FIRST,
- OWN_END) = range(24, 38)
+(SOURCE, BASE, WINDOW, BYTES, WRITES, RANDOM, COUNT, UNIT, TRANSLATES, OWN_FIRST, OWN_END) = range(24, 35)
 # --- what changes -----------------------------------------------------------------------------------------------------
-(ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, FIRST_ISSUE, LAST_END) = range(40, 50)
+(ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, LAST_END) = range(40, 49)
 # --- statistics -------------------------------------------------------------------------------------------------------
 (N_OPERATIONS, N_ABORTED, N_PACKETS, N_DMA_WALKS, N_LINE_HITS, N_LINE_MISSES, LATENCY_SUM, LATENCY_MOST, WALK_WAIT,
  N_DMA_READS, N_ESCAPED) = range(56, 67)
@@ -58,16 +58,13 @@ LINE_BYTES: Final = 64
 class Link:
     """A PCIe link and what stands at its ends. Latencies in ns; percentages of the link's bits."""
 
-    generation: int = 3
-    lanes: int = 8
-    max_payload: int = 256
-    max_read: int = 512
-    dllp_percent: float = 8.0
-    read_header: int = 24
-    write_header: int = 24
-    completion_header: int = 20
-    up_ns: float = 150.0
-    down_ns: float = 150.0
+    generation: int
+    lanes: int
+    max_payload: int
+    max_read: int
+    dllp_percent: float
+    up_ns: float
+    down_ns: float
 
     @property
     def bits_per_ns(self) -> float:
@@ -77,34 +74,24 @@ class Link:
 
 
 @frozen(kw_only=True)
-class Device:
-    """The requester: operations in flight, and the time between two of them that its own engine needs."""
-
-    tags: int = 32
-    write_credits: int = 32
-    read_gap_ns: float = 0.0
-    write_gap_ns: float = 0.0
-
-
-@frozen(kw_only=True)
 class Translation:
     """What translating costs: an IOTLB hit, a walk apart from its reads, one of them, and walks at a time."""
 
-    hit_ns: float = 0.0
-    walk_ns: float = 200.0
-    read_ns: float = 60.0
-    walkers: int = 6
+    hit_ns: float
+    walk_ns: float
+    read_ns: float
+    walkers: int
 
 
 @frozen(kw_only=True)
 class Landing:
     """Where DMA lands: the last-level cache, of which writes allocate only some ways, and memory behind it."""
 
-    cache_bytes: int = 20 << 20
-    ways: int = 16
-    write_ways: int = 2
-    cache_ns: float = 60.0
-    dram_ns: float = 130.0
+    cache_bytes: int
+    ways: int
+    write_ways: int
+    cache_ns: float
+    dram_ns: float
 
     @property
     def sets(self) -> int:
@@ -112,23 +99,23 @@ class Landing:
         return 1 << max(0, (self.cache_bytes // LINE_BYTES // self.ways).bit_length() - 1)
 
 
-def engine(link: Link, device: Device, translation: Translation, landing: Landing) -> Words:
-    """An idle engine: shape (DMA_WORDS,), int64. ValueError for more walkers or tags than there is room for."""
+def engine(link: Link, translation: Translation, landing: Landing, *, tags: int, gap_ns: float) -> Words:
+    """An idle engine: shape (DMA_WORDS,), int64. ValueError for more walkers or tags than there is room for.
+
+    `tags`: operations in flight. `gap_ns`: time between two operations that the device's own engine needs.
+    """
     if not 1 <= translation.walkers <= MOST_WALKERS:
         raise ValueError(f"walkers can be 1 to {MOST_WALKERS}")
-    if not (1 <= device.tags <= MOST_TAGS and 1 <= device.write_credits <= MOST_TAGS):
-        raise ValueError(f"tags and write credits can be 1 to {MOST_TAGS}")
+    if not 1 <= tags <= MOST_TAGS:
+        raise ValueError(f"tags can be 1 to {MOST_TAGS}")
     d = np.zeros(DMA_WORDS, np.int64)
     values = {
-        BYTE_FS: 8e6 / link.bits_per_ns, READ_HEADER: link.read_header, WRITE_HEADER: link.write_header,
-        COMPLETION_HEADER: link.completion_header, MAX_PAYLOAD: link.max_payload, MAX_READ: link.max_read,
-        TAGS: device.tags, WRITE_CREDITS: device.write_credits, READ_GAP: device.read_gap_ns * PS_PER_NS,
-        WRITE_GAP: device.write_gap_ns * PS_PER_NS, UP_LATENCY: link.up_ns * PS_PER_NS,
-        DOWN_LATENCY: link.down_ns * PS_PER_NS, HIT_LATENCY: translation.hit_ns * PS_PER_NS,
-        WALK_LATENCY: translation.walk_ns * PS_PER_NS, WALK_READ: translation.read_ns * PS_PER_NS,
-        WALKERS: translation.walkers, CACHE_LATENCY: landing.cache_ns * PS_PER_NS,
-        DRAM_LATENCY: landing.dram_ns * PS_PER_NS, LINE_SETS: landing.sets, LINE_WAYS: landing.ways,
-        WRITE_WAYS: landing.write_ways,
+        BYTE_FS: 8e6 / link.bits_per_ns, MAX_PAYLOAD: link.max_payload, MAX_READ: link.max_read, TAGS: tags,
+        GAP: gap_ns * PS_PER_NS, UP_LATENCY: link.up_ns * PS_PER_NS, DOWN_LATENCY: link.down_ns * PS_PER_NS,
+        HIT_LATENCY: translation.hit_ns * PS_PER_NS, WALK_LATENCY: translation.walk_ns * PS_PER_NS,
+        WALK_READ: translation.read_ns * PS_PER_NS, WALKERS: translation.walkers,
+        CACHE_LATENCY: landing.cache_ns * PS_PER_NS, DRAM_LATENCY: landing.dram_ns * PS_PER_NS,
+        LINE_SETS: landing.sets, LINE_WAYS: landing.ways, WRITE_WAYS: landing.write_ways,
     }  # fmt: skip
     for slot, value in values.items():
         d[slot] = round(value)
@@ -152,31 +139,25 @@ class Job:
     window: int
     bytes: int
     count: int
-    writes: bool = False
-    random: bool = True
-    offset: int = 0
-    pasid: int = -1
-    seed: int = 1
-    translates: bool = True
-    own: tuple[int, int] = (0, 1 << 62)
+    writes: bool
+    random: bool
+    seed: int
+    translates: bool
+    own: tuple[int, int]
 
 
 def give(d: Words, job: Job) -> None:
-    """Let the engine do this job next; its clocks and statistics go on."""
-    unit = -(-(job.bytes + job.offset) // LINE_BYTES) * LINE_BYTES
+    """Let an idle engine do this job."""
+    unit = -(-job.bytes // LINE_BYTES) * LINE_BYTES
     if not 1 <= job.bytes <= 4096 or job.window < unit:
         raise ValueError("an operation has 1 to 4096 bytes, and fits into its window")
     slots = {
-        SOURCE: job.source, JOB_PASID: job.pasid, BASE: job.base, WINDOW: job.window, BYTES: job.bytes,
-        WRITES: job.writes, RANDOM: job.random, COUNT: job.count, OFFSET: job.offset, UNIT: unit, SEED: job.seed,
-        OWN_FIRST: job.own[0], OWN_END: job.own[1], TRANSLATES: job.translates, ISSUED: 0, ENDED: 0,
-        RANDOM_STATE: job.seed % 2147483646 + 1, PLACE: 0,
+        SOURCE: job.source, BASE: job.base, WINDOW: job.window, BYTES: job.bytes, WRITES: job.writes,
+        RANDOM: job.random, COUNT: job.count, UNIT: unit, TRANSLATES: job.translates, OWN_FIRST: job.own[0],
+        OWN_END: job.own[1], RANDOM_STATE: job.seed % 2147483646 + 1,
     }  # fmt: skip
     for slot, value in slots.items():
         d[slot] = int(value)
-    d[ENDS : ENDS + MOST_TAGS] = max(int(d[NEXT_ISSUE]), int(d[LAST_END]))
-    d[FIRST_ISSUE] = max(int(d[NEXT_ISSUE]), int(d[LAST_END]))
-    d[NEXT_ISSUE] = d[FIRST_ISSUE]
 
 
 def warm(lines: npt.NDArray[np.int32], landing: Landing, first: int, end: int) -> None:

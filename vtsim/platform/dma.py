@@ -45,12 +45,6 @@ def _link(device: DmaSpec) -> g.Link:
     )  # fmt: skip
 
 
-def _device(device: DmaSpec) -> g.Device:
-    return g.Device(
-        tags=device.tags, write_credits=device.tags, read_gap_ns=device.read_gap_ns, write_gap_ns=device.write_gap_ns
-    )
-
-
 @frozen(kw_only=True)
 class DmaOutcome:
     """What one device did. Times in ns; `latencies`: {ns: operations} in buckets."""
@@ -113,7 +107,11 @@ class DmaDevices:
         self.engines = np.zeros((len(self.scenario.dma), g.DMA_WORDS), np.int64)
         for number, device in enumerate(self.scenario.dma):
             row = self.engines[number]
-            row[:] = g.engine(_link(device), _device(device), translation, lands)
+            row[:] = g.engine(
+                _link(device), translation, lands, tags=device.tags,
+                gap_ns=device.write_gap_ns if device.write else device.read_gap_ns,
+            )  # fmt: skip
+
             base, own = self._map(structures, device, number)
             if landing.warm:
                 g.warm(self.lines, lands, *own)
@@ -182,7 +180,7 @@ def _outcome(spec: DmaSpec, row: list[int]) -> DmaOutcome:
         operations=row[g.N_OPERATIONS],
         aborted=row[g.N_ABORTED],
         bytes=(row[g.N_OPERATIONS] - row[g.N_ABORTED]) * spec.bytes,
-        elapsed_ns=(row[g.LAST_END] - row[g.FIRST_ISSUE]) / g.PS_PER_NS,
+        elapsed_ns=row[g.LAST_END] / g.PS_PER_NS,
         latency_sum_ns=row[g.LATENCY_SUM] / g.PS_PER_NS,
         longest_ns=row[g.LATENCY_MOST] / g.PS_PER_NS,
         latencies={n * g.BUCKET_PS // g.PS_PER_NS: count for n, count in enumerate(buckets) if count},

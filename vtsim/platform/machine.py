@@ -235,15 +235,15 @@ class Machine:
 
     def run(self) -> Outcome:
         """Run to the end and report; raises `ModelError` where the model contradicts itself."""
+        ends: simpy.Event
         if self.devices is not None:
             self.devices.load()
-            started = time.perf_counter()
-            self.clock.run(until=self.devices.done)
-            self.wall_s = time.perf_counter() - started
-            return self.outcome()
-        self.engine.run_all(0, self.quantum)  # loads or compiles the loop, so that the rate is that of simulating
+            ends = self.devices.done
+        else:
+            self.engine.run_all(0, self.quantum)  # loads or compiles the loop, so that the rate is that of simulating
+            ends = self.clock.process(self.process())
         started = time.perf_counter()
-        self.clock.run(until=self.clock.process(self.process()))
+        self.clock.run(until=ends)
         self.wall_s = time.perf_counter() - started
         return self.outcome()
 

@@ -19,7 +19,7 @@ from vtsim.study.report import CONFIDENCE_STYLES, PRIVILEGE_STYLES, count, perce
 from vtsim.study.table import section
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmcs.reasons import REASON, REASONS, Reason
+from vtsim.vmcs.reasons import BY_NUMBER, REASON, Reason
 
 # fmt: off
 OPERAND_PRICES: Final[Mapping[tuple[int, int], str]] = {  # (op, IMM) where the operand decides the price
@@ -37,9 +37,6 @@ REQUIRES: Final[Mapping[int, str]] = {  # exits that cannot happen where the pro
     x.EOI_INDUCED:      "VIRTUAL_INTERRUPT_DELIVERY", x.APIC_WRITE:   "APIC_REGISTER_VIRTUALIZATION",
 }
 # fmt: on
-
-
-BY_NUMBER: Final[Mapping[int, Reason]] = {reason.number: reason for reason in REASONS}
 
 
 class Stage(Protocol):
@@ -79,22 +76,23 @@ def exit_program(reason: str, personality: str, profile: str) -> RenderableType:
     if known is None:
         raise ConfigError.unknown("exit reason", reason, REASON)
     prices = load_profile(profile)
-    wanted = {"kvm": "ENABLE_EPT"}.get(personality)
-    if wanted and wanted not in _controls(prices):
-        raise _lacking(f"{personality} needs EPT", wanted, prices, "; or --personality minimal, which can do without")
-    wanted = REQUIRES.get(known.number)
-    if wanted and wanted not in _controls(prices):
-        raise _lacking(f"a VM exit {known.name} needs its control", wanted, prices)
+    if personality == "kvm":
+        _require("ENABLE_EPT", prices, "kvm needs EPT", "; or --personality minimal, which can do without")
+    if known.number in REQUIRES:
+        _require(REQUIRES[known.number], prices, f"a VM exit {known.name} needs its control")
     return program_listing(known, personality, prices, exit_stages(personality, known.number, prices))
 
 
-def _controls(profile: Profile) -> frozenset[str]:
-    return GENERATIONS[profile.vmx.generation].capabilities().features
+def _require(control: str, profile: Profile, what: str, otherwise: str = "") -> None:
+    """ConfigError unless a processor may set a control."""
 
+    def has(each: Profile) -> bool:
+        return GENERATIONS[each.vmx.generation].capabilities().supports(control)
 
-def _lacking(what: str, control: str, profile: Profile, otherwise: str = "") -> ConfigError:
-    able = [name for name in profile_names() if control in _controls(load_profile(name))]
-    return ConfigError(
+    if has(profile):
+        return
+    able = [name for name in profile_names() if has(load_profile(name))]
+    raise ConfigError(
         f"{what} ({control}), which profile {profile.name!r} does not have",
         field="--profile",
         help=f"profiles that have it: {', '.join(able) or 'none'}{otherwise}",

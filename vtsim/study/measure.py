@@ -256,7 +256,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         profile_digest=profile.digest(),
         clock_hz=profile.clock_hz,
         hypervisor=r.Hypervisor(
-            technique=scenario.vmm.technique if scenario.vms else "native",
+            technique="native" if native else scenario.vmm.technique,
             personality="" if native else scenario.vmm.personality,
             paging="none" if native else scenario.vmm.paging,
         ),

@@ -64,14 +64,12 @@ def _sections(result: Result) -> Iterator[RenderableType]:
 
 def _headline(result: Result) -> RenderableType:
     by = result.hypervisor
-    runs_under = [by.personality, TECHNIQUE_WORDS.get(by.technique, by.technique), by.paging.upper()]
-    under = (
-        "no VM"
-        if not result.vms
-        else "native"
-        if by.technique == "native"
-        else " ".join(word for word in runs_under if word)
-    )
+    words = (by.personality, TECHNIQUE_WORDS.get(by.technique, by.technique), by.paging.upper())
+    under = " ".join(word for word in words if word)
+    if not result.vms:
+        under = "devices"
+    elif by.technique == "native":
+        under = "native"
     title = Text.assemble((result.scenario, "bold"), f"  {under} on {result.profile}, seed {result.seed}")
     lines: list[RenderableType] = [title]
     if result.description:

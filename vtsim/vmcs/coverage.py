@@ -8,7 +8,8 @@ SDM: "VMX Capability Reporting Facility"; "VMX Instructions".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -267,23 +268,27 @@ def rows() -> Iterator[Row]:
         yield from chapter
 
 
+def tables(chapters: Mapping[str, Sequence[Row]], noun: str) -> list[str]:
+    """Lines of a coverage page: how many lists (or whatever they are) have each status, then a table for each chapter."""
+    counts = Counter(row.status for listed in chapters.values() for row in listed)
+    lines = [", ".join(f"{counts[status]} {noun}s are {status}" for status in (MODELLED, PARTLY, NOT_MODELLED)) + "."]
+    for chapter, listed in chapters.items():
+        lines += ["", f"## {chapter}", "", f"| {noun} | status | shown by | missing |", "|---|---|---|---|"]
+        for row in listed:
+            test = f"`{row.test}`" if row.test else ""
+            lines.append(f"| {row.title} | {row.status} | {test} | {row.missing} |")
+    return lines
+
+
 def page() -> str:
     """The page docs/vmx-coverage.md."""
-    counts = {status: sum(row.status == status for row in rows()) for status in (MODELLED, PARTLY, NOT_MODELLED)}
     lines = [
         "# How much of VMX is modelled",
         "",
         "Generated from `vtsim/vmcs/coverage.py`: each list of the manual's VMX chapters by its title. A list that is",
         "modelled names the test that shows it.",
         "",
-        ", ".join(f"{count} lists are {status}" for status, count in counts.items()) + ".",
-    ]
-    for chapter, listed in CHAPTERS.items():
-        lines += ["", f"## {chapter}", "", "| list | status | shown by | missing |", "|---|---|---|---|"]
-        for row in listed:
-            test = f"`{row.test}`" if row.test else ""
-            lines.append(f"| {row.title} | {row.status} | {test} | {row.missing} |")
-    lines += [
+        *tables(CHAPTERS, "list"),
         "",
         "## Named in the tables, without effect",
         "",

@@ -10,7 +10,7 @@ from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.guest.kernel import KernelOptions, hypercalls, path
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.fault import find_entry, flush_user_half, give_frame
+from vtsim.guest.kernel.fault import find_entry, flush_user_half, give_frame, put_entry
 from vtsim.guest.kernel.lengths import length
 
 FLUSH_CEILING = 33  # pages: above, Linux flushes all (tlb_single_page_flush_ceiling)
@@ -159,12 +159,7 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_Z, "protect_next")
     a.work(length("protect_page"))
     a.and_(s.RAX, ~e.PTE_WRITE)
-    if kernel.paravirtual:
-        a.copy(s.RDI, s.R11)
-        a.copy(s.RSI, s.RAX)
-        a.call("pv_request")
-    else:
-        a.st(Mem(s.RCX), s.RAX)
+    put_entry(a, kernel)
     a.label("protect_next")
     a.add(s.R12, 4096)
     a.sub(s.RBP, 1)

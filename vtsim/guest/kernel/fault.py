@@ -106,6 +106,16 @@ def find_entry(a: Assembler, kernel: KernelOptions, task: int, address: int) -> 
     a.hook(hooks.TABLE_LOOKUP)
 
 
+def put_entry(a: Assembler, kernel: KernelOptions) -> None:
+    """Store RAX as the entry that `find_entry` has found; paravirtual: request it. Clobbers RAX, RCX, RDI, RSI."""
+    if kernel.paravirtual:
+        a.copy(s.RDI, s.R11)
+        a.copy(s.RSI, s.RAX)
+        a.call("pv_request")
+    else:
+        a.st(Mem(s.RCX), s.RAX)
+
+
 @path("page fault")
 def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     """Page fault: find the area, take a frame, zero it, map it; or copy-on-write; or the end of the task."""
@@ -174,12 +184,7 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_NZ, "copy_page")
     a.work(length("fault_reuse"))
     a.or_(s.RAX, e.PTE_WRITE)
-    if kernel.paravirtual:
-        a.copy(s.RDI, s.R11)
-        a.copy(s.RSI, s.RAX)
-        a.call("pv_request")
-    else:
-        a.st(Mem(s.RCX), s.RAX)
+    put_entry(a, kernel)
     flush_user_page(a, kernel)
     a.jmp("fault_done")
     a.label("copy_page")

@@ -37,9 +37,8 @@ def run_engines(engines: Records, lines: Tags, u: Record, a: Arena, until: int) 
         if chosen < 0:
             break
         d = engines[chosen]
-        writes = d[g.WRITES] != 0
-        issue(d, engines[0], lines, u, a, earliest, writes)
-        d[g.NEXT_ISSUE] = earliest + (d[g.WRITE_GAP] if writes else d[g.READ_GAP])
+        issue(d, engines[0], lines, u, a, earliest)
+        d[g.NEXT_ISSUE] = earliest + d[g.GAP]
         d[g.ISSUED] += 1
     over = True
     for number in range(len(engines)):
@@ -55,16 +54,17 @@ def run_engines(engines: Records, lines: Tags, u: Record, a: Arena, until: int) 
 @kernel
 def begins_at(d: Record) -> int:
     """When the next operation of an engine begins: its tag is free, and its own gap is over."""
-    tags = d[g.WRITE_CREDITS] if d[g.WRITES] else d[g.TAGS]
+    tags = d[g.TAGS]
     while d[g.ISSUED] - d[g.ENDED] >= tags:
         end_next(d)
     return max(d[g.NEXT_ISSUE], d[g.ENDS + d[g.ISSUED] % tags])
 
 
 @kernel
-def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int, writes: bool) -> None:
+def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int) -> None:
     """Send the packets of one operation up, translate them and find the lines they touch."""
-    address = d[g.BASE] + d[g.OFFSET] + next_place(d) * d[g.UNIT]
+    writes = d[g.WRITES] != 0
+    address = d[g.BASE] + next_place(d) * d[g.UNIT]
     left = d[g.BYTES]
     most = d[g.MAX_PAYLOAD] if writes else d[g.MAX_READ]
     ready = now
@@ -73,14 +73,14 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int,
     aborted = False
     while left > 0:
         size = min(min(left, most), PAGE_BYTES - (address & (PAGE_BYTES - 1)))
-        sent = d[g.WRITE_HEADER] + size if writes else d[g.READ_HEADER]
+        sent = g.REQUEST_HEADER + (size if writes else 0)
         d[g.UP_FREE] = max(d[g.UP_FREE], now) + sent * d[g.BYTE_FS] // 1000
         arrived = d[g.UP_FREE] + d[g.UP_LATENCY]
         d[g.N_PACKETS] += 1
         host = address
         if d[g.TRANSLATES]:
             access = sp.WRITE if writes else sp.READ
-            status = translate_request(u, a, d[g.SOURCE], d[g.JOB_PASID], address, size, access, sp.UNTRANSLATED)
+            status = translate_request(u, a, d[g.SOURCE], sp.NO_PASID, address, size, access, sp.UNTRANSLATED)
             reads = 0
             for slot in range(READS_ROOT, READS_SECOND + 1):
                 reads += u[slot]
@@ -92,7 +92,7 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int,
             host = u[HPA]
         if aborted:
             ready = max(ready, arrived)
-            down += d[g.COMPLETION_HEADER]
+            down += g.COMPLETION_HEADER
             break
         if host < d[g.OWN_FIRST] or host >= d[g.OWN_END]:
             d[g.N_ESCAPED] += 1
@@ -106,7 +106,7 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int,
                 touch(a, host >> 12)
         else:
             packets = (size + d[g.MAX_PAYLOAD] - 1) // d[g.MAX_PAYLOAD]
-            down += size + packets * d[g.COMPLETION_HEADER]
+            down += size + packets * g.COMPLETION_HEADER
         ready = max(ready, arrived)
         address += size
         left -= size
@@ -201,8 +201,7 @@ def end_next(d: Record) -> None:
     d[g.HEADS + chosen] += 1
     d[g.DOWN_FREE] = max(d[g.DOWN_FREE], earliest) + d[at + 2] * d[g.BYTE_FS] // 1000
     end = d[g.DOWN_FREE] + d[g.DOWN_LATENCY]
-    tags = d[g.WRITE_CREDITS] if d[g.WRITES] else d[g.TAGS]
-    d[g.ENDS + d[g.ENDED] % tags] = end
+    d[g.ENDS + d[g.ENDED] % d[g.TAGS]] = end
     d[g.ENDED] += 1
     d[g.LAST_END] = end
     d[g.N_OPERATIONS] += 1

@@ -45,21 +45,16 @@ from vtsim.iommu.kernels.second_level import (
     walk_second,
     walks_snoop,
 )
-from vtsim.iommu.kernels.unit_caches import held_by_unit
-from vtsim.iommu.kernels.unit_memory import flags_can_be_set, note_step, pend, read_entry
+from vtsim.iommu.kernels.unit_memory import flags_can_be_set, pend, read_entry, walk_begins
 from vtsim.iommu.state import (
     CACHE_WORDS,
-    DATA,
     FIRST_2,
     HOST_RESERVED,
     LEAF_AT,
     LEAF_ENTRY,
-    N_STRUCTURE_HITS,
     PASID_0,
     PASID_1,
     PASID_2,
-    SERVED,
-    STEP_CACHE,
     STEP_FIRST,
     TAG_MORE_NOW,
     TYPE,
@@ -152,18 +147,10 @@ def walk_first(u: Record, a: Arena, address: int, writes: bool, user: bool) -> i
     more = u[TAG_MORE_NOW]
     table = u[PASID_2] & POINTER
     rights = MAY_READ | MAY_WRITE | MAY_EXECUTE | USER_PAGE
-    level = levels
-    for upper in range(2, levels + 1):
-        cache = FIRST_2 + (upper - 2) * CACHE_WORDS
-        known = held_by_unit(u, cache, address >> (3 + 9 * upper), more)
-        if known >= 0:
-            level = upper - 1
-            table = u[known + DATA]
-            rights = u[known + DATA + 1]
-            u[SERVED] |= 1 << ((cache - FIRST_2) // CACHE_WORDS + 5)
-            u[N_STRUCTURE_HITS] += 1
-            note_step(u, STEP_CACHE, level, cache, table)
-            break
+    level = walk_begins(u, FIRST_2, levels, address, more, 5)
+    if level < levels:
+        table = u[WALK_HPA]
+        rights = u[WALK_RIGHTS]
     nested = u[TYPE] == PGTT_NESTED
     snooped = walks_snoop(u)
     while True:

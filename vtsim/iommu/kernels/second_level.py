@@ -24,23 +24,18 @@ from vtsim.iommu.entries import (
     SLADE,
     SLEE,
 )
-from vtsim.iommu.kernels.unit_caches import held_by_unit
-from vtsim.iommu.kernels.unit_memory import flags_can_be_set, note_step, pend, read_entry
+from vtsim.iommu.kernels.unit_memory import flags_can_be_set, pend, read_entry, walk_begins
 from vtsim.iommu.state import (
     CACHE_WORDS,
-    DATA,
     DOMAIN,
     HOST_RESERVED,
     LEAF_AT,
     LEAF_ENTRY,
-    N_STRUCTURE_HITS,
     PASID_0,
     PASID_1,
     REGISTERS,
     SCALABLE,
     SECOND_2,
-    SERVED,
-    STEP_CACHE,
     STEP_SECOND,
     WALK_HPA,
     WALK_RIGHTS,
@@ -124,18 +119,10 @@ def walk_second(u: Record, a: Arena, table: int, levels: int, gpa: int, writes: 
     flagged = u[SCALABLE] != 0 and u[PASID_0] & SLADE != 0
     executes = u[SCALABLE] != 0 and u[PASID_0] & SLEE != 0
     rights = MAY_READ | MAY_WRITE | MAY_EXECUTE
-    level = levels
-    for upper in range(2, levels + 1):
-        cache = SECOND_2 + (upper - 2) * CACHE_WORDS
-        known = held_by_unit(u, cache, gpa >> (3 + 9 * upper), more)
-        if known >= 0:
-            level = upper - 1
-            table = u[known + DATA]
-            rights = u[known + DATA + 1]
-            u[SERVED] |= 1 << ((cache - SECOND_2) // CACHE_WORDS + 9)
-            u[N_STRUCTURE_HITS] += 1
-            note_step(u, STEP_CACHE, level, cache, table)
-            break
+    level = walk_begins(u, SECOND_2, levels, gpa, more, 9)
+    if level < levels:
+        table = u[WALK_HPA]
+        rights = u[WALK_RIGHTS]
     while True:
         where = table + ((gpa >> (9 * level)) & 0xFF8)
         if not is_memory(a, where):

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import ROM, is_memory, kind_of, load_word, store_word
-from vtsim.iommu.kernels.unit_caches import make_room
+from vtsim.iommu.kernels.unit_caches import held_by_unit, make_room
 from vtsim.iommu.state import (
+    CACHE_WORDS,
     DATA,
     FLAG_WRITES,
     MOST_PENDING,
     MOST_STEPS,
     N_FLAG_WRITES,
     N_READS,
+    N_STRUCTURE_HITS,
     PENDING,
     PENDING_COUNT,
     PENDING_WORDS,
     READS_ROOT,
+    SERVED,
     STEP_AREA,
+    STEP_CACHE,
     STEP_COUNT,
     STEP_FLAGS,
     STEP_ROOT,
     STEP_WORDS,
     STEPS,
+    WALK_HPA,
+    WALK_RIGHTS,
 )
 
 
@@ -50,6 +56,25 @@ def read_entry(u: Record, a: Arena, kind: int, level: int, where: int) -> int:
     u[N_READS] += 1
     note_step(u, kind, level, where, value)
     return value
+
+
+@kernel
+def walk_begins(u: Record, first: int, levels: int, address: int, more: int, bit: int) -> int:
+    """The level at which a walk begins, `levels` if no paging-structure cache knows a table nearer to the page.
+
+    `first` is the cache of level-2 entries, `bit` its bit of SERVED. Table and rights go to WALK_HPA and WALK_RIGHTS.
+    """
+    for upper in range(2, levels + 1):
+        cache = first + (upper - 2) * CACHE_WORDS
+        known = held_by_unit(u, cache, address >> (3 + 9 * upper), more)
+        if known >= 0:
+            u[WALK_HPA] = u[known + DATA]
+            u[WALK_RIGHTS] = u[known + DATA + 1]
+            u[SERVED] |= 1 << (bit + upper - 2)
+            u[N_STRUCTURE_HITS] += 1
+            note_step(u, STEP_CACHE, upper - 1, cache, u[known + DATA])
+            return upper - 1
+    return levels
 
 
 @kernel

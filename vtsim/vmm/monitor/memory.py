@@ -17,6 +17,7 @@ from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.layout import F_RIP, V, saved, vcpu
+from vtsim.vmm.programs.shadow import store_decoded
 
 ALL = tuple(range(16))
 PAGE_FAULT = 14
@@ -285,17 +286,7 @@ def table_write(a: Assembler, translates: bool) -> None:
         a.hook(ADAPT)
         a.copy(RBX, R12)
         a.label("table_known")
-    a.cmp(RCX, 16)
-    a.jcc(ops.CC_Z, "table_value")
-    a.ld(RBX, Mem(R15, V["REGISTERS"], index=RCX, scale=8))
-    a.label("table_value")
-    a.mov(RDI, at.RAM)
-    a.add(RDI, register=R13)
-    for size in (8, 4, 2, 1):
-        a.cmp(RDX, size)
-        a.jcc(ops.CC_NZ, f"table_not_{size}")
-        a.st(Mem(RDI, size=size), RBX)
-        a.label(f"table_not_{size}")
+    store_decoded(a, V["REGISTERS"], at.RAM)
     a.copy(RCX, RDX)
     a.copy(RSI, R13)
     hook(a, h.SHADOW_WRITE)

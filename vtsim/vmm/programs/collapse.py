@@ -17,19 +17,16 @@ from vtsim.cpu.slots import R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import RAM_PAGE
+from vtsim.vmm.programs import daemons
 from vtsim.vmm.programs.ept_leaf import LARGE, host_leaf_of, leaf_of
-from vtsim.vmm.programs.timer import now
+from vtsim.vmm.programs.timer import begin_daemon, end_daemon
 from vtsim.vmm.programs.words import count, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 
 def subroutines(a: Assembler, path: Path) -> None:
     """`collapse_due`: look at the next regions of 2 MiB of this VM. R13 address, R12 regions left."""
-    a.label("collapse_due")
-    a.activity = ops.MEMORY_MANAGEMENT
-    a.op(ops.STI)
-    zero(a, RAX)
-    a.st(vcpu("COLLAPSE_DUE"), RAX)
+    begin_daemon(a, daemons.COLLAPSE)
     a.mov(R12, -(-path.vmm.collapse.pages // PAGE_WORDS))
     a.ld(R13, vcpu("COLLAPSE_CURSOR"))
     a.label("collapse_next")
@@ -66,12 +63,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.sub(R12, 1)
     a.jcc(ops.CC_NZ, "collapse_next")
     a.st(vcpu("COLLAPSE_CURSOR"), R13)
-    now(a)
-    a.add(RAX, path.addresses["collapse_period"])
-    a.op(ops.CLI)
-    a.st(vcpu("COLLAPSE_AT"), RAX)
-    a.call("program_timer")
-    a.jmp("reenter")
+    end_daemon(a, path, daemons.COLLAPSE, "collapse_period")
 
 
 def _look(a: Assembler, path: Path) -> None:

@@ -19,6 +19,7 @@ from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI,
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs.shadow import drop_address
 from vtsim.vmm.programs.words import GENERAL_PROTECTION, saved, vcpu, work, zero
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import EFER_NX
@@ -161,13 +162,7 @@ def _other_requests(a: Assembler, path: Path) -> None:
 
     a.label("request_flush_page")
     work(a, path, "invlpg")
-    if path.vmm.vpid:
-        by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
-        a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
-        a.vmread(RAX, "VPID")
-        a.st(vcpu("DESCRIPTOR"), RAX)
-        a.st(vcpu("DESCRIPTOR", 1), R13)
-        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+    drop_address(a, path, R13)
     a.jmp("request_done")
     a.label("request_flush")
     a.or_(RBP, DROP)

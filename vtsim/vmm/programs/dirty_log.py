@@ -20,9 +20,9 @@ from vtsim.cpu.kernels.ept_walk import LOG_ENTRIES
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmcs import bits as b
-from vtsim.vmm.programs import collapse
+from vtsim.vmm.programs import collapse, daemons
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
-from vtsim.vmm.programs.timer import now
+from vtsim.vmm.programs.timer import begin_daemon, end_daemon, now
 from vtsim.vmm.programs.words import vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -106,11 +106,7 @@ def empty_at_exit(a: Assembler, path: Path) -> None:
 
 def subroutines(a: Assembler, path: Path) -> None:
     """`log_due`: start logging or collect the log; `empty_log`, `refresh`."""
-    a.label("log_due")
-    a.activity = ops.MEMORY_MANAGEMENT
-    a.op(ops.STI)
-    zero(a, RAX)
-    a.st(vcpu("LOG_DUE"), RAX)
+    begin_daemon(a, daemons.LOGGING)
     a.ld(RAX, vcpu("LOGGING"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "collect_log")
@@ -120,12 +116,7 @@ def subroutines(a: Assembler, path: Path) -> None:
         _stop(a, path)
     a.label("log_done")
     a.call("flush_ept")
-    now(a)
-    a.add(RAX, path.addresses["log_period"])
-    a.op(ops.CLI)
-    a.st(vcpu("LOG_AT"), RAX)
-    a.call("program_timer")
-    a.jmp("reenter")
+    end_daemon(a, path, daemons.LOGGING, "log_period")
     _refresh(a, path)
     if uses_log(path):
         _empty_log(a, path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R8, R10, RDI, RSI
+from vtsim.cpu.slots import R8, R10, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs.words import vcpu
@@ -31,3 +32,14 @@ def host_leaf_of(a: Assembler, address: int) -> None:
     a.mov(R8, at.HOST_DIRECT)
     a.mov(R10, e.PTE_PRESENT)
     a.hook(hooks.TABLE_LOOKUP)
+
+
+def own_page(a: Assembler, address: int, otherwise: str) -> None:
+    """RBX <- entry at RBP of the 4 KiB page at an address that the VM has for itself; else go on elsewhere."""
+    host_leaf_of(a, address)
+    a.test(RAX, e.PTE_WRITE, comment="nothing there, or somebody else has it too")
+    a.jcc(ops.CC_Z, otherwise)
+    a.cmp(RDX, 1)
+    a.jcc(ops.CC_NZ, otherwise)
+    a.copy(RBX, RAX)
+    a.copy(RBP, RCX)

@@ -125,6 +125,24 @@ def fault(a: Assembler, path: Path) -> None:
     write_table(a, path)
 
 
+def store_decoded(a: Assembler, registers: int, memory: int) -> None:
+    """Make the guest's store that DECODE has found: RBX or, below 16, register RCX; RDX bytes; guest-physical R13.
+
+    `registers` is where the vCPU in R15 keeps general registers, `memory` the linear address of guest memory.
+    """
+    a.cmp(RCX, 16)
+    a.jcc(ops.CC_Z, "table_value")
+    a.ld(RBX, Mem(R15, registers, index=RCX, scale=8))
+    a.label("table_value")
+    a.mov(RDI, memory)
+    a.add(RDI, register=R13)
+    for size in (8, 4, 2, 1):
+        a.cmp(RDX, size)
+        a.jcc(ops.CC_NZ, f"table_not_{size}")
+        a.st(Mem(RDI, size=size), RBX)
+        a.label(f"table_not_{size}")
+
+
 def write_table(a: Assembler, path: Path) -> None:
     """`table_write`: a store to a table of the guest, at R13, is emulated; any other instruction ends the table."""
     a.activity = ops.MEMORY_MANAGEMENT
@@ -136,17 +154,7 @@ def write_table(a: Assembler, path: Path) -> None:
     a.cmp(RAX, ops.ST)
     a.jcc(ops.CC_NZ, "no_table")
     a.st(vcpu("DECODED", 2), R9)
-    a.cmp(RCX, 16)
-    a.jcc(ops.CC_Z, "table_value")
-    a.ld(RBX, Mem(R15, at.V["REGISTERS"], index=RCX, scale=8))
-    a.label("table_value")
-    a.mov(RDI, at.USER_RAM)
-    a.add(RDI, register=R13)
-    for size in (8, 4, 2, 1):
-        a.cmp(RDX, size)
-        a.jcc(ops.CC_NZ, f"table_not_{size}")
-        a.st(Mem(RDI, size=size), RBX)
-        a.label(f"table_not_{size}")
+    store_decoded(a, at.V["REGISTERS"], at.USER_RAM)
     a.copy(RCX, RDX)
     a.copy(RSI, R13)
     work(a, path, "table_written")
@@ -280,6 +288,17 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.jmp("msr_value")
 
 
+def drop_address(a: Assembler, path: Path, address: int) -> None:
+    """Drop the translations of a guest's address, or all of its VPID where that is all there is. Changes RAX RCX."""
+    if path.vmm.vpid:
+        by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
+        a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
+        a.vmread(RAX, "VPID")
+        a.st(vcpu("DESCRIPTOR"), RAX)
+        a.st(vcpu("DESCRIPTOR", 1), address)
+        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+
+
 def invlpg(a: Assembler, path: Path) -> None:
     """INVLPG: the entry of a table that is out of sync is read again, and the translation goes."""
     a.activity = ops.MEMORY_MANAGEMENT
@@ -289,13 +308,7 @@ def invlpg(a: Assembler, path: Path) -> None:
     a.copy(R13, RSI)
     hook(a, h.SHADOW_INVLPG)
     a.call("shadow_settle")
-    if path.vmm.vpid:
-        by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
-        a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
-        a.vmread(RAX, "VPID")
-        a.st(vcpu("DESCRIPTOR"), RAX)
-        a.st(vcpu("DESCRIPTOR", 1), R13)
-        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+    drop_address(a, path, R13)
     a.jmp("skip")
 
 

@@ -23,8 +23,9 @@ from vtsim.cpu.kernels.memory_hooks import PAGE_EQUAL, PAGE_SUM
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs.ept_leaf import host_leaf_of
-from vtsim.vmm.programs.timer import now
+from vtsim.vmm.programs import daemons
+from vtsim.vmm.programs.ept_leaf import own_page
+from vtsim.vmm.programs.timer import begin_daemon, end_daemon
 from vtsim.vmm.programs.words import count, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -51,22 +52,12 @@ PROBES: Final = 32          # places of the table that are looked at for one che
 def due(a: Assembler, path: Path) -> None:
     """`share_due`: look at the next pages of this VM. R13 address, R12 pages left, RBX entry at RBP, R14 checksum."""
     mask = path.addresses["share_slots"] - 1
-    a.label("share_due")
-    a.activity = ops.MEMORY_MANAGEMENT
-    a.op(ops.STI)
-    zero(a, RAX)
-    a.st(vcpu("SHARE_DUE"), RAX)
+    begin_daemon(a, daemons.SHARING)
     a.mov(R12, path.vmm.sharing.pages)
     a.ld(R13, vcpu("SHARE_CURSOR"))
     a.label("share_next")
     work(a, path, "share_scan")
-    host_leaf_of(a, R13)
-    a.test(RAX, e.PTE_WRITE, comment="no page, or one that is shared")
-    a.jcc(ops.CC_Z, "share_step")
-    a.cmp(RDX, 1)
-    a.jcc(ops.CC_NZ, "share_step")
-    a.copy(RBX, RAX)
-    a.copy(RBP, RCX)
+    own_page(a, R13, "share_step")
     _direct(a, RDI, RBX)
     a.hook(PAGE_SUM)
     a.test(RAX, register=RAX)
@@ -159,12 +150,7 @@ def due(a: Assembler, path: Path) -> None:
     a.sub(R12, 1)
     a.jcc(ops.CC_NZ, "share_next")
     a.st(vcpu("SHARE_CURSOR"), R13)
-    now(a)
-    a.add(RAX, path.addresses["share_period"])
-    a.op(ops.CLI)
-    a.st(vcpu("SHARE_AT"), RAX)
-    a.call("program_timer")
-    a.jmp("reenter")
+    end_daemon(a, path, daemons.SHARING, "share_period")
 
 
 def _merge(a: Assembler, path: Path) -> None:

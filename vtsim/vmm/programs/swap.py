@@ -21,7 +21,7 @@ from vtsim.cpu.slots import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import RAM_PAGE
-from vtsim.vmm.programs.ept_leaf import host_leaf_of, leaf_of
+from vtsim.vmm.programs.ept_leaf import host_leaf_of, leaf_of, own_page
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import count, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -169,13 +169,7 @@ def _evict(a: Assembler, path: Path) -> None:
     a.label("evict_within")
     a.st(vcpu("SWAP_HAND"), RAX)
     work(a, path, "reclaim_scan")
-    host_leaf_of(a, R13)
-    a.test(RAX, e.PTE_WRITE, comment="nothing there, or somebody else has it too")
-    a.jcc(ops.CC_Z, "evict_next")
-    a.cmp(RDX, 1)
-    a.jcc(ops.CC_NZ, "evict_next")
-    a.copy(RBX, RAX)
-    a.copy(RBP, RCX)
+    own_page(a, R13, "evict_next")
     leaf_of(a, R13)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "evict_this")

@@ -168,6 +168,25 @@ def call_daemon(a: Assembler, daemon: Daemon) -> None:
     a.label(f"{daemon.label}_later")
 
 
+def begin_daemon(a: Assembler, daemon: Daemon) -> None:
+    """The first lines of what a daemon does, with interrupts on. Changes RAX."""
+    a.label(daemon.label)
+    a.activity = ops.MEMORY_MANAGEMENT
+    a.op(ops.STI)
+    zero(a, RAX)
+    a.st(vcpu(daemon.due), RAX)
+
+
+def end_daemon(a: Assembler, path: Path, daemon: Daemon, period: str) -> None:
+    """It goes on when a period, one of `path.addresses`, has passed."""
+    now(a)
+    a.add(RAX, path.addresses[period])
+    a.op(ops.CLI)
+    a.st(vcpu(daemon.at), RAX)
+    a.call("program_timer")
+    a.jmp("reenter")
+
+
 def write_initial_count(a: Assembler, path: Path) -> None:
     """`apic_initial`: value in RAX."""
     a.label("apic_initial")
