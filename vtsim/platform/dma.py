@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import simpy
-from attrs import define, field, frozen
+from attrs import define, field
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.jit import quiet
@@ -26,6 +26,7 @@ from vtsim.iommu.kernels.dma_engine import run_engines
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma_spec import PAGES, DmaSpec, requester
+from vtsim.platform.outcome import DmaOutcome
 from vtsim.platform.spec import Scenario
 
 IOVA: Final = 1 << 32  # where windows begin, each at a multiple of 64 GiB above
@@ -43,26 +44,6 @@ def _link(device: DmaSpec) -> g.Link:
         generation=link.generation, lanes=link.lanes, max_payload=link.max_payload, max_read=link.max_read,
         dllp_percent=link.dllp_percent, up_ns=link.up_ns, down_ns=link.down_ns,
     )  # fmt: skip
-
-
-@frozen(kw_only=True)
-class DmaOutcome:
-    """What one device did. Times in ns; `latencies`: {ns: operations} in buckets."""
-
-    name: str
-    operations: int
-    aborted: int
-    bytes: int
-    elapsed_ns: float
-    latency_sum_ns: float
-    longest_ns: float
-    latencies: dict[int, int]
-    walks: int
-    walk_reads: int
-    walk_wait_ns: float
-    line_hits: int
-    line_misses: int
-    escaped: int
 
 
 @define(eq=False)

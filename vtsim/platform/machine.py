@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import simpy
 from attrs import define, evolve, field
@@ -29,7 +29,6 @@ from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
-from vtsim.platform.dma import DmaDevices
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
@@ -37,10 +36,13 @@ from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
 from vtsim.vmm.memory import VmMemory
-from vtsim.vmm.monitor.build import Monitor
 from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
+
+if TYPE_CHECKING:
+    from vtsim.platform.dma import DmaDevices
+    from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
@@ -151,6 +153,8 @@ class Machine:
             self.engine.port(port, PORT_LATCH)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
         if self.scenario.dma:
+            from vtsim.platform.dma import DmaDevices  # whose kernels other machines need not load
+
             self.devices = DmaDevices(
                 self.scenario, self.engine, self.clock, self.profile.clock_hz, self.limit, self._devices_go_on
             )
@@ -193,7 +197,7 @@ class Machine:
             vmm=scenario.vmm, profile=self.profile, engine=self.engine, guests=guests, seed=scenario.seed,
             shuffled=self._shuffled,
         )  # fmt: skip
-        if isinstance(below, Monitor):
+        if not isinstance(below, Hypervisor):
             self.monitor = below
             return
         self.hypervisor = below

@@ -14,7 +14,6 @@ from vtsim.cpu import ops as o
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.guest.replay.exits import ReplayedExits
-from vtsim.platform.dma import DmaOutcome
 from vtsim.platform.spec import Scenario
 
 BUCKETS: Final = k.BUCKETS_PER_OCTAVE
@@ -61,6 +60,26 @@ class VmOutcome:
     elapsed: int
     stopped: str | None
     memory: Mapping[str, int] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class DmaOutcome:
+    """What one device did. Times in ns; `latencies`: {ns: operations} in buckets."""
+
+    name: str
+    operations: int
+    aborted: int
+    bytes: int
+    elapsed_ns: float
+    latency_sum_ns: float
+    longest_ns: float
+    latencies: dict[int, int]
+    walks: int
+    walk_reads: int
+    walk_wait_ns: float
+    line_hits: int
+    line_misses: int
+    escaped: int
 
 
 @frozen(kw_only=True)

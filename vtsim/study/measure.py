@@ -9,8 +9,7 @@ from vtsim import __version__
 from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
 from vtsim.cpu.profile import explain
 from vtsim.guest.traces.recorded_exits import RecordedExits
-from vtsim.platform.dma import DmaOutcome
-from vtsim.platform.outcome import LEVELS, ExitCounts, Outcome, OwnerCounts
+from vtsim.platform.outcome import LEVELS, DmaOutcome, ExitCounts, Outcome, OwnerCounts
 from vtsim.study import result as r
 from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import reason_name
