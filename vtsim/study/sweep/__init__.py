@@ -1,0 +1,1 @@
+"""Sweeps: one scenario over a space of settings."""
