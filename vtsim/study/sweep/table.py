@@ -25,7 +25,7 @@ class Column:
 
 @frozen(kw_only=True)
 class Row:
-    """One finished run: its place on every axis, its replicate, and every metric; None where a run has no such figure."""
+    """One finished run: its place on every axis, its replicate, and every metric (None: a run without that figure)."""
 
     identity: str
     axes: Mapping[str, Value]
