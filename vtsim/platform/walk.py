@@ -28,7 +28,6 @@ from vtsim.platform.machine import Machine, alone
 from vtsim.platform.observed import Function, Observed
 from vtsim.platform.spec import Scenario
 from vtsim.platform.steps import NAMES, UNSIGNED, Level, Recorder, Reference
-from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
 from vtsim.vmm.techniques import techniques
@@ -154,7 +153,8 @@ def walk(
     if ring is None:
         ring = 0 if address >> 63 else 3
     m = engine.cpus[cpu]
-    recorder = Recorder(m, engine.arena)
+    hypervisor = machine.hypervisor
+    recorder = Recorder(m, engine.arena, on_shadow=hypervisor is not None and hypervisor.path.vmm.on_shadow)
     got = recorder.translate(engine, mem.signed(address), ACCESSES[access], int(ring == 3))
     fault = FAULTS.get(got, "")
     size = (int(recorder.data) >> DATA_SIZE) & 3 if got >= 0 else 0
@@ -224,11 +224,8 @@ def _become_guest(machine: Machine, number: int, space: Space) -> None:
                 Observed(_unobserved).copy(entry.load_guest_state)(m, engine.arena, at)
         secondary = int(words[v.SECONDARY_PROC_CONTROLS])
         m[s.VMCS], m[s.NONROOT], m[s.OWNER] = at, 1, words[h.V_OWNER]
-        m[s.EPTP] = words[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
-        m[s.EPT_AD] = (int(m[s.EPTP]) >> 6) & 1
         with quiet():
-            m[s.EPT_FEATURES] = Observed(_unobserved).copy(entry.ept_features)(engine.arena, secondary)
-        m[s.VPID] = words[v.VPID] if secondary & b.ENABLE_VPID else 0
+            Observed(_unobserved).copy(entry.load_translation)(m, engine.arena, words, secondary)
     m[s.PRIVILEGE] = o.N0 if hypervisor is not None else o.R0
     m[s.CR3] = _loaded(machine, number, space)
     m[s.RIP] = 0  # of no recorded row
@@ -241,9 +238,6 @@ def _loaded(machine: Machine, number: int, space: Space) -> int:
     hypervisor = machine.hypervisor
     if hypervisor is None or not hypervisor.path.vmm.on_shadow:
         return space.cr3
-    if hypervisor.path.vmm.paging == "agile":
-        message = "the walks of agile paging are not shown"
-        raise inside("vmm", ConfigError(message, field="paging", help="choose paging 'ept', 'shadow'"))
     vcpu = hypervisor.vcpus[number]
     shadow = hypervisor.shadow_root(vcpu, space.cr3 & e.ADDRESS)
     if shadow is None:
