@@ -259,6 +259,22 @@ def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_
     assert f"{4 - own} shadow, {own} guest, {4 * own} EPT" in walk_view.totals(shown)
 
 
+@pytest.mark.compiled_only
+def test_a_deprivileged_kernel_has_other_shadow_tables_than_its_process(tmp_path: Path) -> None:
+    text, kernel_text = 0x400000, 0xFFFFFFFF81000000
+    how: dict[str, Any] = {"sets": ("vmm.technique=binary-translation",), "after_run": True}
+    path = churning(tmp_path)
+    of_process, of_kernel, kept_away = (
+        vtsim.walk(path, address, **how, **ring)
+        for address, ring in ((text, {}), (kernel_text, {}), (kernel_text, {"ring": 3}))
+    )
+
+    assert (of_process.fault, of_kernel.fault) == ("", "")
+    assert of_process.cr3 == kept_away.cr3 != of_kernel.cr3
+    assert {r.dimension for r in (*of_process.references, *of_kernel.references)} <= {SHADOW}
+    assert kept_away.fault == PAGE_FAULT
+
+
 def test_a_scenario_object_does_as_well(scenario: Callable[..., Path]) -> None:
     path = scenario()
 
