@@ -9,6 +9,7 @@ import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
 from vtsim.cli.output import emit, note, show
+from vtsim.cli.sweep import study, sweep
 
 app = typer.Typer(
     name="vtsim",
@@ -360,3 +361,8 @@ def analyze_isa(
     else:
         analysis = analyze_ops(profile)
         emit(view.isa_json(analysis) + "\n") if json else show(view.isa_text(analysis))
+        show(isa_text(analysis))
+
+
+app.command()(sweep)
+app.add_typer(study, name="study")
