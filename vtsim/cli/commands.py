@@ -74,6 +74,10 @@ def run(
     trace_limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Trace only the first N transitions.")
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", parser=path, help="Write the run for ui.perfetto.dev; JSON if OUT ends in .json."),
+    ] = None,
     sets: Sets = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of every random choice.")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not also run it natively.")] = False,
@@ -102,6 +106,7 @@ def run(
         trace=trace or bool(trace_filter) or trace_limit is not None,
         trace_filter=trace_filter,
         trace_limit=trace_limit,
+        timeline=timeline,
         output=output,
     )
     raise typer.Exit(run_scenario(options))
