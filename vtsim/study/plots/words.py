@@ -26,20 +26,20 @@ def value_text(value: Value, column: Column) -> str:
     return COUNT.format(value) if isinstance(value, int) and value % 1000 == 0 else number_text(float(value))
 
 
-def number_text(value: float) -> str:
+def number_text(value: float, digits: int = 4) -> str:
     """A figure in three or four digits."""
     if value and not 1e-3 <= abs(value) < 1e15:
-        return f"{value:.3g}"
+        return f"{value:.{min(digits, 3)}g}"
     for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:
             scale = 1e3 if prefix == " k" else size
             return f"{value / scale:.4g}{prefix}"
-    return f"{value:.4g}"
+    return f"{value:.{digits if abs(value) < 10**digits else 4}g}"
 
 
-def figure_text(value: float, column: Column) -> str:
+def figure_text(value: float, column: Column, digits: int = 4) -> str:
     """A figure of a metric; shares as percent."""
-    return f"{100 * value:.4g} %" if column.unit == SHARE else number_text(value)
+    return f"{100 * value:.{digits}g} %" if column.unit == SHARE else number_text(value, digits)
 
 
 def axis_title(column: Column, *, values_have_units: bool = False) -> str:
