@@ -9,6 +9,7 @@ import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
 from vtsim.cli.output import emit, note, show
+from vtsim.cli.sweep import study, sweep
 
 app = typer.Typer(
     name="vtsim",
@@ -360,3 +361,7 @@ def analyze_isa(
         emit(isa_json(analysis) + "\n")
     else:
         show(isa_text(analysis))
+
+
+app.command()(sweep)
+app.add_typer(study, name="study")
