@@ -9,7 +9,8 @@ import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
 from vtsim.cli.output import emit, note, show
-from vtsim.cli.sweep import study, sweep
+from vtsim.cli.study_output import study
+from vtsim.cli.sweep import sweep
 
 app = typer.Typer(
     name="vtsim",

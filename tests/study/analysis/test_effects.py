@@ -78,14 +78,22 @@ def test_without_replicates_there_is_no_interval() -> None:
     assert (effect.mean, effect.half_width, effect.clear) == (2, None, None)
 
 
-def test_a_design_in_which_axes_do_not_change_alone_is_refused() -> None:
+def test_what_a_design_with_holes_does_not_compare_is_left_out() -> None:
     figures = {("off", 1): [{"y": 1}], ("on", 1): [{"y": 4}], ("off", 2): [{"y": 100}]}
-    study = table({"a": ("off", "on"), "n": (1, 2)}, figures)
+
+    a, n = effects(table({"a": ("off", "on"), "n": (1, 2)}, figures), "y")
+
+    assert (a.axes, a.mean, a.places) == (("a",), 3, 1)
+    assert (n.axes, n.mean, n.places) == (("n",), 99, 1)
+
+
+def test_a_design_in_which_no_axis_changes_alone_is_refused() -> None:
+    figures = {("off", 1): [{"y": 1}], ("on", 2): [{"y": 4}]}
 
     with pytest.raises(ConfigError) as error:
-        effects(study, "y")
+        effects(table({"a": ("off", "on"), "n": (1, 2)}, figures), "y")
     assert str(error.value) == (
-        "the study has no place where only a=on and n=2 differs from off, 1\n"
+        "no two points of the study differ in one axis alone\n"
         " help: effects need a design of grids, in which axes change independently"
     )
 

@@ -46,7 +46,8 @@ def effects(table: StudyTable, path: str, confidence: float = CONFIDENCE) -> tup
     """Main effects of every axis, then interactions of every two, of the metric at `path`.
 
     The variance is pooled over all cells: t = effect / standard error has as many degrees of freedom as there are
-    replicates beyond the first of each cell. Raises `ConfigError` where no place of the other axes has all values.
+    replicates beyond the first of each cell. What no place of the other axes allows to compare is left out;
+    raises `ConfigError` if that is everything.
     """
     found = cells(table, metric(table, path))
     half_widths = _Spread.of(found, confidence)
@@ -58,6 +59,11 @@ def effects(table: StudyTable, path: str, confidence: float = CONFIDENCE) -> tup
     for count in (1, 2):
         for chosen in combinations(several, count):
             out += list(_of(table, found, half_widths, [names[at] for at in chosen], chosen))
+    if not out:
+        raise ConfigError(
+            "no two points of the study differ in one axis alone",
+            help="effects need a design of grids, in which axes change independently",
+        )
     return tuple(out)
 
 
@@ -100,11 +106,7 @@ def _of(
                 total += sum(sign * fmean(runs) for sign, runs in here if runs)
                 counts += [len(runs) for _, runs in here if runs]
         if not places:
-            pairs = " and ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-            raise ConfigError(
-                f"the study has no place where only {pairs} differs from {', '.join(map(str, base))}",
-                help="effects need a design of grids, in which axes change independently",
-            )
+            continue
         yield Effect(
             axes=tuple(names),
             base=base,

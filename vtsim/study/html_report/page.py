@@ -19,7 +19,7 @@ from vtsim.study.analysis.sensitivity import VarianceShare, shares_of_variance
 from vtsim.study.extras import needed
 from vtsim.study.html_report.provenance import Provenance
 from vtsim.study.not_modelled import limits
-from vtsim.study.plots.choose import choose, points
+from vtsim.study.plots.choose import PATTERN, choose, points
 from vtsim.study.plots.draw import draw
 from vtsim.study.plots.words import axis_title, figure_text, value_text
 from vtsim.study.sweep.table import Column, StudyTable
@@ -49,7 +49,7 @@ class Findings:
 
 
 def page(table: StudyTable, provenance: Provenance, metrics: Sequence[str] = ()) -> str:
-    """The page as text. `metrics` are drawn, each alone, those with `.*` stacked; if none are named, the first few."""
+    """The page as text. `metrics` are drawn, each alone, those with `*` stacked; if none are named, the first few."""
     jinja2 = needed("jinja2", "report", "a report")
     names = list(metrics) or [column.path for column in _worth_drawing(table)[:MOST_PICTURES]]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -58,7 +58,7 @@ def page(table: StudyTable, provenance: Provenance, metrics: Sequence[str] = ())
     text: str = template.render(
         table=table,
         pictures=[_picture(table, name, number) for number, name in enumerate(names)],
-        findings=[_findings(table, name) for name in names if not name.endswith(".*")],
+        findings=[_findings(table, name) for name in names if PATTERN not in name],
         header=[*_axes(table), *table.metrics],
         rows=_rows(table),
         most_rows=MOST_ROWS,
@@ -103,7 +103,7 @@ def _worth_drawing(table: StudyTable) -> list[Column]:
 def _picture(table: StudyTable, name: str, number: int) -> Picture:
     choice = choose(table, [name])
     svg = draw(choice, title="").decode()
-    title = ", ".join(column.label for column in choice.metrics) if len(choice.metrics) == 1 else name[:-2]
+    title = ", ".join(column.label for column in choice.metrics) if len(choice.metrics) == 1 else name.strip("*.")
     return Picture(title=title, svg=inline(svg, f"p{number}-", title))
 
 

@@ -6,6 +6,7 @@ Knows nothing of how pictures are drawn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import Final
 
@@ -17,6 +18,7 @@ from vtsim.study.sweep.intervals import half_width
 from vtsim.study.sweep.table import Column, StudyTable, Value
 
 CONFIDENCE: Final = 0.95
+PATTERN: Final = "*"  # of metrics; stands for any part of a path, dots included
 MANY_REPLICATES: Final = 20
 MOST_SERIES: Final = 8
 LINES, HEAT, BARS, STACKS, CDF = KINDS = ("lines", "heat", "bars", "stacks", "cdf")
@@ -49,7 +51,7 @@ class Point:
 def choose(table: StudyTable, metrics: Sequence[str], kind: str = "") -> Choice:
     """The picture that a table wants, or the one asked for as far as its axes allow it.
 
-    A metric that ends in `.*` stands for all that begin so. Raises `ConfigError` for names that the study lacks, and
+    A metric with `*` stands for all that it matches. Raises `ConfigError` for names that the study lacks, and
     for a picture that its axes do not make.
     """
     if kind and kind not in KINDS:
@@ -100,13 +102,13 @@ def _axes(varying: Sequence[Column]) -> str:
 
 
 def expand(table: StudyTable, metrics: Sequence[str]) -> tuple[Column, ...]:
-    """The columns that names and `prefix.*` stand for; those of which no run has a figure but zero are left out."""
+    """The columns that names and patterns stand for; patterns leave out those of which no run has a figure but zero."""
     found: dict[str, Column] = {}
     for name in metrics:
-        if not name.endswith(".*"):
+        if PATTERN not in name:
             found[name] = metric(table, name)
             continue
-        several = [column for column in table.metrics if column.path.startswith(name[:-1])]
+        several = [column for column in table.metrics if fnmatchcase(column.path, name)]
         if not several:
             raise ConfigError.unknown(
                 "metric of the study", name, [column.path for column in table.metrics], field="--metric"

@@ -31,6 +31,7 @@ LEFT_OUT: Final = {  # of what matplotlib writes about a file: when and by which
     "pdf": ("CreationDate", "Creator", "Producer"),
 }
 LOGARITHMIC: Final = 16  # ratio of largest to smallest value from which an axis is
+SMALL: Final = 0.01  # of the longest bar: parts that are not drawn one by one
 WIDTH: Final = 7.2  # inches
 MOST_TICKS: Final = 10
 STYLE: Final[Mapping[str, Any]] = {
@@ -186,31 +187,40 @@ def _any_interval(here: Sequence[tuple[int, Point]]) -> bool:
 
 
 def _stacks(figure: Any, choice: Choice) -> None:
-    """One bar for each place, made of several metrics, the largest at the bottom."""
-    axes, table = figure.subplots(), choice.table
+    """One lying bar for each place, made of several metrics, the largest first; small ones are one together."""
+    table, common = choice.table, choice.metrics[0]
     names = dict(zip((m.path for m in choice.metrics), short_names(choice.metrics), strict=True))
     found = {column.path: c.points(table, column) for column in choice.metrics}
     places: list[Place] = list(dict.fromkeys(place for points in found.values() for place in points))
-    heights = {path: [points[p].mean if p in points else 0.0 for p in places] for path, points in found.items()}
-    order = sorted(heights, key=lambda path: -sum(heights[path]))
-    drawn = order if len(order) <= len(FILLS) else order[: len(FILLS) - 1]
-    layers = [(names[path], heights[path]) for path in drawn]
+    lengths = {path: [points[p].mean if p in points else 0.0 for p in places] for path, points in found.items()}
+    longest = max(sum(row) for row in zip(*lengths.values(), strict=True))
+    order = sorted(lengths, key=lambda path: -max(lengths[path]))
+    small = [path for path in order if max(lengths[path]) < SMALL * longest]
+    drawn = [path for path in order if path not in small or len(small) == 1][: len(FILLS)]
     if len(drawn) < len(order):
-        rest = [sum(column) for column in zip(*(heights[path] for path in order[len(drawn) :]), strict=True)]
-        layers.append((f"{len(order) - len(drawn)} others", rest))
-    bottom = [0.0] * len(places)
+        drawn = drawn[: len(FILLS) - 1]
+    layers = [(names[path], lengths[path]) for path in drawn]
+    if len(drawn) < len(order):
+        rest = [lengths[path] for path in order if path not in drawn]
+        layers.append((f"{len(rest)} others", [sum(row) for row in zip(*rest, strict=True)]))
+    figure.set_size_inches(WIDTH, max(2.4, 1.3 + 0.32 * len(places)))
+    axes = figure.subplots()
+    left = [0.0] * len(places)
     for number, (name, values) in enumerate(layers):
-        axes.bar(range(len(places)), values, 0.7, bottom=bottom, label=name, **_fill(number))
-        bottom = [below + value for below, value in zip(bottom, values, strict=True)]
+        axes.barh(range(len(places)), values, 0.72, left=left, label=name, **_fill(number))
+        left = [before + value for before, value in zip(left, values, strict=True)]
     at = [table.axes.index(axis) for axis in choice.series]
-    _named_axis(axes, ["\n".join(value_text(place[n], table.axes[n]) for n in at) for place in places])
-    axes.set_xlabel(", ".join(axis_title(axis, values_have_units=True) for axis in choice.series))
-    common = choice.metrics[0]
-    axes.set_ylabel(common.unit if common.unit not in ("", SHARE) else "")
-    axes.yaxis.set_major_formatter(lambda value, _: figure_text(value, common))
-    axes.grid(True, axis="y")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), handleheight=1.6)
+    axes.set_yticks(
+        range(len(places)), [", ".join(value_text(place[n], table.axes[n]) for n in at) for place in places]
+    )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylabel(", ".join(axis_title(axis, values_have_units=True) for axis in choice.series))
+    axes.set_xlabel(common.unit if common.unit not in ("", SHARE) else common.meaning)
+    axes.xaxis.set_major_formatter(lambda value, _: figure_text(value, common))
+    axes.margins(y=0.02)
+    axes.grid(True, axis="x")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handleheight=1.4)
 
 
 def _cdf(figure: Any, choice: Choice) -> None:
@@ -262,9 +272,9 @@ def _metric_axis(axes: Any, column: Column, figures: Sequence[float]) -> None:
 
 
 def _named_axis(axes: Any, names: Sequence[str]) -> None:
-    longest = max(max(map(len, name.split("\n"))) for name in names)
-    crowded = longest * len(names) > 75
-    axes.set_xticks(range(len(names)), names, rotation=35 if crowded else 0, ha="right" if crowded else "center")
+    crowded = max(map(len, names)) * len(names) > 75
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axes.set_xticks(range(len(names)), names, **turned)
     axes.tick_params(axis="x", length=0)
 
 
