@@ -9,7 +9,8 @@ import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
 from vtsim.cli.output import emit, note, show
-from vtsim.cli.sweep import study, sweep
+from vtsim.cli.study_output import study
+from vtsim.cli.sweep import sweep
 
 app = typer.Typer(
     name="vtsim",
@@ -75,6 +76,10 @@ def run(
     trace_limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Trace only the first N transitions.")
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", parser=path, help="Write the run for ui.perfetto.dev; JSON if OUT ends in .json."),
+    ] = None,
     sets: Sets = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of every random choice.")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not also run it natively.")] = False,
@@ -103,6 +108,7 @@ def run(
         trace=trace or bool(trace_filter) or trace_limit is not None,
         trace_filter=trace_filter,
         trace_limit=trace_limit,
+        timeline=timeline,
         output=output,
     )
     raise typer.Exit(run_scenario(options))
@@ -361,7 +367,6 @@ def analyze_isa(
     else:
         analysis = analyze_ops(profile)
         emit(view.isa_json(analysis) + "\n") if json else show(view.isa_text(analysis))
-        show(isa_text(analysis))
 
 
 app.command()(sweep)

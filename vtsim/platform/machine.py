@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.spec import inside
-from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
+from vtsim.base.trace import TraceSink
 from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -32,6 +32,7 @@ from vtsim.platform.disk import Disk
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
+from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
@@ -163,6 +164,7 @@ class Machine:
         else:
             self._start_virtualized()
         if self.trace is not None and self.trace.kinds:
+            self.trace.begin(traced_machine(self.scenario, self.profile.clock_hz, self.below))
             self.engine.cpus[:, s.TRACE_ON] = 1
 
     def _start_natively(self) -> None:
@@ -223,6 +225,11 @@ class Machine:
         return start
 
     @property
+    def tracing(self) -> Tracing:
+        """What hands transitions on."""
+        return Tracing(self.engine, self.trace)
+
+    @property
     def _shuffled(self) -> bool:
         return self.scenario.machine.frames == "shuffled"
 
@@ -249,6 +256,8 @@ class Machine:
         started = time.perf_counter()
         self.clock.run(until=ends)
         self.wall_s = time.perf_counter() - started
+        for cpu, m in enumerate(self.engine.cpus):
+            self.tracing.stop(cpu, int(m[s.PRIVILEGE]), -1)
         return self.outcome()
 
     def process(self) -> Generator[simpy.Event, Any, None]:
@@ -260,7 +269,7 @@ class Machine:
             code, cpu = self.engine.run_all(until, self.quantum)
             reached = until if cpu < 0 else int(self.engine.cpus[cpu][s.CYCLE])
             yield self.clock.timeout(max(reached - int(self.clock.now), 0))
-            self._drain_trace()
+            self.tracing.drain()
             if cpu >= 0:
                 self._act(code, cpu)
             elif until >= self.limit:
@@ -321,7 +330,10 @@ class Machine:
             self._finish(self.vms[0], at, "triple fault")
         elif code == codes.PROGRAM_END and self.below is not None:
             if self.below.in_guest(cpu):
-                self._finish(self._named(self.below.finish(cpu).name), at, None)
+                before = int(m[s.PRIVILEGE])
+                name = self.below.finish(cpu).name
+                self.tracing.stop(cpu, before, code)
+                self._finish(self._named(name), at, None)
             else:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
@@ -352,22 +364,6 @@ class Machine:
             size, register = packed & 0xFF, packed >> 8
             if register < 16:
                 m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
-
-    def _drain_trace(self) -> None:
-        """Hand the events recorded since the last slice to whoever wanted them."""
-        a = self.engine.arena
-        count = int(a[mem.A_TRACE_LENGTH])
-        if not count:
-            return
-        a[mem.A_TRACE_LENGTH] = 0
-        if self.trace is None:
-            return
-        wanted = self.trace.kinds
-        rows = a[int(a[mem.A_TRACE]) :][: count * len(COLUMNS)].reshape(count, len(COLUMNS))
-        kinds = rows[:, COLUMNS.index("kind")]
-        self.trace.take(TraceEvent.from_row(row) for row in rows[((wanted >> kinds) & 1).astype(bool)].tolist())
-        if not self.trace.kinds:
-            self.engine.cpus[:, s.TRACE_ON] = 0
 
     # --- the end --------------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
