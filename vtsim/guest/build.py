@@ -1,7 +1,7 @@
 """Lays a guest into its memory: kernel, page tables, tasks, processes. The same natively and in a VM.
 
-Not modelled: INIT and start-up IPIs of a guest (its other CPUs start in the kernel, too); 32-bit guests; linear addresses
-beyond 47 bits; the boot of a real kernel.
+Not modelled: INIT and start-up IPIs of a guest (its other CPUs start in the kernel, too); 32-bit guests; linear
+addresses beyond 47 bits; the boot of a real kernel.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from vtsim.guest.kernel import layout as at
 from vtsim.guest.machine_view import PhysicalMemory
 
 USER_FLAGS: Final = 0x202
+FIRST_THREAD: Final = at.USER_TEXT
 INTERRUPT_GATE: Final = 0x8E00 << 32
 ZONE_BYTES, TABLES_AT, ALIVE_AT = 64, 0x100, 0x140  # in the zones' frame
 IRET_BYTES: Final = 40  # what IRET takes from the stack
@@ -41,7 +42,7 @@ class Task:
     cpu: int = 0
     leader: int | None = None  # place of the first thread of its process, where it is another
     thread: int = 0
-    rip: int = at.USER_TEXT
+    rip: int = FIRST_THREAD
 
 
 def linear(gfn: int) -> int:

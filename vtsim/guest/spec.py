@@ -415,8 +415,8 @@ class ProcessSpec:
     name: str = setting(Text(), "Name in reports", default="app")
     threads: int = setting(
         counts(ge=1, le=CPU_LIMIT),
-        "Threads that share the address space, each on a vCPU of its own; each does all phases, in memory of its own where "
-        "a phase unmaps or protects and has no `at`",
+        "Threads that share the address space, each on a vCPU of its own; each does all phases, in memory of its own "
+        "where a phase unmaps or protects and has no `at`",
         default=1,
     )
     vcpu: int | None = setting(

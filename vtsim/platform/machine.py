@@ -100,7 +100,8 @@ class Vm:
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario), paravirtual=on_direct(scenario)) for vm in scenario.vms]
-    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
+    more = sum(vm.vcpus - 1 for vm in scenario.vms)
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory, more)
     disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
         cpus=scenario.machine.cpus,
@@ -190,6 +191,7 @@ class Machine:
                     build=build,
                     devices=spec.devices,
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
+                    cpus=spec.cpus,
                 )
             )
         lay_out = techniques[scenario.vmm.technique].build

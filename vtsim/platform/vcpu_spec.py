@@ -69,7 +69,9 @@ def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
         yield Problem(
             path=f"{where}.cpus",
             message="this lists a different CPU for each of several vCPUs",
-            help=f"give {vm.vcpus} different numbers" if vm.vcpus > 1 else f"leave it out, give cpu; or raise {where}.vcpus",
+            help=f"give {vm.vcpus} different numbers"
+            if vm.vcpus > 1
+            else f"leave it out, give cpu; or raise {where}.vcpus",
         )
     elif vm.cpus and vm.cpu is not None and vm.cpu != vm.cpus[0]:
         yield Problem(
@@ -81,9 +83,9 @@ def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
 
 def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
     vmm = scenario.vmm
-    native = vmm.technique == "native"
+    native, technique = vmm.technique == "native", vmm.technique
     wrong = (
-        ("vmm.technique", vmm.technique not in ("native", "hardware"), f"technique {vmm.technique!r}", "hardware, native"),
+        ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
         ("vmm.paging", vmm.paging not in ("auto", "ept", "none"), f"paging {vmm.paging!r}", "auto, ept"),
         ("vmm.dirty_log.method", vmm.dirty_log.on, "dirty logging", "off"),
         ("vmm.sharing.on", vmm.sharing.on, "page sharing", "false"),

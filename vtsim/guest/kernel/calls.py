@@ -229,7 +229,7 @@ def _unmap_by_requests(a: Assembler, kernel: KernelOptions) -> None:
 
 
 def _unmap_everywhere(a: Assembler, kernel: KernelOptions) -> None:
-    """The same where other CPUs may have the translations: frames are gathered, and freed when all have dropped them."""
+    """The same where other CPUs may have translations: frames are gathered, and freed when all have dropped them."""
     a.call("lock_write")
     a.label("unmap_some")
     a.copy(s.R15, s.RBP)

@@ -41,8 +41,9 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
  FIRST_TASK) = range(0, 96, 8)
 # of a kernel with several CPUs: is it idle on a borrowed space; the task whose space is loaded; the space whose lock it
-# holds or waits for; tasks of this CPU; its APIC identifier; its list of frames that are to be freed; what it asks others
-# to flush; top of its entry stack; calls that it answered, and sent; by CPU, the task whose space that is to flush
+# holds or waits for; tasks of this CPU; its APIC identifier; its list of frames that are to be freed; what it asks
+# others to flush; top of its entry stack; calls that it answered, and sent; by CPU, the task whose space that one is
+# to flush
 (LAZY, LOADED_TASK, HELD, TASKS_HERE, APIC_ID, GATHER, FLUSH_START, FLUSH_PAGES, ENTRY_TOP, TLB_CALLS,
  CALLS_SENT) = range(96, 184, 8)
 ASKED: Final        = 192

@@ -109,7 +109,7 @@ def _wait(a: Assembler, name: str, word: Mem, done: Callable[[], None]) -> None:
 
 @path("address-space locks")
 def space_locks(a: Assembler, kernel: KernelOptions) -> None:
-    """Subroutines `lock_read`, `lock_write` of the space of the task at RBX, and `unlock_…`: many readers or one writer.
+    """Subroutines `lock_read`, `lock_write` and `unlock_…` of the space of the task at RBX: readers, or one writer.
 
     Called with interrupts off. Change RAX, RCX and RDI.
     """
@@ -167,9 +167,9 @@ def _flush_when_loaded(a: Assembler, kernel: KernelOptions, task: int) -> None:
 
 @path("shootdown")
 def shootdown(a: Assembler, kernel: KernelOptions) -> None:
-    """Subroutine `shoot_down`: other CPUs drop RSI pages from RDI on of the space of the task at RBX; returns when all have.
+    """Subroutine `shoot_down`: other CPUs drop RSI pages from RDI on, of the space of the task at RBX, meanwhile.
 
-    Called with interrupts off and the space's lock held, by which the task keeps its CPU. Keeps RBX, RBP and R12 to R15.
+    Called with interrupts off and the space's lock held, by which the task keeps its CPU. Keeps RBX, RBP, R12 to R15.
     """
     if not kernel.several:
         return
@@ -237,7 +237,7 @@ def _ask_if_loaded(a: Assembler, otherwise: str) -> None:
 
 @path("call-function interrupt")
 def called(a: Assembler, kernel: KernelOptions) -> None:
-    """Another CPU asks: drop what it says of the space that is loaded, and tell it. R8 this CPU, R9 the other's data."""
+    """Another CPU asks: drop what it says of the loaded space, and tell it. R8 this CPU, R9 the other's data."""
     if not kernel.several:
         return
     a.activity = ops.INTERRUPT_PATH
@@ -271,7 +271,7 @@ def called(a: Assembler, kernel: KernelOptions) -> None:
 
 
 def flush_as_asked(a: Assembler, kernel: KernelOptions) -> None:
-    """Drop the pages that the CPU whose data is at R9 asks to drop, of the space of the task at RBX, which is loaded."""
+    """Drop the pages that the CPU whose data is at R9 asks to drop, of the loaded space, that of the task at RBX."""
     a.ld(s.RBP, Mem(s.R9, at.FLUSH_PAGES))
     a.ld(s.R12, Mem(s.R9, at.FLUSH_START))
     flush_range(a, kernel, "called", s.RBP)
