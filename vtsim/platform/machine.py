@@ -92,6 +92,7 @@ class Vm:
     owner: int
     memory: PhysicalMemory | None = None
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
+    log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
@@ -100,7 +101,8 @@ class Vm:
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario), paravirtual=on_direct(scenario)) for vm in scenario.vms]
-    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
+    more = sum(vm.vcpus - 1 for vm in scenario.vms)
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory, more)
     disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
         cpus=scenario.machine.cpus,
@@ -168,13 +170,13 @@ class Machine:
             self.engine.cpus[:, s.TRACE_ON] = 1
 
     def _start_natively(self) -> None:
-        """The only guest runs in root mode on CPU 0, in place of a hypervisor, in the machine's own memory."""
+        """The only guest runs in root mode from CPU 0 on, in place of a hypervisor, in the machine's own memory."""
         (vm,) = self.vms
         memory = NativeMemory(self.engine, vm.spec.memory)
-        start = self._build(vm, memory)
-        m = self.engine.cpus[0]
-        m[s.OWNER] = vm.owner
-        apply(self.engine, 0, start)
+        first = self._build(vm, memory)
+        for cpu, start in enumerate((first, *first.others)):
+            self.engine.cpus[cpu][s.OWNER] = vm.owner
+            apply(self.engine, cpu, start)
 
     def _start_virtualized(self) -> None:
         """Every CPU boots the hypervisor, which starts its guests."""
@@ -191,6 +193,7 @@ class Machine:
                     build=build,
                     devices=spec.devices,
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
+                    cpus=spec.cpus,
                 )
             )
         lay_out = techniques[scenario.vmm.technique].build
@@ -221,7 +224,7 @@ class Machine:
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces = memory, start.log, start.spaces
+        vm.memory, vm.log, vm.spaces, vm.log_lines = memory, start.log, start.spaces, start.log_lines
         return start
 
     @property
@@ -301,7 +304,10 @@ class Machine:
 
     def _killed(self, vm: Vm) -> Iterator[str]:
         """Which processes the guest's kernel ended before their work was done, from its log."""
-        for number, process in enumerate(vm.spec.guest.processes):
+        for number, of in enumerate(vm.log_lines):
+            if number >= len(vm.spec.guest.processes) and vm.spec.guest.processes[of].threads == 1:
+                continue  # a child
+            process = vm.spec.guest.processes[of]
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
             reason, vector, _, rip, cr2 = line
             if reason == layout.NO_MEMORY:
@@ -450,6 +456,7 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
 
 
 def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
-    """The same machine with one of its guests only, natively on CPU 0."""
-    machine = evolve(scenario.machine, cpus=1)
-    return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0),))
+    """The same machine with one of its guests only, natively from CPU 0 on."""
+    machine = evolve(scenario.machine, cpus=vm.vcpus)
+    cpus = tuple(range(vm.vcpus)) if vm.vcpus > 1 else ()
+    return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),))

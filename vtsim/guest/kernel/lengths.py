@@ -58,6 +58,8 @@ LENGTHS: Final[dict[str, Length]] = {
     "protect_page":   Length(  30, "change_pte_range, one page"),
     "balloon_page":   Length( 150, "fill_balloon or leak_balloon, one page"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
+    "call_others":    Length( 150, "flush_tlb_mm_range and smp_call_function_many_cond around the requests"),
+    "call_flush":     Length(  80, "flush_smp_call_function_queue and flush_tlb_func, one request"),
 }
 # fmt: on
 
