@@ -37,7 +37,7 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RDX, 0)
     a.op(ops.WRMSR)
     a.cmp(s.RBX, at.TIMER_VECTOR)
-    a.jcc(ops.CC_NZ, "interrupt_done")
+    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
     a.work(length("timer"))
     read_clock(a, s.R12)
     if kernel.tick_cycles:
@@ -54,6 +54,8 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
         a.jcc(ops.CC_AE, "next_tick")
         a.st(at.cpu_word(at.NEXT_TICK), s.R13)
         a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
+        if kernel.dma and kernel.dma.mode == "deferred":
+            a.call("dma_tick")
         a.label("no_tick")
     a.mov(s.R8, kernel.tasks)
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
