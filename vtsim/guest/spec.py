@@ -397,9 +397,9 @@ class DmaBuffersSpec(Phase):
 
     iterations: int = repeated(1000)
     device: str = setting(Text(), "Name of a device under dma; the machine's first when left out", default="")
-    buffers: int = setting(counts(ge=1, le=1024), "Buffers that the device has at a time", default=64)
+    groups: int = setting(counts(ge=1, le=32), "Groups of buffers that the device has at a time", default=4)
     group: int = setting(
-        counts(ge=1, le=1024), "Buffers that are unmapped and mapped again in one iteration", default=16
+        counts(ge=1, le=32), "Buffers of a group: so many are unmapped and mapped again in one iteration", default=16
     )
     bytes: int = setting(sizes(ge=1, le=2 * MIB), "Size of a buffer, each of which begins a page", default=1500)
     pages: str = setting(
@@ -416,13 +416,10 @@ class DmaBuffersSpec(Phase):
     )
     work: int = setting(counts(le=2**30), "Instructions that the kernel spends on each buffer beside", default=0)
 
-    def __attrs_post_init__(self) -> None:
-        if self.buffers % self.group:
-            raise ConfigError(
-                f"{self.buffers} buffers are not a whole number of groups of {self.group}",
-                field="group",
-                help=f"group can be any divisor of {self.buffers}",
-            )
+    @property
+    def buffers(self) -> int:
+        """Buffers that the device has at a time."""
+        return self.groups * self.group
 
     @property
     def page_bytes(self) -> int:

@@ -26,7 +26,6 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     """Post all groups, then for each iteration reap one and post it again, then reap them all."""
     place = at.dma
     assert place is not None
-    groups = phase.buffers // phase.group
     a.activity = ops.DRIVER
     a.mov(s.R15, place.port)
     read_clock(a, s.RCX)
@@ -35,7 +34,7 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     a.st(_port(d.P_SLOTS), s.RAX)
     for word in (d.P_POST, d.P_REAP):
         a.st_value(_port(word), 0)
-    a.mov(s.R12, groups)
+    a.mov(s.R12, phase.groups)
     a.label(at.label("fill"))
     a.call(at.label("post"))
     again(a, at.label("fill"))
@@ -43,7 +42,7 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     a.call(at.label("reap"))
     a.call(at.label("post"))
     again(a, label)
-    a.mov(s.R12, groups)
+    a.mov(s.R12, phase.groups)
     a.label(at.label("drain"))
     a.call(at.label("reap"))
     again(a, at.label("drain"))
