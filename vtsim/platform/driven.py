@@ -149,7 +149,7 @@ class DrivenDevice:
 class Hostile:
     """Writes to an address after its buffer was done, again and again, until it is refused.
 
-    `through` counts the writes that went through although the buffer was the driver's again and the table led elsewhere
+    `through` counts the writes that went through although the address was no buffer's any more and the table led elsewhere
     or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to the last of these.
     """
 
@@ -157,7 +157,6 @@ class Hostile:
     row: np.ndarray
     every: int  # cycles between two writes
     address: int = field(default=-1, init=False)
-    slot: int = field(default=0, init=False)  # where the driver keeps the address while it is the device's
     allowed_at: int = field(default=0, init=False)
     writes: int = field(default=0, init=False)
     through: int = field(default=0, init=False)
@@ -172,11 +171,8 @@ class Hostile:
 
     def begin(self, address: int) -> None:
         """A buffer at this address is done; keep it, unless another is being tried."""
-        platform = self.device.platform
-        slots = (at + n * d.SLOT_BYTES for at, count in self.device.port.slots for n in range(count))
-        slot = next((at for at in slots if platform.word(at) == address), None)
-        if self.address < 0 and slot is not None:
-            self.address, self.slot, self.allowed_at = address, slot, int(platform.clock.now)
+        if self.address < 0:
+            self.address, self.allowed_at = address, int(self.device.platform.clock.now)
             if not self.started.triggered:
                 self.started.succeed()
 
@@ -196,14 +192,16 @@ class Hostile:
             if int(u[st.STATUS]) != st.COMPLETED:
                 self.refused += 1
                 self.address = -1
-            elif platform.word(self.slot) == self.address or self._led(platform) == int(u[st.HPA]):
+            elif platform.leads_to(self.device.port, self.address) == int(u[st.HPA]) or self._given():
                 self.allowed_at = now
             else:
                 self.through += 1
                 self.window = max(self.window, now - self.allowed_at)
 
-    def _led(self, platform: DrivenDevices) -> int:
-        return platform.leads_to(self.device.port, self.address)
+    def _given(self) -> bool:
+        """Does the driver think that the address is the device's, for this buffer or for another?"""
+        slots = (at + n * d.SLOT_BYTES for at, count in self.device.port.slots for n in range(count))
+        return any(self.device.platform.word(at) == self.address for at in slots)
 
 
 @define(eq=False)
