@@ -149,8 +149,8 @@ class DrivenDevice:
 class Hostile:
     """Writes to an address after its buffer was done, again and again, until it is refused.
 
-    `through` counts the writes that went through although the address was no buffer's any more and the table led elsewhere
-    or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to the last of these.
+    `through` counts the writes that went through although the address was no buffer's any more and the table led
+    elsewhere or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to one of these.
     """
 
     device: DrivenDevice
