@@ -22,6 +22,7 @@ from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.guest.address_space import AddressSpace, address_space
+from vtsim.guest.dma_memory import DmaBuilder, DmaLayout, driven
 from vtsim.guest.frames import SIZES, Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
@@ -38,7 +39,7 @@ from vtsim.guest.kernel_data import (
     write_descriptors,
     write_tasks,
 )
-from vtsim.guest.machine_view import DirectTables, PhysicalMemory, Space, Start
+from vtsim.guest.machine_view import DirectTables, DmaMachine, PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
@@ -60,6 +61,7 @@ USER_FIRST_SELECTOR: Final = 0x23
 SPAN: Final = 1 << 16  # pages that are mapped in one go
 CHILD_PAGES: Final = 4  # that a child copies beside what its primitive says: its stack
 BASE_POOL, BASE_ROWS, ROWS_PER_PHASE, CODE_PAGES_PER_PHASE = 256, 2048, 1536, 10
+DMA_ROWS: Final = 2048
 
 
 @frozen(kw_only=True)
@@ -90,8 +92,10 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
         tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 4)
     return Needs(
         pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest),
-        code_pages=8 + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
-        rows=BASE_ROWS + sum(_rows(phase) * process.threads for process in guest.processes for phase in process.phases),
+        code_pages=(16 if driven(guest) else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
+        rows=BASE_ROWS
+        + (DMA_ROWS if driven(guest) else 0)
+        + sum(_rows(phase) * process.threads for process in guest.processes for phase in process.phases),
         extra_words=sum(
             _table_words(phase) * process.threads for process in guest.processes for phase in process.phases
         ),
@@ -135,11 +139,12 @@ def build_guest(
     extra: int = 0,
     shadow: bool = False,
     direct: DirectTables | None = None,
+    dma: DmaMachine | None = None,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
-    paravirtual kernel. Raises `ConfigError` where the
+    paravirtual kernel, `dma` the devices that the guest drives. Raises `ConfigError` where the
     memory does not suffice.
     """
     if recording := recorded(vm.guest, profile, shadow=shadow):
@@ -153,6 +158,7 @@ def build_guest(
         extra=extra,
         direct=direct,
         cpus=vm.vcpus,
+        dma=dma,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
     ).build()
 
@@ -177,7 +183,9 @@ class Builder:
     extra: int
     direct: DirectTables | None
     cpus: int
+    dma: DmaMachine | None
     frames: Frames
+    _dma_layout: DmaLayout | None = field(default=None, init=False)
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
     _future_tables: list[int] = field(factory=list, init=False)  # frames that the kernel makes tables of
@@ -207,7 +215,10 @@ class Builder:
 
     @property
     def stages(self) -> Stages:
-        return Stages(profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table)
+        return Stages(
+            profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table,
+            dma=self._dma_layout.places if self._dma_layout else {},
+        )  # fmt: skip
 
     def _scaled(self, count: int) -> int:
         return max(1, round(count * self.scale))
@@ -237,6 +248,10 @@ class Builder:
         threads = sum(process.threads - 1 for process in guest.processes)
         log = frames.reserve(-(-(len(spaces) + len(forks) + threads) * at.LOG_BYTES // PAGE))
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
+        if self.dma is not None and driven(guest):
+            self._dma_layout = DmaBuilder(
+                guest=guest, memory=self.memory, frames=frames, machine=self.dma, tick_ns=guest.kernel.tick
+            ).build()
         options = KernelOptions(
             kpti=kpti,
             pcid=self.pcid,
@@ -253,6 +268,7 @@ class Builder:
             direct_page=self._direct_page,
             cpus=self.cpus,
             alive=linear(zones) + ALIVE_AT,
+            dma=self._dma_layout.options if self._dma_layout else None,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
@@ -301,6 +317,7 @@ class Builder:
             tables=tuple(self._future_tables),
             shared=shared << 12,
             log_lines=tuple(self._process_of(task, tasks) for task in tasks if task.space),
+            dma=self._dma_layout.memory if self._dma_layout else None,
         )
         return evolve(first, others=tuple(self._other(first, idle) for idle in idles[1:]))
 

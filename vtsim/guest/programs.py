@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 from vtsim.base.registry import import_all
 from vtsim.cpu import ops
@@ -16,7 +16,7 @@ from vtsim.guest import primitives as primitives_package
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.primitives import Stage, lowerings
+from vtsim.guest.primitives import DmaPlace, Stage, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
 
 import_all(kernel_package)
@@ -44,6 +44,7 @@ class Stages:
     seed: int
     scaled: Callable[[int], int]
     place_table: Callable[..., int]
+    dma: Mapping[tuple[int, int], DmaPlace] = field(factory=dict)  # by process and phase
 
     def stage(self, process: int, phase: int, base: int, thread: int = 0) -> Stage:
         """What the writer of one phase's loop is told."""
@@ -54,6 +55,7 @@ class Stages:
             seed=self.seed,
             scaled=self.scaled,
             place_table=self.place_table,
+            dma=self.dma.get((process, phase)),
         )
 
 

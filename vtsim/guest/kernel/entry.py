@@ -14,6 +14,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.dma_layout import DMA_VECTOR
 from vtsim.guest.kernel.lengths import length
 
 
@@ -98,6 +99,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     """Entry stubs of all vectors but that of page faults, the way in, and the way out by IRET."""
     a.activity = ops.INTERRUPT_PATH
     vectors = [*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR]
+    vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
     for vector in vectors + [at.CALL_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
         if vector not in at.WITH_ERROR:

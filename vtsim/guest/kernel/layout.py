@@ -56,7 +56,7 @@ CPU_LIMIT: Final    = 16
 (T_SPACE, T_PEER, T_CPU) = range(152, 176, 8)
 # words of an address space: two tickets and who is served, for its lock and that of its tables; who reads
 (M_TICKET, M_SERVING, M_READERS, M_TABLES_TICKET, M_TABLES_SERVING) = range(176, 216, 8)
-RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE = range(6)
+RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)

@@ -40,7 +40,7 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
         a.cmp(s.RBX, at.CALL_VECTOR)
         a.jcc(ops.CC_Z, "called")
     a.cmp(s.RBX, at.TIMER_VECTOR)
-    a.jcc(ops.CC_NZ, "interrupt_done")
+    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
     a.work(length("timer"))
     read_clock(a, s.R12)
     if kernel.tick_cycles:
@@ -57,6 +57,8 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
         a.jcc(ops.CC_AE, "next_tick")
         a.st(at.cpu_word(at.NEXT_TICK), s.R13)
         a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
+        if kernel.dma and kernel.dma.mode == "deferred":
+            a.call("dma_tick")
         a.label("no_tick")
     smp.count_tasks(a, kernel, s.R8)
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
