@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vtsim.base.errors import Problem
-from vtsim.guest.spec import BalloonSpec, ExecSpec, ForkSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import Scenario, VmSpec
 
-OF_ONE_VCPU = {ReplaySpec: "a recorded guest", BalloonSpec: "the balloon driver"}
+OF_ONE_VCPU = {
+    ReplaySpec: "a recorded guest",
+    BalloonSpec: "the balloon driver",
+    DmaBuffersSpec: "a driver of devices",
+}
 OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec"}
 
 
