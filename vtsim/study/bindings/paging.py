@@ -357,8 +357,8 @@ bind(
     ),
     deviates=(
         "fork alone loses 28 %: for 20 forks 80 loads of CR3 exit, for which the proposal has hardware that is not "
-        "modelled, and 260 page faults; the other four lose 2 % in the mean. churn was written for this row, the only one "
-        "here that both misses TLBs and changes tables, with half of native time in each, and was not changed after its "
-        "first result; without it agile paging is as good as the better one, within 1 %"
+        "modelled, and 260 page faults; the other four lose 2 % in the mean. churn was written for this row, the only "
+        "program here that both misses TLBs and changes tables, with half of native time in each, and was not changed "
+        "after its first result; without it agile paging is as good as the better one, within 1 % in the mean"
     ),
 )
