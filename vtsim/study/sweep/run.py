@@ -272,7 +272,7 @@ class Sweep:
         self.cold = False
         self.store.put(
             task.identity,
-            resolved_text(task.scenario),
+            outcome.scenario or resolved_text(task.scenario),
             self.version,
             result=outcome.result,
             error=outcome.error,
