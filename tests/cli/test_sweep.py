@@ -146,6 +146,18 @@ def test_results_may_be_kept_elsewhere_and_exported(vtsim: Vtsim, runs: Engine, 
     assert lines == [["seed", "replicate", "slowdown"], ["1", "0", "0.5"], ["2", "0", "1.0"], ["3", "0", "1.5"]]
 
 
+def test_status_says_that_the_study_was_changed(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    vtsim("sweep", study)
+    assert vtsim("study", "status", study).err == ""
+    Path(study).write_text(STUDY.replace("[1, 2, 3]", "[1, 2]"))
+    outcome = vtsim("study", "status", study)
+
+    assert outcome.err == f"{study} has changed since; vtsim sweep {study} brings its results up to it\n"
+    assert outcome.out.splitlines()[1].startswith("3 of 3 runs done;")
+    assert vtsim("sweep", study).out.splitlines()[-1].startswith("2 of 2 runs done;")
+    assert vtsim("study", "status", study).err == ""
+
+
 CASES = {
     "no results": (
         ("study", "status", "STUDY"),

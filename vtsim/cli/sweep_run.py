@@ -16,6 +16,7 @@ from vtsim.cli import FINE, INTERRUPTED
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.progress import STOPPING
 from vtsim.cli.run import COMPILING
+from vtsim.config.study import load_study
 from vtsim.cpu.kernels.run import run_all
 from vtsim.study.sweep.design import Design, load_design
 from vtsim.study.sweep.executors import Cluster, Local, Workers, cpus
@@ -87,6 +88,8 @@ def show_status(file: Path) -> int:
     status = study.status()
     emit(f"{status.question}\n{_status_text(status, study.path)}")
     _note_errors(status, file)
+    if file != study.path and not study.is_of(load_study(file)):
+        note(f"{file} has changed since; vtsim sweep {file} brings its results up to it")
     return FINE
 
 

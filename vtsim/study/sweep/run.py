@@ -299,7 +299,7 @@ def about(design: Design, version: str) -> dict[str, Any]:
         "name": spec.name or design.file.path.stem,
         "question": spec.question,
         "version": version,
-        "source": hashlib.sha256(design.file.text.encode()).hexdigest(),
+        "source": design.file.digest,
         "files": design.files,
         "points": design.count(),
         "replicates": spec.replicates,

@@ -79,8 +79,7 @@ def work(task: Task) -> Outcome:
 
 
 def start(parent: int) -> None:
-    """Prepare a local worker: it ends with its parent, leaves Ctrl-C to it, and has its kernels loaded."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a local worker: it ends with its parent, and has its kernels loaded."""
     end_with(parent)
     if not jit.DISABLED and jit.kernels_are_cached(run_all):
         run_all.compile(())  # type: ignore[attr-defined]  # loads it from the disk cache
