@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from attrs import frozen
 from vtsim.base import jit
 from vtsim.base.units import DURATION, SIZE
 from vtsim.cli import FINE, INTERRUPTED
-from vtsim.cli.output import emit, note, show
+from vtsim.cli.output import columns, emit, note, show
 from vtsim.cli.progress import STOPPING
 from vtsim.cli.run import COMPILING
 from vtsim.config.study import load_study
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SOME_FAILED: Final = 1
 SHOWN_ROWS: Final = 40
+GAP: Final = 2  # between columns
 MIB_PER_GIB: Final = 1024
 DIMENSIONS: Final = {"B": SIZE, "ns": DURATION}
 PLAIN_UNITS: Final = ("ratio", "share", "walks", "references", *DIMENSIONS)  # which label or value say themselves
@@ -151,13 +153,26 @@ def _table(table: StudyTable) -> RenderableType:
     if any(row.replicate for row in rows):
         heads.append("replicate")
         cells.append([str(row.replicate) for row in rows])
-    for head, column_cells in zip(heads, cells, strict=True):  # heads may be folded, figures may not
-        shown.add_column(Text(head), overflow="fold", min_width=max(map(len, column_cells), default=0))
+    for head, width in zip(heads, _widths(heads, cells), strict=True):
+        shown.add_column(Text(head), overflow="fold", width=width)
     for row_cells in zip(*cells, strict=True):
         shown.add_row(*map(Text, row_cells))
     if len(table.rows) > SHOWN_ROWS:
         shown.caption = f"{len(table.rows) - SHOWN_ROWS} more rows"
     return shown
+
+
+def _widths(heads: list[str], cells: list[list[str]]) -> list[int | None]:
+    """Return the widths of columns: figures stay whole, then words of heads; None where figures have no room."""
+    widths = [max(map(len, column), default=0) for column in cells]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else columns()
+    spare = room - sum(widths) - GAP * len(widths)
+    if spare < 0:
+        return [None] * len(widths)
+    for n, head in enumerate(heads):
+        more = min(spare, max(0, max(map(len, head.split())) - widths[n]))
+        widths[n], spare = widths[n] + more, spare - more
+    return list(widths)
 
 
 def _head(column: Column) -> str:
