@@ -278,7 +278,7 @@ def show_crossover(
         )  # fmt: skip
     less, more = ("A", "B") if (below < 0 or above > 0) else ("B", "A")
     emit(
-        f"{less} has less {figure.label} below, {more} above {axis} = {text(ends[0])} to {text(ends[1])}"
+        f"{less} has less {figure.label} below, {more} above {axis} = {' to '.join(dict.fromkeys(map(text, ends)))}"
         f" (A minus B: {number_text(found.low_difference)} and {number_text(found.high_difference)}"
         f"; {2 * len(found.tried)} runs)\n"
     )

@@ -22,10 +22,11 @@ def key(unit: str, meaning: str, **options: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """The JSON form of a value: objects and mappings become dicts, tuples become lists."""
-    names = _names(type(value))
+    kind: Any = type(value)
+    names = _names(kind)
     if names is not None:
         return {name: plain(getattr(value, name)) for name in names}
-    if type(value) is dict or isinstance(value, Mapping):  # the first is the frequent case, and the fast one
+    if kind is dict or isinstance(value, Mapping):  # the first is the frequent case, and the fast one
         return {str(name): plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 

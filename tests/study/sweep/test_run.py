@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -24,6 +25,7 @@ from vtsim.study.sweep import run as module
 from vtsim.study.sweep import worker
 from vtsim.study.sweep.design import load_design
 from vtsim.study.sweep.executors import Cluster, Given
+from vtsim.study.sweep.export import export
 from vtsim.study.sweep.run import Progress, Sweep, estimate, sweep
 from vtsim.study.sweep.store import Store
 from vtsim.study.sweep.study import Study
@@ -124,10 +126,10 @@ def test_each_point_is_set_against_its_baseline_which_is_run_once(engine: Engine
     ).table()
 
     assert len(engine.ran) == 12
-    assert [row.metrics["slowdown / two"] for row in table.rows] == [
+    assert [row.metrics["slowdown against two"] for row in table.rows] == [
         (cpus * 10 + seed) / (20 + seed) for cpus in (1, 2, 3) for seed in (1, 2, 3, 4)
     ]
-    assert [(column.label, column.unit) for column in table.metrics][1] == ("slowdown / two", "ratio")
+    assert [(column.label, column.unit) for column in table.metrics][1] == ("slowdown against two", "ratio")
 
 
 def test_replicates_are_added_until_the_interval_is_tight(engine: Engine, write: Write) -> None:
@@ -332,3 +334,33 @@ def test_columns_of_the_default_metrics_are_those_that_some_run_has(engine: Engi
 def test_results_are_those_of_the_runs(engine: Engine, write: Write) -> None:
     ((_, found),) = sweep(write(""), executor=Now()).results()
     assert vtsim.Result.from_dict(found).slowdown == engine.slowdown(engine.ran[0])
+
+
+def test_a_table_becomes_a_frame_a_dataset_and_files(engine: Engine, write: Write, tmp_path: Path) -> None:
+    study = sweep(write(GRID + "metrics: [slowdown]\n"), executor=Now())
+    if importlib.util.find_spec("pandas") is None:
+        with pytest.raises(
+            ConfigError,
+            match=r"a data frame needs pandas, which is not installed\n help: pip install 'vtsim\[tables\]'",
+        ):
+            study.to_pandas()
+        return
+    frame, found = study.to_pandas(), study.to_xarray()
+    assert list(frame["seed"]) == [row.axes["seed"] for row in study.table().rows]
+    assert found["slowdown"].shape == (3, 4, 1)
+    assert float(found["slowdown"].sel({"machine.cpus": 2, "seed": 3, "replicate": 0})) == frame["slowdown"][6]
+    for form in ("parquet", "netcdf"):
+        assert export(study, form, tmp_path / form).stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of the cluster's own
+def test_a_cluster_gives_the_same_results(engine: Engine, write: Write) -> None:
+    distributed = pytest.importorskip("distributed")
+    here = sweep(write(SEED, "here.yaml"), executor=Now())
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        there = sweep(write(SEED, "there.yaml"), scheduler=cluster.scheduler_address)
+
+    assert there.digest() == here.digest()
+    assert len(engine.ran) == 8

@@ -170,11 +170,11 @@ def metric_columns(spec: StudySpec) -> tuple[Column, ...]:
     for baseline in spec.baselines:
         for path in baseline.metrics:
             of = column(path, spec.labels.get(path, ""))
-            name = f"{path} / {baseline.name}"
+            name = f"{path} against {baseline.name}"
             columns.append(
                 Column(
                     path=name,
-                    label=spec.labels.get(name, f"{of.label} / {baseline.name}"),
+                    label=spec.labels.get(name, f"{of.label} against {baseline.name}"),
                     unit="ratio",
                     meaning=f"{of.label}, against the same point with {baseline.name}",
                 )

@@ -29,8 +29,11 @@ def _parquet(study: Study, path: Path) -> None:
 
 
 def _netcdf(study: Study, path: Path) -> None:
-    needed("h5netcdf", "tables", PURPOSE)
-    study.to_xarray().to_netcdf(path, engine="h5netcdf")
+    for package in ("h5py", "h5netcdf"):
+        needed(package, "tables", PURPOSE)
+    found = study.to_xarray()
+    names = {name: str(name).replace("/", "_") for name in found.variables}  # a slash would make a group
+    found.rename(names).to_netcdf(path, engine="h5netcdf")
 
 
 FORMATS: Final[dict[str, tuple[str, Callable[[Study, Path], None]]]] = {

@@ -136,7 +136,8 @@ class Study:
         axes = [each.path for each in table.axes]
         index = [*axes, "replicate"]
         if self.about["grid"] and len(frame):
-            found = frame.drop(columns="identity").set_index(index).to_xarray()
+            order = {name: list(dict.fromkeys(frame[name])) for name in index}  # of the design, and not of the alphabet
+            found = frame.drop(columns="identity").set_index(index).to_xarray().reindex(order)
         else:
             frame.index.name = "run"
             found = xarray.Dataset.from_dataframe(frame).set_coords([*index, "identity"])
@@ -203,7 +204,7 @@ def _by_point(runs: Iterator[Run]) -> Iterator[list[Run]]:
 def _row(runs: list[Run], columns: tuple[Column, ...], baselines: Mapping[str, Sequence[str]]) -> Row:
     own = json.loads(runs[0].result or "null")
     metrics: dict[str, Value] = {}
-    ratios = {f"{path} / {name}": (path, name) for name, paths in baselines.items() for path in paths}
+    ratios = {f"{path} against {name}": (path, name) for name, paths in baselines.items() for path in paths}
     others = {run.baseline: json.loads(run.result) for run in runs[1:] if run.result}
     for each in columns:
         if each.path in ratios:
