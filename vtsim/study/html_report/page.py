@@ -13,7 +13,7 @@ from attrs import frozen
 
 from vtsim import __version__
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import levels
+from vtsim.study.analysis.cells import independent, levels
 from vtsim.study.analysis.effects import Effect, effects
 from vtsim.study.analysis.sensitivity import VarianceShare, shares_of_variance
 from vtsim.study.extras import needed
@@ -124,7 +124,7 @@ def _findings(table: StudyTable, name: str) -> Findings:
     except ConfigError:
         found = ()
     try:
-        shares = shares_of_variance(table, name) if len(_axes(table)) > 1 else ()
+        shares = shares_of_variance(table, name) if len(independent(table)) > 1 else ()
     except ConfigError:
         shares = ()
     kept = found if len(found) <= MOST_EFFECTS else sorted(found, key=lambda effect: -abs(effect.mean))[:MOST_EFFECTS]

@@ -34,6 +34,7 @@ LOGARITHMIC: Final = 16  # ratio of largest to smallest value from which an axis
 SMALL: Final = 0.01  # of the longest bar: parts that are not drawn one by one
 WIDTH: Final = 7.2  # inches
 MOST_TICKS: Final = 10
+MANY_VALUES: Final = 40
 STYLE: Final[Mapping[str, Any]] = {
     "svg.hashsalt": "vtsim",
     "svg.fonttype": "none",
@@ -100,6 +101,24 @@ def _lines(figure: Any, choice: Choice) -> None:
             half = [point.half_width or 0.0 for _, point in ordered]
             low, high = ([mean + sign * h for mean, h in zip(means, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=COLOURS[number], alpha=0.18, linewidth=0)
+    _numeric_axis(axes, "x", choice.x, c.numbers(choice.table, choice.x))
+    _metric_axis(axes, column, [point.mean for places in found.values() for point in places.values()])
+    axes.grid(True, axis="both")
+    _legend(axes, choice.series, len(found))
+
+
+def _scatter(figure: Any, choice: Choice) -> None:
+    """A mark for each place of a design that was drawn at random, over its first numeric axis."""
+    assert choice.x is not None
+    axes, at = figure.subplots(), choice.table.axes.index(choice.x)
+    (column,) = choice.metrics
+    found = by_series(choice, column)
+    for number, (values, places) in enumerate(found.items()):
+        axes.plot(
+            [place[at] for place in places], [point.mean for point in places.values()], linestyle="",
+            marker=MARKERS[number], markersize=4.5, markerfacecolor="white", color=COLOURS[number],
+            label=series_text(values, choice.series),
+        )  # fmt: skip
     _numeric_axis(axes, "x", choice.x, c.numbers(choice.table, choice.x))
     _metric_axis(axes, column, [point.mean for places in found.values() for point in places.values()])
     axes.grid(True, axis="both")
@@ -242,7 +261,7 @@ def _cdf(figure: Any, choice: Choice) -> None:
     _legend(axes, choice.series, len(found))
 
 
-_KINDS: Final = {c.LINES: _lines, c.HEAT: _heat, c.BARS: _bars, c.STACKS: _stacks, c.CDF: _cdf}
+_KINDS: Final = {c.LINES: _lines, c.HEAT: _heat, c.BARS: _bars, c.STACKS: _stacks, c.CDF: _cdf, c.SCATTER: _scatter}
 
 
 # --- axes -----------------------------------------------------------------------------------------------------
@@ -253,6 +272,9 @@ def _numeric_axis(axes: Any, which: str, column: Column, numbers: Sequence[int |
         powers = all(log2(number).is_integer() for number in numbers)
         getattr(axes, f"set_{which}scale")("log", base=2 if powers else 10)
     getattr(axes, f"set_{which}label")(axis_title(column, values_have_units=True))
+    if len(numbers) > MANY_VALUES:  # drawn at random: no tick for each
+        getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: value_text(value, column))
+        return
     ticks = numbers if len(numbers) <= MOST_TICKS else numbers[:: -(-len(numbers) // MOST_TICKS)]
     texts = [value_text(value, column) for value in ticks]
     getattr(axes, f"set_{which}ticks")(ticks, texts, rotation=30 if sum(map(len, texts)) > 60 else 0)
