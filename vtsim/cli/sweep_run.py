@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from vtsim.base import jit
+from vtsim.base.units import DURATION, SIZE
 from vtsim.cli import FINE, INTERRUPTED
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.progress import STOPPING
@@ -22,7 +23,7 @@ from vtsim.study.sweep.export import export
 from vtsim.study.sweep.run import Estimate, Progress, Sweep, estimate
 from vtsim.study.sweep.store import Store
 from vtsim.study.sweep.study import Status, Study, cell_text, store_of
-from vtsim.study.sweep.table import StudyTable
+from vtsim.study.sweep.table import Column, StudyTable, Value
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 SOME_FAILED: Final = 1
 SHOWN_ROWS: Final = 40
 MIB_PER_GIB: Final = 1024
+DIMENSIONS: Final = {"B": SIZE, "ns": DURATION}
+PLAIN_UNITS: Final = ("ratio", "share", "walks", "references", *DIMENSIONS)  # which label or value say themselves
 
 
 @frozen(kw_only=True)
@@ -135,20 +138,33 @@ def _available_mib() -> float:
 def _table(table: StudyTable) -> RenderableType:
     """All rows of a small study, the first of a large one."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    several = any(row.replicate for row in table.rows)
-    for column in (*table.axes, *table.metrics):
-        unit = f" [{column.unit}]" if column.unit not in ("", "ratio", "share") else ""
-        shown.add_column(f"{column.label}{unit}".replace("[", "\\["), overflow="fold")
-    if several:
-        shown.add_column("replicate")
-    for row in table.rows[:SHOWN_ROWS]:
-        values = [*(row.axes[each.path] for each in table.axes), *(row.metrics[each.path] for each in table.metrics)]
-        shown.add_row(*(cell_text(value) for value in values), *([str(row.replicate)] if several else []))
+    rows = table.rows[:SHOWN_ROWS]
+    cells = [[_cell(column, row.axes[column.path]) for row in rows] for column in table.axes]
+    cells += [[_cell(column, row.metrics[column.path]) for row in rows] for column in table.metrics]
+    heads = [_head(column) for column in (*table.axes, *table.metrics)]
+    if any(row.replicate for row in rows):
+        heads.append("replicate")
+        cells.append([str(row.replicate) for row in rows])
+    for head, column_cells in zip(heads, cells, strict=True):  # heads may be folded, figures may not
+        shown.add_column(Text(head), overflow="fold", min_width=max(map(len, column_cells), default=0))
+    for row_cells in zip(*cells, strict=True):
+        shown.add_row(*map(Text, row_cells))
     if len(table.rows) > SHOWN_ROWS:
         shown.caption = f"{len(table.rows) - SHOWN_ROWS} more rows"
     return shown
+
+
+def _head(column: Column) -> str:
+    return f"{column.label} [{column.unit}]" if column.unit and column.unit not in PLAIN_UNITS else column.label
+
+
+def _cell(column: Column, value: Value) -> str:
+    """A value as a user would have written it, where its unit has larger ones."""
+    dimension = DIMENSIONS.get(column.unit)
+    return dimension.format(value) if dimension and isinstance(value, int) else cell_text(value)
 
 
 class SweepWatch:
