@@ -1,7 +1,7 @@
 """Write docs/gallery: the pictures of the shipped studies, and the page that shows them.
 
-`python -m scripts.draw_gallery [STORES]` sweeps what is missing in the stores (a folder; a temporary one if not given), which
-takes some minutes for each study on two cores, and draws. `--page` writes the page alone.
+`python -m scripts.draw_gallery [STORES]` sweeps what is missing in the stores (a folder; a temporary one if not given),
+which takes some minutes on two cores, and draws. `--page` writes the page alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ STUDIES: Final = ROOT / "workloads" / "studies"
 GALLERY: Final = ROOT / "docs" / "gallery"
 INTRODUCTION: Final = """# Gallery
 
-Each picture answers the question of a shipped study (`workloads/studies/`), as this version of vtsim answers it. The command
-below it draws it again once the study was swept; `python -m scripts.draw_gallery` sweeps and draws all. Lines, marks and hatches differ,
-so that they can be printed in grey.
+Each picture answers the question of a shipped study (`workloads/studies/`), as this version of vtsim answers it. The
+command below it draws it again once the study was swept; `python -m scripts.draw_gallery` sweeps and draws all. Lines,
+marks and hatches differ, so that they can be printed in grey.
 """
 
 

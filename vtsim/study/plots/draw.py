@@ -24,7 +24,7 @@ COLOURS: Final = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D0
 LINES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 2)), (0, (4, 1)))
 MARKERS: Final = "osD^vPX*"
 FILLS: Final = ("#3B5B7A", "#E8EDF2", "#9DB4CB", "#F7D9B5", "#6E9075", "#DDE8DC", "#B58DA5", "#F4EFC9", "#FFFFFF")
-HATCHES: Final = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++", "")
+HATCHES: Final = ("", "///", "||", "\\\\\\", "xx", "--", "++", "/-", "")  # lines only: dots make large files
 LEFT_OUT: Final = {  # of what matplotlib writes about a file: when and by which version
     "svg": ("Date", "Creator", "Format", "Type"),
     "png": ("Software",),
@@ -33,6 +33,7 @@ LEFT_OUT: Final = {  # of what matplotlib writes about a file: when and by which
 LOGARITHMIC: Final = 16  # ratio of largest to smallest value from which an axis is
 SMALL: Final = 0.01  # of the longest bar: parts that are not drawn one by one
 WIDTH: Final = 7.2  # inches
+TITLE: Final = 78  # characters of a line
 MOST_TICKS: Final = 10
 MANY_VALUES: Final = 40
 STYLE: Final[Mapping[str, Any]] = {
@@ -64,7 +65,7 @@ def draw(choice: Choice, *, format: str = "svg", title: str | None = None) -> by
         _KINDS[choice.kind](figure, choice)
         text = choice.table.question if title is None else title
         if text:
-            figure.suptitle("\n".join(textwrap.wrap(text, 78)), x=0.01, ha="left", fontsize=11)
+            figure.suptitle("\n".join(textwrap.wrap(text, TITLE)), x=0.01, ha="left", fontsize=11)
         out = io.BytesIO()
         figure.savefig(out, format=format, metadata=dict.fromkeys(LEFT_OUT[format]))
     return out.getvalue()
@@ -235,7 +236,7 @@ def _stacks(figure: Any, choice: Choice) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_ylabel(", ".join(axis_title(axis, values_have_units=True) for axis in choice.series))
-    axes.set_xlabel(common.unit if common.unit not in ("", SHARE) else common.meaning)
+    axes.set_xlabel(common.unit if common.unit not in ("", SHARE) else common.meaning.replace("`", ""))
     axes.xaxis.set_major_formatter(lambda value, _: figure_text(value, common))
     axes.margins(y=0.02)
     axes.grid(True, axis="x")
