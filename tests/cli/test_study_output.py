@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,28 @@ def slowdown(scenario: Scenario) -> float:
     return 1 + (2.0 if scenario.vmm.paging == "shadow" else count / 10)
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
     fake = Engine()
     fake.slowdown = slowdown
-    monkeypatch.setattr(worker, "run", fake.run)
-    monkeypatch.setattr(model, "run", fake.run)
-    monkeypatch.setattr(jit, "kernels_are_cached", lambda *_: True)
-    return fake
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "run", fake.run)
+        patch.setattr(model, "run", fake.run)
+        patch.setattr(jit, "kernels_are_cached", lambda *_: True)
+        yield fake
 
 
-@pytest.fixture
-def study(engine: Engine, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the study lies, with its store and its scenario."""
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def study(engine: Engine, place: Path) -> str:
     """A finished study."""
-    (tmp_path / "small.yaml").write_text(SCENARIO)
-    path = tmp_path / "study.yaml"
+    (place / "small.yaml").write_text(SCENARIO)
+    path = place / "study.yaml"
     path.write_text(STUDY)
     with Store(path.with_suffix(".sqlite")) as store:
         Sweep(load_design(path), store, Given(Now())).run()
@@ -115,9 +122,9 @@ def test_a_fit_shows_the_line_and_each_row(vtsim: Command, study: str, tmp_path:
     assert done.err == f"no run of the study matches line 4 of {tmp_path}/mine.csv\n"
 
 
-def test_a_crossover_is_found_by_runs_that_halve_the_interval(vtsim: Command, study: str, tmp_path: Path) -> None:
+def test_a_crossover_is_found_by_runs_that_halve_the_interval(vtsim: Command, study: str, place: Path) -> None:
     arguments = (
-        "study", "crossover", str(tmp_path / "small.yaml"), "--axis", ITERATIONS, "--between", "4", "100",
+        "study", "crossover", str(place / "small.yaml"), "--axis", ITERATIONS, "--between", "4", "100",
         "--a", "vmm.paging=ept", "--b", "vmm.paging=shadow", "--metric", "slowdown", "--tolerance", "0.001",
     )  # fmt: skip
 
@@ -153,9 +160,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
 def test_a_users_mistake_is_one_message_and_status_2(
-    vtsim: Command, study: str, tmp_path: Path, arguments: list[str], message: str
+    vtsim: Command, study: str, place: Path, arguments: list[str], message: str
 ) -> None:
-    names = {"study": study, "scenario": str(tmp_path / "small.yaml")}
+    names = {"study": study, "scenario": str(place / "small.yaml")}
 
     done = vtsim("study", *(part.format(**names) for part in arguments))
 
@@ -164,7 +171,7 @@ def test_a_users_mistake_is_one_message_and_status_2(
 
 @pytest.mark.skipif(importlib.util.find_spec("SALib") is None, reason="the extra analysis is not installed")
 def test_sensitivity_on_the_model_runs_each_point_once(
-    vtsim: Command, study: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vtsim: Command, study: str, engine: Engine, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vtsim.study.sweep import executors
 
@@ -172,7 +179,7 @@ def test_sensitivity_on_the_model_runs_each_point_once(
     engine.ran.clear()
 
     done = vtsim(
-        "study", "sensitivity", str(tmp_path / "small.yaml"), "--metric", "slowdown", "--samples", "256", "--json",
+        "study", "sensitivity", str(place / "small.yaml"), "--metric", "slowdown", "--samples", "256", "--json",
         "--axis", "vmm.paging=ept,shadow", "--axis", f"{ITERATIONS}=10..30", "--set", "seed=7",
     )  # fmt: skip
 
@@ -188,8 +195,8 @@ def test_sensitivity_on_the_model_runs_each_point_once(
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jinja2", "matplotlib")), reason="extras are not installed"
 )
-def test_pictures_and_pages_are_written_beside_the_store(vtsim: Command, study: str, tmp_path: Path) -> None:
-    picture, page = tmp_path / "study.svg", tmp_path / "study.html"
+def test_pictures_and_pages_are_written_beside_the_store(vtsim: Command, study: str, place: Path) -> None:
+    picture, page = place / "study.svg", place / "study.html"
 
     assert vtsim("study", "plot", study, "--metric", "exits.*.share_of_run").err == f"wrote {picture}\n"
     assert vtsim("study", "report", study, "--metric", "slowdown", "--where", "vmm.paging=ept").err == f"wrote {page}\n"
@@ -205,7 +212,7 @@ def test_without_matplotlib_a_plot_says_which_extra_brings_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    done = vtsim("study", "plot", study)
+    done = vtsim("study", "plot", study, "-o", str(tmp_path / "study.svg"))
 
     assert (done.status, done.err) == (
         2,
