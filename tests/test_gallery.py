@@ -22,4 +22,5 @@ def test_a_picture_has_the_question_of_its_study_as_its_title(picture: Picture) 
     root = ElementTree.parse(GALLERY / f"{picture.name}.svg").getroot()
     texts = {"".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")}
 
+    assert not list(root.iter("{http://www.w3.org/2000/svg}image"))
     assert set(textwrap.wrap(question(picture.study), TITLE)) <= texts

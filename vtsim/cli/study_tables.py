@@ -14,6 +14,7 @@ from vtsim.base import jit
 from vtsim.base.errors import ConfigError
 from vtsim.cli import FINE
 from vtsim.cli.output import emit, note, show
+from vtsim.study.analysis.cells import independent
 from vtsim.study.analysis.cells import metric as find_metric
 from vtsim.study.json_object import plain
 from vtsim.study.plots.choose import PATTERN, choose, only
@@ -108,6 +109,7 @@ def show_effects(file: Path, metric: str, confidence: float, where: Sequence[str
         return _emit_json({"metric": metric, "confidence": confidence, "effects": plain(found)})
     column, axes = find_metric(table, metric), {each.path: each for each in table.axes}
     shown = section(f"Effects on {axis_title(column)}", ["mean", f"± {100 * confidence:g} %", "clear"])
+    shown.columns[0].no_wrap = False
     for each in sorted(found, key=lambda effect: (len(effect.axes), -abs(effect.mean))):
         changes = [
             f"{axes[path].label}: {value_text(base, axes[path])} to {value_text(value, axes[path])}"
@@ -299,7 +301,7 @@ def _axes(table: StudyTable, place: Sequence[Value]) -> dict[str, Value]:
 
 
 def _place(table: StudyTable, place: Sequence[Value]) -> str:
-    varying = [n for n, column in enumerate(table.axes) if len({row.axes[column.path] for row in table.rows}) > 1]
+    varying = [table.axes.index(column) for column in independent(table)]
     return ", ".join(value_text(place[n], table.axes[n]) for n in varying)
 
 

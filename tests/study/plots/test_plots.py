@@ -179,6 +179,7 @@ def test_a_picture_names_what_it_shows(axes: tuple[str, ...], replicates: int, m
     root = ElementTree.fromstring(svg)
     found = ["".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert set(texts) - set(found) == set()
+    assert b"<image" not in svg  # which a page would have to load
     assert "What does a table say?" in found
 
 

@@ -36,6 +36,7 @@ WIDTH: Final = 7.2  # inches
 TITLE: Final = 78  # characters of a line
 MOST_TICKS: Final = 10
 MANY_VALUES: Final = 40
+SHADES: Final = 24  # of a heat map; from 50 on its scale would be an image inside of the SVG
 STYLE: Final[Mapping[str, Any]] = {
     "svg.hashsalt": "vtsim",
     "svg.fonttype": "none",
@@ -138,17 +139,18 @@ def _heat(figure: Any, choice: Choice) -> None:
     at_x, at_y = (choice.table.axes.index(axis) for axis in (choice.x, choice.y))
     column_of: dict[Value, int] = {x: n for n, x in enumerate(xs)}
     row_of: dict[Value, int] = {y: n for n, y in enumerate(ys)}
+    greys = needed("matplotlib", "plots", "a plot").colormaps["Greys"].resampled(SHADES)
     image = None
     for axes, (values, places) in zip(panels, found.items(), strict=True):
         grid = [[float("nan")] * len(xs) for _ in ys]
         for place, point in places.items():
             grid[row_of[place[at_y]]][column_of[place[at_x]]] = point.mean
-        image = axes.imshow(
-            grid, origin="lower", aspect="auto", cmap="Greys", vmin=min(means), vmax=max(means) or 1, alpha=0.85
-        )
+        image = axes.pcolormesh(grid, cmap=greys, vmin=min(means), vmax=max(means) or 1, alpha=0.85, linewidth=0)
         _write_cells(axes, grid, column, min(means), max(means), small=len(xs) > 8)
-        axes.set_xticks(range(len(xs)), [value_text(x, choice.x) for x in xs], rotation=45 if len(xs) > 6 else 0)
-        axes.set_yticks(range(len(ys)), [value_text(y, choice.y) for y in ys])
+        axes.set_xticks(
+            [n + 0.5 for n in range(len(xs))], [value_text(x, choice.x) for x in xs], rotation=45 if len(xs) > 6 else 0
+        )
+        axes.set_yticks([n + 0.5 for n in range(len(ys))], [value_text(y, choice.y) for y in ys])
         axes.set_xlabel(axis_title(choice.x, values_have_units=True))
         axes.set_title(series_text(values, choice.series))
         axes.tick_params(length=0)
@@ -168,7 +170,9 @@ def _write_cells(
             if isfinite(value):
                 dark = (value - low) / ((high - low) or 1) > 0.55
                 text, colour = figure_text(value, column), "white" if dark else "black"
-                axes.text(at, row, text, ha="center", va="center", color=colour, fontsize=7 if small else 8.5)
+                axes.text(
+                    at + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=7 if small else 8.5
+                )
 
 
 def _bars(figure: Any, choice: Choice) -> None:
