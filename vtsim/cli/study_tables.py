@@ -202,11 +202,14 @@ def show_sensitivity(
         column, ranges = result_column(metric), [parse_range(text) for text in axes]
         _note_compiling()
         workers = Local(jobs or cpus())
+        analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris
         try:
-            analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris
             found = analyse(ranges, evaluator(file, sets, metric, workers), samples, seed=seed)
-        finally:
+        except BaseException:
             workers.drop()
+            raise
+        finally:
+            workers.close()
     if json:
         return _emit_json({"metric": metric, "settings": plain(tuple(found))})
     show(_sensitivity_table(found, column, labels))
@@ -243,9 +246,10 @@ def show_crossover(
     from vtsim.study.analysis.model import amount, difference, is_whole
     from vtsim.study.sweep.metrics import column as result_column
 
-    low, high = (amount(text, axis, "--between") for text in between)
-    width = amount(step, axis, "--step") if step else 0.0
-    whole = not step and is_whole(axis, low, high)
+    low, high = (amount(end, axis, "--between") for end in between)
+    width = amount(step, axis, "--step") if step else float(is_whole(axis, low, high))
+    if width < 0:
+        raise ConfigError(f"{step} is less than nothing", field="--step")
     found_setting = setting_at(axis)
     of = Column(path=axis, label=axis, unit=unit_of(kind_of(found_setting)) if found_setting else "")
     figure = result_column(metric)
@@ -260,21 +264,15 @@ def show_crossover(
     _note_compiling()
     run = difference(scenario, sets, axis, metric, a, b, tell)
 
-    def at(value: float) -> float:
-        place = low + value * width if step else value
-        return run(int(place) if place == int(place) else place)
-
-    if step:
-        steps = int((high - low) // width)
-        found = crossover(at, 0, steps, tolerance=tolerance * steps, whole=True)
-        ends, where = (low + found.low * width, low + found.high * width), low + found.value * width
-    else:
-        found = crossover(at, low, high, tolerance=tolerance * (high - low), whole=whole)
-        ends, where = (found.low, found.high), found.value
+    found = crossover(
+        lambda value: run(int(value) if value == int(value) else value),
+        low, high, tolerance=tolerance * (high - low), step=width, text=text,
+    )  # fmt: skip
+    ends = (found.low, found.high)
     below, above = found.tried[0][1], found.tried[1][1]
     if json:
         return _emit_json(
-            {"axis": axis, "unit": of.unit, "metric": metric, "low": ends[0], "high": ends[1], "value": where,
+            {"axis": axis, "unit": of.unit, "metric": metric, "low": ends[0], "high": ends[1], "value": found.value,
              "low_difference": found.low_difference, "high_difference": found.high_difference,
              "runs": 2 * len(found.tried)}
         )  # fmt: skip
