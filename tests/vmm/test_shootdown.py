@@ -6,8 +6,8 @@ import pytest
 
 from tests.vmm.shootdown import Threads, threads
 from vtsim.cpu import accounts as k
-from vtsim.guest.kernel import smp
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel import smp
 from vtsim.vmcs.reasons import REASON
 from vtsim.vmm.programs import several
 
@@ -29,23 +29,24 @@ vms:
       kernel: {{tick: 20 us}}
       processes:
         - threads: 2
-          phases:{ROUND * 3}
+          phases:{ROUND * 2}
         - {{name: other, vcpu: 1, phases: [{{primitive: syscall, iterations: 2000}}]}}
 """
-WAYS = {
-    "natively": ("vmm.technique=native",),
-    "natively, KPTI": ("vmm.technique=native", "vms.0.guest.kernel.kpti=true"),
-    "natively, without PCIDs": ("vmm.technique=native", "vms.0.guest.kernel.pcid=false"),
-    "on EPT": (),
-    "on EPT, minimal": ("vmm.personality=minimal",),
-}
+SLOW = pytest.mark.compiled_only
+WAYS = (
+    pytest.param(("vmm.technique=native",), id="natively"),
+    pytest.param(("vmm.technique=native", "vms.0.guest.kernel.kpti=true"), id="natively, KPTI", marks=SLOW),
+    pytest.param(("vmm.technique=native", "vms.0.guest.kernel.pcid=false"), id="natively, no PCIDs", marks=SLOW),
+    pytest.param((), id="on EPT", marks=SLOW),
+    pytest.param(("vmm.personality=minimal",), id="on EPT, minimal", marks=SLOW),
+)
 
 
-@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("settings", WAYS)
 def test_no_cpu_uses_a_translation_that_another_has_seen_dropped(settings: tuple[str, ...]) -> None:
     ran = threads(ONE_REGION, *settings).run()
 
-    assert ran.looked > 100
+    assert ran.looked > 1000
 
 
 def test_a_kernel_whose_interrupt_handler_drops_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_a_process_with_one_thread_interrupts_nobody() -> None:
     assert calls_of(ran, at.CALLS_SENT) == 0
 
 
-@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+@pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 def test_a_shootdown_exits_for_the_command_the_interrupt_and_its_end(personality: str) -> None:
     ran = threads(APART, f"vmm.personality={personality}").run()
 
@@ -111,6 +112,7 @@ def test_a_shootdown_exits_for_the_command_the_interrupt_and_its_end(personality
     )  # fewer: a vCPU that is out of its guest need not be interrupted
 
 
+@SLOW
 def test_a_run_of_several_vcpus_is_the_same_every_time() -> None:
     first, second = (threads(APART).run(seed=seed).machine.engine for seed in (1, 1))
 
@@ -135,7 +137,7 @@ vms:
 """
 
 
-@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+@pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 def test_no_vcpu_uses_a_translation_of_ept_that_another_has_changed(personality: str) -> None:
     ran = threads(READ_FIRST, f"vmm.personality={personality}").run()
 
