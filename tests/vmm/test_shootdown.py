@@ -137,7 +137,7 @@ vms:
   - memory: 64 MiB
     vcpus: 2
     guest:
-      kernel: {tick: 4 ms}
+      kernel: {tick: 100 us}
       processes:
         - threads: 2
           phases:
@@ -152,10 +152,10 @@ vms:
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 @pytest.mark.parametrize("settings", [(), APICV, IPIV], ids=["plain", "apicv", "ipi_virtualization"])
 def test_an_interrupt_of_another_vcpu_ends_a_halt(settings: tuple[str, ...], personality: str) -> None:
-    ran = threads(HALTING, f"vmm.personality={personality}", *settings).run()
+    ran = threads(HALTING, f"vmm.personality={personality}", *settings).run(longest=30_000)
 
     assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) > 0
-    assert calls_of(ran, at.JIFFIES) <= 2  # the second one to halt waits for the tick
+    assert calls_of(ran, at.JIFFIES) <= 4  # the second one to halt waits for the tick
 
 
 def test_a_posted_interrupt_descriptor_is_where_the_processor_takes_it() -> None:

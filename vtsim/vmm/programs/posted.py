@@ -52,13 +52,19 @@ def jump_if_posted(a: Assembler, path: Path, then: str) -> None:
         a.jcc(ops.CC_NZ, then)
 
 
+def no_longer_outstanding(a: Assembler, path: Path) -> None:
+    """The vCPU in R15 has seen its notification. Changes RAX, RDI and RSI."""
+    if path.vmm.apicv:
+        a.lea(RDI, vcpu("POSTED"))
+        a.mov(RSI, OUTSTANDING_BIT)
+        a.hook(hooks.CLEAR_BIT)
+
+
 def take_posted(a: Assembler, path: Path) -> None:
     """Subroutine: move posted vectors into the virtual-APIC page. Changes all registers but RSP, R13, R14 and R15."""
     a.label("take_posted")
     a.activity = ops.INJECTION
-    a.lea(RDI, vcpu("POSTED"))
-    a.mov(RSI, OUTSTANDING_BIT)
-    a.hook(hooks.CLEAR_BIT)
+    no_longer_outstanding(a, path)
     a.ld(RDX, vcpu("APIC_PAGE"))
     for word in range(4):
         a.ld(RBX, vcpu("POSTED", word))

@@ -102,6 +102,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     zero(a, RAX)
     a.sub(RAX, register=RBX)
     a.xadd(vcpu("ASKED"), RAX)
+    posted.no_longer_outstanding(a, path)
     set_bit(a, vcpu("REQUEST"), at.REQUEST_EVENTS)
     a.jmp("reenter")
     a.label("asked_end")
