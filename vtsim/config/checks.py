@@ -131,6 +131,11 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         yield "vpid", "VPIDs", "ENABLE_VPID"
     if vmm.tpr_shadow:
         yield "tpr_shadow", "a TPR shadow", "USE_TPR_SHADOW"
+    if vmm.apicv:
+        yield "apicv", "virtual-interrupt delivery", "VIRTUAL_INTERRUPT_DELIVERY"
+        yield "apicv", "posted interrupts", "PROCESS_POSTED_INTERRUPTS"
+    if vmm.ipi_virtualization:
+        yield "ipi_virtualization", "IPI virtualization", "IPI_VIRTUALIZATION"
 
 
 def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -163,6 +168,26 @@ def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         )
 
 
+def _apic_can_be_virtual(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a virtual local APIC that the processor keeps cannot be without."""
+    vmm = scenario.vmm
+    if vmm.technique != "hardware" or not vmm.apicv:
+        return
+    if not vmm.tpr_shadow:
+        yield Problem(
+            path="vmm.apicv",
+            message="virtual-interrupt delivery needs a TPR shadow",
+            help="let tpr_shadow be auto, true",
+        )
+    for number, vm in enumerate(scenario.vms):
+        if any(isinstance(phase, ReplaySpec) for process in vm.guest.processes for phase in process.phases):
+            yield Problem(
+                path="vmm.apicv",
+                message=f"the recorded guest of VM {number} says which accesses to its APIC exit",
+                help="apicv can be false",
+            )
+
+
 def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a deprivileging monitor cannot do."""
     vmm = scenario.vmm
@@ -174,6 +199,7 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
         ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
         ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
+        ("apicv", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.apicv, "false"),
     )
     for path, message, found, allowed in wrong:
         if found:
@@ -370,6 +396,7 @@ def _memory_can_be_placed(scenario: Scenario, profile: Profile) -> Iterator[Prob
 CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
+    _apic_can_be_virtual,
     _monitor_can,
     _kernels_can_run,
     _direct_tables,

@@ -122,6 +122,14 @@ class VmmSpec:
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
+    apicv: bool = setting(
+        Boolean(),
+        "Let the processor keep the virtual local APIC, and post interrupts to a guest that runs",
+        default=False,
+    )
+    ipi_virtualization: bool = setting(
+        Boolean(), "Let the processor post interrupts from one vCPU to another; needs apicv", default=False
+    )
     parameters: Overrides = setting(
         Free(noun="parameter"),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
@@ -165,6 +173,12 @@ class VmmSpec:
                     field="memory.allocator",
                     help="allocator can be auto, buddy",
                 )
+        if self.ipi_virtualization and not self.apicv:
+            raise ConfigError(
+                "interrupts between vCPUs are posted where the processor keeps the virtual local APIC",
+                field="ipi_virtualization",
+                help="ipi_virtualization can be false; or let apicv be true",
+            )
         if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
             raise ConfigError(
                 "large pages are not given back in parts",
