@@ -59,7 +59,8 @@ def test_each_mode_maps_unmaps_and_invalidates_as_often_as_it_must(mode: str, ma
     assert driver.invalidations == (maps if mode == "strict" else flushes)
     assert unit.get("descriptors", 0) == 2 * driver.invalidations  # the invalidation, and the wait
     assert unit["blocked"] == device.aborted == 0
-    assert 0 < driver.interrupts_handled <= driver.interrupts
+    assert driver.interrupts_handled > 0
+    assert driver.interrupts - driver.interrupts_blocked == driver.interrupts_merged + driver.interrupts_handled
     if mode == "identity":
         assert unit["walks"] == 0 and unit["completed"] == unit["requests"] > posted
 
@@ -147,4 +148,42 @@ def test_the_tree_of_addresses_in_use_stays_a_red_black_tree_of_just_these(mode:
 def test_contradictions_are_told(phase: str, kernel: str, message: str) -> None:
     with pytest.raises(ConfigError) as told:
         made(phase, kernel)
+    assert message in str(told.value)
+
+
+def test_a_device_of_a_vm_reaches_all_of_its_memory_and_nothing_else_and_interrupts_it() -> None:
+    machine = Machine(
+        parse_scenario(
+            "machine: {memory: 256 MiB}\ndma: [{name: nic}]\n"
+            "vms: [{memory: 64 MiB, guest: {processes: [{phases: [{primitive: dma_buffers, iterations: 20}]}]}}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    driver, exits = result.dma[0].driver, {each.reason: each.count for each in result.exits}
+    assert driver is not None and machine.driven is not None and not result.stopped
+
+    assert (driver.descriptors, driver.done, driver.refused, driver.invalidations) == (24 * 16, 24 * 16, 0, 0)
+    assert 0 < driver.interrupts_handled <= driver.interrupts
+    assert exits["EXTERNAL_INTERRUPT"] > 0
+    memory, unit = machine.vms[0].memory, machine.driven.unit
+    assert memory is not None
+    for gpa in (0x1000, 0x123_4560, (64 << 20) - 8):
+        assert unit.translate(3 << 8, gpa).hpa == memory.frame(gpa >> 12) << 12 | gpa & 0xFFF
+    beyond = unit.translate(3 << 8, 64 << 20)
+    assert beyond.recorded and unit.translate(4 << 8, 0x1000).recorded
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("vmm: {paging: shadow}", "devices are assigned to VMs on EPT only"),
+        ("vmm: {technique: trap-and-emulate}", "devices are assigned to VMs on EPT only"),
+        ("vmm: {sharing: {on: true}}", "memory that devices reach is not taken back"),
+        ("machine: {iommu: {mode: pass-through}}", "a device of a VM would reach the memory of the host"),
+    ],
+)
+def test_devices_are_assigned_only_where_that_works(changes: str, message: str) -> None:
+    guest = "guest: {processes: [{phases: [{primitive: dma_buffers}]}]}"
+    with pytest.raises(ConfigError) as told:
+        parse_scenario(f"{changes}\ndma: [{{name: nic}}]\nvms: [{{memory: 64 MiB, {guest}}}]\n")
     assert message in str(told.value)

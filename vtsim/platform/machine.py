@@ -7,7 +7,7 @@ stopped. Time is cycles of the base clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -26,7 +26,8 @@ from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
-from vtsim.guest.machine_view import DmaDevice, DmaMachine, PhysicalMemory, Space, Start
+from vtsim.guest.kernel.dma_layout import DMA_VECTOR
+from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
@@ -43,7 +44,7 @@ from vtsim.vmm.techniques import techniques
 
 if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
-    from vtsim.platform.driven import DrivenDevices
+    from vtsim.platform.driven import DrivenDevices, DrivenPort, UnitTables
     from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
@@ -94,6 +95,7 @@ class Vm:
     memory: PhysicalMemory | None = None
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
     spaces: tuple[Space, ...] = ()
+    dma: DmaMemory | None = None  # of the devices that its kernel drives
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -177,11 +179,14 @@ class Machine:
         m[s.OWNER] = vm.owner
         apply(self.engine, 0, start)
         if start.dma is not None:
-            from vtsim.platform.driven import DrivenDevices  # whose kernels other machines need not load
+            from vtsim.platform.driven import native  # whose kernels other machines need not load
 
-            self.driven = DrivenDevices(
-                self.scenario, self.engine, self.clock, self.profile.clock_hz, memory, start.dma
-            )
+            self._drive(*native(start.dma, memory))
+
+    def _drive(self, ports: Sequence[DrivenPort], tables: UnitTables) -> None:
+        from vtsim.platform.driven import DrivenDevices
+
+        self.driven = DrivenDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz, ports, tables)
 
     def _start_virtualized(self) -> None:
         """Every CPU boots the hypervisor, which starts its guests."""
@@ -197,6 +202,7 @@ class Machine:
                     memory=spec.memory,
                     build=build,
                     devices=spec.devices,
+                    assigned=assigned_to(scenario, spec),
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
@@ -210,6 +216,10 @@ class Machine:
             self.monitor = below
             return
         self.hypervisor = below
+        if self.scenario.dma:
+            from vtsim.platform.driven import assigned  # whose kernels other machines need not load
+
+            self._drive(*assigned(below, [(vm.spec.name, vm.dma) for vm in self.vms if vm.dma is not None]))
         if scenario.vmm.swap.on:
             sizes = [vm.memory for vm in scenario.vms]
             self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
@@ -229,7 +239,7 @@ class Machine:
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces = memory, start.log, start.spaces
+        vm.memory, vm.log, vm.spaces, vm.dma = memory, start.log, start.spaces, start.dma
         return start
 
     @property
@@ -476,6 +486,12 @@ def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
     return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0),), dma=mine)
 
 
+def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[tuple[int, int], ...]:
+    """The frames of the registers of a VM's own devices, and the vectors of their interrupts in the guest."""
+    mine = [number for number, each in enumerate(scenario.dma) if each.name in driven_by(vm)]
+    return tuple(((DOORBELLS >> mem.PAGE_SHIFT) + number, DMA_VECTOR + place) for place, number in enumerate(mine))
+
+
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     """What the kernel of a VM finds of devices and of the remapping unit."""
     iommu = scenario.machine.iommu
@@ -486,6 +502,6 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
             if each.name in driven_by(vm)
         ),
         registers=REGISTERS,
-        translates=iommu.mode == "translate",
+        translates=iommu.mode == "translate" and scenario.vmm.technique == "native",
         coherent=iommu.coherent,
     )

@@ -210,18 +210,47 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message="without a timer tick nothing flushes what is deferred",
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
-    if scenario.vms and scenario.dma and scenario.vmm.technique != "native":
-        yield Problem(
-            path="vmm.technique",
-            message="guests drive devices only natively",
-            help="technique can be native",
-        )
+    if scenario.vms and scenario.dma:
+        yield from _assignment_conflicts(scenario)
     for number, name in enumerate(names):
         if scenario.vms and name not in drivers:
             yield Problem(
                 path=f"dma.{number}",
                 message="devices that do DMA by themselves have the machine to themselves",
                 help="leave vms out, or let a process drive it with primitive dma_buffers",
+            )
+
+
+def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
+    """Yield why devices cannot be assigned to the VMs of a scenario."""
+    vmm = scenario.vmm
+    if vmm.technique == "native":
+        return
+    if vmm.technique != "hardware" or vmm.paging not in ("auto", "ept"):
+        yield Problem(
+            path="vmm.technique" if vmm.technique != "hardware" else "vmm.paging",
+            message="devices are assigned to VMs on EPT only",
+            help="technique can be hardware with paging ept, or native",
+        )
+    if vmm.takes_back:
+        yield Problem(
+            path="vmm",
+            message="memory that devices reach is not taken back",
+            help="leave out sharing, collapse, swap, balloon",
+        )
+    if scenario.machine.iommu.mode != "translate":
+        yield Problem(
+            path="machine.iommu.mode",
+            message="a device of a VM would reach the memory of the host",
+            help="mode can be translate",
+        )
+    cpus = [number % scenario.machine.cpus if vm.cpu is None else vm.cpu for number, vm in enumerate(scenario.vms)]
+    for number, vm in enumerate(scenario.vms):
+        if driven_by(vm) and cpus.count(cpus[number]) > 1:
+            yield Problem(
+                path=f"vms.{number}.cpu",
+                message="a VM with a device of its own needs a CPU of its own",
+                help="give each VM another cpu, or raise machine.cpus",
             )
 
 

@@ -30,6 +30,7 @@ TIMER_VECTOR: Final = 0xEC                    # local timer of the host
 WIRE_VECTOR: Final = 0xF3                     # an outside device interrupts a guest
 
 DISK_VECTOR: Final = 0xE1                     # the disk has done something
+DEVICE_VECTOR: Final = 0x50                   # the first device that is assigned to a VM, then upwards
 
 # --- disk: a queue of commands and, a page behind, one of what is done; an entry is command, frame, place, vCPU ------
 DISK_FRAME: Final = 0xFE000                   # of its registers

@@ -8,13 +8,16 @@ Not modelled: hrtimer trees; a timer interrupt for a vCPU that runs on another C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs.daemons import Daemon, daemons
-from vtsim.vmm.programs.events import request, wire
+from vtsim.vmm.programs.events import from_device, request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -72,11 +75,13 @@ def program_timer(a: Assembler, path: Path) -> None:
 
 def interrupt_handlers(a: Assembler, path: Path) -> None:
     """`timer_interrupt`, `wire_interrupt` and, with a disk, `disk_interrupt`: what the host's IDT leads to."""
-    bodies = {"timer_interrupt": expire, "wire_interrupt": wire}
+    bodies: dict[str, Callable[[Assembler, Path], None]] = {"timer_interrupt": expire, "wire_interrupt": wire}
     if path.vmm.swap.on:
         from vtsim.vmm.programs import swap  # which needs this module
 
         bodies["disk_interrupt"] = swap.complete
+    for number in range(path.addresses.get("assigned_count", 0)):
+        bodies[f"device_interrupt_{number}"] = partial(from_device, number=number)
     for name, body in bodies.items():
         a.label(name)
         a.activity = ops.INTERRUPT_PATH
