@@ -187,3 +187,26 @@ def test_devices_are_assigned_only_where_that_works(changes: str, message: str) 
     with pytest.raises(ConfigError) as told:
         parse_scenario(f"{changes}\ndma: [{{name: nic}}]\nvms: [{{memory: 64 MiB, {guest}}}]\n")
     assert message in str(told.value)
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+def test_a_virtual_unit_in_caching_mode_exits_for_each_invalidation_and_its_shadow_follows(personality: str) -> None:
+    phase = "primitive: dma_buffers, iterations: 6, group: 8, groups: 2"
+    machine = Machine(
+        parse_scenario(
+            f"machine: {{memory: 256 MiB}}\nvmm: {{personality: {personality}}}\n"
+            "dma: [{name: nic, hostile_ns: 300}]\n"
+            f"vms: [{{memory: 64 MiB, viommu: caching, guest: {{kernel: {{dma: strict}}, "
+            f"processes: [{{phases: [{{{phase}}}]}}]}}}}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    driver, exits = result.dma[0].driver, {each.reason: each.count for each in result.exits}
+    assert driver is not None and result.iommu is not None and not result.stopped
+
+    posted = 8 * 8
+    assert (driver.done, driver.refused, driver.maps, driver.unmaps) == (posted, 0, posted, posted)
+    assert driver.invalidations == 2 * posted  # in caching mode a map invalidates too
+    assert exits["EPT_MISCONFIG"] == 2 * posted - 1  # the first access found no entry: EPT violation
+    assert result.iommu["descriptors"] == 2 * posted  # the real unit is told of unmaps only
+    assert driver.hostile_writes > 0 == driver.hostile_through

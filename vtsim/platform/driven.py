@@ -23,13 +23,14 @@ from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.apic import request
-from vtsim.ept.tables import Words
+from vtsim.ept.tables import Table, Words
 from vtsim.guest.dma_memory import EXTENDED
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
+from vtsim.iommu.descriptors import descriptor
 from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
 from vtsim.iommu.interrupts import SVT_SOURCE, remappable_request, remapped_entry
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
@@ -42,6 +43,8 @@ from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario
 from vtsim.vmm import layout as at
 from vtsim.vmm.hypervisor import Hypervisor
+from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.programs import viommu
 
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
@@ -270,17 +273,24 @@ def assigned(
     """
     engine = hypervisor.engine
     vcpus = {vcpu.name: vcpu for vcpu in hypervisor.vcpus}
-    frames = _Frames(engine, iter([n for name, _ in layouts for n in vcpus[name].domain]))
-    structures = Structures(frames)
-    interrupts = frames.allocate()
+    free = {name: _Frames(engine, iter(vcpus[name].domain)) for name, _ in layouts}
+    first = free[layouts[0][0]]
+    structures = Structures(first)
+    interrupts = first.allocate()
     engine.contents(interrupts, mem.VALUES)
     ports: list[DrivenPort] = []
-    for domain, (name, layout) in enumerate(layouts, 1):
-        vcpu = vcpus[name]
-        table = domain_table(frames)
+    domain, queue = 0, 0
+    for name, layout in layouts:
+        vcpu, frames = vcpus[name], free[name]
+        whole = domain_table(frames)
         large = min(hypervisor.path.vmm.ept.page_size, 2 << 20) if vcpu.memory.large else mem.PAGE_BYTES
-        vcpu.memory.map_all(table, large, READ_WRITE)
-        for port in layout.ports:
+        vcpu.memory.map_all(whole, large, READ_WRITE)
+        for place, port in enumerate(layout.ports):
+            domain += 1
+            table = whole
+            if port.root:  # of the guest, whose shadow this is
+                table = domain_table(frames)
+                queue = _shadow(hypervisor, vcpu.memory, table, port, place, domain)
             structures.attach(port.device.source, table, domain)
             entry = remapped_entry(
                 at.DEVICE_VECTOR + len(ports), vcpu.cpu, extended=True, source=port.device.source,
@@ -290,7 +300,33 @@ def assigned(
                 engine.store((interrupts << 12) + 16 * len(ports) + 8 * word, value)
             port = evolve(port, message=remappable_request(len(ports)))
             ports.append(DrivenPort(port=port, memory=vcpu.memory))
-    return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED)
+    for name, layout in layouts:
+        if any(port.root for port in layout.ports):
+            _hand_over(hypervisor, layout, free[name])
+    return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue)
+
+
+def _shadow(hypervisor: Hypervisor, memory: VmMemory, table: Table, port: DmaPort, place: int, domain: int) -> int:
+    """Let a shadow table follow a guest's: what is mapped from the start, and what the program needs; the queue."""
+    pages = d.RING_PAGES + 1
+    for n in range(pages):
+        gpa = port.status if n == d.RING_PAGES else port.ring + n * mem.PAGE_BYTES
+        table.map(port.ring_address + n * mem.PAGE_BYTES, memory.frame(gpa >> 12), READ_WRITE)
+    unit = hypervisor.path.addresses["viommu"]
+    low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
+    at_device = unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place
+    values = {viommu.VD_GUEST: port.root, viommu.VD_SHADOW: table.root << 12, viommu.VD_LOW: low}
+    for word, value in values.items():
+        hypervisor.host.store(at_device + word, value)
+    return unit + mem.PAGE_BYTES - at.HOST_DIRECT
+
+
+def _hand_over(hypervisor: Hypervisor, layout: DmaMemory, frames: _Frames) -> None:
+    """The frames that are left are for the shadow tables that the program makes."""
+    unit, left = hypervisor.path.addresses["viommu"], list(frames.free)
+    values = {viommu.VI_QUEUE: layout.iqa, viommu.VI_TABLES: left[0], viommu.VI_TABLES_END: left[-1] + 1}
+    for word, value in values.items():
+        hypervisor.host.store(unit + word, value)
 
 
 @define

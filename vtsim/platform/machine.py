@@ -203,6 +203,7 @@ class Machine:
                     build=build,
                     devices=spec.devices,
                     assigned=assigned_to(scenario, spec),
+                    viommu=spec.viommu != "none" and bool(driven_by(spec)),
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
@@ -494,7 +495,7 @@ def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[tuple[int, int], ...]:
 
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     """What the kernel of a VM finds of devices and of the remapping unit."""
-    iommu = scenario.machine.iommu
+    iommu, native = scenario.machine.iommu, scenario.vmm.technique == "native"
     return DmaMachine(
         devices=tuple(
             DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
@@ -502,6 +503,7 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
             if each.name in driven_by(vm)
         ),
         registers=REGISTERS,
-        translates=iommu.mode == "translate" and scenario.vmm.technique == "native",
-        coherent=iommu.coherent,
+        translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
+        coherent=iommu.coherent or not native,
+        caching_mode=not native,
     )

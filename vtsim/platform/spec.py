@@ -73,6 +73,11 @@ class VmSpec:
         default=None,
     )
     devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
+    viommu: str = setting(
+        Text(choices=("none", "caching")),
+        "The remapping unit that a VM sees: none, or one in caching mode whose tables the hypervisor shadows",
+        default="none",
+    )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
 
 
@@ -245,6 +250,9 @@ def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
             help="mode can be translate",
         )
     cpus = [number % scenario.machine.cpus if vm.cpu is None else vm.cpu for number, vm in enumerate(scenario.vms)]
+    units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
+    for number in units:
+        yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])
     for number, vm in enumerate(scenario.vms):
         if driven_by(vm) and cpus.count(cpus[number]) > 1:
             yield Problem(
@@ -252,6 +260,26 @@ def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
                 message="a VM with a device of its own needs a CPU of its own",
                 help="give each VM another cpu, or raise machine.cpus",
             )
+
+
+def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Problem]:
+    """Yield why a VM cannot have a remapping unit as it is described."""
+    if not alone:
+        yield Problem(path=f"{where}.viommu", message="another VM has a remapping unit", help="viommu can be none")
+    if vm.guest.kernel.dma not in ("strict", "identity"):
+        yield Problem(
+            path=f"{where}.guest.kernel.dma",
+            message="a kernel that finds caching mode defers nothing, as Linux does not",
+            help="dma can be strict, identity",
+        )
+    for number, process in enumerate(vm.guest.processes):
+        for index, phase in enumerate(process.phases):
+            if isinstance(phase, DmaBuffersSpec) and phase.page_bytes > 4096:
+                yield Problem(
+                    path=f"{where}.guest.processes.{number}.phases.{index}.pages",
+                    message="the shadow of a guest's tables has pages of 4 KiB",
+                    help="pages can be 4 KiB",
+                )
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

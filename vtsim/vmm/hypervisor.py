@@ -52,6 +52,7 @@ class Guest:
     devices: tuple[str, ...] = ()
     recorded: bool = False
     assigned: tuple[tuple[int, int], ...] = ()
+    viommu: bool = False  # does the VM see a remapping unit?
 
 
 @frozen(kw_only=True)
