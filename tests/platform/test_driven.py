@@ -210,3 +210,19 @@ def test_a_virtual_unit_in_caching_mode_exits_for_each_invalidation_and_its_shad
     assert exits["EPT_MISCONFIG"] == 2 * posted - 1  # the first access found no entry: EPT violation
     assert result.iommu["descriptors"] == 2 * posted  # the real unit is told of unmaps only
     assert driver.hostile_writes > 0 == driver.hostile_through
+
+
+@pytest.mark.parametrize("mode", ["strict", "deferred"])
+def test_a_page_of_2_mib_takes_one_entry_and_one_walk_where_small_ones_take_512(mode: str) -> None:
+    phase = "groups: 1, group: 2, iterations: 2, bytes: 2 MiB, direction: transmit, wait: poll, pages: "
+    (small, few, many), (large, one, two) = (
+        ended(made(f"{phase}{pages}", f"dma: {mode}", machine=", iommu: {coherent: false}"))
+        for pages in ("4 KiB", "2 MiB")
+    )
+
+    assert few.done == one.done == 6
+    assert few.invalidations == one.invalidations == (6 if mode == "strict" else 0)
+    ring = 8  # its pages, their tables, root and context entries
+    assert small.walks >= 512 * 6 > ring + 6 >= large.walks
+    assert many["memory reads"] > 10 * two["memory reads"]
+    assert few.map_cycles - one.map_cycles > 511 * len(("copy", "or", "store", "flush", "add", "add", "add", "sub"))
