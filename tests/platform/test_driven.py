@@ -226,3 +226,28 @@ def test_a_page_of_2_mib_takes_one_entry_and_one_walk_where_small_ones_take_512(
     assert small.walks >= 512 * 6 > ring + 6 >= large.walks
     assert many["memory reads"] > 10 * two["memory reads"]
     assert few.map_cycles - one.map_cycles > 511 * len(("copy", "or", "store", "flush", "add", "add", "add", "sub"))
+
+
+def test_devices_of_two_vms_share_the_unit_and_reach_their_own_vm_only() -> None:
+    def vm(device: str, more: str = "") -> str:
+        phase = f"primitive: dma_buffers, iterations: 10, device: {device}"
+        return f"{{memory: 64 MiB{more}, guest: {{kernel: {{dma: strict}}, processes: [{{phases: [{{{phase}}}]}}]}}}}"
+
+    machine = Machine(
+        parse_scenario(
+            "machine: {memory: 512 MiB, cpus: 2}\ndma: [{name: left}, {name: right, source: '04:00.0'}]\n"
+            f"vms: [{vm('right')}, {vm('left', ', viommu: caching')}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    drivers = {each.name: each.driver for each in result.dma}
+    assert not result.stopped and machine.driven is not None
+
+    assert all(driver is not None and driver.done == driver.descriptors == 14 * 16 for driver in drivers.values())
+    unit, (of_right, of_left) = machine.driven.unit, (vm.memory for vm in machine.vms)
+    assert of_right is not None and of_left is not None
+    frames = range(0x100, 64 << 8, 97)
+    reached = {unit.translate(4 << 8, gfn << 12).hpa >> 12 for gfn in frames}
+    assert reached == {of_right.frame(gfn) for gfn in frames}
+    assert reached.isdisjoint(of_left.frame(gfn) for gfn in range(64 << 8))
+    assert unit.translate(3 << 8, 0x10_0000).recorded  # nothing is mapped for it any more but its ring

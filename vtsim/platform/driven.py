@@ -37,7 +37,7 @@ from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
-from vtsim.platform.dma_spec import DOORBELLS, PAGE, DmaSpec, requester
+from vtsim.platform.dma_spec import DmaSpec, requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario
@@ -358,6 +358,7 @@ class DrivenDevices:
     lines: np.ndarray = field(init=False)
     registers: RemappingRegisters = field(init=False)
     devices: list[DrivenDevice] = field(factory=list, init=False)
+    doorbells: dict[int, DrivenDevice] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         iommu, landing = self.scenario.machine.iommu, landing_of(self.scenario)
@@ -379,6 +380,7 @@ class DrivenDevices:
                 every = max(1, self.cycles(spec.hostile_ns))
                 device.hostile = Hostile(device, self.engines[len(ports) + number], every)
             self.devices.append(device)
+            self.doorbells[each.port.device.doorbell] = device
         self.registers = RemappingRegisters(
             self.engine, self.clock, self.unit, self.cycles(iommu.invalidate_ns), self.cycles(iommu.read_ns),
             self._landed,
@@ -427,7 +429,7 @@ class DrivenDevices:
     # --- what CPUs see ----------------------------------------------------------------------------------------------
     def answers(self, hpa: int) -> bool:
         """Is a device of these there?"""
-        return self.registers.answers(hpa) or DOORBELLS <= hpa < DOORBELLS + PAGE * len(self.devices)
+        return self.registers.answers(hpa) or hpa in self.doorbells
 
     def read(self, hpa: int, size: int) -> int:
         """What a CPU reads; a doorbell reads as zero."""
@@ -437,8 +439,8 @@ class DrivenDevices:
         """What a CPU writes."""
         if self.registers.answers(hpa):
             self.registers.write(hpa, size, value)
-        elif hpa % PAGE == 0:
-            self.devices[(hpa - DOORBELLS) // PAGE].ring(value)
+        else:
+            self.doorbells[hpa].ring(value)
 
     def interrupt(self, device: DrivenDevice) -> Generator[simpy.Event, Any, None]:
         """A device's message, through the unit to a local APIC."""
