@@ -189,27 +189,50 @@ def test_devices_are_assigned_only_where_that_works(changes: str, message: str) 
     assert message in str(told.value)
 
 
-@pytest.mark.parametrize("personality", ["kvm", "minimal"])
-def test_a_virtual_unit_in_caching_mode_exits_for_each_invalidation_and_its_shadow_follows(personality: str) -> None:
-    phase = "primitive: dma_buffers, iterations: 6, group: 8, groups: 2"
+def virtual_unit(kind: str, personality: str, mode: str, iterations: int) -> tuple[Driver, dict[str, int], int]:
+    """What a driver, the real unit and the exits were of a VM with a unit of its own."""
+    phase = f"primitive: dma_buffers, iterations: {iterations}, group: 8, groups: 2"
     machine = Machine(
         parse_scenario(
             f"machine: {{memory: 256 MiB}}\nvmm: {{personality: {personality}}}\n"
             "dma: [{name: nic, hostile_ns: 300}]\n"
-            f"vms: [{{memory: 64 MiB, viommu: caching, guest: {{kernel: {{dma: strict}}, "
+            f"vms: [{{memory: 64 MiB, viommu: {kind}, guest: {{kernel: {{dma: {mode}}}, "
             f"processes: [{{phases: [{{{phase}}}]}}]}}}}]\n"
         )
     )
     result = result_of([machine.run()])
     driver, exits = result.dma[0].driver, {each.reason: each.count for each in result.exits}
     assert driver is not None and result.iommu is not None and not result.stopped
-
-    posted = 8 * 8
+    posted = 8 * (2 + iterations)
     assert (driver.done, driver.refused, driver.maps, driver.unmaps) == (posted, 0, posted, posted)
-    assert driver.invalidations == 2 * posted  # in caching mode a map invalidates too
-    assert exits["EPT_MISCONFIG"] == 2 * posted - 1  # the first access found no entry: EPT violation
-    assert result.iommu["descriptors"] == 2 * posted  # the real unit is told of unmaps only
+    return (
+        driver,
+        dict(result.iommu),
+        exits.get("EPT_MISCONFIG", 0) + 1,
+    )  # the first access found no entry: EPT violation
+
+
+@pytest.mark.parametrize(
+    ("kind", "personality", "each"), [("caching", "kvm", 2), ("caching", "minimal", 2), ("nested", "kvm", 1)]
+)
+def test_a_virtual_unit_exits_for_each_invalidation_and_in_caching_mode_a_map_is_one_too(
+    kind: str, personality: str, each: int
+) -> None:
+    driver, unit, exits = virtual_unit(kind, personality, "strict", 6)
+
+    assert driver.invalidations == exits == each * driver.unmaps
+    assert unit["descriptors"] == 2 * driver.unmaps  # the real unit is told of unmaps only
     assert driver.hostile_writes > 0 == driver.hostile_through
+    assert unit.get("PASID misses", 0) == (1 if kind == "nested" else 0)
+
+
+@pytest.mark.compiled_only
+def test_a_nested_domain_is_flushed_as_a_whole() -> None:
+    driver, unit, exits = virtual_unit("nested", "kvm", "deferred", 40)
+
+    flushes = (driver.unmaps - 1) // (d.QUEUE_ENTRIES - 1)
+    assert driver.flushes == driver.invalidations == exits == flushes == 1
+    assert unit["descriptors"] == 2 and unit["entries invalidated"] > 16
 
 
 @pytest.mark.parametrize("mode", ["strict", "deferred"])

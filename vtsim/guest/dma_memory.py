@@ -23,7 +23,7 @@ from vtsim.guest.spec import DmaBuffersSpec, GuestSpec
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
 from vtsim.iommu.interrupts import SVT_SOURCE, compatible_request, remappable_request, remapped_entry
-from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
+from vtsim.iommu.tables import READ_WRITE, USER_PAGE, Structures, domain_table, process_table
 
 WIDEST: Final = 3  # AW of five levels, which a pass-through entry names
 TABLE_SIZE: Final = 7  # of the interrupt table: 2 to the 8 entries, a page
@@ -113,6 +113,7 @@ class DmaBuilder:
             queue=linear(queue),
             registers=linear(0) + self.machine.registers,
             ports=tuple(linear(port.words >> 12) for port in ports),
+            rights=USER_PAGE if self.machine.first_level else READ_WRITE,
             large=any(phase.page_bytes > mem.PAGE_BYTES for *_, phase in phases),
             timeout_ticks=-(-d.QUEUE_TIMEOUT_NS // tick),
         )
@@ -159,11 +160,12 @@ class DmaBuilder:
         domain, root = number + 1, 0
         ring_address, status_address = ring << 12, status << 12
         if self.maps:
-            table = domain_table(self.tables)
+            rights = USER_PAGE if self.machine.first_level else READ_WRITE
+            table = process_table(self.tables) if self.machine.first_level else domain_table(self.tables)
             root = table.root << 12
             ring_address, status_address = d.RING_PAGE << 12, d.STATUS_PAGE << 12
-            table.map(ring_address, range(ring, ring + d.RING_PAGES), READ_WRITE)
-            table.map(status_address, status, READ_WRITE)
+            table.map(ring_address, range(ring, ring + d.RING_PAGES), rights)
+            table.map(status_address, status, rights)
             structures.attach(device.source, table, domain)
             spare = 8 + 2 * sum(map(_table_pages, phases))
             tables = self.frames.reserve(spare)

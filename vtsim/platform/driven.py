@@ -23,7 +23,7 @@ from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.apic import request
-from vtsim.ept.tables import Table, Words
+from vtsim.ept.tables import PAGING, Table, Words
 from vtsim.guest.dma_memory import EXTENDED
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
@@ -31,7 +31,7 @@ from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.descriptors import descriptor
-from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
+from vtsim.iommu.entries import ADDRESS, PWSNP, SL_PS, SL_R, SL_W, SRE
 from vtsim.iommu.interrupts import SVT_SOURCE, remappable_request, remapped_entry
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
@@ -275,7 +275,8 @@ def assigned(
     vcpus = {vcpu.name: vcpu for vcpu in hypervisor.vcpus}
     free = {name: _Frames(engine, iter(vcpus[name].domain)) for name, _ in layouts}
     first = free[layouts[0][0]]
-    structures = Structures(first)
+    nested = hypervisor.path.addresses.get("viommu_step", 0) > 16
+    structures = Structures(first, scalable=nested)
     interrupts = first.allocate()
     engine.contents(interrupts, mem.VALUES)
     ports: list[DrivenPort] = []
@@ -288,10 +289,20 @@ def assigned(
         for place, port in enumerate(layout.ports):
             domain += 1
             table = whole
-            if port.root:  # of the guest, whose shadow this is
+            if port.root and not nested:
                 table = domain_table(frames)
-                queue = _shadow(hypervisor, vcpu.memory, table, port, place, domain)
-            structures.attach(port.device.source, table, domain)
+                _shadow(vcpu.memory, table, port)
+            if port.root:
+                queue = _tell(hypervisor, port, place, table, domain, nested=nested)
+            if nested:
+                guest = Table(root=port.root >> 12, format=PAGING, take=frames.allocate, words=_no_words)
+                structures.enable(port.device.source)
+                first_level = guest if port.root else None
+                structures.assign(
+                    port.device.source, 0, domain, first=first_level, second=whole, middle=PWSNP, high=SRE
+                )  # fmt: skip
+            else:
+                structures.attach(port.device.source, table, domain)
             entry = remapped_entry(
                 at.DEVICE_VECTOR + len(ports), vcpu.cpu, extended=True, source=port.device.source,
                 validation=SVT_SOURCE,
@@ -306,19 +317,28 @@ def assigned(
     return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue)
 
 
-def _shadow(hypervisor: Hypervisor, memory: VmMemory, table: Table, port: DmaPort, place: int, domain: int) -> int:
-    """Let a shadow table follow a guest's: what is mapped from the start, and what the program needs; the queue."""
-    pages = d.RING_PAGES + 1
-    for n in range(pages):
+def _shadow(memory: VmMemory, table: Table, port: DmaPort) -> None:
+    """Let a shadow table have what the guest's has from the start: ring and status page."""
+    for n in range(d.RING_PAGES + 1):
         gpa = port.status if n == d.RING_PAGES else port.ring + n * mem.PAGE_BYTES
         table.map(port.ring_address + n * mem.PAGE_BYTES, memory.frame(gpa >> 12), READ_WRITE)
+
+
+def _tell(hypervisor: Hypervisor, port: DmaPort, place: int, table: Table, domain: int, *, nested: bool) -> int:
+    """Tell the virtual unit of a device; what IQA of the real unit is to hold."""
     unit = hypervisor.path.addresses["viommu"]
-    low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
-    at_device = unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place
+    if nested:
+        low, _ = descriptor("PASID_IOTLB", DID=domain)
+    else:
+        low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
     values = {viommu.VD_GUEST: port.root, viommu.VD_SHADOW: table.root << 12, viommu.VD_LOW: low}
     for word, value in values.items():
-        hypervisor.host.store(at_device + word, value)
-    return unit + mem.PAGE_BYTES - at.HOST_DIRECT
+        hypervisor.host.store(unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place + word, value)
+    return unit + mem.PAGE_BYTES - at.HOST_DIRECT | (sp.IQA_WIDE if nested else 0)
+
+
+def _no_words(gfn: int) -> Words:
+    raise ModelError("the host does not look into a guest's table", {"gfn": gfn})
 
 
 def _hand_over(hypervisor: Hypervisor, layout: DmaMemory, frames: _Frames) -> None:

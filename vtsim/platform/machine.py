@@ -203,7 +203,7 @@ class Machine:
                     build=build,
                     devices=spec.devices,
                     assigned=assigned_to(scenario, spec),
-                    viommu=spec.viommu != "none" and bool(driven_by(spec)),
+                    viommu=spec.viommu if driven_by(spec) else "none",
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                 )
             )
@@ -505,5 +505,6 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
         registers=REGISTERS,
         translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
         coherent=iommu.coherent or not native,
-        caching_mode=not native,
+        caching_mode=not native and vm.viommu == "caching",
+        first_level=not native and vm.viommu == "nested",
     )

@@ -74,8 +74,9 @@ class VmSpec:
     )
     devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
     viommu: str = setting(
-        Text(choices=("none", "caching")),
-        "The remapping unit that a VM sees: none, or one in caching mode whose tables the hypervisor shadows",
+        Text(choices=("none", "caching", "nested")),
+        "The remapping unit that a VM sees: none, one in caching mode whose tables the hypervisor shadows, or one "
+        "whose first-level tables the real unit walks, nested in those of the VM's memory",
         default="none",
     )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
@@ -266,13 +267,13 @@ def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Proble
     """Yield why a VM cannot have a remapping unit as it is described."""
     if not alone:
         yield Problem(path=f"{where}.viommu", message="another VM has a remapping unit", help="viommu can be none")
-    if vm.guest.kernel.dma not in ("strict", "identity"):
+    if vm.viommu == "caching" and vm.guest.kernel.dma not in ("strict", "identity"):
         yield Problem(
             path=f"{where}.guest.kernel.dma",
             message="a kernel that finds caching mode defers nothing, as Linux does not",
             help="dma can be strict, identity",
         )
-    for number, process in enumerate(vm.guest.processes):
+    for number, process in enumerate(vm.guest.processes if vm.viommu == "caching" else ()):
         for index, phase in enumerate(process.phases):
             if isinstance(phase, DmaBuffersSpec) and phase.page_bytes > 4096:
                 yield Problem(

@@ -104,8 +104,9 @@ def build_hypervisor(
     assigned = [(guest, *each) for guest in guests for each in guest.assigned]
     if assigned:
         addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": len(assigned)}
-    if any(guest.viommu for guest in guests):  # its words, and the queue of the real unit
-        addresses["viommu"] = at.frame_address(host.reserve(2))
+    if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
+        addresses["viommu"] = at.frame_address(host.reserve(2))  # its words, and the queue of the real unit
+        addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
         host.kernel.map(at.HOST_UNIT, [at.UNIT_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     tables = DirectHost.reserve(host) if direct else None
     if tables is not None:

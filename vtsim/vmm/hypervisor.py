@@ -52,7 +52,7 @@ class Guest:
     devices: tuple[str, ...] = ()
     recorded: bool = False
     assigned: tuple[tuple[int, int], ...] = ()
-    viommu: bool = False  # does the VM see a remapping unit?
+    viommu: str = "none"  # the remapping unit that the VM sees: none, caching, nested
 
 
 @frozen(kw_only=True)

@@ -85,4 +85,5 @@ class DmaOptions:
     registers: int
     ports: tuple[int, ...]
     large: bool
+    rights: int  # bits of an entry that leads to a table or to a page
     timeout_ticks: int

@@ -15,7 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.dma_tables import READ_WRITE, flush_line
+from vtsim.guest.kernel.dma_tables import flush_line
 from vtsim.guest.kernel.invalidation import count
 from vtsim.guest.kernel.iova_tree import lock, unlock
 from vtsim.guest.kernel.lengths import length
@@ -78,7 +78,7 @@ def _map(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
     a.call(f"dma_entry_{leaf}")
     a.label(f"{name}_page")
     a.copy(s.RAX, s.R13)
-    a.or_(s.RAX, READ_WRITE | (e.SL_PS if leaf > 1 else 0))
+    a.or_(s.RAX, kernel.dma.rights | (e.SL_PS if leaf > 1 else 0))
     a.st(Mem(s.RCX), s.RAX)
     flush_line(a, kernel, Mem(s.RCX))
     a.add(s.R13, SIZES[leaf])

@@ -1,13 +1,15 @@
-"""A remapping unit for a VM, by caching mode: each of its invalidations exits, and shadow tables follow the guest's.
+"""A remapping unit for a VM: each of its invalidations exits, and is made in the real unit.
 
-The guest's unit caches what is not present too, so a guest invalidates whenever it changes an entry. For each page of
-an invalidation the guest's table is walked and the entry of the shadow table written, which is the one that the real
-unit walks. An entry that was replaced is invalidated there, as the host's own driver does it: a descriptor, a wait
-descriptor, the tail, and a wait.
+In caching mode the guest's unit caches what is not present too, so a guest invalidates whenever it changes an entry.
+For each page of an invalidation the guest's table is walked and the entry of the shadow table written, which is the one
+that the real unit walks. An entry that was replaced is invalidated there, as the host's own driver does it: a
+descriptor, a wait descriptor, the tail, and a wait. With nested translation the real unit walks the guest's first-level
+tables, and invalidations are passed on.
 
 VT-d: "Queued Invalidation Interface"; "IOTLB Invalidate Register".
-Not modelled: the way of an exit through a device process, where QEMU has its unit; invalidations of whole domains;
-pinning; registers of the guest's unit other than the queue's tail and the fault status; pages of 2 MiB.
+Not modelled: the way of an exit through a device process, where QEMU has its unit; invalidations of whole domains in
+caching mode; pinning; registers of the guest's unit other than the queue's tail and the fault status; pages of 2 MiB in
+caching mode.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ DEVICE_BYTES: Final = 32
 (VD_GUEST, VD_SHADOW, VD_LOW) = range(0, 24, 8)
 HOST_STATUS: Final = 0x800
 QUEUE_MASK: Final = 0xFF0
-PAGE_SELECTIVE: Final = 3
+GRANULARITY: Final = 3 << 4
 IN_USE, DONE = 1, 2
 # fmt: on
 READ_WRITE: Final = e.SL_R | e.SL_W
@@ -81,23 +83,27 @@ def registers(a: Assembler, path: Path) -> None:
     a.st(Mem(RDI, size=4), R12)
     a.jmp("viommu_next")
     _pages(a, path)
-    _flush(a, unit)
+    _flush(a, unit, path.addresses["viommu_step"])
 
 
 def _pages(a: Assembler, path: Path) -> None:
     """Pages of a domain: R11 the device, R12 how many, R13 address; RBP gathers the entries that were replaced."""
+    nested = path.addresses["viommu_step"] > 16
     a.label("viommu_pages")
-    a.copy(RAX, R12)
-    a.shr(RAX, 4)
-    a.and_(RAX, 3)
-    a.cmp(RAX, PAGE_SELECTIVE)
-    a.jcc(ops.CC_NZ, "viommu_next")
+    if not nested:
+        a.copy(RAX, R12)
+        a.and_(RAX, GRANULARITY)
+        a.cmp(RAX, GRANULARITY, comment="page-selective")
+        a.jcc(ops.CC_NZ, "viommu_next")
     a.copy(R11, R12)
     a.shr(R11, 16)
     a.and_(R11, 0xFFFF)
     a.sub(R11, 1)
     a.shl(R11, 5)
     a.add(R11, register=RBX)
+    if nested:
+        a.jmp("viommu_flush")
+        return
     a.copy(RCX, R13)
     a.and_(RCX, 0x3F)
     a.push(R13)
@@ -158,16 +164,20 @@ def _pages(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "viommu_next")
 
 
-def _flush(a: Assembler, unit: int) -> None:
+def _flush(a: Assembler, unit: int, step: int) -> None:
     """The pages of R13 are invalidated in the real unit, for the domain of the device R11."""
     queue = unit + 4096
     status = unit + HOST_STATUS
+    a.label("viommu_flush")
     _count(a, VI_FLUSHES)
     a.ld(RDX, Mem(R11, VI_DEVICES + VD_LOW))
+    if step > 16:  # pages of a PASID, or all
+        a.and_(R12, GRANULARITY)
+        a.or_(RDX, register=R12)
     a.ld(RSI, Mem(RBX, HOST_NEXT))
     a.st(Mem(RSI, queue), RDX)
     a.st(Mem(RSI, queue + 8), R13)
-    a.add(RSI, 16)
+    a.add(RSI, step)
     a.and_(RSI, QUEUE_MASK)
     a.st_value(Mem(displacement=status, size=4), IN_USE)
     wait, _ = descriptor("WAIT", SW=1, STDATA=DONE)
@@ -175,7 +185,7 @@ def _flush(a: Assembler, unit: int) -> None:
     a.st(Mem(RSI, queue), RDX)
     a.mov(RDX, status - at.HOST_DIRECT)
     a.st(Mem(RSI, queue + 8), RDX)
-    a.add(RSI, 16)
+    a.add(RSI, step)
     a.and_(RSI, QUEUE_MASK)
     a.st(Mem(RBX, HOST_NEXT), RSI)
     a.st(Mem(displacement=at.HOST_UNIT + sp.IQT, size=4), RSI)
