@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
+from vtsim.base.trace import COLUMNS
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -122,7 +123,7 @@ class Engine:
         code_of = carve.take(g.frame_count)
         rows = carve.take(g.rows * o.ROW_WORDS)
         owners = carve.take(g.owners * k.OWNER_WORDS)
-        trace = carve.take(g.trace_rows * 10)
+        trace = carve.take(g.trace_rows * len(COLUMNS))
         ports = carve.take(2 * PORTS)
         cpuid = carve.take(6 * 128)
         capabilities = carve.take(32)

@@ -116,6 +116,7 @@ class Start:
     in which the guest's kernel records how its processes ended, `tables` the frames that it will make page tables of.
     in which the guest's kernel records how its processes ended. With direct tables `cr3` and `roots` are host-physical,
     `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
+    `others` are the states of the other vCPUs, `log_lines` the processes whose ends are recorded, in order.
     """
 
     rip: int
@@ -139,4 +140,6 @@ class Start:
     spaces: tuple[Space, ...] = ()
     tables: tuple[int, ...] = ()
     shared: int = 0
+    others: tuple[Start, ...] = ()
+    log_lines: tuple[int, ...] = ()
     dma: DmaMemory | None = None

@@ -26,6 +26,7 @@ from vtsim.base.spec import (
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
+CPU_LIMIT = 16  # of one guest
 PATTERNS = ("uniform", "sequential", "strided", "zipf", "chase")
 
 primitives: Registry[str, type[Any]] = Registry("primitive")
@@ -474,6 +475,17 @@ class ProcessSpec:
     """A program with an address space of its own."""
 
     name: str = setting(Text(), "Name in reports", default="app")
+    threads: int = setting(
+        counts(ge=1, le=CPU_LIMIT),
+        "Threads that share the address space, each on a vCPU of its own; each does all phases, in memory of its own "
+        "where a phase unmaps or protects and has no `at`",
+        default=1,
+    )
+    vcpu: int | None = setting(
+        counts(le=CPU_LIMIT - 1, words={"auto": None}),
+        "vCPU of the first thread, the others on the next ones; taken in turn when left out",
+        default=None,
+    )
     phases: tuple[Phase, ...] = setting(
         Many(item=Tagged(registry=primitives, tag="primitive"), least=1), "What it does, one after the other"
     )

@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.spec import inside
-from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
+from vtsim.base.trace import TraceSink
 from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -34,6 +34,7 @@ from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec, driven_by
+from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
@@ -94,6 +95,7 @@ class Vm:
     owner: int
     memory: PhysicalMemory | None = None
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
+    log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
     dma: DmaMemory | None = None  # of the devices that its kernel drives
     finished_at: int | None = None
@@ -103,7 +105,8 @@ class Vm:
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario), paravirtual=on_direct(scenario)) for vm in scenario.vms]
-    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
+    more = sum(vm.vcpus - 1 for vm in scenario.vms)
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory, more)
     disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
         cpus=scenario.machine.cpus,
@@ -168,20 +171,21 @@ class Machine:
         else:
             self._start_virtualized()
         if self.trace is not None and self.trace.kinds:
+            self.trace.begin(traced_machine(self.scenario, self.profile.clock_hz, self.below))
             self.engine.cpus[:, s.TRACE_ON] = 1
 
     def _start_natively(self) -> None:
-        """The only guest runs in root mode on CPU 0, in place of a hypervisor, in the machine's own memory."""
+        """The only guest runs in root mode from CPU 0 on, in place of a hypervisor, in the machine's own memory."""
         (vm,) = self.vms
         memory = NativeMemory(self.engine, vm.spec.memory)
-        start = self._build(vm, memory)
-        m = self.engine.cpus[0]
-        m[s.OWNER] = vm.owner
-        apply(self.engine, 0, start)
-        if start.dma is not None:
+        first = self._build(vm, memory)
+        for cpu, start in enumerate((first, *first.others)):
+            self.engine.cpus[cpu][s.OWNER] = vm.owner
+            apply(self.engine, cpu, start)
+        if first.dma is not None:
             from vtsim.platform.driven import native  # whose kernels other machines need not load
 
-            self._drive(*native(start.dma, memory))
+            self._drive(*native(first.dma, memory))
 
     def _drive(self, ports: Sequence[DrivenPort], tables: UnitTables) -> None:
         from vtsim.platform.driven import DrivenDevices
@@ -205,6 +209,7 @@ class Machine:
                     assigned=assigned_to(scenario, spec),
                     viommu=spec.viommu if driven_by(spec) else "none",
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
+                    cpus=spec.cpus,
                 )
             )
         lay_out = techniques[scenario.vmm.technique].build
@@ -240,8 +245,14 @@ class Machine:
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces, vm.dma = memory, start.log, start.spaces, start.dma
+        vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
+        vm.spaces, vm.dma = start.spaces, start.dma
         return start
+
+    @property
+    def tracing(self) -> Tracing:
+        """What hands transitions on."""
+        return Tracing(self.engine, self.trace)
 
     @property
     def _shuffled(self) -> bool:
@@ -270,6 +281,8 @@ class Machine:
         started = time.perf_counter()
         self.clock.run(until=ends)
         self.wall_s = time.perf_counter() - started
+        for cpu, m in enumerate(self.engine.cpus):
+            self.tracing.stop(cpu, int(m[s.PRIVILEGE]), -1)
         return self.outcome()
 
     def process(self) -> Generator[simpy.Event, Any, None]:
@@ -281,7 +294,7 @@ class Machine:
             code, cpu = self.engine.run_all(until, self.quantum)
             reached = until if cpu < 0 else int(self.engine.cpus[cpu][s.CYCLE])
             yield self.clock.timeout(max(reached - int(self.clock.now), 0))
-            self._drain_trace()
+            self.tracing.drain()
             if cpu >= 0:
                 self._act(code, cpu)
             elif until >= self.limit:
@@ -313,7 +326,10 @@ class Machine:
 
     def _killed(self, vm: Vm) -> Iterator[str]:
         """Which processes the guest's kernel ended before their work was done, from its log."""
-        for number, process in enumerate(vm.spec.guest.processes):
+        for number, of in enumerate(vm.log_lines):
+            if number >= len(vm.spec.guest.processes) and vm.spec.guest.processes[of].threads == 1:
+                continue  # a child
+            process = vm.spec.guest.processes[of]
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
             reason, vector, _, rip, cr2 = line
             if reason == layout.NO_MEMORY:
@@ -342,7 +358,10 @@ class Machine:
             self._finish(self.vms[0], at, "triple fault")
         elif code == codes.PROGRAM_END and self.below is not None:
             if self.below.in_guest(cpu):
-                self._finish(self._named(self.below.finish(cpu).name), at, None)
+                before = int(m[s.PRIVILEGE])
+                name = self.below.finish(cpu).name
+                self.tracing.stop(cpu, before, code)
+                self._finish(self._named(name), at, None)
             else:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
@@ -378,22 +397,6 @@ class Machine:
             self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
         if code == codes.DEVICE_READ and register < 16:
             m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
-
-    def _drain_trace(self) -> None:
-        """Hand the events recorded since the last slice to whoever wanted them."""
-        a = self.engine.arena
-        count = int(a[mem.A_TRACE_LENGTH])
-        if not count:
-            return
-        a[mem.A_TRACE_LENGTH] = 0
-        if self.trace is None:
-            return
-        wanted = self.trace.kinds
-        rows = a[int(a[mem.A_TRACE]) :][: count * len(COLUMNS)].reshape(count, len(COLUMNS))
-        kinds = rows[:, COLUMNS.index("kind")]
-        self.trace.take(TraceEvent.from_row(row) for row in rows[((wanted >> kinds) & 1).astype(bool)].tolist())
-        if not self.trace.kinds:
-            self.engine.cpus[:, s.TRACE_ON] = 0
 
     # --- the end --------------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
@@ -481,10 +484,11 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
 
 
 def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
-    """The same machine with one of its guests only, natively on CPU 0."""
-    machine = evolve(scenario.machine, cpus=1)
+    """The same machine with one of its guests only, natively from CPU 0 on."""
+    machine = evolve(scenario.machine, cpus=vm.vcpus)
+    cpus = tuple(range(vm.vcpus)) if vm.vcpus > 1 else ()
     mine = tuple(each for each in scenario.dma if each.name in driven_by(vm))
-    return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0),), dma=mine)
+    return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),), dma=mine)
 
 
 def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[tuple[int, int], ...]:

@@ -21,8 +21,9 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
-from vtsim.guest.spec import DmaBuffersSpec, GuestSpec, Phase
+from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
 from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
+from vtsim.platform.vcpu_spec import vcpu_conflicts
 from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
@@ -63,7 +64,7 @@ class MachineSpec:
 
 @frozen(kw_only=True)
 class VmSpec:
-    """A virtual machine with one vCPU."""
+    """A virtual machine."""
 
     name: str = setting(Text(), "Name in reports; vm0, vm1, … when left out", default="")
     memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Guest-physical memory", default=GIB)
@@ -71,6 +72,12 @@ class VmSpec:
         counts(le=255, words={"auto": None}),
         "Logical CPU that the vCPU is pinned to; taken in turn when left out",
         default=None,
+    )
+    vcpus: int = setting(counts(ge=1, le=CPU_LIMIT), "Virtual CPUs, each on a logical CPU of its own", default=1)
+    cpus: tuple[int, ...] = setting(
+        Many(item=counts(le=255)),
+        "Logical CPUs that several vCPUs are pinned to; `cpu` and the next ones when left out",
+        default=(),
     )
     devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
     viommu: str = setting(
@@ -80,6 +87,11 @@ class VmSpec:
         default="none",
     )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
+
+    def pinned(self, cpus: int) -> tuple[int, ...]:
+        """The logical CPU of each vCPU, on a machine with so many."""
+        first = self.cpu or 0
+        return self.cpus or tuple((first + n) % cpus for n in range(self.vcpus))
 
 
 @frozen(kw_only=True)
@@ -125,10 +137,11 @@ class Scenario:
             attrs.evolve(
                 vm,
                 name=vm.name or f"vm{number}",
-                cpu=number % self.machine.cpus if vm.cpu is None else vm.cpu,
+                cpu=(*vm.cpus, number % self.machine.cpus)[0] if vm.cpu is None else vm.cpu,
             )
             for number, vm in enumerate(self.vms)
         )
+        vms = tuple(attrs.evolve(vm, cpus=vm.pinned(self.machine.cpus) if vm.vcpus > 1 else ()) for vm in vms)
         dma = tuple(attrs.evolve(each, name=each.name or f"dma{number}") for number, each in enumerate(self.dma))
         if dma:
             vms = tuple(attrs.evolve(vm, guest=_with_devices(vm.guest, dma[0].name)) for vm in vms)
@@ -179,6 +192,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
         if name in names:
             yield Problem(path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name")
         names.add(name)
+        yield from vcpu_conflicts(scenario, vm, where)
         yield from _memory_conflicts(vm, where)
 
 
@@ -250,12 +264,16 @@ def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
             message="a device of a VM would reach the memory of the host",
             help="mode can be translate",
         )
-    cpus = [number % scenario.machine.cpus if vm.cpu is None else vm.cpu for number, vm in enumerate(scenario.vms)]
+    places = [
+        attrs.evolve(vm, cpu=(*vm.cpus, number)[0] if vm.cpu is None else vm.cpu).pinned(scenario.machine.cpus)
+        for number, vm in enumerate(scenario.vms)
+    ]
+    taken = [cpu for pinned in places for cpu in pinned]
     units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
     for number in units:
         yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])
     for number, vm in enumerate(scenario.vms):
-        if driven_by(vm) and cpus.count(cpus[number]) > 1:
+        if driven_by(vm) and any(taken.count(cpu) > 1 for cpu in places[number]):
             yield Problem(
                 path=f"vms.{number}.cpu",
                 message="a VM with a device of its own needs a CPU of its own",

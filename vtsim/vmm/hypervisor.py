@@ -38,7 +38,7 @@ DEATHS: Final = {
 
 @frozen(kw_only=True)
 class Guest:
-    """A VM to be: its name, physical CPU, bytes of memory, devices, and what lays its guest into memory.
+    """A VM to be: its name, physical CPU (of several vCPUs, all), bytes of memory, devices, what lays its guest out.
 
     The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording. `assigned` are
     devices of its own: for each the frame of its registers and the vector that its interrupts have in the guest. All
@@ -53,11 +53,12 @@ class Guest:
     recorded: bool = False
     assigned: tuple[tuple[int, int], ...] = ()
     viommu: str = "none"  # the remapping unit that the VM sees: none, caching, nested
+    cpus: tuple[int, ...] = ()
 
 
 @frozen(kw_only=True)
 class Vcpu:
-    """Where the parts of one VM's vCPU stand."""
+    """Where the parts of one vCPU stand; with several of a VM, memory and EPT are those of the first."""
 
     name: str
     cpu: int
@@ -71,6 +72,7 @@ class Vcpu:
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
+    index: int = 0  # which of its VM
     marks: int | None = None  # first frame of what the scanner of page sharing saw
     swap_marks: int | None = None  # first frame of what is on the disk
     log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
@@ -113,8 +115,9 @@ class Hypervisor:
         """A word of a vCPU's structure."""
         return self.host.load(vcpu.address + at.V[field])
 
-    def shadow_root(self, vcpu: Vcpu, root: int) -> int | None:
-        """What CR3 holds while the guest believes in a root; None unless it is the one that it loaded last."""
+    def shadow_root(self, number: int, root: int, ring: int) -> int | None:
+        """What CR3 holds while a guest believes in a root, in either ring; None unless it loaded that one last."""
+        vcpu = self.vcpus[number]
         words = self.engine.contents(vcpu.vmcs, mem.VMCS_REGION)
         believed = self.word(vcpu, "SHADOW_CR3") & ADDRESS
         return int(words[SLOT["GUEST_CR3"]]) if believed == root else None
@@ -140,8 +143,9 @@ class Hypervisor:
         return shared_now(self.host, self.path.addresses)
 
     def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
-        """What became of a VM's memory; what did not happen is left out."""
-        counts = {name.lower(): self.word(vcpu, name) for name in at.STATISTICS}
+        """What became of the memory of a vCPU's VM; what did not happen is left out."""
+        same = [other for other in self.vcpus if other.name == vcpu.name]
+        counts = {name.lower(): sum(self.word(other, name) for other in same) for name in at.STATISTICS}
         return {name: count for name, count in counts.items() if count}
 
     def deaths(self, cpu: int) -> list[tuple[str, str]]:

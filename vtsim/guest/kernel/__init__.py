@@ -33,7 +33,14 @@ class KernelOptions:
     paravirtual: bool = False  # are tables updated by hypercalls?
     batch: int = 1  # how many requests one hypercall makes at most
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
+    cpus: int = 1
+    alive: int = 0  # with several: linear address of how many tasks have not ended
     dma: DmaOptions | None = None  # where the guest drives devices
+
+    @property
+    def several(self) -> bool:
+        """Does it run on several CPUs?"""
+        return self.cpus > 1
 
 
 @frozen(kw_only=True)

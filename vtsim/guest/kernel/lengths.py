@@ -69,6 +69,8 @@ LENGTHS: Final[dict[str, Length]] = {
     "wait_event":     Length( 200, "prepare_to_wait_event up to the switch"),
     "device_interrupt": Length( 300, "handle_edge_irq and the driver's handler"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
+    "call_others":    Length( 150, "flush_tlb_mm_range and smp_call_function_many_cond around the requests"),
+    "call_flush":     Length(  80, "flush_smp_call_function_queue and flush_tlb_func, one request"),
 }
 # fmt: on
 
