@@ -275,3 +275,31 @@ def test_devices_of_two_vms_share_the_unit_and_reach_their_own_vm_only() -> None
     assert reached == {of_right.frame(gfn) for gfn in frames}
     assert reached.isdisjoint(of_left.frame(gfn) for gfn in range(64 << 8))
     assert unit.translate(3 << 8, 0x10_0000).recorded  # nothing is mapped for it any more but its ring
+
+
+def test_cpus_wait_for_each_other_at_the_invalidation_queue_and_lose_no_interrupt() -> None:
+    def run(cpus: int) -> list[Driver]:
+        names = "abc"[:cpus]
+        devices = ", ".join(f"{{name: {name}, source: '0{n + 3}:00.0'}}" for n, name in enumerate(names))
+        processes = ", ".join(
+            f"{{name: {name}, phases: [{{{PHASE}, group: 4, groups: 2, iterations: 4, device: {name}}}]}}"
+            for name in names
+        )
+        machine = Machine(
+            parse_scenario(
+                f"machine: {{memory: 256 MiB, cpus: {cpus}}}\nvmm: {{technique: native}}\ndma: [{devices}]\n"
+                f"vms: [{{memory: 128 MiB, vcpus: {cpus}, guest: {{kernel: {{dma: strict}}, processes: [{processes}]}}}}]"
+            )
+        )
+        result = result_of([machine.run()])
+        assert not result.stopped and result.iommu is not None
+        assert result.iommu["descriptors"] == 2 * cpus * 4 * 6
+        return [device.driver for device in result.dma if device.driver is not None]
+
+    (alone,) = run(1)
+    together = run(3)
+    for driver in (alone, *together):
+        assert driver.done == driver.descriptors == driver.unmaps == driver.invalidations == 4 * 6
+        assert driver.interrupts == driver.interrupts_merged + driver.interrupts_handled
+    # the unit does one at a time: the shares of three add up to three times one's
+    assert sum(driver.invalidation_cycles for driver in together) / 3 > 1.5 * alone.invalidation_cycles

@@ -153,7 +153,7 @@ def _unmap(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
 
 
 def _flush_queue(a: Assembler, kernel: KernelOptions) -> None:
-    """`dma_queue`: RSI pages from RDI on wait for a flush; `dma_tick`: what the timer does for every port."""
+    """`dma_queue`: RSI pages from RDI on wait for a flush; `dma_tick`: what the timer does for the ports of a CPU."""
     assert kernel.dma is not None
     a.activity = ops.DMA_UNMAP
     a.label("dma_queue")
@@ -228,6 +228,10 @@ def _flush_queue(a: Assembler, kernel: KernelOptions) -> None:
 
     a.label("dma_tick")
     for number, port in enumerate(kernel.dma.ports):
+        if kernel.several:
+            a.ld(s.RAX, at.cpu_word(at.APIC_ID))
+            a.cmp(s.RAX, kernel.dma.owners[number])
+            a.jcc(ops.CC_NZ, f"dma_tick_{number}")
         a.mov(s.R15, port)
         a.ld(s.RAX, _port(d.Q_ON))
         a.test(s.RAX, -1)
