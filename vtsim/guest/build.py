@@ -250,7 +250,12 @@ class Builder:
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
         if self.dma is not None and driven(guest):
             self._dma_layout = DmaBuilder(
-                guest=guest, memory=self.memory, frames=frames, machine=self.dma, tick_ns=guest.kernel.tick
+                guest=guest,
+                memory=self.memory,
+                frames=frames,
+                machine=self.dma,
+                tick_ns=guest.kernel.tick,
+                cpu_of=self._cpu_of,
             ).build()
         options = KernelOptions(
             kpti=kpti,

@@ -46,6 +46,7 @@ class DmaMachine:
 
     `registers`: guest-physical address of the unit's registers; `translates`: may domains map pages, or do devices use
     physical addresses? `coherent`: does the unit snoop; `caching_mode`: may it cache what is not present?
+    `first_level`: are domains first-level tables, which the real unit nests in the VM's memory?
     """
 
     devices: tuple[DmaDevice, ...]
@@ -53,6 +54,7 @@ class DmaMachine:
     translates: bool
     coherent: bool = True
     caching_mode: bool = False
+    first_level: bool = False
 
 
 @frozen(kw_only=True)

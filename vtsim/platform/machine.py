@@ -7,7 +7,7 @@ stopped. Time is cycles of the base clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -26,7 +26,8 @@ from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
-from vtsim.guest.machine_view import DmaDevice, DmaMachine, PhysicalMemory, Space, Start
+from vtsim.guest.kernel.dma_layout import DMA_VECTOR
+from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
@@ -44,7 +45,7 @@ from vtsim.vmm.techniques import techniques
 
 if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
-    from vtsim.platform.driven import DrivenDevices
+    from vtsim.platform.driven import DrivenDevices, DrivenPort, UnitTables
     from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
@@ -96,6 +97,7 @@ class Vm:
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
     log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
+    dma: DmaMemory | None = None  # of the devices that its kernel drives
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -181,11 +183,14 @@ class Machine:
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
         if first.dma is not None:
-            from vtsim.platform.driven import DrivenDevices  # whose kernels other machines need not load
+            from vtsim.platform.driven import native  # whose kernels other machines need not load
 
-            self.driven = DrivenDevices(
-                self.scenario, self.engine, self.clock, self.profile.clock_hz, memory, first.dma
-            )
+            self._drive(*native(first.dma, memory))
+
+    def _drive(self, ports: Sequence[DrivenPort], tables: UnitTables) -> None:
+        from vtsim.platform.driven import DrivenDevices
+
+        self.driven = DrivenDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz, ports, tables)
 
     def _start_virtualized(self) -> None:
         """Every CPU boots the hypervisor, which starts its guests."""
@@ -201,6 +206,8 @@ class Machine:
                     memory=spec.memory,
                     build=build,
                     devices=spec.devices,
+                    assigned=assigned_to(scenario, spec),
+                    viommu=spec.viommu if driven_by(spec) else "none",
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                     cpus=spec.cpus,
                 )
@@ -215,6 +222,10 @@ class Machine:
             self.monitor = below
             return
         self.hypervisor = below
+        if self.scenario.dma:
+            from vtsim.platform.driven import assigned  # whose kernels other machines need not load
+
+            self._drive(*assigned(below, [(vm.spec.name, vm.dma) for vm in self.vms if vm.dma is not None]))
         if scenario.vmm.swap.on:
             sizes = [vm.memory for vm in scenario.vms]
             self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
@@ -234,7 +245,8 @@ class Machine:
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces, vm.log_lines = memory, start.log, start.spaces, start.log_lines
+        vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
+        vm.spaces, vm.dma = start.spaces, start.dma
         return start
 
     @property
@@ -479,9 +491,15 @@ def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
     return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),), dma=mine)
 
 
+def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[tuple[int, int], ...]:
+    """The frames of the registers of a VM's own devices, and the vectors of their interrupts in the guest."""
+    mine = [number for number, each in enumerate(scenario.dma) if each.name in driven_by(vm)]
+    return tuple(((DOORBELLS >> mem.PAGE_SHIFT) + number, DMA_VECTOR + place) for place, number in enumerate(mine))
+
+
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     """What the kernel of a VM finds of devices and of the remapping unit."""
-    iommu = scenario.machine.iommu
+    iommu, native = scenario.machine.iommu, scenario.vmm.technique == "native"
     return DmaMachine(
         devices=tuple(
             DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
@@ -489,6 +507,8 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
             if each.name in driven_by(vm)
         ),
         registers=REGISTERS,
-        translates=iommu.mode == "translate",
-        coherent=iommu.coherent,
+        translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
+        coherent=iommu.coherent or not native,
+        caching_mode=not native and vm.viommu == "caching",
+        first_level=not native and vm.viommu == "nested",
     )

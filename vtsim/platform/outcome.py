@@ -75,6 +75,7 @@ class DriverOutcome:
     refused: int
     interrupts: int
     interrupts_blocked: int
+    interrupts_merged: int
     hostile_writes: int
     hostile_through: int
     window: int

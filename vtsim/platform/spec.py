@@ -80,6 +80,12 @@ class VmSpec:
         default=(),
     )
     devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
+    viommu: str = setting(
+        Text(choices=("none", "caching", "nested")),
+        "The remapping unit that a VM sees: none, one in caching mode whose tables the hypervisor shadows, or one "
+        "whose first-level tables the real unit walks, nested in those of the VM's memory",
+        default="none",
+    )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
 
     def pinned(self, cpus: int) -> tuple[int, ...]:
@@ -224,12 +230,8 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message="without a timer tick nothing flushes what is deferred",
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
-    if scenario.vms and scenario.dma and scenario.vmm.technique != "native":
-        yield Problem(
-            path="vmm.technique",
-            message="guests drive devices only natively",
-            help="technique can be native",
-        )
+    if scenario.vms and scenario.dma:
+        yield from _assignment_conflicts(scenario)
     for number, name in enumerate(names):
         if scenario.vms and name not in drivers:
             yield Problem(
@@ -237,6 +239,66 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                 message="devices that do DMA by themselves have the machine to themselves",
                 help="leave vms out, or let a process drive it with primitive dma_buffers",
             )
+
+
+def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
+    """Yield why devices cannot be assigned to the VMs of a scenario."""
+    vmm = scenario.vmm
+    if vmm.technique == "native":
+        return
+    if vmm.technique != "hardware" or vmm.paging not in ("auto", "ept"):
+        yield Problem(
+            path="vmm.technique" if vmm.technique != "hardware" else "vmm.paging",
+            message="devices are assigned to VMs on EPT only",
+            help="technique can be hardware with paging ept, or native",
+        )
+    if vmm.takes_back:
+        yield Problem(
+            path="vmm",
+            message="memory that devices reach is not taken back",
+            help="leave out sharing, collapse, swap, balloon",
+        )
+    if scenario.machine.iommu.mode != "translate":
+        yield Problem(
+            path="machine.iommu.mode",
+            message="a device of a VM would reach the memory of the host",
+            help="mode can be translate",
+        )
+    places = [
+        attrs.evolve(vm, cpu=(*vm.cpus, number)[0] if vm.cpu is None else vm.cpu).pinned(scenario.machine.cpus)
+        for number, vm in enumerate(scenario.vms)
+    ]
+    taken = [cpu for pinned in places for cpu in pinned]
+    units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
+    for number in units:
+        yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])
+    for number, vm in enumerate(scenario.vms):
+        if driven_by(vm) and any(taken.count(cpu) > 1 for cpu in places[number]):
+            yield Problem(
+                path=f"vms.{number}.cpu",
+                message="a VM with a device of its own needs a CPU of its own",
+                help="give each VM another cpu, or raise machine.cpus",
+            )
+
+
+def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Problem]:
+    """Yield why a VM cannot have a remapping unit as it is described."""
+    if not alone:
+        yield Problem(path=f"{where}.viommu", message="another VM has a remapping unit", help="viommu can be none")
+    if vm.viommu == "caching" and vm.guest.kernel.dma not in ("strict", "identity"):
+        yield Problem(
+            path=f"{where}.guest.kernel.dma",
+            message="a kernel that finds caching mode defers nothing, as Linux does not",
+            help="dma can be strict, identity",
+        )
+    for number, process in enumerate(vm.guest.processes if vm.viommu == "caching" else ()):
+        for index, phase in enumerate(process.phases):
+            if isinstance(phase, DmaBuffersSpec) and phase.page_bytes > 4096:
+                yield Problem(
+                    path=f"{where}.guest.processes.{number}.phases.{index}.pages",
+                    message="the shadow of a guest's tables has pages of 4 KiB",
+                    help="pages can be 4 KiB",
+                )
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

@@ -210,6 +210,7 @@ def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
         flushes=n["flushes"],
         interrupts=driver.interrupts,
         interrupts_blocked=driver.interrupts_blocked,
+        interrupts_merged=driver.interrupts_merged,
         interrupts_handled=n["interrupts"],
         hostile_writes=driver.hostile_writes,
         hostile_through=driver.hostile_through,

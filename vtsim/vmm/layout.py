@@ -22,6 +22,7 @@ USER_STACK: Final   = 0x0000_0000_0080_0000   # grows down from here
 USER_RAM: Final     = 0x0000_7F00_0000_0000   # guest memory: guest-physical address 0
 
 HOST_DISK: Final    = 0xFFFF_C900_0000_0000   # registers of the disk
+HOST_UNIT: Final    = 0xFFFF_C900_0010_0000   # registers of the remapping unit
 
 # --- selectors of the host ---------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B, 0x33, 0x40
@@ -32,6 +33,8 @@ POSTED_VECTOR: Final = 0xF2                   # notification of posted interrupt
 KICK_VECTOR: Final = 0xFD                     # another CPU wants something of a vCPU here
 
 DISK_VECTOR: Final = 0xE1                     # the disk has done something
+UNIT_FRAME: Final = 0xFED90                   # of the registers of the remapping unit, real or virtual
+DEVICE_VECTOR: Final = 0x50                   # the first device that is assigned to a VM, then upwards
 
 # --- disk: a queue of commands and, a page behind, one of what is done; an entry is command, frame, place, vCPU ------
 DISK_FRAME: Final = 0xFE000                   # of its registers

@@ -19,6 +19,7 @@ from vtsim.vmm.registry import Path
 
 RF_IF = 1 << 9
 BLOCKING_BY_STI_AND_MOV_SS = 3
+ASSIGNED_BYTES = 16  # of a device that is assigned: linear address of its vCPU, vector
 
 
 def evaluate(a: Assembler, path: Path) -> None:
@@ -199,6 +200,16 @@ def external_interrupt(a: Assembler, path: Path) -> None:
     a.op(ops.PUSHF)
     a.push(value=at.KERNEL_CODE)
     a.op(ops.CALL_REG, RAX)
+
+
+def from_device(a: Assembler, path: Path, number: int) -> None:
+    """Part of the host's interrupt handler: a device that is assigned to a VM has a vector for its vCPU."""
+    a.mov(RDI, path.addresses["assigned"] + ASSIGNED_BYTES * number)
+    a.ld(R15, Mem(RDI))
+    a.ld(RSI, Mem(RDI, 8))
+    a.lea(RDI, vcpu("IRR"))
+    a.hook(hooks.SET_BIT)
+    a.call("wake")
 
 
 def wire(a: Assembler, path: Path) -> None:

@@ -8,6 +8,9 @@ Not modelled: hrtimer trees; a timer interrupt for a vCPU that runs on another C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
@@ -15,7 +18,7 @@ from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RS
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted, several
 from vtsim.vmm.programs.daemons import Daemon, daemons
-from vtsim.vmm.programs.events import request, wire
+from vtsim.vmm.programs.events import from_device, request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -72,8 +75,8 @@ def program_timer(a: Assembler, path: Path) -> None:
 
 
 def interrupt_handlers(a: Assembler, path: Path) -> None:
-    """What the host's IDT leads to: `timer_interrupt`, `wire_interrupt`, and `kick_…` and `disk_…` if need be."""
-    bodies = {"timer_interrupt": expire, "wire_interrupt": wire}
+    """What the host's IDT leads to: `timer_…`, `wire_interrupt`, and `kick_…`, `disk_…`, `device_…` if need be."""
+    bodies: dict[str, Callable[[Assembler, Path], None]] = {"timer_interrupt": expire, "wire_interrupt": wire}
     if path.several:
         bodies["kick_interrupt"] = several.kicked
     if path.vmm.apicv:
@@ -82,6 +85,8 @@ def interrupt_handlers(a: Assembler, path: Path) -> None:
         from vtsim.vmm.programs import swap  # which needs this module
 
         bodies["disk_interrupt"] = swap.complete
+    for number in range(path.addresses.get("assigned_count", 0)):
+        bodies[f"device_interrupt_{number}"] = partial(from_device, number=number)
     for name, body in bodies.items():
         a.label(name)
         a.activity = ops.INTERRUPT_PATH
