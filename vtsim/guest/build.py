@@ -239,6 +239,7 @@ class Builder:
             paravirtual=self.paravirtual,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
+            probe=bool(self.guest.kernel.probe),
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
@@ -281,6 +282,7 @@ class Builder:
             spaces=self._views(spaces, tasks),
             tables=tuple(self._future_tables),
             shared=shared << 12,
+            texts=(text, *texts),
         )
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:

@@ -404,6 +404,11 @@ class KernelSpec:
         "What the kernel is built for: tables of its own, or tables updated by hypercalls; auto is what there is",
         default="auto",
     )
+    probe: bool | None = setting(
+        Boolean(auto=True),
+        "Look for hardware at boot: processor, configuration space; auto is yes where a machine or VM lists devices",
+        default=None,
+    )
     paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)
 
 

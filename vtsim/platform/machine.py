@@ -15,14 +15,16 @@ import simpy
 from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
+from vtsim.base.jit import quiet
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.spec import inside
 from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
 from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine, Geometry, stop_name
-from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
+from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, PORTS, port_in
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
@@ -32,10 +34,13 @@ from vtsim.platform.disk import Disk
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec
+from vtsim.platform.witness import WORDS as WITNESS_WORDS
+from vtsim.platform.witness import Wanted, Witnessed, attach, read
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
 from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
@@ -92,6 +97,7 @@ class Vm:
     memory: PhysicalMemory | None = None
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
     spaces: tuple[Space, ...] = ()
+    texts: tuple[Program, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -120,6 +126,7 @@ class Machine:
     scenario: Scenario
     trace: TraceSink | None = None
     progress: Progress | None = None
+    wanted: Wanted | None = None  # what is logged of what guests see
     vms: list[Vm] = field(init=False)
     profile: Profile = field(init=False)
     engine: Engine = field(init=False)
@@ -131,12 +138,15 @@ class Machine:
     disk: Disk | None = field(default=None, init=False)
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     approximations: list[str] = field(factory=list, init=False)
+    logs: dict[tuple[str, int], int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         machine = self.scenario.machine
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
         try:
-            self.engine = Engine(self.profile, geometry(self.scenario, self.profile))
+            space = geometry(self.scenario, self.profile)
+            logs = 0 if self.wanted is None else WITNESS_WORDS * vcpu_count(self.scenario)
+            self.engine = Engine(self.profile, evolve(space, extra_words=space.extra_words + logs))
         except MemoryError:
             raise ConfigError(
                 "this computer has too little memory to simulate that much",
@@ -151,6 +161,9 @@ class Machine:
             self.engine.port(port, PORT_COUNTER)
         for port in ELCR:
             self.engine.port(port, PORT_LATCH)
+        if machine.devices:
+            self.engine.port(ADDRESS_PORT, PORT_LATCH)
+            self.engine.port(DATA_PORT, PORT_PLATFORM)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
         if self.scenario.dma:
             from vtsim.platform.dma import DmaDevices  # whose kernels other machines need not load
@@ -162,6 +175,8 @@ class Machine:
             self._start_natively()
         else:
             self._start_virtualized()
+        if self.wanted is not None:
+            self.logs = attach(self, self.engine.extra + space.extra_words, self.wanted)
         if self.trace is not None and self.trace.kinds:
             self.engine.cpus[:, s.TRACE_ON] = 1
 
@@ -219,8 +234,12 @@ class Machine:
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces = memory, start.log, start.spaces
+        vm.memory, vm.log, vm.spaces, vm.texts = memory, start.log, start.spaces, start.texts
         return start
+
+    def witnessed(self) -> dict[tuple[str, int], Witnessed]:
+        """What every vCPU saw, where that was wanted."""
+        return read(self, self.logs)
 
     @property
     def _shuffled(self) -> bool:
@@ -326,6 +345,8 @@ class Machine:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
             self._device(cpu, code)
+        elif code in (codes.PORT_READ, codes.PORT_WRITE):
+            self._port(cpu, code)
         elif code != codes.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
 
@@ -352,6 +373,17 @@ class Machine:
             size, register = packed & 0xFF, packed >> 8
             if register < 16:
                 m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
+
+    def _port(self, cpu: int, code: int) -> None:
+        """An access to the window to configuration space: devices of the machine say what they are, and stay it."""
+        m = self.engine.cpus[cpu]
+        if code == codes.PORT_WRITE:
+            return
+        latch = int(self.engine.arena[int(self.engine.arena[mem.A_PORTS]) + PORTS + ADDRESS_PORT])
+        wide = int(m[s.STOP_B]) == 4
+        value = configuration(self.scenario.machine.devices).get(latch, NOTHING) if wide else NOTHING
+        with quiet():
+            port_in(m, self.engine.arena, value)
 
     def _drain_trace(self) -> None:
         """Hand the events recorded since the last slice to whoever wanted them."""
@@ -423,6 +455,11 @@ class Machine:
             return None
         recording = recorded(self.vms[0].spec.guest, self.profile, shadow=on_shadow(self.scenario))
         return None if recording is None else replayed_exits(self.engine, recording)
+
+
+def vcpu_count(scenario: Scenario) -> int:
+    """How many vCPUs there are."""
+    return len(scenario.vms)
 
 
 def on_shadow(scenario: Scenario) -> bool:

@@ -23,10 +23,12 @@ from vtsim.base.spec import (
 from vtsim.base.units import SIZE
 from vtsim.guest.spec import GuestSpec
 from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
+from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
 from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
-DEVICES = ("i440fx", "pm-timer", "testdev")
+BOARD_DEVICES = ("i440fx", "pm-timer", "testdev")
+DEVICES = (*BOARD_DEVICES, *MODELS)
 
 
 @frozen(kw_only=True)
@@ -52,6 +54,11 @@ class MachineSpec:
         "Sensitive operations that ring 3 may execute: as they are, or trapping where a monitor asks for it",
         default="x86",
     )
+    devices: tuple[str, ...] = setting(
+        Many(item=Text(choices=tuple(MODELS))),
+        "Devices on bus 0 of the machine, from device 1 on, which a guest finds that runs natively",
+        default=(),
+    )
     iommu: IommuSpec = setting(Group(spec=IommuSpec), "The DMA-remapping unit", factory=IommuSpec)
     landing: LandingSpec = setting(Group(spec=LandingSpec), "Where DMA lands", factory=LandingSpec)
     cpu: Overrides = setting(
@@ -72,7 +79,7 @@ class VmSpec:
         "Logical CPU that the vCPU is pinned to; taken in turn when left out",
         default=None,
     )
-    devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
+    devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices that the hypervisor shows the VM, on bus 0 from device 1 on", default=())
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
 
 
@@ -115,16 +122,25 @@ class Scenario:
 
     def resolved(self, name: str) -> Scenario:
         """Give names and CPUs to what the user left open."""
+        probe = bool(self.machine.devices) or any(set(vm.devices) & set(MODELS) for vm in self.vms)
         vms = tuple(
             attrs.evolve(
                 vm,
                 name=vm.name or f"vm{number}",
                 cpu=number % self.machine.cpus if vm.cpu is None else vm.cpu,
+                guest=probing(vm.guest, probe),
             )
             for number, vm in enumerate(self.vms)
         )
         dma = tuple(attrs.evolve(each, name=each.name or f"dma{number}") for number, each in enumerate(self.dma))
         return attrs.evolve(self, name=self.name or name, vms=vms, dma=dma)
+
+
+def probing(guest: GuestSpec, probe: bool) -> GuestSpec:
+    """The same guest with a kernel that looks for hardware or not, where the user left that open."""
+    if guest.kernel.probe is not None:
+        return guest
+    return attrs.evolve(guest, kernel=attrs.evolve(guest.kernel, probe=probe))
 
 
 def conflicts(scenario: Scenario) -> Iterator[Problem]:
@@ -143,6 +159,13 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
             help="leave vms out, or dma",
         )
     yield from dma_conflicts(scenario.dma, machine.memory)
+    for field, devices in (("machine.devices", machine.devices), *_shown_devices(scenario)):
+        if sum(name in MODELS for name in devices) > DEVICE_LIMIT:
+            yield Problem(
+                path=field,
+                message=f"{len(devices)} devices are more than bus 0 has here",
+                help=f"there can be at most {DEVICE_LIMIT}",
+            )
     names: set[str] = set()
     for number, vm in enumerate(scenario.vms):
         where = f"vms.{number}"
@@ -165,6 +188,11 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
             yield Problem(path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name")
         names.add(name)
         yield from _memory_conflicts(vm, where)
+
+
+def _shown_devices(scenario: Scenario) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for number, vm in enumerate(scenario.vms):
+        yield f"vms.{number}.devices", vm.devices
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ from vtsim.vmm.monitor import emulate, entry, memory, translate
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.cache import Cache, fill_cache, reserve_cache
 from vtsim.vmm.needs import table_frames
+from vtsim.vmm.programs.ports import port_entries
 from vtsim.vmm.shadow import PLAIN_PARAMETERS, ShadowPool, fill_pool, mode_of, reserve_pool
 from vtsim.vmm.spec import VmmSpec
 
@@ -39,7 +40,7 @@ CR0, CR4, EFER = 0x8005_0033, 0x6A0, 0xD01
 STORED_MSRS: Final = (0x10A, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0xC0000083, 0xC0000103)
 STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
 OPS: Final = 256
-SLOTS, MSRS, TSS = 0, 1024, 2048  # byte offsets in a vCPU's data page
+SLOTS, MSRS, TSS, PORTS = 0, 1024, 2048, 2304  # byte offsets in a vCPU's data page
 
 
 @frozen(kw_only=True)
@@ -57,6 +58,7 @@ class Vcpu:
     root: Table
     memory: VmMemory
     shadow: ShadowPool
+    devices: tuple[str, ...] = ()
 
 
 @define(eq=False)
@@ -169,8 +171,9 @@ def build_monitor(
         ram = VmMemory(engine, guest.memory, window, None, at.RAM, KERNEL_PAGE | e.PTE_NO_EXECUTE)
         ram.back_all(mem.PAGE_BYTES)
         part = Vcpu(
-            name=guest.name, cpu=guest.cpu, page=pages[n], data=data[n], root=window, memory=ram, shadow=shadows[n]
-        )
+            name=guest.name, cpu=guest.cpu, page=pages[n], data=data[n], root=window, memory=ram, shadow=shadows[n],
+            devices=guest.devices,
+        )  # fmt: skip
         vcpus.append(part)
     monitor, handlers = _place(host, vmm, vcpus, host.address(table), translates)
     host.store_many(table, np.array([mem.signed(monitor.program.labels[name]) for name in handlers], np.int64))
@@ -227,7 +230,8 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
     slots = [word for first, end in gfn_ranges(vcpu.memory.size) for word in (first << 12, end << 12, at.RAM, 0)]
     msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, 0))]
-    for offset, row in ((SLOTS, slots), (MSRS, msrs)):
+    ports = [word for row in port_entries(vcpu.devices) for word in row]
+    for offset, row in ((SLOTS, slots), (MSRS, msrs), (PORTS, ports)):
         for n, value in enumerate(row):
             host.store(data + offset + 8 * n, value)
     fill_pool(
@@ -242,7 +246,7 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
         "EFER": start.efer, "STAR": start.msrs[STAR], "LSTAR": start.msrs[LSTAR], "FMASK": start.msrs[FMASK],
         "TR_BASE": start.tr_base, "MODE": mode_of(start), "POOL": host.address(vcpu.shadow.block),
         "TOP": host.address(vcpu.root.root), "SLOTS": data + SLOTS, "SLOT_ENTRIES": len(slots) // 4,
-        "TIMER_LVT": 1 << 16, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
+        "TIMER_LVT": 1 << 16, "PORTS": data + PORTS, "PORT_ENTRIES": len(ports) // 3, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
     }  # fmt: skip
     for name, value in values.items():
         host.store(here + at.V[name], value)
