@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtsim.config import reference
+from vtsim.cpu.visible import page as equivalence
 from vtsim.iommu.coverage import page as vtd_coverage
 from vtsim.study.result import reference as result_reference
 from vtsim.study.vmx.exceptions_page import page as oracle_exceptions
@@ -51,6 +52,7 @@ GENERATED = {
     "vmx-coverage.md": coverage,
     "vtd-coverage.md": vtd_coverage,
     "oracle-exceptions.md": oracle_exceptions,
+    "equivalence.md": equivalence,
 }
 
 

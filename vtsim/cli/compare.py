@@ -1,4 +1,4 @@
-"""`vtsim compare`: one scenario under several techniques, side by side."""
+"""`vtsim compare`: one scenario under several techniques, side by side; or two runs, for what their guests see."""
 
 from __future__ import annotations
 
@@ -19,15 +19,41 @@ ALL: Final = "all"
 
 def compare(
     file: File,
+    other: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="OTHER", parser=path, help="With --equivalence: what is compared with it.", show_default=False
+        ),
+    ] = None,
     techniques: Annotated[
         str,
         typer.Option(metavar="LIST", help="`all`, or names between commas, as in native,hardware."),
     ] = ALL,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", parser=path, help="Also draw it.")] = None,
+    equivalence: Annotated[
+        bool,
+        typer.Option(
+            "--equivalence",
+            help="Compare what guests see, natively and in VMs (or in FILE and OTHER), up to the first difference; "
+            "status 1 if there is one.",
+        ),
+    ] = False,
+    other_sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--other-set", metavar="PATH=VALUE", help="With --equivalence: a setting of OTHER, or of FILE's second run."
+        ),
+    ] = None,
     json: Json = False,
     sets: Sets = None,
 ) -> None:
-    """Run one scenario under several techniques and set the results side by side."""
+    """Run one scenario under several techniques and set the results side by side; or compare what guests see."""
+    if equivalence:
+        from vtsim.cli.verdict import compare_runs
+
+        raise typer.Exit(compare_runs(file, other, tuple(sets or ()), tuple(other_sets or ()), json=json))
+    if other is not None or other_sets:
+        raise typer.BadParameter("OTHER and --other-set go with --equivalence")
     raise typer.Exit(compare_techniques(file, tuple(sets or ()), techniques, plot, json=json))
 
 

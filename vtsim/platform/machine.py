@@ -15,8 +15,8 @@ import simpy
 from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
-from vtsim.base.jit import quiet
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.base.jit import quiet
 from vtsim.base.spec import inside
 from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
 from vtsim.cpu import codes
@@ -40,8 +40,8 @@ from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
 from vtsim.vmm.memory import VmMemory
-from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.needs import needs as hypervisor_needs
+from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
 

@@ -79,7 +79,11 @@ class VmSpec:
         "Logical CPU that the vCPU is pinned to; taken in turn when left out",
         default=None,
     )
-    devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices that the hypervisor shows the VM, on bus 0 from device 1 on", default=())
+    devices: tuple[str, ...] = setting(
+        Many(item=Text(choices=DEVICES)),
+        "Devices that the hypervisor shows the VM, on bus 0 from device 1 on",
+        default=(),
+    )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
 
 

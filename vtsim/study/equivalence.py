@@ -1,11 +1,12 @@
 """Equivalence: do guests see the same in two runs, and if not, what is the first thing that differs?
 
-Both runs log digests of what each vCPU sees. Where digests part, the runs are made again and log the values around that
-place, until the first one that differs is known: the operation, where it stands in the guest's program, and both values.
+Both runs log digests of what each vCPU sees. Where digests part, the runs are made again and log the values around
+that place, until the first one that differs is known: the operation, its place in the guest's program, both values.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -18,8 +19,8 @@ from vtsim.cpu.kernels.digest import SEEN_ROWS
 from vtsim.cpu.visible import SHOWN
 from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.spec import Scenario
-from vtsim.platform.witness import KERNEL, STREAMS, Seen, Stream, Wanted, Witnessed
-from vtsim.study.json_object import key
+from vtsim.platform.witness import STREAMS, Seen, Stream, Wanted, Witnessed
+from vtsim.study.json_object import key, plain
 from vtsim.vmm import pci
 
 ROUNDS: Final = 8
@@ -83,6 +84,9 @@ def compare(first: Scenario, second: Scenario, *, progress: Progress | None = No
             field="vms",
             help="equivalence compares VMs of the same names",
         )
+    called = [name_of(first), name_of(second)]
+    if called[0] == called[1]:
+        called = [f"{name}, {which}" for name, which in zip(called, ("first", "second"), strict=True)]
     runs: Callable[[Wanted], tuple[_Run, _Run]]
     runs = lambda wanted: (_run(first, wanted, progress), _run(second, wanted, progress))  # noqa: E731
     a, b = runs(Wanted())
@@ -107,7 +111,7 @@ def compare(first: Scenario, second: Scenario, *, progress: Progress | None = No
                 )
             )
     return Equivalence(
-        first=name_of(first), second=name_of(second), equivalent=not found, compared=compared,
+        first=called[0], second=called[1], equivalent=not found, compared=compared,
         left_out=tuple(sorted(left_out)), differences=tuple(found),
     )  # fmt: skip
 
@@ -116,7 +120,7 @@ def _run(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:
     native = scenario.vmm.technique == "native"
     scenarios = [alone(scenario, vm) for vm in scenario.vms] if native else [scenario]
     logs: Logs = {}
-    stopped = {}
+    stopped: dict[str, str] = {}
     for each in scenarios:
         machine = Machine(each, progress=progress, wanted=wanted)
         outcome = machine.run()
@@ -160,7 +164,7 @@ def _localise(
         return None
     for _ in range(ROUNDS):
         same, other = parted
-        wanted = Wanted(fixed=other - same <= SEEN_ROWS, **dict.fromkeys(STREAMS, 1 << 60) | {stream: same + 1})  # type: ignore[arg-type]
+        wanted = Wanted(fixed=other - same <= SEEN_ROWS, **dict.fromkeys(STREAMS, 1 << 60) | {stream: same + 1})
         a, b = (run.logs[vcpu] for run in runs(wanted))
         ours, theirs = ({row.step: row for row in each.streams[stream].rows} for each in (a, b))
         steps = range(same + 1, other + 1)
@@ -213,7 +217,7 @@ def value(seen: Seen | None, at: int = 0) -> str:
     """What was seen, in words."""
     if seen is None:
         return "nothing more"
-    if seen.op == o.IN and at:
+    if seen.op == o.IN and seen.of & 0xFFFF == pci.DATA_PORT:
         return pci.meaning(at, seen.value)
     return f"{seen.value & (1 << 64) - 1:#x}"
 
@@ -232,5 +236,22 @@ def place(seen: Seen, there: Witnessed) -> str:
 def _programs(seen: Seen, there: Witnessed) -> tuple[Program, ...]:
     if seen.rip < 0 or len(there.texts) == 2:
         return there.texts[:1] if seen.rip < 0 else there.texts[1:]
-    mine = [text for text, space in zip(there.texts[1:], there.spaces, strict=False) if not (space.cr3 ^ seen.cr3) >> 12]
+    mine = [
+        text for text, space in zip(there.texts[1:], there.spaces, strict=False) if not (space.cr3 ^ seen.cr3) >> 12
+    ]
     return tuple(mine)
+
+
+def equivalence_json(found: Equivalence) -> str:
+    """One JSON object."""
+    return json.dumps(plain(found), indent=2, ensure_ascii=False)
+
+
+def equivalence_text(found: Equivalence) -> str:
+    """The comparison in a few lines."""
+    seen = ", ".join(f"{count:,} by {stream}s" for stream, count in found.compared.items() if count)
+    lines = [f"{found.first} and {found.second}: {'equivalent' if found.equivalent else 'not equivalent'}"]
+    lines += [f"  values compared: {seen or 'none'}"]
+    lines += [f"  {each.sentence(found.first, found.second)}" for each in found.differences]
+    lines += [f"  not compared: {each}" for each in found.left_out]
+    return "\n".join(lines) + "\n"

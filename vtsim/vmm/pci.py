@@ -3,8 +3,8 @@
 A kernel finds its hardware by reading configuration space through the ports 0CF8H (address) and 0CFCH (data). A machine
 has the devices that it lists, from device 1 of bus 0 on, each with function 0; a VM those that its hypervisor shows.
 
-Not modelled: what devices do, their base address registers and interrupts, functions other than 0, bridges, other buses;
-accesses to the data port that are not 32 bits wide.
+Not modelled: what devices do, their base address registers and interrupts, functions other than 0, bridges, other
+buses; accesses to the data port that are not 32 bits wide.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Model:
 
 
 MODELS: Final = {
-    #               title                                         vendor  device  class     rev   subsystem
-    "vga":        Model("VGA controller (Bochs display)",          0x1234, 0x1111, 0x030000, 0x02, 0x1100_1AF4,
-                        "QEMU: Standard VGA, and " + PCI_IDS),
-    "virtualbox-vga": Model("VirtualBox graphics adapter",         0x80EE, 0xBEEF, 0x030000, 0x00, 0x0000_0000, PCI_IDS),
-    "pro-1000":   Model("Intel PRO/1000 MT Desktop (82540EM)",     0x8086, 0x100E, 0x020000, 0x02, 0x001E_8086,
-                        "Intel: PCI/PCI-X Family of Gigabit Ethernet Controllers Software Developer's Manual, and " + PCI_IDS),
-    "piix3-ide":  Model("Intel 82371SB PIIX3 IDE",                 0x8086, 0x7010, 0x010180, 0x00, 0x0000_0000, PCI_IDS),
-    "piix4-ide":  Model("Intel 82371AB PIIX4 IDE",                 0x8086, 0x7111, 0x010180, 0x01, 0x0000_0000, PCI_IDS),
-    "rtl8111e":   Model("Realtek RTL8111E Gigabit Ethernet",       0x10EC, 0x8168, 0x020000, 0x06, 0x0123_10EC, PCI_IDS),
-    "aic-7870":   Model("Adaptec AIC-7870 SCSI",                   0x9004, 0x7078, 0x010000, 0x03, 0x7078_9004, PCI_IDS),
-    "ahci":       Model("Intel 82801IR (ICH9R) SATA AHCI",         0x8086, 0x2922, 0x010601, 0x02, 0x1100_1AF4, PCI_IDS),
-    "virtio-net": Model("Virtio network device",                   0x1AF4, 0x1000, 0x020000, 0x00, 0x0001_1AF4,
-                        "OASIS: Virtual I/O Device (VIRTIO) 1.2, and " + PCI_IDS),
+    # name            title                                       vendor  device  class     rev   subsystem
+    "vga":            Model("VGA controller (Bochs display)",    0x1234, 0x1111, 0x030000, 0x02, 0x1100_1AF4,
+                      "QEMU: Standard VGA, and " + PCI_IDS),
+    "virtualbox-vga": Model("VirtualBox graphics adapter",       0x80EE, 0xBEEF, 0x030000, 0x00, 0x0000_0000, PCI_IDS),
+    "pro-1000":       Model("Intel PRO/1000 MT Desktop (82540EM)",     0x8086, 0x100E, 0x020000, 0x02, 0x001E_8086,
+                      "Intel: PCI/PCI-X Family of Gigabit Ethernet Controllers, and " + PCI_IDS),
+    "piix3-ide":      Model("Intel 82371SB PIIX3 IDE",           0x8086, 0x7010, 0x010180, 0x00, 0x0000_0000, PCI_IDS),
+    "piix4-ide":      Model("Intel 82371AB PIIX4 IDE",           0x8086, 0x7111, 0x010180, 0x01, 0x0000_0000, PCI_IDS),
+    "rtl8111e":       Model("Realtek RTL8111E Gigabit Ethernet", 0x10EC, 0x8168, 0x020000, 0x06, 0x0123_10EC, PCI_IDS),
+    "aic-7870":       Model("Adaptec AIC-7870 SCSI",             0x9004, 0x7078, 0x010000, 0x03, 0x7078_9004, PCI_IDS),
+    "ahci":           Model("Intel 82801IR (ICH9R) SATA AHCI",   0x8086, 0x2922, 0x010601, 0x02, 0x1100_1AF4, PCI_IDS),
+    "virtio-net":     Model("Virtio network device",             0x1AF4, 0x1000, 0x020000, 0x00, 0x0001_1AF4,
+                      "OASIS: Virtual I/O Device (VIRTIO) 1.2, and " + PCI_IDS),
 }
 # fmt: on
 
@@ -87,6 +87,6 @@ def meaning(at: int, value: int) -> str:
     for model in MODELS.values():
         if registers(model).get(register) == value and register == IDS:
             return f"{model.title}, {model.vendor:04x}:{model.device:04x}"
-    if register == IDS:
+    if at and register == IDS:
         return f"device {value & 0xFFFF:04x}:{value >> 16:04x}"
     return f"{value:#010x}"

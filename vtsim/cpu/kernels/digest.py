@@ -1,7 +1,8 @@
 """Digests of what a guest saw that does not depend on time, and a log of it where somebody wants to know.
 
-What an operation shows is the guest's if the guest executes it. Where a hypervisor executes it in the guest's place, the
-value is what the guest's registers hold at the VM entry that ends the exit; a monitor without VT-x says what it shows.
+What an operation shows is the guest's if the guest executes it. Where a hypervisor executes it in the guest's place,
+the value is what the guest's registers hold at the VM entry that ends the exit; a monitor without VT-x says what it
+shows.
 """
 
 from __future__ import annotations

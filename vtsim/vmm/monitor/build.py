@@ -18,6 +18,7 @@ from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.cursor import set_privilege
+from vtsim.cpu.kernels.msr_storage import msr_slot
 from vtsim.cpu.profile import Profile
 from vtsim.cpu.translation import COUNTED, TRANSLATOR
 from vtsim.ept import shadow as d
@@ -229,7 +230,8 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     """The structure of a vCPU, its memory slots, MSRs and pool of shadow pages."""
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
     slots = [word for first, end in gfn_ranges(vcpu.memory.size) for word in (first << 12, end << 12, at.RAM, 0)]
-    msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, 0))]
+    machine = {index: processor_msr(host.engine, vcpu.cpu, index) for index in STORED_MSRS}
+    msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, machine[index]))]
     ports = [word for row in port_entries(vcpu.devices) for word in row]
     for offset, row in ((SLOTS, slots), (MSRS, msrs), (PORTS, ports)):
         for n, value in enumerate(row):
@@ -246,7 +248,8 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
         "EFER": start.efer, "STAR": start.msrs[STAR], "LSTAR": start.msrs[LSTAR], "FMASK": start.msrs[FMASK],
         "TR_BASE": start.tr_base, "MODE": mode_of(start), "POOL": host.address(vcpu.shadow.block),
         "TOP": host.address(vcpu.root.root), "SLOTS": data + SLOTS, "SLOT_ENTRIES": len(slots) // 4,
-        "TIMER_LVT": 1 << 16, "PORTS": data + PORTS, "PORT_ENTRIES": len(ports) // 3, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
+        "TIMER_LVT": 1 << 16, "PORTS": data + PORTS, "PORT_ENTRIES": len(ports) // 3,
+        "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
     }  # fmt: skip
     for name, value in values.items():
         host.store(here + at.V[name], value)
@@ -257,6 +260,13 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     for n, value in enumerate((at.GUEST_DATA, start.rsp, flags, at.GUEST_CODE, start.rip)):
         host.store(here - 8 * (n + 1), value)
     host.store(data + TSS + 8, here)
+
+
+def processor_msr(engine: Engine, cpu: int, index: int) -> int:
+    """What an MSR of the processor holds, as its guest is to find it; 0 where it has none."""
+    with quiet():
+        slot = int(msr_slot(engine.arena, index))
+    return int(engine.cpus[cpu][slot]) if slot >= 0 else 0
 
 
 def _boot(monitor: Monitor, vcpu: Vcpu, start: Start) -> None:

@@ -12,9 +12,9 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, WINDOW_KEY, configuration
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import saved, vcpu
-from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, WINDOW_KEY, configuration
 from vtsim.vmm.registry import Path
 
 LATCH, COUNTER, CONFIG, WINDOW = range(4)  # CONFIG: the host bridge of the kvm personality; WINDOW: see vmm.pci
