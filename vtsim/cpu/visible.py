@@ -73,7 +73,7 @@ HEAD: Final = (
     "Popek and Goldberg (1974) ask of a virtual machine that a program behaves in it as on the machine itself, but for",
     "time and for the amount of resources. Every operation that shows its program something rolls the value into one",
     "of two digests of the vCPU: of applications, and of the kernel. Two runs are equivalent where each vCPU saw the",
-    "same values in the same order and each VM ended in the same way. `vtsim compare --equivalence` runs both and names",
+    "same values in the same order and each VM ended in the same way. `vtsim compare --equivalence` runs both and tells",
     "the first value that differs.",
     "",
     "What is left out of the digests is this, and nothing else:",

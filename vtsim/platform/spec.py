@@ -21,6 +21,7 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
+from vtsim.guest import attack_spec  # registers its primitives
 from vtsim.guest.spec import GuestSpec
 from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
 from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
@@ -82,6 +83,11 @@ class VmSpec:
     devices: tuple[str, ...] = setting(
         Many(item=Text(choices=DEVICES)),
         "Devices that the hypervisor shows the VM, on bus 0 from device 1 on",
+        default=(),
+    )
+    assigned: tuple[str, ...] = setting(
+        Many(item=Text(choices=tuple(MODELS))),
+        "Devices of the machine that the VM drives itself, so that their DMA goes where its guest says",
         default=(),
     )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
