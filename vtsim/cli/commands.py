@@ -186,6 +186,24 @@ def validate(
 
 
 @app.command()
+def verdict(
+    file: File,
+    json: Json = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE", help="efficiency, confidence or isolation, as in efficiency=0.9. Repeatable."
+        ),
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Judge by measurement whether a scenario is a virtual machine; status 1 if it is not."""
+    from vtsim.cli.verdict import judge_scenario
+
+    raise typer.Exit(judge_scenario(file, tuple(sets or ()), tuple(threshold or ()), json=json))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a scenario, for editors."""
     import json

@@ -16,6 +16,7 @@ from vtsim.cpu.kernels.run import run_all
 from vtsim.platform.spec import Scenario
 from vtsim.study.equivalence import compare, equivalence_json, equivalence_text
 from vtsim.study.run import without_hypervisor
+from vtsim.study.verdict import judge, thresholds_of, verdict_json, verdict_text
 
 DIFFERENT: Final = 1
 
@@ -43,3 +44,18 @@ def compare_runs(
 def scenario_of(file: Path, sets: tuple[str, ...]) -> Scenario:
     """The scenario of a file, with everything decided."""
     return resolve(load_scenario(file, sets), file.stem)
+
+
+def judge_scenario(file: Path, sets: tuple[str, ...], threshold: tuple[str, ...], *, json: bool) -> int:
+    """Judge, print; return the exit status."""
+    wanted = thresholds_of(threshold)
+    scenario = scenario_of(file, sets)
+    if not jit.kernels_are_cached(run_all):
+        note(COMPILING)
+    with Watch(bar=True) as watch:
+        try:
+            found = judge(scenario, wanted, progress=watch)
+        except ConfigError as error:
+            raise located(error, file, sets) from None
+    emit(verdict_json(found) + "\n" if json else verdict_text(found))
+    return INTERRUPTED if watch.interrupted else FINE if found.is_virtual_machine else DIFFERENT

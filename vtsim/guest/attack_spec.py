@@ -15,8 +15,16 @@ STATES = ("cr0", "cr4", "efer", "idt", "gdt", "tr")
 class AttackMemorySpec(Phase):
     """The kernel maps a physical address that is not its own with tables that it writes itself; reads and writes it."""
 
-    address: int = setting(addresses(le=2**52 - 8), "Physical address that it enters into its page tables")
+    target: int = setting(addresses(le=2**52 - 8), "Physical address that it enters into its page tables")
     page_size: int = setting(sizes(choices=PAGE_SIZES), "Page that maps it", default=4 * KIB)
+
+
+@primitives.register("attack_linear")
+@frozen(kw_only=True)
+class AttackLinearSpec(Phase):
+    """The kernel reads and writes a linear address that it has not mapped."""
+
+    target: int = setting(addresses(le=2**48 - 8), "Linear address, of which bit 47 is extended")
 
 
 @primitives.register("attack_state")

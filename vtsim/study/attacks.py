@@ -18,6 +18,7 @@ from attrs import frozen
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.config import resolve
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.profile import load_profile
@@ -26,11 +27,13 @@ from vtsim.guest.attack_spec import (
     STATES,
     AttackHypercallsSpec,
     AttackInterruptsSpec,
+    AttackLinearSpec,
     AttackMemorySpec,
     AttackStateSpec,
     AttackStateUserSpec,
     AttackTimeSpec,
 )
+from vtsim.guest.kernel.layout import DIRECT
 from vtsim.guest.primitives.attacks import LOOT
 from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.machine import Machine, Progress
@@ -50,8 +53,8 @@ SLACK: Final = 0.02                           # of its share that switches betwe
 ELCR, CONFIG_ADDRESS = 0x4D0, 0xCF8
 MSRS: Final = {"IA32_MISC_ENABLE": (0x1A0, s.MSR_MISC_ENABLE), "IA32_MTRR_DEF_TYPE": (0x2FF, s.MTRR_DEFAULT)}
 REGISTERS: Final = {
-    "CR0": (s.CR0, "HOST_CR0"), "CR4": (s.CR4, "HOST_CR4"), "EFER": (s.EFER, ""), "IDTR": (s.IDTR_BASE, "HOST_IDTR_BASE"),
-    "GDTR": (s.GDTR_BASE, "HOST_GDTR_BASE"), "TR": (s.TR_BASE, "HOST_TR_BASE"),
+    "CR0": (s.CR0, "HOST_CR0"), "CR4": (s.CR4, "HOST_CR4"), "EFER": (s.EFER, ""),
+    "IDTR": (s.IDTR_BASE, "HOST_IDTR_BASE"), "GDTR": (s.GDTR_BASE, "HOST_GDTR_BASE"), "TR": (s.TR_BASE, "HOST_TR_BASE"),
 }
 
 
@@ -94,9 +97,10 @@ def attacks(scenario: Scenario) -> Iterator[_Attack]:
         for size, name in sizes:
             yield _Attack(
                 f"{whose}, mapped by a page of {name}",
-                lambda at, size=size: (AttackMemorySpec(address=at, page_size=size),),
+                lambda at, size=size: (AttackMemorySpec(target=at, page_size=size),),
                 target,
             )
+    yield _Attack("the host's memory, by the host's own addresses", lambda at: (AttackLinearSpec(target=at),), "direct")
     for register in STATES:
         yield _Attack(f"{register.upper()} from the kernel", lambda at, r=register: (AttackStateSpec(register=r),))
     for register in STATES:
@@ -108,26 +112,36 @@ def attacks(scenario: Scenario) -> Iterator[_Attack]:
     for msr, (index, _) in MSRS.items():
         yield _Attack(msr, lambda at, index=index: (g.WrmsrSpec(msr=index, value=0x800, iterations=1),))
     yield _Attack("random hypercalls", lambda at: (AttackHypercallsSpec(),))
-    yield _Attack("a storm of port accesses", lambda at: (g.PortOutSpec(port=0x80, size=1, iterations=200),), timed=True)
+    yield _Attack(
+        "a storm of port accesses", lambda at: (g.PortOutSpec(port=0x80, size=1, iterations=200),), timed=True
+    )
     yield _Attack("a storm of interrupts", lambda at: (AttackInterruptsSpec(iterations=200),), timed=True)
     yield _Attack("starvation, interrupts disabled", lambda at: (AttackTimeSpec(),), timed=True)
 
 
-def scenario_of(scenario: Scenario, phases: tuple[Any, ...], *, other: bool) -> Scenario:
-    """The scenario's machine and hypervisor with the attacker, and the second VM beside it."""
+def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None) -> Scenario:
+    """The scenario's machine and hypervisor with the attacker on CPU 0, and the second VM on a CPU.
+
+    Raises `ConfigError` where the hypervisor cannot have the two so.
+    """
     first = scenario.vms[0]
     kernel = attrs.evolve(first.guest.kernel, tick=0, probe=False)
     size = min(first.memory, MEMORY)
     instructions = BYSTANDER_NS * load_profile(scenario.machine.profile).clock_hz // 10**9
 
-    def vm(name: str, *work: Any) -> VmSpec:
+    def vm(name: str, cpu: int, *work: Any) -> VmSpec:
         guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work),))
-        return attrs.evolve(first, name=name, memory=size, cpu=0, guest=guest)
+        return attrs.evolve(first, name=name, memory=size, cpu=cpu, guest=guest)
 
-    vms = (vm("attacker", *phases), *((vm("bystander", g.WorkSpec(instructions=instructions)),) if other else ()))
-    machine = attrs.evolve(scenario.machine, memory=max(scenario.machine.memory, 8 * size))
+    bystander = () if other is None else (vm("bystander", other, g.WorkSpec(instructions=instructions)),)
+    vms = (vm("attacker", 0, *phases), *bystander)
+    machine = attrs.evolve(
+        scenario.machine,
+        memory=max(scenario.machine.memory, 8 * size),
+        cpus=max(scenario.machine.cpus, (other or 0) + 1),
+    )
     run = RunSpec(limit=LIMIT_NS, baseline=False)
-    return attrs.evolve(scenario, machine=machine, vms=vms, run=run, dma=())
+    return resolve(attrs.evolve(scenario, machine=machine, vms=vms, run=run, dma=()), scenario.name)
 
 
 @frozen
@@ -146,27 +160,30 @@ class Suite:
 
     scenario: Scenario
     progress: Progress | None = None
-    other: bool = attrs.field(init=False)  # can there be a second VM on the CPU?
-    why_alone: str = attrs.field(default="", init=False)
+    other: int | None = attrs.field(default=None, init=False)  # CPU of the second VM, if there can be one
+    why_alone: str = attrs.field(default="without a hypervisor there is one guest", init=False)
     quiet: _After = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.other = self.scenario.vmm.technique != "native"
-        if not self.other:
-            self.why_alone = "without a hypervisor there is one guest"
-        else:
-            try:
-                Machine(scenario_of(self.scenario, (g.WorkSpec(instructions=1),), other=True))
-            except ConfigError as error:
-                self.other, self.why_alone = False, error.problems[0].message
-        self.quiet = self._run((g.WorkSpec(instructions=1),), {})[0]
+        if self.scenario.vmm.technique != "native":
+            for cpu in (0, 1):
+                try:
+                    scenario_of(self.scenario, QUIET, cpu)
+                except ConfigError as error:
+                    self.why_alone = error.problems[0].message
+                else:
+                    self.other = cpu
+                    break
+        self.quiet = self._run(QUIET, {})
 
     def run(self) -> tuple[tuple[Attempt, ...], tuple[Skipped, ...]]:
         """Every attack, in order."""
         made, skipped = [], []
         for attack in attacks(self.scenario):
-            if not self.other and (attack.target == "other" or attack.timed):
+            if self.other is None and (attack.target == "other" or attack.timed):
                 skipped.append(Skipped(name=attack.name, why=f"no second VM: {self.why_alone}"))
+            elif attack.timed and self.other:
+                skipped.append(Skipped(name=attack.name, why=f"VMs share no CPU: {self.why_alone}"))
             else:
                 made.append(self.attempt(attack))
         for one in self.dma():
@@ -176,9 +193,14 @@ class Suite:
     def attempt(self, attack: _Attack) -> Attempt:
         """Run one attack and measure."""
         frames: Mapping[str, int] = {}
+        at = 0
         if attack.target:
-            frames = self._frames(attack.phases(0))
-        after, where = self._run(attack.phases(frames.get(attack.target, 0) << 12 | PLACE), frames)
+            machine = Machine(scenario_of(self.scenario, attack.phases(0), self.other))
+            frames = canary_frames(machine)
+            at = frames[attack.target if attack.target in frames else "host"] << 12 | PLACE
+            if attack.target == "direct":
+                at = (at + (DIRECT if machine.below is None else machine.below.host.direct)) & (1 << 48) - 1
+        after = self._run(attack.phases(at), frames)
         effects = tuple(self._effects(attack, after))
         ended = next((vm.stopped or "" for vm in after.outcome.vms if vm.name == "attacker"), "")
         return Attempt(name=attack.name, contained=not effects, effects=effects, ended=ended)
@@ -193,20 +215,17 @@ class Suite:
                 yield f"{text} was overwritten"
         for name, value in after.state.items():
             if value != self.quiet.state[name]:
-                yield f"{name} of the machine is {value & (1 << 64) - 1:#x}, not {self.quiet.state[name] & (1 << 64) - 1:#x}"
+                now, before = (each & (1 << 64) - 1 for each in (value, self.quiet.state[name]))
+                yield f"{name} of the machine is {now:#x}, not {before:#x}"
         for vm in after.outcome.vms:
             if vm.name == "bystander":
                 if vm.stopped:
                     yield f"the second VM did not finish: {vm.stopped}"
-                elif attack.timed and (share := promised(after.outcome)[0]) < promised(after.outcome)[1]:
-                    yield f"the second VM had {share:.1%} of the CPU, of the {promised(after.outcome)[1]:.1%} that it was promised"
+                elif attack.timed and (share := promised(after.outcome))[0] < share[1]:
+                    yield f"the second VM had {share[0]:.1%} of the CPU, not {share[1]:.1%} as promised"
 
-    def _frames(self, phases: tuple[Any, ...]) -> dict[str, int]:
-        """The frames of the canaries on a machine that is laid out for these phases."""
-        return canary_frames(Machine(scenario_of(self.scenario, phases, other=self.other)))
-
-    def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int]) -> tuple[_After, Mapping[str, int]]:
-        machine = Machine(scenario_of(self.scenario, phases, other=self.other), progress=self.progress)
+    def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int]) -> _After:
+        machine = Machine(scenario_of(self.scenario, phases, self.other), progress=self.progress)
         found = canary_frames(machine)
         if frames and dict(frames) != found:
             raise ModelError("canaries are not where they were when the attack was written", found)
@@ -214,13 +233,12 @@ class Suite:
             machine.engine.store(hfn << 12 | PLACE, PLANTED[whose])
         outcome = machine.run()
         attacker = machine.vms[0]
-        after = _After(
+        return _After(
             outcome=outcome,
             loot=machine._word(attacker, attacker.log + LOOT),
             canaries={whose: machine.engine.load(hfn << 12 | PLACE) for whose, hfn in found.items()},
             state=machine_state(machine),
         )
-        return after, found
 
     def dma(self) -> Iterator[Attempt | Skipped]:
         """A device that a guest drives reads and writes beyond what it was given."""
@@ -235,13 +253,18 @@ class Suite:
             )
             (counts,) = Machine(scenario).run().dma
             kind = "writes" if write else "reads"
-            effects = (f"{counts.escaped} {kind} of {counts.operations} landed in memory of others",) if counts.escaped else ()
+            effects = (
+                (f"{counts.escaped} {kind} of {counts.operations} landed in memory of others",)
+                if counts.escaped
+                else ()
+            )
             yield Attempt(
                 name=f"{name}, {kind}", contained=not effects, effects=effects,
                 ended=f"{counts.aborted} of {counts.operations} were blocked",
             )  # fmt: skip
 
 
+QUIET: Final = (g.WorkSpec(instructions=1),)
 PLANTED: Final = {"host": HOST_CANARY, "other": OTHER_CANARY}
 
 

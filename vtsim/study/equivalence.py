@@ -18,6 +18,7 @@ from vtsim.cpu.assembler import Program
 from vtsim.cpu.kernels.digest import SEEN_ROWS
 from vtsim.cpu.visible import SHOWN
 from vtsim.platform.machine import Machine, Progress, alone
+from vtsim.platform.outcome import Outcome
 from vtsim.platform.spec import Scenario
 from vtsim.platform.witness import STREAMS, Seen, Stream, Wanted, Witnessed
 from vtsim.study.json_object import key, plain
@@ -67,6 +68,7 @@ class Equivalence:
 class _Run:
     logs: Logs
     stopped: Mapping[str, str]
+    outcomes: tuple[Outcome, ...] = ()
 
 
 def name_of(scenario: Scenario) -> str:
@@ -77,6 +79,13 @@ def name_of(scenario: Scenario) -> str:
 
 def compare(first: Scenario, second: Scenario, *, progress: Progress | None = None) -> Equivalence:
     """Run two resolved scenarios whose VMs have the same names, and compare what their guests see."""
+    return compare_and_measure(first, second, progress=progress)[0]
+
+
+def compare_and_measure(
+    first: Scenario, second: Scenario, *, progress: Progress | None = None
+) -> tuple[Equivalence, tuple[Outcome, ...]]:
+    """The same, and what the machines of the second run left behind."""
     names = [sorted(vm.name for vm in scenario.vms) for scenario in (first, second)]
     if not names[0] or names[0] != names[1]:
         raise ConfigError(
@@ -110,10 +119,11 @@ def compare(first: Scenario, second: Scenario, *, progress: Progress | None = No
                     vm=vm, vcpu=0, stream="end", step=0, operation="the end", place="", first=words[0], second=words[1]
                 )
             )
-    return Equivalence(
+    equivalence = Equivalence(
         first=called[0], second=called[1], equivalent=not found, compared=compared,
         left_out=tuple(sorted(left_out)), differences=tuple(found),
     )  # fmt: skip
+    return equivalence, b.outcomes
 
 
 def _run(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:
@@ -121,12 +131,14 @@ def _run(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:
     scenarios = [alone(scenario, vm) for vm in scenario.vms] if native else [scenario]
     logs: Logs = {}
     stopped: dict[str, str] = {}
+    outcomes = []
     for each in scenarios:
         machine = Machine(each, progress=progress, wanted=wanted)
         outcome = machine.run()
         logs |= machine.witnessed()
+        outcomes.append(outcome)
         stopped |= {vm.name: vm.stopped for vm in outcome.vms if vm.stopped}
-    return _Run(logs, stopped)
+    return _Run(logs, stopped, tuple(outcomes))
 
 
 def _comparable(first: Witnessed, second: Witnessed) -> tuple[tuple[str, ...], str]:

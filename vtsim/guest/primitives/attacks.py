@@ -41,7 +41,7 @@ def attack_memory(a: Assembler, phase: spec.AttackMemorySpec, at: Stage) -> None
     a.ld(s.R12, Mem(s.RBX, layout.T_STACK_TOP))
     a.mov(s.R13, layout.DIRECT)
     a.sub(s.R12, 2 * PAGE)
-    a.mov(s.R8, phase.address & ~(phase.page_size - 1) | LEAF | (LARGE if level < 3 else 0))
+    a.mov(s.R8, phase.target & ~(phase.page_size - 1) | LEAF | (LARGE if level < 3 else 0))
     for _ in range(level - 1):  # from the top: an entry of one page leads to the page below it
         a.copy(s.RDX, s.R12)
         a.sub(s.RDX, PAGE)
@@ -58,15 +58,26 @@ def attack_memory(a: Assembler, phase: spec.AttackMemorySpec, at: Stage) -> None
     a.and_(s.RAX, register=s.RCX)
     a.add(s.RAX, register=s.R13)
     a.st(Mem(s.RAX, 8 * TOP_INDEX), s.R12)
-    a.mov(s.RSI, WINDOW + (phase.address & (phase.page_size - 1)))
+    a.mov(s.RSI, WINDOW + (phase.target & (phase.page_size - 1)))
     a.op(ops.INVLPG, mem=Mem(s.RSI))
-    a.label(at.label("read"))
+    take(a)
+
+
+def take(a: Assembler) -> None:
+    """Read what is at the linear address RSI, keep it where it is found afterwards, and write over it."""
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
     a.ld(s.RAX, Mem(s.RSI))
     a.ld(s.RDI, Mem(s.RBX, layout.T_LOG))
     a.st(Mem(s.RDI, LOOT), s.RAX)
     a.mov(s.RAX, MARK)
-    a.label(at.label("write"))
     a.st(Mem(s.RSI), s.RAX)
+
+
+@lowering(spec.AttackLinearSpec, ring=0)
+def attack_linear(a: Assembler, phase: spec.AttackLinearSpec, at: Stage) -> None:
+    """A linear address is read and written."""
+    a.mov(s.RSI, (phase.target ^ 1 << 47) - (1 << 47))
+    take(a)
 
 
 def layout_of(page_size: int) -> int:
