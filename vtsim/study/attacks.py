@@ -46,7 +46,8 @@ from vtsim.vmm.build import TICK_NS
 # fmt: off
 MEMORY: Final = 64 * MIB                      # of attacker and second VM, if the scenario's has not less
 HOST_CANARY, OTHER_CANARY = 0x0CA9A7_405_7, 0x0CA9A7_07E_4
-BYSTANDER_NS: Final = 3 * TICK_NS             # of computing that the second VM does
+BYSTANDER_NS: Final = 3 * TICK_NS             # of computing that the second VM does where its share is measured
+BRIEFLY: Final = 2000                         # instructions that it executes elsewhere
 LIMIT_NS: Final = 10 * TICK_NS
 PLACE: Final = 0xFF8                          # of a canary in its frame
 SLACK: Final = 0.02                           # of its share that switches between VMs may cost
@@ -119,7 +120,7 @@ def attacks(scenario: Scenario) -> Iterator[_Attack]:
     yield _Attack("starvation, interrupts disabled", lambda at: (AttackTimeSpec(),), timed=True)
 
 
-def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None) -> Scenario:
+def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None, *, timed: bool = False) -> Scenario:
     """The scenario's machine and hypervisor with the attacker on CPU 0, and the second VM on a CPU.
 
     Raises `ConfigError` where the hypervisor cannot have the two so.
@@ -127,7 +128,8 @@ def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None) 
     first = scenario.vms[0]
     kernel = attrs.evolve(first.guest.kernel, tick=0, probe=False)
     size = min(first.memory, MEMORY)
-    instructions = BYSTANDER_NS * load_profile(scenario.machine.profile).clock_hz // 10**9
+    clock_hz = load_profile(scenario.machine.profile).clock_hz
+    instructions = BYSTANDER_NS * clock_hz // 10**9 if timed else BRIEFLY
 
     def vm(name: str, cpu: int, *work: Any) -> VmSpec:
         guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work),))
@@ -200,7 +202,7 @@ class Suite:
             at = frames[attack.target if attack.target in frames else "host"] << 12 | PLACE
             if attack.target == "direct":
                 at = (at + (DIRECT if machine.below is None else machine.below.host.direct)) & (1 << 48) - 1
-        after = self._run(attack.phases(at), frames)
+        after = self._run(attack.phases(at), frames, timed=attack.timed)
         effects = tuple(self._effects(attack, after))
         ended = next((vm.stopped or "" for vm in after.outcome.vms if vm.name == "attacker"), "")
         return Attempt(name=attack.name, contained=not effects, effects=effects, ended=ended)
@@ -224,8 +226,8 @@ class Suite:
                 elif attack.timed and (share := promised(after.outcome))[0] < share[1]:
                     yield f"the second VM had {share[0]:.1%} of the CPU, not {share[1]:.1%} as promised"
 
-    def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int]) -> _After:
-        machine = Machine(scenario_of(self.scenario, phases, self.other), progress=self.progress)
+    def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int], *, timed: bool = False) -> _After:
+        machine = Machine(scenario_of(self.scenario, phases, self.other, timed=timed), progress=self.progress)
         found = canary_frames(machine)
         if frames and dict(frames) != found:
             raise ModelError("canaries are not where they were when the attack was written", found)

@@ -137,29 +137,46 @@ def at_least(part: int, whole: int, confidence: float) -> float | None:
     return max(0.0, (middle - spread) / (1 + z * z / whole))
 
 
-def judge(scenario: Scenario, thresholds: Thresholds | None = None, *, progress: Progress | None = None) -> Verdict:
-    """Run a resolved scenario natively and as it is, and the attacks under its hypervisor; judge what was measured."""
+@frozen(kw_only=True)
+class Measurements:
+    """What a verdict is made of."""
+
+    equivalence: Equivalence
+    executed: int
+    emulated: int
+    attempts: tuple[Attempt, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def measure(scenario: Scenario, progress: Progress | None = None) -> Measurements:
+    """Run a resolved scenario natively and as it is, and the attacks under its hypervisor."""
     if not scenario.vms:
         raise ConfigError("there is no VM to judge", field="vms", help="give the scenario a VM")
-    needed = thresholds or Thresholds()
     equivalence, outcomes = compare_and_measure(without_hypervisor(scenario), scenario, progress=progress)
     guest = result_of(outcomes).guest
-    executed = guest.ring0.executed + guest.ring3.executed
-    emulated = guest.ring0.emulated + guest.ring3.emulated
-    bound = at_least(executed - emulated, executed, needed.confidence)
-    direct = Direct(
-        executed=executed,
-        emulated=emulated,
-        share=(executed - emulated) / executed if executed else None,
-        at_least=bound,
-    )
     attempts, skipped = Suite(scenario, progress).run()
-    contained = sum(each.contained for each in attempts)
-    same = OfEquivalence(holds=equivalence.equivalent, evidence=equivalence)
+    return Measurements(
+        equivalence=equivalence,
+        executed=guest.ring0.executed + guest.ring3.executed,
+        emulated=guest.ring0.emulated + guest.ring3.emulated,
+        attempts=attempts,
+        skipped=skipped,
+    )
+
+
+def decide(scenario: Scenario, found: Measurements, needed: Thresholds) -> Verdict:
+    """The verdict that follows from what was measured."""
+    whole, part = found.executed, found.executed - found.emulated
+    bound = at_least(part, whole, needed.confidence)
+    direct = Direct(
+        executed=whole, emulated=found.emulated, share=part / whole if whole else None, at_least=bound
+    )  # fmt: skip
+    made, contained = len(found.attempts), sum(each.contained for each in found.attempts)
+    same = OfEquivalence(holds=found.equivalence.equivalent, evidence=found.equivalence)
     efficient = OfEfficiency(holds=bound is not None and bound > needed.efficiency, evidence=direct)
     isolates = OfIsolation(
-        holds=contained >= needed.isolation * len(attempts),
-        evidence=Attempts(made=len(attempts), contained=contained, attempts=attempts, skipped=skipped),
+        holds=contained >= needed.isolation * made,
+        evidence=Attempts(made=made, contained=contained, attempts=found.attempts, skipped=found.skipped),
     )
     holds = (same.holds, efficient.holds, isolates.holds)
     return Verdict(
@@ -173,6 +190,11 @@ def judge(scenario: Scenario, thresholds: Thresholds | None = None, *, progress:
         is_virtual_machine=all(holds),
         because=tuple(reason for held, reason in zip(holds, REASONS, strict=True) if not held),
     )
+
+
+def judge(scenario: Scenario, thresholds: Thresholds | None = None, *, progress: Progress | None = None) -> Verdict:
+    """Measure a resolved scenario, and judge it."""
+    return decide(scenario, measure(scenario, progress), thresholds or Thresholds())
 
 
 REASONS: Final = (
