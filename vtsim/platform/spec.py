@@ -21,6 +21,7 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
+from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import GuestSpec
 from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
 from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
