@@ -21,7 +21,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import ept_walk
 from vtsim.platform import steps
-from vtsim.platform.steps import EPT, GUEST, Recorder
+from vtsim.platform.steps import EPT, GUEST, SHADOW, Recorder
 from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
 from vtsim.study import walk_view
 
@@ -225,6 +225,54 @@ def test_a_shadow_that_the_guest_has_not_used_yet_is_the_users_mistake(scenario:
         "vmm.paging: shadow tables come with use: only the process that ran last has any loaded\n"
         " help: walk after the run, or choose paging 'ept'"
     )
+
+
+def churning(tmp_path: Path) -> Path:
+    """A region whose last table is written often and which stays mapped."""
+    path = tmp_path / "churning.yaml"
+    path.write_text("""
+machine: {cpu: {features: {agile_paging: true}}}
+vms: [{memory: 64 MiB, guest: {processes: [{phases: [{primitive: protect, region: 64 KiB, iterations: 5}]}]}}]
+""")
+    return path
+
+
+def test_under_shadow_paging_the_tables_that_are_read_are_the_hypervisors(tmp_path: Path) -> None:
+    shown = vtsim.walk(churning(tmp_path), AT, sets=("vmm.paging=shadow",), after_run=True, cold=True)
+
+    assert [r.dimension for r in shown.references] == [SHADOW] * len(shown.references)
+    assert [r.name for r in shown.references] == ["PML4E", "PDPTE", "PDE", "PTE"]
+
+
+def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_path: Path) -> None:
+    shown = vtsim.walk(churning(tmp_path), AT, sets=("vmm.paging=agile", *EVERY_ENTRY), after_run=True, cold=True)
+    order = [r.dimension for r in shown.references]
+    own = order.count(GUEST)  # levels
+    switch = shown.references[order.count(SHADOW) - 1]
+
+    assert shown.hpa is not None
+    assert 1 <= own <= 3
+    assert order[: 4 - own] == [SHADOW] * (4 - own)
+    assert order.count(EPT) == 4 * own  # of each table of the guest but the first, and of the page
+    assert walk_view.flags(switch).endswith(" switch")
+    assert f"table hpa {switch.value & 0xFFFFFFFFF000:#x}" == walk_view.leads_to(switch, shown)
+    assert f"{4 - own} shadow, {own} guest, {4 * own} EPT" in walk_view.totals(shown)
+
+
+@pytest.mark.compiled_only
+def test_a_deprivileged_kernel_has_other_shadow_tables_than_its_process(tmp_path: Path) -> None:
+    text, kernel_text = 0x400000, 0xFFFFFFFF81000000
+    how: dict[str, Any] = {"sets": ("vmm.technique=binary-translation",), "after_run": True}
+    path = churning(tmp_path)
+    of_process, of_kernel, kept_away = (
+        vtsim.walk(path, address, **how, **ring)
+        for address, ring in ((text, {}), (kernel_text, {}), (kernel_text, {"ring": 3}))
+    )
+
+    assert (of_process.fault, of_kernel.fault) == ("", "")
+    assert of_process.cr3 == kept_away.cr3 != of_kernel.cr3
+    assert {r.dimension for r in (*of_process.references, *of_kernel.references)} <= {SHADOW}
+    assert kept_away.fault == PAGE_FAULT
 
 
 def test_a_scenario_object_does_as_well(scenario: Callable[..., Path]) -> None:

@@ -345,6 +345,9 @@ def iommu_walk(
 @analyze.command("isa")
 def analyze_isa(
     profile: Annotated[str, typer.Option(metavar="NAME", help="The processor.")] = "skx-4114",
+    nonroot: Annotated[
+        bool, typer.Option("--nonroot", help="N0 and N3 under VT-x, and which controls matter.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Classify ops by executing them in ring 0 and ring 3; say whether the instruction set is virtualizable."""
@@ -352,12 +355,14 @@ def analyze_isa(
     from vtsim.cli.run import COMPILING
     from vtsim.cpu.kernels.run import run_all
     from vtsim.platform.isa import analyze as analyze_ops
-    from vtsim.study.isa_view import isa_json, isa_text
+    from vtsim.platform.isa_nonroot import analyze_nonroot
+    from vtsim.study import isa_view as view
 
     if not jit.kernels_are_cached(run_all):
         note(COMPILING)
-    analysis = analyze_ops(profile)
-    if json:
-        emit(isa_json(analysis) + "\n")
+    if nonroot:
+        found = analyze_nonroot(profile)
+        emit(view.nonroot_json(found) + "\n") if json else show(view.nonroot_text(found))
     else:
-        show(isa_text(analysis))
+        analysis = analyze_ops(profile)
+        emit(view.isa_json(analysis) + "\n") if json else show(view.isa_text(analysis))

@@ -16,7 +16,7 @@ from vtsim.cpu.kernels import translate
 from vtsim.ept import spec as e
 from vtsim.platform.observed import Function, Observed
 
-GUEST, EPT = "guest", "EPT"
+GUEST, SHADOW, EPT = "guest", "shadow", "EPT"
 SERVED: Final = ("L1D", "L2", "L3", "DRAM")  # in the order of each dimension's counters
 ENTRY_NAMES: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
 TLBS: Final = range(s.DTLB4K, s.PWC_PML5E)
@@ -28,7 +28,7 @@ FETCHING: Final = 2
 
 @frozen(kw_only=True)
 class Reference:
-    """One paging-structure entry that was read: of the guest's structures or of EPT.
+    """One paging-structure entry that was read: of the guest's structures, of the shadow of them, or of EPT.
 
     `number` counts from 1. `level` is 1 for the last. `gpa` is None where a walk cache gave the table's host-physical
     address. `value` is the entry as read, `stored` as written back with flags set, or None. `served` is L1D, L2, L3,
@@ -113,10 +113,14 @@ class _Nesting:
 
 @define(eq=False)
 class Recorder:
-    """Observes one translation: which kernels call which, and what that says about the walk."""
+    """Observes one translation: which kernels call which, and what that says about the walk.
+
+    `on_shadow`: the tables that CR3 leads to are a hypervisor's, not the guest's own.
+    """
 
     m: Any
     a: Any
+    on_shadow: bool = False
     levels: list[Level] = field(factory=list)
     tlb: str = ""
     cache: str = ""
@@ -225,7 +229,8 @@ class Recorder:
             gpa = self._nested[-1].gpa | int(hpa) & 0xFFF if self._nested else None
             if not m[s.NONROOT] or not m[s.EPTP]:
                 gpa = int(hpa)
-            self._entry = _Reading(GUEST, level, gpa, int(hpa), served, int(cycles), self._numbers)
+            dimension = SHADOW if self.on_shadow and not mine["through_ept"] else GUEST
+            self._entry = _Reading(dimension, level, gpa, int(hpa), served, int(cycles), self._numbers)
             return cycles
 
         return observed

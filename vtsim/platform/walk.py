@@ -19,8 +19,8 @@ from vtsim.base.spec import inside
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels import entry, ept_walk
-from vtsim.cpu.kernels.contexts import NO_CONTEXT
+from vtsim.cpu.kernels import control_registers, entry, ept_walk
+from vtsim.cpu.kernels.contexts import CR4_PCIDE, NO_CONTEXT
 from vtsim.cpu.kernels.rights import DATA_SIZE
 from vtsim.ept import spec as e
 from vtsim.guest.machine_view import Space
@@ -28,10 +28,8 @@ from vtsim.platform.machine import Machine, alone
 from vtsim.platform.observed import Function, Observed
 from vtsim.platform.spec import Scenario
 from vtsim.platform.steps import NAMES, UNSIGNED, Level, Recorder, Reference
-from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
-from vtsim.vmm.techniques import techniques
 
 READ, WRITE, FETCH = "read", "write", "fetch"
 ACCESSES: Final = {READ: 0, WRITE: 1, FETCH: 2}
@@ -124,12 +122,6 @@ def walk(
     if native or scenario.vmm.technique == "native":
         vmm = attrs.evolve(scenario.vmm, technique="native", paging="none")
         scenario, number = alone(attrs.evolve(scenario, vmm=vmm), scenario.vms[number]), 0
-    elif techniques[scenario.vmm.technique].deprivileged:
-        raise ConfigError(
-            "the tables of a deprivileged guest cannot be walked yet",
-            field="vmm.technique",
-            help="vmm.technique can be hardware, native",
-        )
     if access not in ACCESSES:
         raise ConfigError(f"there is no access {access!r}", field="access", help="access can be read, write, fetch")
     if ring not in (None, 0, 3):
@@ -147,15 +139,15 @@ def walk(
     space = target.spaces[_place(process, [each.name for each in target.spaces], "process", "process")]
     if after_run:
         machine.run()
-    engine, cpu = machine.engine, target.spec.cpu or 0
-    _become_guest(machine, number, space)
-    if cold or not after_run:
-        empty_caches(engine, cpu)
+    engine, cpu, deprivileged = machine.engine, target.spec.cpu or 0, machine.monitor is not None
     if ring is None:
         ring = 0 if address >> 63 else 3
+    _become_guest(machine, number, space, ring)
+    if cold or not after_run:
+        empty_caches(engine, cpu)
     m = engine.cpus[cpu]
-    recorder = Recorder(m, engine.arena)
-    got = recorder.translate(engine, mem.signed(address), ACCESSES[access], int(ring == 3))
+    recorder = Recorder(m, engine.arena, on_shadow=scenario.vmm.on_shadow)
+    got = recorder.translate(engine, mem.signed(address), ACCESSES[access], int(ring == 3 or deprivileged))
     fault = FAULTS.get(got, "")
     size = (int(recorder.data) >> DATA_SIZE) & 3 if got >= 0 else 0
     return Walk(
@@ -163,7 +155,7 @@ def walk(
         profile=machine.profile.name,
         vm=target.spec.name,
         process=space.name,
-        technique="native" if machine.hypervisor is None else scenario.vmm.paging,
+        technique=scenario.vmm.technique if machine.hypervisor is None else scenario.vmm.paging,
         address=address,
         access=access,
         ring=ring,
@@ -210,8 +202,8 @@ def empty_caches(engine: Engine, cpu: int) -> None:
     m[s.FETCH_GENERATION] += 1
 
 
-def _become_guest(machine: Machine, number: int, space: Space) -> None:
-    """Put a CPU into the state in which a VM's guest runs a process."""
+def _become_guest(machine: Machine, number: int, space: Space, ring: int) -> None:
+    """Put a CPU into the state in which a VM's guest runs a process, or its kernel for one."""
     engine, vm = machine.engine, machine.vms[number]
     cpu = vm.spec.cpu or 0
     m, hypervisor = engine.cpus[cpu], machine.hypervisor
@@ -224,31 +216,29 @@ def _become_guest(machine: Machine, number: int, space: Space) -> None:
                 Observed(_unobserved).copy(entry.load_guest_state)(m, engine.arena, at)
         secondary = int(words[v.SECONDARY_PROC_CONTROLS])
         m[s.VMCS], m[s.NONROOT], m[s.OWNER] = at, 1, words[h.V_OWNER]
-        m[s.EPTP] = words[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
-        m[s.EPT_AD] = (int(m[s.EPTP]) >> 6) & 1
         with quiet():
-            m[s.EPT_FEATURES] = Observed(_unobserved).copy(entry.ept_features)(engine.arena, secondary)
-        m[s.VPID] = words[v.VPID] if secondary & b.ENABLE_VPID else 0
-    m[s.PRIVILEGE] = o.N0 if hypervisor is not None else o.R0
-    m[s.CR3] = _loaded(machine, number, space)
+            Observed(_unobserved).copy(entry.load_translation)(m, engine.arena, words, secondary)
+    m[s.PRIVILEGE] = o.N0 if hypervisor is not None else o.R0 if machine.monitor is None else o.R3
+    loaded = _loaded(machine, number, space, ring)
+    if m[s.CR3] != loaded:  # as its kernel loads it: what has a PCID is kept
+        keep = -1 << 63 if m[s.CR4] & CR4_PCIDE else 0
+        with quiet():
+            Observed(_unobserved).copy(control_registers.load_cr3)(m, engine.arena, loaded | keep)
     m[s.RIP] = 0  # of no recorded row
     m[s.CONTEXT_KEY] = NO_CONTEXT
     engine.sync(cpu)
 
 
-def _loaded(machine: Machine, number: int, space: Space) -> int:
+def _loaded(machine: Machine, number: int, space: Space, ring: int) -> int:
     """What the processor's CR3 holds while the guest has loaded a process's."""
-    hypervisor = machine.hypervisor
-    if hypervisor is None or not hypervisor.path.vmm.on_shadow:
+    if not machine.scenario.vmm.on_shadow:
         return space.cr3
-    if hypervisor.path.vmm.paging == "agile":
-        message = "the walks of agile paging are not shown"
-        raise inside("vmm", ConfigError(message, field="paging", help="choose paging 'ept', 'shadow'"))
-    vcpu = hypervisor.vcpus[number]
-    shadow = hypervisor.shadow_root(vcpu, space.cr3 & e.ADDRESS)
+    assert machine.below is not None
+    shadow = machine.below.shadow_root(number, space.cr3 & e.ADDRESS, ring)
     if shadow is None:
         message = "shadow tables come with use: only the process that ran last has any loaded"
-        raise inside("vmm", ConfigError(message, field="paging", help="walk after the run, or choose paging 'ept'"))
+        other = "" if machine.monitor is not None else ", or choose paging 'ept'"
+        raise inside("vmm", ConfigError(message, field="paging", help=f"walk after the run{other}"))
     return shadow
 
 

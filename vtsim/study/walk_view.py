@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vtsim.base.units import SIZE
 from vtsim.ept import spec as e
-from vtsim.platform.steps import ENTRY_NAMES, EPT, Level, NestedWalk, Reference
+from vtsim.platform.steps import ENTRY_NAMES, EPT, GUEST, SHADOW, Level, NestedWalk, Reference
 from vtsim.platform.walk import EPT_VIOLATION, FETCH, PAGE_FAULT, WRITE, Walk
 from vtsim.study.table import section
 from vtsim.vmcs import qualification, reasons
@@ -36,6 +36,7 @@ GUEST_FLAGS: Final = (
     (e.PTE_WRITE, "W"), (e.PTE_USER, "U"), (e.PTE_PWT, "PWT"), (e.PTE_PCD, "PCD"), (e.PTE_ACCESSED, "A"),
     (e.PTE_DIRTY, "D"), (e.PTE_GLOBAL, "G"), (e.PTE_NO_EXECUTE & (1 << 64) - 1, "NX"),
 )  # fmt: skip
+SHADOW_FLAGS: Final = (*GUEST_FLAGS, (e.PTE_SWITCHES, "switch"))  # agile paging: the next table is the guest's own
 EPT_FLAGS: Final = ((e.EPT_ACCESSED, "A"), (e.EPT_DIRTY, "D"))
 LARGE_NAMES: Final = {2: "2M", 3: "1G"}
 ERROR_BITS: Final = (
@@ -60,7 +61,8 @@ def flags(reference: Reference) -> str:
         return " ".join([rights, *_set(EPT_FLAGS, value, now), *kind, *large])
     if not value & e.PTE_PRESENT:
         return "not present"
-    return " ".join(["P", *_set(GUEST_FLAGS, value, now), *large])
+    table = SHADOW_FLAGS if reference.dimension == SHADOW else GUEST_FLAGS
+    return " ".join(["P", *_set(table, value, now), *large])
 
 
 def _set(table: Any, before: int, now: int) -> list[str]:
@@ -72,7 +74,7 @@ def leads_to(reference: Reference, walk: Walk) -> str:
     present = e.EPT_RWX if reference.dimension == EPT else e.PTE_PRESENT
     if not reference.value & present:
         return ""
-    space = "hpa" if reference.dimension == EPT or not walk.eptp else "gpa"
+    space = "gpa" if reference.dimension == GUEST and walk.eptp else "hpa"
     leaf = reference.level == 1 or (reference.value & e.PTE_LARGE and reference.level in LARGE_NAMES)
     return f"{'page' if leaf else 'table'} {space} {reference.value & e.ADDRESS:#x}"
 
@@ -100,13 +102,13 @@ def totals(walk: Walk) -> str:
     references = walk.references
     if walk.tlb:
         return f"found in the {TLB_NAMES[walk.tlb]}: no walk, {walk.cycles} cycles"
-    nested = sum(r.dimension == EPT for r in references)
+    dimensions = {name: sum(r.dimension == name for r in references) for name in (SHADOW, GUEST, EPT)}
     served: dict[str, int] = {}
     for r in references:
         served[r.served] = served.get(r.served, 0) + 1
     parts = [f"{name} {served[name]}" for name in ("L1D", "L2", "L3", "DRAM") if name in served]
-    own = len(references) - nested
-    counted = f": {own} guest, {nested} EPT" if walk.eptp else ""
+    by_dimension = [f"{number} {name}" for name, number in dimensions.items() if number or name != SHADOW]
+    counted = f": {', '.join(by_dimension)}" if walk.eptp else ""
     return f"{_count(len(references), 'reference')}{counted}; {', '.join(parts) or 'none'}; {walk.cycles:,} cycles"
 
 
@@ -125,7 +127,14 @@ def indexes(walk: Walk) -> str:
 
 
 def _title(level: Level) -> str:
-    return f"guest {ENTRY_NAMES[level.level]}" if level.level else PAGE
+    if not level.level:
+        return PAGE
+    return f"{GUEST if level.entry is None else level.entry.dimension} {ENTRY_NAMES[level.level]}"
+
+
+def _of_entries(walk: Walk) -> str:
+    """The heading above the entries of what CR3 leads to."""
+    return "entry" if any(r.dimension == SHADOW for r in walk.references) else "guest entry"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -194,7 +203,7 @@ def _grid(walk: Walk) -> RenderableType:
     table.add_column(Text("two dimensions", style="bold"), no_wrap=True)
     for level in range(walk.ept_levels, 0, -1):
         table.add_column(f"EPT {ENTRY_NAMES[level]}", no_wrap=True)
-    table.add_column("guest entry", no_wrap=True)
+    table.add_column(_of_entries(walk), no_wrap=True)
     if walk.cache:
         table.add_row("levels above", *[""] * walk.ept_levels, Text("walk cache", style=STYLES["walk cache"]))
     for step in walk.levels:
@@ -234,7 +243,18 @@ def _steps(walk: Walk, *, wide: bool) -> RenderableType:
 
 def _rows(walk: Walk) -> Iterator[tuple[str, str, str, str, str, str, str, str, str]]:
     if walk.cache:
-        yield "", "guest", "", "", CACHE_NAMES[walk.cache], "", "walk cache", str(walk.cache_cycles), "bold"
+        below = walk.levels[0].entry if walk.levels else None
+        yield (
+            "",
+            below.dimension if below else GUEST,
+            "",
+            "",
+            CACHE_NAMES[walk.cache],
+            "",
+            "walk cache",
+            str(walk.cache_cycles),
+            "bold",
+        )
     for step in walk.levels:
         first = step.nested[:1] if step.entry is not None else step.nested
         for nested in first:
@@ -242,7 +262,7 @@ def _rows(walk: Walk) -> Iterator[tuple[str, str, str, str, str, str, str, str, 
         if step.entry is not None:
             r = step.entry
             yield (
-                str(r.number), f"guest {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r), leads_to(r, walk),
+                str(r.number), f"{r.dimension} {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r), leads_to(r, walk),
                 r.served, str(r.cycles), "bold",
             )  # fmt: skip
         for nested in step.nested[len(first) :]:
@@ -313,7 +333,7 @@ def walk_svg(walk: Walk) -> str:
     ]
     for n, level in enumerate(range(walk.ept_levels, 0, -1)):
         parts.append(_label(LEFT + n * (CELL_WIDTH + GAP) + 8, TOP - 12, f"EPT {ENTRY_NAMES[level]}"))
-    parts.append(_label(LEFT + walk.ept_levels * (CELL_WIDTH + GAP) + 8, TOP - 12, "guest entry"))
+    parts.append(_label(LEFT + walk.ept_levels * (CELL_WIDTH + GAP) + 8, TOP - 12, _of_entries(walk)))
     shown: set[int] = set()
     for row, (step, nested) in enumerate(rows):
         y = TOP + row * (CELL_HEIGHT + GAP)

@@ -108,8 +108,9 @@ class Hypervisor:
         """A word of a vCPU's structure."""
         return self.host.load(vcpu.address + at.V[field])
 
-    def shadow_root(self, vcpu: Vcpu, root: int) -> int | None:
-        """What CR3 holds while the guest believes in a root; None unless it is the one that it loaded last."""
+    def shadow_root(self, number: int, root: int, ring: int) -> int | None:
+        """What CR3 holds while a guest believes in a root, in either ring; None unless it loaded that one last."""
+        vcpu = self.vcpus[number]
         words = self.engine.contents(vcpu.vmcs, mem.VMCS_REGION)
         believed = self.word(vcpu, "SHADOW_CR3") & ADDRESS
         return int(words[SLOT["GUEST_CR3"]]) if believed == root else None

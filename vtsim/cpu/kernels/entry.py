@@ -94,6 +94,17 @@ def ept_features(a: Arena, secondary: int) -> int:
 
 
 @kernel
+def load_translation(m: Record, a: Arena, vmcs: Arena, secondary: int) -> None:
+    """EPTP, what goes with it, and the VPID of a VMCS under these secondary controls."""
+    m[s.EPTP] = vmcs[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
+    m[s.EPT_AD] = (m[s.EPTP] >> 6) & 1
+    m[s.EPT_FEATURES] = ept_features(a, secondary) if secondary & EPT_EXTRAS else 0
+    if vmcs[h.V_AGILE] and m[s.EPTP]:
+        m[s.EPT_FEATURES] |= vmcs[h.V_AGILE] * ept_walk.AGILE
+    m[s.VPID] = vmcs[v.VPID] if secondary & b.ENABLE_VPID else 0
+
+
+@kernel
 def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     """VM entry with the current VMCS, whose launch state is right: VMfailValid, a failed entry, or the guest.
 
@@ -126,12 +137,7 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
             return entry_failure(m, a, x.MSR_LOAD_FAIL, failed)
     primary = vmcs[v.PRIMARY_PROC_CONTROLS]
     secondary = vmcs[v.SECONDARY_PROC_CONTROLS] if primary & b.ACTIVATE_SECONDARY_CONTROLS else 0
-    m[s.EPTP] = vmcs[v.EPT_POINTER] if secondary & b.ENABLE_EPT else 0
-    m[s.EPT_AD] = (m[s.EPTP] >> 6) & 1
-    m[s.EPT_FEATURES] = ept_features(a, secondary) if secondary & EPT_EXTRAS else 0
-    if vmcs[h.V_AGILE] and m[s.EPTP]:
-        m[s.EPT_FEATURES] |= vmcs[h.V_AGILE] * ept_walk.AGILE
-    m[s.VPID] = vmcs[v.VPID] if secondary & b.ENABLE_VPID else 0
+    load_translation(m, a, vmcs, secondary)
     m[s.NONROOT] = 1
     m[s.PRIVILEGE] = o.N3 if (m[s.SS_ACCESS_RIGHTS] >> 5) & 3 else o.N0
     m[s.OWNER] = vmcs[h.V_OWNER]

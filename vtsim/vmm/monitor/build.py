@@ -85,6 +85,11 @@ class Monitor:
         """A word of a vCPU's structure."""
         return self.host.load(self.address(vcpu) + at.V[field] + 8 * word)
 
+    def shadow_root(self, number: int, root: int, ring: int) -> int | None:
+        """What CR3 holds while the guest of a vCPU believes in a root and a ring; None unless it has been in both."""
+        vcpu, view = self.vcpus[number], 0 if ring else at.VIEW_WORDS
+        return self.word(vcpu, "VIEWS", view) or None if self.word(vcpu, "CR3") & e.ADDRESS == root else None
+
     def in_guest(self, cpu: int) -> bool:
         """Does a guest run on a CPU, and not the monitor?"""
         return bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
