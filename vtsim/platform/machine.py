@@ -347,6 +347,8 @@ class Machine:
             self._device(cpu, code)
         elif code in (codes.PORT_READ, codes.PORT_WRITE):
             self._port(cpu, code)
+        elif code == codes.PLATFORM_HOOK and self.monitor is not None:
+            self.monitor.hook(cpu, int(m[s.HOOK_NUMBER]))
         elif code != codes.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
 

@@ -102,9 +102,9 @@ def saw(m: Record, a: Arena, op: int, of: int, part: int, value: int) -> None:
 
 @kernel
 def shown(m: Record, a: Arena, op: int, of: int, value: int) -> None:
-    """A monitor shows its guest a value: what the guest would have seen itself, in the ring that it believes in."""
+    """A monitor shows its guest a value: as the guest would have seen it, in the ring it believes in."""
     application = m[s.MONITORED] and a[m[s.BELIEVED_AT]] == 0
-    roll(m, a, 0 if application else 1, op, of, 0, value, 0)
+    roll(m, a, 0 if application else 1, op & 0xFF, of, op >> 8, value, 0)
 
 
 @kernel

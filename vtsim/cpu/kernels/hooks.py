@@ -70,7 +70,8 @@ HOOKS: Final = (
                        "address of the entry, R11 <- its host-physical address"),
     ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear "
                        "address of its memory operand"),
-    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX, by op RDX of RCX (for digests only)"),
+    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX, by op RDX of RCX; from bit 8 of "
+                       "RDX, which part (for digests only)"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
 # fmt: on
