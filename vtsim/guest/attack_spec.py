@@ -27,6 +27,14 @@ class AttackLinearSpec(Phase):
     target: int = setting(addresses(le=2**48 - 8), "Linear address, of which bit 47 is extended")
 
 
+@primitives.register("attack_native")
+@frozen(kw_only=True)
+class AttackNativeSpec(Phase):
+    """The guest reads and writes an address of its host's by native methods, where the program that runs it has any."""
+
+    target: int = setting(addresses(le=2**48 - 8), "Linear address of the host's, of which bit 47 is extended")
+
+
 @primitives.register("attack_state")
 @frozen(kw_only=True)
 class AttackStateSpec(Phase):

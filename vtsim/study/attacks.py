@@ -29,6 +29,7 @@ from vtsim.guest.attack_spec import (
     AttackInterruptsSpec,
     AttackLinearSpec,
     AttackMemorySpec,
+    AttackNativeSpec,
     AttackStateSpec,
     AttackStateUserSpec,
     AttackTimeSpec,
@@ -102,6 +103,7 @@ def attacks(scenario: Scenario) -> Iterator[_Attack]:
                 target,
             )
     yield _Attack("the host's memory, by the host's own addresses", lambda at: (AttackLinearSpec(target=at),), "direct")
+    yield _Attack("the host's memory, by native methods", lambda at: (AttackNativeSpec(target=at),), "direct")
     for register in STATES:
         yield _Attack(f"{register.upper()} from the kernel", lambda at, r=register: (AttackStateSpec(register=r),))
     for register in STATES:

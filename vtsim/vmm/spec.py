@@ -122,6 +122,11 @@ class VmmSpec:
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
+    native_methods: bool = setting(
+        Boolean(),
+        "Guests may call functions of the program that executes them, as a Java virtual machine's native methods are",
+        default=False,
+    )
     parameters: Overrides = setting(
         Free(noun="parameter"),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
@@ -145,6 +150,13 @@ class VmmSpec:
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
                 help="paging can be ept, shadow, agile, direct-pv",
+            )
+        if self.native_methods and not techniques[self.technique].in_software and not native:
+            software = ", ".join(name for name, one in techniques.items() if one.in_software)
+            raise ConfigError(
+                f"technique {self.technique!r} has no program that executes its guests",
+                field="native_methods",
+                help=f"native_methods can be false; or choose technique {software}",
             )
         if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
             raise ConfigError(

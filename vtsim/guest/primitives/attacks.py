@@ -76,13 +76,32 @@ def take(a: Assembler) -> None:
 @lowering(spec.AttackLinearSpec, ring=0)
 def attack_linear(a: Assembler, phase: spec.AttackLinearSpec, at: Stage) -> None:
     """A linear address is read and written."""
-    a.mov(s.RSI, (phase.target ^ 1 << 47) - (1 << 47))
+    a.mov(s.RSI, extended(phase.target))
     take(a)
 
 
 def layout_of(page_size: int) -> int:
     """How many tables below the top one lead to a page of this size."""
     return {1 << 30: 1, 1 << 21: 2, 1 << 12: 3}[page_size]
+
+
+@lowering(spec.AttackNativeSpec, ring=0)
+def attack_native(a: Assembler, phase: spec.AttackNativeSpec, at: Stage) -> None:
+    """Native methods by VMCALL: a load, a store."""
+    a.mov(s.RBX, extended(phase.target))
+    a.mov(s.RAX, layout.NATIVE_LOAD)
+    a.op(ops.VMCALL)
+    a.ld(s.RSI, layout.cpu_word(layout.CURRENT))
+    a.ld(s.RDI, Mem(s.RSI, layout.T_LOG))
+    a.st(Mem(s.RDI, LOOT), s.RAX)
+    a.mov(s.RCX, MARK)
+    a.mov(s.RAX, layout.NATIVE_STORE)
+    a.op(ops.VMCALL)
+
+
+def extended(address: int) -> int:
+    """A linear address of 48 bits, sign-extended."""
+    return (address ^ 1 << 47) - (1 << 47)
 
 
 def change_state(a: Assembler, register: str) -> None:

@@ -200,7 +200,7 @@ def build_software(
         ram = VmMemory(engine, guest.memory, window, None, at.RAM, KERNEL_PAGE | e.PTE_NO_EXECUTE)
         ram.back_all(mem.PAGE_BYTES)
         vcpus.append(Vcpu(name=guest.name, cpu=guest.cpu, memory=ram, devices=guest.devices, **parts[n]))
-    program, handlers, guest_hooks = _place(host, translates)
+    program, handlers, guest_hooks = _place(host, translates, vmm.native_methods)
     cpus = SoftwareCpus(
         engine, host, vmm, program, tuple(vcpus), handlers=handlers, guest_hooks=guest_hooks,
         work_scale=int(engine.cpus[0][s.WORK_SCALE]),
@@ -217,7 +217,9 @@ def build_software(
     return cpus
 
 
-def _place(host: Host, translates: bool) -> tuple[Program, dict[tuple[int, str], int], dict[int, int]]:
+def _place(
+    host: Host, translates: bool, native_methods: bool
+) -> tuple[Program, dict[tuple[int, str], int], dict[int, int]]:
     """The program, the addresses of what executes an operation in a form, and of what executes a guest's hooks."""
     a = Assembler("software CPU", at.TEXT)
     instructions.loop(a, translates=translates)
@@ -227,7 +229,7 @@ def _place(host: Host, translates: bool) -> tuple[Program, dict[tuple[int, str],
         a.activity = o.EXIT_HANDLER
         names[op, form] = a.label(f"execute_{number}")
         execute(a)
-    names |= {(op, ""): name for op, name in system.emit(a).items()}
+    names |= {(op, ""): name for op, name in system.emit(a, native_methods=native_methods).items()}
     a.activity = o.EXIT_HANDLER
     hook_names = tables.emit(a, translates=translates)
     streams.emit(a, translates=translates)

@@ -24,6 +24,7 @@ from vtsim.vmm.monitor.layout import F_CS, F_RIP, F_SS, saved, vcpu
 from vtsim.vmm.monitor.memory import count, die
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.mmu import address, load
+from vtsim.vmm.software.native import native_method
 
 BASES: Final = {state.FS_BASE: "FS_BASE", state.GS_BASE: "GS_BASE", state.KERNEL_GS_BASE: "KERNEL_GS_BASE"}
 Emulator = Callable[[Assembler], None]
@@ -406,10 +407,11 @@ UNDEFINED: Final = (ops.UD, ops.VMCALL, ops.VMFUNC, ops.GETSEC, ops.VMXON)
 # fmt: on
 
 
-def emit(a: Assembler) -> dict[int, str]:
+def emit(a: Assembler, *, native_methods: bool) -> dict[int, str]:
     """Emit every emulator with its preparation; the labels by op."""
-    names = {}
-    for table, privileged in ((KERNEL_ONLY, True), (ANYONE, False)):
+    names = dict.fromkeys(UNDEFINED, "undefined")
+    anyone = {**ANYONE, ops.VMCALL: native_method} if native_methods else ANYONE
+    for table, privileged in ((KERNEL_ONLY, True), (anyone, False)):
         for op, emulator in table.items():
             a.activity = ops.EXIT_HANDLER
             names[op] = a.label(f"system_{ops.OPS[op].name}")
@@ -430,8 +432,6 @@ def emit(a: Assembler) -> dict[int, str]:
             a.jcc(ops.CC_Z, "general_protection")
             a.mov(RAX, op)
             a.jmp("illegal")
-    for op in UNDEFINED:
-        names[op] = "undefined"
     ways_back(a)
     subroutines(a)
     return names
