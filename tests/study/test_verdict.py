@@ -17,8 +17,9 @@ from vtsim.platform.spec import Scenario
 from vtsim.study import attacks as at
 from vtsim.study import verdict as v
 from vtsim.study.attacks import Attempt, Skipped, Suite
-from vtsim.study.equivalence import Difference, Equivalence
+from vtsim.study.equivalence import Difference, Equivalence, compare
 from vtsim.study.json_object import plain
+from vtsim.study.run import without_hypervisor
 from vtsim.vmm import build
 from vtsim.vmm import vmcs as fields
 
@@ -132,6 +133,30 @@ def test_a_hole_in_the_msr_bitmap_lets_exactly_the_attacks_on_msrs_through(monke
     assert named(suite, "IDT", "kernel").contained
     assert named(suite, HOST, SMALL).contained
     assert build.vmcs is fields
+
+
+def test_native_methods_are_a_way_to_the_host_that_nothing_else_opens() -> None:
+    way = ("vmm.technique=dynamic-translation", "vmm.native_methods=true", "vms.0.isa=jvm")
+    suite = Suite(scenario(*way))
+
+    attempt = named(suite, "native methods")
+
+    assert attempt.effects == ("the host's canary was read", "the host's canary was overwritten")
+    assert named(Suite(scenario()), "native methods").contained
+
+
+def test_native_methods_need_a_program_that_executes_the_guest() -> None:
+    with pytest.raises(ConfigError, match="technique 'hardware' has no program that executes its guests"):
+        scenario("vmm.native_methods=true")
+
+
+def test_a_guest_for_another_processor_ends_natively_where_it_begins() -> None:
+    there = scenario("vmm.technique=dynamic-translation", "vms.0.isa=arm")
+    found = compare(without_hypervisor(there), there)
+
+    (difference,) = found.differences
+    assert difference.step == 0
+    assert difference.first == "nothing more, for the VM ended: triple fault"
 
 
 def test_dma_of_an_assigned_device_is_blocked_by_a_remapping_unit_and_by_nothing_else() -> None:
@@ -265,11 +290,16 @@ def test_the_text_of_a_verdict_that_was_read_from_json_is_the_same() -> None:
 
 @pytest.mark.compiled_only
 @pytest.mark.parametrize(
-    ("name", "because"),
-    [("virtualbox_same_devices", ()), ("virtualbox_other_devices", ("it is not equivalent to the machine",))],
+    ("name", "fails"),
+    [
+        ("virtualbox_same_devices", ()),
+        ("virtualbox_other_devices", v.REASONS[:1]),
+        ("qemu_raspberry_pi", v.REASONS[:2]),
+        ("java_vm", v.REASONS),
+    ],
 )
-def test_the_shipped_scenarios_get_their_verdicts_from_measurements(name: str, because: tuple[str, ...]) -> None:
-    assert v.judge(load_scenario(WORKLOADS / f"{name}.yaml")).because == because
+def test_the_shipped_scenarios_get_their_verdicts_from_measurements(name: str, fails: tuple[str, ...]) -> None:
+    assert v.judge(load_scenario(WORKLOADS / f"{name}.yaml")).because == fails
 
 
 def test_no_canary_lies_where_the_attacker_may_go() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.cpu import ops
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
@@ -127,9 +128,12 @@ def build_guest(
     extra: int = 0,
     shadow: bool = False,
     direct: DirectTables | None = None,
+    foreign: bool = False,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
+    Programs of a `foreign` guest are encoded for another processor: to this one they are invalid opcodes, and nobody has
+    set an IDT up for it.
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
     paravirtual kernel. Raises `ConfigError` where the
     memory does not suffice.
@@ -144,6 +148,7 @@ def build_guest(
         scale=work_scale,
         extra=extra,
         direct=direct,
+        foreign=foreign,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
     ).build()
 
@@ -167,6 +172,7 @@ class Builder:
     scale: float
     extra: int
     direct: DirectTables | None
+    foreign: bool = False
     frames: Frames
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
@@ -264,7 +270,7 @@ class Builder:
             cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0),
             efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
             idtr_base=at.IDT,
-            idtr_limit=PAGE - 1,
+            idtr_limit=0 if self.foreign else PAGE - 1,
             gdtr_base=at.GDT,
             gdtr_limit=8 * (len(DESCRIPTORS) + 2) - 1,
             tr_base=at.TSS,
@@ -303,6 +309,8 @@ class Builder:
 
     # --- memory -----------------------------------------------------------------------------------------------------
     def _place(self, program: Program, base: int, gfn: int) -> None:
+        if self.foreign:
+            program = evolve(program, instructions=tuple(evolve(i, op=ops.UD) for i in program.instructions))
         self.memory.engine.place(program, lambda page: self.memory.frame(gfn + (page - base) // PAGE))
 
     def _words(self, gfn: int) -> NDArray[np.int64]:

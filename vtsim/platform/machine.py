@@ -231,6 +231,7 @@ class Machine:
             start = build_guest(
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
+                foreign=vm.spec.isa != "x86" and not techniques[self.scenario.vmm.technique].in_software,
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None

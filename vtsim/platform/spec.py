@@ -85,6 +85,11 @@ class VmSpec:
         "Devices that the hypervisor shows the VM, on bus 0 from device 1 on",
         default=(),
     )
+    isa: str = setting(
+        Text(choices=("x86", "arm", "jvm")),
+        "Instruction set that its programs are encoded in; to the machine's processor another one is invalid opcodes",
+        default="x86",
+    )
     assigned: tuple[str, ...] = setting(
         Many(item=Text(choices=tuple(MODELS))),
         "Devices of the machine that the VM drives itself, so that their DMA goes where its guest says",

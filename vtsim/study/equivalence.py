@@ -108,7 +108,7 @@ def compare_and_measure(
             here, there = (run.logs[vcpu].streams[stream] for run in (a, b))
             compared[stream] += min(here.count, there.count)
             if (step := _localise(runs, vcpu, stream, here, there, whole)) is not None:
-                found.append(_describe(vcpu, stream, *step))
+                found.append(_describe(vcpu, stream, *step, tuple(run.stopped.get(vcpu[0], "") for run in (a, b))))
                 break
     for vm in names[0]:
         ends = [run.stopped.get(vm, "") for run in (a, b)]
@@ -196,7 +196,14 @@ def _localise(
 
 
 def _describe(
-    vcpu: tuple[str, int], stream: str, step: int, a: Seen | None, b: Seen | None, first: Witnessed, second: Witnessed
+    vcpu: tuple[str, int],
+    stream: str,
+    step: int,
+    a: Seen | None,
+    b: Seen | None,
+    first: Witnessed,
+    second: Witnessed,
+    ends: tuple[str, ...],
 ) -> Difference:
     either = a or b
     assert either is not None
@@ -210,8 +217,8 @@ def _describe(
         step=step,
         operation=operation(either, at),
         place=next((text for text in places if text), ""),
-        first=value(a, at) if same or a is None else f"{operation(a, at)}: {value(a, at)}",
-        second=value(b, at) if same or b is None else f"{operation(b, at)}: {value(b, at)}",
+        first=_nothing(ends[0]) if a is None else value(a, at) if same else f"{operation(a, at)}: {value(a, at)}",
+        second=_nothing(ends[1]) if b is None else value(b, at) if same else f"{operation(b, at)}: {value(b, at)}",
     )
 
 
@@ -225,10 +232,12 @@ def operation(seen: Seen, at: int = 0) -> str:
     return text
 
 
-def value(seen: Seen | None, at: int = 0) -> str:
+def _nothing(end: str) -> str:
+    return f"nothing more, for the VM ended: {end}" if end else "nothing more"
+
+
+def value(seen: Seen, at: int = 0) -> str:
     """What was seen, in words."""
-    if seen is None:
-        return "nothing more"
     if seen.op == o.IN and seen.of & 0xFFFF == pci.DATA_PORT:
         return pci.meaning(at, seen.value)
     return f"{seen.value & (1 << 64) - 1:#x}"

@@ -43,7 +43,7 @@ ENDS: Final = (o.JMP, o.JCC, o.LOOP, o.CALL, o.RET, o.JMP_REG, o.CALL_REG, o.JMP
 
 @define
 class Made:
-    """A translated block: where it begins and ends, where it is entered by who has looked at interrupts already; counts."""
+    """A translated block: where it begins and ends, where who has looked at interrupts already enters it; counts."""
 
     at: int
     body: int
