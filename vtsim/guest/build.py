@@ -132,8 +132,8 @@ def build_guest(
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
-    Programs of a `foreign` guest are encoded for another processor: to this one they are invalid opcodes, and nobody has
-    set an IDT up for it.
+    Programs of a `foreign` guest are encoded for another processor: to this one they are invalid opcodes, and nobody
+    has set an IDT up for it.
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
     paravirtual kernel. Raises `ConfigError` where the
     memory does not suffice.
