@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
+from vtsim.cli.arguments import File, Json, Sets, path
+from vtsim.cli.compare import compare
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.study_output import study
 from vtsim.cli.sweep import sweep
@@ -30,21 +32,7 @@ iommu = typer.Typer(help="Show what a remapping unit does.", no_args_is_help=Tru
 app.add_typer(iommu, name="iommu")
 analyze = typer.Typer(help="Analyse what the processor is.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(analyze, name="analyze")
-
-
-def path(text: str) -> Path:
-    """A path that was given: nothing is none, and not the current directory."""
-    if not text:
-        raise typer.BadParameter("the name of a file or directory is needed")
-    return Path(text)
-
-
-File = Annotated[Path, typer.Argument(metavar="FILE", parser=path, help="A scenario.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting, as in machine.cpus=2. Repeatable."),
-]
+app.command()(compare)
 
 
 def _version(wanted: bool) -> None:
