@@ -68,13 +68,13 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     vmm, can = scenario.vmm, _capabilities(profile).supports
     if vmm.technique == "native":
         paging = "none"
-    elif vmm.paging == "auto" and techniques[vmm.technique].deprivileged:
-        paging = "shadow"
+    elif vmm.paging == "auto" and without_vt_x(vmm):
+        (paging,) = techniques[vmm.technique].paging
     elif vmm.paging == "auto":
         paging = "ept" if can("ENABLE_EPT") else "shadow"
     else:
         paging = vmm.paging
-    if techniques[vmm.technique].deprivileged:  # nothing of VT-x, and one monitor
+    if without_vt_x(vmm):  # and one monitor
         vmm = attrs.evolve(vmm, personality="minimal", vpid=bool(vmm.vpid), tpr_shadow=bool(vmm.tpr_shadow))
     ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
     vmm = attrs.evolve(
@@ -163,14 +163,21 @@ def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         )
 
 
+def without_vt_x(vmm: VmmSpec) -> bool:
+    """Does a technique use nothing of VT-x?"""
+    return techniques[vmm.technique].deprivileged or techniques[vmm.technique].in_software
+
+
 def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a deprivileging monitor cannot do."""
     vmm = scenario.vmm
-    if not techniques[vmm.technique].deprivileged:
+    if not without_vt_x(vmm):
         return
-    others = "technique can be " + ", ".join(name for name, one in techniques.items() if not one.deprivileged)
+    (paging,) = techniques[vmm.technique].paging
+    translates = "shadow tables" if paging == "shadow" else "walks of its own"
+    others = "technique can be native, hardware"
     wrong = (
-        ("paging", f"technique {vmm.technique!r} translates by shadow tables", vmm.paging != "shadow", "shadow, auto"),
+        ("paging", f"technique {vmm.technique!r} translates by {translates}", vmm.paging != paging, f"{paging}, auto"),
         ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
         ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
         ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
@@ -183,7 +190,7 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging_levels == 5:
-            message = f"technique {vmm.technique!r} has shadow tables of four levels"
+            message = f"technique {vmm.technique!r} has {'shadow ' if paging == 'shadow' else ''}tables of four levels"
             path = f"vms.{number}.guest.kernel.paging_levels"
             yield Problem(path=path, message=message, help="paging_levels can be 4")
         for process in vm.guest.processes:

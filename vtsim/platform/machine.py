@@ -354,6 +354,8 @@ class Machine:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
             self._device(cpu, code)
+        elif code == codes.PLATFORM_HOOK and self.monitor is not None:
+            self.monitor.hook(cpu, int(m[s.HOOK_NUMBER]))
         elif code != codes.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
 

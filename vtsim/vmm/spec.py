@@ -93,10 +93,10 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "none")),
+        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "software", "none")),
         "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, shadow "
         "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by "
-        "hypercalls, nothing (native)",
+        "hypercalls, walks of a program (a guest that is interpreted or translated), nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(

@@ -266,7 +266,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         kept = 0
         if m[s.PRIVILEGE] & 1:
             kept = 0x3000 if (m[s.RFLAGS] >> 12) & 3 == 3 else 0x3000 | RF_IF
-        m[s.RFLAGS] = (flags & 0x254DD5 & ~kept) | (m[s.RFLAGS] & kept) | 2
+        m[s.RFLAGS] = (flags & 0x257FD5 & ~kept) | (m[s.RFLAGS] & kept) | 2
         set_limit(m, a)
     elif op == o.STAC:
         m[s.RFLAGS] |= RFLAGS_AC

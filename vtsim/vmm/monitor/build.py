@@ -10,6 +10,7 @@ from attrs import define, evolve, frozen
 from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -43,19 +44,24 @@ SLOTS, MSRS, TSS = 0, 1024, 2048  # byte offsets in a vCPU's data page
 
 
 @frozen(kw_only=True)
-class Vcpu:
+class VirtualCpu:
     """Where the parts of one guest's virtual CPU stand.
 
-    `page`: frame of the monitor's stack and the structure. `data`: frame of its memory slots, MSRs and TSS. `root`: the
-    monitor's own tables, through which it sees the guest's memory.
+    `page`: frame of the monitor's stack and the structure. `data`: frame of its memory slots, MSRs and TSS.
     """
 
     name: str
     cpu: int
     page: int
     data: int
-    root: Table
     memory: VmMemory
+
+
+@frozen(kw_only=True)
+class Vcpu(VirtualCpu):
+    """The same of a deprivileged guest; `root`: the monitor's own tables, through which it sees the guest's memory."""
+
+    root: Table
     shadow: ShadowPool
 
 
@@ -67,18 +73,18 @@ class Monitor:
     host: Host
     vmm: VmmSpec
     program: Program
-    vcpus: tuple[Vcpu, ...]
+    vcpus: tuple[VirtualCpu, ...]
     caches: tuple[Cache, ...] = ()  # of translations, one for each vCPU; none where kernels run as they are
 
-    def address(self, vcpu: Vcpu) -> int:
+    def address(self, vcpu: VirtualCpu) -> int:
         """The linear address of a vCPU's structure."""
         return self.host.address(vcpu.page) + at.STACK_BYTES
 
-    def current(self, cpu: int) -> Vcpu:
+    def current(self, cpu: int) -> VirtualCpu:
         """The guest of a CPU."""
         return next(vcpu for vcpu in self.vcpus if vcpu.cpu == cpu)
 
-    def word(self, vcpu: Vcpu, field: str, word: int = 0) -> int:
+    def word(self, vcpu: VirtualCpu, field: str, word: int = 0) -> int:
         """A word of a vCPU's structure."""
         return self.host.load(self.address(vcpu) + at.V[field] + 8 * word)
 
@@ -91,7 +97,7 @@ class Monitor:
         """Does a guest run on a CPU, and not the monitor?"""
         return bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
 
-    def finish(self, cpu: int) -> Vcpu:
+    def finish(self, cpu: int) -> VirtualCpu:
         """The guest of a CPU came to its end; it is switched off from outside, which costs nothing."""
         m, vcpu = self.engine.cpus[cpu], self.current(cpu)
         with quiet():
@@ -104,7 +110,7 @@ class Monitor:
         """The VM of a CPU, and why it ended."""
         return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
 
-    def death(self, vcpu: Vcpu) -> str:
+    def death(self, vcpu: VirtualCpu) -> str:
         """Why a VM ended; empty while it runs."""
         code = self.word(vcpu, "DEATH")
         text = at.DEATHS.get(code, "")
@@ -132,6 +138,10 @@ class Monitor:
         """What the monitor counted, over all guests."""
         names = ("traps", "system_calls", "injected", "switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
+
+    def hook(self, cpu: int, number: int) -> None:
+        """A hook that a program of this monitor leaves to the platform: it has none."""
+        raise ModelError("a monitor asked for a hook of the platform", {"cpu": cpu, "number": number})
 
     def translations(self) -> dict[str, int] | None:
         """What the binary translator counted, over all guests; None where kernels run as they are."""
