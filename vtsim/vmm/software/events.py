@@ -3,7 +3,7 @@
 A result that sets flags leaves its operands and the address of what makes the flags from them again; most flags are
 never asked for.
 
-SDM: "64-Bit Mode Stack Frame"; "Interrupt Stack Table"; "EFLAGS Register".
+SDM: "64-Bit Mode Stack Frame"; "Interrupt Stack Table".
 """
 
 from __future__ import annotations
