@@ -17,7 +17,8 @@ from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.techniques import techniques
 
 FOUR_GIB = 1 << 32
-SOFTWARE_PAGES = 512  # of a software CPU: its caches, a word for each frame of the guest beside
+SOFTWARE_PAGES = 768  # of a software CPU: its caches, a word for each frame of the guest beside
+CODE_PAGES, ROWS = 64, 60_000  # of its translations
 
 
 @frozen(kw_only=True)
@@ -67,8 +68,8 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
         + 256
         + (32 + 160 * translating) * len(memories)
         + 32 * more_vcpus,
-        code_pages=24 + 20 * len(memories) * translating,
-        rows=8192 + 5000 * len(memories) * translating,
+        code_pages=24 + (20 * translating + (CODE_PAGES + 4) * software) * len(memories),
+        rows=8192 + (5000 * translating + (ROWS + 4096) * software) * len(memories),
         owners=1 + len(memories),
         host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * (len(memories) + more_vcpus),
     )

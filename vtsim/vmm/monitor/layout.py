@@ -102,10 +102,15 @@ VCPU_WORDS: Final = (
     ("HIGH_END",      1, "end of guest memory above it"),
     ("AFTER_HOOK",    1, "bytes of the hook that is executed"),
     ("COPY",         16, "what a copy of page tables remembers: a word for each level and kind"),
+    ("CHAIN_FROM",    1, "exit of a translated block that may lead on directly"),
+    ("IMAGE",         1, "what is added to the address of a translation to reach the bytes that its translator writes"),
     ("LOOKUPS",       1, "look-ups of the software TLB"),
     ("MISSES",        1, "of them, without a translation found"),
     ("TLB_FLUSHES",   1, "times that it was emptied"),
     ("DECODES",       1, "instructions decoded, or blocks translated"),
+    ("BLOCK_LOOKUPS", 1, "look-ups of the block to go to"),
+    ("CHAINED",       1, "exits of blocks that were made to lead to another block"),
+    ("CODE_FLUSHES",  1, "times that all that was decoded or translated went"),
     ("FILLS",         1, "walks that ended in a translation"),
 )
 # fmt: on

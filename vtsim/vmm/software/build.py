@@ -15,6 +15,7 @@ from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
+from vtsim.cpu.translation import COUNTED
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE
 from vtsim.guest.machine_view import Start
@@ -37,15 +38,18 @@ from vtsim.vmm.monitor.build import (
     VirtualCpu,
     index_of,
 )
-from vtsim.vmm.needs import table_frames
+from vtsim.vmm.needs import CODE_PAGES, ROWS, table_frames
 from vtsim.vmm.software import events, instructions, mmu, streams, system, tables
 from vtsim.vmm.software import layout as w
-from vtsim.vmm.software.platform import Forward, operands, row_at
+from vtsim.vmm.software.platform import Forward, Row, operands, row_at
+from vtsim.vmm.software.translator import Translator
 from vtsim.vmm.spec import VmmSpec
 
 LISTS: Final = 64  # frames for lists of registers
 DECODED_PAGES: Final = w.ENTRIES * w.ENTRY_BYTES // mem.PAGE_BYTES
 LIST_WORDS: Final = 17
+RECORDS: Final = 64  # frames for entries of what a translator leaves to the program
+CODE_SPACING: Final = 1 << 21
 
 
 @frozen(kw_only=True)
@@ -57,6 +61,9 @@ class Vcpu(VirtualCpu):
     marks: int
     lists: int
     stream: int
+    code: int = 0  # of a translator: its code, the bytes that it writes, entries of what it leaves to the program
+    image: int = 0
+    records: int = 0
 
 
 @define(eq=False)
@@ -68,6 +75,8 @@ class SoftwareCpus(Monitor):
     forward: Forward = field(init=False)
     lists_used: dict[str, int] = field(factory=dict)
     work_scale: int = 1
+    translators: dict[int, Translator] = field(factory=dict)  # by CPU
+    records_used: dict[int, int] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.forward = Forward(self.engine)
@@ -96,6 +105,20 @@ class SoftwareCpus(Monitor):
         names = {"lookups": "LOOKUPS", "misses": "MISSES", "flushes": "TLB_FLUSHES", "decodes": "DECODES"}
         return {name: sum(self.word(vcpu, field) for vcpu in self.vcpus) for name, field in names.items()}
 
+    def translations(self) -> dict[str, int] | None:
+        """What the translator counted, over all guests; None of an interpreter."""
+        if not self.translators:
+            return None
+        found = {name.lower(): 0 for name in COUNTED}
+        for translator in self.translators.values():
+            made = {**translator.counts, "flushes": translator.flushes, "evicted": translator.evicted}
+            for name, number in made.items():
+                found[name] += number
+        words = {"chained": "CHAINED", "lookups": "BLOCK_LOOKUPS", "misses": "DECODES"}
+        for name, word in words.items():
+            found[name] += sum(self.word(vcpu, word) for vcpu in self.vcpus)
+        return found
+
     # --- hooks ---------------------------------------------------------------------------------------------------
     def hook(self, cpu: int, number: int) -> None:
         """Run a hook that the program asked for."""
@@ -107,6 +130,11 @@ class SoftwareCpus(Monitor):
             self._stream(cpu, vcpu)
         elif number == w.FORWARD:
             self._forward(cpu, vcpu)
+        elif number == w.TRANSLATE_BLOCK:
+            self._translate(cpu)
+        elif number == w.CHAIN_BLOCK:
+            m = self.engine.cpus[cpu]
+            self.translators[cpu].chain(int(m[s.GPR + s.RDX]), int(m[s.GPR + s.RAX]))
         else:
             raise ModelError("no such hook", {"number": number})
 
@@ -162,6 +190,47 @@ class SoftwareCpus(Monitor):
         done = parts * instructions.CHUNK
         self._add(vcpu, "REGISTERS", -done, s.RCX)
         self.engine.cpus[cpu][s.GPR + s.R14] += done * self.work_scale
+        if cpu in self.translators:  # a part goes through the look-up of its block
+            self._add(vcpu, "BLOCK_LOOKUPS", parts)
+
+    # --- translation -----------------------------------------------------------------------------------------------
+    def _translate(self, cpu: int) -> None:
+        m, translator = self.engine.cpus[cpu], self.translators[cpu]
+        made = translator.translate(int(m[s.GPR + s.RBX]), int(m[s.GPR + s.RSI]))
+        if made is None:
+            translator.empty()
+            self.records_used[cpu] = 0
+            m[s.GPR + s.RAX] = 0
+            return
+        m[s.GPR + s.RAX] = made.body
+        m[s.GPR + s.RCX] = -(-(made.end - made.at) // 8)
+        m[s.GPR + s.R8] = made.taken
+
+    def record(self, vcpu: Vcpu, row: Row) -> int:
+        """Place an entry for an operation that a translation leaves to the program; its address."""
+        n = self.records_used.get(vcpu.cpu, 0)
+        if n >= RECORDS * mem.PAGE_BYTES // w.ENTRY_BYTES:
+            raise ModelError("a translator has more records than room", {"records": n})
+        self.records_used[vcpu.cpu] = n + 1
+        where = self.host.address(vcpu.records) + n * w.ENTRY_BYTES
+        values = operands(row, self._list(vcpu, row.imm) if row.op in (o.LDM, o.STM) else 0, self.work_scale)
+        for field_name, value in zip(("A", "B", "C", "BASE", "INDEX"), values, strict=True):
+            self.host.store(where + w.E[field_name], value)
+        self.host.store(where + w.E["LENGTH"], row.length)
+        return where
+
+    def start_translator(self, vcpu: Vcpu, base: int) -> None:
+        """Give a virtual CPU a translator whose code stands at `base`."""
+
+        def read(linear: int) -> Row | None:
+            return row_at(self.engine, self._host_physical(vcpu, linear))
+
+        self.translators[vcpu.cpu] = Translator(
+            engine=self.engine, cpu=vcpu.cpu, base=base, frames=tuple(range(vcpu.code, vcpu.code + CODE_PAGES)),
+            rows=ROWS, labels=self.program.labels, row_at=read, record=lambda row: self.record(vcpu, row),
+            handler=lambda row: self.handler(row.op, row.form, row.imm), work_scale=self.work_scale,
+        )  # fmt: skip
+        self.host.store(self.address(vcpu) + at.V["IMAGE"], self.host.address(vcpu.image) - base)
 
 
 def build_software(
@@ -179,7 +248,7 @@ def build_software(
     The frame allocator of the engine is set up here. Raises `ConfigError` where the memory does not suffice.
     """
     host = Host(engine, profile, direct=at.DIRECT, text=at.TEXT)
-    parts = []
+    parts: list[dict[str, int]] = []
     for guest in guests:
         marks = -(-gfn_ranges(guest.memory)[-1][1] // mem.PAGE_WORDS)
         frames = {
@@ -187,6 +256,12 @@ def build_software(
             "decoded": host.reserve(DECODED_PAGES), "marks": host.reserve(marks), "lists": host.reserve(LISTS),
             "stream": host.reserve(),
         }  # fmt: skip
+        if translates:
+            frames |= {
+                "code": host.reserve(CODE_PAGES), "image": host.reserve(CODE_PAGES), "records": host.reserve(RECORDS),
+            }  # fmt: skip
+            code = range(frames["code"], frames["code"] + CODE_PAGES)
+            host.kernel.map(code_base(len(parts)), list(code), KERNEL_PAGE | e.PTE_GLOBAL)
         parts.append(frames)
     roots = [host.process() for _ in guests]
     pools = [Pool.of(host, 0, table_frames(guest.memory)) for guest in guests]
@@ -209,9 +284,16 @@ def build_software(
         start = guest.build(vcpu.memory)
         _fill(cpus, vcpu, start)
         _boot(cpus, vcpu)
+    for n, vcpu in enumerate(vcpus if translates else ()):
+        cpus.start_translator(vcpu, code_base(n))
     for cpu in set(range(engine.geometry.cpus)) - {vcpu.cpu for vcpu in vcpus}:
         engine.cpus[cpu][s.HALTED], engine.cpus[cpu][s.APIC_DEADLINE] = 1, FOREVER
     return cpus
+
+
+def code_base(number: int) -> int:
+    """Where the translations of a virtual CPU stand."""
+    return at.TEXT + (number + 1) * CODE_SPACING
 
 
 def _place(host: Host, translates: bool) -> tuple[Program, dict[tuple[int, str], int], dict[int, int]]:

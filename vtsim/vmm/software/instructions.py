@@ -63,6 +63,8 @@ def loop(a: Assembler, *, translates: bool) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "interrupt_waits")
     a.label("next_unchecked")
+    if translates:
+        count(a, "BLOCK_LOOKUPS")
     fetch(a, "to_page", "unknown")
     a.jmp_mem(w.entry("HANDLER"))
     a.label("to_page")
@@ -76,7 +78,10 @@ def loop(a: Assembler, *, translates: bool) -> None:
     a.ld(RBX, w.entry("C"))
     a.add(R14, 1)
     a.jmp("next")
-    if not translates:
+    if translates:
+        translate(a)
+        chain(a)
+    else:
         decode(a)
 
 
@@ -98,6 +103,60 @@ def decode(a: Assembler) -> None:
     a.st(w.entry("INDEX"), R10)
     a.st(w.entry("TAG"), RSI)
     mark_code(a)
+    a.jmp_mem(w.entry("HANDLER"))
+
+
+def translate(a: Assembler) -> None:
+    """`unknown`: the block whose bytes stand at RSI is translated; a full cache is emptied before.
+
+    Every instruction that is read costs a load, every eight bytes that are made a store.
+    """
+    a.label("unknown")
+    count(a, "DECODES")
+    a.label("translate_again")
+    a.hook(w.TRANSLATE_BLOCK)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "translated")
+    a.push(RDI)
+    a.push(RSI)
+    a.call("forget_all")
+    a.pop(RSI)
+    a.pop(RDI)
+    a.jmp("translate_again")
+    a.label("translated")
+    a.st(w.entry("HANDLER"), RAX)
+    a.copy(R9, RSI)
+    a.label("translate_read")
+    a.ld(R10, Mem(R9, size=1))
+    a.add(R9, 4)
+    a.sub(R8, 1)
+    a.jcc(ops.CC_NZ, "translate_read")
+    a.ld(R9, vcpu("IMAGE"))
+    a.add(R9, register=RAX)
+    a.label("translate_write")
+    a.st(Mem(R9), RAX)
+    a.add(R9, 8)
+    a.loop("translate_write")
+    a.st(w.entry("TAG"), RSI)
+    mark_code(a)
+    a.jmp_mem(w.entry("HANDLER"))
+
+
+def chain(a: Assembler) -> None:
+    """`chain`: as `next`, from the exit at RAX, which leads to the block from then on, if there is one."""
+    a.label("chain")
+    a.st(vcpu("CHAIN_FROM"), RAX)
+    a.ld(RAX, vcpu("PENDING"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "interrupt_waits")
+    count(a, "BLOCK_LOOKUPS")
+    fetch(a, "next", "unknown")
+    count(a, "CHAINED")
+    a.ld(RDX, vcpu("CHAIN_FROM"))
+    a.ld(RAX, w.entry("HANDLER"))
+    a.hook(w.CHAIN_BLOCK)
+    a.ld(RCX, vcpu("IMAGE"))
+    a.st(Mem(RDX, index=RCX), RAX)
     a.jmp_mem(w.entry("HANDLER"))
 
 

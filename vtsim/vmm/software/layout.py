@@ -39,7 +39,7 @@ STREAM_ROW_BYTES: Final = 64
 STREAM_ROWS: Final = 63                      # and one for the registers behind the last
 
 # --- hooks that the platform runs: what only the simulator can see --------------------------------------------------
-(DECODE_ROW, STREAM_BATCH, FORWARD, TRANSLATE_BLOCK) = range(128, 132)
+(DECODE_ROW, STREAM_BATCH, FORWARD, TRANSLATE_BLOCK, CHAIN_BLOCK) = range(128, 133)
 # fmt: on
 
 

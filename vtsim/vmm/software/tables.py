@@ -13,6 +13,7 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R8, R9, R10, R11, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept.spec import ADDRESS, PTE_PRESENT
 from vtsim.vmm.monitor.layout import RAM, V, saved, vcpu
+from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.instructions import fetch
 from vtsim.vmm.software.mmu import LARGE, READ, WRITE, load, look_up, store
@@ -318,7 +319,8 @@ def pages(a: Assembler) -> None:
     a.label("forget_known")
     a.st_value(Mem(RAX, index=RCX, scale=8), 0)
     a.jmp("forget_all")
-    a.label("forget_all")  # all that was decoded or translated goes
+    a.label("forget_all")  # all that was decoded or translated goes. Clobbers RDI, RAX and RCX
+    count(a, "CODE_FLUSHES")
     a.ld(RDI, vcpu("DECODED"))
     a.mov(RCX, w.ENTRIES * w.ENTRY_BYTES // 4096)
     a.label("forget_page_of_code")
