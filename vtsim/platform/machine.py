@@ -428,6 +428,7 @@ class Machine:
             iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
+            software=None if self.monitor is None else self.monitor.software(),
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:

@@ -28,6 +28,7 @@ from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
 DEVICES = ("i440fx", "pm-timer", "testdev")
+MACHINE_ISA = "x86"
 
 
 @frozen(kw_only=True)
@@ -80,6 +81,11 @@ class VmSpec:
         default=(),
     )
     devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
+    isa: str = setting(
+        Text(choices=(MACHINE_ISA, "arm")),
+        "Instruction set of the guest; one of another machine can only be interpreted or translated",
+        default=MACHINE_ISA,
+    )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
 
     def pinned(self, cpus: int) -> tuple[int, ...]:
