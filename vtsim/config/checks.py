@@ -10,8 +10,9 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.spec import ExecSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
-from vtsim.platform.spec import GIB, MIB, Scenario
+from vtsim.guest.spec import ExecSpec, MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
+from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
+from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.spec import EptSpec, VmmSpec
@@ -27,6 +28,10 @@ NOT_PARAVIRTUAL = {
     MovToCr3Spec: "MOV to CR3",
     ExecSpec: "exec",
 }
+NOT_IN_SOFTWARE = (
+    MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
+    MmioWriteSpec,
+)  # fmt: skip
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -161,6 +166,38 @@ def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             message="the page-modification log needs the dirty flags of EPT",
             help="method can be write-protect; or let ept.accessed_dirty be true",
         )
+
+
+def _guests_are_of_this_machine(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """A processor executes the code of its own instruction set."""
+    technique = scenario.vmm.technique
+    if techniques[technique].in_software:
+        return
+    able = ", ".join(name for name, one in techniques.items() if one.in_software)
+    for number, vm in enumerate(scenario.vms):
+        if vm.isa != MACHINE_ISA:
+            yield Problem(
+                path=f"vms.{number}.isa",
+                message=f"technique {technique!r} lets the processor execute guest code, and {vm.isa} code is none of "
+                f"an {MACHINE_ISA} processor",
+                help=f"isa can be {MACHINE_ISA}; or vmm.technique can be {able}",
+            )
+
+
+def _programs_execute(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a program that executes guests does not know."""
+    technique = scenario.vmm.technique
+    if not techniques[technique].in_software:
+        return
+    for number, vm in enumerate(scenario.vms):
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if isinstance(phase, NOT_IN_SOFTWARE):
+                    yield Problem(
+                        path=f"vms.{number}.guest.processes.{p}.phases.{n}",
+                        message=f"technique {technique!r} executes no recorded streams, look-ups or device accesses",
+                        help="technique can be native, hardware; or choose stream, mix, fill",
+                    )
 
 
 def without_vt_x(vmm: VmmSpec) -> bool:
@@ -378,6 +415,8 @@ CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
     _monitor_can,
+    _guests_are_of_this_machine,
+    _programs_execute,
     _kernels_can_run,
     _direct_tables,
     _agile_paging,

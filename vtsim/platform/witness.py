@@ -74,8 +74,8 @@ def attach(machine: Machine, first_word: int, wanted: Wanted) -> dict[tuple[str,
     vcpus = [] if machine.below is None else [*machine.below.vcpus]
     if machine.below is None:
         (vm,) = machine.vms
-        logs[vm.spec.name, 0] = first_word
-        cpus[0][s.SEEN] = first_word
+        for number in range(vm.spec.vcpus):
+            logs[vm.spec.name, number] = cpus[number][s.SEEN] = first_word + number * WORDS
     numbers: dict[str, int] = {}
     for n, vcpu in enumerate(vcpus):
         at, number = first_word + n * WORDS, numbers.get(vcpu.name, 0)

@@ -52,6 +52,9 @@ def _parts(found: Comparison) -> Iterator[RenderableType]:
     translated = {name: row for name, one in found.results.items() if (row := translator_statistics(one))}
     if translated:
         yield _columns("Translator", translated)
+    counted = {name: attrs.asdict(one.software) for name, one in found.results.items() if one.software is not None}
+    if counted:
+        yield _columns("Software CPU", counted)
     if found.refused or any(one.stopped for one in found.results.values()):
         yield Group(*_reasons(found))
 

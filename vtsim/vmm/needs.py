@@ -32,8 +32,11 @@ class Needs:
     host_frames: int
 
 
-def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
-    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
+def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpus: int = 0) -> Needs:
+    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need.
+
+    `more_vcpus` are those beyond the first of every VM.
+    """
     tables = sum(pool_frames(size, vmm) for size in memories)
     shadows = 0
     if vmm.on_shadow:
@@ -63,11 +66,12 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
         + shadows
         + bitmaps
         + 256
-        + (32 + 160 * translating) * len(memories),
+        + (32 + 160 * translating) * len(memories)
+        + 32 * more_vcpus,
         code_pages=24 + (20 * translating + (CODE_PAGES + 4) * software) * len(memories),
         rows=8192 + (5000 * translating + (ROWS + 4096) * software) * len(memories),
         owners=1 + len(memories),
-        host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * len(memories),
+        host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * (len(memories) + more_vcpus),
     )
 
 

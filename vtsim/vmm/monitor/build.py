@@ -142,6 +142,10 @@ class Monitor:
         names = ("traps", "system_calls", "injected", "switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
 
+    def software(self) -> dict[str, int] | None:
+        """What a software CPU counted; None where the processor executes the guests."""
+        return None
+
     def hook(self, cpu: int, number: int) -> None:
         """A hook that a program of this monitor leaves to the platform: it has none."""
         raise ModelError("a monitor asked for a hook of the platform", {"cpu": cpu, "number": number})

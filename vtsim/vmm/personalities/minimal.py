@@ -15,7 +15,19 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
+from vtsim.vmm.programs import (
+    balloon,
+    direct,
+    dirty_log,
+    ept,
+    events,
+    instructions,
+    mmio,
+    ports,
+    schedule,
+    several,
+    shadow,
+)
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
@@ -97,6 +109,7 @@ class Minimal:
         a.label("exit")
         a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
         a.copy(R15, RSP)
+        several.left_guest(a, path)
         a.vmread(RCX, "IDT_VECTORING_INFORMATION")
         a.test(RCX, VALID)
         a.jcc(ops.CC_NZ, "recover")
@@ -113,6 +126,7 @@ class Minimal:
         a.label("reenter")
         a.label("go_on")
         a.activity = ops.REENTRY
+        several.before_entry(a, path)
         a.ld(RAX, vcpu("REQUEST"))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NZ, "requests")

@@ -103,9 +103,11 @@ class SoftwareCpus(Monitor):
         address = self.address(vcpu) + at.V[name] + 8 * word
         self.host.store(address, self.host.load(address) + count)
 
-    def software(self) -> dict[str, int]:
+    def software(self) -> dict[str, int] | None:
         """What the software MMU and the decoder counted, over all guests."""
-        names = {"lookups": "LOOKUPS", "misses": "MISSES", "flushes": "TLB_FLUSHES", "decodes": "DECODES"}
+        names = {
+            "lookups": "LOOKUPS", "misses": "MISSES", "fills": "FILLS", "flushes": "TLB_FLUSHES", "decodes": "DECODES",
+        }  # fmt: skip
         return {name: sum(self.word(vcpu, field) for vcpu in self.vcpus) for name, field in names.items()}
 
     def translations(self) -> dict[str, int] | None:

@@ -23,6 +23,7 @@ from vtsim.vmm.software.mmu import FETCH, READ, WRITE, address, load, local, loo
 ALU: Final = (ops.ADD, ops.SUB, ops.AND, ops.OR, ops.XOR, ops.SHL, ops.SHR, ops.CMP, ops.TEST)
 SIZES: Final = (1, 2, 4, 8)
 CHUNK: Final = 64  # ordinary instructions of LONG_WORK between two looks at interrupts
+UNROLLED: Final = 8  # ordinary instructions of a translation that stand one behind the other
 FORWARD_FROM: Final = 32 * CHUNK  # instructions left, from which on it is worth while to look for equal parts
 
 
@@ -231,6 +232,14 @@ def work(a: Assembler, *, translates: bool) -> None:
     a.add(R14, register=R10)
     a.label("work_next")
     if translates:
+        a.cmp(R10, UNROLLED)
+        a.jcc(ops.CC_B, "work_rest")
+        for _ in range(UNROLLED):
+            translated_work(a)
+        a.sub(R10, UNROLLED)
+        a.jcc(ops.CC_NZ, "work_next")
+        a.ret()
+        a.label("work_rest")
         translated_work(a)
     else:
         fetch(a, "next", "next")
@@ -238,7 +247,7 @@ def work(a: Assembler, *, translates: bool) -> None:
         a.label("work_body")
         ordinary(a)
     a.sub(R10, 1)
-    a.jcc(ops.CC_NZ, "work_next")
+    a.jcc(ops.CC_NZ, "work_rest" if translates else "work_next")
     a.ret()
 
 

@@ -19,7 +19,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.software import layout as w
-from vtsim.vmm.software.instructions import ALU, CHUNK, form_of
+from vtsim.vmm.software.instructions import ALU, CHUNK, FORWARD_FROM, form_of
 
 MEMORY_FORMS: Final = (o.LD, o.ST, o.LEA, o.XADD, o.JMP_MEM, o.LDM, o.STM, o.LGDT, o.LIDT, o.SGDT, o.SIDT, o.INVLPG)
 TARGETS: Final = (o.JMP, o.JCC, o.LOOP, o.CALL)
@@ -145,7 +145,7 @@ class Forward:
             return 0
         m = self.engine.cpus[cpu]
         cycles = int(step[0])
-        parts = min(left // CHUNK - 1, (int(m[s.LIMIT]) - int(m[s.CYCLE])) // cycles - 1)
+        parts = min((left - FORWARD_FROM) // CHUNK, (int(m[s.LIMIT]) - int(m[s.CYCLE])) // cycles - 1)
         if parts <= 0 or step[COUNTED.index(s.FRACTION)] or step[COUNTED.index(s.FETCH_GENERATION)]:
             return 0
         m[list(COUNTED)] += step[: len(COUNTED)] * parts

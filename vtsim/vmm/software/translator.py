@@ -24,7 +24,7 @@ from vtsim.cpu.engine import Engine
 from vtsim.cpu.slots import R8, R10, R14, RAX, RBX, RCX, RDX, RSI
 from vtsim.vmm.monitor.layout import saved, vcpu
 from vtsim.vmm.software.events import ask
-from vtsim.vmm.software.instructions import ALU, flags_of, translated_work
+from vtsim.vmm.software.instructions import ALU, UNROLLED, flags_of, translated_work
 from vtsim.vmm.software.mmu import READ, WRITE, load, look_up, store
 from vtsim.vmm.software.platform import Row
 
@@ -32,7 +32,6 @@ BLOCK_INSTRUCTIONS: Final = 24
 BLOCK_BYTES: Final = 1024  # of a translation, beyond which no further instruction is taken
 BLOCK_ROOM: Final = 4096  # that the cache must have for another block
 BLOCKS: Final = 4096  # in the cache, each with at most one operation that is left to the program
-UNROLLED: Final = 8  # ordinary instructions of a translation that stand one behind the other
 PURE: Final = (*ALU, o.MOV, o.LEA, o.WORK, o.NOP)  # neither fault nor leave
 INLINE: Final = (
     *PURE, o.LD, o.ST, o.PUSH, o.POP, o.LDM, o.STM, o.XADD, o.JMP, o.JCC, o.LOOP, o.CALL, o.RET, o.JMP_REG, o.CALL_REG,
@@ -43,7 +42,7 @@ ENDS: Final = (o.JMP, o.JCC, o.LOOP, o.CALL, o.RET, o.JMP_REG, o.CALL_REG, o.JMP
 
 @define
 class Made:
-    """A translated block: where it begins and ends, where who has looked at interrupts already enters it; counts."""
+    """A translated block: where it begins and ends, where it is entered from a look-up; what it is made of."""
 
     at: int
     body: int
