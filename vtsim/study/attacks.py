@@ -135,7 +135,7 @@ def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None, 
 
     def vm(name: str, cpu: int, *work: Any) -> VmSpec:
         guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work),))
-        return attrs.evolve(first, name=name, memory=size, cpu=cpu, guest=guest)
+        return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=1, cpus=(), guest=guest)
 
     bystander = () if other is None else (vm("bystander", other, g.WorkSpec(instructions=instructions)),)
     vms = (vm("attacker", 0, *phases), *bystander)

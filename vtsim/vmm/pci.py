@@ -47,7 +47,7 @@ MODELS: Final = {
     "piix3-ide":      Model("Intel 82371SB PIIX3 IDE",           0x8086, 0x7010, 0x010180, 0x00, 0x0000_0000, PCI_IDS),
     "piix4-ide":      Model("Intel 82371AB PIIX4 IDE",           0x8086, 0x7111, 0x010180, 0x01, 0x0000_0000, PCI_IDS),
     "rtl8111e":       Model("Realtek RTL8111E Gigabit Ethernet", 0x10EC, 0x8168, 0x020000, 0x06, 0x0123_10EC, PCI_IDS),
-    "aic-7870":       Model("Adaptec AIC-7870 SCSI",             0x9004, 0x7078, 0x010000, 0x03, 0x7078_9004, PCI_IDS),
+    "aic-7870":       Model("Adaptec AIC-7870 SCSI",             0x9004, 0x7078, 0x010000, 0x03, 0x0000_0000, PCI_IDS),
     "ahci":           Model("Intel 82801IR (ICH9R) SATA AHCI",   0x8086, 0x2922, 0x010601, 0x02, 0x1100_1AF4, PCI_IDS),
     "virtio-net":     Model("Virtio network device",             0x1AF4, 0x1000, 0x020000, 0x00, 0x0001_1AF4,
                       "OASIS: Virtual I/O Device (VIRTIO) 1.2, and " + PCI_IDS),
