@@ -9,6 +9,7 @@ from vtsim.cpu.visible import page as equivalence
 from vtsim.iommu.coverage import page as vtd_coverage
 from vtsim.study.not_modelled import PACKAGE, docstrings, limits
 from vtsim.study.result import reference as result_reference
+from vtsim.study.verdict import page as verdict
 from vtsim.study.vmx.exceptions_page import page as oracle_exceptions
 from vtsim.vmcs.coverage import page as coverage
 
@@ -38,6 +39,7 @@ GENERATED = {
     "vtd-coverage.md": vtd_coverage,
     "oracle-exceptions.md": oracle_exceptions,
     "equivalence.md": equivalence,
+    "verdict.md": verdict,
 }
 
 

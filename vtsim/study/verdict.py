@@ -23,7 +23,7 @@ from vtsim.platform.machine import Progress
 from vtsim.platform.spec import Scenario
 from vtsim.study.attacks import Attempt, Skipped, Suite
 from vtsim.study.equivalence import Equivalence, compare_and_measure, name_of
-from vtsim.study.json_object import key, plain, structure
+from vtsim.study.json_object import key, plain, reference_tables, structure
 from vtsim.study.measure import result_of
 from vtsim.study.run import without_hypervisor
 
@@ -259,3 +259,34 @@ def _isolation(found: Attempts) -> list[str]:
 
 def _listed(reasons: Sequence[str]) -> str:
     return reasons[0] if len(reasons) == 1 else f"{', '.join(reasons[:-1])} and {reasons[-1]}"
+
+
+INTRODUCTION: Final = f"""# The verdict on a scenario
+
+`vtsim verdict FILE` runs a scenario natively and as it is, and the attack suite on its machine under its hypervisor, and
+says which of Popek and Goldberg's three requirements (1974) hold. Nothing in a scenario says what comes out.
+
+| requirement | holds where | threshold |
+|---|---|---|
+| equivalence | every vCPU saw the same values, and every VM ended alike ([what may differ](equivalence.md)) | none |
+| efficiency | the lower end of Wilson's interval of the share of guest instructions that the processor executed itself is above the threshold | `efficiency` {Thresholds().efficiency}, at `confidence` {Thresholds().confidence} |
+| isolation | of the attacks that there was occasion for, at least this share was contained | `isolation` {Thresholds().isolation} |
+
+The definition asks for a *statistically dominant* part of the instructions: half is the least that dominates. The threshold is
+an option, as in `--threshold efficiency=0.9`. The exit status is 0 for a virtual machine and 1 for none.
+
+| scenario in workloads/requirements/ | what it is |
+|---|---|
+| `virtualbox_same_devices` | a hosted VMM on a Core i7 PC that shows its guest the devices of the PC |
+| `virtualbox_other_devices` | the same, with a network card and a disk controller that the PC does not have |
+| `qemu_raspberry_pi` | dynamic translation of the programs of another processor |
+| `java_vm` | the same for a machine that does not exist, with native methods |
+
+`--json` prints the object below. This page is generated from `vtsim/study/verdict.py`.
+
+"""  # noqa: E501  (a table's row is a line)
+
+
+def page() -> str:
+    """docs/verdict.md."""
+    return INTRODUCTION + reference_tables(Verdict)
