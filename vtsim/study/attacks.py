@@ -53,6 +53,7 @@ LIMIT_NS: Final = 10 * TICK_NS
 PLACE: Final = 0xFF8                          # of a canary in its frame
 SLACK: Final = 0.02                           # of its share that switches between VMs may cost
 ELCR, CONFIG_ADDRESS = 0x4D0, 0xCF8
+PAGES: Final = ((4096, "4 KiB"), (2 * MIB, "2 MiB"), (1 << 30, "1 GiB"))
 MSRS: Final = {"IA32_MISC_ENABLE": (0x1A0, s.MSR_MISC_ENABLE), "IA32_MTRR_DEF_TYPE": (0x2FF, s.MTRR_DEFAULT)}
 REGISTERS: Final = {
     "CR0": (s.CR0, "HOST_CR0"), "CR4": (s.CR4, "HOST_CR4"), "EFER": (s.EFER, ""),
@@ -92,9 +93,7 @@ class _Attack:
 def attacks(scenario: Scenario) -> Iterator[_Attack]:
     """The suite for a machine."""
     profile = load_profile(scenario.machine.profile)
-    sizes = (*((size, name) for size, name in ((4096, "4 KiB"), (2 * MIB, "2 MiB"))),) + (
-        ((1 << 30, "1 GiB"),) if profile.features.pages_1g else ()
-    )
+    sizes = PAGES if profile.features.pages_1g else PAGES[:2]
     for target, whose in (("host", "the host's memory"), ("other", "another VM's memory")):
         for size, name in sizes:
             yield _Attack(
