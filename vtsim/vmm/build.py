@@ -37,7 +37,7 @@ from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.events import ASSIGNED_BYTES
-from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
+from vtsim.vmm.programs.ports import KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
@@ -414,7 +414,7 @@ def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
     """Port tables: the hypervisor's own, and those of the device process where there is one."""
     host, hosted = hypervisor.host, hypervisor.hosted
     kernel = [(port, LATCH, 0) for port in KERNEL_PORTS]
-    process = [(port, kind, 0) for name in vcpu.devices for port, kind in DEVICES[name]]
+    process = port_entries(vcpu.devices)
     own = kernel if hosted else kernel + process
     table = host.reserve_late(mem.VALUES)
     host.store_many(table, np.array(own, np.int64).ravel())

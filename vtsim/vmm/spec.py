@@ -93,10 +93,10 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "none")),
+        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "software", "none")),
         "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, shadow "
         "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by "
-        "hypercalls, nothing (native)",
+        "hypercalls, walks of a program (a guest that is interpreted or translated), nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(
@@ -130,6 +130,11 @@ class VmmSpec:
     ipi_virtualization: bool = setting(
         Boolean(), "Let the processor post interrupts from one vCPU to another; needs apicv", default=False
     )
+    native_methods: bool = setting(
+        Boolean(),
+        "Guests may call functions of the program that executes them, as a Java virtual machine's native methods are",
+        default=False,
+    )
     parameters: Overrides = setting(
         Free(noun="parameter"),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
@@ -153,6 +158,13 @@ class VmmSpec:
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
                 help="paging can be ept, shadow, agile, direct-pv",
+            )
+        if self.native_methods and not techniques[self.technique].in_software and not native:
+            software = ", ".join(name for name, one in techniques.items() if one.in_software)
+            raise ConfigError(
+                f"technique {self.technique!r} has no program that executes its guests",
+                field="native_methods",
+                help=f"native_methods can be false; or choose technique {software}",
             )
         if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
             raise ConfigError(
