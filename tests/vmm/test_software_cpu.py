@@ -19,6 +19,7 @@ from vtsim.cpu.slots import RAX, RCX, RSP
 from vtsim.guest.primitives import Stage, lowerings
 from vtsim.guest.spec import CpuidSpec
 from vtsim.platform.machine import Machine
+from vtsim.platform.walk import walk
 from vtsim.study.run import run as study
 from vtsim.vmm.software.build import SoftwareCpus
 
@@ -222,6 +223,14 @@ def test_a_guest_of_another_instruction_set_has_efficiency_0_and_says_what_it_is
     assert found.vms["vm0"].isa == "arm"
     assert found.slowdown is not None
     assert found.slowdown > 1
+
+
+def test_walks_of_a_program_are_none_of_the_processor() -> None:
+    scenario = parse_scenario(TEXT.format(kernel=PLAIN, processes=FORK), list(by("interpreter")))
+
+    with pytest.raises(ConfigError, match="a program walks the guest's tables, and not the processor"):
+        walk(scenario, 0, 0x40_0000)
+    assert walk(scenario, 0, 0x40_0000, native=True).hpa is not None
 
 
 def test_what_a_program_does_not_execute_is_refused_beforehand() -> None:

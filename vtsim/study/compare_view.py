@@ -22,13 +22,17 @@ SHORT: Final[Mapping[str, str]] = {"trap-and-emulate": "trap-emulate", "binary-t
 
 
 def interventions(result: Result) -> dict[str, int]:
-    """How often the guest stopped running by itself: {kind: events}, without zeroes."""
+    """How often the guest did not run by itself: {kind: events}, without zeroes.
+
+    `emulated` are instructions that were executed in its place, after a trap, in a call-out or by a program.
+    """
     found = {
         "exits": sum(one.count for one in result.exits if one.reason != HYPERCALL),
         "hypercalls": sum(one.count for one in result.exits if one.reason == HYPERCALL),
     }
     if result.monitor is not None:
-        found |= {"traps": result.monitor.traps, "system calls": result.monitor.system_calls}
+        emulated = result.guest.ring0.emulated + result.guest.ring3.emulated
+        found |= {"traps": result.monitor.traps, "system calls": result.monitor.system_calls, "emulated": emulated}
     return {kind: number for kind, number in found.items() if number}
 
 

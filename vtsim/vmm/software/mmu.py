@@ -5,7 +5,7 @@ look-ups and R14 instructions that are not counted in memory yet, R12 the page o
 R15 the virtual CPU. RDI is the entry of the instruction in progress. RAX, RCX, RDX and RSI are free; an access leaves
 RDI and R8 to R10 alone.
 
-SDM: "4-Level Paging and 5-Level Paging"; "Access Rights"; "Accessed and Dirty Flags".
+SDM: "4-Level Paging and 5-Level Paging"; "Determination of Access Rights".
 """
 
 from __future__ import annotations
