@@ -204,6 +204,17 @@ class PauseSpec(Phase):
     iterations: int = repeated()
 
 
+@primitives.register("ipi")
+@frozen(kw_only=True)
+class IpiSpec(Phase):
+    """Interrupts by the guest kernel from the first of two threads to the CPU of the other, each awaited.
+
+    The other thread computes in ring 0 until the first has sent them all.
+    """
+
+    iterations: int = repeated(1000)
+
+
 def port_setting() -> Any:
     """Declare an I/O port."""
     return setting(addresses(le=0xFFFF), "I/O port")

@@ -100,7 +100,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.INTERRUPT_PATH
     vectors = [*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR]
     vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
-    for vector in vectors + [at.CALL_VECTOR] * kernel.several:
+    for vector in vectors + [at.CALL_VECTOR, at.IPI_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
         if vector not in at.WITH_ERROR:
             a.push(value=0)
