@@ -16,13 +16,15 @@ from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.base.jit import quiet
 from vtsim.base.spec import inside
 from vtsim.base.trace import TraceSink
 from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine, Geometry, stop_name
-from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
+from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, PORTS, port_in
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
@@ -35,11 +37,14 @@ from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
+from vtsim.platform.witness import WORDS as WITNESS_WORDS
+from vtsim.platform.witness import Wanted, Witnessed, attach, read
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
 from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.needs import needs as hypervisor_needs
+from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
 
@@ -99,6 +104,7 @@ class Vm:
     log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
     dma: DmaMemory | None = None  # of the devices that its kernel drives
+    texts: tuple[Program, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -128,6 +134,7 @@ class Machine:
     scenario: Scenario
     trace: TraceSink | None = None
     progress: Progress | None = None
+    wanted: Wanted | None = None  # what is logged of what guests see
     vms: list[Vm] = field(init=False)
     profile: Profile = field(init=False)
     engine: Engine = field(init=False)
@@ -140,12 +147,15 @@ class Machine:
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     driven: DrivenDevices | None = field(default=None, init=False)  # that the guest drives
     approximations: list[str] = field(factory=list, init=False)
+    logs: dict[tuple[str, int], int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         machine = self.scenario.machine
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
         try:
-            self.engine = Engine(self.profile, geometry(self.scenario, self.profile))
+            space = geometry(self.scenario, self.profile)
+            logs = 0 if self.wanted is None else WITNESS_WORDS * vcpu_count(self.scenario)
+            self.engine = Engine(self.profile, evolve(space, extra_words=space.extra_words + logs))
         except MemoryError:
             raise ConfigError(
                 "this computer has too little memory to simulate that much",
@@ -160,6 +170,9 @@ class Machine:
             self.engine.port(port, PORT_COUNTER)
         for port in ELCR:
             self.engine.port(port, PORT_LATCH)
+        if machine.devices:
+            self.engine.port(ADDRESS_PORT, PORT_LATCH)
+            self.engine.port(DATA_PORT, PORT_PLATFORM)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
         if self.scenario.dma and not self.scenario.vms:
             from vtsim.platform.dma import DmaDevices  # whose kernels other machines need not load
@@ -171,6 +184,8 @@ class Machine:
             self._start_natively()
         else:
             self._start_virtualized()
+        if self.wanted is not None:
+            self.logs = attach(self, self.engine.extra + space.extra_words, self.wanted)
         if self.trace is not None and self.trace.kinds:
             self.trace.begin(traced_machine(self.scenario, self.profile.clock_hz, self.below))
             self.engine.cpus[:, s.TRACE_ON] = 1
@@ -243,12 +258,17 @@ class Machine:
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
                 dma=dma_machine(self.scenario, vm.spec) if self.scenario.dma else None,
+                foreign=vm.spec.isa != "x86" and not techniques[self.scenario.vmm.technique].in_software,
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
         vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
-        vm.spaces, vm.dma = start.spaces, start.dma
+        vm.spaces, vm.dma, vm.texts = start.spaces, start.dma, start.texts
         return start
+
+    def witnessed(self) -> dict[tuple[str, int], Witnessed]:
+        """What every vCPU saw, where that was wanted."""
+        return read(self, self.logs)
 
     @property
     def tracing(self) -> Tracing:
@@ -367,6 +387,10 @@ class Machine:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
             self._device(cpu, code)
+        elif code in (codes.PORT_READ, codes.PORT_WRITE):
+            self._port(cpu, code)
+        elif code == codes.PLATFORM_HOOK and self.monitor is not None:
+            self.monitor.hook(cpu, int(m[s.HOOK_NUMBER]))
         elif code != codes.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
 
@@ -398,6 +422,17 @@ class Machine:
             self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
         if code == codes.DEVICE_READ and register < 16:
             m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
+
+    def _port(self, cpu: int, code: int) -> None:
+        """An access to the window to configuration space: devices of the machine say what they are, and stay it."""
+        m = self.engine.cpus[cpu]
+        if code == codes.PORT_WRITE:
+            return
+        latch = int(self.engine.arena[int(self.engine.arena[mem.A_PORTS]) + PORTS + ADDRESS_PORT])
+        wide = int(m[s.STOP_B]) == 4
+        value = configuration(self.scenario.machine.devices).get(latch, NOTHING) if wide else NOTHING
+        with quiet():
+            port_in(m, self.engine.arena, value)
 
     # --- the end --------------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
@@ -439,6 +474,7 @@ class Machine:
             iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
+            software=None if self.monitor is None else self.monitor.software(),
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:
@@ -454,6 +490,11 @@ class Machine:
             return None
         recording = recorded(self.vms[0].spec.guest, self.profile, shadow=on_shadow(self.scenario))
         return None if recording is None else replayed_exits(self.engine, recording)
+
+
+def vcpu_count(scenario: Scenario) -> int:
+    """How many vCPUs there are."""
+    return sum(vm.vcpus for vm in scenario.vms)
 
 
 def on_shadow(scenario: Scenario) -> bool:

@@ -29,6 +29,7 @@ KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B
 STAR: Final = KERNEL_CODE << 32 | 0x23 << 48
 TIMER_VECTOR: Final = 0xEC                    # local timer of the host
 WIRE_VECTOR: Final = 0xF3                     # an outside device interrupts a guest
+POSTED_VECTOR: Final = 0xF2                   # notification of posted interrupts
 KICK_VECTOR: Final = 0xFD                     # another CPU wants something of a vCPU here
 
 DISK_VECTOR: Final = 0xE1                     # the disk has done something
@@ -162,6 +163,7 @@ VCPU_WORDS: Final = (
     ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
     ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
+    ("POSTED",            8, "posted-interrupt descriptor, 64 bytes aligned, where the processor keeps the local APIC"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

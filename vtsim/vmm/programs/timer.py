@@ -16,7 +16,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import several
+from vtsim.vmm.programs import posted, several
 from vtsim.vmm.programs.daemons import Daemon, daemons
 from vtsim.vmm.programs.events import from_device, request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
@@ -79,6 +79,8 @@ def interrupt_handlers(a: Assembler, path: Path) -> None:
     bodies: dict[str, Callable[[Assembler, Path], None]] = {"timer_interrupt": expire, "wire_interrupt": wire}
     if path.several:
         bodies["kick_interrupt"] = several.kicked
+    if path.vmm.apicv:
+        bodies["posted_interrupt"] = posted.notified
     if path.vmm.swap.on:
         from vtsim.vmm.programs import swap  # which needs this module
 
@@ -142,7 +144,7 @@ def expire(a: Assembler, path: Path) -> None:
     a.test(RSI, MASKED)
     a.jcc(ops.CC_NZ, "expire_later")
     a.and_(RSI, 0xFF)
-    a.lea(RDI, vcpu("IRR"))
+    a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     a.call("wake")
     a.label("expire_later")
@@ -251,6 +253,7 @@ def wake(a: Assembler, path: Path) -> None:
     a.cmp(RAX, at.HALTED)
     a.jcc(ops.CC_NZ, "awake")
     work(a, path, "wake_up")
+    posted.notify_here(a, path, at.POSTED_VECTOR)
     a.st_value(vcpu("STATE"), at.RUNNABLE)
     want_cpu(a)
     a.label("awake")
