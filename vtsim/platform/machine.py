@@ -50,7 +50,8 @@ from vtsim.vmm.techniques import techniques
 
 if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
-    from vtsim.platform.driven import DrivenDevices, DrivenPort, UnitTables
+    from vtsim.platform.driven import DrivenDevices
+    from vtsim.platform.unit_tables import DrivenPort, UnitTables
     from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
@@ -198,12 +199,12 @@ class Machine:
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
         if first.dma is not None:
-            from vtsim.platform.driven import native  # whose kernels other machines need not load
+            from vtsim.platform.unit_tables import native
 
             self._drive(*native(first.dma, memory))
 
     def _drive(self, ports: Sequence[DrivenPort], tables: UnitTables) -> None:
-        from vtsim.platform.driven import DrivenDevices
+        from vtsim.platform.driven import DrivenDevices  # whose kernels other machines need not load
 
         self.driven = DrivenDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz, ports, tables)
 
@@ -238,7 +239,7 @@ class Machine:
             return
         self.hypervisor = below
         if self.scenario.dma:
-            from vtsim.platform.driven import assigned  # whose kernels other machines need not load
+            from vtsim.platform.unit_tables import assigned
 
             self._drive(*assigned(below, [(vm.spec.name, vm.dma) for vm in self.vms if vm.dma is not None]))
         if scenario.vmm.swap.on:
