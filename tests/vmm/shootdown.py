@@ -80,7 +80,7 @@ class Threads:
         while True:
             until += chance.randrange(1, longest)
             assert until < 1 << 32
-            code, cpu = engine.run_all(until, self.machine.quantum)
+            code, _ = engine.run_all(until, self.machine.quantum)
             assert code != TRIPLE_FAULTED
             if code == PROGRAM_END:
                 self.ended = True

@@ -6,8 +6,8 @@ import pytest
 
 from tests.vmm.shootdown import Threads, threads
 from vtsim.cpu import accounts as k
-from vtsim.guest.kernel import smp
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel import smp
 from vtsim.vmcs.reasons import REASON
 from vtsim.vmm.programs import several
 

@@ -135,7 +135,8 @@ HINT_COUNT: Final = 16
 (INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
 # LARGEST: level of the largest page of either dimension that this processor has
 # FAULT_NESTED: with agile paging, did the walk that failed last stand in the guest's own tables?
-(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL, FAULT_NESTED) = range(683, 687)
+# WALKS_IN_L1D: do page walks look up the L1 data cache?
+(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL, FAULT_NESTED, WALKS_IN_L1D) = range(683, 688)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 

@@ -198,7 +198,9 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
         )
     else:
         more += ["ENABLE_EPT"] if vmm.paging == "agile" else []
-        more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
+        more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING"]
+        if vmm.paging == "shadow":  # with agile paging no table is out of sync, and INVLPG finds nothing to read again
+            more.append("INVLPG_EXITING")
         wanted = evolve(
             wanted,
             used=tuple(name for name in wanted.used if name != "UNRESTRICTED_GUEST"),
