@@ -69,7 +69,7 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     if vmm.technique == "native":
         paging = "none"
     elif vmm.paging == "auto" and techniques[vmm.technique].deprivileged:
-        paging = "shadow"
+        (paging,) = techniques[vmm.technique].paging
     elif vmm.paging == "auto":
         paging = "ept" if can("ENABLE_EPT") else "shadow"
     else:
@@ -169,8 +169,10 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     if not techniques[vmm.technique].deprivileged:
         return
     others = "technique can be " + ", ".join(name for name, one in techniques.items() if not one.deprivileged)
+    (paging,) = techniques[vmm.technique].paging
+    kind = "shadow" if paging == "shadow" else "direct"
     wrong = (
-        ("paging", f"technique {vmm.technique!r} translates by shadow tables", vmm.paging != "shadow", "shadow, auto"),
+        ("paging", f"technique {vmm.technique!r} translates by {kind} tables", vmm.paging != paging, f"{paging}, auto"),
         ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
         ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
         ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
@@ -183,7 +185,7 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging_levels == 5:
-            message = f"technique {vmm.technique!r} has shadow tables of four levels"
+            message = f"technique {vmm.technique!r} has {kind} tables of four levels"
             path = f"vms.{number}.guest.kernel.paging_levels"
             yield Problem(path=path, message=message, help="paging_levels can be 4")
         for process in vm.guest.processes:
@@ -232,17 +234,19 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
 def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a paravirtual kernel cannot have, and who can run on direct tables."""
     direct = scenario.vmm.technique != "native" and scenario.vmm.paging == "direct-pv"
+    ring3 = techniques[scenario.vmm.technique].deprivileged
+    elsewhere = "choose vmm.technique 'hardware'" if ring3 else "choose vmm.paging 'ept', 'shadow'"
     for number, vm in enumerate(scenario.vms):
         kernel, where = vm.guest.kernel, f"vms.{number}"
         if direct and kernel.interface == "hardware":
             yield Problem(
                 path=f"{where}.guest.kernel.interface",
                 message="this kernel loads tables of guest-physical addresses, which direct page tables are not",
-                help="interface can be auto, paravirtual; or choose vmm.paging 'ept', 'shadow'",
+                help=f"interface can be auto, paravirtual; or {elsewhere}",
             )
         if not direct and kernel.interface != "paravirtual":
             continue
-        instead = "; or choose vmm.paging 'ept', 'shadow'" if direct else "; or let interface be auto"
+        instead = f"; or {elsewhere}" if direct else "; or let interface be auto"
         for setting, wrong, words, legal in (
             ("kpti", kernel.kpti, "keeps no separate tables for user mode", "kpti can be false"),
             ("page_size", kernel.page_size > 4096, "has 4 KiB pages only", "page_size can be 4 KiB"),
@@ -267,7 +271,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                         yield Problem(
                             path=f"{where}.guest.processes.{p}.phases.{n}",
                             message=f"a paravirtual guest has no {words}",
-                            help="choose vmm.paging 'ept', 'shadow'" if direct else "let interface be auto",
+                            help=elsewhere if direct else "let interface be auto",
                         )
 
 

@@ -176,12 +176,21 @@ class Builder:
     @property
     def pcid(self) -> bool:
         chosen = self.guest.kernel.pcid
-        return self.profile.features.pcid if chosen is None else chosen
+        return not self.ring3 and (self.profile.features.pcid if chosen is None else chosen)
 
     @property
     def paravirtual(self) -> bool:
         wanted = self.guest.kernel.interface
         return wanted == "paravirtual" or (wanted == "auto" and self.direct is not None)
+
+    @property
+    def ring3(self) -> bool:
+        return self.direct is not None and self.direct.ring3
+
+    @property
+    def two_roots(self) -> bool:
+        """Do processes run on tables where the kernel is not, or hardly, mapped?"""
+        return self.guest.kernel.kpti or self.ring3
 
     @property
     def nx(self) -> bool:
@@ -193,7 +202,8 @@ class Builder:
 
     @property
     def tick_cycles(self) -> int:
-        return self.guest.kernel.tick * self.profile.clock_hz // NS
+        tick = self.guest.kernel.tick
+        return tick if self.ring3 else tick * self.profile.clock_hz // NS
 
     @property
     def stages(self) -> Stages:
@@ -237,6 +247,7 @@ class Builder:
             small_zone=linear(zones),
             top_entries=tuple(sorted(set[int]().union(*(space.top_entries for space in spaces)))),
             paravirtual=self.paravirtual,
+            ring3=self.ring3,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
         )
@@ -285,7 +296,9 @@ class Builder:
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
         if self.direct:  # what a child's root leads to is validated when it is pinned
-            return (self._address(root), *(task.root for task in tasks if task.space and task.parent is None))
+            pinned = [task for task in tasks if task.space and task.parent is None]
+            of_processes = [task.user_cr3 for task in pinned] if self.ring3 else []
+            return (self._address(root), *(task.root for task in pinned), *of_processes)
         mine = [task.cr3 for task in tasks if task.space]
         return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
 
@@ -409,13 +422,17 @@ class Builder:
             self._words(top)[half:] = self._words(root)[half:]
             if trampoline >= 0:
                 self._words(top + 1)[half:] = self._words(trampoline)[half:]
+            elif self.ring3:
+                self._words(top + 1)
+            cr3 = self._address(self._named(top, pair=True))
             tasks.append(
                 Task(
                     at=self.frames.reserve(1) << 12,
                     stack_top=self._stack(),
                     root=self._address(top),
                     table=top,
-                    cr3=self._address(self._named(top, pair=True)),
+                    cr3=cr3,
+                    user_cr3=self._address(top + 1) if self.ring3 else cr3 + PAGE,
                     pcid=number + 1,
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
@@ -501,7 +518,7 @@ class Builder:
             words = self._words(top)
             if not words[index]:
                 words[index] = self._address(next(self._tables)) | PAGING.interior
-            if self.guest.kernel.kpti:
+            if self.two_roots:
                 self._words(top + 1)[index] = words[index]
 
 

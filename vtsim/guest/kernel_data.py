@@ -10,7 +10,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
-from vtsim.cpu.assembler import PAGE, Program
+from vtsim.cpu.assembler import Program
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.frames import SIZES
 from vtsim.guest.kernel import layout as at
@@ -33,6 +33,7 @@ class Task:
     root: int = 0  # address of the PML4 table as entries have it
     table: int = 0  # its guest frame
     cr3: int = 0  # address of the table that CR3 names: the same, or with five levels the one above
+    user_cr3: int = 0  # of that for user mode, where it is another
     pcid: int = 0
     space: AddressSpace | None = None
     areas: int = 0  # first frame of its table of areas
@@ -69,7 +70,7 @@ def write_tasks(
         parent = None if task.parent is None else ring[task.parent]
         words = {
             at.T_CR3: task.cr3 | (task.pcid if pcid else 0) | keep,
-            at.T_USER_CR3: task.cr3 + PAGE | (task.pcid | 0x800 if pcid else 0) | keep,
+            at.T_USER_CR3: task.user_cr3 | (task.pcid | 0x800 if pcid else 0) | keep,
             at.T_STACK_TOP: task.stack_top,
             at.T_STATE: at.FREE if parent else at.RUNNABLE,
             at.T_NEXT: physical(ring[(number + 1) % len(ring)].at),

@@ -36,12 +36,14 @@ class DirectTables:
     """What a hypervisor offers to a paravirtual guest whose tables hold host-physical addresses.
 
     `machine` gives the host frames behind guest frames; `machine_to_physical` are the host frames of a table from host
-    frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather.
+    frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather;
+    `ring3` says that its kernel runs in ring 3.
     """
 
     machine: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     machine_to_physical: tuple[int, ...]
     batch: int
+    ring3: bool = False
 
 
 @frozen(kw_only=True)

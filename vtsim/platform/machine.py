@@ -143,9 +143,9 @@ class Machine:
                 field="machine.memory",
                 help="give the machine and its VMs less memory, or fewer CPUs",
             ) from None
-        deprivileged = techniques[self.scenario.vmm.technique].deprivileged
         identify(self.engine, GENERATIONS[self.profile.vmx.generation].capabilities())
-        self.engine.cpus[:, s.SENSITIVE_TRAPS] = int(self.scenario.machine.isa == "virtualizable" and deprivileged)
+        emulates = techniques[self.scenario.vmm.technique].deprivileged and self.scenario.vmm.on_shadow
+        self.engine.cpus[:, s.SENSITIVE_TRAPS] = int(self.scenario.machine.isa == "virtualizable" and emulates)
         self.engine.cpus[:, s.WORK_SCALE] = int(self.scenario.run.work_scale)
         for port in PM_TIMER:
             self.engine.port(port, PORT_COUNTER)
@@ -291,13 +291,16 @@ class Machine:
         vm.finished_at, vm.stopped = at, why or "; ".join(self._killed(vm)) or None
 
     def _killed(self, vm: Vm) -> Iterator[str]:
-        """Which processes the guest's kernel ended before their work was done, from its log."""
+        """Why the guest's kernel stopped at boot; or which processes the guest's kernel ended before their work was done, from its log."""
         for number, process in enumerate(vm.spec.guest.processes):
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
             reason, vector, _, rip, cr2 = line
+            if reason == layout.NO_INTERFACE:
+                yield layout.REASONS[reason]
+                return
             if reason == layout.NO_MEMORY:
                 yield f"process {process.name!r} was killed: the guest's memory is used up"
-            elif reason in (layout.NO_INTERFACE, layout.REFUSED):
+            elif reason == layout.REFUSED:
                 yield f"process {process.name!r} was {layout.REASONS[reason]}"
             elif reason == layout.KILLED:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")

@@ -12,6 +12,7 @@ from vtsim.guest.kernel import KernelOptions, hypercalls, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.fault import find_entry, flush_user_half, give_frame, put_entry
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.ring3 import disable, enable
 
 FLUSH_CEILING = 33  # pages: above, Linux flushes all (tlb_single_page_flush_ceiling)
 
@@ -39,9 +40,9 @@ def plain(a: Assembler, kernel: KernelOptions) -> None:
     a.ret()
     a.label("call_yield")
     a.work(length("yield"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.call("schedule")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 
@@ -51,7 +52,7 @@ def end(a: Assembler, kernel: KernelOptions) -> None:
     """The end of a task; after the last one the guest stops. A child wakes the parent that waits for it."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_exit")
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RDI, Mem(s.RBX, at.T_LOG))
     a.st_value(Mem(s.RDI, at.L_REASON), at.ENDED)
@@ -83,14 +84,14 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_unmap")
     a.work(length("unmap"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RDI)
     a.copy(s.RBP, s.RSI)
     a.copy(s.R15, s.RSI)
     a.mov(s.R13, kernel.small_zone)
     if kernel.paravirtual:
-        _unmap_by_requests(a)
+        _unmap_by_requests(a, kernel)
         return
     a.mov(s.R8, at.DIRECT)
     a.mov(s.R10, e.PTE_PRESENT)
@@ -117,7 +118,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     _flush_pages(a, kernel, "unmap")
     if kernel.kpti and kernel.pcid:
         flush_user_half(a)
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 
@@ -147,7 +148,7 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_protect")
     a.work(length("protect"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RDI)
     a.copy(s.RBP, s.RSI)
@@ -175,12 +176,12 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.label("protect_done")
     if kernel.paravirtual:
         a.call("pv_send")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 
 
-def _unmap_by_requests(a: Assembler) -> None:
+def _unmap_by_requests(a: Assembler, kernel: KernelOptions) -> None:
     """The same with direct tables: each page that is there is a request, and each flush is one."""
     a.label("unmap_page")
     a.copy(s.RSI, s.R12)
@@ -206,6 +207,6 @@ def _unmap_by_requests(a: Assembler) -> None:
     hypercalls.request(a, d.FLUSH_ALL, 0)
     a.label("unmap_flushed")
     a.call("pv_send")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()

@@ -20,7 +20,7 @@ TABLE_SPAN = 0x1F_F000  # bits that number the entry of a last-level table
 SPANS = {level: 1 << (12 + 9 * (level - 1)) for level in (2, 3, 4)}  # what an entry of each level maps
 
 
-def copy_space(a: Assembler) -> None:
+def copy_space(a: Assembler, kernel: KernelOptions) -> None:
     """Share every page of the task at RBX, read-only, with the child at R12. R12 and RBX stay."""
     a.ld(s.R14, Mem(s.RBX, at.T_AREAS))
     a.ld(s.R15, Mem(s.RBX, at.T_AREA_COUNT))
@@ -69,9 +69,12 @@ def copy_space(a: Assembler) -> None:
     a.add(s.R14, at.AREA_BYTES)
     a.sub(s.R15, 1)
     a.jcc(ops.CC_NZ, "fork_area")
-    _each_table(a, "pv_protect")
-    a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
-    request(a, d.PIN)
+    if kernel.ring3:
+        _user_root(a, kernel, copied=True)
+    _each_table(a, "pv_protect", kernel)
+    for root in _roots(kernel):
+        a.ld(s.RSI, Mem(s.R12, root))
+        request(a, d.PIN)
     a.jmp("fork_copied")
 
     a.label("fork_child")  # RBP <- where the child's entry for R13 stands, tables on the way being made
@@ -92,9 +95,10 @@ def copy_space(a: Assembler) -> None:
 
 def give_up_space(a: Assembler, kernel: KernelOptions) -> None:
     """The tables of the child at R12 are memory again, and its root leads nowhere. R12 and RBX stay."""
-    a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
-    request(a, d.UNPIN)
-    _each_table(a, "pv_release")
+    for root in _roots(kernel):
+        a.ld(s.RSI, Mem(s.R12, root))
+        request(a, d.UNPIN)
+    _each_table(a, "pv_release", kernel)
     a.call("pv_send")
     a.ld(s.RDX, Mem(s.R12, at.T_ROOT))
     to_physical(a, s.RDX)
@@ -102,13 +106,36 @@ def give_up_space(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.RDI, register=s.RDX)
     for index in kernel.top_entries:
         a.st_value(Mem(s.RDI, 8 * index), 0)
+    if kernel.ring3:
+        _user_root(a, kernel, copied=False)
 
 
-def _each_table(a: Assembler, what: str) -> None:
-    """Call `pv_protect` or `pv_release` for the root and every table frame of the child at R12."""
-    a.ld(s.RDX, Mem(s.R12, at.T_ROOT))
-    to_physical(a, s.RDX)
-    a.call(what)
+def _roots(kernel: KernelOptions) -> tuple[int, ...]:
+    """Words of a task with its roots: of the kernel, and of the process where the kernel is not mapped."""
+    return (at.T_ROOT, at.T_USER_CR3) if kernel.ring3 else (at.T_ROOT,)
+
+
+def _user_root(a: Assembler, kernel: KernelOptions, *, copied: bool) -> None:
+    """The child's root without the kernel leads where the other does, or nowhere."""
+    for register, root in ((s.RSI, at.T_ROOT), (s.RDI, at.T_USER_CR3)):
+        a.ld(register, Mem(s.R12, root))
+        to_physical(a, register)
+        a.mov(s.RAX, at.DIRECT)
+        a.add(register, register=s.RAX)
+    for index in kernel.top_entries:
+        if copied:
+            a.ld(s.RAX, Mem(s.RSI, 8 * index))
+            a.st(Mem(s.RDI, 8 * index), s.RAX)
+        else:
+            a.st_value(Mem(s.RDI, 8 * index), 0)
+
+
+def _each_table(a: Assembler, what: str, kernel: KernelOptions) -> None:
+    """Call `pv_protect` or `pv_release` for the roots and every table frame of the child at R12."""
+    for root in _roots(kernel):
+        a.ld(s.RDX, Mem(s.R12, root))
+        to_physical(a, s.RDX)
+        a.call(what)
     a.ld(s.R13, Mem(s.R12, at.T_TABLES_FIRST))
     a.label(f"each_{what}")
     a.ld(s.RAX, Mem(s.R12, at.T_TABLES_NEXT))

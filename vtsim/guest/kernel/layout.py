@@ -37,7 +37,7 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 
 # --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
- FIRST_TASK) = range(0, 96, 8)
+ FIRST_TASK, BOOTED, TIMER_EVENT) = range(0, 112, 8)
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
@@ -56,7 +56,7 @@ LOG_BYTES: Final = 64
 RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED = range(6)
 REASONS: Final = (
     "running", "ended", "killed by an exception", "killed: the guest's memory is used up",
-    "not started: the paravirtual kernel found no hypervisor with direct page tables (CPUID leaf 40000001H)",
+    "guest panic: hypervisor interface vtsim-direct not found (CPUID leaves 40000000H and 40000001H)",
     "stopped: the hypervisor refused a request of the paravirtual kernel",
 )
 

@@ -56,7 +56,7 @@ class Vcpu:
     data: int
     root: Table
     memory: VmMemory
-    shadow: ShadowPool
+    shadow: ShadowPool | None  # None: tables are direct
 
 
 @define(eq=False)
@@ -132,6 +132,10 @@ class Monitor:
         """What the monitor counted, over all guests."""
         names = ("traps", "system_calls", "injected", "switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
+
+    def hypercalls(self) -> dict[str, dict[str, int]] | None:
+        """What guests asked for by hypercalls; None where they make none."""
+        return None
 
     def translations(self) -> dict[str, int] | None:
         """What the binary translator counted, over all guests; None where kernels run as they are."""
@@ -235,6 +239,7 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     for offset, row in ((SLOTS, slots), (MSRS, msrs)):
         for n, value in enumerate(row):
             host.store(data + offset + 8 * n, value)
+    assert vcpu.shadow is not None
     fill_pool(
         host, vcpu.shadow, start, host.profile, parameters, here + at.V["SLOTS"], vcpu.root.root, at.RAM
     )  # fmt: skip
