@@ -411,6 +411,7 @@ class Machine:
             iommu=None if self.devices is None else self.devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
+            hypercalls=None if self.monitor is None else self.monitor.hypercalls(),
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:

@@ -51,6 +51,18 @@ class Monitor:
 
 
 @frozen(kw_only=True)
+class Hypercalls:
+    """What paravirtual guests asked their hypervisor for, in ring 3, and how often it called them back."""
+
+    calls: Mapping[str, int]    = key("calls", "{hypercall: count}; `multi` is a batch of requests")
+    requests: Mapping[str, int] = key("requests", "{kind: count} of what was asked about page tables, one by one or batched")
+    refusals: int               = key("requests", "that were refused, hypercalls included")
+    events_sent: int            = key("events", "that became pending on a port")
+    upcalls: int                = key("upcalls", "times that a kernel was called back because unmasked events were pending")
+    blocks: int                 = key("times", "that a kernel waited for an event")
+
+
+@frozen(kw_only=True)
 class Translations:
     """What a binary translator did, over all guest kernels that it translated."""
 
@@ -375,6 +387,7 @@ class Result(Run):
     dma: tuple[Dma, ...]            = key("", "devices that did DMA", default=())
     iommu: Mapping[str, int] | None = key("", "{what: n} of the remapping unit; null without one", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
+    hypercalls: Hypercalls | None   = key("", "what paravirtual guests asked for in ring 3", default=None)
     translations: Translations | None = key("", "what a binary translator did", default=None)
 # fmt: on
 

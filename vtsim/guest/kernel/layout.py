@@ -53,10 +53,11 @@ AREA_BYTES: Final = 64
 LOG_LINE: Final = range(0, 40, 8)
 (L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = LOG_LINE
 LOG_BYTES: Final = 64
+PANIC: Final = "guest panic"
 RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED = range(6)
 REASONS: Final = (
     "running", "ended", "killed by an exception", "killed: the guest's memory is used up",
-    "guest panic: hypervisor interface vtsim-direct not found (CPUID leaves 40000000H and 40000001H)",
+    f"{PANIC}: hypervisor interface vtsim-direct not found (CPUID leaves 40000000H and 40000001H)",
     "stopped: the hypervisor refused a request of the paravirtual kernel",
 )
 
