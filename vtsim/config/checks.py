@@ -248,7 +248,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             continue
         instead = f"; or {elsewhere}" if direct else "; or let interface be auto"
         for setting, wrong, words, legal in (
-            ("kpti", kernel.kpti, "keeps no separate tables for user mode", "kpti can be false"),
+            ("kpti", kernel.kpti and not ring3, "keeps no separate tables for user mode", "kpti can be false"),
             ("page_size", kernel.page_size > 4096, "has 4 KiB pages only", "page_size can be 4 KiB"),
             ("paging_levels", kernel.paging_levels == 5, "has tables of four levels", "paging_levels can be 4"),
         ):

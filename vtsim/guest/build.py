@@ -188,9 +188,14 @@ class Builder:
         return self.direct is not None and self.direct.ring3
 
     @property
+    def kpti(self) -> bool:
+        """In ring 3 the roots of processes are without the kernel as it is, and Linux turns KPTI off."""
+        return self.guest.kernel.kpti and not self.ring3
+
+    @property
     def two_roots(self) -> bool:
         """Do processes run on tables where the kernel is not, or hardly, mapped?"""
-        return self.guest.kernel.kpti or self.ring3
+        return self.kpti or self.ring3
 
     @property
     def nx(self) -> bool:
@@ -225,7 +230,7 @@ class Builder:
 
     # --- the order of things ----------------------------------------------------------------------------------------
     def build(self) -> Start:
-        guest, frames, kpti = self.guest, self.frames, self.guest.kernel.kpti
+        guest, frames, kpti = self.guest, self.frames, self.kpti
         bases = [space.bases for space in _spaces(guest, self.profile)]
         texts = [process_text(guest, n, bases[n], self.stages) for n in range(len(guest.processes))]
         spaces = _spaces(guest, self.profile, tuple(_pages(text) for text in texts))
@@ -300,7 +305,7 @@ class Builder:
             of_processes = [task.user_cr3 for task in pinned] if self.ring3 else []
             return (self._address(root), *(task.root for task in pinned), *of_processes)
         mine = [task.cr3 for task in tasks if task.space]
-        return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
+        return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.kpti))
 
     def _views(self, spaces: list[AddressSpace], tasks: list[Task]) -> tuple[Space, ...]:
         return tuple(
@@ -350,7 +355,7 @@ class Builder:
     @property
     def _direct_page(self) -> int:
         nx = e.PTE_NO_EXECUTE if self.nx else 0
-        return KERNEL_PAGE | nx | (0 if self.guest.kernel.kpti else e.PTE_GLOBAL)
+        return KERNEL_PAGE | nx | (0 if self.kpti else e.PTE_GLOBAL)
 
     def _map_interface(self, root: int) -> int:
         """Map what only a paravirtual kernel has: translations of frame numbers, and the shared page, its frame."""
@@ -378,7 +383,7 @@ class Builder:
     def _map_kernel(self, root: int, text: int, text_pages: int, entry: int) -> None:
         """Map all memory and the devices' hole, the kernel's text and the entry area."""
         nx = e.PTE_NO_EXECUTE if self.nx else 0
-        kept = 0 if self.guest.kernel.kpti else e.PTE_GLOBAL
+        kept = 0 if self.kpti else e.PTE_GLOBAL
         table = self._kernel_table(root)
         count = self._map_memory(table)
         self._map_run(table, at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)

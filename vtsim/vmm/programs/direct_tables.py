@@ -270,7 +270,7 @@ def _frames(a: Assembler, ground: Ground) -> None:
     a.label("frame_word")  # RDX <- its address, RCX <- the word, RAX <- 0 if the frame is the guest's
     a.cmp(RSI, ground.frames)
     a.jcc(ops.CC_AE, "frame_foreign")
-    a.mov(RDX, ground.words)
+    a.mov(RDX, ground.words, "words of frames")
     a.lea(RDX, Mem(RDX, 0, index=RSI, scale=8))
     a.ld(RCX, Mem(RDX))
     a.copy(RAX, RCX)
