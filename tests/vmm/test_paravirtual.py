@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.vmm.direct_guest import MEMORY, SHARED, DirectGuest, P, Recount, W, answers, direct_guest, kept_words
-from tests.vmm.direct_guest import random_requests
+from tests.vmm.direct_guest import (
+    MEMORY,
+    SHARED,
+    DirectGuest,
+    Recount,
+    answers,
+    direct_guest,
+    kept_words,
+    random_requests,
+)
 from tests.vmm.test_direct import FAULTS, FORK, REQUESTS
-from tests.vmm.test_trap_and_emulate import SWITCHES, TICK, PLAIN
+from tests.vmm.test_trap_and_emulate import PLAIN, SWITCHES, TICK
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
 from vtsim.base.jit import quiet

@@ -15,7 +15,7 @@ from typing import Final
 from vtsim.ept.spec import ADDRESS, PTE_NO_EXECUTE
 
 # fmt: off
-# --- hypercalls: number in RAX; RAX <- how many requests were carried out, by the first two ----------------------------
+# --- hypercalls: number in RAX; RAX <- how many requests were carried out, by the first two --------------------------
 CALL_REQUEST, CALL_MULTI = 1, 2                     # one request in RDI, RSI; RSI requests in the shared page
 # those of a kernel in ring 3, by SYSCALL; RAX <- 0, or -1 if refused; RCX and R11 are lost
 CALL_NOTHING: Final       = 0                       # an event that waits is delivered at the end, as of all of them

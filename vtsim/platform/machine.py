@@ -291,7 +291,7 @@ class Machine:
         vm.finished_at, vm.stopped = at, why or "; ".join(self._killed(vm)) or None
 
     def _killed(self, vm: Vm) -> Iterator[str]:
-        """Why the guest's kernel stopped at boot; or which processes the guest's kernel ended before their work was done, from its log."""
+        """From the log of the guest's kernel: why it stopped at boot, or which processes it ended before their time."""
         for number, process in enumerate(vm.spec.guest.processes):
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
             reason, vector, _, rip, cr2 = line

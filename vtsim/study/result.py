@@ -55,10 +55,10 @@ class Hypercalls:
     """What paravirtual guests asked their hypervisor for, in ring 3, and how often it called them back."""
 
     calls: Mapping[str, int]    = key("calls", "{hypercall: count}; `multi` is a batch of requests")
-    requests: Mapping[str, int] = key("requests", "{kind: count} of what was asked about page tables, one by one or batched")
+    requests: Mapping[str, int] = key("requests", "{kind: count} of what was asked about page tables, batched or not")
     refusals: int               = key("requests", "that were refused, hypercalls included")
     events_sent: int            = key("events", "that became pending on a port")
-    upcalls: int                = key("upcalls", "times that a kernel was called back because unmasked events were pending")
+    upcalls: int                = key("upcalls", "that kernels were called back because events were pending")
     blocks: int                 = key("times", "that a kernel waited for an event")
 
 

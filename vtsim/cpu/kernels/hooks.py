@@ -126,7 +126,7 @@ def change_bit(m: Record, a: Arena, t: Tags, value: int) -> int:
 
 @kernel
 def scale(m: Record) -> None:
-    """RAX <- bits 95:32 of RAX * RCX. MUL takes as long as three additions on every core since Core 2, and SHRD as one."""
+    """RAX <- bits 95:32 of RAX * RCX. MUL takes as long as three additions on every core since Core 2, SHRD as one."""
     left = m[s.GPR + s.RAX]
     right = m[s.GPR + s.RCX]
     low, high = left & 0xFFFFFFFF, (left >> 32) & 0xFFFFFFFF

@@ -17,7 +17,6 @@ from vtsim.guest.kernel import KernelOptions, path, ring3
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
-
 INVALID_OPCODE = 6
 
 

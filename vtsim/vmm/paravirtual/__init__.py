@@ -7,6 +7,6 @@ maps is user memory, what its processes have is global as well, so that a change
 
 SDM: "Privilege Levels"; "Fast System Calls in 64-Bit Mode"; "Caching Translation Information".
 Not modelled: kernels in ring 1 behind segment limits, as in 32-bit guests; page tables that a guest writes to directly
-and the hypervisor emulates or validates late; grant tables; several paravirtual VMs on one CPU, and the hypervisor's own
-scheduler; addresses that are not canonical in frames of a deprivileged kernel; devices in memory.
+and the hypervisor emulates or validates late; grant tables; several paravirtual VMs on one CPU without VT-x, and the
+scheduler that they would need; addresses that are not canonical in frames of a kernel in ring 3; devices in memory.
 """

@@ -1,4 +1,4 @@
-"""Privileged operations that a paravirtual kernel still executes: they fault, and the hypervisor does them in its place.
+"""Privileged operations that a paravirtual kernel still executes: they fault, and the hypervisor does them instead.
 
 A kernel built for the hypervisor has few: ports, MSRs, and what drivers do without asking. What is not in the table is
 a #GP of the guest.
