@@ -221,6 +221,7 @@ vms:
       processes: {processes}
 """
 FORK = "[{phases: [{primitive: fork, iterations: 2, pages: 5}]}]"
+EXEC = "[{phases: [{primitive: exec, iterations: 2, pages: 3}]}]"
 FAULTS = "[{phases: [{primitive: page_fault, region: 144 KiB, iterations: 2}]}]"
 SWITCHES = (
     "[{name: a, phases: [{primitive: context_switch, iterations: 3}, {primitive: page_fault, region: 48 KiB}]}, "
@@ -236,7 +237,13 @@ def of_kernel(processes: str, *sets: str, personality: str = "kvm", paging: str 
 
 @pytest.mark.parametrize(
     ("processes", "sets"),
-    [(FORK, ()), (FORK, ("vmm.pv.batch=1", "vmm.vpid=false")), (FAULTS, ("vmm.pv.batch=7",)), (SWITCHES, ())],
+    [
+        (FORK, ()),
+        (EXEC, ()),
+        (FORK, ("vmm.pv.batch=1", "vmm.vpid=false")),
+        (FAULTS, ("vmm.pv.batch=7",)),
+        (SWITCHES, ()),
+    ],
 )
 def test_a_paravirtual_guest_ends_with_the_results_that_it_has_natively(processes: str, sets: tuple[str, ...]) -> None:
     there, outcome = of_kernel(processes, *sets)

@@ -10,7 +10,7 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.spec import ExecSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
+from vtsim.guest.spec import MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
 from vtsim.platform.spec import GIB, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -25,7 +25,6 @@ NOT_PARAVIRTUAL = {
     MmioReadSpec: "device memory",
     MmioWriteSpec: "device memory",
     MovToCr3Spec: "MOV to CR3",
-    ExecSpec: "exec",
 }
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 

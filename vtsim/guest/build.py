@@ -269,7 +269,7 @@ class Builder:
         self._supply(spaces, forks, tasks, texts, zones)
         write_descriptors(self.memory, text, entry, at.ENTRY_STACK if kpti else tasks[0].stack_top)
         write_tasks(self.memory, tasks, zones=zones, log=log, leave=text.labels["leave"], pcid=self.pcid, nx=self.nx)
-        write_cpu_data(self.memory, entry, tasks)
+        write_cpu_data(self.memory, entry, tasks, self._address(root))
         return Start(
             rip=text.labels["boot"],
             rsp=tasks[-1].stack_top,

@@ -140,14 +140,15 @@ def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: 
         as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
 
 
-def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task]) -> None:
-    """Write the per-CPU words: the idle task runs."""
+def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], root: int) -> None:
+    """Write the per-CPU words: the idle task runs, on the kernel's own root."""
     *ring, idle = tasks
     words = {
         at.CURRENT: physical(idle.at),
         at.IDLE_TASK: physical(idle.at),
         at.FIRST_TASK: physical(ring[0].at),
         at.STACK_TOP: idle.stack_top,
+        at.KERNEL_ROOT: root,
         at.ALIVE: sum(task.parent is None for task in ring),
     }
     for word, value in words.items():

@@ -401,8 +401,8 @@ class KernelSpec:
     )
     interface: str = setting(
         Text(choices=("auto", "hardware", "paravirtual")),
-        "What the kernel is built for: the bare machine and what is like it, or hypercalls, so that it stops at boot where "
-        "no hypervisor has them; auto is what there is",
+        "What the kernel is built for: the bare machine and what is like it, or hypercalls, so that it stops at boot "
+        "where no hypervisor has them; auto is what there is",
         default="auto",
     )
     paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)

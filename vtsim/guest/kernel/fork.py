@@ -137,9 +137,10 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("reap"))
     free_own_pages(a, kernel, "reap")
     if kernel.paravirtual:
-        direct.give_up_space(a, kernel)
-    a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
-    a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
+        a.call("give_up_space")
+    else:
+        a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
+        a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
     a.st_value(Mem(s.R12, at.T_STATE), at.FREE)
     a.st_value(Mem(s.RBX, at.T_SHARED), 0)
     enable(a, kernel)

@@ -37,7 +37,7 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 
 # --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
- FIRST_TASK, BOOTED, TIMER_EVENT) = range(0, 112, 8)
+ FIRST_TASK, BOOTED, TIMER_EVENT, KERNEL_ROOT) = range(0, 120, 8)
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,

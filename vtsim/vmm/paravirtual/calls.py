@@ -56,6 +56,8 @@ class Ring3Ground(Ground):
 
     def emit_other_requests(self, a: Assembler) -> None:
         a.label("request_load_user")
+        a.test(R13, register=R13)
+        a.jcc(ops.CC_Z, "no_process_root")
         a.mov(RAX, ~e.ADDRESS)
         a.test(RAX, register=R13)
         a.jcc(ops.CC_NZ, "request_refused")
@@ -63,6 +65,7 @@ class Ring3Ground(Ground):
         a.jcc(ops.CC_NZ, "request_refused")
         a.call("is_root")
         a.jcc(ops.CC_NZ, "request_refused")
+        a.label("no_process_root")
         a.st(vcpu("USER_CR3"), R13)
         a.jmp("request_done")
         a.label("request_stack")
