@@ -37,7 +37,7 @@ from vtsim.platform.outcome import Outcome
 from vtsim.study.run import run as run_scenario
 from vtsim.vmm.build import Guest, needs
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.paravirtual.build import ParavirtualMonitor, build_paravirtual
+from vtsim.vmm.paravirtual.build import ParavirtualMonitor, build_paravirtual, time_scales
 from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN
 from vtsim.vmm.spec import VmmSpec
 
@@ -218,14 +218,15 @@ def word(offset: int) -> Mem:
 
 
 def _on_event(guest: DirectGuest) -> None:
-    """A handler of events that counts in R12, acknowledges all that are pending and lets others in."""
+    """A handler of events that counts in R12 when others are masked, acknowledges all, and lets others in."""
     a = guest.a
     a.mov(s.R12, 0)
     a.jmp("begin")
     a.label("on_event")
     a.pop(s.RCX)
     a.pop(s.R11)
-    a.add(s.R12, 1)
+    a.ld(s.R13, word(d.UPCALL_MASK))
+    a.add(s.R12, register=s.R13)
     a.st_value(word(d.UPCALL_PENDING), 0)
     a.st_value(word(d.EVENTS), 0)
     a.st_value(Mem(s.RSP, 8), at.GUEST_CODE)
@@ -300,6 +301,14 @@ def test_time_from_the_shared_page_is_that_of_the_tsc_and_never_goes_back() -> N
             assert max(clock, (n + 1) * period) <= now
             assert 0 <= tsc * 10**9 // hz - now <= n + 2
             clock = now
+
+
+@pytest.mark.parametrize("clock_hz", [1_000_000_001, 2_200_000_000, 2_400_000_000, 5_000_000_000])
+def test_the_timer_never_fires_before_the_clock_shows_its_time(clock_hz: int) -> None:
+    scale, cycles = time_scales(clock_hz)
+    for ns in (1, 2, 999, 20_000, 10**9 + 7, 10**13 + 3):
+        deadline = (ns * cycles >> 32) + 1  # as the hypercall has it
+        assert ns <= deadline * scale >> 32 <= ns + 1 + ns // 10**9
 
 
 def test_a_kernel_for_a_hypervisor_that_is_not_there_panics_and_the_command_says_so(
