@@ -19,6 +19,7 @@ from tests.vmm.direct_guest import (
     random_requests,
 )
 from tests.vmm.test_direct import FAULTS, REQUESTS
+from tests.vmm.test_shadow_guests import digests, exits
 from tests.vmm.test_trap_and_emulate import PLAIN, SWITCHES, TICK
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
@@ -37,8 +38,9 @@ from vtsim.platform.outcome import Outcome
 from vtsim.study.run import run as run_scenario
 from vtsim.vmm.build import Guest, needs
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.paravirtual.build import ParavirtualMonitor, build_paravirtual, time_scales
+from vtsim.vmm.paravirtual.build import ParavirtualMonitor, build_paravirtual
 from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN
+from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.spec import VmmSpec
 
 TEXT = """
@@ -301,6 +303,23 @@ def test_time_from_the_shared_page_is_that_of_the_tsc_and_never_goes_back() -> N
             assert max(clock, (n + 1) * period) <= now
             assert 0 <= tsc * 10**9 // hz - now <= n + 2
             clock = now
+
+
+@pytest.mark.parametrize("sets", [("vmm.ept.populate=prebuilt",), ("vmm.paging=direct-pv", "vmm.personality=minimal")])
+def test_under_vt_x_a_shared_page_saves_the_exits_of_the_timer_and_the_end_of_its_interrupts(
+    sets: tuple[str, ...],
+) -> None:
+    there, outcome = run("ticks, idling and switches", "vmm.technique=hardware", "vmm.pv.events=true", *sets)
+    natively, _ = run("ticks, idling and switches", "vmm.technique=native")
+    assert outcome.hypercalls is not None
+    events = outcome.hypercalls["events"]
+
+    assert outcome.vms[0].stopped is None
+    assert digests(there)[0] == digests(natively)[0]
+    assert 0 < events["upcalls"] == outcome.owners["vm0"].counters["injections"] <= events["events_sent"]
+    assert events["refusals"] == exits(there, "MSR_WRITE") == exits(there, "RDTSC") == 0
+    if len(sets) == 1:  # two at boot; every upcall of the timer sets it anew
+        assert exits(there, "VMCALL") - 2 >= events["upcalls"]
 
 
 @pytest.mark.parametrize("clock_hz", [1_000_000_001, 2_200_000_000, 2_400_000_000, 5_000_000_000])

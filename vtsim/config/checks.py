@@ -175,6 +175,12 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
         ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
         ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
+        (
+            "pv.events",
+            f"technique {vmm.technique!r} shares no page with its guests",
+            vmm.pv.events and paging == "shadow",
+            "false",
+        ),
     )
     for path, message, found, allowed in wrong:
         if found:

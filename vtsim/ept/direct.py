@@ -62,6 +62,7 @@ PORTS: Final           = 64
 FEATURE_LEAF: Final = 0x40000001
 DIRECT_TABLES: Final = 1 << 0                       # of its EAX
 RING_3: Final        = 1 << 1                       # the kernel runs in ring 3 and makes hypercalls by SYSCALL
+SHARED_EVENTS: Final = 1 << 2                       # clock, timer and events by the shared page
 # in ring 3 CPUID shows the processor; UD with this immediate before it asks the hypervisor, and is #UD without one
 ASK_HYPERVISOR: Final = int.from_bytes(b"vts", "little")
 

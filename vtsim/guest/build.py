@@ -127,12 +127,13 @@ def build_guest(
     extra: int = 0,
     shadow: bool = False,
     direct: DirectTables | None = None,
+    events: bool = False,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
-    paravirtual kernel. Raises `ConfigError` where the
-    memory does not suffice.
+    paravirtual kernel, `events` whether it offers clock, timer and events in a shared page. Raises `ConfigError` where
+    the memory does not suffice.
     """
     if recording := recorded(vm.guest, profile, shadow=shadow):
         return build_replay(recording, memory, memory.engine.extra + extra)
@@ -144,6 +145,7 @@ def build_guest(
         scale=work_scale,
         extra=extra,
         direct=direct,
+        offers_events=events,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
     ).build()
 
@@ -167,6 +169,7 @@ class Builder:
     scale: float
     extra: int
     direct: DirectTables | None
+    offers_events: bool
     frames: Frames
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
@@ -186,6 +189,11 @@ class Builder:
     @property
     def ring3(self) -> bool:
         return self.direct is not None and self.direct.ring3
+
+    @property
+    def events(self) -> bool:
+        """Has the kernel clock, timer and events in a shared page?"""
+        return self.ring3 or (self.offers_events and self.guest.kernel.interface != "hardware")
 
     @property
     def kpti(self) -> bool:
@@ -208,7 +216,7 @@ class Builder:
     @property
     def tick_cycles(self) -> int:
         tick = self.guest.kernel.tick
-        return tick if self.ring3 else tick * self.profile.clock_hz // NS
+        return tick if self.events else tick * self.profile.clock_hz // NS
 
     @property
     def stages(self) -> Stages:
@@ -253,6 +261,7 @@ class Builder:
             top_entries=tuple(sorted(set[int]().union(*(space.top_entries for space in spaces)))),
             paravirtual=self.paravirtual,
             ring3=self.ring3,
+            events=self.events,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
         )
@@ -263,7 +272,7 @@ class Builder:
 
         root = frames.reserve(1)
         self._map_kernel(root, text_frame, _pages(text), entry)
-        shared = self._map_interface(root) if self.paravirtual else 0
+        shared = self._map_interface(root) if self.paravirtual or self.events else 0
         trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
         tasks = self._tasks(spaces, forks, root, trampoline)
         self._supply(spaces, forks, tasks, texts, zones)

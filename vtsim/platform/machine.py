@@ -216,6 +216,7 @@ class Machine:
             start = build_guest(
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
+                events=self.scenario.vmm.technique == "hardware" and self.scenario.vmm.pv.events,
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
@@ -411,7 +412,7 @@ class Machine:
             iommu=None if self.devices is None else self.devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
-            hypercalls=None if self.monitor is None else self.monitor.hypercalls(),
+            hypercalls=None if self.below is None else self.below.hypercalls(),
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:

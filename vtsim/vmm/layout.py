@@ -146,6 +146,10 @@ VCPU_WORDS: Final = (
     ("SHARED_PAGE",       1, "linear address of the page that a paravirtual guest shares"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all direct roots"),
     ("REFUSALS",          1, "requests of a paravirtual guest that were refused"),
+    ("EVENT_VECTOR",      1, "vector by which the guest is told of events in the shared page; 0 none"),
+    ("TIMER_BIT",         1, "bit of its timer's event; 0 where the timer is the local APIC's"),
+    ("EVENTS_SENT",       1, "events that became pending in the shared page"),
+    ("UPCALLS",           1, "times that the guest was told of them"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

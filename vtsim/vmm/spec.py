@@ -80,6 +80,12 @@ class ParavirtualSpec:
         "Requests that the guest gathers for one hypercall; 1 makes each alone",
         default=32,
     )
+    events: bool = setting(
+        Boolean(),
+        "In VMX non-root operation: the kernel's clock is read from a shared page, its timer set by a hypercall and "
+        "told by an upcall that needs no end of interrupt; in ring 3 it is so anyway",
+        default=False,
+    )
 
 
 @frozen(kw_only=True)
@@ -165,6 +171,12 @@ class VmmSpec:
                     field="memory.allocator",
                     help="allocator can be auto, buddy",
                 )
+        if self.takes_back and self.pv.events and not native:
+            raise ConfigError(
+                "a page that is shared with the guest stays where it is, and other memory is taken back",
+                field="pv.events",
+                help="events can be false; or leave out sharing, collapse, swap, balloon",
+            )
         if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
             raise ConfigError(
                 "large pages are not given back in parts",

@@ -28,13 +28,13 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
     """Enable the timer, if the guest uses one, and become the idle task."""
     a.activity = ops.BOOT
     a.label("boot")
-    if kernel.paravirtual:
-        hypercalls.find_interface(a)
+    if kernel.paravirtual or kernel.events:
+        hypercalls.find_interface(a, kernel)
     a.work(length("boot"))
-    if kernel.ring3:
-        ring3.begin(a)
+    if kernel.events:
+        ring3.begin(a, kernel)
         if kernel.timer:
-            ring3.bind_timer(a)
+            ring3.bind_timer(a, kernel)
     elif kernel.timer:
         write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
         write_msr(a, X2APIC_LVT_TIMER, at.TIMER_VECTOR | (DEADLINE_MODE if kernel.deadline else 0))

@@ -131,7 +131,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
         a.label(f"vector_{vector}")
         if kernel.ring3:
             ring3.entered(a)
-        elif kernel.paravirtual and vector == INVALID_OPCODE:
+        elif (kernel.paravirtual or kernel.events) and vector == INVALID_OPCODE:
             _while_booting(a)
         if vector not in at.WITH_ERROR:
             a.push(value=0)

@@ -73,13 +73,14 @@ def flush_page(a: Assembler) -> None:
     request(a, d.FLUSH_PAGE)
 
 
-def find_interface(a: Assembler) -> None:
-    """At boot: is there a hypervisor with direct tables? If not, no process starts, and the log says so.
+def find_interface(a: Assembler, kernel: KernelOptions) -> None:
+    """At boot: is there a hypervisor with what the kernel is built for? If not, no process starts, and the log says so.
 
     In ring 3 CPUID does not ask the hypervisor, but the processor: then what is undefined without one asks.
     """
+    features = (d.DIRECT_TABLES if kernel.paravirtual else 0) | (d.SHARED_EVENTS if kernel.events else 0)
     for asks, absent in ((False, "not_in_cpuid"), (True, "no_interface")):
-        for leaf, register, wanted in ((HYPERVISOR_LEAF, s.RBX, SIGNATURE), (d.FEATURE_LEAF, s.RAX, d.DIRECT_TABLES)):
+        for leaf, register, wanted in ((HYPERVISOR_LEAF, s.RBX, SIGNATURE), (d.FEATURE_LEAF, s.RAX, features)):
             a.mov(s.RAX, leaf)
             a.mov(s.RCX, 0)
             if asks:
@@ -91,8 +92,9 @@ def find_interface(a: Assembler) -> None:
                 a.cmp(register, wanted)
                 a.jcc(ops.CC_NZ, absent)
             else:
-                a.test(register, wanted)
-                a.jcc(ops.CC_Z, absent)
+                a.and_(register, wanted)
+                a.cmp(register, wanted)
+                a.jcc(ops.CC_NZ, absent)
         if not asks:
             a.jmp("interface_found")
             a.label("not_in_cpuid")
@@ -103,8 +105,13 @@ def find_interface(a: Assembler) -> None:
 @path("hypercalls")
 def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
     """Requests to the hypervisor, a page mapped by them, and what is done if one is refused."""
-    if not kernel.paravirtual:
-        return
+    if kernel.paravirtual:
+        _requests(a, kernel)
+    if kernel.paravirtual or kernel.events:
+        _stop(a, kernel)
+
+
+def _requests(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.PAGE_FAULT_PATH
     a.label("pv_request")  # RDI, RSI; clobbers RAX, RCX
     if kernel.batch > 1:
@@ -136,6 +143,11 @@ def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
     a.ret()
     _map(a)
     _rights(a, kernel)
+
+
+def _stop(a: Assembler, kernel: KernelOptions) -> None:
+    """What a hypervisor that is missing, or refuses, means for all tasks."""
+    a.activity = ops.BOOT
     for label, reason in (("pv_refused", at.REFUSED), ("no_interface", at.NO_INTERFACE)):
         a.label(label)
         a.mov(s.RAX, reason)

@@ -1,8 +1,9 @@
-"""What a kernel in ring 3 does in place of privileged instructions: hypercalls, and words of the shared page.
+"""What a kernel built for its hypervisor does in place of privileged instructions: hypercalls, words of a shared page.
 
-The hypervisor calls it back with a frame on its stack, as the processor would build it, below which RCX and R11 stand.
-It returns to processes by a hypercall, to itself by IRET, which ring 3 may do within its ring. Its interrupt flag is a
-word of the shared page; time is the scaled distance to a reading of the TSC that the hypervisor left there.
+In ring 3 the hypervisor calls it back with a frame on its stack, as the processor would build it, below which RCX and
+R11 stand. It returns to processes by a hypercall, to itself by IRET, which ring 3 may do within its ring. Its interrupt
+flag is a word of the shared page; time is the scaled distance to a reading of the TSC that the hypervisor left there.
+In VMX non-root operation clock, timer and events are the same, where they are offered; the rest is as elsewhere.
 
 Not modelled: several kinds of events (the timer's only); a kernel in ring 3 that takes what the hypervisor should have
 masked.
@@ -60,8 +61,12 @@ def fault_address(a: Assembler, kernel: KernelOptions, register: int) -> None:
         a.op(ops.MOV_FROM_CR, register, imm=2)
 
 
-def begin(a: Assembler) -> None:
-    """At boot: tell the hypervisor where exceptions, events and system calls go, and get a port for the timer."""
+def begin(a: Assembler, kernel: KernelOptions) -> None:
+    """At boot: tell the hypervisor where events go; in ring 3 also exceptions and system calls."""
+    if not kernel.ring3:
+        a.mov(s.RDI, at.TIMER_VECTOR)
+        hypercall(a, kernel, d.CALL_SET_CALLBACKS)
+        return
     vectors = range(32)
     for vector in reversed(vectors):
         a.mov(s.RAX, f"vector_{vector}")
@@ -69,26 +74,21 @@ def begin(a: Assembler) -> None:
         a.push(value=vector)
     a.copy(s.RDI, s.RSP)
     a.mov(s.RSI, len(vectors))
-    _hypercall(a, d.CALL_SET_TRAPS)
+    hypercall(a, kernel, d.CALL_SET_TRAPS)
     a.add(s.RSP, 16 * len(vectors))
     a.mov(s.RDI, "event")
     a.mov(s.RSI, "syscall_entry")
-    _hypercall(a, d.CALL_SET_CALLBACKS)
+    hypercall(a, kernel, d.CALL_SET_CALLBACKS)
 
 
-def bind_timer(a: Assembler) -> None:
+def bind_timer(a: Assembler, kernel: KernelOptions) -> None:
     """At boot: which event is the timer's."""
     a.mov(s.RDI, d.BIND_TIMER)
-    _hypercall(a, d.CALL_EVENT)
+    hypercall(a, kernel, d.CALL_EVENT)
     a.copy(s.RCX, s.RAX)
     a.mov(s.RAX, 1)
     a.emit(ops.SHL, s.RAX, s.RCX)
     a.st(at.cpu_word(at.TIMER_EVENT), s.RAX)
-
-
-def _hypercall(a: Assembler, number: int) -> None:
-    a.mov(s.RAX, number)
-    a.call("hypercall")
 
 
 def entered(a: Assembler) -> None:
@@ -154,44 +154,9 @@ def duration(a: Assembler, register: int) -> None:
     a.copy(register, s.RAX)
 
 
-@path("ring 3")
-def ring_3(a: Assembler, kernel: KernelOptions) -> None:
-    """Hypercalls, the interrupt flag, the way out and the clock of a kernel in ring 3."""
-    if not kernel.ring3:
-        return
-    a.activity = ops.SYSCALL_PATH
-    a.label("hypercall")
-    for register in LOST:
-        a.push(register)
-    a.op(ops.SYSCALL)
-    for register in reversed(LOST):
-        a.pop(register)
-    a.ret()
-
-    a.label("unmask")
-    a.push(s.RAX)
-    a.st_value(shared(d.UPCALL_MASK), 0)
-    a.ld(s.RAX, shared(d.UPCALL_PENDING))
-    a.test(s.RAX, -1)
-    a.jcc(ops.CC_Z, "unmasked")
-    _hypercall(a, d.CALL_NOTHING)
-    a.label("unmasked")
-    a.pop(s.RAX)
-    a.ret()
-
-    a.label("leave_by_hypercall")  # the frame of IRET_FRAME from RCX on
-    for register in (s.RCX, s.R11, s.RAX):
-        a.push(register)
-    a.mov(s.RAX, d.CALL_IRET)
-    a.op(ops.SYSCALL)
-
+def _clock(a: Assembler) -> None:
+    """`clock`: RAX <- time in ns. Changes RDX."""
     a.activity = ops.INTERRUPT_PATH
-    a.label("event")
-    entered(a)
-    a.push(value=0)
-    a.push(value=at.TIMER_VECTOR)
-    a.jmp("enter")
-
     a.label("clock")
     for register in (s.RCX, s.RSI):
         a.push(register)
@@ -214,3 +179,44 @@ def ring_3(a: Assembler, kernel: KernelOptions) -> None:
     for register in (s.RSI, s.RCX):
         a.pop(register)
     a.ret()
+
+
+@path("ring 3")
+def ring_3(a: Assembler, kernel: KernelOptions) -> None:
+    """The clock of the shared page; hypercalls, the interrupt flag and the way out of a kernel in ring 3."""
+    if kernel.events:
+        _clock(a)
+    if not kernel.ring3:
+        return
+    a.activity = ops.SYSCALL_PATH
+    a.label("hypercall")
+    for register in LOST:
+        a.push(register)
+    a.op(ops.SYSCALL)
+    for register in reversed(LOST):
+        a.pop(register)
+    a.ret()
+
+    a.label("unmask")
+    a.push(s.RAX)
+    a.st_value(shared(d.UPCALL_MASK), 0)
+    a.ld(s.RAX, shared(d.UPCALL_PENDING))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "unmasked")
+    hypercall(a, kernel, d.CALL_NOTHING)
+    a.label("unmasked")
+    a.pop(s.RAX)
+    a.ret()
+
+    a.label("leave_by_hypercall")  # the frame of IRET_FRAME from RCX on
+    for register in (s.RCX, s.R11, s.RAX):
+        a.push(register)
+    a.mov(s.RAX, d.CALL_IRET)
+    a.op(ops.SYSCALL)
+
+    a.activity = ops.INTERRUPT_PATH
+    a.label("event")
+    entered(a)
+    a.push(value=0)
+    a.push(value=at.TIMER_VECTOR)
+    a.jmp("enter")

@@ -19,8 +19,8 @@ NEVER = (1 << 62) - 1
 
 
 def read_clock(a: Assembler, kernel: KernelOptions, to: int) -> None:
-    """`to` <- time-stamp counter, or in ring 3 the time in ns. Clobbers RAX and RDX."""
-    if kernel.ring3:
+    """`to` <- time-stamp counter, or where it is shared the time in ns. Clobbers RAX and RDX."""
+    if kernel.events:
         ring3.read_clock(a, to)
         return
     a.op(ops.RDTSC)
@@ -36,7 +36,7 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.label("interrupt")
     a.copy(s.RBX, s.RAX)
     a.work(length("irq_enter"))
-    if kernel.ring3:
+    if kernel.events:
         ring3.take_timer_event(a, "interrupt_done")
     else:
         a.mov(s.RCX, X2APIC_EOI)
@@ -110,7 +110,7 @@ def program_timer(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RAX, NEVER)
     a.cmp(s.R13, register=s.RAX)
     a.jcc(ops.CC_Z, "timer_armed")
-    if kernel.ring3:
+    if kernel.events:
         a.copy(s.RDI, s.R13)
         ring3.hypercall(a, kernel, d.CALL_SET_TIMER)
         a.label("timer_armed")
@@ -145,7 +145,7 @@ def sleep(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("sleep"))
     ring3.disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
-    if kernel.ring3:
+    if kernel.events:
         ring3.duration(a, s.RDI)
     read_clock(a, kernel, s.RCX)
     a.add(s.RCX, register=s.RDI)

@@ -27,9 +27,9 @@ from vtsim.vmm.monitor.build import CR0, CR4, EFER, FLAGS_CLEARED, MSRS, STORED_
 from vtsim.vmm.needs import table_frames
 from vtsim.vmm.paravirtual import calls, emulate, entry
 from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN, VECTORS, V
+from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.spec import VmmSpec
 
-NS: Final = 1_000_000_000
 FIRST_PORT: Final = 1
 
 
@@ -121,24 +121,17 @@ def _place(
         direct=at.DIRECT, words=host.address(tables.words), frames=host.engine.geometry.frame_count,
         own=(FIRST_OWN, LAST_OWN),
     )  # fmt: skip
-    handlers = calls.calls(a, ground, deadline)
+    handlers = calls.calls(a, ground, deadline, profile.clock_hz)
     emulators = emulate.emulation(a, host.address(words[1]))
     program = a.assemble()
     host.engine.place(program, lambda page: TEXT_FRAME + (page - at.TEXT) // mem.PAGE_BYTES)
     return program, handlers, emulators
 
 
-def time_scales(clock_hz: int) -> tuple[int, int]:
-    """ns of a cycle, and cycles of a ns, times 2**32: the first rounded down, so that the second reaches every ns."""
-    scale = (NS << 32) // clock_hz
-    return scale, -(-(1 << 64) // scale)
-
-
 def _fill(monitor: Monitor, vcpu: Vcpu, number: int, start: Start) -> None:
     """The structure of a vCPU, its MSRs and the page that it shares."""
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
     shared = host.address(vcpu.memory.frame(start.shared >> mem.PAGE_SHIFT))
-    scale, cycles = time_scales(host.profile.clock_hz)
     for n, index in enumerate(STORED_MSRS):
         for m, value in enumerate((index, start.msrs.get(index, 0))):
             host.store(data + MSRS + 16 * n + 8 * m, value)
@@ -146,11 +139,11 @@ def _fill(monitor: Monitor, vcpu: Vcpu, number: int, start: Start) -> None:
         "KERNEL": 1, "CR0": start.cr0, "CR4": start.cr4, "EFER": start.efer, "MSR_TABLE": data + MSRS,
         "MSR_ENTRIES": len(STORED_MSRS), "TOP": host.address(vcpu.root.root), "NUMBER": number,
         "KERNEL_ROOT": start.roots[0], "SHARED_PAGE": shared, "KERNEL_CR3": start.cr3, "KERNEL_STACK": start.rsp,
-        "NEXT_PORT": FIRST_PORT, "CYCLES_SCALE": cycles, "FEATURES": d.DIRECT_TABLES | d.RING_3,
+        "NEXT_PORT": FIRST_PORT, "FEATURES": d.DIRECT_TABLES | d.RING_3 | d.SHARED_EVENTS,
     }  # fmt: skip
     for name, value in values.items():
         host.store(here + V[name], value)
-    host.store(shared + d.TIME_SCALE, scale)
+    host.store(shared + d.TIME_SCALE, time_scales(host.profile.clock_hz)[0])
     host.store(shared + d.UPCALL_MASK, 1)
     host.store(here + V["REGISTERS"] + 8 * s.RSP, start.rsp)
     flags = start.rflags & ~at.IOPL | at.RF_IF | 2

@@ -24,6 +24,7 @@ from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
 from vtsim.vmm.monitor.memory import die
 from vtsim.vmm.paravirtual.layout import VECTORS, V, count, count_one_of, vcpu
 from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, subroutines
+from vtsim.vmm.programs.upcalls import to_tsc, unmask
 from vtsim.vmm.programs.words import zero
 
 CR4_PGE = 1 << 7
@@ -235,20 +236,11 @@ def schedule(a: Assembler) -> None:
     a.jmp("done")
 
 
-def set_timer(a: Assembler, deadline: bool) -> None:
+def set_timer(a: Assembler, deadline: bool, clock_hz: int) -> None:
     """The timer's event at a time of the shared page's clock; a time that has passed is now."""
     a.ld(RDI, vcpu("SHARED_PAGE"))
     a.ld(RAX, saved(RDI))
-    a.ld(RDX, Mem(RDI, d.TIME_BASE))
-    a.sub(RAX, register=RDX)
-    a.jcc(ops.CC_NS, "timer_ahead")
-    zero(a, RAX)
-    a.label("timer_ahead")
-    a.ld(RCX, vcpu("CYCLES_SCALE"))
-    a.hook(hooks.SCALE)
-    a.add(RAX, 1)
-    a.ld(RDX, Mem(RDI, d.TIME_STAMP))
-    a.add(RAX, register=RDX)
+    to_tsc(a, clock_hz)
     a.mov(RCX, TSC_DEADLINE)
     if not deadline:
         a.copy(RBX, RAX)
@@ -324,19 +316,11 @@ def event(a: Assembler) -> None:
     a.jmp("done")
     a.label("unmask_port")
     a.ld(RDI, vcpu("SHARED_PAGE"))
-    a.copy(RCX, RSI)
-    a.emit(ops.XOR, RCX, imm=-1)
-    a.ld(RAX, Mem(RDI, d.EVENTS_MASKED))
-    a.and_(RAX, register=RCX)
-    a.st(Mem(RDI, d.EVENTS_MASKED), RAX)
-    a.ld(RAX, Mem(RDI, d.EVENTS))
-    a.test(RAX, register=RSI)
-    a.jcc(ops.CC_Z, "done")
-    a.st_value(Mem(RDI, d.UPCALL_PENDING), 1)
+    unmask(a, "done")
     a.jmp("done")
 
 
-def calls(a: Assembler, ground: Ground, deadline: bool) -> list[str]:
+def calls(a: Assembler, ground: Ground, deadline: bool, clock_hz: int) -> list[str]:
     """Emit all hypercalls; their labels by number."""
     tables(a, ground)
     handlers: dict[str, Callable[[Assembler], object]] = {
@@ -349,6 +333,6 @@ def calls(a: Assembler, ground: Ground, deadline: bool) -> list[str]:
         handler(a)
     a.activity = ops.EXIT_HANDLER
     a.label("call_set_timer")
-    set_timer(a, deadline)
+    set_timer(a, deadline, clock_hz)
     update_time(a)
     return [f"call_{name}" for name in d.CALLS]

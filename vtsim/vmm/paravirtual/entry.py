@@ -26,6 +26,7 @@ from vtsim.vmm.paravirtual.layout import (
     count_one_of,
     vcpu,
 )
+from vtsim.vmm.programs.upcalls import make_pending, tell_of
 
 INVALID_OPCODE, GENERAL_PROTECTION, PAGE_FAULT = 6, 13, 14
 X2APIC_SPURIOUS, X2APIC_LVT_TIMER, X2APIC_DIVIDE = 0x80F, 0x832, 0x83E
@@ -350,15 +351,8 @@ def timer(a: Assembler) -> None:
     a.ld(RDI, vcpu("SHARED_PAGE"))
     a.test(RSI, register=RSI)
     a.jcc(ops.CC_Z, "event_sent")
-    a.ld(RAX, Mem(RDI, d.EVENTS))
-    a.test(RAX, register=RSI)
-    a.jcc(ops.CC_NZ, "event_sent", comment="it is pending already")
-    a.or_(RAX, register=RSI)
-    a.st(Mem(RDI, d.EVENTS), RAX)
+    make_pending(a, "event_sent")
     count(a, "EVENTS_SENT")
-    a.ld(RAX, Mem(RDI, d.EVENTS_MASKED))
-    a.test(RAX, register=RSI)
-    a.jcc(ops.CC_NZ, "event_sent")
-    a.st_value(Mem(RDI, d.UPCALL_PENDING), 1)
+    tell_of(a, "event_sent")
     a.label("event_sent")
     a.ret()

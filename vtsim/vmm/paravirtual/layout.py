@@ -32,7 +32,6 @@ WORDS: Final = (
     ("TRAP_HANDLERS", VECTORS, "where it takes exceptions"),
     ("TIMER_BIT",         1, "bit of the timer's port; 0 where it has none"),
     ("NEXT_PORT",         1, "first port that is free"),
-    ("CYCLES_SCALE",      1, "cycles of the TSC in a ns, times 2**32, rounded up"),
     ("FEATURES",          1, "EAX of the CPUID leaf that says what the hypervisor offers"),
     ("HYPERCALLS", len(d.CALLS), "hypercalls by number"),
     ("REQUESTS", len(d.REQUESTS), "requests by kind"),

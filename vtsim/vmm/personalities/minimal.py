@@ -15,7 +15,19 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
+from vtsim.vmm.programs import (
+    balloon,
+    direct,
+    dirty_log,
+    ept,
+    events,
+    instructions,
+    mmio,
+    ports,
+    schedule,
+    shadow,
+    upcalls,
+)
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
@@ -36,6 +48,7 @@ def hypercall(a: Assembler, path: Path) -> None:
     if path.vmm.paging == "direct-pv":
         direct.hypercall(a, path)
         return
+    upcalls.hypercall(a, path)
     balloon.hypercall(a, path)
     instructions.ignore(a, path)
 

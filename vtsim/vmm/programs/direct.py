@@ -21,7 +21,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, R14, RAX, RBP, RCX, RDI, RDX, RSI
 from vtsim.ept import direct as d
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import direct_tables
+from vtsim.vmm.programs import direct_tables, upcalls
 from vtsim.vmm.programs.direct_tables import DROP_ALL, Ground, requests
 from vtsim.vmm.programs.shadow import drop_address
 from vtsim.vmm.programs.words import GENERAL_PROTECTION, saved, vcpu, work, zero
@@ -72,6 +72,7 @@ def hypercall(a: Assembler, path: Path) -> None:
     ground = vmx_ground(path)
     a.activity = ops.MEMORY_MANAGEMENT
     work(a, path, "hypercall")
+    upcalls.hypercall(a, path)
     a.ld(RAX, saved(RAX))
     a.ld(R12, saved(RDI))
     a.ld(R13, saved(RSI))
