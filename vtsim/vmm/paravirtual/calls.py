@@ -23,10 +23,12 @@ from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
 from vtsim.vmm.monitor.memory import die
 from vtsim.vmm.paravirtual.layout import VECTORS, V, count, count_one_of, vcpu
+from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, subroutines
 from vtsim.vmm.programs.upcalls import to_tsc, unmask
 from vtsim.vmm.programs.words import zero
 
+OF_XEN: Final = ("update_entry", "validate_table", "pin_table", "load_cr3")
 CR4_PGE = 1 << 7
 X2APIC_INITIAL, TSC_DEADLINE = 0x838, 0x6E0
 FRAME: Final = {name: 8 * n for n, name in enumerate(d.IRET_FRAME)}
@@ -34,13 +36,17 @@ FRAME: Final = {name: 8 * n for n, name in enumerate(d.IRET_FRAME)}
 
 @frozen(kw_only=True)
 class Ring3Ground(Ground):
-    """A guest whose kernel runs in ring 3, on tables where the hypervisor is mapped too."""
+    """A guest whose kernel runs in ring 3, on tables where the hypervisor is mapped too.
+
+    Beside loads and stores, requests are so many instructions of C as those of a guest under VT-x (Xen's, both times).
+    """
 
     def vcpu(self, field: str) -> Mem:
         return vcpu(field)
 
     def work(self, a: Assembler, name: str) -> None:
-        """Everything that this hypervisor does is written out."""
+        if name in OF_XEN:
+            a.work(PARAMETERS[name].value, comment=name)
 
     def drop_page(self, a: Assembler) -> None:
         a.op(ops.INVLPG, mem=Mem(R13))
