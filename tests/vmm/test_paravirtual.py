@@ -18,7 +18,7 @@ from tests.vmm.direct_guest import (
     kept_words,
     random_requests,
 )
-from tests.vmm.test_direct import FAULTS, REQUESTS
+from tests.vmm.test_direct import FAULTS, FORK, REQUESTS
 from tests.vmm.test_shadow_guests import digests, exits
 from tests.vmm.test_trap_and_emulate import PLAIN, SWITCHES, TICK
 from vtsim.base import memory as mem
@@ -33,8 +33,11 @@ from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
 from vtsim.ept import direct as d
+from vtsim.ept.spec import PF_PRESENT, PF_USER
+from vtsim.guest.kernel import layout
 from vtsim.platform.machine import Machine
 from vtsim.platform.outcome import Outcome
+from vtsim.platform.walk import walk
 from vtsim.study.run import run as run_scenario
 from vtsim.vmm.build import Guest, needs
 from vtsim.vmm.monitor import layout as at
@@ -320,6 +323,17 @@ def test_under_vt_x_a_shared_page_saves_the_exits_of_the_timer_and_the_end_of_it
     assert events["refusals"] == exits(there, "MSR_WRITE") == exits(there, "RDTSC") == 0
     if len(sets) == 1:  # two at boot; every upcall of the timer sets it anew
         assert exits(there, "VMCALL") - 2 >= events["upcalls"]
+
+
+def test_a_process_does_not_reach_its_kernel_though_both_run_in_ring_3() -> None:
+    scenario = parse_scenario(TEXT.format(kernel=PLAIN, processes=FORK), [])
+    of_process = walk(scenario, 0, layout.DIRECT & (1 << 64) - 1, ring=3)
+    of_kernel = walk(scenario, 0, layout.DIRECT & (1 << 64) - 1, ring=0)
+    of_hypervisor = walk(scenario, 0, at.DIRECT & (1 << 64) - 1, ring=0)
+
+    assert of_process.error_code == PF_USER  # no page is there
+    assert of_kernel.fault == ""
+    assert of_hypervisor.error_code == PF_USER | PF_PRESENT
 
 
 @pytest.mark.parametrize("clock_hz", [1_000_000_001, 2_200_000_000, 2_400_000_000, 5_000_000_000])

@@ -321,6 +321,7 @@ class Builder:
             Space(
                 name=process.name or f"process {number}",
                 cr3=task.cr3 | (task.pcid if self.pcid else 0),
+                user_cr3=task.user_cr3 if self.ring3 else 0,
                 areas=tuple((area.name, area.start, area.end) for area in space.areas),
             )
             for number, (process, space, task) in enumerate(zip(self.guest.processes, spaces, tasks, strict=False))

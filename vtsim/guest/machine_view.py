@@ -50,12 +50,14 @@ class DirectTables:
 class Space:
     """A process's address space: what CR3 holds while its kernel half is loaded, and its areas.
 
-    An area is its name, its first linear address and the address after its last.
+    An area is its name, its first linear address and the address after its last. `user_cr3` is what CR3 holds while the
+    process runs under a kernel in ring 3; else 0.
     """
 
     name: str
     cr3: int
     areas: tuple[tuple[str, int, int], ...]
+    user_cr3: int = 0
 
 
 @frozen(kw_only=True)
