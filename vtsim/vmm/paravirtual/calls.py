@@ -22,6 +22,7 @@ from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
 from vtsim.vmm.monitor.memory import die
+from vtsim.vmm.monitor.virtual_state import POPPED
 from vtsim.vmm.paravirtual.layout import VECTORS, V, count, count_one_of, vcpu
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, subroutines
@@ -198,7 +199,7 @@ def iret(a: Assembler) -> None:
     a.and_(RAX, 1)
     a.ld(RDI, vcpu("SHARED_PAGE"))
     a.st(Mem(RDI, d.UPCALL_MASK), RAX)
-    a.and_(RDX, ~at.IOPL)
+    a.and_(RDX, POPPED & ~at.IOPL)
     a.or_(RDX, at.RF_IF | 2)
     a.st(F_RFLAGS, RDX)
     a.shr(RBX, d.IN_SYSCALL.bit_length() - 1)
