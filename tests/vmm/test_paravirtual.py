@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,23 @@ def test_other_hypercalls_are_refused_where_they_ask_for_what_is_not_the_guests(
     answered = answers(holder)
     assert dict(zip(wanted, answered, strict=False)) == {name: answer for name, (_, answer) in wanted.items()}
     assert answered[len(wanted) :] == [14, 14, 14, 13, 13, 13]
+
+
+def test_whatever_a_guest_calls_with_its_frames_stay_its_own() -> None:
+    """`hypervisor` checks them. IRET, which would lead anywhere, and waiting for nothing are left out."""
+    chance = random.Random(5)
+    numbers = [n for n in (-1, *range(len(d.CALLS) + 1)) if n not in (d.CALL_IRET, d.CALL_SCHEDULE)]
+
+    def steps(guest: DirectGuest) -> None:
+        mine = [guest.machine(0x400), guest.entry_of(0x400), guest.table.root << 12 | 8, SHARED]
+        others = [at.DIRECT, at.TEXT, at.DIRECT - 8, 1 << 46, -1, -(1 << 47), 1 << 12, 0, 2, 63]
+        _on_event(guest)
+        for _ in range(40):
+            guest.call(chance.choice(numbers), *(chance.choice(mine + others) for _ in range(3)))
+
+    monitor, _ = hypervisor(steps)
+
+    assert monitor.hypercalls()["events"]["refusals"] > 10
 
 
 @pytest.mark.parametrize("number", [d.CALL_IRET, d.CALL_NOTHING])
