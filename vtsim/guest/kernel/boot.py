@@ -35,8 +35,9 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
         ring3.begin(a, kernel)
         if kernel.timer:
             ring3.bind_timer(a, kernel)
-    elif kernel.timer:
+    elif kernel.timer or kernel.several:
         write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
+    if kernel.timer and not kernel.events:
         write_msr(a, X2APIC_LVT_TIMER, at.TIMER_VECTOR | (DEADLINE_MODE if kernel.deadline else 0))
         if not kernel.deadline:
             write_msr(a, X2APIC_DIVIDE, DIVIDE_BY_ONE)

@@ -10,7 +10,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import direct as d
-from vtsim.guest.kernel import KernelOptions, path, ring3
+from vtsim.guest.kernel import KernelOptions, path, ring3, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -18,15 +18,20 @@ X2APIC_EOI, X2APIC_INITIAL, TSC_DEADLINE = 0x80B, 0x838, 0x6E0
 NEVER = (1 << 62) - 1
 
 
-def read_clock(a: Assembler, kernel: KernelOptions, to: int) -> None:
-    """`to` <- time-stamp counter, or where it is shared the time in ns. Clobbers RAX and RDX."""
-    if kernel.events:
-        ring3.read_clock(a, to)
-        return
+def read_tsc(a: Assembler, to: int) -> None:
+    """`to` <- time-stamp counter. Clobbers RAX and RDX."""
     a.op(ops.RDTSC)
     a.shl(s.RDX, 32)
     a.or_(s.RAX, register=s.RDX)
     a.copy(to, s.RAX)
+
+
+def read_clock(a: Assembler, kernel: KernelOptions, to: int) -> None:
+    """`to` <- time-stamp counter, or where it is shared the time in ns. Clobbers RAX and RDX."""
+    if kernel.events:
+        ring3.read_clock(a, to)
+    else:
+        read_tsc(a, to)
 
 
 @path("interrupt")
@@ -39,12 +44,7 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     if kernel.events:
         ring3.take_timer_event(a, "interrupt_done")
     else:
-        a.mov(s.RCX, X2APIC_EOI)
-        a.mov(s.RAX, 0)
-        a.mov(s.RDX, 0)
-        a.op(ops.WRMSR)
-        a.cmp(s.RBX, at.TIMER_VECTOR)
-        a.jcc(ops.CC_NZ, "interrupt_done")
+        _acknowledge(a, kernel)
     a.work(length("timer"))
     read_clock(a, kernel, s.R12)
     if kernel.tick_cycles:
@@ -61,8 +61,10 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
         a.jcc(ops.CC_AE, "next_tick")
         a.st(at.cpu_word(at.NEXT_TICK), s.R13)
         a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
+        if kernel.dma and kernel.dma.mode == "deferred":
+            a.call("dma_tick")
         a.label("no_tick")
-    a.mov(s.R8, kernel.tasks)
+    smp.count_tasks(a, kernel, s.R8)
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
     a.label("wake_task")
     a.ld(s.RAX, Mem(s.RSI, at.T_STATE))
@@ -84,6 +86,19 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("leave")
 
 
+def _acknowledge(a: Assembler, kernel: KernelOptions) -> None:
+    """Acknowledge the interrupt whose vector is in RBX; on if it is the timer's."""
+    a.mov(s.RCX, X2APIC_EOI)
+    a.mov(s.RAX, 0)
+    a.mov(s.RDX, 0)
+    a.op(ops.WRMSR)
+    if kernel.several:
+        a.cmp(s.RBX, at.CALL_VECTOR)
+        a.jcc(ops.CC_Z, "called")
+    a.cmp(s.RBX, at.TIMER_VECTOR)
+    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
+
+
 @path("timer deadline")
 def program_timer(a: Assembler, kernel: KernelOptions) -> None:
     """Arm the timer for the next tick or the first sleeper, whichever comes first; called with interrupts off."""
@@ -93,7 +108,7 @@ def program_timer(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.R13, NEVER)
     if kernel.tick_cycles:
         a.ld(s.R13, at.cpu_word(at.NEXT_TICK))
-    a.mov(s.R8, kernel.tasks)
+    smp.count_tasks(a, kernel, s.R8)
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
     a.label("look_task")
     a.ld(s.RAX, Mem(s.RSI, at.T_STATE))

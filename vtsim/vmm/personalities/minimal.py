@@ -25,6 +25,7 @@ from vtsim.vmm.programs import (
     mmio,
     ports,
     schedule,
+    several,
     shadow,
     upcalls,
 )
@@ -110,6 +111,7 @@ class Minimal:
         a.label("exit")
         a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
         a.copy(R15, RSP)
+        several.left_guest(a, path)
         a.vmread(RCX, "IDT_VECTORING_INFORMATION")
         a.test(RCX, VALID)
         a.jcc(ops.CC_NZ, "recover")
@@ -126,6 +128,7 @@ class Minimal:
         a.label("reenter")
         a.label("go_on")
         a.activity = ops.REENTRY
+        several.before_entry(a, path)
         a.ld(RAX, vcpu("REQUEST"))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NZ, "requests")

@@ -19,7 +19,19 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, schedule, shadow, upcalls
+from vtsim.vmm.programs import (
+    balloon,
+    direct,
+    dirty_log,
+    ept,
+    events,
+    instructions,
+    mmio,
+    schedule,
+    several,
+    shadow,
+    upcalls,
+)
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
@@ -146,6 +158,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.activity = ops.EXIT_DISPATCH
     a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
     a.copy(R15, RSP)
+    several.left_guest(a, path)
     work(a, path, "rsb_fill")
     a.emit(ops.MOV_FROM_CR, RAX, imm=2)
     a.st(vcpu("GUEST_CR2"), RAX)
@@ -185,6 +198,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.label("reenter")
     a.activity = ops.REENTRY
     a.op(ops.CLI)
+    several.before_entry(a, path)
     a.ld(RAX, vcpu("REQUEST"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "attention")
