@@ -70,7 +70,8 @@ HOOKS: Final = (
                        "address of the entry, R11 <- its host-physical address"),
     ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear "
                        "address of its memory operand"),
-    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX (for digests only)"),
+    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX, by op RDX of RCX; from bit 8 of "
+                       "RDX, which part (for digests only)"),
     ("SCALE",          "RAX <- RAX * RCX / 2**32, unsigned: MUL and SHRD"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
@@ -278,7 +279,7 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     elif number == OPERAND:
         fault = operand(m, a, t)
     elif number == SHOW:
-        shown(m, a, m[s.GPR + s.RAX])
+        shown(m, a, m[s.GPR + s.RDX], m[s.GPR + s.RCX], m[s.GPR + s.RAX])
     elif number == SCALE:
         scale(m)
     elif number >= FIRST_TRANSLATION_HOOK:

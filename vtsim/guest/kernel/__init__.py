@@ -34,6 +34,7 @@ class KernelOptions:
     ring3: bool = False  # does the kernel run in ring 3, with hypercalls in place of all that is privileged?
     events: bool = False  # are clock, timer and interrupts those of the shared page?
     batch: int = 1  # how many requests one hypercall makes at most
+    probe: bool = False  # does it look for hardware at boot?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended

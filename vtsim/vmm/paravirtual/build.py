@@ -23,10 +23,25 @@ from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest
 from vtsim.vmm.memory import Pool, VmMemory
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.build import CR0, CR4, EFER, FLAGS_CLEARED, MSRS, STORED_MSRS, TSS, Monitor, Vcpu, index_of
+from vtsim.vmm.monitor.build import (
+    CR0,
+    CR4,
+    EFER,
+    FLAGS_CLEARED,
+    MSRS,
+    PORTS,
+    STORED_MSRS,
+    TSS,
+    Monitor,
+    Vcpu,
+    VirtualCpu,
+    index_of,
+    processor_msr,
+)
 from vtsim.vmm.needs import table_frames
 from vtsim.vmm.paravirtual import calls, emulate, entry
 from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN, VECTORS, V
+from vtsim.vmm.programs.ports import port_entries
 from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.spec import VmmSpec
 
@@ -37,7 +52,7 @@ FIRST_PORT: Final = 1
 class ParavirtualMonitor(Monitor):
     """The hypervisor as the platform sees it while it runs."""
 
-    def word(self, vcpu: Vcpu, field: str, word: int = 0) -> int:
+    def word(self, vcpu: VirtualCpu, field: str, word: int = 0) -> int:
         return self.host.load(self.address(vcpu) + V[field] + 8 * word)
 
     def hypercalls(self) -> dict[str, dict[str, int]]:
@@ -80,7 +95,16 @@ def build_paravirtual(
         ram = VmMemory(engine, guest.memory, window, None, at.RAM, KERNEL_PAGE | e.PTE_NO_EXECUTE)
         ram.back_all(mem.PAGE_BYTES)
         vcpus.append(
-            Vcpu(name=guest.name, cpu=guest.cpu, page=pages[n], data=data[n], root=window, memory=ram, shadow=None)
+            Vcpu(
+                name=guest.name,
+                cpu=guest.cpu,
+                page=pages[n],
+                data=data[n],
+                root=window,
+                memory=ram,
+                shadow=None,
+                devices=guest.devices,
+            )
         )
     program, handlers, emulators = _place(host, profile, vcpus, tables, words)
     monitor = ParavirtualMonitor(engine, host, vmm, program, tuple(vcpus))
@@ -132,12 +156,16 @@ def _fill(monitor: Monitor, vcpu: Vcpu, number: int, start: Start) -> None:
     """The structure of a vCPU, its MSRs and the page that it shares."""
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
     shared = host.address(vcpu.memory.frame(start.shared >> mem.PAGE_SHIFT))
-    for n, index in enumerate(STORED_MSRS):
-        for m, value in enumerate((index, start.msrs.get(index, 0))):
-            host.store(data + MSRS + 16 * n + 8 * m, value)
+    machine = {index: processor_msr(host.engine, vcpu.cpu, index) for index in STORED_MSRS}
+    msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, machine[index]))]
+    ports = [word for row in port_entries(vcpu.devices) for word in row]
+    for offset, row in ((MSRS, msrs), (PORTS, ports)):
+        for n, value in enumerate(row):
+            host.store(data + offset + 8 * n, value)
     values = {
         "KERNEL": 1, "CR0": start.cr0, "CR4": start.cr4, "EFER": start.efer, "MSR_TABLE": data + MSRS,
-        "MSR_ENTRIES": len(STORED_MSRS), "TOP": host.address(vcpu.root.root), "NUMBER": number,
+        "MSR_ENTRIES": len(STORED_MSRS), "PORTS": data + PORTS, "PORT_ENTRIES": len(ports) // 3,
+        "TOP": host.address(vcpu.root.root), "NUMBER": number,
         "KERNEL_ROOT": start.roots[0], "SHARED_PAGE": shared, "KERNEL_CR3": start.cr3, "KERNEL_STACK": start.rsp,
         "NEXT_PORT": FIRST_PORT, "FEATURES": d.DIRECT_TABLES | d.RING_3 | d.SHARED_EVENTS,
     }  # fmt: skip

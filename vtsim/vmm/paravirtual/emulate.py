@@ -70,7 +70,7 @@ def move_to_cr8(a: Assembler) -> None:
 
 EMULATORS: Final[Mapping[int, Callable[[Assembler], None]]] = {
     ops.CLI: lambda a: set_mask(a, 1), ops.STI: lambda a: set_mask(a, 0), ops.HLT: halt,
-    ops.IN: monitor.port_in, ops.OUT: monitor.nothing, ops.WBINVD: monitor.nothing, ops.INVD: monitor.nothing,
+    ops.IN: monitor.port_in, ops.OUT: monitor.port_out, ops.WBINVD: monitor.nothing, ops.INVD: monitor.nothing,
     ops.CLTS: state.clear_ts, ops.RDMSR: state.read_msr, ops.WRMSR: write_msr,
     ops.MOV_FROM_CR: state.move_from_cr, ops.MOV_FROM_DR: state.move_from_dr, ops.MOV_TO_DR: state.move_to_dr,
     ops.MOV_TO_CR: move_to_cr8,
