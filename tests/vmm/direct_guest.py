@@ -26,6 +26,8 @@ CODE, STACK, IDT, TSS, LOG, SHARED = (0x1000_0000 + n * 0x100_0000 for n in rang
 WINDOW = 0x4000_0000  # all of guest memory
 FREE = 0x400  # guest frames from here on are the guest's to play with
 P, W, U, A, D, PS = e.PTE_PRESENT, e.PTE_WRITE, e.PTE_USER, e.PTE_ACCESSED, e.PTE_DIRTY, e.PTE_LARGE
+VECTORS = (13, 14)
+RING_3_CODE = 0x33
 READ_ONLY = KERNEL_PAGE & ~(W | D)
 
 
@@ -37,7 +39,7 @@ class DirectGuest:
     a: Assembler
     table: Table
     answers: int = 0
-    gates: bool = field(default=False)
+    ring3: bool = False
 
     def machine(self, gfn: int) -> int:
         """The host-physical address of a guest frame."""
@@ -55,10 +57,14 @@ class DirectGuest:
 
     def request(self, kind: int, value: int) -> None:
         """One request, whose answer is logged."""
-        self.a.mov(s.RAX, d.CALL_REQUEST)
-        self.a.mov(s.RDI, mem.signed(kind))
-        self.a.mov(s.RSI, mem.signed(value))
-        self.a.op(ops.VMCALL)
+        self.call(d.CALL_REQUEST, kind, value)
+
+    def call(self, number: int, *arguments: int | str) -> None:
+        """A hypercall, whose answer is logged; an argument may be a label."""
+        for register, value in zip((s.RDI, s.RSI, s.RDX), arguments, strict=False):
+            self.a.mov(register, value if isinstance(value, str) else mem.signed(value))
+        self.a.mov(s.RAX, number)
+        self.a.op(ops.SYSCALL if self.ring3 else ops.VMCALL)
         self.log(s.RAX)
 
     def log(self, register: int) -> None:
@@ -87,6 +93,19 @@ class DirectGuest:
 Steps = Callable[[DirectGuest], None]
 
 
+def _set_traps(a: Assembler) -> None:
+    """Tell a hypervisor that has the kernel in ring 3 where faults go; a row is a vector and its handler."""
+    for vector in VECTORS:
+        a.mov(s.RAX, f"gate_{vector}")
+        a.push(s.RAX)
+        a.push(value=vector)
+    a.copy(s.RDI, s.RSP)
+    a.mov(s.RSI, len(VECTORS))
+    a.mov(s.RAX, d.CALL_SET_TRAPS)
+    a.op(ops.SYSCALL)
+    a.add(s.RSP, 16 * len(VECTORS))
+
+
 def direct_guest(steps: Steps, holder: dict[str, Any]) -> Callable[[Any], Start]:
     """A guest's builder; `holder` receives the guest, the frames of its tables' root and of its log."""
 
@@ -106,14 +125,18 @@ def direct_guest(steps: Steps, holder: dict[str, Any]) -> Callable[[Any], Start]
         table = Table(root=root, format=PAGING, take=take, words=words)
         table.map(WINDOW, offer.machine(np.arange(MEMORY >> 12)), KERNEL_PAGE)
         a = Assembler("direct guest", CODE)
-        guest = DirectGuest(memory, a, table)
+        guest = DirectGuest(memory, a, table, ring3=offer.ring3)
+        if guest.ring3:
+            _set_traps(a)
         steps(guest)
         a.op(ops.STOP_OP)
-        for vector in (13, 14):
+        for vector in VECTORS:
             a.label(f"gate_{vector}")
             a.mov(s.R14, vector)
-            a.add(s.RSP, 8)
+            a.add(s.RSP, 24 if guest.ring3 else 8)
             a.st(Mem(s.RSP), s.R15)
+            if guest.ring3:
+                a.st_value(Mem(s.RSP, 8), RING_3_CODE)
             a.op(ops.IRET)
         program = a.assemble()
         frames = {}
@@ -127,7 +150,7 @@ def direct_guest(steps: Steps, holder: dict[str, Any]) -> Callable[[Any], Start]
             (SHARED, memory.frame(shared)),
         ):  # fmt: skip
             table.map(address, [hfn], KERNEL_PAGE)
-        for vector in (13, 14):
+        for vector in VECTORS:
             handler = program.labels[f"gate_{vector}"]
             memory.store(idt * 4096 + 16 * vector, (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16) << 48)
         holder.update(guest=guest, root=root, log=log)
@@ -155,6 +178,7 @@ class Recount:
     counts: dict[int, int] = field(factory=dict)
     writable: dict[int, int] = field(factory=dict)
     reached: set[int] = field(factory=set)
+    own: range = range(0)  # entries of roots that are the hypervisor's
 
     def table(self, frame: int, level: int) -> None:
         """Somebody relies on a table."""
@@ -162,8 +186,8 @@ class Recount:
         assert self.levels.setdefault(frame, level) == level
         if self.counts[frame] > 1:
             return
-        for entry in self.words(frame).tolist():
-            if not entry & P:
+        for index, entry in enumerate(self.words(frame).tolist()):
+            if not entry & P or (level == 4 and index in self.own):
                 continue
             assert not entry & ~d.LEGAL
             target = (entry & e.ADDRESS) >> 12

@@ -12,6 +12,7 @@ from vtsim.base.errors import ConfigError, ModelError
 FINE: Final = 0
 USERS_MISTAKE: Final = 2
 OUR_MISTAKE: Final = 3
+GUEST_PANIC: Final = 4  # a guest's kernel found at boot that it cannot run here
 INTERRUPTED: Final = 130
 READER_GONE: Final = 141  # as a shell reports a process that SIGPIPE ended
 

@@ -81,7 +81,10 @@ def run(
         bool, typer.Option("--perf", help="Print the exits in the layout of perf kvm stat report.")
     ] = False,
 ) -> None:
-    """Run a scenario and report where the cycles went."""
+    """Run a scenario and report where the cycles went.
+
+    The exit status is 4 if a guest's kernel needs a hypervisor that it does not find.
+    """
     if json and perf:
         raise typer.BadParameter("--json and --perf both say what to print; choose one")
     from vtsim.cli.run import Options, run_scenario

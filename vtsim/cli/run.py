@@ -15,11 +15,12 @@ from attrs import frozen
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
 from vtsim.base.trace import Sinks, TraceSink
-from vtsim.cli import FINE, INTERRUPTED
+from vtsim.cli import FINE, GUEST_PANIC, INTERRUPTED
 from vtsim.cli.output import coloured, emit, note, show
 from vtsim.cli.progress import Watch
 from vtsim.config import dump, load_scenario, located
 from vtsim.cpu.kernels.run import run_all
+from vtsim.guest.kernel.layout import PANIC
 from vtsim.study.result import WRITTEN, Result
 from vtsim.study.run import run
 from vtsim.study.trace_view import TraceFilter, TraceView
@@ -63,7 +64,9 @@ def run_scenario(options: Options) -> int:
         for path in result.write(options.output, dump(scenario), rows):
             note(f"wrote {path}")
     _print(result, options.layout)
-    return INTERRUPTED if watch.interrupted else FINE
+    if watch.interrupted:
+        return INTERRUPTED
+    return GUEST_PANIC if any(why.startswith(PANIC) for why in result.stopped.values()) else FINE
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.spec import ExecSpec, MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
+from vtsim.guest.spec import MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
 from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
@@ -26,7 +26,6 @@ NOT_PARAVIRTUAL = {
     MmioReadSpec: "device memory",
     MmioWriteSpec: "device memory",
     MovToCr3Spec: "MOV to CR3",
-    ExecSpec: "exec",
 }
 NOT_IN_SOFTWARE = (
     MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
@@ -236,13 +235,20 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     if not without_vt_x(vmm):
         return
     (paging,) = techniques[vmm.technique].paging
-    translates = "shadow tables" if paging == "shadow" else "walks of its own"
+    kind = {"shadow": "shadow tables", "direct-pv": "direct tables"}.get(paging, "tables")
+    translates = "walks of its own" if paging == "software" else kind
     others = "technique can be native, hardware"
     wrong = (
         ("paging", f"technique {vmm.technique!r} translates by {translates}", vmm.paging != paging, f"{paging}, auto"),
         ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
         ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
         ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
+        (
+            "pv.events",
+            f"technique {vmm.technique!r} shares no page with its guests",
+            vmm.pv.events and paging != "direct-pv",
+            "false",
+        ),
         ("apicv", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.apicv, "false"),
     )
     for path, message, found, allowed in wrong:
@@ -253,7 +259,7 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging_levels == 5:
-            message = f"technique {vmm.technique!r} has {'shadow ' if paging == 'shadow' else ''}tables of four levels"
+            message = f"technique {vmm.technique!r} has {kind} of four levels"
             path = f"vms.{number}.guest.kernel.paging_levels"
             yield Problem(path=path, message=message, help="paging_levels can be 4")
         for process in vm.guest.processes:
@@ -302,19 +308,21 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
 def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a paravirtual kernel cannot have, and who can run on direct tables."""
     direct = scenario.vmm.technique != "native" and scenario.vmm.paging == "direct-pv"
+    ring3 = techniques[scenario.vmm.technique].deprivileged
+    elsewhere = "choose vmm.technique 'hardware'" if ring3 else "choose vmm.paging 'ept', 'shadow'"
     for number, vm in enumerate(scenario.vms):
         kernel, where = vm.guest.kernel, f"vms.{number}"
         if direct and kernel.interface == "hardware":
             yield Problem(
                 path=f"{where}.guest.kernel.interface",
                 message="this kernel loads tables of guest-physical addresses, which direct page tables are not",
-                help="interface can be auto, paravirtual; or choose vmm.paging 'ept', 'shadow'",
+                help=f"interface can be auto, paravirtual; or {elsewhere}",
             )
         if not direct and kernel.interface != "paravirtual":
             continue
-        instead = "; or choose vmm.paging 'ept', 'shadow'" if direct else "; or let interface be auto"
+        instead = f"; or {elsewhere}" if direct else "; or let interface be auto"
         for setting, wrong, words, legal in (
-            ("kpti", kernel.kpti, "keeps no separate tables for user mode", "kpti can be false"),
+            ("kpti", kernel.kpti and not ring3, "keeps no separate tables for user mode", "kpti can be false"),
             ("page_size", kernel.page_size > 4096, "has 4 KiB pages only", "page_size can be 4 KiB"),
             ("paging_levels", kernel.paging_levels == 5, "has tables of four levels", "paging_levels can be 4"),
         ):
@@ -337,7 +345,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                         yield Problem(
                             path=f"{where}.guest.processes.{p}.phases.{n}",
                             message=f"a paravirtual guest has no {words}",
-                            help="choose vmm.paging 'ept', 'shadow'" if direct else "let interface be auto",
+                            help=elsewhere if direct else "let interface be auto",
                         )
 
 

@@ -140,6 +140,7 @@ def build_guest(
     extra: int = 0,
     shadow: bool = False,
     direct: DirectTables | None = None,
+    events: bool = False,
     foreign: bool = False,
     dma: DmaMachine | None = None,
 ) -> Start:
@@ -148,8 +149,8 @@ def build_guest(
     Programs of a `foreign` guest are encoded for another processor: to this one they are invalid opcodes, and nobody
     has set an IDT up for it.
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
-    paravirtual kernel, `dma` the devices that the guest drives. Raises `ConfigError` where the
-    memory does not suffice.
+    paravirtual kernel, `events` whether it offers clock, timer and events in a shared page, `dma` the devices that the
+    guest drives. Raises `ConfigError` where the memory does not suffice.
     """
     if recording := recorded(vm.guest, profile, shadow=shadow):
         return build_replay(recording, memory, memory.engine.extra + extra)
@@ -161,6 +162,7 @@ def build_guest(
         scale=work_scale,
         extra=extra,
         direct=direct,
+        offers_events=events,
         foreign=foreign,
         cpus=vm.vcpus,
         dma=dma,
@@ -187,6 +189,7 @@ class Builder:
     scale: float
     extra: int
     direct: DirectTables | None
+    offers_events: bool
     foreign: bool = False
     cpus: int
     dma: DmaMachine | None
@@ -200,12 +203,31 @@ class Builder:
     @property
     def pcid(self) -> bool:
         chosen = self.guest.kernel.pcid
-        return self.profile.features.pcid if chosen is None else chosen
+        return not self.ring3 and (self.profile.features.pcid if chosen is None else chosen)
 
     @property
     def paravirtual(self) -> bool:
         wanted = self.guest.kernel.interface
         return wanted == "paravirtual" or (wanted == "auto" and self.direct is not None)
+
+    @property
+    def ring3(self) -> bool:
+        return self.direct is not None and self.direct.ring3
+
+    @property
+    def events(self) -> bool:
+        """Has the kernel clock, timer and events in a shared page?"""
+        return self.ring3 or (self.offers_events and self.guest.kernel.interface != "hardware")
+
+    @property
+    def kpti(self) -> bool:
+        """In ring 3 the roots of processes are without the kernel as it is, and Linux turns KPTI off."""
+        return self.guest.kernel.kpti and not self.ring3
+
+    @property
+    def two_roots(self) -> bool:
+        """Do processes run on tables where the kernel is not, or hardly, mapped?"""
+        return self.kpti or self.ring3
 
     @property
     def nx(self) -> bool:
@@ -217,7 +239,8 @@ class Builder:
 
     @property
     def tick_cycles(self) -> int:
-        return self.guest.kernel.tick * self.profile.clock_hz // NS
+        tick = self.guest.kernel.tick
+        return tick if self.events else tick * self.profile.clock_hz // NS
 
     @property
     def stages(self) -> Stages:
@@ -242,7 +265,7 @@ class Builder:
 
     # --- the order of things ----------------------------------------------------------------------------------------
     def build(self) -> Start:
-        guest, frames, kpti = self.guest, self.frames, self.guest.kernel.kpti
+        guest, frames, kpti = self.guest, self.frames, self.kpti
         bases = [space.by_thread for space in _spaces(guest, self.profile)]
         texts = [process_text(guest, n, bases[n], self.stages) for n in range(len(guest.processes))]
         spaces = _spaces(guest, self.profile, tuple(_pages(text) for text in texts))
@@ -275,6 +298,8 @@ class Builder:
             small_zone=linear(zones),
             top_entries=tuple(sorted(set[int]().union(*(space.top_entries for space in spaces)))),
             paravirtual=self.paravirtual,
+            ring3=self.ring3,
+            events=self.events,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
             probe=bool(self.guest.kernel.probe),
@@ -289,7 +314,7 @@ class Builder:
 
         root = frames.reserve(1)
         self._map_kernel(root, text_frame, _pages(text), entry)
-        shared = self._map_interface(root) if self.paravirtual else 0
+        shared = self._map_interface(root) if self.paravirtual or self.events else 0
         trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
         tasks = self._tasks(spaces, forks, root, trampoline, texts)
         self._supply(spaces, forks, tasks, texts, zones)
@@ -297,7 +322,7 @@ class Builder:
             stack = at.ENTRY_STACK + cpu_shift(cpu) if kpti else next(t.stack_top for t in tasks if t.cpu == cpu)
             write_descriptors(self.memory, text, entry + cpu * at.ENTRY_PAGES, stack, cpu)
         write_tasks(self.memory, tasks, zones=zones, log=log, leave=text.labels["leave"], pcid=self.pcid, nx=self.nx)
-        write_cpu_data(self.memory, entry, tasks, gather)
+        write_cpu_data(self.memory, entry, tasks, self._address(root), gather)
         if self.cpus > 1:
             self.memory.store((zones << 12) + ALIVE_AT, sum(bool(t.space) and t.parent is None for t in tasks))
         idles = [task for task in tasks if not task.space]
@@ -349,15 +374,18 @@ class Builder:
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
         if self.direct:  # what a child's root leads to is validated when it is pinned
-            return (self._address(root), *(task.root for task in tasks if task.space and task.parent is None))
+            pinned = [task for task in tasks if task.space and task.parent is None and task.leader is None]
+            of_processes = [task.user_cr3 for task in pinned] if self.ring3 else []
+            return (self._address(root), *(task.root for task in pinned), *of_processes)
         mine = [task.cr3 for task in tasks if task.space and task.leader is None]
-        return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
+        return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.kpti))
 
     def _views(self, spaces: list[AddressSpace], tasks: list[Task]) -> tuple[Space, ...]:
         return tuple(
             Space(
                 name=process.name or f"process {number}",
                 cr3=task.cr3 | (task.pcid if self.pcid else 0),
+                user_cr3=task.user_cr3 if self.ring3 else 0,
                 areas=tuple((area.name, area.start, area.end) for area in space.areas),
             )
             for number, (process, space, task) in enumerate(zip(self.guest.processes, spaces, tasks, strict=False))
@@ -403,7 +431,7 @@ class Builder:
     @property
     def _direct_page(self) -> int:
         nx = e.PTE_NO_EXECUTE if self.nx else 0
-        return KERNEL_PAGE | nx | (0 if self.guest.kernel.kpti else e.PTE_GLOBAL)
+        return KERNEL_PAGE | nx | (0 if self.kpti else e.PTE_GLOBAL)
 
     def _map_interface(self, root: int) -> int:
         """Map what only a paravirtual kernel has: translations of frame numbers, and the shared page, its frame."""
@@ -431,7 +459,7 @@ class Builder:
     def _map_kernel(self, root: int, text: int, text_pages: int, entry: int) -> None:
         """Map all memory and the devices' hole, the kernel's text and the entry area."""
         nx = e.PTE_NO_EXECUTE if self.nx else 0
-        kept = 0 if self.guest.kernel.kpti else e.PTE_GLOBAL
+        kept = 0 if self.kpti else e.PTE_GLOBAL
         table = self._kernel_table(root)
         count = self._map_memory(table)
         self._map_run(table, at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
@@ -477,13 +505,17 @@ class Builder:
             self._words(top)[half:] = self._words(root)[half:]
             if trampoline >= 0:
                 self._words(top + 1)[half:] = self._words(trampoline)[half:]
+            elif self.ring3:
+                self._words(top + 1)
+            cr3 = self._address(self._named(top, pair=True))
             tasks.append(
                 Task(
                     at=self.frames.reserve(1) << 12,
                     stack_top=self._stack(),
                     root=self._address(top),
                     table=top,
-                    cr3=self._address(self._named(top, pair=True)),
+                    cr3=cr3,
+                    user_cr3=self._address(top + 1) if self.ring3 else cr3 + PAGE,
                     pcid=number + 1,
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
@@ -592,7 +624,7 @@ class Builder:
             words = self._words(top)
             if not words[index]:
                 words[index] = self._address(next(self._tables)) | PAGING.interior
-            if self.guest.kernel.kpti:
+            if self.two_roots:
                 self._words(top + 1)[index] = words[index]
 
 

@@ -35,6 +35,7 @@ class Task:
     root: int = 0  # address of the PML4 table as entries have it
     table: int = 0  # its guest frame
     cr3: int = 0  # address of the table that CR3 names: the same, or with five levels the one above
+    user_cr3: int = 0  # of that for user mode, where it is another
     pcid: int = 0
     space: AddressSpace | None = None
     areas: int = 0  # first frame of its table of areas
@@ -75,7 +76,7 @@ def write_tasks(
         parent = None if task.parent is None else ring[task.parent]
         words = {
             at.T_CR3: task.cr3 | (task.pcid if pcid else 0) | keep,
-            at.T_USER_CR3: task.cr3 + PAGE | (task.pcid | 0x800 if pcid else 0) | keep,
+            at.T_USER_CR3: task.user_cr3 | (task.pcid | 0x800 if pcid else 0) | keep,
             at.T_STACK_TOP: task.stack_top,
             at.T_STATE: at.FREE if parent else at.RUNNABLE,
             at.T_NEXT: physical(_after(task, [other for other in ring if other.cpu == task.cpu]).at),
@@ -169,8 +170,11 @@ def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: 
         as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
 
 
-def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], gather: int = -1) -> None:
-    """Write every CPU's words: its idle task runs. `gather` is the first frame of their lists, with several CPUs."""
+def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], root: int, gather: int = -1) -> None:
+    """Write every CPU's words: its idle task runs, on the kernel's own root.
+
+    `gather` is the first frame of their lists, with several CPUs.
+    """
     for idle in (task for task in tasks if not task.space):
         here = [task for task in tasks if task.cpu == idle.cpu and task.space]
         words = {
@@ -178,6 +182,7 @@ def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], ga
             at.IDLE_TASK: physical(idle.at),
             at.FIRST_TASK: physical(_first(tasks, idle.cpu).at),
             at.STACK_TOP: idle.stack_top,
+            at.KERNEL_ROOT: root,
             at.ALIVE: sum(task.parent is None for task in here),
         }
         if gather >= 0:

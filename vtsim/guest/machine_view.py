@@ -89,24 +89,28 @@ class DirectTables:
     """What a hypervisor offers to a paravirtual guest whose tables hold host-physical addresses.
 
     `machine` gives the host frames behind guest frames; `machine_to_physical` are the host frames of a table from host
-    frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather.
+    frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather;
+    `ring3` says that its kernel runs in ring 3.
     """
 
     machine: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     machine_to_physical: tuple[int, ...]
     batch: int
+    ring3: bool = False
 
 
 @frozen(kw_only=True)
 class Space:
     """A process's address space: what CR3 holds while its kernel half is loaded, and its areas.
 
-    An area is its name, its first linear address and the address after its last.
+    An area is its name, its first linear address and the address after its last. `user_cr3` is what CR3 holds while the
+    process runs under a kernel in ring 3; else 0.
     """
 
     name: str
     cr3: int
     areas: tuple[tuple[str, int, int], ...]
+    user_cr3: int = 0
 
 
 @frozen(kw_only=True)

@@ -464,7 +464,8 @@ class KernelSpec:
     )
     interface: str = setting(
         Text(choices=("auto", "hardware", "paravirtual")),
-        "What the kernel is built for: tables of its own, or tables updated by hypercalls; auto is what there is",
+        "What the kernel is built for: the bare machine and what is like it, or hypercalls, so that it stops at boot "
+        "where no hypervisor has them; auto is what there is",
         default="auto",
     )
     probe: bool | None = setting(

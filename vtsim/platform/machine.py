@@ -162,9 +162,9 @@ class Machine:
                 field="machine.memory",
                 help="give the machine and its VMs less memory, or fewer CPUs",
             ) from None
-        deprivileged = techniques[self.scenario.vmm.technique].deprivileged
         identify(self.engine, GENERATIONS[self.profile.vmx.generation].capabilities())
-        self.engine.cpus[:, s.SENSITIVE_TRAPS] = int(self.scenario.machine.isa == "virtualizable" and deprivileged)
+        emulates = techniques[self.scenario.vmm.technique].deprivileged and self.scenario.vmm.on_shadow
+        self.engine.cpus[:, s.SENSITIVE_TRAPS] = int(self.scenario.machine.isa == "virtualizable" and emulates)
         self.engine.cpus[:, s.WORK_SCALE] = int(self.scenario.run.work_scale)
         for port in PM_TIMER:
             self.engine.port(port, PORT_COUNTER)
@@ -257,6 +257,7 @@ class Machine:
             start = build_guest(
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
+                events=self.scenario.vmm.technique == "hardware" and self.scenario.vmm.pv.events,
                 dma=dma_machine(self.scenario, vm.spec) if self.scenario.dma else None,
                 foreign=vm.spec.isa != "x86" and not techniques[self.scenario.vmm.technique].in_software,
             )  # fmt: skip
@@ -346,16 +347,19 @@ class Machine:
         vm.finished_at, vm.stopped = at, why or "; ".join(self._killed(vm)) or None
 
     def _killed(self, vm: Vm) -> Iterator[str]:
-        """Which processes the guest's kernel ended before their work was done, from its log."""
+        """From the log of the guest's kernel: why it stopped at boot, or which processes it ended before their time."""
         for number, of in enumerate(vm.log_lines):
             if number >= len(vm.spec.guest.processes) and vm.spec.guest.processes[of].threads == 1:
                 continue  # a child
             process = vm.spec.guest.processes[of]
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
             reason, vector, _, rip, cr2 = line
+            if reason == layout.NO_INTERFACE:
+                yield layout.REASONS[reason]
+                return
             if reason == layout.NO_MEMORY:
                 yield f"process {process.name!r} was killed: the guest's memory is used up"
-            elif reason in (layout.NO_INTERFACE, layout.REFUSED):
+            elif reason == layout.REFUSED:
                 yield f"process {process.name!r} was {layout.REASONS[reason]}"
             elif reason == layout.KILLED:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")
@@ -474,6 +478,7 @@ class Machine:
             iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
+            hypercalls=None if self.below is None else self.below.hypercalls(),
             software=None if self.monitor is None else self.monitor.software(),
         )
 

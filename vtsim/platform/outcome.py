@@ -120,6 +120,7 @@ class Outcome:
     iommu: Mapping[str, int] | None = None
     monitor: Mapping[str, int] | None = None
     translations: Mapping[str, int] | None = None
+    hypercalls: Mapping[str, Mapping[str, int]] | None = None
     software: Mapping[str, int] | None = None
 
 

@@ -98,6 +98,7 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
     wrong = (
         ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
         ("vmm.paging", vmm.paging not in ("auto", "ept", "none"), f"paging {vmm.paging!r}", "auto, ept"),
+        ("vmm.pv.events", vmm.pv.events, "a page with clock and events", "false"),
         ("vmm.dirty_log.method", vmm.dirty_log.on, "dirty logging", "off"),
         ("vmm.sharing.on", vmm.sharing.on, "page sharing", "false"),
         ("vmm.collapse.on", vmm.collapse.on, "collapsing pages", "false"),

@@ -239,7 +239,7 @@ def _become_guest(machine: Machine, number: int, space: Space, ring: int) -> Non
 def _loaded(machine: Machine, number: int, space: Space, ring: int) -> int:
     """What the processor's CR3 holds while the guest has loaded a process's."""
     if not machine.scenario.vmm.on_shadow:
-        return space.cr3
+        return space.user_cr3 if space.user_cr3 and ring == 3 else space.cr3
     assert machine.below is not None
     shadow = machine.below.shadow_root(number, space.cr3 & e.ADDRESS, ring)
     if shadow is None:

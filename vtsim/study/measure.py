@@ -242,6 +242,10 @@ def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
     )
 
 
+def _hypercalls(counted: Mapping[str, Mapping[str, int]]) -> r.Hypercalls:
+    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], **counted["events"])
+
+
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:
     """The Result of one run: one machine, or natively one machine per guest."""
     first = outcomes[0]
@@ -310,4 +314,5 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         translations=None if first.translations is None else r.Translations(**first.translations),
         software=None if first.software is None else r.SoftwareCpu(**first.software),
         monitor=None if first.monitor is None else r.Monitor(**first.monitor),
+        hypercalls=None if first.hypercalls is None else _hypercalls(first.hypercalls),
     )

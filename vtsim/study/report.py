@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
+from itertools import zip_longest
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtsim.base.trace import PRIVILEGES
-from vtsim.study.result import Driver, Exit, Replay, Result, ServedBy, VmResult
+from vtsim.study.result import Driver, Exit, Hypercalls, Replay, Result, ServedBy, VmResult
 from vtsim.study.table import section
 
 # fmt: off
@@ -57,6 +58,8 @@ def _sections(result: Result) -> Iterator[RenderableType]:
         yield _vms(result)
     if result.dma:
         yield _dma(result)
+    if result.hypercalls is not None:
+        yield _hypercalls(result.hypercalls)
     if result.replay is not None:
         yield _replay(result.replay)
     yield _footer(result)
@@ -129,6 +132,21 @@ def _exits(exits: Iterable[Exit]) -> Table:
         shares = (percent(one.share), percent(one.share_of_run))
         table.add_row(one.reason, count(one.count), *(f"{time:,.0f}" for time in times), count(one.cycles), *shares)
     return table
+
+
+def _hypercalls(counted: Hypercalls) -> RenderableType:
+    """Hypercalls by number, page-table requests by kind, the most frequent first."""
+    table = section("Hypercalls", ("count", "page-table requests", "count"))
+    table.columns[2].justify = "left"
+    calls, requests = (
+        [(_words(name), count(n)) for name, n in sorted(counts.items(), key=lambda one: (-one[1], one[0]))]
+        for counts in (counted.calls, counted.requests)
+    )
+    for call, request in zip_longest(calls, requests, fillvalue=("", "")):
+        table.add_row(*call, *request)
+    line = Text(f"{count(counted.events_sent)} events, {count(counted.upcalls)} upcalls", style="dim")
+    line.append(f", {count(counted.blocks)} waits, {count(counted.refusals)} refused")
+    return Group(table, line)
 
 
 def _walks(result: Result) -> RenderableType:

@@ -51,6 +51,18 @@ class Monitor:
 
 
 @frozen(kw_only=True)
+class Hypercalls:
+    """What paravirtual guests asked their hypervisor for, in ring 3, and how often it called them back."""
+
+    calls: Mapping[str, int]    = key("calls", "{hypercall: count}; `multi` is a batch of requests")
+    requests: Mapping[str, int] = key("requests", "{kind: count} of what was asked about page tables, batched or not")
+    refusals: int               = key("requests", "that were refused, hypercalls included")
+    events_sent: int            = key("events", "that became pending on a port")
+    upcalls: int                = key("upcalls", "that kernels were called back because events were pending")
+    blocks: int                 = key("times", "that a kernel waited for an event")
+
+
+@frozen(kw_only=True)
 class Translations:
     """What a translator did: a binary translator of guest kernels, or a dynamic one of all that guests execute."""
 
@@ -414,6 +426,7 @@ class Result(Run):
     dma: tuple[Dma, ...]            = key("", "devices that did DMA", default=())
     iommu: Mapping[str, int] | None = key("", "{what: n} of the remapping unit; null without one", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
+    hypercalls: Hypercalls | None   = key("", "what paravirtual guests asked for in ring 3", default=None)
     translations: Translations | None = key("", "what a translator of guest code did", default=None)
     software: SoftwareCpu | None    = key("", "what an interpreter or dynamic translator counted", default=None)
 # fmt: on

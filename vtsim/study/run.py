@@ -11,7 +11,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.base.trace import TraceSink
 from vtsim.config import load_scenario, resolve
 from vtsim.platform.machine import Machine, Progress, alone
-from vtsim.platform.spec import Scenario
+from vtsim.platform.spec import Scenario, VmSpec
 from vtsim.study.measure import result_of
 from vtsim.study.result import Result
 
@@ -58,4 +58,12 @@ def simulate(scenario: Scenario, *, trace: TraceSink | None = None, progress: Pr
 def without_hypervisor(scenario: Scenario) -> Scenario:
     """The same guests on the same machine, each natively."""
     vmm = attrs.evolve(scenario.vmm, technique="native", paging="none")
-    return attrs.evolve(scenario, vmm=vmm)
+    return attrs.evolve(scenario, vmm=vmm, vms=tuple(map(_unmodified, scenario.vms)))
+
+
+def _unmodified(vm: VmSpec) -> VmSpec:
+    """The same VM with a kernel that needs no hypervisor, where its own is built for one."""
+    if vm.guest.kernel.interface != "paravirtual":
+        return vm
+    kernel = attrs.evolve(vm.guest.kernel, interface="auto")
+    return attrs.evolve(vm, guest=attrs.evolve(vm.guest, kernel=kernel))

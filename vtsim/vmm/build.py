@@ -15,8 +15,8 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
+from vtsim.ept import direct as direct_interface
 from vtsim.ept import spec as e
-from vtsim.ept.direct import DIRECT_TABLES
 from vtsim.ept.memory_slots import SLOT_PRIVATE
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
@@ -39,6 +39,7 @@ from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
+from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
@@ -363,11 +364,11 @@ def _fill_vmcs(
         values["SHADOW"] = vcpu.shadow.address
         if vcpu.ept is not None and (leaf := vcpu.ept.find(start.cr3 & e.ADDRESS)) is not None:
             vcpu.ept.words(leaf.table)[leaf.index] &= ~e.EPT_WRITE  # the root is shadowed from the start
+    if start.shared:
+        values["SHARED_PAGE"] = at.direct(vcpu.memory.frame(start.shared >> 12) << 12)
+        host.store(values["SHARED_PAGE"] + direct_interface.TIME_SCALE, time_scales(host.profile.clock_hz)[0])
     if vmm.paging == "direct-pv":
-        values |= {
-            "SHARED_PAGE": at.direct(vcpu.memory.frame(start.shared >> 12) << 12),
-            "KERNEL_ROOT": start.roots[0],
-        }
+        values["KERNEL_ROOT"] = start.roots[0]
     if vmm.apicv:
         fields |= {
             "POSTED_INTERRUPT_NOTIFICATION_VECTOR": at.POSTED_VECTOR,
@@ -383,7 +384,10 @@ def _fill_vmcs(
     words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
-    leaves = cpuid_entries(engine, DIRECT_TABLES if vmm.paging == "direct-pv" else 0)
+    features = (direct_interface.DIRECT_TABLES if vmm.paging == "direct-pv" else 0) | (
+        direct_interface.SHARED_EVENTS if vmm.pv.events else 0
+    )
+    leaves = cpuid_entries(engine, features)
     known = msr_entries(hypervisor.path.capabilities)
     host.store_many(cpuid, leaves.ravel())
     host.store_many(msrs, known.ravel())

@@ -52,7 +52,7 @@ class DirectHost:
             "frame_count": self.host.engine.geometry.frame_count,
         }
 
-    def offer(self, memory: VmMemory, number: int, batch: int) -> DirectTables:
+    def offer(self, memory: VmMemory, number: int, batch: int, *, ring3: bool = False) -> DirectTables:
         """Let the VM with this number own its frames, and say what its guest's builder needs."""
         gfns = np.concatenate([np.arange(first, end) for first, end in gfn_ranges(memory.size)])
         owned = memory.machine(gfns)
@@ -62,16 +62,21 @@ class DirectHost:
             machine=memory.machine,
             machine_to_physical=tuple(range(self.numbers, self.numbers + self.frames)),
             batch=batch,
+            ring3=ring3,
         )
 
-    def validate(self, memory: VmMemory, number: int, start: Start) -> None:
-        """Give types and counts to the frames of the guest's tables, and make its mappings of them read-only."""
+    def validate(self, memory: VmMemory, number: int, start: Start, own: Mapping[int, int] | None = None) -> None:
+        """Give types and counts to the frames of the guest's tables, and make its mappings of them read-only.
+
+        `own`: entries of every root that are the hypervisor's, where the guest's kernel runs in ring 3.
+        """
         self.types, self.counts = {}, np.zeros(self.host.engine.geometry.frame_count, np.int64)
         for root in start.roots:
             self._look(root >> mem.PAGE_SHIFT, LEVELS)
         kernel = self._entries(start.roots[0] >> mem.PAGE_SHIFT)[d.KERNEL_HALF :]
         for root in start.roots:
-            if (self._entries(root >> mem.PAGE_SHIFT)[d.KERNEL_HALF :] != kernel).any():
+            upper = self._entries(root >> mem.PAGE_SHIFT)[d.KERNEL_HALF :]
+            if (upper != kernel).any() and (own is None or upper.any()):
                 raise ModelError("a root of a new guest has another kernel half", {"root": root})
         tables = np.zeros(len(self.counts), bool)
         tables[list(self.types)] = True
@@ -81,6 +86,8 @@ class DirectHost:
             targets = (entries[leads] & e.ADDRESS) >> mem.PAGE_SHIFT
             entries[leads] &= ~np.where(tables[targets], e.PTE_WRITE, 0)
             np.add.at(self.counts, targets[~tables[targets]], 1)
+        if own is not None:
+            self._for_ring_3(start, own)
         frames = np.flatnonzero(self.counts)
         types = np.full(len(frames), d.WRITABLE, np.int64)
         types[tables[frames]] = [self.types[frame] for frame in frames[tables[frames]].tolist()]
@@ -96,6 +103,19 @@ class DirectHost:
         for entry in self._entries(frame).tolist():
             if entry & e.PTE_PRESENT:
                 self._look((entry & e.ADDRESS) >> mem.PAGE_SHIFT, level - 1)
+
+    def _for_ring_3(self, start: Start, own: Mapping[int, int]) -> None:
+        """Make all that the guest maps user memory, that of processes global, and map the hypervisor in every root."""
+        for frame, level in self.types.items():
+            entries = self._entries(frame)
+            present, user = entries & e.PTE_PRESENT != 0, entries & e.PTE_USER != 0
+            if level == 1:
+                entries[present & user] |= e.PTE_GLOBAL
+                entries[present & ~user] &= ~e.PTE_GLOBAL
+            entries[present] |= e.PTE_USER
+        for root in start.roots:
+            for index, entry in own.items():
+                self._entries(root >> mem.PAGE_SHIFT)[index] = entry
 
     def _entries(self, frame: int) -> Numbers:
         return self.host.words(frame, mem.TABLE)

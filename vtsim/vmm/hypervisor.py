@@ -29,6 +29,7 @@ from vtsim.vmm.shadow import ShadowPool
 from vtsim.vmm.sharing import shared_now
 
 GuestBuilder = Callable[[PhysicalMemory], Start]
+EVENTS: Final = ("refusals", "events_sent", "upcalls")
 DEATHS: Final = {
     FINISHED: "finished",
     OUT_OF_HOST_MEMORY: "the host ran out of memory",
@@ -141,6 +142,13 @@ class Hypervisor:
     def sharing(self) -> dict[str, int]:
         """Shared frames and the pages that they are behind, of all VMs together, where pages are shared."""
         return shared_now(self.host, self.path.addresses)
+
+    def hypercalls(self) -> dict[str, dict[str, int]] | None:
+        """Events of guests that have them in a shared page, over all of them."""
+        if not self.path.vmm.pv.events:
+            return None
+        events = {name: sum(self.word(v, name.upper()) for v in self.vcpus) for name in EVENTS}
+        return {"calls": {}, "requests": {}, "events": {**events, "blocks": 0}}
 
     def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
         """What became of the memory of a vCPU's VM; what did not happen is left out."""

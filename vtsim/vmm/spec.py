@@ -80,6 +80,12 @@ class ParavirtualSpec:
         "Requests that the guest gathers for one hypercall; 1 makes each alone",
         default=32,
     )
+    events: bool = setting(
+        Boolean(),
+        "In VMX non-root operation: the kernel's clock is read from a shared page, its timer set by a hypercall and "
+        "told by an upcall that needs no end of interrupt; in ring 3 it is so anyway",
+        default=False,
+    )
 
 
 @frozen(kw_only=True)
@@ -185,6 +191,18 @@ class VmmSpec:
                     field="memory.allocator",
                     help="allocator can be auto, buddy",
                 )
+        if self.takes_back and self.pv.events and not native:
+            raise ConfigError(
+                "a page that is shared with the guest stays where it is, and other memory is taken back",
+                field="pv.events",
+                help="events can be false; or leave out sharing, collapse, swap, balloon",
+            )
+        if self.apicv and self.pv.events and not native:
+            raise ConfigError(
+                "a vector that the virtual local APIC does not know is injected where the hypervisor keeps that APIC",
+                field="pv.events",
+                help="events can be false; or let apicv be false",
+            )
         if self.ipi_virtualization and not self.apicv:
             raise ConfigError(
                 "interrupts between vCPUs are posted where the processor keeps the virtual local APIC",

@@ -45,7 +45,7 @@ from vtsim.cpu.kernels.translator import FIRST_TRANSLATION_HOOK, translation_hoo
 
 # fmt: off
 (TABLE_MAP, TABLE_LOOKUP, TABLE_COPY, TABLE_CLEAR, FIND, HIGHEST_BIT, FRAME_ALLOCATE, PAGE_ZERO, PAGE_COPY,
- SET_BIT, CLEAR_BIT, DECODE, TABLE_LOOKUP_DIRECT, OPERAND, SHOW) = range(15)
+ SET_BIT, CLEAR_BIT, DECODE, TABLE_LOOKUP_DIRECT, OPERAND, SHOW, SCALE) = range(16)
 HOOKS: Final = (
     # name             registers
     ("TABLE_MAP",      "root RDI, address RSI, leaf entry RDX, leaf level RCX, linear map R8, allocator R9 (next frame "
@@ -72,6 +72,7 @@ HOOKS: Final = (
                        "address of its memory operand"),
     ("SHOW",           "the guest that this CPU's monitor runs is shown RAX, by op RDX of RCX; from bit 8 of "
                        "RDX, which part (for digests only)"),
+    ("SCALE",          "RAX <- RAX * RCX / 2**32, unsigned: MUL and SHRD"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
 # fmt: on
@@ -122,6 +123,19 @@ def change_bit(m: Record, a: Arena, t: Tags, value: int) -> int:
     m[s.GPR + s.RAX] = (word >> (bit & 63)) & 1
     word = (word & ~(1 << (bit & 63))) | (value << (bit & 63))
     return hook_store(m, a, t, at, word)
+
+
+@kernel
+def scale(m: Record) -> None:
+    """RAX <- bits 95:32 of RAX * RCX. MUL takes as long as three additions on every core since Core 2, SHRD as one."""
+    left = m[s.GPR + s.RAX]
+    right = m[s.GPR + s.RCX]
+    low, high = left & 0xFFFFFFFF, (left >> 32) & 0xFFFFFFFF
+    other_low, other_high = right & 0xFFFFFFFF, (right >> 32) & 0xFFFFFFFF
+    carried = ((low * other_low) >> 32) & 0xFFFFFFFF
+    m[s.GPR + s.RAX] = carried + high * other_low + low * other_high + ((high * other_high) << 32)
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += 4 * m[s.PRICE + o.ADD]
 
 
 @kernel
@@ -266,6 +280,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = operand(m, a, t)
     elif number == SHOW:
         shown(m, a, m[s.GPR + s.RDX], m[s.GPR + s.RCX], m[s.GPR + s.RAX])
+    elif number == SCALE:
+        scale(m)
     elif number >= FIRST_TRANSLATION_HOOK:
         fault = translation_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:

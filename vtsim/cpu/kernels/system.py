@@ -216,7 +216,7 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if op == o.IRET:
         return interrupt_return(m, a, t, r) if decoded else return_from_interrupt(m, a, t)
     if op == o.SYSCALL or op == o.SYSRET or op == o.SYSENTER or op == o.SYSEXIT:
-        if a[A_DECODE] and (op == o.SYSENTER or op == o.SYSEXIT):
+        if (a[A_DECODE] or m[s.MONITORED]) and (op == o.SYSENTER or op == o.SYSEXIT):
             if m[s.MODE] & modes.REAL or m[s.SYSENTER_CS] & 0xFFFC == 0:
                 return raise_exception(m, GP, 1, 0)
         return system_call(m, a, op)

@@ -22,7 +22,7 @@ class KernelOptions:
 
     kpti: bool
     pcid: bool
-    tick_cycles: int  # 0: no tick
+    tick_cycles: int  # 0: no tick; in ring 3 ns
     timer: bool  # is the APIC timer used at all?
     deadline: bool  # IA32_TSC_DEADLINE, or else the one-shot counter
     tasks: int  # in the scheduler's ring
@@ -31,6 +31,8 @@ class KernelOptions:
     small_zone: int  # linear address of the zone of 4 KiB frames
     top_entries: tuple[int, ...]  # top-level entries of user address spaces that are in use
     paravirtual: bool = False  # are tables updated by hypercalls?
+    ring3: bool = False  # does the kernel run in ring 3, with hypercalls in place of all that is privileged?
+    events: bool = False  # are clock, timer and interrupts those of the shared page?
     batch: int = 1  # how many requests one hypercall makes at most
     probe: bool = False  # does it look for hardware at boot?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame

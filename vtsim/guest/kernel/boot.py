@@ -5,9 +5,11 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.ept import direct as d
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, ring3
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.timer import read_clock
 
 X2APIC_SPURIOUS, X2APIC_LVT_TIMER, X2APIC_DIVIDE = 0x80F, 0x832, 0x83E
 ADDRESS_PORT, DATA_PORT, ENABLE, SLOTS, NOTHING = 0xCF8, 0xCFC, 1 << 31, 32, 0xFFFF_FFFF
@@ -61,22 +63,24 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
     """Enable the timer, if the guest uses one, and become the idle task."""
     a.activity = ops.BOOT
     a.label("boot")
-    if kernel.paravirtual:
-        hypercalls.find_interface(a)
+    if kernel.paravirtual or kernel.events:
+        hypercalls.find_interface(a, kernel)
     a.work(length("boot"))
     if kernel.probe:
         probe_processor(a)
         probe_bus(a)
-    if kernel.timer or kernel.several:
+    if kernel.events:
+        ring3.begin(a, kernel)
+        if kernel.timer:
+            ring3.bind_timer(a, kernel)
+    elif kernel.timer or kernel.several:
         write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
-    if kernel.timer:
+    if kernel.timer and not kernel.events:
         write_msr(a, X2APIC_LVT_TIMER, at.TIMER_VECTOR | (DEADLINE_MODE if kernel.deadline else 0))
         if not kernel.deadline:
             write_msr(a, X2APIC_DIVIDE, DIVIDE_BY_ONE)
     if kernel.tick_cycles:
-        a.op(ops.RDTSC)
-        a.shl(s.RDX, 32)
-        a.or_(s.RAX, register=s.RDX)
+        read_clock(a, kernel, s.RAX)
         a.add(s.RAX, kernel.tick_cycles)
         a.st(at.cpu_word(at.NEXT_TICK), s.RAX)
         a.call("program_timer")
@@ -91,12 +95,16 @@ def idle(a: Assembler, kernel: KernelOptions) -> None:
     """
     a.activity = ops.IDLE
     a.label("idle")
-    a.op(ops.CLI)
+    ring3.disable(a, kernel)
     a.call("schedule")
     a.work(length("idle"))
     a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, "idle")
-    a.op(ops.STI)
-    a.op(ops.HLT)
+    if kernel.ring3:
+        a.mov(s.RDI, d.BLOCK)
+        ring3.hypercall(a, kernel, d.CALL_SCHEDULE)
+    else:
+        a.op(ops.STI)
+        a.op(ops.HLT)
     a.jmp("idle")

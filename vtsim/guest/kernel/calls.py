@@ -13,6 +13,7 @@ from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.fault import find_entry, give_frame, put_entry
 from vtsim.guest.kernel.flush import FLUSH_CEILING, flush_range, flush_user_half
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.ring3 import disable, enable
 
 
 def flush_space(a: Assembler, kernel: KernelOptions) -> None:
@@ -38,9 +39,9 @@ def plain(a: Assembler, kernel: KernelOptions) -> None:
     a.ret()
     a.label("call_yield")
     a.work(length("yield"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.call("schedule")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 
@@ -50,7 +51,7 @@ def end(a: Assembler, kernel: KernelOptions) -> None:
     """The end of a task; after the last one the guest stops. A child wakes the parent that waits for it."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_exit")
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RDI, Mem(s.RBX, at.T_LOG))
     a.st_value(Mem(s.RDI, at.L_REASON), at.ENDED)
@@ -87,7 +88,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_unmap")
     a.work(length("unmap"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RDI)
     a.copy(s.RBP, s.RSI)
@@ -124,7 +125,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     _flush_pages(a, kernel, "unmap")
     if kernel.kpti and kernel.pcid:
         flush_user_half(a)
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 
@@ -154,7 +155,7 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_protect")
     a.work(length("protect"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RDI)
     a.copy(s.RBP, s.RSI)
@@ -192,7 +193,7 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     smp.call(a, kernel, "unlock_write")
     if kernel.paravirtual:
         a.call("pv_send")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 
@@ -223,7 +224,7 @@ def _unmap_by_requests(a: Assembler, kernel: KernelOptions) -> None:
     hypercalls.request(a, d.FLUSH_ALL, 0)
     a.label("unmap_flushed")
     a.call("pv_send")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.ept import direct as d
+from vtsim.guest.kernel import KernelOptions, path, ring3
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.dma_layout import DMA_VECTOR
 from vtsim.guest.kernel.lengths import length
+
+INVALID_OPCODE = 6
 
 
 def to_kernel_tables(a: Assembler, kernel: KernelOptions, register: int) -> None:
@@ -46,11 +49,8 @@ def to_user_tables(a: Assembler, kernel: KernelOptions) -> None:
         a.op(ops.MOV_TO_CR, s.RSP, imm=3)
 
 
-@path("system call", entry=True)
-def system_call(a: Assembler, kernel: KernelOptions) -> None:
-    """System-call entry, dispatch through the call table, and exit by SYSRET."""
-    a.activity = ops.SYSCALL_PATH
-    a.label("syscall_entry")
+def _take_syscall(a: Assembler, kernel: KernelOptions) -> None:
+    """From what SYSCALL leaves in registers to a frame on the task's stack."""
     a.op(ops.SWAPGS)
     a.st(at.cpu_word(at.SCRATCH), s.RSP, "user stack pointer")
     to_kernel_tables(a, kernel, s.RSP)
@@ -64,20 +64,10 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     a.st_value(Mem(s.RSP, at.F_SS), at.USER_DATA)
     a.ld(s.RCX, at.cpu_word(at.SCRATCH))
     a.st(Mem(s.RSP, at.F_RSP), s.RCX)
-    a.op(ops.STI)
-    a.work(length("syscall_enter"))
-    a.cmp(s.RAX, kernel.calls)
-    a.jcc(ops.CC_AE, "no_such_call")
-    a.ld(s.R10, Mem(displacement=kernel.call_table, index=s.RAX, scale=8))
-    a.op(ops.CALL_REG, s.R10)
-    a.label("call_done")
-    a.st(Mem(s.RSP, at.AT[s.RAX]), s.RAX, "result")
-    a.label("syscall_exit")
-    a.op(ops.CLI)
-    a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
-    a.test(s.RAX, -1)
-    a.jcc(ops.CC_NZ, "syscall_reschedule")
-    a.work(length("syscall_exit"))
+
+
+def _leave_by_sysret(a: Assembler, kernel: KernelOptions) -> None:
+    """To the process that made the call."""
     choose_user_tables(a, kernel)
     a.ld(s.RAX, Mem(s.RSP, at.F_RSP))
     a.st(at.cpu_word(at.SCRATCH), s.RAX)
@@ -86,6 +76,46 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RSP, at.cpu_word(at.SCRATCH))
     a.op(ops.SWAPGS)
     a.op(ops.SYSRET)
+
+
+def _take_call(a: Assembler) -> None:
+    """The same where the hypervisor has built the frame."""
+    ring3.entered(a)
+    a.push(s.RAX)
+    a.push(value=0)
+    a.sub(s.RSP, at.F_VECTOR)
+    a.stm(Mem(s.RSP), at.SAVED)
+
+
+@path("system call", entry=True)
+def system_call(a: Assembler, kernel: KernelOptions) -> None:
+    """System-call entry, dispatch through the call table, and exit by SYSRET."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("syscall_entry")
+    if kernel.ring3:
+        _take_call(a)
+    else:
+        _take_syscall(a, kernel)
+    ring3.enable(a, kernel)
+    a.work(length("syscall_enter"))
+    a.cmp(s.RAX, kernel.calls)
+    a.jcc(ops.CC_AE, "no_such_call")
+    a.ld(s.R10, Mem(displacement=kernel.call_table, index=s.RAX, scale=8))
+    a.op(ops.CALL_REG, s.R10)
+    a.label("call_done")
+    a.st(Mem(s.RSP, at.AT[s.RAX]), s.RAX, "result")
+    a.label("syscall_exit")
+    ring3.disable(a, kernel)
+    a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "syscall_reschedule")
+    a.work(length("syscall_exit"))
+    if kernel.ring3:
+        a.ldm(Mem(s.RSP), at.SAVED)
+        a.add(s.RSP, at.F_RIP)
+        ring3.leave_by_hypercall(a, d.IN_SYSCALL)
+    else:
+        _leave_by_sysret(a, kernel)
     a.label("syscall_reschedule")
     a.call("schedule")
     a.jmp("syscall_exit")
@@ -102,6 +132,10 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
     for vector in vectors + [at.CALL_VECTOR, at.IPI_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
+        if kernel.ring3:
+            ring3.entered(a)
+        elif (kernel.paravirtual or kernel.events) and vector == INVALID_OPCODE:
+            _while_booting(a)
         if vector not in at.WITH_ERROR:
             a.push(value=0)
         a.push(value=vector)
@@ -123,6 +157,8 @@ def page_fault_entry(a: Assembler, kernel: KernelOptions) -> None:
     """The same for page faults, charged to them."""
     a.activity = ops.PAGE_FAULT_PATH
     a.label(f"vector_{at.PAGE_FAULT_VECTOR}")
+    if kernel.ring3:
+        ring3.entered(a)
     a.push(value=at.PAGE_FAULT_VECTOR)
     way_in(a, kernel, "fault_entered")
     a.jmp("page_fault")
@@ -133,6 +169,8 @@ def way_in(a: Assembler, kernel: KernelOptions, entered: str) -> None:
     """Save the registers; from user mode also switch GS, the tables and the stack."""
     a.sub(s.RSP, at.F_VECTOR)
     a.stm(Mem(s.RSP), at.SAVED)
+    if kernel.ring3:
+        return
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
     a.jcc(ops.CC_Z, entered)
@@ -163,6 +201,26 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
     a.jcc(ops.CC_Z, f"{name}_to_kernel")
+    if kernel.ring3:
+        a.ldm(Mem(s.RSP), at.SAVED)
+        a.add(s.RSP, at.F_RIP)
+        ring3.leave_by_hypercall(a, 0)
+    else:
+        _leave_by_iret(a, kernel)
+    a.label(f"{name}_to_kernel")
+    a.ldm(Mem(s.RSP), at.SAVED)
+    a.add(s.RSP, at.F_RIP)
+    if kernel.ring3:
+        ring3.return_to_kernel(a, name)
+    else:
+        a.op(ops.IRET)
+    a.label(f"{name}_reschedule")
+    a.call("schedule")
+    a.jmp(name)
+
+
+def _leave_by_iret(a: Assembler, kernel: KernelOptions) -> None:
+    """To the process that was interrupted."""
     choose_user_tables(a, kernel)
     if kernel.kpti:
         words = (s.RAX, s.RCX, s.RDX, s.RBX, s.RBP)
@@ -179,10 +237,12 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
         a.add(s.RSP, at.F_RIP)
     a.op(ops.SWAPGS)
     a.op(ops.IRET)
-    a.label(f"{name}_to_kernel")
-    a.ldm(Mem(s.RSP), at.SAVED)
-    a.add(s.RSP, at.F_RIP)
-    a.op(ops.IRET)
-    a.label(f"{name}_reschedule")
-    a.call("schedule")
-    a.jmp(name)
+
+
+def _while_booting(a: Assembler) -> None:
+    """#UD of the kernel at boot: what asks for a hypervisor in ring 3 is undefined, so there is none."""
+    a.push(s.RAX)
+    a.ld(s.RAX, at.cpu_word(at.BOOTED))
+    a.test(s.RAX, -1)
+    a.pop(s.RAX)
+    a.jcc(ops.CC_Z, "no_interface")

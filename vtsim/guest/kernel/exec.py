@@ -3,8 +3,7 @@
 What stands in the kernel's page cache is known from the parent's tables, where the text is mapped, too. Stack and data
 come with page faults.
 
-Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork, or
-of a paravirtual kernel.
+Not modelled: another program than the parent's; a new top-level table (the child's is emptied); exec without fork.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
 from vtsim.ept.tables import TO_TABLE
 from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import direct_fork as direct
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
 from vtsim.guest.kernel.fork import free_own_pages
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.ring3 import disable, enable
 
 
 @path("exec")
@@ -27,14 +28,26 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
     """System call of a child: drop its pages and tables, and map its text anew."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_exec")
-    if kernel.paravirtual:
-        a.jmp("no_memory")  # never: a scenario with both is refused
-        return
     a.work(length("exec"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RBX)
     free_own_pages(a, kernel, "exec")
+    if kernel.paravirtual:
+        direct.leave_space(a, kernel)
+        a.call("give_up_space")
+        direct.map_text(a, kernel)
+        a.call("pin_space")
+        direct.enter_space(a, kernel)
+    else:
+        _replace_tables(a, kernel)
+    enable(a, kernel)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+def _replace_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """The tables of the task at RBX are emptied where they stand, and its text is mapped again."""
     _clear(a)
     a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
     a.add(s.RSI, register=s.R8)
@@ -51,9 +64,6 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
             a.ld(s.RAX, Mem(s.RSI, 8 * index))
             a.st(Mem(s.RSI, at.PAGE + 8 * index), s.RAX)
     flush_space(a, kernel)
-    a.op(ops.STI)
-    a.mov(s.RAX, 0)
-    a.ret()
 
 
 def _areas(a: Assembler, name: str) -> None:

@@ -17,7 +17,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
 from vtsim.ept.tables import TO_TABLE
-from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, ring3, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.flush import flush_user_half
 from vtsim.guest.kernel.lengths import length
@@ -127,7 +127,7 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     """Page fault: find the area, take a frame, zero it, map it; or copy-on-write; or the end of the task."""
     a.activity = ops.PAGE_FAULT_PATH
     a.label("page_fault")
-    a.op(ops.MOV_FROM_CR, s.R12, imm=2)
+    ring3.fault_address(a, kernel, s.R12)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
@@ -230,8 +230,11 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_NZ, "copy_page")
     a.work(length("fault_reuse"))
     a.or_(s.RAX, e.PTE_WRITE)
-    put_entry(a, kernel)
-    flush_user_page(a, kernel)
+    if kernel.ring3:  # both at once
+        hypercalls.update_address(a, kernel)
+    else:
+        put_entry(a, kernel)
+        flush_user_page(a, kernel)
     a.jmp("fault_unlock" if kernel.several else "fault_done")
     a.label("copy_page")
     smp.unlock_tables(a, kernel)
@@ -275,7 +278,7 @@ def kill(a: Assembler, kernel: KernelOptions) -> None:
     for line, word in ((at.L_VECTOR, at.F_VECTOR), (at.L_ERROR, at.F_ERROR), (at.L_RIP, at.F_RIP)):
         a.ld(s.RAX, Mem(s.RSP, word))
         a.st(Mem(s.RDI, line), s.RAX)
-    a.op(ops.MOV_FROM_CR, s.RAX, imm=2)
+    ring3.fault_address(a, kernel, s.RAX)
     a.st(Mem(s.RDI, at.L_CR2), s.RAX)
     a.work(length("kill"))
     a.jmp("end_task")

@@ -20,6 +20,7 @@ from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
 from vtsim.guest.kernel.fault import find_entry, give_frame
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.ring3 import disable, enable
 
 LAST_USER_ENTRY = 255  # of the top-level table
 RETURN_BYTES = 8
@@ -83,11 +84,11 @@ def fork(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_fork")
     a.work(length("fork"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
     if kernel.paravirtual:
-        direct.copy_space(a)
+        direct.copy_space(a, kernel)
     else:
         _copy_space(a, kernel)
     a.ld(s.RDI, Mem(s.R12, at.T_STACK_TOP))
@@ -112,7 +113,7 @@ def fork(a: Assembler, kernel: KernelOptions) -> None:
     a.st_value(Mem(s.R12, at.T_STATE), at.RUNNABLE)
     flush_space(a, kernel)
     a.work(length("wake"))
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 1)
     a.ret()
 
@@ -123,7 +124,7 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.SYSCALL_PATH
     a.label("call_wait")
     a.work(length("wait"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
     a.label("wait_more")
@@ -137,11 +138,12 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("reap"))
     free_own_pages(a, kernel, "reap")
     if kernel.paravirtual:
-        direct.give_up_space(a, kernel)
-    a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
-    a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
+        a.call("give_up_space")
+    else:
+        a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
+        a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
     a.st_value(Mem(s.R12, at.T_STATE), at.FREE)
     a.st_value(Mem(s.RBX, at.T_SHARED), 0)
-    a.op(ops.STI)
+    enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()

@@ -5,8 +5,8 @@ belong together in the shared page, and sends them by one hypercall. Frames are 
 tables translate. The tables of a child are built as ordinary memory, validated as a whole when its root is pinned, and
 memory again after it was unpinned.
 
-Not modelled: KPTI and large pages of a paravirtual kernel (Linux has neither under Xen); events by shared memory
-(interrupts arrive through the virtual local APIC, and CLI and STI mask them).
+Not modelled: KPTI and large pages of a paravirtual kernel (Linux has neither under Xen); in VMX non-root operation,
+events by shared memory (interrupts arrive through the virtual local APIC, and CLI and STI mask them).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import TO_TABLE
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.ring3 import hypercall
 
 SIGNATURE = int.from_bytes(b"vtsi", "little")
 HYPERVISOR_LEAF = 0x40000000
@@ -56,30 +57,61 @@ def to_physical(a: Assembler, register: int) -> None:
     a.ld(register, Mem(displacement=at.M2P, index=register, scale=8))
 
 
+def update_address(a: Assembler, kernel: KernelOptions) -> None:
+    """The entry of the address R12 <- RAX, and its translations are dropped. Clobbers RAX, RDI, RSI, RDX."""
+    a.copy(s.RDI, s.R12)
+    a.copy(s.RSI, s.RAX)
+    a.mov(s.RDX, 1)
+    hypercall(a, kernel, d.CALL_UPDATE_VA)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "pv_refused")
+
+
 def flush_page(a: Assembler) -> None:
     """Drop the translations of the address in R12. Clobbers RAX, RCX, RDI, RSI."""
     a.copy(s.RSI, s.R12)
     request(a, d.FLUSH_PAGE)
 
 
-def find_interface(a: Assembler) -> None:
-    """At boot: is there a hypervisor with direct tables? If not, no process starts, and the log says so."""
-    for leaf, register, wanted in ((HYPERVISOR_LEAF, s.RBX, SIGNATURE), (d.FEATURE_LEAF, s.RAX, d.DIRECT_TABLES)):
-        a.mov(s.RAX, leaf)
-        a.mov(s.RCX, 0)
-        a.op(ops.CPUID)
-        if leaf == HYPERVISOR_LEAF:
-            a.cmp(s.RAX, d.FEATURE_LEAF)
-            a.jcc(ops.CC_B, "no_interface")
-        a.cmp(register, wanted)
-        a.jcc(ops.CC_NZ, "no_interface")
+def find_interface(a: Assembler, kernel: KernelOptions) -> None:
+    """At boot: is there a hypervisor with what the kernel is built for? If not, no process starts, and the log says so.
+
+    In ring 3 CPUID does not ask the hypervisor, but the processor: then what is undefined without one asks.
+    """
+    features = (d.DIRECT_TABLES if kernel.paravirtual else 0) | (d.SHARED_EVENTS if kernel.events else 0)
+    for asks, absent in ((False, "not_in_cpuid"), (True, "no_interface")):
+        for leaf, register, wanted in ((HYPERVISOR_LEAF, s.RBX, SIGNATURE), (d.FEATURE_LEAF, s.RAX, features)):
+            a.mov(s.RAX, leaf)
+            a.mov(s.RCX, 0)
+            if asks:
+                a.emit(ops.UD, imm=d.ASK_HYPERVISOR)
+            a.op(ops.CPUID)
+            if leaf == HYPERVISOR_LEAF:
+                a.cmp(s.RAX, d.FEATURE_LEAF)
+                a.jcc(ops.CC_B, absent)
+                a.cmp(register, wanted)
+                a.jcc(ops.CC_NZ, absent)
+            else:
+                a.and_(register, wanted)
+                a.cmp(register, wanted)
+                a.jcc(ops.CC_NZ, absent)
+        if not asks:
+            a.jmp("interface_found")
+            a.label("not_in_cpuid")
+    a.label("interface_found")
+    a.st_value(at.cpu_word(at.BOOTED), 1)
 
 
 @path("hypercalls")
 def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
     """Requests to the hypervisor, a page mapped by them, and what is done if one is refused."""
-    if not kernel.paravirtual:
-        return
+    if kernel.paravirtual:
+        _requests(a, kernel)
+    if kernel.paravirtual or kernel.events:
+        _stop(a, kernel)
+
+
+def _requests(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.PAGE_FAULT_PATH
     a.label("pv_request")  # RDI, RSI; clobbers RAX, RCX
     if kernel.batch > 1:
@@ -94,8 +126,7 @@ def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
         a.jcc(ops.CC_AE, "pv_send")
         a.ret()
     else:
-        a.mov(s.RAX, d.CALL_REQUEST)
-        a.op(ops.VMCALL)
+        hypercall(a, kernel, d.CALL_REQUEST)
         a.test(s.RAX, -1)
         a.jcc(ops.CC_Z, "pv_refused")
         a.ret()
@@ -104,8 +135,7 @@ def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
         a.ld(s.RSI, COUNT)
         a.test(s.RSI, -1)
         a.jcc(ops.CC_Z, "pv_sent")
-        a.mov(s.RAX, d.CALL_MULTI)
-        a.op(ops.VMCALL)
+        hypercall(a, kernel, d.CALL_MULTI)
         a.st_value(COUNT, 0)
         a.cmp(s.RAX, register=s.RSI)
         a.jcc(ops.CC_NZ, "pv_refused")
@@ -113,6 +143,11 @@ def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
     a.ret()
     _map(a)
     _rights(a, kernel)
+
+
+def _stop(a: Assembler, kernel: KernelOptions) -> None:
+    """What a hypervisor that is missing, or refuses, means for all tasks."""
+    a.activity = ops.BOOT
     for label, reason in (("pv_refused", at.REFUSED), ("no_interface", at.NO_INTERFACE)):
         a.label(label)
         a.mov(s.RAX, reason)

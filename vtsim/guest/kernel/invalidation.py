@@ -16,7 +16,7 @@ from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.smp import lock, unlock
-from vtsim.guest.kernel.timer import read_clock
+from vtsim.guest.kernel.timer import read_tsc
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
 
@@ -52,7 +52,7 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("invalidate"))
     a.push(s.RAX)
     a.push(s.RDX)
-    read_clock(a, s.R8)
+    read_tsc(a, s.R8)
     a.pop(s.RDX)
     a.pop(s.RCX)
     lock(a, *turn, s.RDI)
@@ -93,7 +93,7 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("invalidate_wait")
     a.label("invalidated")
     unlock(a, turn[1])
-    read_clock(a, s.RCX)
+    read_tsc(a, s.RCX)
     a.sub(s.RCX, register=s.R8)
     add_to(a, d.S_INVALIDATION_CYCLES, s.RCX)
     count(a, d.S_INVALIDATIONS)

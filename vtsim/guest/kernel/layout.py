@@ -48,6 +48,8 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
  CALLS_SENT, IPIS) = range(96, 192, 8)
 ASKED: Final        = 192
 CPU_LIMIT: Final    = 16
+# of a kernel built with hypercalls: has it found its hypervisor; bit of the timer's event; root of the kernel alone
+(BOOTED, TIMER_EVENT, KERNEL_ROOT) = range(ASKED + 8 * CPU_LIMIT, ASKED + 8 * CPU_LIMIT + 24, 8)
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
@@ -68,10 +70,11 @@ AREA_BYTES: Final = 64
 LOG_LINE: Final = range(0, 40, 8)
 (L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = LOG_LINE
 LOG_BYTES: Final = 64
+PANIC: Final = "guest panic"
 RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED = range(6)
 REASONS: Final = (
     "running", "ended", "killed by an exception", "killed: the guest's memory is used up",
-    "not started: the paravirtual kernel found no hypervisor with direct page tables (CPUID leaf 40000001H)",
+    f"{PANIC}: hypervisor interface vtsim-direct not found (CPUID leaves 40000000H and 40000001H)",
     "stopped: the hypervisor refused a request of the paravirtual kernel",
 )
 

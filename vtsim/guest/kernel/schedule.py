@@ -60,7 +60,12 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
         a.push(s.RSI)
         a.copy(s.RSI, s.RAX)
         hypercalls.request(a, d.LOAD)
-        a.call("pv_send")
+        if kernel.ring3:
+            a.ld(s.RSI, Mem(s.RSP))
+            a.ld(s.RSI, Mem(s.RSI, at.T_USER_CR3))
+            hypercalls.request(a, d.LOAD_USER)
+        else:
+            a.call("pv_send")
         a.pop(s.RSI)
         a.pop(s.RDI)
         a.ld(s.RAX, Mem(s.RSI, at.T_CR3))
@@ -73,7 +78,15 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
     a.label("same_space")
     a.ld(s.RAX, Mem(s.RSI, at.T_STACK_TOP))
     a.st(at.cpu_word(at.STACK_TOP), s.RAX)
-    if not kernel.kpti:
+    if kernel.ring3:
+        a.push(s.RDI)
+        a.push(s.RSI)
+        a.copy(s.RSI, s.RAX)
+        hypercalls.request(a, d.STACK)
+        a.call("pv_send")
+        a.pop(s.RSI)
+        a.pop(s.RDI)
+    elif not kernel.kpti:
         a.st(at.cpu_word(at.TSS - at.CPU_DATA + 4), s.RAX, "RSP0")
     a.st(at.cpu_word(at.CURRENT), s.RSI)
     a.work(length("switch_to"))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, path, smp
+from vtsim.ept import direct as d
+from vtsim.guest.kernel import KernelOptions, path, ring3, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -17,12 +18,20 @@ X2APIC_EOI, X2APIC_INITIAL, TSC_DEADLINE = 0x80B, 0x838, 0x6E0
 NEVER = (1 << 62) - 1
 
 
-def read_clock(a: Assembler, to: int) -> None:
+def read_tsc(a: Assembler, to: int) -> None:
     """`to` <- time-stamp counter. Clobbers RAX and RDX."""
     a.op(ops.RDTSC)
     a.shl(s.RDX, 32)
     a.or_(s.RAX, register=s.RDX)
     a.copy(to, s.RAX)
+
+
+def read_clock(a: Assembler, kernel: KernelOptions, to: int) -> None:
+    """`to` <- time-stamp counter, or where it is shared the time in ns. Clobbers RAX and RDX."""
+    if kernel.events:
+        ring3.read_clock(a, to)
+    else:
+        read_tsc(a, to)
 
 
 @path("interrupt")
@@ -32,19 +41,12 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.label("interrupt")
     a.copy(s.RBX, s.RAX)
     a.work(length("irq_enter"))
-    a.mov(s.RCX, X2APIC_EOI)
-    a.mov(s.RAX, 0)
-    a.mov(s.RDX, 0)
-    a.op(ops.WRMSR)
-    if kernel.several:
-        a.cmp(s.RBX, at.CALL_VECTOR)
-        a.jcc(ops.CC_Z, "called")
-        a.cmp(s.RBX, at.IPI_VECTOR)
-        a.jcc(ops.CC_Z, "ipi_arrived")
-    a.cmp(s.RBX, at.TIMER_VECTOR)
-    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
+    if kernel.events:
+        ring3.take_timer_event(a, "interrupt_done")
+    else:
+        _acknowledge(a, kernel)
     a.work(length("timer"))
-    read_clock(a, s.R12)
+    read_clock(a, kernel, s.R12)
     if kernel.tick_cycles:
         a.ld(s.R13, at.cpu_word(at.NEXT_TICK))
         a.cmp(s.R12, register=s.R13)
@@ -84,6 +86,21 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("leave")
 
 
+def _acknowledge(a: Assembler, kernel: KernelOptions) -> None:
+    """Acknowledge the interrupt whose vector is in RBX; on if it is the timer's."""
+    a.mov(s.RCX, X2APIC_EOI)
+    a.mov(s.RAX, 0)
+    a.mov(s.RDX, 0)
+    a.op(ops.WRMSR)
+    if kernel.several:
+        a.cmp(s.RBX, at.CALL_VECTOR)
+        a.jcc(ops.CC_Z, "called")
+        a.cmp(s.RBX, at.IPI_VECTOR)
+        a.jcc(ops.CC_Z, "ipi_arrived")
+    a.cmp(s.RBX, at.TIMER_VECTOR)
+    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
+
+
 @path("timer deadline")
 def program_timer(a: Assembler, kernel: KernelOptions) -> None:
     """Arm the timer for the next tick or the first sleeper, whichever comes first; called with interrupts off."""
@@ -110,10 +127,16 @@ def program_timer(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RAX, NEVER)
     a.cmp(s.R13, register=s.RAX)
     a.jcc(ops.CC_Z, "timer_armed")
+    if kernel.events:
+        a.copy(s.RDI, s.R13)
+        ring3.hypercall(a, kernel, d.CALL_SET_TIMER)
+        a.label("timer_armed")
+        a.ret()
+        return
     if kernel.deadline:
         a.mov(s.RCX, TSC_DEADLINE)
     else:
-        read_clock(a, s.RCX)
+        read_clock(a, kernel, s.RCX)
         a.sub(s.R13, register=s.RCX)
         a.cmp(s.R13, 1)
         a.jcc(ops.CC_GE, "timer_ahead")
@@ -137,14 +160,16 @@ def sleep(a: Assembler, kernel: KernelOptions) -> None:
         a.jmp("no_such_call")
         return
     a.work(length("sleep"))
-    a.op(ops.CLI)
+    ring3.disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
-    read_clock(a, s.RCX)
+    if kernel.events:
+        ring3.duration(a, s.RDI)
+    read_clock(a, kernel, s.RCX)
     a.add(s.RCX, register=s.RDI)
     a.st(Mem(s.RBX, at.T_WAKE), s.RCX)
     a.st_value(Mem(s.RBX, at.T_STATE), at.SLEEPING)
     a.call("program_timer")
     a.call("schedule")
-    a.op(ops.STI)
+    ring3.enable(a, kernel)
     a.mov(s.RAX, 0)
     a.ret()

@@ -13,7 +13,7 @@ from vtsim.guest import spec
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel.dma_map import name_of
 from vtsim.guest.kernel.invalidation import add_to, count
-from vtsim.guest.kernel.timer import read_clock
+from vtsim.guest.kernel.timer import read_tsc
 from vtsim.guest.primitives import Stage, again, counted_in_r12, lowering
 
 
@@ -28,7 +28,7 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     assert place is not None
     a.activity = ops.DRIVER
     a.mov(s.R15, place.port)
-    read_clock(a, s.RCX)
+    read_tsc(a, s.RCX)
     a.st(_port(d.S_STARTED), s.RCX)
     a.mov(s.RAX, place.slots)
     a.st(_port(d.P_SLOTS), s.RAX)
@@ -46,7 +46,7 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     a.label(at.label("drain"))
     a.call(at.label("reap"))
     again(a, at.label("drain"))
-    read_clock(a, s.RCX)
+    read_tsc(a, s.RCX)
     a.ld(s.RAX, _port(d.S_STARTED))
     a.sub(s.RCX, register=s.RAX)
     add_to(a, d.S_ELAPSED, s.RCX)
@@ -85,10 +85,10 @@ def _post(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
         a.jcc(ops.CC_NZ, at.label("mapped"))
     a.ld(s.RDI, Mem(s.RBP, d.SLOT_BUFFER))
     a.mov(s.RSI, phase.buffer_pages * (phase.group if whole else 1))
-    read_clock(a, s.R14)
+    read_tsc(a, s.R14)
     a.call(name_of("map", leaf))
     a.copy(s.RBX, s.RAX)
-    read_clock(a, s.RCX)
+    read_tsc(a, s.RCX)
     a.sub(s.RCX, register=s.R14)
     add_to(a, d.S_MAP_CYCLES, s.RCX)
     count(a, d.S_MAPS)
@@ -133,9 +133,9 @@ def _reap(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
         a.jcc(ops.CC_NZ, at.label("unmapped"))
     a.ld(s.RDI, Mem(s.RBP))
     a.mov(s.RSI, phase.buffer_pages * (phase.group if whole else 1))
-    read_clock(a, s.R14)
+    read_tsc(a, s.R14)
     a.call(name_of("unmap", leaf))
-    read_clock(a, s.RCX)
+    read_tsc(a, s.RCX)
     a.sub(s.RCX, register=s.R14)
     add_to(a, d.S_UNMAP_CYCLES, s.RCX)
     count(a, d.S_UNMAPS)

@@ -65,7 +65,7 @@ class Vcpu(VirtualCpu):
     """The same of a deprivileged guest; `root`: the monitor's own tables, through which it sees the guest's memory."""
 
     root: Table
-    shadow: ShadowPool
+    shadow: ShadowPool | None  # None: tables are direct
 
 
 @define(eq=False)
@@ -141,6 +141,10 @@ class Monitor:
         """What the monitor counted, over all guests."""
         names = ("traps", "system_calls", "injected", "switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
+
+    def hypercalls(self) -> dict[str, dict[str, int]] | None:
+        """What guests asked for by hypercalls; None where they make none."""
+        return None
 
     def software(self) -> dict[str, int] | None:
         """What a software CPU counted; None where the processor executes the guests."""
@@ -255,6 +259,7 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     for offset, row in ((SLOTS, slots), (MSRS, msrs), (PORTS, ports)):
         for n, value in enumerate(row):
             host.store(data + offset + 8 * n, value)
+    assert vcpu.shadow is not None
     fill_pool(
         host, vcpu.shadow, start, host.profile, parameters, here + at.V["SLOTS"], vcpu.root.root, at.RAM
     )  # fmt: skip

@@ -123,13 +123,14 @@ V: Final = byte_offsets(VCPU_WORDS)
 F_SS, F_RSP, F_RFLAGS, F_CS, F_RIP, F_ERROR = (Mem(R15, -8 * n) for n in range(1, 7))
 FRAME_BYTES: Final = 40
 
-(FINISHED, ILLEGAL, NO_DEVICE, NO_STACK, BAD_GATE, IN_MONITOR) = range(1, 7)
+(FINISHED, ILLEGAL, NO_DEVICE, NO_STACK, BAD_GATE, IN_MONITOR, NO_PROCESS) = range(1, 8)
 DEATHS: Final = {
     FINISHED: "finished",
     ILLEGAL: "the guest's kernel asked for what the monitor does not emulate",
     NO_DEVICE: "the guest accessed device memory, which the monitor does not have",
     NO_STACK: "the guest's stack or descriptor table was not mapped when an exception was delivered",
-    BAD_GATE: "the guest's IDT has no gate for an exception",
+    BAD_GATE: "the guest has no handler for an exception",
+    NO_PROCESS: "the guest's kernel returned to a process without having loaded a root for it",
     IN_MONITOR: "the guest mapped pages where the monitor stands",
 }
 

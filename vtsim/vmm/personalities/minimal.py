@@ -27,6 +27,7 @@ from vtsim.vmm.programs import (
     schedule,
     several,
     shadow,
+    upcalls,
 )
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
@@ -48,6 +49,7 @@ def hypercall(a: Assembler, path: Path) -> None:
     if path.vmm.paging == "direct-pv":
         direct.hypercall(a, path)
         return
+    upcalls.hypercall(a, path)
     balloon.hypercall(a, path)
     instructions.ignore(a, path)
 

@@ -24,6 +24,7 @@ from vtsim.vmm.programs import (
     sharing,
     swap,
     timer,
+    upcalls,
 )
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
@@ -86,6 +87,7 @@ def emit_shared(a: Assembler, path: Path) -> None:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)
         shadow.subroutines(a, path)
+    upcalls.subroutines(a, path)
     for emit in (apic.read, apic.write, timer.write_initial_count, timer.write_tsc_deadline):
         a.activity = ops.DEVICE_EMULATION
         emit(a, path)

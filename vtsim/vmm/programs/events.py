@@ -12,9 +12,9 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RCX, RDI, RDX, RSI
 from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import posted
+from vtsim.vmm.programs import posted, upcalls
 from vtsim.vmm.programs.daemons import what_may_be_due
-from vtsim.vmm.programs.words import VALID, cpu, vcpu, work, zero
+from vtsim.vmm.programs.words import VALID, count, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 RF_IF = 1 << 9
@@ -41,6 +41,7 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.ld(RCX, vcpu("PENDING"))
     a.test(RCX, VALID)
     a.jcc(ops.CC_NZ, "inject_pending")
+    upcalls.look(a, path, "upcall_waits", "no_upcall")
     if path.vmm.apicv:
         posted.evaluate(a, path)
     else:
@@ -57,6 +58,7 @@ def evaluate(a: Assembler, path: Path) -> None:
     if path.vmm.apicv:
         posted.evaluate(a, path)
         return
+    upcalls.look(a, path, "open_window", "no_upcall_behind")
     a.lea(RDI, vcpu("IRR"))
     a.hook(hooks.HIGHEST_BIT)
     a.test(RAX, register=RAX)
@@ -67,6 +69,18 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.st(vcpu("PRIMARY"), RAX)
     a.vmwrite("PRIMARY_PROC_CONTROLS", RAX)
     a.jmp("requests_done")
+    if path.vmm.pv.events:  # a vector that the virtual local APIC does not know
+        a.label("upcall_waits")
+        a.vmread(RAX, "GUEST_RFLAGS")
+        a.test(RAX, RF_IF)
+        a.jcc(ops.CC_Z, "open_window")
+        a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
+        a.test(RAX, BLOCKING_BY_STI_AND_MOV_SS)
+        a.jcc(ops.CC_NZ, "open_window")
+        count(a, "UPCALLS")
+        a.or_(R12, VALID)
+        a.vmwrite("ENTRY_INTERRUPTION_INFORMATION", R12)
+        a.jmp("requests_done")
 
 
 def _choose_interrupt(a: Assembler, path: Path) -> None:

@@ -11,7 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDX, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import posted, several
+from vtsim.vmm.programs import posted, several, upcalls
 from vtsim.vmm.programs.daemons import daemons
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs
 from vtsim.vmm.programs.timer import MSR_LVT_TIMER
@@ -87,11 +87,13 @@ def halt(a: Assembler, path: Path) -> None:
     a.and_(RAX, ~3)
     a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
     a.op(ops.CLI)
+    upcalls.look(a, path, "halt_event", "halt_no_upcall")
     a.call("pending_vector")
     a.test(R12, register=R12)
     a.jcc(ops.CC_S, "halt_block")
     a.cmp(R13, register=R14)
     a.jcc(ops.CC_BE, "halt_block")
+    a.label("halt_event")
     a.vmread(RAX, "GUEST_RFLAGS")
     a.test(RAX, 1 << 9)
     a.jcc(ops.CC_Z, "halt_block")

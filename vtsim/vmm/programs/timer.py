@@ -16,7 +16,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import posted, several
+from vtsim.vmm.programs import posted, several, upcalls
 from vtsim.vmm.programs.daemons import Daemon, daemons
 from vtsim.vmm.programs.events import from_device, request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
@@ -140,6 +140,7 @@ def expire(a: Assembler, path: Path) -> None:
     a.st(vcpu("DEADLINE"), RCX)
     zero(a, RCX)
     a.st(vcpu("TSC_DEADLINE"), RCX)
+    upcalls.expire(a, path)
     a.ld(RSI, vcpu("TIMER_LVT"))
     a.test(RSI, MASKED)
     a.jcc(ops.CC_NZ, "expire_later")

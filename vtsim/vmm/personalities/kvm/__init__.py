@@ -19,7 +19,19 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, schedule, several, shadow
+from vtsim.vmm.programs import (
+    balloon,
+    direct,
+    dirty_log,
+    ept,
+    events,
+    instructions,
+    mmio,
+    schedule,
+    several,
+    shadow,
+    upcalls,
+)
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
@@ -47,6 +59,7 @@ def hypercall(a: Assembler, path: Path) -> None:
         direct.hypercall(a, path)
         return
     work(a, path, "hypercall")
+    upcalls.hypercall(a, path)
     balloon.hypercall(a, path)
     a.mov(RAX, NO_SYSTEM_CALL)
     a.st(saved(RAX), RAX)
