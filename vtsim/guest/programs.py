@@ -108,11 +108,13 @@ def process_text(guest: GuestSpec, number: int, bases: Sequence[int], stages: St
     a = Assembler(f"process {process.name}", at.USER_TEXT)
     calls = {(p, i): at.FIRST_LOOP + n for n, (p, i, _) in enumerate(kernel_loops(guest))}
     for index, phase in enumerate(process.phases):
+        how, stage = lowerings[type(phase)], stages.stage(number, index, bases[index])
         if (number, index) in calls:
+            how.before(a, phase, stage)
             a.mov(s.RAX, calls[number, index])
             a.op(ops.SYSCALL)
         else:
-            lowerings[type(phase)].emit(a, phase, stages.stage(number, index, bases[index]))
+            how.emit(a, phase, stage)
     a.mov(s.RAX, at.CALL_EXIT)
     a.op(ops.SYSCALL)
     return a.assemble()

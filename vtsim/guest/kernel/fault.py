@@ -208,13 +208,25 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
 
 @path("kill")
 def kill(a: Assembler, kernel: KernelOptions) -> None:
-    """A fault without remedy ends the task; the log line says which, where and at what address."""
+    """A fault without remedy ends the task; the log line says which, where and at what address.
+
+    One of the kernel's own, where it was reckoned with, goes on at the task's T_FIXUP, as Linux's exception table says.
+    """
     a.activity = ops.PAGE_FAULT_PATH
     a.label("no_memory")
     a.mov(s.R15, at.NO_MEMORY)
     a.jmp("write_log")
     a.label("kill")
     a.mov(s.R15, at.KILLED)
+    a.ld(s.RAX, Mem(s.RSP, at.F_CS))
+    a.test(s.RAX, 3)
+    a.jcc(ops.CC_NZ, "write_log")
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.ld(s.RAX, Mem(s.RBX, at.T_FIXUP))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "write_log")
+    a.st(Mem(s.RSP, at.F_RIP), s.RAX)
+    a.jmp("leave")
     a.label("write_log")
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RDI, Mem(s.RBX, at.T_LOG))

@@ -41,7 +41,7 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
- T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS) = range(0, 152, 8)
+ T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS, T_FIXUP) = range(0, 160, 8)
 RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE = range(6)
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
