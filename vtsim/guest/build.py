@@ -24,6 +24,7 @@ from vtsim.guest.address_space import AddressSpace, address_space
 from vtsim.guest.frames import SIZES, Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.files import Files
 from vtsim.guest.kernel_data import (
     DESCRIPTORS,
     TABLES_AT,
@@ -39,6 +40,7 @@ from vtsim.guest.machine_view import DirectTables, PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
+from vtsim.guest.services import FilePhase
 from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     )
     tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
     return Needs(
-        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest),
+        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest) + _file_pages(guest),
         code_pages=8 + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS + sum(_rows(phase) for process in guest.processes for phase in process.phases),
         extra_words=sum(_table_words(phase) for process in guest.processes for phase in process.phases),
@@ -94,6 +96,21 @@ def _filled(guest: GuestSpec) -> int:
     """Pages that get contents because processes store values in them."""
     phases = (phase for process in guest.processes for phase in process.phases)
     return sum(-(-phase.region // PAGE) for phase in phases if isinstance(phase, FillSpec))
+
+
+def _files(guest: GuestSpec) -> Files | None:
+    """The files that processes ask about, if they do."""
+    asking = [phase for process in guest.processes for phase in process.phases if isinstance(phase, FilePhase)]
+    if not asking:
+        return None
+    return Files(
+        components=max(phase.path_components for phase in asking), sockets=max(phase.open_sockets for phase in asking)
+    )
+
+
+def _file_pages(guest: GuestSpec) -> int:
+    files = _files(guest)
+    return -(-files.bytes // PAGE) if files else 0
 
 
 def _table_words(phase: Any) -> int:
@@ -225,6 +242,8 @@ class Builder:
         zones = frames.reserve(1)
         log = frames.reserve(-(-(len(spaces) + len(forks)) * at.LOG_BYTES // PAGE))
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
+        files = _files(guest)
+        file_frames = frames.reserve(_file_pages(guest)) if files else 0
         options = KernelOptions(
             kpti=kpti,
             pcid=self.pcid,
@@ -239,10 +258,13 @@ class Builder:
             paravirtual=self.paravirtual,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
+            files=linear(file_frames),
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
         fill(self.memory, calls, call_table(guest, text))
+        if files:
+            fill(self.memory, file_frames, files.words(linear(file_frames), text.labels))
         self._place(text, at.TEXT, text_frame)
 
         root = frames.reserve(1)
@@ -510,7 +532,7 @@ def _pages(program: Program) -> int:
 
 
 def _copies(phases: tuple[Any, ...]) -> int:
-    return max((phase.pages for phase in phases if isinstance(phase, ForkSpec)), default=0)
+    return max((phase.copied for phase in phases if isinstance(phase, ForkSpec)), default=0)
 
 
 def _sleeps(guest: GuestSpec) -> bool:

@@ -38,7 +38,7 @@ class DivideErrorSpec(Phase):
 @primitives.register("kernel_fault")
 @frozen(kw_only=True)
 class KernelFaultSpec(Phase):
-    """Loads where nothing is mapped in a loop, by the guest kernel, whose #PF handler goes on behind the instruction."""
+    """Loads where nothing is mapped, by the guest kernel, whose #PF handler goes on behind the instruction."""
 
     iterations: int = repeated(10_000)
 

@@ -32,6 +32,15 @@ CALLS = {
     at.CALL_EXEC: "call_exec",
     at.CALL_SLEEP: "call_sleep",
     at.CALL_BALLOON: "call_balloon",
+    at.CALL_SIGACTION: "call_sigaction",
+    at.CALL_KILL: "call_kill",
+    at.CALL_SIGRETURN: "call_sigreturn",
+    at.CALL_STAT: "call_stat",
+    at.CALL_OPEN: "call_open",
+    at.CALL_CLOSE: "call_close",
+    at.CALL_READ: "call_read",
+    at.CALL_WRITE: "call_write",
+    at.CALL_SELECT: "call_select",
 }
 PLAIN_CALL = "call_plain"
 

@@ -32,6 +32,7 @@ class KernelOptions:
     paravirtual: bool = False  # are tables updated by hypercalls?
     batch: int = 1  # how many requests one hypercall makes at most
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
+    files: int = 0  # linear address of what stands for files and sockets
 
 
 @frozen(kw_only=True)

@@ -41,8 +41,10 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
- T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS, T_FIXUP) = range(0, 160, 8)
+ T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS, T_FIXUP,
+ T_ACTION) = range(0, 168, 8)
 RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE = range(6)
+RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
@@ -75,8 +77,9 @@ WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
 (CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
- CALL_BALLOON) = range(512, 521)
-FIRST_LOOP: Final = 521
+ CALL_BALLOON, CALL_SIGACTION, CALL_KILL, CALL_SIGRETURN, CALL_STAT, CALL_OPEN, CALL_CLOSE, CALL_READ, CALL_WRITE,
+ CALL_SELECT) = range(512, 530)
+FIRST_LOOP: Final = 530
 NOFLUSH: Final = 1 << 63
 PAGE: Final = 4096
 USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set
