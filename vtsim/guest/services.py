@@ -8,10 +8,10 @@ from __future__ import annotations
 from attrs import frozen
 
 from vtsim.base.spec import counts, setting
-from vtsim.guest.kernel.files import MOST_COMPONENTS, MOST_SOCKETS
 from vtsim.guest.spec import ForkSpec, Phase, primitives, repeated
 
 COMPONENTS = 4  # of /usr/include/sys/types.h
+MOST_COMPONENTS, MOST_SOCKETS = 16, 224  # that the kernel's first page of files has room for
 
 
 @frozen(kw_only=True)

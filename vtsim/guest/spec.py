@@ -350,7 +350,7 @@ class ContextSwitchSpec(Phase):
 
     iterations: int = repeated(10_000)
     work: int = setting(counts(le=2**30), "Instructions between two switches", default=0)
-    region: int = setting(sizes(), "Memory of its own that the process reads between two switches", default=0)
+    region: int = setting(sizes(le=256 * MIB), "Memory of its own that it reads between two switches", default=0)
 
 
 @primitives.register("balloon")

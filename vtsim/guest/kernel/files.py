@@ -36,8 +36,6 @@ INODE_WORDS: Final = 13                            # that stat reports
 DENTRY_BYTES, INODE_BYTES, FILE_BYTES, SOCKET_BYTES = 192, 640, 256, 2368  # of the slabs of Linux, estimated
 STAT_WORDS: Final = 18                             # struct stat has 144 bytes
 SET_WORDS: Final = 6                               # three sets of 128 descriptors, and as many results
-MOST_COMPONENTS: Final = 16
-MOST_SOCKETS: Final = 224
 FIRST_SOCKET_DESCRIPTOR: Final = 4
 # fmt: on
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from vtsim.study.binding import PHASE, Figure, Run, bind
+from vtsim.study.binding import PHASE, Figure, Run, bind, quotient
 
 LMBENCH: Final = "workloads/lmbench"
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {"L-UP": ("vmm.technique=native", "vmm.paging=none"), "VMW": ()}
@@ -34,8 +34,7 @@ def _microseconds(operations: float) -> Callable[[Sequence[Any]], float]:
 
 
 def _times_native(operations: float) -> Callable[[Sequence[Any]], float]:
-    each = _microseconds(operations)
-    return lambda results: each(results[:2]) / each(results[2:])
+    return quotient(_microseconds(operations), 2)
 
 
 def _operation(name: str, column: str) -> Figure:
@@ -70,8 +69,8 @@ bind(
         "SYSCALL and SYSRET at 440 cycles null_call takes 0.52 us and stat 0.84; what else stat does there is unknown. "
         "fork is the pages that are copied on write: 24 in place of 6 take 98.7 us natively and 473 under translation, "
         "240 pages in place of 120 that are only shared 39.0 and 162. exec and sh are their faults and instructions in "
-        "the same way, and both numbers are remembered. Under translation a system call has four returns by IRET and two "
-        "loads of CR3, as AA06-NANO says: null_call takes 2.07 us with IRET for nothing and 1.22 without CR3's price, too"
+        "the same way, and both numbers are remembered. Under translation a system call returns by IRET four times and "
+        "loads CR3 twice, as AA06-NANO says: null_call takes 2.07 us with IRET for nothing, 1.22 if CR3 is free, too"
     ),
     unbound=(
         "L-SMP needs the locks of a kernel for several processors; UML (system calls and faults by ptrace) is no "
@@ -121,7 +120,7 @@ bind(
     *(_context_switch(number, column) for column in COLUMNS for number in range(len(SWITCHES))),
     deviates=(
         "64K: the array is read with 8 misses in flight, an estimate for NetBurst: with 3, 8p64K takes 21.4 and 16p64K "
-        "38.9 us natively. 2p: the price of MOV to CR3 is an estimate, and with 2000 cycles 2p0K takes 0.98 and 2p64K "
+        "38.9 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 0.98 and 2p64K "
         "0.99. Under translation a process's shadow tables are found again when it runs again; what Workstation 3.2, "
         "hosted and closed, did for 17 us at each switch is unknown, and a pool too small for them was no experiment: the "
         "monitor stops then"

@@ -58,7 +58,8 @@ def _times(figure: str, above: str, below: str) -> Figure:
         return row.value(f"{above}.{figure}") / row.value(f"{below}.{figure}")
 
     def compute(results: Sequence[Any]) -> float:
-        return _beyond_the_loop([*results[:2], *results[4:6]]) / _beyond_the_loop([*results[2:4], *results[6:]])
+        below = _beyond_the_loop([*results[2:4], *results[6:]])
+        return _beyond_the_loop([*results[:2], *results[4:6]]) / below if below else 0.0
 
     loops = (*_runs("empty", above), *_runs("empty", below))
     return Figure(
@@ -136,7 +137,7 @@ def _per_instruction(results: Sequence[Any]) -> float:
     few, many, *calls = results
     instructions = many.translations.taken - few.translations.taken
     cycles = many.cycles.elapsed - few.cycles.elapsed - LOOPS * cycles_per_repetition(calls)
-    return float(cycles / instructions)
+    return float(cycles / instructions) if instructions else 0.0
 
 
 bind(
