@@ -41,6 +41,7 @@ def answer(run: Run) -> Any:
         exits=(SimpleNamespace(reason="CPUID", count=times, cycles=510),),
         clock_hz=1_000_000_000,
         translations=SimpleNamespace(taken=times),
+        clusters=SimpleNamespace(exits_saved=times),
         slowdown=2.0,
         native=SimpleNamespace(walks=SimpleNamespace(cycles=5100), cycles=SimpleNamespace(elapsed=51_000)),
         walks=SimpleNamespace(cycles=5100),

@@ -43,6 +43,14 @@ class KernelFaultSpec(Phase):
     iterations: int = repeated(10_000)
 
 
+@primitives.register("config_read")
+@frozen(kw_only=True)
+class ConfigReadSpec(Phase):
+    """Reads of PCI configuration space by the guest kernel: an address by OUT, the register by IN, in a loop."""
+
+    iterations: int = repeated(1000)
+
+
 @primitives.register("pte_write")
 @frozen(kw_only=True)
 class PteWriteSpec(Phase):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -100,6 +100,16 @@ class Outcome:
     iommu: Mapping[str, int] | None = None
     monitor: Mapping[str, int] | None = None
     translations: Mapping[str, int] | None = None
+    clusters: Mapping[str, int] | None = None
+
+
+def sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add mappings of the same names up."""
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def bucket_floor(bucket: int) -> int:

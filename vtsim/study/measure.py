@@ -275,5 +275,6 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         dma=tuple(map(_dma, first.dma)),
         iommu=first.iommu,
         translations=None if first.translations is None else r.Translations(**first.translations),
+        clusters=None if first.clusters is None else r.Clusters(**first.clusters),
         monitor=None if first.monitor is None else r.Monitor(**first.monitor),
     )

@@ -69,6 +69,14 @@ class Translations:
 
 
 @frozen(kw_only=True)
+class Clusters:
+    """What exit clusters did, over all VMs."""
+
+    exits_saved: int  = key("exits", "that clusters made unnecessary")
+    instructions: int = key("instructions", "executed in them in the guests' place, exiting ones included")
+
+
+@frozen(kw_only=True)
 class Efficiency:
     """Share of guest instructions that executed without the hypervisor; null where none were executed."""
 
@@ -376,6 +384,7 @@ class Result(Run):
     iommu: Mapping[str, int] | None = key("", "{what: n} of the remapping unit; null without one", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
     translations: Translations | None = key("", "what a binary translator did", default=None)
+    clusters: Clusters | None       = key("", "what exit clusters did; null where they are off", default=None)
 # fmt: on
 
     def to_dict(self) -> dict[str, Any]:

@@ -135,6 +135,11 @@ class Hypervisor:
         """Shared frames and the pages that they are behind, of all VMs together, where pages are shared."""
         return shared_now(self.host, self.path.addresses)
 
+    def clusters(self, vcpu: Vcpu) -> dict[str, int]:
+        """What exit clusters have done for a vCPU."""
+        names = {"exits_saved": "CLUSTERED_EXITS", "instructions": "CLUSTER_INSTRUCTIONS"}
+        return {name: self.word(vcpu, word) for name, word in names.items()}
+
     def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
         """What became of a VM's memory; what did not happen is left out."""
         counts = {name.lower(): self.word(vcpu, name) for name in at.STATISTICS}

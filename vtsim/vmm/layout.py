@@ -146,6 +146,14 @@ VCPU_WORDS: Final = (
     ("SHARED_PAGE",       1, "linear address of the page that a paravirtual guest shares"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all direct roots"),
     ("REFUSALS",          1, "requests of a paravirtual guest that were refused"),
+    ("CLUSTER_RIP",       1, "where the guest goes on after what an exit cluster has executed"),
+    ("CLUSTER_BYTES",     1, "where the host sees those bytes; 0 outside of clusters"),
+    ("CLUSTER_LENGTH",    1, "bytes of the instruction being executed"),
+    ("CLUSTER_LEFT",      1, "instructions to the next one that exits, itself included"),
+    ("CLUSTERED_EXITS",   1, "exits that clusters have saved"),
+    ("CLUSTER_INSTRUCTIONS", 1, "instructions that they executed in the guest's place"),
+    ("SEEN_STORES",       8, "addresses of stores that hit tables of the guest, by a hash"),
+    ("CLUSTERS",         32, "by a hash of the address: address, where its bytes are, instructions to one that exits"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -202,6 +210,7 @@ STATISTICS: Final = (
     "PAGES_SWAPPED_OUT",
     "PAGES_DROPPED",
 )
+CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned

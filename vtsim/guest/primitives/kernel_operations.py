@@ -18,6 +18,7 @@ from vtsim.guest.primitives import OWN, Stage, counted, lowering, registers
 from vtsim.guest.primitives.processes import touch
 
 NOTHING_THERE: Final = layout.P2M - (1 << 39)  # a linear address that no kernel here maps
+CONFIG_ADDRESS, CONFIG_DATA, ENABLED = 0xCF8, 0xCFC, 1 << 31
 AVAILABLE: Final = 1 << 9  # a bit of an entry that processors ignore
 
 
@@ -68,6 +69,17 @@ def kernel_fault(a: Assembler, phase: spec.KernelFaultSpec, at: Stage) -> None:
     a.label(at.label("loaded"))
     a.loop(label)
     expecting_exceptions(a, at, 0)
+
+
+@lowering(spec.ConfigReadSpec, ring=0)
+def config_read(a: Assembler, phase: spec.ConfigReadSpec, at: Stage) -> None:
+    """OUT to CONFIG_ADDRESS, IN from CONFIG_DATA: two exits with a MOV between them."""
+    label = counted(a, at, at.scaled(phase.iterations))
+    registers(a, {s.RDX: CONFIG_ADDRESS, s.RAX: ENABLED})
+    a.op(ops.OUT, r2=s.RDX, mem=Mem(size=4))
+    a.mov(s.RDX, CONFIG_DATA)
+    a.op(ops.IN, r2=s.RDX, mem=Mem(size=4))
+    a.loop(label)
 
 
 def touch_page(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:

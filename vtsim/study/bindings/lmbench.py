@@ -65,12 +65,13 @@ bind(
     *(_operation(name, column) for column in COLUMNS for name in OPERATIONS),
     *(_slowdown(name) for name in ("null_call", "fork", "exec", "sh")),
     deviates=(
-        "Linux 2.4 is entered by INT 80H, which the model's kernel never uses, and its paths are of Linux 6.1: with "
-        "SYSCALL and SYSRET at 440 cycles null_call takes 0.52 us and stat 0.84; what else stat does there is unknown. "
-        "fork is the pages that are copied on write: 24 in place of 6 take 98.7 us natively and 473 under translation, "
-        "240 pages in place of 120 that are only shared 39.0 and 162. exec and sh are their faults and instructions in "
-        "the same way, and both numbers are remembered. Under translation a system call returns by IRET four times and "
-        "loads CR3 twice, as AA06-NANO says: null_call takes 2.07 us with IRET for nothing, 1.22 if CR3 is free, too"
+        "Linux 2.4 is entered by INT 80H, which the model's kernel never uses, and its paths are of Linux 6.1: "
+        "with SYSCALL and SYSRET at 440 cycles null_call takes 0.52 us and stat 0.84; what else stat does there "
+        "is unknown. fork is the pages that are copied on write: 24 in place of 6 take 98.7 us natively and 473 "
+        "under translation, 240 pages in place of 120 that are only shared 39.0 and 162. exec and sh are their "
+        "faults and instructions in the same way, and both numbers are remembered. Under translation a system "
+        "call returns by IRET four times and loads CR3 twice, as AA06-NANO says: null_call takes 2.07 us with "
+        "IRET for nothing, 1.22 if CR3 is free, too"
     ),
     unbound=(
         "L-SMP needs the locks of a kernel for several processors; UML (system calls and faults by ptrace) is no "
@@ -119,11 +120,11 @@ bind(
     "XEN-LMBENCH-CTX",
     *(_context_switch(number, column) for column in COLUMNS for number in range(len(SWITCHES))),
     deviates=(
-        "64K: the array is read with 8 misses in flight, an estimate for NetBurst: with 3, 8p64K takes 21.4 and 16p64K "
-        "38.9 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 0.98 and 2p64K "
-        "0.99. Under translation a process's shadow tables are found again when it runs again; what Workstation 3.2, "
-        "hosted and closed, did for 17 us at each switch is unknown, and a pool too small for them was no experiment: the "
-        "monitor stops then"
+        "64K: the array is read with 8 misses in flight, an estimate for NetBurst: with 3, 8p64K takes 21.4 and "
+        "16p64K 38.9 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 0.98 "
+        "and 2p64K 0.99. Under translation a process's shadow tables are found again when it runs again; what "
+        "Workstation 3.2, hosted and closed, did for 17 us at each switch is unknown; a pool too small for them "
+        "is no experiment: the monitor stops then"
     ),
     unbound="as for XEN-LMBENCH-PROC: L-SMP, UML and Xen",
 )

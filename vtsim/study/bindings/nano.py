@@ -107,17 +107,18 @@ bind(
     ),
     *(_times(figure, "hardware_vtx_no_ept", "software_bt") for figure in ("io_in", "ptemod", "pgfault")),
     deviates=(
-        "The order is the published one: translation beats VT-x of this generation on port input and on page-table "
-        "entries, and loses on system calls. Natively, prices of the Pentium 4 are estimates: with CALL and RET at 5 "
-        "cycles call_ret takes 10, with exceptions and IRET at 444 divzero takes 951 and pgfault 989, with legacy ports "
-        "at 790 ns io_in takes 3172. Under translation, a call-out enters the monitor by SYSCALL and comes back by IRET "
-        "(1037 cycles), while the published monitor seems to stand beside its translations: with IRET for nothing io_in "
-        "takes 316 and ptemod 406. A 64-bit guest's system call has SWAPGS twice and STI to call out and two address "
-        "spaces to switch, which a 32-bit guest with segment limits has not: of 8499 cycles, IRET's four are 4148 and "
-        "CR3's two 2040. cr8wr is one store here; what the published sequence does beside is unknown. Under VT-x, a "
-        "port that a process answers (personality kvm) takes 12,625 cycles, and 16,600 with the access: what answers "
-        "it there is further away than our device model. ptemod is decoded by a look-up here, not from bytes; VMREAD "
-        "and VMWRITE are 1600 of its cycles, and what the published trace does beyond is unknown"
+        "The order is the published one: translation beats VT-x of this generation on port input and on "
+        "page-table entries, and loses on system calls. Natively, prices of the Pentium 4 are estimates: with "
+        "CALL and RET at 5 cycles call_ret takes 10, with exceptions and IRET at 444 divzero takes 951, pgfault "
+        "989, with ports at 790 ns io_in takes 3172. Under translation, a call-out enters the monitor by SYSCALL "
+        "and leaves by IRET (1037 cycles), while the published monitor seems to stand beside its translations: "
+        "with IRET for nothing io_in takes 316 and ptemod 406. A 64-bit guest's system call has SWAPGS twice and "
+        "STI to call out and two address spaces to switch, which a 32-bit guest with segment limits has not: of "
+        "8499 cycles, IRET's four are 4148 and CR3's two 2040. cr8wr is one store here; what the published "
+        "sequence does beside is unknown. Under VT-x, a port that a process answers (personality kvm) takes "
+        "12,625 cycles, and 16,600 with the access: what answers it there is further away than our device model. "
+        "ptemod is decoded by a look-up here, not from bytes; VMREAD and VMWRITE are 1600 of its cycles, and what"
+        " the published trace does beyond is unknown"
     ),
     unbound="hardware_vtx_no_ept.cr8wr is not printed (ours exits, for there is no TPR shadow: 5749 cycles)",
 )

@@ -82,8 +82,8 @@ bind(
         unit="exits",
     ),
     deviates=(
-        "the recorded guest makes few system calls in a boot of seconds: 31,000 accesses to control registers beside "
-        "5,300 to ports and, under EPT, 9,000 violations and misconfigurations; a desktop makes many more"
+        "the recorded guest makes few system calls in a boot of seconds: 31,000 accesses to control registers "
+        "beside 5,300 to ports and, under EPT, 9,000 violations and misconfigurations; a desktop makes many more"
     ),
     unbound=(
         "the other reasons depend on the length of the boot and on the host; exception_nmi / EPT has no exits of "
@@ -239,11 +239,11 @@ bind(
         for name, number, scenario in (("prot_fault", 5, "prot_fault"), ("100fd_select", 7, "slct_tcp"))
     ),
     deviates=(
-        "the handler of a fault is longer here (a fresh page is zeroed and charged to a control group), which both "
-        "ways of paging share; mapped files, which have neither, are not modelled. The last four are with KPTI, because "
-        "the published select costs 1.94 us more on shadow tables, two loads of CR3. A signal for a fault enters the "
-        "kernel twice here, four loads of CR3 and 4.7 us more; published are 2.5, and why is unknown: without KPTI "
-        "prot_fault takes 0.83 and 1.63 us"
+        "the handler of a fault is longer here (a fresh page is zeroed and charged to a control group), which "
+        "both ways of paging share; mapped files, which have neither, are not modelled. The last four are with "
+        "KPTI: the published select costs 1.94 us more on shadow tables, two loads of CR3. A signal for a fault "
+        "enters the kernel twice here, four loads of CR3 and 4.7 us more; published are 2.5, and why is unknown: "
+        "without KPTI prot_fault takes 0.83 and 1.63 us"
     ),
     unbound="creating and deleting files needs a file system; pvm and nested guests come later",
 )
@@ -307,8 +307,8 @@ bind(
         ),
     ),
     deviates=(
-        "an exit that does next to nothing takes some 1590 cycles here (DALL17-X86), of 1880 and 2170 for a page; "
-        "contention for the lock and the longer ways of a kernel of 2012 are not modelled"
+        "an exit that does next to nothing takes some 1590 cycles here (DALL17-X86), of 1880 and 2170 for a page;"
+        " contention for the lock and the longer ways of a kernel of 2012 are not modelled"
     ),
     unbound="seconds depend on the size of the region; migration is not modelled",
 )

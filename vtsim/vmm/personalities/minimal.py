@@ -15,7 +15,19 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RCX, RDX, RSP
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import balloon, direct, dirty_log, ept, events, instructions, mmio, ports, schedule, shadow
+from vtsim.vmm.programs import (
+    balloon,
+    cluster_table,
+    direct,
+    dirty_log,
+    ept,
+    events,
+    instructions,
+    mmio,
+    ports,
+    schedule,
+    shadow,
+)
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
@@ -106,9 +118,11 @@ class Minimal:
 
         a.label("skip")
         a.activity = ops.REENTRY
+        cluster_table.inside(a, path)
         a.vmread(RAX, "EXIT_INSTRUCTION_LENGTH")
         a.vmread(RDX, "GUEST_RIP")
         a.add(RDX, register=RAX)
+        cluster_table.look(a, path)
         a.vmwrite("GUEST_RIP", RDX)
         a.label("reenter")
         a.label("go_on")

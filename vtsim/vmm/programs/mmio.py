@@ -120,8 +120,7 @@ def emulator(a: Assembler, path: Path) -> None:
     a.st(Mem(RDI, 0, index=RCX, size=4), RAX)
 
     a.label("skip_decoded")
-    _step_over_decoded(a)
-    a.jmp("reenter")
+    _step_over_decoded(a, path)
 
     a.label("load_completed")
     a.ld(RDX, vcpu("DECODED", 1))
@@ -136,12 +135,16 @@ def emulator(a: Assembler, path: Path) -> None:
     fetch(a, path)
 
 
-def _step_over_decoded(a: Assembler) -> None:
-    """GUEST_RIP behind the instruction that was decoded; RDX RSI change."""
+def _step_over_decoded(a: Assembler, path: Path) -> None:
+    """GUEST_RIP behind the instruction that was decoded, and on to the guest; RDX RSI change."""
     a.vmread(RDX, "GUEST_RIP")
     a.ld(RSI, vcpu("DECODED", 2))
     a.add(RDX, register=RSI)
+    if path.vmm.features.exit_clustering:
+        a.jmp("cluster")
+        return
     a.vmwrite("GUEST_RIP", RDX)
+    a.jmp("reenter")
 
 
 def fetch(a: Assembler, path: Path) -> None:

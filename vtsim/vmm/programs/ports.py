@@ -99,6 +99,7 @@ def load_by_size(a: Assembler, register: int, operand: Mem, name: str) -> None:
 def in_hypervisor(a: Assembler, path: Path) -> None:
     """IN and OUT where all devices are in the hypervisor: answered from one table; an absent port reads as ones."""
     decode(a)
+    a.label("port_decoded")
     find_port(a)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "port_absent")

@@ -26,6 +26,7 @@ def port(a: Assembler, path: Path) -> None:
     """IN and OUT: R12 exit qualification, RBX bytes, R13 port."""
     work(a, path, "port")
     decode(a)
+    a.label("port_decoded")
     a.copy(R13, RCX)
     a.test(R12, STRING)
     a.jcc(ops.CC_NZ, "string_port")
