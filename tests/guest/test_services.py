@@ -52,7 +52,9 @@ def test_a_round_is_its_system_calls_and_what_a_handler_does(
     assert more(spec, counted(k.SYSCALLS), **settings) == ROUNDS * calls
 
 
-@pytest.mark.parametrize("spec", [single.DivideErrorSpec, single.KernelFaultSpec, g.ProtectionFaultSpec])
+@pytest.mark.parametrize(
+    "spec", [single.DivideErrorSpec, single.InvalidOpcodeSpec, single.KernelFaultSpec, g.ProtectionFaultSpec]
+)
 def test_a_round_is_one_exception_that_is_answered(spec: Callable[..., Phase]) -> None:
     assert more(spec, counted(k.EXCEPTIONS)) == ROUNDS
 

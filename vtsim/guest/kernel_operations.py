@@ -35,6 +35,14 @@ class DivideErrorSpec(Phase):
     iterations: int = repeated(10_000)
 
 
+@primitives.register("invalid_opcode")
+@frozen(kw_only=True)
+class InvalidOpcodeSpec(Phase):
+    """UD2 in a loop, by the guest kernel, whose #UD handler goes on behind the instruction."""
+
+    iterations: int = repeated(1000)
+
+
 @primitives.register("kernel_fault")
 @frozen(kw_only=True)
 class KernelFaultSpec(Phase):

@@ -36,7 +36,7 @@ from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
-from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
+from vtsim.vmm.programs.ports import DEVICE_WORDS, DEVICES, EVENTS, KERNEL_PORTS, LATCH
 from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
@@ -349,8 +349,10 @@ def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
     process = [(port, kind, 0) for name in vcpu.devices for port, kind in DEVICES[name]]
     own = kernel if hosted else kernel + process
     table = host.reserve_late(mem.VALUES)
-    host.store_many(table, np.array(own, np.int64).ravel())
+    events = [(address, 0, 0) for name in vcpu.devices for address in EVENTS.get(name, ())]
+    host.store_many(table, np.array([*own, *events], np.int64).ravel())
     values = {"PORTS": at.frame_address(table), "PORT_ENTRIES": len(own)}
+    values |= {"EVENTS": values["PORTS"] + 8 * DEVICE_WORDS * len(own), "EVENT_ENTRIES": len(events)}
     if hosted:
         run, data = (_user_frame(vcpu, linear) for linear in (at.USER_RUN, at.USER_DATA))
         host.store_many(data, np.array([0, len(process), *np.ravel(process)], np.int64))

@@ -70,6 +70,8 @@ VCPU_WORDS: Final = (
     ("MSR_ENTRIES",       1, "how many"),
     ("PORTS",             1, "linear address of the ports that the hypervisor itself answers"),
     ("PORT_ENTRIES",      1, "how many"),
+    ("EVENTS",            1, "linear address of the device memory whose writes only raise an event for somebody"),
+    ("EVENT_ENTRIES",     1, "how many"),
     ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table"),
     ("EPT_TOP",           1, "host-physical address of the table that the EPTP names: the same, or the PML5 table"),
     ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),

@@ -59,6 +59,17 @@ def divide_error(a: Assembler, phase: spec.DivideErrorSpec, at: Stage) -> None:
     expecting_exceptions(a, at, 0)
 
 
+@lowering(spec.InvalidOpcodeSpec, ring=0)
+def invalid_opcode(a: Assembler, phase: spec.InvalidOpcodeSpec, at: Stage) -> None:
+    """UD2; the handler returns behind it."""
+    expecting_exceptions(a, at, at.label("refused"))
+    label = counted(a, at, at.scaled(phase.iterations))
+    a.op(ops.UD)
+    a.label(at.label("refused"))
+    a.loop(label)
+    expecting_exceptions(a, at, 0)
+
+
 @lowering(spec.KernelFaultSpec, ring=0)
 def kernel_fault(a: Assembler, phase: spec.KernelFaultSpec, at: Stage) -> None:
     """A load that faults; the handler returns behind it."""

@@ -20,6 +20,7 @@ from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI,
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs.ept import MMIO_ENTRY
+from vtsim.vmm.programs.ports import DEVICE_WORDS
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -31,8 +32,27 @@ def misconfiguration(a: Assembler, path: Path) -> None:
     """An access to memory that is known to be a device's."""
     a.activity = ops.DEVICE_EMULATION
     a.vmread(R13, "GUEST_PHYSICAL_ADDRESS")
+    if path.parameters.get("fast_mmio", 0):
+        find_event(a, "slow_mmio")
+        work(a, path, "in_kernel_device")
+        work(a, path, "eventfd")
+        a.jmp("skip")
+        a.label("slow_mmio")
     work(a, path, "misconfiguration")
     a.jmp("emulate")
+
+
+def find_event(a: Assembler, otherwise: str) -> None:
+    """On where a write to R13 only raises an event, else to a label. Clobbers RAX RCX RDX RSI RDI."""
+    a.ld(RDX, vcpu("EVENT_ENTRIES"))
+    a.test(RDX, register=RDX)
+    a.jcc(ops.CC_Z, otherwise)
+    a.copy(RSI, R13)
+    a.ld(RDI, vcpu("EVENTS"))
+    a.mov(RCX, DEVICE_WORDS)
+    a.hook(hooks.FIND)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, otherwise)
 
 
 def emulator(a: Assembler, path: Path) -> None:

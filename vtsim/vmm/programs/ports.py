@@ -27,6 +27,7 @@ DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
     "i440fx":   ((0xCF8, LATCH), (0xCFC, CONFIG), (0xCFD, CONFIG), (0xCFE, CONFIG), (0xCFF, CONFIG)),
     "testdev":  ((0xE0, LATCH), (0xE4, LATCH), (0xE8, LATCH), (0xF1, LATCH), (0xF4, LATCH)),
 }
+EVENTS: Final = {"testdev": (0xFEBF_0000,)}  # device memory whose writes wake somebody, whatever is written
 # fmt: on
 
 
