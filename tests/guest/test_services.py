@@ -14,7 +14,7 @@ from vtsim.cpu import ops as o
 from vtsim.guest import kernel_operations as single
 from vtsim.guest import services as g
 from vtsim.guest.kernel import layout
-from vtsim.guest.spec import ContextSwitchSpec, Phase, VmcallSpec
+from vtsim.guest.spec import ContextSwitchSpec, Phase, StreamSpec, VmcallSpec
 
 ROUNDS = 5
 
@@ -109,3 +109,11 @@ def test_a_round_of_two_stores_counts_as_two() -> None:
     few, many = (ended(native((single.PteWriteSpec(iterations=n),))).count(k.ACCESSES) for n in (2, 8))
 
     assert many - few == 8 - 2
+
+
+def test_a_structure_of_sixty_four_ways_uses_the_last_one() -> None:
+    """More pages than a Pentium 4's fully associative TLB has entries."""
+    stream = StreamSpec(pattern="strided", stride=4096, region=80 * 4096, accesses=160)
+    harness = ended(native((stream,), profile="p4-672", populate="prebuilt"))
+
+    assert harness.count(k.DTLB_MISSES) >= 160

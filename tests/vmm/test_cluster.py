@@ -9,14 +9,14 @@ from vtsim.cpu import ops as o
 from vtsim.platform.machine import Machine
 from vtsim.platform.outcome import OwnerCounts
 
-ROUNDS = 6
+ROUNDS = 3
 EPT, SHADOW = ("vmm.paging=ept",), ("vmm.paging=shadow",)
 SYNCHRONOUS = ("vmm.personality=kvm", "vmm.parameters.out_of_sync=0")
 MINIMAL = ("vmm.personality=minimal",)
 CLUSTERS = "vmm.features.exit_clustering=true"
 CONFIG = f"{{primitive: config_read, iterations: {ROUNDS}}}"
 TABLE = f"{{primitive: pte_write, iterations: {2 * ROUNDS}}}"
-PROTECT = "{primitive: protect, region: 16 KiB, iterations: 3}"
+PROTECT = "{primitive: protect, region: 8 KiB, iterations: 2}"
 
 # Exits saved: every IN behind its OUT; every second store from the round on in which both are known; INVLPG behind a
 # store that makes a page writable again, 4 pages in each round but the first, of which the first is not known yet.
