@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from vtsim.study.binding import PHASE, Figure, Run, bind, quotient
-from vtsim.vmm.spec import techniques
+from vtsim.vmm import spec as _registers_techniques  # noqa: F401
+from vtsim.vmm.techniques import techniques
 
 LMBENCH: Final = "workloads/lmbench"
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {"L-UP": ("vmm.technique=native", "vmm.paging=none"), "VMW": ()}
