@@ -15,6 +15,7 @@ from attrs import frozen
 
 from benchmarks.paging import shadow_faults, table_construction
 from benchmarks.requests import translations
+from benchmarks.sweep import overhead
 from benchmarks.traces import replay
 from benchmarks.transitions import injections
 from vtsim.config import parse_scenario
@@ -130,6 +131,7 @@ CASES = (
     Case(name="trace_replay",        unit="records/s",      once=replay),
     Case(name="dma_within",          unit="translations/s", once=translations(48)),
     Case(name="dma_beyond",          unit="translations/s", once=translations(1 << 16)),
+    Case(name="sweep_overhead",      unit="ms/point",       once=overhead, repeats=3),
     Case(name="help_s",              unit="s",              once=command("--help")),
     Case(name="warm_run_s",          unit="s",              once=command("run", SMALL, "--json")),
     Case(name="cold_run_s",          unit="s",              once=command("run", SMALL, "--json", cold=True), repeats=1),

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from vtsim.config import reference
 from vtsim.iommu.coverage import page as vtd_coverage
+from vtsim.study.not_modelled import PACKAGE, docstrings, limits
 from vtsim.study.result import reference as result_reference
 from vtsim.study.vmx.exceptions_page import page as oracle_exceptions
 from vtsim.vmcs.coverage import page as coverage
 
 # Every generated document and what writes it; a test compares them.
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PACKAGE = DOCS.parent / "vtsim"
 
-
-def docstrings() -> Iterator[tuple[str, str]]:
-    """Every docstring of the package with the dotted name of what it describes."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
-                name = getattr(node, "name", "")
-                yield f"{module}.{name}" if name else module, text
+__all__ = ["DOCS", "GENERATED", "PACKAGE", "docstrings"]
 
 
 def not_modelled() -> str:
@@ -37,10 +25,7 @@ def not_modelled() -> str:
         "Generated from the docstrings; each line stands beside the code that it limits.",
         "",
     ]
-    for name, text in docstrings():
-        found = re.search(r"^Not modelled: (.+?)(?:\n\n|\Z)", text, re.S | re.M)
-        if found:
-            lines.append(f"- `{name}`: {' '.join(found[1].split())}")
+    lines += [f"- `{limit.where}`: {limit.what}" for limit in limits()]
     return "\n".join(lines) + "\n"
 
 

@@ -12,9 +12,11 @@ from vtsim.cpu.profile import load_profile, profile_names
 from vtsim.platform.machine import Machine
 from vtsim.study.measure import result_of
 from vtsim.study.run import simulate, without_hypervisor
+from vtsim.study.sweep.design import load_design
 
 WORKLOADS = Path(__file__).parents[1] / "workloads"
-SCENARIOS = sorted(WORKLOADS.rglob("*.yaml"))
+STUDIES = sorted((WORKLOADS / "studies").glob("*.yaml"))
+SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path not in STUDIES)
 SHORT = "run.limit=2 ms"
 NAMES = [str(path.relative_to(WORKLOADS)) for path in SCENARIOS]
 
@@ -25,6 +27,15 @@ def test_every_shipped_scenario_loads_and_says_what_it_shows(path: Path) -> None
 
     assert scenario.description
     assert parse_scenario(dump(scenario), name=scenario.name, folder=path.parent) == scenario
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.name for path in STUDIES])
+def test_every_shipped_study_loads_and_begins_with_its_question(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    question = load_design(path).spec.question
+
+    assert question.endswith("?")
+    assert first.removeprefix("question: ").strip("'\"") == question
 
 
 @pytest.mark.compiled_only

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtsim.study.result import Result
     from vtsim.study.run import run
+    from vtsim.study.sweep.run import sweep
+    from vtsim.study.sweep.study import Study
     from vtsim.study.walk import walk
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "run", "walk"]
+__all__ = ["Result", "Study", "__version__", "run", "sweep", "walk"]
 
-_HOMES = {"Result": "vtsim.study.result", "run": "vtsim.study.run", "walk": "vtsim.study.walk"}
+_HOMES = {
+    "Result": "vtsim.study.result",
+    "Study": "vtsim.study.sweep.study",
+    "run": "vtsim.study.run",
+    "sweep": "vtsim.study.sweep.run",
+    "walk": "vtsim.study.walk",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -95,6 +95,16 @@ def test_a_directory_gets_result_scenario_and_trace(
     assert [event.cycle for event in trace.load(directory / "trace.npz")] == [0, 1, 2]
 
 
+def test_a_timeline_is_written_beside_the_report(vtsim: Command, engine: Engine, scenario: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+
+    done = vtsim("run", scenario, "--timeline", str(path), "--no-baseline")
+
+    assert (done.status, done.err) == (0, f"wrote {path}\n")
+    slices = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert [event["name"] for event in slices] == ["start", "EXIT CPUID", "EXIT CPUID"]
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(
     vtsim: Command, engine: Engine, scenario: str
 ) -> None:

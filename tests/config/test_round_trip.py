@@ -17,8 +17,10 @@ from vtsim.base import spec as kinds
 from vtsim.base.errors import ConfigError
 from vtsim.base.units import LARGEST
 from vtsim.config import dump, load_scenario, parse_scenario, reference, resolve, schema
-from vtsim.guest.spec import CpuidSpec, GuestSpec, ProcessSpec, primitives
+from vtsim.guest.spec import CpuidSpec, DmaBuffersSpec, GuestSpec, ProcessSpec, primitives
+from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.spec import Scenario, VmSpec
+from vtsim.vmm.spec import VmmSpec
 
 SMALLEST = """\
 vms:
@@ -84,8 +86,12 @@ def test_every_primitive_reads_back(name: str, data: st.DataObject) -> None:
         )
     elif phase.region_bytes > 1 << 29:
         phase = type(phase)(accesses=phase.accesses)
+    dma: list[DmaSpec] = []
+    if isinstance(phase, DmaBuffersSpec):
+        phase, dma = attrs.evolve(phase, device="nic"), [DmaSpec(name="nic")]
     guest = GuestSpec(processes=[ProcessSpec(phases=[phase])])
-    scenario = resolve(Scenario(vms=[VmSpec(guest=guest)]), "x")
+    vmm = VmmSpec(technique="native", paging="none") if dma else VmmSpec()
+    scenario = resolve(Scenario(vms=[VmSpec(guest=guest)], dma=dma, vmm=vmm), "x")
 
     assert parse_scenario(dump(scenario)) == scenario
 

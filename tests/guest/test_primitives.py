@@ -109,7 +109,7 @@ def test_a_mix_has_the_share_of_memory_accesses_asked_for() -> None:
 def test_a_mix_has_at_most_8_instructions_in_a_row_without_an_operation_of_their_own() -> None:
     harness = native((g.MixSpec(instructions=5000, memory=0.02),))
     guest = harness.vm.guest
-    bases = address_space(guest.processes[0], guest.kernel, 1, True).bases
+    bases = address_space(guest.processes[0], guest.kernel, 1, True).by_thread
     stages = Stages(profile=harness.profile, seed=1, scaled=lambda n: n, place_table=lambda table: 0)
     text = process_text(guest, 0, bases, stages)
     assert max(i.imm for i in text.instructions if i.op == o.WORK) == 8

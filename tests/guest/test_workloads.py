@@ -11,6 +11,7 @@ from vtsim.config.load import load_scenario
 from vtsim.cpu.codes import DEVICE_WRITE, PROGRAM_END
 from vtsim.cpu.profile import load_profile
 from vtsim.guest.kernel import layout
+from vtsim.platform.machine import Machine
 
 WORKLOADS = Path(__file__).parents[2] / "workloads"
 SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path.parent.name != "real")
@@ -22,6 +23,10 @@ NEED_DEVICES = {"mmio_event", "mmio_to_user"}
 def test_a_scenario_describes_itself_and_its_guests_run(path: Path) -> None:
     scenario = load_scenario(path)
     assert scenario.description
+    if scenario.dma and scenario.vms:
+        outcome = Machine(scenario).run()
+        assert [vm.stopped for vm in outcome.vms] == [None] * len(scenario.vms)
+        return
     for vm in scenario.vms:
         harness = Harness(load_profile(scenario.machine.profile), vm, work_scale=0.001)
         if path.stem in NEED_DEVICES:

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from vtsim.base.errors import ConfigError
 from vtsim.cli import main
+from vtsim.config import load_scenario
+from vtsim.platform.iommu_walk import observe_in_scenario
 
 UNIT = """\
 mode: scalable
@@ -115,3 +118,19 @@ def test_a_device_is_written_as_lspci_prints_it(run: Any) -> None:
 
     assert status == 2
     assert err == "--device: '3:2' is no device\n help: bus:device.function is accepted, as in 03:02.0\n"
+
+
+STORM = Path(__file__).parents[2] / "workloads" / "iommu" / "map_unmap.yaml"
+
+
+def test_a_request_of_a_scenario_s_device_is_translated_by_the_tables_that_its_driver_wrote() -> None:
+    scenario = load_scenario(STORM)
+    ring = 0xFFFF_B000
+
+    cold = observe_in_scenario(scenario, "nic", ring)
+    assert (cold.status, cold.page_bytes, sum(cold.reads.values())) == ("completed", 4096, 6)
+    assert observe_in_scenario(scenario, "03:00.0", ring, warm=True).reads["second-level"] == 0
+    not_yet = observe_in_scenario(scenario, "nic", ring - 4096)
+    assert not_yet.fault is not None and not_yet.hpa is None
+    with pytest.raises(ConfigError, match="unknown device 'nice'"):
+        observe_in_scenario(scenario, "nice", 0)

@@ -31,7 +31,7 @@ def test_ordinary_instructions_are_innocuous() -> None:
 def test_instructions_that_only_ring_0_may_execute_are_privileged_and_no_offenders() -> None:
     kinds = {each.op: each.kind for each in analysis().ops}
 
-    for op in ("LGDT", "LIDT", "LLDT", "LTR", "CLTS", "LMSW", "MOV_TO_CR", "CLI", "STI"):
+    for op in ("LGDT", "LIDT", "LLDT", "LTR", "CLTS", "LMSW", "MOV_TO_CR0", "CLI", "STI"):
         assert kinds[op].startswith("privileged, control-sensitive"), op
         assert op not in analysis().offenders
 

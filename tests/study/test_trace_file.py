@@ -15,14 +15,14 @@ from vtsim.base.trace import TraceEvent
 EVENTS = [
     TraceEvent(1000, 0, 3, 2, trace.SYSCALL, 39, 80, (0x401000,)),
     TraceEvent(1500, 1, 2, 0, trace.EXIT, 48, 790, (-1, 0x182, 0x7F000)),
-    TraceEvent(1700, 0, 0, 2, trace.ENTRY, 48, 3790, (-1, 0)),
+    TraceEvent(1700, 0, 0, 2, trace.ENTRY, 48, 3790, (-1, 0, 0x9000), 1200, 3),
 ]
 
 
 def test_every_kind_says_what_its_details_are() -> None:
     assert len(trace.DETAIL_NAMES) == len(trace.KINDS)
     assert max(map(len, trace.DETAIL_NAMES)) == trace.DETAILS
-    assert len(trace.COLUMNS) == 7 + trace.DETAILS
+    assert trace.COLUMNS[trace.FIXED :][: trace.DETAILS] == ("detail0", "detail1", "detail2")
 
 
 @pytest.mark.parametrize("event", EVENTS)

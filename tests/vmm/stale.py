@@ -8,6 +8,7 @@ from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, 
 from vtsim.ept import spec as e
 
 WRITES = 0b1100  # of a TLB's data word: permissions of stores, ring 0 and ring 3
+OLD = "an old translation"
 TLBS = (s.DTLB4K, s.DTLB2M, s.ITLB4K, s.ITLB2M, s.STLB)
 
 
@@ -38,11 +39,11 @@ def check_translations(m: Machine, cpu: int) -> int:
             if structure != s.NESTED_TLB:
                 if key < 0 or (key & ~GLOBAL_KEY) >> 28 != vcpu.ept_top:
                     continue
-                assert frame in writable and (writable[frame] or not word & WRITES)
+                assert frame in writable and (writable[frame] or not word & WRITES), OLD
             elif key == -1 - vcpu.ept_top:
                 leaf = vcpu.ept.find(tag >> TAG_SHIFT << 12 + 9 * (tag & 3))
-                assert leaf is not None and leaf.size == tag & 3 and leaf.frame == frame
-                assert leaf.entry & e.EPT_WRITE or not word & e.EPT_WRITE
+                assert leaf is not None and leaf.size == tag & 3 and leaf.frame == frame, OLD
+                assert leaf.entry & e.EPT_WRITE or not word & e.EPT_WRITE, OLD
             else:
                 continue
             seen += 1

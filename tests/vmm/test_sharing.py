@@ -21,6 +21,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, Table
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory_spec import HostMemorySpec, SharingSpec
+from vtsim.vmm.programs import several
 from vtsim.vmm.programs.sharing import SHARED, SHARED_BYTES
 
 PAGES, CALM = 6, 120_000
@@ -116,6 +117,13 @@ def test_what_a_vm_writes_to_a_shared_page_is_seen_by_no_other(seed: int, person
     counts = [m.hypervisor.memory_statistics(vcpu) for vcpu in m.hypervisor.vcpus]
     for name in ("pages_merged", "pages_unshared"):
         assert sum(each.get(name, 0) for each in counts) > 0
+
+
+def test_a_hypervisor_that_shares_pages_and_drops_no_translations_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several, "flush_here", lambda a, path: None)
+
+    with pytest.raises(AssertionError, match="an old translation"):
+        run(sharing(guest([(0, 8), (1, 8)]), guest([(2, 8), (3, 8)]), personality="minimal"), 1)
 
 
 def data_frames(m: Machine, vm: int) -> list[int]:

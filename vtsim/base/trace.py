@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 from zipfile import BadZipFile
@@ -28,14 +30,14 @@ FAULT: Final     = 4  # exception delivered through the IDT; reason: vector
 INTERRUPT: Final = 5  # external interrupt delivered through the IDT; reason: vector
 IRET: Final      = 6  # return from either
 HALT: Final      = 7  # the logical CPU waited; reason: -1; cycles: of the wait
-STOP: Final      = 8  # a VM ended; reason: its stop code
+STOP: Final      = 8  # a VM ended, from outside; reason: the stop code; or the run did: reason -1
 
 KINDS: Final = ("EXIT", "ENTRY", "SYSCALL", "SYSRET", "FAULT", "INTERRUPT", "IRET", "HALT", "STOP")
 
 #                 what `detail` holds, in order; a kind that names fewer than DETAILS leaves the rest 0
 DETAIL_NAMES: Final[tuple[tuple[str, ...], ...]] = (
     ("rip", "qualification", "about"),  # EXIT; about: gpa of EPT exits, else the interruption information
-    ("rip", "injected"),                # ENTRY; injected: the interruption-information field
+    ("rip", "injected", "vmcs"),        # ENTRY; injected: interruption-information field; vmcs: its address
     ("rip",),                           # SYSCALL
     ("rip",),                           # SYSRET
     ("rip", "error_code", "address"),   # FAULT
@@ -47,8 +49,11 @@ DETAIL_NAMES: Final[tuple[tuple[str, ...], ...]] = (
 
 DETAILS: Final = 3
 COLUMNS: Final = ("cycle", "vcpu", "privilege", "to", "kind", "reason", "cycles",
-                  "detail0", "detail1", "detail2")
+                  "detail0", "detail1", "detail2",
+                  "retired",   # instructions of the logical CPU so far, of any program
+                  "emulated")  # instructions so far that a hypervisor executed for the owner who runs now
 # fmt: on
+FIXED: Final = COLUMNS.index("detail0")
 ALL_KINDS: Final = (1 << len(KINDS)) - 1
 
 
@@ -64,20 +69,44 @@ class TraceEvent:
     reason: int
     cycles: int
     detail: tuple[int, ...] = ()
+    retired: int = 0
+    emulated: int = 0
 
     @classmethod
     def from_row(cls, row: Sequence[int]) -> TraceEvent:
         """The event of one engine row, whose values are in the order of COLUMNS."""
-        first = len(COLUMNS) - DETAILS
-        cycle, vcpu, privilege, to, kind, reason, cycles = (int(value) for value in row[:first])
-        details = tuple(int(value) for value in row[first : first + len(DETAIL_NAMES[kind])])
-        return cls(cycle, vcpu, privilege, to, kind, reason, cycles, details)
+        cycle, vcpu, privilege, to, kind, reason, cycles = (int(value) for value in row[:FIXED])
+        details = tuple(int(value) for value in row[FIXED : FIXED + len(DETAIL_NAMES[kind])])
+        return cls(cycle, vcpu, privilege, to, kind, reason, cycles, details, int(row[-2]), int(row[-1]))
 
     def row(self) -> tuple[int, ...]:
         """The values in the order of COLUMNS."""
         details = (*self.detail, *(0,) * (DETAILS - len(self.detail)))
         fixed = (self.cycle, self.vcpu, self.privilege, self.to, self.kind, self.reason, self.cycles)
-        return (*fixed, *details)
+        return (*fixed, *details, self.retired, self.emulated)
+
+
+@frozen(kw_only=True)
+class TracedVcpu:
+    """A virtual CPU that events may be of; natively, the logical CPU that a guest has to itself.
+
+    `number` counts the vCPUs of the VM. `cpu` is the logical CPU that it starts on, `vmcs` the physical address of its
+    VMCS, 0 where nothing is switched by a VMCS.
+    """
+
+    vm: str
+    number: int
+    cpu: int
+    vmcs: int = 0
+
+
+@frozen(kw_only=True)
+class TracedMachine:
+    """What a sink has to know of the machine whose events follow."""
+
+    technique: str
+    clock_hz: int
+    vcpus: tuple[TracedVcpu, ...]
 
 
 class TraceSink(Protocol):
@@ -88,13 +117,41 @@ class TraceSink(Protocol):
         """One bit per kind that has to be recorded; 0 once nothing more is wanted."""
         ...
 
+    def begin(self, machine: TracedMachine) -> None:
+        """A machine is about to run; natively there is one after the other, for each guest."""
+        ...
+
     def take(self, events: Iterable[TraceEvent]) -> None:
         """Receive the next events, in the order in which they happened."""
         ...
 
 
+@frozen
+class Sinks:
+    """Several who want events, as one."""
+
+    sinks: tuple[TraceSink, ...]
+
+    @property
+    def kinds(self) -> int:
+        """What any of them wants."""
+        return reduce(or_, (sink.kinds for sink in self.sinks), 0)
+
+    def begin(self, machine: TracedMachine) -> None:
+        """Tell each."""
+        for sink in self.sinks:
+            sink.begin(machine)
+
+    def take(self, events: Iterable[TraceEvent]) -> None:
+        """Give each the events of kinds that it wants."""
+        everything = list(events)
+        for sink in self.sinks:
+            wanted = sink.kinds
+            sink.take(event for event in everything if wanted >> event.kind & 1)
+
+
 FORMAT: Final = "vtsim-trace"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 
 def save(file: IO[bytes], rows: array[int]) -> None:

@@ -9,6 +9,8 @@ import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
 from vtsim.cli.output import emit, note, show
+from vtsim.cli.study_output import study
+from vtsim.cli.sweep import sweep
 
 app = typer.Typer(
     name="vtsim",
@@ -74,6 +76,10 @@ def run(
     trace_limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Trace only the first N transitions.")
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", parser=path, help="Write the run for ui.perfetto.dev; JSON if OUT ends in .json."),
+    ] = None,
     sets: Sets = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of every random choice.")] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Do not also run it natively.")] = False,
@@ -102,6 +108,7 @@ def run(
         trace=trace or bool(trace_filter) or trace_limit is not None,
         trace_filter=trace_filter,
         trace_limit=trace_limit,
+        timeline=timeline,
         output=output,
     )
     raise typer.Exit(run_scenario(options))
@@ -303,12 +310,22 @@ def vmcs_show(
 
 @iommu.command("walk")
 def iommu_walk(
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", parser=path, help="YAML: a unit, its devices and pages.", show_default=False),
+    device: Annotated[
+        str,
+        typer.Option(metavar="B:D.F", help="Who asks, as in 03:02.0; of a scenario also by name.", show_default=False),
     ],
-    device: Annotated[str, typer.Option(metavar="B:D.F", help="Who asks, as in 03:02.0.", show_default=False)],
     address: Annotated[str, typer.Option(metavar="ADDRESS", help="As in 0x200000.", show_default=False)],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", parser=path, help="YAML: a unit, its devices and pages.", show_default=False),
+    ] = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=path, help="A scenario with devices, instead.", show_default=False),
+    ] = None,
+    after: Annotated[
+        str, typer.Option(metavar="DURATION", help="Of a scenario: how long it has run, as in '50 us'.")
+    ] = "0 s",
     pasid: Annotated[int | None, typer.Option(metavar="N", min=0, max=(1 << 20) - 1, help="With this PASID.")] = None,
     access: Annotated[str, typer.Option(metavar="KIND", help="read, write, execute or atomic.")] = "read",
     privileged: Annotated[bool, typer.Option("--privileged", help="With supervisor privilege.")] = False,
@@ -319,8 +336,14 @@ def iommu_walk(
     json: Json = False,
 ) -> None:
     """Show the translation of one request of a device, entry by entry."""
-    from vtsim.cli.iommu import show_request
+    from vtsim.base.errors import ConfigError
+    from vtsim.cli.iommu import show_in_scenario, show_request
 
+    if (file is None) == (scenario is None):
+        raise ConfigError("one of the two describes the unit", field="FILE", help="give a FILE, or --scenario")
+    if scenario is not None:
+        raise typer.Exit(show_in_scenario(scenario, device, address, after=after, access=access, warm=warm, json=json))
+    assert file is not None
     raise typer.Exit(
         show_request(
             file,
@@ -339,6 +362,9 @@ def iommu_walk(
 @analyze.command("isa")
 def analyze_isa(
     profile: Annotated[str, typer.Option(metavar="NAME", help="The processor.")] = "skx-4114",
+    nonroot: Annotated[
+        bool, typer.Option("--nonroot", help="N0 and N3 under VT-x, and which controls matter.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Classify ops by executing them in ring 0 and ring 3; say whether the instruction set is virtualizable."""
@@ -346,12 +372,18 @@ def analyze_isa(
     from vtsim.cli.run import COMPILING
     from vtsim.cpu.kernels.run import run_all
     from vtsim.platform.isa import analyze as analyze_ops
-    from vtsim.study.isa_view import isa_json, isa_text
+    from vtsim.platform.isa_nonroot import analyze_nonroot
+    from vtsim.study import isa_view as view
 
     if not jit.kernels_are_cached(run_all):
         note(COMPILING)
-    analysis = analyze_ops(profile)
-    if json:
-        emit(isa_json(analysis) + "\n")
+    if nonroot:
+        found = analyze_nonroot(profile)
+        emit(view.nonroot_json(found) + "\n") if json else show(view.nonroot_text(found))
     else:
-        show(isa_text(analysis))
+        analysis = analyze_ops(profile)
+        emit(view.isa_json(analysis) + "\n") if json else show(view.isa_text(analysis))
+
+
+app.command()(sweep)
+app.add_typer(study, name="study")

@@ -7,11 +7,49 @@ from pathlib import Path
 from attrs import evolve
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.units import DURATION
 from vtsim.cli import FINE
 from vtsim.cli.output import emit, show
+from vtsim.config import load_scenario
 from vtsim.config.iommu import load_iommu, placed
-from vtsim.platform.iommu_walk import ARGUMENTS, observe_request
+from vtsim.platform.iommu_walk import ARGUMENTS, IommuWalk, observe_in_scenario, observe_request
 from vtsim.study.iommu_view import iommu_json, iommu_text
+
+
+def _number(address: str) -> int:
+    """An address as the user wrote it."""
+    try:
+        number = int(address, 0)
+    except ValueError:
+        raise ConfigError(f"{address!r} is no address", field="--address", help="as in 0x200000") from None
+    if not 0 <= number < 1 << 64:
+        raise ConfigError(f"{address} does not fit in 64 bits", field="--address", help="as in 0x200000")
+    return number
+
+
+def show_in_scenario(
+    scenario: Path, device: str, address: str, *, after: str, access: str, warm: bool, json: bool
+) -> int:
+    """Translate a request of a device of a scenario and print it."""
+    loaded = load_scenario(scenario)
+    number = _number(address)
+    try:
+        ns = int(DURATION.parse(after))
+        found = observe_in_scenario(loaded, device, number, after=ns, access=access, warm=warm)
+    except ConfigError as error:
+        known = ("device", "access")
+        raise ConfigError.of(
+            evolve(each, path=f"--{each.path}" if each.path in known else "--after") for each in error.problems
+        ) from None
+    _print(found, json)
+    return FINE
+
+
+def _print(found: IommuWalk, json: bool) -> None:
+    if json:
+        emit(iommu_json(found) + "\n")
+    else:
+        show(iommu_text(found))
 
 
 def show_request(
@@ -28,12 +66,7 @@ def show_request(
 ) -> int:
     """Translate the request and print it."""
     spec, root = load_iommu(file)
-    try:
-        number = int(address, 0)
-    except ValueError:
-        raise ConfigError(f"{address!r} is no address", field="--address", help="as in 0x200000") from None
-    if not 0 <= number < 1 << 64:
-        raise ConfigError(f"{address} does not fit in 64 bits", field="--address", help="as in 0x200000")
+    number = _number(address)
     try:
         found = observe_request(
             spec, device, number, pasid=pasid, access=access, privileged=privileged, request=request, warm=warm
@@ -42,8 +75,5 @@ def show_request(
         if any(problem.path in ARGUMENTS for problem in error.problems):
             raise ConfigError.of(evolve(each, path=f"--{each.path}") for each in error.problems) from None
         raise placed(error, root) from None
-    if json:
-        emit(iommu_json(found) + "\n")
-    else:
-        show(iommu_text(found))
+    _print(found, json)
     return FINE

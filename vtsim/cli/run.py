@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,6 +14,7 @@ from attrs import frozen
 
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
+from vtsim.base.trace import Sinks, TraceSink
 from vtsim.cli import FINE, INTERRUPTED
 from vtsim.cli.output import coloured, emit, note, show
 from vtsim.cli.progress import Watch
@@ -34,6 +37,7 @@ class Options:
     trace: bool
     trace_filter: str
     trace_limit: int | None
+    timeline: Path | None
     output: Path | None
 
 
@@ -44,17 +48,39 @@ def run_scenario(options: Options) -> int:
     scenario = load_scenario(options.file, options.settings)
     if scenario.vms and not jit.kernels_are_cached(run_all):
         note(COMPILING)
-    with Watch(bar=view is None) as watch:
+    with Watch(bar=view is None) as watch, _timeline(options.timeline) as timeline:
+        sinks = tuple(sink for sink in (view, timeline) if sink is not None)
         try:
-            result = run(scenario, trace=view, progress=watch)
+            result = run(scenario, trace=Sinks(sinks) if sinks else None, progress=watch)
         except ConfigError as error:
             raise located(error, options.file, options.settings) from None
+    if options.timeline is not None:
+        note(f"wrote {options.timeline}{_as_json(options.timeline)}")
     if options.output is not None:
         rows = view.kept if view is not None else None
         for path in result.write(options.output, dump(scenario), rows):
             note(f"wrote {path}")
     _print(result, options.layout)
     return INTERRUPTED if watch.interrupted else FINE
+
+
+@contextmanager
+def _timeline(path: Path | None) -> Iterator[TraceSink | None]:
+    """The sink that writes a timeline, if one is wanted."""
+    if path is None:
+        yield None
+        return
+    from vtsim.study.timeline.formats import timeline_file
+
+    with timeline_file(path) as timeline:
+        yield timeline
+
+
+def _as_json(path: Path) -> str:
+    """Say when a timeline is JSON for want of the package."""
+    from vtsim.study.timeline.formats import EXTRA, is_chrome
+
+    return f" as JSON; {EXTRA}" if is_chrome(path) and path.suffix != ".json" else ""
 
 
 def _print(result: Result, layout: str) -> None:

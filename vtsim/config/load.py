@@ -90,10 +90,10 @@ def read_text(path: Path) -> str:
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"cannot be read: {reason}", file=str(path), help=_nearby(path)) from None
+        raise ConfigError(f"cannot be read: {reason}", file=str(path), help=nearby(path)) from None
 
 
-def _nearby(path: Path) -> str:
+def nearby(path: Path) -> str:
     """Name the scenarios that are where the user looked."""
     try:
         files = sorted(entry.name for entry in path.parent.glob("*.yaml"))

@@ -10,6 +10,7 @@ import attrs
 from vtsim.base.errors import ConfigError, Problem, alternatives
 from vtsim.base.spec import FilePath, Free, Group, Kind, Many, Tagged, kind_of, settings
 from vtsim.base.units import shown
+from vtsim.config.kinds import Anything, ByPath
 from vtsim.config.nodes import Node
 
 FAILED = object()  # stands for a value whose problem has been reported
@@ -32,7 +33,9 @@ class Structuring:
                 return self._many(kind, node, path)
             case FilePath():
                 return self._file(kind, node, path)
-            case Free():
+            case ByPath():
+                return self._by_path(kind, node, path)
+            case Free() | Anything():
                 return self._scalar(kind, node, path)
         if isinstance(node.value, dict | list):
             return self._refuse(node, path, f"{shown(node.value)} is not possible here", f"write {kind.accepted()}")
@@ -70,6 +73,12 @@ class Structuring:
         if len(items) < kind.least:
             return self._refuse(node, path, f"the list has {len(items)} items", f"give at least {kind.least}")
         return FAILED if any(item is FAILED for item in items) else tuple(items)
+
+    def _by_path(self, kind: ByPath, node: Node, path: str) -> Any:
+        if not isinstance(node.value, dict) or len(node.value) < kind.least:
+            return self._scalar(kind, node, path)
+        values = {key: self.build(kind.item, inner, f"{path}.{key}") for key, inner in node.value.items()}
+        return FAILED if any(value is FAILED for value in values.values()) else values
 
     def _tagged(self, kind: Tagged, node: Node, path: str) -> Any:
         legal = ", ".join(kind.registry)

@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
+from vtsim.base.trace import COLUMNS
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -122,7 +123,7 @@ class Engine:
         code_of = carve.take(g.frame_count)
         rows = carve.take(g.rows * o.ROW_WORDS)
         owners = carve.take(g.owners * k.OWNER_WORDS)
-        trace = carve.take(g.trace_rows * 10)
+        trace = carve.take(g.trace_rows * len(COLUMNS))
         ports = carve.take(2 * PORTS)
         cpuid = carve.take(6 * 128)
         capabilities = carve.take(32)
@@ -206,7 +207,8 @@ class Engine:
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
             s.ROB: p.work.reorder_buffer,
             s.CPI_NUMERATOR: p.work.cycles_per_100_instructions, s.PORT_CYCLES: p.cycles(p.latency.port_ns),
-            s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),
+            s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.POSTED_CYCLES: p.cycles(p.latency.posted_ns),
+            s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),
             s.WAKE_CYCLES: p.cycles(p.latency.wake_ns), s.EXIT_CYCLES: p.transitions.vm_exit_cycles,
             s.ENTRY_CYCLES: p.transitions.vm_entry_cycles, s.ATOMIC_CYCLES: p.prices["ATOMIC"], s.WORK_SCALE: 1,
             s.APIC_DEADLINE: FOREVER, s.IPI_AT: FOREVER, s.TIMER_DEADLINE: FOREVER, s.APIC_DIVIDE: 1,

@@ -23,11 +23,13 @@ ACTIVITIES: Final = (
     "exit_dispatch", "exit_handler", "device_emulation", "user_device", "memory_management", "scheduling",     # hypervisor programs
     "reentry", "injection",
     "data_stall", "fetch_stall", "page_walk", "event_delivery", "vm_exit", "vm_entry", "halted", "bus",        # the CPU itself
+    "dma_map", "dma_unmap", "invalidation",                                                                    # drivers again
 )
 (BOOT, APPLICATION, SYSCALL_PATH, PAGE_FAULT_PATH, INTERRUPT_PATH, CONTEXT_SWITCH, IDLE, DRIVER,
  EXIT_DISPATCH, EXIT_HANDLER, DEVICE_EMULATION, USER_DEVICE, MEMORY_MANAGEMENT, SCHEDULING,
  REENTRY, INJECTION,
- DATA_STALL, FETCH_STALL, PAGE_WALK, EVENT_DELIVERY, VM_EXIT, VM_ENTRY, HALTED_CYCLES, BUS) = range(len(ACTIVITIES))
+ DATA_STALL, FETCH_STALL, PAGE_WALK, EVENT_DELIVERY, VM_EXIT, VM_ENTRY, HALTED_CYCLES, BUS,
+ DMA_MAP, DMA_UNMAP, INVALIDATION) = range(len(ACTIVITIES))
 ACTIVITY_SLOTS: Final = 32
 
 # --- row layout ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ value keeps the source it was written with. A value that lacks any of the four d
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -53,6 +54,8 @@ class Profile(Values):
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Profile:
         """Return the profile with some values replaced; all that is wrong is reported at once."""
+        if not overrides:
+            return self
         wrong = [
             Problem(
                 message=f"unknown profile value {path!r}",
@@ -101,10 +104,18 @@ def profile_names() -> list[str]:
 def load_profile(name_or_path: str) -> Profile:
     """Load a shipped profile by name, or any other from a TOML file."""
     path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if name_or_path not in profile_names():
-            raise ConfigError.unknown("profile", name_or_path, profile_names())
-        path = profile_file.SHIPPED / f"{name_or_path}.toml"
+    return _load(path) if path.suffix == ".toml" else _shipped(name_or_path)
+
+
+@functools.cache
+def _shipped(name: str) -> Profile:
+    """Read once: a process that runs many scenarios needs the same few again and again."""
+    if name not in profile_names():
+        raise ConfigError.unknown("profile", name, profile_names())
+    return _load(profile_file.SHIPPED / f"{name}.toml")
+
+
+def _load(path: Path) -> Profile:
     loaded = profile_file.load(path)
     return _assemble(path.stem, loaded.description, loaded.values, loaded.places)
 

@@ -154,6 +154,7 @@ class Latency:
     cross_cpu_ns: int = _value("ns", "smallest modelled latency between CPUs: the largest exact quantum", 1)
     port_ns: int = _value("ns", "round trip of IN or OUT to a chipset device")
     mmio_ns: int = _value("ns", "round trip of an uncached read of a device register")
+    posted_ns: int = _value("ns", "store to a device register, which does not wait for the device")
 
 
 @attrs.frozen(kw_only=True)

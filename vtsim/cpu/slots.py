@@ -77,6 +77,7 @@ POWER: Final = 5           # set mask where the number of sets is a power of two
  IPI_CYCLES, WAKE_CYCLES, EXIT_CYCLES, ENTRY_CYCLES, PENDING_DRAIN, WORK_SCALE, ATOMIC_CYCLES) = range(340, 356)
 # frames of the node that this CPU belongs to: first, end; DRAM elsewhere takes REMOTE_CYCLES
 NODE_FIRST, NODE_END, REMOTE_CYCLES = range(356, 359)
+POSTED_CYCLES: Final = 359  # of a store to a device register
 
 # --- overlap windows: completion cycles of outstanding misses and of walkers ------------------------------------------------
 MISS_WINDOW: Final = 360   # up to 32

@@ -57,10 +57,15 @@ class Area:
 
 @frozen(kw_only=True)
 class AddressSpace:
-    """The areas of a process, and for each phase where its memory begins."""
+    """The areas of a process, and for each of its threads and each phase where its memory begins."""
 
     areas: tuple[Area, ...]
-    bases: tuple[int, ...]
+    by_thread: tuple[tuple[int, ...], ...]
+
+    @property
+    def bases(self) -> tuple[int, ...]:
+        """Where the memory of each phase begins for the first thread."""
+        return self.by_thread[0]
 
     def pages(self, size: int, *, prebuilt: bool) -> int:
         """How many pages of a size are mapped beforehand, or may be mapped at faults."""
@@ -79,12 +84,12 @@ class AddressSpace:
 
 
 def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pages_1g: bool) -> AddressSpace:
-    """Lay out a process: text, regions, recorded ranges, stack. Floating regions share one place."""
+    """Lay out a process: text, regions, recorded ranges, stacks. Floating regions share one place."""
     prebuilt = kernel.populate == "prebuilt"
     largest = min(SIZES.index(kernel.page_size), 2 if pages_1g else 1)
     areas = [Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")]
     floating = max((_wanted(phase) for phase in process.phases if _is(phase, SHARED)), default=0)
-    bases: list[int] = []
+    bases: list[list[int]] = [[] for _ in range(process.threads)]
     placed: dict[int, Area] = {}
     here = at.REGIONS
     if floating:
@@ -102,24 +107,33 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
                     size -= 1
                 placed[base] = _region(base, how.region(phase), size, prebuilt and how.memory == SHARED)
                 areas.append(placed[base])
-        elif how.memory == OWN:
-            base = here
-            areas.append(Area(start=base, bytes=how.region(phase)))
-            here = _beyond(areas[-1].end)
-        bases.append(base)
+        for mine in bases:
+            if at_address is None and how.memory == OWN:
+                base = here
+                areas.append(Area(start=base, bytes=how.region(phase)))
+                here = _beyond(areas[-1].end)
+            mine.append(base)
     stack = at.USER_STACK_PAGES << 12
-    areas.append(Area(start=at.USER_STACK - stack, bytes=stack, prebuilt=prebuilt, name="stack"))
+    areas += [
+        Area(start=user_stack(n) - stack, bytes=stack, prebuilt=prebuilt, name="stack") for n in range(process.threads)
+    ]
     for index, phase in enumerate(process.phases):
         how = lowerings[type(phase)]
         if how.memory == TRACED:
             parts = list(_split(how.ranges(phase)))
-            bases[index] = _moved(parts, areas, phase)
+            moved = _moved(parts, areas, phase)
+            for mine in bases:
+                mine[index] = moved
             areas += [
-                Area(start=bases[index] ^ start, bytes=end - start, prebuilt=prebuilt, name="recorded")
-                for start, end in parts
+                Area(start=moved ^ start, bytes=end - start, prebuilt=prebuilt, name="recorded") for start, end in parts
             ]
     _check(areas, process)
-    return AddressSpace(areas=tuple(areas), bases=tuple(bases))
+    return AddressSpace(areas=tuple(areas), by_thread=tuple(map(tuple, bases)))
+
+
+def user_stack(thread: int) -> int:
+    """The end of a thread's stack."""
+    return at.USER_STACK - 2 * thread * (at.USER_STACK_PAGES << 12)
 
 
 def _split(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

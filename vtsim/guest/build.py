@@ -1,6 +1,7 @@
 """Lays a guest into its memory: kernel, page tables, tasks, processes. The same natively and in a VM.
 
-Not modelled: several CPUs in one guest; 32-bit guests; linear addresses beyond 47 bits; the boot of a real kernel.
+Not modelled: INIT and start-up IPIs of a guest (its other CPUs start in the kernel, too); 32-bit guests; linear
+addresses beyond 47 bits; the boot of a real kernel.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
@@ -21,22 +22,25 @@ from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.guest.address_space import AddressSpace, address_space
+from vtsim.guest.dma_memory import DmaBuilder, DmaLayout, driven
 from vtsim.guest.frames import SIZES, Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.files import Files
 from vtsim.guest.kernel_data import (
+    ALIVE_AT,
     DESCRIPTORS,
     TABLES_AT,
     ZONE_BYTES,
     Task,
+    cpu_shift,
     fill,
     linear,
     write_cpu_data,
     write_descriptors,
     write_tasks,
 )
-from vtsim.guest.machine_view import DirectTables, PhysicalMemory, Space, Start
+from vtsim.guest.machine_view import DirectTables, DmaMachine, PhysicalMemory, Space, Start
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
@@ -59,6 +63,7 @@ USER_FIRST_SELECTOR: Final = 0x23
 SPAN: Final = 1 << 16  # pages that are mapped in one go
 CHILD_PAGES: Final = 4  # that a child copies beside what its primitive says: its stack
 BASE_POOL, BASE_ROWS, ROWS_PER_PHASE, CODE_PAGES_PER_PHASE = 256, 2048, 1536, 10
+DMA_ROWS: Final = 2048
 
 
 @frozen(kw_only=True)
@@ -77,18 +82,25 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     if recording := recorded(guest, profile, shadow=shadow):
         return Needs(pool_pages=BASE_POOL, code_pages=0, rows=0, extra_words=recording.words)
     spaces = _spaces(guest, profile)
-    phases = sum(len(process.phases) for process in guest.processes)
+    phases = sum(len(process.phases) * process.threads for process in guest.processes)
+    threads = sum(process.threads - 1 for process in guest.processes)
     tables = sum(space.tables(prebuilt=built) * (2 - built) for space in spaces for built in (False, True))
     lists = sum(space.pages(size, prebuilt=False) for space in spaces for size in range(3))
     direct = (
         (vm.memory >> 21) + 8 + vm.memory // mem.PAGE_BYTES // mem.PAGE_WORDS if paravirtual else (vm.memory >> 30) + 8
     )
-    tasks = 2 * len(spaces) * (at.KERNEL_STACK_PAGES + 8)
+    tasks = (2 * len(spaces) + threads) * (at.KERNEL_STACK_PAGES + 8)
+    if vm.vcpus > 1:
+        tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 4)
     return Needs(
         pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest) + _file_pages(guest),
-        code_pages=8 + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
-        rows=BASE_ROWS + sum(_rows(phase) for process in guest.processes for phase in process.phases),
-        extra_words=sum(_table_words(phase) for process in guest.processes for phase in process.phases),
+        code_pages=(16 if driven(guest) else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
+        rows=BASE_ROWS
+        + (DMA_ROWS if driven(guest) else 0)
+        + sum(_rows(phase) * process.threads for process in guest.processes for phase in process.phases),
+        extra_words=sum(
+            _table_words(phase) * process.threads for process in guest.processes for phase in process.phases
+        ),
     )
 
 
@@ -144,11 +156,12 @@ def build_guest(
     extra: int = 0,
     shadow: bool = False,
     direct: DirectTables | None = None,
+    dma: DmaMachine | None = None,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
-    paravirtual kernel. Raises `ConfigError` where the
+    paravirtual kernel, `dma` the devices that the guest drives. Raises `ConfigError` where the
     memory does not suffice.
     """
     if recording := recorded(vm.guest, profile, shadow=shadow):
@@ -161,6 +174,8 @@ def build_guest(
         scale=work_scale,
         extra=extra,
         direct=direct,
+        cpus=vm.vcpus,
+        dma=dma,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
     ).build()
 
@@ -184,7 +199,10 @@ class Builder:
     scale: float
     extra: int
     direct: DirectTables | None
+    cpus: int
+    dma: DmaMachine | None
     frames: Frames
+    _dma_layout: DmaLayout | None = field(default=None, init=False)
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
     _extra_used: int = field(default=0, init=False)
     _future_tables: list[int] = field(factory=list, init=False)  # frames that the kernel makes tables of
@@ -214,7 +232,10 @@ class Builder:
 
     @property
     def stages(self) -> Stages:
-        return Stages(profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table)
+        return Stages(
+            profile=self.profile, seed=self.seed, scaled=self._scaled, place_table=self._place_table,
+            dma=self._dma_layout.places if self._dma_layout else {},
+        )  # fmt: skip
 
     def _scaled(self, count: int) -> int:
         return max(1, round(count * self.scale))
@@ -233,17 +254,23 @@ class Builder:
     # --- the order of things ----------------------------------------------------------------------------------------
     def build(self) -> Start:
         guest, frames, kpti = self.guest, self.frames, self.guest.kernel.kpti
-        bases = [space.bases for space in _spaces(guest, self.profile)]
+        bases = [space.by_thread for space in _spaces(guest, self.profile)]
         texts = [process_text(guest, n, bases[n], self.stages) for n in range(len(guest.processes))]
         spaces = _spaces(guest, self.profile, tuple(_pages(text) for text in texts))
         forks = [n for n, process in enumerate(guest.processes) if _copies(process.phases)]
 
-        entry = frames.reserve(at.ENTRY_PAGES)
+        entry = frames.reserve(at.ENTRY_PAGES * self.cpus)
+        gather = frames.reserve(at.GATHER_PAGES * self.cpus) if self.cpus > 1 else -1
         zones = frames.reserve(1)
-        log = frames.reserve(-(-(len(spaces) + len(forks)) * at.LOG_BYTES // PAGE))
+        threads = sum(process.threads - 1 for process in guest.processes)
+        log = frames.reserve(-(-(len(spaces) + len(forks) + threads) * at.LOG_BYTES // PAGE))
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
         files = _files(guest)
         file_frames = frames.reserve(_file_pages(guest)) if files else 0
+        if self.dma is not None and driven(guest):
+            self._dma_layout = DmaBuilder(
+                guest=guest, memory=self.memory, frames=frames, machine=self.dma, tick_ns=guest.kernel.tick
+            ).build()
         options = KernelOptions(
             kpti=kpti,
             pcid=self.pcid,
@@ -259,6 +286,9 @@ class Builder:
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
             files=linear(file_frames),
+            cpus=self.cpus,
+            alive=linear(zones) + ALIVE_AT,
+            dma=self._dma_layout.options if self._dma_layout else None,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
@@ -271,14 +301,19 @@ class Builder:
         self._map_kernel(root, text_frame, _pages(text), entry)
         shared = self._map_interface(root) if self.paravirtual else 0
         trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
-        tasks = self._tasks(spaces, forks, root, trampoline)
+        tasks = self._tasks(spaces, forks, root, trampoline, texts)
         self._supply(spaces, forks, tasks, texts, zones)
-        write_descriptors(self.memory, text, entry, at.ENTRY_STACK if kpti else tasks[0].stack_top)
+        for cpu in range(self.cpus):
+            stack = at.ENTRY_STACK + cpu_shift(cpu) if kpti else next(t.stack_top for t in tasks if t.cpu == cpu)
+            write_descriptors(self.memory, text, entry + cpu * at.ENTRY_PAGES, stack, cpu)
         write_tasks(self.memory, tasks, zones=zones, log=log, leave=text.labels["leave"], pcid=self.pcid, nx=self.nx)
-        write_cpu_data(self.memory, entry, tasks)
-        return Start(
+        write_cpu_data(self.memory, entry, tasks, gather)
+        if self.cpus > 1:
+            self.memory.store((zones << 12) + ALIVE_AT, sum(bool(t.space) and t.parent is None for t in tasks))
+        idles = [task for task in tasks if not task.space]
+        first = Start(
             rip=text.labels["boot"],
-            rsp=tasks[-1].stack_top,
+            rsp=idles[0].stack_top,
             rflags=2,
             cr0=CR0,
             cr3=self._address(self._named(root)),
@@ -303,12 +338,28 @@ class Builder:
             spaces=self._views(spaces, tasks),
             tables=tuple(self._future_tables),
             shared=shared << 12,
+            log_lines=tuple(self._process_of(task, tasks) for task in tasks if task.space),
+            dma=self._dma_layout.memory if self._dma_layout else None,
         )
+        return evolve(first, others=tuple(self._other(first, idle) for idle in idles[1:]))
+
+    def _other(self, first: Start, idle: Task) -> Start:
+        """The state in which another CPU starts: the same, with tables and data of its own."""
+        shift = cpu_shift(idle.cpu)
+        return evolve(
+            first, rsp=idle.stack_top, gs_base=first.gs_base + shift, idtr_base=first.idtr_base + shift,
+            gdtr_base=first.gdtr_base + shift, tr_base=first.tr_base + shift,
+        )  # fmt: skip
+
+    def _process_of(self, task: Task, tasks: list[Task]) -> int:
+        """The number of the process that a task is a thread or a child of."""
+        first = task.parent if task.leader is None else task.leader
+        return tasks.index(task) if first is None else first
 
     def _roots(self, root: int, tasks: list[Task]) -> tuple[int, ...]:
         if self.direct:  # what a child's root leads to is validated when it is pinned
             return (self._address(root), *(task.root for task in tasks if task.space and task.parent is None))
-        mine = [task.cr3 for task in tasks if task.space]
+        mine = [task.cr3 for task in tasks if task.space and task.leader is None]
         return (root << 12, *mine, *(at_gpa + PAGE for at_gpa in mine if self.guest.kernel.kpti))
 
     def _views(self, spaces: list[AddressSpace], tasks: list[Task]) -> tuple[Space, ...]:
@@ -391,7 +442,7 @@ class Builder:
         table = self._kernel_table(root)
         count = self._map_memory(table)
         self._map_run(table, at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
-        self._map_run(table, at.ENTRY_AREA, entry, at.ENTRY_PAGES, KERNEL_PAGE | nx | kept)
+        self._map_run(table, at.ENTRY_AREA, entry, at.ENTRY_PAGES * self.cpus, KERNEL_PAGE | nx | kept)
         for phase in (phase for process in self.guest.processes for phase in process.phases):
             device = getattr(phase, "address", 0) >> 12
             if device >= count:
@@ -417,12 +468,14 @@ class Builder:
         root = self.frames.reserve(1)
         table = self._kernel_table(root)
         table.map_range(at.TEXT, text, pages, KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY)
-        table.map_range(at.ENTRY_AREA, entry, at.ENTRY_PAGES, KERNEL_PAGE | nx)
+        table.map_range(at.ENTRY_AREA, entry, at.ENTRY_PAGES * self.cpus, KERNEL_PAGE | nx)
         return root
 
     # --- tasks --------------------------------------------------------------------------------------------------------
-    def _tasks(self, spaces: list[AddressSpace], forks: list[int], root: int, trampoline: int) -> list[Task]:
-        """The processes, the children that fork makes, and last the idle task."""
+    def _tasks(
+        self, spaces: list[AddressSpace], forks: list[int], root: int, trampoline: int, texts: list[Program]
+    ) -> list[Task]:
+        """The processes, the children that fork makes, further threads, and last the idle tasks."""
         tasks = []
         half = mem.PAGE_WORDS // 2
         parents = [None] * len(spaces) + forks
@@ -442,9 +495,32 @@ class Builder:
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
                     parent=parents[number],
+                    cpu=self._cpu_of(number if parents[number] is None else parents[number]),
                 )
             )
-        return [*tasks, Task(at=self.frames.reserve(1) << 12, stack_top=self._stack())]
+        for number, process in enumerate(self.guest.processes):
+            for thread in range(1, process.threads):
+                tasks.append(
+                    evolve(
+                        tasks[number],
+                        at=self.frames.reserve(1) << 12,
+                        stack_top=self._stack(),
+                        leader=number,
+                        thread=thread,
+                        cpu=self._cpu_of(number, thread),
+                        rip=texts[number].labels[f"thread_{thread}"],
+                    )
+                )
+        return [
+            *tasks,
+            *(Task(at=self.frames.reserve(1) << 12, stack_top=self._stack(), cpu=cpu) for cpu in range(self.cpus)),
+        ]
+
+    def _cpu_of(self, process: int | None, thread: int = 0) -> int:
+        """The CPU of a process's thread: where the scenario puts it, or in turn."""
+        assert process is not None
+        first = self.guest.processes[process].vcpu
+        return ((process if first is None else first) + thread) % self.cpus
 
     def _pair(self) -> int:
         """Two frames whose numbers differ in the last bit, as the kernel's root and the user's do under KPTI."""
@@ -481,7 +557,7 @@ class Builder:
         self._future_tables += range(first, first + for_faults)
         self.memory.store((zones << 12) + TABLES_AT, first)
         self.memory.store((zones << 12) + TABLES_AT + 8, first + for_faults)
-        for n in range(len(spaces), len(tasks) - 1):
+        for n in range(len(spaces), len(spaces) + len(forks)):
             self._child_tables(tasks[n], spaces[tasks[n].parent or 0])
         pages: dict[int, Supply] = {}
         for size in (2, 1, 0):

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
 from vtsim.cpu.assembler import PAGE, Program
-from vtsim.guest.address_space import AddressSpace
+from vtsim.guest.address_space import AddressSpace, user_stack
 from vtsim.guest.frames import SIZES
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.machine_view import PhysicalMemory
 
 USER_FLAGS: Final = 0x202
+FIRST_THREAD: Final = at.USER_TEXT
 INTERRUPT_GATE: Final = 0x8E00 << 32
-ZONE_BYTES, TABLES_AT = 64, 0x100  # in the zones' frame
+ZONE_BYTES, TABLES_AT, ALIVE_AT = 64, 0x100, 0x140  # in the zones' frame
+IRET_BYTES: Final = 40  # what IRET takes from the stack
 DOUBLE_FAULT: Final = 8
 # descriptors of the GDT, by selector / 8; the task state's two words follow
 DESCRIPTORS: Final = (0, 0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0, 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0)
@@ -26,7 +28,7 @@ DESCRIPTORS: Final = (0, 0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0, 0xCFF3000000F
 
 @frozen(kw_only=True)
 class Task:
-    """A process, a child set aside for fork, or the idle task (which has no address space)."""
+    """A thread of a process, a child set aside for fork, or an idle task (which has no address space)."""
 
     at: int  # gpa of its words
     stack_top: int
@@ -37,6 +39,10 @@ class Task:
     space: AddressSpace | None = None
     areas: int = 0  # first frame of its table of areas
     parent: int | None = None  # place in the list of tasks
+    cpu: int = 0
+    leader: int | None = None  # place of the first thread of its process, where it is another
+    thread: int = 0
+    rip: int = FIRST_THREAD
 
 
 def linear(gfn: int) -> int:
@@ -60,8 +66,8 @@ def fill(memory: PhysicalMemory, gfn: int, words: Sequence[int] | NDArray[np.int
 def write_tasks(
     memory: PhysicalMemory, tasks: Sequence[Task], *, zones: int, log: int, leave: int, pcid: bool, nx: bool
 ) -> None:
-    """Write the tasks' words and areas, and the stacks from which processes start; the idle task is the last."""
-    *ring, idle = tasks
+    """Write the tasks' words and areas, and the stacks from which threads start; without a space, a task is idle."""
+    ring = [task for task in tasks if task.space]
     store = memory.store
     keep = at.NOFLUSH if pcid else 0
     for number, task in enumerate(ring):
@@ -72,7 +78,7 @@ def write_tasks(
             at.T_USER_CR3: task.cr3 + PAGE | (task.pcid | 0x800 if pcid else 0) | keep,
             at.T_STACK_TOP: task.stack_top,
             at.T_STATE: at.FREE if parent else at.RUNNABLE,
-            at.T_NEXT: physical(ring[(number + 1) % len(ring)].at),
+            at.T_NEXT: physical(_after(task, [other for other in ring if other.cpu == task.cpu]).at),
             at.T_LOG: linear(log) + number * at.LOG_BYTES,
             at.T_AREAS: linear(task.areas),
             at.T_ROOT: task.root,
@@ -83,14 +89,38 @@ def write_tasks(
         }
         if task.space:
             words[at.T_AREA_COUNT] = len(task.space.areas)
+        if task.space and task.leader is None:
             fill(memory, task.areas, list(_area_words(task.space, zones, nx)))
+        if len({other.cpu for other in tasks}) > 1:
+            first = number if task.leader is None else task.leader
+            threads = [other for n, other in enumerate(ring) if first in (n, other.leader)]
+            words |= {
+                at.T_SPACE: physical(ring[first].at), at.T_PEER: physical(_after(task, threads).at),
+                at.T_CPU: at.CPU_DATA + cpu_shift(task.cpu),
+            }  # fmt: skip
         for word, value in words.items():
             store(task.at + word, value)
         if parent is None:
             _write_first_frame(memory, task, leave)
-    store(idle.at + at.T_STACK_TOP, idle.stack_top)
-    store(idle.at + at.T_STATE, at.FREE)
-    store(idle.at + at.T_NEXT, physical(ring[0].at))
+    for idle in (task for task in tasks if not task.space):
+        store(idle.at + at.T_STACK_TOP, idle.stack_top)
+        store(idle.at + at.T_STATE, at.FREE)
+        store(idle.at + at.T_NEXT, physical(_first(tasks, idle.cpu).at))
+
+
+def _after(task: Task, ring: Sequence[Task]) -> Task:
+    """The next one in a ring."""
+    return ring[(ring.index(task) + 1) % len(ring)]
+
+
+def _first(tasks: Sequence[Task], cpu: int) -> Task:
+    """The first task of a CPU: its idle task where there is no other."""
+    return next(task for task in tasks if task.cpu == cpu)
+
+
+def cpu_shift(cpu: int) -> int:
+    """How far behind those of the first CPU a CPU's entry area, data and tables lie."""
+    return cpu * at.ENTRY_PAGES * PAGE
 
 
 def _area_words(space: AddressSpace, zones: int, nx: bool) -> Iterator[int]:
@@ -104,10 +134,10 @@ def _write_first_frame(memory: PhysicalMemory, task: Task, leave: int) -> None:
     """Prepare the kernel stack so that the first switch to the task goes to user mode."""
     frame = task.stack_top - at.FRAME_BYTES
     words = {
-        frame + at.F_RIP: at.USER_TEXT,
+        frame + at.F_RIP: task.rip,
         frame + at.F_CS: at.USER_CODE,
         frame + at.F_RFLAGS: USER_FLAGS,
-        frame + at.F_RSP: at.USER_STACK - 16,
+        frame + at.F_RSP: user_stack(task.thread) - 16,
         frame + at.F_SS: at.USER_DATA,
         frame - 8: leave,
     }
@@ -116,8 +146,8 @@ def _write_first_frame(memory: PhysicalMemory, task: Task, leave: int) -> None:
     memory.store(task.at + at.T_RSP, frame - 8 - at.SWITCH_BYTES)
 
 
-def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: int) -> None:
-    """Write IDT, GDT and TSS into the entry area; `stack` is where exceptions in user mode arrive.
+def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: int, cpu: int = 0) -> None:
+    """Write IDT, GDT and TSS into a CPU's entry area; `stack` is where exceptions in user mode arrive.
 
     SDM: "64-Bit Mode IDT"; "TSS Descriptor in 64-bit mode"; "64-Bit Mode Stack Frame".
     """
@@ -130,24 +160,31 @@ def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: 
     fill(memory, entry, gates)
     words = memory.contents(entry + 1, mem.VALUES)
     gdt, tss = at.GDT - at.CPU_DATA, at.TSS - at.CPU_DATA
-    base = at.TSS & ((1 << 64) - 1)
+    base = at.TSS + cpu_shift(cpu) & ((1 << 64) - 1)
     state = 0x67 | (base & 0xFFFFFF) << 16 | 0x8B << 40 | (base >> 24 & 0xFF) << 56
     for n, descriptor in enumerate((*DESCRIPTORS, state, base >> 32)):
         words[gdt // 8 + n] = mem.signed(descriptor)
     as_bytes = words.view(np.uint8)
-    for offset, value in ((tss + 4, stack), (tss + 36, at.DOUBLE_FAULT_STACK)):
+    for offset, value in ((tss + 4, stack), (tss + 36, at.DOUBLE_FAULT_STACK + cpu_shift(cpu))):
         as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
 
 
-def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task]) -> None:
-    """Write the per-CPU words: the idle task runs."""
-    *ring, idle = tasks
-    words = {
-        at.CURRENT: physical(idle.at),
-        at.IDLE_TASK: physical(idle.at),
-        at.FIRST_TASK: physical(ring[0].at),
-        at.STACK_TOP: idle.stack_top,
-        at.ALIVE: sum(task.parent is None for task in ring),
-    }
-    for word, value in words.items():
-        memory.store(((entry + 1) << 12) + word, value)
+def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], gather: int = -1) -> None:
+    """Write every CPU's words: its idle task runs. `gather` is the first frame of their lists, with several CPUs."""
+    for idle in (task for task in tasks if not task.space):
+        here = [task for task in tasks if task.cpu == idle.cpu and task.space]
+        words = {
+            at.CURRENT: physical(idle.at),
+            at.IDLE_TASK: physical(idle.at),
+            at.FIRST_TASK: physical(_first(tasks, idle.cpu).at),
+            at.STACK_TOP: idle.stack_top,
+            at.ALIVE: sum(task.parent is None for task in here),
+        }
+        if gather >= 0:
+            words |= {
+                at.TASKS_HERE: max(len(here), 1), at.APIC_ID: idle.cpu, at.LAZY: 1,
+                at.GATHER: linear(gather + idle.cpu * at.GATHER_PAGES),
+                at.ENTRY_TOP: at.ENTRY_STACK + cpu_shift(idle.cpu) - IRET_BYTES,
+            }  # fmt: skip
+        for word, value in words.items():
+            memory.store(((entry + 1) << 12) + cpu_shift(idle.cpu) + word, value)

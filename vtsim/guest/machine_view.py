@@ -32,6 +32,56 @@ class PhysicalMemory(Protocol):
 
 
 @frozen(kw_only=True)
+class DmaDevice:
+    """A device that the guest drives: its name, its source-id, and the guest-physical address of its doorbell."""
+
+    name: str
+    source: int
+    doorbell: int
+
+
+@frozen(kw_only=True)
+class DmaMachine:
+    """What a machine offers to drivers: its devices and the remapping unit between them and memory.
+
+    `registers`: guest-physical address of the unit's registers; `translates`: may domains map pages, or do devices use
+    physical addresses? `coherent`: does the unit snoop; `caching_mode`: may it cache what is not present?
+    """
+
+    devices: tuple[DmaDevice, ...]
+    registers: int
+    translates: bool
+    coherent: bool = True
+    caching_mode: bool = False
+
+
+@frozen(kw_only=True)
+class DmaPort:
+    """Where a kernel keeps what belongs to a device: guest-physical addresses of its page of words, ring and status
+    word, and the last two as the device finds them; `root`: of the domain's table, 0 where none is."""
+
+    device: DmaDevice
+    words: int
+    ring: int
+    status: int
+    ring_address: int
+    status_address: int
+    root: int
+    message: tuple[int, int]  # address and data of its interrupt
+    slots: tuple[tuple[int, int], ...]  # of its buffers, by phase: guest-physical address, how many
+
+
+@frozen(kw_only=True)
+class DmaMemory:
+    """Where a kernel keeps what belongs to a remapping unit; what its registers are to hold, and its ports."""
+
+    ports: tuple[DmaPort, ...]
+    rtaddr: int = 0
+    irta: int = 0
+    iqa: int = 0
+
+
+@frozen(kw_only=True)
 class DirectTables:
     """What a hypervisor offers to a paravirtual guest whose tables hold host-physical addresses.
 
@@ -64,6 +114,7 @@ class Start:
     in which the guest's kernel records how its processes ended, `tables` the frames that it will make page tables of.
     in which the guest's kernel records how its processes ended. With direct tables `cr3` and `roots` are host-physical,
     `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
+    `others` are the states of the other vCPUs, `log_lines` the processes whose ends are recorded, in order.
     """
 
     rip: int
@@ -87,3 +138,6 @@ class Start:
     spaces: tuple[Space, ...] = ()
     tables: tuple[int, ...] = ()
     shared: int = 0
+    others: tuple[Start, ...] = ()
+    log_lines: tuple[int, ...] = ()
+    dma: DmaMemory | None = None

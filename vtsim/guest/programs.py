@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 from vtsim.base.registry import import_all
 from vtsim.cpu import ops
@@ -16,7 +16,7 @@ from vtsim.guest import primitives as primitives_package
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.primitives import Stage, lowerings
+from vtsim.guest.primitives import DmaPlace, Stage, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
 
 import_all(kernel_package)
@@ -53,16 +53,18 @@ class Stages:
     seed: int
     scaled: Callable[[int], int]
     place_table: Callable[..., int]
+    dma: Mapping[tuple[int, int], DmaPlace] = field(factory=dict)  # by process and phase
 
-    def stage(self, process: int, phase: int, base: int) -> Stage:
+    def stage(self, process: int, phase: int, base: int, thread: int = 0) -> Stage:
         """What the writer of one phase's loop is told."""
         return Stage(
-            name=f"phase_{process}_{phase}",
+            name=f"phase_{process}_{phase}" + (f"_thread_{thread}" if thread else ""),
             base=base,
             profile=self.profile,
             seed=self.seed,
             scaled=self.scaled,
             place_table=self.place_table,
+            dma=self.dma.get((process, phase)),
         )
 
 
@@ -111,19 +113,21 @@ def call_count(guest: GuestSpec) -> int:
     return at.FIRST_LOOP + len(kernel_loops(guest))
 
 
-def process_text(guest: GuestSpec, number: int, bases: Sequence[int], stages: Stages) -> Program:
-    """The program of a process: its phases one after the other, then exit."""
+def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int]], stages: Stages) -> Program:
+    """The program of a process: for each thread (labels `thread_N`) its phases one after the other, then exit."""
     process: ProcessSpec = guest.processes[number]
     a = Assembler(f"process {process.name}", at.USER_TEXT)
     calls = {(p, i): at.FIRST_LOOP + n for n, (p, i, _) in enumerate(kernel_loops(guest))}
-    for index, phase in enumerate(process.phases):
-        how, stage = lowerings[type(phase)], stages.stage(number, index, bases[index])
-        if (number, index) in calls:
-            how.before(a, phase, stage)
-            a.mov(s.RAX, calls[number, index])
-            a.op(ops.SYSCALL)
-        else:
-            how.emit(a, phase, stage)
-    a.mov(s.RAX, at.CALL_EXIT)
-    a.op(ops.SYSCALL)
+    for thread, bases in enumerate(by_thread):
+        a.label(f"thread_{thread}")
+        for index, phase in enumerate(process.phases):
+            how, stage = lowerings[type(phase)], stages.stage(number, index, bases[index], thread)
+            if (number, index) in calls:
+                how.before(a, phase, stage)
+                a.mov(s.RAX, calls[number, index])
+                a.op(ops.SYSCALL)
+            else:
+                how.emit(a, phase, stage)
+        a.mov(s.RAX, at.CALL_EXIT)
+        a.op(ops.SYSCALL)
     return a.assemble()

@@ -26,6 +26,7 @@ from vtsim.base.spec import (
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
+CPU_LIMIT = 16  # of one guest
 PATTERNS = ("uniform", "sequential", "strided", "zipf", "chase")
 
 primitives: Registry[str, type[Any]] = Registry("primitive")
@@ -392,6 +393,57 @@ class MemoryTraceSpec(Phase):
     limit: int | None = setting(counts(ge=1, words={"all": None}), "Records that are used", default=None)
 
 
+@primitives.register("dma_buffers")
+@frozen(kw_only=True)
+class DmaBuffersSpec(Phase):
+    """Buffers are mapped for a device, which reads or writes them, and unmapped, as a driver does for packets.
+
+    All buffers are mapped at first; then, group by group, the device is waited for, the group is unmapped and mapped
+    again. The last groups are waited for and unmapped.
+    """
+
+    iterations: int = repeated(1000)
+    device: str = setting(Text(), "Name of a device under dma; the machine's first when left out", default="")
+    groups: int = setting(counts(ge=1, le=32), "Groups of buffers that the device has at a time", default=4)
+    group: int = setting(
+        counts(ge=1, le=32), "Buffers of a group: so many are unmapped and mapped again in one iteration", default=16
+    )
+    bytes: int = setting(sizes(ge=1, le=2 * MIB), "Size of a buffer, each of which begins a page", default=1500)
+    pages: str = setting(
+        Text(choices=("4 KiB", "2 MiB")), "Size of the pages that map it for the device", default="4 KiB"
+    )
+    mapping: str = setting(
+        Text(choices=("single", "group")), "Map each buffer by itself, or a group at once as a list", default="single"
+    )
+    direction: str = setting(
+        Text(choices=("receive", "transmit")), "The device writes the buffers, or reads them", default="receive"
+    )
+    wait: str = setting(
+        Text(choices=("interrupt", "poll")), "How the driver learns that the device is done", default="interrupt"
+    )
+    work: int = setting(counts(le=2**30), "Instructions that the kernel spends on each buffer beside", default=0)
+
+    @property
+    def buffers(self) -> int:
+        """Buffers that the device has at a time."""
+        return self.groups * self.group
+
+    @property
+    def page_bytes(self) -> int:
+        """How large the pages are that map a buffer."""
+        return 4 * KIB if self.pages == "4 KiB" else 2 * MIB
+
+    @property
+    def buffer_pages(self) -> int:
+        """Pages of one buffer."""
+        return -(-self.bytes // self.page_bytes)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory of all buffers."""
+        return self.buffers * self.buffer_pages * self.page_bytes
+
+
 @frozen(kw_only=True)
 class KernelSpec:
     """The guest's kernel."""
@@ -410,6 +462,17 @@ class KernelSpec:
         "What the kernel is built for: tables of its own, or tables updated by hypercalls; auto is what there is",
         default="auto",
     )
+    dma: str = setting(
+        Text(choices=("strict", "deferred", "never", "identity")),
+        "After a DMA buffer is unmapped: invalidate and wait, invalidate all of 255 or of 10 ms at once, do not "
+        "invalidate; or map none, because devices use physical addresses",
+        default="deferred",
+    )
+    iova: str = setting(
+        Text(choices=("cached", "tree")),
+        "Addresses for devices from caches before the tree (Linux since 4.8), or from the tree each time",
+        default="cached",
+    )
     paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)
 
 
@@ -418,6 +481,17 @@ class ProcessSpec:
     """A program with an address space of its own."""
 
     name: str = setting(Text(), "Name in reports", default="app")
+    threads: int = setting(
+        counts(ge=1, le=CPU_LIMIT),
+        "Threads that share the address space, each on a vCPU of its own; each does all phases, in memory of its own "
+        "where a phase unmaps or protects and has no `at`",
+        default=1,
+    )
+    vcpu: int | None = setting(
+        counts(le=CPU_LIMIT - 1, words={"auto": None}),
+        "vCPU of the first thread, the others on the next ones; taken in turn when left out",
+        default=None,
+    )
     phases: tuple[Phase, ...] = setting(
         Many(item=Tagged(registry=primitives, tag="primitive"), least=1), "What it does, one after the other"
     )

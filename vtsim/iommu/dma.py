@@ -32,7 +32,8 @@ COMPLETION_HEADER: Final = 20
 # OWN_FIRST, OWN_END: host addresses that are the device's own; packets that land elsewhere are counted.
 (SOURCE, BASE, WINDOW, BYTES, WRITES, RANDOM, COUNT, UNIT, TRANSLATES, OWN_FIRST, OWN_END) = range(24, 35)
 # --- what changes -----------------------------------------------------------------------------------------------------
-(ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, LAST_END) = range(40, 49)
+# LAST_READY: when everything that was sent has reached memory.
+(ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, LAST_END, LAST_READY) = range(40, 50)
 # --- statistics -------------------------------------------------------------------------------------------------------
 (N_OPERATIONS, N_ABORTED, N_PACKETS, N_DMA_WALKS, N_LINE_HITS, N_LINE_MISSES, LATENCY_SUM, LATENCY_MOST, WALK_WAIT,
  N_DMA_READS, N_ESCAPED) = range(56, 67)

@@ -24,9 +24,9 @@ from vtsim.iommu import dma as g
 from vtsim.iommu import state as st
 from vtsim.iommu.kernels.dma_engine import run_engines
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
-from vtsim.iommu.unit import RemappingUnit
+from vtsim.iommu.unit import Capabilities, RemappingUnit
 from vtsim.platform.dma_spec import PAGES, DmaSpec, requester
-from vtsim.platform.outcome import DmaOutcome
+from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.spec import Scenario
 
 IOVA: Final = 1 << 32  # where windows begin, each at a multiple of 64 GiB above
@@ -38,12 +38,44 @@ WIDEST: Final = 3  # AW of five levels, which the default unit supports
 FOR_TABLES: Final = 1 << 16  # frames from which tables are made
 
 
-def _link(device: DmaSpec) -> g.Link:
-    link = device.link
-    return g.Link(
-        generation=link.generation, lanes=link.lanes, max_payload=link.max_payload, max_read=link.max_read,
-        dllp_percent=link.dllp_percent, up_ns=link.up_ns, down_ns=link.down_ns,
+def landing_of(scenario: Scenario) -> g.Landing:
+    """Where DMA lands."""
+    landing = scenario.machine.landing
+    return g.Landing(
+        cache_bytes=landing.cache, ways=landing.ways, write_ways=landing.write_ways, cache_ns=landing.cache_ns,
+        dram_ns=landing.dram_ns,
     )  # fmt: skip
+
+
+def engine_of(scenario: Scenario, device: DmaSpec, *, gap_ns: float) -> np.ndarray:
+    """The engine of a device, idle."""
+    iommu, link = scenario.machine.iommu, device.link
+    return g.engine(
+        g.Link(
+            generation=link.generation, lanes=link.lanes, max_payload=link.max_payload, max_read=link.max_read,
+            dllp_percent=link.dllp_percent, up_ns=link.up_ns, down_ns=link.down_ns,
+        ),
+        g.Translation(hit_ns=iommu.hit_ns, walk_ns=iommu.walk_ns, read_ns=iommu.read_ns, walkers=iommu.walkers),
+        landing_of(scenario),
+        tags=device.tags,
+        gap_ns=gap_ns,
+    )  # fmt: skip
+
+
+def unit_of(scenario: Scenario, engine: Engine) -> RemappingUnit:
+    """The remapping unit of a machine, after reset."""
+    iommu = scenario.machine.iommu
+    sets = iommu.iotlb_entries // iommu.iotlb_ways
+    if sets * iommu.iotlb_ways != iommu.iotlb_entries or sets & (sets - 1):
+        raise ConfigError(
+            f"{iommu.iotlb_entries} entries in {iommu.iotlb_ways} ways are not a power of two of sets",
+            field="machine.iommu.iotlb_ways",
+            help="choose ways that divide the entries into 1, 2, 4, 8 … sets",
+        )
+    capabilities = Capabilities() if iommu.coherent else Capabilities().without("C")
+    return RemappingUnit(
+        engine.arena, capabilities=capabilities, caches=st.Caches(iotlb_4k=st.Cache(sets, iommu.iotlb_ways))
+    )
 
 
 @define(eq=False)
@@ -67,34 +99,16 @@ class DmaDevices:
         machine = self.scenario.machine
         self.end = self.engine.geometry.frame_count
         self.engine.frames_from(1, FOR_TABLES, shuffled=False, seed=1)
-        iommu, landing = machine.iommu, machine.landing
-        sets = iommu.iotlb_entries // iommu.iotlb_ways
-        if sets * iommu.iotlb_ways != iommu.iotlb_entries or sets & (sets - 1):
-            raise ConfigError(
-                f"{iommu.iotlb_entries} entries in {iommu.iotlb_ways} ways are not a power of two of sets",
-                field="machine.iommu.iotlb_ways",
-                help="choose ways that divide the entries into 1, 2, 4, 8 … sets",
-            )
-        self.unit = RemappingUnit(self.engine.arena, caches=st.Caches(iotlb_4k=st.Cache(sets, iommu.iotlb_ways)))
+        iommu, lands = machine.iommu, landing_of(self.scenario)
+        self.unit = unit_of(self.scenario, self.engine)
         structures = Structures(self.engine)
-        lands = g.Landing(
-            cache_bytes=landing.cache, ways=landing.ways, write_ways=landing.write_ways, cache_ns=landing.cache_ns,
-            dram_ns=landing.dram_ns,
-        )  # fmt: skip
-        translation = g.Translation(
-            hit_ns=iommu.hit_ns, walk_ns=iommu.walk_ns, read_ns=iommu.read_ns, walkers=iommu.walkers
-        )
         self.lines = g.line_tags(lands)
         self.engines = np.zeros((len(self.scenario.dma), g.DMA_WORDS), np.int64)
         for number, device in enumerate(self.scenario.dma):
             row = self.engines[number]
-            row[:] = g.engine(
-                _link(device), translation, lands, tags=device.tags,
-                gap_ns=device.write_gap_ns if device.write else device.read_gap_ns,
-            )  # fmt: skip
-
+            row[:] = engine_of(self.scenario, device, gap_ns=device.gap_ns)
             base, own = self._map(structures, device, number)
-            if landing.warm:
+            if machine.landing.warm:
                 g.warm(self.lines, lands, *own)
             g.give(
                 row,
@@ -149,10 +163,13 @@ class DmaDevices:
     def outcome(self) -> tuple[DmaOutcome, ...]:
         """What every device did, after the laws of the unit were checked."""
         self.unit.check_laws()
-        return tuple(_outcome(spec, row.tolist()) for spec, row in zip(self.scenario.dma, self.engines, strict=True))
+        return tuple(outcome_of(spec, row.tolist()) for spec, row in zip(self.scenario.dma, self.engines, strict=True))
 
 
-def _outcome(spec: DmaSpec, row: list[int]) -> DmaOutcome:
+def outcome_of(
+    spec: DmaSpec, row: list[int], *, moved: int | None = None, driver: DriverOutcome | None = None
+) -> DmaOutcome:
+    """What a device did, from its engine's words; `moved`: bytes, where not every operation moves as many."""
     if row[g.N_OPERATIONS] != row[g.ENDED]:
         raise ModelError("an operation ended more than once", {"operations": row[g.N_OPERATIONS]})
     buckets = row[g.HISTOGRAM : g.HISTOGRAM + g.BUCKETS]
@@ -160,7 +177,7 @@ def _outcome(spec: DmaSpec, row: list[int]) -> DmaOutcome:
         name=spec.name,
         operations=row[g.N_OPERATIONS],
         aborted=row[g.N_ABORTED],
-        bytes=(row[g.N_OPERATIONS] - row[g.N_ABORTED]) * spec.bytes,
+        bytes=(row[g.N_OPERATIONS] - row[g.N_ABORTED]) * spec.bytes if moved is None else moved,
         elapsed_ns=row[g.LAST_END] / g.PS_PER_NS,
         latency_sum_ns=row[g.LATENCY_SUM] / g.PS_PER_NS,
         longest_ns=row[g.LATENCY_MOST] / g.PS_PER_NS,
@@ -171,4 +188,5 @@ def _outcome(spec: DmaSpec, row: list[int]) -> DmaOutcome:
         line_hits=row[g.N_LINE_HITS],
         line_misses=row[g.N_LINE_MISSES],
         escaped=row[g.N_ESCAPED],
+        driver=driver,
     )

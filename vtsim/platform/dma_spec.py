@@ -12,6 +12,9 @@ from vtsim.base.units import SIZE
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGES = ("4 KiB", "2 MiB", "1 GiB")
+PAGE = 4 * KIB
+DOORBELLS = 0xFB00_0000  # of devices with a driver: a page for each
+REGISTERS = 0xFED9_0000  # of the remapping unit, where firmware usually puts them
 MODES = ("off", "pass-through", "translate")
 
 
@@ -30,6 +33,10 @@ class IommuSpec:
     hit_ns: float = setting(factors(ge=0, le=1e6), "Latency of a translation that a cache holds, in ns", default=0.0)
     walk_ns: float = setting(factors(ge=0, le=1e6), "Latency of a walk apart from its reads, in ns", default=226.0)
     read_ns: float = setting(factors(ge=0, le=1e6), "Latency of one read of a table, in ns", default=54.0)
+    invalidate_ns: float = setting(
+        factors(ge=0, le=1e6), "Time that one descriptor of an invalidation takes, in ns", default=600.0
+    )
+    coherent: bool = setting(Boolean(), "Its reads of tables are snooped; else drivers flush each entry", default=True)
 
 
 @frozen(kw_only=True)
@@ -70,7 +77,7 @@ class DmaSpec:
     claims: str = setting(
         Text(), "The requester that its packets name; another than its own for a device that lies", default=""
     )
-    window: int = setting(sizes(ge=64, le=64 * GIB), "Bytes of its address space that it uses")
+    window: int = setting(sizes(ge=64, le=64 * GIB), "Bytes of its address space that it uses", default=MIB)
     mapped: int | None = setting(
         sizes(ge=0, le=64 * GIB, words={"all": None}),
         "Of these from the start, bytes that its domain maps",
@@ -84,7 +91,17 @@ class DmaSpec:
     tags: int = setting(counts(ge=1, le=512), "Operations in flight", default=32)
     read_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two reads, in ns", default=0.0)
     write_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two writes, in ns", default=0.0)
+    hostile_ns: float = setting(
+        factors(ge=0, le=1e9),
+        "Of a device with a driver: time between two writes to an address after its buffer is done, in ns; 0 for none",
+        default=0.0,
+    )
     link: LinkSpec = setting(Group(spec=LinkSpec), "Its link", factory=LinkSpec)
+
+    @property
+    def gap_ns(self) -> float:
+        """Least time between two operations of the kind that it does."""
+        return self.write_gap_ns if self.write else self.read_gap_ns
 
 
 def requester(text: str) -> int:

@@ -26,6 +26,7 @@ from vtsim.iommu.tables import (
 from vtsim.iommu.unit import Capabilities, RemappingUnit
 from vtsim.platform.iommu_spec import (
     FIRST,
+    LEGACY,
     NESTED,
     PAGE_SIZES,
     PASS_THROUGH,
@@ -35,7 +36,9 @@ from vtsim.platform.iommu_spec import (
     PagesSpec,
     requester,
 )
+from vtsim.platform.machine import Machine
 from vtsim.platform.observed import Observed
+from vtsim.platform.spec import Scenario
 
 ACCESSES: Final = {"read": sp.READ, "write": sp.WRITE, "execute": sp.READ | sp.EXECUTE, "atomic": sp.WRITE | sp.ATOMIC}
 REQUESTS: Final = {"untranslated": 0, "translation": 1, "translated": 2}
@@ -101,10 +104,10 @@ def observe_request(
 
     Raises `ConfigError` for a request that cannot be made, and for pages that lie beyond memory or over others.
     """
-    sid = requester(device)
-    for name, chosen, legal in (("access", access, ACCESSES), ("request", request, REQUESTS)):
-        if chosen not in legal:
-            raise ConfigError.unknown(name, chosen, legal, field=name)
+    asked = Request(
+        device=device, sid=requester(device), address=address, pasid=pasid, access=access, privileged=privileged,
+        request=request,
+    )  # fmt: skip
     memory = Memory(spec.memory, POOL_PAGES)
     structures = _structures(spec, memory)
     unit = RemappingUnit(
@@ -112,30 +115,78 @@ def observe_request(
         Capabilities().without(*spec.without),
         st.Caches() if spec.caches else st.Caches.none(),
     )
-    plain = Observed(lambda caller, callee, function: function)
-    write, translate = plain.copy(write_unit_register), plain.copy(translate_request)
-    words = ACCESSES[access] | (sp.PRIVILEGED if privileged else 0)
+    write = Observed(lambda caller, callee, function: function).copy(write_unit_register)
     with quiet():
         write(unit.u, memory.arena, sp.RTADDR, 8, structures.rtaddr)
         for command in (sp.SRTP, sp.TE):
             write(unit.u, memory.arena, sp.GCMD, 4, command)
-        unit.u[st.STEPS] = 1
-        for _ in range(2 if warm else 1):
-            translate(
-                unit.u, memory.arena, sid, sp.NO_PASID if pasid is None else pasid, _signed(address), 4, words,
-                REQUESTS[request],
-            )  # fmt: skip
+    return asked.observed(unit, mode=spec.mode, warm=warm)
+
+
+def observe_in_scenario(
+    scenario: Scenario, device: str, address: int, *, after: int = 0, access: str = "read", warm: bool = False
+) -> IommuWalk:
+    """Translate one request of a device of a scenario, by name or source-id, before the run or `after` so many ns.
+
+    Raises `ConfigError` for a device that is not there and for a machine whose unit is off.
+    """
+    by_name = {each.name: each.source for each in scenario.dma}
+    sources = [*by_name, *by_name.values()]
+    if device not in sources:
+        raise ConfigError.unknown("device", device, sources, field="device")
+    if scenario.machine.iommu.mode == "off":
+        raise ConfigError("the remapping unit of this machine is off", field="device", help="see machine.iommu.mode")
+    source = by_name.get(device, device)
+    asked = Request(device=device, sid=requester(source), address=address, access=access)
+    machine = Machine(evolve(scenario, run=evolve(scenario.run, limit=after)) if after else scenario)
+    if after:
+        machine.run()
+    devices = machine.devices or machine.driven
+    assert devices is not None
+    return asked.observed(devices.unit, mode=LEGACY, warm=warm)
+
+
+@frozen(kw_only=True)
+class Request:
+    """What is asked of a unit; `ConfigError` for kinds that there are not."""
+
+    device: str
+    sid: int
+    address: int
+    pasid: int | None = None
+    access: str = "read"
+    privileged: bool = False
+    request: str = "untranslated"
+
+    def __attrs_post_init__(self) -> None:
+        for name, chosen, legal in (("access", self.access, ACCESSES), ("request", self.request, REQUESTS)):
+            if chosen not in legal:
+                raise ConfigError.unknown(name, chosen, legal, field=name)
+
+    def observed(self, unit: RemappingUnit, *, mode: str, warm: bool) -> IommuWalk:
+        """Translate it; with `warm` the same request went before."""
+        translate = Observed(lambda caller, callee, function: function).copy(translate_request)
+        words = ACCESSES[self.access] | (sp.PRIVILEGED if self.privileged else 0)
+        pasid = sp.NO_PASID if self.pasid is None else self.pasid
+        with quiet():
+            unit.u[st.STEPS] = 1
+            for _ in range(2 if warm else 1):
+                translate(unit.u, unit.arena, self.sid, pasid, _signed(self.address), 4, words, REQUESTS[self.request])
+        return _walk(self, unit, mode)
+
+
+def _walk(asked: Request, unit: RemappingUnit, mode: str) -> IommuWalk:
     answer = unit.answer()
     done = answer.status == st.COMPLETED
     fault = f.BY_CODE.get(answer.reason)
     return IommuWalk(
-        device=device,
-        sid=sid,
-        pasid=pasid,
-        address=address,
-        access=("privileged " if privileged else "") + access,
-        request=request,
-        mode=spec.mode,
+        device=asked.device,
+        sid=asked.sid,
+        pasid=asked.pasid,
+        address=asked.address,
+        access=("privileged " if asked.privileged else "") + asked.access,
+        request=asked.request,
+        mode=mode,
         steps=tuple(_steps(unit)),
         status=st.STATUSES[answer.status],
         hpa=answer.hpa if done else None,

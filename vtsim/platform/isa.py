@@ -5,8 +5,9 @@ class follows from the traps, results and changes of state that were observed. W
 table; the answer is not.
 
 IOPL is 0 throughout, as under a monitor that deprivileges its guest. VMX operation is off: VMX instructions only trap.
+`isa_nonroot` does the same for VMX non-root operation.
 
-Not modelled: analysis of segment loads, far transfers and other ops of decoded code, and of non-root operation.
+Not modelled: analysis of segment loads, far transfers and other ops of decoded code.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MAPPED: Final = 0xE7  # present, writable, user, accessed, dirty, large
 VECTORS, SOFTWARE = 64, 0x30
 CS0, CS3, SS3 = 0x08, 0x1B, 0x23
 AUX_MSR: Final = 0xC0000103
+PORT: Final = 0x80
 ARITHMETIC_FLAGS: Final = 0x8D5
 IF, IOPL = 1 << 9, 3 << 12
 
@@ -40,10 +42,15 @@ MODEL_ONLY: Final = frozenset(  # no instruction of the processor
     (o.WORK, o.STREAM, o.LONG_WORK, o.HOOK, o.REPLAY_EVENT, o.STOP_OP, o.UD, o.LDM, o.STM)
 )
 IMMEDIATES: Final[Mapping[int, int]] = {
-    o.MOV_FROM_CR: 0, o.MOV_TO_CR: 0, o.MOV_FROM_DR: 7, o.MOV_TO_DR: 7, o.INT: SOFTWARE, o.IN: 0x80, o.OUT: 0x80,
+    o.MOV_FROM_DR: 7, o.MOV_TO_DR: 7, o.INT: SOFTWARE, o.IN: PORT, o.OUT: PORT,
 }
-VALUES: Final[Mapping[int, int]] = {  # RBX, where another value than the address of data is needed
-    o.MOV_TO_CR: 0x80010039, o.MOV_TO_DR: 0x401, o.LMSW: 0xB, o.JMP_REG: CODE + 0x800, o.CALL_REG: CODE + 0x800,
+IO: Final = (o.IN, o.OUT, o.INS, o.OUTS)
+REGISTERS: Final[Mapping[int, tuple[int, ...]]] = {  # ops that are analysed once for each of these immediates
+    o.MOV_FROM_CR: (0, 3, 4, 8), o.MOV_TO_CR: (0, 3, 4, 8),
+}
+VALUES: Final[Mapping[str, int]] = {  # RBX, where another value than the address of data is needed
+    "MOV_TO_CR0": 0x80010039, "MOV_TO_CR3": TABLES | 8, "MOV_TO_CR4": 0x2024, "MOV_TO_CR8": 5, "MOV_TO_DR": 0x401,
+    "LMSW": 0xB, "JMP_REG": CODE + 0x800, "CALL_REG": CODE + 0x800,
 }
 ON_STACK: Final[Mapping[int, tuple[int, ...]]] = {
     o.POPF: (2,), o.RET: (CODE + 0x800,), o.IRET: (CODE + 0x800, CS3, 2, STACK + 0x900, SS3),
@@ -64,6 +71,7 @@ RESOURCES: Final = {
         "PRIVILEGE",
         "CR0",
         "CR2",
+        "CR8",
         "CR3",
         "CR4",
         "EFER",
@@ -134,7 +142,9 @@ class Analysis:
         return tuple(each.op for each in self.ops if each.user_sensitive and not each.privileged)
 
 
-class _Bench:
+class Bench:
+    """A machine of one CPU and the ops under analysis, each a row of one page of code, by name."""
+
     def __init__(self, profile: str) -> None:
         self.engine = Engine(
             load_profile(profile),
@@ -165,56 +175,76 @@ class _Bench:
         engine.place(self.program, lambda page: page >> 12)
         self.start = engine.save()
 
-    def _rows(self) -> tuple[Program, dict[int, str]]:
+    def _rows(self) -> tuple[Program, dict[str, int]]:
         a, rows = Assembler("ops under analysis", CODE, activity=o.APPLICATION), {}
         for op in o.OPS:
             if op.number in MODEL_ONLY or op.number >= o.MOVE or op.number in (o.JMP, o.JCC, o.LOOP, o.CALL, o.JMP_MEM):
                 continue
-            a.label(op.name)
-            a.op(op.number, s.RBX, s.NO_REGISTER, IMMEDIATES.get(op.number, 0), Mem(s.RSI))
-            a.op(o.NOP)
-            rows[op.number] = op.name
+            registers = REGISTERS.get(op.number, ())
+            for name, imm in [(f"{op.name}{n}", n) for n in registers] or [(op.name, IMMEDIATES.get(op.number, 0))]:
+                a.label(name)
+                a.op(op.number, s.RBX, s.NO_REGISTER, imm, Mem(s.RSI, size=4 if op.number in IO else 8))
+                a.op(o.NOP)
+                rows[name] = op.number
+        self._more(a)
         return a.assemble(), rows
 
-    def run(self, op: int, ring: int, state: tuple[tuple[int, int], ...]) -> Observed:
+    def _more(self, a: Assembler) -> None:
+        """Other rows that stand behind the ops."""
+
+    def registers(self, name: str) -> None:
+        """What an op finds in the general registers and on the stack."""
+        engine, m = self.engine, self.engine.cpus[0]
+        m[s.GPR : s.GPR + 16] = 0
+        m[s.GPR + s.RBX], m[s.GPR + s.RSI] = VALUES.get(name, DATA), DATA
+        m[s.GPR + s.RDI], m[s.GPR + s.RCX], m[s.GPR + s.RSP] = DATA + 64, AUX_MSR, STACK + 0x800
+        for place, value in enumerate(ON_STACK.get(self.rows[name], ())):
+            engine.store(STACK + 0x800 + 8 * place, value)
+
+    def seen(self) -> tuple[int, ...]:
+        """What unprivileged code sees after an op."""
+        engine, m = self.engine, self.engine.cpus[0]
+        memory = [engine.load(at) for at in (DATA, DATA + 8, DATA + 64, STACK + 0x7F8)]
+        flags = int(m[s.RFLAGS]) & ARITHMETIC_FLAGS
+        return (int(m[s.RIP]), flags, *(int(m[s.GPR + n]) for n in range(16)), *memory)
+
+    def trapped(self) -> int | None:
+        """The vector whose handler is next; INT that its gate lets through is no exception."""
+        vector = self.handlers.get(int(self.engine.cpus[0][s.RIP]))
+        return None if vector == SOFTWARE else vector
+
+    def run(self, name: str, ring: int, state: tuple[tuple[int, int], ...]) -> Observed:
         """Execute one op once."""
         engine, m = self.engine, self.engine.cpus[0]
         engine.restore(self.start)
-        m[s.GPR : s.GPR + 16] = 0
-        m[s.GPR + s.RBX], m[s.GPR + s.RSI] = VALUES.get(op, DATA), DATA
-        m[s.GPR + s.RDI], m[s.GPR + s.RCX], m[s.GPR + s.RSP] = DATA + 64, AUX_MSR, STACK + 0x800
-        for place, value in enumerate(ON_STACK.get(op, ())):
-            engine.store(STACK + 0x800 + 8 * place, value)
+        self.registers(name)
         m[s.RFLAGS], m[s.PRIVILEGE] = IF | 2, ring
         m[s.CS_SELECTOR], m[s.SS_SELECTOR] = (CS3, SS3) if ring == o.R3 else (CS0, 0)
         for slot, value in state:
             m[slot] = value
-        m[s.RIP] = self.program.labels[self.rows[op]]
+        m[s.RIP] = self.program.labels[name]
         engine.sync()
         before = {name: int(m[slot]) for name, slot in RESOURCES.items()}
         flags = int(m[s.RFLAGS])
         engine.run(ops=1)
-        rip = int(m[s.RIP])
-        vector = self.handlers.get(rip)
-        trap = None if vector == SOFTWARE else vector  # INT that its gate lets through is no exception
         changed = [name for name, slot in RESOURCES.items() if int(m[slot]) != before[name]]
         if (int(m[s.RFLAGS]) ^ flags) & (IF | IOPL):
             changed.append("RFLAGS")
-        memory = [engine.load(at) for at in (DATA, DATA + 8, DATA + 64, STACK + 0x7F8)]
-        seen = (rip, int(m[s.RFLAGS]) & ARITHMETIC_FLAGS, *(int(m[s.GPR + n]) for n in range(16)), *memory)
-        return Observed(trap=trap, seen=seen, flags=int(m[s.RFLAGS]) & (IF | IOPL), changed=tuple(changed))
+        return Observed(
+            trap=self.trapped(), seen=self.seen(), flags=int(m[s.RFLAGS]) & (IF | IOPL), changed=tuple(changed)
+        )
 
 
 def analyze(profile: str) -> Analysis:
     """Run every op in every state on a processor of this name, and judge it. Raises `ConfigError`: no such profile."""
-    bench = _Bench(profile)
+    bench = Bench(profile)
     with quiet():
-        judged = tuple(_judge(bench, op) for op in bench.rows)
-    known = set(bench.rows) | MODEL_ONLY
+        judged = tuple(_judge(bench, name) for name in bench.rows)
+    known = {*bench.rows.values(), *MODEL_ONLY}
     return Analysis(ops=judged, left_out=tuple(op.name for op in o.OPS if op.number not in known))
 
 
-def _judge(bench: _Bench, op: int) -> Judged:
+def _judge(bench: Bench, op: str) -> Judged:
     runs = {(ring, name): bench.run(op, ring, state) for ring in (o.R0, o.R3) for name, state in STATES.items()}
     inside = [run for (ring, _), run in runs.items() if ring == o.R0]
     outside = [run for (ring, _), run in runs.items() if ring == o.R3]
@@ -231,7 +261,7 @@ def _judge(bench: _Bench, op: int) -> Judged:
         if runs[o.R0, name].trap is None and (run.seen != runs[o.R0, name].seen or run.flags != runs[o.R0, name].flags)
     ]
     return Judged(
-        op=bench.rows[op],
+        op=op,
         executed=executed,
         privileged=all(run.trap is None for run in inside) and all(run.trap is not None for run in outside),
         control=tuple(sorted(control)),

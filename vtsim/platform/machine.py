@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.spec import inside
-from vtsim.base.trace import COLUMNS, TraceEvent, TraceSink
+from vtsim.base.trace import TraceSink
 from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -26,12 +26,14 @@ from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
-from vtsim.guest.machine_view import PhysicalMemory, Space, Start
+from vtsim.guest.machine_view import DmaDevice, DmaMachine, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
+from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
-from vtsim.platform.spec import Scenario, VmSpec
+from vtsim.platform.spec import Scenario, VmSpec, driven_by
+from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
@@ -42,6 +44,7 @@ from vtsim.vmm.techniques import techniques
 
 if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
+    from vtsim.platform.driven import DrivenDevices
     from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
@@ -91,6 +94,7 @@ class Vm:
     owner: int
     memory: PhysicalMemory | None = None
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
+    log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
@@ -99,7 +103,8 @@ class Vm:
 def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     """Arenas that the scenario cannot outgrow. Unused parts cost no host memory."""
     guests = [needs(vm, profile, shadow=on_shadow(scenario), paravirtual=on_direct(scenario)) for vm in scenario.vms]
-    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory)
+    more = sum(vm.vcpus - 1 for vm in scenario.vms)
+    below = hypervisor_needs(scenario.vmm, [vm.memory for vm in scenario.vms], scenario.machine.memory, more)
     disk = PLACE_WORDS * places([vm.memory for vm in scenario.vms])[-1] if scenario.vmm.swap.on else 0
     return Geometry(
         cpus=scenario.machine.cpus,
@@ -130,6 +135,7 @@ class Machine:
     monitor: Monitor | None = field(default=None, init=False)  # of deprivileged guests
     disk: Disk | None = field(default=None, init=False)
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
+    driven: DrivenDevices | None = field(default=None, init=False)  # that the guest drives
     approximations: list[str] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -152,7 +158,7 @@ class Machine:
         for port in ELCR:
             self.engine.port(port, PORT_LATCH)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
-        if self.scenario.dma:
+        if self.scenario.dma and not self.scenario.vms:
             from vtsim.platform.dma import DmaDevices  # whose kernels other machines need not load
 
             self.devices = DmaDevices(
@@ -163,16 +169,23 @@ class Machine:
         else:
             self._start_virtualized()
         if self.trace is not None and self.trace.kinds:
+            self.trace.begin(traced_machine(self.scenario, self.profile.clock_hz, self.below))
             self.engine.cpus[:, s.TRACE_ON] = 1
 
     def _start_natively(self) -> None:
-        """The only guest runs in root mode on CPU 0, in place of a hypervisor, in the machine's own memory."""
+        """The only guest runs in root mode from CPU 0 on, in place of a hypervisor, in the machine's own memory."""
         (vm,) = self.vms
         memory = NativeMemory(self.engine, vm.spec.memory)
-        start = self._build(vm, memory)
-        m = self.engine.cpus[0]
-        m[s.OWNER] = vm.owner
-        apply(self.engine, 0, start)
+        first = self._build(vm, memory)
+        for cpu, start in enumerate((first, *first.others)):
+            self.engine.cpus[cpu][s.OWNER] = vm.owner
+            apply(self.engine, cpu, start)
+        if first.dma is not None:
+            from vtsim.platform.driven import DrivenDevices  # whose kernels other machines need not load
+
+            self.driven = DrivenDevices(
+                self.scenario, self.engine, self.clock, self.profile.clock_hz, memory, first.dma
+            )
 
     def _start_virtualized(self) -> None:
         """Every CPU boots the hypervisor, which starts its guests."""
@@ -189,6 +202,7 @@ class Machine:
                     build=build,
                     devices=spec.devices,
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
+                    cpus=spec.cpus,
                 )
             )
         lay_out = techniques[scenario.vmm.technique].build
@@ -216,11 +230,17 @@ class Machine:
             start = build_guest(
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
+                dma=dma_machine(self.scenario, vm.spec) if self.scenario.dma else None,
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces = memory, start.log, start.spaces
+        vm.memory, vm.log, vm.spaces, vm.log_lines = memory, start.log, start.spaces, start.log_lines
         return start
+
+    @property
+    def tracing(self) -> Tracing:
+        """What hands transitions on."""
+        return Tracing(self.engine, self.trace)
 
     @property
     def _shuffled(self) -> bool:
@@ -249,6 +269,8 @@ class Machine:
         started = time.perf_counter()
         self.clock.run(until=ends)
         self.wall_s = time.perf_counter() - started
+        for cpu, m in enumerate(self.engine.cpus):
+            self.tracing.stop(cpu, int(m[s.PRIVILEGE]), -1)
         return self.outcome()
 
     def process(self) -> Generator[simpy.Event, Any, None]:
@@ -260,7 +282,7 @@ class Machine:
             code, cpu = self.engine.run_all(until, self.quantum)
             reached = until if cpu < 0 else int(self.engine.cpus[cpu][s.CYCLE])
             yield self.clock.timeout(max(reached - int(self.clock.now), 0))
-            self._drain_trace()
+            self.tracing.drain()
             if cpu >= 0:
                 self._act(code, cpu)
             elif until >= self.limit:
@@ -292,7 +314,10 @@ class Machine:
 
     def _killed(self, vm: Vm) -> Iterator[str]:
         """Which processes the guest's kernel ended before their work was done, from its log."""
-        for number, process in enumerate(vm.spec.guest.processes):
+        for number, of in enumerate(vm.log_lines):
+            if number >= len(vm.spec.guest.processes) and vm.spec.guest.processes[of].threads == 1:
+                continue  # a child
+            process = vm.spec.guest.processes[of]
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
             reason, vector, _, rip, cr2 = line
             if reason == layout.NO_MEMORY:
@@ -321,7 +346,10 @@ class Machine:
             self._finish(self.vms[0], at, "triple fault")
         elif code == codes.PROGRAM_END and self.below is not None:
             if self.below.in_guest(cpu):
-                self._finish(self._named(self.below.finish(cpu).name), at, None)
+                before = int(m[s.PRIVILEGE])
+                name = self.below.finish(cpu).name
+                self.tracing.stop(cpu, before, code)
+                self._finish(self._named(name), at, None)
             else:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
@@ -345,29 +373,18 @@ class Machine:
     def _device(self, cpu: int, code: int) -> None:
         """An access to an address where no device of this machine is: reads all ones, writes are lost."""
         m = self.engine.cpus[cpu]
+        packed = int(m[s.STOP_B])
+        size, register = packed & 0xFF, packed >> 8
+        if self.driven is not None and self.driven.answers(int(m[s.STOP_A])):
+            if code == codes.DEVICE_WRITE:
+                self.driven.write(int(m[s.STOP_A]), size, int(m[s.STOP_C]))
+            else:
+                m[s.GPR + register] = mem.signed(self.driven.read(int(m[s.STOP_A]), size))
+            return
         if self.disk is not None and code == codes.DEVICE_WRITE and self.disk.answers(int(m[s.STOP_A])):
             self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
-        if code == codes.DEVICE_READ:
-            packed = int(m[s.STOP_B])
-            size, register = packed & 0xFF, packed >> 8
-            if register < 16:
-                m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
-
-    def _drain_trace(self) -> None:
-        """Hand the events recorded since the last slice to whoever wanted them."""
-        a = self.engine.arena
-        count = int(a[mem.A_TRACE_LENGTH])
-        if not count:
-            return
-        a[mem.A_TRACE_LENGTH] = 0
-        if self.trace is None:
-            return
-        wanted = self.trace.kinds
-        rows = a[int(a[mem.A_TRACE]) :][: count * len(COLUMNS)].reshape(count, len(COLUMNS))
-        kinds = rows[:, COLUMNS.index("kind")]
-        self.trace.take(TraceEvent.from_row(row) for row in rows[((wanted >> kinds) & 1).astype(bool)].tolist())
-        if not self.trace.kinds:
-            self.engine.cpus[:, s.TRACE_ON] = 0
+        if code == codes.DEVICE_READ and register < 16:
+            m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
 
     # --- the end --------------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
@@ -387,6 +404,7 @@ class Machine:
             self.approximations.append(
                 f"CPUs advance by a quantum of {self.quantum} cycles; the smallest latency between them is {exact}"
             )
+        devices = self.devices or self.driven
         vms = tuple(
             VmOutcome(
                 name=vm.spec.name,
@@ -408,8 +426,8 @@ class Machine:
             approximations=tuple(self.approximations),
             replayed=self._replayed(),
             memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
-            dma=() if self.devices is None else self.devices.outcome(),
-            iommu=None if self.devices is None else self.devices.unit.statistics(),
+            dma=() if devices is None else devices.outcome(),
+            iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             clusters=sums(clusters.values()) if clusters else None,
             monitor=None if self.monitor is None else self.monitor.statistics(),
@@ -465,6 +483,23 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
 
 
 def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
-    """The same machine with one of its guests only, natively on CPU 0."""
-    machine = evolve(scenario.machine, cpus=1)
-    return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0),))
+    """The same machine with one of its guests only, natively from CPU 0 on."""
+    machine = evolve(scenario.machine, cpus=vm.vcpus)
+    cpus = tuple(range(vm.vcpus)) if vm.vcpus > 1 else ()
+    mine = tuple(each for each in scenario.dma if each.name in driven_by(vm))
+    return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),), dma=mine)
+
+
+def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
+    """What the kernel of a VM finds of devices and of the remapping unit."""
+    iommu = scenario.machine.iommu
+    return DmaMachine(
+        devices=tuple(
+            DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
+            for number, each in enumerate(scenario.dma)
+            if each.name in driven_by(vm)
+        ),
+        registers=REGISTERS,
+        translates=iommu.mode == "translate",
+        coherent=iommu.coherent,
+    )

@@ -63,6 +63,24 @@ class VmOutcome:
 
 
 @frozen(kw_only=True)
+class DriverOutcome:
+    """What a guest's driver and its device did: words that the kernel counted, descriptors, interrupts.
+
+    `hostile_through`: writes that went through after the buffer was unmapped; `window`: longest such time, in cycles.
+    """
+
+    counts: Mapping[str, int]
+    posted: int
+    done: int
+    refused: int
+    interrupts: int
+    interrupts_blocked: int
+    hostile_writes: int
+    hostile_through: int
+    window: int
+
+
+@frozen(kw_only=True)
 class DmaOutcome:
     """What one device did. Times in ns; `latencies`: {ns: operations} in buckets."""
 
@@ -80,6 +98,7 @@ class DmaOutcome:
     line_hits: int
     line_misses: int
     escaped: int
+    driver: DriverOutcome | None = None
 
 
 @frozen(kw_only=True)

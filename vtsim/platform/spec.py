@@ -21,8 +21,9 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
-from vtsim.guest.spec import GuestSpec
+from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
 from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
+from vtsim.platform.vcpu_spec import vcpu_conflicts
 from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
@@ -63,7 +64,7 @@ class MachineSpec:
 
 @frozen(kw_only=True)
 class VmSpec:
-    """A virtual machine with one vCPU."""
+    """A virtual machine."""
 
     name: str = setting(Text(), "Name in reports; vm0, vm1, … when left out", default="")
     memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Guest-physical memory", default=GIB)
@@ -72,8 +73,19 @@ class VmSpec:
         "Logical CPU that the vCPU is pinned to; taken in turn when left out",
         default=None,
     )
+    vcpus: int = setting(counts(ge=1, le=CPU_LIMIT), "Virtual CPUs, each on a logical CPU of its own", default=1)
+    cpus: tuple[int, ...] = setting(
+        Many(item=counts(le=255)),
+        "Logical CPUs that several vCPUs are pinned to; `cpu` and the next ones when left out",
+        default=(),
+    )
     devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
+
+    def pinned(self, cpus: int) -> tuple[int, ...]:
+        """The logical CPU of each vCPU, on a machine with so many."""
+        first = self.cpu or 0
+        return self.cpus or tuple((first + n) % cpus for n in range(self.vcpus))
 
 
 @frozen(kw_only=True)
@@ -119,12 +131,27 @@ class Scenario:
             attrs.evolve(
                 vm,
                 name=vm.name or f"vm{number}",
-                cpu=number % self.machine.cpus if vm.cpu is None else vm.cpu,
+                cpu=(*vm.cpus, number % self.machine.cpus)[0] if vm.cpu is None else vm.cpu,
             )
             for number, vm in enumerate(self.vms)
         )
+        vms = tuple(attrs.evolve(vm, cpus=vm.pinned(self.machine.cpus) if vm.vcpus > 1 else ()) for vm in vms)
         dma = tuple(attrs.evolve(each, name=each.name or f"dma{number}") for number, each in enumerate(self.dma))
+        if dma:
+            vms = tuple(attrs.evolve(vm, guest=_with_devices(vm.guest, dma[0].name)) for vm in vms)
         return attrs.evolve(self, name=self.name or name, vms=vms, dma=dma)
+
+
+def _with_devices(guest: GuestSpec, first: str) -> GuestSpec:
+    """The same guest, whose phases that name no device drive the first."""
+
+    def named(phase: Phase) -> Phase:
+        if isinstance(phase, DmaBuffersSpec) and not phase.device:
+            return attrs.evolve(phase, device=first)
+        return phase
+
+    processes = tuple(attrs.evolve(each, phases=tuple(map(named, each.phases))) for each in guest.processes)
+    return attrs.evolve(guest, processes=processes)
 
 
 def conflicts(scenario: Scenario) -> Iterator[Problem]:
@@ -136,12 +163,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
             message="nothing runs on this machine",
             help="give it a VM under vms, or a device under dma",
         )
-    if scenario.vms and scenario.dma:
-        yield Problem(
-            path="dma",
-            message="devices that do DMA by themselves have the machine to themselves",
-            help="leave vms out, or dma",
-        )
+    yield from _driver_conflicts(scenario)
     yield from dma_conflicts(scenario.dma, machine.memory)
     names: set[str] = set()
     for number, vm in enumerate(scenario.vms):
@@ -164,7 +186,57 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
         if name in names:
             yield Problem(path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name")
         names.add(name)
+        yield from vcpu_conflicts(scenario, vm, where)
         yield from _memory_conflicts(vm, where)
+
+
+def driven_by(vm: VmSpec) -> set[str]:
+    """The names of the devices that a VM's kernel drives."""
+    phases = (phase for process in vm.guest.processes for phase in process.phases)
+    return {phase.device for phase in phases if isinstance(phase, DmaBuffersSpec)}
+
+
+def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
+    """Yield what contradicts itself between devices and the guests that drive them."""
+    names = [each.name or f"dma{number}" for number, each in enumerate(scenario.dma)]
+    drivers: dict[str, str] = {}
+    for number, vm in enumerate(scenario.vms):
+        for place, process in enumerate(vm.guest.processes):
+            for index, phase in enumerate(process.phases):
+                if not isinstance(phase, DmaBuffersSpec):
+                    continue
+                where = f"vms.{number}.guest.processes.{place}.phases.{index}"
+                name, driver = phase.device or (names[0] if names else ""), f"{number}.{place}"
+                if name not in names:
+                    known = f"device can be {', '.join(names)}" if names else "describe one under dma"
+                    yield Problem(
+                        path=f"{where}.device", message=f"there is no device {name!r}".replace(" ''", ""), help=known
+                    )
+                elif drivers.setdefault(name, driver) != driver:
+                    yield Problem(
+                        path=f"{where}.device",
+                        message=f"{name!r} is driven by another process",
+                        help="give each process a device of its own",
+                    )
+                if vm.guest.kernel.dma == "deferred" and not vm.guest.kernel.tick:
+                    yield Problem(
+                        path=f"vms.{number}.guest.kernel.tick",
+                        message="without a timer tick nothing flushes what is deferred",
+                        help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
+                    )
+    if scenario.vms and scenario.dma and scenario.vmm.technique != "native":
+        yield Problem(
+            path="vmm.technique",
+            message="guests drive devices only natively",
+            help="technique can be native",
+        )
+    for number, name in enumerate(names):
+        if scenario.vms and name not in drivers:
+            yield Problem(
+                path=f"dma.{number}",
+                message="devices that do DMA by themselves have the machine to themselves",
+                help="leave vms out, or let a process drive it with primitive dma_buffers",
+            )
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vtsim.platform.isa import Analysis
+from vtsim.platform.isa_nonroot import NonRootAnalysis
 from vtsim.study.table import section
 
 
@@ -33,7 +34,7 @@ def isa_text(analysis: Analysis) -> RenderableType:
     """A row for each op that is not innocuous, then the conclusions."""
     table = section("op", ())
     for heading in ("class", "op", "changes", "depends on"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "op")
     for each in sorted(analysis.ops, key=lambda each: each.kind):
         if each.kind != "innocuous":
             table.add_row(each.kind, each.op, ", ".join(each.control), ", ".join(each.behaviour))
@@ -51,4 +52,56 @@ def _conclusions(analysis: Analysis) -> dict[str, tuple[str, ...]]:
         "virtualizable": analysis.offenders,
         "recursively_virtualizable": analysis.offenders,
         "hybrid_virtualizable": analysis.hybrid_offenders,
+    }
+
+
+# --- non-root operation -----------------------------------------------------------------------------------------------
+
+
+def nonroot_json(analysis: NonRootAnalysis) -> str:
+    """One JSON object: what makes each op exit in N0 and N3, what it is sensitive to otherwise, the conclusions."""
+    ops: dict[str, dict[str, object]] = {}
+    for each in analysis.ops:
+        ops.setdefault(each.op, {})[each.ring] = {
+            "exits": each.exits,
+            "without_controls": {"changes": each.free.changes, "depends_on": each.free.depends},
+            "with_all_controls": {"changes": each.held.changes, "depends_on": each.held.depends},
+        }
+    return json.dumps(
+        {
+            "ops": ops,
+            "controls": analysis.controls,
+            **{name: not offenders for name, offenders in _nonroot_conclusions(analysis).items()},
+            "offenders": analysis.offenders,
+            "offenders_without_controls": analysis.offenders_without_controls,
+        },
+        indent=2,
+    )
+
+
+def nonroot_text(analysis: NonRootAnalysis) -> RenderableType:
+    """A row for each op that is sensitive without a control or exits by one, then the conclusions."""
+    table = section("op", ())
+    table.columns[0].no_wrap = True
+    for heading in ("ring", "exits", "else changes", "else depends on"):
+        table.add_column(heading, no_wrap=heading == "exits")
+    for each in analysis.ops:
+        if each.free or each.held or each.exits not in ("always", "never"):
+            changes, depends = (", ".join(found) for found in (each.free.changes, each.free.depends))
+            table.add_row(each.op, each.ring, each.exits, changes, depends)
+    always = dict.fromkeys(each.op for each in analysis.ops if each.exits == "always")
+    lines = [Text(f"Always exit: {', '.join(always)}.")]
+    lines += [
+        Text(f"{name.replace('_', ' ')}: " + (f"no, because of {', '.join(offenders)}" if offenders else "yes"))
+        for name, offenders in _nonroot_conclusions(analysis).items()
+    ]
+    return Group(table, Padding(Group(*lines), (1, 0, 0, 0)))
+
+
+def _nonroot_conclusions(analysis: NonRootAnalysis) -> dict[str, tuple[str, ...]]:
+    """VMX instructions exit, so that a monitor below another finds the same processor again (theorem 2)."""
+    return {
+        "virtualizable_with_all_controls": analysis.offenders,
+        "recursively_virtualizable_with_all_controls": analysis.offenders,
+        "virtualizable_without_controls": analysis.offenders_without_controls,
     }

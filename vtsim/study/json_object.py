@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import attrs
@@ -21,11 +22,19 @@ def key(unit: str, meaning: str, **options: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """The JSON form of a value: objects and mappings become dicts, tuples become lists."""
-    if attrs.has(type(value)):
-        return {item.name: plain(getattr(value, item.name)) for item in attrs.fields(type(value))}
-    if isinstance(value, Mapping):
+    kind: Any = type(value)
+    names = _names(kind)
+    if names is not None:
+        return {name: plain(getattr(value, name)) for name in names}
+    if kind is dict or isinstance(value, Mapping):  # the first is the frequent case, and the fast one
         return {str(name): plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...] | None:
+    """The fields of an attrs class; None of any other."""
+    return tuple(item.name for item in attrs.fields(cls)) if attrs.has(cls) else None
 
 
 def structure(cls: type[T], data: Any, where: str) -> T:

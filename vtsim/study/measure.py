@@ -9,7 +9,7 @@ from vtsim import __version__
 from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
 from vtsim.cpu.profile import explain
 from vtsim.guest.traces.recorded_exits import RecordedExits
-from vtsim.platform.outcome import LEVELS, DmaOutcome, ExitCounts, Outcome, OwnerCounts
+from vtsim.platform.outcome import LEVELS, DmaOutcome, DriverOutcome, ExitCounts, Outcome, OwnerCounts
 from vtsim.study import result as r
 from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import reason_name
@@ -189,14 +189,43 @@ def compared(outcome: Outcome) -> r.Replay | None:
     return replay_table(outcome.replayed, RecordedExits.load(file))
 
 
-def _dma(device: DmaOutcome) -> r.Dma:
+def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
+    if driver is None:
+        return None
+    n = driver.counts
+    elapsed = n["elapsed"] or 1
+    return r.Driver(
+        descriptors=driver.posted,
+        done=driver.done,
+        refused=driver.refused,
+        elapsed_cycles=n["elapsed"],
+        cycles_per_buffer=n["elapsed"] / (driver.done or 1),
+        maps=n["maps"],
+        map_cycles=n["map_cycles"] / (n["maps"] or 1),
+        unmaps=n["unmaps"],
+        unmap_cycles=n["unmap_cycles"] / (n["unmaps"] or 1),
+        invalidations=n["invalidations"],
+        invalidation_cycles=n["invalidation_cycles"] / (n["invalidations"] or 1),
+        invalidation_share=n["invalidation_cycles"] / elapsed,
+        flushes=n["flushes"],
+        interrupts=driver.interrupts,
+        interrupts_blocked=driver.interrupts_blocked,
+        interrupts_handled=n["interrupts"],
+        hostile_writes=driver.hostile_writes,
+        hostile_through=driver.hostile_through,
+        window_ns=driver.window * 1e9 / clock_hz,
+    )
+
+
+def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
     ended = device.operations or 1
+    elapsed_ns = device.elapsed_ns if device.driver is None else device.driver.counts["elapsed"] * 1e9 / clock_hz
     return r.Dma(
         name=device.name,
         operations=device.operations,
         aborted=device.aborted,
         escaped=device.escaped,
-        gbps=8 * device.bytes / device.elapsed_ns if device.elapsed_ns else 0.0,
+        gbps=8 * device.bytes / elapsed_ns if elapsed_ns else 0.0,
         latency=r.Latency(
             mean_ns=device.latency_sum_ns / ended,
             p50_ns=r.percentile(device.latencies or {0: 1}, 50),
@@ -208,6 +237,7 @@ def _dma(device: DmaOutcome) -> r.Dma:
         walk_wait_ns=device.walk_wait_ns,
         line_hits=device.line_hits,
         line_misses=device.line_misses,
+        driver=_driver(device.driver, clock_hz),
     )
 
 
@@ -272,7 +302,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
         parameters=parameters(first),
         replay=compared(first),
-        dma=tuple(map(_dma, first.dma)),
+        dma=tuple(_dma(device, profile.clock_hz) for outcome in outcomes for device in outcome.dma),
         iommu=first.iommu,
         translations=None if first.translations is None else r.Translations(**first.translations),
         clusters=None if first.clusters is None else r.Clusters(**first.clusters),

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtsim.base.trace import PRIVILEGES
-from vtsim.study.result import Exit, Replay, Result, ServedBy, VmResult
+from vtsim.study.result import Driver, Exit, Replay, Result, ServedBy, VmResult
 from vtsim.study.table import section
 
 # fmt: off
@@ -207,7 +207,22 @@ def _dma(result: Result) -> RenderableType:
             f"{delay.mean_ns:.0f}", str(delay.p50_ns), str(delay.p99_ns), count(each.walks),
         )  # fmt: skip
     unit = ", ".join(f"{name} {count(number)}" for name, number in (result.iommu or {}).items() if number)
-    return Group(table, Padding(Text(f"Remapping unit: {unit or 'off'}."), (1, 0, 0, 0)))
+    drivers = [_driver(each.name, each.driver) for each in result.dma if each.driver is not None]
+    return Group(table, *drivers, Padding(Text(f"Remapping unit: {unit or 'off'}."), (1, 0, 0, 0)))
+
+
+def _driver(name: str, driver: Driver) -> RenderableType:
+    lines = [
+        f"Driver of {name}: {count(driver.done)} buffers, {driver.cycles_per_buffer:.0f} cycles each; "
+        f"a map {driver.map_cycles:.0f}, an unmap {driver.unmap_cycles:.0f} cycles; "
+        f"{count(driver.invalidations)} invalidations, {percent(driver.invalidation_share)} of the time."
+    ]
+    if driver.hostile_writes:
+        lines.append(
+            f"Of {count(driver.hostile_writes)} writes after their buffers were done, {count(driver.hostile_through)} "
+            f"went through after the unmap, up to {driver.window_ns:.0f} ns later."
+        )
+    return Padding(Text("\n".join(lines)), (1, 0, 0, 0))
 
 
 def _replay(replay: Replay) -> RenderableType:

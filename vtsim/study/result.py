@@ -333,6 +333,31 @@ class Latency:
 
 
 @frozen(kw_only=True)
+class Driver:
+    """What a guest's kernel did to drive a device. Cycles of one are means, and hold one RDTSC."""
+
+    descriptors: int            = key("descriptors", "that the device was given")
+    done: int                   = key("descriptors", "that it reported as done")
+    refused: int                = key("descriptors", "of these, with an access that the remapping unit blocked")
+    elapsed_cycles: int         = key("cycles", "from the first map to the last unmap")
+    cycles_per_buffer: float    = key("cycles", "of these, for each descriptor that was done")
+    maps: int                   = key("maps", "of a buffer, or of a group")
+    map_cycles: float           = key("cycles", "that one took")
+    unmaps: int                 = key("unmaps", "of a buffer, or of a group")
+    unmap_cycles: float         = key("cycles", "that one took, with its invalidation")
+    invalidations: int          = key("invalidations", "that the kernel asked for, each with a wait")
+    invalidation_cycles: float  = key("cycles", "that one took")
+    invalidation_share: float   = key("", "of the elapsed cycles, those of invalidations")
+    flushes: int                = key("flushes", "of a whole domain, for what was deferred")
+    interrupts: int             = key("interrupts", "that the device sent")
+    interrupts_blocked: int     = key("interrupts", "of these, that interrupt remapping blocked")
+    interrupts_handled: int     = key("interrupts", "that the kernel handled; pending ones of a vector are one")
+    hostile_writes: int         = key("writes", "of a hostile device, to addresses whose buffers were done")
+    hostile_through: int        = key("writes", "of these, that went through after the unmap")
+    window_ns: float            = key("ns", "longest time from the last allowed to the last of these")
+
+
+@frozen(kw_only=True)
 class Dma:
     """What one device did that reads and writes memory by itself."""
 
@@ -340,13 +365,14 @@ class Dma:
     operations: int      = key("operations", "that ended; each ends once")
     aborted: int         = key("operations", "that the remapping unit blocked")
     escaped: int         = key("packets", "that landed outside of the device's own memory")
-    gbps: float          = key("Gb/s", "payload over the time from the first to the last operation")
+    gbps: float          = key("Gb/s", "payload over the time until the last operation, or that its driver took")
     latency: Latency     = key("", "of operations")
     walks: int           = key("walks", "of translation tables that packets waited for")
     walk_reads: int      = key("reads", "of entries in these walks")
     walk_wait_ns: float  = key("ns", "that packets waited for a free walker, all together")
     line_hits: int       = key("lines", "found in the last-level cache, or written into it")
     line_misses: int     = key("lines", "that came from memory")
+    driver: Driver | None = key("", "the guest that drives it; null for a device that acts by itself", default=None)
 
 
 @frozen(kw_only=True)

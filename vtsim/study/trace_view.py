@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 
 from vtsim.base import trace
 from vtsim.base.errors import ConfigError
-from vtsim.base.trace import ALL_KINDS, KINDS, PRIVILEGES, TraceEvent
+from vtsim.base.trace import ALL_KINDS, KINDS, PRIVILEGES, TracedMachine, TraceEvent
 from vtsim.vmcs.events import EXCEPTIONS, VALID, describe_event
 from vtsim.vmcs.qualification import describe
 from vtsim.vmcs.reasons import EPT_MISCONFIG, EPT_VIOLATION, REASON, reason_name
@@ -82,6 +82,9 @@ class TraceView:
         """One bit per kind that has to be recorded; 0 once the limit is reached."""
         return 0 if self.limit is not None and self.shown >= self.limit else self.wanted.recorded
 
+    def begin(self, machine: TracedMachine) -> None:
+        """Nothing of a machine but its events is printed."""
+
     def take(self, events: Iterable[TraceEvent]) -> None:
         """Print and keep those that are wanted."""
         lines = []
@@ -111,13 +114,13 @@ def line(event: TraceEvent) -> str:
     """One event as text."""
     to, came = PRIVILEGES[event.to], PRIVILEGES[event.privilege]
     text = (
-        f"{event.cycle:>15,} {event.vcpu:>3} {came:<4} {to:<2} {_what(event):<24} {event.cycles:>10,}  "
-        f"{', '.join(part for part in (_meaning(event), _rip(event)) if part)}"
+        f"{event.cycle:>15,} {event.vcpu:>3} {came:<4} {to:<2} {what(event):<24} {event.cycles:>10,}  "
+        f"{', '.join(part for part in (meaning(event), _rip(event)) if part)}"
     )
     return text.rstrip()
 
 
-def _what(event: TraceEvent) -> str:
+def what(event: TraceEvent) -> str:
     """The kind, and what it was about."""
     if event.reason < 0:
         return KINDS[event.kind]
@@ -131,7 +134,7 @@ def _what(event: TraceEvent) -> str:
     return f"{KINDS[event.kind]} {about}"
 
 
-def _meaning(event: TraceEvent) -> str:
+def meaning(event: TraceEvent) -> str:
     """What the details beside RIP say."""
     details = dict(zip(trace.DETAIL_NAMES[event.kind], event.detail, strict=False))
     if event.kind == trace.EXIT:

@@ -8,6 +8,7 @@ SDM: "VMX Capability Reporting Facility".
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import attrs
@@ -34,13 +35,19 @@ class Generation:
         return frozenset(self.added) | (self.before.features if self.before else frozenset())
 
     def capabilities(self) -> Capabilities:
-        return Capabilities.from_features(
-            self.features,
-            revision=self.revision,
-            vmcs_bytes=self.vmcs_bytes,
-            cr4_fixed1=self.cr4_fixed1,
-            preemption_timer_shift=self.preemption_timer_shift,
-        )
+        return _capabilities(self)
+
+
+@cache
+def _capabilities(generation: Generation) -> Capabilities:
+    """Made once: every machine and every check of a scenario asks for the same few."""
+    return Capabilities.from_features(
+        generation.features,
+        revision=generation.revision,
+        vmcs_bytes=generation.vmcs_bytes,
+        cr4_fixed1=generation.cr4_fixed1,
+        preemption_timer_shift=generation.preemption_timer_shift,
+    )
 
 
 P4_672: Final = Generation(

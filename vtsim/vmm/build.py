@@ -43,6 +43,7 @@ from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WA
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.swap_disk import share_out
+from vtsim.vmm.vcpus import link_vcpus, reserve_others
 
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
@@ -101,7 +102,10 @@ def build_hypervisor(
     tables = DirectHost.reserve(host) if direct else None
     if tables is not None:
         addresses |= tables.addresses
-    path = Path(vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses)
+    path = Path(
+        vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses,
+        several=any(len(guest.cpus) > 1 for guest in guests),
+    )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
     controls = vmcs.controls(wanted, capabilities, profile.name)
@@ -131,7 +135,9 @@ def build_hypervisor(
         vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
-    hypervisor = Hypervisor(engine, host, path, program, user, tuple(parts), cpu_pages, disk_queues)
+    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
+    vcpus = (*parts, *(vcpu for more in others for vcpu in more))
+    hypervisor = Hypervisor(engine, host, path, program, user, vcpus, cpu_pages, disk_queues)
     table = host.words(handlers)
     labels = program.labels
     for reason in range(REASONS):
@@ -140,6 +146,8 @@ def build_hypervisor(
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     if vmm.swap.on:
         host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
+    if path.several:
+        host.gate(at.KICK_VECTOR, labels["kick_interrupt"])
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
@@ -156,6 +164,9 @@ def build_hypervisor(
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
+        for other, its_start in zip(others[number], start.others, strict=True):
+            _fill_vmcs(hypervisor, other, number, its_start, controls, wanted, bitmap)
+        link_vcpus(host, (vcpu, *others[number]))
         for pool in vcpu.pools:
             pool.hand_over()
         if vcpu.memory.placement is not None:
@@ -167,7 +178,7 @@ def build_hypervisor(
             share_out(hypervisor, buddy)
         buddy.hand_over()
     for cpu in cpu_pages:
-        _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in parts if v.cpu == cpu])
+        _boot_cpu(hypervisor, cpu, vmxon[cpu], [v for v in vcpus if v.cpu == cpu])
     return hypervisor
 
 
@@ -271,7 +282,7 @@ def _fill_vmcs(
         "EXCEPTION_BITMAP": sum(1 << vmcs.EXCEPTIONS[name] for name in wanted.exceptions),
         "CR0_GUEST_HOST_MASK": wanted.cr0_mask, "CR4_GUEST_HOST_MASK": wanted.cr4_mask,
         "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic_page << 12,
-        "VPID": number + 1 if vmm.vpid else 0,
+        "VPID": hypervisor.vcpus.index(vcpu) + 1 if vmm.vpid else 0,
     }  # fmt: skip
     if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits

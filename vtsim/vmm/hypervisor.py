@@ -38,7 +38,7 @@ DEATHS: Final = {
 
 @frozen(kw_only=True)
 class Guest:
-    """A VM to be: its name, physical CPU, bytes of memory, devices, and what lays its guest into memory.
+    """A VM to be: its name, physical CPU (of several vCPUs, all), bytes of memory, devices, what lays its guest out.
 
     The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording.
     """
@@ -49,11 +49,12 @@ class Guest:
     build: GuestBuilder
     devices: tuple[str, ...] = ()
     recorded: bool = False
+    cpus: tuple[int, ...] = ()
 
 
 @frozen(kw_only=True)
 class Vcpu:
-    """Where the parts of one VM's vCPU stand."""
+    """Where the parts of one vCPU stand; with several of a VM, memory and EPT are those of the first."""
 
     name: str
     cpu: int
@@ -67,6 +68,7 @@ class Vcpu:
     pools: tuple[Pool, ...]
     devices: tuple[str, ...]
     recorded: bool
+    index: int = 0  # which of its VM
     marks: int | None = None  # first frame of what the scanner of page sharing saw
     swap_marks: int | None = None  # first frame of what is on the disk
     log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
@@ -141,8 +143,9 @@ class Hypervisor:
         return {name: self.word(vcpu, word) for name, word in names.items()}
 
     def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
-        """What became of a VM's memory; what did not happen is left out."""
-        counts = {name.lower(): self.word(vcpu, name) for name in at.STATISTICS}
+        """What became of the memory of a vCPU's VM; what did not happen is left out."""
+        same = [other for other in self.vcpus if other.name == vcpu.name]
+        counts = {name.lower(): sum(self.word(other, name) for other in same) for name in at.STATISTICS}
         return {name: count for name, count in counts.items() if count}
 
     def deaths(self, cpu: int) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B
 STAR: Final = KERNEL_CODE << 32 | 0x23 << 48
 TIMER_VECTOR: Final = 0xEC                    # local timer of the host
 WIRE_VECTOR: Final = 0xF3                     # an outside device interrupts a guest
+KICK_VECTOR: Final = 0xFD                     # another CPU wants something of a vCPU here
 
 DISK_VECTOR: Final = 0xE1                     # the disk has done something
 
@@ -156,6 +157,18 @@ VCPU_WORDS: Final = (
     ("CLUSTER_INSTRUCTIONS", 1, "instructions that they executed in the guest's place"),
     ("SEEN_STORES",       8, "addresses of stores that hit tables of the guest, by a hash"),
     ("CLUSTERS",         32, "by a hash of the address: address, where its bytes are, instructions to one that exits"),
+    ("VM",                1, "address of the structure of the VM's first vCPU, whose words about the VM all use"),
+    ("PEER",              1, "address of the structure of the VM's next vCPU, in a ring"),
+    ("INDEX",             1, "which vCPU of its VM: its APIC identifier"),
+    ("CPU",               1, "APIC identifier of the physical CPU that it is pinned to"),
+    ("TABLES_TICKET",     1, "lock of the VM's tables: next ticket"),
+    ("TABLES_SERVING",    1, "and whose turn it is"),
+    ("IN_GUEST",          1, "is it in its guest, or about to enter?"),
+    ("ASKED",             1, "requests of other vCPUs that it has not seen to"),
+    ("ASKED_FLUSH",       1, "one was to drop translations, because EPT changed"),
+    ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
+    ("ASKED_END",         1, "one was to end: why, as in DEATH"),
+    ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -211,6 +224,7 @@ STATISTICS: Final = (
     "PAGES_SWAPPED_IN",
     "PAGES_SWAPPED_OUT",
     "PAGES_DROPPED",
+    "REMOTE_FLUSHES",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)

@@ -29,8 +29,11 @@ class Needs:
     host_frames: int
 
 
-def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
-    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need."""
+def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpus: int = 0) -> Needs:
+    """How large the arenas have to be for VMs with so many bytes of memory, beside what their guests need.
+
+    `more_vcpus` are those beyond the first of every VM.
+    """
     tables = sum(pool_frames(size, vmm) for size in memories)
     shadows = 0
     if vmm.on_shadow:
@@ -52,11 +55,17 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0) -> Needs:
         bitmaps += sum(map(mark_frames, memories))
         disk_pages = 2 * sum(gfn_ranges(size)[-1][1] for size in memories)
     return Needs(
-        pool_pages=disk_pages + 2 * tables + shadows + bitmaps + 256 + (32 + 160 * translating) * len(memories),
+        pool_pages=disk_pages
+        + 2 * tables
+        + shadows
+        + bitmaps
+        + 256
+        + (32 + 160 * translating) * len(memories)
+        + 32 * more_vcpus,
         code_pages=24 + 20 * len(memories) * translating,
         rows=8192 + 5000 * len(memories) * translating,
         owners=1 + len(memories),
-        host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * len(memories),
+        host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * (len(memories) + more_vcpus),
     )
 
 

@@ -35,6 +35,7 @@ class Path:
     capabilities: Capabilities
     parameters: Mapping[str, int]
     addresses: Mapping[str, int]  # linear addresses of the host's own structures
+    several: bool = False  # has a VM more than one vCPU?
 
     def __getitem__(self, parameter: str) -> int:
         return self.parameters[parameter]

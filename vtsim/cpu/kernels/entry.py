@@ -154,7 +154,8 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     vmcs[h.V_LAUNCHED] = h.LAUNCHED
     a[m[s.OWNER] + k.ENTRIES] += 1
     if m[s.TRACE_ON]:
-        record(m, a, before, tr.ENTRY, ended, last, vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & 0xFFFFFFFF, 0)
+        injected = vmcs[v.ENTRY_INTERRUPTION_INFORMATION] & 0xFFFFFFFF
+        record(m, a, before, tr.ENTRY, ended, last, injected, m[s.VMCS_POINTER])
     if secondary & APIC_VIRTUALIZATION:
         begin_virtual(m, a)
     begin(m)

@@ -9,7 +9,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 
 # fmt: off
-TRACE_WORDS, TRACE_SLACK = 10, 16   # a record is a row of vtsim.base.trace
+TRACE_WORDS, TRACE_SLACK = 12, 16   # a record is a row of vtsim.base.trace
 # fmt: on
 
 
@@ -57,4 +57,6 @@ def record(m: Record, a: Arena, before: int, kind: int, reason: int, cycles: int
     a[at + 7] = m[s.RIP]
     a[at + 8] = detail
     a[at + 9] = about
+    a[at + 10] = m[s.RETIRED]
+    a[at + 11] = a[m[s.OWNER] + k.OWN_EMULATED] + a[m[s.OWNER] + k.OWN_EMULATED + 1]
     a[A_TRACE_LENGTH] = n + 1

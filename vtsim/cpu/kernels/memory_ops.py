@@ -36,7 +36,7 @@ def data_at(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
 def device(m: Record, a: Arena, hpa: int, size: int, write: bool, value: int, register: int) -> int:
     """A memory access that reaches no memory: the platform's device answers. RIP moves on before the stop."""
     a[m[s.OWNER] + k.DEVICE_ACCESSES] += 1
-    charge(m, a, o.BUS, m[s.MMIO_CYCLES])
+    charge(m, a, o.BUS, m[s.POSTED_CYCLES] if write else m[s.MMIO_CYCLES])
     m[s.STOP] = DEVICE_WRITE if write else DEVICE_READ
     m[s.STOP_A] = hpa
     m[s.STOP_B] = size | register << 8

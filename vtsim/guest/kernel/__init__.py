@@ -13,6 +13,7 @@ from attrs import frozen
 
 from vtsim.base.registry import Registry
 from vtsim.cpu.assembler import Assembler
+from vtsim.guest.kernel.dma_layout import DmaOptions
 
 
 @frozen(kw_only=True)
@@ -33,6 +34,14 @@ class KernelOptions:
     batch: int = 1  # how many requests one hypercall makes at most
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
     files: int = 0  # linear address of what stands for files and sockets
+    cpus: int = 1
+    alive: int = 0  # with several: linear address of how many tasks have not ended
+    dma: DmaOptions | None = None  # where the guest drives devices
+
+    @property
+    def several(self) -> bool:
+        """Does it run on several CPUs?"""
+        return self.cpus > 1
 
 
 @frozen(kw_only=True)

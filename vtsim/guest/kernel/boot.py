@@ -29,8 +29,9 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
     if kernel.paravirtual:
         hypercalls.find_interface(a)
     a.work(length("boot"))
-    if kernel.timer:
+    if kernel.timer or kernel.several:
         write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
+    if kernel.timer:
         write_msr(a, X2APIC_LVT_TIMER, at.TIMER_VECTOR | (DEADLINE_MODE if kernel.deadline else 0))
         if not kernel.deadline:
             write_msr(a, X2APIC_DIVIDE, DIVIDE_BY_ONE)

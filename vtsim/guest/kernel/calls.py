@@ -8,12 +8,11 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
-from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.fault import find_entry, flush_user_half, give_frame, put_entry
+from vtsim.guest.kernel.fault import find_entry, give_frame, put_entry
+from vtsim.guest.kernel.flush import FLUSH_CEILING, flush_range, flush_user_half
 from vtsim.guest.kernel.lengths import length
-
-FLUSH_CEILING = 33  # pages: above, Linux flushes all (tlb_single_page_flush_ceiling)
 
 
 def flush_space(a: Assembler, kernel: KernelOptions) -> None:
@@ -70,9 +69,14 @@ def end(a: Assembler, kernel: KernelOptions) -> None:
     a.call("schedule")
     a.label("end_process")
     a.st_value(Mem(s.RBX, at.T_STATE), at.DEAD)
-    a.ld(s.RAX, at.cpu_word(at.ALIVE))
-    a.sub(s.RAX, 1)
-    a.st(at.cpu_word(at.ALIVE), s.RAX)
+    if kernel.several:
+        a.mov(s.RAX, -1)
+        a.xadd(Mem(displacement=kernel.alive), s.RAX)
+        a.sub(s.RAX, 1)
+    else:
+        a.ld(s.RAX, at.cpu_word(at.ALIVE))
+        a.sub(s.RAX, 1)
+        a.st(at.cpu_word(at.ALIVE), s.RAX)
     a.jcc(ops.CC_NZ, "ended")
     a.op(ops.STOP_OP)
 
@@ -90,7 +94,10 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.R15, s.RSI)
     a.mov(s.R13, kernel.small_zone)
     if kernel.paravirtual:
-        _unmap_by_requests(a)
+        _unmap_by_requests(a, kernel)
+        return
+    if kernel.several:
+        _unmap_everywhere(a, kernel)
         return
     a.mov(s.R8, at.DIRECT)
     a.mov(s.R10, e.PTE_PRESENT)
@@ -104,7 +111,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("unmap_page"))
     a.copy(s.RDX, s.RAX)
     a.and_(s.RDX, register=s.R14)
-    give_frame(a)
+    give_frame(a, kernel)
     a.label("unmap_next")
     a.add(s.R12, 4096)
     a.sub(s.RBP, 1)
@@ -153,13 +160,18 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RBP, s.RSI)
     a.copy(s.R15, s.RSI)
     a.copy(s.R13, s.RDX)
+    smp.call(a, kernel, "lock_write")
     a.label("protect_page")
     find_entry(a, kernel, s.RBX, s.R12)
-    a.test(s.RAX, -1)
+    a.test(s.RAX, e.PTE_WRITE if kernel.several else -1)
     a.jcc(ops.CC_Z, "protect_next")
     a.work(length("protect_page"))
-    a.and_(s.RAX, ~e.PTE_WRITE)
-    put_entry(a, kernel)
+    if kernel.several:  # at once: another CPU may be setting flags of the entry
+        a.mov(s.RAX, -e.PTE_WRITE)
+        a.xadd(Mem(s.RCX), s.RAX)
+    else:
+        a.and_(s.RAX, ~e.PTE_WRITE)
+        put_entry(a, kernel)
     a.label("protect_next")
     a.add(s.R12, 4096)
     a.sub(s.RBP, 1)
@@ -172,7 +184,12 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
         _flush_pages(a, kernel, "protect")
     if kernel.kpti and kernel.pcid:
         flush_user_half(a)
+    if kernel.several:
+        a.ld(s.RDI, Mem(s.RSP, 8 + at.AT[s.RDI]))
+        a.ld(s.RSI, Mem(s.RSP, 8 + at.AT[s.RSI]))
+        a.call("shoot_down")
     a.label("protect_done")
+    smp.call(a, kernel, "unlock_write")
     if kernel.paravirtual:
         a.call("pv_send")
     a.op(ops.STI)
@@ -180,7 +197,7 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.ret()
 
 
-def _unmap_by_requests(a: Assembler) -> None:
+def _unmap_by_requests(a: Assembler, kernel: KernelOptions) -> None:
     """The same with direct tables: each page that is there is a request, and each flush is one."""
     a.label("unmap_page")
     a.copy(s.RSI, s.R12)
@@ -190,7 +207,7 @@ def _unmap_by_requests(a: Assembler) -> None:
     a.work(length("unmap_page"))
     a.copy(s.RDX, s.RAX)
     hypercalls.to_physical(a, s.RDX)
-    give_frame(a)
+    give_frame(a, kernel)
     a.copy(s.RDI, s.R11)
     a.mov(s.RSI, 0)
     a.call("pv_request")
@@ -206,6 +223,65 @@ def _unmap_by_requests(a: Assembler) -> None:
     hypercalls.request(a, d.FLUSH_ALL, 0)
     a.label("unmap_flushed")
     a.call("pv_send")
+    a.op(ops.STI)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+def _unmap_everywhere(a: Assembler, kernel: KernelOptions) -> None:
+    """The same where other CPUs may have translations: frames are gathered, and freed when all have dropped them."""
+    a.call("lock_write")
+    a.label("unmap_some")
+    a.copy(s.R15, s.RBP)
+    a.cmp(s.R15, smp.GATHERED)
+    a.jcc(ops.CC_BE, "unmap_all")
+    a.mov(s.R15, smp.GATHERED)
+    a.label("unmap_all")
+    a.push(s.RBP)
+    a.push(s.R12)
+    a.copy(s.RBP, s.R15)
+    a.ld(s.R14, at.cpu_word(at.GATHER))
+    a.label("unmap_page")
+    find_entry(a, kernel, s.RBX, s.R12)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "unmap_next")
+    a.work(length("unmap_page"))
+    a.mov(s.RDX, e.ADDRESS)
+    a.and_(s.RDX, register=s.RAX)
+    a.st(Mem(s.R14), s.RDX)
+    a.add(s.R14, 8)
+    a.label("unmap_next")
+    a.add(s.R12, 4096)
+    a.sub(s.RBP, 1)
+    a.jcc(ops.CC_NZ, "unmap_page")
+    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+    a.ld(s.RSI, Mem(s.RSP))
+    a.copy(s.RDX, s.R15)
+    a.mov(s.RAX, 0)
+    a.hook(hooks.TABLE_CLEAR)
+    a.ld(s.R12, Mem(s.RSP))
+    a.copy(s.RBP, s.R15)
+    flush_range(a, kernel, "unmap", s.RBP)
+    a.ld(s.RDI, Mem(s.RSP))
+    a.copy(s.RSI, s.R15)
+    a.call("shoot_down")
+    a.ld(s.RSI, at.cpu_word(at.GATHER))
+    a.label("unmap_free")
+    a.cmp(s.RSI, register=s.R14)
+    a.jcc(ops.CC_Z, "unmap_freed")
+    a.ld(s.RDX, Mem(s.RSI))
+    a.add(s.RSI, 8)
+    give_frame(a, kernel)
+    a.jmp("unmap_free")
+    a.label("unmap_freed")
+    a.pop(s.R12)
+    a.pop(s.RBP)
+    a.copy(s.RAX, s.R15)
+    a.shl(s.RAX, 12)
+    a.add(s.R12, register=s.RAX)
+    a.sub(s.RBP, register=s.R15)
+    a.jcc(ops.CC_NZ, "unmap_some")
+    a.call("unlock_write")
     a.op(ops.STI)
     a.mov(s.RAX, 0)
     a.ret()

@@ -14,6 +14,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.dma_layout import DMA_VECTOR
 from vtsim.guest.kernel.lengths import length
 
 
@@ -99,7 +100,9 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
 def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     """Entry stubs of all vectors but that of page faults, the way in, and the way out by IRET."""
     a.activity = ops.INTERRUPT_PATH
-    for vector in (*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR):
+    vectors = [*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR]
+    vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
+    for vector in vectors + [at.CALL_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
         if vector not in at.WITH_ERROR:
             a.push(value=0)
@@ -150,9 +153,15 @@ def way_in(a: Assembler, kernel: KernelOptions, entered: str) -> None:
 def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
     """Let another task run if one should; restore the registers, and return by IRET to whom it interrupted."""
     a.label(name)
+    if kernel.several:  # who holds a lock or waits for one keeps the CPU
+        a.ld(s.RAX, at.cpu_word(at.HELD))
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, f"{name}_stay")
     a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, f"{name}_reschedule")
+    if kernel.several:
+        a.label(f"{name}_stay")
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
     a.jcc(ops.CC_Z, f"{name}_to_kernel")
@@ -160,10 +169,13 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
     if kernel.kpti:
         words = (s.RAX, s.RCX, s.RDX, s.RBX, s.RBP)
         a.ldm(Mem(s.RSP, at.F_RIP), words)
-        a.stm(Mem(displacement=at.ENTRY_STACK - 8 * len(words)), words)
+        a.stm(at.cpu_word(at.ENTRY_STACK - at.CPU_DATA - 8 * len(words)), words)
         a.ldm(Mem(s.RSP), at.SAVED)
         to_user_tables(a, kernel)
-        a.mov(s.RSP, at.ENTRY_STACK - 8 * len(words))
+        if kernel.several:
+            a.ld(s.RSP, at.cpu_word(at.ENTRY_TOP))
+        else:
+            a.mov(s.RSP, at.ENTRY_STACK - 8 * len(words))
     else:
         a.ldm(Mem(s.RSP), at.SAVED)
         a.add(s.RSP, at.F_RIP)

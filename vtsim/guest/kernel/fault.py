@@ -3,8 +3,10 @@
 The area of the address is searched in the task's table of areas, a frame is taken from the area's zone, zeroed and
 mapped. A write to a page that fork left read-only copies the page while it is shared, and else makes it writable.
 
+With several CPUs threads of a process fault beside each other: who comes second finds the page there.
+
 Not modelled: the shared zero page; reference counts of pages (a task and its one child share); interrupts while a
-page fault is handled.
+page fault is handled; a signal that ends all threads of a process.
 """
 
 from __future__ import annotations
@@ -15,30 +17,42 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
 from vtsim.ept.tables import TO_TABLE
-from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.flush import flush_user_half
 from vtsim.guest.kernel.lengths import length
 
 
-def take_frame(a: Assembler, empty: str) -> None:
+def take_frame(a: Assembler, kernel: KernelOptions, empty: str) -> None:
     """RDX <- physical address of a page from the zone at R13; to `empty` if there is none. Clobbers RAX."""
     a.work(length("page_get"))
+    smp.lock_zone(a, kernel, s.RDX)
     a.ld(s.RAX, Mem(s.R13, at.Z_TOP))
     a.ld(s.RDX, Mem(s.R13, at.Z_BOTTOM))
     a.cmp(s.RAX, register=s.RDX)
-    a.jcc(ops.CC_Z, empty)
+    if kernel.several:
+        some = f"some_{a.here:x}"
+        a.jcc(ops.CC_NZ, some)
+        smp.unlock_zone(a, kernel)
+        a.jmp(empty)
+        a.label(some)
+    else:
+        a.jcc(ops.CC_Z, empty)
     a.sub(s.RAX, 8)
     a.ld(s.RDX, Mem(s.RAX))
     a.st(Mem(s.R13, at.Z_TOP), s.RAX)
+    smp.unlock_zone(a, kernel)
 
 
-def give_frame(a: Assembler) -> None:
-    """Put the page at physical address RDX back into the zone at R13. Clobbers RAX."""
+def give_frame(a: Assembler, kernel: KernelOptions) -> None:
+    """Put the page at physical address RDX back into the zone at R13. Clobbers RAX; with several CPUs, RCX."""
     a.work(length("page_put"))
+    smp.lock_zone(a, kernel, s.RCX)
     a.ld(s.RAX, Mem(s.R13, at.Z_TOP))
     a.st(Mem(s.RAX), s.RDX)
     a.add(s.RAX, 8)
     a.st(Mem(s.R13, at.Z_TOP), s.RAX)
+    smp.unlock_zone(a, kernel)
 
 
 def each_page(a: Assembler, hook: int, name: str) -> None:
@@ -63,16 +77,8 @@ def flush_user_page(a: Assembler, kernel: KernelOptions) -> None:
         flush_user_half(a)
 
 
-def flush_user_half(a: Assembler) -> None:
-    """Let the way out flush the user PCID of the task at RBX. Clobbers RAX and RCX."""
-    a.ld(s.RAX, Mem(s.RBX, at.T_USER_CR3))
-    a.mov(s.RCX, ~at.NOFLUSH)
-    a.and_(s.RAX, register=s.RCX)
-    a.st(Mem(s.RBX, at.T_USER_CR3), s.RAX)
-
-
-def map_page(a: Assembler, kernel: KernelOptions) -> None:
-    """Map the page RDX at the address R12 as the area at R14 says, for the task at RBX."""
+def map_page(a: Assembler, kernel: KernelOptions, empty: str = "no_memory") -> None:
+    """Map the page RDX at the address R12 as the area at R14 says, for the task at RBX; to `empty` without tables."""
     a.ld(s.RAX, Mem(s.R14, at.A_LEAF))
     a.or_(s.RDX, register=s.RAX)
     if kernel.paravirtual:
@@ -90,7 +96,7 @@ def map_page(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.R11, 0)
     a.hook(hooks.TABLE_MAP)
     a.test(s.RAX, -1)
-    a.jcc(ops.CC_NZ, "no_memory")
+    a.jcc(ops.CC_NZ, empty)
 
 
 def find_entry(a: Assembler, kernel: KernelOptions, task: int, address: int) -> None:
@@ -158,16 +164,48 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_NZ, "present_fault")
     a.test(s.R13, -1)
     a.jcc(ops.CC_Z, "kill")
-    take_frame(a, "no_memory")
+    if kernel.several:
+        a.call("lock_read")
+        find_entry(a, kernel, s.RBX, s.R12)
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, "fault_settled")
+    take_frame(a, kernel, "no_memory")
     a.copy(s.RDI, s.RDX)
     a.mov(s.RAX, at.DIRECT)
     a.add(s.RDI, register=s.RAX)
     each_page(a, hooks.PAGE_ZERO, "zero_page")
     a.work(length("fault_map"))
-    map_page(a, kernel)
+    if kernel.several:
+        _map_unless_there(a, kernel)
+    else:
+        map_page(a, kernel)
     a.label("fault_done")
     a.work(length("fault_exit"))
     a.jmp("fault_leave")
+
+
+def _map_unless_there(a: Assembler, kernel: KernelOptions) -> None:
+    """The same under the lock of the tables: another thread may have mapped a page there meanwhile."""
+    a.copy(s.R15, s.RDX)
+    smp.lock_tables(a, kernel)
+    find_entry(a, kernel, s.RBX, s.R12)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "fault_beaten")
+    a.copy(s.RDX, s.R15)
+    map_page(a, kernel, "fault_no_tables")
+    a.label("fault_unlock")
+    smp.unlock_tables(a, kernel)
+    a.label("fault_settled")
+    a.call("unlock_read")
+    a.jmp("fault_done")
+    a.label("fault_beaten")
+    smp.unlock_tables(a, kernel)
+    a.copy(s.RDX, s.R15)
+    give_frame(a, kernel)
+    a.jmp("fault_settled")
+    a.label("fault_no_tables")
+    smp.unlock_tables(a, kernel)
+    a.jmp("no_memory")
 
 
 @path("copy on write")
@@ -177,7 +215,15 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.label("present_fault")
     a.test(s.RBP, e.PF_WRITE)
     a.jcc(ops.CC_Z, "kill")
+    if kernel.several:
+        a.call("lock_read")
+        smp.lock_tables(a, kernel)
     find_entry(a, kernel, s.RBX, s.R12)
+    if kernel.several:  # another thread may have unmapped it, or made it writable
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_Z, "fault_unlock")
+        a.test(s.RAX, e.PTE_WRITE)
+        a.jcc(ops.CC_NZ, "fault_unlock")
     a.copy(s.RBP, s.RAX)
     a.ld(s.RDX, Mem(s.RBX, at.T_SHARED))
     a.test(s.RDX, -1)
@@ -186,9 +232,10 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.or_(s.RAX, e.PTE_WRITE)
     put_entry(a, kernel)
     flush_user_page(a, kernel)
-    a.jmp("fault_done")
+    a.jmp("fault_unlock" if kernel.several else "fault_done")
     a.label("copy_page")
-    take_frame(a, "no_memory")
+    smp.unlock_tables(a, kernel)
+    take_frame(a, kernel, "no_memory")
     a.mov(s.RAX, at.DIRECT)
     a.copy(s.RDI, s.RDX)
     a.add(s.RDI, register=s.RAX)
@@ -203,7 +250,17 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("fault_copy"))
     map_page(a, kernel)
     flush_user_page(a, kernel)
-    a.jmp("fault_done")
+    a.jmp("fault_settled" if kernel.several else "fault_done")
+
+
+def _give_lock_back(a: Assembler, kernel: KernelOptions, name: str) -> None:
+    """Give the lock of the address space back, where the fault has taken it."""
+    if kernel.several:
+        a.ld(s.RDI, at.cpu_word(at.HELD))
+        a.test(s.RDI, -1)
+        a.jcc(ops.CC_Z, f"{name}_nothing")
+        a.call("unlock_read")
+        a.label(f"{name}_nothing")
 
 
 @path("kill")
@@ -230,8 +287,11 @@ def kill(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("leave")
     a.label("kill_or_signal")
     a.test(s.RAX, -1)
-    a.jcc(ops.CC_NZ, "signal_for_fault")
+    a.jcc(ops.CC_Z, "write_log")
+    _give_lock_back(a, kernel, "before_signal")
+    a.jmp("signal_for_fault")
     a.label("write_log")
+    _give_lock_back(a, kernel, "before_end")
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RDI, Mem(s.RBX, at.T_LOG))
     a.st(Mem(s.RDI, at.L_REASON), s.R15)

@@ -3,7 +3,8 @@
 A task has at most one child at a time, whose task structure, root, stack and table frames are set aside. What the
 child has copied is its own and is freed when the parent has waited for it; what it still shares stays the parent's.
 
-Not modelled: children that live beside each other; reference counts of pages; children of children.
+Not modelled: children that live beside each other; reference counts of pages; children of children; fork by a process
+of several threads.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def free_own_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
     else:
         a.mov(s.RDX, e.ADDRESS)
         a.and_(s.RDX, register=s.RAX)
-    give_frame(a)
+    give_frame(a, kernel)
     a.label(f"{name}_next_page")
     a.ld(s.RAX, Mem(s.R14, at.A_BYTES))
     a.add(s.RBP, register=s.RAX)

@@ -1,6 +1,6 @@
 """Where the guest kernel keeps things: linear addresses, and the words of its per-CPU data, tasks, areas and frames.
 
-Not modelled: address-space layout randomisation; several CPUs in one guest; FS base of user programs.
+Not modelled: address-space layout randomisation; FS base of user programs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from vtsim.cpu.assembler import Mem
 # --- linear addresses ---------------------------------------------------------------------------------------
 DIRECT: Final       = -0x7780_0000_0000             # 0xffff888000000000: all guest-physical memory
 TEXT: Final         = -0x7F00_0000                  # 0xffffffff81000000
-ENTRY_AREA: Final   = -0x200_0000_0000              # 0xfffffe0000000000: what user page tables also map under KPTI
+ENTRY_AREA: Final   = -0x200_0000_0000              # 0xfffffe0000000000: what user page tables also map under KPTI;
+                                                    # CPU after CPU
 IDT: Final          = ENTRY_AREA
 CPU_DATA: Final     = ENTRY_AREA + 0x1000           # per-CPU words from 0 on, then GDT and TSS
 GDT: Final          = CPU_DATA + 0x400
@@ -31,6 +32,7 @@ TRACES: Final       = 0x2000_0000_0000              # exclusive-or of recorded a
 USER_STACK: Final   = 0x7FFF_FFFF_F000              # end
 USER_STACK_PAGES: Final = 16
 KERNEL_STACK_PAGES: Final = 4
+GATHER_PAGES: Final = 20                            # 10,240 frames: Linux gathers at most 10,000
 
 # --- selectors ------------------------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 0x2B, 0x40
@@ -38,18 +40,31 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 # --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
  FIRST_TASK) = range(0, 96, 8)
+# of a kernel with several CPUs: is it idle on a borrowed space; the task whose space is loaded; the space whose lock it
+# holds or waits for; tasks of this CPU; its APIC identifier; its list of frames that are to be freed; what it asks
+# others to flush; top of its entry stack; calls that it answered, and sent; by CPU, the task whose space that one is
+# to flush
+(LAZY, LOADED_TASK, HELD, TASKS_HERE, APIC_ID, GATHER, FLUSH_START, FLUSH_PAGES, ENTRY_TOP, TLB_CALLS,
+ CALLS_SENT) = range(96, 184, 8)
+ASKED: Final        = 192
+CPU_LIMIT: Final    = 16
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
- T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS, T_FIXUP,
- T_ACTION) = range(0, 168, 8)
-RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE = range(6)
+ T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS) = range(0, 152, 8)
+# with several CPUs: the task that has the words of the address space, the next thread in it, the data of the task's CPU
+(T_SPACE, T_PEER, T_CPU) = range(152, 176, 8)
+# words of an address space: two tickets and who is served, for its lock and that of its tables; who reads
+(M_TICKET, M_SERVING, M_READERS, M_TABLES_TICKET, M_TABLES_SERVING) = range(176, 216, 8)
+# where the kernel goes on after an exception of its own, 0: nowhere; four words of a signal's action
+T_FIXUP, T_ACTION = 216, 224
+RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
 RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
 AREA_BYTES: Final = 64
-(Z_TOP, Z_BOTTOM, Z_BALLOON) = range(0, 24, 8)   # frames from the list's beginning to the bottom are in the balloon
+(Z_TOP, Z_BOTTOM, Z_BALLOON, Z_TICKET, Z_SERVING) = range(0, 40, 8)   # the list's beginning to its bottom: the balloon
 
 # --- words of a task's line in the log page: how it ended -----------------------------------------------------------
 LOG_LINE: Final = range(0, 40, 8)
@@ -72,7 +87,7 @@ SWITCH_BYTES: Final = 8 * len(CALLEE)
 CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15))  # 11: half a frame at a time
 
 # --- vectors, system calls ---------------------------------------------------------------------------------------
-PAGE_FAULT_VECTOR, TIMER_VECTOR = 14, 0xEC
+PAGE_FAULT_VECTOR, TIMER_VECTOR, CALL_VECTOR = 14, 0xEC, 0xFB
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512

@@ -72,7 +72,20 @@ LENGTHS: Final[dict[str, Length]] = {
     "send_signal":    Length( 500, "kill_pid_info: permission, __send_signal_locked, a queue entry allocated"),
     "signal_frame":   Length( 600, "get_signal, dequeue, setup_rt_frame but for the copies"),
     "sigreturn":      Length( 250, "restore_sigcontext, set_current_blocked"),
+    "dma_map":        Length( 120, "dma_map_page_attrs, iommu_dma_map_page: checks, domain, protection bits"),
+    "dma_map_run":    Length( 150, "iommu_map and __domain_mapping up to the entries of one table"),
+    "dma_unmap":      Length( 100, "dma_unmap_page_attrs, iommu_dma_unmap_page: the way to __iommu_dma_unmap"),
+    "dma_unmap_run":  Length( 150, "iommu_unmap and domain_unmap up to the entries of one table"),
+    "object_get":     Length(  40, "kmem_cache_alloc from the per-CPU list"),
+    "object_put":     Length(  40, "kmem_cache_free to the per-CPU list"),
+    "invalidate":     Length(  60, "iommu_flush_iotlb_psi and qi_submit_sync around the queue"),
+    "timer_add":      Length( 150, "mod_timer"),
+    "timer_expire":   Length( 200, "run_timer_softirq for one timer"),
+    "wait_event":     Length( 200, "prepare_to_wait_event up to the switch"),
+    "device_interrupt": Length( 300, "handle_edge_irq and the driver's handler"),
     "unmap_page":     Length(  40, "zap_pte_range, one page"),
+    "call_others":    Length( 150, "flush_tlb_mm_range and smp_call_function_many_cond around the requests"),
+    "call_flush":     Length(  80, "flush_smp_call_function_queue and flush_tlb_func, one request"),
 }
 # fmt: on
 

@@ -9,7 +9,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import direct as d
-from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -23,7 +23,7 @@ def schedule(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("pick"))
     a.ld(s.RDI, at.cpu_word(at.CURRENT))
     a.ld(s.RSI, Mem(s.RDI, at.T_NEXT))
-    a.mov(s.R8, kernel.tasks)
+    smp.count_tasks(a, kernel, s.R8)
     a.label("try_task")
     a.ld(s.RAX, Mem(s.RSI, at.T_STATE))
     a.cmp(s.RAX, at.RUNNABLE)
@@ -46,6 +46,8 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, at.cpu_word(at.SWITCHES))
     a.add(s.RAX, 1)
     a.st(at.cpu_word(at.SWITCHES), s.RAX)
+    if kernel.several:
+        smp.take_space(a)
     a.ld(s.RAX, Mem(s.RSI, at.T_CR3))
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "same_space")
@@ -72,7 +74,7 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(s.RSI, at.T_STACK_TOP))
     a.st(at.cpu_word(at.STACK_TOP), s.RAX)
     if not kernel.kpti:
-        a.st(Mem(displacement=at.TSS + 4), s.RAX, "RSP0")
+        a.st(at.cpu_word(at.TSS - at.CPU_DATA + 4), s.RAX, "RSP0")
     a.st(at.cpu_word(at.CURRENT), s.RSI)
     a.work(length("switch_to"))
     a.sub(s.RSP, at.SWITCH_BYTES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, path, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -36,8 +36,11 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RAX, 0)
     a.mov(s.RDX, 0)
     a.op(ops.WRMSR)
+    if kernel.several:
+        a.cmp(s.RBX, at.CALL_VECTOR)
+        a.jcc(ops.CC_Z, "called")
     a.cmp(s.RBX, at.TIMER_VECTOR)
-    a.jcc(ops.CC_NZ, "interrupt_done")
+    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
     a.work(length("timer"))
     read_clock(a, s.R12)
     if kernel.tick_cycles:
@@ -54,8 +57,10 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
         a.jcc(ops.CC_AE, "next_tick")
         a.st(at.cpu_word(at.NEXT_TICK), s.R13)
         a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
+        if kernel.dma and kernel.dma.mode == "deferred":
+            a.call("dma_tick")
         a.label("no_tick")
-    a.mov(s.R8, kernel.tasks)
+    smp.count_tasks(a, kernel, s.R8)
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
     a.label("wake_task")
     a.ld(s.RAX, Mem(s.RSI, at.T_STATE))
@@ -86,7 +91,7 @@ def program_timer(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.R13, NEVER)
     if kernel.tick_cycles:
         a.ld(s.R13, at.cpu_word(at.NEXT_TICK))
-    a.mov(s.R8, kernel.tasks)
+    smp.count_tasks(a, kernel, s.R8)
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
     a.label("look_task")
     a.ld(s.RAX, Mem(s.RSI, at.T_STATE))

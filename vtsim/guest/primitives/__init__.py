@@ -22,11 +22,20 @@ SHARED, OWN, TRACED = "shared", "own", "traced"
 
 
 @frozen(kw_only=True)
+class DmaPlace:
+    """Linear addresses of what a kernel has for a device: its page of words, slots of the buffers of a phase."""
+
+    port: int
+    slots: int
+
+
+@frozen(kw_only=True)
 class Stage:
     """What the writer of a loop knows about the place where it stands.
 
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
-    integers for streams to read and gives their arena index; what fills a window again comes with it.
+    integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
+    there for phases that drive a device.
     """
 
     name: str
@@ -35,6 +44,7 @@ class Stage:
     seed: int
     scaled: Callable[[int], int]
     place_table: Callable[..., int] = field(repr=False)
+    dma: DmaPlace | None = None
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""

@@ -172,6 +172,7 @@ def wait_in_queue(d: Record, queue: int, ready: int, issued: int, down: int) -> 
     tail = d[g.TAILS + queue]
     if tail > d[g.HEADS + queue]:
         ready = max(ready, d[queue_entry(queue, tail - 1)])
+    d[g.LAST_READY] = max(d[g.LAST_READY], ready)
     at = queue_entry(queue, tail)
     d[at] = ready
     d[at + 1] = issued

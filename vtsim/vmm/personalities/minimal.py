@@ -26,6 +26,7 @@ from vtsim.vmm.programs import (
     mmio,
     ports,
     schedule,
+    several,
     shadow,
 )
 from vtsim.vmm.programs.common import emit_paths, emit_shared
@@ -109,6 +110,7 @@ class Minimal:
         a.label("exit")
         a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
         a.copy(R15, RSP)
+        several.left_guest(a, path)
         a.vmread(RCX, "IDT_VECTORING_INFORMATION")
         a.test(RCX, VALID)
         a.jcc(ops.CC_NZ, "recover")
@@ -127,6 +129,7 @@ class Minimal:
         a.label("reenter")
         a.label("go_on")
         a.activity = ops.REENTRY
+        several.before_entry(a, path)
         a.ld(RAX, vcpu("REQUEST"))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NZ, "requests")

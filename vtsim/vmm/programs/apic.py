@@ -1,7 +1,7 @@
 """The virtual local APIC in x2APIC mode: registers in a page, requests and service in the vCPU.
 
 SDM: "Extended XAPIC (x2APIC)"; "Advanced Programmable Interrupt Controller (APIC)".
-Not modelled: IPIs to other vCPUs (a VM has one); error reporting; the divide configuration of the timer.
+Not modelled: error reporting; the divide configuration of the timer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import apic, hooks
 from vtsim.cpu.slots import R12, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import several
 from vtsim.vmm.programs.events import request
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
@@ -73,11 +74,14 @@ def write(a: Assembler, path: Path) -> None:
     a.st(vcpu("TIMER_LVT"), RAX)
     a.jmp("apic_written")
 
-    a.label("apic_command")
-    a.copy(RDX, RAX)
-    a.and_(RDX, SHORTHAND_OTHERS)
-    a.cmp(RDX, SHORTHAND_OTHERS)
-    a.jcc(ops.CC_Z, "apic_written")
+    if path.several:
+        several.command(a, path)
+    else:
+        a.label("apic_command")
+        a.copy(RDX, RAX)
+        a.and_(RDX, SHORTHAND_OTHERS)
+        a.cmp(RDX, SHORTHAND_OTHERS)
+        a.jcc(ops.CC_Z, "apic_written")
     a.label("apic_self")
     a.copy(RSI, RAX)
     a.and_(RSI, 0xFF)
@@ -109,7 +113,10 @@ def read(a: Assembler, path: Path) -> None:
     a.jmp("msr_value")
 
     a.label("apic_id")
-    zero(a, RAX)
+    if path.several:
+        a.ld(RAX, vcpu("INDEX"))
+    else:
+        zero(a, RAX)
     a.jmp("msr_value")
     a.label("apic_version")
     a.mov(RAX, VERSION)

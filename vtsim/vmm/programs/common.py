@@ -20,6 +20,7 @@ from vtsim.vmm.programs import (
     instructions,
     msr_switch,
     schedule,
+    several,
     shadow,
     sharing,
     swap,
@@ -65,6 +66,9 @@ def emit_shared(a: Assembler, path: Path) -> None:
         instructions.load_cr3(a, path)
         a.activity = ops.MEMORY_MANAGEMENT
         ept.subroutines(a, path)
+        if path.several:
+            several.subroutines(a, path)
+            a.activity = ops.MEMORY_MANAGEMENT
         if path.vmm.dirty_log.on:
             dirty_log.subroutines(a, path)
         if path.vmm.collapse.on:

@@ -21,7 +21,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import agile, dirty_log, frames, swap
+from vtsim.vmm.programs import agile, dirty_log, frames, several, swap
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -52,9 +52,12 @@ def violation(a: Assembler, path: Path) -> None:
     a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
     a.test(RAX, SLOT_READ_ONLY)
-    a.jcc(ops.CC_Z, "find_page")
+    a.jcc(ops.CC_Z, "lock_page" if path.several else "find_page")
     a.test(R12, e.Q_WRITE)
     a.jcc(ops.CC_NZ, "emulate")
+    if path.several:
+        a.label("lock_page")
+        several.lock_tables(a, path)
     find_page(a, path)
     map_page(a, path)
     make_page(a, path)
@@ -158,7 +161,7 @@ def map_page(a: Assembler, path: Path) -> None:
     a.label("map_write")
     a.copy(RCX, R11)
     a.call("write_ept")
-    a.jmp("reenter")
+    a.jmp(several.unlocked(path))
 
 
 def _clean_page(a: Assembler, path: Path) -> None:
@@ -197,7 +200,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.copy(RSI, R13)
     a.ld(RDI, vcpu("EPT_ROOT"))
     a.mov(R8, at.HOST_DIRECT)
-    a.lea(R9, vcpu("EPT_ALLOCATOR"))
+    several.of_vm(a, path, R9, "EPT_ALLOCATOR")
     a.mov(R10, e.EPT_RWX)
     zero(a, R11)
     a.hook(hooks.TABLE_MAP)
@@ -205,6 +208,8 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "no_tables")
     a.ret()
     a.label("no_tables")
+    if path.several:
+        several.unlock_tables(a)
     a.copy(4, R15, comment="the stack is given up")
     kill(a, OUT_OF_TABLES)
 
@@ -220,17 +225,11 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
 
     a.label("flush_ept")
-    flush_ept(a, path)
-    a.ret()
-
-
-def flush_ept(a: Assembler, path: Path) -> None:
-    """Drop what was cached of this VM's EPT. Clobbers RAX."""
-    a.ld(RAX, vcpu("EPT_TOP"))
-    a.or_(RAX, path.vmm.ept.pointer_bits)
-    a.st(vcpu("DESCRIPTOR"), RAX)
-    a.mov(RAX, 1)
-    a.emit(ops.INVEPT, RAX, mem=vcpu("DESCRIPTOR"))
+    several.flush_here(a, path)
+    if path.several:
+        a.jmp("flush_others")
+    else:
+        a.ret()
 
 
 def make_page(a: Assembler, path: Path) -> None:
@@ -250,7 +249,7 @@ def make_page(a: Assembler, path: Path) -> None:
     _fresh_page(a, path)
     a.label("make_mapping")
     a.mov(RCX, 1)
-    _map_user(a)
+    _map_user(a, path)
     a.jmp("find_page")
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
@@ -268,7 +267,7 @@ def make_page(a: Assembler, path: Path) -> None:
     _fresh_page(a, path)
     a.label("sharing_broken")
     a.mov(RCX, 1)
-    _map_user(a)
+    _map_user(a, path)
     work(a, path, "unmap_notifier")
     if path.vmm.on_shadow:
         a.copy(RSI, R13)
@@ -279,21 +278,23 @@ def make_page(a: Assembler, path: Path) -> None:
     else:
         leaf_of(a, R13)
         a.test(RAX, register=RAX)
-        a.jcc(ops.CC_Z, "reenter")
+        a.jcc(ops.CC_Z, several.unlocked(path))
         zero(a, RAX)
         a.st(Mem(RCX), RAX)
         a.call("flush_ept")
-        a.jmp("reenter")
+        a.jmp(several.unlocked(path))
 
     if path.vmm.collapse.on:
         a.label("map_large_user")
         a.mov(RSI, at.USER_RAM)
         a.add(RSI, register=R13)
         a.mov(RCX, 2)
-        _write_user(a)
+        _write_user(a, path)
         a.ret()
 
     a.label("no_host_memory")
+    if path.several:
+        several.unlock_tables(a)
     kill(a, OUT_OF_HOST_MEMORY)
     if path.vmm.memory.buddy:
         frames.subroutines(a, path)
@@ -346,27 +347,27 @@ def _make_block(a: Assembler, path: Path) -> None:
     a.mov(RDX, RAM_PAGE | e.PTE_LARGE)
     a.or_(RDX, register=RBX)
     a.mov(RCX, 2)
-    _map_user(a)
+    _map_user(a, path)
     a.jmp("find_page")
     a.label("no_block")
     count(a, "LARGE_MISSING")
     a.jmp("make_small")
 
 
-def _map_user(a: Assembler) -> None:
+def _map_user(a: Assembler, path: Path) -> None:
     """Write RDX as the process's entry of level RCX for the address in R13."""
     a.ld(RSI, Mem(R14, SLOT["USER"]))
     a.add(RSI, register=R13)
-    _write_user(a)
+    _write_user(a, path)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "no_host_memory")
 
 
-def _write_user(a: Assembler) -> None:
+def _write_user(a: Assembler, path: Path) -> None:
     """The same for the user-space address in RSI; RAX <- 1 if there is no frame for a table."""
     a.ld(RDI, vcpu("HOST_ROOT"))
     a.mov(R8, at.HOST_DIRECT)
-    a.lea(R9, vcpu("BACKING_ALLOCATOR"))
+    several.of_vm(a, path, R9, "BACKING_ALLOCATOR")
     a.mov(R10, e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | e.PTE_ACCESSED)
     zero(a, R11)
     a.hook(hooks.TABLE_MAP)

@@ -26,7 +26,7 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.activity = ops.INJECTION
     a.ld(RCX, cpu("RESCHEDULE"))
     a.test(RCX, register=RCX)
-    a.jcc(ops.CC_NZ, "schedule")
+    a.jcc(ops.CC_NZ, "give_up_cpu" if path.several else "schedule")
     for word, label in what_may_be_due(path):
         a.ld(RCX, vcpu(word))
         a.test(RCX, register=RCX)

@@ -11,6 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDX, RSP
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import several
 from vtsim.vmm.programs.daemons import daemons
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs
 from vtsim.vmm.programs.timer import MSR_LVT_TIMER
@@ -22,6 +23,9 @@ FINISHED = 1 << 16  # code of DEATH: the guest's program came to its end
 
 def schedule(a: Assembler, path: Path) -> None:
     """`schedule`: run the next vCPU that can; idle where none can; stop the CPU where none is left."""
+    if path.several:
+        a.label("give_up_cpu")
+        several.left_guest(a, path)
     a.label("schedule")
     a.activity = ops.SCHEDULING
     a.op(ops.CLI)
@@ -95,7 +99,10 @@ def halt(a: Assembler, path: Path) -> None:
     a.jmp("go_on")
     a.label("halt_block")
     a.st_value(vcpu("STATE"), at.HALTED)
-    a.jmp("schedule")
+    if path.several:
+        several.after_halting(a, path)
+    else:
+        a.jmp("schedule")
 
 
 def die(a: Assembler, path: Path) -> None:
@@ -108,8 +115,10 @@ def die(a: Assembler, path: Path) -> None:
     a.label("die")
     a.activity = ops.SCHEDULING
     a.op(ops.CLI)
+    several.left_guest(a, path)
     a.st(vcpu("DEATH"), RAX)
     a.st(vcpu("DEATH_DETAIL"), RDX)
+    several.end_others(a, path)
     a.st_value(vcpu("STATE"), at.ENDED)
     zero(a, RAX)
     a.st(vcpu("DEADLINE"), RAX)

@@ -24,7 +24,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import agile, ept, instructions
+from vtsim.vmm.programs import agile, ept, instructions, several
 from vtsim.vmm.programs.cluster_table import remember_store
 from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -190,7 +190,7 @@ def subroutines(a: Assembler, path: Path) -> None:
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
     if path.vmm.paging == "agile":
-        ept.flush_ept(a, path)
+        several.flush_here(a, path)
     a.ret()
     if path.vmm.paging == "agile":
         agile.scan(a, path)

@@ -13,6 +13,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import several
 from vtsim.vmm.programs.daemons import Daemon, daemons
 from vtsim.vmm.programs.events import request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
@@ -71,8 +72,10 @@ def program_timer(a: Assembler, path: Path) -> None:
 
 
 def interrupt_handlers(a: Assembler, path: Path) -> None:
-    """`timer_interrupt`, `wire_interrupt` and, with a disk, `disk_interrupt`: what the host's IDT leads to."""
+    """What the host's IDT leads to: `timer_interrupt`, `wire_interrupt`, and `kick_…` and `disk_…` if need be."""
     bodies = {"timer_interrupt": expire, "wire_interrupt": wire}
+    if path.several:
+        bodies["kick_interrupt"] = several.kicked
     if path.vmm.swap.on:
         from vtsim.vmm.programs import swap  # which needs this module
 

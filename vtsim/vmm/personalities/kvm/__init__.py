@@ -29,6 +29,7 @@ from vtsim.vmm.programs import (
     instructions,
     mmio,
     schedule,
+    several,
     shadow,
 )
 from vtsim.vmm.programs.common import emit_paths, emit_shared
@@ -156,6 +157,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.activity = ops.EXIT_DISPATCH
     a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
     a.copy(R15, RSP)
+    several.left_guest(a, path)
     work(a, path, "rsb_fill")
     a.emit(ops.MOV_FROM_CR, RAX, imm=2)
     a.st(vcpu("GUEST_CR2"), RAX)
@@ -197,6 +199,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.label("reenter")
     a.activity = ops.REENTRY
     a.op(ops.CLI)
+    several.before_entry(a, path)
     a.ld(RAX, vcpu("REQUEST"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "attention")

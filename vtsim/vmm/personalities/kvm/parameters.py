@@ -54,6 +54,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "program_timer":       _length(80, "hrtimer_reprogram, lapic_next_deadline"),
     "expire_timer":        _length(200, "hrtimer_interrupt for one timer, apic_timer_fn"),
     "pause":               _length(200, "kvm_vcpu_on_spin"),
+    "send_interrupt":      _length(100, "kvm_irq_delivery_to_apic, __apic_accept_irq, kvm_vcpu_kick"),
+    "ask_others":          _length(120, "kvm_flush_remote_tlbs, kvm_make_vcpus_request_mask, smp_call_function_many"),
     # memory
     "ept_violation":       _length(150, "handle_ept_violation, kvm_mmu_page_fault, kvm_tdp_page_fault"),
     "get_user_page":       _length(120, "hva_to_pfn, get_user_pages_fast, look-up apart"),

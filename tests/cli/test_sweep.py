@@ -1,0 +1,187 @@
+"""`vtsim sweep` and `vtsim study` on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.cli.conftest import Outcome
+from vtsim.base import jit
+from vtsim.base.errors import ModelError
+from vtsim.cli import sweep_run
+from vtsim.platform.spec import Scenario
+from vtsim.study.result import Result
+from vtsim.study.sweep import worker
+from vtsim.study.sweep.executors import Given
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "result.json"
+STUDY = """question: Does the seed matter?
+set: {vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]}
+axes: [{how: grid, path: seed, values: [1, 2, 3]}]
+metrics: [slowdown]
+"""
+
+Vtsim = Callable[..., Outcome]
+
+
+class Now(Executor):
+    def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **keywords))
+        return future
+
+
+@attrs.define
+class Engine:
+    ran: list[int] = attrs.field(factory=list)
+    before: Callable[[], object] = lambda: None
+    broken: int = 0
+
+    def run(self, scenario: Scenario) -> Result:
+        self.ran.append(scenario.seed)
+        self.before()
+        if scenario.seed == self.broken:
+            raise ModelError("a law is broken")
+        return attrs.evolve(Result.from_dict(json.loads(GOLDEN.read_text())), slowdown=scenario.seed / 2)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    fake = Engine()
+    monkeypatch.setattr(worker, "run", fake.run)
+    monkeypatch.setattr(jit, "kernels_are_cached", lambda *_: True)
+    monkeypatch.setattr(sweep_run, "Local", lambda jobs: Given(Now(), 1))
+    return fake
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> str:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return str(path)
+
+
+def test_a_sweep_prints_question_table_and_count(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    outcome = vtsim("sweep", study)
+
+    assert (outcome.status, outcome.err) == (0, "")
+    assert [line.split() for line in outcome.out.splitlines()[:-1]] == [
+        ["Does", "the", "seed", "matter?"], ["seed", "slowdown"], ["1", "0.5"], ["2", "1"], ["3", "1.5"],
+    ]  # fmt: skip
+    assert outcome.out.splitlines()[-1] == f"3 of 3 runs done; results in {study[:-5]}.sqlite"
+    assert vtsim("sweep", study).out == outcome.out
+    assert runs.ran == [1, 2, 3]
+
+
+def test_what_failed_is_told_and_retried(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    runs.broken = 2
+    outcome = vtsim("sweep", study)
+
+    assert outcome.status == 1
+    assert outcome.out.splitlines()[-1].startswith("2 of 3 runs done, 1 failed;")
+    assert outcome.err == (
+        '\nfailed: {"seed": 2}\nmodel error: a law is broken\n\n'
+        f"To run again what failed: vtsim sweep {study} --retry-failed\n"
+    )
+    assert vtsim("study", "status", study).err == outcome.err
+    runs.broken = 0
+    assert vtsim("sweep", study, "--retry-failed").status == 0
+    assert runs.ran == [1, 2, 3, 2]
+    assert vtsim("study", "status", study).out == (
+        f"Does the seed matter?\n3 of 3 runs done; results in {study[:-5]}.sqlite\n"
+    )
+
+
+def test_ctrl_c_keeps_what_was_run_and_says_how_to_go_on(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    runs.before = lambda: os.kill(os.getpid(), signal.SIGINT) if len(runs.ran) == 2 else None
+    outcome = vtsim("sweep", study)
+
+    assert outcome.status == 130
+    assert "stopping once what is being run is done (Ctrl-C again drops it)" in outcome.err
+    assert outcome.err.endswith(f"stopped; what was run is kept. To go on: vtsim sweep {study}\n")
+    assert outcome.out.splitlines()[-1].startswith("2 of 3 runs done, 1 missing;")
+    assert vtsim("sweep", study).status == 0
+    assert runs.ran == [1, 2, 3]
+
+
+def test_the_second_ctrl_c_drops_what_is_being_run(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    def twice() -> None:
+        if len(runs.ran) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    runs.before = twice
+    outcome = vtsim("sweep", study)
+
+    assert outcome.status == 130
+    assert runs.ran == [1, 2]
+    assert "missing;" in outcome.out.splitlines()[-1]
+
+
+def test_a_dry_run_says_what_a_sweep_would_take(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    outcome = vtsim("sweep", study, "--dry-run")
+
+    lines = outcome.out.splitlines()
+    assert lines[:2] == ["Does the seed matter?", "3 points, 3 runs, 2 of them missing"]
+    assert lines[2].startswith("time: ") and lines[2].endswith(" s a run, 1 at a time)")
+    assert lines[3].startswith("memory: ")
+    assert len(lines) == 4
+    assert runs.ran == [1]
+
+
+def test_results_may_be_kept_elsewhere_and_exported(vtsim: Vtsim, runs: Engine, study: str, tmp_path: Path) -> None:
+    store, table = str(tmp_path / "elsewhere.sqlite"), tmp_path / "table.csv"
+    assert vtsim("sweep", study, "--store", store).status == 0
+    assert vtsim("study", "export", store, "--to", "csv", "-o", str(table)).err == f"wrote {table}\n"
+
+    lines = [line.split(",")[:3] for line in table.read_text().splitlines()]
+    assert lines == [["seed", "replicate", "slowdown"], ["1", "0", "0.5"], ["2", "0", "1.0"], ["3", "0", "1.5"]]
+
+
+CASES = {
+    "no results": (
+        ("study", "status", "STUDY"),
+        "STUDY: there are no results of this study\n help: run it with: vtsim sweep STUDY\n",
+    ),
+    "no store": (
+        ("study", "status", "FILE.sqlite"),
+        "FILE.sqlite: this is no store of a study: file is not a database\n",
+    ),
+    "an unknown format": (
+        ("study", "export", "OTHER", "--to", "cvs"),
+        "--to: unknown format 'cvs'\n help: did you mean 'csv'?\n",
+    ),
+    "a store that cannot be written": (
+        ("sweep", "STUDY", "--store", "/nowhere/x.sqlite"),
+        "/nowhere/x.sqlite: the store of the study cannot be written: No such file or directory\n"
+        " help: choose another by --store\n",
+    ),
+    "no study": (
+        ("sweep", "/nowhere/x.yaml"),
+        "/nowhere/x.yaml: cannot be read: No such file or directory\n help: give the path of a scenario file\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study: str, tmp_path: Path) -> None:
+    arguments, expected = CASES[case]
+    (tmp_path / "bad.sqlite").write_text("nothing like a database " * 100)
+    other = tmp_path / "other.yaml"
+    other.write_text(STUDY)
+    vtsim("sweep", str(other))
+    names = {"STUDY": study, "FILE.sqlite": str(tmp_path / "bad.sqlite"), "OTHER": str(other)}
+    outcome = vtsim(*(names.get(each, each) for each in arguments))
+
+    assert outcome.status == 2
+    for name, path in names.items():
+        expected = expected.replace(name, path)
+    assert outcome.err == expected

@@ -1,0 +1,108 @@
+"""What a scenario may say about the vCPUs of a VM."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
+from vtsim.cpu import slots as s
+from vtsim.platform.machine import Machine
+from vtsim.vmcs.fields import SLOT
+
+TWO = """
+machine: {cpus: 3, memory: 256 MiB}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      processes:
+        - threads: 2
+          phases: [{primitive: cpuid, iterations: 3}]
+"""
+OTHERS = "is built for VMs of one vCPU, and vms.0 has 2"
+WRONG = (
+    ("vms.0.vcpus=4", "vms.0.vcpus", "each vCPU needs a logical CPU of its own, and the machine has 3"),
+    ("vms.0.cpus=[0, 3]", "vms.0.cpus", "there is no CPU 3 on a machine whose number of CPUs is 3"),
+    ("vms.0.cpus=[1, 1]", "vms.0.cpus", "this lists a different CPU for each of several vCPUs"),
+    ("vms.0.cpus=[1]", "vms.0.cpus", "this lists a different CPU for each of several vCPUs"),
+    (
+        "vms.0.guest.processes.0.threads=3",
+        "vms.0.guest.processes.0.threads",
+        "each thread of a process needs a vCPU of its own, and the VM has 2",
+    ),
+    (
+        "vms.0.guest.processes.0.vcpu=2",
+        "vms.0.guest.processes.0.vcpu",
+        "there is no vCPU 2 in a VM whose number of vCPUs is 2",
+    ),
+    (
+        "vms.0.guest.processes.0.phases.0={primitive: fork}",
+        "vms.0.guest.processes.0.phases.0",
+        "a process of several threads has no fork",
+    ),
+    ("vmm.paging=shadow", "vmm.paging", f"paging 'shadow' {OTHERS}"),
+    ("vmm.paging=agile", "vmm.paging", f"paging 'agile' {OTHERS}"),
+    ("vmm.paging=direct-pv", "vmm.paging", f"paging 'direct-pv' {OTHERS}"),
+    ("vmm.technique=trap-and-emulate", "vmm.technique", f"technique 'trap-and-emulate' {OTHERS}"),
+    ("vmm.technique=binary-translation", "vmm.technique", f"technique 'binary-translation' {OTHERS}"),
+    ("vmm.dirty_log.method=auto", "vmm.dirty_log.method", f"dirty logging {OTHERS}"),
+    ("vmm.sharing.on=true", "vmm.sharing.on", f"page sharing {OTHERS}"),
+    ("vmm.collapse.on=true", "vmm.collapse.on", f"collapsing pages {OTHERS}"),
+    ("vmm.balloon.size=16MiB", "vmm.balloon.size", f"ballooning {OTHERS}"),
+    ("vmm.swap.on=true", "vmm.swap.on", f"swapping {OTHERS}"),
+    (
+        "vms.0.devices=[i440fx]",
+        "vms.0.devices",
+        "a chipset whose registers move memory is built for VMs of one vCPU",
+    ),
+    ("vms.0.guest.kernel.interface=paravirtual", "vms.0.guest.kernel.interface", "a paravirtual kernel has one vCPU"),
+)
+
+
+@pytest.mark.parametrize(("setting", "path", "message"), WRONG, ids=[row[0] for row in WRONG])
+def test_what_several_vcpus_cannot_be_is_refused_by_its_path(setting: str, path: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_scenario(TWO, [setting])
+
+    assert (path, message) in [(problem.path, problem.message) for problem in caught.value.problems]
+    assert all(problem.help for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("setting", "cpus"), [("vms.0.cpu=auto", (0, 1)), ("vms.0.cpu=2", (2, 0)), ("vms.0.cpus=[2, 1]", (2, 1))]
+)
+def test_vcpus_are_pinned_where_the_scenario_says_or_from_the_first_on(setting: str, cpus: tuple[int, ...]) -> None:
+    assert parse_scenario(TWO, [setting]).vms[0].cpus == cpus
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+def test_when_a_guest_of_two_vcpus_ends_both_do_and_other_vms_go_on(personality: str) -> None:
+    settings = (f"vmm.personality={personality}", "vms.1.memory=64MiB", "vms.1.cpu=1", "vms.0.guest.kernel.tick=off")
+    longer = "vms.1.guest.processes.0.phases=[{primitive: work, instructions: 30000000}]"
+    outcome = Machine(parse_scenario(TWO + BESIDE, [*settings, longer])).run()
+
+    first, second = outcome.vms
+    assert (first.stopped, second.stopped) == (None, None)
+    assert 0 < first.elapsed < second.elapsed
+
+
+BESIDE = """
+  - guest: {processes: [{phases: [{primitive: cpuid}]}]}
+"""
+
+
+def test_when_a_vcpu_dies_its_vm_does() -> None:
+    text = TWO.replace("{primitive: cpuid, iterations: 3}", "{primitive: stream, region: 64 KiB, accesses: 1000}")
+    machine = Machine(parse_scenario(text, ["vmm.personality=minimal"]))
+    hypervisor = machine.hypervisor
+    assert hypervisor is not None
+    second = hypervisor.vcpus[1]
+    machine.engine.contents(second.vmcs, mem.VMCS_REGION)[SLOT["GUEST_IDTR_LIMIT"]] = 0  # no gate for its page fault
+    outcome = machine.run()
+
+    assert outcome.vms[0].stopped == "VM exit TRIPLE_FAULT"
+    while any(not hypervisor.death(vcpu) for vcpu in hypervisor.vcpus):
+        machine.engine.run_all(max(int(m[s.CYCLE]) for m in machine.engine.cpus) + 10_000, machine.quantum)
+    assert [hypervisor.death(vcpu) for vcpu in hypervisor.vcpus] == ["VM exit TRIPLE_FAULT"] * 2

@@ -1,0 +1,68 @@
+"""A real sweep in processes of its own: killed, its workers end with it; run again, it ends as if never killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.study.sweep.conftest import Now
+from vtsim.base.errors import ConfigError
+from vtsim.study.sweep.run import sweep
+from vtsim.study.sweep.study import Study, store_of
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_S = 120.0
+POINTS = "axes: [{how: grid, path: seed, values: [1, 2, 3, 4]}]\n"
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait; on a busy machine, for long."""
+    end = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_sweep_takes_its_workers_along_and_goes_on_where_it_was(write: Callable[..., Path]) -> None:
+    path = write(POINTS)
+    command = [sys.executable, "-m", "vtsim", "sweep", str(path), "--jobs", "2"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    until(lambda: store_of(path).is_file() and _done(path) > 0)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    assert len(children) >= 2
+    until(lambda: not any(is_alive(int(pid)) for pid in children))
+    at_the_kill = _done(path)
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[0] == "How much?"
+    assert finished.stdout.splitlines()[-1] == f"4 of 4 runs done; results in {store_of(path)}"
+    assert 0 < at_the_kill < 4
+    here = sweep(write(POINTS, "here.yaml"), executor=Now())
+    assert Study(path).digest() == here.digest()
+    assert not os.path.exists(f"{store_of(path)}-lock")
+
+
+def _done(path: Path) -> int:
+    try:
+        return Study(path).status().done
+    except ConfigError:  # not yet
+        return 0

@@ -1,0 +1,152 @@
+"""TLB shootdown: nobody uses a translation that was dropped everywhere, and it takes as many interrupts as it must."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vmm.shootdown import Threads, threads
+from vtsim.cpu import accounts as k
+from vtsim.guest.kernel import smp
+from vtsim.guest.kernel import layout as at
+from vtsim.vmcs.reasons import REASON
+from vtsim.vmm.programs import several
+
+# Both threads fault, unmap and protect in one region; one of them shares its CPU with another process, so that it falls
+# behind, and reads while the other unmaps.
+ROUND = """
+            - {primitive: page_fault, region: 24 KiB, iterations: 3, at: 0x100000000}
+            - {primitive: stream, region: 24 KiB, accesses: 3000, at: 0x100000000}
+            - {primitive: protect, region: 24 KiB, iterations: 2, at: 0x200000000}
+            - {primitive: page_fault, region: 160 KiB, iterations: 1, at: 0x300000000}
+            - {primitive: stream, region: 160 KiB, accesses: 3000, at: 0x300000000}
+"""
+ONE_REGION = f"""
+machine: {{cpus: 2, memory: 256 MiB}}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {{tick: 20 us}}
+      processes:
+        - threads: 2
+          phases:{ROUND * 3}
+        - {{name: other, vcpu: 1, phases: [{{primitive: syscall, iterations: 2000}}]}}
+"""
+WAYS = {
+    "natively": ("vmm.technique=native",),
+    "natively, KPTI": ("vmm.technique=native", "vms.0.guest.kernel.kpti=true"),
+    "natively, without PCIDs": ("vmm.technique=native", "vms.0.guest.kernel.pcid=false"),
+    "on EPT": (),
+    "on EPT, minimal": ("vmm.personality=minimal",),
+}
+
+
+@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+def test_no_cpu_uses_a_translation_that_another_has_seen_dropped(settings: tuple[str, ...]) -> None:
+    ran = threads(ONE_REGION, *settings).run()
+
+    assert ran.looked > 100
+
+
+def test_a_kernel_whose_interrupt_handler_drops_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smp, "flush_as_asked", lambda a, kernel: None)
+
+    with pytest.raises(AssertionError, match=r"^CPU [01] (has|may write)"):
+        threads(ONE_REGION, "vmm.technique=native").run()
+
+
+# --- how often ------------------------------------------------------------------------------------------------------
+PAGES, ROUNDS = 16, 6
+APART = f"""
+machine: {{cpus: 2, memory: 256 MiB}}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {{tick: off}}
+      processes:
+        - threads: 2
+          phases:
+            - {{primitive: work, instructions: 20000}}
+            - {{primitive: page_fault, region: {4 * PAGES} KiB, iterations: {ROUNDS}}}
+            - {{primitive: work, instructions: 1000000}}
+"""
+
+
+def calls_of(ran: Threads, word: int) -> int:
+    return sum(ran.cpu_word(cpu, word) for cpu in range(len(ran.machine.engine.cpus)))
+
+
+def exits(ran: Threads, reason: str) -> int:
+    engine = ran.machine.engine
+    number = next(r.number for r in REASON.values() if r.name == reason)
+    return int(engine.arena[engine.owners["vm0"] + k.OWN_EXITS + number * k.EXIT_WORDS + k.EXIT_COUNT])
+
+
+@pytest.mark.parametrize("gathered", [PAGES, PAGES // 4])
+def test_each_unmapping_interrupts_the_other_cpu_once_for_all_frames_that_fit_in_a_list(
+    gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smp, "GATHERED", gathered)
+    ran = threads(APART, "vmm.technique=native").run()
+
+    assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) == 2 * ROUNDS * (PAGES // gathered)
+
+
+def test_a_process_with_one_thread_interrupts_nobody() -> None:
+    ran = threads(APART, "vmm.technique=native", "vms.0.guest.processes.0.threads=1").run()
+
+    assert calls_of(ran, at.CALLS_SENT) == 0
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+def test_a_shootdown_exits_for_the_command_the_interrupt_and_its_end(personality: str) -> None:
+    ran = threads(APART, f"vmm.personality={personality}").run()
+
+    sent = 2 * ROUNDS
+    assert calls_of(ran, at.CALLS_SENT) == sent
+    assert exits(ran, "MSR_WRITE") == 2 + 2 * sent  # each vCPU enables its APIC once
+    assert (
+        0 < exits(ran, "EXTERNAL_INTERRUPT") <= sent
+    )  # fewer: a vCPU that is out of its guest need not be interrupted
+
+
+def test_a_run_of_several_vcpus_is_the_same_every_time() -> None:
+    first, second = (threads(APART).run(seed=seed).machine.engine for seed in (1, 1))
+
+    assert first.cpus.tolist() == second.cpus.tolist()
+    assert first.owners == second.owners
+
+
+# --- EPT ------------------------------------------------------------------------------------------------------------
+READ_FIRST = """
+vmm: {huge_pages: never}
+machine: {cpus: 2, memory: 256 MiB}
+vms:
+  - memory: 32 MiB
+    vcpus: 2
+    guest:
+      kernel: {tick: off, populate: prebuilt}
+      processes:
+        - threads: 2
+          phases:
+            - {primitive: stream, region: 256 KiB, accesses: 3000}
+            - {primitive: stream, region: 256 KiB, accesses: 3000, write: 0.02, work: 100}
+"""
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+def test_no_vcpu_uses_a_translation_of_ept_that_another_has_changed(personality: str) -> None:
+    ran = threads(READ_FIRST, f"vmm.personality={personality}").run()
+
+    assert ran.looked > 100
+    assert ran.machine.hypervisor is not None
+    first = ran.machine.hypervisor.vcpus[0]
+    assert 0 < ran.machine.hypervisor.memory_statistics(first)["remote_flushes"] <= 64  # pages that were the zero page
+
+
+def test_a_hypervisor_that_asks_no_other_cpu_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several, "flush_as_asked", lambda a, path: None)
+
+    with pytest.raises(AssertionError, match=r"^CPU [01] has an old translation"):
+        threads(READ_FIRST).run()

@@ -1,0 +1,88 @@
+"""Where the guest kernel keeps what it needs for DMA: words of a port (a device with its domain) and of the unit.
+
+A port has a page of words, a ring of descriptors, a status page that the device writes, a flush queue, magazines and
+tree nodes. The unit has a page of words and the page of its invalidation queue.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+# fmt: off
+# --- words of a port ------------------------------------------------------------------------------------------------
+# P_ROOT: physical address of the domain's table. P_TABLES: next frame for a table, end. P_TREE, P_CACHED: nodes of the
+# tree of addresses in use. P_NODES, P_MAGAZINES: lists of free ones. P_PAGE_LOW, P_DOMAIN_LOW: first words of
+# invalidation descriptors. P_RING, P_DOORBELL, P_STATUS, P_SLOTS: linear addresses. P_POST, P_REAP: bytes from there to
+# the next slot.
+(P_ROOT, P_TABLES, P_TABLES_END, P_TREE, P_CACHED, P_NODES, P_MAGAZINES, P_LOCK, P_PAGE_LOW, P_DOMAIN_LOW, P_RING,
+ P_PRODUCER, P_DOORBELL, P_STATUS, P_WAITER, P_CONSUMER,
+ Q_HEAD, Q_TAIL, Q_ENTRIES, Q_STARTED, Q_FINISHED, Q_ON, Q_EXPIRES, Q_LOCK, P_SLOTS, P_POST, P_REAP) = range(0, 216, 8)
+(SLOT_ADDRESS, SLOT_BUFFER) = range(0, 16, 8)   # of each buffer: where the device finds it, where it is
+SLOT_BYTES: Final = 16
+CLASSES: Final = 0x100        # of sizes: 1, 2, 4 … 32 pages
+CLASS_BYTES: Final = 64
+CLASS_COUNT: Final = 6
+(C_LOADED, C_PREVIOUS, C_FULL, C_LOCK) = range(0, 32, 8)
+STATISTICS: Final = 0x300
+STATISTIC_NAMES: Final = (
+    "maps", "map_cycles", "unmaps", "unmap_cycles", "invalidations", "invalidation_cycles", "flushes", "interrupts",
+    "started", "elapsed", "spins",
+)
+(S_MAPS, S_MAP_CYCLES, S_UNMAPS, S_UNMAP_CYCLES, S_INVALIDATIONS, S_INVALIDATION_CYCLES, S_FLUSHES, S_INTERRUPTS,
+ S_STARTED, S_ELAPSED, S_SPINS) = range(STATISTICS, STATISTICS + 88, 8)
+DEPOTS: Final = 0x800         # full magazines of each class, DEPOT_LIMIT words
+DEPOT_LIMIT: Final = 32       # MAX_GLOBAL_MAGS
+MAGAZINE_LIMIT: Final = 127   # IOVA_MAG_SIZE
+MAGAZINE_BYTES: Final = 1024  # how many, then page numbers
+# --- a node of the tree of addresses in use -------------------------------------------------------------------------
+(N_PARENT, N_LEFT, N_RIGHT, N_COLOUR, N_LOW, N_HIGH) = range(0, 48, 8)
+NODE_BYTES: Final = 64
+RED, BLACK = 0, 1
+# --- an entry of the flush queue ------------------------------------------------------------------------------------
+(E_PAGE, E_PAGES, E_FREE, E_COUNTER) = range(0, 32, 8)
+QUEUE_ENTRIES: Final = 256    # IOVA_FQ_SIZE; one is always empty
+QUEUE_BYTES: Final = 32
+QUEUE_TIMEOUT_NS: Final = 10_000_000  # IOVA_FQ_TIMEOUT
+# --- the device's ring ----------------------------------------------------------------------------------------------
+RING_ENTRIES: Final = 1024
+RING_ENTRY_BYTES: Final = 16  # address; bytes in bits 31:0, 1 in bit 32 where the device is to write
+RING_PAGES: Final = RING_ENTRIES * RING_ENTRY_BYTES // 4096
+DEVICE_WRITES: Final = 1 << 32
+# --- words of the unit ----------------------------------------------------------------------------------------------
+(U_LOCK, U_NEXT) = range(0, 16, 8)
+U_STATUS: Final = 0x800       # four bytes for each descriptor of the queue
+UNIT_ENTRIES: Final = 256     # QI_LENGTH
+IN_USE, DONE = 1, 2           # status words
+# --- addresses of devices -------------------------------------------------------------------------------------------
+FIRST_PAGE, LAST_PAGE = 1, 0xF_FFFF            # of 4 KiB, below 4 GiB: what Linux tries first
+INTERRUPT_PAGES: Final = (0xF_EE00, 0xF_EEFF)  # no address of a device: what is written there is an interrupt
+ANCHOR: Final = 1 << 52
+RING_PAGE: Final = LAST_PAGE - RING_PAGES      # where ring and status page are mapped
+STATUS_PAGE: Final = LAST_PAGE
+DMA_VECTOR: Final = 0x41      # of the first port, then upwards
+# fmt: on
+
+MODES: Final = ("strict", "deferred", "never", "identity")
+
+
+@frozen(kw_only=True)
+class DmaOptions:
+    """What the kernel's text for DMA depends on. Addresses are linear.
+
+    `mode`: of `MODES`. `cached`: are addresses kept in magazines, or is the tree asked each time? `ports`: pages of
+    words.
+    """
+
+    mode: str
+    cached: bool
+    coherent: bool
+    caching_mode: bool
+    unit: int
+    unit_physical: int
+    queue: int
+    registers: int
+    ports: tuple[int, ...]
+    large: bool
+    timeout_ticks: int

@@ -1,0 +1,113 @@
+"""Invalidation of translations of devices, as Linux does it: a descriptor, a wait descriptor, the tail, and a wait.
+
+The status word that the unit writes is polled; between two looks the fault status register is read, which is a
+read of a device.
+
+VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor".
+Not modelled: a queue that is full (one CPU waits for each of its invalidations).
+"""
+
+from __future__ import annotations
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import dma_layout as d
+from vtsim.guest.kernel.iova_tree import lock, unlock
+from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.timer import read_clock
+from vtsim.iommu import spec as sp
+from vtsim.iommu.descriptors import descriptor
+
+ERRORS = sp.IQE | sp.ITE | sp.ICE
+
+
+@path("invalidation")
+def invalidation(a: Assembler, kernel: KernelOptions) -> None:
+    """`invalidate`: the descriptor in RAX and RDX, and wait; `invalidate_pages`: RSI pages from address RDI on.
+
+    Interrupts are off. R15 is the port; all but callee-saved registers change.
+    """
+    dma = kernel.dma
+    if dma is None or dma.mode == "identity":
+        return
+    unit = dma.unit
+    a.activity = ops.INVALIDATION
+    a.label("invalidate_pages")
+    a.mov(s.RDX, 0)
+    a.mov(s.RAX, 1)
+    a.label("invalidate_order")  # a power of two of pages, to whose size they are aligned
+    a.cmp(s.RAX, register=s.RSI)
+    a.jcc(ops.CC_AE, "invalidate_known")
+    a.shl(s.RAX, 1)
+    a.add(s.RDX, 1)
+    a.jmp("invalidate_order")
+    a.label("invalidate_known")
+    a.or_(s.RDX, register=s.RDI)
+    a.ld(s.RAX, Mem(s.R15, d.P_PAGE_LOW))
+
+    a.label("invalidate")
+    a.work(length("invalidate"))
+    a.push(s.RAX)
+    a.push(s.RDX)
+    read_clock(a, s.R8)
+    a.pop(s.RDX)
+    a.pop(s.RCX)
+    lock(a, Mem(displacement=unit + d.U_LOCK))
+    a.ld(s.R9, Mem(displacement=unit + d.U_NEXT))
+    a.copy(s.R10, s.R9)
+    a.shl(s.R10, 4)
+    a.st(Mem(s.R10, dma.queue), s.RCX)
+    a.st(Mem(s.R10, dma.queue + 8), s.RDX)
+    a.add(s.R9, 1)
+    a.and_(s.R9, d.UNIT_ENTRIES - 1)
+    a.st_value(Mem(displacement=unit + d.U_STATUS, index=s.R9, scale=4, size=4), d.IN_USE)
+    a.copy(s.R10, s.R9)
+    a.shl(s.R10, 2)
+    a.mov(s.RAX, dma.unit_physical + d.U_STATUS)
+    a.add(s.RAX, register=s.R10)
+    a.shl(s.R10, 2)
+    wait, _ = descriptor("WAIT", SW=1, STDATA=d.DONE)
+    a.mov(s.RCX, wait)
+    a.st(Mem(s.R10, dma.queue), s.RCX)
+    a.st(Mem(s.R10, dma.queue + 8), s.RAX)
+    a.copy(s.R10, s.R9)
+    a.add(s.R10, 1)
+    a.and_(s.R10, d.UNIT_ENTRIES - 1)
+    a.st(Mem(displacement=unit + d.U_NEXT), s.R10)
+    a.shl(s.R10, 4)
+    a.st(Mem(displacement=dma.registers + sp.IQT, size=4), s.R10, "the unit begins")
+    a.label("invalidate_wait")
+    a.ld(s.RAX, Mem(displacement=unit + d.U_STATUS, index=s.R9, scale=4, size=4))
+    a.cmp(s.RAX, d.DONE)
+    a.jcc(ops.CC_Z, "invalidated")
+    a.ld(s.RAX, Mem(displacement=dma.registers + sp.FSTS, size=4))
+    a.test(s.RAX, ERRORS)
+    a.jcc(ops.CC_NZ, "dma_exhausted")
+    count(a, d.S_SPINS)
+    unlock(a, Mem(displacement=unit + d.U_LOCK))
+    a.op(ops.PAUSE)
+    lock(a, Mem(displacement=unit + d.U_LOCK))
+    a.jmp("invalidate_wait")
+    a.label("invalidated")
+    unlock(a, Mem(displacement=unit + d.U_LOCK))
+    read_clock(a, s.RCX)
+    a.sub(s.RCX, register=s.R8)
+    add_to(a, d.S_INVALIDATION_CYCLES, s.RCX)
+    count(a, d.S_INVALIDATIONS)
+    a.ret()
+
+
+def count(a: Assembler, word: int) -> None:
+    """One more in a word of the port. Clobbers RAX."""
+    a.ld(s.RAX, Mem(s.R15, word))
+    a.add(s.RAX, 1)
+    a.st(Mem(s.R15, word), s.RAX)
+
+
+def add_to(a: Assembler, word: int, register: int) -> None:
+    """Add a register to a word of the port. Clobbers RAX."""
+    a.ld(s.RAX, Mem(s.R15, word))
+    a.add(s.RAX, register=register)
+    a.st(Mem(s.R15, word), s.RAX)

@@ -1,0 +1,277 @@
+"""Several CPUs: locks, and dropping translations on other CPUs by interrupts (TLB shootdown).
+
+A process has one thread on a CPU at most, so a thread's words are what that CPU keeps of the address space. Who has
+changed an entry drops its own translations, then asks every CPU where a thread of the process has its space loaded, and
+waits; the others answer from the interrupt. A CPU that is idle on a borrowed space, or runs another process, is not
+interrupted: it flushes when it switches back.
+
+Whoever waits for another CPU's answer or for the lock of an address space has interrupts on, and keeps its CPU. The
+locks of zones and of tables are held for a few instructions only, with interrupts off.
+
+Not modelled: waiters for the lock of an address space sleep in Linux; per-CPU lists of free pages; moving tasks between
+CPUs, and waking one from another; coherence of caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.flush import flush_range
+from vtsim.guest.kernel.lengths import length
+
+X2APIC_ICR: Final = 0x830
+CPU_BYTES: Final = at.ENTRY_PAGES * at.PAGE  # from the data of one CPU to that of the next
+GATHERED: Final = at.GATHER_PAGES * at.PAGE // 8
+
+
+def count_tasks(a: Assembler, kernel: KernelOptions, register: int) -> None:
+    """`register` <- how many tasks are in the ring of this CPU."""
+    if kernel.several:
+        a.ld(register, at.cpu_word(at.TASKS_HERE))
+    else:
+        a.mov(register, kernel.tasks)
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+def lock(a: Assembler, ticket: Mem, serving: Mem, spare: int) -> None:
+    """Take a ticket and wait for its turn, with interrupts off. Clobbers RAX and `spare`."""
+    name = f"lock_{a.here:x}"
+    a.mov(s.RAX, 1)
+    a.xadd(ticket, s.RAX)
+    a.label(name)
+    a.ld(spare, serving)
+    a.cmp(spare, register=s.RAX)
+    a.jcc(ops.CC_Z, f"{name}_mine")
+    a.op(ops.PAUSE)
+    a.jmp(name)
+    a.label(f"{name}_mine")
+
+
+def unlock(a: Assembler, serving: Mem) -> None:
+    """Let the next one have its turn. Clobbers RAX."""
+    a.ld(s.RAX, serving)
+    a.add(s.RAX, 1)
+    a.st(serving, s.RAX)
+
+
+def lock_zone(a: Assembler, kernel: KernelOptions, spare: int) -> None:
+    """The zone at R13 is ours."""
+    if kernel.several:
+        lock(a, Mem(s.R13, at.Z_TICKET), Mem(s.R13, at.Z_SERVING), spare)
+
+
+def unlock_zone(a: Assembler, kernel: KernelOptions) -> None:
+    """The zone at R13 is free again. Clobbers RAX."""
+    if kernel.several:
+        unlock(a, Mem(s.R13, at.Z_SERVING))
+
+
+def lock_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """The tables of the task at RBX are ours. Clobbers RAX, RCX and RDI."""
+    if kernel.several:
+        a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
+        lock(a, Mem(s.RDI, at.M_TABLES_TICKET), Mem(s.RDI, at.M_TABLES_SERVING), s.RCX)
+
+
+def unlock_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """The tables of the task at RBX are free again. Clobbers RAX and RDI."""
+    if kernel.several:
+        a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
+        unlock(a, Mem(s.RDI, at.M_TABLES_SERVING))
+
+
+def call(a: Assembler, kernel: KernelOptions, subroutine: str) -> None:
+    """Call one of the subroutines below, where there are several CPUs."""
+    if kernel.several:
+        a.call(subroutine)
+
+
+def _wait(a: Assembler, name: str, word: Mem, done: Callable[[], None]) -> None:
+    """Until `done` (which looks at RCX, the word) finds CC_Z, spin with interrupts on."""
+    a.ld(s.RCX, word)
+    done()
+    a.jcc(ops.CC_Z, f"{name}_over")
+    a.op(ops.STI)
+    a.label(name)
+    a.op(ops.PAUSE)
+    a.ld(s.RCX, word)
+    done()
+    a.jcc(ops.CC_NZ, name)
+    a.op(ops.CLI)
+    a.label(f"{name}_over")
+
+
+@path("address-space locks")
+def space_locks(a: Assembler, kernel: KernelOptions) -> None:
+    """Subroutines `lock_read`, `lock_write` and `unlock_…` of the space of the task at RBX: readers, or one writer.
+
+    Called with interrupts off. Change RAX, RCX and RDI.
+    """
+    if not kernel.several:
+        return
+    for kind in ("read", "write"):
+        a.activity = ops.PAGE_FAULT_PATH if kind == "read" else ops.SYSCALL_PATH
+        a.label(f"lock_{kind}")
+        a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
+        a.st(at.cpu_word(at.HELD), s.RDI)
+        a.mov(s.RAX, 1)
+        a.xadd(Mem(s.RDI, at.M_TICKET), s.RAX)
+        _wait(a, f"lock_{kind}_turn", Mem(s.RDI, at.M_SERVING), lambda: a.cmp(s.RCX, register=s.RAX))
+        if kind == "read":
+            a.mov(s.RAX, 1)
+            a.xadd(Mem(s.RDI, at.M_READERS), s.RAX)
+            unlock(a, Mem(s.RDI, at.M_SERVING))
+        else:
+            _wait(a, "lock_write_readers", Mem(s.RDI, at.M_READERS), lambda: a.test(s.RCX, -1))
+        a.ret()
+        a.label(f"unlock_{kind}")
+        a.ld(s.RDI, at.cpu_word(at.HELD))
+        if kind == "read":
+            a.mov(s.RAX, -1)
+            a.xadd(Mem(s.RDI, at.M_READERS), s.RAX)
+        else:
+            unlock(a, Mem(s.RDI, at.M_SERVING))
+        a.st_value(at.cpu_word(at.HELD), 0)
+        a.ret()
+
+
+# --- shootdown ------------------------------------------------------------------------------------------------------
+def take_space(a: Assembler) -> None:
+    """In a switch to the task at RSI: say which space is loaded now, before it is decided whether CR3 must be."""
+    a.ld(s.RAX, Mem(s.RSI, at.T_CR3))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "takes_space")
+    a.st_value(at.cpu_word(at.LAZY), 1)
+    a.jmp("same_space")
+    a.label("takes_space")
+    a.st_value(at.cpu_word(at.LAZY), 0)
+    a.st(at.cpu_word(at.LOADED_TASK), s.RSI)
+
+
+def _flush_when_loaded(a: Assembler, kernel: KernelOptions, task: int) -> None:
+    """The next load of a task's CR3 flushes. Clobbers RAX and RCX."""
+    if not kernel.pcid:
+        return
+    a.mov(s.RCX, ~at.NOFLUSH)
+    for word in (at.T_CR3, at.T_USER_CR3):
+        a.ld(s.RAX, Mem(task, word))
+        a.and_(s.RAX, register=s.RCX)
+        a.st(Mem(task, word), s.RAX)
+
+
+@path("shootdown")
+def shootdown(a: Assembler, kernel: KernelOptions) -> None:
+    """Subroutine `shoot_down`: other CPUs drop RSI pages from RDI on, of the space of the task at RBX, meanwhile.
+
+    Called with interrupts off and the space's lock held, by which the task keeps its CPU. Keeps RBX, RBP, R12 to R15.
+    """
+    if not kernel.several:
+        return
+    a.activity = ops.SYSCALL_PATH
+    a.label("shoot_down")
+    a.st(at.cpu_word(at.FLUSH_START), s.RDI)
+    a.st(at.cpu_word(at.FLUSH_PAGES), s.RSI)
+    a.ld(s.RSI, Mem(s.RBX, at.T_PEER))
+    a.cmp(s.RSI, register=s.RBX)
+    a.jcc(ops.CC_Z, "shot")
+    a.work(length("call_others"))
+    a.label("shoot_next")
+    a.ld(s.RDI, Mem(s.RSI, at.T_CPU))
+    _ask_if_loaded(a, "shoot_unloaded")
+    a.label("shoot_unloaded")
+    _flush_when_loaded(a, kernel, s.RSI)
+    a.ld(s.RAX, Mem(s.RDI, at.LOADED_TASK))
+    a.cmp(s.RAX, register=s.RSI)
+    a.jcc(ops.CC_NZ, "shoot_other")
+    a.st_value(Mem(s.RDI, at.LOADED_CR3), 0, "so that whoever is idle on it loads it again")
+    _ask_if_loaded(a, "shoot_other")
+    a.jmp("shoot_other")
+    a.label("shoot_ask")
+    a.ld(s.RDX, Mem(s.RDI, at.APIC_ID))
+    a.st(Mem(displacement=at.ASKED, index=s.RDX, scale=8, segment=2), s.RSI)
+    a.ld(s.RAX, at.cpu_word(at.CALLS_SENT))
+    a.add(s.RAX, 1)
+    a.st(at.cpu_word(at.CALLS_SENT), s.RAX)
+    a.mov(s.RCX, X2APIC_ICR)
+    a.mov(s.RAX, at.CALL_VECTOR)
+    a.op(ops.WRMSR)
+    a.label("shoot_other")
+    a.ld(s.RSI, Mem(s.RSI, at.T_PEER))
+    a.cmp(s.RSI, register=s.RBX)
+    a.jcc(ops.CC_NZ, "shoot_next")
+    a.op(ops.STI)
+    a.ld(s.RSI, Mem(s.RBX, at.T_PEER))
+    a.label("shoot_await")
+    a.ld(s.RDI, Mem(s.RSI, at.T_CPU))
+    a.ld(s.RDX, Mem(s.RDI, at.APIC_ID))
+    a.jmp("shoot_look")
+    a.label("shoot_spin")
+    a.op(ops.PAUSE)
+    a.label("shoot_look")
+    a.ld(s.RAX, Mem(displacement=at.ASKED, index=s.RDX, scale=8, segment=2))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "shoot_spin")
+    a.ld(s.RSI, Mem(s.RSI, at.T_PEER))
+    a.cmp(s.RSI, register=s.RBX)
+    a.jcc(ops.CC_NZ, "shoot_await")
+    a.op(ops.CLI)
+    a.label("shot")
+    a.ret()
+
+
+def _ask_if_loaded(a: Assembler, otherwise: str) -> None:
+    """To `shoot_ask` if the CPU whose data is at RDI runs on the space of the task at RSI, else to `otherwise`."""
+    a.ld(s.RAX, Mem(s.RDI, at.LOADED_TASK))
+    a.cmp(s.RAX, register=s.RSI)
+    a.jcc(ops.CC_NZ, otherwise)
+    a.ld(s.RAX, Mem(s.RDI, at.LAZY))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "shoot_ask")
+
+
+@path("call-function interrupt")
+def called(a: Assembler, kernel: KernelOptions) -> None:
+    """Another CPU asks: drop what it says of the loaded space, and tell it. R8 this CPU, R9 the other's data."""
+    if not kernel.several:
+        return
+    a.activity = ops.INTERRUPT_PATH
+    a.label("called")
+    a.ld(s.R8, at.cpu_word(at.APIC_ID))
+    a.mov(s.R9, at.CPU_DATA)
+    a.mov(s.R10, kernel.cpus)
+    a.label("called_by")
+    a.ld(s.RBX, Mem(s.R9, at.ASKED, index=s.R8, scale=8))
+    a.test(s.RBX, -1)
+    a.jcc(ops.CC_Z, "called_next")
+    a.work(length("call_flush"))
+    a.ld(s.RAX, at.cpu_word(at.TLB_CALLS))
+    a.add(s.RAX, 1)
+    a.st(at.cpu_word(at.TLB_CALLS), s.RAX)
+    a.ld(s.RAX, at.cpu_word(at.LOADED_TASK))
+    a.cmp(s.RAX, register=s.RBX)
+    a.jcc(ops.CC_NZ, "called_late")
+    flush_as_asked(a, kernel)
+    a.jmp("called_done")
+    a.label("called_late")
+    _flush_when_loaded(a, kernel, s.RBX)
+    a.label("called_done")
+    a.mov(s.RAX, 0)
+    a.st(Mem(s.R9, at.ASKED, index=s.R8, scale=8), s.RAX)
+    a.label("called_next")
+    a.add(s.R9, CPU_BYTES)
+    a.sub(s.R10, 1)
+    a.jcc(ops.CC_NZ, "called_by")
+    a.jmp("interrupt_done")
+
+
+def flush_as_asked(a: Assembler, kernel: KernelOptions) -> None:
+    """Drop the pages that the CPU whose data is at R9 asks to drop, of the loaded space, that of the task at RBX."""
+    a.ld(s.RBP, Mem(s.R9, at.FLUSH_PAGES))
+    a.ld(s.R12, Mem(s.R9, at.FLUSH_START))
+    flush_range(a, kernel, "called", s.RBP)

@@ -1,0 +1,372 @@
+"""Devices that a guest's driver gives buffers: doorbell, ring of descriptors, DMA, write-back, interrupt.
+
+A device fetches descriptors, moves data and reports, each of these at its own pace. A hostile one goes on writing to an
+address that was its own, to find out how long it can.
+
+PCIe: posted writes do not pass each other, so the interrupt comes after the data.
+Not modelled: moderation of interrupts; descriptors that are written back one by one; what a device does after an error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from typing import Any, Final
+
+import numpy as np
+import simpy
+from attrs import define, field
+
+from vtsim.base.errors import ModelError
+from vtsim.base.jit import quiet
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.apic import request
+from vtsim.guest.kernel import dma_layout as d
+from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
+from vtsim.iommu import dma as g
+from vtsim.iommu import spec as sp
+from vtsim.iommu import state as st
+from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
+from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
+from vtsim.iommu.unit import RemappingUnit
+from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
+from vtsim.platform.dma_spec import DOORBELLS, PAGE, DmaSpec, requester
+from vtsim.platform.outcome import DmaOutcome, DriverOutcome
+from vtsim.platform.remapping_registers import RemappingRegisters
+from vtsim.platform.spec import Scenario
+
+LINE: Final = 64
+LARGEST: Final = 4096  # bytes of one operation
+BATCH: Final = 16  # descriptors that are reported together at most
+
+
+@define(eq=False)
+class DrivenDevice:
+    """One device, from its doorbell to its interrupt."""
+
+    platform: DrivenDevices
+    spec: DmaSpec
+    port: DmaPort
+    row: np.ndarray  # its engine
+    wanted: int = field(default=0, init=False)  # descriptors that the doorbell told of
+    fetched: int = field(default=0, init=False)
+    done: int = field(default=0, init=False)
+    waiting: deque[tuple[int, int, bool]] = field(factory=deque, init=False)
+    rung: simpy.Event = field(init=False)
+    filled: simpy.Event = field(init=False)
+    moved: int = field(default=0, init=False)  # bytes
+    refused: int = field(default=0, init=False)  # descriptors with an operation that was blocked
+    interrupts: int = field(default=0, init=False)
+    lost: int = field(default=0, init=False)  # interrupts that were blocked
+    last: int = field(default=-1, init=False)  # the address that it had last
+    hostile: Hostile | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        clock = self.platform.clock
+        self.rung, self.filled = clock.event(), clock.event()
+        clock.process(self.fetch())
+        clock.process(self.move())
+
+    def ring(self, count: int) -> None:
+        """The doorbell: so many descriptors were posted ever."""
+        self.wanted = count
+        if not self.rung.triggered:
+            self.rung.succeed()
+
+    def operate(self, address: int, size: int, writes: bool) -> Generator[simpy.Event, Any, bool]:
+        """Begin an operation as soon as one can begin; was it let through?"""
+        platform = self.platform
+        aborted = int(self.row[g.N_ABORTED])
+        while True:
+            later = platform.operate(self.row, address, size, writes)
+            if not later:
+                return int(self.row[g.N_ABORTED]) == aborted
+            yield platform.until(later)
+
+    def ended(self) -> int:
+        """When everything that has begun will have ended, in ps."""
+        with quiet():
+            return int(all_ended(self.row))
+
+    def fetch(self) -> Generator[simpy.Event, Any, None]:
+        """Read descriptors, as many at a time as a line holds."""
+        platform = self.platform
+        while True:
+            if self.fetched == self.wanted:
+                self.rung = platform.clock.event()
+                yield self.rung
+                yield platform.clock.timeout(platform.cycles(self.spec.link.down_ns))
+            first, end = self.fetched, self.wanted
+            per_line = LINE // d.RING_ENTRY_BYTES
+            for line in range(first // per_line, -(-end // per_line)):
+                at = line * LINE % (d.RING_ENTRIES * d.RING_ENTRY_BYTES)
+                if not (yield from self.operate(self.port.ring_address + at, LINE, False)):
+                    raise ModelError("a device cannot read its own ring", {"address": self.port.ring_address + at})
+            yield platform.until(self.ended())
+            for number in range(first, end):
+                at = self.port.ring + number % d.RING_ENTRIES * d.RING_ENTRY_BYTES
+                address, word = platform.word(at), platform.word(at + 8)
+                self.waiting.append((address, word & 0xFFFF_FFFF, bool(word & d.DEVICE_WRITES)))
+            self.fetched = end
+            if not self.filled.triggered:
+                self.filled.succeed()
+
+    def move(self) -> Generator[simpy.Event, Any, None]:
+        """Read or write the buffers of descriptors; report some together."""
+        while True:
+            if not self.waiting:
+                self.filled = self.platform.clock.event()
+                yield self.filled
+            count = 0
+            while self.waiting and count < BATCH:
+                address, size, writes = self.waiting.popleft()
+                passed = True
+                for offset in range(0, size, LARGEST):
+                    part = min(LARGEST, size - offset)
+                    passed &= yield from self.operate(address + offset, part, writes)
+                count += 1
+                self.refused += not passed
+                self.moved += size if passed else 0
+                self.last = address
+            self.platform.clock.process(self.report(self.ended(), count, self.last))
+
+    def report(self, at: int, count: int, last: int) -> Generator[simpy.Event, Any, None]:
+        """Write how many descriptors are done, then interrupt."""
+        platform = self.platform
+        yield platform.until(at)
+        yield from self.operate(self.port.status_address, 8, True)
+        with quiet():
+            landed = int(last_landing(self.row[np.newaxis]))
+        yield platform.until(landed)
+        self.done += count
+        platform.store(self.port.status, self.done)
+        if self.hostile is not None:
+            self.hostile.begin(last)
+        yield from platform.interrupt(self)
+
+
+@define(eq=False)
+class Hostile:
+    """Writes to an address after its buffer was done, again and again, until it is refused.
+
+    `through` counts the writes that went through although the address was no buffer's any more and the table led
+    elsewhere or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to one of these.
+    """
+
+    device: DrivenDevice
+    row: np.ndarray
+    every: int  # cycles between two writes
+    address: int = field(default=-1, init=False)
+    allowed_at: int = field(default=0, init=False)
+    writes: int = field(default=0, init=False)
+    through: int = field(default=0, init=False)
+    refused: int = field(default=0, init=False)
+    window: int = field(default=0, init=False)
+    started: simpy.Event = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        clock = self.device.platform.clock
+        self.started = clock.event()
+        clock.process(self.process())
+
+    def begin(self, address: int) -> None:
+        """A buffer at this address is done; keep it, unless another is being tried."""
+        if self.address < 0:
+            self.address, self.allowed_at = address, int(self.device.platform.clock.now)
+            if not self.started.triggered:
+                self.started.succeed()
+
+    def process(self) -> Generator[simpy.Event, Any, None]:
+        """The SimPy process."""
+        platform = self.device.platform
+        while True:
+            if self.address < 0:
+                self.started = platform.clock.event()
+                yield self.started
+            yield platform.clock.timeout(self.every)
+            platform.operate(self.row, self.address, LINE, True)
+            with quiet():
+                all_ended(self.row)
+            self.writes += 1
+            u, now = platform.unit.u, int(platform.clock.now)
+            if int(u[st.STATUS]) != st.COMPLETED:
+                self.refused += 1
+                self.address = -1
+            elif platform.leads_to(self.device.port, self.address) == int(u[st.HPA]) or self._given():
+                self.allowed_at = now
+            else:
+                self.through += 1
+                self.window = max(self.window, now - self.allowed_at)
+
+    def _given(self) -> bool:
+        """Does the driver think that the address is the device's, for this buffer or for another?"""
+        slots = (at + n * d.SLOT_BYTES for at, count in self.device.port.slots for n in range(count))
+        return any(self.device.platform.word(at) == self.address for at in slots)
+
+
+@define(eq=False)
+class DrivenDevices:
+    """The devices that the guest of a machine drives, and the unit between them and memory."""
+
+    scenario: Scenario
+    engine: Engine
+    clock: simpy.Environment
+    clock_hz: int
+    memory: PhysicalMemory
+    layout: DmaMemory
+    unit: RemappingUnit = field(init=False)
+    engines: np.ndarray = field(init=False)
+    lines: np.ndarray = field(init=False)
+    registers: RemappingRegisters = field(init=False)
+    devices: list[DrivenDevice] = field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        iommu, landing = self.scenario.machine.iommu, landing_of(self.scenario)
+        self.unit = unit_of(self.scenario, self.engine)
+        self.lines = g.line_tags(landing)
+        specs = {spec.name: spec for spec in self.scenario.dma}
+        ports = self.layout.ports
+        self.engines = np.zeros((2 * len(ports), g.DMA_WORDS), np.int64)  # an engine each, and one for what is hostile
+        for number, port in enumerate(ports):
+            spec = specs[port.device.name]
+            for row, gap in ((number, spec.gap_ns), (len(ports) + number, 0.0)):
+                self.engines[row] = engine_of(self.scenario, spec, gap_ns=gap)
+                mine = self.engines[row]
+                mine[g.SOURCE], mine[g.TRANSLATES] = requester(spec.claims or spec.source), iommu.mode != "off"
+                mine[g.OWN_END] = 1 << 62
+                mine[g.COUNT] = 1 << 62
+            device = DrivenDevice(self, spec, port, self.engines[number])
+            if spec.hostile_ns:
+                every = max(1, self.cycles(spec.hostile_ns))
+                device.hostile = Hostile(device, self.engines[len(ports) + number], every)
+            self.devices.append(device)
+        self.registers = RemappingRegisters(
+            self.engine, self.clock, self.unit, self.cycles(iommu.invalidate_ns), self.cycles(iommu.read_ns),
+            self._landed,
+        )  # fmt: skip
+        if iommu.mode != "off":
+            self._enable()
+
+    def _enable(self) -> None:
+        """Tables, invalidation queue and interrupt remapping, as the driver would have set them."""
+        unit = self.unit
+        unit.write("IQA", self.hpa(self.layout.iqa))
+        unit.command(set=sp.QIE)
+        unit.write("IRTA", self.hpa(self.layout.irta))
+        unit.command(set=sp.SIRTP)
+        unit.command(set=sp.IRE)
+        unit.enable(self.hpa(self.layout.rtaddr))
+
+    def operate(self, row: np.ndarray, address: int, size: int, writes: bool) -> int:
+        """Begin an operation of an engine: 0, or when it can begin, in ps."""
+        with quiet():
+            return int(
+                operate(
+                    row, self.engines[0], self.lines, self.unit.u, self.engine.arena, self.now_ps, address, size, writes
+                )
+            )
+
+    # --- time and memory ------------------------------------------------------------------------------------------
+    def cycles(self, ns: float) -> int:
+        """Cycles of so many nanoseconds."""
+        return round(ns * self.clock_hz / 10**9)
+
+    @property
+    def now_ps(self) -> int:
+        """The time in ps."""
+        return int(self.clock.now) * PS // self.clock_hz
+
+    def until(self, ps: int) -> simpy.Event:
+        """The event that a time in ps has come."""
+        return self.clock.timeout(max(0, -(-ps * self.clock_hz // PS) - int(self.clock.now)))
+
+    def _landed(self) -> int:
+        with quiet():
+            return -(-int(last_landing(self.engines)) * self.clock_hz // PS)
+
+    def hpa(self, gpa: int) -> int:
+        """The host-physical address behind a guest-physical one."""
+        return self.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF
+
+    def word(self, gpa: int) -> int:
+        """A word of the guest's memory, unsigned."""
+        return self.engine.load(self.hpa(gpa)) & (1 << 64) - 1
+
+    def store(self, gpa: int, value: int) -> None:
+        """Store a word in the guest's memory."""
+        self.engine.store(self.hpa(gpa), value)
+
+    def leads_to(self, port: DmaPort, address: int) -> int:
+        """Where the domain's table leads an address now, or -1."""
+        if not port.root:
+            return address
+        table = port.root
+        for level in (4, 3, 2, 1):
+            entry = self.word((table & ADDRESS) + (address >> 9 * level & 0xFF8))
+            if not entry & (SL_R | SL_W):
+                return -1
+            within = (1 << (3 + 9 * level)) - 1
+            if level == 1 or entry & SL_PS:
+                return (entry & ADDRESS & ~within) | (address & within)
+            table = entry
+        raise ModelError("a table has no last level", {"address": address})
+
+    # --- what CPUs see ----------------------------------------------------------------------------------------------
+    def answers(self, hpa: int) -> bool:
+        """Is a device of these there?"""
+        return self.registers.answers(hpa) or DOORBELLS <= hpa < DOORBELLS + PAGE * len(self.devices)
+
+    def read(self, hpa: int, size: int) -> int:
+        """What a CPU reads; a doorbell reads as zero."""
+        return self.registers.read(hpa, size) if self.registers.answers(hpa) else 0
+
+    def write(self, hpa: int, size: int, value: int) -> None:
+        """What a CPU writes."""
+        if self.registers.answers(hpa):
+            self.registers.write(hpa, size, value)
+        elif hpa % PAGE == 0:
+            self.devices[(hpa - DOORBELLS) // PAGE].ring(value)
+
+    def interrupt(self, device: DrivenDevice) -> Generator[simpy.Event, Any, None]:
+        """A device's message, through the unit to a local APIC."""
+        address, data = device.port.message
+        device.interrupts += 1
+        ns = device.spec.link.up_ns
+        if self.scenario.machine.iommu.mode != "off":
+            answer = self.unit.interrupt(requester(device.spec.claims or device.spec.source), address, data)
+            if answer.message is None:
+                device.lost += 1
+                return
+            address, data = answer.message
+            ns += answer.reads * self.scenario.machine.iommu.read_ns
+        yield self.clock.timeout(self.cycles(ns))
+        cpu = address >> 32 or address >> 12 & 0xFF
+        with quiet():
+            request(self.engine.cpus[cpu], self.engine.arena, data & 0xFF)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+    def outcome(self) -> tuple[DmaOutcome, ...]:
+        """What every device did, after the laws of the unit were checked."""
+        self.unit.check_laws()
+        return tuple(self._outcome(device) for device in self.devices)
+
+    def _outcome(self, device: DrivenDevice) -> DmaOutcome:
+        device.ended()
+        words = [self.word(device.port.words + d.STATISTICS + 8 * n) for n in range(len(d.STATISTIC_NAMES))]
+        hostile = device.hostile
+        return outcome_of(
+            device.spec,
+            device.row.tolist(),
+            moved=device.moved,
+            driver=DriverOutcome(
+                counts=dict(zip(d.STATISTIC_NAMES, words, strict=True)),
+                posted=device.wanted,
+                done=device.done,
+                refused=device.refused,
+                interrupts=device.interrupts,
+                interrupts_blocked=device.lost,
+                hostile_writes=hostile.writes if hostile else 0,
+                hostile_through=hostile.through if hostile else 0,
+                window=hostile.window if hostile else 0,
+            ),
+        )

@@ -1,0 +1,78 @@
+"""The registers of a remapping unit as CPUs find them, and the time that it takes for what is written there.
+
+Descriptors of the invalidation queue are executed one after the other, each when its time is over; one that waits for
+what came before also waits until requests that were translated before have reached memory.
+
+VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor".
+Not modelled: time that registers other than the queue's tail take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+import simpy
+from attrs import define, field
+
+from vtsim.cpu.engine import Engine
+from vtsim.iommu import spec as sp
+from vtsim.iommu.descriptors import WAIT
+from vtsim.iommu.unit import RemappingUnit
+from vtsim.platform.dma_spec import REGISTERS
+
+STEP: Final = 16
+QUEUE_BYTES: Final = 4096
+
+
+@define(eq=False)
+class RemappingRegisters:
+    """A unit's registers at `REGISTERS`. `landed` says when all that was translated so far has reached memory."""
+
+    engine: Engine
+    clock: simpy.Environment
+    unit: RemappingUnit
+    invalidate_cycles: int
+    write_cycles: int
+    landed: Callable[[], int]
+    tail: int = field(default=0, init=False)
+    rung: simpy.Event = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.rung = self.clock.event()
+        self.clock.process(self.process())
+
+    def answers(self, hpa: int) -> bool:
+        """Is this one of its registers?"""
+        return REGISTERS <= hpa < REGISTERS + sp.REGISTER_BYTES
+
+    def read(self, hpa: int, size: int) -> int:
+        """What a CPU reads."""
+        return self.tail if hpa - REGISTERS == sp.IQT else self.unit.read_at(hpa - REGISTERS, size)
+
+    def write(self, hpa: int, size: int, value: int) -> None:
+        """What a CPU writes has its effect, the tail of the queue in time."""
+        if hpa - REGISTERS != sp.IQT:
+            self.unit.write_at(hpa - REGISTERS, size, value)
+            return
+        self.tail = value
+        if not self.rung.triggered:
+            self.rung.succeed()
+
+    def process(self) -> Generator[simpy.Event, Any, None]:
+        """The SimPy process: one descriptor after the other, until the tail or an error."""
+        drained = 0
+        while True:
+            head = self.unit.read("IQH")
+            if head == self.tail or self.unit.read("FSTS") & (sp.IQE | sp.ITE | sp.ICE):
+                self.rung = self.clock.event()
+                yield self.rung
+                continue
+            low = self.engine.load((self.unit.read("IQA") & ~0xFFF) + head)
+            if low & 0xF == WAIT:
+                until = max(int(self.clock.now) + self.write_cycles, drained)
+                yield self.clock.timeout(until - int(self.clock.now))
+            else:
+                yield self.clock.timeout(self.invalidate_cycles)
+                drained = max(drained, self.landed())
+            self.unit.write_at(sp.IQT, 4, (head + STEP) % QUEUE_BYTES)

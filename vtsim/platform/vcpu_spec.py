@@ -1,0 +1,118 @@
+"""What a VM with several vCPUs can be: where they run, what its processes do on them, and who virtualizes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vtsim.base.errors import Problem
+from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, ReplaySpec
+
+if TYPE_CHECKING:
+    from vtsim.platform.spec import Scenario, VmSpec
+
+OF_ONE_VCPU = {
+    ReplaySpec: "a recorded guest",
+    BalloonSpec: "the balloon driver",
+    DmaBuffersSpec: "a driver of devices",
+}
+OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec"}
+
+
+def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
+    """Yield what contradicts itself about the vCPUs of a VM."""
+    yield from _places(scenario, vm, where)
+    for p, process in enumerate(vm.guest.processes):
+        at = f"{where}.guest.processes.{p}"
+        if process.threads > vm.vcpus:
+            yield Problem(
+                path=f"{at}.threads",
+                message=f"each thread of a process needs a vCPU of its own, and the VM has {vm.vcpus}",
+                help=f"threads can be at most {vm.vcpus}; or raise {where}.vcpus",
+            )
+        if process.vcpu is not None and process.vcpu >= vm.vcpus:
+            yield Problem(
+                path=f"{at}.vcpu",
+                message=f"there is no vCPU {process.vcpu} in a VM whose number of vCPUs is {vm.vcpus}",
+                help=f"vcpu can be {', '.join(map(str, range(vm.vcpus)))}; or raise {where}.vcpus",
+            )
+        for n, phase in enumerate(process.phases):
+            kind = type(phase)
+            if vm.vcpus > 1 and kind in OF_ONE_VCPU:
+                yield Problem(
+                    path=f"{at}.phases.{n}",
+                    message=f"{OF_ONE_VCPU[kind]} has one vCPU",
+                    help=f"{where}.vcpus can be 1",
+                )
+            if process.threads > 1 and kind in OF_ONE_THREAD:
+                yield Problem(
+                    path=f"{at}.phases.{n}",
+                    message=f"a process of several threads has no {OF_ONE_THREAD[kind]}",
+                    help=f"{at}.threads can be 1",
+                )
+    if vm.vcpus > 1:
+        yield from _hypervisor(scenario, vm, where)
+
+
+def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
+    cpus = scenario.machine.cpus
+    if vm.vcpus > cpus:
+        yield Problem(
+            path=f"{where}.vcpus",
+            message=f"each vCPU needs a logical CPU of its own, and the machine has {cpus}",
+            help=f"vcpus can be at most {cpus}; or raise machine.cpus",
+        )
+    wrong = [cpu for cpu in vm.cpus if cpu >= cpus]
+    if wrong:
+        yield Problem(
+            path=f"{where}.cpus",
+            message=f"there is no CPU {wrong[0]} on a machine whose number of CPUs is {cpus}",
+            help=f"each can be {', '.join(map(str, range(cpus)))}; or raise machine.cpus",
+        )
+    elif vm.cpus and (vm.vcpus == 1 or len(vm.cpus) != vm.vcpus or len(set(vm.cpus)) < vm.vcpus):
+        yield Problem(
+            path=f"{where}.cpus",
+            message="this lists a different CPU for each of several vCPUs",
+            help=f"give {vm.vcpus} different numbers"
+            if vm.vcpus > 1
+            else f"leave it out, give cpu; or raise {where}.vcpus",
+        )
+    elif vm.cpus and vm.cpu is not None and vm.cpu != vm.cpus[0]:
+        yield Problem(
+            path=f"{where}.cpu",
+            message=f"the first vCPU cannot be on CPU {vm.cpu} and on CPU {vm.cpus[0]}",
+            help="leave out cpu, or cpus",
+        )
+
+
+def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
+    vmm = scenario.vmm
+    native, technique = vmm.technique == "native", vmm.technique
+    wrong = (
+        ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
+        ("vmm.paging", vmm.paging not in ("auto", "ept", "none"), f"paging {vmm.paging!r}", "auto, ept"),
+        ("vmm.dirty_log.method", vmm.dirty_log.on, "dirty logging", "off"),
+        ("vmm.sharing.on", vmm.sharing.on, "page sharing", "false"),
+        ("vmm.collapse.on", vmm.collapse.on, "collapsing pages", "false"),
+        ("vmm.balloon.size", vmm.balloon.size > 0, "ballooning", "0"),
+        ("vmm.swap.on", vmm.swap.on, "swapping", "false"),
+    )  # fmt: skip
+    for path, found, words, allowed in wrong:
+        if found and (path == "vmm.technique" or not native):
+            yield Problem(
+                path=path,
+                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}",
+                help=f"{path.rpartition('.')[2]} can be {allowed}; or {where}.vcpus 1",
+            )
+    if "i440fx" in vm.devices:
+        yield Problem(
+            path=f"{where}.devices",
+            message="a chipset whose registers move memory is built for VMs of one vCPU",
+            help=f"leave i440fx out; or {where}.vcpus can be 1",
+        )
+    if vm.guest.kernel.interface == "paravirtual":
+        yield Problem(
+            path=f"{where}.guest.kernel.interface",
+            message="a paravirtual kernel has one vCPU",
+            help=f"interface can be auto, hardware; or {where}.vcpus 1",
+        )

@@ -1,0 +1,1 @@
+"""What a finished study says: effects, sensitivities, fronts, crossovers, and how well it fits measurements."""

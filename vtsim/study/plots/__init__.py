@@ -1,0 +1,1 @@
+"""Pictures of a study, chosen from its axes and readable when printed in grey."""

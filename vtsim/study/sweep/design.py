@@ -1,0 +1,311 @@
+"""The points of a study: which value each axis has at each of them, found by number and in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from math import exp, floor, log, prod
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field, frozen
+
+from vtsim.base.errors import ConfigError, Problem
+from vtsim.base.spec import kind_of
+from vtsim.config.paths import setting_at, shown_value, unit_of
+from vtsim.config.study import Choice, StudyFile, load_study
+from vtsim.config.study_spec import (
+    GridSpec,
+    LatinHypercubeSpec,
+    ListSpec,
+    RandomSpec,
+    RangeSpec,
+    SobolSpec,
+    StudySpec,
+    ZipSpec,
+)
+from vtsim.platform.spec import Scenario
+from vtsim.study.extras import needed
+from vtsim.study.sweep.constraints import Constraint
+from vtsim.study.sweep.identity import named_files
+from vtsim.study.sweep.metrics import DEFAULT, column
+from vtsim.study.sweep.table import Column, Value
+
+CHECKED_IN_ADVANCE: Final = 1000  # points; of a larger study as many, evenly chosen
+SHOWN_PROBLEMS: Final = 20
+
+Drawn = RandomSpec | LatinHypercubeSpec | SobolSpec
+Step = tuple[tuple[Choice, Value], ...]  # what one place on an axis sets, and what tables show of it
+
+
+@frozen(kw_only=True)
+class Point:
+    """One place in the space of settings."""
+
+    number: int
+    choices: tuple[Choice, ...]
+    values: Mapping[str, Value]
+
+
+@define(eq=False)
+class Design:
+    """All points of a study; what does not pass its constraints has a number but is none."""
+
+    file: StudyFile
+    steps: tuple[tuple[Step, ...], ...] = field(init=False)
+    axes: tuple[Column, ...] = field(init=False)
+    constraints: tuple[Constraint, ...] = field(init=False)
+    files: dict[str, str] = field(factory=dict, init=False)  # {file that scenarios name: hash of its contents}
+    built: dict[tuple[int, str], Scenario] = field(factory=dict, init=False)  # when points were checked, each used once
+
+    def __attrs_post_init__(self) -> None:
+        spec = self.spec
+        self.steps = tuple(tuple(_steps(axis, f"axes.{n}", self.file)) for n, axis in enumerate(spec.axes))
+        paths = [choice.path for steps in self.steps for choice, _ in steps[0]]
+        self.axes = tuple(_axis_column(path, spec.labels.get(path, "")) for path in paths)
+        self.constraints = tuple(Constraint.parse(text, paths) for text in spec.constraints)
+
+    @property
+    def spec(self) -> StudySpec:
+        """What the user wrote."""
+        return self.file.spec
+
+    @property
+    def is_grid(self) -> bool:
+        """Is every value of an axis there with every value of the others?"""
+        return all(isinstance(axis, GridSpec) for axis in self.spec.axes)
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of all points."""
+        return range(prod(len(steps) for steps in self.steps))
+
+    def place(self, number: int) -> Point:
+        """Return a place in the space of settings, the last axis changing first, whatever the constraints say."""
+        chosen: list[tuple[Choice, Value]] = []
+        rest = number
+        for steps in reversed(self.steps):
+            rest, at = divmod(rest, len(steps))
+            chosen[:0] = steps[at]
+        values = {choice.path: value for choice, value in chosen}
+        return Point(number=number, choices=tuple(choice for choice, _ in chosen), values=values)
+
+    def point(self, number: int) -> Point | None:
+        """Return the point of a number; None where a constraint forbids it."""
+        point = self.place(number)
+        return point if all(self._holds(n, point) for n in range(len(self.constraints))) else None
+
+    def _holds(self, constraint: int, point: Point) -> bool:
+        try:
+            return self.constraints[constraint].holds(point.values)
+        except ConfigError as error:
+            raise self.file.placed(_under(f"constraints.{constraint}", error)) from None
+
+    def points(self) -> Iterator[Point]:
+        """Yield every point in order."""
+        return (point for point in map(self.point, self.numbers) if point is not None)
+
+    def count(self) -> int:
+        """Return how many points there are."""
+        return sum(1 for _ in self.points()) if self.constraints else len(self.numbers)
+
+    def scenario(self, point: Point, baseline: str = "") -> Scenario:
+        """Return the scenario of a point or of one of its baselines; a problem says at which point it is."""
+        ready = self.built.pop((point.number, baseline), None)
+        if ready is not None:
+            return ready
+        choices = list(point.choices)
+        for number, each in enumerate(self.spec.baselines):
+            if each.name == baseline:
+                choices += [Choice(path=path, place=f"baselines.{number}.set.{path}") for path in each.set]
+        try:
+            return self.file.scenario(choices)
+        except ConfigError as error:
+            where = ", ".join(f"{path}={value}" for path, value in point.values.items())
+            raise ConfigError.of(_at_point(problem, str(self.file.path), where) for problem in error.problems) from None
+
+    def check(self) -> None:
+        """Raise `ConfigError` with what cannot be at any point; of many points, some are looked at."""
+        found: dict[tuple[Any, ...], Problem] = {}
+        for number in _some(self.numbers):
+            for problem in self._wrong(number):
+                found.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
+            if len(found) > SHOWN_PROBLEMS:
+                break
+        if found:
+            raise ConfigError.of(sorted(found.values(), key=lambda problem: (problem.file, problem.line or 0)))
+
+    def _wrong(self, number: int) -> Iterator[Problem]:
+        try:
+            point = self.point(number)
+        except ConfigError as error:
+            yield from error.problems
+            point = self.place(number)
+        for baseline in ("", *(each.name for each in self.spec.baselines)) if point else ():
+            try:
+                scenario = self.scenario(point, baseline)  # type: ignore[arg-type]
+            except ConfigError as error:
+                yield from error.problems
+            else:
+                self.files |= named_files(scenario)
+                self.built[number, baseline] = scenario
+
+
+def load_design(path: str | Path) -> Design:
+    """Read a study and lay out its points; raises `ConfigError` with all that is wrong with either."""
+    file = load_study(path, _problems)
+    design = Design(file)
+    design.check()
+    if not any(True for _ in design.points()):
+        raise file.placed(ConfigError("no point passes the constraints", field="constraints"))
+    return design
+
+
+def metric_columns(spec: StudySpec) -> tuple[Column, ...]:
+    """Return the columns of a study's metrics, and after them one for each figure against a baseline."""
+    columns = [column(path, spec.labels.get(path, "")) for path in spec.metrics or DEFAULT]
+    for baseline in spec.baselines:
+        for path in baseline.metrics:
+            of = column(path, spec.labels.get(path, ""))
+            name = f"{path} against {baseline.name}"
+            columns.append(
+                Column(
+                    path=name,
+                    label=spec.labels.get(name, f"{of.label} against {baseline.name}"),
+                    unit="ratio",
+                    meaning=f"{of.label}, against the same point with {baseline.name}",
+                )
+            )
+    return tuple(columns)
+
+
+def _problems(spec: StudySpec) -> Iterator[Problem]:
+    """What contradicts itself, or names what is not there, in a study."""
+    seen: list[str] = []
+    for number, axis in enumerate(spec.axes):
+        for path, where in _places(axis):
+            if path in seen:
+                yield Problem(path=f"axes.{number}.{where}", message=f"{path} is an axis already")
+            seen.append(path)
+    named = [(f"metrics.{n}", path) for n, path in enumerate(spec.metrics)]
+    named += [("until.metric", spec.until.metric)] if spec.until.metric else []
+    for number, baseline in enumerate(spec.baselines):
+        named += [(f"baselines.{number}.metrics.{n}", path) for n, path in enumerate(baseline.metrics)]
+    for where, path in named:
+        try:
+            column(path)
+        except ConfigError as error:
+            yield from _under(where, error).problems
+    for number, text in enumerate(spec.constraints):
+        try:
+            Constraint.parse(text, seen)
+        except ConfigError as error:
+            yield from _under(f"constraints.{number}", error).problems
+    if spec.until.metric and spec.until.max < spec.replicates:
+        yield Problem(
+            path="until.max",
+            message=f"{spec.until.max} is less than the {spec.replicates} replicates that each point has",
+        )
+
+
+def _places(axis: Any) -> Iterator[tuple[str, str]]:
+    match axis:
+        case GridSpec():
+            yield axis.path, "path"
+        case ZipSpec():
+            yield from ((path, f"values.{path}") for path in axis.values)
+        case ListSpec():
+            yield from ((path, f"points.0.{path}") for path in axis.points[0])
+        case RandomSpec() | LatinHypercubeSpec() | SobolSpec():
+            yield from ((path, f"ranges.{path}") for path in axis.ranges)
+
+
+def _under(where: str, error: ConfigError) -> ConfigError:
+    return ConfigError.of(Problem(path=where, message=each.message, help=each.help) for each in error.problems)
+
+
+def _at_point(problem: Problem, study: str, where: str) -> Problem:
+    """A problem in the study's own lines needs no more words; in the scenario's, it depends on the point."""
+    if problem.file == study or not where:
+        return problem
+    help = f"{problem.help}; " if problem.help else ""
+    return Problem(
+        message=problem.message, path=problem.path, help=f"{help}this is at the point {where}", file=problem.file,
+        line=problem.line, column=problem.column, source=problem.source,
+    )  # fmt: skip
+
+
+def _some(numbers: range) -> Iterator[int]:
+    step = max(1, len(numbers) // CHECKED_IN_ADVANCE)
+    return iter(numbers[:: step + (step % 2 == 0 and step > 1)])  # an odd step meets every value of an even axis
+
+
+def _steps(axis: Any, where: str, file: StudyFile) -> Iterator[Step]:
+    """Yield what each place on an axis sets."""
+    match axis:
+        case GridSpec():
+            for n, value in enumerate(axis.values):
+                choice = Choice(path=axis.path, place=f"{where}.values.{n}")
+                yield ((choice, axis.names[n] if axis.names else _shown(axis.path, value)),)
+        case ZipSpec():
+            for n in range(len(next(iter(axis.values.values())))):
+                yield tuple(
+                    (Choice(path=path, place=f"{where}.values.{path}.{n}"), _shown(path, values[n]))
+                    for path, values in axis.values.items()
+                )
+        case ListSpec():
+            paths = list(axis.points[0])
+            for n, point in enumerate(axis.points):
+                yield tuple(
+                    (Choice(path=path, place=f"{where}.points.{n}.{path}"), _shown(path, point[path])) for path in paths
+                )
+        case RandomSpec() | LatinHypercubeSpec() | SobolSpec():
+            places = [f"{where}.ranges.{path}" for path in axis.ranges]
+            for sample in draws(axis):
+                numbers = [drawn(span, float(u)) for span, u in zip(axis.ranges.values(), sample, strict=True)]
+                yield tuple(
+                    (Choice(path=path, place=place, drawn=number), number)
+                    for path, place, number in zip(axis.ranges, places, numbers, strict=True)
+                )
+
+
+def draws(axis: Drawn) -> npt.NDArray[np.float64]:
+    """Return the samples of an axis in the unit cube, a row each."""
+    samples, dimensions = axis.samples, len(axis.ranges)
+    random = np.random.default_rng(axis.seed)
+    if isinstance(axis, SobolSpec):
+        qmc = needed("scipy.stats.qmc", "sobol", "a Sobol sequence")
+        points: npt.NDArray[np.float64] = qmc.Sobol(dimensions, scramble=True, rng=random).random(samples)
+        return points
+    cube = random.random((samples, dimensions))
+    if isinstance(axis, LatinHypercubeSpec):
+        strata = np.stack([random.permutation(samples) for _ in range(dimensions)], axis=1)
+        return (strata + cube) / samples
+    return cube
+
+
+def drawn(span: RangeSpec, u: float) -> int | float:
+    """Return the value of a range at u, 0 to 1: whole numbers have equal parts of it."""
+    low, high = (span.min - 0.5, span.max + 0.5) if span.integer else (span.min, span.max)
+    if span.log and span.integer:
+        low = max(low, span.min / 2)
+    value = exp(log(low) + u * (log(high) - log(low))) if span.log else low + u * (high - low)
+    return int(min(max(floor(value + 0.5), span.min), span.max)) if span.integer else value
+
+
+def _axis_column(path: str, label: str) -> Column:
+    setting = setting_at(path)
+    kind = kind_of(setting) if setting else None
+    return Column(
+        path=path, label=label or path, unit=unit_of(kind), meaning=setting.metadata["doc"] if setting else ""
+    )
+
+
+def _shown(path: str, value: Any) -> Value:
+    setting = setting_at(path)
+    with contextlib.suppress(ConfigError):  # what the scenario says of it is better
+        value = shown_value(kind_of(setting) if setting else None, value)
+    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)

@@ -1,0 +1,107 @@
+"""Where the runs of a sweep are done: processes of this machine, a Dask cluster, or an executor of the caller's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any, Protocol
+
+from attrs import define, field
+
+from vtsim.base.errors import ConfigError
+from vtsim.study.extras import needed
+from vtsim.study.sweep.worker import start
+
+
+class Workers(Protocol):
+    """Who does runs."""
+
+    jobs: int  # that are done at a time
+
+    def open(self) -> Executor:
+        """Return an executor; another one after the first has broken."""
+
+    def drop(self) -> None:
+        """End at once whatever is still being run."""
+
+    def close(self) -> None:
+        """Let the workers go once nothing is being run."""
+
+
+def cpus() -> int:
+    """How many logical CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@define
+class Local:
+    """Processes of this machine, started afresh (spawn) and ended with this one."""
+
+    jobs: int
+    started: ProcessPoolExecutor | None = None
+
+    def open(self) -> Executor:
+        self.started = ProcessPoolExecutor(
+            self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=start, initargs=(os.getpid(),)
+        )
+        return self.started
+
+    def drop(self) -> None:
+        for process in list(getattr(self.started, "_processes", None) or {}.values()):
+            process.kill()
+
+    def close(self) -> None:
+        if self.started is not None:
+            self.started.shutdown(wait=True, cancel_futures=True)
+
+
+@define
+class Cluster:
+    """Workers of a Dask cluster, which have vtsim installed and see the files of the study at the same paths."""
+
+    address: str
+    jobs: int = 0
+    client: Any = field(default=None)
+
+    def __attrs_post_init__(self) -> None:
+        distributed = needed("distributed", "cluster", "a scheduler")
+        try:
+            self.client = distributed.Client(self.address, timeout="10s")
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"there is no Dask scheduler at {self.address!r}: {error}",
+                field="--scheduler",
+                help="write the address that dask-scheduler prints, as in tcp://host:8786",
+            ) from None
+        self.jobs = sum(self.client.nthreads().values())
+        if not self.jobs:
+            self.client.close()
+            raise ConfigError("the cluster has no workers", field="--scheduler", help="start some with dask-worker")
+
+    def open(self) -> Executor:
+        executor: Executor = self.client.get_executor(pure=False)
+        return executor
+
+    def drop(self) -> None:
+        self.client.close()
+
+    def close(self) -> None:
+        self.client.close()
+
+
+@define
+class Given:
+    """An executor that the caller has, and keeps."""
+
+    executor: Executor
+    jobs: int = 1
+
+    def open(self) -> Executor:
+        return self.executor
+
+    def drop(self) -> None:
+        """Nothing here is ours to end."""
+
+    def close(self) -> None:
+        """Nor to close."""

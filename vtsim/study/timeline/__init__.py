@@ -1,0 +1,1 @@
+"""A single run as a timeline, for ui.perfetto.dev and other viewers of traces."""

@@ -1,0 +1,298 @@
+"""Several vCPUs of one VM: the lock of its tables, requests to vCPUs that run on other CPUs, interrupts between them.
+
+Whoever wants something of a vCPU on another CPU leaves word in its structure, counts one more request, and interrupts
+its CPU where it may be in its guest. A vCPU looks at the count after it has said that it is in its guest, so that
+either it sees the request or the other sees that it has to interrupt; each exit takes the word back. Who has changed
+EPT drops translations here, asks the others, and waits until each has dropped them or is out of its guest, where it
+will drop them before it enters again. So no frame is used for something else while a translation leads there.
+
+Not modelled: delivery modes other than fixed, and logical destinations; one address space for the threads of the device
+process (each has its own root, stack and shared page, with the same memory); paravirtual flushes; ICR writes that are
+handled before interrupts are on again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
+from vtsim.cpu.slots import R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.vmm import layout as at
+from vtsim.vmm.programs.words import count, cpu, set_bit, vcpu, work, zero
+from vtsim.vmm.registry import Path
+
+MSR_ICR: Final = 0x830
+SHORTHAND: Final = 3 << 18
+TO_ITSELF, TO_ALL = 1 << 18, 2 << 18
+
+
+def of_vm(a: Assembler, path: Path, register: int, field: str) -> None:
+    """`register` <- linear address of a word that all vCPUs of the VM share."""
+    if path.several:
+        a.ld(register, vcpu("VM"))
+        a.lea(register, Mem(register, at.V[field]))
+    else:
+        a.lea(register, vcpu(field))
+
+
+def lock_tables(a: Assembler, path: Path) -> None:
+    """The VM's tables are ours. Changes RAX, RCX and RDI."""
+    a.ld(RDI, vcpu("VM"))
+    a.mov(RAX, 1)
+    a.xadd(Mem(RDI, at.V["TABLES_TICKET"]), RAX)
+    a.label("tables_wait")
+    a.ld(RCX, Mem(RDI, at.V["TABLES_SERVING"]))
+    a.cmp(RCX, register=RAX)
+    a.jcc(ops.CC_Z, "tables_locked")
+    a.op(ops.PAUSE)
+    a.jmp("tables_wait")
+    a.label("tables_locked")
+
+
+def unlock_tables(a: Assembler) -> None:
+    """The VM's tables are free again. Changes RAX and RDI."""
+    a.ld(RDI, vcpu("VM"))
+    a.ld(RAX, Mem(RDI, at.V["TABLES_SERVING"]))
+    a.add(RAX, 1)
+    a.st(Mem(RDI, at.V["TABLES_SERVING"]), RAX)
+
+
+def unlocked(path: Path) -> str:
+    """Where to go on after an EPT violation."""
+    return "reenter_unlocked" if path.several else "reenter"
+
+
+def left_guest(a: Assembler, path: Path) -> None:
+    """First thing after a VM exit; R15 the vCPU."""
+    if path.several:
+        a.st_value(vcpu("IN_GUEST"), 0)
+
+
+def before_entry(a: Assembler, path: Path) -> None:
+    """Last thing before a VM entry, interrupts off: see to what others want of the vCPU. Changes RAX."""
+    if path.several:
+        a.st_value(vcpu("IN_GUEST"), 1)
+        a.ld(RAX, vcpu("ASKED"))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_NZ, "asked")
+
+
+def subroutines(a: Assembler, path: Path) -> None:
+    """`asked`, `flush_others`, `kick`, `reenter_unlocked`."""
+    a.activity = ops.REENTRY
+    a.label("asked")
+    a.st_value(vcpu("IN_GUEST"), 0)
+    a.ld(RBX, vcpu("ASKED"))
+    a.ld(RAX, vcpu("ASKED_END"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "asked_end")
+    a.ld(RCX, vcpu("ASKED_FLUSH"))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "asked_flushed")
+    zero(a, RCX)
+    a.st(vcpu("ASKED_FLUSH"), RCX)
+    flush_as_asked(a, path)
+    a.label("asked_flushed")
+    zero(a, RCX)
+    a.st(vcpu("ASKED_EVENTS"), RCX)
+    zero(a, RAX)
+    a.sub(RAX, register=RBX)
+    a.xadd(vcpu("ASKED"), RAX)
+    set_bit(a, vcpu("REQUEST"), at.REQUEST_EVENTS)
+    a.jmp("reenter")
+    a.label("asked_end")
+    zero(a, RDX)
+    a.jmp("die")
+
+    a.activity = ops.MEMORY_MANAGEMENT
+    a.label("flush_others")
+    work(a, path, "ask_others")
+    a.ld(RDI, vcpu("PEER"))
+    a.jmp("flush_look")
+    a.label("flush_ask")
+    a.st_value(Mem(RDI, at.V["ASKED_FLUSH"]), 1)
+    a.mov(RAX, 1)
+    a.xadd(Mem(RDI, at.V["ASKED"]), RAX)
+    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "flush_next")
+    a.call("kick")
+    a.label("flush_next")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.label("flush_look")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "flush_ask")
+    a.ld(RDI, vcpu("PEER"))
+    a.label("flush_wait")
+    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "flush_seen")
+    a.ld(RAX, Mem(RDI, at.V["ASKED_FLUSH"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "flush_seen")
+    a.op(ops.PAUSE)
+    a.jmp("flush_wait")
+    a.label("flush_seen")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "flush_wait")
+    a.ret()
+
+    a.label("kick")  # the CPU of the vCPU at RDI; changes RAX, RCX and RDX
+    a.ld(RDX, Mem(RDI, at.V["CPU"]))
+    a.mov(RAX, at.KICK_VECTOR)
+    a.mov(RCX, MSR_ICR)
+    a.op(ops.WRMSR)
+    a.ret()
+
+    a.label("reenter_unlocked")
+    unlock_tables(a)
+    a.jmp("reenter")
+
+
+def flush_as_asked(a: Assembler, path: Path) -> None:
+    """Drop what was cached of the VM's EPT because another vCPU has changed it. Changes RAX."""
+    count(a, "REMOTE_FLUSHES")
+    flush_here(a, path)
+
+
+def flush_here(a: Assembler, path: Path) -> None:
+    """Drop what was cached of this VM's EPT on this CPU. Changes RAX.
+
+    SDM: "Operations that Invalidate Cached Mappings".
+    """
+    a.ld(RAX, vcpu("EPT_TOP"))
+    a.or_(RAX, path.vmm.ept.pointer_bits)
+    a.st(vcpu("DESCRIPTOR"), RAX)
+    a.mov(RAX, 1)
+    a.emit(ops.INVEPT, RAX, mem=vcpu("DESCRIPTOR"))
+
+
+def kicked(a: Assembler, path: Path) -> None:
+    """Part of the host's interrupt handler: vCPUs of this CPU that have an event, or are to end, can run."""
+    a.ld(R12, cpu("SELF"))
+    a.ld(R13, cpu("COUNT"))
+    a.label("kicked_next")
+    a.ld(R15, Mem(R12, at.C["LIST"]))
+    _asked_to_run(a, "kicked_wake")
+    a.jmp("kicked_seen")
+    a.label("kicked_wake")
+    a.call("wake")
+    a.label("kicked_seen")
+    a.add(R12, 8)
+    a.sub(R13, 1)
+    a.jcc(ops.CC_NZ, "kicked_next")
+
+
+def _asked_to_run(a: Assembler, then: str) -> None:
+    for word in ("ASKED_EVENTS", "ASKED_END"):
+        a.ld(RAX, vcpu(word))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_NZ, then)
+
+
+def after_halting(a: Assembler, path: Path) -> None:
+    """The vCPU has just said that it is halted: unless somebody had left word before he could see that."""
+    _asked_to_run(a, "halt_over")
+    a.jmp("schedule")
+    a.label("halt_over")
+    a.st_value(vcpu("STATE"), at.RUNNABLE)
+    a.jmp("go_on")
+
+
+def command(a: Assembler, path: Path) -> None:
+    """`apic_command`: the interrupt command in RAX goes to the vCPUs that it names; to this one by `apic_self`.
+
+    SDM: "Interrupt Command Register (ICR)".
+    """
+    a.label("apic_command")
+    a.copy(RBX, RAX)
+    a.ld(RDI, vcpu("PEER"))
+    a.jmp("command_look")
+    a.label("command_next")
+    a.copy(RAX, RBX)
+    a.and_(RAX, SHORTHAND)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "command_one")
+    a.cmp(RAX, TO_ITSELF)
+    a.jcc(ops.CC_Z, "command_other")
+    a.jmp("command_send")
+    a.label("command_one")
+    a.copy(RAX, RBX)
+    a.shr(RAX, 32)
+    a.ld(RCX, Mem(RDI, at.V["INDEX"]))
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_NZ, "command_other")
+    a.label("command_send")
+    work(a, path, "send_interrupt")
+    send(a)
+    a.label("command_other")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.label("command_look")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "command_next")
+    a.copy(RAX, RBX)
+    a.copy(RCX, RBX)
+    a.and_(RCX, SHORTHAND)
+    a.cmp(RCX, TO_ITSELF)
+    a.jcc(ops.CC_Z, "apic_self")
+    a.cmp(RCX, TO_ALL)
+    a.jcc(ops.CC_Z, "apic_self")
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_NZ, "apic_written")
+    a.shr(RAX, 32)
+    a.ld(RCX, vcpu("INDEX"))
+    a.cmp(RAX, register=RCX)
+    a.copy(RAX, RBX)
+    a.jcc(ops.CC_Z, "apic_self")
+    a.jmp("apic_written")
+
+
+def send(a: Assembler) -> None:
+    """The vector in RBX is requested of the vCPU at RDI, which sees to it soon. Changes RAX, RCX, RDX and RSI."""
+    a.push(RDI)
+    a.copy(RSI, RBX)
+    a.and_(RSI, 0xFF)
+    a.lea(RDI, Mem(RDI, at.V["IRR"]))
+    a.hook(hooks.SET_BIT)
+    a.pop(RDI)
+    a.st_value(Mem(RDI, at.V["ASKED_EVENTS"]), 1)
+    a.mov(RAX, 1)
+    a.xadd(Mem(RDI, at.V["ASKED"]), RAX)
+    kick_if_needed(a, "command_sent")
+
+
+def kick_if_needed(a: Assembler, name: str) -> None:
+    """Interrupt the CPU of the vCPU at RDI if it is in its guest, or halted. Changes RAX, RCX and RDX."""
+    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, f"{name}_kick")
+    a.ld(RAX, Mem(RDI, at.V["STATE"]))
+    a.cmp(RAX, at.HALTED)
+    a.jcc(ops.CC_NZ, name)
+    a.label(f"{name}_kick")
+    a.call("kick")
+    a.label(name)
+
+
+def end_others(a: Assembler, path: Path) -> None:
+    """The vCPU ends, DEATH says why: all vCPUs of its VM do. Changes RAX, RBX, RCX, RDX and RDI."""
+    if not path.several:
+        return
+    a.ld(RDI, vcpu("PEER"))
+    a.jmp("end_look")
+    a.label("end_next")
+    a.ld(RAX, Mem(RDI, at.V["DEATH"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "end_told")
+    a.ld(RAX, vcpu("DEATH"))
+    a.st(Mem(RDI, at.V["ASKED_END"]), RAX)
+    a.mov(RAX, 1)
+    a.xadd(Mem(RDI, at.V["ASKED"]), RAX)
+    kick_if_needed(a, "end_told")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.label("end_look")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "end_next")
