@@ -146,6 +146,18 @@ def test_results_may_be_kept_elsewhere_and_exported(vtsim: Vtsim, runs: Engine, 
     assert lines == [["seed", "replicate", "slowdown"], ["1", "0", "0.5"], ["2", "0", "1.0"], ["3", "0", "1.5"]]
 
 
+def test_status_says_that_the_study_was_changed(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    vtsim("sweep", study)
+    assert vtsim("study", "status", study).err == ""
+    Path(study).write_text(STUDY.replace("[1, 2, 3]", "[1, 2]"))
+    outcome = vtsim("study", "status", study)
+
+    assert outcome.err == f"{study} has changed since; vtsim sweep {study} brings its results up to it\n"
+    assert outcome.out.splitlines()[1].startswith("3 of 3 runs done;")
+    assert vtsim("sweep", study).out.splitlines()[-1].startswith("2 of 2 runs done;")
+    assert vtsim("study", "status", study).err == ""
+
+
 CASES = {
     "no results": (
         ("study", "status", "STUDY"),
@@ -185,3 +197,20 @@ def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study:
     for name, path in names.items():
         expected = expected.replace(name, path)
     assert outcome.err == expected
+
+
+@pytest.mark.parametrize("width", [90, 40])
+def test_figures_stay_whole_where_there_is_room_and_are_folded_where_not(
+    width: int, vtsim: Vtsim, runs: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    path = tmp_path / "wide.yaml"
+    metrics = ["cycles.elapsed", "cycles.total", "cycles.by.R0.vm_exit", "instructions.N3", "slowdown"]
+    path.write_text(STUDY.replace("[slowdown]", f"[{', '.join(metrics)}]").replace("[1, 2, 3]", "[123456789]"))
+    lines = vtsim("sweep", str(path)).out.splitlines()[1:-1]
+
+    result = Result.from_dict(json.loads(GOLDEN.read_text()))
+    figures = ["123,456,789", f"{result.cycles.elapsed:,}", f"{result.cycles.total:,}"]
+    whole = [figure for figure in figures if any(figure in line.split() for line in lines)]
+    assert max(map(len, lines)) <= width
+    assert whole == (figures if width == 90 else [])

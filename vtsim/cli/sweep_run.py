@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from vtsim.base import jit
+from vtsim.base.units import DURATION, SIZE
 from vtsim.cli import FINE, INTERRUPTED
-from vtsim.cli.output import emit, note, show
+from vtsim.cli.output import columns, emit, note, show
 from vtsim.cli.progress import STOPPING
 from vtsim.cli.run import COMPILING
+from vtsim.config.study import load_study
 from vtsim.cpu.kernels.run import run_all
 from vtsim.study.sweep.design import Design, load_design
 from vtsim.study.sweep.executors import Cluster, Local, Workers, cpus
@@ -22,7 +25,7 @@ from vtsim.study.sweep.export import export
 from vtsim.study.sweep.run import Estimate, Progress, Sweep, estimate
 from vtsim.study.sweep.store import Store
 from vtsim.study.sweep.study import Status, Study, cell_text, store_of
-from vtsim.study.sweep.table import StudyTable
+from vtsim.study.sweep.table import Column, StudyTable, Value
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
 
 SOME_FAILED: Final = 1
 SHOWN_ROWS: Final = 40
+GAP: Final = 2  # between columns
 MIB_PER_GIB: Final = 1024
+DIMENSIONS: Final = {"B": SIZE, "ns": DURATION}
+PLAIN_UNITS: Final = ("ratio", "share", "walks", "references", *DIMENSIONS)  # which label or value say themselves
 
 
 @frozen(kw_only=True)
@@ -84,6 +90,8 @@ def show_status(file: Path) -> int:
     status = study.status()
     emit(f"{status.question}\n{_status_text(status, study.path)}")
     _note_errors(status, file)
+    if file != study.path and not study.is_of(load_study(file)):
+        note(f"{file} has changed since; vtsim sweep {file} brings its results up to it")
     return FINE
 
 
@@ -135,20 +143,46 @@ def _available_mib() -> float:
 def _table(table: StudyTable) -> RenderableType:
     """All rows of a small study, the first of a large one."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    several = any(row.replicate for row in table.rows)
-    for column in (*table.axes, *table.metrics):
-        unit = f" [{column.unit}]" if column.unit not in ("", "ratio", "share") else ""
-        shown.add_column(f"{column.label}{unit}".replace("[", "\\["), overflow="fold")
-    if several:
-        shown.add_column("replicate")
-    for row in table.rows[:SHOWN_ROWS]:
-        values = [*(row.axes[each.path] for each in table.axes), *(row.metrics[each.path] for each in table.metrics)]
-        shown.add_row(*(cell_text(value) for value in values), *([str(row.replicate)] if several else []))
+    rows = table.rows[:SHOWN_ROWS]
+    cells = [[_cell(column, row.axes[column.path]) for row in rows] for column in table.axes]
+    cells += [[_cell(column, row.metrics[column.path]) for row in rows] for column in table.metrics]
+    heads = [_head(column) for column in (*table.axes, *table.metrics)]
+    if any(row.replicate for row in rows):
+        heads.append("replicate")
+        cells.append([str(row.replicate) for row in rows])
+    for head, width in zip(heads, _widths(heads, cells), strict=True):
+        shown.add_column(Text(head), overflow="fold", width=width)
+    for row_cells in zip(*cells, strict=True):
+        shown.add_row(*map(Text, row_cells))
     if len(table.rows) > SHOWN_ROWS:
         shown.caption = f"{len(table.rows) - SHOWN_ROWS} more rows"
     return shown
+
+
+def _widths(heads: list[str], cells: list[list[str]]) -> list[int | None]:
+    """Return the widths of columns: figures stay whole, then words of heads; None where figures have no room."""
+    widths = [max(map(len, column), default=0) for column in cells]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else columns()
+    spare = room - sum(widths) - GAP * len(widths)
+    if spare < 0:
+        return [None] * len(widths)
+    for n, head in enumerate(heads):
+        more = min(spare, max(0, max(map(len, head.split())) - widths[n]))
+        widths[n], spare = widths[n] + more, spare - more
+    return list(widths)
+
+
+def _head(column: Column) -> str:
+    return f"{column.label} [{column.unit}]" if column.unit and column.unit not in PLAIN_UNITS else column.label
+
+
+def _cell(column: Column, value: Value) -> str:
+    """A value as a user would have written it, where its unit has larger ones."""
+    dimension = DIMENSIONS.get(column.unit)
+    return dimension.format(value) if dimension and isinstance(value, int) else cell_text(value)
 
 
 class SweepWatch:

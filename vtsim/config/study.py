@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +41,7 @@ class StudyFile:
 
     spec: StudySpec
     path: Path
-    text: str  # of the study and of the scenario: what the design depends on
+    digest: str  # of the texts of study and scenario: what the design depends on
     study: Node
     base: Node
     folder: Path  # of what the scenario names
@@ -105,7 +106,7 @@ def load_study(path: str | Path, check: Callable[[StudySpec], Iterable[Problem]]
     return StudyFile(
         spec=spec,
         path=path,
-        text=f"{text}\0{scenario_text}",
+        digest=hashlib.sha256(f"{text}\0{scenario_text}".encode()).hexdigest(),
         study=root,
         base=base,
         folder=file.parent,

@@ -75,6 +75,7 @@ class DriverOutcome:
     refused: int
     interrupts: int
     interrupts_blocked: int
+    interrupts_merged: int
     hostile_writes: int
     hostile_through: int
     window: int
@@ -120,6 +121,7 @@ class Outcome:
     monitor: Mapping[str, int] | None = None
     translations: Mapping[str, int] | None = None
     clusters: Mapping[str, int] | None = None
+    software: Mapping[str, int] | None = None
 
 
 def sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

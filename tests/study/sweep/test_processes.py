@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.study.sweep.conftest import Now
 from vtsim.base.errors import ConfigError
+from vtsim.study.sweep.executors import Local
 from vtsim.study.sweep.run import sweep
 from vtsim.study.sweep.study import Study, store_of
 
@@ -59,6 +61,21 @@ def test_a_killed_sweep_takes_its_workers_along_and_goes_on_where_it_was(write: 
     here = sweep(write(POINTS, "here.yaml"), executor=Now())
     assert Study(path).digest() == here.digest()
     assert not os.path.exists(f"{store_of(path)}-lock")
+
+
+def test_workers_ignore_ctrl_c_and_can_be_dropped() -> None:
+    workers = Local(1)
+    waiting = workers.open().submit(time.sleep, 3600)
+    until(lambda: bool(workers.started and workers.started._processes))
+    (pid,) = workers.started._processes if workers.started else ()
+    os.kill(pid, signal.SIGINT)
+    until(waiting.running)
+    assert is_alive(pid)
+
+    workers.drop()
+    workers.close()
+    until(lambda: not is_alive(pid))
+    assert isinstance(waiting.exception(timeout=PATIENCE_S), BrokenExecutor)
 
 
 def _done(path: Path) -> int:

@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vtsim.study.sweep.store import Store
+from vtsim.study.sweep.store import Store, packed
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vtsim.study.sweep.store import Store
+from vtsim.study.sweep.store import Store, packed
 store = Store(Path(sys.argv[1]))
 for name in "abc":
-    store.put(name, "", "1", result="{}", error=None, wall_s=0.1)
+    store.put(name, "", "1", result=packed("{}"), error=None, wall_s=0.1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -32,7 +32,7 @@ def test_points_survive_a_killed_writer(tmp_path: Path) -> None:
 def test_failed_points_are_missing_only_when_they_are_to_be_retried(tmp_path: Path) -> None:
     store = Store(tmp_path / "study.sqlite")
     store.put("a", "", "1", result=None, error="broken", wall_s=0.1)
-    store.put("b", "", "1", result="{}", error=None, wall_s=0.1)
+    store.put("b", "", "1", result=packed("{}"), error=None, wall_s=0.1)
 
     assert store.missing("abc") == ["c"]
     assert store.missing("abc", retry_failed=True) == ["a", "c"]

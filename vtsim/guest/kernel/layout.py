@@ -96,6 +96,7 @@ USER_CALLS: Final = 512
  CALL_SELECT) = range(512, 530)
 FIRST_LOOP: Final = 530
 NOFLUSH: Final = 1 << 63
+NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL
 PAGE: Final = 4096
 USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set
 # fmt: on

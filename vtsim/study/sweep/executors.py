@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from concurrent.futures import Executor, ProcessPoolExecutor
+import signal
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
 from attrs import define, field
@@ -34,21 +35,34 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Processes(ProcessPoolExecutor):
+    """Processes that see no Ctrl-C, not even while they start: a terminal sends it to all, and it is the parent's."""
+
+    def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        """As the base class, which starts a process where it needs one: it inherits what is blocked."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(function, *arguments, **keywords)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @define
 class Local:
     """Processes of this machine, started afresh (spawn) and ended with this one."""
 
     jobs: int
-    started: ProcessPoolExecutor | None = None
+    started: Processes | None = None
 
     def open(self) -> Executor:
-        self.started = ProcessPoolExecutor(
+        self.started = Processes(
             self.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=start, initargs=(os.getpid(),)
         )
         return self.started
 
     def drop(self) -> None:
-        for process in list(getattr(self.started, "_processes", None) or {}.values()):
+        processes = getattr(self.started, "_processes", None) or {}
+        for process in list(processes.values()):
             process.kill()
 
     def close(self) -> None:

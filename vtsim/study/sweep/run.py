@@ -272,7 +272,7 @@ class Sweep:
         self.cold = False
         self.store.put(
             task.identity,
-            resolved_text(task.scenario),
+            outcome.scenario or resolved_text(task.scenario),
             self.version,
             result=outcome.result,
             error=outcome.error,
@@ -299,7 +299,7 @@ def about(design: Design, version: str) -> dict[str, Any]:
         "name": spec.name or design.file.path.stem,
         "question": spec.question,
         "version": version,
-        "source": hashlib.sha256(design.file.text.encode()).hexdigest(),
+        "source": design.file.digest,
         "files": design.files,
         "points": design.count(),
         "replicates": spec.replicates,

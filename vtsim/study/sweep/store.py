@@ -69,14 +69,13 @@ class Store:
         scenario: str,
         version: str,
         *,
-        result: str | None,
+        result: bytes | None,
         error: str | None,
         wall_s: float,
         peak_mib: float = 0.0,
     ) -> None:
         """Write one point, in place of an earlier attempt at it; `wall_s` in seconds, `peak_mib` of the process."""
-        packed = None if result is None else zlib.compress(result.encode(), FAST)
-        row = (identity, scenario, version, packed, error, wall_s, peak_mib)
+        row = (identity, scenario, version, result, error, wall_s, peak_mib)
         self.connection.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def missing(self, identities: Iterable[str], *, retry_failed: bool = False) -> list[str]:
@@ -171,6 +170,11 @@ class Store:
             _lock_path(self.path).unlink(missing_ok=True)
             os.close(self.lock)
             self.lock = None
+
+
+def packed(result: str) -> bytes:
+    """Return a result as it is stored; workers do it, since there are many of them and one coordinator."""
+    return zlib.compress(result.encode(), FAST)
 
 
 def _unpacked(result: bytes | None) -> str | None:

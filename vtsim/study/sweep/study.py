@@ -12,6 +12,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
+from vtsim.config.study import StudyFile
 from vtsim.study.extras import needed
 from vtsim.study.sweep.metrics import column, figure
 from vtsim.study.sweep.store import Run, Store
@@ -103,6 +104,10 @@ class Study:
             failed=failed,
             errors=errors,
         )
+
+    def is_of(self, file: StudyFile) -> bool:
+        """Were these results swept from what is in the study file and its scenario now?"""
+        return bool(self.about["source"] == file.digest)
 
     def results(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield identity and result (the JSON object of docs/result.md) of each run, those of baselines included."""

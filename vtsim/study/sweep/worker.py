@@ -20,7 +20,8 @@ from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cpu.kernels.run import run_all
 from vtsim.platform.spec import Scenario
 from vtsim.study.run import run
-from vtsim.study.sweep.identity import model_version
+from vtsim.study.sweep.identity import model_version, resolved_text
+from vtsim.study.sweep.store import packed
 
 PR_SET_PDEATHSIG: Final = 1
 LOOK_S: Final = 1.0  # between two looks whether the parent lives, where the system does not tell
@@ -38,11 +39,12 @@ class Task:
 
 @frozen(kw_only=True)
 class Outcome:
-    """What came of it: a result as JSON or an error, seconds of the run, the worker's largest size so far."""
+    """What came of it: a packed result or an error, the resolved scenario, seconds, the largest size of the worker."""
 
     identity: str
     version: str
-    result: str | None = None
+    scenario: str = ""
+    result: bytes | None = None
     error: str | None = None
     wall_s: float = 0.0
     peak_mib: float = 0.0
@@ -58,7 +60,7 @@ def work(task: Task) -> Outcome:
     try:
         with jit.quiet():
             found = run(task.scenario)
-        result = json.dumps(found.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        result = packed(json.dumps(found.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False))
     except ConfigError as mistake:
         error = str(mistake)
     except ModelError as mistake:
@@ -68,6 +70,7 @@ def work(task: Task) -> Outcome:
     return Outcome(
         identity=task.identity,
         version=version,
+        scenario=resolved_text(task.scenario),
         result=result,
         error=error,
         wall_s=time.perf_counter() - began,
@@ -76,8 +79,7 @@ def work(task: Task) -> Outcome:
 
 
 def start(parent: int) -> None:
-    """Prepare a local worker: it ends with its parent, leaves Ctrl-C to it, and has its kernels loaded."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a local worker: it ends with its parent, and has its kernels loaded."""
     end_with(parent)
     if not jit.DISABLED and jit.kernels_are_cached(run_all):
         run_all.compile(())  # type: ignore[attr-defined]  # loads it from the disk cache
