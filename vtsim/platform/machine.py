@@ -34,7 +34,7 @@ from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
 from vtsim.platform.identity import identify
-from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
+from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.platform.witness import WORDS as WITNESS_WORDS
@@ -445,6 +445,10 @@ class Machine:
         if self.monitor is not None:
             self.monitor.settle()
         owners = {name: owner_counts(self.engine, name, at) for name, at in self.engine.owners.items()}
+        clusters = self._clusters()
+        for name, done in clusters.items():
+            kernel, process = owners[name].emulated
+            owners[name] = evolve(owners[name], emulated=(kernel + done["instructions"], process))
         for owner in owners.values():
             check_laws(owner)
         exact = self.profile.cycles(self.profile.latency.cross_cpu_ns)
@@ -477,10 +481,17 @@ class Machine:
             dma=() if devices is None else devices.outcome(),
             iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
+            clusters=sums(clusters.values()) if clusters else None,
             monitor=None if self.monitor is None else self.monitor.statistics(),
             hypercalls=None if self.below is None else self.below.hypercalls(),
             software=None if self.monitor is None else self.monitor.software(),
         )
+
+    def _clusters(self) -> dict[str, dict[str, int]]:
+        """What exit clusters have done, by VM; nothing where they are off."""
+        if self.hypervisor is None or not self.scenario.vmm.features.exit_clustering:
+            return {}
+        return {vcpu.name: self.hypervisor.clusters(vcpu) for vcpu in self.hypervisor.vcpus}
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:
         """What the hypervisor counted of a VM's memory."""

@@ -117,6 +117,8 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     else:
         _leave_by_sysret(a, kernel)
     a.label("syscall_reschedule")
+    a.test(s.RAX, at.SIGNAL_PENDING)
+    a.jcc(ops.CC_NZ, "signal_to_caller")
     a.call("schedule")
     a.jmp("syscall_exit")
     a.label("no_such_call")

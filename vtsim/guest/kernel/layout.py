@@ -59,7 +59,10 @@ CPU_LIMIT: Final    = 16
 (T_ROUND, T_SENT) = range(216, 232, 8)              # phases of primitive `ipi` begun, and sent to the end
 # words of an address space: two tickets and who is served, for its lock and that of its tables; who reads
 (M_TICKET, M_SERVING, M_READERS, M_TABLES_TICKET, M_TABLES_SERVING) = range(176, 216, 8)
+# where the kernel goes on after an exception of its own, 0: nowhere; four words of a signal's action
+T_FIXUP, T_ACTION = 216, 224
 RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
+RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
@@ -93,8 +96,9 @@ WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
 (CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
- CALL_BALLOON) = range(512, 521)
-FIRST_LOOP: Final = 521
+ CALL_BALLOON, CALL_SIGACTION, CALL_KILL, CALL_SIGRETURN, CALL_STAT, CALL_OPEN, CALL_CLOSE, CALL_READ, CALL_WRITE,
+ CALL_SELECT) = range(512, 530)
+FIRST_LOOP: Final = 530
 NOFLUSH: Final = 1 << 63
 NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL
 PAGE: Final = 4096
