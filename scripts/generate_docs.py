@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtsim.config import reference
+from vtsim.cpu.visible import page as equivalence
 from vtsim.iommu.coverage import page as vtd_coverage
 from vtsim.study.not_modelled import PACKAGE, docstrings, limits
 from vtsim.study.result import reference as result_reference
+from vtsim.study.verdict import page as verdict
 from vtsim.study.vmx.exceptions_page import page as oracle_exceptions
 from vtsim.vmcs.coverage import page as coverage
 
@@ -36,6 +38,8 @@ GENERATED = {
     "vmx-coverage.md": coverage,
     "vtd-coverage.md": vtd_coverage,
     "oracle-exceptions.md": oracle_exceptions,
+    "equivalence.md": equivalence,
+    "verdict.md": verdict,
 }
 
 

@@ -18,7 +18,9 @@ PRIMITIVES = (
     "work, mix, stream, fill, cpuid, rdtsc, rdmsr, wrmsr, vmcall, hlt, pause, port_in, port_out, mmio_read, mmio_write, "
     "mov_from_cr8, mov_to_cr8, mov_to_cr3, syscall, fork, exec, page_fault, protect, context_switch, balloon, idle, replay, "
     "memory_trace, dma_buffers, "
-    "btree, netlist_swaps, cross_sections, graph_gather, key_values"
+    "btree, netlist_swaps, cross_sections, graph_gather, key_values, "
+    "attack_memory, attack_linear, attack_native, attack_state, attack_state_user, attack_interrupts, "
+    "attack_hypercalls, attack_time"
 )
 
 

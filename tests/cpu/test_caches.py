@@ -148,3 +148,14 @@ def test_a_bucket_is_no_wider_than_a_64th_of_its_durations(cycles: int) -> None:
 
 def test_no_duration_falls_out_of_the_histogram() -> None:
     assert int(histogram_bucket(np.int64((1 << 62) - 1))) == k.HISTOGRAM_BUCKETS - 1
+
+
+def test_walks_that_do_not_look_up_the_l1_data_cache_begin_at_l2_and_leave_it_alone() -> None:
+    cycles = {}
+    for flag in (True, False):
+        engine = machine({"features.walks_in_l1d": flag})
+        m, a, t = engine.cpus[0], engine.arena, engine.tags
+        cycles[flag] = [int(read_line(m, a, t, np.int64(0x4000), k.GUEST_L1D)) for _ in range(2)]
+
+    assert cycles[True] == [int(m[s.DRAM_CYCLES]), int(m[s.L1D + s.LATENCY])]
+    assert cycles[False] == [int(m[s.DRAM_CYCLES]), int(m[s.L2 + s.LATENCY])]

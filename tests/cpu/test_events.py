@@ -260,15 +260,17 @@ def test_an_op_of_ring_3_reaches_memory_as_ring_3(op: int, imm: int) -> None:
     assert frame(bench, error=True)["error"] == 7  # present, write, user
 
 
-@pytest.mark.parametrize(("ring", "kept"), [(0, 0), (3, 0x200)])
-def test_popf_changes_if_only_where_iopl_allows(ring: int, kept: int) -> None:
+@pytest.mark.parametrize(("ring", "allowed"), [(0, True), (3, False)])
+@pytest.mark.parametrize(("before", "popped"), [(0x202, 2), (2, 0x202)])
+def test_popf_changes_if_only_where_iopl_allows(ring: int, allowed: bool, before: int, popped: int) -> None:
     bench = native()
-    bench.space.code(lambda a: (a.push(value=2), a.op(o.POPF), a.op(o.STOP_OP, imm=1))[0], USER_TEXT if ring else TEXT)
-    bench.start(USER_TEXT if ring else TEXT, ring)
-    bench.m[s.RFLAGS] = 0x202
+    text = USER_TEXT if ring else TEXT
+    bench.space.code(lambda a: (a.push(value=popped), a.op(o.POPF), a.op(o.STOP_OP, imm=1))[0], text)
+    bench.start(text, ring)
+    bench.m[s.RFLAGS] = before
     bench.engine.run(ops=10)
 
-    assert int(bench.m[s.RFLAGS]) & 0x200 == kept
+    assert int(bench.m[s.RFLAGS]) & 0x200 == (popped if allowed else before) & 0x200
 
 
 # --- interrupts -----------------------------------------------------------------------------------------------------

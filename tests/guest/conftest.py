@@ -76,6 +76,7 @@ class Harness:
         self.engine = Engine(
             self.profile,
             Geometry(
+                cpus=self.vm.vcpus,
                 memory_bytes=self.vm.memory,
                 pool_pages=want.pool_pages + 64,
                 code_pages=want.code_pages,
@@ -90,10 +91,13 @@ class Harness:
             self.vm, self.profile, memory,
             seed=self.seed, shuffled=self.shuffled, work_scale=self.work_scale,
         )  # fmt: skip
-        enter(self.engine, self.start)
+        for cpu, start in enumerate((self.start, *self.start.others)):
+            enter(self.engine, start, cpu)
 
     def issue(self, until: int = FOREVER, ops: int = 1 << 62) -> int:
-        """Run; the stop code."""
+        """Run; the stop code. Several CPUs run in turns of the smallest latency between them."""
+        if self.vm.vcpus > 1:
+            return self.engine.run_all(until, self.profile.cycles(self.profile.latency.cross_cpu_ns))[0]
         return self.engine.run(0, until=until, ops=ops)
 
     @property

@@ -59,7 +59,8 @@ def test_each_mode_maps_unmaps_and_invalidates_as_often_as_it_must(mode: str, ma
     assert driver.invalidations == (maps if mode == "strict" else flushes)
     assert unit.get("descriptors", 0) == 2 * driver.invalidations  # the invalidation, and the wait
     assert unit["blocked"] == device.aborted == 0
-    assert 0 < driver.interrupts_handled <= driver.interrupts
+    assert driver.interrupts_handled > 0
+    assert driver.interrupts - driver.interrupts_blocked == driver.interrupts_merged + driver.interrupts_handled
     if mode == "identity":
         assert unit["walks"] == 0 and unit["completed"] == unit["requests"] > posted
 
@@ -148,3 +149,157 @@ def test_contradictions_are_told(phase: str, kernel: str, message: str) -> None:
     with pytest.raises(ConfigError) as told:
         made(phase, kernel)
     assert message in str(told.value)
+
+
+def test_a_device_of_a_vm_reaches_all_of_its_memory_and_nothing_else_and_interrupts_it() -> None:
+    machine = Machine(
+        parse_scenario(
+            "machine: {memory: 256 MiB}\ndma: [{name: nic}]\n"
+            "vms: [{memory: 64 MiB, guest: {processes: [{phases: [{primitive: dma_buffers, iterations: 20}]}]}}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    driver, exits = result.dma[0].driver, {each.reason: each.count for each in result.exits}
+    assert driver is not None and machine.driven is not None and not result.stopped
+
+    assert (driver.descriptors, driver.done, driver.refused, driver.invalidations) == (24 * 16, 24 * 16, 0, 0)
+    assert 0 < driver.interrupts_handled <= driver.interrupts
+    assert exits["EXTERNAL_INTERRUPT"] > 0
+    memory, unit = machine.vms[0].memory, machine.driven.unit
+    assert memory is not None
+    for gpa in (0x1000, 0x123_4560, (64 << 20) - 8):
+        assert unit.translate(3 << 8, gpa).hpa == memory.frame(gpa >> 12) << 12 | gpa & 0xFFF
+    beyond = unit.translate(3 << 8, 64 << 20)
+    assert beyond.recorded and unit.translate(4 << 8, 0x1000).recorded
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("vmm: {paging: shadow}", "devices are assigned to VMs on EPT only"),
+        ("vmm: {technique: trap-and-emulate}", "devices are assigned to VMs on EPT only"),
+        ("vmm: {sharing: {on: true}}", "memory that devices reach is not taken back"),
+        ("machine: {iommu: {mode: pass-through}}", "a device of a VM would reach the memory of the host"),
+    ],
+)
+def test_devices_are_assigned_only_where_that_works(changes: str, message: str) -> None:
+    guest = "guest: {processes: [{phases: [{primitive: dma_buffers}]}]}"
+    with pytest.raises(ConfigError) as told:
+        parse_scenario(f"{changes}\ndma: [{{name: nic}}]\nvms: [{{memory: 64 MiB, {guest}}}]\n")
+    assert message in str(told.value)
+
+
+def virtual_unit(kind: str, personality: str, mode: str, iterations: int) -> tuple[Driver, dict[str, int], int]:
+    """What a driver, the real unit and the exits were of a VM with a unit of its own."""
+    phase = f"primitive: dma_buffers, iterations: {iterations}, group: 8, groups: 2"
+    machine = Machine(
+        parse_scenario(
+            f"machine: {{memory: 256 MiB}}\nvmm: {{personality: {personality}}}\n"
+            "dma: [{name: nic, hostile_ns: 300}]\n"
+            f"vms: [{{memory: 64 MiB, viommu: {kind}, guest: {{kernel: {{dma: {mode}}}, "
+            f"processes: [{{phases: [{{{phase}}}]}}]}}}}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    driver, exits = result.dma[0].driver, {each.reason: each.count for each in result.exits}
+    assert driver is not None and result.iommu is not None and not result.stopped
+    posted = 8 * (2 + iterations)
+    assert (driver.done, driver.refused, driver.maps, driver.unmaps) == (posted, 0, posted, posted)
+    return (
+        driver,
+        dict(result.iommu),
+        exits.get("EPT_MISCONFIG", 0) + 1,
+    )  # the first access found no entry: EPT violation
+
+
+@pytest.mark.parametrize(
+    ("kind", "personality", "each"), [("caching", "kvm", 2), ("caching", "minimal", 2), ("nested", "kvm", 1)]
+)
+def test_a_virtual_unit_exits_for_each_invalidation_and_in_caching_mode_a_map_is_one_too(
+    kind: str, personality: str, each: int
+) -> None:
+    driver, unit, exits = virtual_unit(kind, personality, "strict", 6)
+
+    assert driver.invalidations == exits == each * driver.unmaps
+    assert unit["descriptors"] == 2 * driver.unmaps  # the real unit is told of unmaps only
+    assert driver.hostile_writes > 0 == driver.hostile_through
+    assert unit.get("PASID misses", 0) == (1 if kind == "nested" else 0)
+
+
+@pytest.mark.compiled_only
+def test_a_nested_domain_is_flushed_as_a_whole() -> None:
+    driver, unit, exits = virtual_unit("nested", "kvm", "deferred", 40)
+
+    flushes = (driver.unmaps - 1) // (d.QUEUE_ENTRIES - 1)
+    assert driver.flushes == driver.invalidations == exits == flushes == 1
+    assert unit["descriptors"] == 2 and unit["entries invalidated"] > 16
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("mode", ["strict", "deferred"])
+def test_a_page_of_2_mib_takes_one_entry_and_one_walk_where_small_ones_take_512(mode: str) -> None:
+    phase = "groups: 1, group: 2, iterations: 2, bytes: 2 MiB, direction: transmit, wait: poll, pages: "
+    (small, few, many), (large, one, two) = (
+        ended(made(f"{phase}{pages}", f"dma: {mode}", machine=", iommu: {coherent: false}"))
+        for pages in ("4 KiB", "2 MiB")
+    )
+
+    assert few.done == one.done == 6
+    assert few.invalidations == one.invalidations == (6 if mode == "strict" else 0)
+    ring = 8  # its pages, their tables, root and context entries
+    assert small.walks >= 512 * 6 > ring + 6 >= large.walks
+    assert many["memory reads"] > 10 * two["memory reads"]
+    assert few.map_cycles - one.map_cycles > 511 * len(("copy", "or", "store", "flush", "add", "add", "add", "sub"))
+
+
+def test_devices_of_two_vms_share_the_unit_and_reach_their_own_vm_only() -> None:
+    def vm(device: str, more: str = "") -> str:
+        phase = f"primitive: dma_buffers, iterations: 3, device: {device}"
+        return f"{{memory: 64 MiB{more}, guest: {{kernel: {{dma: strict}}, processes: [{{phases: [{{{phase}}}]}}]}}}}"
+
+    machine = Machine(
+        parse_scenario(
+            "machine: {memory: 512 MiB, cpus: 2}\ndma: [{name: left}, {name: right, source: '04:00.0'}]\n"
+            f"vms: [{vm('right')}, {vm('left', ', viommu: caching')}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    drivers = {each.name: each.driver for each in result.dma}
+    assert not result.stopped and machine.driven is not None
+
+    assert all(driver is not None and driver.done == driver.descriptors == 7 * 16 for driver in drivers.values())
+    unit, (of_right, of_left) = machine.driven.unit, (vm.memory for vm in machine.vms)
+    assert of_right is not None and of_left is not None
+    frames = range(0x100, 64 << 8, 97)
+    reached = {unit.translate(4 << 8, gfn << 12).hpa >> 12 for gfn in frames}
+    assert reached == {of_right.frame(gfn) for gfn in frames}
+    assert reached.isdisjoint(of_left.frame(gfn) for gfn in range(64 << 8))
+    assert unit.translate(3 << 8, 0x10_0000).recorded  # nothing is mapped for it any more but its ring
+
+
+def test_cpus_wait_for_each_other_at_the_invalidation_queue_and_lose_no_interrupt() -> None:
+    def run(cpus: int) -> list[Driver]:
+        names = "abc"[:cpus]
+        devices = ", ".join(f"{{name: {name}, source: '0{n + 3}:00.0'}}" for n, name in enumerate(names))
+        processes = ", ".join(
+            f"{{name: {name}, phases: [{{{PHASE}, group: 4, groups: 2, iterations: 4, device: {name}}}]}}"
+            for name in names
+        )
+        machine = Machine(
+            parse_scenario(
+                f"machine: {{memory: 256 MiB, cpus: {cpus}}}\nvmm: {{technique: native}}\ndma: [{devices}]\n"
+                f"vms: [{{memory: 128 MiB, vcpus: {cpus}, guest: {{kernel: {{dma: strict}}, processes: [{processes}]}}}}]"
+            )
+        )
+        result = result_of([machine.run()])
+        assert not result.stopped and result.iommu is not None
+        assert result.iommu["descriptors"] == 2 * cpus * 4 * 6
+        return [device.driver for device in result.dma if device.driver is not None]
+
+    (alone,) = run(1)
+    together = run(3)
+    for driver in (alone, *together):
+        assert driver.done == driver.descriptors == driver.unmaps == driver.invalidations == 4 * 6
+        assert driver.interrupts == driver.interrupts_merged + driver.interrupts_handled
+    # the unit does one at a time: the shares of three add up to three times one's
+    assert sum(driver.invalidation_cycles for driver in together) / 3 > 1.5 * alone.invalidation_cycles

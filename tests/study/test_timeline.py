@@ -15,7 +15,8 @@ import pytest
 from vtsim.base import trace
 from vtsim.base.errors import ConfigError
 from vtsim.base.trace import Sinks, TracedMachine, TraceEvent, TraceSink
-from vtsim.config import load_scenario
+from vtsim.config import load_scenario, parse_scenario
+from vtsim.platform.tracing import traced_machine
 from vtsim.study.result import Result
 from vtsim.study.run import simulate
 from vtsim.study.timeline import formats, slices
@@ -178,6 +179,16 @@ def test_counters_of_one_window_are_those_of_the_result(ran: tuple[Result, Kept,
         rate, at_the_end = counters[name, "exits/s"]
         assert rate * end / result.clock_hz == pytest.approx(sum(one.count for one in vm.exits))
         assert at_the_end == 0
+
+
+def test_the_vcpus_of_a_native_machine_are_its_cpus() -> None:
+    text = "machine: {cpus: 2}\nvms: [{name: one, vcpus: 2, guest: {processes: [{phases: [{primitive: cpuid}]}]}}]"
+    machine = traced_machine(parse_scenario(text), 10**9, None)
+
+    assert [(vcpu.vm, vcpu.number, vcpu.cpu, vcpu.vmcs) for vcpu in machine.vcpus] == [
+        ("one", 0, 0, 0),
+        ("one", 1, 1, 0),
+    ]
 
 
 def test_a_vm_that_is_switched_off_is_in_the_trace(ran: tuple[Result, Kept, Path]) -> None:

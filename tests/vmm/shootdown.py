@@ -35,7 +35,6 @@ class Threads:
     settings: tuple[str, ...] = ()
     machine: Machine = field(init=False)
     looked: int = 0
-    ended: bool = False
 
     def __attrs_post_init__(self) -> None:
         scenario = parse_scenario(self.text, list(self.settings))
@@ -80,10 +79,9 @@ class Threads:
         while True:
             until += chance.randrange(1, longest)
             assert until < 1 << 32
-            code, cpu = engine.run_all(until, self.machine.quantum)
+            code, _ = engine.run_all(until, self.machine.quantum)
             assert code != TRIPLE_FAULTED
             if code == PROGRAM_END:
-                self.ended = True
                 engine.check_clock()
                 return self
             self.look()

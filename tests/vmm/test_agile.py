@@ -156,7 +156,8 @@ def test_a_table_that_is_quiet_is_shadowed_again_and_then_a_write_to_it_exits() 
         a.ld(s.RAX, Mem(displacement=ONE))
         a.mov(s.RCX, 10**6)
         a.emit(ops.LONG_WORK, length=64)
-        a.op(ops.INVLPG, mem=Mem(displacement=WINDOW))
+        a.op(ops.MOV_FROM_CR, s.RAX, imm=3)  # an exit
+        a.op(ops.MOV_TO_CR, s.RAX, imm=3)
         a.ld(s.RAX, Mem(displacement=ONE))
         a.st_value(window(first.table, 8 * (first.index + 3)), 0)
 
@@ -167,6 +168,22 @@ def test_a_table_that_is_quiet_is_shadowed_again_and_then_a_write_to_it_exits() 
 
     assert [of_pool(often, name) for name in ("TO_NESTED", "TO_SHADOW", "WRITES")] == [1, 1, 3]
     assert [of_pool(seldom, name) for name in ("TO_NESTED", "TO_SHADOW", "WRITES")] == [1, 0, 2]
+
+
+def test_no_table_is_out_of_sync_so_invlpg_needs_no_exit_under_agile_paging() -> None:
+    def steps(a: Assembler, table: Table) -> None:
+        first = table.find(ONE)
+        assert first is not None
+        a.ld(s.RAX, Mem(displacement=ONE))
+        a.st_value(window(first.table, 8 * first.index), NEW << 12 | KERNEL_PAGE)
+        a.op(ops.INVLPG, mem=Mem(displacement=ONE))
+        a.ld(s.RAX, Mem(displacement=ONE))
+        a.st(window(LOGGED), s.RAX)
+
+    agile, shadow = (machine(aliasing(steps), paging=paging).run() for paging in ("agile", "shadow"))
+
+    assert [made.vcpu.memory.load(LOGGED << 12) for made in (agile, shadow)] == [NEW, NEW]
+    assert (agile.exits("INVLPG"), shadow.exits("INVLPG")) == (0, 1)
 
 
 def test_agile_paging_is_only_for_who_supposes_that_the_processor_has_it() -> None:

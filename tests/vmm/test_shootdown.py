@@ -6,9 +6,10 @@ import pytest
 
 from tests.vmm.shootdown import Threads, threads
 from vtsim.cpu import accounts as k
-from vtsim.guest.kernel import smp
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel import smp
 from vtsim.vmcs.reasons import REASON
+from vtsim.vmm.layout import STACK_BYTES, V
 from vtsim.vmm.programs import several
 
 # Both threads fault, unmap and protect in one region; one of them shares its CPU with another process, so that it falls
@@ -29,23 +30,24 @@ vms:
       kernel: {{tick: 20 us}}
       processes:
         - threads: 2
-          phases:{ROUND * 3}
+          phases:{ROUND * 2}
         - {{name: other, vcpu: 1, phases: [{{primitive: syscall, iterations: 2000}}]}}
 """
-WAYS = {
-    "natively": ("vmm.technique=native",),
-    "natively, KPTI": ("vmm.technique=native", "vms.0.guest.kernel.kpti=true"),
-    "natively, without PCIDs": ("vmm.technique=native", "vms.0.guest.kernel.pcid=false"),
-    "on EPT": (),
-    "on EPT, minimal": ("vmm.personality=minimal",),
-}
+SLOW = pytest.mark.compiled_only
+WAYS = (
+    pytest.param(("vmm.technique=native",), id="natively"),
+    pytest.param(("vmm.technique=native", "vms.0.guest.kernel.kpti=true"), id="natively, KPTI", marks=SLOW),
+    pytest.param(("vmm.technique=native", "vms.0.guest.kernel.pcid=false"), id="natively, no PCIDs", marks=SLOW),
+    pytest.param((), id="on EPT", marks=SLOW),
+    pytest.param(("vmm.personality=minimal",), id="on EPT, minimal", marks=SLOW),
+)
 
 
-@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("settings", WAYS)
 def test_no_cpu_uses_a_translation_that_another_has_seen_dropped(settings: tuple[str, ...]) -> None:
     ran = threads(ONE_REGION, *settings).run()
 
-    assert ran.looked > 100
+    assert ran.looked > 1000
 
 
 def test_a_kernel_whose_interrupt_handler_drops_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +59,7 @@ def test_a_kernel_whose_interrupt_handler_drops_nothing_is_found_out(monkeypatch
 
 # --- how often ------------------------------------------------------------------------------------------------------
 PAGES, ROUNDS = 16, 6
+ENABLING = 2  # writes to MSRs beside the shootdown's: each vCPU enables its APIC
 APART = f"""
 machine: {{cpus: 2, memory: 256 MiB}}
 vms:
@@ -99,18 +102,67 @@ def test_a_process_with_one_thread_interrupts_nobody() -> None:
     assert calls_of(ran, at.CALLS_SENT) == 0
 
 
-@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+APICV = ("vmm.apicv=true",)
+IPIV = (*APICV, "vmm.ipi_virtualization=true", "machine.cpu.vmx.generation=sapphire-rapids")
+
+
+@pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 def test_a_shootdown_exits_for_the_command_the_interrupt_and_its_end(personality: str) -> None:
     ran = threads(APART, f"vmm.personality={personality}").run()
 
     sent = 2 * ROUNDS
-    assert calls_of(ran, at.CALLS_SENT) == sent
-    assert exits(ran, "MSR_WRITE") == 2 + 2 * sent  # each vCPU enables its APIC once
+    assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) == sent
+    assert exits(ran, "MSR_WRITE") == ENABLING + 2 * sent
     assert (
         0 < exits(ran, "EXTERNAL_INTERRUPT") <= sent
     )  # fewer: a vCPU that is out of its guest need not be interrupted
 
 
+@pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
+@pytest.mark.parametrize(("settings", "commands"), [(APICV, 1), (IPIV, 0)], ids=["apicv", "ipi_virtualization"])
+def test_with_a_local_apic_in_the_processor_at_most_the_command_exits(
+    settings: tuple[str, ...], commands: int, personality: str
+) -> None:
+    ran = threads(APART, f"vmm.personality={personality}", *settings).run()
+
+    sent = 2 * ROUNDS
+    assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) == sent
+    assert exits(ran, "MSR_WRITE") == ENABLING + commands * sent
+    assert exits(ran, "EXTERNAL_INTERRUPT") == exits(ran, "APIC_WRITE") == exits(ran, "INTERRUPT_WINDOW") == 0
+
+
+HALTING = """
+machine: {cpus: 2, memory: 256 MiB}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {tick: 100 us}
+      processes:
+        - threads: 2
+          phases:
+            - {primitive: page_fault, region: 8 KiB, iterations: 3, at: 0x100000000}
+            - {primitive: hlt, iterations: 1}
+            - {primitive: page_fault, region: 8 KiB, iterations: 9, at: 0x100000000}
+            - {primitive: idle, duration: 10 us}
+            - {primitive: page_fault, region: 8 KiB, iterations: 3, at: 0x100000000}
+"""
+
+
+@pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
+@pytest.mark.parametrize("settings", [(), APICV, IPIV], ids=["plain", "apicv", "ipi_virtualization"])
+def test_an_interrupt_of_another_vcpu_ends_a_halt(settings: tuple[str, ...], personality: str) -> None:
+    ran = threads(HALTING, f"vmm.personality={personality}", *settings).run(longest=30_000)
+
+    assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) > 0
+    assert calls_of(ran, at.JIFFIES) <= 4  # the second one to halt waits for the tick
+
+
+def test_a_posted_interrupt_descriptor_is_where_the_processor_takes_it() -> None:
+    assert (STACK_BYTES + V["POSTED"]) % 64 == 0
+
+
+@SLOW
 def test_a_run_of_several_vcpus_is_the_same_every_time() -> None:
     first, second = (threads(APART).run(seed=seed).machine.engine for seed in (1, 1))
 
@@ -135,7 +187,7 @@ vms:
 """
 
 
-@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+@pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 def test_no_vcpu_uses_a_translation_of_ept_that_another_has_changed(personality: str) -> None:
     ran = threads(READ_FIRST, f"vmm.personality={personality}").run()
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from vtsim.cli import FINE, USERS_MISTAKE
+from vtsim.cli.arguments import File, Json, Sets, path
+from vtsim.cli.compare import compare
 from vtsim.cli.output import emit, note, show
 from vtsim.cli.study_output import study
 from vtsim.cli.sweep import sweep
@@ -30,21 +32,7 @@ iommu = typer.Typer(help="Show what a remapping unit does.", no_args_is_help=Tru
 app.add_typer(iommu, name="iommu")
 analyze = typer.Typer(help="Analyse what the processor is.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(analyze, name="analyze")
-
-
-def path(text: str) -> Path:
-    """A path that was given: nothing is none, and not the current directory."""
-    if not text:
-        raise typer.BadParameter("the name of a file or directory is needed")
-    return Path(text)
-
-
-File = Annotated[Path, typer.Argument(metavar="FILE", parser=path, help="A scenario.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting, as in machine.cpus=2. Repeatable."),
-]
+app.command()(compare)
 
 
 def _version(wanted: bool) -> None:
@@ -202,6 +190,24 @@ def validate(
     from vtsim.cli.validate import validate_rows
 
     raise typer.Exit(validate_rows(row, json=json, write_docs=write_docs))
+
+
+@app.command()
+def verdict(
+    file: File,
+    json: Json = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE", help="efficiency, confidence or isolation, as in efficiency=0.9. Repeatable."
+        ),
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Judge by measurement whether a scenario is a virtual machine; status 1 if it is not."""
+    from vtsim.cli.verdict import judge_scenario
+
+    raise typer.Exit(judge_scenario(file, tuple(sets or ()), tuple(threshold or ()), json=json))
 
 
 @app.command()

@@ -54,7 +54,10 @@ def plot(
     ] = None,
     metric: Drawn = None,
     kind: Annotated[
-        str, typer.Option(metavar="KIND", help="lines, heat, bars, stacks or cdf; chosen from the axes if not given.")
+        str,
+        typer.Option(
+            metavar="KIND", help="lines, heat, bars, stacks, cdf or scatter; chosen from the axes if not given."
+        ),
     ] = "",
     where: Where = None,
 ) -> None:

@@ -14,6 +14,7 @@ from vtsim.base import jit
 from vtsim.base.errors import ConfigError
 from vtsim.cli import FINE
 from vtsim.cli.output import emit, note, show
+from vtsim.study.analysis.cells import independent
 from vtsim.study.analysis.cells import metric as find_metric
 from vtsim.study.json_object import plain
 from vtsim.study.plots.choose import PATTERN, choose, only
@@ -108,6 +109,7 @@ def show_effects(file: Path, metric: str, confidence: float, where: Sequence[str
         return _emit_json({"metric": metric, "confidence": confidence, "effects": plain(found)})
     column, axes = find_metric(table, metric), {each.path: each for each in table.axes}
     shown = section(f"Effects on {axis_title(column)}", ["mean", f"± {100 * confidence:g} %", "clear"])
+    shown.columns[0].no_wrap = False
     for each in sorted(found, key=lambda effect: (len(effect.axes), -abs(effect.mean))):
         changes = [
             f"{axes[path].label}: {value_text(base, axes[path])} to {value_text(value, axes[path])}"
@@ -200,11 +202,14 @@ def show_sensitivity(
         column, ranges = result_column(metric), [parse_range(text) for text in axes]
         _note_compiling()
         workers = Local(jobs or cpus())
+        analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris
         try:
-            analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris
             found = analyse(ranges, evaluator(file, sets, metric, workers), samples, seed=seed)
-        finally:
+        except BaseException:
             workers.drop()
+            raise
+        finally:
+            workers.close()
     if json:
         return _emit_json({"metric": metric, "settings": plain(tuple(found))})
     show(_sensitivity_table(found, column, labels))
@@ -241,9 +246,10 @@ def show_crossover(
     from vtsim.study.analysis.model import amount, difference, is_whole
     from vtsim.study.sweep.metrics import column as result_column
 
-    low, high = (amount(text, axis, "--between") for text in between)
-    width = amount(step, axis, "--step") if step else 0.0
-    whole = not step and is_whole(axis, low, high)
+    low, high = (amount(end, axis, "--between") for end in between)
+    width = amount(step, axis, "--step") if step else float(is_whole(axis, low, high))
+    if width < 0:
+        raise ConfigError(f"{step} is less than nothing", field="--step")
     found_setting = setting_at(axis)
     of = Column(path=axis, label=axis, unit=unit_of(kind_of(found_setting)) if found_setting else "")
     figure = result_column(metric)
@@ -258,27 +264,21 @@ def show_crossover(
     _note_compiling()
     run = difference(scenario, sets, axis, metric, a, b, tell)
 
-    def at(value: float) -> float:
-        place = low + value * width if step else value
-        return run(int(place) if place == int(place) else place)
-
-    if step:
-        steps = int((high - low) // width)
-        found = crossover(at, 0, steps, tolerance=tolerance * steps, whole=True)
-        ends, where = (low + found.low * width, low + found.high * width), low + found.value * width
-    else:
-        found = crossover(at, low, high, tolerance=tolerance * (high - low), whole=whole)
-        ends, where = (found.low, found.high), found.value
+    found = crossover(
+        lambda value: run(int(value) if value == int(value) else value),
+        low, high, tolerance=tolerance * (high - low), step=width, text=text,
+    )  # fmt: skip
+    ends = (found.low, found.high)
     below, above = found.tried[0][1], found.tried[1][1]
     if json:
         return _emit_json(
-            {"axis": axis, "unit": of.unit, "metric": metric, "low": ends[0], "high": ends[1], "value": where,
+            {"axis": axis, "unit": of.unit, "metric": metric, "low": ends[0], "high": ends[1], "value": found.value,
              "low_difference": found.low_difference, "high_difference": found.high_difference,
              "runs": 2 * len(found.tried)}
         )  # fmt: skip
     less, more = ("A", "B") if (below < 0 or above > 0) else ("B", "A")
     emit(
-        f"{less} has less {figure.label} below, {more} above {axis} = {text(ends[0])} to {text(ends[1])}"
+        f"{less} has less {figure.label} below, {more} above {axis} = {' to '.join(dict.fromkeys(map(text, ends)))}"
         f" (A minus B: {number_text(found.low_difference)} and {number_text(found.high_difference)}"
         f"; {2 * len(found.tried)} runs)\n"
     )
@@ -299,7 +299,7 @@ def _axes(table: StudyTable, place: Sequence[Value]) -> dict[str, Value]:
 
 
 def _place(table: StudyTable, place: Sequence[Value]) -> str:
-    varying = [n for n, column in enumerate(table.axes) if len({row.axes[column.path] for row in table.rows}) > 1]
+    varying = [table.axes.index(column) for column in independent(table)]
     return ", ".join(value_text(place[n], table.axes[n]) for n in varying)
 
 

@@ -10,8 +10,9 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.spec import ExecSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
-from vtsim.platform.spec import GIB, MIB, Scenario
+from vtsim.guest.spec import ExecSpec, MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
+from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
+from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.spec import EptSpec, VmmSpec
@@ -27,6 +28,10 @@ NOT_PARAVIRTUAL = {
     MovToCr3Spec: "MOV to CR3",
     ExecSpec: "exec",
 }
+NOT_IN_SOFTWARE = (
+    MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
+    MmioWriteSpec,
+)  # fmt: skip
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -68,13 +73,13 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     vmm, can = scenario.vmm, _capabilities(profile).supports
     if vmm.technique == "native":
         paging = "none"
-    elif vmm.paging == "auto" and techniques[vmm.technique].deprivileged:
-        paging = "shadow"
+    elif vmm.paging == "auto" and without_vt_x(vmm):
+        (paging,) = techniques[vmm.technique].paging
     elif vmm.paging == "auto":
         paging = "ept" if can("ENABLE_EPT") else "shadow"
     else:
         paging = vmm.paging
-    if techniques[vmm.technique].deprivileged:  # nothing of VT-x, and one monitor
+    if without_vt_x(vmm):  # and one monitor
         vmm = attrs.evolve(vmm, personality="minimal", vpid=bool(vmm.vpid), tpr_shadow=bool(vmm.tpr_shadow))
     ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
     vmm = attrs.evolve(
@@ -131,6 +136,11 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         yield "vpid", "VPIDs", "ENABLE_VPID"
     if vmm.tpr_shadow:
         yield "tpr_shadow", "a TPR shadow", "USE_TPR_SHADOW"
+    if vmm.apicv:
+        yield "apicv", "virtual-interrupt delivery", "VIRTUAL_INTERRUPT_DELIVERY"
+        yield "apicv", "posted interrupts", "PROCESS_POSTED_INTERRUPTS"
+    if vmm.ipi_virtualization:
+        yield "ipi_virtualization", "IPI virtualization", "IPI_VIRTUALIZATION"
 
 
 def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -163,17 +173,77 @@ def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         )
 
 
+def _apic_can_be_virtual(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a virtual local APIC that the processor keeps cannot be without."""
+    vmm = scenario.vmm
+    if vmm.technique != "hardware" or not vmm.apicv:
+        return
+    if not vmm.tpr_shadow:
+        yield Problem(
+            path="vmm.apicv",
+            message="virtual-interrupt delivery needs a TPR shadow",
+            help="let tpr_shadow be auto, true",
+        )
+    for number, vm in enumerate(scenario.vms):
+        if any(isinstance(phase, ReplaySpec) for process in vm.guest.processes for phase in process.phases):
+            yield Problem(
+                path="vmm.apicv",
+                message=f"the recorded guest of VM {number} says which accesses to its APIC exit",
+                help="apicv can be false",
+            )
+
+
+def _guests_are_of_this_machine(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """A processor executes the code of its own instruction set."""
+    technique = scenario.vmm.technique
+    if techniques[technique].in_software:
+        return
+    able = ", ".join(name for name, one in techniques.items() if one.in_software)
+    for number, vm in enumerate(scenario.vms):
+        if vm.isa != MACHINE_ISA:
+            yield Problem(
+                path=f"vms.{number}.isa",
+                message=f"technique {technique!r} lets the processor execute guest code, and {vm.isa} code is none of "
+                f"an {MACHINE_ISA} processor",
+                help=f"isa can be {MACHINE_ISA}; or vmm.technique can be {able}",
+            )
+
+
+def _programs_execute(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a program that executes guests does not know."""
+    technique = scenario.vmm.technique
+    if not techniques[technique].in_software:
+        return
+    for number, vm in enumerate(scenario.vms):
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if isinstance(phase, NOT_IN_SOFTWARE):
+                    yield Problem(
+                        path=f"vms.{number}.guest.processes.{p}.phases.{n}",
+                        message=f"technique {technique!r} executes no recorded streams, look-ups or device accesses",
+                        help="technique can be native, hardware; or choose stream, mix, fill",
+                    )
+
+
+def without_vt_x(vmm: VmmSpec) -> bool:
+    """Does a technique use nothing of VT-x?"""
+    return techniques[vmm.technique].deprivileged or techniques[vmm.technique].in_software
+
+
 def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a deprivileging monitor cannot do."""
     vmm = scenario.vmm
-    if not techniques[vmm.technique].deprivileged:
+    if not without_vt_x(vmm):
         return
-    others = "technique can be " + ", ".join(name for name, one in techniques.items() if not one.deprivileged)
+    (paging,) = techniques[vmm.technique].paging
+    translates = "shadow tables" if paging == "shadow" else "walks of its own"
+    others = "technique can be native, hardware"
     wrong = (
-        ("paging", f"technique {vmm.technique!r} translates by shadow tables", vmm.paging != "shadow", "shadow, auto"),
+        ("paging", f"technique {vmm.technique!r} translates by {translates}", vmm.paging != paging, f"{paging}, auto"),
         ("vpid", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.vpid, "false, auto"),
         ("tpr_shadow", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.tpr_shadow, "false, auto"),
         ("dirty_log.method", "dirty logging works on EPT", vmm.dirty_log.on, "off"),
+        ("apicv", f"technique {vmm.technique!r} uses nothing of VT-x", vmm.apicv, "false"),
     )
     for path, message, found, allowed in wrong:
         if found:
@@ -183,7 +253,7 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging_levels == 5:
-            message = f"technique {vmm.technique!r} has shadow tables of four levels"
+            message = f"technique {vmm.technique!r} has {'shadow ' if paging == 'shadow' else ''}tables of four levels"
             path = f"vms.{number}.guest.kernel.paging_levels"
             yield Problem(path=path, message=message, help="paging_levels can be 4")
         for process in vm.guest.processes:
@@ -370,7 +440,10 @@ def _memory_can_be_placed(scenario: Scenario, profile: Profile) -> Iterator[Prob
 CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
+    _apic_can_be_virtual,
     _monitor_can,
+    _guests_are_of_this_machine,
+    _programs_execute,
     _kernels_can_run,
     _direct_tables,
     _agile_paging,

@@ -205,6 +205,7 @@ class Engine:
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
+            s.WALKS_IN_L1D: int(p.features.walks_in_l1d),
             s.ROB: p.work.reorder_buffer,
             s.CPI_NUMERATOR: p.work.cycles_per_100_instructions, s.PORT_CYCLES: p.cycles(p.latency.port_ns),
             s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.POSTED_CYCLES: p.cycles(p.latency.posted_ns),

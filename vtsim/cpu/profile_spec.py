@@ -164,6 +164,7 @@ class Features:
     nx: bool = _value("flag", "execute-disable")
     pages_1g: bool = _value("flag", "1 GiB pages in guest and native page tables")
     la57: bool = _value("flag", "57-bit linear addresses, five levels")
+    walks_in_l1d: bool = _value("flag", "page walks look up the L1 data cache and fill it; else they begin at L2")
     agile_paging: bool = _value(
         "flag", "walks that begin in shadow tables and go on in two dimensions (no processor has)"
     )

@@ -135,7 +135,8 @@ HINT_COUNT: Final = 16
 (INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
 # LARGEST: level of the largest page of either dimension that this processor has
 # FAULT_NESTED: with agile paging, did the walk that failed last stand in the guest's own tables?
-(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL, FAULT_NESTED) = range(683, 687)
+# WALKS_IN_L1D: do page walks look up the L1 data cache?
+(PKRU, LARGEST_LEVEL, LARGEST_EPT_LEVEL, FAULT_NESTED, WALKS_IN_L1D) = range(683, 688)
 PENDING_DEBUG: Final = STATE + v.GUEST_PENDING_DEBUG_EXCEPTIONS - v.GUEST_START
 PDPTE0: Final = STATE + v.GUEST_PDPTE0 - v.GUEST_START
 
@@ -147,6 +148,7 @@ CLOCKS: Final = 716
 # work area of the shadow-paging hooks: what they loaded of the pool, what they tell their program, a word for each level
 (SHADOW_POOL, SHADOW_DIRECT, SHADOW_GUEST, SHADOW_TABLES, SHADOW_NOTES, SHADOW_RECORDS, SHADOW_FRAMES, SHADOW_BUCKETS,
  SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE, SHADOW_SWITCHES) = range(736, 749)
+SEEN: Final = 728          # arena offset of the log of what the guest of this CPU sees now (0 none): see kernels.digest
 SHADOW_STACK: Final = 752
 # the store of a hook that was refused last: its address and value. An emulator may have done it meanwhile.
 REFUSED_AT, REFUSED_VALUE = 760, 761

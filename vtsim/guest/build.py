@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.cpu import ops
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
@@ -139,10 +140,13 @@ def build_guest(
     extra: int = 0,
     shadow: bool = False,
     direct: DirectTables | None = None,
+    foreign: bool = False,
     dma: DmaMachine | None = None,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
+    Programs of a `foreign` guest are encoded for another processor: to this one they are invalid opcodes, and nobody
+    has set an IDT up for it.
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
     paravirtual kernel, `dma` the devices that the guest drives. Raises `ConfigError` where the
     memory does not suffice.
@@ -157,6 +161,7 @@ def build_guest(
         scale=work_scale,
         extra=extra,
         direct=direct,
+        foreign=foreign,
         cpus=vm.vcpus,
         dma=dma,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
@@ -182,6 +187,7 @@ class Builder:
     scale: float
     extra: int
     direct: DirectTables | None
+    foreign: bool = False
     cpus: int
     dma: DmaMachine | None
     frames: Frames
@@ -250,7 +256,12 @@ class Builder:
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
         if self.dma is not None and driven(guest):
             self._dma_layout = DmaBuilder(
-                guest=guest, memory=self.memory, frames=frames, machine=self.dma, tick_ns=guest.kernel.tick
+                guest=guest,
+                memory=self.memory,
+                frames=frames,
+                machine=self.dma,
+                tick_ns=guest.kernel.tick,
+                cpu_of=self._cpu_of,
             ).build()
         options = KernelOptions(
             kpti=kpti,
@@ -266,6 +277,7 @@ class Builder:
             paravirtual=self.paravirtual,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
+            probe=bool(self.guest.kernel.probe),
             cpus=self.cpus,
             alive=linear(zones) + ALIVE_AT,
             dma=self._dma_layout.options if self._dma_layout else None,
@@ -298,7 +310,7 @@ class Builder:
             cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0),
             efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
             idtr_base=at.IDT,
-            idtr_limit=PAGE - 1,
+            idtr_limit=0 if self.foreign else PAGE - 1,
             gdtr_base=at.GDT,
             gdtr_limit=8 * (len(DESCRIPTORS) + 2) - 1,
             tr_base=at.TSS,
@@ -316,6 +328,7 @@ class Builder:
             spaces=self._views(spaces, tasks),
             tables=tuple(self._future_tables),
             shared=shared << 12,
+            texts=(text, *texts),
             log_lines=tuple(self._process_of(task, tasks) for task in tasks if task.space),
             dma=self._dma_layout.memory if self._dma_layout else None,
         )
@@ -352,6 +365,8 @@ class Builder:
 
     # --- memory -----------------------------------------------------------------------------------------------------
     def _place(self, program: Program, base: int, gfn: int) -> None:
+        if self.foreign:
+            program = evolve(program, instructions=tuple(evolve(i, op=ops.UD) for i in program.instructions))
         self.memory.engine.place(program, lambda page: self.memory.frame(gfn + (page - base) // PAGE))
 
     def _words(self, gfn: int) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ Not modelled: the set-up of unit and devices as programs; several domains of a d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from attrs import define, evolve, field, frozen
@@ -23,7 +23,7 @@ from vtsim.guest.spec import DmaBuffersSpec, GuestSpec
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
 from vtsim.iommu.interrupts import SVT_SOURCE, compatible_request, remappable_request, remapped_entry
-from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
+from vtsim.iommu.tables import READ_WRITE, USER_PAGE, Structures, domain_table, process_table
 
 WIDEST: Final = 3  # AW of five levels, which a pass-through entry names
 TABLE_SIZE: Final = 7  # of the interrupt table: 2 to the 8 entries, a page
@@ -72,6 +72,7 @@ class DmaBuilder:
     frames: Frames
     machine: DmaMachine
     tick_ns: int
+    cpu_of: Callable[[int], int]  # of a process
     tables: _Guest = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -88,11 +89,16 @@ class DmaBuilder:
         structures = Structures(self.tables)
         ports: list[DmaPort] = []
         places: dict[tuple[int, int], DmaPlace] = {}
+        owners: list[int] = []
         interrupts = self._page(mem.VALUES)
         for number, device in enumerate(self.machine.devices):
             mine = [(key, phase) for *key, phase in phases if phase.device == device.name]
-            port = self._port(number, device, [phase for _, phase in mine], structures)
-            entry = remapped_entry(d.DMA_VECTOR + number, 0, extended=True, source=device.source, validation=SVT_SOURCE)
+            cpu = self.cpu_of(mine[0][0][0])
+            owners.append(cpu)
+            port = self._port(number, device, [phase for _, phase in mine], structures, cpu)
+            entry = remapped_entry(
+                d.DMA_VECTOR + number, cpu, extended=True, source=device.source, validation=SVT_SOURCE
+            )
             for word, value in enumerate(entry):
                 self.memory.store((interrupts << 12) + 16 * number + 8 * word, value)
             slots = []
@@ -113,6 +119,8 @@ class DmaBuilder:
             queue=linear(queue),
             registers=linear(0) + self.machine.registers,
             ports=tuple(linear(port.words >> 12) for port in ports),
+            owners=tuple(owners),
+            rights=USER_PAGE if self.machine.first_level else READ_WRITE,
             large=any(phase.page_bytes > mem.PAGE_BYTES for *_, phase in phases),
             timeout_ticks=-(-d.QUEUE_TIMEOUT_NS // tick),
         )
@@ -145,7 +153,7 @@ class DmaBuilder:
         self.memory.store(address - linear(0), value)
 
     def _port(
-        self, number: int, device: DmaDevice, phases: Sequence[DmaBuffersSpec], structures: Structures
+        self, number: int, device: DmaDevice, phases: Sequence[DmaBuffersSpec], structures: Structures, cpu: int
     ) -> DmaPort:
         words = self._page(mem.VALUES)
         ring = self._page(mem.VALUES, d.RING_PAGES)
@@ -159,11 +167,12 @@ class DmaBuilder:
         domain, root = number + 1, 0
         ring_address, status_address = ring << 12, status << 12
         if self.maps:
-            table = domain_table(self.tables)
+            rights = USER_PAGE if self.machine.first_level else READ_WRITE
+            table = process_table(self.tables) if self.machine.first_level else domain_table(self.tables)
             root = table.root << 12
             ring_address, status_address = d.RING_PAGE << 12, d.STATUS_PAGE << 12
-            table.map(ring_address, range(ring, ring + d.RING_PAGES), READ_WRITE)
-            table.map(status_address, status, READ_WRITE)
+            table.map(ring_address, range(ring, ring + d.RING_PAGES), rights)
+            table.map(status_address, status, rights)
             structures.attach(device.source, table, domain)
             spare = 8 + 2 * sum(map(_table_pages, phases))
             tables = self.frames.reserve(spare)
@@ -177,7 +186,7 @@ class DmaBuilder:
         for word, value in first.items():
             self._store(here + word, value)
         vector = d.DMA_VECTOR + number
-        message = remappable_request(number) if self.machine.translates else compatible_request(vector, 0)
+        message = remappable_request(number) if self.machine.translates else compatible_request(vector, cpu)
         return DmaPort(
             device=device, words=words << 12, ring=ring << 12, status=status << 12, ring_address=ring_address,
             status_address=status_address, root=root, message=message, slots=(),

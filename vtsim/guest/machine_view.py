@@ -9,6 +9,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine
 
 
@@ -46,6 +47,7 @@ class DmaMachine:
 
     `registers`: guest-physical address of the unit's registers; `translates`: may domains map pages, or do devices use
     physical addresses? `coherent`: does the unit snoop; `caching_mode`: may it cache what is not present?
+    `first_level`: are domains first-level tables, which the real unit nests in the VM's memory?
     """
 
     devices: tuple[DmaDevice, ...]
@@ -53,6 +55,7 @@ class DmaMachine:
     translates: bool
     coherent: bool = True
     caching_mode: bool = False
+    first_level: bool = False
 
 
 @frozen(kw_only=True)
@@ -114,6 +117,7 @@ class Start:
     in which the guest's kernel records how its processes ended, `tables` the frames that it will make page tables of.
     in which the guest's kernel records how its processes ended. With direct tables `cr3` and `roots` are host-physical,
     `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
+    `texts` are the programs: the kernel's, then those of the processes.
     `others` are the states of the other vCPUs, `log_lines` the processes whose ends are recorded, in order.
     """
 
@@ -138,6 +142,7 @@ class Start:
     spaces: tuple[Space, ...] = ()
     tables: tuple[int, ...] = ()
     shared: int = 0
+    texts: tuple[Program, ...] = ()
     others: tuple[Start, ...] = ()
     log_lines: tuple[int, ...] = ()
     dma: DmaMemory | None = None

@@ -456,6 +456,11 @@ class KernelSpec:
         "What the kernel is built for: tables of its own, or tables updated by hypercalls; auto is what there is",
         default="auto",
     )
+    probe: bool | None = setting(
+        Boolean(auto=True),
+        "Look for hardware at boot: processor, configuration space; auto is yes where a machine or VM lists devices",
+        default=None,
+    )
     dma: str = setting(
         Text(choices=("strict", "deferred", "never", "identity")),
         "After a DMA buffer is unmapped: invalidate and wait, invalidate all of 255 or of 10 ms at once, do not "

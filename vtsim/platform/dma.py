@@ -1,10 +1,9 @@
 """Devices that do DMA beside the CPUs: a remapping unit with a domain for each of them, and their engines.
 
 All engines of a machine work in order of time, on one remapping unit with its walkers and on one last-level cache.
-Their domains are mapped before the run; no CPU of the run does it.
+Their domains are mapped before the run; no CPU of the run does it. Devices that a guest drives are in `driven`.
 
-Not modelled: VMs beside the devices, lines that CPUs and devices share, DMA's use of memory bandwidth,
-drivers that map and unmap.
+Not modelled: VMs beside such devices, lines that CPUs and devices share, DMA's use of memory bandwidth.
 """
 
 from __future__ import annotations

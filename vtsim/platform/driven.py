@@ -10,30 +10,41 @@ Not modelled: moderation of interrupts; descriptors that are written back one by
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import simpy
-from attrs import define, field
+from attrs import define, evolve, field, frozen
 
+from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
+from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.apic import request
+from vtsim.ept.tables import PAGING, Table, Words
+from vtsim.guest.dma_memory import EXTENDED
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
-from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
+from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.entries import ADDRESS, PWSNP, SL_PS, SL_R, SL_W, SRE
+from vtsim.iommu.interrupts import SVT_SOURCE, remappable_request, remapped_entry
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
+from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
-from vtsim.platform.dma_spec import DOORBELLS, PAGE, DmaSpec, requester
+from vtsim.platform.dma_spec import DmaSpec, requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario
+from vtsim.vmm import layout as at
+from vtsim.vmm.hypervisor import Hypervisor
+from vtsim.vmm.memory import VmMemory
+from vtsim.vmm.programs import viommu
 
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
@@ -47,6 +58,7 @@ class DrivenDevice:
     platform: DrivenDevices
     spec: DmaSpec
     port: DmaPort
+    memory: PhysicalMemory  # of the guest that drives it
     row: np.ndarray  # its engine
     wanted: int = field(default=0, init=False)  # descriptors that the doorbell told of
     fetched: int = field(default=0, init=False)
@@ -58,6 +70,7 @@ class DrivenDevice:
     refused: int = field(default=0, init=False)  # descriptors with an operation that was blocked
     interrupts: int = field(default=0, init=False)
     lost: int = field(default=0, init=False)  # interrupts that were blocked
+    merged: int = field(default=0, init=False)  # interrupts whose vector was pending already
     last: int = field(default=-1, init=False)  # the address that it had last
     hostile: Hostile | None = field(default=None, init=False)
 
@@ -99,13 +112,13 @@ class DrivenDevice:
             first, end = self.fetched, self.wanted
             per_line = LINE // d.RING_ENTRY_BYTES
             for line in range(first // per_line, -(-end // per_line)):
-                at = line * LINE % (d.RING_ENTRIES * d.RING_ENTRY_BYTES)
-                if not (yield from self.operate(self.port.ring_address + at, LINE, False)):
-                    raise ModelError("a device cannot read its own ring", {"address": self.port.ring_address + at})
+                where = self.port.ring_address + line * LINE % (d.RING_ENTRIES * d.RING_ENTRY_BYTES)
+                if not (yield from self.operate(where, LINE, False)):
+                    raise ModelError("a device cannot read its own ring", {"address": where})
             yield platform.until(self.ended())
             for number in range(first, end):
-                at = self.port.ring + number % d.RING_ENTRIES * d.RING_ENTRY_BYTES
-                address, word = platform.word(at), platform.word(at + 8)
+                where = self.port.ring + number % d.RING_ENTRIES * d.RING_ENTRY_BYTES
+                address, word = self.word(where), self.word(where + 8)
                 self.waiting.append((address, word & 0xFFFF_FFFF, bool(word & d.DEVICE_WRITES)))
             self.fetched = end
             if not self.filled.triggered:
@@ -130,19 +143,43 @@ class DrivenDevice:
                 self.last = address
             self.platform.clock.process(self.report(self.ended(), count, self.last))
 
-    def report(self, at: int, count: int, last: int) -> Generator[simpy.Event, Any, None]:
+    def report(self, when: int, count: int, last: int) -> Generator[simpy.Event, Any, None]:
         """Write how many descriptors are done, then interrupt."""
         platform = self.platform
-        yield platform.until(at)
+        yield platform.until(when)
         yield from self.operate(self.port.status_address, 8, True)
         with quiet():
             landed = int(last_landing(self.row[np.newaxis]))
         yield platform.until(landed)
         self.done += count
-        platform.store(self.port.status, self.done)
+        platform.engine.store(self.hpa(self.port.status), self.done)
         if self.hostile is not None:
             self.hostile.begin(last)
         yield from platform.interrupt(self)
+
+    # --- the guest's memory -----------------------------------------------------------------------------------------
+    def hpa(self, gpa: int) -> int:
+        """The host-physical address behind a guest-physical one."""
+        return self.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF
+
+    def word(self, gpa: int) -> int:
+        """A word of the guest's memory, unsigned."""
+        return self.platform.engine.load(self.hpa(gpa)) & (1 << 64) - 1
+
+    def leads_to(self, address: int) -> int:
+        """The host-physical address to which the driver lets an address lead now, or -1."""
+        if not self.port.root:
+            return self.hpa(address)
+        table = self.port.root
+        for level in (4, 3, 2, 1):
+            entry = self.word((table & ADDRESS) + (address >> 9 * level & 0xFF8))
+            if not entry & (SL_R | SL_W):
+                return -1
+            within = (1 << (3 + 9 * level)) - 1
+            if level == 1 or entry & SL_PS:
+                return self.hpa((entry & ADDRESS & ~within) | (address & within))
+            table = entry
+        raise ModelError("a table has no last level", {"address": address})
 
 
 @define(eq=False)
@@ -192,7 +229,7 @@ class Hostile:
             if int(u[st.STATUS]) != st.COMPLETED:
                 self.refused += 1
                 self.address = -1
-            elif platform.leads_to(self.device.port, self.address) == int(u[st.HPA]) or self._given():
+            elif self.device.leads_to(self.address) == int(u[st.HPA]) or self._given():
                 self.allowed_at = now
             else:
                 self.through += 1
@@ -200,8 +237,130 @@ class Hostile:
 
     def _given(self) -> bool:
         """Does the driver think that the address is the device's, for this buffer or for another?"""
-        slots = (at + n * d.SLOT_BYTES for at, count in self.device.port.slots for n in range(count))
-        return any(self.device.platform.word(at) == self.address for at in slots)
+        slots = (first + n * d.SLOT_BYTES for first, count in self.device.port.slots for n in range(count))
+        return any(self.device.word(slot) == self.address for slot in slots)
+
+
+@frozen(kw_only=True)
+class DrivenPort:
+    """A device with the guest that drives it: what the guest's kernel keeps, in whose memory."""
+
+    port: DmaPort
+    memory: PhysicalMemory
+
+
+@frozen(kw_only=True)
+class UnitTables:
+    """Host-physical: what a unit's registers are to hold; no queue is in use where `iqa` is 0."""
+
+    rtaddr: int
+    irta: int
+    iqa: int = 0
+
+
+def native(layout: DmaMemory, memory: PhysicalMemory) -> tuple[tuple[DrivenPort, ...], UnitTables]:
+    """The devices of a guest that has the machine to itself; its kernel has made the unit's tables."""
+    ports = tuple(DrivenPort(port=port, memory=memory) for port in layout.ports)
+    return ports, UnitTables(rtaddr=layout.rtaddr, irta=layout.irta, iqa=layout.iqa)
+
+
+def assigned(
+    hypervisor: Hypervisor, layouts: Sequence[tuple[str, DmaMemory]]
+) -> tuple[tuple[DrivenPort, ...], UnitTables]:
+    """Devices that VMs, by name, have of their own: the host's tables let each reach its VM's memory, and no other.
+
+    VT-d: "DMA Remapping".
+    """
+    engine = hypervisor.engine
+    vcpus = {vcpu.name: vcpu for vcpu in hypervisor.vcpus}
+    free = {name: _Frames(engine, iter(vcpus[name].domain)) for name, _ in layouts}
+    first = free[layouts[0][0]]
+    nested = hypervisor.path.addresses.get("viommu_step", 0) > 16
+    structures = Structures(first, scalable=nested)
+    interrupts = first.allocate()
+    engine.contents(interrupts, mem.VALUES)
+    ports: list[DrivenPort] = []
+    domain, queue = 0, 0
+    for name, layout in layouts:
+        vcpu, frames = vcpus[name], free[name]
+        whole = domain_table(frames)
+        large = min(hypervisor.path.vmm.ept.page_size, 2 << 20) if vcpu.memory.large else mem.PAGE_BYTES
+        vcpu.memory.map_all(whole, large, READ_WRITE)
+        for place, port in enumerate(layout.ports):
+            domain += 1
+            table = whole
+            if port.root and not nested:
+                table = domain_table(frames)
+                _shadow(vcpu.memory, table, port)
+            if port.root:
+                queue = _tell(hypervisor, port, place, table, domain, nested=nested)
+            if nested:
+                guest = Table(root=port.root >> 12, format=PAGING, take=frames.allocate, words=_no_words)
+                structures.enable(port.device.source)
+                first_level = guest if port.root else None
+                structures.assign(
+                    port.device.source, 0, domain, first=first_level, second=whole, middle=PWSNP, high=SRE
+                )  # fmt: skip
+            else:
+                structures.attach(port.device.source, table, domain)
+            entry = remapped_entry(
+                at.DEVICE_VECTOR + len(ports), vcpu.cpu, extended=True, source=port.device.source,
+                validation=SVT_SOURCE,
+            )  # fmt: skip
+            for word, value in enumerate(entry):
+                engine.store((interrupts << 12) + 16 * len(ports) + 8 * word, value)
+            port = evolve(port, message=remappable_request(len(ports)))
+            ports.append(DrivenPort(port=port, memory=vcpu.memory))
+    for name, layout in layouts:
+        if any(port.root for port in layout.ports):
+            _hand_over(hypervisor, layout, free[name])
+    return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue)
+
+
+def _shadow(memory: VmMemory, table: Table, port: DmaPort) -> None:
+    """Let a shadow table have what the guest's has from the start: ring and status page."""
+    for n in range(d.RING_PAGES + 1):
+        gpa = port.status if n == d.RING_PAGES else port.ring + n * mem.PAGE_BYTES
+        table.map(port.ring_address + n * mem.PAGE_BYTES, memory.frame(gpa >> 12), READ_WRITE)
+
+
+def _tell(hypervisor: Hypervisor, port: DmaPort, place: int, table: Table, domain: int, *, nested: bool) -> int:
+    """Tell the virtual unit of a device; what IQA of the real unit is to hold."""
+    unit = hypervisor.path.addresses["viommu"]
+    if nested:
+        low, _ = descriptor("PASID_IOTLB", DID=domain)
+    else:
+        low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
+    values = {viommu.VD_GUEST: port.root, viommu.VD_SHADOW: table.root << 12, viommu.VD_LOW: low}
+    for word, value in values.items():
+        hypervisor.host.store(unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place + word, value)
+    return unit + mem.PAGE_BYTES - at.HOST_DIRECT | (sp.IQA_WIDE if nested else 0)
+
+
+def _no_words(gfn: int) -> Words:
+    raise ModelError("the host does not look into a guest's table", {"gfn": gfn})
+
+
+def _hand_over(hypervisor: Hypervisor, layout: DmaMemory, frames: _Frames) -> None:
+    """The frames that are left are for the shadow tables that the program makes."""
+    unit, left = hypervisor.path.addresses["viommu"], list(frames.free)
+    values = {viommu.VI_QUEUE: layout.iqa, viommu.VI_TABLES: left[0], viommu.VI_TABLES_END: left[-1] + 1}
+    for word, value in values.items():
+        hypervisor.host.store(unit + word, value)
+
+
+@define
+class _Frames:
+    """Frames of the host from which tables are made."""
+
+    engine: Engine
+    free: Iterator[int]
+
+    def allocate(self) -> int:
+        return next(self.free)
+
+    def contents(self, hfn: int, kind: int) -> Words:
+        return self.engine.contents(hfn, kind)
 
 
 @define(eq=False)
@@ -212,34 +371,36 @@ class DrivenDevices:
     engine: Engine
     clock: simpy.Environment
     clock_hz: int
-    memory: PhysicalMemory
-    layout: DmaMemory
+    ports: Sequence[DrivenPort]
+    tables: UnitTables
     unit: RemappingUnit = field(init=False)
     engines: np.ndarray = field(init=False)
     lines: np.ndarray = field(init=False)
     registers: RemappingRegisters = field(init=False)
     devices: list[DrivenDevice] = field(factory=list, init=False)
+    doorbells: dict[int, DrivenDevice] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         iommu, landing = self.scenario.machine.iommu, landing_of(self.scenario)
         self.unit = unit_of(self.scenario, self.engine)
         self.lines = g.line_tags(landing)
         specs = {spec.name: spec for spec in self.scenario.dma}
-        ports = self.layout.ports
+        ports = self.ports
         self.engines = np.zeros((2 * len(ports), g.DMA_WORDS), np.int64)  # an engine each, and one for what is hostile
-        for number, port in enumerate(ports):
-            spec = specs[port.device.name]
+        for number, each in enumerate(ports):
+            spec = specs[each.port.device.name]
             for row, gap in ((number, spec.gap_ns), (len(ports) + number, 0.0)):
                 self.engines[row] = engine_of(self.scenario, spec, gap_ns=gap)
                 mine = self.engines[row]
                 mine[g.SOURCE], mine[g.TRANSLATES] = requester(spec.claims or spec.source), iommu.mode != "off"
                 mine[g.OWN_END] = 1 << 62
                 mine[g.COUNT] = 1 << 62
-            device = DrivenDevice(self, spec, port, self.engines[number])
+            device = DrivenDevice(self, spec, each.port, each.memory, self.engines[number])
             if spec.hostile_ns:
                 every = max(1, self.cycles(spec.hostile_ns))
                 device.hostile = Hostile(device, self.engines[len(ports) + number], every)
             self.devices.append(device)
+            self.doorbells[each.port.device.doorbell] = device
         self.registers = RemappingRegisters(
             self.engine, self.clock, self.unit, self.cycles(iommu.invalidate_ns), self.cycles(iommu.read_ns),
             self._landed,
@@ -250,12 +411,13 @@ class DrivenDevices:
     def _enable(self) -> None:
         """Tables, invalidation queue and interrupt remapping, as the driver would have set them."""
         unit = self.unit
-        unit.write("IQA", self.hpa(self.layout.iqa))
-        unit.command(set=sp.QIE)
-        unit.write("IRTA", self.hpa(self.layout.irta))
+        if self.tables.iqa:
+            unit.write("IQA", self.tables.iqa)
+            unit.command(set=sp.QIE)
+        unit.write("IRTA", self.tables.irta)
         unit.command(set=sp.SIRTP)
         unit.command(set=sp.IRE)
-        unit.enable(self.hpa(self.layout.rtaddr))
+        unit.enable(self.tables.rtaddr)
 
     def operate(self, row: np.ndarray, address: int, size: int, writes: bool) -> int:
         """Begin an operation of an engine: 0, or when it can begin, in ps."""
@@ -284,37 +446,10 @@ class DrivenDevices:
         with quiet():
             return -(-int(last_landing(self.engines)) * self.clock_hz // PS)
 
-    def hpa(self, gpa: int) -> int:
-        """The host-physical address behind a guest-physical one."""
-        return self.memory.frame(gpa >> 12) << 12 | gpa & 0xFFF
-
-    def word(self, gpa: int) -> int:
-        """A word of the guest's memory, unsigned."""
-        return self.engine.load(self.hpa(gpa)) & (1 << 64) - 1
-
-    def store(self, gpa: int, value: int) -> None:
-        """Store a word in the guest's memory."""
-        self.engine.store(self.hpa(gpa), value)
-
-    def leads_to(self, port: DmaPort, address: int) -> int:
-        """Where the domain's table leads an address now, or -1."""
-        if not port.root:
-            return address
-        table = port.root
-        for level in (4, 3, 2, 1):
-            entry = self.word((table & ADDRESS) + (address >> 9 * level & 0xFF8))
-            if not entry & (SL_R | SL_W):
-                return -1
-            within = (1 << (3 + 9 * level)) - 1
-            if level == 1 or entry & SL_PS:
-                return (entry & ADDRESS & ~within) | (address & within)
-            table = entry
-        raise ModelError("a table has no last level", {"address": address})
-
     # --- what CPUs see ----------------------------------------------------------------------------------------------
     def answers(self, hpa: int) -> bool:
         """Is a device of these there?"""
-        return self.registers.answers(hpa) or DOORBELLS <= hpa < DOORBELLS + PAGE * len(self.devices)
+        return self.registers.answers(hpa) or hpa in self.doorbells
 
     def read(self, hpa: int, size: int) -> int:
         """What a CPU reads; a doorbell reads as zero."""
@@ -324,25 +459,27 @@ class DrivenDevices:
         """What a CPU writes."""
         if self.registers.answers(hpa):
             self.registers.write(hpa, size, value)
-        elif hpa % PAGE == 0:
-            self.devices[(hpa - DOORBELLS) // PAGE].ring(value)
+        else:
+            self.doorbells[hpa].ring(value)
 
     def interrupt(self, device: DrivenDevice) -> Generator[simpy.Event, Any, None]:
         """A device's message, through the unit to a local APIC."""
         address, data = device.port.message
-        device.interrupts += 1
         ns = device.spec.link.up_ns
         if self.scenario.machine.iommu.mode != "off":
             answer = self.unit.interrupt(requester(device.spec.claims or device.spec.source), address, data)
             if answer.message is None:
+                device.interrupts += 1
                 device.lost += 1
                 return
             address, data = answer.message
             ns += answer.reads * self.scenario.machine.iommu.read_ns
         yield self.clock.timeout(self.cycles(ns))
-        cpu = address >> 32 or address >> 12 & 0xFF
+        m, vector = self.engine.cpus[address >> 32 or address >> 12 & 0xFF], data & 0xFF
+        device.interrupts += 1
+        device.merged += int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
         with quiet():
-            request(self.engine.cpus[cpu], self.engine.arena, data & 0xFF)
+            request(m, self.engine.arena, vector)
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def outcome(self) -> tuple[DmaOutcome, ...]:
@@ -352,7 +489,7 @@ class DrivenDevices:
 
     def _outcome(self, device: DrivenDevice) -> DmaOutcome:
         device.ended()
-        words = [self.word(device.port.words + d.STATISTICS + 8 * n) for n in range(len(d.STATISTIC_NAMES))]
+        words = [device.word(device.port.words + d.STATISTICS + 8 * n) for n in range(len(d.STATISTIC_NAMES))]
         hostile = device.hostile
         return outcome_of(
             device.spec,
@@ -365,6 +502,7 @@ class DrivenDevices:
                 refused=device.refused,
                 interrupts=device.interrupts,
                 interrupts_blocked=device.lost,
+                interrupts_merged=device.merged,
                 hostile_writes=hostile.writes if hostile else 0,
                 hostile_through=hostile.through if hostile else 0,
                 window=hostile.window if hostile else 0,

@@ -7,7 +7,7 @@ stopped. Time is cycles of the base clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -16,17 +16,20 @@ from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.base.jit import quiet
 from vtsim.base.spec import inside
 from vtsim.base.trace import TraceSink
 from vtsim.cpu import codes
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine, Geometry, stop_name
-from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH
+from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, PORTS, port_in
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
-from vtsim.guest.machine_view import DmaDevice, DmaMachine, PhysicalMemory, Space, Start
+from vtsim.guest.kernel.dma_layout import DMA_VECTOR
+from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
@@ -34,17 +37,20 @@ from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
 from vtsim.platform.spec import Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
+from vtsim.platform.witness import WORDS as WITNESS_WORDS
+from vtsim.platform.witness import Wanted, Witnessed, attach, read
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
 from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.needs import needs as hypervisor_needs
+from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
 
 if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
-    from vtsim.platform.driven import DrivenDevices
+    from vtsim.platform.driven import DrivenDevices, DrivenPort, UnitTables
     from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
@@ -96,6 +102,8 @@ class Vm:
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
     log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
+    dma: DmaMemory | None = None  # of the devices that its kernel drives
+    texts: tuple[Program, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
 
@@ -125,6 +133,7 @@ class Machine:
     scenario: Scenario
     trace: TraceSink | None = None
     progress: Progress | None = None
+    wanted: Wanted | None = None  # what is logged of what guests see
     vms: list[Vm] = field(init=False)
     profile: Profile = field(init=False)
     engine: Engine = field(init=False)
@@ -137,12 +146,15 @@ class Machine:
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     driven: DrivenDevices | None = field(default=None, init=False)  # that the guest drives
     approximations: list[str] = field(factory=list, init=False)
+    logs: dict[tuple[str, int], int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         machine = self.scenario.machine
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
         try:
-            self.engine = Engine(self.profile, geometry(self.scenario, self.profile))
+            space = geometry(self.scenario, self.profile)
+            logs = 0 if self.wanted is None else WITNESS_WORDS * vcpu_count(self.scenario)
+            self.engine = Engine(self.profile, evolve(space, extra_words=space.extra_words + logs))
         except MemoryError:
             raise ConfigError(
                 "this computer has too little memory to simulate that much",
@@ -157,6 +169,9 @@ class Machine:
             self.engine.port(port, PORT_COUNTER)
         for port in ELCR:
             self.engine.port(port, PORT_LATCH)
+        if machine.devices:
+            self.engine.port(ADDRESS_PORT, PORT_LATCH)
+            self.engine.port(DATA_PORT, PORT_PLATFORM)
         self.vms = [Vm(spec, self.engine.owner(spec.name)) for spec in self.scenario.vms]
         if self.scenario.dma and not self.scenario.vms:
             from vtsim.platform.dma import DmaDevices  # whose kernels other machines need not load
@@ -168,6 +183,8 @@ class Machine:
             self._start_natively()
         else:
             self._start_virtualized()
+        if self.wanted is not None:
+            self.logs = attach(self, self.engine.extra + space.extra_words, self.wanted)
         if self.trace is not None and self.trace.kinds:
             self.trace.begin(traced_machine(self.scenario, self.profile.clock_hz, self.below))
             self.engine.cpus[:, s.TRACE_ON] = 1
@@ -181,11 +198,14 @@ class Machine:
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
         if first.dma is not None:
-            from vtsim.platform.driven import DrivenDevices  # whose kernels other machines need not load
+            from vtsim.platform.driven import native  # whose kernels other machines need not load
 
-            self.driven = DrivenDevices(
-                self.scenario, self.engine, self.clock, self.profile.clock_hz, memory, first.dma
-            )
+            self._drive(*native(first.dma, memory))
+
+    def _drive(self, ports: Sequence[DrivenPort], tables: UnitTables) -> None:
+        from vtsim.platform.driven import DrivenDevices
+
+        self.driven = DrivenDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz, ports, tables)
 
     def _start_virtualized(self) -> None:
         """Every CPU boots the hypervisor, which starts its guests."""
@@ -201,6 +221,8 @@ class Machine:
                     memory=spec.memory,
                     build=build,
                     devices=spec.devices,
+                    assigned=assigned_to(scenario, spec),
+                    viommu=spec.viommu if driven_by(spec) else "none",
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
                     cpus=spec.cpus,
                 )
@@ -215,6 +237,10 @@ class Machine:
             self.monitor = below
             return
         self.hypervisor = below
+        if self.scenario.dma:
+            from vtsim.platform.driven import assigned  # whose kernels other machines need not load
+
+            self._drive(*assigned(below, [(vm.spec.name, vm.dma) for vm in self.vms if vm.dma is not None]))
         if scenario.vmm.swap.on:
             sizes = [vm.memory for vm in scenario.vms]
             self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
@@ -231,11 +257,17 @@ class Machine:
                 vm.spec, self.profile, memory, seed=self.scenario.seed, shuffled=self._shuffled, extra=extra,
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
                 dma=dma_machine(self.scenario, vm.spec) if self.scenario.dma else None,
+                foreign=vm.spec.isa != "x86" and not techniques[self.scenario.vmm.technique].in_software,
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
-        vm.memory, vm.log, vm.spaces, vm.log_lines = memory, start.log, start.spaces, start.log_lines
+        vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
+        vm.spaces, vm.dma, vm.texts = start.spaces, start.dma, start.texts
         return start
+
+    def witnessed(self) -> dict[tuple[str, int], Witnessed]:
+        """What every vCPU saw, where that was wanted."""
+        return read(self, self.logs)
 
     @property
     def tracing(self) -> Tracing:
@@ -354,6 +386,10 @@ class Machine:
                 self._park(cpu, at)
         elif code in (codes.DEVICE_READ, codes.DEVICE_WRITE):
             self._device(cpu, code)
+        elif code in (codes.PORT_READ, codes.PORT_WRITE):
+            self._port(cpu, code)
+        elif code == codes.PLATFORM_HOOK and self.monitor is not None:
+            self.monitor.hook(cpu, int(m[s.HOOK_NUMBER]))
         elif code != codes.TRACE_FULL:
             raise ModelError(f"the engine stopped: {stop_name(code)}", self.engine.counters())
 
@@ -385,6 +421,17 @@ class Machine:
             self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
         if code == codes.DEVICE_READ and register < 16:
             m[s.GPR + register] = -1 if size == 8 else (1 << (8 * size)) - 1
+
+    def _port(self, cpu: int, code: int) -> None:
+        """An access to the window to configuration space: devices of the machine say what they are, and stay it."""
+        m = self.engine.cpus[cpu]
+        if code == codes.PORT_WRITE:
+            return
+        latch = int(self.engine.arena[int(self.engine.arena[mem.A_PORTS]) + PORTS + ADDRESS_PORT])
+        wide = int(m[s.STOP_B]) == 4
+        value = configuration(self.scenario.machine.devices).get(latch, NOTHING) if wide else NOTHING
+        with quiet():
+            port_in(m, self.engine.arena, value)
 
     # --- the end --------------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
@@ -426,6 +473,7 @@ class Machine:
             iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
             monitor=None if self.monitor is None else self.monitor.statistics(),
+            software=None if self.monitor is None else self.monitor.software(),
         )
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:
@@ -441,6 +489,11 @@ class Machine:
             return None
         recording = recorded(self.vms[0].spec.guest, self.profile, shadow=on_shadow(self.scenario))
         return None if recording is None else replayed_exits(self.engine, recording)
+
+
+def vcpu_count(scenario: Scenario) -> int:
+    """How many vCPUs there are."""
+    return sum(vm.vcpus for vm in scenario.vms)
 
 
 def on_shadow(scenario: Scenario) -> bool:
@@ -479,9 +532,15 @@ def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
     return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),), dma=mine)
 
 
+def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[tuple[int, int], ...]:
+    """The frames of the registers of a VM's own devices, and the vectors of their interrupts in the guest."""
+    mine = [number for number, each in enumerate(scenario.dma) if each.name in driven_by(vm)]
+    return tuple(((DOORBELLS >> mem.PAGE_SHIFT) + number, DMA_VECTOR + place) for place, number in enumerate(mine))
+
+
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     """What the kernel of a VM finds of devices and of the remapping unit."""
-    iommu = scenario.machine.iommu
+    iommu, native = scenario.machine.iommu, scenario.vmm.technique == "native"
     return DmaMachine(
         devices=tuple(
             DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
@@ -489,6 +548,8 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
             if each.name in driven_by(vm)
         ),
         registers=REGISTERS,
-        translates=iommu.mode == "translate",
-        coherent=iommu.coherent,
+        translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
+        coherent=iommu.coherent or not native,
+        caching_mode=not native and vm.viommu == "caching",
+        first_level=not native and vm.viommu == "nested",
     )

@@ -75,6 +75,7 @@ class DriverOutcome:
     refused: int
     interrupts: int
     interrupts_blocked: int
+    interrupts_merged: int
     hostile_writes: int
     hostile_through: int
     window: int
@@ -119,6 +120,7 @@ class Outcome:
     iommu: Mapping[str, int] | None = None
     monitor: Mapping[str, int] | None = None
     translations: Mapping[str, int] | None = None
+    software: Mapping[str, int] | None = None
 
 
 def bucket_floor(bucket: int) -> int:

@@ -21,7 +21,6 @@ from vtsim.iommu.descriptors import WAIT
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma_spec import REGISTERS
 
-STEP: Final = 16
 QUEUE_BYTES: Final = 4096
 
 
@@ -68,11 +67,12 @@ class RemappingRegisters:
                 self.rung = self.clock.event()
                 yield self.rung
                 continue
-            low = self.engine.load((self.unit.read("IQA") & ~0xFFF) + head)
+            queue = self.unit.read("IQA")
+            low = self.engine.load((queue & ~0xFFF) + head)
             if low & 0xF == WAIT:
                 until = max(int(self.clock.now) + self.write_cycles, drained)
                 yield self.clock.timeout(until - int(self.clock.now))
             else:
                 yield self.clock.timeout(self.invalidate_cycles)
                 drained = max(drained, self.landed())
-            self.unit.write_at(sp.IQT, 4, (head + STEP) % QUEUE_BYTES)
+            self.unit.write_at(sp.IQT, 4, (head + (32 if queue & sp.IQA_WIDE else 16)) % QUEUE_BYTES)

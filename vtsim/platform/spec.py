@@ -21,13 +21,17 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
+from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
 from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
 from vtsim.platform.vcpu_spec import vcpu_conflicts
+from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
 from vtsim.vmm.spec import VmmSpec
 
 MIB, GIB, TIB = 2**20, 2**30, 2**40
-DEVICES = ("i440fx", "pm-timer", "testdev")
+BOARD_DEVICES = ("i440fx", "pm-timer", "testdev")
+DEVICES = (*BOARD_DEVICES, *MODELS)
+MACHINE_ISA = "x86"
 
 
 @frozen(kw_only=True)
@@ -52,6 +56,11 @@ class MachineSpec:
         Text(choices=("x86", "virtualizable")),
         "Sensitive operations that ring 3 may execute: as they are, or trapping where a monitor asks for it",
         default="x86",
+    )
+    devices: tuple[str, ...] = setting(
+        Many(item=Text(choices=tuple(MODELS))),
+        "Devices on bus 0 of the machine, from device 1 on, which a guest finds that runs natively",
+        default=(),
     )
     iommu: IommuSpec = setting(Group(spec=IommuSpec), "The DMA-remapping unit", factory=IommuSpec)
     landing: LandingSpec = setting(Group(spec=LandingSpec), "Where DMA lands", factory=LandingSpec)
@@ -79,7 +88,27 @@ class VmSpec:
         "Logical CPUs that several vCPUs are pinned to; `cpu` and the next ones when left out",
         default=(),
     )
-    devices: tuple[str, ...] = setting(Many(item=Text(choices=DEVICES)), "Devices of the VM", default=())
+    devices: tuple[str, ...] = setting(
+        Many(item=Text(choices=DEVICES)),
+        "Devices that the hypervisor shows the VM, on bus 0 from device 1 on",
+        default=(),
+    )
+    isa: str = setting(
+        Text(choices=(MACHINE_ISA, "arm", "jvm")),
+        "Instruction set that its programs are encoded in; to the machine's processor another one is invalid opcodes",
+        default=MACHINE_ISA,
+    )
+    assigned: tuple[str, ...] = setting(
+        Many(item=Text(choices=tuple(MODELS))),
+        "Devices of the machine that the VM drives itself, so that their DMA goes where its guest says",
+        default=(),
+    )
+    viommu: str = setting(
+        Text(choices=("none", "caching", "nested")),
+        "The remapping unit that a VM sees: none, one in caching mode whose tables the hypervisor shadows, or one "
+        "whose first-level tables the real unit walks, nested in those of the VM's memory",
+        default="none",
+    )
     guest: GuestSpec = setting(Group(spec=GuestSpec), "What it runs")
 
     def pinned(self, cpus: int) -> tuple[int, ...]:
@@ -127,11 +156,13 @@ class Scenario:
 
     def resolved(self, name: str) -> Scenario:
         """Give names and CPUs to what the user left open."""
+        probe = bool(self.machine.devices) or any(set(vm.devices) & set(MODELS) for vm in self.vms)
         vms = tuple(
             attrs.evolve(
                 vm,
                 name=vm.name or f"vm{number}",
                 cpu=(*vm.cpus, number % self.machine.cpus)[0] if vm.cpu is None else vm.cpu,
+                guest=probing(vm.guest, probe),
             )
             for number, vm in enumerate(self.vms)
         )
@@ -140,6 +171,13 @@ class Scenario:
         if dma:
             vms = tuple(attrs.evolve(vm, guest=_with_devices(vm.guest, dma[0].name)) for vm in vms)
         return attrs.evolve(self, name=self.name or name, vms=vms, dma=dma)
+
+
+def probing(guest: GuestSpec, probe: bool) -> GuestSpec:
+    """The same guest with a kernel that looks for hardware or not, where the user left that open."""
+    if guest.kernel.probe is not None:
+        return guest
+    return attrs.evolve(guest, kernel=attrs.evolve(guest.kernel, probe=probe))
 
 
 def _with_devices(guest: GuestSpec, first: str) -> GuestSpec:
@@ -165,6 +203,13 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
         )
     yield from _driver_conflicts(scenario)
     yield from dma_conflicts(scenario.dma, machine.memory)
+    for field, devices in (("machine.devices", machine.devices), *_shown_devices(scenario)):
+        if sum(name in MODELS for name in devices) > DEVICE_LIMIT:
+            yield Problem(
+                path=field,
+                message=f"{len(devices)} devices are more than bus 0 has here",
+                help=f"there can be at most {DEVICE_LIMIT}",
+            )
     names: set[str] = set()
     for number, vm in enumerate(scenario.vms):
         where = f"vms.{number}"
@@ -188,6 +233,11 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
         names.add(name)
         yield from vcpu_conflicts(scenario, vm, where)
         yield from _memory_conflicts(vm, where)
+
+
+def _shown_devices(scenario: Scenario) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for number, vm in enumerate(scenario.vms):
+        yield f"vms.{number}.devices", vm.devices
 
 
 def driven_by(vm: VmSpec) -> set[str]:
@@ -224,12 +274,8 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message="without a timer tick nothing flushes what is deferred",
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
-    if scenario.vms and scenario.dma and scenario.vmm.technique != "native":
-        yield Problem(
-            path="vmm.technique",
-            message="guests drive devices only natively",
-            help="technique can be native",
-        )
+    if scenario.vms and scenario.dma:
+        yield from _assignment_conflicts(scenario)
     for number, name in enumerate(names):
         if scenario.vms and name not in drivers:
             yield Problem(
@@ -237,6 +283,66 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                 message="devices that do DMA by themselves have the machine to themselves",
                 help="leave vms out, or let a process drive it with primitive dma_buffers",
             )
+
+
+def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
+    """Yield why devices cannot be assigned to the VMs of a scenario."""
+    vmm = scenario.vmm
+    if vmm.technique == "native":
+        return
+    if vmm.technique != "hardware" or vmm.paging not in ("auto", "ept"):
+        yield Problem(
+            path="vmm.technique" if vmm.technique != "hardware" else "vmm.paging",
+            message="devices are assigned to VMs on EPT only",
+            help="technique can be hardware with paging ept, or native",
+        )
+    if vmm.takes_back:
+        yield Problem(
+            path="vmm",
+            message="memory that devices reach is not taken back",
+            help="leave out sharing, collapse, swap, balloon",
+        )
+    if scenario.machine.iommu.mode != "translate":
+        yield Problem(
+            path="machine.iommu.mode",
+            message="a device of a VM would reach the memory of the host",
+            help="mode can be translate",
+        )
+    places = [
+        attrs.evolve(vm, cpu=(*vm.cpus, number)[0] if vm.cpu is None else vm.cpu).pinned(scenario.machine.cpus)
+        for number, vm in enumerate(scenario.vms)
+    ]
+    taken = [cpu for pinned in places for cpu in pinned]
+    units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
+    for number in units:
+        yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])
+    for number, vm in enumerate(scenario.vms):
+        if driven_by(vm) and any(taken.count(cpu) > 1 for cpu in places[number]):
+            yield Problem(
+                path=f"vms.{number}.cpu",
+                message="a VM with a device of its own needs a CPU of its own",
+                help="give each VM another cpu, or raise machine.cpus",
+            )
+
+
+def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Problem]:
+    """Yield why a VM cannot have a remapping unit as it is described."""
+    if not alone:
+        yield Problem(path=f"{where}.viommu", message="another VM has a remapping unit", help="viommu can be none")
+    if vm.viommu == "caching" and vm.guest.kernel.dma not in ("strict", "identity"):
+        yield Problem(
+            path=f"{where}.guest.kernel.dma",
+            message="a kernel that finds caching mode defers nothing, as Linux does not",
+            help="dma can be strict, identity",
+        )
+    for number, process in enumerate(vm.guest.processes if vm.viommu == "caching" else ()):
+        for index, phase in enumerate(process.phases):
+            if isinstance(phase, DmaBuffersSpec) and phase.page_bytes > 4096:
+                yield Problem(
+                    path=f"{where}.guest.processes.{number}.phases.{index}.pages",
+                    message="the shadow of a guest's tables has pages of 4 KiB",
+                    help="pages can be 4 KiB",
+                )
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

@@ -54,5 +54,5 @@ def traced_machine(scenario: Scenario, clock_hz: int, below: Hypervisor | Monito
         number = sum(before.vm == each.name for before in found)
         found.append(TracedVcpu(vm=each.name, number=number, cpu=each.cpu, vmcs=getattr(each, "vmcs", 0) << 12))
     if below is None:
-        found = [TracedVcpu(vm=vm.name, number=0, cpu=0) for vm in scenario.vms]
+        found = [TracedVcpu(vm=vm.name, number=n, cpu=n) for vm in scenario.vms for n in range(vm.vcpus)]
     return TracedMachine(technique=scenario.vmm.technique, clock_hz=clock_hz, vcpus=tuple(found))

@@ -16,7 +16,7 @@ OF_ONE_VCPU = {
     BalloonSpec: "the balloon driver",
     DmaBuffersSpec: "a driver of devices",
 }
-OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec"}
+OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices"}
 
 
 def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
@@ -38,7 +38,8 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
             )
         for n, phase in enumerate(process.phases):
             kind = type(phase)
-            if vm.vcpus > 1 and kind in OF_ONE_VCPU:
+            native_driver = kind is DmaBuffersSpec and scenario.vmm.technique == "native"
+            if vm.vcpus > 1 and kind in OF_ONE_VCPU and not native_driver:
                 yield Problem(
                     path=f"{at}.phases.{n}",
                     message=f"{OF_ONE_VCPU[kind]} has one vCPU",

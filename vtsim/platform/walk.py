@@ -30,6 +30,7 @@ from vtsim.platform.spec import Scenario
 from vtsim.platform.steps import NAMES, UNSIGNED, Level, Recorder, Reference
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
+from vtsim.vmm.techniques import techniques
 
 READ, WRITE, FETCH = "read", "write", "fetch"
 ACCESSES: Final = {READ: 0, WRITE: 1, FETCH: 2}
@@ -122,6 +123,12 @@ def walk(
     if native or scenario.vmm.technique == "native":
         vmm = attrs.evolve(scenario.vmm, technique="native", paging="none")
         scenario, number = alone(attrs.evolve(scenario, vmm=vmm), scenario.vms[number]), 0
+    if techniques[scenario.vmm.technique].in_software:
+        raise ConfigError(
+            f"under technique {scenario.vmm.technique!r} a program walks the guest's tables, and not the processor",
+            field="vmm.technique",
+            help="walk --native shows the guest's own tables",
+        )
     if access not in ACCESSES:
         raise ConfigError(f"there is no access {access!r}", field="access", help="access can be read, write, fetch")
     if ring not in (None, 0, 3):

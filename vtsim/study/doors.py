@@ -66,12 +66,20 @@ def techniques() -> Names:
     return [(name, one.meaning) for name, one in door.techniques.items()]
 
 
+def devices() -> Names:
+    """What a machine or a VM can have on bus 0."""
+    from vtsim.vmm.pci import MODELS
+
+    return [(name, f"{one.title}, {one.vendor:04x}:{one.device:04x}") for name, one in MODELS.items()]
+
+
 # fmt: off
 DOORS: Mapping[str, Door] = {
     "profile":   Door(meaning="CPUs, as in machine.profile", names=profiles),
     "primitive": Door(meaning="what the phases of a process can be",
                       names=registered("vtsim.guest.spec", "primitives")),
     "technique": Door(meaning="how a guest kernel is virtualized, as in vmm.technique", names=techniques),
+    "device":    Door(meaning="devices by their identity, as in machine.devices and vms.0.devices", names=devices),
     "personality": Door(meaning="hypervisors, as in vmm.personality",
                         names=registered("vtsim.vmm.registry", "personalities", "vtsim.vmm.personalities")),
     "exit-path": Door(meaning="hypervisor programs by personality and exit reason", names=handled_exits),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -38,12 +39,8 @@ def isa_text(analysis: Analysis) -> RenderableType:
     for each in sorted(analysis.ops, key=lambda each: each.kind):
         if each.kind != "innocuous":
             table.add_row(each.kind, each.op, ", ".join(each.control), ", ".join(each.behaviour))
-    lines = [
-        Text(f"{name.replace('_', ' ')}: " + (f"no, because of {', '.join(offenders)}" if offenders else "yes"))
-        for name, offenders in _conclusions(analysis).items()
-    ]
-    lines.append(Text(f"Not analysed: {', '.join(analysis.left_out)}.", style="dim"))
-    return Group(table, Padding(Group(*lines), (1, 0, 0, 0)))
+    left_out = Text(f"Not analysed: {', '.join(analysis.left_out)}.", style="dim")
+    return Group(table, Padding(Group(*_said(_conclusions(analysis)), left_out), (1, 0, 0, 0)))
 
 
 def _conclusions(analysis: Analysis) -> dict[str, tuple[str, ...]]:
@@ -53,6 +50,14 @@ def _conclusions(analysis: Analysis) -> dict[str, tuple[str, ...]]:
         "recursively_virtualizable": analysis.offenders,
         "hybrid_virtualizable": analysis.hybrid_offenders,
     }
+
+
+def _said(conclusions: Mapping[str, tuple[str, ...]]) -> list[Text]:
+    """A line for each conclusion, with what keeps it from holding."""
+    return [
+        Text(f"{name.replace('_', ' ')}: " + (f"no, because of {', '.join(offenders)}" if offenders else "yes"))
+        for name, offenders in conclusions.items()
+    ]
 
 
 # --- non-root operation -----------------------------------------------------------------------------------------------
@@ -90,12 +95,8 @@ def nonroot_text(analysis: NonRootAnalysis) -> RenderableType:
             changes, depends = (", ".join(found) for found in (each.free.changes, each.free.depends))
             table.add_row(each.op, each.ring, each.exits, changes, depends)
     always = dict.fromkeys(each.op for each in analysis.ops if each.exits == "always")
-    lines = [Text(f"Always exit: {', '.join(always)}.")]
-    lines += [
-        Text(f"{name.replace('_', ' ')}: " + (f"no, because of {', '.join(offenders)}" if offenders else "yes"))
-        for name, offenders in _nonroot_conclusions(analysis).items()
-    ]
-    return Group(table, Padding(Group(*lines), (1, 0, 0, 0)))
+    lines = _said(_nonroot_conclusions(analysis))
+    return Group(table, Padding(Group(Text(f"Always exit: {', '.join(always)}."), *lines), (1, 0, 0, 0)))
 
 
 def _nonroot_conclusions(analysis: NonRootAnalysis) -> dict[str, tuple[str, ...]]:

@@ -210,6 +210,7 @@ def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
         flushes=n["flushes"],
         interrupts=driver.interrupts,
         interrupts_blocked=driver.interrupts_blocked,
+        interrupts_merged=driver.interrupts_merged,
         interrupts_handled=n["interrupts"],
         hostile_writes=driver.hostile_writes,
         hostile_through=driver.hostile_through,
@@ -262,11 +263,13 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         for name, count in vm.memory.items():
             memory[name] = memory.get(name, 0) + count
     vms = {}
+    instruction_sets = {vm.name: vm.isa for outcome in outcomes for vm in outcome.scenario.vms}
     for outcome in outcomes:
         for vm in outcome.vms:
             owner = [outcome.owners[vm.name]]
             vms[vm.name] = r.VmResult(
                 cpu=vm.cpu,
+                isa=instruction_sets[vm.name],
                 host_memory=vm.memory,
                 **measured(owner, owner, vm.elapsed, native=native),  # type: ignore[arg-type]
             )
@@ -305,5 +308,6 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         dma=tuple(_dma(device, profile.clock_hz) for outcome in outcomes for device in outcome.dma),
         iommu=first.iommu,
         translations=None if first.translations is None else r.Translations(**first.translations),
+        software=None if first.software is None else r.SoftwareCpu(**first.software),
         monitor=None if first.monitor is None else r.Monitor(**first.monitor),
     )

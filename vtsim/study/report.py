@@ -84,7 +84,7 @@ def _headline(result: Result) -> RenderableType:
         figures.add_row("efficiency", efficiency)
     if result.slowdown is not None and result.native is not None:
         native = f"   against {seconds(result.native.simulated_s)} native"
-        figures.add_row("slowdown", Text.assemble((_times(result.slowdown), "bold"), native))
+        figures.add_row("slowdown", Text.assemble((times(result.slowdown), "bold"), native))
     clock = f"   {count(result.cycles.elapsed)} cycles at {result.clock_hz / 1e9:g} GHz"
     simulated = Text.assemble((seconds(result.simulated_s), "bold"), clock)
     figures.add_row("simulated", simulated)
@@ -193,7 +193,7 @@ def _vms(result: Result) -> Table:
 
 def _vm_figures(vm: VmResult) -> tuple[str, ...]:
     shares = (vm.efficiency.overall, vm.efficiency.ring0, vm.efficiency.ring3)
-    slowdown = NOTHING if vm.slowdown is None else _times(vm.slowdown)
+    slowdown = NOTHING if vm.slowdown is None else times(vm.slowdown)
     exits = sum(one.count for one in vm.exits)
     return (*map(percent, shares), slowdown, count(vm.cycles.total), count(exits), count(vm.walks.count))
 
@@ -318,7 +318,8 @@ def percent(share: float | None) -> str:
     return f"{min(max(share, 0.0001), 0.9999) * 100:.2f} %"
 
 
-def _times(factor: float) -> str:
+def times(factor: float) -> str:
+    """A factor in three digits."""
     return f"{_three_digits(factor)} ×"
 
 

@@ -52,7 +52,7 @@ class Monitor:
 
 @frozen(kw_only=True)
 class Translations:
-    """What a binary translator did, over all guest kernels that it translated."""
+    """What a translator did: a binary translator of guest kernels, or a dynamic one of all that guests execute."""
 
     blocks: int    = key("blocks", "translated, again after an eviction included")
     taken: int     = key("instructions", "read and translated")
@@ -66,6 +66,17 @@ class Translations:
     chained: int   = key("exits", "of blocks, made to lead to another block without the monitor")
     lookups: int   = key("look-ups", "of the targets of returns and indirect branches")
     misses: int    = key("look-ups", "of these, that had to ask the monitor")
+
+
+@frozen(kw_only=True)
+class SoftwareCpu:
+    """What a program counted that executes every instruction of its guests itself, over all guests."""
+
+    lookups: int = key("look-ups", "of its software TLB: one for each access of a guest, and where RIP left its page")
+    misses: int  = key("walks", "of these, that walked the guest's tables")
+    fills: int   = key("walks", "of these, that ended in a translation; the others are page faults of the guest")
+    flushes: int = key("times", "the software TLB was emptied")
+    decodes: int = key("", "instructions decoded by an interpreter, blocks translated by a translator")
 
 
 @frozen(kw_only=True)
@@ -266,6 +277,7 @@ class VmResult(Measured):
     """What is measured of one VM."""
 
     cpu: int = key("", "logical CPU that its vCPU was pinned to")
+    isa: str = key("", "instruction set of the guest; the machine's is x86", default="x86")
 
 
 @frozen(kw_only=True)
@@ -343,7 +355,8 @@ class Driver:
     flushes: int                = key("flushes", "of a whole domain, for what was deferred")
     interrupts: int             = key("interrupts", "that the device sent")
     interrupts_blocked: int     = key("interrupts", "of these, that interrupt remapping blocked")
-    interrupts_handled: int     = key("interrupts", "that the kernel handled; pending ones of a vector are one")
+    interrupts_merged: int      = key("interrupts", "of these, that found their vector pending at a CPU")
+    interrupts_handled: int     = key("interrupts", "that the kernel handled")
     hostile_writes: int         = key("writes", "of a hostile device, to addresses whose buffers were done")
     hostile_through: int        = key("writes", "of these, that went through after the unmap")
     window_ns: float            = key("ns", "longest time from the last allowed to the last of these")
@@ -401,7 +414,8 @@ class Result(Run):
     dma: tuple[Dma, ...]            = key("", "devices that did DMA", default=())
     iommu: Mapping[str, int] | None = key("", "{what: n} of the remapping unit; null without one", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
-    translations: Translations | None = key("", "what a binary translator did", default=None)
+    translations: Translations | None = key("", "what a translator of guest code did", default=None)
+    software: SoftwareCpu | None    = key("", "what an interpreter or dynamic translator counted", default=None)
 # fmt: on
 
     def to_dict(self) -> dict[str, Any]:

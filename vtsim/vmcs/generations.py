@@ -183,9 +183,32 @@ ICE_LAKE_SP: Final = Generation(
     added=("EPT_WALK_LENGTH_5",),
 )
 
+SAPPHIRE_RAPIDS: Final = Generation(
+    name="sapphire-rapids",
+    source="Ice Lake-SP with IPI virtualization, which Linux 6.0 uses from this processor on; other tertiary controls"
+    " are left out; not recorded",
+    before=ICE_LAKE_SP,
+    revision=4,
+    cr4_fixed1=0x77_3FFF,
+    preemption_timer_shift=7,
+    added=("ACTIVATE_TERTIARY_CONTROLS", "IPI_VIRTUALIZATION"),
+)
+
 GENERATIONS: Final[dict[str, Generation]] = {
     generation.name: generation
     for generation in (
-        *(P4_672, CORE2, NEHALEM, WESTMERE, SANDY_BRIDGE, HASWELL, BROADWELL, SKYLAKE_SP, CASCADE_LAKE, ICE_LAKE_SP),
+        *(
+            P4_672,
+            CORE2,
+            NEHALEM,
+            WESTMERE,
+            SANDY_BRIDGE,
+            HASWELL,
+            BROADWELL,
+            SKYLAKE_SP,
+            CASCADE_LAKE,
+            ICE_LAKE_SP,
+            SAPPHIRE_RAPIDS,
+        ),
     )
 }

@@ -11,6 +11,8 @@ from typing import Final
 # Implementation-specific VMCS data, behind the field slots of a VMCS frame's 512 words.
 (V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_VCPU, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
  V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION, V_AGILE) = range(256, 271)
+# arena offset of the log of what its guest sees (0 none); what the guest waits for since an exit: op (0 none), of what
+(V_SEEN, V_AWAITED, V_AWAITED_OF) = range(280, 283)
 # V_AGILE stands for controls that no processor has: AGILE_TABLES, AGILE_ROOT.
 # Groups of checks (`vtsim.vmcs.groups`) that held when they were last made and whose fields were not written since; the
 # controls that guest checks depend on, as they were then; the check that failed the last VM entry, 0 if none.

@@ -36,18 +36,30 @@ from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
-from vtsim.vmm.programs.ports import DEVICES, KERNEL_PORTS, LATCH
+from vtsim.vmm.programs.events import ASSIGNED_BYTES
+from vtsim.vmm.programs.ports import KERNEL_PORTS, LATCH, port_entries
+from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.registry import Path, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.swap_disk import share_out
-from vtsim.vmm.vcpus import link_vcpus, reserve_others
+from vtsim.vmm.vcpus import link_vcpus, name_descriptors, reserve_others
 
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
 CHIPSET: Final = "i440fx"
+APIC_CONTROLS: Final = (
+    "VIRTUALIZE_X2APIC_MODE", "APIC_REGISTER_VIRTUALIZATION", "VIRTUAL_INTERRUPT_DELIVERY", "PROCESS_POSTED_INTERRUPTS",
+)  # fmt: skip
+APIC_MSRS: Final = {  # that need no exit then: priorities, bits of vectors; end of interrupt, interrupt to itself
+    **dict.fromkeys((0x80A, *range(0x810, 0x828)), vmcs.PASS_READ),
+    0x808: vmcs.PASS_READ | vmcs.PASS_WRITE, 0x80B: vmcs.PASS_WRITE, 0x83F: vmcs.PASS_WRITE,
+}  # fmt: skip
+PAUSE_GAP, PAUSE_WINDOW = 128, 4096  # cycles: KVM's ple_gap and ple_window
+EPT_DEVICE: Final = e.EPT_READ | e.EPT_WRITE  # uncacheable
+DOMAIN_TABLES: Final = 16  # of a remapping unit, beside those that lead to pages
 LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
@@ -99,6 +111,13 @@ def build_hypervisor(
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
+    assigned = [(guest, *each) for guest in guests for each in guest.assigned]
+    if assigned:
+        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": len(assigned)}
+    if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
+        addresses["viommu"] = at.frame_address(host.reserve(2))  # its words, and the queue of the real unit
+        addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
+        host.kernel.map(at.HOST_UNIT, [at.UNIT_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     tables = DirectHost.reserve(host) if direct else None
     if tables is not None:
         addresses |= tables.addresses
@@ -146,13 +165,21 @@ def build_hypervisor(
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     if vmm.swap.on:
         host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
+    for number, (guest, _, vector) in enumerate(assigned):
+        host.gate(at.DEVICE_VECTOR + number, labels[f"device_interrupt_{number}"])
+        owner = next(vcpu for vcpu in parts if vcpu.name == guest.name)
+        for word, value in enumerate((owner.address, vector)):
+            host.store(addresses["assigned"] + ASSIGNED_BYTES * number + 8 * word, value)
     if path.several:
         host.gate(at.KICK_VECTOR, labels["kick_interrupt"])
+    if vmm.apicv:
+        host.gate(at.POSTED_VECTOR, labels["posted_interrupt"])
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
-        if vmm.ept.populate == "prebuilt" or small:
-            vcpu.memory.back_all(mem.PAGE_BYTES if small else vmm.ept.page_size)
+        if vmm.ept.populate == "prebuilt" or small or guest.assigned:
+            whole = GIB if gib else min(vmm.ept.page_size, BLOCK * mem.PAGE_BYTES)
+            vcpu.memory.back_all(mem.PAGE_BYTES if small else whole)
         if tables is not None:
             vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch)
         start = guest.build(vcpu.memory)
@@ -163,10 +190,15 @@ def build_hypervisor(
         if vcpu.ept is not None and (vmm.ept.populate == "prebuilt" or small):
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
+        if vcpu.ept is not None:
+            for frame, _ in guest.assigned:
+                vcpu.ept.map(frame << 12, frame, EPT_DEVICE)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for other, its_start in zip(others[number], start.others, strict=True):
             _fill_vmcs(hypervisor, other, number, its_start, controls, wanted, bitmap)
         link_vcpus(host, (vcpu, *others[number]))
+        if vmm.ipi_virtualization:
+            name_descriptors(host, (vcpu, *others[number]))
         for pool in vcpu.pools:
             pool.hand_over()
         if vcpu.memory.placement is not None:
@@ -198,7 +230,9 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
         )
     else:
         more += ["ENABLE_EPT"] if vmm.paging == "agile" else []
-        more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING", "INVLPG_EXITING"]
+        more += ["CR3_LOAD_EXITING", "CR3_STORE_EXITING"]
+        if vmm.paging == "shadow":  # with agile paging no table is out of sync, and INVLPG finds nothing to read again
+            more.append("INVLPG_EXITING")
         wanted = evolve(
             wanted,
             used=tuple(name for name in wanted.used if name != "UNRESTRICTED_GUEST"),
@@ -209,6 +243,13 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
     if vmm.vpid:
         more.append("ENABLE_VPID")
     more += ["USE_TPR_SHADOW"] if vmm.tpr_shadow else ["CR8_LOAD_EXITING", "CR8_STORE_EXITING"]
+    if vmm.apicv:
+        more += APIC_CONTROLS
+        passed = {**wanted.passed_msrs, **APIC_MSRS}
+        if vmm.ipi_virtualization:
+            more.append("IPI_VIRTUALIZATION")
+            passed[MSR_ICR] = vmcs.PASS_READ | vmcs.PASS_WRITE
+        wanted = evolve(wanted, passed_msrs=passed)
     return evolve(wanted, needed=(*wanted.needed, *more))
 
 
@@ -261,7 +302,15 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
         marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
         swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
+        domain=_reserve_domain(host, guest),
     )  # fmt: skip
+
+
+def _reserve_domain(host: Host, guest: Guest) -> range:
+    """Frames for the tables through which devices reach a VM's memory: of pages of 4 KiB, at most."""
+    count = (guest.memory >> 21) + DOMAIN_TABLES if guest.assigned else 0
+    first = host.reserve(count) if count else 0
+    return range(first, first + count)
 
 
 def _fill_vmcs(
@@ -319,6 +368,14 @@ def _fill_vmcs(
             "SHARED_PAGE": at.direct(vcpu.memory.frame(start.shared >> 12) << 12),
             "KERNEL_ROOT": start.roots[0],
         }
+    if vmm.apicv:
+        fields |= {
+            "POSTED_INTERRUPT_NOTIFICATION_VECTOR": at.POSTED_VECTOR,
+            "POSTED_INTERRUPT_DESCRIPTOR_ADDRESS": vcpu.address + at.V["POSTED"] - at.HOST_DIRECT,
+        }
+        host.store(vcpu.address + at.V["POSTED"] + 8 * NOTIFICATION, notification(vcpu.cpu))
+    if hypervisor.path.several and vmm.personality == "kvm":
+        fields |= {"PLE_GAP": PAUSE_GAP, "PLE_WINDOW": PAUSE_WINDOW}
     vmcs.write(words, fields)
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)
@@ -357,7 +414,7 @@ def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
     """Port tables: the hypervisor's own, and those of the device process where there is one."""
     host, hosted = hypervisor.host, hypervisor.hosted
     kernel = [(port, LATCH, 0) for port in KERNEL_PORTS]
-    process = [(port, kind, 0) for name in vcpu.devices for port, kind in DEVICES[name]]
+    process = port_entries(vcpu.devices)
     own = kernel if hosted else kernel + process
     table = host.reserve_late(mem.VALUES)
     host.store_many(table, np.array(own, np.int64).ravel())

@@ -40,7 +40,9 @@ DEATHS: Final = {
 class Guest:
     """A VM to be: its name, physical CPU (of several vCPUs, all), bytes of memory, devices, what lays its guest out.
 
-    The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording.
+    The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording. `assigned` are
+    devices of its own: for each the frame of its registers and the vector that its interrupts have in the guest. All
+    memory of such a VM is there from the start, because devices cannot wait.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Guest:
     build: GuestBuilder
     devices: tuple[str, ...] = ()
     recorded: bool = False
+    assigned: tuple[tuple[int, int], ...] = ()
+    viommu: str = "none"  # the remapping unit that the VM sees: none, caching, nested
     cpus: tuple[int, ...] = ()
 
 
@@ -72,6 +76,7 @@ class Vcpu:
     marks: int | None = None  # first frame of what the scanner of page sharing saw
     swap_marks: int | None = None  # first frame of what is on the disk
     log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
+    domain: range = range(0)  # frames for tables that devices of its own are translated by
 
     @property
     def address(self) -> int:

@@ -22,15 +22,19 @@ USER_STACK: Final   = 0x0000_0000_0080_0000   # grows down from here
 USER_RAM: Final     = 0x0000_7F00_0000_0000   # guest memory: guest-physical address 0
 
 HOST_DISK: Final    = 0xFFFF_C900_0000_0000   # registers of the disk
+HOST_UNIT: Final    = 0xFFFF_C900_0010_0000   # registers of the remapping unit
 
 # --- selectors of the host ---------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B, 0x33, 0x40
 STAR: Final = KERNEL_CODE << 32 | 0x23 << 48
 TIMER_VECTOR: Final = 0xEC                    # local timer of the host
 WIRE_VECTOR: Final = 0xF3                     # an outside device interrupts a guest
+POSTED_VECTOR: Final = 0xF2                   # notification of posted interrupts
 KICK_VECTOR: Final = 0xFD                     # another CPU wants something of a vCPU here
 
 DISK_VECTOR: Final = 0xE1                     # the disk has done something
+UNIT_FRAME: Final = 0xFED90                   # of the registers of the remapping unit, real or virtual
+DEVICE_VECTOR: Final = 0x50                   # the first device that is assigned to a VM, then upwards
 
 # --- disk: a queue of commands and, a page behind, one of what is done; an entry is command, frame, place, vCPU ------
 DISK_FRAME: Final = 0xFE000                   # of its registers
@@ -159,6 +163,7 @@ VCPU_WORDS: Final = (
     ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
     ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
+    ("POSTED",            8, "posted-interrupt descriptor, 64 bytes aligned, where the processor keeps the local APIC"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

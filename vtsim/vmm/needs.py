@@ -14,8 +14,11 @@ from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
 from vtsim.vmm.sharing import mark_frames, sharing_frames
 from vtsim.vmm.spec import VmmSpec
+from vtsim.vmm.techniques import techniques
 
 FOUR_GIB = 1 << 32
+SOFTWARE_PAGES = 768  # of a software CPU: its caches, a word for each frame of the guest beside
+CODE_PAGES, ROWS = 64, 60_000  # of its translations
 
 
 @frozen(kw_only=True)
@@ -45,6 +48,8 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
     if vmm.paging == "direct-pv":
         shadows = 2 * frame_words(host_memory)
     translating = vmm.technique == "binary-translation"
+    software = techniques[vmm.technique].in_software
+    programs = sum(SOFTWARE_PAGES + bitmap_frames(64 * size) for size in memories) if software else 0
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     if vmm.memory.buddy:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
@@ -55,15 +60,16 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
         bitmaps += sum(map(mark_frames, memories))
         disk_pages = 2 * sum(gfn_ranges(size)[-1][1] for size in memories)
     return Needs(
-        pool_pages=disk_pages
+        pool_pages=programs
+        + disk_pages
         + 2 * tables
         + shadows
         + bitmaps
         + 256
         + (32 + 160 * translating) * len(memories)
         + 32 * more_vcpus,
-        code_pages=24 + 20 * len(memories) * translating,
-        rows=8192 + 5000 * len(memories) * translating,
+        code_pages=24 + (20 * translating + (CODE_PAGES + 4) * software) * len(memories),
+        rows=8192 + (5000 * translating + (ROWS + 4096) * software) * len(memories),
         owners=1 + len(memories),
         host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * (len(memories) + more_vcpus),
     )

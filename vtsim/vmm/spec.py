@@ -93,10 +93,10 @@ class VmmSpec:
     )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
-        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "none")),
+        Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "software", "none")),
         "What virtualizes the MMU: EPT, shadow tables that the hypervisor builds as it sees faults, shadow "
         "tables above and EPT below (no processor has that), tables that a paravirtual guest has updated by "
-        "hypercalls, nothing (native)",
+        "hypercalls, walks of a program (a guest that is interpreted or translated), nothing (native)",
         default="auto",
     )
     vpid: bool | None = setting(
@@ -122,6 +122,19 @@ class VmmSpec:
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
+    apicv: bool = setting(
+        Boolean(),
+        "Let the processor keep the virtual local APIC, and post interrupts to a guest that runs",
+        default=False,
+    )
+    ipi_virtualization: bool = setting(
+        Boolean(), "Let the processor post interrupts from one vCPU to another; needs apicv", default=False
+    )
+    native_methods: bool = setting(
+        Boolean(),
+        "Guests may call functions of the program that executes them, as a Java virtual machine's native methods are",
+        default=False,
+    )
     parameters: Overrides = setting(
         Free(noun="parameter"),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
@@ -146,6 +159,13 @@ class VmmSpec:
                 field="paging",
                 help="paging can be ept, shadow, agile, direct-pv",
             )
+        if self.native_methods and not techniques[self.technique].in_software and not native:
+            software = ", ".join(name for name, one in techniques.items() if one.in_software)
+            raise ConfigError(
+                f"technique {self.technique!r} has no program that executes its guests",
+                field="native_methods",
+                help=f"native_methods can be false; or choose technique {software}",
+            )
         if self.dirty_log.on and self.paging not in ("auto", "ept") and not native:
             raise ConfigError(
                 "dirty logging works on EPT",
@@ -165,6 +185,12 @@ class VmmSpec:
                     field="memory.allocator",
                     help="allocator can be auto, buddy",
                 )
+        if self.ipi_virtualization and not self.apicv:
+            raise ConfigError(
+                "interrupts between vCPUs are posted where the processor keeps the virtual local APIC",
+                field="ipi_virtualization",
+                help="ipi_virtualization can be false; or let apicv be true",
+            )
         if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
             raise ConfigError(
                 "large pages are not given back in parts",

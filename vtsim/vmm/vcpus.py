@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from attrs import evolve
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.cpu.assembler import Program
+from vtsim.cpu.kernels.posted_interrupts import POINTER_VALID
 from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, USER_PAGE, Table
 from vtsim.vmm import layout as at
 from vtsim.vmm.host import Host
 from vtsim.vmm.hypervisor import Vcpu
 from vtsim.vmm.memory import gfn_ranges
+from vtsim.vmm.vmcs import write
 
 TOP_ENTRY: Final = 1 << 39  # bytes that an entry of the top-level table maps
 
@@ -42,6 +45,19 @@ def link_vcpus(host: Host, vcpus: Sequence[Vcpu]) -> None:
         words = {"VM": vcpus[0].address, "PEER": peer.address, "INDEX": vcpu.index, "CPU": vcpu.cpu}
         for name, value in words.items():
             host.store(vcpu.address + at.V[name], value)
+
+
+def name_descriptors(host: Host, vcpus: Sequence[Vcpu]) -> None:
+    """Let the processor find the vCPUs' posted-interrupt descriptors by APIC identifier.
+
+    SDM: "IPI Virtualization".
+    """
+    table = host.reserve_late(mem.VALUES)
+    entries = [vcpu.address + at.V["POSTED"] - at.HOST_DIRECT | POINTER_VALID for vcpu in vcpus]
+    host.store_many(table, np.array(entries, np.int64))
+    for vcpu in vcpus:
+        fields = {"PID_POINTER_TABLE_ADDRESS": table << 12, "LAST_PID_POINTER_INDEX": len(vcpus) - 1}
+        write(host.words(vcpu.vmcs, mem.VMCS_REGION), fields)
 
 
 def _share_memory(first: Vcpu, root: Table) -> None:

@@ -17,7 +17,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.base.memory import signed
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs.capabilities import Capabilities
-from vtsim.vmcs.controls import CONTROL, ENTRY, EXIT, PIN, PRIMARY, SECONDARY, ControlWord
+from vtsim.vmcs.controls import CONTROL, ENTRY, EXIT, PIN, PRIMARY, SECONDARY, TERTIARY, ControlWord
 from vtsim.vmcs.fields import SLOT
 from vtsim.vmcs.state import V_CHECKED
 from vtsim.vmm import layout as at
@@ -51,7 +51,11 @@ def controls(wanted: Wanted, capabilities: Capabilities, profile: str) -> dict[s
     names = [*wanted.needed, *(name for name in wanted.used if capabilities.supports(name))]
     if any(CONTROL[name].word is SECONDARY for name in names):
         names.append("ACTIVATE_SECONDARY_CONTROLS")
-    return {word.field: capabilities.adjust(word, _bits(word, names)) for word in WORDS}
+    words = [*WORDS]
+    if any(CONTROL[name].word is TERTIARY for name in names):
+        names.append("ACTIVATE_TERTIARY_CONTROLS")
+        words.append(TERTIARY)
+    return {word.field: capabilities.adjust(word, _bits(word, names)) for word in words}
 
 
 def _bits(word: ControlWord, names: Iterable[str]) -> int:
@@ -108,7 +112,7 @@ def msr_bitmap(passed: Mapping[int, int]) -> list[int]:
             if how & flag:
                 bit = (index & 0x1FFF) + 8192 * (quarter + (1 if index >= 0xC0000000 else 0))
                 words[bit >> 6] &= ~(1 << (bit & 63))
-    return words
+    return [signed(word) for word in words]
 
 
 def write(words: npt.NDArray[np.int64], values: Mapping[str, int]) -> None:

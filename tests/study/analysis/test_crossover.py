@@ -19,12 +19,19 @@ def test_the_zero_of_a_parabola_is_found_to_the_tolerance_by_halving() -> None:
     assert len(found.tried) == 2 + log2(16 * 2**20)  # 2**-20 is the first width below 1e-6
 
 
-def test_a_whole_axis_is_only_asked_at_whole_values() -> None:
-    found = crossover(lambda n: 1000 - 7 * n, 1, 1024, tolerance=0, whole=True)
+def test_only_multiples_of_the_step_are_tried() -> None:
+    found = crossover(lambda n: 1000 - 7 * n, 1, 1024, tolerance=0, step=1)
 
     assert (found.low, found.high) == (142, 143)
     assert (found.low_difference, found.high_difference) == (6, -1)
     assert all(value == int(value) for value, _ in found.tried)
+
+
+def test_steps_begin_at_the_lower_end() -> None:
+    found = crossover(lambda n: n - 21, 4, 100, tolerance=0, step=7)
+
+    assert (found.low, found.high) == (18, 25)
+    assert {(value - 4) % 7 for value, _ in found.tried} == {0}
 
 
 def test_equality_is_the_crossover() -> None:
@@ -43,3 +50,5 @@ def test_an_interval_without_a_crossover_is_refused_with_both_ends() -> None:
     )
     with pytest.raises(ConfigError, match="5 to 5 is no interval"):
         crossover(lambda x: x, 5, 5, tolerance=1)
+    with pytest.raises(ConfigError, match="5 to 7 is no interval of steps of 4"):
+        crossover(lambda x: x, 5, 7, tolerance=1, step=4)

@@ -88,10 +88,10 @@ def test_what_a_design_with_holes_does_not_compare_is_left_out() -> None:
 
 
 def test_a_design_in_which_no_axis_changes_alone_is_refused() -> None:
-    figures = {("off", 1): [{"y": 1}], ("on", 2): [{"y": 4}]}
+    figures = {place: [{"y": 1}] for place in ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1))}
 
     with pytest.raises(ConfigError) as error:
-        effects(table({"a": ("off", "on"), "n": (1, 2)}, figures), "y")
+        effects(table(dict.fromkeys("abc", (0, 1)), figures), "y")
     assert str(error.value) == (
         "no two points of the study differ in one axis alone\n"
         " help: effects need a design of grids, in which axes change independently"

@@ -60,7 +60,16 @@ def test_the_page_is_well_formed_and_refers_to_nothing_outside(text: str) -> Non
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     for element in root.iter():
-        assert element.tag.rpartition("}")[2] not in ("script", "link", "img", "iframe", "object", "embed", "base")
+        assert element.tag.rpartition("}")[2] not in (
+            "script",
+            "link",
+            "img",
+            "image",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+        )
         for name, value in element.attrib.items():
             if name.rpartition("}")[2] in ("href", "src", "data", "action"):
                 assert value[0] == "#" and value[1:] in ids

@@ -12,6 +12,7 @@ import pytest
 
 from tests.study.analysis.tables import table
 from vtsim.base.errors import ConfigError
+from vtsim.study.analysis.cells import independent
 from vtsim.study.plots import draw as module
 from vtsim.study.plots.choose import MANY_REPLICATES, choose, only
 from vtsim.study.plots.draw import draw, write
@@ -73,6 +74,30 @@ def test_the_picture_follows_from_the_axes(
     assert tuple(column.path for column in choice.series) == series
 
 
+def test_an_axis_that_follows_from_another_is_not_drawn() -> None:
+    """Ways of a cache follow from its entries here; technique and paging from each other only together."""
+    figures = {(n, min(n, 4)): [{"slowdown": n}] for n in (1, 4, 8, 16)}
+    zipped = table({"entries": (1, 4, 8, 16), "ways": (1, 4)}, figures)
+    both = table(
+        {"technique": ("hardware", "bt"), "paging": ("ept", "shadow")},
+        {("hardware", "ept"): [{"y": 1}], ("hardware", "shadow"): [{"y": 2}], ("bt", "shadow"): [{"y": 3}]},
+    )
+
+    choice = choose(zipped, ["slowdown"])
+
+    assert (choice.kind, choice.x and choice.x.path, choice.series) == ("lines", "entries", ())
+    assert [column.path for column in independent(both)] == ["technique", "paging"]
+
+
+def test_points_drawn_at_random_are_marks_without_lines() -> None:
+    places = [(n, (7 * n) % 30) for n in range(30)]
+    drawn = table({"a": range(30), "b": range(30)}, {place: [{"y": sum(place)}] for place in places})
+
+    choice = choose(drawn, ["y"])
+
+    assert (choice.kind, choice.x and choice.x.path) == ("scatter", "a")
+
+
 def test_several_metrics_of_one_unit_are_stacked_without_those_that_are_zero() -> None:
     choice = choose(study("paging"), ["cycles.by.*"])
 
@@ -84,9 +109,9 @@ def test_several_metrics_of_one_unit_are_stacked_without_those_that_are_zero() -
 REFUSED = [
     (("paging",), ["slow"], "", "--metric: unknown metric of the study 'slow'\n help: did you mean 'slowdown'?"),
     (("paging",), ["slowdown"], "pie",
-     "--kind: unknown kind of plot 'pie'\n help: kind of plot can be lines, heat, bars, stacks, cdf"),
+     "--kind: unknown kind of plot 'pie'\n help: kind of plot can be lines, heat, bars, stacks, cdf, scatter"),
     (("paging",), ["slowdown"], "lines",
-     "--kind: lines need a numeric axis that varies\n help: axes that vary are paging"),
+     "--kind: lines needs a numeric axis that varies\n help: axes that vary are paging"),
     ((), ["slowdown"], "heat", "--kind: a heat map needs two numeric axes that vary\n help: no axis varies"),
     (("paging",), ["slowdown", "cycles.by.N0.WORK"], "", "--metric: metrics in  and cycles cannot be stacked"),
     (("paging",), ["cycles.by.*"], "bars", "--kind: several metrics are stacked, not drawn as bars"),
@@ -154,6 +179,7 @@ def test_a_picture_names_what_it_shows(axes: tuple[str, ...], replicates: int, m
     root = ElementTree.fromstring(svg)
     found = ["".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert set(texts) - set(found) == set()
+    assert b"<image" not in svg  # which a page would have to load
     assert "What does a table say?" in found
 
 

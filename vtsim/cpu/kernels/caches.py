@@ -30,6 +30,7 @@ from vtsim.cpu.slots import (
     REFERENCED,
     REMOTE_CYCLES,
     SETS,
+    WALKS_IN_L1D,
     WAYS,
 )
 
@@ -131,11 +132,13 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
 
 @kernel
 def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
-    """Cycles of a page-walker read: paging-structure lines are cached like any other.
+    """Cycles of a page-walker read: paging-structure lines are cached like any other, or from L2 on.
 
     `served` is the first of the dimension's counters, GUEST_L1D or EPT_L1D.
     """
     line = hpa >> 6
+    if m[WALKS_IN_L1D] == 0:
+        return beyond_l1(m, a, t, line, served + 1)
     if probe_at_once(m, t, L1D, line):
         a[m[OWNER] + served] += 1
         return m[L1D + LATENCY]

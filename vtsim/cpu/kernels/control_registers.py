@@ -16,7 +16,6 @@ from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
-from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
@@ -145,7 +144,6 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 mask = a[at + (v.CR0_GUEST_HOST_MASK if number == 0 else v.CR4_GUEST_HOST_MASK)]
                 shadow = a[at + (v.CR0_READ_SHADOW if number == 0 else v.CR4_READ_SHADOW)]
                 value = (value & ~mask) | (shadow & mask)
-            saw(m, value)
         elif number == 3:
             if primary & b.CR3_STORE_EXITING:
                 return cr_exit(m, a, q)

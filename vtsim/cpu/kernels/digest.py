@@ -1,9 +1,36 @@
-"""Digests of what a guest saw that does not depend on time."""
+"""Digests of what a guest saw that does not depend on time, and a log of it where somebody wants to know.
+
+What an operation shows is the guest's if the guest executes it. Where a hypervisor executes it in the guest's place,
+the value is what the guest's registers hold at the VM entry that ends the exit; a monitor without VT-x says what it
+shows.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
 from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.memory import A_PORTS
+from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.visible import MASKS
+from vtsim.vmcs import reasons as x
+from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
+
+# fmt: off
+# A log is two streams, of applications and of the kernel: header words, then rows.
+# values seen; first one logged; of 2**SHIFT one is logged; does a full log stay as it is?; digest of all
+(SEEN_COUNT, SEEN_FIRST, SEEN_SHIFT, SEEN_FIXED, SEEN_LAST) = range(5)
+SEEN_HEADER: Final = 8
+SEEN_ROWS: Final = 4096
+(SEEN_DIGEST, SEEN_OP, SEEN_OF, SEEN_PART, SEEN_VALUE, SEEN_RIP, SEEN_CR3) = range(7)
+SEEN_WORDS: Final = 8
+SEEN_STREAM: Final = SEEN_HEADER + SEEN_ROWS * SEEN_WORDS
+RULES: Final = len(MASKS)
+CONFIG_PORT: Final = 0xCF8
+GPR_OF_PART: Final = (s.RAX, s.RBX, s.RCX, s.RDX)
+# fmt: on
 
 
 @kernel
@@ -14,18 +41,114 @@ def mix(digest: int, value: int) -> int:
 
 
 @kernel
-def shown(m: Record, a: Arena, value: int) -> None:
-    """A monitor shows its guest a value: what the guest would have seen itself, in the ring that it believes in."""
-    if m[s.MONITORED] and a[m[s.BELIEVED_AT]] == 0:
-        m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], value)
-    else:
-        m[s.DIGEST_KERNEL] = mix(m[s.DIGEST_KERNEL], value)
+def left_out(op: int, of: int, part: int) -> int:
+    """The bits of a value that may differ."""
+    for n in range(RULES):
+        if MASKS[n, 0] == op and MASKS[n, 1] <= of & 0xFFFFFFFF <= MASKS[n, 2] and MASKS[n, 3] in (part, -1):
+            return MASKS[n, 4]
+    return 0
 
 
 @kernel
-def saw(m: Record, value: int) -> None:
-    """The program saw a value that does not depend on time: roll it into its ring's digest."""
-    if m[s.PRIVILEGE] & 1 and m[s.BELIEVED] == 0:
-        m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], value)
+def log_seen(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, value: int, rip: int) -> None:
+    """Log a value; a full log that is not fixed to its values keeps every second one."""
+    at = m[s.SEEN] + kernels * SEEN_STREAM
+    n = a[at + SEEN_COUNT] - a[at + SEEN_FIRST]
+    a[at + SEEN_COUNT] += 1
+    a[at + SEEN_LAST] = m[s.DIGEST_APPLICATION + kernels]
+    if n < 0 or n & ((1 << a[at + SEEN_SHIFT]) - 1):
+        return
+    row = n >> a[at + SEEN_SHIFT]
+    if row >= SEEN_ROWS:
+        if a[at + SEEN_FIXED]:
+            return
+        for kept in range(SEEN_ROWS // 2):
+            for word in range(SEEN_WORDS):
+                here = at + SEEN_HEADER + word
+                a[here + kept * SEEN_WORDS] = a[here + 2 * kept * SEEN_WORDS]
+        a[at + SEEN_SHIFT] += 1
+        row >>= 1
+    line = at + SEEN_HEADER + row * SEEN_WORDS
+    a[line + SEEN_DIGEST] = m[s.DIGEST_APPLICATION + kernels]
+    a[line + SEEN_OP] = op
+    a[line + SEEN_OF] = of
+    a[line + SEEN_PART] = part
+    a[line + SEEN_VALUE] = value
+    a[line + SEEN_RIP] = rip
+    a[line + SEEN_CR3] = m[s.CR3]
+
+
+@kernel
+def roll(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, value: int, rip: int) -> None:
+    """Roll a value into the digest of applications, or of kernels."""
+    if op != o.SYSRET:
+        bits = left_out(op, of, part)
+        if bits == -1:
+            return
+        value &= ~bits
+    m[s.DIGEST_APPLICATION + kernels] = mix(m[s.DIGEST_APPLICATION + kernels], value)
+    if m[s.SEEN]:
+        log_seen(m, a, kernels, op, of, part, value, rip)
+
+
+@kernel
+def saw(m: Record, a: Arena, op: int, of: int, part: int, value: int) -> None:
+    """The program saw a value: what `op` reads `of`, its `part`. What a monitor without VT-x sees is nobody's."""
+    ring3 = m[s.PRIVILEGE] & 1
+    if m[s.MONITORED] and ring3 == 0:
+        return
+    roll(m, a, 0 if ring3 and m[s.BELIEVED] == 0 else 1, op, of, part, value, m[s.RIP])
+
+
+@kernel
+def shown(m: Record, a: Arena, op: int, of: int, value: int) -> None:
+    """A monitor shows its guest a value: as the guest would have seen it, in the ring it believes in."""
+    application = m[s.MONITORED] and a[m[s.BELIEVED_AT]] == 0
+    roll(m, a, 0 if application else 1, op & 0xFF, of, op >> 8, value, 0)
+
+
+@kernel
+def port_named(a: Arena, port: int) -> int:
+    """What an IN reads of: the port, and for the window to configuration space also the address in it, from bit 32."""
+    if 0xCFC <= port <= 0xCFF:
+        return port | (a[a[A_PORTS] + 65536 + CONFIG_PORT] & 0xFFFFFFFF) << 32
+    return port
+
+
+@kernel
+def await_result(m: Record, a: Arena, at: int, reason: int, qualification: int) -> None:
+    """A VM exit of an operation that shows something: the VM entry behind it will tell what."""
+    op = 0
+    of = 0
+    if reason == x.CPUID:
+        op = o.CPUID
+        of = m[s.GPR + s.RAX] & 0xFFFFFFFF
+    elif reason == x.MSR_READ:
+        op = o.RDMSR
+        of = m[s.GPR + s.RCX] & 0xFFFFFFFF
+    elif reason == x.IO_INSTRUCTION and (qualification & 0x18) == 8:  # IN, and no string
+        op = o.IN
+        of = (qualification >> 16) & 0xFFFF | (qualification & 7) << 32
+    a[at + h.V_AWAITED] = op
+    a[at + h.V_AWAITED_OF] = of
+
+
+@kernel
+def see_result(m: Record, a: Arena, at: int) -> None:
+    """At a VM entry whose guest state is loaded: the guest sees what the hypervisor did in its place."""
+    op = a[at + h.V_AWAITED]
+    a[at + h.V_AWAITED] = 0
+    rip = a[at + h.V_EXIT_RIP]
+    if op == 0 or a[at + v.GUEST_RIP] == rip:
+        return
+    of = a[at + h.V_AWAITED_OF]
+    kernels = 1 - (m[s.PRIVILEGE] & 1)
+    if op == o.CPUID:
+        for part in range(4):
+            roll(m, a, kernels, op, of, part, m[s.GPR + GPR_OF_PART[part]] & 0xFFFFFFFF, rip)
+    elif op == o.RDMSR:
+        low = m[s.GPR + s.RAX] & 0xFFFFFFFF
+        roll(m, a, kernels, op, of, 0, low | m[s.GPR + s.RDX] << 32, rip)
     else:
-        m[s.DIGEST_KERNEL] = mix(m[s.DIGEST_KERNEL], value)
+        size = (of >> 32) + 1
+        roll(m, a, kernels, op, of & 0xFFFF, 0, m[s.GPR + s.RAX] & ((1 << (8 * size)) - 1), rip)

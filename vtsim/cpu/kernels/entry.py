@@ -18,6 +18,7 @@ from vtsim.cpu.kernels.apic_virtualization import begin_virtual
 from vtsim.cpu.kernels.contexts import in_recording, set_context
 from vtsim.cpu.kernels.conventions import vm_fail_valid
 from vtsim.cpu.kernels.cursor import set_limit
+from vtsim.cpu.kernels.digest import see_result
 from vtsim.cpu.kernels.events import through_idt
 from vtsim.cpu.kernels.exit import LIMITS, NATURALS, SELECTORS, vm_exit
 from vtsim.cpu.kernels.host_state import CR0_KEPT, load_host_state
@@ -143,6 +144,8 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     m[s.ACTIVITY] = o.APPLICATION
     m[s.DIGEST_APPLICATION] = vmcs[h.V_DIGEST_APPLICATION]
     m[s.DIGEST_KERNEL] = vmcs[h.V_DIGEST_KERNEL]
+    m[s.SEEN] = vmcs[h.V_SEEN]
+    see_result(m, a, at)
     m[s.TSC_OFFSET] = vmcs[v.TSC_OFFSET] if primary & b.USE_TSC_OFFSETTING else 0
     m[s.WINDOW] = 1 if primary & b.INTERRUPT_WINDOW_EXITING else 0
     m[s.TIMER_DEADLINE] = FOREVER

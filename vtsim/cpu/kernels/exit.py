@@ -13,6 +13,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import PRIVILEGED_EXCEPTION, SHUTDOWN, SOFTWARE_EXCEPTION, SOFTWARE_INTERRUPT, VALID
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit
+from vtsim.cpu.kernels.digest import await_result
 from vtsim.cpu.kernels.host_state import load_host_state
 from vtsim.cpu.kernels.ledger import charge, record, settle
 from vtsim.cpu.kernels.msr_areas import (
@@ -88,6 +89,8 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     vmcs[h.V_EXIT_REASON] = (reason & 0xFFFF) | (before & 1) << 16
     vmcs[h.V_DIGEST_APPLICATION] = m[s.DIGEST_APPLICATION]
     vmcs[h.V_DIGEST_KERNEL] = m[s.DIGEST_KERNEL]
+    await_result(m, a, at, reason, qualification)
+    m[s.SEEN] = 0
     # exit information
     vmcs[v.EXIT_REASON] = reason
     vmcs[v.EXIT_QUALIFICATION] = qualification

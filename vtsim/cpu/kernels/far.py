@@ -44,7 +44,7 @@ from vtsim.vmcs import slots as v
 # fmt: off
 BY_CALL, BY_IRET, BY_JMP = 0, 1 << 30, 2 << 30
 RF_IOPL, RF_VM, RF_VIP_VIF = 3 << 12, 1 << 17, 3 << 19
-WRITABLE_FLAGS: int = 0x254DD5
+WRITABLE_FLAGS: int = 0x257FD5
 # fmt: on
 
 

@@ -70,7 +70,8 @@ HOOKS: Final = (
                        "address of the entry, R11 <- its host-physical address"),
     ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear "
                        "address of its memory operand"),
-    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX (for digests only)"),
+    ("SHOW",           "the guest that this CPU's monitor runs is shown RAX, by op RDX of RCX; from bit 8 of "
+                       "RDX, which part (for digests only)"),
 )
 FIRST_PLATFORM_HOOK: Final = 128
 # fmt: on
@@ -264,7 +265,7 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     elif number == OPERAND:
         fault = operand(m, a, t)
     elif number == SHOW:
-        shown(m, a, m[s.GPR + s.RAX])
+        shown(m, a, m[s.GPR + s.RDX], m[s.GPR + s.RCX], m[s.GPR + s.RAX])
     elif number >= FIRST_TRANSLATION_HOOK:
         fault = translation_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:

@@ -67,7 +67,6 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
             return raise_exception(m, GP, 1, 0)
     if slot >= 0:
         value = a[m[s.VMCS] + v.IA32_SPEC_CTRL_SHADOW] if virtual_spec_ctrl(m, a, slot) else m[slot]
-        saw(m, value)
     elif index == 0x10:
         value = time_stamp(m, a)
     elif 0x800 <= index <= 0x83F:
@@ -76,6 +75,7 @@ def read_msr(m: Record, a: Arena, index: int) -> int:
         value = a[a[A_CAPABILITIES] + index - FIRST_CAPABILITY]
     elif not recorded(m, a):  # the recorded machine had the register: its guest saw no fault
         return raise_exception(m, GP, 1, 0)
+    saw(m, a, o.RDMSR, index, 0, value)
     m[s.GPR + s.RAX] = value & 0xFFFFFFFF
     m[s.GPR + s.RDX] = (value >> 32) & 0xFFFFFFFF
     return NEXT

@@ -14,7 +14,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import AGAIN, GP, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY, PORT_READ, PORT_WRITE, RF_RF, STOPPED
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import access_as, bitmap_bit
-from vtsim.cpu.kernels.digest import saw
+from vtsim.cpu.kernels.digest import port_named, saw
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.information import instruction_information
@@ -59,13 +59,13 @@ def port_access(m: Record, a: Arena, port: int, size: int, write: bool) -> int:
     """A port access that reaches a device of this machine: NEXT, or STOPPED where the platform must answer."""
     a[m[s.OWNER] + k.PORT_ACCESSES] += 1
     kind = a[a[A_PORTS] + port]
+    charge(m, a, o.BUS, m[s.PORT_CYCLES])
     if kind == PORT_PLATFORM:
         m[s.STOP] = PORT_WRITE if write else PORT_READ
         m[s.STOP_A] = port
         m[s.STOP_B] = size
         m[s.STOP_C] = m[s.GPR + s.RAX]
         return STOPPED
-    charge(m, a, o.BUS, m[s.PORT_CYCLES])
     mask = (1 << (8 * size)) - 1
     if write:
         if kind == PORT_LATCH:
@@ -76,13 +76,23 @@ def port_access(m: Record, a: Arena, port: int, size: int, write: bool) -> int:
         value = a[a[A_PORTS] + PORTS + port] & mask
     elif kind == PORT_COUNTER:
         value = (m[s.CYCLE] * PM_TIMER_HZ // a[A_BASE_HZ]) & 0xFFFFFF & mask
-    if kind != PORT_COUNTER:
-        saw(m, value)
+    m[s.STOP_A] = port
+    m[s.STOP_B] = size
+    port_in(m, a, value)
+    return NEXT
+
+
+@kernel
+def port_in(m: Record, a: Arena, value: int) -> None:
+    """The value of an IN from port STOP_A of STOP_B bytes arrives in RAX."""
+    size = m[s.STOP_B]
+    mask = (1 << (8 * size)) - 1
+    value &= mask
+    saw(m, a, o.IN, port_named(a, m[s.STOP_A]), 0, value)
     if size == 4:
         m[s.GPR + s.RAX] = value
     else:
         m[s.GPR + s.RAX] = (m[s.GPR + s.RAX] & ~mask) | value
-    return NEXT
 
 
 @kernel

@@ -29,7 +29,7 @@ from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
 from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest
-from vtsim.cpu.kernels.digest import mix, saw
+from vtsim.cpu.kernels.digest import roll, saw
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.far import interrupt_return
@@ -122,7 +122,7 @@ def system_call(m: Record, a: Arena, op: int) -> int:
         if a[A_DECODE]:
             m[s.CS_ACCESS_RIGHTS] = CODE_64 | 3 << 5
         if m[s.BELIEVED] == 0:
-            m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], m[s.GPR + s.RAX])
+            roll(m, a, 0, op, 0, 0, m[s.GPR + s.RAX], m[s.RIP])
     elif op == o.SYSENTER:
         m[s.RIP] = m[s.SYSENTER_EIP]
         m[s.GPR + s.RSP] = m[s.SYSENTER_ESP]
@@ -133,7 +133,7 @@ def system_call(m: Record, a: Arena, op: int) -> int:
         m[s.RIP] = m[s.GPR + s.RDX]
         m[s.GPR + s.RSP] = m[s.GPR + s.RCX]
         set_privilege(m, a, 3)
-        m[s.DIGEST_APPLICATION] = mix(m[s.DIGEST_APPLICATION], m[s.GPR + s.RAX])
+        roll(m, a, 0, o.SYSRET, 0, 0, m[s.GPR + s.RAX], m[s.RIP])
     set_limit(m, a)
     if m[s.TRACE_ON]:
         record(m, a, before, tr.SYSRET if op == o.SYSRET or op == o.SYSEXIT else tr.SYSCALL, m[s.GPR + s.RAX], 0, 0, 0)
@@ -163,7 +163,7 @@ def cpuid(m: Record, a: Arena) -> None:
         elif n == 3:
             register = s.RDX
         m[s.GPR + register] = value
-        saw(m, value)
+        saw(m, a, o.CPUID, leaf, n, value)
 
 
 @kernel
@@ -266,7 +266,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         kept = 0
         if m[s.PRIVILEGE] & 1:
             kept = 0x3000 if (m[s.RFLAGS] >> 12) & 3 == 3 else 0x3000 | RF_IF
-        m[s.RFLAGS] = (flags & 0x254DD5 & ~kept) | (m[s.RFLAGS] & kept) | 2
+        m[s.RFLAGS] = (flags & 0x257FD5 & ~kept) | (m[s.RFLAGS] & kept) | 2
         set_limit(m, a)
     elif op == o.STAC:
         m[s.RFLAGS] |= RFLAGS_AC
@@ -302,7 +302,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             mask = a[m[s.VMCS] + v.CR0_GUEST_HOST_MASK]
             value = (value & ~mask) | (a[m[s.VMCS] + v.CR0_READ_SHADOW] & mask)
         m[g] = value
-        saw(m, value)
+        saw(m, a, op, 0, 0, value)
     elif op == o.LGDT or op == o.LIDT:
         gva = effective(m, a, r)
         limit = read64(m, a, t, gva) & 0xFFFF
@@ -319,18 +319,18 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             fault = write_as(m, a, t, gva + 8, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE], user)
         if fault:
             return raise_fault(m, a, t, fault)
-        saw(m, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE])
+        saw(m, a, op, 0, 0, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE])
     elif op == o.LLDT:
         m[s.LDTR_SELECTOR] = m[g] & 0xFFFF
     elif op == o.SLDT:
         m[g] = m[s.LDTR_SELECTOR]
-        saw(m, m[g])
+        saw(m, a, op, 0, 0, m[g])
     elif op == o.LTR:
         m[s.TR_SELECTOR] = m[g] & 0xFFFF
         m[s.TR_BASE] = m[s.GPR + (a[r + o.ROW_R2] & 15)]
     elif op == o.STR:
         m[g] = m[s.TR_SELECTOR]
-        saw(m, m[g])
+        saw(m, a, op, 0, 0, m[g])
     elif op == o.XSETBV:
         if m[s.PRIVILEGE] & 1:
             return raise_exception(m, GP, 1, 0)

@@ -32,6 +32,7 @@ class KernelOptions:
     top_entries: tuple[int, ...]  # top-level entries of user address spaces that are in use
     paravirtual: bool = False  # are tables updated by hypercalls?
     batch: int = 1  # how many requests one hypercall makes at most
+    probe: bool = False  # does it look for hardware at boot?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended

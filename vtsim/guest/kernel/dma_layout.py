@@ -51,7 +51,7 @@ RING_ENTRY_BYTES: Final = 16  # address; bytes in bits 31:0, 1 in bit 32 where t
 RING_PAGES: Final = RING_ENTRIES * RING_ENTRY_BYTES // 4096
 DEVICE_WRITES: Final = 1 << 32
 # --- words of the unit ----------------------------------------------------------------------------------------------
-(U_LOCK, U_NEXT) = range(0, 16, 8)
+(U_TICKET, U_SERVING, U_NEXT) = range(0, 24, 8)
 U_STATUS: Final = 0x800       # four bytes for each descriptor of the queue
 UNIT_ENTRIES: Final = 256     # QI_LENGTH
 IN_USE, DONE = 1, 2           # status words
@@ -84,5 +84,7 @@ class DmaOptions:
     queue: int
     registers: int
     ports: tuple[int, ...]
+    owners: tuple[int, ...]  # of each port: the CPU of the process that drives the device
     large: bool
+    rights: int  # bits of an entry that leads to a table or to a page
     timeout_ticks: int

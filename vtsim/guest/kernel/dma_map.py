@@ -15,7 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.dma_tables import READ_WRITE, flush_line
+from vtsim.guest.kernel.dma_tables import flush_line
 from vtsim.guest.kernel.invalidation import count
 from vtsim.guest.kernel.iova_tree import lock, unlock
 from vtsim.guest.kernel.lengths import length
@@ -78,7 +78,7 @@ def _map(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
     a.call(f"dma_entry_{leaf}")
     a.label(f"{name}_page")
     a.copy(s.RAX, s.R13)
-    a.or_(s.RAX, READ_WRITE | (e.SL_PS if leaf > 1 else 0))
+    a.or_(s.RAX, kernel.dma.rights | (e.SL_PS if leaf > 1 else 0))
     a.st(Mem(s.RCX), s.RAX)
     flush_line(a, kernel, Mem(s.RCX))
     a.add(s.R13, SIZES[leaf])
@@ -153,7 +153,7 @@ def _unmap(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
 
 
 def _flush_queue(a: Assembler, kernel: KernelOptions) -> None:
-    """`dma_queue`: RSI pages from RDI on wait for a flush; `dma_tick`: what the timer does for every port."""
+    """`dma_queue`: RSI pages from RDI on wait for a flush; `dma_tick`: what the timer does for the ports of a CPU."""
     assert kernel.dma is not None
     a.activity = ops.DMA_UNMAP
     a.label("dma_queue")
@@ -228,6 +228,10 @@ def _flush_queue(a: Assembler, kernel: KernelOptions) -> None:
 
     a.label("dma_tick")
     for number, port in enumerate(kernel.dma.ports):
+        if kernel.several:
+            a.ld(s.RAX, at.cpu_word(at.APIC_ID))
+            a.cmp(s.RAX, kernel.dma.owners[number])
+            a.jcc(ops.CC_NZ, f"dma_tick_{number}")
         a.mov(s.R15, port)
         a.ld(s.RAX, _port(d.Q_ON))
         a.test(s.RAX, -1)

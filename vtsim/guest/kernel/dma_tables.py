@@ -1,4 +1,4 @@
-"""Second-level tables of a domain as the kernel writes them: the way down to an entry, and new tables on it.
+"""Tables of a domain as the kernel writes them, second-level or first-level: the way down to an entry, and new tables.
 
 R15 is the port. Where the unit does not snoop, each store is followed by CLFLUSH.
 
@@ -18,7 +18,6 @@ from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 from vtsim.iommu import entries as e
 
-READ_WRITE = e.SL_R | e.SL_W
 LINE = 64
 
 
@@ -50,7 +49,7 @@ def tables(a: Assembler, kernel: KernelOptions) -> None:
             a.add(s.RCX, register=s.RDX)
             if level > leaf:
                 a.ld(s.RDX, Mem(s.RCX))
-                a.test(s.RDX, READ_WRITE)
+                a.test(s.RDX, kernel.dma.rights)
                 a.jcc(ops.CC_NZ, f"dma_entry_{leaf}_{level}")
                 a.call("dma_table")
                 a.label(f"dma_entry_{leaf}_{level}")
@@ -76,7 +75,7 @@ def tables(a: Assembler, kernel: KernelOptions) -> None:
         a.add(s.RDI, LINE)
         a.sub(s.RAX, 1)
         a.jcc(ops.CC_NZ, "dma_table_line")
-    a.or_(s.RDX, READ_WRITE)
+    a.or_(s.RDX, kernel.dma.rights)
     a.st(Mem(s.RCX), s.RDX)
     flush_line(a, kernel, Mem(s.RCX))
     a.ret()

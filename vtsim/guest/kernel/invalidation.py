@@ -1,10 +1,10 @@
 """Invalidation of translations of devices, as Linux does it: a descriptor, a wait descriptor, the tail, and a wait.
 
 The status word that the unit writes is polled; between two looks the fault status register is read, which is a
-read of a device.
+read of a device. CPUs take turns at the queue, and let go of it between two looks.
 
 VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor".
-Not modelled: a queue that is full (one CPU waits for each of its invalidations).
+Not modelled: a queue that is full (each CPU waits for each of its invalidations).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import dma_layout as d
-from vtsim.guest.kernel.iova_tree import lock, unlock
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.smp import lock, unlock
 from vtsim.guest.kernel.timer import read_clock
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
@@ -33,6 +33,7 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     if dma is None or dma.mode == "identity":
         return
     unit = dma.unit
+    turn = Mem(displacement=unit + d.U_TICKET), Mem(displacement=unit + d.U_SERVING)
     a.activity = ops.INVALIDATION
     a.label("invalidate_pages")
     a.mov(s.RDX, 0)
@@ -54,7 +55,7 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     read_clock(a, s.R8)
     a.pop(s.RDX)
     a.pop(s.RCX)
-    lock(a, Mem(displacement=unit + d.U_LOCK))
+    lock(a, *turn, s.RDI)
     a.ld(s.R9, Mem(displacement=unit + d.U_NEXT))
     a.copy(s.R10, s.R9)
     a.shl(s.R10, 4)
@@ -86,12 +87,12 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.test(s.RAX, ERRORS)
     a.jcc(ops.CC_NZ, "dma_exhausted")
     count(a, d.S_SPINS)
-    unlock(a, Mem(displacement=unit + d.U_LOCK))
+    unlock(a, turn[1])
     a.op(ops.PAUSE)
-    lock(a, Mem(displacement=unit + d.U_LOCK))
+    lock(a, *turn, s.RDI)
     a.jmp("invalidate_wait")
     a.label("invalidated")
-    unlock(a, Mem(displacement=unit + d.U_LOCK))
+    unlock(a, turn[1])
     read_clock(a, s.RCX)
     a.sub(s.RCX, register=s.R8)
     add_to(a, d.S_INVALIDATION_CYCLES, s.RCX)

@@ -25,9 +25,16 @@ def _other(a: Assembler, to: int, side: int) -> None:
 
 
 def lock(a: Assembler, at: Mem) -> None:
-    """Take a spin lock that nobody holds. Clobbers RAX."""
+    """Take a spin lock, with interrupts off. Clobbers RAX."""
+    name = f"spin_{a.here:x}"
+    a.label(name)
     a.mov(s.RAX, 1)
     a.xadd(at, s.RAX)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, f"{name}_ours")
+    a.op(ops.PAUSE)
+    a.jmp(name)
+    a.label(f"{name}_ours")
 
 
 def unlock(a: Assembler, at: Mem) -> None:

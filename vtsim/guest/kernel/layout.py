@@ -92,6 +92,7 @@ USER_CALLS: Final = 512
  CALL_BALLOON) = range(512, 521)
 FIRST_LOOP: Final = 521
 NOFLUSH: Final = 1 << 63
+NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL
 PAGE: Final = 4096
 USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set
 # fmt: on

@@ -32,16 +32,24 @@ class Crossover:
 
 
 def crossover(
-    difference: Callable[[float], float], low: float, high: float, *, tolerance: float, whole: bool = False
+    difference: Callable[[float], float],
+    low: float,
+    high: float,
+    *,
+    tolerance: float,
+    step: float = 0.0,
+    text: Callable[[float], str] = "{:g}".format,
 ) -> Crossover:
-    """Halve the interval until it is no wider than `tolerance`; with `whole`, values are integers and it is 1 or wider.
+    """Halve the interval until it is no wider than `tolerance`; with `step`, only `low` plus multiples of it are tried.
 
-    Where the difference is zero, both ends are that value. Of several crossovers in the interval one
-    is found. Raises `ConfigError` where the same alternative has less at both ends.
+    Where the difference is zero, both ends are that value. Of several crossovers in the interval one is found. `text`
+    writes values in messages. Raises `ConfigError` where the same alternative has less at both ends.
     """
-    if low >= high:
+    if low >= high or step > high - low:
         raise ConfigError(
-            f"{low:g} to {high:g} is no interval", field="--between", help="the smaller value comes first"
+            f"{text(low)} to {text(high)} is no interval" + (f" of steps of {text(step)}" if step else ""),
+            field="--between",
+            help="the smaller value comes first",
         )
     tried: list[tuple[float, float]] = []
 
@@ -49,13 +57,13 @@ def crossover(
         tried.append((value, difference(value)))
         return tried[-1][1]
 
-    ends = [low, high]
-    differences = [at(low), at(high)]
+    ends = [low, low + (high - low) // step * step if step else high]
+    differences = [at(end) for end in ends]
     if differences[0] * differences[1] > 0:
         less = "A" if differences[0] < 0 else "B"
         raise ConfigError(
-            f"{less} has less at both ends: A minus B is {differences[0]:g} at {low:g}"
-            f" and {differences[1]:g} at {high:g}",
+            f"{less} has less at both ends: A minus B is {differences[0]:g} at {text(ends[0])}"
+            f" and {differences[1]:g} at {text(ends[1])}",
             field="--between",
             help="widen the interval, if there is a crossover",
         )
@@ -64,8 +72,9 @@ def crossover(
             zero = ends[differences.index(0)]
             ends, differences = [zero, zero], [0.0, 0.0]
             break
-        middle = float((int(ends[0]) + int(ends[1])) // 2) if whole else (ends[0] + ends[1]) / 2
-        if ends[1] - ends[0] <= max(tolerance, 1 if whole else 0) or middle in ends:
+        half = (ends[1] - ends[0]) / 2
+        middle = ends[0] + (half // step * step if step else half)
+        if ends[1] - ends[0] <= max(tolerance, step) or middle in ends:
             break
         found = at(middle)
         side = 0 if found * differences[0] > 0 else 1

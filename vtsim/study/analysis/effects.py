@@ -14,7 +14,7 @@ from statistics import fmean
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import Cells, Place, cells, levels, metric
+from vtsim.study.analysis.cells import Cells, Place, cells, independent, levels, metric
 from vtsim.study.sweep.intervals import t_quantile
 from vtsim.study.sweep.table import StudyTable, Value
 
@@ -49,15 +49,15 @@ def effects(table: StudyTable, path: str, confidence: float = CONFIDENCE) -> tup
     replicates beyond the first of each cell. What no place of the other axes allows to compare is left out;
     raises `ConfigError` if that is everything.
     """
-    found = cells(table, metric(table, path))
-    half_widths = _Spread.of(found, confidence)
-    names = [column.path for column in table.axes]
-    several = [at for at, name in enumerate(names) if len(levels(table, name)) > 1]
-    if not several:
+    axes = independent(table)
+    if not axes:
         raise ConfigError("no axis of the study has two values, so nothing can be compared", field="--metric")
+    found = cells(table, metric(table, path), axes)
+    half_widths = _Spread.of(found, confidence)
+    names = [column.path for column in axes]
     out = []
     for count in (1, 2):
-        for chosen in combinations(several, count):
+        for chosen in combinations(range(len(axes)), count):
             out += list(_of(table, found, half_widths, [names[at] for at in chosen], chosen))
     if not out:
         raise ConfigError(

@@ -16,7 +16,7 @@ import numpy as np
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import Place, cells, metric
+from vtsim.study.analysis.cells import Place, cells, independent, metric
 from vtsim.study.extras import needed
 from vtsim.study.sweep.table import StudyTable, Value
 
@@ -137,8 +137,9 @@ def shares_of_variance(table: StudyTable, path: str) -> tuple[VarianceShare, ...
 
     Of the variance of means over replicates. Raises `ConfigError` where a combination is missing.
     """
-    found = {place: fmean(runs) for place, runs in cells(table, metric(table, path)).items()}
-    values = [tuple(dict.fromkeys(place[at] for place in found)) for at in range(len(table.axes))]
+    axes = independent(table)
+    found = {place: fmean(runs) for place, runs in cells(table, metric(table, path), axes).items()}
+    values = [tuple(dict.fromkeys(place[at] for place in found)) for at in range(len(axes))]
     all_of_them = int(np.prod([len(each) for each in values]))
     if all_of_them != len(found):
         raise ConfigError(
@@ -147,7 +148,7 @@ def shares_of_variance(table: StudyTable, path: str) -> tuple[VarianceShare, ...
         )
     everything = pvariance(found.values())
     shares = []
-    for at, column in enumerate(table.axes):
+    for at, column in enumerate(axes):
         here = _grouped(found, {place: (place[at],) for place in found})
         others = _grouped(found, {place: place[:at] + place[at + 1 :] for place in found})
         alone = pvariance([fmean(runs) for runs in here]) / everything if everything else 0.0

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from vtsim import __version__
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import levels
+from vtsim.study.analysis.cells import independent
 from vtsim.study.analysis.effects import Effect, effects
 from vtsim.study.analysis.sensitivity import VarianceShare, shares_of_variance
 from vtsim.study.extras import needed
@@ -59,7 +59,7 @@ def page(table: StudyTable, provenance: Provenance, metrics: Sequence[str] = ())
         table=table,
         pictures=[_picture(table, name, number) for number, name in enumerate(names)],
         findings=[_findings(table, name) for name in names if PATTERN not in name],
-        header=[*_axes(table), *table.metrics],
+        header=[*independent(table), *table.metrics],
         rows=_rows(table),
         most_rows=MOST_ROWS,
         provenance=provenance,
@@ -84,10 +84,6 @@ def write(text: str, path: Path) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise ConfigError(f"{path}: {error.strerror}", field="--output") from None
-
-
-def _axes(table: StudyTable) -> list[Column]:
-    return [column for column in table.axes if len(levels(table, column.path)) > 1]
 
 
 def _worth_drawing(table: StudyTable) -> list[Column]:
@@ -124,7 +120,7 @@ def _findings(table: StudyTable, name: str) -> Findings:
     except ConfigError:
         found = ()
     try:
-        shares = shares_of_variance(table, name) if len(_axes(table)) > 1 else ()
+        shares = shares_of_variance(table, name) if len(independent(table)) > 1 else ()
     except ConfigError:
         shares = ()
     kept = found if len(found) <= MOST_EFFECTS else sorted(found, key=lambda effect: -abs(effect.mean))[:MOST_EFFECTS]
@@ -133,7 +129,7 @@ def _findings(table: StudyTable, name: str) -> Findings:
 
 def _rows(table: StudyTable) -> list[list[str]]:
     """One row for each place: its values, then the mean of each metric, with the half width of its interval."""
-    axes = _axes(table)
+    axes = independent(table)
     at = [table.axes.index(column) for column in axes]
     by_metric = {}
     for column in table.metrics:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from statistics import fmean
 from typing import Final
 
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import Place, cells, levels, metric
+from vtsim.study.analysis.cells import Place, cells, independent, levels, metric
 from vtsim.study.sweep.intervals import half_width
 from vtsim.study.sweep.table import Column, StudyTable, Value
 
@@ -21,7 +22,8 @@ CONFIDENCE: Final = 0.95
 PATTERN: Final = "*"  # of metrics; stands for any part of a path, dots included
 MANY_REPLICATES: Final = 20
 MOST_SERIES: Final = 8
-LINES, HEAT, BARS, STACKS, CDF = KINDS = ("lines", "heat", "bars", "stacks", "cdf")
+SPARSE: Final = 0.25  # of all combinations: a design with fewer was drawn at random
+LINES, HEAT, BARS, STACKS, CDF, SCATTER = KINDS = ("lines", "heat", "bars", "stacks", "cdf", "scatter")
 
 
 @frozen(kw_only=True)
@@ -57,7 +59,7 @@ def choose(table: StudyTable, metrics: Sequence[str], kind: str = "") -> Choice:
     if kind and kind not in KINDS:
         raise ConfigError.unknown("kind of plot", kind, KINDS, field="--kind")
     columns = expand(table, metrics)
-    varying = [column for column in table.axes if len(levels(table, column.path)) > 1]
+    varying = list(independent(table))
     numeric = [column for column in varying if is_numeric(table, column)]
     named = [column for column in varying if column not in numeric]
     if len(columns) > 1:
@@ -73,9 +75,11 @@ def choose(table: StudyTable, metrics: Sequence[str], kind: str = "") -> Choice:
         return Choice(
             kind=HEAT, table=table, metrics=columns, x=x, y=y, series=tuple(c for c in varying if c not in (x, y))
         )
-    if wanted == LINES:
+    if wanted == SCATTER and numeric:
+        return Choice(kind=SCATTER, table=table, metrics=columns, x=numeric[0], series=tuple(named))
+    if wanted in (LINES, SCATTER):
         if not numeric:
-            raise ConfigError("lines need a numeric axis that varies", field="--kind", help=_axes(varying))
+            raise ConfigError(f"{wanted} needs a numeric axis that varies", field="--kind", help=_axes(varying))
         return Choice(
             kind=LINES, table=table, metrics=columns, x=by_count[0],
             series=tuple(c for c in varying if c is not by_count[0]),
@@ -89,6 +93,9 @@ def choose(table: StudyTable, metrics: Sequence[str], kind: str = "") -> Choice:
 
 
 def _natural(table: StudyTable, column: Column, numeric: Sequence[Column]) -> str:
+    combinations = prod(len(levels(table, axis.path)) for axis in numeric)
+    if len(numeric) > 1 and len(cells(table, column, numeric)) < SPARSE * combinations:
+        return SCATTER
     if len(numeric) == 2:
         return HEAT
     if numeric:
@@ -146,7 +153,7 @@ def by_series(choice: Choice, column: Column) -> dict[tuple[Value, ...], dict[Pl
     found: dict[tuple[Value, ...], dict[Place, Point]] = {}
     for place, point in points(choice.table, column).items():
         found.setdefault(tuple(place[n] for n in at), {})[place] = point
-    if len(found) > MOST_SERIES and choice.kind in (LINES, CDF):
+    if len(found) > MOST_SERIES and choice.kind in (LINES, CDF, SCATTER):
         names = ", ".join(axis.path for axis in choice.series)
         raise ConfigError(
             f"{len(found)} series cannot be told apart; {MOST_SERIES} can",

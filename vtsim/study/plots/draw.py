@@ -24,7 +24,7 @@ COLOURS: Final = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D0
 LINES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 2)), (0, (4, 1)))
 MARKERS: Final = "osD^vPX*"
 FILLS: Final = ("#3B5B7A", "#E8EDF2", "#9DB4CB", "#F7D9B5", "#6E9075", "#DDE8DC", "#B58DA5", "#F4EFC9", "#FFFFFF")
-HATCHES: Final = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++", "")
+HATCHES: Final = ("", "///", "||", "\\\\\\", "xx", "--", "++", "/-", "")  # lines only: dots make large files
 LEFT_OUT: Final = {  # of what matplotlib writes about a file: when and by which version
     "svg": ("Date", "Creator", "Format", "Type"),
     "png": ("Software",),
@@ -33,7 +33,10 @@ LEFT_OUT: Final = {  # of what matplotlib writes about a file: when and by which
 LOGARITHMIC: Final = 16  # ratio of largest to smallest value from which an axis is
 SMALL: Final = 0.01  # of the longest bar: parts that are not drawn one by one
 WIDTH: Final = 7.2  # inches
+TITLE: Final = 78  # characters of a line
 MOST_TICKS: Final = 10
+MANY_VALUES: Final = 40
+SHADES: Final = 24  # of a heat map; from 50 on its scale would be an image inside of the SVG
 STYLE: Final[Mapping[str, Any]] = {
     "svg.hashsalt": "vtsim",
     "svg.fonttype": "none",
@@ -63,7 +66,7 @@ def draw(choice: Choice, *, format: str = "svg", title: str | None = None) -> by
         _KINDS[choice.kind](figure, choice)
         text = choice.table.question if title is None else title
         if text:
-            figure.suptitle("\n".join(textwrap.wrap(text, 78)), x=0.01, ha="left", fontsize=11)
+            figure.suptitle("\n".join(textwrap.wrap(text, TITLE)), x=0.01, ha="left", fontsize=11)
         out = io.BytesIO()
         figure.savefig(out, format=format, metadata=dict.fromkeys(LEFT_OUT[format]))
     return out.getvalue()
@@ -106,6 +109,24 @@ def _lines(figure: Any, choice: Choice) -> None:
     _legend(axes, choice.series, len(found))
 
 
+def _scatter(figure: Any, choice: Choice) -> None:
+    """A mark for each place of a design that was drawn at random, over its first numeric axis."""
+    assert choice.x is not None
+    axes, at = figure.subplots(), choice.table.axes.index(choice.x)
+    (column,) = choice.metrics
+    found = by_series(choice, column)
+    for number, (values, places) in enumerate(found.items()):
+        axes.plot(
+            [place[at] for place in places], [point.mean for point in places.values()], linestyle="",
+            marker=MARKERS[number], markersize=4.5, markerfacecolor="white", color=COLOURS[number],
+            label=series_text(values, choice.series),
+        )  # fmt: skip
+    _numeric_axis(axes, "x", choice.x, c.numbers(choice.table, choice.x))
+    _metric_axis(axes, column, [point.mean for places in found.values() for point in places.values()])
+    axes.grid(True, axis="both")
+    _legend(axes, choice.series, len(found))
+
+
 def _heat(figure: Any, choice: Choice) -> None:
     """A grid of cells over two numeric axes, each with its figure; one grid for each series."""
     assert choice.x is not None and choice.y is not None
@@ -118,17 +139,18 @@ def _heat(figure: Any, choice: Choice) -> None:
     at_x, at_y = (choice.table.axes.index(axis) for axis in (choice.x, choice.y))
     column_of: dict[Value, int] = {x: n for n, x in enumerate(xs)}
     row_of: dict[Value, int] = {y: n for n, y in enumerate(ys)}
+    greys = needed("matplotlib", "plots", "a plot").colormaps["Greys"].resampled(SHADES)
     image = None
     for axes, (values, places) in zip(panels, found.items(), strict=True):
         grid = [[float("nan")] * len(xs) for _ in ys]
         for place, point in places.items():
             grid[row_of[place[at_y]]][column_of[place[at_x]]] = point.mean
-        image = axes.imshow(
-            grid, origin="lower", aspect="auto", cmap="Greys", vmin=min(means), vmax=max(means) or 1, alpha=0.85
-        )
+        image = axes.pcolormesh(grid, cmap=greys, vmin=min(means), vmax=max(means) or 1, alpha=0.85, linewidth=0)
         _write_cells(axes, grid, column, min(means), max(means), small=len(xs) > 8)
-        axes.set_xticks(range(len(xs)), [value_text(x, choice.x) for x in xs], rotation=45 if len(xs) > 6 else 0)
-        axes.set_yticks(range(len(ys)), [value_text(y, choice.y) for y in ys])
+        axes.set_xticks(
+            [n + 0.5 for n in range(len(xs))], [value_text(x, choice.x) for x in xs], rotation=45 if len(xs) > 6 else 0
+        )
+        axes.set_yticks([n + 0.5 for n in range(len(ys))], [value_text(y, choice.y) for y in ys])
         axes.set_xlabel(axis_title(choice.x, values_have_units=True))
         axes.set_title(series_text(values, choice.series))
         axes.tick_params(length=0)
@@ -148,7 +170,9 @@ def _write_cells(
             if isfinite(value):
                 dark = (value - low) / ((high - low) or 1) > 0.55
                 text, colour = figure_text(value, column), "white" if dark else "black"
-                axes.text(at, row, text, ha="center", va="center", color=colour, fontsize=7 if small else 8.5)
+                axes.text(
+                    at + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=7 if small else 8.5
+                )
 
 
 def _bars(figure: Any, choice: Choice) -> None:
@@ -216,7 +240,7 @@ def _stacks(figure: Any, choice: Choice) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_ylabel(", ".join(axis_title(axis, values_have_units=True) for axis in choice.series))
-    axes.set_xlabel(common.unit if common.unit not in ("", SHARE) else common.meaning)
+    axes.set_xlabel(common.unit if common.unit not in ("", SHARE) else common.meaning.replace("`", ""))
     axes.xaxis.set_major_formatter(lambda value, _: figure_text(value, common))
     axes.margins(y=0.02)
     axes.grid(True, axis="x")
@@ -242,7 +266,7 @@ def _cdf(figure: Any, choice: Choice) -> None:
     _legend(axes, choice.series, len(found))
 
 
-_KINDS: Final = {c.LINES: _lines, c.HEAT: _heat, c.BARS: _bars, c.STACKS: _stacks, c.CDF: _cdf}
+_KINDS: Final = {c.LINES: _lines, c.HEAT: _heat, c.BARS: _bars, c.STACKS: _stacks, c.CDF: _cdf, c.SCATTER: _scatter}
 
 
 # --- axes -----------------------------------------------------------------------------------------------------
@@ -253,6 +277,9 @@ def _numeric_axis(axes: Any, which: str, column: Column, numbers: Sequence[int |
         powers = all(log2(number).is_integer() for number in numbers)
         getattr(axes, f"set_{which}scale")("log", base=2 if powers else 10)
     getattr(axes, f"set_{which}label")(axis_title(column, values_have_units=True))
+    if len(numbers) > MANY_VALUES:  # drawn at random: no tick for each
+        getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: value_text(value, column))
+        return
     ticks = numbers if len(numbers) <= MOST_TICKS else numbers[:: -(-len(numbers) // MOST_TICKS)]
     texts = [value_text(value, column) for value in ticks]
     getattr(axes, f"set_{which}ticks")(ticks, texts, rotation=30 if sum(map(len, texts)) > 60 else 0)

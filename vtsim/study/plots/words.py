@@ -22,7 +22,7 @@ def value_text(value: Value, column: Column) -> str:
         return value
     dimension = DIMENSIONS.get(column.unit)
     if dimension is not None:
-        return dimension.format(value)
+        return dimension.format(int(value) if dimension.whole else value)
     return COUNT.format(value) if isinstance(value, int) and value % 1000 == 0 else number_text(float(value))
 
 

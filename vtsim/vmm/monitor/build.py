@@ -10,6 +10,7 @@ from attrs import define, evolve, frozen
 from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -18,6 +19,7 @@ from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.cursor import set_privilege
+from vtsim.cpu.kernels.msr_storage import msr_slot
 from vtsim.cpu.profile import Profile
 from vtsim.cpu.translation import COUNTED, TRANSLATOR
 from vtsim.ept import shadow as d
@@ -31,6 +33,7 @@ from vtsim.vmm.monitor import emulate, entry, memory, translate
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.cache import Cache, fill_cache, reserve_cache
 from vtsim.vmm.needs import table_frames
+from vtsim.vmm.programs.ports import port_entries
 from vtsim.vmm.shadow import PLAIN_PARAMETERS, ShadowPool, fill_pool, mode_of, reserve_pool
 from vtsim.vmm.spec import VmmSpec
 
@@ -39,23 +42,29 @@ CR0, CR4, EFER = 0x8005_0033, 0x6A0, 0xD01
 STORED_MSRS: Final = (0x10A, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0xC0000083, 0xC0000103)
 STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
 OPS: Final = 256
-SLOTS, MSRS, TSS = 0, 1024, 2048  # byte offsets in a vCPU's data page
+SLOTS, MSRS, TSS, PORTS = 0, 1024, 2048, 2304  # byte offsets in a vCPU's data page
 
 
 @frozen(kw_only=True)
-class Vcpu:
+class VirtualCpu:
     """Where the parts of one guest's virtual CPU stand.
 
-    `page`: frame of the monitor's stack and the structure. `data`: frame of its memory slots, MSRs and TSS. `root`: the
-    monitor's own tables, through which it sees the guest's memory.
+    `page`: frame of the monitor's stack and the structure. `data`: frame of its memory slots, MSRs and TSS.
     """
 
     name: str
     cpu: int
     page: int
     data: int
-    root: Table
     memory: VmMemory
+    devices: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class Vcpu(VirtualCpu):
+    """The same of a deprivileged guest; `root`: the monitor's own tables, through which it sees the guest's memory."""
+
+    root: Table
     shadow: ShadowPool
 
 
@@ -67,18 +76,18 @@ class Monitor:
     host: Host
     vmm: VmmSpec
     program: Program
-    vcpus: tuple[Vcpu, ...]
+    vcpus: tuple[VirtualCpu, ...]
     caches: tuple[Cache, ...] = ()  # of translations, one for each vCPU; none where kernels run as they are
 
-    def address(self, vcpu: Vcpu) -> int:
+    def address(self, vcpu: VirtualCpu) -> int:
         """The linear address of a vCPU's structure."""
         return self.host.address(vcpu.page) + at.STACK_BYTES
 
-    def current(self, cpu: int) -> Vcpu:
+    def current(self, cpu: int) -> VirtualCpu:
         """The guest of a CPU."""
         return next(vcpu for vcpu in self.vcpus if vcpu.cpu == cpu)
 
-    def word(self, vcpu: Vcpu, field: str, word: int = 0) -> int:
+    def word(self, vcpu: VirtualCpu, field: str, word: int = 0) -> int:
         """A word of a vCPU's structure."""
         return self.host.load(self.address(vcpu) + at.V[field] + 8 * word)
 
@@ -91,7 +100,7 @@ class Monitor:
         """Does a guest run on a CPU, and not the monitor?"""
         return bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
 
-    def finish(self, cpu: int) -> Vcpu:
+    def finish(self, cpu: int) -> VirtualCpu:
         """The guest of a CPU came to its end; it is switched off from outside, which costs nothing."""
         m, vcpu = self.engine.cpus[cpu], self.current(cpu)
         with quiet():
@@ -104,7 +113,7 @@ class Monitor:
         """The VM of a CPU, and why it ended."""
         return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
 
-    def death(self, vcpu: Vcpu) -> str:
+    def death(self, vcpu: VirtualCpu) -> str:
         """Why a VM ended; empty while it runs."""
         code = self.word(vcpu, "DEATH")
         text = at.DEATHS.get(code, "")
@@ -132,6 +141,14 @@ class Monitor:
         """What the monitor counted, over all guests."""
         names = ("traps", "system_calls", "injected", "switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
+
+    def software(self) -> dict[str, int] | None:
+        """What a software CPU counted; None where the processor executes the guests."""
+        return None
+
+    def hook(self, cpu: int, number: int) -> None:
+        """A hook that a program of this monitor leaves to the platform: it has none."""
+        raise ModelError("a monitor asked for a hook of the platform", {"cpu": cpu, "number": number})
 
     def translations(self) -> dict[str, int] | None:
         """What the binary translator counted, over all guests; None where kernels run as they are."""
@@ -174,8 +191,9 @@ def build_monitor(
         ram = VmMemory(engine, guest.memory, window, None, at.RAM, KERNEL_PAGE | e.PTE_NO_EXECUTE)
         ram.back_all(mem.PAGE_BYTES)
         part = Vcpu(
-            name=guest.name, cpu=guest.cpu, page=pages[n], data=data[n], root=window, memory=ram, shadow=shadows[n]
-        )
+            name=guest.name, cpu=guest.cpu, page=pages[n], data=data[n], root=window, memory=ram, shadow=shadows[n],
+            devices=guest.devices,
+        )  # fmt: skip
         vcpus.append(part)
     monitor, handlers = _place(host, vmm, vcpus, host.address(table), translates)
     host.store_many(table, np.array([mem.signed(monitor.program.labels[name]) for name in handlers], np.int64))
@@ -231,8 +249,10 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     """The structure of a vCPU, its memory slots, MSRs and pool of shadow pages."""
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
     slots = [word for first, end in gfn_ranges(vcpu.memory.size) for word in (first << 12, end << 12, at.RAM, 0)]
-    msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, 0))]
-    for offset, row in ((SLOTS, slots), (MSRS, msrs)):
+    machine = {index: processor_msr(host.engine, vcpu.cpu, index) for index in STORED_MSRS}
+    msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, machine[index]))]
+    ports = [word for row in port_entries(vcpu.devices) for word in row]
+    for offset, row in ((SLOTS, slots), (MSRS, msrs), (PORTS, ports)):
         for n, value in enumerate(row):
             host.store(data + offset + 8 * n, value)
     fill_pool(
@@ -247,7 +267,8 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
         "EFER": start.efer, "STAR": start.msrs[STAR], "LSTAR": start.msrs[LSTAR], "FMASK": start.msrs[FMASK],
         "TR_BASE": start.tr_base, "MODE": mode_of(start), "POOL": host.address(vcpu.shadow.block),
         "TOP": host.address(vcpu.root.root), "SLOTS": data + SLOTS, "SLOT_ENTRIES": len(slots) // 4,
-        "TIMER_LVT": 1 << 16, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
+        "TIMER_LVT": 1 << 16, "PORTS": data + PORTS, "PORT_ENTRIES": len(ports) // 3,
+        "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
     }  # fmt: skip
     for name, value in values.items():
         host.store(here + at.V[name], value)
@@ -258,6 +279,13 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     for n, value in enumerate((at.GUEST_DATA, start.rsp, flags, at.GUEST_CODE, start.rip)):
         host.store(here - 8 * (n + 1), value)
     host.store(data + TSS + 8, here)
+
+
+def processor_msr(engine: Engine, cpu: int, index: int) -> int:
+    """What an MSR of the processor holds, as its guest is to find it; 0 where it has none."""
+    with quiet():
+        slot = int(msr_slot(engine.arena, index))
+    return int(engine.cpus[cpu][slot]) if slot >= 0 else 0
 
 
 def _boot(monitor: Monitor, vcpu: Vcpu, start: Start) -> None:

@@ -25,6 +25,7 @@ from vtsim.vmm.monitor import virtual_state as state
 from vtsim.vmm.monitor.entry import FROM_USER, GENERAL_PROTECTION, X2APIC_SELF_IPI, enter_flags, restore
 from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_RSP, F_SS, V, saved, vcpu
 from vtsim.vmm.monitor.memory import ALL, count, die, hook
+from vtsim.vmm.programs.ports import DEVICE_WORDS, WINDOW, read_window
 
 Emulator = Callable[[Assembler], None]
 
@@ -236,23 +237,57 @@ def software_interrupt(a: Assembler) -> None:
 
 
 def port_in(a: Assembler) -> None:
-    """IN from a port that nobody gave the guest: all ones."""
+    """IN: from a port device of the table; a port that nobody gave the guest reads as ones. RDX is the width."""
     a.activity = ops.DEVICE_EMULATION
-    a.ld(RAX, saved(RAX))
-    a.cmp(RDX, 4)
-    a.jcc(ops.CC_Z, "in_long")
-    a.cmp(RDX, 2)
-    a.jcc(ops.CC_Z, "in_word")
-    a.or_(RAX, 0xFF)
-    a.jmp("in_done")
-    a.label("in_word")
-    a.or_(RAX, 0xFFFF)
-    a.jmp("in_done")
-    a.label("in_long")
-    a.mov(RAX, 0xFFFF_FFFF)
-    a.label("in_done")
-    a.st(saved(RAX), RAX)
+    a.copy(RBX, RDX)
+    a.ld(RSI, saved(RDX, 2))
+    find_port(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "in_absent")
+    a.ld(RCX, Mem(RAX, 8))
+    a.cmp(RCX, WINDOW)
+    a.jcc(ops.CC_Z, "in_window")
+    a.ld(RAX, Mem(RAX, 16))
+    a.jmp("in_value")
+    a.label("in_window")
+    read_window(a, "in", find_port)
+    a.jmp("in_value")
+    a.label("in_absent")
+    a.mov(RAX, -1)
+    a.label("in_value")
+    a.ld(RCX, saved(RDX, 2))
+    a.mov(RDX, ops.IN)
+    for size in (1, 2, 4):
+        a.cmp(RBX, size)
+        a.jcc(ops.CC_NZ, f"in_not_{size}")
+        a.and_(RAX, (1 << 8 * size) - 1)
+        a.hook(hooks.SHOW)
+        if size == 4:
+            a.st(saved(RAX), RAX)
+        else:
+            a.st(saved(RAX, size), RAX)
+        a.label(f"in_not_{size}")
     a.jmp("skip")
+
+
+def port_out(a: Assembler) -> None:
+    """OUT: to a port device of the table; else nobody hears it. RDX is the width."""
+    a.activity = ops.DEVICE_EMULATION
+    a.ld(RSI, saved(RDX, 2))
+    find_port(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "skip")
+    a.ld(RCX, saved(RAX, 4))
+    a.st(Mem(RAX, 16), RCX)
+    a.jmp("skip")
+
+
+def find_port(a: Assembler) -> None:
+    """RAX <- entry of the table of port devices for RSI, or 0; RCX RDX RDI change."""
+    a.ld(RDI, vcpu("PORTS"))
+    a.ld(RDX, vcpu("PORT_ENTRIES"))
+    a.mov(RCX, DEVICE_WORDS)
+    a.hook(hooks.FIND)
 
 
 def subroutines(a: Assembler) -> None:
@@ -288,7 +323,7 @@ KERNEL: Final[Mapping[int, Emulator]] = {   # of the guest's kernel
     ops.MOV_FROM_DR: state.move_from_dr, ops.MOV_TO_DR: state.move_to_dr,
     ops.INVLPG: invlpg, ops.INVPCID: invpcid, ops.WBINVD: nothing, ops.INVD: nothing, ops.XSETBV: nothing,
     ops.SYSRET: sysret, ops.IRET: iret, ops.INT: software_interrupt,
-    ops.IN: port_in, ops.OUT: nothing, ops.RDMSR: state.read_msr, ops.WRMSR: state.write_msr,
+    ops.IN: port_in, ops.OUT: port_out, ops.RDMSR: state.read_msr, ops.WRMSR: state.write_msr,
     ops.LGDT: for_field(state.load_table, "GDTR"), ops.LIDT: for_field(state.load_table, "IDTR"),
 }
 SENSITIVE: Final[Mapping[int, Emulator]] = {   # of kernel and processes, on an ISA where they trap

@@ -29,6 +29,16 @@ READ_ALSO: Final = (X2APIC_CURRENT, 0x10)
 KEPT: Final = {0xC0000081: "STAR", 0xC0000082: "LSTAR", 0xC0000084: "FMASK", X2APIC_TPR: "CR8"}
 
 
+WORDS: Final = {"LDTR": ops.SLDT, "TR": ops.STR, "CR0": ops.SMSW}
+
+
+def show(a: Assembler, op: int) -> None:
+    """The guest sees RAX, by an operation. RCX and RDX change."""
+    a.mov(RCX, 0)
+    a.mov(RDX, op)
+    a.hook(hooks.SHOW)
+
+
 def move_from_cr(a: Assembler) -> None:
     """MOV from CR: what the guest believes."""
     for number in (0, 2, 3, 4, 8):
@@ -149,6 +159,15 @@ def read_msr(a: Assembler) -> None:
     a.shl(RAX, 32)
     a.shr(RAX, 32)
     a.label("msr_halves")
+    a.copy(RBX, RDX)
+    a.shl(RDX, 32)
+    a.or_(RAX, register=RDX)
+    a.mov(RDX, ops.RDMSR)
+    a.ld(RCX, saved(RCX, 4))
+    a.hook(hooks.SHOW)
+    a.shl(RAX, 32)
+    a.shr(RAX, 32)
+    a.copy(RDX, RBX)
     a.st(saved(RAX), RAX)
     a.st(saved(RDX), RDX)
     a.jmp("skip")
@@ -224,14 +243,16 @@ def store_table(a: Assembler, field: str) -> None:
     a.st(Mem(RAX), RCX)
     a.st(Mem(RAX, 8), RDX)
     a.copy(RAX, RDX)
-    a.hook(hooks.SHOW)
+    show(a, ops.SGDT if field == "GDTR" else ops.SIDT)
     a.jmp("skip")
 
 
 def store_word(a: Assembler, field: str) -> None:
     """SLDT, STR or SMSW, where they trap."""
     a.ld(RAX, vcpu(field))
-    a.hook(hooks.SHOW)
+    a.copy(RSI, RCX)
+    show(a, WORDS[field])
+    a.copy(RCX, RSI)
     a.jmp("put_register")
 
 

@@ -13,7 +13,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import apic, hooks
 from vtsim.cpu.slots import R12, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import several
+from vtsim.vmm.programs import posted, several
 from vtsim.vmm.programs.events import request
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
@@ -85,7 +85,7 @@ def write(a: Assembler, path: Path) -> None:
     a.label("apic_self")
     a.copy(RSI, RAX)
     a.and_(RSI, 0xFF)
-    a.lea(RDI, vcpu("IRR"))
+    a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     request(a)
     a.label("apic_written")

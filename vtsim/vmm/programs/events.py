@@ -12,12 +12,14 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RCX, RDI, RDX, RSI
 from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import posted
 from vtsim.vmm.programs.daemons import what_may_be_due
 from vtsim.vmm.programs.words import VALID, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 RF_IF = 1 << 9
 BLOCKING_BY_STI_AND_MOV_SS = 3
+ASSIGNED_BYTES = 16  # of a device that is assigned: linear address of its vCPU, vector
 
 
 def evaluate(a: Assembler, path: Path) -> None:
@@ -39,6 +41,36 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.ld(RCX, vcpu("PENDING"))
     a.test(RCX, VALID)
     a.jcc(ops.CC_NZ, "inject_pending")
+    if path.vmm.apicv:
+        posted.evaluate(a, path)
+    else:
+        _choose_interrupt(a, path)
+
+    a.label("inject_pending")
+    a.ld(RAX, vcpu("PENDING_ERROR"))
+    a.vmwrite("ENTRY_EXCEPTION_ERROR_CODE", RAX)
+    a.ld(RAX, vcpu("PENDING_LENGTH"))
+    a.vmwrite("ENTRY_INSTRUCTION_LENGTH", RAX)
+    a.vmwrite("ENTRY_INTERRUPTION_INFORMATION", RCX)
+    zero(a, RAX)
+    a.st(vcpu("PENDING"), RAX)
+    if path.vmm.apicv:
+        posted.evaluate(a, path)
+        return
+    a.lea(RDI, vcpu("IRR"))
+    a.hook(hooks.HIGHEST_BIT)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_S, "requests_done")
+    a.label("open_window")
+    a.ld(RAX, vcpu("PRIMARY"))
+    a.or_(RAX, b.INTERRUPT_WINDOW_EXITING)
+    a.st(vcpu("PRIMARY"), RAX)
+    a.vmwrite("PRIMARY_PROC_CONTROLS", RAX)
+    a.jmp("requests_done")
+
+
+def _choose_interrupt(a: Assembler, path: Path) -> None:
+    """Inject the highest requested vector if the guest can take it, or find out when it can."""
     a.call("pending_vector")
     a.test(R12, register=R12)
     a.jcc(ops.CC_S, "requests_done")
@@ -70,31 +102,16 @@ def evaluate(a: Assembler, path: Path) -> None:
         a.vmwrite("TPR_THRESHOLD", R13)
     a.jmp("requests_done")
 
-    a.label("inject_pending")
-    a.ld(RAX, vcpu("PENDING_ERROR"))
-    a.vmwrite("ENTRY_EXCEPTION_ERROR_CODE", RAX)
-    a.ld(RAX, vcpu("PENDING_LENGTH"))
-    a.vmwrite("ENTRY_INSTRUCTION_LENGTH", RAX)
-    a.vmwrite("ENTRY_INTERRUPTION_INFORMATION", RCX)
-    zero(a, RAX)
-    a.st(vcpu("PENDING"), RAX)
-    a.lea(RDI, vcpu("IRR"))
-    a.hook(hooks.HIGHEST_BIT)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_S, "requests_done")
-    a.label("open_window")
-    a.ld(RAX, vcpu("PRIMARY"))
-    a.or_(RAX, b.INTERRUPT_WINDOW_EXITING)
-    a.st(vcpu("PRIMARY"), RAX)
-    a.vmwrite("PRIMARY_PROC_CONTROLS", RAX)
-    a.jmp("requests_done")
-
 
 def pending_vector(a: Assembler, path: Path) -> None:
     """Subroutine: R12 the highest requested vector or -1, R13 its class, R14 the processor's class.
 
     SDM: "Interrupt, Task, and Processor Priority".
     """
+    if path.vmm.apicv:
+        posted.pending(a, path)
+        posted.take_posted(a, path)
+        return
     a.label("pending_vector")
     a.lea(RDI, vcpu("IRR"))
     a.hook(hooks.HIGHEST_BIT)
@@ -185,11 +202,21 @@ def external_interrupt(a: Assembler, path: Path) -> None:
     a.op(ops.CALL_REG, RAX)
 
 
+def from_device(a: Assembler, path: Path, number: int) -> None:
+    """Part of the host's interrupt handler: a device that is assigned to a VM has a vector for its vCPU."""
+    a.mov(RDI, path.addresses["assigned"] + ASSIGNED_BYTES * number)
+    a.ld(R15, Mem(RDI))
+    a.ld(RSI, Mem(RDI, 8))
+    a.lea(RDI, vcpu("IRR"))
+    a.hook(hooks.SET_BIT)
+    a.call("wake")
+
+
 def wire(a: Assembler, path: Path) -> None:
     """Part of the host's interrupt handler: an outside device's message is a vector for the vCPU of this CPU."""
     a.ld(R15, cpu("CURRENT"))
     a.mov(RDI, path.addresses["wire"])
     a.ld(RSI, Mem(RDI))
-    a.lea(RDI, vcpu("IRR"))
+    a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     a.call("wake")

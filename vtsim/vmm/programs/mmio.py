@@ -19,6 +19,7 @@ from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -94,6 +95,9 @@ def emulator(a: Assembler, path: Path) -> None:
     a.shr(RCX, 12)
     a.cmp(RCX, LOCAL_APIC)
     a.jcc(ops.CC_Z, "local_apic")
+    if "viommu" in path.addresses:
+        a.cmp(RCX, at.UNIT_FRAME)
+        a.jcc(ops.CC_Z, "viommu")
     a.cmp(RCX, IO_APIC)
     a.jcc(ops.CC_NZ, "memory_request")
     a.ld(RDI, vcpu("IO_APIC_PAGE"))
@@ -133,6 +137,8 @@ def emulator(a: Assembler, path: Path) -> None:
     a.ld(RCX, vcpu("DECODED", 0))
     a.st(Mem(R15, at.V["REGISTERS"], index=RCX, scale=8), RAX)
     a.jmp("skip_decoded")
+    if "viommu" in path.addresses:
+        viommu.registers(a, path)
     fetch(a, path)
 
 

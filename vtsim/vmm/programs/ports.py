@@ -5,17 +5,19 @@ SDM: "Exit Qualification for I/O Instructions".
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, WINDOW_KEY, configuration
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import saved, vcpu
 from vtsim.vmm.registry import Path
 
-LATCH, COUNTER, CONFIG = range(3)  # CONFIG: a window to configuration space, see the kvm personality
+LATCH, COUNTER, CONFIG, WINDOW = range(4)  # CONFIG: the host bridge of the kvm personality; WINDOW: see vmm.pci
 DEVICE_WORDS: Final = 3  # port, kind, value
 PM_TIMER_HZ: Final = 3_579_545
 COUNTER_BITS: Final = 24
@@ -30,6 +32,15 @@ DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
 # fmt: on
 
 
+def port_entries(devices: Sequence[str]) -> list[tuple[int, int, int]]:
+    """The table of a VM's devices: port or configuration address, kind, value."""
+    rows = [(port, kind, 0) for name in devices for port, kind in DEVICES.get(name, ())]
+    space = configuration(devices)
+    if space:
+        rows += [(ADDRESS_PORT, LATCH, 0), (DATA_PORT, WINDOW, 0)]
+    return rows + [(WINDOW_KEY | at, LATCH, value) for at, value in space.items()]
+
+
 def decode(a: Assembler) -> None:
     """R12 <- exit qualification, RBX <- bytes, RCX <- port."""
     a.vmread(R12, "EXIT_QUALIFICATION")
@@ -40,9 +51,17 @@ def decode(a: Assembler) -> None:
     a.shr(RCX, 16)
 
 
-def read_device(a: Assembler, path: Path, name: str) -> None:
-    """RAX <- what the device whose table entry is at RAX reads as; RCX RDX change."""
+def read_device(a: Assembler, path: Path, name: str, find: Callable[[Assembler], None]) -> None:
+    """RAX <- what the device whose table entry is at RAX reads as; RCX RDX change, and what `find` changes.
+
+    `find` writes: RAX <- the entry of the same table for RSI, or 0.
+    """
     a.ld(RCX, Mem(RAX, 8))
+    a.cmp(RCX, WINDOW)
+    a.jcc(ops.CC_NZ, f"{name}_no_window")
+    read_window(a, name, find)
+    a.jmp(f"{name}_value")
+    a.label(f"{name}_no_window")
     a.cmp(RCX, COUNTER)
     a.jcc(ops.CC_Z, f"{name}_counter")
     a.ld(RAX, Mem(RAX, 16))
@@ -52,6 +71,22 @@ def read_device(a: Assembler, path: Path, name: str) -> None:
     multiply(a, PM_TIMER_HZ, path.profile.clock_hz)
     a.and_(RAX, (1 << COUNTER_BITS) - 1)
     a.label(f"{name}_value")
+
+
+def read_window(a: Assembler, name: str, find: Callable[[Assembler], None]) -> None:
+    """RAX <- the register of configuration space that the address port names, or ones."""
+    a.mov(RSI, ADDRESS_PORT)
+    find(a)
+    a.ld(RSI, Mem(RAX, 16))
+    a.mov(RDX, WINDOW_KEY)
+    a.or_(RSI, register=RDX)
+    find(a)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, f"{name}_register")
+    a.mov(RAX, -1)
+    a.jmp(f"{name}_value")
+    a.label(f"{name}_register")
+    a.ld(RAX, Mem(RAX, 16))
 
 
 def multiply(a: Assembler, numerator: int, denominator: int) -> None:
@@ -108,7 +143,7 @@ def in_hypervisor(a: Assembler, path: Path) -> None:
     a.st(Mem(RAX, 16), RCX)
     a.jmp("skip")
     a.label("port_in")
-    read_device(a, path, "port")
+    read_device(a, path, "port", find_entry)
     a.label("port_answer")
     merge(a, "port")
     a.jmp("skip")
@@ -122,6 +157,11 @@ def in_hypervisor(a: Assembler, path: Path) -> None:
 def find_port(a: Assembler) -> None:
     """RAX <- entry of the hypervisor's port table for RCX, or 0; RDI RSI RDX RCX change."""
     a.copy(RSI, RCX)
+    find_entry(a)
+
+
+def find_entry(a: Assembler) -> None:
+    """RAX <- entry of the hypervisor's port table for RSI, or 0; RDI RDX RCX change."""
     a.ld(RDI, vcpu("PORTS"))
     a.ld(RDX, vcpu("PORT_ENTRIES"))
     a.mov(RCX, DEVICE_WORDS)
@@ -138,7 +178,7 @@ def memory_in_hypervisor(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "memory_absent")
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "memory_write")
-    read_device(a, path, "memory")
+    read_device(a, path, "memory", find_entry)
     a.jmp("load_completed")
     a.label("memory_write")
     a.st(Mem(RAX, 16), R14)

@@ -11,7 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDX, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import several
+from vtsim.vmm.programs import posted, several
 from vtsim.vmm.programs.daemons import daemons
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs
 from vtsim.vmm.programs.timer import MSR_LVT_TIMER
@@ -98,6 +98,7 @@ def halt(a: Assembler, path: Path) -> None:
     a.st_value(vcpu("REQUEST"), at.REQUEST_EVENTS)
     a.jmp("go_on")
     a.label("halt_block")
+    posted.notify_here(a, path, at.KICK_VECTOR)
     a.st_value(vcpu("STATE"), at.HALTED)
     if path.several:
         several.after_halting(a, path)

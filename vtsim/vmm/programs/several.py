@@ -20,10 +20,11 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import posted
+from vtsim.vmm.programs.posted import MSR_ICR
 from vtsim.vmm.programs.words import count, cpu, set_bit, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
-MSR_ICR: Final = 0x830
 SHORTHAND: Final = 3 << 18
 TO_ITSELF, TO_ALL = 1 << 18, 2 << 18
 
@@ -77,6 +78,7 @@ def before_entry(a: Assembler, path: Path) -> None:
         a.ld(RAX, vcpu("ASKED"))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NZ, "asked")
+        posted.jump_if_posted(a, path, "asked")
 
 
 def subroutines(a: Assembler, path: Path) -> None:
@@ -100,6 +102,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     zero(a, RAX)
     a.sub(RAX, register=RBX)
     a.xadd(vcpu("ASKED"), RAX)
+    posted.no_longer_outstanding(a, path)
     set_bit(a, vcpu("REQUEST"), at.REQUEST_EVENTS)
     a.jmp("reenter")
     a.label("asked_end")
@@ -176,7 +179,7 @@ def kicked(a: Assembler, path: Path) -> None:
     a.ld(R13, cpu("COUNT"))
     a.label("kicked_next")
     a.ld(R15, Mem(R12, at.C["LIST"]))
-    _asked_to_run(a, "kicked_wake")
+    _asked_to_run(a, path, "kicked_wake")
     a.jmp("kicked_seen")
     a.label("kicked_wake")
     a.call("wake")
@@ -186,18 +189,20 @@ def kicked(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "kicked_next")
 
 
-def _asked_to_run(a: Assembler, then: str) -> None:
+def _asked_to_run(a: Assembler, path: Path, then: str) -> None:
     for word in ("ASKED_EVENTS", "ASKED_END"):
         a.ld(RAX, vcpu(word))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NZ, then)
+    posted.jump_if_posted(a, path, then)
 
 
 def after_halting(a: Assembler, path: Path) -> None:
     """The vCPU has just said that it is halted: unless somebody had left word before he could see that."""
-    _asked_to_run(a, "halt_over")
+    _asked_to_run(a, path, "halt_over")
     a.jmp("schedule")
     a.label("halt_over")
+    posted.notify_here(a, path, at.POSTED_VECTOR)
     a.st_value(vcpu("STATE"), at.RUNNABLE)
     a.jmp("go_on")
 
@@ -227,7 +232,10 @@ def command(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "command_other")
     a.label("command_send")
     work(a, path, "send_interrupt")
-    send(a)
+    if path.vmm.apicv:
+        posted.send(a, path)
+    else:
+        send(a)
     a.label("command_other")
     a.ld(RDI, Mem(RDI, at.V["PEER"]))
     a.label("command_look")

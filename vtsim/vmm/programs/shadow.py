@@ -302,7 +302,6 @@ def drop_address(a: Assembler, path: Path, address: int) -> None:
 def invlpg(a: Assembler, path: Path) -> None:
     """INVLPG: the entry of a table that is out of sync is read again, and the translation goes."""
     a.activity = ops.MEMORY_MANAGEMENT
-    agile.look(a, path, "invlpg")
     work(a, path, "invlpg")
     a.vmread(RSI, "EXIT_QUALIFICATION")
     a.copy(R13, RSI)

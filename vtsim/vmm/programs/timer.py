@@ -8,14 +8,17 @@ Not modelled: hrtimer trees; a timer interrupt for a vCPU that runs on another C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import several
+from vtsim.vmm.programs import posted, several
 from vtsim.vmm.programs.daemons import Daemon, daemons
-from vtsim.vmm.programs.events import request, wire
+from vtsim.vmm.programs.events import from_device, request, wire
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -72,14 +75,18 @@ def program_timer(a: Assembler, path: Path) -> None:
 
 
 def interrupt_handlers(a: Assembler, path: Path) -> None:
-    """What the host's IDT leads to: `timer_interrupt`, `wire_interrupt`, and `kick_…` and `disk_…` if need be."""
-    bodies = {"timer_interrupt": expire, "wire_interrupt": wire}
+    """What the host's IDT leads to: `timer_…`, `wire_interrupt`, and `kick_…`, `disk_…`, `device_…` if need be."""
+    bodies: dict[str, Callable[[Assembler, Path], None]] = {"timer_interrupt": expire, "wire_interrupt": wire}
     if path.several:
         bodies["kick_interrupt"] = several.kicked
+    if path.vmm.apicv:
+        bodies["posted_interrupt"] = posted.notified
     if path.vmm.swap.on:
         from vtsim.vmm.programs import swap  # which needs this module
 
         bodies["disk_interrupt"] = swap.complete
+    for number in range(path.addresses.get("assigned_count", 0)):
+        bodies[f"device_interrupt_{number}"] = partial(from_device, number=number)
     for name, body in bodies.items():
         a.label(name)
         a.activity = ops.INTERRUPT_PATH
@@ -137,7 +144,7 @@ def expire(a: Assembler, path: Path) -> None:
     a.test(RSI, MASKED)
     a.jcc(ops.CC_NZ, "expire_later")
     a.and_(RSI, 0xFF)
-    a.lea(RDI, vcpu("IRR"))
+    a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     a.call("wake")
     a.label("expire_later")
@@ -246,6 +253,7 @@ def wake(a: Assembler, path: Path) -> None:
     a.cmp(RAX, at.HALTED)
     a.jcc(ops.CC_NZ, "awake")
     work(a, path, "wake_up")
+    posted.notify_here(a, path, at.POSTED_VECTOR)
     a.st_value(vcpu("STATE"), at.RUNNABLE)
     want_cpu(a)
     a.label("awake")

@@ -19,13 +19,15 @@ class Technique:
 
     `build` lays the hypervisor and its guests into an engine (None: there is no hypervisor). `paging` is what
     `vmm.paging` can be; empty: what the processor has. A technique that is `deprivileged` runs the guest's kernel in
-    ring 3 of root operation and uses nothing of VT-x.
+    ring 3 of root operation and uses nothing of VT-x. One that is `in_software` executes no instruction of the guest
+    itself, so that the guest may be of another instruction set.
     """
 
     meaning: str
     build: Callable[..., Any] | None
     paging: tuple[str, ...] = ()
     deprivileged: bool = False
+    in_software: bool = False
 
 
 techniques: Final[Registry[str, Technique]] = Registry("technique")

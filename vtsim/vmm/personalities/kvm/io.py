@@ -13,7 +13,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, RAX, RBX, RCX, RDI, RDX
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs.ports import decode, find_port, load_by_size, merge, read_device
+from vtsim.vmm.programs.ports import decode, find_entry, find_port, load_by_size, merge, read_device
 from vtsim.vmm.programs.words import saved, vcpu, work
 from vtsim.vmm.registry import Path
 
@@ -40,7 +40,7 @@ def port(a: Assembler, path: Path) -> None:
     a.st(Mem(RAX, 16), RCX)
     a.jmp("skip")
     a.label("kernel_port_in")
-    read_device(a, path, "kernel_port")
+    read_device(a, path, "kernel_port", find_entry)
     a.label("port_completed")
     merge(a, "kernel_port")
     a.jmp("skip")

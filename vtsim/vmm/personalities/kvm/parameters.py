@@ -79,6 +79,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "misconfiguration":    _length(80, "handle_ept_misconfig, handle_mmio_page_fault"),
     "emulate":             _length(500, "x86_emulate_instruction: decode, execute, write back; fetch apart", SIZE),
     "retry":               _length(150, "x86_decode_instruction and retry_instruction", SIZE),
+    "map_dma":             _length(600, "vfio_iommu_type1 for one page: its tree of mappings, iommu_map"),
     "in_kernel_device":    _length(60, "kvm_io_bus_read, kvm_io_bus_write, and a device behind it"),
     "port":                _length(60, "handle_io, kvm_fast_pio"),
     "string_port":         _length(400, "emulator for INS and OUTS", SIZE),

@@ -108,7 +108,7 @@ def process(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "user_write")
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "user_absent")
-    read_device(a, path, "user_read")
+    read_device(a, path, "user_read", _find_register)
     a.jmp("user_answer")
     a.label("user_absent")
     a.mov(RAX, -1)

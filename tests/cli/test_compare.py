@@ -1,0 +1,72 @@
+"""`vtsim compare`: every technique that a scenario can have, side by side; the others with their reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import attrs
+
+from vtsim.vmm.techniques import techniques
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Engine, Outcome
+
+Command = Callable[..., "Outcome"]
+
+
+def test_all_techniques_run_once_each_and_native_first(vtsim: Command, engine: Engine, scenario: str) -> None:
+    engine.result = attrs.evolve(engine.result, stopped={})
+    done = vtsim("compare", scenario, "--json")
+    found = json.loads(done.out)
+
+    assert done.status == 0
+    ran = [one.vmm.technique for one in engine.scenarios]
+    assert ran[0] == "native"
+    assert sorted(ran) == sorted(found["techniques"])
+    assert sorted([*found["techniques"], *found["refused"]]) == sorted(techniques)
+    assert found["techniques"]["native"]["slowdown"] == 1
+
+
+def test_a_technique_that_cannot_have_the_scenario_is_listed_with_its_reason(
+    vtsim: Command, engine: Engine, scenario: str
+) -> None:
+    done = vtsim(
+        "compare", scenario, "--techniques", "hardware,trap-and-emulate", "--set", "vms.0.guest.kernel.paging_levels=5",
+        "--set", "machine.cpu={features.la57: true, vmx.generation: ice-lake-sp}",
+    )  # fmt: skip
+
+    assert done.status == 0
+    assert "trap-and-emulate does not apply: technique 'trap-and-emulate' has shadow tables" in done.out
+    assert [one.vmm.technique for one in engine.scenarios] == ["native", "hardware"]
+
+
+def test_what_a_file_says_of_vt_x_does_not_keep_other_techniques_away(
+    vtsim: Command, engine: Engine, scenario: str
+) -> None:
+    vtsim("compare", scenario, "--techniques", "hardware,binary-translation", "--set", "vmm.paging=ept")
+
+    assert [one.vmm.paging for one in engine.scenarios] == ["none", "ept", "shadow"]
+
+
+def test_an_unknown_technique_is_refused_with_what_was_probably_meant(vtsim: Command, scenario: str) -> None:
+    done = vtsim("compare", scenario, "--techniques", "native,hardwear")
+
+    assert done.status == 2
+    assert done.err == "--techniques: unknown technique 'hardwear'\n help: did you mean 'hardware'?\n"
+
+
+def test_the_drawing_has_a_bar_for_each_technique(
+    vtsim: Command, engine: Engine, scenario: str, tmp_path: Path
+) -> None:
+    plot = tmp_path / "bars.svg"
+    done = vtsim("compare", scenario, "--techniques", "native,hardware", "--plot", str(plot))
+    root = ElementTree.fromstring(plot.read_text(encoding="utf-8"))
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+
+    assert done.err == f"wrote {plot}\n"
+    assert {"native", "hardware"} <= set(texts)
+    assert vtsim("compare", scenario, "--plot", "bars.png").err.startswith("--plot: 'bars.png' is no SVG file")

@@ -1,0 +1,77 @@
+"""`vtsim verdict` and `vtsim compare --equivalence`: what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+from tests.study.test_verdict import found as example
+from vtsim.cli import verdict as command
+from vtsim.study.verdict import Verdict, verdict_text
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Outcome
+
+Command = Callable[..., "Outcome"]
+TEXT = """
+machine: {memory: 256 MiB, devices: [vga]}
+vmm: {personality: minimal}
+vms:
+  - memory: 16 MiB
+    devices: [vga]
+    guest:
+      kernel: {tick: off}
+      processes: [{phases: [{primitive: cpuid, iterations: 1}]}]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    (tmp_path / "s.yaml").write_text(TEXT, encoding="utf-8")
+    return str(tmp_path / "s.yaml")
+
+
+def test_a_comparison_ends_with_0_where_guests_see_the_same_and_with_1_where_they_do_not(
+    vtsim: Command, file: str, tmp_path: Path
+) -> None:
+    same = vtsim("compare", file, "--equivalence", "--json")
+    (tmp_path / "t.yaml").write_text(TEXT.replace("devices: [vga]\n    guest", "guest"), encoding="utf-8")
+    other = vtsim("compare", file, str(tmp_path / "t.yaml"), "--equivalence")
+
+    assert (same.status, json.loads(same.out)["equivalent"]) == (0, True)
+    assert other.status == 1
+    assert "VGA controller (Bochs display), 1234:1111" in other.out
+
+
+def test_a_second_file_goes_with_equivalence_only(vtsim: Command, file: str) -> None:
+    assert vtsim("compare", file, file).status == 2
+
+
+def test_a_verdict_is_printed_as_text_or_json_and_is_the_exit_status(
+    vtsim: Command, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def judge(scenario: object, thresholds: object, *, progress: object) -> Verdict:
+        given.append(thresholds)
+        return example()
+
+    monkeypatch.setattr(command, "judge", judge)
+    text = vtsim("verdict", file, "--threshold", "efficiency=0.9")
+    data = vtsim("verdict", file, "--json")
+
+    assert (text.status, text.out) == (1, verdict_text(example()))
+    assert verdict_text(Verdict.from_dict(json.loads(data.out))) == text.out
+    assert given[0] == attrs.evolve(given[1], efficiency=0.9)
+
+
+def test_a_misspelt_threshold_ends_with_2(vtsim: Command, file: str) -> None:
+    done = vtsim("verdict", file, "--threshold", "confidance=0.9")
+
+    assert done.status == 2
+    assert "did you mean 'confidence'?" in done.err

@@ -1,0 +1,184 @@
+"""What guests see in two runs is compared, and the first difference is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vtsim.config import parse_scenario, resolve
+from vtsim.cpu import ops as o
+from vtsim.cpu.kernels import digest as d
+from vtsim.cpu.kernels.digest import mix
+from vtsim.cpu.visible import LEFT_OUT, page
+from vtsim.platform.spec import Scenario
+from vtsim.platform.witness import APPLICATION, Seen, Stream, Wanted, Witnessed
+from vtsim.study import equivalence as e
+from vtsim.study.run import without_hypervisor
+from vtsim.vmm import build, pci
+
+TEXT = """
+machine: {memory: 256 MiB, devices: [vga, pro-1000, piix4-ide]}
+vmm: {technique: hardware, personality: minimal}
+vms:
+  - memory: 64 MiB
+    devices: [vga, pro-1000, piix4-ide]
+    guest:
+      kernel: {tick: 200 us}
+      processes:
+        - phases:
+            - {primitive: rdtsc, iterations: 2}
+            - {primitive: cpuid, iterations: 1}
+            - {primitive: rdmsr, msr: 0x1a0, iterations: 1}
+            - {primitive: syscall, iterations: 2}
+"""
+WAYS = {
+    "VT-x with EPT": (),
+    "hosted, shadow paging": ("vmm.personality=kvm", "vmm.paging=shadow"),
+    "binary translation": ("vmm.technique=binary-translation",),
+    "trap and emulate on an ISA that traps": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
+}
+
+
+def scenario(*sets: str) -> Scenario:
+    return resolve(parse_scenario(TEXT, list(sets)), "test")
+
+
+def against_native(*sets: str) -> e.Equivalence:
+    there = scenario(*sets)
+    return e.compare(without_hypervisor(there), there)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_guest_sees_the_same_hardware_and_results_under_every_technique_that_shows_it_the_same(way: str) -> None:
+    found = against_native(*WAYS[way])
+
+    assert found.differences == ()
+    assert found.equivalent
+    assert found.left_out == ()
+    # three system calls that are phases of the kernel or return to the process, four registers of a CPUID
+    assert found.compared[APPLICATION] >= 3 + 4
+    # vendor, class and subsystem of three devices, and 29 places where there is none
+    assert found.compared["kernel"] >= 3 * 3 + 29
+
+
+def test_another_device_is_a_difference_that_names_both_devices() -> None:
+    found = against_native("vms.0.devices=[vga, rtl8111e, piix4-ide]")
+
+    (difference,) = found.differences
+    assert not found.equivalent
+    assert difference.stream == "kernel"
+    assert difference.operation == "IN from port 0xcfc, device 00:02.0 register 0x00"
+    assert difference.place.startswith("guest kernel, probe_00")
+    assert (difference.first, difference.second) == (
+        "Intel PRO/1000 MT Desktop (82540EM), 8086:100e",
+        "Realtek RTL8111E Gigabit Ethernet, 10ec:8168",
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "first", "second"),
+    [
+        ("[vga, pro-1000]", "Intel 82371AB PIIX4 IDE, 8086:7111", "no device"),
+        ("[vga, pro-1000, piix4-ide, ahci]", "no device", "Intel 82801IR (ICH9R) SATA AHCI, 8086:2922"),
+    ],
+)
+def test_a_device_that_is_missing_or_too_many_is_a_difference(shown: str, first: str, second: str) -> None:
+    (difference,) = against_native(f"vms.0.devices={shown}").differences
+
+    assert (difference.first, difference.second) == (first, second)
+
+
+def test_the_order_of_devices_is_seen() -> None:
+    assert not against_native("vms.0.devices=[pro-1000, vga, piix4-ide]").equivalent
+
+
+def test_a_planted_value_of_one_register_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brand string of the VM differs in its sixth character: EBX of the first of its leaves."""
+    real = build.cpuid_entries
+
+    def planted(*arguments: object) -> object:
+        rows = real(*arguments)  # type: ignore[arg-type]
+        for row in rows:
+            if row[0] == 0x80000002:
+                row[5] ^= 1 << 8
+        return rows
+
+    monkeypatch.setattr(build, "cpuid_entries", planted)
+    (difference,) = against_native().differences
+
+    assert difference.operation == "CPUID leaf 0x80000002, EBX"
+    assert int(difference.first, 16) ^ int(difference.second, 16) == 1 << 8
+
+
+def test_a_planted_operation_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run's process executes CPUID of another leaf; both runs are native, so that nothing else differs."""
+    native = without_hypervisor(scenario())
+    phases = list(native.vms[0].guest.processes[0].phases)
+    phases[1] = attrs.evolve(phases[1], leaf=0x80000008)
+    other = attrs.evolve(
+        native,
+        vms=(attrs.evolve(native.vms[0], guest=attrs.evolve(native.vms[0].guest, processes=(
+            attrs.evolve(native.vms[0].guest.processes[0], phases=tuple(phases)),
+        ))),),
+    )  # fmt: skip
+    (difference,) = e.compare(native, other).differences
+
+    assert difference.operation == "CPUID leaf 0x0, EAX"
+    assert difference.stream == APPLICATION
+    assert difference.place.startswith("process app, phase_0_1")
+    assert difference.second.startswith("CPUID leaf 0x80000008, EAX: ")
+
+
+def test_on_x86_a_deprivileged_kernel_is_caught_by_what_its_process_sees() -> None:
+    (difference,) = against_native("vmm.technique=trap-and-emulate").differences
+
+    assert difference.stream == APPLICATION
+
+
+def test_the_page_has_a_row_for_everything_that_is_left_out() -> None:
+    assert page().count("\n| ") - 1 == len(LEFT_OUT)
+    assert Path("docs/equivalence.md").read_text(encoding="utf-8") == page()
+
+
+def _stream(values: list[int], wanted: Wanted) -> Stream:
+    """The log that a run would leave which sees these values, by the rules of the log."""
+    count, first, digest, rows, shift = len(values), wanted.application, 0, list[Seen](), 0
+    while not wanted.fixed and (count - first) >> shift > d.SEEN_ROWS:
+        shift += 1
+    for step, value in enumerate(values):
+        digest = int(mix(digest, value))
+        n = step - first
+        if n >= 0 and not n & ((1 << shift) - 1) and len(rows) < d.SEEN_ROWS:
+            rows.append(Seen(step=step, digest=digest, op=o.CPUID, of=0, part=0, value=value, rip=0, cr3=0))
+    return Stream(count=count, every=1 << shift, digest=digest, rows=tuple(rows))
+
+
+@pytest.mark.parametrize("length", [10, 2 * d.SEEN_ROWS + 3])
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_the_localiser_finds_the_one_value_that_differs_in_a_log_of_any_length(length: int, share: float) -> None:
+    at = int(share * length)
+    first = list(range(length))
+    second = [value + (1 << 20) * (n == at) for n, value in enumerate(first)]
+
+    def runs(wanted: Wanted) -> tuple[e._Run, e._Run]:
+        return tuple(  # type: ignore[return-value]
+            e._Run({("vm", 0): Witnessed(streams={APPLICATION: _stream(values, wanted)}, texts=(), spaces=())}, {})
+            for values in (first, second)
+        )
+
+    here, there = (run.logs["vm", 0].streams[APPLICATION] for run in runs(Wanted()))
+    found = e._localise(runs, ("vm", 0), APPLICATION, here, there, whole=True)
+
+    assert found is not None
+    step, ours, theirs, *_ = found
+    assert step == at
+    assert ours is not None and theirs is not None
+    assert (ours.value, theirs.value) == (first[at], second[at])
+
+
+def test_every_model_of_a_device_has_its_own_identity() -> None:
+    identities = {(model.vendor, model.device) for model in pci.MODELS.values()}
+
+    assert len(identities) == len(pci.MODELS)

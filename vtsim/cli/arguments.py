@@ -1,0 +1,23 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def path(text: str) -> Path:
+    """A path that was given: nothing is none, and not the current directory."""
+    if not text:
+        raise typer.BadParameter("the name of a file or directory is needed")
+    return Path(text)
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", parser=path, help="A scenario.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting, as in machine.cpus=2. Repeatable."),
+]

@@ -1,0 +1,61 @@
+"""`vtsim compare --equivalence` and `vtsim verdict`: what guests see, and whether that makes a virtual machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from vtsim.base import jit
+from vtsim.base.errors import ConfigError
+from vtsim.cli import FINE, INTERRUPTED
+from vtsim.cli.output import emit, note
+from vtsim.cli.progress import Watch
+from vtsim.cli.run import COMPILING
+from vtsim.config import load_scenario, located, resolve
+from vtsim.cpu.kernels.run import run_all
+from vtsim.platform.spec import Scenario
+from vtsim.study.equivalence import compare, equivalence_json, equivalence_text
+from vtsim.study.run import without_hypervisor
+from vtsim.study.verdict import judge, thresholds_of, verdict_json, verdict_text
+
+DIFFERENT: Final = 1
+
+
+def compare_runs(
+    file: Path, other: Path | None, sets: tuple[str, ...], other_sets: tuple[str, ...], *, json: bool
+) -> int:
+    """Compare what the guests of two runs see; without a second one, natively and as the scenario says."""
+    first = scenario_of(file, sets)
+    if other is None and not other_sets:
+        first, second = without_hypervisor(first), first
+    else:
+        second = scenario_of(other or file, (*(() if other else sets), *other_sets))
+    if not jit.kernels_are_cached(run_all):
+        note(COMPILING)
+    with Watch(bar=True) as watch:
+        try:
+            found = compare(first, second, progress=watch)
+        except ConfigError as error:
+            raise located(error, file, sets) from None
+    emit(equivalence_json(found) + "\n" if json else equivalence_text(found))
+    return INTERRUPTED if watch.interrupted else FINE if found.equivalent else DIFFERENT
+
+
+def scenario_of(file: Path, sets: tuple[str, ...]) -> Scenario:
+    """The scenario of a file, with everything decided."""
+    return resolve(load_scenario(file, sets), file.stem)
+
+
+def judge_scenario(file: Path, sets: tuple[str, ...], threshold: tuple[str, ...], *, json: bool) -> int:
+    """Judge, print; return the exit status."""
+    wanted = thresholds_of(threshold)
+    scenario = scenario_of(file, sets)
+    if not jit.kernels_are_cached(run_all):
+        note(COMPILING)
+    with Watch(bar=True) as watch:
+        try:
+            found = judge(scenario, wanted, progress=watch)
+        except ConfigError as error:
+            raise located(error, file, sets) from None
+    emit(verdict_json(found) + "\n" if json else verdict_text(found))
+    return INTERRUPTED if watch.interrupted else FINE if found.is_virtual_machine else DIFFERENT

@@ -1,0 +1,91 @@
+"""What a guest may see differ between a machine and a duplicate of it: the one table that says so.
+
+An operation shows its guest values, and each rolls into a digest of the vCPU; two runs are equivalent while their
+digests are equal. The rows below are the only things that are left out of them; docs/equivalence.md is made of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from vtsim.cpu import ops as o
+
+# fmt: off
+ANY: Final = 0xFFFF_FFFF
+ALL: Final = -1
+EVERY_PART: Final = -1
+RAX, RBX, RCX, RDX = range(4)  # parts of what CPUID shows
+TIME, AMOUNT, CHANCE, MONITOR = "time", "amount of resources", "chance", "the monitor's own"
+LEFT_OUT: Final = (
+    # op       of what: first, last     part        bits left out     because  what
+    (o.RDTSC,  0,          ANY,         EVERY_PART, ALL,              TIME,    "the time-stamp counter"),
+    (o.RDTSCP, 0,          ANY,         EVERY_PART, ALL,              TIME,    "the time-stamp counter"),
+    (o.RDPMC,  0,          ANY,         EVERY_PART, ALL,              TIME,    "performance counters"),
+    (o.RDRAND, 0,          ANY,         EVERY_PART, ALL,              CHANCE,  "random numbers"),
+    (o.RDSEED, 0,          ANY,         EVERY_PART, ALL,              CHANCE,  "random seeds"),
+    (o.IN,     0x608,      0x60B,       EVERY_PART, ALL,              TIME,    "the power-management timer"),
+    (o.IN,     0x40,       0x43,        EVERY_PART, ALL,              TIME,    "counters of the interval timer"),
+    (o.RDMSR,  0x10,       0x10,        EVERY_PART, ALL,              TIME,    "IA32_TIME_STAMP_COUNTER"),
+    (o.RDMSR,  0xE7,       0xE8,        EVERY_PART, ALL,              TIME,    "IA32_MPERF, IA32_APERF"),
+    (o.RDMSR,  0x6E0,      0x6E0,       EVERY_PART, ALL,              TIME,    "IA32_TSC_DEADLINE"),
+    (o.RDMSR,  0x800,      0x83F,       EVERY_PART, ALL,              TIME,    "the local APIC: its timer, interrupts"),
+    (o.RDMSR,  0x480,      0x493,       EVERY_PART, ALL,              MONITOR, "whether VMX is there to be used again"),
+    (o.RDMSR,  0x3A,       0x3A,        EVERY_PART, ALL,              MONITOR, "whether VMX is there to be used again"),
+    (o.CPUID,  1,          1,           RBX,        0xFFFF_0000,      AMOUNT,  "logical CPUs, the local APIC's number"),
+    (o.CPUID,  1,          1,           RCX,        1 << 31 | 1 << 5, MONITOR, "HYPERVISOR, and VMX to be used again"),
+    (o.CPUID,  4,          4,           EVERY_PART, ALL,              AMOUNT,  "caches, and who shares them"),
+    (o.CPUID,  0xB,        0xB,         EVERY_PART, ALL,              AMOUNT,  "topology of logical CPUs"),
+    (o.CPUID,  0x40000000, 0x4FFFFFFF,  EVERY_PART, ALL,              MONITOR, "leaves that no processor has"),
+)
+# fmt: on
+MASKS: Final = np.array([(op, first, last, part, bits) for op, first, last, part, bits, _, _ in LEFT_OUT], np.int64)
+# operations that show their guest something, in words
+SHOWN: Final = {
+    o.CPUID: "CPUID leaf {of:#x}",
+    o.RDMSR: "RDMSR {of:#x}",
+    o.IN: "IN from port {of:#x}",
+    o.SYSRET: "result of a system call",
+    o.SYSEXIT: "result of a system call",
+    o.SMSW: "SMSW",
+    o.SGDT: "SGDT",
+    o.SIDT: "SIDT",
+    o.SLDT: "SLDT",
+    o.STR: "STR",
+}
+
+
+def page() -> str:
+    """docs/equivalence.md: what may differ between a machine and its duplicate."""
+    lines = [*HEAD]
+    for op, first, last, part, bits, because, what in LEFT_OUT:
+        of = "" if (first, last) == (0, ANY) else f"{first:#x}" + (f" to {last:#x}" if last != first else "")
+        register = "" if part == EVERY_PART else ("EAX", "EBX", "ECX", "EDX")[part]
+        kept = "all" if bits == ALL else f"{bits:#x}"
+        lines.append(f"| {o.OPS[op].name} | {of} | {register} | {kept} | {because} | {what} |")
+    return "\n".join([*lines, *TAIL]) + "\n"
+
+
+HEAD: Final = (
+    "# When two runs are equivalent",
+    "",
+    "Popek and Goldberg (1974) ask of a virtual machine that a program behaves in it as on the machine itself, but for",
+    "time and for the amount of resources. Every operation that shows its program something rolls the value into one",
+    "of two digests of the vCPU: of applications, and of the kernel. Two runs are equivalent where each vCPU saw the",
+    "same values in the same order and each VM ended in the same way. `vtsim compare --equivalence` runs both and",
+    "names the first value that differs.",
+    "",
+    "What is left out of the digests is this, and nothing else:",
+    "",
+    "| operation | of | part | bits | because it is | what |",
+    "|---|---|---|---|---|---|",
+)
+TAIL: Final = (
+    "",
+    "Also free: when interrupts come, and with them how often a kernel handles them; and the control registers that a",
+    "kernel reads itself, which a binary translator gives it without anybody seeing it. A kernel that was built for",
+    "its hypervisor is another program; what applications see is compared then, and what the kernel sees is not.",
+    "",
+    "This page is generated from `vtsim/cpu/visible.py`.",
+)

@@ -1,0 +1,173 @@
+"""Attacks as programs: what they read is put where the process's log line has room, for whoever measures.
+
+Not modelled: attacks by side channels, by faulty microcode, by rowhammer; accesses to devices' memory.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vtsim.base.memory import signed
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import PAGE, Assembler, Mem
+from vtsim.ept import spec as e
+from vtsim.guest import attack_spec as spec
+from vtsim.guest.kernel import layout
+from vtsim.guest.primitives import Stage, again, counted_in_r12, lowering
+
+# fmt: off
+TOP_INDEX: Final = 384                        # an entry of the top-level table that no kernel here uses
+WINDOW: Final = signed(0xFFFF << 48 | TOP_INDEX << 39)
+LOOT: Final = 40                              # offset in the log line: what was read
+MARK: Final = 0x5AFE_5AFE                     # what is written
+TO_TABLE: Final = e.PTE_PRESENT | e.PTE_WRITE | e.PTE_ACCESSED
+LEAF: Final = TO_TABLE | e.PTE_DIRTY
+LARGE: Final = 1 << 7
+X2APIC_SELF_IPI: Final = 0x83F
+EFER: Final = 0xC000_0080
+MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407  # Knuth's MMIX generator
+# bits that are changed: write protection, time-stamp disable, SYSCALL enable
+CHANGED: Final = {"cr0": 1 << 16, "cr4": 1 << 2, "efer": 1}
+ELSEWHERE: Final = layout.DIRECT + PAGE       # where a descriptor table is said to be
+# fmt: on
+
+
+@lowering(spec.AttackMemorySpec, ring=0)
+def attack_memory(a: Assembler, phase: spec.AttackMemorySpec, at: Stage) -> None:
+    """Pages of the kernel stack that are free become page tables; the address is read through them, then written."""
+    level = layout_of(phase.page_size)
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, layout.T_STACK_TOP))
+    a.mov(s.R13, layout.DIRECT)
+    a.sub(s.R12, 2 * PAGE)
+    a.mov(s.R8, phase.target & ~(phase.page_size - 1) | LEAF | (LARGE if level < 3 else 0))
+    for _ in range(level - 1):  # from the top: an entry of one page leads to the page below it
+        a.copy(s.RDX, s.R12)
+        a.sub(s.RDX, PAGE)
+        a.sub(s.RDX, register=s.R13)
+        a.or_(s.RDX, TO_TABLE)
+        a.st(Mem(s.R12), s.RDX)
+        a.sub(s.R12, PAGE)
+    a.st(Mem(s.R12), s.R8)
+    a.add(s.R12, (level - 1) * PAGE)
+    a.sub(s.R12, register=s.R13)
+    a.or_(s.R12, TO_TABLE)
+    a.op(ops.MOV_FROM_CR, s.RAX, imm=3)
+    a.mov(s.RCX, e.ADDRESS)
+    a.and_(s.RAX, register=s.RCX)
+    a.add(s.RAX, register=s.R13)
+    a.st(Mem(s.RAX, 8 * TOP_INDEX), s.R12)
+    a.mov(s.RSI, WINDOW + (phase.target & (phase.page_size - 1)))
+    a.op(ops.INVLPG, mem=Mem(s.RSI))
+    take(a)
+
+
+def take(a: Assembler) -> None:
+    """Read what is at the linear address RSI, keep it where it is found afterwards, and write over it."""
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
+    a.ld(s.RAX, Mem(s.RSI))
+    a.ld(s.RDI, Mem(s.RBX, layout.T_LOG))
+    a.st(Mem(s.RDI, LOOT), s.RAX)
+    a.mov(s.RAX, MARK)
+    a.st(Mem(s.RSI), s.RAX)
+
+
+@lowering(spec.AttackLinearSpec, ring=0)
+def attack_linear(a: Assembler, phase: spec.AttackLinearSpec, at: Stage) -> None:
+    """A linear address is read and written."""
+    a.mov(s.RSI, extended(phase.target))
+    take(a)
+
+
+def layout_of(page_size: int) -> int:
+    """How many tables below the top one lead to a page of this size."""
+    return {1 << 30: 1, 1 << 21: 2, 1 << 12: 3}[page_size]
+
+
+@lowering(spec.AttackNativeSpec, ring=0)
+def attack_native(a: Assembler, phase: spec.AttackNativeSpec, at: Stage) -> None:
+    """Native methods by VMCALL: a load, a store."""
+    a.mov(s.RBX, extended(phase.target))
+    a.mov(s.RAX, layout.NATIVE_LOAD)
+    a.op(ops.VMCALL)
+    a.ld(s.RSI, layout.cpu_word(layout.CURRENT))
+    a.ld(s.RDI, Mem(s.RSI, layout.T_LOG))
+    a.st(Mem(s.RDI, LOOT), s.RAX)
+    a.mov(s.RCX, MARK)
+    a.mov(s.RAX, layout.NATIVE_STORE)
+    a.op(ops.VMCALL)
+
+
+def extended(address: int) -> int:
+    """A linear address of 48 bits, sign-extended."""
+    return (address ^ 1 << 47) - (1 << 47)
+
+
+def change_state(a: Assembler, register: str) -> None:
+    """Change a privileged register."""
+    if register in ("cr0", "cr4"):
+        number = int(register[2:])
+        a.op(ops.MOV_FROM_CR, s.RAX, imm=number)
+        a.emit(ops.XOR, s.RAX, imm=CHANGED[register])
+        a.op(ops.MOV_TO_CR, s.RAX, imm=number)
+    elif register == "efer":
+        a.mov(s.RCX, EFER)
+        a.op(ops.RDMSR)
+        a.emit(ops.XOR, s.RAX, imm=CHANGED[register])
+        a.op(ops.WRMSR)
+    elif register == "tr":
+        a.mov(s.RAX, layout.TASK_STATE)
+        a.mov(s.RDX, ELSEWHERE)
+        a.op(ops.LTR, s.RAX, s.RDX)
+    else:
+        a.mov(s.RAX, ELSEWHERE)
+        a.push(s.RAX)
+        a.push(value=0xFFF)
+        a.op(ops.LIDT if register == "idt" else ops.LGDT, mem=Mem(s.RSP))
+        a.add(s.RSP, 16)
+
+
+@lowering(spec.AttackStateSpec, ring=0)
+def attack_state(a: Assembler, phase: spec.AttackStateSpec, at: Stage) -> None:
+    """A privileged register is changed by the kernel."""
+    change_state(a, phase.register)
+
+
+@lowering(spec.AttackStateUserSpec)
+def attack_state_user(a: Assembler, phase: spec.AttackStateUserSpec, at: Stage) -> None:
+    """A privileged register is changed by a process, which its kernel then ends."""
+    change_state(a, phase.register)
+
+
+@lowering(spec.AttackInterruptsSpec, ring=0)
+def attack_interrupts(a: Assembler, phase: spec.AttackInterruptsSpec, at: Stage) -> None:
+    """Self-IPIs by the x2APIC, interrupts off."""
+    a.op(ops.CLI)
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    a.mov(s.RCX, X2APIC_SELF_IPI)
+    a.mov(s.RAX, phase.vector)
+    a.mov(s.RDX, 0)
+    a.op(ops.WRMSR)
+    again(a, label)
+
+
+@lowering(spec.AttackHypercallsSpec, ring=0)
+def attack_hypercalls(a: Assembler, phase: spec.AttackHypercallsSpec, at: Stage) -> None:
+    """VMCALL with constants drawn beforehand from a generator that the seed begins."""
+    drawn = at.seed
+    for _ in range(at.scaled(phase.iterations)):
+        for register, bits in ((s.RAX, 8), (s.RBX, 64), (s.RCX, 64), (s.RDX, 64), (s.RSI, 64), (s.RDI, 64)):
+            drawn = (drawn * MULTIPLIER + INCREMENT) & (1 << 64) - 1
+            a.mov(register, drawn >> 64 - bits)
+        a.op(ops.VMCALL)
+
+
+@lowering(spec.AttackTimeSpec, ring=0)
+def attack_time(a: Assembler, phase: spec.AttackTimeSpec, at: Stage) -> None:
+    """CLI, and ordinary instructions for ever."""
+    a.op(ops.CLI)
+    a.label(at.label("loop"))
+    a.mov(s.RCX, 1 << 40)
+    a.emit(ops.LONG_WORK)
+    a.jmp(at.label("loop"))

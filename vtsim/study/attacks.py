@@ -1,0 +1,303 @@
+"""The attack suite: guests that attempt what a virtual machine must stop, and what became of each, measured.
+
+Every attack runs beside a second VM, if the technique lets two share a CPU, on the scenario's machine and under its
+hypervisor. Before it runs, canaries are put into a frame of the host's and one of the second VM's; afterwards it is
+looked whether they were read or changed, whether the machine's privileged registers, its MSRs and its ports are what
+they are after a guest that attempts nothing, and whether the second VM did its work and had its share of the CPU.
+
+Not modelled: attacks on other guests' devices; attacks that last longer than the run; denial of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+from attrs import frozen
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError, ModelError
+from vtsim.config import resolve
+from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.ports import PORTS
+from vtsim.cpu.profile import load_profile
+from vtsim.guest import spec as g
+from vtsim.guest.attack_spec import (
+    STATES,
+    AttackHypercallsSpec,
+    AttackInterruptsSpec,
+    AttackLinearSpec,
+    AttackMemorySpec,
+    AttackNativeSpec,
+    AttackStateSpec,
+    AttackStateUserSpec,
+    AttackTimeSpec,
+)
+from vtsim.guest.kernel.layout import DIRECT
+from vtsim.guest.primitives.attacks import LOOT
+from vtsim.platform.dma_spec import DmaSpec
+from vtsim.platform.machine import Machine, Progress
+from vtsim.platform.outcome import Outcome
+from vtsim.platform.spec import MIB, RunSpec, Scenario, VmSpec
+from vtsim.study.json_object import key
+from vtsim.vmcs.fields import SLOT
+from vtsim.vmm.build import TICK_NS
+
+# fmt: off
+MEMORY: Final = 64 * MIB                      # of attacker and second VM, if the scenario's has not less
+HOST_CANARY, OTHER_CANARY = 0x0CA9A7_405_7, 0x0CA9A7_07E_4
+BYSTANDER_NS: Final = 3 * TICK_NS             # of computing that the second VM does where its share is measured
+BRIEFLY: Final = 2000                         # instructions that it executes elsewhere
+LIMIT_NS: Final = 10 * TICK_NS
+PLACE: Final = 0xFF8                          # of a canary in its frame
+SLACK: Final = 0.02                           # of its share that switches between VMs may cost
+ELCR, CONFIG_ADDRESS = 0x4D0, 0xCF8
+PAGES: Final = ((4096, "4 KiB"), (2 * MIB, "2 MiB"), (1 << 30, "1 GiB"))
+MSRS: Final = {"IA32_MISC_ENABLE": (0x1A0, s.MSR_MISC_ENABLE), "IA32_MTRR_DEF_TYPE": (0x2FF, s.MTRR_DEFAULT)}
+REGISTERS: Final = {
+    "CR0": (s.CR0, "HOST_CR0"), "CR4": (s.CR4, "HOST_CR4"), "EFER": (s.EFER, ""),
+    "IDTR": (s.IDTR_BASE, "HOST_IDTR_BASE"), "GDTR": (s.GDTR_BASE, "HOST_GDTR_BASE"), "TR": (s.TR_BASE, "HOST_TR_BASE"),
+}
+
+
+@frozen(kw_only=True)
+class Attempt:
+    """One attack and what became of it."""
+
+    name: str                  = key("", "what was attempted")
+    contained: bool            = key("", "was there no effect beyond the attacker's own VM?")
+    effects: tuple[str, ...]   = key("", "what was measured outside the VM")
+    ended: str                 = key("", "how the attacker's VM ended; empty if it finished its program")
+
+
+@frozen(kw_only=True)
+class Skipped:
+    """An attack that this machine or technique gives no occasion for."""
+
+    name: str = key("", "what was not attempted")
+    why: str  = key("", "why not")
+# fmt: on
+
+
+@frozen
+class _Attack:
+    """`phases` of the attacker, given the address of the frame it is after; `target`: whose that is."""
+
+    name: str
+    phases: Any
+    target: str = ""
+    timed: bool = False  # is the second VM's share of the CPU measured?
+
+
+def attacks(scenario: Scenario) -> Iterator[_Attack]:
+    """The suite for a machine."""
+    profile = load_profile(scenario.machine.profile)
+    sizes = PAGES if profile.features.pages_1g else PAGES[:2]
+    for target, whose in (("host", "the host's memory"), ("other", "another VM's memory")):
+        for size, name in sizes:
+            yield _Attack(
+                f"{whose}, mapped by a page of {name}",
+                lambda at, size=size: (AttackMemorySpec(target=at, page_size=size),),
+                target,
+            )
+    yield _Attack("the host's memory, by the host's own addresses", lambda at: (AttackLinearSpec(target=at),), "direct")
+    yield _Attack("the host's memory, by native methods", lambda at: (AttackNativeSpec(target=at),), "direct")
+    for register in STATES:
+        yield _Attack(f"{register.upper()} from the kernel", lambda at, r=register: (AttackStateSpec(register=r),))
+    for register in STATES:
+        yield _Attack(f"{register.upper()} from ring 3", lambda at, r=register: (AttackStateUserSpec(register=r),))
+    for port in (ELCR, CONFIG_ADDRESS):
+        yield _Attack(
+            f"port {port:#x}", lambda at, port=port: (g.PortOutSpec(port=port, size=1, value=0x5A, iterations=1),)
+        )
+    for msr, (index, _) in MSRS.items():
+        yield _Attack(msr, lambda at, index=index: (g.WrmsrSpec(msr=index, value=0x800, iterations=1),))
+    yield _Attack("random hypercalls", lambda at: (AttackHypercallsSpec(),))
+    yield _Attack(
+        "a storm of port accesses", lambda at: (g.PortOutSpec(port=0x80, size=1, iterations=200),), timed=True
+    )
+    yield _Attack("a storm of interrupts", lambda at: (AttackInterruptsSpec(iterations=200),), timed=True)
+    yield _Attack("starvation, interrupts disabled", lambda at: (AttackTimeSpec(),), timed=True)
+
+
+def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None, *, timed: bool = False) -> Scenario:
+    """The scenario's machine and hypervisor with the attacker on CPU 0, and the second VM on a CPU.
+
+    Raises `ConfigError` where the hypervisor cannot have the two so.
+    """
+    first = scenario.vms[0]
+    kernel = attrs.evolve(first.guest.kernel, tick=0, probe=False)
+    size = min(first.memory, MEMORY)
+    clock_hz = load_profile(scenario.machine.profile).clock_hz
+    instructions = BYSTANDER_NS * clock_hz // 10**9 if timed else BRIEFLY
+
+    def vm(name: str, cpu: int, *work: Any) -> VmSpec:
+        guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work),))
+        return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=1, cpus=(), guest=guest)
+
+    bystander = () if other is None else (vm("bystander", other, g.WorkSpec(instructions=instructions)),)
+    vms = (vm("attacker", 0, *phases), *bystander)
+    machine = attrs.evolve(
+        scenario.machine,
+        memory=max(scenario.machine.memory, 8 * size),
+        cpus=max(scenario.machine.cpus, (other or 0) + 1),
+    )
+    run = RunSpec(limit=LIMIT_NS, baseline=False)
+    return resolve(attrs.evolve(scenario, machine=machine, vms=vms, run=run, dma=()), scenario.name)
+
+
+@frozen
+class _After:
+    """A machine after a run, as far as attacks are measured by it."""
+
+    outcome: Outcome
+    loot: int
+    canaries: Mapping[str, int]
+    state: Mapping[str, int]
+
+
+@attrs.define
+class Suite:
+    """Runs the attacks of one scenario, each on a machine of its own."""
+
+    scenario: Scenario
+    progress: Progress | None = None
+    other: int | None = attrs.field(default=None, init=False)  # CPU of the second VM, if there can be one
+    why_alone: str = attrs.field(default="without a hypervisor there is one guest", init=False)
+    quiet: _After = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.scenario.vmm.technique != "native":
+            for cpu in (0, 1):
+                try:
+                    scenario_of(self.scenario, QUIET, cpu)
+                except ConfigError as error:
+                    self.why_alone = error.problems[0].message
+                else:
+                    self.other = cpu
+                    break
+        self.quiet = self._run(QUIET, {})
+
+    def run(self) -> tuple[tuple[Attempt, ...], tuple[Skipped, ...]]:
+        """Every attack, in order."""
+        made, skipped = [], []
+        for attack in attacks(self.scenario):
+            if self.other is None and (attack.target == "other" or attack.timed):
+                skipped.append(Skipped(name=attack.name, why=f"no second VM: {self.why_alone}"))
+            elif attack.timed and self.other:
+                skipped.append(Skipped(name=attack.name, why=f"VMs share no CPU: {self.why_alone}"))
+            else:
+                made.append(self.attempt(attack))
+        for one in self.dma():
+            (made if isinstance(one, Attempt) else skipped).append(one)  # type: ignore[arg-type]
+        return tuple(made), tuple(skipped)
+
+    def attempt(self, attack: _Attack) -> Attempt:
+        """Run one attack and measure."""
+        frames: Mapping[str, int] = {}
+        at = 0
+        if attack.target:
+            machine = Machine(scenario_of(self.scenario, attack.phases(0), self.other))
+            frames = canary_frames(machine)
+            at = frames[attack.target if attack.target in frames else "host"] << 12 | PLACE
+            if attack.target == "direct":
+                at = (at + (DIRECT if machine.below is None else machine.below.host.direct)) & (1 << 48) - 1
+        after = self._run(attack.phases(at), frames, timed=attack.timed)
+        effects = tuple(self._effects(attack, after))
+        ended = next((vm.stopped or "" for vm in after.outcome.vms if vm.name == "attacker"), "")
+        return Attempt(name=attack.name, contained=not effects, effects=effects, ended=ended)
+
+    def _effects(self, attack: _Attack, after: _After) -> Iterator[str]:
+        for whose, value in after.canaries.items():
+            text = {"host": "the host's canary", "other": "the second VM's canary"}[whose]
+            planted = PLANTED[whose]
+            if after.loot == planted:
+                yield f"{text} was read"
+            if value != planted:
+                yield f"{text} was overwritten"
+        for name, value in after.state.items():
+            if value != self.quiet.state[name]:
+                now, before = (each & (1 << 64) - 1 for each in (value, self.quiet.state[name]))
+                yield f"{name} of the machine is {now:#x}, not {before:#x}"
+        for vm in after.outcome.vms:
+            if vm.name == "bystander":
+                if vm.stopped:
+                    yield f"the second VM did not finish: {vm.stopped}"
+                elif attack.timed and (share := promised(after.outcome))[0] < share[1]:
+                    yield f"the second VM had {share[0]:.1%} of the CPU, not {share[1]:.1%} as promised"
+
+    def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int], *, timed: bool = False) -> _After:
+        machine = Machine(scenario_of(self.scenario, phases, self.other, timed=timed), progress=self.progress)
+        found = canary_frames(machine)
+        if frames and dict(frames) != found:
+            raise ModelError("canaries are not where they were when the attack was written", found)
+        for whose, hfn in found.items():
+            machine.engine.store(hfn << 12 | PLACE, PLANTED[whose])
+        outcome = machine.run()
+        attacker = machine.vms[0]
+        return _After(
+            outcome=outcome,
+            loot=machine._word(attacker, attacker.log + LOOT),
+            canaries={whose: machine.engine.load(hfn << 12 | PLACE) for whose, hfn in found.items()},
+            state=machine_state(machine),
+        )
+
+    def dma(self) -> Iterator[Attempt | Skipped]:
+        """A device that a guest drives reads and writes beyond what it was given."""
+        name = "DMA beyond the VM's memory"
+        if not any(vm.assigned for vm in self.scenario.vms):
+            yield Skipped(name=name, why="no device is assigned to a VM")
+            return
+        for write in (False, True):
+            device = DmaSpec(name="assigned", window=2 * MIB, mapped=1 * MIB, operations=500, write=write)
+            scenario = attrs.evolve(
+                self.scenario, vms=(), dma=(device,), machine=attrs.evolve(self.scenario.machine, cpus=1)
+            )
+            (counts,) = Machine(scenario).run().dma
+            kind = "writes" if write else "reads"
+            effects = (
+                (f"{counts.escaped} {kind} of {counts.operations} landed in memory of others",)
+                if counts.escaped
+                else ()
+            )
+            yield Attempt(
+                name=f"{name}, {kind}", contained=not effects, effects=effects,
+                ended=f"{counts.aborted} of {counts.operations} were blocked",
+            )  # fmt: skip
+
+
+QUIET: Final = (g.WorkSpec(instructions=1),)
+PLANTED: Final = {"host": HOST_CANARY, "other": OTHER_CANARY}
+
+
+def canary_frames(machine: Machine) -> dict[str, int]:
+    """Frames that belong to the host, or natively lie beyond what the guest uses, and to the second VM: of its log."""
+    if machine.below is None:
+        return {"host": machine.engine.geometry.frame_count - 1}
+    found = {"host": machine.below.host.reserve_late(mem.VALUES)}
+    for vm in machine.vms[1:]:
+        assert vm.memory is not None
+        found["other"] = vm.memory.frame(vm.log >> 12)
+    return found
+
+
+def machine_state(machine: Machine) -> dict[str, int]:
+    """What whoever owns the machine runs with: privileged registers, MSRs, ports that keep what was written."""
+    m, a = machine.engine.cpus[0], machine.engine.arena
+    state = {name: int(m[slot]) for name, (slot, _) in REGISTERS.items()}
+    if machine.hypervisor is not None:  # what VM exits load, wherever the CPU stopped
+        words = machine.engine.contents(machine.hypervisor.vcpus[0].vmcs, mem.VMCS_REGION)
+        state = {name: int(words[SLOT[field]]) for name, (_, field) in REGISTERS.items() if field}
+    state |= {name: int(m[slot]) for name, (_, slot) in MSRS.items()}
+    latches = int(a[mem.A_PORTS]) + PORTS
+    return state | {f"port {port:#x}": int(a[latches + port]) for port in (ELCR, CONFIG_ADDRESS)}
+
+
+def promised(outcome: Outcome) -> tuple[float, float]:
+    """The second VM's share of the CPU until it was done, and what a scheduler of equal turns owes it at least."""
+    vm = next(vm for vm in outcome.vms if vm.name == "bystander")
+    own = sum(sum(map(sum, ring)) for ring in outcome.owners["bystander"].cycles)
+    turn = TICK_NS * outcome.profile.clock_hz // 10**9
+    owed = (vm.elapsed - turn) / 2
+    return own / vm.elapsed, max(owed, 0) / vm.elapsed * (1 - SLACK)

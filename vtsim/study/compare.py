@@ -1,0 +1,105 @@
+"""One scenario under several techniques: which of them it can have, and what each makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import evolve, frozen
+
+from vtsim.base.errors import ConfigError
+from vtsim.config import load_scenario
+from vtsim.platform.machine import Progress
+from vtsim.platform.spec import Scenario
+from vtsim.study import run as runs
+from vtsim.study.result import Result
+from vtsim.vmm.techniques import techniques
+
+NATIVE: Final = "native"
+SLOWER: Final = 100  # times the time limit for programs that execute guests: it is there against guests that hang
+LEFT_OPEN: Final = ("vmm.paging=auto", "vmm.vpid=auto", "vmm.tpr_shadow=auto")
+
+
+@frozen(kw_only=True)
+class Comparison:
+    """One scenario under several techniques: their results, and why the others did not run."""
+
+    scenario: str
+    description: str
+    results: Mapping[str, Result]
+    refused: Mapping[str, str]
+
+
+def chosen(names: Iterable[str] | None = None) -> tuple[str, ...]:
+    """The techniques named, each once, or all there are, `native` first; raises `ConfigError` for a name of none."""
+    known = tuple(techniques)
+    wanted = known if names is None else tuple(dict.fromkeys(name.strip() for name in names))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError.unknown("technique", name, known, field="--techniques")
+    return tuple(sorted(wanted, key=lambda name: name != NATIVE))
+
+
+def variant(file: Path, technique: str, sets: Sequence[str] = ()) -> Scenario:
+    """The scenario under a technique. What the file says of VT-x counts where the technique has that.
+
+    Raises `ConfigError` where the technique cannot run the scenario.
+    """
+    asked = [*sets, f"vmm.technique={technique}", "run.baseline=false"]
+    try:
+        found = load_scenario(file, asked)
+    except ConfigError:
+        found = load_scenario(file, [*asked, *LEFT_OPEN])
+    longer = SLOWER if techniques[technique].in_software else 1
+    return evolve(found, run=evolve(found.run, limit=found.run.limit * longer))
+
+
+def compare_scenario(
+    file: Path,
+    names: Sequence[str],
+    *,
+    sets: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run a scenario file under each of the techniques; the slowdowns are against `native`, which always runs.
+
+    Raises `ConfigError` for a mistake in the scenario, which every technique would refuse.
+    """
+    native = runs.simulate(_baseline(file, sets), progress=progress)
+    results, refused = {}, {}
+    for name in names:
+        if native.partial:
+            break
+        try:
+            scenario = variant(file, name, sets)
+            found = native if name == NATIVE else runs.simulate(scenario, progress=_named(progress, name))
+        except ConfigError as error:
+            refused[name] = error.problems[0].message
+            continue
+        if found.partial:
+            break
+        results[name] = found.against(native)
+    return Comparison(
+        scenario=native.scenario, description=native.description, results=results, refused=refused
+    )  # fmt: skip
+
+
+def _baseline(file: Path, sets: Sequence[str]) -> Scenario:
+    """The guests natively; those of another instruction set on a machine that is like this one but for that."""
+    try:
+        return variant(file, NATIVE, sets)
+    except ConfigError as error:
+        for name in techniques:
+            try:
+                return runs.without_hypervisor(variant(file, name, sets))
+            except ConfigError:
+                continue
+        raise error from None
+
+
+def _named(progress: Progress | None, technique: str) -> Progress | None:
+    """A bar of its own for each technique."""
+    if progress is None:
+        return None
+    return lambda stage, done, instructions: progress(technique, done, instructions)
