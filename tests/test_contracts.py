@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vtsim.base.errors import ConfigError
 from vtsim.config import dump, load_scenario, parse_scenario
 from vtsim.cpu.profile import load_profile, profile_names
 from vtsim.platform.machine import Machine
@@ -47,7 +48,7 @@ def test_every_shipped_scenario_runs_under_its_hypervisor_and_natively(path: Pat
 
     for variant in variants:
         result = simulate(variant)
-        needs_a_hypervisor = path.stem == "vmcall" and variant is not scenario
+        needs_a_hypervisor = path.stem in ("vmcall", "rd_unknown_msr") and variant is not scenario
         assert needs_a_hypervisor or set(result.stopped.values()) <= {"time limit"}
         assert sum(result.instructions.values()) > 0 or scenario.dma
         assert all(device.operations > 0 for device in result.dma)
@@ -60,7 +61,14 @@ vms: [{{memory: 64 MiB, guest: {{kernel: {{tick: off}}, processes: [{{phases: [{
 """
 
 
-@pytest.mark.parametrize("profile", profile_names())
+def test_a_processor_without_vmx_runs_no_guest_in_hardware() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario(SMALL.format(profile="xeon-2003", personality="minimal"))
+
+    assert "technique 'hardware' needs VMX, which profile 'xeon-2003' does not have" in str(refused.value)
+
+
+@pytest.mark.parametrize("profile", [name for name in profile_names() if load_profile(name).has_vmx])
 def test_every_shipped_profile_runs_a_guest(profile: str) -> None:
     personality = "kvm" if "ept" in vmx_features(profile) else "minimal"
     machine = Machine(parse_scenario(SMALL.format(profile=profile, personality=personality)))

@@ -104,6 +104,9 @@ def test_a_timeline_is_written_beside_the_report(vtsim: Command, engine: Engine,
     slices = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
     assert [event["name"] for event in slices] == ["start", "EXIT CPUID", "EXIT CPUID"]
 
+    refused = vtsim("run", "workloads/iommu/window.yaml", "--timeline", str(path))
+    assert (refused.status, refused.err) == (2, "--timeline: the scenario has no VMs, whose time it would show\n")
+
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(
     vtsim: Command, engine: Engine, scenario: str

@@ -17,7 +17,7 @@ from vtsim.cpu.profile_spec import LEAVES
 from vtsim.study.published import published
 from vtsim.vmcs.generations import GENERATIONS
 
-SHIPPED = ["clx-6252", "clx-8269cy", "nehalem-ep", "p4-672", "skx-4114", "snb-e5-2450"]
+SHIPPED = ["clx-6252", "clx-8269cy", "nehalem-ep", "p4-672", "skx-4114", "snb-e5-2450", "xeon-2003"]
 LINE = 'clock_hz = {value = 2_200_000_000, unit = "Hz", source = "INTEL-ARK", confidence = "vendor"}'
 
 
@@ -34,7 +34,7 @@ def refusal(name: str) -> str:
     return str(caught.value)
 
 
-def test_six_profiles_are_shipped() -> None:
+def test_seven_profiles_are_shipped() -> None:
     assert profile_names() == SHIPPED
 
 

@@ -40,6 +40,8 @@ def answer(run: Run) -> Any:
         ),
         exits=(SimpleNamespace(reason="CPUID", count=times, cycles=510),),
         clock_hz=1_000_000_000,
+        translations=SimpleNamespace(taken=times),
+        clusters=SimpleNamespace(exits_saved=times),
         slowdown=2.0,
         native=SimpleNamespace(walks=SimpleNamespace(cycles=5100), cycles=SimpleNamespace(elapsed=51_000)),
         walks=SimpleNamespace(cycles=5100),
@@ -286,10 +288,10 @@ def test_a_row_that_is_unknown_or_not_bound_is_a_config_error() -> None:
     with pytest.raises(ConfigError) as unknown:
         validate(["EXIT-HW-RTT"], run=answer)
     with pytest.raises(ConfigError) as unbound:
-        validate(["RIOMMU-HEAD"], run=answer)
+        validate(["CLARK-WEB"], run=answer)
 
     assert str(unknown.value) == "unknown published row 'EXIT-HW-RTT'\n help: did you mean 'EXIT-HW-RT'?"
-    assert str(unbound.value).startswith("published row 'RIOMMU-HEAD' has no binding yet\n help: bound rows are ")
+    assert str(unbound.value).startswith("published row 'CLARK-WEB' has no binding yet\n help: bound rows are ")
 
 
 # --- showing -------------------------------------------------------------------------------------------
@@ -331,4 +333,4 @@ def test_the_document_is_the_same_twice_and_names_what_is_missing() -> None:
     assert to_markdown(validate(run=answer)) == first
     assert "| sandy_bridge | 784 | 1000 | cycles | +27.6 % | ± 1 % BROKEN |  |\n" in first
     assert "\nNot compared: merom, penryn and westmere have no profile.\n" in first
-    assert "\n- RIOMMU-HEAD: throughput of rIOMMU\n" in first
+    assert "\n- CLARK-WEB: 800 MB VM, Apache static 512 KB files, 100 clients\n" in first

@@ -202,3 +202,24 @@ def test_a_hypervisor_that_asks_no_other_cpu_is_found_out(monkeypatch: pytest.Mo
 
     with pytest.raises(AssertionError, match=r"^CPU [01] has an old translation"):
         threads(READ_FIRST).run()
+
+
+IPI = """
+machine: {cpus: 2, memory: 256 MiB}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {tick: off}
+      processes: [{threads: 2, phases: [{primitive: ipi, iterations: 7}, {primitive: ipi, iterations: 4}]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "for_each"), [((), 2), (APICV, 1), (IPIV, 0)], ids=["plain", "apicv", "ipi_virtualization"]
+)
+def test_each_interrupt_from_one_vcpu_to_another_arrives(settings: tuple[str, ...], for_each: int) -> None:
+    ran = threads(IPI, *settings).run()
+
+    assert (ran.cpu_word(0, at.IPIS), ran.cpu_word(1, at.IPIS)) == (0, 7 + 4)
+    assert exits(ran, "MSR_WRITE") == ENABLING + for_each * (7 + 4)

@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 
 from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, FORK, KPTI, NATIVE, PLAIN, SWITCHES, TEXT, TICK, run, seen
 from vtsim.base.errors import ConfigError
-from vtsim.base.jit import DISABLED
+from vtsim.base.jit import DISABLED, quiet
 from vtsim.config import parse_scenario
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import stream
 from vtsim.cpu.slots import RAX, RCX, RSP
 from vtsim.guest.primitives import Stage, lowerings
 from vtsim.guest.spec import CpuidSpec
 from vtsim.platform.machine import Machine
 from vtsim.platform.walk import walk
 from vtsim.study.run import run as study
+from vtsim.vmm.software import streams
 from vtsim.vmm.software.build import SoftwareCpus
 
 TECHNIQUES = ("interpreter", "dynamic-translation")
@@ -238,3 +241,11 @@ def test_what_a_program_does_not_execute_is_refused_beforehand() -> None:
 
     with pytest.raises(ConfigError, match="executes no recorded streams, look-ups or device accesses"):
         parse_scenario(TEXT.format(kernel=PLAIN, processes=tree), list(by("interpreter")))
+
+
+def test_the_generator_of_a_stream_is_the_engine_s() -> None:
+    function: Any = stream.next_random if DISABLED else stream.next_random.py_func  # type: ignore[attr-defined]
+    numbers = [1, -1, 1 << 62, -(1 << 63), 0x1234_5678_9ABC_DEF0]
+
+    with quiet():
+        assert [streams.next_random(n) for n in numbers] == [int(function(np.int64(n))) for n in numbers]

@@ -47,6 +47,8 @@ def run_scenario(options: Options) -> int:
     view = _view(options) if options.trace else None
     _check_places(options)
     scenario = load_scenario(options.file, options.settings)
+    if options.timeline is not None and not scenario.vms:
+        raise ConfigError("the scenario has no VMs, whose time it would show", field="--timeline")
     if scenario.vms and not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Watch(bar=view is None) as watch, _timeline(options.timeline) as timeline:

@@ -146,6 +146,11 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What the hypervisor uses, the processor must have."""
     if scenario.vmm.technique != "hardware":
         return
+    if not profile.has_vmx:
+        others = ", ".join(name for name in techniques if name != "hardware")
+        message = f"technique 'hardware' needs VMX, which profile {profile.name!r} does not have"
+        yield Problem(path="vmm.technique", message=message, help=f"technique can be {others}")
+        return
     capabilities = _capabilities(profile)
     for path, words, feature in _wishes(scenario.vmm):
         if capabilities.supports(feature):

@@ -36,6 +36,11 @@ class Profile(Values):
     description: str
     sources: Mapping[str, Sourced] = attrs.field(repr=False)
 
+    @property
+    def has_vmx(self) -> bool:
+        """Are there VM exits? A profile of a processor without VMX has none, and no price for them."""
+        return self.transitions.vm_exit_cycles > 0
+
     def sourced(self, path: str) -> Sourced:
         """Return the value at a dotted path with its unit, source and confidence."""
         try:

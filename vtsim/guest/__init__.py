@@ -1,3 +1,5 @@
 """Guest kernels and applications, as programs."""
 
-from vtsim.guest import structures as structures  # registers its primitives
+from vtsim.guest import kernel_operations as kernel_operations  # each registers its primitives
+from vtsim.guest import services as services
+from vtsim.guest import structures as structures

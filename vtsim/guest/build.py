@@ -27,6 +27,7 @@ from vtsim.guest.dma_memory import DmaBuilder, DmaLayout, driven
 from vtsim.guest.frames import SIZES, Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.files import Files
 from vtsim.guest.kernel_data import (
     ALIVE_AT,
     DESCRIPTORS,
@@ -44,6 +45,7 @@ from vtsim.guest.machine_view import DirectTables, DmaMachine, PhysicalMemory, S
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
+from vtsim.guest.services import FilePhase
 from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     if vm.vcpus > 1:
         tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 4)
     return Needs(
-        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest),
+        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest) + _file_pages(guest),
         code_pages=(16 if driven(guest) else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS
         + (DMA_ROWS if driven(guest) else 0)
@@ -107,6 +109,21 @@ def _filled(guest: GuestSpec) -> int:
     """Pages that get contents because processes store values in them."""
     phases = (phase for process in guest.processes for phase in process.phases)
     return sum(-(-phase.region // PAGE) for phase in phases if isinstance(phase, FillSpec))
+
+
+def _files(guest: GuestSpec) -> Files | None:
+    """The files that processes ask about, if they do."""
+    asking = [phase for process in guest.processes for phase in process.phases if isinstance(phase, FilePhase)]
+    if not asking:
+        return None
+    return Files(
+        components=max(phase.path_components for phase in asking), sockets=max(phase.open_sockets for phase in asking)
+    )
+
+
+def _file_pages(guest: GuestSpec) -> int:
+    files = _files(guest)
+    return -(-files.bytes // PAGE) if files else 0
 
 
 def _table_words(phase: Any) -> int:
@@ -277,6 +294,8 @@ class Builder:
         threads = sum(process.threads - 1 for process in guest.processes)
         log = frames.reserve(-(-(len(spaces) + len(forks) + threads) * at.LOG_BYTES // PAGE))
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
+        files = _files(guest)
+        file_frames = frames.reserve(_file_pages(guest)) if files else 0
         if self.dma is not None and driven(guest):
             self._dma_layout = DmaBuilder(
                 guest=guest,
@@ -302,6 +321,7 @@ class Builder:
             events=self.events,
             batch=self.direct.batch if self.direct else 1,
             direct_page=self._direct_page,
+            files=linear(file_frames),
             probe=bool(self.guest.kernel.probe),
             cpus=self.cpus,
             alive=linear(zones) + ALIVE_AT,
@@ -310,6 +330,8 @@ class Builder:
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
         fill(self.memory, calls, call_table(guest, text))
+        if files:
+            fill(self.memory, file_frames, files.words(linear(file_frames), text.labels))
         self._place(text, at.TEXT, text_frame)
 
         root = frames.reserve(1)
@@ -633,7 +655,7 @@ def _pages(program: Program) -> int:
 
 
 def _copies(phases: tuple[Any, ...]) -> int:
-    return max((phase.pages for phase in phases if isinstance(phase, ForkSpec)), default=0)
+    return max((phase.copied for phase in phases if isinstance(phase, ForkSpec)), default=0)
 
 
 def _sleeps(guest: GuestSpec) -> bool:

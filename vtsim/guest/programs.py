@@ -32,6 +32,15 @@ CALLS = {
     at.CALL_EXEC: "call_exec",
     at.CALL_SLEEP: "call_sleep",
     at.CALL_BALLOON: "call_balloon",
+    at.CALL_SIGACTION: "call_sigaction",
+    at.CALL_KILL: "call_kill",
+    at.CALL_SIGRETURN: "call_sigreturn",
+    at.CALL_STAT: "call_stat",
+    at.CALL_OPEN: "call_open",
+    at.CALL_CLOSE: "call_close",
+    at.CALL_READ: "call_read",
+    at.CALL_WRITE: "call_write",
+    at.CALL_SELECT: "call_select",
 }
 PLAIN_CALL = "call_plain"
 
@@ -112,11 +121,13 @@ def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int
     for thread, bases in enumerate(by_thread):
         a.label(f"thread_{thread}")
         for index, phase in enumerate(process.phases):
+            how, stage = lowerings[type(phase)], stages.stage(number, index, bases[index], thread)
             if (number, index) in calls:
+                how.before(a, phase, stage)
                 a.mov(s.RAX, calls[number, index])
                 a.op(ops.SYSCALL)
             else:
-                lowerings[type(phase)].emit(a, phase, stages.stage(number, index, bases[index], thread))
+                how.emit(a, phase, stage)
         a.mov(s.RAX, at.CALL_EXIT)
         a.op(ops.SYSCALL)
     return a.assemble()

@@ -204,6 +204,17 @@ class PauseSpec(Phase):
     iterations: int = repeated()
 
 
+@primitives.register("ipi")
+@frozen(kw_only=True)
+class IpiSpec(Phase):
+    """Interrupts by the guest kernel from the first of two threads to the CPU of the other, each awaited.
+
+    The other thread computes in ring 0 until the first has sent them all.
+    """
+
+    iterations: int = repeated(1000)
+
+
 def port_setting() -> Any:
     """Declare an I/O port."""
     return setting(addresses(le=0xFFFF), "I/O port")
@@ -299,6 +310,11 @@ class ForkSpec(Phase):
     iterations: int = repeated(100)
     pages: int = setting(counts(ge=1, le=2**24), "Pages of 4 KiB that the child copies by writing", default=64)
 
+    @property
+    def copied(self) -> int:
+        """How many pages of its own the child has at most, beside its stack."""
+        return self.pages
+
 
 @primitives.register("exec")
 @frozen(kw_only=True)
@@ -346,6 +362,7 @@ class ContextSwitchSpec(Phase):
 
     iterations: int = repeated(10_000)
     work: int = setting(counts(le=2**30), "Instructions between two switches", default=0)
+    region: int = setting(sizes(le=256 * MIB), "Memory of its own that it reads between two switches", default=0)
 
 
 @primitives.register("balloon")

@@ -10,41 +10,32 @@ Not modelled: moderation of interrupts; descriptors that are written back one by
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import simpy
-from attrs import define, evolve, field, frozen
+from attrs import define, field
 
-from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.apic import request
-from vtsim.ept.tables import PAGING, Table, Words
-from vtsim.guest.dma_memory import EXTENDED
 from vtsim.guest.kernel import dma_layout as d
-from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
+from vtsim.guest.machine_view import DmaPort, PhysicalMemory
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
-from vtsim.iommu.descriptors import descriptor
-from vtsim.iommu.entries import ADDRESS, PWSNP, SL_PS, SL_R, SL_W, SRE
-from vtsim.iommu.interrupts import SVT_SOURCE, remappable_request, remapped_entry
+from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
-from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
 from vtsim.platform.dma_spec import DmaSpec, requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario
-from vtsim.vmm import layout as at
-from vtsim.vmm.hypervisor import Hypervisor
-from vtsim.vmm.memory import VmMemory
-from vtsim.vmm.programs import viommu
+from vtsim.platform.unit_tables import DrivenPort, UnitTables
 
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
@@ -239,128 +230,6 @@ class Hostile:
         """Does the driver think that the address is the device's, for this buffer or for another?"""
         slots = (first + n * d.SLOT_BYTES for first, count in self.device.port.slots for n in range(count))
         return any(self.device.word(slot) == self.address for slot in slots)
-
-
-@frozen(kw_only=True)
-class DrivenPort:
-    """A device with the guest that drives it: what the guest's kernel keeps, in whose memory."""
-
-    port: DmaPort
-    memory: PhysicalMemory
-
-
-@frozen(kw_only=True)
-class UnitTables:
-    """Host-physical: what a unit's registers are to hold; no queue is in use where `iqa` is 0."""
-
-    rtaddr: int
-    irta: int
-    iqa: int = 0
-
-
-def native(layout: DmaMemory, memory: PhysicalMemory) -> tuple[tuple[DrivenPort, ...], UnitTables]:
-    """The devices of a guest that has the machine to itself; its kernel has made the unit's tables."""
-    ports = tuple(DrivenPort(port=port, memory=memory) for port in layout.ports)
-    return ports, UnitTables(rtaddr=layout.rtaddr, irta=layout.irta, iqa=layout.iqa)
-
-
-def assigned(
-    hypervisor: Hypervisor, layouts: Sequence[tuple[str, DmaMemory]]
-) -> tuple[tuple[DrivenPort, ...], UnitTables]:
-    """Devices that VMs, by name, have of their own: the host's tables let each reach its VM's memory, and no other.
-
-    VT-d: "DMA Remapping".
-    """
-    engine = hypervisor.engine
-    vcpus = {vcpu.name: vcpu for vcpu in hypervisor.vcpus}
-    free = {name: _Frames(engine, iter(vcpus[name].domain)) for name, _ in layouts}
-    first = free[layouts[0][0]]
-    nested = hypervisor.path.addresses.get("viommu_step", 0) > 16
-    structures = Structures(first, scalable=nested)
-    interrupts = first.allocate()
-    engine.contents(interrupts, mem.VALUES)
-    ports: list[DrivenPort] = []
-    domain, queue = 0, 0
-    for name, layout in layouts:
-        vcpu, frames = vcpus[name], free[name]
-        whole = domain_table(frames)
-        large = min(hypervisor.path.vmm.ept.page_size, 2 << 20) if vcpu.memory.large else mem.PAGE_BYTES
-        vcpu.memory.map_all(whole, large, READ_WRITE)
-        for place, port in enumerate(layout.ports):
-            domain += 1
-            table = whole
-            if port.root and not nested:
-                table = domain_table(frames)
-                _shadow(vcpu.memory, table, port)
-            if port.root:
-                queue = _tell(hypervisor, port, place, table, domain, nested=nested)
-            if nested:
-                guest = Table(root=port.root >> 12, format=PAGING, take=frames.allocate, words=_no_words)
-                structures.enable(port.device.source)
-                first_level = guest if port.root else None
-                structures.assign(
-                    port.device.source, 0, domain, first=first_level, second=whole, middle=PWSNP, high=SRE
-                )  # fmt: skip
-            else:
-                structures.attach(port.device.source, table, domain)
-            entry = remapped_entry(
-                at.DEVICE_VECTOR + len(ports), vcpu.cpu, extended=True, source=port.device.source,
-                validation=SVT_SOURCE,
-            )  # fmt: skip
-            for word, value in enumerate(entry):
-                engine.store((interrupts << 12) + 16 * len(ports) + 8 * word, value)
-            port = evolve(port, message=remappable_request(len(ports)))
-            ports.append(DrivenPort(port=port, memory=vcpu.memory))
-    for name, layout in layouts:
-        if any(port.root for port in layout.ports):
-            _hand_over(hypervisor, layout, free[name])
-    return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue)
-
-
-def _shadow(memory: VmMemory, table: Table, port: DmaPort) -> None:
-    """Let a shadow table have what the guest's has from the start: ring and status page."""
-    for n in range(d.RING_PAGES + 1):
-        gpa = port.status if n == d.RING_PAGES else port.ring + n * mem.PAGE_BYTES
-        table.map(port.ring_address + n * mem.PAGE_BYTES, memory.frame(gpa >> 12), READ_WRITE)
-
-
-def _tell(hypervisor: Hypervisor, port: DmaPort, place: int, table: Table, domain: int, *, nested: bool) -> int:
-    """Tell the virtual unit of a device; what IQA of the real unit is to hold."""
-    unit = hypervisor.path.addresses["viommu"]
-    if nested:
-        low, _ = descriptor("PASID_IOTLB", DID=domain)
-    else:
-        low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
-    values = {viommu.VD_GUEST: port.root, viommu.VD_SHADOW: table.root << 12, viommu.VD_LOW: low}
-    for word, value in values.items():
-        hypervisor.host.store(unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place + word, value)
-    return unit + mem.PAGE_BYTES - at.HOST_DIRECT | (sp.IQA_WIDE if nested else 0)
-
-
-def _no_words(gfn: int) -> Words:
-    raise ModelError("the host does not look into a guest's table", {"gfn": gfn})
-
-
-def _hand_over(hypervisor: Hypervisor, layout: DmaMemory, frames: _Frames) -> None:
-    """The frames that are left are for the shadow tables that the program makes."""
-    unit, left = hypervisor.path.addresses["viommu"], list(frames.free)
-    values = {viommu.VI_QUEUE: layout.iqa, viommu.VI_TABLES: left[0], viommu.VI_TABLES_END: left[-1] + 1}
-    for word, value in values.items():
-        hypervisor.host.store(unit + word, value)
-
-
-@define
-class _Frames:
-    """Frames of the host from which tables are made."""
-
-    engine: Engine
-    free: Iterator[int]
-
-    def allocate(self) -> int:
-        return next(self.free)
-
-    def contents(self, hfn: int, kind: int) -> Words:
-        return self.engine.contents(hfn, kind)
 
 
 @define(eq=False)

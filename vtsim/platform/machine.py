@@ -34,7 +34,7 @@ from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
 from vtsim.platform.identity import identify
-from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts
+from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.platform.witness import WORDS as WITNESS_WORDS
@@ -50,7 +50,8 @@ from vtsim.vmm.techniques import techniques
 
 if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
-    from vtsim.platform.driven import DrivenDevices, DrivenPort, UnitTables
+    from vtsim.platform.driven import DrivenDevices
+    from vtsim.platform.unit_tables import DrivenPort, UnitTables
     from vtsim.vmm.monitor.build import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
@@ -198,12 +199,12 @@ class Machine:
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
         if first.dma is not None:
-            from vtsim.platform.driven import native  # whose kernels other machines need not load
+            from vtsim.platform.unit_tables import native
 
             self._drive(*native(first.dma, memory))
 
     def _drive(self, ports: Sequence[DrivenPort], tables: UnitTables) -> None:
-        from vtsim.platform.driven import DrivenDevices
+        from vtsim.platform.driven import DrivenDevices  # whose kernels other machines need not load
 
         self.driven = DrivenDevices(self.scenario, self.engine, self.clock, self.profile.clock_hz, ports, tables)
 
@@ -238,7 +239,7 @@ class Machine:
             return
         self.hypervisor = below
         if self.scenario.dma:
-            from vtsim.platform.driven import assigned  # whose kernels other machines need not load
+            from vtsim.platform.unit_tables import assigned
 
             self._drive(*assigned(below, [(vm.spec.name, vm.dma) for vm in self.vms if vm.dma is not None]))
         if scenario.vmm.swap.on:
@@ -444,6 +445,10 @@ class Machine:
         if self.monitor is not None:
             self.monitor.settle()
         owners = {name: owner_counts(self.engine, name, at) for name, at in self.engine.owners.items()}
+        clusters = self._clusters()
+        for name, done in clusters.items():
+            kernel, process = owners[name].emulated
+            owners[name] = evolve(owners[name], emulated=(kernel + done["instructions"], process))
         for owner in owners.values():
             check_laws(owner)
         exact = self.profile.cycles(self.profile.latency.cross_cpu_ns)
@@ -476,10 +481,17 @@ class Machine:
             dma=() if devices is None else devices.outcome(),
             iommu=None if devices is None else devices.unit.statistics(),
             translations=None if self.monitor is None else self.monitor.translations(),
+            clusters=sums(clusters.values()) if clusters else None,
             monitor=None if self.monitor is None else self.monitor.statistics(),
             hypercalls=None if self.below is None else self.below.hypercalls(),
             software=None if self.monitor is None else self.monitor.software(),
         )
+
+    def _clusters(self) -> dict[str, dict[str, int]]:
+        """What exit clusters have done, by VM; nothing where they are off."""
+        if self.hypervisor is None or not self.scenario.vmm.features.exit_clustering:
+            return {}
+        return {vcpu.name: self.hypervisor.clusters(vcpu) for vcpu in self.hypervisor.vcpus}
 
     def _memory_of(self, vm: Vm) -> dict[str, int]:
         """What the hypervisor counted of a VM's memory."""

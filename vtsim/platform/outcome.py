@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -121,7 +121,17 @@ class Outcome:
     monitor: Mapping[str, int] | None = None
     translations: Mapping[str, int] | None = None
     hypercalls: Mapping[str, Mapping[str, int]] | None = None
+    clusters: Mapping[str, int] | None = None
     software: Mapping[str, int] | None = None
+
+
+def sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add mappings of the same names up."""
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def bucket_floor(bucket: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vtsim.base.errors import Problem
-from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import Scenario, VmSpec
@@ -44,6 +44,12 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
                     path=f"{at}.phases.{n}",
                     message=f"{OF_ONE_VCPU[kind]} has one vCPU",
                     help=f"{where}.vcpus can be 1",
+                )
+            if kind is IpiSpec and process.threads != 2:
+                yield Problem(
+                    path=f"{at}.phases.{n}",
+                    message=f"one thread interrupts another, and the process has {process.threads}",
+                    help=f"{at}.threads can be 2",
                 )
             if process.threads > 1 and kind in OF_ONE_THREAD:
                 yield Problem(

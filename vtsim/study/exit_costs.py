@@ -51,10 +51,12 @@ class ExitCosts:
 
 
 def exit_costs(run: Callable[[str], Any]) -> list[ExitCosts]:
-    """Measure every profile: under kvm where it has EPT, under minimal everywhere. `run` takes a scenario text."""
+    """Measure every profile with VMX: under kvm where it has EPT, and under minimal. `run` takes a scenario text."""
     found = []
     for profile in profile_names():
         loaded = load_profile(profile)
+        if not loaded.has_vmx:
+            continue
         has_ept = GENERATIONS[loaded.vmx.generation].capabilities().supports("ENABLE_EPT")
         for personality in ("minimal", "kvm") if has_ept else ("minimal",):
             cycles = {"hardware": loaded.transitions.vm_exit_cycles + loaded.transitions.vm_entry_cycles}

@@ -87,7 +87,7 @@ def _require(control: str, profile: Profile, what: str, otherwise: str = "") -> 
     """ConfigError unless a processor may set a control."""
 
     def has(each: Profile) -> bool:
-        return GENERATIONS[each.vmx.generation].capabilities().supports(control)
+        return each.has_vmx and GENERATIONS[each.vmx.generation].capabilities().supports(control)
 
     if has(profile):
         return

@@ -312,6 +312,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         dma=tuple(_dma(device, profile.clock_hz) for outcome in outcomes for device in outcome.dma),
         iommu=first.iommu,
         translations=None if first.translations is None else r.Translations(**first.translations),
+        clusters=None if first.clusters is None else r.Clusters(**first.clusters),
         software=None if first.software is None else r.SoftwareCpu(**first.software),
         monitor=None if first.monitor is None else r.Monitor(**first.monitor),
         hypercalls=None if first.hypercalls is None else _hypercalls(first.hypercalls),

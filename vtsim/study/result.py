@@ -81,6 +81,14 @@ class Translations:
 
 
 @frozen(kw_only=True)
+class Clusters:
+    """What exit clusters did, over all VMs."""
+
+    exits_saved: int  = key("exits", "that clusters made unnecessary")
+    instructions: int = key("instructions", "executed in them in the guests' place, exiting ones included")
+
+
+@frozen(kw_only=True)
 class SoftwareCpu:
     """What a program counted that executes every instruction of its guests itself, over all guests."""
 
@@ -427,6 +435,7 @@ class Result(Run):
     iommu: Mapping[str, int] | None = key("", "{what: n} of the remapping unit; null without one", default=None)
     monitor: Monitor | None         = key("", "what a monitor of deprivileged guests counted", default=None)
     hypercalls: Hypercalls | None   = key("", "what paravirtual guests asked for in ring 3", default=None)
+    clusters: Clusters | None       = key("", "what exit clusters did; null where they are off", default=None)
     translations: Translations | None = key("", "what a translator of guest code did", default=None)
     software: SoftwareCpu | None    = key("", "what an interpreter or dynamic translator counted", default=None)
 # fmt: on

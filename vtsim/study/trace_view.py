@@ -122,7 +122,7 @@ def line(event: TraceEvent) -> str:
 
 def what(event: TraceEvent) -> str:
     """The kind, and what it was about."""
-    if event.reason < 0:
+    if event.reason < 0 or event.kind in (trace.SYSRET, trace.IRET):
         return KINDS[event.kind]
     about = str(event.reason)
     if event.kind in (trace.EXIT, trace.ENTRY):

@@ -37,7 +37,7 @@ from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.events import ASSIGNED_BYTES
-from vtsim.vmm.programs.ports import KERNEL_PORTS, LATCH, port_entries
+from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.registry import Path, personalities
@@ -421,8 +421,10 @@ def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
     process = port_entries(vcpu.devices)
     own = kernel if hosted else kernel + process
     table = host.reserve_late(mem.VALUES)
-    host.store_many(table, np.array(own, np.int64).ravel())
+    events = [(address, 0, 0) for name in vcpu.devices for address in EVENTS.get(name, ())]
+    host.store_many(table, np.array([*own, *events], np.int64).ravel())
     values = {"PORTS": at.frame_address(table), "PORT_ENTRIES": len(own)}
+    values |= {"EVENTS": values["PORTS"] + 8 * DEVICE_WORDS * len(own), "EVENT_ENTRIES": len(events)}
     if hosted:
         run, data = (_user_frame(vcpu, linear) for linear in (at.USER_RUN, at.USER_DATA))
         host.store_many(data, np.array([0, len(process), *np.ravel(process)], np.int64))

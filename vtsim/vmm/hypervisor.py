@@ -150,6 +150,11 @@ class Hypervisor:
         events = {name: sum(self.word(v, name.upper()) for v in self.vcpus) for name in EVENTS}
         return {"calls": {}, "requests": {}, "events": {**events, "blocks": 0}}
 
+    def clusters(self, vcpu: Vcpu) -> dict[str, int]:
+        """What exit clusters have done for a vCPU."""
+        names = {"exits_saved": "CLUSTERED_EXITS", "instructions": "CLUSTER_INSTRUCTIONS"}
+        return {name: self.word(vcpu, word) for name, word in names.items()}
+
     def memory_statistics(self, vcpu: Vcpu) -> dict[str, int]:
         """What became of the memory of a vCPU's VM; what did not happen is left out."""
         same = [other for other in self.vcpus if other.name == vcpu.name]

@@ -75,6 +75,8 @@ VCPU_WORDS: Final = (
     ("MSR_ENTRIES",       1, "how many"),
     ("PORTS",             1, "linear address of the ports that the hypervisor itself answers"),
     ("PORT_ENTRIES",      1, "how many"),
+    ("EVENTS",            1, "linear address of the device memory whose writes only raise an event for somebody"),
+    ("EVENT_ENTRIES",     1, "how many"),
     ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table"),
     ("EPT_TOP",           1, "host-physical address of the table that the EPTP names: the same, or the PML5 table"),
     ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),
@@ -155,6 +157,14 @@ VCPU_WORDS: Final = (
     ("TIMER_BIT",         1, "bit of its timer's event; 0 where the timer is the local APIC's"),
     ("EVENTS_SENT",       1, "events that became pending in the shared page"),
     ("UPCALLS",           1, "times that the guest was told of them"),
+    ("CLUSTER_RIP",       1, "where the guest goes on after what an exit cluster has executed"),
+    ("CLUSTER_BYTES",     1, "where the host sees those bytes; 0 outside of clusters"),
+    ("CLUSTER_LENGTH",    1, "bytes of the instruction being executed"),
+    ("CLUSTER_LEFT",      1, "instructions to the next one that exits, itself included"),
+    ("CLUSTERED_EXITS",   1, "exits that clusters have saved"),
+    ("CLUSTER_INSTRUCTIONS", 1, "instructions that they executed in the guest's place"),
+    ("SEEN_STORES",       8, "addresses of stores that hit tables of the guest, by a hash"),
+    ("CLUSTERS",         32, "by a hash of the address: address, where its bytes are, instructions to one that exits"),
     ("VM",                1, "address of the structure of the VM's first vCPU, whose words about the VM all use"),
     ("PEER",              1, "address of the structure of the VM's next vCPU, in a ring"),
     ("INDEX",             1, "which vCPU of its VM: its APIC identifier"),
@@ -225,6 +235,7 @@ STATISTICS: Final = (
     "PAGES_DROPPED",
     "REMOTE_FLUSHES",
 )
+CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned

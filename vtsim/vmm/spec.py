@@ -89,6 +89,17 @@ class ParavirtualSpec:
 
 
 @frozen(kw_only=True)
+class FeaturesSpec:
+    """What a hypervisor may do beside what it must."""
+
+    exit_clustering: bool = setting(
+        Boolean(),
+        "Emulate the instructions between one that exits and the next, so that VM entry and exit are saved",
+        default=False,
+    )
+
+
+@frozen(kw_only=True)
 class VmmSpec:
     """The hypervisor: how guest kernels are virtualized, and by whom."""
 
@@ -128,6 +139,7 @@ class VmmSpec:
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
     )
+    features: FeaturesSpec = setting(Group(spec=FeaturesSpec), "What it may do beside", factory=FeaturesSpec)
     apicv: bool = setting(
         Boolean(),
         "Let the processor keep the virtual local APIC, and post interrupts to a guest that runs",

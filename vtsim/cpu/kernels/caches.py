@@ -172,6 +172,12 @@ def fetch_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
 
 
 @kernel
+def way_bit(way: int) -> int:
+    """The bit of a way in a word of 64: the last one is the word's sign."""
+    return 1 << way if way < 63 else -(1 << 62) * 2
+
+
+@kernel
 def find(m: Record, a: Arena, structure: int, index: int, tag: int) -> int:
     """The data word stored under `tag`, or -1. Tags are never negative; an empty entry's tag is -1."""
     ways = m[structure + WAYS]
@@ -180,7 +186,7 @@ def find(m: Record, a: Arena, structure: int, index: int, tag: int) -> int:
     for way in range(ways):
         if a[base + way] == tag:
             sets = m[structure + MASK] + 1
-            a[m[structure + DATA] + sets * ways + s] |= 1 << way
+            a[m[structure + DATA] + sets * ways + s] |= way_bit(way)
             return a[m[structure + DATA] + s * ways + way]
     return -1
 
@@ -215,7 +221,7 @@ def keep(m: Record, a: Arena, structure: int, index: int, tag: int, data: int) -
         used = 0
     a[base + victim] = tag
     a[m[structure + DATA] + s * ways + victim] = data
-    a[at] = used | (1 << victim)
+    a[at] = used | way_bit(victim)
 
 
 @kernel

@@ -64,7 +64,8 @@ HOOKS: Final = (
     ("SET_BIT",        "bit RSI of the bit string at RDI <- 1; RAX <- old value"),
     ("CLEAR_BIT",      "bit RSI of the bit string at RDI <- 0; RAX <- old value"),
     ("DECODE",         "instruction at the guest's RIP in RSI, whose bytes stand at RDI; RAX <- op or -1, RCX register "
-                       "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length"),
+                       "or 16, RDX <- bytes of its memory operand, RBX <- immediate, R9 <- length, R10 <- second "
+                       "register or 16"),
     ("TABLE_LOOKUP_DIRECT", "root RDI, address RSI, linear map R8, linear address R9 of the table from host frame to "
                        "guest-physical address, present bits R10; RAX <- leaf entry or 0, RDX <- level, RCX <- linear "
                        "address of the entry, R11 <- its host-physical address"),
@@ -204,6 +205,7 @@ def decode(m: Record, a: Arena, t: Tags) -> int:
         m[s.GPR + s.RDX] = (a[r + o.ROW_MEM] >> o.MEM_SIZE) & 15
         m[s.GPR + s.RBX] = a[r + o.ROW_IMM]
         m[s.GPR + s.R9] = (a[r] >> o.META_LENGTH) & 0xFFFF
+        m[s.GPR + s.R10] = a[r + o.ROW_R2]
         number = a[r + o.ROW_IMM]
         if m[s.GPR + s.RAX] == o.HOOK and m[s.REFUSED_AT] and number <= TABLE_CLEAR:
             m[s.GPR + s.RAX] = o.ST  # the store in it that was refused; the hook goes on by itself

@@ -254,11 +254,12 @@ def translate_block(m: Record, a: Arena, t: Tags) -> int:
         if op == o.CLI:
             in_line += 1
             make(m, a, t, o.ST, 4, 16, 0, NO_MEM, translator_get(m, a, t, T_INTERRUPTS), 0, rip)
-        elif op == o.MOV_FROM_CR and a[r + o.ROW_IMM] != 8:
+        elif op == o.MOV_FROM_CR or (op == o.MOV_TO_CR and a[r + o.ROW_IMM] == 8):
             in_line += 1
             number = a[r + o.ROW_IMM]
-            where = translator_get(m, a, t, T_CR) + 8 * (number - 1 if number else 0)
-            make(m, a, t, o.LD, 4, a[r + o.ROW_R1], 0, NO_MEM, where, 0, rip)
+            place = 4 if number == 8 else max(number - 1, 0)
+            move = o.LD if op == o.MOV_FROM_CR else o.ST
+            make(m, a, t, move, 4, a[r + o.ROW_R1], 0, NO_MEM, translator_get(m, a, t, T_CR) + 8 * place, 0, rip)
         elif RING[op] == 1 or RING[op] == 2 or SENSITIVE[op] or op == o.SYSCALL or op == o.JMP_MEM:
             call_outs += 1
             make_exit(m, a, t, rip, False)

@@ -36,6 +36,7 @@ class KernelOptions:
     batch: int = 1  # how many requests one hypercall makes at most
     probe: bool = False  # does it look for hardware at boot?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
+    files: int = 0  # linear address of what stands for files and sockets
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended
     dma: DmaOptions | None = None  # where the guest drives devices

@@ -117,6 +117,8 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     else:
         _leave_by_sysret(a, kernel)
     a.label("syscall_reschedule")
+    a.test(s.RAX, at.SIGNAL_PENDING)
+    a.jcc(ops.CC_NZ, "signal_to_caller")
     a.call("schedule")
     a.jmp("syscall_exit")
     a.label("no_such_call")
@@ -130,7 +132,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.INTERRUPT_PATH
     vectors = [*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR]
     vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
-    for vector in vectors + [at.CALL_VECTOR] * kernel.several:
+    for vector in vectors + [at.CALL_VECTOR, at.IPI_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
         if kernel.ring3:
             ring3.entered(a)

@@ -256,22 +256,45 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("fault_settled" if kernel.several else "fault_done")
 
 
+def _give_lock_back(a: Assembler, kernel: KernelOptions, name: str) -> None:
+    """Give the lock of the address space back, where the fault has taken it."""
+    if kernel.several:
+        a.ld(s.RDI, at.cpu_word(at.HELD))
+        a.test(s.RDI, -1)
+        a.jcc(ops.CC_Z, f"{name}_nothing")
+        a.call("unlock_read")
+        a.label(f"{name}_nothing")
+
+
 @path("kill")
 def kill(a: Assembler, kernel: KernelOptions) -> None:
-    """A fault without remedy ends the task; the log line says which, where and at what address."""
+    """A fault without remedy ends the task; the log line says which, where and at what address.
+
+    One of the kernel's own, where it was reckoned with, goes on at the task's T_FIXUP, as Linux's exception table says.
+    """
     a.activity = ops.PAGE_FAULT_PATH
     a.label("no_memory")
     a.mov(s.R15, at.NO_MEMORY)
     a.jmp("write_log")
     a.label("kill")
     a.mov(s.R15, at.KILLED)
+    a.ld(s.RAX, Mem(s.RSP, at.F_CS))
+    a.ld(s.RBX, at.cpu_word(at.CURRENT))
+    a.test(s.RAX, 3)
+    a.ld(s.RAX, Mem(s.RBX, at.T_ACTION))
+    a.jcc(ops.CC_NZ, "kill_or_signal")
+    a.ld(s.RAX, Mem(s.RBX, at.T_FIXUP))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "write_log")
+    a.st(Mem(s.RSP, at.F_RIP), s.RAX)
+    a.jmp("leave")
+    a.label("kill_or_signal")
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "write_log")
+    _give_lock_back(a, kernel, "before_signal")
+    a.jmp("signal_for_fault")
     a.label("write_log")
-    if kernel.several:
-        a.ld(s.RDI, at.cpu_word(at.HELD))
-        a.test(s.RDI, -1)
-        a.jcc(ops.CC_Z, "holds_nothing")
-        a.call("unlock_read")
-        a.label("holds_nothing")
+    _give_lock_back(a, kernel, "before_end")
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RDI, Mem(s.RBX, at.T_LOG))
     a.st(Mem(s.RDI, at.L_REASON), s.R15)

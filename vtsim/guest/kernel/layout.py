@@ -43,9 +43,9 @@ KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 
 # of a kernel with several CPUs: is it idle on a borrowed space; the task whose space is loaded; the space whose lock it
 # holds or waits for; tasks of this CPU; its APIC identifier; its list of frames that are to be freed; what it asks
 # others to flush; top of its entry stack; calls that it answered, and sent; by CPU, the task whose space that one is
-# to flush
+# to flush. IPIS: interrupts of primitive `ipi`
 (LAZY, LOADED_TASK, HELD, TASKS_HERE, APIC_ID, GATHER, FLUSH_START, FLUSH_PAGES, ENTRY_TOP, TLB_CALLS,
- CALLS_SENT) = range(96, 184, 8)
+ CALLS_SENT, IPIS) = range(96, 192, 8)
 ASKED: Final        = 192
 CPU_LIMIT: Final    = 16
 # of a kernel built with hypercalls: has it found its hypervisor; bit of the timer's event; root of the kernel alone
@@ -56,9 +56,13 @@ CPU_LIMIT: Final    = 16
  T_CHILD, T_PARENT, T_SHARED, T_TABLES_NEXT, T_TABLES_END, T_TABLES_FIRST, T_FAULTS) = range(0, 152, 8)
 # with several CPUs: the task that has the words of the address space, the next thread in it, the data of the task's CPU
 (T_SPACE, T_PEER, T_CPU) = range(152, 176, 8)
+(T_ROUND, T_SENT) = range(216, 232, 8)              # phases of primitive `ipi` begun, and sent to the end
 # words of an address space: two tickets and who is served, for its lock and that of its tables; who reads
 (M_TICKET, M_SERVING, M_READERS, M_TABLES_TICKET, M_TABLES_SERVING) = range(176, 216, 8)
+# where the kernel goes on after an exception of its own, 0: nowhere; four words of a signal's action
+T_FIXUP, T_ACTION = 216, 224
 RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
+RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
@@ -87,13 +91,14 @@ SWITCH_BYTES: Final = 8 * len(CALLEE)
 CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15))  # 11: half a frame at a time
 
 # --- vectors, system calls ---------------------------------------------------------------------------------------
-PAGE_FAULT_VECTOR, TIMER_VECTOR, CALL_VECTOR = 14, 0xEC, 0xFB
+PAGE_FAULT_VECTOR, TIMER_VECTOR, CALL_VECTOR, IPI_VECTOR = 14, 0xEC, 0xFB, 0xFA
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
 (CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
- CALL_BALLOON) = range(512, 521)
-FIRST_LOOP: Final = 521
+ CALL_BALLOON, CALL_SIGACTION, CALL_KILL, CALL_SIGRETURN, CALL_STAT, CALL_OPEN, CALL_CLOSE, CALL_READ, CALL_WRITE,
+ CALL_SELECT) = range(512, 530)
+FIRST_LOOP: Final = 530
 NOFLUSH: Final = 1 << 63
 NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL
 PAGE: Final = 4096

@@ -237,7 +237,10 @@ def _ask_if_loaded(a: Assembler, otherwise: str) -> None:
 
 @path("call-function interrupt")
 def called(a: Assembler, kernel: KernelOptions) -> None:
-    """Another CPU asks: drop what it says of the loaded space, and tell it. R8 this CPU, R9 the other's data."""
+    """Another CPU asks (R8 this CPU, R9 the other's data), or interrupts for primitive `ipi`.
+
+    Drop what it says of the loaded space, and tell it.
+    """
     if not kernel.several:
         return
     a.activity = ops.INTERRUPT_PATH
@@ -267,6 +270,11 @@ def called(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.R9, CPU_BYTES)
     a.sub(s.R10, 1)
     a.jcc(ops.CC_NZ, "called_by")
+    a.jmp("interrupt_done")
+    a.label("ipi_arrived")
+    a.ld(s.RAX, at.cpu_word(at.IPIS))
+    a.add(s.RAX, 1)
+    a.st(at.cpu_word(at.IPIS), s.RAX)
     a.jmp("interrupt_done")
 
 

@@ -95,6 +95,8 @@ def _acknowledge(a: Assembler, kernel: KernelOptions) -> None:
     if kernel.several:
         a.cmp(s.RBX, at.CALL_VECTOR)
         a.jcc(ops.CC_Z, "called")
+        a.cmp(s.RBX, at.IPI_VECTOR)
+        a.jcc(ops.CC_Z, "ipi_arrived")
     a.cmp(s.RBX, at.TIMER_VECTOR)
     a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
 

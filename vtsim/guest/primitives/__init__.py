@@ -59,7 +59,8 @@ class Primitive:
     """How a primitive is lowered: the writer of its loop, the ring it runs in, and the memory that it wants.
 
     `memory` is `shared`: the process's common region, or where the user placed it; `own`: a region of this phase
-    alone, of 4 KiB pages that are always mapped on demand; `traced`: what `ranges` says.
+    alone, of 4 KiB pages that are always mapped on demand; `traced`: what `ranges` says. `before` is what the process
+    does before it calls a loop in ring 0.
     """
 
     emit: Emit
@@ -68,6 +69,7 @@ class Primitive:
     region: Callable[[Any], int] = lambda phase: int(phase.region_bytes)
     ranges: Callable[[Any], Sequence[tuple[int, int]]] = lambda phase: ()
     table_words: Callable[[Any], int] = lambda phase: 0
+    before: Emit = lambda a, phase, at: None
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]

@@ -7,6 +7,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest import spec
 from vtsim.guest.kernel import layout
+from vtsim.guest.kernel.smp import X2APIC_ICR
 from vtsim.guest.primitives import Stage, again, counted, counted_in_r12, lowering, registers
 
 
@@ -68,6 +69,43 @@ def hlt(a: Assembler, phase: spec.HltSpec, at: Stage) -> None:
     label = counted(a, at, at.scaled(phase.iterations))
     a.op(ops.HLT)
     a.loop(label)
+
+
+@lowering(spec.IpiSpec, ring=0)
+def ipi(a: Assembler, phase: spec.IpiSpec, at: Stage) -> None:
+    """ICR written by the first thread, and PAUSE until the other's CPU has counted the interrupt."""
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
+    a.ld(s.R9, Mem(s.RBX, layout.T_ROUND))
+    a.add(s.R9, 1)
+    a.st(Mem(s.RBX, layout.T_ROUND), s.R9)
+    a.ld(s.RDI, Mem(s.RBX, layout.T_SPACE))
+    a.cmp(s.RDI, register=s.RBX)
+    a.jcc(ops.CC_NZ, at.label("receive"))
+    a.ld(s.RDI, Mem(s.RBX, layout.T_PEER))
+    a.ld(s.RDI, Mem(s.RDI, layout.T_CPU))
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    a.ld(s.R9, Mem(s.RDI, layout.IPIS))
+    registers(a, {s.RCX: X2APIC_ICR, s.RAX: layout.IPI_VECTOR})
+    a.ld(s.RDX, Mem(s.RDI, layout.APIC_ID))
+    a.op(ops.WRMSR)
+    a.jmp(at.label("look"))
+    a.label(at.label("spin"))
+    a.op(ops.PAUSE)
+    a.label(at.label("look"))
+    a.ld(s.RAX, Mem(s.RDI, layout.IPIS))
+    a.cmp(s.RAX, register=s.R9)
+    a.jcc(ops.CC_Z, at.label("spin"))
+    again(a, label)
+    a.ld(s.RAX, Mem(s.RBX, layout.T_SENT))
+    a.add(s.RAX, 1)
+    a.st(Mem(s.RBX, layout.T_SENT), s.RAX)
+    a.jmp(at.label("done"))
+    a.label(at.label("receive"))
+    a.work(16)
+    a.ld(s.RAX, Mem(s.RDI, layout.T_SENT))
+    a.cmp(s.RAX, register=s.R9)
+    a.jcc(ops.CC_B, at.label("receive"))
+    a.label(at.label("done"))
 
 
 @lowering(spec.PortInSpec, ring=0)

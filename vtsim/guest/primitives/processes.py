@@ -10,6 +10,7 @@ from vtsim.guest.kernel import layout
 from vtsim.guest.primitives import OWN, Stage, again, counted_in_r12, lowering, registers
 
 PAGE = 4096
+WORD = 4  # an int of the array that lat_ctx sums
 NS = 1_000_000_000
 
 
@@ -42,6 +43,11 @@ def context_switch(a: Assembler, phase: spec.ContextSwitchSpec, at: Stage) -> No
     if phase.work:
         a.mov(s.RCX, phase.work)
         a.emit(ops.LONG_WORK, length=64)
+    if phase.region:
+        registers(
+            a, {s.RSI: at.base, s.RDX: phase.region, s.RDI: 0, s.RBX: 1, s.R8: WORD, s.RCX: -(-phase.region // WORD)}
+        )
+        a.emit(ops.STREAM, imm=ops.SEQUENTIAL)
     call(a, layout.CALL_YIELD)
     again(a, label)
 

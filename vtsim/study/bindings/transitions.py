@@ -29,13 +29,13 @@ def _hardware(key: str, profile: str, activities: Sequence[str], tolerance: floa
     )
 
 
-def _price(key: str, profile: str, operation: str) -> Figure:
+def _price(key: str, profile: str, *operations: str) -> Figure:
     def compute(_: Sequence[Any]) -> float:
         from vtsim.cpu.profile import load_profile
 
-        return float(load_profile(profile).prices[operation])
+        return float(sum(load_profile(profile).prices[operation] for operation in operations))
 
-    note = f"the parameter prices.{operation} of {profile} itself"
+    note = " and ".join(f"the parameter prices.{operation}" for operation in operations) + f" of {profile} itself"
     return Figure(key=key, published=key, runs=(), compute=compute, unit="cycles", tolerance_percent=1.0, note=note)
 
 
@@ -88,6 +88,7 @@ bind(
     _price("vmfunc_kvm_test_cycles", "skx-4114", "VMFUNC"),
     _price("cr3_write_cycles", "skx-4114", "MOV_TO_CR3"),
     _price("invlpg_cycles", "skx-4114", "INVLPG"),
+    _price("invlpg_plus_invpcid_cycles", "skx-4114", "INVLPG", "INVPCID"),
     unbound="figures in nanoseconds come without a clock",
 )
 

@@ -17,6 +17,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import (
     balloon,
+    cluster_table,
     direct,
     dirty_log,
     ept,
@@ -121,9 +122,11 @@ class Minimal:
 
         a.label("skip")
         a.activity = ops.REENTRY
+        cluster_table.inside(a, path)
         a.vmread(RAX, "EXIT_INSTRUCTION_LENGTH")
         a.vmread(RDX, "GUEST_RIP")
         a.add(RDX, register=RAX)
+        cluster_table.look(a, path)
         a.vmwrite("GUEST_RIP", RDX)
         a.label("reenter")
         a.label("go_on")

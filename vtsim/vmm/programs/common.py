@@ -11,6 +11,7 @@ from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, 
 from vtsim.vmm.programs import (
     apic,
     balloon,
+    cluster,
     collapse,
     direct,
     dirty_log,
@@ -103,5 +104,6 @@ def emit_shared(a: Assembler, path: Path) -> None:
     schedule.schedule(a, path)
     schedule.die(a, path)
     schedule.boot(a, path)
+    cluster.clusters(a, path)
     a.activity = ops.EXIT_HANDLER
     instructions.unexpected(a, path)

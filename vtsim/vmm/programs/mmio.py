@@ -21,6 +21,7 @@ from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
+from vtsim.vmm.programs.ports import DEVICE_WORDS
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -32,8 +33,27 @@ def misconfiguration(a: Assembler, path: Path) -> None:
     """An access to memory that is known to be a device's."""
     a.activity = ops.DEVICE_EMULATION
     a.vmread(R13, "GUEST_PHYSICAL_ADDRESS")
+    if path.parameters.get("fast_mmio", 0):
+        find_event(a, "slow_mmio")
+        work(a, path, "in_kernel_device")
+        work(a, path, "eventfd")
+        a.jmp("skip")
+        a.label("slow_mmio")
     work(a, path, "misconfiguration")
     a.jmp("emulate")
+
+
+def find_event(a: Assembler, otherwise: str) -> None:
+    """On where a write to R13 only raises an event, else to a label. Clobbers RAX RCX RDX RSI RDI."""
+    a.ld(RDX, vcpu("EVENT_ENTRIES"))
+    a.test(RDX, register=RDX)
+    a.jcc(ops.CC_Z, otherwise)
+    a.copy(RSI, R13)
+    a.ld(RDI, vcpu("EVENTS"))
+    a.mov(RCX, DEVICE_WORDS)
+    a.hook(hooks.FIND)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, otherwise)
 
 
 def emulator(a: Assembler, path: Path) -> None:
@@ -124,8 +144,7 @@ def emulator(a: Assembler, path: Path) -> None:
     a.st(Mem(RDI, 0, index=RCX, size=4), RAX)
 
     a.label("skip_decoded")
-    _step_over_decoded(a)
-    a.jmp("reenter")
+    _step_over_decoded(a, path)
 
     a.label("load_completed")
     a.ld(RDX, vcpu("DECODED", 1))
@@ -142,12 +161,16 @@ def emulator(a: Assembler, path: Path) -> None:
     fetch(a, path)
 
 
-def _step_over_decoded(a: Assembler) -> None:
-    """GUEST_RIP behind the instruction that was decoded; RDX RSI change."""
+def _step_over_decoded(a: Assembler, path: Path) -> None:
+    """GUEST_RIP behind the instruction that was decoded, and on to the guest; RDX RSI change."""
     a.vmread(RDX, "GUEST_RIP")
     a.ld(RSI, vcpu("DECODED", 2))
     a.add(RDX, register=RSI)
+    if path.vmm.features.exit_clustering:
+        a.jmp("cluster")
+        return
     a.vmwrite("GUEST_RIP", RDX)
+    a.jmp("reenter")
 
 
 def fetch(a: Assembler, path: Path) -> None:

@@ -29,6 +29,7 @@ DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
     "i440fx":   ((0xCF8, LATCH), (0xCFC, CONFIG), (0xCFD, CONFIG), (0xCFE, CONFIG), (0xCFF, CONFIG)),
     "testdev":  ((0xE0, LATCH), (0xE4, LATCH), (0xE8, LATCH), (0xF1, LATCH), (0xF4, LATCH)),
 }
+EVENTS: Final = {"testdev": (0xFEBF_0000,)}  # device memory whose writes wake somebody, whatever is written
 # fmt: on
 
 
@@ -134,6 +135,7 @@ def load_by_size(a: Assembler, register: int, operand: Mem, name: str) -> None:
 def in_hypervisor(a: Assembler, path: Path) -> None:
     """IN and OUT where all devices are in the hypervisor: answered from one table; an absent port reads as ones."""
     decode(a)
+    a.label("port_decoded")
     find_port(a)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "port_absent")

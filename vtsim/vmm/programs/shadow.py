@@ -25,6 +25,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import agile, ept, instructions, several
+from vtsim.vmm.programs.cluster_table import remember_store
 from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
@@ -125,22 +126,23 @@ def fault(a: Assembler, path: Path) -> None:
     write_table(a, path)
 
 
-def store_decoded(a: Assembler, registers: int, memory: int) -> None:
+def store_decoded(a: Assembler, registers: int, memory: int, name: str = "table") -> None:
     """Make the guest's store that DECODE has found: RBX or, below 16, register RCX; RDX bytes; guest-physical R13.
 
-    `registers` is where the vCPU in R15 keeps general registers, `memory` the linear address of guest memory.
+    `registers` is where the vCPU in R15 keeps general registers, `memory` the linear address of guest memory; `name`
+    is for labels.
     """
     a.cmp(RCX, 16)
-    a.jcc(ops.CC_Z, "table_value")
+    a.jcc(ops.CC_Z, f"{name}_value")
     a.ld(RBX, Mem(R15, registers, index=RCX, scale=8))
-    a.label("table_value")
+    a.label(f"{name}_value")
     a.mov(RDI, memory)
     a.add(RDI, register=R13)
     for size in (8, 4, 2, 1):
         a.cmp(RDX, size)
-        a.jcc(ops.CC_NZ, f"table_not_{size}")
+        a.jcc(ops.CC_NZ, f"{name}_not_{size}")
         a.st(Mem(RDI, size=size), RBX)
-        a.label(f"table_not_{size}")
+        a.label(f"{name}_not_{size}")
 
 
 def write_table(a: Assembler, path: Path) -> None:
@@ -154,6 +156,7 @@ def write_table(a: Assembler, path: Path) -> None:
     a.cmp(RAX, ops.ST)
     a.jcc(ops.CC_NZ, "no_table")
     a.st(vcpu("DECODED", 2), R9)
+    remember_store(a, path)
     store_decoded(a, at.V["REGISTERS"], at.USER_RAM)
     a.copy(RCX, RDX)
     a.copy(RSI, R13)
@@ -304,6 +307,7 @@ def invlpg(a: Assembler, path: Path) -> None:
     a.activity = ops.MEMORY_MANAGEMENT
     work(a, path, "invlpg")
     a.vmread(RSI, "EXIT_QUALIFICATION")
+    a.label("invlpg_address")
     a.copy(R13, RSI)
     hook(a, h.SHADOW_INVLPG)
     a.call("shadow_settle")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ModelError
-from vtsim.base.jit import DISABLED, quiet
+from vtsim.base.jit import DISABLED
 from vtsim.base.memory import signed
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
@@ -123,10 +123,9 @@ def batch(arena: NDArray[np.int64], packed: int, registers: dict[int, int], work
 
 
 def next_random(x: int) -> int:
-    """One step of a stream's generator."""
+    """One step of a stream's generator; of the kernel's result on unbounded integers only 64 bits are right."""
     function: Any = kernels.next_random if DISABLED else kernels.next_random.py_func  # type: ignore[attr-defined]
-    with quiet():
-        return int(function(np.int64(x)))
+    return signed(int(function(x)))
 
 
 def place(arena: NDArray[np.int64], pattern: int, random: int, base: int, lines: int, table: int) -> int:

@@ -21,6 +21,7 @@ from vtsim.vmm.personalities.kvm import io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs import (
     balloon,
+    cluster_table,
     direct,
     dirty_log,
     ept,
@@ -186,6 +187,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     """`skip`, `reenter`: from the end of a handler to VMRESUME."""
     a.label("skip")
     a.activity = ops.REENTRY
+    cluster_table.inside(a, path)
     work(a, path, "skip")
     a.vmread(RAX, "GUEST_RFLAGS", comment="trap flag?")
     a.vmread(RCX, "EXIT_INSTRUCTION_LENGTH")
@@ -195,6 +197,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
     a.test(RAX, 3)
     a.jcc(ops.CC_NZ, "end_shadow")
+    cluster_table.look(a, path)
     a.label("reenter")
     a.activity = ops.REENTRY
     a.op(ops.CLI)

@@ -1,8 +1,8 @@
 """Port I/O: in-kernel devices, the coalesced ring, and everything else by user space.
 
 SDM: "Exit Qualification for I/O Instructions".
-Not modelled: data of string I/O, and its limit of a page an exit; ioeventfds; port devices with side effects beyond
-what their registers hold.
+Not modelled: data of string I/O, and its limit of a page an exit; events of ports; port devices with side effects
+beyond what their registers hold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, RAX, RBX, RCX, RDI, RDX
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import mmio
 from vtsim.vmm.programs.ports import decode, find_entry, find_port, load_by_size, merge, read_device
 from vtsim.vmm.programs.words import saved, vcpu, work
 from vtsim.vmm.registry import Path
@@ -26,6 +27,7 @@ def port(a: Assembler, path: Path) -> None:
     """IN and OUT: R12 exit qualification, RBX bytes, R13 port."""
     work(a, path, "port")
     decode(a)
+    a.label("port_decoded")
     a.copy(R13, RCX)
     a.test(R12, STRING)
     a.jcc(ops.CC_NZ, "string_port")
@@ -102,6 +104,15 @@ def port(a: Assembler, path: Path) -> None:
 def memory(a: Assembler, path: Path) -> None:
     """`memory_request`: device memory that only user space knows. R13 address, R12 write?, RAX value."""
     a.label("memory_request")
+    a.copy(RBX, RAX)
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_Z, "memory_of_user")
+    mmio.find_event(a, "memory_of_user")
+    work(a, path, "in_kernel_device")
+    work(a, path, "eventfd")
+    a.jmp("skip_decoded")
+    a.label("memory_of_user")
+    a.copy(RAX, RBX)
     a.ld(RDI, vcpu("RUN_PAGE"))
     a.st(Mem(RDI, at.RUN["VALUE"]), RAX)
     a.st(Mem(RDI, at.RUN["WRITE"]), R12)

@@ -17,6 +17,7 @@ CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM 
 ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB multihit erratum"
 LOCKLESS: Final = "KVM: fast page fault, Linux 3.6 on"
 RELOAD: Final = "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"
+FAST_MMIO: Final = "KVM: KVM_FAST_MMIO_BUS, Linux 3.15 and later"
 IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
 SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
 
@@ -81,6 +82,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "retry":               _length(150, "x86_decode_instruction and retry_instruction", SIZE),
     "map_dma":             _length(600, "vfio_iommu_type1 for one page: its tree of mappings, iommu_map"),
     "in_kernel_device":    _length(60, "kvm_io_bus_read, kvm_io_bus_write, and a device behind it"),
+    "eventfd":             _length(60, "ioeventfd_write, eventfd_signal with nobody asleep"),
     "port":                _length(60, "handle_io, kvm_fast_pio"),
     "string_port":         _length(400, "emulator for INS and OUTS", SIZE),
     "coalesced":           _length(40, "coalesced_mmio_write"),
@@ -117,6 +119,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     **KVM_PARAMETERS,
     "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", ERRATUM),
     "lockless_faults":     _switch(1, "pages protected by dirty logging are fixed without mmu_lock", LOCKLESS),
+    "fast_mmio":           _switch(1, "a write that only raises an event is not decoded", FAST_MMIO),
     "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),
     "ignore_msrs":         _switch(0, "unknown MSRs read as 0 and are written in vain", IGNORE),
 }

@@ -1,0 +1,277 @@
+"""Files: a path walked through the cache of names, open and close, a byte read and written, many sockets polled.
+
+What Linux finds by pointers is found by pointers here: a name's bucket, its dentry, its inode; a descriptor's file, its
+operations, its socket. Names are words instead of strings. All is in memory: no device is waited for.
+
+Not modelled: mount points and symbolic links; read-copy-update's counters; waiting for a descriptor.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.lengths import length
+
+# fmt: off
+# --- what is in the first page ---------------------------------------------------------------------------------
+DESCRIPTORS: Final = 0                             # a file's address each
+BUCKETS, BUCKET_COUNT = 0x800, 64           # of the cache of names: a dentry's address each
+ROOT, SPARE = 0xC00, 0xC08                  # dentry of the root; the first free file
+NAME_BUFFER: Final = 0xD00                         # what getname copies into
+# --- words of a dentry, an inode, a file, a socket ---------------------------------------------------------------
+(D_NEXT, D_PARENT, D_NAME, D_INODE, D_COUNT) = range(0, 40, 8)
+INODE_WORDS: Final = 13                            # that stat reports
+(F_OPERATIONS, F_OBJECT, F_COUNT, F_POSITION, F_NEXT, F_MODE) = range(0, 48, 8)
+(READ, WRITE, POLL) = range(0, 24, 8)              # of the operations
+(S_STATE, S_RECEIVE, S_SEND) = (0, 0x100, 0x200)   # lines of a socket that poll looks at
+DENTRY_BYTES, INODE_BYTES, FILE_BYTES, SOCKET_BYTES = 192, 640, 256, 2368  # of the slabs of Linux, estimated
+STAT_WORDS: Final = 18                             # struct stat has 144 bytes
+SET_WORDS: Final = 6                               # three sets of 128 descriptors, and as many results
+FIRST_SOCKET_DESCRIPTOR: Final = 4
+# fmt: on
+
+
+def carry(a: Assembler, target: int, source: int, words: int, free: tuple[int, ...]) -> None:
+    """Copy words from memory at one register to memory at another, through registers that are free."""
+    for first in range(0, words, len(free)):
+        part = free[: words - first]
+        a.ldm(Mem(source, 8 * first), part)
+        a.stm(Mem(target, 8 * first), part)
+
+
+@path("path walk")
+def walk(a: Assembler, kernel: KernelOptions) -> None:
+    """`walk_path`: RSI names at RDI in user memory; RBX <- dentry of the last, or `no_entry`. R8 R9 R12 stay."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("walk_path")
+    a.work(length("getname"))
+    a.mov(s.R10, kernel.files + NAME_BUFFER)
+    a.copy(s.RCX, s.RSI)
+    a.label("copy_name")
+    a.ld(s.RAX, Mem(s.RDI))
+    a.st(Mem(s.R10), s.RAX)
+    a.add(s.RDI, 8)
+    a.add(s.R10, 8)
+    a.loop("copy_name")
+    a.mov(s.R10, kernel.files + NAME_BUFFER)
+    a.mov(s.R11, kernel.files)
+    a.ld(s.RBX, Mem(s.R11, ROOT))
+    a.label("walk_component")
+    a.work(length("hash_name"))
+    a.ld(s.RDX, Mem(s.R10))
+    a.copy(s.RAX, s.RDX)
+    a.and_(s.RAX, BUCKET_COUNT - 1)
+    a.ld(s.RCX, Mem(s.R11, BUCKETS, index=s.RAX, scale=8))
+    a.label("walk_chain")
+    a.test(s.RCX, -1)
+    a.jcc(ops.CC_Z, "no_entry")
+    a.ld(s.RAX, Mem(s.RCX, D_PARENT))
+    a.cmp(s.RAX, register=s.RBX)
+    a.jcc(ops.CC_NZ, "walk_next")
+    a.ld(s.RAX, Mem(s.RCX, D_NAME))
+    a.cmp(s.RAX, register=s.RDX)
+    a.jcc(ops.CC_Z, "walk_found")
+    a.label("walk_next")
+    a.ld(s.RCX, Mem(s.RCX, D_NEXT))
+    a.jmp("walk_chain")
+    a.label("walk_found")
+    a.copy(s.RBX, s.RCX)
+    a.ld(s.RAX, Mem(s.RBX, D_INODE))
+    a.ld(s.RAX, Mem(s.RAX))
+    a.work(length("permission"))
+    a.add(s.R10, 8)
+    a.sub(s.RSI, 1)
+    a.jcc(ops.CC_NZ, "walk_component")
+    a.ret()
+    a.label("no_entry")
+    a.add(s.RSP, 8)
+    a.label("bad_descriptor")
+    a.mov(s.RAX, -2, "ENOENT")
+    a.ret()
+
+
+@path("stat")
+def stat(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: what is known of the file with RSI names at RDI, to RDX in user memory."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_stat")
+    a.copy(s.R9, s.RDX)
+    a.call("walk_path")
+    a.work(length("stat"))
+    a.ld(s.RSI, Mem(s.RBX, D_INODE))
+    a.sub(s.RSP, 8 * STAT_WORDS)
+    carry(a, s.RSP, s.RSI, INODE_WORDS, at.CALLEE)
+    carry(a, s.R9, s.RSP, STAT_WORDS, at.CALLEE)
+    a.add(s.RSP, 8 * STAT_WORDS)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+@path("open and close")
+def open_close(a: Assembler, kernel: KernelOptions) -> None:
+    """System calls: a descriptor for the file with RSI names at RDI; and the end of descriptor RDI."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_open")
+    a.call("walk_path")
+    a.work(length("open"))
+    a.ld(s.RDX, Mem(s.R11, SPARE))
+    a.ld(s.RAX, Mem(s.RDX, F_NEXT))
+    a.st(Mem(s.R11, SPARE), s.RAX)
+    a.mov(s.RAX, 0)
+    for line in range(0, FILE_BYTES, 64):
+        a.st(Mem(s.RDX, line), s.RAX)
+    a.st(Mem(s.RDX, F_OBJECT), s.RBX)
+    a.mov(s.RCX, 1)
+    a.xadd(Mem(s.RBX, D_COUNT), s.RCX)
+    a.copy(s.RDI, s.R11)
+    a.mov(s.RAX, 0)
+    a.label("find_descriptor")
+    a.ld(s.RCX, Mem(s.RDI, DESCRIPTORS))
+    a.test(s.RCX, -1)
+    a.jcc(ops.CC_Z, "descriptor_found")
+    a.add(s.RDI, 8)
+    a.add(s.RAX, 1)
+    a.jmp("find_descriptor")
+    a.label("descriptor_found")
+    a.st(Mem(s.RDI, DESCRIPTORS), s.RDX)
+    a.ret()
+
+    a.label("call_close")
+    a.mov(s.R11, kernel.files)
+    a.ld(s.RDX, Mem(s.R11, DESCRIPTORS, index=s.RDI, scale=8))
+    a.test(s.RDX, -1)
+    a.jcc(ops.CC_Z, "bad_descriptor")
+    a.work(length("close"))
+    a.mov(s.RAX, 0)
+    a.st(Mem(s.R11, DESCRIPTORS, index=s.RDI, scale=8), s.RAX)
+    a.ld(s.RBX, Mem(s.RDX, F_OBJECT))
+    a.mov(s.RCX, -1)
+    a.xadd(Mem(s.RBX, D_COUNT), s.RCX)
+    a.ld(s.RAX, Mem(s.R11, SPARE))
+    a.st(Mem(s.RDX, F_NEXT), s.RAX)
+    a.st(Mem(s.R11, SPARE), s.RDX)
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+@path("read and write")
+def read_write(a: Assembler, kernel: KernelOptions) -> None:
+    """System calls: a byte of /dev/zero to RSI in user memory; a byte from there to /dev/null."""
+    a.activity = ops.SYSCALL_PATH
+    for name, operation in (("read", READ), ("write", WRITE)):
+        a.label(f"call_{name}")
+        a.work(length("read_write"))
+        a.mov(s.R11, kernel.files)
+        a.ld(s.RDX, Mem(s.R11, DESCRIPTORS, index=s.RDI, scale=8))
+        a.ld(s.RAX, Mem(s.RDX, F_MODE))
+        a.ld(s.RCX, Mem(s.RDX, F_OPERATIONS))
+        a.ld(s.RCX, Mem(s.RCX, operation))
+        a.op(ops.CALL_REG, s.RCX)
+        a.st(Mem(s.RDX, F_POSITION), s.RAX)
+        a.ret()
+    a.label("read_zero")
+    a.work(length("read_zero"))
+    a.st_value(Mem(s.RSI, size=1), 0)
+    a.mov(s.RAX, 1)
+    a.ret()
+    a.label("write_null")
+    a.mov(s.RAX, 1)
+    a.ret()
+
+
+@path("select")
+def select(a: Assembler, kernel: KernelOptions) -> None:
+    """System call: is any of RDI sockets ready? Sets of descriptors are at RSI in user memory; none is waited for."""
+    a.activity = ops.SYSCALL_PATH
+    a.label("call_select")
+    a.work(length("select"))
+    a.copy(s.R9, s.RDI)
+    a.sub(s.RSP, 8 * SET_WORDS)
+    carry(a, s.RSP, s.RSI, SET_WORDS, (s.RAX, s.RCX, s.RDX))
+    a.mov(s.R11, kernel.files)
+    a.mov(s.R8, FIRST_SOCKET_DESCRIPTOR)
+    a.mov(s.R12, 0)
+    a.label("poll_next")
+    a.work(length("select_descriptor"))
+    a.ld(s.RDX, Mem(s.R11, DESCRIPTORS, index=s.R8, scale=8))
+    a.ld(s.RAX, Mem(s.RDX, F_MODE))
+    a.ld(s.RCX, Mem(s.RDX, F_OPERATIONS))
+    a.ld(s.RCX, Mem(s.RCX, POLL))
+    a.op(ops.CALL_REG, s.RCX)
+    a.or_(s.R12, register=s.RAX)
+    a.add(s.R8, 1)
+    a.sub(s.R9, 1)
+    a.jcc(ops.CC_NZ, "poll_next")
+    carry(a, s.RSI, s.RSP, SET_WORDS, (s.RAX, s.RCX, s.RDX))
+    a.add(s.RSP, 8 * SET_WORDS)
+    a.copy(s.RAX, s.R12)
+    a.ret()
+    a.label("poll_socket")
+    a.work(length("poll_socket"))
+    a.ld(s.RBX, Mem(s.RDX, F_OBJECT))
+    for line in (S_STATE, S_RECEIVE, S_SEND):
+        a.ld(s.RAX, Mem(s.RBX, line))
+    a.mov(s.RAX, 0)
+    a.ret()
+
+
+# --- what is in memory before the guest starts ----------------------------------------------------------------------
+@frozen(kw_only=True)
+class Files:
+    """How much there is: components of the longest path that is walked, sockets that are open."""
+
+    components: int
+    sockets: int
+
+    @property
+    def bytes(self) -> int:
+        """How much memory that takes."""
+        names, files = self.components + 1, self.sockets + 8
+        return 4096 + names * (DENTRY_BYTES + INODE_BYTES) + files * FILE_BYTES + self.sockets * SOCKET_BYTES + 64
+
+    def words(self, base: int, labels: dict[str, int]) -> NDArray[np.int64]:
+        """The contents, for the address at which they will be."""
+        words = np.zeros(-(-self.bytes // 8), np.int64)
+        here = 4096
+
+        def place(size: int) -> int:
+            nonlocal here
+            here += size
+            return base + here - size
+
+        def put(address: int, value: int) -> None:
+            words[(address - base) // 8] = value
+
+        operations = place(64)
+        for word, label in ((READ, "read_zero"), (WRITE, "write_null"), (POLL, "poll_socket")):
+            put(operations + word, labels[label])
+        parent = 0
+        for name in range(self.components + 1):  # the root is name 0
+            dentry, inode = place(DENTRY_BYTES), place(INODE_BYTES)
+            put(dentry + D_PARENT, parent)
+            put(dentry + D_NAME, name)
+            put(dentry + D_INODE, inode)
+            put(base + (BUCKETS + 8 * name if name else ROOT), dentry)
+            parent = dentry
+        spare = 0
+        for number in range(self.sockets + 8):
+            file = place(FILE_BYTES)
+            put(file + F_OPERATIONS, operations)
+            socket = number - FIRST_SOCKET_DESCRIPTOR
+            if socket < self.sockets:
+                put(base + DESCRIPTORS + 8 * number, file)
+                put(file + F_OBJECT, place(SOCKET_BYTES) if socket >= 0 else 0)
+            else:
+                put(file + F_NEXT, spare)
+                spare = file
+        put(base + SPARE, spare)
+        return words

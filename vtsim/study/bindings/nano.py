@@ -1,0 +1,154 @@
+"""Single operations of a guest's kernel natively, under binary translation, and under VT-x without EPT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from vtsim.study.binding import Figure, Run, bind, cycles_per_repetition, exits_per_repetition, repeated
+from vtsim.study.published import Row
+
+NANO: Final = "workloads/nano"
+WAYS: Final = {
+    "native": ("vmm.technique=native", "vmm.paging=none"),
+    "software_bt": ("vmm.technique=binary-translation",),
+    "hardware_vtx_no_ept": (),
+}
+LATENCIES: Final = {
+    "callret": "call_ret", "in": "io_in", "cr8wr": "cr8wr", "divzero": "divzero", "pgfault": "pgfault",
+    "ptemod": "ptemod",
+}  # fmt: skip
+NOTES: Final = {
+    "native.cr8wr_approx": "the published figure is itself derived",
+    "hardware_vtx_no_ept.io_in": "the published monitor seems to make the access; ours has a device model",
+}
+
+
+def _runs(name: str, way: str) -> tuple[Run, ...]:
+    return repeated(f"{NANO}/{name}.yaml", *WAYS[way])
+
+
+def _beyond_the_loop(results: Sequence[Any]) -> float:
+    return cycles_per_repetition(results[:2]) - cycles_per_repetition(results[2:])
+
+
+def _latency(way: str, name: str, figure: str) -> Figure:
+    key = f"{way}.{figure}"
+    return Figure(
+        key=key,
+        published=key,
+        runs=(*_runs(name, way), *_runs("empty", way)),
+        compute=_beyond_the_loop,
+        unit="cycles",
+        note=NOTES.get(key, ""),
+    )
+
+
+def _published(way: str, name: str) -> str:
+    if name == "cr8wr" and way == "native":
+        return "cr8wr_approx"
+    return LATENCIES[name]
+
+
+def _times(figure: str, above: str, below: str) -> Figure:
+    """How many times longer an operation takes one way than the other."""
+    name = next(name for name, published in LATENCIES.items() if published == figure)
+
+    def published(row: Row) -> float:
+        return row.value(f"{above}.{figure}") / row.value(f"{below}.{figure}")
+
+    def compute(results: Sequence[Any]) -> float:
+        below = _beyond_the_loop([*results[2:4], *results[6:]])
+        return _beyond_the_loop([*results[:2], *results[4:6]]) / below if below else 0.0
+
+    loops = (*_runs("empty", above), *_runs("empty", below))
+    return Figure(
+        key=f"{figure}, {above} / {below}",
+        published=published,
+        runs=(*_runs(name, above), *_runs(name, below), *loops),
+        compute=compute,
+        unit="ratio",
+    )
+
+
+def _more_than_native(results: Sequence[Any]) -> float:
+    return cycles_per_repetition(results[:2]) - cycles_per_repetition(results[2:])
+
+
+bind(
+    "AA06-NANO",
+    *(
+        _latency(way, name, _published(way, name))
+        for way in WAYS
+        for name in LATENCIES
+        if (way, name) != ("hardware_vtx_no_ept", "cr8wr")
+    ),
+    Figure(
+        key="software_bt.syscall_extra",
+        published="software_bt.syscall_extra",
+        runs=(*_runs("syscall", "software_bt"), *_runs("syscall", "native")),
+        compute=_more_than_native,
+        unit="cycles",
+    ),
+    Figure(
+        key="hardware_vtx_no_ept.syscall_extra",
+        published="hardware_vtx_no_ept.syscall_extra",
+        runs=(*_runs("syscall", "hardware_vtx_no_ept"), *_runs("syscall", "native")),
+        compute=_more_than_native,
+        unit="cycles",
+    ),
+    Figure(
+        key="hardware_vtx_no_ept.syscall_extra, exits",
+        published="hardware_vtx_no_ept.syscall_extra",
+        runs=_runs("syscall", "hardware_vtx_no_ept"),
+        compute=exits_per_repetition,
+        unit="exits",
+        note="cycles there, exits here: none on both sides",
+    ),
+    *(_times(figure, "hardware_vtx_no_ept", "software_bt") for figure in ("io_in", "ptemod", "pgfault")),
+    deviates=(
+        "The order is the published one: translation beats VT-x of this generation on port input and on "
+        "page-table entries, and loses on system calls. Natively, prices of the Pentium 4 are estimates: with "
+        "CALL and RET at 5 cycles call_ret takes 10, with exceptions and IRET at 444 divzero takes 951, pgfault "
+        "989, with ports at 790 ns io_in takes 3172. Under translation, a call-out enters the monitor by SYSCALL "
+        "and leaves by IRET (1037 cycles), while the published monitor seems to stand beside its translations: "
+        "with IRET for nothing io_in takes 316 and ptemod 406. A 64-bit guest's system call has SWAPGS twice and "
+        "STI to call out and two address spaces to switch, which a 32-bit guest with segment limits has not: of "
+        "8499 cycles, IRET's four are 4148 and CR3's two 2040. cr8wr is one store here; what the published "
+        "sequence does beside is unknown. Under VT-x, a port that a process answers (personality kvm) takes "
+        "12,625 cycles, and 16,600 with the access: what answers it there is further away than our device model. "
+        "ptemod is decoded by a look-up here, not from bytes; VMREAD and VMWRITE are 1600 of its cycles, and what"
+        " the published trace does beyond is unknown"
+    ),
+    unbound="hardware_vtx_no_ept.cr8wr is not printed (ours exits, for there is no TPR shadow: 5749 cycles)",
+)
+
+# --- what translating costs -------------------------------------------------------------------------------------------
+LOOPS: Final = 16
+
+
+def _loops(count: int) -> Run:
+    phases = ", ".join(["{primitive: call_return, iterations: 1}"] * count)
+    sets = (*WAYS["software_bt"], f"vms.0.guest.processes.0.phases=[{phases}]")
+    return Run(scenario=f"{NANO}/callret.yaml", sets=sets, baseline=False)
+
+
+def _per_instruction(results: Sequence[Any]) -> float:
+    """Cycles beyond those of the system calls into the loops, for each instruction that was translated."""
+    few, many, *calls = results
+    instructions = many.translations.taken - few.translations.taken
+    cycles = many.cycles.elapsed - few.cycles.elapsed - LOOPS * cycles_per_repetition(calls)
+    return float(cycles / instructions) if instructions else 0.0
+
+
+bind(
+    "AA06-BT-COST",
+    Figure(
+        key="translation_cost",
+        published="translation_cost",
+        runs=(_loops(1), _loops(1 + LOOPS), *_runs("syscall", "software_bt")),
+        compute=_per_instruction,
+        unit="cycles",
+        note="loops that run once, system calls into them deducted; leaving for the monitor and chaining included",
+    ),
+)
