@@ -88,7 +88,7 @@ def compare_scenario(
 def _baseline(file: Path, sets: Sequence[str]) -> Scenario:
     """The guests natively; those of another instruction set on a machine that is like this one but for that."""
     try:
-        return variant(file, NATIVE, sets)
+        return runs.without_hypervisor(variant(file, NATIVE, sets))
     except ConfigError as error:
         for name in techniques:
             try:
