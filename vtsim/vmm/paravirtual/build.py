@@ -38,9 +38,10 @@ from vtsim.vmm.monitor.build import (
     index_of,
     processor_msr,
 )
+from vtsim.vmm.monitor.crossing import VECTORS
 from vtsim.vmm.needs import table_frames
 from vtsim.vmm.paravirtual import calls, emulate, entry
-from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN, VECTORS, V
+from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN, V
 from vtsim.vmm.programs.ports import port_entries
 from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.spec import VmmSpec

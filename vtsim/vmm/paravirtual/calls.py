@@ -20,10 +20,10 @@ from vtsim.cpu.slots import R8, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.crossing import VECTORS, die
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
-from vtsim.vmm.monitor.memory import die
 from vtsim.vmm.monitor.virtual_state import POPPED
-from vtsim.vmm.paravirtual.layout import VECTORS, V, count, count_one_of, vcpu
+from vtsim.vmm.paravirtual.layout import V, count, count_one_of, vcpu
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, subroutines
 from vtsim.vmm.programs.upcalls import to_tsc, unmask
