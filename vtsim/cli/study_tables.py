@@ -81,6 +81,7 @@ def write_report(file: Path, output: Path | None, metrics: Sequence[str], where:
     study = Study(file)
     table = table_of(study, metrics, where)
     target = output or study.path.with_suffix(".html")
+    study.refuse_to_replace(target)
     write(page(table, Provenance.of(result for _, result in study.results()), metrics), target)
     note(f"wrote {target}")
     return FINE
