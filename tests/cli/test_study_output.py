@@ -169,6 +169,14 @@ def test_a_users_mistake_is_one_message_and_status_2(
     assert (done.status, done.out, done.err) == (2, "", message.format(**names) + "\n")
 
 
+def test_points_are_evaluated_in_their_order(study: str, place: Path) -> None:
+    evaluate = model.evaluator(place / "small.yaml", ("seed=7",), "slowdown", Given(Now()))
+
+    points = [{"vmm.paging": paging, ITERATIONS: 10} for paging in ("shadow", "ept")]
+
+    assert evaluate(points) == [3, 2]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("SALib") is None, reason="the extra analysis is not installed")
 def test_sensitivity_on_the_model_runs_each_point_once(
     vtsim: Command, study: str, engine: Engine, place: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from vtsim.guest.kernel import layout
 from vtsim.platform.machine import Machine
 
 WORKLOADS = Path(__file__).parents[2] / "workloads"
-SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path.parent.name != "real")
+SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path.parent.name not in ("real", "studies"))
 NEED_A_HYPERVISOR = {"vmcall", "rd_unknown_msr"}
 NEED_DEVICES = {"mmio_event", "mmio_to_user"}
 

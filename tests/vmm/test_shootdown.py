@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vmm.shootdown import Threads, threads
+from vtsim.base.memory import PAGE_BYTES
 from vtsim.cpu import accounts as k
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel import smp
@@ -160,6 +161,8 @@ def test_an_interrupt_of_another_vcpu_ends_a_halt(settings: tuple[str, ...], per
 
 def test_a_posted_interrupt_descriptor_is_where_the_processor_takes_it() -> None:
     assert (STACK_BYTES + V["POSTED"]) % 64 == 0
+    assert STACK_BYTES + V["POSTED"] + 64 <= PAGE_BYTES
+    assert max(offset for name, offset in V.items() if name != "POSTED") < V["POSTED"]
 
 
 @SLOW

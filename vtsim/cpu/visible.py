@@ -83,9 +83,11 @@ HEAD: Final = (
 )
 TAIL: Final = (
     "",
-    "Also free: when interrupts come, and with them how often a kernel handles them; and the control registers that a",
-    "kernel reads itself, which a binary translator gives it without anybody seeing it. A kernel that was built for",
-    "its hypervisor is another program; what applications see is compared then, and what the kernel sees is not.",
+    "Also free: when interrupts come, and with them how often a kernel handles them, and in which order tasks that it",
+    "switches between saw what they saw (then the values of applications are compared in any order); and the control",
+    "registers that a kernel reads itself, which a binary translator gives it without anybody seeing it. A kernel that",
+    "was built for its hypervisor is another program; what applications see is compared then, and what the kernel sees",
+    "is not.",
     "",
     "This page is generated from `vtsim/cpu/visible.py`.",
 )

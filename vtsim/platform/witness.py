@@ -50,11 +50,15 @@ class Seen:
 
 @frozen(kw_only=True)
 class Stream:
-    """What was logged of a stream: `count` values were seen, of which `rows` are known, one of `every`."""
+    """What was logged of a stream: `count` values were seen, of which `rows` are known, one of `every`.
+
+    `digest` is of all values in their order, `total` in any order.
+    """
 
     count: int
     every: int
     digest: int
+    total: int
     rows: tuple[Seen, ...]
 
 
@@ -117,4 +121,6 @@ def _stream(machine: Machine, at: int) -> Stream:
         )
         for n, line in enumerate(lines)
     )  # fmt: skip
-    return Stream(count=count, every=1 << shift, digest=int(a[at + d.SEEN_LAST]), rows=rows)
+    return Stream(
+        count=count, every=1 << shift, digest=int(a[at + d.SEEN_LAST]), total=int(a[at + d.SEEN_SUM]), rows=rows
+    )

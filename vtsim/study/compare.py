@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from vtsim.base.errors import ConfigError
 from vtsim.config import load_scenario
 from vtsim.platform.machine import Progress
-from vtsim.platform.spec import Scenario
+from vtsim.platform.spec import MACHINE_ISA, Scenario
 from vtsim.study import run as runs
 from vtsim.study.result import Result
 from vtsim.vmm.techniques import techniques
@@ -86,15 +86,16 @@ def compare_scenario(
 
 
 def _baseline(file: Path, sets: Sequence[str]) -> Scenario:
-    """The guests natively; those of another instruction set on a machine that is like this one but for that."""
+    """The guests natively; those of another instruction set as if they had been compiled for this one."""
     try:
-        return variant(file, NATIVE, sets)
+        return runs.without_hypervisor(variant(file, NATIVE, sets))
     except ConfigError as error:
         for name in techniques:
             try:
-                return runs.without_hypervisor(variant(file, name, sets))
+                found = runs.without_hypervisor(variant(file, name, sets))
             except ConfigError:
                 continue
+            return evolve(found, vms=tuple(evolve(vm, isa=MACHINE_ISA) for vm in found.vms))
         raise error from None
 
 

@@ -28,8 +28,11 @@ def interventions(result: Result) -> dict[str, int]:
     """
     found = {
         "exits": sum(one.count for one in result.exits if one.reason != HYPERCALL),
-        "hypercalls": sum(one.count for one in result.exits if one.reason == HYPERCALL),
+        "hypercalls": sum(one.count for one in result.exits if one.reason == HYPERCALL)
+        + (sum(result.hypercalls.calls.values()) if result.hypercalls else 0),
     }
+    if result.hypercalls is not None:
+        found["hypercalls"] += sum(result.hypercalls.calls.values())
     if result.monitor is not None:
         emulated = result.guest.ring0.emulated + result.guest.ring3.emulated
         found |= {"traps": result.monitor.traps, "system calls": result.monitor.system_calls, "emulated": emulated}

@@ -296,7 +296,7 @@ class Measured:
 class VmResult(Measured):
     """What is measured of one VM."""
 
-    cpu: int = key("", "logical CPU that its vCPU was pinned to")
+    cpu: int = key("", "logical CPU that its vCPU was pinned to, the first of several")
     isa: str = key("", "instruction set of the guest; the machine's is x86", default="x86")
 
 

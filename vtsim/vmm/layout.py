@@ -177,7 +177,6 @@ VCPU_WORDS: Final = (
     ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
     ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
-    ("POSTED",            8, "posted-interrupt descriptor, 64 bytes aligned, where the processor keeps the local APIC"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -237,6 +236,8 @@ STATISTICS: Final = (
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)
+# behind them, at a multiple of 64 bytes: the posted-interrupt descriptor, where the processor keeps the local APIC
+V["POSTED"] = -(-8 * sum(words for _, words, _ in VCPU_WORDS) // 64) * 64
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned
 RUN: Final = byte_offsets(RUN_WORDS)

@@ -345,6 +345,7 @@ def test_a_table_becomes_a_frame_a_dataset_and_files(engine: Engine, write: Writ
         ):
             study.to_pandas()
         return
+    pytest.importorskip("xarray")
     frame, found = study.to_pandas(), study.to_xarray()
     assert list(frame["seed"]) == [row.axes["seed"] for row in study.table().rows]
     assert found["slowdown"].shape == (3, 4, 1)

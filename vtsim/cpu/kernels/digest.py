@@ -20,8 +20,9 @@ from vtsim.vmcs import state as h
 
 # fmt: off
 # A log is two streams, of applications and of the kernel: header words, then rows.
-# values seen; first one logged; of 2**SHIFT one is logged; does a full log stay as it is?; digest of all
-(SEEN_COUNT, SEEN_FIRST, SEEN_SHIFT, SEEN_FIXED, SEEN_LAST) = range(5)
+# values seen; first one logged; of 2**SHIFT one is logged; does a full log stay as it is?; digest of all, and another
+# that does not depend on their order
+(SEEN_COUNT, SEEN_FIRST, SEEN_SHIFT, SEEN_FIXED, SEEN_LAST, SEEN_SUM) = range(6)
 SEEN_HEADER: Final = 8
 SEEN_ROWS: Final = 4096
 (SEEN_DIGEST, SEEN_OP, SEEN_OF, SEEN_PART, SEEN_VALUE, SEEN_RIP, SEEN_CR3) = range(7)
@@ -56,6 +57,7 @@ def log_seen(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, val
     n = a[at + SEEN_COUNT] - a[at + SEEN_FIRST]
     a[at + SEEN_COUNT] += 1
     a[at + SEEN_LAST] = m[s.DIGEST_APPLICATION + kernels]
+    a[at + SEEN_SUM] += mix(mix(mix(op << 8 | part, of), value), 0)
     if n < 0 or n & ((1 << a[at + SEEN_SHIFT]) - 1):
         return
     row = n >> a[at + SEEN_SHIFT]

@@ -18,6 +18,7 @@ from vtsim.study.run import run
 from vtsim.study.sweep.executors import Workers
 from vtsim.study.sweep.identity import identity, model_version
 from vtsim.study.sweep.metrics import column, figure
+from vtsim.study.sweep.store import unpacked
 from vtsim.study.sweep.table import Value
 from vtsim.study.sweep.worker import Task, work
 
@@ -74,9 +75,10 @@ def evaluator(
             tasks.append(Task(identity=identity(scenario, version), version=version, scenario=scenario))
         figures = []
         for place, outcome in zip(places, workers.open().map(work, tasks), strict=True):
-            if outcome.result is None:
+            result = unpacked(outcome.result)
+            if result is None:
                 raise ModelError(f"a run failed at {', '.join(place)}: {outcome.error or outcome.version}")
-            figures.append(_number(figure(json.loads(outcome.result), metric), metric, place))
+            figures.append(_number(figure(json.loads(result), metric), metric, place))
         return figures
 
     return evaluate

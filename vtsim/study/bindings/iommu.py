@@ -123,7 +123,8 @@ bind(
     deviates="Agreement is chance: a packet costs nothing beside its map and unmap here, so that the link bounds the "
     "run without remapping (with 2,000 instructions a packet the ratio is 3.1). Missing is what made strict slow on "
     "Linux 3.4: its allocator searched long where a ring holds buffers of two sizes, and here there is one. The 600 ns "
-    "of an invalidation are an estimate",
+    "of an invalidation are an estimate after this paper's own breakdown, as remembered, so that the row is no "
+    "evidence for them",
 )
 bind(
     "IOTLB-WALL",

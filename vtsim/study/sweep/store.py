@@ -100,7 +100,7 @@ class Store:
     def get(self, identity: str) -> tuple[str | None, str | None]:
         """Return result and error of a point, both None where it was not run."""
         row = self.connection.execute("SELECT result, error FROM points WHERE identity = ?", (identity,)).fetchone()
-        return (_unpacked(row[0]), row[1]) if row else (None, None)
+        return (unpacked(row[0]), row[1]) if row else (None, None)
 
     def begin(self, about: dict[str, Any]) -> None:
         """Say which study this is; the design of another is forgotten, the points are kept."""
@@ -136,7 +136,7 @@ class Store:
         for number, replicate, baseline, identity, axes, result, error in self.connection.execute(query):
             yield Run(
                 number=number, replicate=replicate, baseline=baseline, identity=identity, axes=axes,
-                result=_unpacked(result), error=error,
+                result=unpacked(result), error=error,
             )  # fmt: skip
 
     def errors(self, most: int) -> Iterator[tuple[str, str]]:
@@ -190,7 +190,8 @@ def packed(result: str) -> bytes:
     return zlib.compress(result.encode(), FAST)
 
 
-def _unpacked(result: bytes | None) -> str | None:
+def unpacked(result: bytes | None) -> str | None:
+    """Return what `packed` was given."""
     return None if result is None else zlib.decompress(result).decode()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from attrs import define, evolve, field, frozen
 
 from vtsim.base import memory as mem
@@ -183,10 +184,11 @@ class SoftwareCpus(Monitor):
     def _stream(self, cpu: int, vcpu: Vcpu) -> None:
         m = self.engine.cpus[cpu]
         packed = self.host.load(int(m[s.GPR + s.RDI]) + w.E["C"])
-        registers = {number: self._register(vcpu, number) for number in range(16)}
+        first = (at.STACK_BYTES + at.V["REGISTERS"]) // 8
+        registers = dict(enumerate(self.host.words(vcpu.page)[first : first + 16].tolist()))
         rows = streams.batch(self.engine.arena, packed, registers, self.work_scale)
-        for n, value in enumerate(word for row in rows for word in row):
-            self.host.store(self.host.address(vcpu.stream) + 8 * n, value)
+        words = np.array(rows, np.int64).ravel()
+        self.host.words(vcpu.stream)[: len(words)] = words
         m[s.GPR + s.R9] = max(len(rows) - 1, 0)
 
     def _forward(self, cpu: int, vcpu: Vcpu) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import DISABLED
-from vtsim.base.memory import signed
+from vtsim.base.memory import PAGE_SHIFT, signed
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
@@ -115,9 +115,12 @@ def batch(arena: NDArray[np.int64], packed: int, registers: dict[int, int], work
         rows.append([signed(address), stores, work, *before])
         left -= 1
         if pattern in (ops.SEQUENTIAL, ops.STRIDED):
+            page = (base + position) >> PAGE_SHIFT
             position += stride
             if position >= region:
                 position = 0
+            if (base + position) >> PAGE_SHIFT != page:  # whose first access often faults
+                break
     rows.append([0, 0, 0, left, position, random, stride, region])
     return rows
 
