@@ -79,9 +79,9 @@ def write_report(file: Path, output: Path | None, metrics: Sequence[str], where:
     from vtsim.study.html_report.provenance import Provenance
 
     study = Study(file)
-    table = table_of(study, metrics, where)
     target = output or study.path.with_suffix(".html")
     study.refuse_to_replace(target)
+    table = table_of(study, metrics, where)
     write(page(table, Provenance.of(result for _, result in study.results()), metrics), target)
     note(f"wrote {target}")
     return FINE
@@ -247,6 +247,9 @@ def show_crossover(
     from vtsim.study.analysis.model import amount, difference, is_whole
     from vtsim.study.sweep.metrics import column as result_column
 
+    for field, own in (("--a", a), ("--b", b)):
+        if axis in (each.partition("=")[0].strip() for each in own):
+            raise ConfigError(f"{axis} is the axis, which has other values", field=field, help="leave it out")
     low, high = (amount(end, axis, "--between") for end in between)
     width = amount(step, axis, "--step") if step else float(is_whole(axis, low, high))
     if width < 0:

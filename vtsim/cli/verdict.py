@@ -37,8 +37,10 @@ def compare_runs(
             found = compare(first, second, progress=watch)
         except ConfigError as error:
             raise located(error, file, sets) from None
+    if watch.interrupted:  # a run that was broken off has seen less, which is no difference
+        return INTERRUPTED
     emit(equivalence_json(found) + "\n" if json else equivalence_text(found))
-    return INTERRUPTED if watch.interrupted else FINE if found.equivalent else DIFFERENT
+    return FINE if found.equivalent else DIFFERENT
 
 
 def scenario_of(file: Path, sets: tuple[str, ...]) -> Scenario:
@@ -57,5 +59,7 @@ def judge_scenario(file: Path, sets: tuple[str, ...], threshold: tuple[str, ...]
             found = judge(scenario, wanted, progress=watch)
         except ConfigError as error:
             raise located(error, file, sets) from None
+    if watch.interrupted:  # an attack that was broken off was neither contained nor did it get through
+        return INTERRUPTED
     emit(verdict_json(found) + "\n" if json else verdict_text(found))
-    return INTERRUPTED if watch.interrupted else FINE if found.is_virtual_machine else DIFFERENT
+    return FINE if found.is_virtual_machine else DIFFERENT
