@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_text
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import isnan
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,6 +105,8 @@ def show_effects(file: Path, metric: str, confidence: float, where: Sequence[str
     """Print effects and interactions, the largest first within each kind."""
     from vtsim.study.analysis.effects import effects
 
+    if isnan(confidence):  # which no bound of the option refuses
+        raise ConfigError("nan is no share", field="--confidence", help="as in 0.95")
     table = table_of(Study(file), [metric], where)
     found = effects(table, metric, confidence)
     if json:
