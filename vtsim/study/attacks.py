@@ -39,7 +39,7 @@ from vtsim.guest.primitives.attacks import LOOT
 from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.machine import Machine, Progress
 from vtsim.platform.outcome import Outcome
-from vtsim.platform.spec import MIB, RunSpec, Scenario, VmSpec
+from vtsim.platform.spec import MIB, RunSpec, Scenario, VmSpec, driven_by
 from vtsim.study.json_object import key
 from vtsim.vmcs.fields import SLOT
 from vtsim.vmm.build import TICK_NS
@@ -246,7 +246,7 @@ class Suite:
     def dma(self) -> Iterator[Attempt | Skipped]:
         """A device that a guest drives reads and writes beyond what it was given."""
         name = "DMA beyond the VM's memory"
-        if not any(vm.assigned for vm in self.scenario.vms):
+        if not any(vm.assigned or driven_by(vm) for vm in self.scenario.vms):
             yield Skipped(name=name, why="no device is assigned to a VM")
             return
         for write in (False, True):

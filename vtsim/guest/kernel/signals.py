@@ -15,6 +15,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.ring3 import disable
 
 ACTION: Final = (s.RAX, s.RCX, s.RDX, s.R8)  # the words of a struct sigaction: handler, flags, restorer, mask
 RED_ZONE: Final = 128
@@ -45,7 +46,7 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
 
     a.label("call_kill")
     a.work(length("send_signal"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
     a.or_(s.RAX, at.SIGNAL_PENDING)
     a.st(at.cpu_word(at.NEED_RESCHED), s.RAX)
@@ -54,7 +55,7 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
 
     a.label("call_sigreturn")
     a.work(length("sigreturn"))
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.ld(s.RSI, Mem(s.RSP, RETURN_BYTES + at.F_RSP))
     a.lea(s.RDI, Mem(s.RSP, RETURN_BYTES))
     copy_frame(a, s.RSI, s.RDI)
