@@ -87,6 +87,7 @@ def test_what_was_broken_off_is_neither_a_verdict_nor_a_difference(
     done = vtsim(*arguments, file)
 
     assert (done.status, done.out) == (130, "")
+    assert done.err.splitlines()[-1].startswith("stopped before there was a ")
 
 
 def test_a_misspelt_threshold_ends_with_2(vtsim: Command, file: str) -> None:

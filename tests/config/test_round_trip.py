@@ -17,9 +17,9 @@ from vtsim.base import spec as kinds
 from vtsim.base.errors import ConfigError
 from vtsim.base.units import LARGEST
 from vtsim.config import dump, load_scenario, parse_scenario, reference, resolve, schema
-from vtsim.guest.spec import CpuidSpec, DmaBuffersSpec, GuestSpec, ProcessSpec, primitives
+from vtsim.guest.spec import CpuidSpec, DmaBuffersSpec, GuestSpec, IpiSpec, ProcessSpec, primitives
 from vtsim.platform.dma_spec import DmaSpec
-from vtsim.platform.spec import Scenario, VmSpec
+from vtsim.platform.spec import MachineSpec, Scenario, VmSpec
 from vtsim.vmm.spec import VmmSpec
 
 SMALLEST = """\
@@ -89,9 +89,11 @@ def test_every_primitive_reads_back(name: str, data: st.DataObject) -> None:
     dma: list[DmaSpec] = []
     if isinstance(phase, DmaBuffersSpec):
         phase, dma = attrs.evolve(phase, device="nic"), [DmaSpec(name="nic")]
-    guest = GuestSpec(processes=[ProcessSpec(phases=[phase])])
+    cpus = 2 if isinstance(phase, IpiSpec) else 1
+    guest = GuestSpec(processes=[ProcessSpec(phases=[phase], threads=cpus)])
     vmm = VmmSpec(technique="native", paging="none") if dma else VmmSpec()
-    scenario = resolve(Scenario(vms=[VmSpec(guest=guest)], dma=dma, vmm=vmm), "x")
+    vms = [VmSpec(guest=guest, vcpus=cpus)]
+    scenario = resolve(Scenario(vms=vms, dma=dma, vmm=vmm, machine=MachineSpec(cpus=cpus)), "x")
 
     assert parse_scenario(dump(scenario)) == scenario
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
@@ -19,6 +20,7 @@ from vtsim.study.run import without_hypervisor
 from vtsim.study.verdict import judge, thresholds_of, verdict_json, verdict_text
 
 DIFFERENT: Final = 1
+Found = TypeVar("Found")
 
 
 def compare_runs(
@@ -30,17 +32,24 @@ def compare_runs(
         first, second = without_hypervisor(first), first
     else:
         second = scenario_of(other or file, (*(() if other else sets), *other_sets))
+    found, interrupted = watched(lambda watch: compare(first, second, progress=watch), file, sets)
+    if interrupted:  # a run that was broken off has seen less, which is no difference
+        note("stopped before there was a comparison")
+        return INTERRUPTED
+    emit(equivalence_json(found) + "\n" if json else equivalence_text(found))
+    return FINE if found.equivalent else DIFFERENT
+
+
+def watched(find: Callable[[Watch], Found], file: Path, sets: tuple[str, ...]) -> tuple[Found, bool]:
+    """What was found under a progress bar, and whether the user stopped it; its mistakes are shown in the file."""
     if not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Watch(bar=True) as watch:
         try:
-            found = compare(first, second, progress=watch)
+            found = find(watch)
         except ConfigError as error:
             raise located(error, file, sets) from None
-    if watch.interrupted:  # a run that was broken off has seen less, which is no difference
-        return INTERRUPTED
-    emit(equivalence_json(found) + "\n" if json else equivalence_text(found))
-    return FINE if found.equivalent else DIFFERENT
+    return found, watch.interrupted
 
 
 def scenario_of(file: Path, sets: tuple[str, ...]) -> Scenario:
@@ -52,14 +61,9 @@ def judge_scenario(file: Path, sets: tuple[str, ...], threshold: tuple[str, ...]
     """Judge, print; return the exit status."""
     wanted = thresholds_of(threshold)
     scenario = scenario_of(file, sets)
-    if not jit.kernels_are_cached(run_all):
-        note(COMPILING)
-    with Watch(bar=True) as watch:
-        try:
-            found = judge(scenario, wanted, progress=watch)
-        except ConfigError as error:
-            raise located(error, file, sets) from None
-    if watch.interrupted:  # an attack that was broken off was neither contained nor did it get through
+    found, interrupted = watched(lambda watch: judge(scenario, wanted, progress=watch), file, sets)
+    if interrupted:  # an attack that was broken off was neither contained nor did it get through
+        note("stopped before there was a verdict")
         return INTERRUPTED
     emit(verdict_json(found) + "\n" if json else verdict_text(found))
     return FINE if found.is_virtual_machine else DIFFERENT

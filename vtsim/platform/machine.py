@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vtsim.platform.dma import DmaDevices
     from vtsim.platform.driven import DrivenDevices
     from vtsim.platform.unit_tables import DrivenPort, UnitTables
-    from vtsim.vmm.monitor.build import Monitor
+    from vtsim.vmm.monitor.virtual_cpus import Monitor
 
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs

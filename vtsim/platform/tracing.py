@@ -11,7 +11,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.platform.spec import Scenario
 from vtsim.vmm.hypervisor import Hypervisor
-from vtsim.vmm.monitor.build import Monitor
+from vtsim.vmm.monitor.virtual_cpus import Monitor
 
 
 @frozen

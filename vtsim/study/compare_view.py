@@ -28,8 +28,7 @@ def interventions(result: Result) -> dict[str, int]:
     """
     found = {
         "exits": sum(one.count for one in result.exits if one.reason != HYPERCALL),
-        "hypercalls": sum(one.count for one in result.exits if one.reason == HYPERCALL)
-        + (sum(result.hypercalls.calls.values()) if result.hypercalls else 0),
+        "hypercalls": sum(one.count for one in result.exits if one.reason == HYPERCALL),
     }
     if result.hypercalls is not None:
         found["hypercalls"] += sum(result.hypercalls.calls.values())

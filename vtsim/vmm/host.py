@@ -8,6 +8,7 @@ Not modelled: page tables of a host with KPTI; host memory that is not mapped by
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -101,6 +102,11 @@ class Host:
     def store(self, linear: int, value: int) -> None:
         """Store a word at a linear address of the direct map."""
         self.engine.store(linear - self.direct, value)
+
+    def store_words(self, linear: int, values: Iterable[int]) -> None:
+        """Store consecutive words from a linear address of the direct map on."""
+        for n, value in enumerate(values):
+            self.store(linear + 8 * n, value)
 
     def load(self, linear: int) -> int:
         """The word at a linear address of the direct map."""

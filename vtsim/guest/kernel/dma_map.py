@@ -72,24 +72,13 @@ def _map(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
     a.shl(s.RAX, 12)
     a.copy(s.R12, s.RAX)
     a.copy(s.RBX, s.RAX)
-    a.label(f"{name}_table")
-    a.work(length("dma_map_run"))
-    a.copy(s.RSI, s.RBX)
-    a.call(f"dma_entry_{leaf}")
-    a.label(f"{name}_page")
+    _first_page(a, name, leaf, "dma_map_run")
     a.copy(s.RAX, s.R13)
     a.or_(s.RAX, kernel.dma.rights | (e.SL_PS if leaf > 1 else 0))
     a.st(Mem(s.RCX), s.RAX)
     flush_line(a, kernel, Mem(s.RCX))
     a.add(s.R13, SIZES[leaf])
-    a.add(s.RBX, SIZES[leaf])
-    a.add(s.RCX, 8)
-    a.sub(s.R14, 1)
-    a.jcc(ops.CC_Z, f"{name}_done")
-    a.test(s.RCX, 0xFFF)
-    a.jcc(ops.CC_NZ, f"{name}_page")
-    a.jmp(f"{name}_table")
-    a.label(f"{name}_done")
+    _next_page(a, name, leaf)
     if kernel.dma.caching_mode:
         a.copy(s.RDI, s.R12)
         a.copy(s.RSI, s.RBX)
@@ -102,6 +91,27 @@ def _map(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
     for register in reversed(KEPT):
         a.pop(register)
     a.ret()
+
+
+def _first_page(a: Assembler, name: str, leaf: int, code: str) -> None:
+    """RCX <- the entry of the page at RBX; what follows is done for it, and for those behind it in its table."""
+    a.label(f"{name}_table")
+    a.work(length(code))
+    a.copy(s.RSI, s.RBX)
+    a.call(f"dma_entry_{leaf}")
+    a.label(f"{name}_page")
+
+
+def _next_page(a: Assembler, name: str, leaf: int) -> None:
+    """On to the next page, as long as R14 are left."""
+    a.add(s.RBX, SIZES[leaf])
+    a.add(s.RCX, 8)
+    a.sub(s.R14, 1)
+    a.jcc(ops.CC_Z, f"{name}_done")
+    a.test(s.RCX, 0xFFF)
+    a.jcc(ops.CC_NZ, f"{name}_page")
+    a.jmp(f"{name}_table")
+    a.label(f"{name}_done")
 
 
 def _unmap(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
@@ -122,21 +132,10 @@ def _unmap(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
     a.copy(s.R13, s.RSI)
     if leaf > 1:
         a.shl(s.R13, 9)
-    a.label(f"{name}_table")
-    a.work(length("dma_unmap_run"))
-    a.copy(s.RSI, s.RBX)
-    a.call(f"dma_entry_{leaf}")
-    a.label(f"{name}_page")
+    _first_page(a, name, leaf, "dma_unmap_run")
     a.st_value(Mem(s.RCX), 0)
     flush_line(a, kernel, Mem(s.RCX))
-    a.add(s.RBX, SIZES[leaf])
-    a.add(s.RCX, 8)
-    a.sub(s.R14, 1)
-    a.jcc(ops.CC_Z, f"{name}_done")
-    a.test(s.RCX, 0xFFF)
-    a.jcc(ops.CC_NZ, f"{name}_page")
-    a.jmp(f"{name}_table")
-    a.label(f"{name}_done")
+    _next_page(a, name, leaf)
     a.op(ops.CLI)
     if dma.mode == "strict":
         a.copy(s.RDI, s.R12)

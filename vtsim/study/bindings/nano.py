@@ -28,7 +28,8 @@ def _runs(name: str, way: str) -> tuple[Run, ...]:
     return repeated(f"{NANO}/{name}.yaml", *WAYS[way])
 
 
-def _beyond_the_loop(results: Sequence[Any]) -> float:
+def _more_than_in_others(results: Sequence[Any]) -> float:
+    """Cycles of a repetition in the first two runs beyond those in the others: an empty loop, or the bare machine."""
     return cycles_per_repetition(results[:2]) - cycles_per_repetition(results[2:])
 
 
@@ -38,7 +39,7 @@ def _latency(way: str, name: str, figure: str) -> Figure:
         key=key,
         published=key,
         runs=(*_runs(name, way), *_runs("empty", way)),
-        compute=_beyond_the_loop,
+        compute=_more_than_in_others,
         unit="cycles",
         note=NOTES.get(key, ""),
     )
@@ -58,8 +59,8 @@ def _times(figure: str, above: str, below: str) -> Figure:
         return row.value(f"{above}.{figure}") / row.value(f"{below}.{figure}")
 
     def compute(results: Sequence[Any]) -> float:
-        below = _beyond_the_loop([*results[2:4], *results[6:]])
-        return _beyond_the_loop([*results[:2], *results[4:6]]) / below if below else 0.0
+        below = _more_than_in_others([*results[2:4], *results[6:]])
+        return _more_than_in_others([*results[:2], *results[4:6]]) / below if below else 0.0
 
     loops = (*_runs("empty", above), *_runs("empty", below))
     return Figure(
@@ -71,8 +72,10 @@ def _times(figure: str, above: str, below: str) -> Figure:
     )
 
 
-def _more_than_native(results: Sequence[Any]) -> float:
-    return cycles_per_repetition(results[:2]) - cycles_per_repetition(results[2:])
+def _syscall_extra(way: str) -> Figure:
+    key = f"{way}.syscall_extra"
+    runs = (*_runs("syscall", way), *_runs("syscall", "native"))
+    return Figure(key=key, published=key, runs=runs, compute=_more_than_in_others, unit="cycles")
 
 
 bind(
@@ -83,20 +86,8 @@ bind(
         for name in LATENCIES
         if (way, name) != ("hardware_vtx_no_ept", "cr8wr")
     ),
-    Figure(
-        key="software_bt.syscall_extra",
-        published="software_bt.syscall_extra",
-        runs=(*_runs("syscall", "software_bt"), *_runs("syscall", "native")),
-        compute=_more_than_native,
-        unit="cycles",
-    ),
-    Figure(
-        key="hardware_vtx_no_ept.syscall_extra",
-        published="hardware_vtx_no_ept.syscall_extra",
-        runs=(*_runs("syscall", "hardware_vtx_no_ept"), *_runs("syscall", "native")),
-        compute=_more_than_native,
-        unit="cycles",
-    ),
+    _syscall_extra("software_bt"),
+    _syscall_extra("hardware_vtx_no_ept"),
     Figure(
         key="hardware_vtx_no_ept.syscall_extra, exits",
         published="hardware_vtx_no_ept.syscall_extra",

@@ -22,9 +22,21 @@ from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.slots import R9, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor import virtual_state as state
-from vtsim.vmm.monitor.entry import FROM_USER, GENERAL_PROTECTION, X2APIC_SELF_IPI, enter_flags, restore
-from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_RSP, F_SS, V, saved, vcpu
-from vtsim.vmm.monitor.memory import ALL, count, die, hook
+from vtsim.vmm.monitor.crossing import (
+    GENERAL_PROTECTION,
+    RING_3,
+    X2APIC_SELF_IPI,
+    decode,
+    illegal,
+    return_by_sysret,
+    save,
+    step_over,
+    wait_for_interrupt,
+    write_msr,
+)
+from vtsim.vmm.monitor.entry import enter_flags
+from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_SS, V, saved, vcpu
+from vtsim.vmm.monitor.memory import count, hook
 from vtsim.vmm.programs.ports import DEVICE_WORDS, WINDOW, read_window
 
 Emulator = Callable[[Assembler], None]
@@ -37,21 +49,13 @@ def general_protection(a: Assembler, tables: int, translates: bool) -> None:
     """
     a.activity = ops.EXIT_DISPATCH
     a.label(f"trap_{GENERAL_PROTECTION}")
-    a.stm(Mem(RSP, 48 + V["REGISTERS"]), ALL)
-    a.lea(R15, Mem(RSP, 48))
-    a.ld(RAX, F_RSP)
-    a.st(saved(RSP), RAX)
+    save(a, 48)
     count(a, "TRAPS")
     if translates:
         a.call("original")
     a.label("emulate")
     a.st_value(vcpu("EMULATING"), 1)
-    a.ld(RSI, F_RIP)
-    a.copy(RDI, RSI)
-    a.hook(hooks.DECODE)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_S, "reflect")
-    a.st(vcpu("LENGTH"), R9)
+    decode(a, "reflect")
     a.ld(R13, vcpu("KERNEL"))
     a.shl(R13, 8)
     a.add(RAX, register=R13)
@@ -61,10 +65,7 @@ def general_protection(a: Assembler, tables: int, translates: bool) -> None:
     a.mov(R12, GENERAL_PROTECTION)
     a.ld(R13, F_ERROR)
     a.jmp("inject")
-    a.label("illegal")
-    a.and_(RAX, 0xFF)
-    a.st(vcpu("DEATH_OP"), RAX)
-    die(a, at.ILLEGAL)
+    illegal(a)
 
 
 def cli(a: Assembler) -> None:
@@ -85,10 +86,7 @@ def sti(a: Assembler) -> None:
     a.hook(hooks.DECODE)
     a.cmp(RAX, ops.HLT)
     a.jcc(ops.CC_NZ, "skip")
-    a.ld(RAX, F_RIP)
-    a.ld(RCX, vcpu("LENGTH"))
-    a.add(RAX, register=RCX)
-    a.st(F_RIP, RAX)
+    step_over(a)
     count(a, "EMULATED", 1)
     a.st(vcpu("LENGTH"), R9)
     a.jmp("skip")
@@ -96,18 +94,7 @@ def sti(a: Assembler) -> None:
 
 def halt(a: Assembler) -> None:
     """HLT: the processor waits in the guest's place until an interrupt is there for it."""
-    a.label("halted")
-    a.ld(RAX, vcpu("PENDING"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "halt_more")
-    a.ld(RAX, vcpu("INTERRUPTS"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "skip")
-    a.label("halt_more")
-    a.op(ops.STI)
-    a.op(ops.HLT)
-    a.op(ops.CLI)
-    a.jmp("halted")
+    wait_for_interrupt(a, "skip")
 
 
 def swap_gs(a: Assembler) -> None:
@@ -152,15 +139,9 @@ def sysret(a: Assembler) -> None:
     a.ld(RAX, vcpu("PENDING"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "sysret_now")
-    a.mov(RCX, X2APIC_SELF_IPI)
-    a.mov(RAX, at.TIMER_VECTOR)
-    a.mov(RDX, 0)
-    a.op(ops.WRMSR)
+    write_msr(a, X2APIC_SELF_IPI, at.TIMER_VECTOR)
     a.label("sysret_now")
-    a.copy(RSP, R15)
-    restore(a, 0)
-    a.ld(RSP, Mem(RSP, V["REGISTERS"] + 8 * RSP))
-    a.op(ops.SYSRET)
+    return_by_sysret(a)
 
 
 def iret(a: Assembler) -> None:
@@ -175,7 +156,7 @@ def iret(a: Assembler) -> None:
     a.st(saved(RSP), RBX)
     enter_flags(a, RDX, RAX)
     a.st(F_RFLAGS, RDX)
-    a.test(RCX, FROM_USER)
+    a.test(RCX, RING_3)
     a.jcc(ops.CC_Z, "iret_to_kernel")
     a.st(F_CS, RCX)
     a.st(F_SS, RDI)
@@ -194,8 +175,8 @@ def user_iret(a: Assembler) -> None:
     a.ld(RSI, saved(RSP))
     a.ld(RCX, Mem(RSI, 8))
     a.copy(RAX, RCX)
-    a.and_(RAX, FROM_USER)
-    a.cmp(RAX, FROM_USER)
+    a.and_(RAX, RING_3)
+    a.cmp(RAX, RING_3)
     a.jcc(ops.CC_NZ, "reflect")
     a.ld(RAX, Mem(RSI))
     a.st(F_RIP, RAX)

@@ -12,42 +12,49 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R8, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor import translate
+from vtsim.vmm.monitor.crossing import (
+    APIC_ENABLED,
+    GENERAL_PROTECTION,
+    PAGE_FAULT,
+    VECTORS,
+    WITH_ERROR,
+    X2APIC_SPURIOUS,
+    die,
+    ends,
+    from_ring_3,
+    if_deliverable,
+    mask_of_system_call,
+    return_by_iret,
+    save,
+    segments_of_system_call,
+    step_over,
+    take_interrupt,
+    take_interrupt_flag,
+    through_gate,
+    write_msr,
+)
 from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_RSP, F_SS, V, saved, vcpu
-from vtsim.vmm.monitor.memory import ALL, PAGE_FAULT, count, die
+from vtsim.vmm.monitor.memory import count
 
-WITH_ERROR = (8, 10, 11, 12, 13, 14, 17, 21)
-GENERAL_PROTECTION = 13
-X2APIC_EOI, X2APIC_SPURIOUS, X2APIC_SELF_IPI = 0x80B, 0x80F, 0x83F
 RF_CLEARED = ~(1 << 8 | 1 << 14 | 1 << 16 | at.RF_IF)  # TF, NT, RF; IF stands elsewhere
 LEAN = (RAX, RCX, RDX, RBX, RSI, RDI, R15)  # what a system call clobbers
-FROM_USER = 3
 
 
 def boot(a: Assembler) -> None:
     """`boot`: the local APIC on, then the guest's first instruction. R15 is the vCPU."""
     a.activity = ops.BOOT
     a.label("boot")
-    a.mov(RCX, X2APIC_SPURIOUS)
-    a.mov(RAX, 0x1FF)
-    a.mov(RDX, 0)
-    a.op(ops.WRMSR)
+    write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
     a.call("view_find")
     a.jmp("resume")
-    a.label("ended")
-    a.mov(RAX, at.FINISHED)
-    a.label("die")
-    a.st(vcpu("DEATH"), RAX)
-    a.op(ops.STOP_OP)
+    ends(a)
 
 
 def resume(a: Assembler, translates: bool) -> None:
     """`skip`: step over the instruction that was emulated. `check`: deliver an interrupt that may be. `resume`."""
     a.activity = ops.REENTRY
     a.label("skip")
-    a.ld(RAX, F_RIP)
-    a.ld(RCX, vcpu("LENGTH"))
-    a.add(RAX, register=RCX)
-    a.st(F_RIP, RAX)
+    step_over(a)
     a.label("emulated")
     a.ld(RCX, vcpu("KERNEL"))
     a.ld(RAX, Mem(R15, V["EMULATED"], index=RCX, scale=8))
@@ -62,32 +69,16 @@ def resume(a: Assembler, translates: bool) -> None:
     if translates:
         translate.to_translation(a)
     a.label("resume_there")
-    a.ld(RAX, saved(RSP))
-    a.st(F_RSP, RAX)
-    a.lea(RSP, Mem(R15, -at.FRAME_BYTES))
-    restore(a, at.FRAME_BYTES)
-    a.op(ops.IRET)
+    return_by_iret(a)
 
     a.activity = ops.INJECTION
     a.label("interrupt_waits")
-    a.ld(RAX, vcpu("INTERRUPTS"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "resume")
-    a.ld(RAX, vcpu("IN_SERVICE"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "resume")
+    if_deliverable(a, "resume")
     a.st(vcpu("IN_SERVICE"), R12)
     a.st_value(vcpu("PENDING"), 0)
     count(a, "INJECTED_INTERRUPTS")
     a.mov(R13, -1)
     a.jmp("inject")
-
-
-def restore(a: Assembler, offset: int) -> None:
-    """All registers of the guest but RSP, which leads to the vCPU's structure less `offset`."""
-    first = offset + V["REGISTERS"]
-    a.ldm(Mem(RSP, first), [r for r in ALL if r < RSP])
-    a.ldm(Mem(RSP, first + 8 * (RSP + 1)), [r for r in ALL if r > RSP])
 
 
 def inject(a: Assembler) -> None:
@@ -155,18 +146,7 @@ def inject(a: Assembler) -> None:
     a.and_(RDX, RF_CLEARED)
     a.or_(RDX, at.RF_IF)
     a.st(F_RFLAGS, RDX)
-    a.copy(RBX, RAX)
-    a.shr(RBX, 16)
-    a.and_(RBX, 0xFFFC)
-    a.st(vcpu("CS"), RBX)
-    a.copy(RBX, RAX)
-    a.and_(RBX, 0xFFFF)
-    a.copy(RDX, RAX)
-    a.shr(RDX, 48)
-    a.shl(RDX, 16)
-    a.or_(RBX, register=RDX)
-    a.shl(RCX, 32)
-    a.or_(RBX, register=RCX)
+    through_gate(a, RBX)
     a.st(F_RIP, RBX)
     a.shr(RAX, 40)
     a.test(RAX, 1)
@@ -187,10 +167,7 @@ def believed_flags(a: Assembler, flags: int, other: int) -> None:
 
 def enter_flags(a: Assembler, flags: int, other: int) -> None:
     """Take over RFLAGS that the guest loads: its interrupt flag into the structure, the rest for the processor."""
-    a.copy(other, flags)
-    a.shr(other, 9)
-    a.and_(other, 1)
-    a.st(vcpu("INTERRUPTS"), other)
+    take_interrupt_flag(a, flags, other)
     a.and_(flags, ~at.IOPL)
     a.or_(flags, at.RF_IF | 2)
 
@@ -198,7 +175,7 @@ def enter_flags(a: Assembler, flags: int, other: int) -> None:
 def exceptions(a: Assembler, translates: bool) -> None:
     """`trap_0` … `trap_31`: exceptions of the guest that are none of the monitor's business."""
     a.activity = ops.EXIT_DISPATCH
-    for vector in range(32):
+    for vector in range(VECTORS):
         if vector in (PAGE_FAULT, GENERAL_PROTECTION):
             continue
         a.label(f"trap_{vector}")
@@ -207,10 +184,7 @@ def exceptions(a: Assembler, translates: bool) -> None:
         a.push(value=vector)
         a.jmp("exception")
     a.label("exception")
-    a.stm(Mem(RSP, 56 + V["REGISTERS"]), ALL)
-    a.lea(R15, Mem(RSP, 56))
-    a.ld(RAX, F_RSP)
-    a.st(saved(RSP), RAX)
+    save(a, 56)
     if translates:
         a.call("original")
     a.ld(R12, Mem(R15, -56))
@@ -223,15 +197,8 @@ def interrupt(a: Assembler, translates: bool) -> None:
     a.activity = ops.EXIT_DISPATCH
     a.label("timer")
     a.push(value=0)
-    a.push(RAX)
-    a.ld(RAX, Mem(RSP, 24))
-    a.test(RAX, 3)
-    a.pop(RAX)
-    a.jcc(ops.CC_Z, "timer_while_halted")
-    a.stm(Mem(RSP, 48 + V["REGISTERS"]), ALL)
-    a.lea(R15, Mem(RSP, 48))
-    a.ld(RAX, F_RSP)
-    a.st(saved(RSP), RAX)
+    from_ring_3(a, 16, "timer_while_halted")
+    save(a, 48)
     if translates:
         a.call("original")
     take_interrupt(a)
@@ -240,17 +207,6 @@ def interrupt(a: Assembler, translates: bool) -> None:
     take_interrupt(a)
     a.add(RSP, 8)
     a.op(ops.IRET)
-
-
-def take_interrupt(a: Assembler) -> None:
-    """Acknowledge the physical interrupt; the guest's waits. Clobbers RAX, RCX, RDX."""
-    a.mov(RCX, X2APIC_EOI)
-    a.mov(RAX, 0)
-    a.mov(RDX, 0)
-    a.op(ops.WRMSR)
-    a.ld(RAX, vcpu("TIMER_LVT"))
-    a.and_(RAX, 0xFF)
-    a.st(vcpu("PENDING"), RAX)
 
 
 def system_call(a: Assembler, cpu: int, address: int, translates: bool) -> None:
@@ -273,21 +229,11 @@ def system_calls(a: Assembler, translates: bool) -> None:
     a.label("system_call")
     count(a, "SYSTEM_CALLS")
     a.st_value(vcpu("KERNEL"), 1)
-    a.ld(RAX, vcpu("FMASK"))
-    a.test(RAX, at.RF_IF)
-    a.jcc(ops.CC_Z, "system_call_flags")
-    a.st_value(vcpu("INTERRUPTS"), 0)
-    a.label("system_call_flags")
-    a.emit(ops.XOR, RAX, imm=-1)
+    mask_of_system_call(a)
     a.and_(RAX, register=R11)
     a.or_(RAX, at.RF_IF)
     a.st(F_RFLAGS, RAX)
-    a.ld(RAX, vcpu("STAR"))
-    a.shr(RAX, 32)
-    a.and_(RAX, 0xFFFC)
-    a.st(vcpu("CS"), RAX)
-    a.add(RAX, 8)
-    a.st(vcpu("SS"), RAX)
+    segments_of_system_call(a)
     a.ld(RAX, vcpu("LSTAR"))
     a.st(F_RIP, RAX)
     a.ld(RAX, saved(RSP))

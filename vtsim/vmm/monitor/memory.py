@@ -16,11 +16,9 @@ from vtsim.cpu.slots import R8, R9, R10, R12, R13, R15, RAX, RBX, RCX, RDI, RDX,
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.layout import F_RIP, V, saved, vcpu
+from vtsim.vmm.monitor.crossing import ABOVE_STACK_POINTER, ALL, BELOW_STACK_POINTER, PAGE_FAULT, die, from_ring_3, save
+from vtsim.vmm.monitor.layout import F_RIP, V, vcpu
 from vtsim.vmm.programs.shadow import store_decoded
-
-ALL = tuple(range(16))
-PAGE_FAULT = 14
 
 
 def count(a: Assembler, field: str, word: int = 0) -> None:
@@ -28,12 +26,6 @@ def count(a: Assembler, field: str, word: int = 0) -> None:
     a.ld(RAX, vcpu(field, word))
     a.add(RAX, 1)
     a.st(vcpu(field, word), RAX)
-
-
-def die(a: Assembler, code: int) -> None:
-    """End the VM."""
-    a.mov(RAX, code)
-    a.jmp("die")
 
 
 def hook(a: Assembler, number: int) -> None:
@@ -184,15 +176,8 @@ def page_fault(a: Assembler, translates: bool) -> None:
     """`trap_14`: a page fault of the guest, or of the monitor on its guest's memory."""
     a.activity = ops.EXIT_DISPATCH
     a.label(f"trap_{PAGE_FAULT}")
-    a.push(RAX)
-    a.ld(RAX, Mem(RSP, 24))
-    a.test(RAX, 3)
-    a.pop(RAX)
-    a.jcc(ops.CC_Z, "nested_fault")
-    a.stm(Mem(RSP, 48 + V["REGISTERS"]), ALL)
-    a.lea(R15, Mem(RSP, 48))
-    a.ld(RAX, at.F_RSP)
-    a.st(saved(RSP), RAX)
+    from_ring_3(a, 16, "nested_fault")
+    save(a, 48)
     a.activity = ops.MEMORY_MANAGEMENT
     if translates:
         a.ld(RAX, F_RIP)
@@ -232,8 +217,8 @@ def page_fault(a: Assembler, translates: bool) -> None:
     a.call("fill")
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "operand_fault")
-    a.ldm(Mem(RSP), [r for r in ALL if r < RSP])
-    a.ldm(Mem(RSP, 8 * (RSP + 1)), [r for r in ALL if r > RSP])
+    a.ldm(Mem(RSP), BELOW_STACK_POINTER)
+    a.ldm(Mem(RSP, 8 * (RSP + 1)), ABOVE_STACK_POINTER)
     a.add(RSP, 128 + 8)
     a.op(ops.IRET)
     a.label("operand_fault")  # of an instruction that is emulated: it faults

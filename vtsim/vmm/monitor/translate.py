@@ -12,10 +12,10 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import translator as h
-from vtsim.cpu.slots import R8, R11, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.cpu.slots import R8, R11, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.cpu.translation import HASH_SETS, HASH_WAYS, NOT_YET, TRANSLATOR
+from vtsim.vmm.monitor.crossing import save_but_stack_pointer
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, V, saved, vcpu
-from vtsim.vmm.monitor.memory import ALL
 
 EXIT_BEFORE_SYSCALL = 8  # bytes: two stores
 
@@ -92,9 +92,7 @@ def call_out(a: Assembler, lean: tuple[int, ...]) -> None:
     a.st(vcpu("LEFT_AT"), RCX)
     a.st(F_RFLAGS, R11)
     a.ldm(Mem(RSP, 64 + V["SCRATCH"]), lean)
-    a.stm(Mem(RSP, 64 + V["REGISTERS"]), [r for r in ALL if r < RSP])
-    a.stm(Mem(RSP, 64 + V["REGISTERS"] + 8 * (RSP + 1)), [r for r in ALL if r > RSP])
-    a.lea(R15, Mem(RSP, 64))
+    save_but_stack_pointer(a, 64)
     for register, field in ((RCX, "LEAVING_RCX"), (R11, "LEAVING_R11")):
         a.ld(RAX, vcpu(field))
         a.st(saved(register), RAX)

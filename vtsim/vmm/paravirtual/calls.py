@@ -20,13 +20,13 @@ from vtsim.cpu.slots import R8, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.crossing import VECTORS, die
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
-from vtsim.vmm.monitor.memory import die
 from vtsim.vmm.monitor.virtual_state import POPPED
-from vtsim.vmm.paravirtual.layout import VECTORS, V, count, count_one_of, vcpu
+from vtsim.vmm.paravirtual.layout import V, count, count_one_of, vcpu
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, subroutines
-from vtsim.vmm.programs.upcalls import to_tsc, unmask
+from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, root_or_refused, subroutines
+from vtsim.vmm.programs.upcalls import send_or_unmask, to_tsc
 from vtsim.vmm.programs.words import zero
 
 OF_XEN: Final = ("update_entry", "validate_table", "pin_table", "load_cr3")
@@ -66,13 +66,7 @@ class Ring3Ground(Ground):
         a.label("request_load_user")
         a.test(R13, register=R13)
         a.jcc(ops.CC_Z, "no_process_root")
-        a.mov(RAX, ~e.ADDRESS)
-        a.test(RAX, register=R13)
-        a.jcc(ops.CC_NZ, "request_refused")
-        a.call("frame_of_value")
-        a.jcc(ops.CC_NZ, "request_refused")
-        a.call("is_root")
-        a.jcc(ops.CC_NZ, "request_refused")
+        root_or_refused(a, e.ADDRESS)
         a.label("no_process_root")
         a.st(vcpu("USER_CR3"), R13)
         a.jmp("request_done")
@@ -312,18 +306,7 @@ def event(a: Assembler) -> None:
     a.st(vcpu("NEXT_PORT"), RCX)
     a.jmp("answer")
     a.label("event_of_port")
-    a.ld(RCX, saved(RSI))
-    a.cmp(RCX, d.PORTS)
-    a.jcc(ops.CC_AE, "refused")
-    a.mov(RSI, 1)
-    a.emit(ops.SHL, RSI, RCX)
-    a.cmp(RBX, d.SEND)
-    a.jcc(ops.CC_NZ, "unmask_port")
-    a.call("send_event")
-    a.jmp("done")
-    a.label("unmask_port")
-    a.ld(RDI, vcpu("SHARED_PAGE"))
-    unmask(a, "done")
+    send_or_unmask(a, saved(RSI), vcpu("SHARED_PAGE"), refused="refused", then="done")
     a.jmp("done")
 
 

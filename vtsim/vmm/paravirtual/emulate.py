@@ -13,13 +13,12 @@ from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R8, R9, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R8, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import direct as d
 from vtsim.vmm.monitor import emulate as monitor
 from vtsim.vmm.monitor import virtual_state as state
-from vtsim.vmm.monitor.layout import F_ERROR, F_RIP, V, saved
-from vtsim.vmm.paravirtual.entry import GENERAL_PROTECTION
+from vtsim.vmm.monitor.crossing import GENERAL_PROTECTION, decode, step_over
+from vtsim.vmm.monitor.layout import F_ERROR, V, saved
 from vtsim.vmm.paravirtual.layout import count, vcpu
 
 OPS: Final = 256
@@ -81,12 +80,7 @@ def emulation(a: Assembler, table: int) -> list[str]:
     """`emulate`: a #GP of the kernel, by the table at `table`. The emulators' labels by op."""
     a.activity = ops.EXIT_DISPATCH
     a.label("emulate")
-    a.ld(RSI, F_RIP)
-    a.copy(RDI, RSI)
-    a.hook(hooks.DECODE)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_S, "reflect")
-    a.st(vcpu("LENGTH"), R9)
+    decode(a, "reflect")
     a.jmp_mem(Mem(displacement=table, index=RAX, scale=8))
     labels = ["reflect"] * OPS
     for op, emulator in EMULATORS.items():
@@ -102,10 +96,7 @@ def emulation(a: Assembler, table: int) -> list[str]:
     a.call("step_over")
     a.jmp("leave")
     a.label("step_over")
-    a.ld(RAX, F_RIP)
-    a.ld(RCX, vcpu("LENGTH"))
-    a.add(RAX, register=RCX)
-    a.st(F_RIP, RAX)
+    step_over(a)
     count(a, "TRAPS")
     a.ld(RAX, vcpu("EMULATED", 1))
     a.add(RAX, 1)

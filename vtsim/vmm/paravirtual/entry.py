@@ -13,34 +13,33 @@ from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.vmm.guest_view import HYPERVISOR_LEAF, SIGNATURE
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.entry import RF_CLEARED, WITH_ERROR, X2APIC_EOI, restore
-from vtsim.vmm.monitor.layout import F_ERROR, F_RFLAGS, F_RIP, F_RSP, saved
-from vtsim.vmm.monitor.memory import ALL, die
-from vtsim.vmm.paravirtual.layout import (
-    FIRST_OWN,
-    GUEST_KERNEL,
-    LAST_OWN,
+from vtsim.vmm.monitor.crossing import (
+    APIC_ENABLED,
+    GENERAL_PROTECTION,
+    INVALID_OPCODE,
+    PAGE_FAULT,
+    RING_3,
     VECTORS,
-    V,
-    count,
-    count_one_of,
-    vcpu,
+    WITH_ERROR,
+    X2APIC_EOI,
+    X2APIC_SPURIOUS,
+    die,
+    ends,
+    from_ring_3,
+    return_by_iret,
+    return_by_sysret,
+    save,
+    save_but_stack_pointer,
+    write_msr,
 )
+from vtsim.vmm.monitor.entry import RF_CLEARED
+from vtsim.vmm.monitor.layout import F_ERROR, F_RFLAGS, F_RIP, saved
+from vtsim.vmm.paravirtual.layout import FIRST_OWN, GUEST_KERNEL, LAST_OWN, V, count, count_one_of, vcpu
 from vtsim.vmm.programs.upcalls import make_pending, tell_of
 
-INVALID_OPCODE, GENERAL_PROTECTION, PAGE_FAULT = 6, 13, 14
-X2APIC_SPURIOUS, X2APIC_LVT_TIMER, X2APIC_DIVIDE = 0x80F, 0x832, 0x83E
-APIC_ENABLED, DEADLINE_MODE, DIVIDE_BY_ONE = 0x1FF, 2 << 17, 0xB
+X2APIC_LVT_TIMER, X2APIC_DIVIDE = 0x832, 0x83E
+DEADLINE_MODE, DIVIDE_BY_ONE = 2 << 17, 0xB
 VMX = 1 << 5  # of CPUID leaf 1, ECX
-IN_RING_3 = 3
-
-
-def write_msr(a: Assembler, msr: int, value: int) -> None:
-    """WRMSR of a 32-bit constant."""
-    a.mov(RCX, msr)
-    a.mov(RAX, value)
-    a.mov(RDX, 0)
-    a.op(ops.WRMSR)
 
 
 def boot(a: Assembler, deadline: bool) -> None:
@@ -54,11 +53,7 @@ def boot(a: Assembler, deadline: bool) -> None:
     a.ld(RAX, vcpu("KERNEL_CR3"))
     a.op(ops.MOV_TO_CR, RAX, imm=3)
     a.jmp("restore_guest")
-    a.label("ended")
-    a.mov(RAX, at.FINISHED)
-    a.label("die")
-    a.st(vcpu("DEATH"), RAX)
-    a.op(ops.STOP_OP)
+    ends(a)
 
 
 def system_call(a: Assembler, cpu: int, address: int) -> None:
@@ -67,9 +62,7 @@ def system_call(a: Assembler, cpu: int, address: int) -> None:
     a.label(f"system_call_{cpu}")
     a.st(Mem(displacement=address + V["REGISTERS"] + 8 * RSP), RSP)
     a.mov(RSP, address - 64)
-    a.stm(Mem(RSP, 64 + V["REGISTERS"]), [r for r in ALL if r < RSP])
-    a.stm(Mem(RSP, 64 + V["REGISTERS"] + 8 * (RSP + 1)), [r for r in ALL if r > RSP])
-    a.lea(R15, Mem(RSP, 64))
+    save_but_stack_pointer(a, 64)
     a.jmp("system_call")
 
 
@@ -117,16 +110,9 @@ def leave(a: Assembler) -> None:
     a.st(saved(RCX), RAX)
     a.ld(RAX, F_RFLAGS)
     a.st(saved(R11), RAX)
-    a.copy(RSP, R15)
-    restore(a, 0)
-    a.ld(RSP, Mem(RSP, V["REGISTERS"] + 8 * RSP))
-    a.op(ops.SYSRET)
+    return_by_sysret(a)
     a.label("by_iret")
-    a.ld(RAX, saved(RSP))
-    a.st(F_RSP, RAX)
-    a.lea(RSP, Mem(R15, -at.FRAME_BYTES))
-    restore(a, at.FRAME_BYTES)
-    a.op(ops.IRET)
+    return_by_iret(a)
     a.label("event_waits")
     a.ld(RAX, Mem(RDI, d.UPCALL_MASK))
     a.test(RAX, register=RAX)
@@ -237,13 +223,10 @@ def exceptions(a: Assembler) -> None:
     a.label("trap")
     a.push(RAX)
     a.ld(RAX, Mem(RSP, 32))
-    a.test(RAX, IN_RING_3)
+    a.test(RAX, RING_3)
     a.jcc(ops.CC_Z, "no_stack")
     a.pop(RAX)
-    a.stm(Mem(RSP, 56 + V["REGISTERS"]), ALL)
-    a.lea(R15, Mem(RSP, 56))
-    a.ld(RAX, F_RSP)
-    a.st(saved(RSP), RAX)
+    save(a, 56)
     a.st_value(vcpu("BY_SYSCALL"), 0)
     a.ld(R8, Mem(R15, -56))
     a.ld(R13, F_ERROR)
@@ -327,15 +310,8 @@ def timer(a: Assembler) -> None:
     a.activity = ops.EXIT_DISPATCH
     a.label("timer")
     a.push(value=0)
-    a.push(RAX)
-    a.ld(RAX, Mem(RSP, 24))
-    a.test(RAX, IN_RING_3)
-    a.pop(RAX)
-    a.jcc(ops.CC_Z, "timer_while_blocked")
-    a.stm(Mem(RSP, 48 + V["REGISTERS"]), ALL)
-    a.lea(R15, Mem(RSP, 48))
-    a.ld(RAX, F_RSP)
-    a.st(saved(RSP), RAX)
+    from_ring_3(a, 16, "timer_while_blocked")
+    save(a, 48)
     a.st_value(vcpu("BY_SYSCALL"), 0)
     a.call("take_timer")
     a.jmp("leave")

@@ -9,12 +9,12 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX
 from vtsim.ept import direct as d
 from vtsim.vmm.monitor import layout as monitor
+from vtsim.vmm.monitor.crossing import VECTORS
 
 # fmt: off
 FIRST_OWN: Final = 256                          # entries of every root that are the hypervisor's, as Xen has them
 LAST_OWN: Final  = 271
 GUEST_KERNEL: Final = monitor.GUEST_CODE & ~3   # code segment of the kernel in frames: it believes in ring 0
-VECTORS: Final = 32
 
 WORDS: Final = (
     *monitor.VCPU_WORDS,

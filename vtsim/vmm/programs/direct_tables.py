@@ -217,13 +217,7 @@ def _other_requests(a: Assembler, ground: Ground) -> None:
 
     a.label("request_load")
     ground.work(a, "load_cr3")
-    a.mov(RAX, ~(e.ADDRESS | 0xFFF | e.PTE_NO_EXECUTE))
-    a.test(RAX, register=R13)
-    a.jcc(ops.CC_NZ, "request_refused")
-    a.call("frame_of_value")
-    a.jcc(ops.CC_NZ, "request_refused")
-    a.call("is_root")
-    a.jcc(ops.CC_NZ, "request_refused")
+    root_or_refused(a, e.ADDRESS | 0xFFF | e.PTE_NO_EXECUTE)
     a.copy(RAX, R13)
     a.shl(RAX, 1)
     a.shr(RAX, 1)
@@ -395,6 +389,17 @@ def _frames(a: Assembler, ground: Ground) -> None:
     a.jcc(ops.CC_Z, "let_go_next")
     a.call("entry_put")
     a.jmp("let_go_next")
+
+
+def root_or_refused(a: Assembler, bits: int) -> None:
+    """A request whose value R13 has other bits, or is not of a root of the VM, is refused. Changes RAX."""
+    a.mov(RAX, ~bits)
+    a.test(RAX, register=R13)
+    a.jcc(ops.CC_NZ, "request_refused")
+    a.call("frame_of_value")
+    a.jcc(ops.CC_NZ, "request_refused")
+    a.call("is_root")
+    a.jcc(ops.CC_NZ, "request_refused")
 
 
 def _begin_table(a: Assembler, ground: Ground) -> None:

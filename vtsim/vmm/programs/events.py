@@ -71,16 +71,21 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.jmp("requests_done")
     if path.vmm.pv.events:  # a vector that the virtual local APIC does not know
         a.label("upcall_waits")
-        a.vmread(RAX, "GUEST_RFLAGS")
-        a.test(RAX, RF_IF)
-        a.jcc(ops.CC_Z, "open_window")
-        a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
-        a.test(RAX, BLOCKING_BY_STI_AND_MOV_SS)
-        a.jcc(ops.CC_NZ, "open_window")
+        _to_window_if_blocked(a)
         count(a, "UPCALLS")
         a.or_(R12, VALID)
         a.vmwrite("ENTRY_INTERRUPTION_INFORMATION", R12)
         a.jmp("requests_done")
+
+
+def _to_window_if_blocked(a: Assembler) -> None:
+    """To `open_window` while the guest takes no interrupt. Changes RAX."""
+    a.vmread(RAX, "GUEST_RFLAGS")
+    a.test(RAX, RF_IF)
+    a.jcc(ops.CC_Z, "open_window")
+    a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
+    a.test(RAX, BLOCKING_BY_STI_AND_MOV_SS)
+    a.jcc(ops.CC_NZ, "open_window")
 
 
 def _choose_interrupt(a: Assembler, path: Path) -> None:
@@ -90,12 +95,7 @@ def _choose_interrupt(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_S, "requests_done")
     a.cmp(R13, register=R14, comment="priority class against the processor's")
     a.jcc(ops.CC_BE, "below_priority")
-    a.vmread(RAX, "GUEST_RFLAGS")
-    a.test(RAX, RF_IF)
-    a.jcc(ops.CC_Z, "open_window")
-    a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
-    a.test(RAX, BLOCKING_BY_STI_AND_MOV_SS)
-    a.jcc(ops.CC_NZ, "open_window")
+    _to_window_if_blocked(a)
     for bitmap, hook in (("IRR", hooks.CLEAR_BIT), ("ISR", hooks.SET_BIT)):
         a.lea(RDI, vcpu(bitmap))
         a.copy(RSI, R12)

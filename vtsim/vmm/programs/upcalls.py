@@ -75,6 +75,22 @@ def unmask(a: Assembler, end: str) -> None:
     a.st_value(Mem(RDI, d.UPCALL_PENDING), 1)
 
 
+def send_or_unmask(a: Assembler, port: Mem, page: Mem, *, refused: str, then: str) -> None:
+    """What RBX asks of a port: its event becomes pending, or is unmasked; falls through or goes to `then`."""
+    a.ld(RCX, port)
+    a.cmp(RCX, d.PORTS)
+    a.jcc(ops.CC_AE, refused)
+    a.mov(RSI, 1)
+    a.emit(ops.SHL, RSI, RCX)
+    a.cmp(RBX, d.SEND)
+    a.jcc(ops.CC_NZ, "unmask_port")
+    a.call("send_event")
+    a.jmp(then)
+    a.label("unmask_port")
+    a.ld(RDI, page)
+    unmask(a, then)
+
+
 def hypercall(a: Assembler, path: Path) -> None:
     """VMCALL, whose number is in the guest's RAX: the shared page's calls; others are left to what follows."""
     if not path.vmm.pv.events:
@@ -132,18 +148,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.label("upcall_of_port")
     a.cmp(RBX, d.UNMASK)
     a.jcc(ops.CC_A, "upcall_refused")
-    a.ld(RCX, saved(RSI))
-    a.cmp(RCX, d.PORTS)
-    a.jcc(ops.CC_AE, "upcall_refused")
-    a.mov(RSI, 1)
-    a.emit(ops.SHL, RSI, RCX)
-    a.cmp(RBX, d.SEND)
-    a.jcc(ops.CC_NZ, "upcall_unmask")
-    a.call("send_event")
-    a.jmp("upcall_look")
-    a.label("upcall_unmask")
-    a.ld(RDI, vcpu("SHARED_PAGE"))
-    unmask(a, "upcall_look")
+    send_or_unmask(a, saved(RSI), vcpu("SHARED_PAGE"), refused="upcall_refused", then="upcall_look")
     a.label("upcall_look")
     a.st_value(vcpu("REQUEST"), 1, comment="events are evaluated before the next VM entry")
     a.jmp("upcall_done")

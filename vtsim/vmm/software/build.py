@@ -6,43 +6,36 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
-from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.cpu.translation import COUNTED
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE
 from vtsim.guest.machine_view import Start
-from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
+from vtsim.vmm.host import TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest
-from vtsim.vmm.memory import Pool, VmMemory, gfn_ranges
+from vtsim.vmm.memory import gfn_ranges
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.build import (
-    CR0,
-    CR4,
-    EFER,
-    FMASK,
+from vtsim.vmm.monitor.virtual_cpus import (
     KERNEL_GS_BASE,
-    LSTAR,
-    MSRS,
-    PORTS,
-    STAR,
-    STORED_MSRS,
-    TSS,
     Monitor,
     VirtualCpu,
-    index_of,
-    processor_msr,
+    believed,
+    boot,
+    descriptor_tables,
+    fill,
+    gates,
+    switch_off,
+    windows,
 )
-from vtsim.vmm.needs import CODE_PAGES, ROWS, table_frames
-from vtsim.vmm.programs.ports import port_entries
+from vtsim.vmm.needs import CODE_PAGES, ROWS
 from vtsim.vmm.software import events, instructions, mmu, streams, system, tables
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.platform import Forward, Row, operands, row_at
@@ -271,30 +264,24 @@ def build_software(
             host.kernel.map(code_base(len(parts)), list(code), KERNEL_PAGE | e.PTE_GLOBAL)
         parts.append(frames)
     roots = [host.process() for _ in guests]
-    pools = [Pool.of(host, 0, table_frames(guest.memory)) for guest in guests]
-    host.give_out(0, BLOCK, shuffled=shuffled, seed=seed)
-    vcpus = []
-    for n, guest in enumerate(guests):
-        window = evolve(roots[n], take=pools[n].take)
-        ram = VmMemory(engine, guest.memory, window, None, at.RAM, KERNEL_PAGE | e.PTE_NO_EXECUTE)
-        ram.back_all(mem.PAGE_BYTES)
-        vcpus.append(Vcpu(name=guest.name, cpu=guest.cpu, memory=ram, devices=guest.devices, **parts[n]))
+    memories = windows(host, guests, roots, shuffled=shuffled, seed=seed)
+    vcpus = [
+        Vcpu(name=guest.name, cpu=guest.cpu, memory=ram, devices=guest.devices, **frames)
+        for guest, ram, frames in zip(guests, memories, parts, strict=True)
+    ]
     program, handlers, guest_hooks = _place(host, translates, vmm.native_methods)
     cpus = SoftwareCpus(
         engine, host, vmm, program, tuple(vcpus), handlers=handlers, guest_hooks=guest_hooks,
         work_scale=int(engine.cpus[0][s.WORK_SCALE]),
     )  # fmt: skip
-    for vector in range(32):
-        host.gate(vector, program.labels[f"trap_{vector}"])
-    host.gate(at.TIMER_VECTOR, program.labels["timer"])
+    gates(host, program)
     for vcpu, guest in zip(vcpus, guests, strict=True):
         start = guest.build(vcpu.memory)
         _fill(cpus, vcpu, start)
-        _boot(cpus, vcpu)
+        boot(cpus, vcpu, {})
     for n, vcpu in enumerate(vcpus if translates else ()):
         cpus.start_translator(vcpu, code_base(n))
-    for cpu in set(range(engine.geometry.cpus)) - {vcpu.cpu for vcpu in vcpus}:
-        engine.cpus[cpu][s.HALTED], engine.cpus[cpu][s.APIC_DEADLINE] = 1, FOREVER
+    switch_off(engine, vcpus)
     return cpus
 
 
@@ -336,50 +323,16 @@ def _place(
 
 def _fill(cpus: SoftwareCpus, vcpu: Vcpu, start: Start) -> None:
     """The structure of a vCPU and its MSRs."""
-    host, data, here = cpus.host, cpus.host.address(vcpu.data), cpus.address(vcpu)
-    machine = {index: processor_msr(host.engine, vcpu.cpu, index) for index in STORED_MSRS}
-    msrs = [word for index in STORED_MSRS for word in (index, start.msrs.get(index, machine[index]))]
-    ports = [word for row in port_entries(vcpu.devices) for word in row]
-    for offset, row in ((MSRS, msrs), (PORTS, ports)):
-        for n, value in enumerate(row):
-            host.store(data + offset + 8 * n, value)
+    host, here = cpus.host, cpus.address(vcpu)
+    fill(cpus, vcpu, start, 2)
     ranges = gfn_ranges(vcpu.memory.size)
-    tlb = host.address(vcpu.tlb)
-    values = {
-        "KERNEL": 1, "INTERRUPTS": start.rflags >> 9 & 1, "CS": start.msrs[STAR] >> 32 & 0xFFFC,
-        "SS": (start.msrs[STAR] >> 32 & 0xFFFC) + 8, "CR0": start.cr0, "CR3": start.cr3, "CR4": start.cr4,
-        "EFER": start.efer, "STAR": start.msrs[STAR], "LSTAR": start.msrs[LSTAR], "FMASK": start.msrs[FMASK],
-        "PORTS": data + PORTS, "PORT_ENTRIES": len(ports) // 3, "TR_BASE": start.tr_base,
-        "TIMER_LVT": 1 << 16, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS),
+    values = believed(start) | {
         "FS_BASE": start.fs_base, "GS_BASE": start.gs_base, "KERNEL_GS_BASE": start.msrs.get(KERNEL_GS_BASE, 0),
         "DECODED": host.address(vcpu.decoded), "CODE_PAGES": host.address(vcpu.marks),
         "STREAM": host.address(vcpu.stream), "LOW_END": ranges[0][1] << 12,
         "HIGH_END": ranges[-1][1] << 12 if len(ranges) > 1 else 0, "WORK_BODY": cpus.program.labels.get("work_body", 0),
     }  # fmt: skip
-    for name, value in values.items():
-        host.store(here + at.V[name], value)
-    for n, value in enumerate((start.gdtr_limit, start.gdtr_base, start.idtr_limit, start.idtr_base)):
-        host.store(here + at.V["GDTR"] + 8 * n, value)
-    for ring in range(2):
-        host.store(here + at.V["SOFT_TLB"] + 8 * ring, tlb + ring * w.TLB_PAGES * mem.PAGE_BYTES)
-    host.store(here + at.V["REGISTERS"] + 8 * s.RSP, start.rsp)
-    for n, value in enumerate((at.GUEST_DATA, start.rsp, 2, at.GUEST_CODE, start.rip)):
-        host.store(here - 8 * (n + 1), value)
-    host.store(data + TSS + 8, here)
-
-
-def _boot(cpus: SoftwareCpus, vcpu: Vcpu) -> None:
-    """The state in which a CPU starts: in ring 0 at `boot`, on tables in which guest memory is a window."""
-    host, engine, here = cpus.host, cpus.engine, cpus.address(vcpu)
-    m = engine.cpus[vcpu.cpu]
-    state = {
-        s.RIP: cpus.program.labels["boot"], s.GPR + s.RSP: here - 64, s.GPR + s.R15: here,
-        s.CR3: vcpu.memory.backing.root << 12, s.CR0: CR0, s.CR4: CR4, s.EFER: EFER, s.RFLAGS: 2,
-        s.CS_SELECTOR: at.MONITOR_CODE, s.SS_SELECTOR: at.MONITOR_DATA, s.IDTR_BASE: host.address(host.idt),
-        s.IDTR_LIMIT: mem.PAGE_BYTES - 1, s.TR_BASE: host.address(vcpu.data) + TSS + 4,
-        s.MONITORED: engine.owner(vcpu.name),
-    }  # fmt: skip
-    for slot, value in state.items():
-        m[slot] = mem.signed(value)
-    m[s.BELIEVED_AT] = index_of(engine, host.words(vcpu.page)) + (at.STACK_BYTES + at.V["KERNEL"]) // 8
-    engine.sync(vcpu.cpu)
+    cpus.put(vcpu, values)
+    descriptor_tables(cpus, vcpu, start)
+    tlb = host.address(vcpu.tlb)
+    host.store_words(here + at.V["SOFT_TLB"], [tlb + ring * w.TLB_PAGES * mem.PAGE_BYTES for ring in range(2)])

@@ -14,13 +14,24 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R8, R10, R11, R14, R15, RAX, RBX, RCX, RDX, RSI, RSP
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.entry import GENERAL_PROTECTION, X2APIC_EOI, X2APIC_SPURIOUS
+from vtsim.vmm.monitor.crossing import (
+    APIC_ENABLED,
+    GENERAL_PROTECTION,
+    INVALID_OPCODE,
+    VECTORS,
+    X2APIC_SPURIOUS,
+    die,
+    ends,
+    if_deliverable,
+    take_interrupt,
+    through_gate,
+    write_msr,
+)
 from vtsim.vmm.monitor.layout import F_CS, F_RIP, F_SS, V, saved, vcpu
-from vtsim.vmm.monitor.memory import count, die
+from vtsim.vmm.monitor.memory import count
 
 ARITHMETIC_FLAGS: Final = 0x8D5
 ALWAYS_FLAGS: Final = at.RF_IF | 2  # the program itself runs with interrupts enabled
-UNDEFINED_OPCODE: Final = 6
 NO_ERROR: Final = -1
 
 
@@ -28,10 +39,7 @@ def boot(a: Assembler) -> None:
     """`boot`: the local APIC on, then the guest's first instruction. R15 is the vCPU."""
     a.activity = ops.BOOT
     a.label("boot")
-    a.mov(RCX, X2APIC_SPURIOUS)
-    a.mov(RAX, 0x1FF)
-    a.mov(RDX, 0)
-    a.op(ops.WRMSR)
+    write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
     a.mov(RAX, 2)
     a.call("take_flags")
     a.ld(RBX, F_RIP)
@@ -40,11 +48,7 @@ def boot(a: Assembler) -> None:
     a.call("use_ring")
     a.op(ops.STI)
     a.jmp("next")
-    a.label("ended")
-    a.mov(RAX, at.FINISHED)
-    a.label("die")
-    a.st(vcpu("DEATH"), RAX)
-    a.op(ops.STOP_OP)
+    ends(a)
 
 
 def interrupt(a: Assembler) -> None:
@@ -53,17 +57,11 @@ def interrupt(a: Assembler) -> None:
     a.label("timer")
     for register in (RAX, RCX, RDX):
         a.push(register)
-    a.mov(RCX, X2APIC_EOI)
-    a.mov(RAX, 0)
-    a.mov(RDX, 0)
-    a.op(ops.WRMSR)
-    a.ld(RAX, vcpu("TIMER_LVT"))
-    a.and_(RAX, 0xFF)
-    a.st(vcpu("PENDING"), RAX)
+    take_interrupt(a)
     for register in (RDX, RCX, RAX):
         a.pop(register)
     a.op(ops.IRET)
-    for vector in range(32):  # the program itself never faults
+    for vector in range(VECTORS):  # the program itself never faults
         a.label(f"trap_{vector}")
     die(a, at.IN_MONITOR)
 
@@ -75,12 +73,7 @@ def deliver(a: Assembler) -> None:
     """
     a.activity = ops.INJECTION
     a.label("interrupt_waits")
-    a.ld(RAX, vcpu("INTERRUPTS"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "next_unchecked")
-    a.ld(RAX, vcpu("IN_SERVICE"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "next_unchecked")
+    if_deliverable(a, "next_unchecked")
     a.ld(RAX, vcpu("PENDING"))
     a.st(vcpu("IN_SERVICE"), RAX)
     a.st(vcpu("SCRATCH"), RAX)
@@ -89,7 +82,7 @@ def deliver(a: Assembler) -> None:
     count(a, "INJECTED_INTERRUPTS")
     a.jmp("inject")
     a.label("undefined")
-    a.st_value(vcpu("SCRATCH"), UNDEFINED_OPCODE)
+    a.st_value(vcpu("SCRATCH"), INVALID_OPCODE)
     a.st_value(vcpu("SCRATCH", 1), NO_ERROR)
     a.jmp("inject")
     a.label("reflect")
@@ -162,18 +155,7 @@ def deliver(a: Assembler) -> None:
     a.st(saved(RSP), R10)
     a.ld(RAX, vcpu("SCRATCH", 4))
     a.ld(RCX, vcpu("SCRATCH", 5))
-    a.copy(RDX, RAX)
-    a.shr(RDX, 16)
-    a.and_(RDX, 0xFFFC)
-    a.st(vcpu("CS"), RDX)
-    a.copy(RBX, RAX)
-    a.and_(RBX, 0xFFFF)
-    a.copy(RDX, RAX)
-    a.shr(RDX, 48)
-    a.shl(RDX, 16)
-    a.or_(RBX, register=RDX)
-    a.shl(RCX, 32)
-    a.or_(RBX, register=RCX)
+    through_gate(a, RDX)
     a.st_value(vcpu("DELIVERING"), 0)
     a.shr(RAX, 40)
     a.test(RAX, 1)

@@ -32,8 +32,9 @@ from vtsim.cpu.slots import (
 )
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.crossing import PAGE_FAULT, die
 from vtsim.vmm.monitor.layout import V, vcpu
-from vtsim.vmm.monitor.memory import PAGE_FAULT, count, die
+from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.software import layout as w
 
 READ, WRITE, FETCH = 0, e.PF_WRITE, e.PF_FETCH

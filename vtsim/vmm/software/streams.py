@@ -20,8 +20,8 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import stream as kernels
 from vtsim.cpu.slots import R8, R9, R10, R14, RAX, RCX, RDX, RSI
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.crossing import die
 from vtsim.vmm.monitor.layout import saved, vcpu
-from vtsim.vmm.monitor.memory import die
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.instructions import fetch
 from vtsim.vmm.software.mmu import READ, WRITE, look_up

@@ -15,13 +15,20 @@ from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.exit_rules import IO_PRIVILEGED, PRIVILEGED
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R8, R9, R10, R11, R14, RAX, RBX, RCX, RDX, RSI, RSP
-from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor import virtual_state as state
-from vtsim.vmm.monitor.emulate import port_in, port_out
+from vtsim.vmm.monitor.crossing import (
+    GENERAL_PROTECTION,
+    RING_3,
+    illegal,
+    mask_of_system_call,
+    segments_of_system_call,
+    take_interrupt_flag,
+    wait_for_interrupt,
+)
+from vtsim.vmm.monitor.emulate import cli, invpcid, nothing, port_in, port_out
 from vtsim.vmm.monitor.emulate import subroutines as msr_subroutines
-from vtsim.vmm.monitor.entry import FROM_USER
 from vtsim.vmm.monitor.layout import F_CS, F_RIP, F_SS, saved, vcpu
-from vtsim.vmm.monitor.memory import count, die
+from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.mmu import address, load
 from vtsim.vmm.software.native import native_method
@@ -55,16 +62,7 @@ def ways_back(a: Assembler) -> None:
     a.jmp("next")
     a.label("view_find")
     a.jmp("flush")
-    a.label("illegal")
-    a.and_(RAX, 0xFF)
-    a.st(vcpu("DEATH_OP"), RAX)
-    die(a, at.ILLEGAL)
-
-
-def cli(a: Assembler) -> None:
-    """CLI."""
-    a.st_value(vcpu("INTERRUPTS"), 0)
-    a.jmp("skip")
+    illegal(a)
 
 
 def sti(a: Assembler) -> None:
@@ -79,18 +77,7 @@ def halt(a: Assembler) -> None:
     """HLT: the processor waits in the guest's place until an interrupt is there for it."""
     a.call("spill")
     a.op(ops.CLI)
-    a.label("halted")
-    a.ld(RAX, vcpu("PENDING"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "halt_more")
-    a.ld(RAX, vcpu("INTERRUPTS"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "halt_ends")
-    a.label("halt_more")
-    a.op(ops.STI)
-    a.op(ops.HLT)
-    a.op(ops.CLI)
-    a.jmp("halted")
+    wait_for_interrupt(a, "halt_ends")
     a.label("halt_ends")
     a.op(ops.STI)
     a.jmp("skip")
@@ -105,23 +92,11 @@ def swap_gs(a: Assembler) -> None:
     a.jmp("skip")
 
 
-def nothing(a: Assembler) -> None:
-    """An instruction that has no effect here."""
-    a.jmp("skip")
-
-
 def invlpg(a: Assembler) -> None:
     """INVLPG."""
     a.activity = ops.MEMORY_MANAGEMENT
     address(a, indexed=False)
     a.call("forget_page")
-    a.jmp("skip")
-
-
-def invpcid(a: Assembler) -> None:
-    """INVPCID: all translations go."""
-    a.activity = ops.MEMORY_MANAGEMENT
-    a.call("flush")
     a.jmp("skip")
 
 
@@ -165,21 +140,11 @@ def system_call(a: Assembler) -> None:
     a.call("spill")
     a.st_value(vcpu("KERNEL"), 1)
     a.call("use_ring")
-    a.ld(RAX, vcpu("FMASK"))
-    a.test(RAX, at.RF_IF)
-    a.jcc(ops.CC_Z, "system_call_flags")
-    a.st_value(vcpu("INTERRUPTS"), 0)
-    a.label("system_call_flags")
-    a.emit(ops.XOR, RAX, imm=-1)
+    mask_of_system_call(a)
     a.ld(RDX, saved(R11))
     a.and_(RAX, register=RDX)
     a.call("take_flags")
-    a.ld(RAX, vcpu("STAR"))
-    a.shr(RAX, 32)
-    a.and_(RAX, 0xFFFC)
-    a.st(vcpu("CS"), RAX)
-    a.add(RAX, 8)
-    a.st(vcpu("SS"), RAX)
+    segments_of_system_call(a)
     a.ld(RBX, vcpu("LSTAR"))
     a.jmp("next")
 
@@ -194,7 +159,7 @@ def sysret(a: Assembler) -> None:
     a.ld(RAX, vcpu("STAR"))
     a.shr(RAX, 48)
     a.add(RAX, 16)
-    a.or_(RAX, FROM_USER)
+    a.or_(RAX, RING_3)
     a.st(F_CS, RAX)
     a.sub(RAX, 8)
     a.st(F_SS, RAX)
@@ -217,8 +182,8 @@ def iret(a: Assembler) -> None:
     a.test(RCX, register=RCX)
     a.jcc(ops.CC_NZ, "iret_allowed")
     a.copy(RCX, R8)
-    a.and_(RCX, FROM_USER)
-    a.cmp(RCX, FROM_USER)
+    a.and_(RCX, RING_3)
+    a.cmp(RCX, RING_3)
     a.jcc(ops.CC_NZ, "general_protection")
     a.label("iret_allowed")
     a.add(R14, 1)
@@ -227,7 +192,7 @@ def iret(a: Assembler) -> None:
     a.st(saved(RSP), RAX)
     a.ld(RDX, vcpu("SCRATCH", 4))
     a.ld(RAX, vcpu("SCRATCH", 2))
-    a.test(R8, FROM_USER)
+    a.test(R8, RING_3)
     a.jcc(ops.CC_Z, "iret_to_kernel")
     a.st(F_CS, R8)
     a.st(F_SS, RDX)
@@ -271,7 +236,7 @@ def software_interrupt(a: Assembler) -> None:
     a.jcc(ops.CC_Z, "soft_int_allowed")
     a.shl(R10, 3)
     a.or_(R10, 2)
-    a.st_value(vcpu("SCRATCH"), 13)
+    a.st_value(vcpu("SCRATCH"), GENERAL_PROTECTION)
     a.st(vcpu("SCRATCH", 1), R10)
     a.jmp("inject")
     a.label("soft_int_allowed")
@@ -371,10 +336,7 @@ def stop(a: Assembler) -> None:
 def subroutines(a: Assembler) -> None:
     """`enter_flags`: RFLAGS <- RAX, with the interrupt flag. Clobbers RAX and RCX."""
     a.label("enter_flags")
-    a.copy(RCX, RAX)
-    a.shr(RCX, 9)
-    a.and_(RCX, 1)
-    a.st(vcpu("INTERRUPTS"), RCX)
+    take_interrupt_flag(a, RAX, RCX)
     a.jmp("take_flags")
     msr_subroutines(a)
 

@@ -1,0 +1,272 @@
+"""Virtual CPUs of programs that use nothing of VT-x: where they stand, what they hold at first, how their CPUs boot.
+
+The monitor, the paravirtual hypervisor and software CPUs are built of these pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Final
+
+import numpy as np
+from attrs import define, evolve, frozen
+from numpy.typing import NDArray
+
+from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
+from vtsim.base.jit import quiet
+from vtsim.cpu import accounts as k
+from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Program
+from vtsim.cpu.codes import FOREVER
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.cursor import set_privilege
+from vtsim.cpu.kernels.msr_storage import msr_slot
+from vtsim.cpu.translation import COUNTED, TRANSLATOR
+from vtsim.ept import spec as e
+from vtsim.ept.tables import KERNEL_PAGE, Table
+from vtsim.guest.machine_view import Start
+from vtsim.vmm.host import BLOCK, Host
+from vtsim.vmm.hypervisor import Guest
+from vtsim.vmm.memory import Pool, VmMemory
+from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.cache import Cache
+from vtsim.vmm.monitor.crossing import VECTORS
+from vtsim.vmm.needs import table_frames
+from vtsim.vmm.programs.ports import port_entries
+from vtsim.vmm.spec import VmmSpec
+
+FLAGS_CLEARED: Final = 0x47700
+CR0, CR4, EFER = 0x8005_0033, 0x6A0, 0xD01
+STORED_MSRS: Final = (0x10A, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0xC0000083, 0xC0000103)
+STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
+SLOTS, MSRS, TSS, PORTS = 0, 1024, 2048, 2304  # byte offsets in a vCPU's data page
+
+
+@frozen(kw_only=True)
+class VirtualCpu:
+    """Where the parts of one guest's virtual CPU stand.
+
+    `page`: frame of the monitor's stack and the structure. `data`: frame of its memory slots, MSRs and TSS.
+    """
+
+    name: str
+    cpu: int
+    page: int
+    data: int
+    memory: VmMemory
+    devices: tuple[str, ...]
+
+
+@define(eq=False)
+class Monitor:
+    """A monitor in a machine, as the platform sees it while it runs."""
+
+    engine: Engine
+    host: Host
+    vmm: VmmSpec
+    program: Program
+    vcpus: tuple[VirtualCpu, ...]
+    caches: tuple[Cache, ...] = ()  # of translations, one for each vCPU; none where kernels run as they are
+    offsets: ClassVar[Mapping[str, int]] = at.V  # of the words of a vCPU's structure
+
+    def address(self, vcpu: VirtualCpu) -> int:
+        """The linear address of a vCPU's structure."""
+        return self.host.address(vcpu.page) + at.STACK_BYTES
+
+    def current(self, cpu: int) -> VirtualCpu:
+        """The guest of a CPU."""
+        return next(vcpu for vcpu in self.vcpus if vcpu.cpu == cpu)
+
+    def word(self, vcpu: VirtualCpu, field: str, word: int = 0) -> int:
+        """A word of a vCPU's structure."""
+        return self.host.load(self.address(vcpu) + self.offsets[field] + 8 * word)
+
+    def put(self, vcpu: VirtualCpu, values: Mapping[str, int]) -> None:
+        """Store words of a vCPU's structure."""
+        for field, value in values.items():
+            self.host.store(self.address(vcpu) + self.offsets[field], value)
+
+    def shadow_root(self, number: int, root: int, ring: int) -> int | None:
+        """What CR3 holds while the guest of a vCPU believes in a root and a ring; None unless it has been in both."""
+        vcpu, view = self.vcpus[number], 0 if ring else at.VIEW_WORDS
+        return self.word(vcpu, "VIEWS", view) or None if self.word(vcpu, "CR3") & e.ADDRESS == root else None
+
+    def in_guest(self, cpu: int) -> bool:
+        """Does a guest run on a CPU, and not the monitor?"""
+        return bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
+
+    def finish(self, cpu: int) -> VirtualCpu:
+        """The guest of a CPU came to its end; it is switched off from outside, which costs nothing."""
+        m, vcpu = self.engine.cpus[cpu], self.current(cpu)
+        with quiet():
+            set_privilege(m, self.engine.arena, 0)
+        m[s.GPR + s.R15], m[s.RIP] = self.address(vcpu), mem.signed(self.program.labels["ended"])
+        self.engine.sync(cpu)
+        return vcpu
+
+    def deaths(self, cpu: int) -> list[tuple[str, str]]:
+        """The VM of a CPU, and why it ended."""
+        return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
+
+    def death(self, vcpu: VirtualCpu) -> str:
+        """Why a VM ended; empty while it runs."""
+        code = self.word(vcpu, "DEATH")
+        text = at.DEATHS.get(code, "")
+        return f"{text}: {o.OPS[self.word(vcpu, 'DEATH_OP')].name}" if code == at.ILLEGAL else text
+
+    def settle(self) -> None:
+        """Hand what the monitor counted to the statistics of the guests' owners.
+
+        What the processor delivered in ring 3 went to the monitor; what the guest got, the monitor delivered.
+        """
+        for vcpu in self.vcpus:
+            owner = self.engine.owner(vcpu.name)
+            injected, faults, interrupts = (
+                self.word(vcpu, f"INJECTED{kind}") for kind in ("", "_FAULTS", "_INTERRUPTS")
+            )
+            counts = {
+                k.OWN_EMULATED: self.word(vcpu, "EMULATED", 1), k.OWN_EMULATED + 1: self.word(vcpu, "EMULATED"),
+                k.EXCEPTIONS: injected - interrupts, k.PAGE_FAULTS: faults, k.INTERRUPTS: interrupts,
+                k.SYSCALLS: self.word(vcpu, "SYSTEM_CALLS"),
+            }  # fmt: skip
+            for slot, count in counts.items():
+                self.engine.arena[owner + slot] = count
+
+    def statistics(self) -> dict[str, int]:
+        """What the monitor counted, over all guests."""
+        names = ("traps", "system_calls", "injected", "switches")
+        return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
+
+    def hypercalls(self) -> dict[str, dict[str, int]] | None:
+        """What guests asked for by hypercalls; None where they make none."""
+        return None
+
+    def software(self) -> dict[str, int] | None:
+        """What a software CPU counted; None where the processor executes the guests."""
+        return None
+
+    def hook(self, cpu: int, number: int) -> None:
+        """A hook that a program of this monitor leaves to the platform: it has none."""
+        raise ModelError("a monitor asked for a hook of the platform", {"cpu": cpu, "number": number})
+
+    def translations(self) -> dict[str, int] | None:
+        """What the binary translator counted, over all guests; None where kernels run as they are."""
+        if not self.caches:
+            return None
+        return {
+            name.lower(): sum(self.host.load(self.host.address(c.structure) + TRANSLATOR[name]) for c in self.caches)
+            for name in COUNTED
+        }
+
+
+def windows(
+    host: Host, guests: Sequence[Guest], roots: Sequence[Table], *, shuffled: bool, seed: int
+) -> list[VmMemory]:
+    """The memory of every guest, all there, each mapped by its root at `RAM`. The host's own frames are reserved."""
+    pools = [Pool.of(host, 0, table_frames(guest.memory)) for guest in guests]
+    host.give_out(0, BLOCK, shuffled=shuffled, seed=seed)
+    memories = []
+    for guest, root, pool in zip(guests, roots, pools, strict=True):
+        window = evolve(root, take=pool.take)
+        ram = VmMemory(host.engine, guest.memory, window, None, at.RAM, KERNEL_PAGE | e.PTE_NO_EXECUTE)
+        ram.back_all(mem.PAGE_BYTES)
+        memories.append(ram)
+    return memories
+
+
+def gates(host: Host, program: Program) -> None:
+    """Exceptions and the timer's interrupt lead into the program."""
+    for vector in range(VECTORS):
+        host.gate(vector, program.labels[f"trap_{vector}"])
+    host.gate(at.TIMER_VECTOR, program.labels["timer"])
+
+
+def switch_off(engine: Engine, vcpus: Iterable[VirtualCpu]) -> None:
+    """CPUs without a guest stay halted."""
+    for cpu in set(range(engine.geometry.cpus)) - {vcpu.cpu for vcpu in vcpus}:
+        engine.cpus[cpu][s.HALTED], engine.cpus[cpu][s.APIC_DEADLINE] = 1, FOREVER
+
+
+def believed(start: Start) -> dict[str, int]:
+    """What the guest's kernel believes of its CPU at first, where it is not told of its hypervisor."""
+    code = start.msrs[STAR] >> 32 & 0xFFFC
+    return {
+        "INTERRUPTS": start.rflags >> 9 & 1, "CS": code, "SS": code + 8, "CR0": start.cr0, "CR3": start.cr3,
+        "CR4": start.cr4, "EFER": start.efer, "STAR": start.msrs[STAR], "LSTAR": start.msrs[LSTAR],
+        "FMASK": start.msrs[FMASK], "TR_BASE": start.tr_base, "TIMER_LVT": 1 << 16,
+    }  # fmt: skip
+
+
+def descriptor_tables(monitor: Monitor, vcpu: VirtualCpu, start: Start) -> None:
+    """Where the guest's descriptor tables are."""
+    words = (start.gdtr_limit, start.gdtr_base, start.idtr_limit, start.idtr_base)
+    monitor.host.store_words(monitor.address(vcpu) + monitor.offsets["GDTR"], words)
+
+
+def fill(monitor: Monitor, vcpu: VirtualCpu, start: Start, flags: int) -> None:
+    """The MSRs and ports of a virtual CPU, its stack pointer, the frame from which it starts with `flags`, its TSS."""
+    host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
+    machine = {index: processor_msr(host.engine, vcpu.cpu, index) for index in STORED_MSRS}
+    host.store_words(
+        data + MSRS, [word for index in STORED_MSRS for word in (index, start.msrs.get(index, machine[index]))]
+    )
+    ports = port_entries(vcpu.devices)
+    host.store_words(data + PORTS, [word for row in ports for word in row])
+    values = {
+        "KERNEL": 1, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS), "PORTS": data + PORTS,
+        "PORT_ENTRIES": len(ports),
+    }  # fmt: skip
+    monitor.put(vcpu, values)
+    host.store(here + monitor.offsets["REGISTERS"] + 8 * s.RSP, start.rsp)
+    for n, value in enumerate((at.GUEST_DATA, start.rsp, flags, at.GUEST_CODE, start.rip)):
+        host.store(here - 8 * (n + 1), value)
+    host.store(data + TSS + 8, here)
+
+
+def flags_in_ring_3(start: Start) -> int:
+    """RFLAGS with which the processor starts a guest: its interrupt flag stands elsewhere."""
+    return start.rflags & ~at.IOPL | at.RF_IF | 2
+
+
+def boot(monitor: Monitor, vcpu: VirtualCpu, more: Mapping[int, int]) -> None:
+    """The state in which a CPU starts: in ring 0 at `boot`, on tables in which guest memory is a window.
+
+    `more`: further slots and what they hold.
+    """
+    host, engine, here = monitor.host, monitor.engine, monitor.address(vcpu)
+    m = engine.cpus[vcpu.cpu]
+    state = {
+        s.RIP: monitor.program.labels["boot"], s.GPR + s.RSP: here - 64, s.GPR + s.R15: here,
+        s.CR3: vcpu.memory.backing.root << 12, s.CR0: CR0, s.CR4: CR4, s.EFER: EFER, s.RFLAGS: 2,
+        s.CS_SELECTOR: at.MONITOR_CODE, s.SS_SELECTOR: at.MONITOR_DATA, s.IDTR_BASE: host.address(host.idt),
+        s.IDTR_LIMIT: mem.PAGE_BYTES - 1, s.TR_BASE: host.address(vcpu.data) + TSS + 4,
+        s.MONITORED: engine.owner(vcpu.name), **more,
+    }  # fmt: skip
+    for slot, value in state.items():
+        m[slot] = mem.signed(value)
+    m[s.BELIEVED_AT] = index_of(engine, host.words(vcpu.page)) + (at.STACK_BYTES + monitor.offsets["KERNEL"]) // 8
+    engine.sync(vcpu.cpu)
+
+
+def boot_for_ring_3(monitor: Monitor, vcpu: VirtualCpu, start: Start, kernel_gs_base: int) -> None:
+    """The same of a CPU whose guest runs in ring 3: its system calls lead to the program, segment bases are its own."""
+    more = {
+        s.MSR_STAR: at.STAR, s.MSR_LSTAR: monitor.program.labels[f"system_call_{vcpu.cpu}"],
+        s.MSR_FMASK: FLAGS_CLEARED, s.GS_BASE: start.gs_base, s.FS_BASE: start.fs_base,
+        s.MSR_KERNEL_GS_BASE: kernel_gs_base,
+    }  # fmt: skip
+    boot(monitor, vcpu, more)
+
+
+def processor_msr(engine: Engine, cpu: int, index: int) -> int:
+    """What an MSR of the processor holds, as its guest is to find it; 0 where it has none."""
+    with quiet():
+        slot = int(msr_slot(engine.arena, index))
+    return int(engine.cpus[cpu][slot]) if slot >= 0 else 0
+
+
+def index_of(engine: Engine, words: NDArray[np.int64]) -> int:
+    """Where a view of the arena begins in it."""
+    return (words.ctypes.data - engine.arena.ctypes.data) // words.itemsize
