@@ -142,11 +142,14 @@ def test_a_crossover_is_found_by_runs_that_halve_the_interval(vtsim: Command, st
 # fmt: off
 REFUSED = [
     (["effects", "{study}", "--metric", "slow"], "'slow' is no figure of a result: unknown key 'slow'\n help: did you mean 'slowdown'?"),
+    (["effects", "{study}", "--metric", "slowdown", "--confidence", "nan"], "--confidence: nan is no share\n help: as in 0.95"),
     (["plot", "{study}", "--where", "paging"], "--where: 'paging' is not AXIS=VALUE"),
     (["crossover", "{scenario}", "--axis", "vmm.paging", "--between", "a", "b", "--a", "seed=1", "--b", "seed=2", "--metric", "slowdown"],
      "--between: 'a' is not a value of vmm.paging\n help: write a number, or one with a unit as in '4 KiB'"),
     (["crossover", "{scenario}", "--axis", "vms.0.memory", "--between", "1", "x", "--a", "seed=1", "--b", "seed=2", "--metric", "slowdown"],
      "--between: 'x' is not a value of vms.0.memory\n help: a size is written like '2 MiB' (B, KiB, MiB, GiB, TiB, kB, MB, GB)"),
+    (["crossover", "{scenario}", "--axis", "seed", "--between", "1", "9", "--a", "seed=1", "--b", "vmm.vpid=off", "--metric", "slowdown"],
+     "--a: seed is the axis, which has other values\n help: leave it out"),
     (["sensitivity", "{scenario}", "--axis", "vmm.paging", "--metric", "slowdown"],
      "--axis: 'vmm.paging' is no axis\n help: PATH=LOW..HIGH, or PATH=a,b,c"),
     (["sensitivity", "{scenario}", "--axis", "vms.0.memory=2 MiB..1 MiB", "--metric", "slowdown"],

@@ -171,6 +171,14 @@ CASES = {
         ("study", "export", "OTHER", "--to", "cvs"),
         "--to: unknown format 'cvs'\n help: did you mean 'csv'?\n",
     ),
+    "an output over the results": (
+        ("study", "export", "OTHER", "--to", "csv", "-o", "STORE"),
+        "--output: STORE has the results of the study\n help: name another file, or none\n",
+    ),
+    "a page over the results": (
+        ("study", "report", "OTHER", "-o", "STORE"),
+        "--output: STORE has the results of the study\n help: name another file, or none\n",
+    ),
     "a store that cannot be written": (
         ("sweep", "STUDY", "--store", "/nowhere/x.sqlite"),
         "/nowhere/x.sqlite: the store of the study cannot be written: No such file or directory\n"
@@ -190,7 +198,12 @@ def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study:
     other = tmp_path / "other.yaml"
     other.write_text(STUDY)
     vtsim("sweep", str(other))
-    names = {"STUDY": study, "FILE.sqlite": str(tmp_path / "bad.sqlite"), "OTHER": str(other)}
+    names = {
+        "STUDY": study,
+        "FILE.sqlite": str(tmp_path / "bad.sqlite"),
+        "OTHER": str(other),
+        "STORE": f"{str(other)[:-5]}.sqlite",
+    }
     outcome = vtsim(*(names.get(each, each) for each in arguments))
 
     assert outcome.status == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from vtsim.study.verdict import Verdict, verdict_text
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Outcome
+    from vtsim.cli.progress import Watch
 
 Command = Callable[..., "Outcome"]
 TEXT = """
@@ -68,6 +71,23 @@ def test_a_verdict_is_printed_as_text_or_json_and_is_the_exit_status(
     assert (text.status, text.out) == (1, verdict_text(example()))
     assert verdict_text(Verdict.from_dict(json.loads(data.out))) == text.out
     assert given[0] == attrs.evolve(given[1], efficiency=0.9)
+
+
+@pytest.mark.parametrize("arguments", [("verdict",), ("compare", "--equivalence")])
+def test_what_was_broken_off_is_neither_a_verdict_nor_a_difference(
+    vtsim: Command, file: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    def broken_off(*_: object, progress: Watch) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not progress("native", 0.5, 1)
+        return example()
+
+    monkeypatch.setattr(command, "judge", broken_off)
+    monkeypatch.setattr(command, "compare", broken_off)
+    done = vtsim(*arguments, file)
+
+    assert (done.status, done.out) == (130, "")
+    assert done.err.splitlines()[-1].startswith("stopped before there was a ")
 
 
 def test_a_misspelt_threshold_ends_with_2(vtsim: Command, file: str) -> None:

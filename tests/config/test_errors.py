@@ -205,6 +205,18 @@ CASES = {
         "vms: &v [*v]\n",
         "s.yaml:1: an alias inside what it stands for" + at(1, 5, "vms: &v [*v]").rstrip("\n"),
     ),
+    "walks of a program where the processor walks": (
+        CPUID + "vmm: {paging: software}\n",
+        "s.yaml:2: vmm.paging: technique 'hardware' lets the processor walk tables, and no program"
+        + at(2, 14, "vmm: {paging: software}")
+        + " help: paging can be auto, ept, shadow",
+    ),
+    "no translation for a program that walks": (
+        CPUID + "vmm: {technique: interpreter, paging: none}\n",
+        "s.yaml:2: vmm.paging: technique 'interpreter' needs its guests' memory translated"
+        + at(2, 38, "vmm: {technique: interpreter, paging: none}")
+        + " help: paging can be auto, software",
+    ),
     "an empty file": (
         "# nothing\n",
         "s.yaml:1: there is nothing in it"

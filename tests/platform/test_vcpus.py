@@ -52,6 +52,9 @@ WRONG = (
     ("vmm.collapse.on=true", "vmm.collapse.on", f"collapsing pages {OTHERS}"),
     ("vmm.balloon.size=16MiB", "vmm.balloon.size", f"ballooning {OTHERS}"),
     ("vmm.swap.on=true", "vmm.swap.on", f"swapping {OTHERS}"),
+    ("vmm.memory.allocator=buddy", "vmm.memory.allocator", f"the buddy allocator {OTHERS}"),
+    ("vmm.memory.fragmentation=10%", "vmm.memory.fragmentation", f"fragmented memory of the host {OTHERS}"),
+    ("machine.nodes=2", "machine.nodes", f"a host of several NUMA nodes {OTHERS}"),
     (
         "vms.0.devices=[i440fx]",
         "vms.0.devices",

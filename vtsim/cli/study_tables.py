@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_text
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import isnan
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,8 +80,9 @@ def write_report(file: Path, output: Path | None, metrics: Sequence[str], where:
     from vtsim.study.html_report.provenance import Provenance
 
     study = Study(file)
-    table = table_of(study, metrics, where)
     target = output or study.path.with_suffix(".html")
+    study.refuse_to_replace(target)
+    table = table_of(study, metrics, where)
     write(page(table, Provenance.of(result for _, result in study.results()), metrics), target)
     note(f"wrote {target}")
     return FINE
@@ -103,6 +105,8 @@ def show_effects(file: Path, metric: str, confidence: float, where: Sequence[str
     """Print effects and interactions, the largest first within each kind."""
     from vtsim.study.analysis.effects import effects
 
+    if isnan(confidence):  # which no bound of the option refuses
+        raise ConfigError("nan is no share", field="--confidence", help="as in 0.95")
     table = table_of(Study(file), [metric], where)
     found = effects(table, metric, confidence)
     if json:
@@ -246,6 +250,9 @@ def show_crossover(
     from vtsim.study.analysis.model import amount, difference, is_whole
     from vtsim.study.sweep.metrics import column as result_column
 
+    for field, own in (("--a", a), ("--b", b)):
+        if axis in (each.partition("=")[0].strip() for each in own):
+            raise ConfigError(f"{axis} is the axis, which has other values", field=field, help="leave it out")
     low, high = (amount(end, axis, "--between") for end in between)
     width = amount(step, axis, "--step") if step else float(is_whole(axis, low, high))
     if width < 0:

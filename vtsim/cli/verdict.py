@@ -33,8 +33,11 @@ def compare_runs(
     else:
         second = scenario_of(other or file, (*(() if other else sets), *other_sets))
     found, interrupted = watched(lambda watch: compare(first, second, progress=watch), file, sets)
+    if interrupted:  # a run that was broken off has seen less, which is no difference
+        note("stopped before there was a comparison")
+        return INTERRUPTED
     emit(equivalence_json(found) + "\n" if json else equivalence_text(found))
-    return INTERRUPTED if interrupted else FINE if found.equivalent else DIFFERENT
+    return FINE if found.equivalent else DIFFERENT
 
 
 def watched(find: Callable[[Watch], Found], file: Path, sets: tuple[str, ...]) -> tuple[Found, bool]:
@@ -59,5 +62,8 @@ def judge_scenario(file: Path, sets: tuple[str, ...], threshold: tuple[str, ...]
     wanted = thresholds_of(threshold)
     scenario = scenario_of(file, sets)
     found, interrupted = watched(lambda watch: judge(scenario, wanted, progress=watch), file, sets)
+    if interrupted:  # an attack that was broken off was neither contained nor did it get through
+        note("stopped before there was a verdict")
+        return INTERRUPTED
     emit(verdict_json(found) + "\n" if json else verdict_text(found))
-    return INTERRUPTED if interrupted else FINE if found.is_virtual_machine else DIFFERENT
+    return FINE if found.is_virtual_machine else DIFFERENT

@@ -35,6 +35,11 @@ class GridSpec:
                 field="names",
                 help="give each value its name, or none",
             )
+        for field in ("values", "names"):
+            written = [repr(each) for each in getattr(self, field)]
+            for number, each in enumerate(written):
+                if each in written[:number]:
+                    raise ConfigError(f"{each} is there already", field=f"{field}.{number}", help="give each once")
 
 
 @axes.register("zip")

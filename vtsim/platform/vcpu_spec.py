@@ -104,6 +104,9 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
         ("vmm.collapse.on", vmm.collapse.on, "collapsing pages", "false"),
         ("vmm.balloon.size", vmm.balloon.size > 0, "ballooning", "0"),
         ("vmm.swap.on", vmm.swap.on, "swapping", "false"),
+        ("vmm.memory.allocator", vmm.memory.allocator == "buddy", "the buddy allocator", "auto, list"),
+        ("vmm.memory.fragmentation", vmm.memory.fragmentation > 0, "fragmented memory of the host", "0 %"),
+        ("machine.nodes", scenario.machine.nodes > 1, "a host of several NUMA nodes", "1"),
     )  # fmt: skip
     for path, found, words, allowed in wrong:
         if found and (path == "vmm.technique" or not native):

@@ -175,7 +175,13 @@ class VmmSpec:
             raise ConfigError(
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
-                help="paging can be ept, shadow, agile, direct-pv",
+                help=f"paging can be auto, {', '.join(techniques[self.technique].paging)}",
+            )
+        if self.paging == "software" and not native and not techniques[self.technique].in_software:
+            raise ConfigError(
+                f"technique {self.technique!r} lets the processor walk tables, and no program",
+                field="paging",
+                help=f"paging can be auto, {', '.join(techniques[self.technique].paging)}",
             )
         if self.native_methods and not techniques[self.technique].in_software and not native:
             software = ", ".join(name for name, one in techniques.items() if one.in_software)

@@ -51,6 +51,9 @@ def test_rows_match_by_axes_whatever_their_order_and_units(tmp_path: Path) -> No
 
 # fmt: off
 MISTAKES = [
+    ("size,size,vmm.paging,measured\n",
+     "{}:1: two columns are named 'size'\n    1 | size,size,vmm.paging,measured\n      | ^\n"
+     " help: give each column a name of its own"),
     ("", "{}: the file is empty\n help: the first line names axes and `measured`"),
     ("size,vmm.paging,mesured\n4096,ept,1\n",
      "{}:1: no column 'measured'\n    1 | size,vmm.paging,mesured\n      | ^\n help: did you mean 'mesured'?"),

@@ -218,6 +218,32 @@ CASES = {
         "study.yaml:3: axes.1.values.seed: seed is an axis already"
         + at(3, 71, "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]"),
     ),
+    "an axis inside of another": (
+        "axes: [{how: grid, path: vmm.ept, values: [{}]}, {how: grid, path: vmm.ept.levels, values: [4]}]",
+        "study.yaml:3: axes.1.path: vmm.ept.levels and the axis vmm.ept set the same: vmm.ept.levels is in vmm.ept"
+        + at(
+            3, 67, "axes: [{how: grid, path: vmm.ept, values: [{}]}, {how: grid, path: vmm.ept.levels, values: [4]}]"
+        )
+        + "\n help: make one axis of them",
+    ),
+    "a value twice": (
+        "axes: [{how: grid, path: seed, values: [1, 1]}]",
+        "study.yaml:3: axes.0.values.1: 1 is there already"
+        + at(3, 43, "axes: [{how: grid, path: seed, values: [1, 1]}]")
+        + "\n help: give each once",
+    ),
+    "a name twice": (
+        "axes: [{how: grid, path: seed, values: [1, 2], names: [a, a]}]",
+        "study.yaml:3: axes.0.names.1: 'a' is there already"
+        + at(3, 58, "axes: [{how: grid, path: seed, values: [1, 2], names: [a, a]}]")
+        + "\n help: give each once",
+    ),
+    "a label of nothing": (
+        "labels: {slowdwn: how slow}",
+        "study.yaml:3: labels.slowdwn: 'slowdwn' is no axis and no figure of a result"
+        + at(3, 18, "labels: {slowdwn: how slow}")
+        + "\n help: did you mean 'slowdown'?",
+    ),
     "two baselines of one name": (
         "baselines: [{name: a, set: {seed: 1}}, {name: a, set: {seed: 2}}]",
         "study.yaml:3: baselines.1.name: two baselines are named 'a'"
@@ -327,3 +353,20 @@ def test_a_study_says_what_it_asks_and_names_a_scenario_that_is_there(write: Wri
         match=r"other.yaml:2: scenario: there is no file 'smal.yaml'\n.*\n.*\n help: it is relative to the study; scenarios in that folder: other.yaml, small.yaml",
     ):
         load_design(path)
+
+
+def test_a_study_of_more_points_than_anybody_runs_is_refused_at_once(tmp_path: Path) -> None:
+    axis = "  - {how: random, samples: 10000, ranges: {%s: {min: 1, max: 2}}}\n"
+    axes = "".join(axis % path for path in ("seed", "machine.cpus"))
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        f"question: Q\nset: {{vms: [{{guest: {{processes: [{{phases: [{{primitive: cpuid}}]}}]}}}}]}}\naxes:\n{axes}"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_design(file)
+
+    assert str(caught.value) == (
+        f"{file}:4: axes: 10000 x 10000 points are more than 10,000,000"
+        + at(4, 2, (axis % "seed").rstrip())
+        + "\n help: let some axes change together (zip), or draw from ranges (latin_hypercube)"
+    )

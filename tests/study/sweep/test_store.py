@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from vtsim.base.errors import ConfigError
 from vtsim.study.sweep.store import Store, packed
 
 KILLED = """
@@ -27,6 +32,22 @@ def test_points_survive_a_killed_writer(tmp_path: Path) -> None:
     assert ended.returncode == -9
     assert store.missing("dcba") == ["d"]
     store.close()
+
+
+def test_a_database_of_other_tables_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine.sqlite"
+    with closing(sqlite3.connect(path)) as mine:
+        mine.execute("CREATE TABLE points (x)")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        Store(path)
+
+    assert str(caught.value) == (
+        f"{path}: its tables are those of another program, or of another version of vtsim\n"
+        " help: choose another file by --store, or move this one away"
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.sqlite"]
+    assert path.read_bytes() == before
 
 
 def test_failed_points_are_missing_only_when_they_are_to_be_retried(tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ def fit(table: StudyTable, path: str, file: Path, measured: str = "measured") ->
     header, rows = _read(file)
     if measured not in header:
         raise _error(file, 1, header, f"no column {measured!r}", alternatives("column", measured, header))
+    for at, name in enumerate(header):
+        if name in header[:at]:
+            raise _error(file, 1, header, f"two columns are named {name!r}", "give each column a name of its own")
     named = [(at, _axis(table, name)) for at, name in enumerate(header) if name != measured]
     chosen = [(at, table.axes.index(column)) for at, column in named if column is not None]
     _check_axes(table, file, header, {at for _, at in chosen}, found)
@@ -93,7 +96,10 @@ def fit(table: StudyTable, path: str, file: Path, measured: str = "measured") ->
             file=str(file),
             help=f"axes of the study are {', '.join(column.path for column in table.axes)}",
         )
-    slope, intercept, r_squared = regression([row.measured for row in out], [row.model for row in out])
+    try:
+        slope, intercept, r_squared = regression([row.measured for row in out], [row.model for row in out])
+    except OverflowError:
+        raise ConfigError("the figures are too large for a line through them", file=str(file)) from None
     return Fit(slope=slope, intercept=intercept, r_squared=r_squared, rows=tuple(out), unmatched=tuple(unmatched))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define, field, frozen
 
-from vtsim.base.errors import ConfigError, Problem
+from vtsim.base.errors import ConfigError, Problem, alternatives
 from vtsim.base.spec import kind_of
 from vtsim.config.paths import setting_at, shown_value, unit_of
 from vtsim.config.study import Choice, StudyFile, load_study
@@ -36,6 +36,7 @@ from vtsim.study.sweep.table import Column, Value
 
 CHECKED_IN_ADVANCE: Final = 1000  # points; of a larger study as many, evenly chosen
 SHOWN_PROBLEMS: Final = 20
+MOST_POINTS: Final = 10_000_000
 
 Drawn = RandomSpec | LatinHypercubeSpec | SobolSpec
 Step = tuple[tuple[Choice, Value], ...]  # what one place on an axis sets, and what tables show of it
@@ -158,6 +159,10 @@ def load_design(path: str | Path) -> Design:
     """Read a study and lay out its points; raises `ConfigError` with all that is wrong with either."""
     file = load_study(path, _problems)
     design = Design(file)
+    if prod(map(len, design.steps)) > MOST_POINTS:
+        sizes = " x ".join(str(len(steps)) for steps in design.steps)
+        help = "let some axes change together (zip), or draw from ranges (latin_hypercube)"
+        raise file.placed(ConfigError(f"{sizes} points are more than {MOST_POINTS:,}", field="axes", help=help))
     design.check()
     if not any(True for _ in design.points()):
         raise file.placed(ConfigError("no point passes the constraints", field="constraints"))
@@ -189,6 +194,11 @@ def _problems(spec: StudySpec) -> Iterator[Problem]:
         for path, where in _places(axis):
             if path in seen:
                 yield Problem(path=f"axes.{number}.{where}", message=f"{path} is an axis already")
+            for other in seen:
+                outer, inner = sorted((path, other), key=len)
+                if inner.startswith(f"{outer}."):
+                    message = f"{path} and the axis {other} set the same: {inner} is in {outer}"
+                    yield Problem(path=f"axes.{number}.{where}", message=message, help="make one axis of them")
             seen.append(path)
     named = [(f"metrics.{n}", path) for n, path in enumerate(spec.metrics)]
     named += [("until.metric", spec.until.metric)] if spec.until.metric else []
@@ -199,6 +209,11 @@ def _problems(spec: StudySpec) -> Iterator[Problem]:
             column(path)
         except ConfigError as error:
             yield from _under(where, error).problems
+    against = [f"{path} against {each.name}" for each in spec.baselines for path in each.metrics]
+    for path in spec.labels:
+        if path not in seen and path not in against and not _is_figure(path):
+            help = alternatives("a label", path, [*seen, *(spec.metrics or DEFAULT), *against])
+            yield Problem(path=f"labels.{path}", message=f"{path!r} is no axis and no figure of a result", help=help)
     for number, text in enumerate(spec.constraints):
         try:
             Constraint.parse(text, seen)
@@ -209,6 +224,14 @@ def _problems(spec: StudySpec) -> Iterator[Problem]:
             path="until.max",
             message=f"{spec.until.max} is less than the {spec.replicates} replicates that each point has",
         )
+
+
+def _is_figure(path: str) -> bool:
+    try:
+        column(path)
+    except ConfigError:
+        return False
+    return True
 
 
 def _places(axis: Any) -> Iterator[tuple[str, str]]:

@@ -49,6 +49,7 @@ def export(study: Study, form: str, path: Path | None = None) -> Path:
         raise ConfigError.unknown("format", form, FORMATS, field="--to")
     suffix, write = FORMATS[form]
     path = path or study.path.with_suffix(suffix)
+    study.refuse_to_replace(path)
     fresh = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         write(study, fresh)

@@ -30,6 +30,7 @@ TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS finished (number INTEGER PRIMARY KEY)",
     "CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
+MADE: Final = tuple(table.replace("IF NOT EXISTS ", "") for table in TABLES)  # as SQLite keeps them
 FAST: Final = 1  # zlib's level: a fifth of the size in a third of a millisecond
 
 
@@ -53,15 +54,27 @@ class Store:
         self.path, self.lock = path, None if reading else _locked(path)
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=60)
-            self.connection.execute("PRAGMA journal_mode=WAL")
             self.connection.execute(
                 "PRAGMA synchronous=NORMAL"
             )  # a kill loses nothing, a power failure the last points
+            self._refuse_other_tables()
+            self.connection.execute("PRAGMA journal_mode=WAL")
             for table in TABLES:
                 self.connection.execute(table)
         except sqlite3.Error as error:
             self._unlock()
             raise ConfigError(f"this is no store of a study: {error}", file=str(path)) from None
+
+    def _refuse_other_tables(self) -> None:
+        """A file that has tables of other columns is another program's, or another version's: it stays as it is."""
+        for (made,) in self.connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
+            if made not in MADE:
+                self.close()
+                raise ConfigError(
+                    "its tables are those of another program, or of another version of vtsim",
+                    file=str(self.path),
+                    help="choose another file by --store, or move this one away",
+                )
 
     def put(
         self,

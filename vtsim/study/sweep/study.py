@@ -63,6 +63,13 @@ class Study:
     def _reading(self) -> Store:
         return Store(self.path, reading=True)
 
+    def refuse_to_replace(self, output: Path) -> None:
+        """Raise `ConfigError` where output would be written over the results, which are hours of work."""
+        if output.resolve() == self.path.resolve():
+            raise ConfigError(
+                f"{output} has the results of the study", field="--output", help="name another file, or none"
+            )
+
     def table(self, metrics: Sequence[str] = ()) -> StudyTable:
         """Return all finished runs as one plain table; `metrics` are shown instead of those that the study names."""
         about = self.about
