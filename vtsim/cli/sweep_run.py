@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -154,7 +155,7 @@ def _table(table: StudyTable) -> RenderableType:
         heads.append("replicate")
         cells.append([str(row.replicate) for row in rows])
     for head, width in zip(heads, _widths(heads, cells), strict=True):
-        shown.add_column(Text(head), overflow="fold", width=width)
+        shown.add_column(Text(_folded(head, width)), overflow="fold", width=width)
     for row_cells in zip(*cells, strict=True):
         shown.add_row(*map(Text, row_cells))
     if len(table.rows) > SHOWN_ROWS:
@@ -163,16 +164,33 @@ def _table(table: StudyTable) -> RenderableType:
 
 
 def _widths(heads: list[str], cells: list[list[str]]) -> list[int | None]:
-    """Return the widths of columns: figures stay whole, then words of heads; None where figures have no room."""
+    """Return the widths of columns: figures stay whole, then parts of heads; None where figures have no room."""
     widths = [max(map(len, column), default=0) for column in cells]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else columns()
     spare = room - sum(widths) - GAP * len(widths)
     if spare < 0:
         return [None] * len(widths)
-    for n, head in enumerate(heads):
-        more = min(spare, max(0, max(map(len, head.split())) - widths[n]))
-        widths[n], spare = widths[n] + more, spare - more
+    wanted = [max(map(len, _parts(head))) for head in heads]
+    while spare and (narrow := [n for n, width in enumerate(widths) if width < wanted[n]]):
+        for n in narrow[:spare]:
+            widths[n] += 1
+        spare -= min(spare, len(narrow))
     return list(widths)
+
+
+def _parts(head: str) -> list[str]:
+    """The parts of a head that are not broken."""
+    return [part.rstrip(" ") for part in re.split(r"(?<=[ ._])", head) if part]
+
+
+def _folded(head: str, width: int | None) -> str:
+    """A head in lines of at most this width where its parts allow it."""
+    lines = [""]
+    for part in re.split(r"(?<=[ ._])", head):
+        if width is not None and lines[-1] and len((lines[-1] + part).rstrip(" ")) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip(" ") for line in lines)
 
 
 def _head(column: Column) -> str:

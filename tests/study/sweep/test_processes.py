@@ -15,6 +15,7 @@ import pytest
 
 from tests.study.sweep.conftest import Now
 from vtsim.base.errors import ConfigError
+from vtsim.study.sweep import store
 from vtsim.study.sweep.executors import Local
 from vtsim.study.sweep.run import sweep
 from vtsim.study.sweep.study import Study, store_of
@@ -80,3 +81,22 @@ def _done(path: Path) -> int:
         return Study(path).status().done
     except ConfigError:  # not yet
         return 0
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Between the opening and the locking of the file its last holder removes it, as it does when it ends."""
+    path, lock_of, removed = tmp_path / "x.sqlite", store.fcntl.flock, []
+
+    def late(lock: int, how: int) -> None:
+        if not removed:
+            removed.append(lock)
+            (tmp_path / "x.sqlite-lock").unlink()
+        lock_of(lock, how)
+
+    monkeypatch.setattr(store.fcntl, "flock", late)
+    first = store.Store(path)
+    with pytest.raises(ConfigError, match="another sweep is writing to it"):
+        store.Store(path)
+    first.close()
+
+    assert len(removed) == 1

@@ -214,4 +214,12 @@ def _locked(path: Path) -> int:
     except OSError:
         os.close(lock)
         raise ConfigError("another sweep is writing to it", file=str(path), help="wait for it, or end it") from None
+    if not _is_there(lock, _lock_path(path)):  # who had it removed it meanwhile: others will see another file
+        os.close(lock)
+        return _locked(path)
     return lock
+
+
+def _is_there(lock: int, path: Path) -> bool:
+    """Is this open file the one of that name?"""
+    return path.exists() and os.path.samestat(os.fstat(lock), path.stat())
