@@ -241,7 +241,7 @@ def test_the_reference_page_is_the_one_that_is_generated() -> None:
 
 
 def test_a_run_without_a_trace_leaves_none_of_an_older_run(result: Result, tmp_path: Path) -> None:
-    result.write(tmp_path, "resolved", array("q", [0] * 10))
+    result.write(tmp_path, "resolved", array("q", [0] * len(trace.COLUMNS)))
     result.write(tmp_path, "resolved")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resolved.yaml", "result.json"]
