@@ -20,8 +20,10 @@ def integers_wrap() -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave compiled-only tests out of an interpreted run."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave compiled-only tests out of an interpreted run, and long ones out of all that do not ask for them."""
+    if "long" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
         if jit.DISABLED and item.get_closest_marker("compiled_only"):
             item.add_marker(pytest.mark.skip(reason="kernels are interpreted"))

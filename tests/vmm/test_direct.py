@@ -306,6 +306,26 @@ def test_what_direct_tables_cannot_have_is_the_users_mistake(setting: str, messa
     assert (problem.message, problem.help) == (message, help)
 
 
+@pytest.mark.parametrize(
+    ("processes", "sets", "path", "message", "help"),
+    [
+        (FAULTS, ("vmm.memory.guest_tables=local",), "vmm.memory.guest_tables",
+         "direct page tables name the frames of all others, which are not moved afterwards",
+         "guest_tables can be as-data; or choose vmm.paging 'ept', 'shadow'"),
+        ("[{phases: [{primitive: pte_write, iterations: 1}]}]", (), "vms.0.guest.processes.0.phases.0",
+         "a paravirtual guest has no stores to its own page tables", "choose vmm.paging 'ept', 'shadow'"),
+    ],
+)  # fmt: skip
+def test_who_has_direct_tables_neither_moves_them_nor_stores_to_them(
+    processes: str, sets: tuple[str, ...], path: str, message: str, help: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_kernel(processes, *sets)
+
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.message, problem.help) == (path, message, help)
+
+
 def test_frames_above_the_devices_hole_have_words_too() -> None:
     """A machine of 4 GiB has its last GiB above 4 GiB."""
     assert frame_words(4 << 30) * mem.PAGE_WORDS == (5 << 30) // mem.PAGE_BYTES

@@ -234,6 +234,23 @@ def test_a_guest_of_another_instruction_set_has_efficiency_0_and_says_what_it_is
     assert slowdown > 1
 
 
+ALL_PAGES = """
+vmm: {technique: dynamic-translation}
+vms:
+- memory: 1 GiB
+  guest:
+    kernel: {tick: off, populate: prebuilt}
+    processes:
+    - phases: [{primitive: stream, pattern: uniform, region: 512 MiB, accesses: 200000, write: 100 %}]
+"""
+
+
+@pytest.mark.compiled_only
+def test_a_guest_may_write_all_of_its_memory() -> None:
+    """Its stores are executed, so that each page has contents: here more than 100,000 of them."""
+    assert [vm.stopped for vm in Machine(parse_scenario(ALL_PAGES)).run().vms] == [None]
+
+
 def test_walks_of_a_program_are_none_of_the_processor() -> None:
     scenario = parse_scenario(TEXT.format(kernel=PLAIN, processes=FORK), list(by("interpreter")))
 

@@ -10,6 +10,7 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
+from vtsim.guest.kernel_operations import PteWriteSpec
 from vtsim.guest.spec import MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
 from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
@@ -26,6 +27,7 @@ NOT_PARAVIRTUAL = {
     MmioReadSpec: "device memory",
     MmioWriteSpec: "device memory",
     MovToCr3Spec: "MOV to CR3",
+    PteWriteSpec: "stores to its own page tables",
 }
 NOT_IN_SOFTWARE = (
     MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
@@ -315,6 +317,12 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     direct = scenario.vmm.technique != "native" and scenario.vmm.paging == "direct-pv"
     ring3 = techniques[scenario.vmm.technique].deprivileged
     elsewhere = "choose vmm.technique 'hardware'" if ring3 else "choose vmm.paging 'ept', 'shadow'"
+    if direct and scenario.vmm.memory.guest_tables != "as-data":
+        yield Problem(
+            path="vmm.memory.guest_tables",
+            message="direct page tables name the frames of all others, which are not moved afterwards",
+            help=f"guest_tables can be as-data; or {elsewhere}",
+        )
     for number, vm in enumerate(scenario.vms):
         kernel, where = vm.guest.kernel, f"vms.{number}"
         if direct and kernel.interface == "hardware":

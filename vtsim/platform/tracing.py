@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import frozen
 
 from vtsim.base import memory as mem
@@ -10,8 +12,10 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.platform.spec import Scenario
-from vtsim.vmm.hypervisor import Hypervisor
-from vtsim.vmm.monitor.virtual_cpus import Monitor
+
+if TYPE_CHECKING:
+    from vtsim.vmm.hypervisor import Hypervisor
+    from vtsim.vmm.monitor.virtual_cpus import Monitor
 
 
 @frozen

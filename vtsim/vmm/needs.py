@@ -49,7 +49,9 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
         shadows = 2 * frame_words(host_memory)
     translating = vmm.technique == "binary-translation"
     software = techniques[vmm.technique].in_software
-    programs = sum(SOFTWARE_PAGES + bitmap_frames(64 * size) for size in memories) if software else 0
+    programs = 0
+    if software:  # all stores of a guest are executed, so that each of its pages may have contents
+        programs = sum(SOFTWARE_PAGES + bitmap_frames(64 * size) + (size >> mem.PAGE_SHIFT) for size in memories)
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
     if vmm.memory.buddy:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
