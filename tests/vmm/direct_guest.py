@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -241,3 +241,20 @@ def random_requests(seed: int, steps: int) -> Steps:
 def kept_words(words: Callable[[int], Any], first: int, frames: Iterator[int]) -> dict[int, int]:
     """What the hypervisor keeps of frames."""
     return {frame: int(words(first + frame // 512)[frame % 512]) for frame in frames}
+
+
+def check_words(recount: Recount, kept: Mapping[int, int], owned: set[int], loaded: int) -> None:
+    """The word kept of each frame is what the tables below the roots imply; the root that is loaded is one."""
+    roots = [frame for frame, word in kept.items() if (word >> d.TYPE) & d.TYPE_MASK == 4]
+    assert loaded in roots
+    for root in roots:
+        recount.table(root, 4)
+    assert recount.reached | set(recount.levels) <= owned
+    assert not set(recount.levels) & set(recount.writable)
+    for frame, word in kept.items():
+        expected = 1 << d.OWNER
+        if frame in recount.levels:
+            expected |= recount.levels[frame] << d.TYPE | recount.counts[frame]
+        elif frame in recount.writable:
+            expected |= d.WRITABLE << d.TYPE | recount.writable[frame]
+        assert word == expected, hex(frame)

@@ -19,6 +19,7 @@ from tests.vmm.direct_guest import (
     Recount,
     W,
     answers,
+    check_words,
     direct_guest,
     kept_words,
     random_requests,
@@ -57,19 +58,7 @@ def check_frames(made: Machine, holder: dict[str, Any]) -> None:
     owned = {int(frame) for frame in memory.frames}
     kept = kept_words(host.words, first, iter(sorted(owned)))
     recount = Recount(lambda frame: host.words(frame, mem.TABLE))
-    roots = [frame for frame, word in kept.items() if (word >> d.TYPE) & d.TYPE_MASK == 4]
-    assert made.field(made.vcpu, "GUEST_CR3") >> 12 in roots
-    for root in roots:
-        recount.table(root, 4)
-    assert recount.reached | set(recount.levels) <= owned
-    assert not set(recount.levels) & set(recount.writable)
-    for frame, word in kept.items():
-        expected = 1 << d.OWNER
-        if frame in recount.levels:
-            expected |= recount.levels[frame] << d.TYPE | recount.counts[frame]
-        elif frame in recount.writable:
-            expected |= d.WRITABLE << d.TYPE | recount.writable[frame]
-        assert word == expected, hex(frame)
+    check_words(recount, kept, owned, made.field(made.vcpu, "GUEST_CR3") >> 12)
 
 
 REQUESTS = {

@@ -15,6 +15,7 @@ from tests.vmm.direct_guest import (
     DirectGuest,
     Recount,
     answers,
+    check_words,
     direct_guest,
     kept_words,
     random_requests,
@@ -149,19 +150,7 @@ def check_frames(monitor: ParavirtualMonitor) -> None:
     first = next(i.imm for i in monitor.program.instructions if i.comment == "words of frames") - at.DIRECT >> 12
     kept = kept_words(host.words, first, iter(sorted(owned)))
     recount = Recount(lambda frame: host.words(frame, mem.TABLE), own=range(FIRST_OWN, LAST_OWN + 1))
-    roots = [frame for frame, word in kept.items() if (word >> d.TYPE) & d.TYPE_MASK == 4]
-    assert monitor.word(vcpu, "KERNEL_CR3") >> 12 in roots
-    for root in roots:
-        recount.table(root, 4)
-    assert recount.reached | set(recount.levels) <= owned
-    assert not set(recount.levels) & set(recount.writable)
-    for frame, word in kept.items():
-        expected = 1 << d.OWNER
-        if frame in recount.levels:
-            expected |= recount.levels[frame] << d.TYPE | recount.counts[frame]
-        elif frame in recount.writable:
-            expected |= d.WRITABLE << d.TYPE | recount.writable[frame]
-        assert word == expected, hex(frame)
+    check_words(recount, kept, owned, monitor.word(vcpu, "KERNEL_CR3") >> 12)
 
 
 IN_RING_3 = {
