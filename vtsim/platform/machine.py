@@ -35,7 +35,7 @@ from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
 from vtsim.platform.identity import identify
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
-from vtsim.platform.spec import Scenario, VmSpec, driven_by
+from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.platform.witness import WORDS as WITNESS_WORDS
 from vtsim.platform.witness import Wanted, Witnessed, attach, read
@@ -259,7 +259,7 @@ class Machine:
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
                 events=self.scenario.vmm.technique == "hardware" and self.scenario.vmm.pv.events,
                 dma=dma_machine(self.scenario, vm.spec) if self.scenario.dma else None,
-                foreign=vm.spec.isa != "x86" and not techniques[self.scenario.vmm.technique].in_software,
+                foreign=vm.spec.isa != MACHINE_ISA and not techniques[self.scenario.vmm.technique].in_software,
             )  # fmt: skip
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
