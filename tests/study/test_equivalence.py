@@ -11,7 +11,7 @@ from vtsim.config import parse_scenario, resolve
 from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import digest as d
 from vtsim.cpu.kernels.digest import mix
-from vtsim.cpu.visible import LEFT_OUT, page
+from vtsim.cpu.visible import LEFT_OUT, RULES, page
 from vtsim.platform.spec import Scenario
 from vtsim.platform.witness import APPLICATION, Seen, Stream, Wanted, Witnessed
 from vtsim.study import equivalence as e
@@ -135,6 +135,12 @@ def test_on_x86_a_deprivileged_kernel_is_caught_by_what_its_process_sees() -> No
     (difference,) = against_native("vmm.technique=trap-and-emulate").differences
 
     assert difference.stream == APPLICATION
+
+
+def test_the_rows_of_an_operation_stand_together() -> None:
+    for op in {row[0] for row in LEFT_OUT}:
+        assert {row[0] for row in LEFT_OUT[slice(*RULES[op])]} == {op}
+    assert sum(int(end - first) for first, end in RULES) == len(LEFT_OUT)
 
 
 def test_the_page_has_a_row_for_everything_that_is_left_out() -> None:

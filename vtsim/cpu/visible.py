@@ -41,6 +41,11 @@ LEFT_OUT: Final = (
 )
 # fmt: on
 MASKS: Final = np.array([(op, first, last, part, bits) for op, first, last, part, bits, _, _ in LEFT_OUT], np.int64)
+# of each op, the first of its rows and the one behind its last: all rows of an op stand together
+RULES: Final = np.zeros((256, 2), np.int64)
+for _op in {row[0] for row in LEFT_OUT}:
+    _rows = [n for n, row in enumerate(LEFT_OUT) if row[0] == _op]
+    RULES[_op] = _rows[0], _rows[-1] + 1
 # operations that show their guest something, in words
 SHOWN: Final = {
     o.CPUID: "CPUID leaf {of:#x}",

@@ -13,7 +13,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_PORTS
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.visible import MASKS
+from vtsim.cpu.visible import MASKS, RULES
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
@@ -28,7 +28,6 @@ SEEN_ROWS: Final = 4096
 (SEEN_DIGEST, SEEN_OP, SEEN_OF, SEEN_PART, SEEN_VALUE, SEEN_RIP, SEEN_CR3) = range(7)
 SEEN_WORDS: Final = 8
 SEEN_STREAM: Final = SEEN_HEADER + SEEN_ROWS * SEEN_WORDS
-RULES: Final = len(MASKS)
 CONFIG_PORT: Final = 0xCF8
 GPR_OF_PART: Final = (s.RAX, s.RBX, s.RCX, s.RDX)
 # fmt: on
@@ -44,8 +43,8 @@ def mix(digest: int, value: int) -> int:
 @kernel
 def left_out(op: int, of: int, part: int) -> int:
     """The bits of a value that may differ."""
-    for n in range(RULES):
-        if MASKS[n, 0] == op and MASKS[n, 1] <= of & 0xFFFFFFFF <= MASKS[n, 2] and MASKS[n, 3] in (part, -1):
+    for n in range(RULES[op, 0], RULES[op, 1]):
+        if MASKS[n, 1] <= of & 0xFFFFFFFF <= MASKS[n, 2] and MASKS[n, 3] in (part, -1):
             return MASKS[n, 4]
     return 0
 
