@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.vmm.changing_tables import plan
+from tests.vmm.changing_tables import Paging, plan
 from tests.vmm.machines import MIB, machine
 from vtsim.base import jit
 from vtsim.base.jit import quiet
@@ -34,6 +34,14 @@ MACHINES: dict[str, dict[str, Any]] = {
     "minimal": {"personality": "minimal", "paging": "shadow"},
     "minimal without EPT": {"paging": "shadow", **WITHOUT_EPT},
 }
+PAGING = {
+    "": Paging(),
+    "pcid": Paging(pcid=True),
+    "smap": Paging(pcid=True, smap=True),
+    "five levels": Paging(pcid=True, five=True),
+}
+NEWER = load_profile("skx-4114").with_overrides({"features.la57": True, "vmx.generation": "ice-lake-sp"})
+CASES = [(paging, seed) for paging in PAGING for seed in SEEDS if paging in ("", "pcid") or seed < 10]
 
 
 def check(made: Any, load: Any) -> None:
@@ -41,12 +49,10 @@ def check(made: Any, load: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("pcid", [False, True], ids=["", "pcid"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_natively_the_guest_sees_what_the_slow_walker_says(seed: int, pcid: bool) -> None:
-    made = plan(seed, STEPS, pcid)
-    profile = load_profile("skx-4114")
-    engine = Engine(profile, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
+@pytest.mark.parametrize(("paging", "seed"), CASES)
+def test_natively_the_guest_sees_what_the_slow_walker_says(paging: str, seed: int) -> None:
+    made = plan(seed, STEPS, PAGING[paging])
+    engine = Engine(NEWER, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
     memory = NativeMemory(engine, 64 * MIB)
     with quiet():
         apply(engine, 0, made.guest(memory))
@@ -55,12 +61,12 @@ def test_natively_the_guest_sees_what_the_slow_walker_says(seed: int, pcid: bool
 
 
 @pytest.mark.parametrize("name", MACHINES)
-@pytest.mark.parametrize("pcid", [False, True], ids=["", "pcid"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_guest_never_sees_a_wrong_frame(seed: int, pcid: bool, name: str) -> None:
-    if pcid and name.endswith("without EPT"):
+@pytest.mark.parametrize(("paging", "seed"), CASES)
+def test_the_guest_never_sees_a_wrong_frame(paging: str, seed: int, name: str) -> None:
+    if paging and name.endswith("without EPT"):
         pytest.skip("that processor has no PCIDs")
-    made = plan(seed, STEPS, pcid)
-    m = machine(made.guest, **MACHINES[name]).run()
+    made = plan(seed, STEPS, PAGING[paging])
+    newer = {"profile": NEWER} if PAGING[paging].five else {}
+    m = machine(made.guest, **{**MACHINES[name], **newer}).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)

@@ -32,8 +32,8 @@ FIRST_SHADOW_HOOK: Final = 16
  AGILE_SCAN) = range(16, 31)
 SHADOW_HOOKS: Final = (
     # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do
-    ("SHADOW_WALK",        "address RSI, error code RDX; RAX <- 0, or 1 if the guest's tables refuse the access; "
-                           "RDX <- error code of that fault; RCX <- guest-physical address"),
+    ("SHADOW_WALK",        "address RSI, error code and RFLAGS.AC RDX; RAX <- 0, or 1 if the guest's tables refuse the "
+                           "access; RDX <- error code of that fault; RCX <- guest-physical address"),
     ("SHADOW_MAP",         "host entry RBX of level RCX, slot R14, its flags R10; RAX <- 0, or 1 if the access is a "
                            "write to a table"),
     ("SHADOW_MAP_DEVICE",  "the frame of the last walk is a device's"),

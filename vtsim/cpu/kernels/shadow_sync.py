@@ -24,6 +24,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
+    top_level,
 )
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import PTE_PRESENT
@@ -110,7 +111,7 @@ def invalidate_address(m: Record, a: Arena, t: Tags) -> int:
     if page < 0:
         return 0
     keep_free(m, a, t)
-    for level in range(4, 0, -1):
+    for level in range(top_level(m), 0, -1):
         entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
         if level == 1:
             if shadow_get(m, a, t, record_at(m, page) + R_STATE) & d.UNSYNC:

@@ -26,7 +26,7 @@ from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 LOCAL_APIC, IO_APIC = 0xFEE00, 0xFEC00  # page numbers
-CR0_PG: Final = 1 << 31
+CR0_PG, CR4_LA57 = 1 << 31, 1 << 12
 
 
 def misconfiguration(a: Assembler, path: Path) -> None:
@@ -193,8 +193,14 @@ def fetch(a: Assembler, path: Path) -> None:
         a.ld(RBX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RBX, "GUEST_CR3")
-    for level in (4, 3, 2, 1):
+    if path.profile.features.la57:
+        a.vmread(RCX, "CR4_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR4")
+        a.test(RCX, CR4_LA57)
+        a.jcc(ops.CC_Z, "fetch_level_4")
+    for level in (5, 4, 3, 2, 1) if path.profile.features.la57 else (4, 3, 2, 1):
         shift = 3 + 9 * level
+        if level == 4:
+            a.label("fetch_level_4")
         a.copy(RSI, R14)
         a.shr(RSI, shift)
         a.and_(RSI, 511)

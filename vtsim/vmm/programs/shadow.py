@@ -34,7 +34,11 @@ DOUBLE_FAULT, PAGE_FAULT = 8, 14
 DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
 PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
 INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
-VMXE, PAE, PCIDE, SMEP_BIT = 1 << 13, 1 << 5, 1 << 17, 20
+VMXE, PAE, PCIDE, RFLAGS_AC = 1 << 13, 1 << 5, 1 << 17, 1 << 18
+MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
+    (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
+    (RAX, 31, d.MODE_PAGING),
+)  # fmt: skip
 
 
 def exception(a: Assembler, path: Path) -> None:
@@ -70,7 +74,9 @@ def fault(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "shadow_device")
     a.label("shadow_walk")
     work(a, path, "guest_walk")
-    a.copy(RDX, R12)
+    a.vmread(RDX, "GUEST_RFLAGS")
+    a.and_(RDX, RFLAGS_AC)
+    a.or_(RDX, register=R12)
     hook(a, h.SHADOW_WALK)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "true_fault")
@@ -262,7 +268,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("paging_mode_nx")
     a.vmread(RAX, "CR0_READ_SHADOW")
     a.vmread(RCX, "CR4_READ_SHADOW")
-    for register, bit, mode in ((RAX, 16, d.MODE_WP), (RCX, SMEP_BIT, d.MODE_SMEP), (RAX, 31, d.MODE_PAGING)):
+    for register, bit, mode in MODE_BITS:
         a.test(register, 1 << bit)
         a.jcc(ops.CC_Z, f"mode_without_{mode}")
         a.or_(RBX, mode)
