@@ -23,7 +23,6 @@ from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.guest.address_space import AddressSpace, address_space
-from vtsim.guest.dma_memory import DmaBuilder, DmaLayout, driven
 from vtsim.guest.frames import SIZES, Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
@@ -49,6 +48,7 @@ from vtsim.guest.services import FilePhase
 from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
+    from vtsim.guest.dma_memory import DmaLayout
     from vtsim.platform.spec import VmSpec
 
 Refill = Callable[[NDArray[np.int64], int], None]
@@ -95,9 +95,9 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
         tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 4)
     return Needs(
         pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest) + _file_pages(guest),
-        code_pages=(16 if driven(guest) else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
+        code_pages=(16 if guest.driven else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS
-        + (DMA_ROWS if driven(guest) else 0)
+        + (DMA_ROWS if guest.driven else 0)
         + sum(_rows(phase) * process.threads for process in guest.processes for phase in process.phases),
         extra_words=sum(
             _table_words(phase) * process.threads for process in guest.processes for phase in process.phases
@@ -296,7 +296,9 @@ class Builder:
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
         files = _files(guest)
         file_frames = frames.reserve(_file_pages(guest)) if files else 0
-        if self.dma is not None and driven(guest):
+        if self.dma is not None and guest.driven:
+            from vtsim.guest.dma_memory import DmaBuilder  # which imports all of VT-d
+
             self._dma_layout = DmaBuilder(
                 guest=guest,
                 memory=self.memory,

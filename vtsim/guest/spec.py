@@ -558,3 +558,13 @@ class GuestSpec:
                     field=f"processes.{number}.name",
                     help="give each process of a VM its own name",
                 )
+
+    @property
+    def driven(self) -> list[tuple[int, int, DmaBuffersSpec]]:
+        """The phases that drive devices, by process and phase."""
+        return [
+            (number, index, phase)
+            for number, process in enumerate(self.processes)
+            for index, phase in enumerate(process.phases)
+            if isinstance(phase, DmaBuffersSpec)
+        ]

@@ -10,8 +10,6 @@ Not modelled: instructions other than loads and stores; operands across pages; g
 
 from __future__ import annotations
 
-from typing import Final
-
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
