@@ -90,6 +90,7 @@ class Plan:
     words: Words = field(init=False)
     root: int = 0
     alignment_check: bool = False
+    fresh: set[int] = field(factory=set)  # invalidated last
     stale: dict[int, set[int]] = field(factory=lambda: {0: set(), 1: set()})
     memory: dict[int, int] = field(factory=dict)  # stored words, by guest-physical address
 
@@ -187,8 +188,12 @@ class Plan:
                     self.change(TOP_TABLES[self.chance.randrange(2)] << 12 | 8, entry)
                 else:
                     self.change(ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(TOPS) << 3, self.upper(4))
+            elif kind < 0.31 and self.paging.pcid:
+                root = self.chance.randrange(2)
+                kind = self.chance.choice((0, 0, 0, 1, 2, 3))
+                self.invalidate_pcid(kind, root, self.likely(self.stale[root]))
             elif kind < 0.36:
-                self.invalidate(self.chance.choice(self.addresses))
+                self.invalidate(self.likely(self.stale[self.now]))
             elif kind < 0.46:
                 self.load_root(self.chance.randrange(2), self.paging.pcid and self.chance.random() < 0.5)
             elif kind < 0.52 and self.paging.smap:
@@ -202,9 +207,31 @@ class Plan:
     def now(self) -> int:
         return self.root if self.paging.pcid else 0
 
+    def likely(self, wanted: set[int]) -> int:
+        """An address, rather one of those wanted."""
+        return self.chance.choice(sorted(wanted) if wanted and self.chance.random() < 0.7 else self.addresses)
+
     def invalidate(self, address: int) -> None:
+        self.fresh = {address}
         self.stale[self.now].discard(address)
         self.emits.append(lambda a: a.op(ops.INVLPG, mem=Mem(displacement=address)))
+
+    def invalidate_pcid(self, kind: int, root: int, address: int) -> None:
+        """INVPCID: an address of a root's PCID, all of it, everything with and without globals."""
+        if kind == 0:
+            self.stale[root].discard(address)
+            self.fresh = {address}
+        for other in (0, 1):
+            if kind > 1 or (kind == 1 and other == root):
+                self.stale[other].clear()
+
+        def emit(a: Assembler) -> None:
+            a.st_value(Mem(s.RSP, -64), root + 1)
+            a.st_value(Mem(s.RSP, -56), address)
+            a.mov(s.RDX, kind)
+            a.op(ops.INVPCID, s.RDX, mem=Mem(s.RSP, -64))
+
+        self.emits.append(emit)
 
     def load_root(self, root: int, keep: bool) -> None:
         self.root = root
@@ -223,8 +250,13 @@ class Plan:
         if not usable:
             self.load_root(self.root, False)
             usable = self.addresses
-        address = self.chance.choice(usable)
-        store = self.chance.random() < 0.5
+        address = self.likely(self.fresh & set(usable))
+        if address in self.stale[self.now]:
+            address = self.chance.choice(usable)
+        self.touch(address, self.chance.random() < 0.5)
+
+    def touch(self, address: int, store: bool) -> None:
+        """An access, and what it must find."""
         number = len(self.log)
         try:
             walker = Walker(

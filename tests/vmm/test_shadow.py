@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from tests.vmm.changing_tables import Paging, plan
+from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
 from tests.vmm.machines import MIB, machine
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
+from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
+from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 
 SEEDS = range(3 if jit.DISABLED else 40)
@@ -68,5 +71,46 @@ def test_the_guest_never_sees_a_wrong_frame(paging: str, seed: int, name: str) -
     made = plan(seed, STEPS, PAGING[paging])
     newer = {"profile": NEWER} if PAGING[paging].five else {}
     m = machine(made.guest, **{**MACHINES[name], **newer}).run()
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+
+
+def shared_leaf(made: Plan, address: int) -> int:
+    """Where the one 4 KiB entry stands that translates an address for both roots; 0 if there is none."""
+    found = set()
+    for root in ROOTS:
+        at, entry = 0, root << 12 | P
+        for level in (4, 3, 2, 1):
+            if not entry & P or entry & PTE_LARGE:
+                return 0
+            at = (entry & PTE_ADDRESS) | ((address >> (3 + 9 * level)) & 511) << 3
+            entry = made.words[at]
+        found.add(at if entry & P else 0)
+    return found.pop() if len(found) == 1 else 0
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["ept", "kvm", "minimal"])
+def test_invpcid_drops_what_it_names_in_the_address_space_in_use_and_in_others(name: str, kind: int) -> None:
+    """An entry changes, from the second time on without an exit; an access finds the new one once its PCID was named."""
+    made = Plan(random.Random(5), Paging(pcid=True), 0)
+    made.seed = 5
+    address, at = next((each, found) for each in ADDRESSES if (found := shared_leaf(made, each)))
+    for root in (1, 0):
+        made.load_root(root, False)
+        made.touch(address, False)
+    for frame in range(FIRST_DATA, FIRST_DATA + 6, 2):
+        made.change(at, frame << 12 | P | WRITABLE | USER | A | D)
+        made.invalidate_pcid(kind, 0, address)
+        made.touch(address, False)
+        made.invalidate_pcid(kind, 1, address)
+        made.load_root(1, True)
+        made.touch(address, False)
+        made.change(at, frame + 1 << 12 | P | WRITABLE | USER | A | D)
+        made.invalidate_pcid(kind, 0, address)
+        made.load_root(0, True)
+        made.touch(address, False)
+
+    m = machine(made.guest, **MACHINES[name]).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)

@@ -174,7 +174,7 @@ def _step_over_decoded(a: Assembler, path: Path) -> None:
 def fetch(a: Assembler, path: Path) -> None:
     """`fetch_instruction`: R14 <- the guest's RIP, RDI <- where the host sees its bytes, by the guest's own tables.
 
-    A recorded guest has no instruction bytes: RDI is 0 then.
+    A recorded guest has no instruction bytes: RDI is 0 then. `linear_memory`: the same for the linear address R14.
     """
     a.label("fetch_instruction")
     a.vmread(R14, "GUEST_RIP")
@@ -183,6 +183,7 @@ def fetch(a: Assembler, path: Path) -> None:
     a.shr(RAX, 40)
     a.cmp(RAX, ops.REPLAY_BASE >> 40)
     a.jcc(ops.CC_Z, "fetched")
+    a.label("linear_memory")
     a.copy(RSI, R14)
     a.vmread(RAX, "CR0_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR0")
     a.test(RAX, CR0_PG)
