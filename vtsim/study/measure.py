@@ -243,7 +243,8 @@ def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
 
 
 def _hypercalls(counted: Mapping[str, Mapping[str, int]]) -> r.Hypercalls:
-    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], **counted["events"])
+    by_name = {name: counted[name] for name in ("calls", "requests", "stops") if name in counted}
+    return r.Hypercalls(**by_name, **counted["events"])
 
 
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:
