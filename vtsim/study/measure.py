@@ -243,8 +243,8 @@ def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
 
 
 def _hypercalls(counted: Mapping[str, Mapping[str, int]]) -> r.Hypercalls:
-    by_name = {name: counted[name] for name in ("calls", "requests", "stops") if name in counted}
-    return r.Hypercalls(**by_name, **counted["events"])
+    stops = counted.get("stops", {})
+    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], stops=stops, **counted["events"])
 
 
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:
