@@ -10,8 +10,22 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.kernel_operations import PteWriteSpec
-from vtsim.guest.spec import MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
+from vtsim.guest.kernel_operations import ConfigReadSpec, PteWriteSpec
+from vtsim.guest.spec import (
+    HltSpec,
+    IpiSpec,
+    MemoryTraceSpec,
+    MmioReadSpec,
+    MmioWriteSpec,
+    MovFromCr8Spec,
+    MovToCr3Spec,
+    MovToCr8Spec,
+    PortInSpec,
+    PortOutSpec,
+    RdmsrSpec,
+    ReplaySpec,
+    WrmsrSpec,
+)
 from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
@@ -29,6 +43,9 @@ NOT_PARAVIRTUAL = {
     MovToCr3Spec: "MOV to CR3",
     PteWriteSpec: "stores to its own page tables",
 }
+NOT_IN_A_PROCESS = (
+    ConfigReadSpec, HltSpec, IpiSpec, MovFromCr8Spec, MovToCr8Spec, PortInSpec, PortOutSpec, RdmsrSpec, WrmsrSpec,
+)  # fmt: skip
 NOT_IN_SOFTWARE = (
     MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
     MmioWriteSpec,
@@ -229,6 +246,23 @@ def _programs_execute(scenario: Scenario, profile: Profile) -> Iterator[Problem]
                         message=f"technique {technique!r} executes no recorded streams, look-ups or device accesses",
                         help="technique can be native, hardware; or choose stream, mix, fill",
                     )
+
+
+def _processes_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a guest's kernel cannot do that is a process of the host."""
+    if scenario.vmm.technique != "user-mode":
+        return
+    why = "under technique 'user-mode' the guest's kernel is a process of the host, which has no"
+    others = "technique can be native, hardware, binary-translation"
+    for number, vm in enumerate(scenario.vms):
+        if vm.devices or vm.guest.kernel.probe:
+            path = "devices" if vm.devices else "guest.kernel.probe"
+            yield Problem(path=f"vms.{number}.{path}", message=f"{why} ports to find devices by", help=others)
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if isinstance(phase, NOT_IN_A_PROCESS):
+                    path = f"vms.{number}.guest.processes.{p}.phases.{n}"
+                    yield Problem(path=path, message=f"{why} privileged operations", help=others)
 
 
 def without_vt_x(vmm: VmmSpec) -> bool:
@@ -465,6 +499,7 @@ CHECKS: tuple[Check, ...] = (
     _monitor_can,
     _guests_are_of_this_machine,
     _programs_execute,
+    _processes_can,
     _kernels_can_run,
     _direct_tables,
     _agile_paging,

@@ -113,8 +113,8 @@ P_MOV_FROM_CR8: Final = PRICE + 156
 COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
 
 # a guest whose kernel runs in ring 3 of root operation: arena offset of its statistics block (0 none), arena offset of
-# the word in which its monitor says whether it runs its kernel (1) or a process (0), that word while ring 3 runs, and
-# whether sensitive operations trap in ring 3 (an ISA variant)
+# the word in which its monitor says whether it runs its kernel (1), a process (0), or the host a process of its own (2),
+# that word while ring 3 runs, and whether sensitive operations trap in ring 3 (an ISA variant)
 (MONITORED, BELIEVED_AT, BELIEVED, SENSITIVE_TRAPS) = range(628, 632)
 TRANSLATOR: Final = 632    # linear address, in ring 3, of the structure of the binary translator (0 none)
 TRANSLATION: Final = 633   # work area of its hooks: six words

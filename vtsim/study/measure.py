@@ -243,7 +243,8 @@ def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
 
 
 def _hypercalls(counted: Mapping[str, Mapping[str, int]]) -> r.Hypercalls:
-    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], **counted["events"])
+    stops = counted.get("stops", {})
+    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], stops=stops, **counted["events"])
 
 
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:

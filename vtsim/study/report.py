@@ -146,6 +146,8 @@ def _hypercalls(counted: Hypercalls) -> RenderableType:
         table.add_row(*call, *request)
     line = Text(f"{count(counted.events_sent)} events, {count(counted.upcalls)} upcalls", style="dim")
     line.append(f", {count(counted.blocks)} waits, {count(counted.refusals)} refused")
+    if counted.stops:
+        line.append(", stopped processes: " + ", ".join(f"{count(n)} {name}" for name, n in counted.stops.items()))
     return Group(table, line)
 
 

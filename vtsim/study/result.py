@@ -60,6 +60,7 @@ class Hypercalls:
     events_sent: int            = key("events", "that became pending on a port")
     upcalls: int                = key("upcalls", "that kernels were called back because events were pending")
     blocks: int                 = key("times", "that a kernel waited for an event")
+    stops: Mapping[str, int]    = key("stops", "{reason: count} of traced processes, by ptrace", factory=dict)
 
 
 @frozen(kw_only=True)

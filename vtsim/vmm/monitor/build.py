@@ -91,6 +91,8 @@ def build_monitor(
     monitor.caches = tuple(caches)
     for vcpu, cache in zip(vcpus, caches, strict=False):
         fill_cache(host, cache, vcpu.root, monitor.address(vcpu), engine.cpus[vcpu.cpu])
+    for vcpu in vcpus:  # what roots have of it is none of the guest's, when they are evicted
+        host.words(vcpu.root.root, mem.TABLE)[at.FIRST_ENTRY : at.LAST_ENTRY + 1] |= d.MONITOR
     switch_off(engine, vcpus)
     return monitor
 
@@ -134,9 +136,6 @@ def _fill(monitor: Monitor, vcpu: Vcpu, start: Start, parameters: Mapping[str, i
     slots = [word for first, end in gfn_ranges(vcpu.memory.size) for word in (first << 12, end << 12, at.RAM, 0)]
     host.store_words(data + SLOTS, slots)
     fill_pool(host, vcpu.shadow, start, host.profile, parameters, here + at.V["SLOTS"], vcpu.root.root, at.RAM)
-    top = host.words(vcpu.root.root, mem.TABLE)
-    for index in range(at.FIRST_ENTRY, at.LAST_ENTRY + 1):
-        top[index] |= d.MONITOR
     fill(monitor, vcpu, start, flags_in_ring_3(start))
     values = believed(start) | {
         "MODE": mode_of(start), "POOL": host.address(vcpu.shadow.block), "TOP": host.address(vcpu.root.root),

@@ -242,6 +242,19 @@ def system_calls(a: Assembler, translates: bool) -> None:
     a.activity = ops.REENTRY
     if translates:
         a.call("translation")
+        a.ld(RAX, vcpu("SCRATCH", LEAN.index(RCX)))
+        a.st(vcpu("BACK_RCX"), RAX)
+        a.st(vcpu("BACK_R11"), R11)
+        a.ld(RAX, F_RIP)
+        a.st(vcpu("BACK_TO"), RAX)
+        translate.way_back(a, RAX)
+        a.st(vcpu("SCRATCH", LEAN.index(RCX)), RAX)
+        a.ld(R11, F_RFLAGS)
+        a.copy(RSP, R15)
+        a.ldm(Mem(RSP, V["SCRATCH"]), LEAN)
+        a.ld(RSP, Mem(RSP, F_RSP.displacement))
+        a.op(ops.SYSRET)
+        return
     a.lea(RSP, Mem(R15, -at.FRAME_BYTES))
     a.ldm(Mem(RSP, at.FRAME_BYTES + V["SCRATCH"]), LEAN)
     a.op(ops.IRET)

@@ -1,0 +1,92 @@
+"""Guests that are processes of their host: native results, stops and system calls by formula, what they cannot do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vmm.test_paravirtual import PRIVILEGED, TEXT, run, seen
+from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
+from vtsim.cpu import ops as o
+from vtsim.study.run import run as run_scenario
+
+USER_MODE = "vmm.technique=user-mode"
+PAGES = 36  # of the guest that faults: it touches, frees and touches them again
+
+
+@pytest.mark.parametrize(
+    ("guest", "sets"),
+    [
+        ("fork and exec", ()),
+        ("faults", ()),
+        ("ticks, idling and switches", ("machine.profile=p4-672",)),
+    ],
+)
+def test_processes_see_what_they_see_natively_and_every_entry_into_their_kernel_is_two_stops(
+    guest: str, sets: tuple[str, ...]
+) -> None:
+    there, outcome = run(guest, USER_MODE, *sets)
+    natively, expected = run(guest, "vmm.technique=native", *sets)
+    counts, wanted = (each.owners["vm0"] for each in (outcome, expected))
+    asked = outcome.hypercalls
+    assert asked is not None
+    stops, calls, counters = asked["stops"], asked["calls"], counts.counters
+
+    assert outcome.vms[0].stopped is None
+    assert seen(there) == seen(natively)
+    assert (counters["page_faults"], counters["syscalls"]) == (
+        wanted.counters["page_faults"],
+        wanted.counters["syscalls"],
+    )
+    assert asked["events"]["refusals"] == 0
+    assert "multi" not in calls
+    assert calls["request"] + calls.get("update_va", 0) == sum(asked["requests"].values())
+    assert stops["calls"] == counters["syscalls"]
+    assert stops["signals"] == counters["page_faults"] + counters["interrupts"]
+    if not counters["interrupts"]:  # a process is entered once more than it is left: its last call does not return
+        assert stops["returns"] == stops["calls"] + stops["signals"]
+    if guest == "faults":
+        pages, tables = PAGES, 2
+        assert asked["requests"]["update"] == 2 * (pages + pages) + 2 * tables
+    there.engine.check_clock()
+
+
+def test_the_tracing_thread_is_a_process_of_the_host_and_nothing_of_it_is_the_guests() -> None:
+    _, outcome = run("fork and exec", USER_MODE)
+    host, guest = outcome.owners["host"], outcome.owners["vm0"]
+    asked = outcome.hypercalls
+    assert asked is not None
+
+    ring_3 = sum(ring[o.R3][o.SCHEDULING] for ring in host.cycles)
+    assert ring_3 > 0
+    assert sum(ring[o.R3][o.SCHEDULING] for ring in guest.cycles) == 0
+    stops = asked["stops"]
+    asks = 4 * stops["calls"] + 3 * stops["returns"] + 2 * stops["signals"]  # it asks and waits
+    assert host.counters["syscalls"] == asks
+
+
+def test_a_copied_space_is_mapped_page_by_page() -> None:
+    def updates(technique: str, pages: int) -> int:
+        phases = f"[{{phases: [{{primitive: fork, iterations: 1, pages: {pages}}}]}}]"
+        text = TEXT.format(kernel="{tick: off}", processes=phases)
+        found = run_scenario(parse_scenario(text, [technique, "run.baseline=false"])).hypercalls
+        assert found is not None
+        return found.requests["update"]
+
+    more = 5
+    # of each page more: the parent maps it, and makes it read-only; the child maps it, and copies it
+    assert updates(USER_MODE, 3 + more) - updates(USER_MODE, 3) == 4 * more
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("vmm.paging=shadow",), "technique 'user-mode' translates by direct tables"),
+        (("vms.0.devices=[piix3-ide]",), "has no ports to find devices by"),
+        ((f"vms.0.guest.processes={PRIVILEGED}",), "has no privileged operations"),
+        (("vms.0.guest.kernel.interface=hardware",), "this kernel loads tables of guest-physical addresses"),
+    ],
+)
+def test_what_a_process_of_the_host_cannot_do_is_refused_with_its_place(sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_scenario(TEXT.format(kernel="{}", processes="[{phases: [{primitive: work}]}]"), [USER_MODE, *sets])
