@@ -57,7 +57,7 @@ def violation(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "emulate")
     if path.several:
         a.label("lock_page")
-        several.lock_tables(a, path)
+    several.lock_tables(a, path)
     find_page(a, path)
     map_page(a, path)
     make_page(a, path)
@@ -208,8 +208,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "no_tables")
     a.ret()
     a.label("no_tables")
-    if path.several:
-        several.unlock_tables(a)
+    several.unlock_tables(a, path)
     a.copy(4, R15, comment="the stack is given up")
     kill(a, OUT_OF_TABLES)
 
@@ -293,8 +292,7 @@ def make_page(a: Assembler, path: Path) -> None:
         a.ret()
 
     a.label("no_host_memory")
-    if path.several:
-        several.unlock_tables(a)
+    several.unlock_tables(a, path)
     kill(a, OUT_OF_HOST_MEMORY)
     if path.vmm.memory.buddy:
         frames.subroutines(a, path)

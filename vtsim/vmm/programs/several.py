@@ -38,26 +38,47 @@ def of_vm(a: Assembler, path: Path, register: int, field: str) -> None:
         a.lea(register, vcpu(field))
 
 
-def lock_tables(a: Assembler, path: Path) -> None:
-    """The VM's tables are ours. Changes RAX, RCX and RDI."""
-    a.ld(RDI, vcpu("VM"))
+def vm_word(a: Assembler, path: Path, field: str, register: int) -> Mem:
+    """A word that all vCPUs of the VM share; where there are several, `register` changes and is part of the operand."""
+    if not path.several:
+        return vcpu(field)
+    a.ld(register, vcpu("VM"))
+    return Mem(register, at.V[field])
+
+
+def lock(a: Assembler, ticket: Mem, serving: Mem) -> None:
+    """Take a ticket and wait for its turn. Changes RAX and RCX."""
+    name = f"lock_{a.here:x}"
     a.mov(RAX, 1)
-    a.xadd(Mem(RDI, at.V["TABLES_TICKET"]), RAX)
-    a.label("tables_wait")
-    a.ld(RCX, Mem(RDI, at.V["TABLES_SERVING"]))
+    a.xadd(ticket, RAX)
+    a.label(name)
+    a.ld(RCX, serving)
     a.cmp(RCX, register=RAX)
-    a.jcc(ops.CC_Z, "tables_locked")
+    a.jcc(ops.CC_Z, f"{name}_ours")
     a.op(ops.PAUSE)
-    a.jmp("tables_wait")
-    a.label("tables_locked")
+    a.jmp(name)
+    a.label(f"{name}_ours")
 
 
-def unlock_tables(a: Assembler) -> None:
+def unlock(a: Assembler, serving: Mem, spare: int = RAX) -> None:
+    """Let the next one have its turn. Changes `spare`."""
+    a.ld(spare, serving)
+    a.add(spare, 1)
+    a.st(serving, spare)
+
+
+def lock_tables(a: Assembler, path: Path) -> None:
+    """The VM's tables are ours, where it may have several vCPUs. Changes RAX, RCX and RDI."""
+    if path.several:
+        a.ld(RDI, vcpu("VM"))
+        lock(a, Mem(RDI, at.V["TABLES_TICKET"]), Mem(RDI, at.V["TABLES_SERVING"]))
+
+
+def unlock_tables(a: Assembler, path: Path) -> None:
     """The VM's tables are free again. Changes RAX and RDI."""
-    a.ld(RDI, vcpu("VM"))
-    a.ld(RAX, Mem(RDI, at.V["TABLES_SERVING"]))
-    a.add(RAX, 1)
-    a.st(Mem(RDI, at.V["TABLES_SERVING"]), RAX)
+    if path.several:
+        a.ld(RDI, vcpu("VM"))
+        unlock(a, Mem(RDI, at.V["TABLES_SERVING"]))
 
 
 def unlocked(path: Path) -> str:
@@ -151,7 +172,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
 
     a.label("reenter_unlocked")
-    unlock_tables(a)
+    unlock_tables(a, path)
     a.jmp("reenter")
 
 
