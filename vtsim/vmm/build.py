@@ -303,7 +303,8 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
-        log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
+        log=host.reserve() if vmm.dirty_log.on else None,
+        dirty=host.reserve(bitmap_frames(size)) if vmm.dirty_log.on else None,
         marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
         swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
         domain=_reserve_domain(host, guest),
@@ -340,20 +341,19 @@ def _fill_vmcs(
     if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
-    if vcpu.log is not None:
+    if vcpu.log is not None and vcpu.dirty is not None:
         fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
         values = {
-            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
+            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.dirty),
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
-            "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
-    if vmm.collapse.on:
-        values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
     if vmm.dirty_log.stop is not None:
         values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
-        values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
+        values["SHARE_MARKS"] = at.frame_address(vcpu.marks)
+    if vcpu.index == 0:  # whose thread is that of the VM's daemons
+        values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
@@ -415,6 +415,17 @@ def _fill_vmcs(
         host.store(vcpu.address + at.V[name], value)
     for n, index in enumerate(at.SWITCHED_MSRS):
         host.store(vcpu.address + at.V["GUEST_MSRS"] + 8 * n, start.msrs.get(index, 0))
+
+
+def _first_times(path: Path) -> dict[str, int]:
+    """When each daemon that is wanted goes to work for the first time."""
+    vmm, addresses = path.vmm, path.addresses
+    wanted = {
+        "LOG_AT": (vmm.dirty_log.on, path.profile.cycles(vmm.dirty_log.start) + 1),
+        "COLLAPSE_AT": (vmm.collapse.on, addresses["collapse_period"]),
+        "SHARE_AT": (vmm.sharing.on, addresses["share_period"]),
+    }
+    return {name: when for name, (on, when) in wanted.items() if on}
 
 
 def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
