@@ -122,6 +122,11 @@ def _ask_others(a: Assembler, path: Path) -> None:
         a.call("log_others")
 
 
+def empty_others(a: Assembler, path: Path) -> None:
+    """What other vCPUs have in their logs is in the bitmap. Changes RAX, RCX, RDX and RDI."""
+    _ask_others(a, path)
+
+
 def subroutines(a: Assembler, path: Path) -> None:
     """`log_due`: start logging or collect the log; `empty_log`, `refresh`."""
     begin_daemon(a, path, daemons.LOGGING)
@@ -233,7 +238,7 @@ def _collect(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_Z, "collect_words")
         a.call("empty_log")
         a.label("collect_words")
-    _ask_others(a, path)
+    empty_others(a, path)
     a.ld(RAX, vcpu("DIRTY_ROUNDS"))
     a.add(RAX, 1)
     a.st(vcpu("DIRTY_ROUNDS"), RAX)
