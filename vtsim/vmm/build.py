@@ -61,7 +61,7 @@ APIC_MSRS: Final = {  # that need no exit then: priorities, bits of vectors; end
 PAUSE_GAP, PAUSE_WINDOW = 128, 4096  # cycles: KVM's ple_gap and ple_window
 EPT_DEVICE: Final = e.EPT_READ | e.EPT_WRITE  # uncacheable
 DOMAIN_TABLES: Final = 16  # of a remapping unit, beside those that lead to pages
-LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
+LATE_FRAMES: Final = 16  # of the host, for each vCPU, after its memory was given out
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
@@ -125,6 +125,7 @@ def build_hypervisor(
     path = Path(
         vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses,
         several=any(len(guest.cpus) > 1 for guest in guests),
+        parallel=len({cpu for guest in guests for cpu in (guest.cpu, *guest.cpus)}) > 1,
     )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -132,17 +133,19 @@ def build_hypervisor(
     program = _place_kernel(host, path)
     user = _assemble_user(path)
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
+    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
     disk_queues = {cpu: host.reserve(2) << 12 for cpu in cpu_pages} if vmm.swap.on else {}
     buddy = None
     if vmm.memory.buddy:
-        late = host.reserve(LATE_FRAMES * len(guests))
+        late_frames = LATE_FRAMES * sum(max(len(guest.cpus), 1) for guest in guests)
+        late = host.reserve(late_frames)
         buddy = Buddy.of(
             host, addresses, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
             others=host.next_on,
         )  # fmt: skip
-        engine.frames_from(late, LATE_FRAMES * len(guests), shuffled=False, seed=seed)
+        engine.frames_from(late, late_frames, shuffled=False, seed=seed)
         free = np.empty(0, np.int64)
     else:
         free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
@@ -155,7 +158,6 @@ def build_hypervisor(
         vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
-    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     vcpus = (*parts, *(vcpu for more in others for vcpu in more))
     hypervisor = Hypervisor(engine, host, path, program, user, vcpus, cpu_pages, disk_queues)
     table = host.words(handlers)
@@ -203,7 +205,8 @@ def build_hypervisor(
         for pool in vcpu.pools:
             pool.hand_over()
         if vcpu.memory.placement is not None:
-            vcpu.memory.placement.hand_over(vcpu.address)
+            for each in (vcpu, *others[number]):
+                vcpu.memory.placement.hand_over(each.address, engine.geometry.node_of(each.cpu))
         if vmm.takes_back:
             vcpu.memory.frames = None  # from now on the process's tables say what is where
     if buddy is not None:
@@ -300,7 +303,8 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
-        log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
+        log=host.reserve() if vmm.dirty_log.on else None,
+        dirty=host.reserve(bitmap_frames(size)) if vmm.dirty_log.on else None,
         marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
         swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
         domain=_reserve_domain(host, guest),
@@ -337,20 +341,19 @@ def _fill_vmcs(
     if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
-    if vcpu.log is not None:
+    if vcpu.log is not None and vcpu.dirty is not None:
         fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
         values = {
-            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
+            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.dirty),
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
-            "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
-    if vmm.collapse.on:
-        values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
     if vmm.dirty_log.stop is not None:
         values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
-        values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
+        values["SHARE_MARKS"] = at.frame_address(vcpu.marks)
+    if vcpu.index == 0:  # whose thread is that of the VM's daemons
+        values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
@@ -412,6 +415,17 @@ def _fill_vmcs(
         host.store(vcpu.address + at.V[name], value)
     for n, index in enumerate(at.SWITCHED_MSRS):
         host.store(vcpu.address + at.V["GUEST_MSRS"] + 8 * n, start.msrs.get(index, 0))
+
+
+def _first_times(path: Path) -> dict[str, int]:
+    """When each daemon that is wanted goes to work for the first time."""
+    vmm, addresses = path.vmm, path.addresses
+    wanted = {
+        "LOG_AT": (vmm.dirty_log.on, path.profile.cycles(vmm.dirty_log.start) + 1),
+        "COLLAPSE_AT": (vmm.collapse.on, addresses["collapse_period"]),
+        "SHARE_AT": (vmm.sharing.on, addresses["share_period"]),
+    }
+    return {name: when for name, (on, when) in wanted.items() if on}
 
 
 def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:

@@ -76,7 +76,8 @@ class Vcpu:
     index: int = 0  # which of its VM
     marks: int | None = None  # first frame of what the scanner of page sharing saw
     swap_marks: int | None = None  # first frame of what is on the disk
-    log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
+    log: int | None = None  # frame of the page-modification log
+    dirty: int | None = None  # first frame of the bitmap of dirty logging
     domain: range = range(0)  # frames for tables that devices of its own are translated by
 
     @property

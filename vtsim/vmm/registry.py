@@ -36,6 +36,7 @@ class Path:
     parameters: Mapping[str, int]
     addresses: Mapping[str, int]  # linear addresses of the host's own structures
     several: bool = False  # has a VM more than one vCPU?
+    parallel: bool = False  # do vCPUs run on more than one CPU?
 
     def __getitem__(self, parameter: str) -> int:
         return self.parameters[parameter]

@@ -13,7 +13,7 @@ from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RCX, RDI, RDX, RSI
 from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted, upcalls
-from vtsim.vmm.programs.daemons import what_may_be_due
+from vtsim.vmm.programs.daemons import daemons, what_may_be_due
 from vtsim.vmm.programs.words import VALID, count, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -33,6 +33,10 @@ def evaluate(a: Assembler, path: Path) -> None:
         a.ld(RCX, vcpu(word))
         a.test(RCX, register=RCX)
         a.jcc(ops.CC_NZ, label)
+    if path.several and daemons(path):
+        a.ld(RCX, vcpu("WOKEN_BY"))
+        a.test(RCX, register=RCX)
+        a.jcc(ops.CC_NZ, "halt_again")
     zero(a, RCX)
     a.st(vcpu("REQUEST"), RCX)
     a.test(RAX, at.REQUEST_EVENTS)

@@ -87,6 +87,10 @@ def halt(a: Assembler, path: Path) -> None:
     a.and_(RAX, ~3)
     a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
     a.op(ops.CLI)
+    if path.several and daemons(path):
+        a.label("halt_again")
+        several.left_guest(a, path)
+        a.st_value(vcpu("WOKEN_BY"), 0)
     upcalls.look(a, path, "halt_event", "halt_no_upcall")
     a.call("pending_vector")
     a.test(R12, register=R12)
