@@ -93,6 +93,7 @@ class InterruptAnswer:
     """How an interrupt request ended: status of `state.INTERRUPT_STATUSES`, and the message to send, if any.
 
     `message`: address and data as a local APIC takes them, with 32 bits of destination in bits 63:32 of the address.
+    `merged`: the vector had been posted already.
     """
 
     status: int
@@ -100,6 +101,7 @@ class InterruptAnswer:
     reason: int
     recorded: bool
     reads: int
+    merged: bool
 
 
 @frozen
@@ -237,6 +239,7 @@ class RemappingUnit:
             reason=int(u[st.REASON]),
             recorded=bool(u[st.RECORDED]),
             reads=int(u[st.INTERRUPT_READS]),
+            merged=bool(u[st.INTERRUPT_MERGED]),
         )
 
     # --- invalidation ------------------------------------------------------------------------------------------
