@@ -179,7 +179,7 @@ class DmaBuilder:
         message = remappable_request(number) if self.machine.translates else compatible_request(vector, cpu)
         return DmaPort(
             device=device, words=words << 12, ring=ring << 12, status=status << 12, ring_address=ring_address,
-            status_address=status_address, root=root, message=message, slots=(),
+            status_address=status_address, root=root, message=message, vector=vector, cpu=cpu, slots=(),
         )  # fmt: skip
 
     def _addresses(self, here: int, phases: Sequence[DmaBuffersSpec]) -> dict[int, int]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 OF_ONE_VCPU = {
     ReplaySpec: "a recorded guest",
     BalloonSpec: "the balloon driver",
-    DmaBuffersSpec: "a driver of devices",
 }
 OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices"}
 
@@ -38,8 +37,7 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
             )
         for n, phase in enumerate(process.phases):
             kind = type(phase)
-            native_driver = kind is DmaBuffersSpec and scenario.vmm.technique == "native"
-            if vm.vcpus > 1 and kind in OF_ONE_VCPU and not native_driver:
+            if vm.vcpus > 1 and kind in OF_ONE_VCPU:
                 yield Problem(
                     path=f"{at}.phases.{n}",
                     message=f"{OF_ONE_VCPU[kind]} has one vCPU",

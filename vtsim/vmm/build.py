@@ -14,6 +14,7 @@ from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.posted_interrupts import SUPPRESSED
 from vtsim.cpu.profile import Profile
 from vtsim.ept import direct as direct_interface
 from vtsim.ept import spec as e
@@ -36,7 +37,6 @@ from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
-from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
@@ -112,9 +112,9 @@ def build_hypervisor(
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
-    assigned = [(guest, *each) for guest in guests for each in guest.assigned]
-    if assigned:
-        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": len(assigned)}
+    assigned = sum(len(guest.assigned) for guest in guests)
+    if assigned and not vmm.posted_interrupts:
+        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned}
     if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
         addresses["viommu"] = at.frame_address(host.reserve(2))  # its words, and the queue of the real unit
         addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
@@ -168,12 +168,9 @@ def build_hypervisor(
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     if vmm.swap.on:
         host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
-    for number, (guest, _, vector) in enumerate(assigned):
+    for number in range(addresses.get("assigned_count", 0)):
         host.gate(at.DEVICE_VECTOR + number, labels[f"device_interrupt_{number}"])
-        owner = next(vcpu for vcpu in parts if vcpu.name == guest.name)
-        for word, value in enumerate((owner.address, vector)):
-            host.store(addresses["assigned"] + ASSIGNED_BYTES * number + 8 * word, value)
-    if path.several:
+    if path.remote:
         host.gate(at.KICK_VECTOR, labels["kick_interrupt"])
     if vmm.apicv:
         host.gate(at.POSTED_VECTOR, labels["posted_interrupt"])
@@ -194,7 +191,7 @@ def build_hypervisor(
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
         if vcpu.ept is not None:
-            for frame, _ in guest.assigned:
+            for frame in guest.assigned:
                 vcpu.ept.map(frame << 12, frame, EPT_DEVICE)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for other, its_start in zip(others[number], start.others, strict=True):
@@ -489,6 +486,8 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         host.store(page + at.C[name], value)
     for n, vcpu in enumerate(vcpus):
         host.store(page + at.C["LIST"] + 8 * n, vcpu.address)
+        if n and hypervisor.path.vmm.posted_interrupts:  # it waits for the CPU
+            host.store(vcpu.address + at.V["POSTED"] + 8 * NOTIFICATION, notification(cpu) | SUPPRESSED)
     for n, value in enumerate(msrs.values()):
         host.store(page + at.C["MSRS"] + 8 * n, value)
         host.store(page + at.C["HOST_MSRS"] + 8 * n, value)

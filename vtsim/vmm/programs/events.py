@@ -28,7 +28,7 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.activity = ops.INJECTION
     a.ld(RCX, cpu("RESCHEDULE"))
     a.test(RCX, register=RCX)
-    a.jcc(ops.CC_NZ, "give_up_cpu" if path.several else "schedule")
+    a.jcc(ops.CC_NZ, "give_up_cpu" if path.remote else "schedule")
     for word, label in what_may_be_due(path):
         a.ld(RCX, vcpu(word))
         a.test(RCX, register=RCX)
@@ -225,7 +225,7 @@ def from_device(a: Assembler, path: Path, number: int) -> None:
     a.mov(RDI, path.addresses["assigned"] + ASSIGNED_BYTES * number)
     a.ld(R15, Mem(RDI))
     a.ld(RSI, Mem(RDI, 8))
-    a.lea(RDI, vcpu("IRR"))
+    a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     a.call("wake")
 

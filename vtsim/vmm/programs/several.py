@@ -89,13 +89,13 @@ def unlocked(path: Path) -> str:
 
 def left_guest(a: Assembler, path: Path) -> None:
     """First thing after a VM exit, or on the way in where there is something to do; R15 the vCPU."""
-    if path.several:
+    if path.remote:
         a.st_value(vcpu("IN_GUEST"), 0)
 
 
 def before_entry(a: Assembler, path: Path) -> None:
     """Last thing before a VM entry, interrupts off: see to what others want of the vCPU. Changes RAX."""
-    if path.several:
+    if path.remote:
         a.st_value(vcpu("IN_GUEST"), 1)
         a.ld(RAX, vcpu("ASKED"))
         a.test(RAX, register=RAX)

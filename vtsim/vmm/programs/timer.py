@@ -77,7 +77,7 @@ def program_timer(a: Assembler, path: Path) -> None:
 def interrupt_handlers(a: Assembler, path: Path) -> None:
     """What the host's IDT leads to: `timer_…`, `wire_interrupt`, and `kick_…`, `disk_…`, `device_…` if need be."""
     bodies: dict[str, Callable[[Assembler, Path], None]] = {"timer_interrupt": expire, "wire_interrupt": wire}
-    if path.several:
+    if path.remote:
         bodies["kick_interrupt"] = several.kicked
     if path.vmm.apicv:
         bodies["posted_interrupt"] = posted.notified
