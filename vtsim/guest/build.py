@@ -31,7 +31,7 @@ from vtsim.guest.kernel.files import Files
 from vtsim.guest.kernel.page_cache import CachedFile, FileOptions
 from vtsim.guest.kernel_data import (
     ALIVE_AT,
-    DESCRIPTORS,
+    GDT_WORDS,
     TABLES_AT,
     ZONE_BYTES,
     Task,
@@ -47,7 +47,7 @@ from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
 from vtsim.guest.services import FilePhase
-from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec, tries_sensitive
 
 if TYPE_CHECKING:
     from vtsim.guest.dma_memory import DmaLayout
@@ -347,6 +347,8 @@ class Builder:
             direct_page=self._direct_page,
             files=linear(file_frames),
             probe=bool(self.guest.kernel.probe),
+            sensitive=guest.kernel.sensitive,
+            tries=tries_sensitive(guest),
             cpus=self.cpus,
             alive=linear(zones) + ALIVE_AT,
             dma=self._dma_layout.options if self._dma_layout else None,
@@ -393,7 +395,7 @@ class Builder:
             idtr_base=at.IDT,
             idtr_limit=0 if self.foreign else PAGE - 1,
             gdtr_base=at.GDT,
-            gdtr_limit=8 * (len(DESCRIPTORS) + 2) - 1,
+            gdtr_limit=8 * GDT_WORDS - 1,
             tr_base=at.TSS,
             cpl=0,
             msrs={

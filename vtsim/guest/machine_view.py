@@ -140,6 +140,7 @@ class Start:
     gdtr_base: int
     gdtr_limit: int
     tr_base: int
+    tr_selector: int = 0x40
     cpl: int
     msrs: Mapping[int, int]
     gs_base: int

@@ -529,7 +529,8 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
         s.RIP: start.rip, s.GPR + s.RSP: start.rsp, s.RFLAGS: start.rflags | 2, s.CR0: start.cr0, s.CR3: start.cr3,
         s.CR4: start.cr4, s.EFER: start.efer, s.IDTR_BASE: start.idtr_base, s.IDTR_LIMIT: start.idtr_limit,
         s.GDTR_BASE: start.gdtr_base, s.GDTR_LIMIT: start.gdtr_limit, s.TR_BASE: start.tr_base,
-        s.GS_BASE: start.gs_base, s.FS_BASE: start.fs_base,
+        s.GS_BASE: start.gs_base, s.FS_BASE: start.fs_base, s.TR_SELECTOR: start.tr_selector,
+        s.CS_SELECTOR: 0x10 | start.cpl, s.SS_SELECTOR: 0x18 | start.cpl,
     }  # fmt: skip
     for index, value in start.msrs.items():
         values[MSR_SLOTS[index]] = value

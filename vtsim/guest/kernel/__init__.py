@@ -37,6 +37,8 @@ class KernelOptions:
     events: bool = False  # are clock, timer and interrupts those of the shared page?
     batch: int = 1  # how many requests one hypercall makes at most
     probe: bool = False  # does it look for hardware at boot?
+    sensitive: tuple[str, ...] = ()  # sensitive instructions that it executes at boot
+    tries: bool = False  # does it ever execute such a list?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
     files: int = 0  # linear address of what stands for files and sockets
     cpus: int = 1

@@ -17,8 +17,9 @@ TEXT: Final         = -0x7F00_0000                  # 0xffffffff81000000
 ENTRY_AREA: Final   = -0x200_0000_0000              # 0xfffffe0000000000: what user page tables also map under KPTI;
                                                     # CPU after CPU
 IDT: Final          = ENTRY_AREA
-CPU_DATA: Final     = ENTRY_AREA + 0x1000           # per-CPU words from 0 on, then GDT and TSS
+CPU_DATA: Final     = ENTRY_AREA + 0x1000           # per-CPU words from 0 on, then GDT, LDT and TSS
 GDT: Final          = CPU_DATA + 0x400
+LDT: Final          = CPU_DATA + 0x600
 TSS: Final          = CPU_DATA + 0x800
 ENTRY_STACK: Final  = ENTRY_AREA + 0x3000           # end of the stack on which KPTI takes exceptions
 DOUBLE_FAULT_STACK: Final = ENTRY_AREA + 0x4000     # end
@@ -36,6 +37,7 @@ GATHER_PAGES: Final = 20                            # 10,240 frames: Linux gathe
 
 # --- selectors ------------------------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 0x2B, 0x40
+LOCAL_TABLE, IN_LOCAL_TABLE = 0x50, 0xC
 
 # --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
@@ -92,6 +94,7 @@ CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15
 
 # --- vectors, system calls ---------------------------------------------------------------------------------------
 PAGE_FAULT_VECTOR, TIMER_VECTOR, CALL_VECTOR, IPI_VECTOR = 14, 0xEC, 0xFB, 0xFA
+NOTHING_VECTOR: Final = 0x80                    # of a kernel that tries sensitive instructions: its handler returns
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
