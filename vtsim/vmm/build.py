@@ -10,6 +10,7 @@ import numpy as np
 import vtsim.vmm.personalities
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.base.kept import Kept
 from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
@@ -40,7 +41,7 @@ from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
-from vtsim.vmm.registry import Path, personalities
+from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
@@ -61,6 +62,7 @@ APIC_MSRS: Final = {  # that need no exit then: priorities, bits of vectors; end
 PAUSE_GAP, PAUSE_WINDOW = 128, 4096  # cycles: KVM's ple_gap and ple_window
 EPT_DEVICE: Final = e.EPT_READ | e.EPT_WRITE  # uncacheable
 DOMAIN_TABLES: Final = 16  # of a remapping unit, beside those that lead to pages
+PROGRAMS: Final[Kept[tuple[Program, Program]]] = Kept(8)
 LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
@@ -123,14 +125,14 @@ def build_hypervisor(
     if tables is not None:
         addresses |= tables.addresses
     path = Path(
-        vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses,
+        vmm=vmm, profile=Processor.of(profile), capabilities=capabilities, parameters=parameters, addresses=addresses,
         several=any(len(guest.cpus) > 1 for guest in guests),
     )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
     controls = vmcs.controls(wanted, capabilities, profile.name)
-    program = _place_kernel(host, path)
-    user = _assemble_user(path)
+    program, user = PROGRAMS.get(path.key, lambda: _assemble(path))
+    engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
@@ -254,18 +256,16 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
     return evolve(wanted, needed=(*wanted.needed, *more))
 
 
-def _place_kernel(host: Host, path: Path) -> Program:
-    a = Assembler(f"{path.vmm.personality} hypervisor", at.HOST_TEXT)
-    personalities[path.vmm.personality].kernel(a, path)
-    program = a.assemble()
-    host.engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
-    return program
-
-
-def _assemble_user(path: Path) -> Program:
-    a = Assembler(f"{path.vmm.personality} device process", at.USER_TEXT)
-    personalities[path.vmm.personality].user(a, path)
-    return a.assemble()
+def _assemble(path: Path) -> tuple[Program, Program]:
+    """The hypervisor's program, and that of its device process."""
+    personality = path.vmm.personality
+    kernel, user = (
+        Assembler(f"{personality} hypervisor", at.HOST_TEXT),
+        Assembler(f"{personality} device process", at.USER_TEXT),
+    )
+    personalities[personality].kernel(kernel, path)
+    personalities[personality].user(user, path)
+    return kernel.assemble(), user.assemble()
 
 
 def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
@@ -342,23 +342,23 @@ def _fill_vmcs(
         values = {
             "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
-            "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
+            "LOG_AT": host.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
     if vmm.collapse.on:
         values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
     if vmm.dirty_log.stop is not None:
-        values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
+        values["LOG_END"] = host.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
         values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
     if vcpu.shadow is not None:
         root = fill_pool(
-            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
+            host, vcpu.shadow, start, host.profile, hypervisor.path.parameters,
             vcpu.address + at.V["SLOTS"], vcpu.process.root, ept=vcpu.ept.root if vcpu.ept is not None else 0,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
-        if hypervisor.path.profile.features.nx:
+        if host.profile.features.nx:
             fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
