@@ -10,6 +10,7 @@ import numpy as np
 import vtsim.vmm.personalities
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.base.kept import Kept
 from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
@@ -40,7 +41,7 @@ from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
-from vtsim.vmm.registry import Path, personalities
+from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
@@ -62,6 +63,7 @@ PAUSE_GAP, PAUSE_WINDOW = 128, 4096  # cycles: KVM's ple_gap and ple_window
 EPT_DEVICE: Final = e.EPT_READ | e.EPT_WRITE  # uncacheable
 DOMAIN_TABLES: Final = 16  # of a remapping unit, beside those that lead to pages
 LATE_FRAMES: Final = 16  # of the host, for each vCPU, after its memory was given out
+PROGRAMS: Final[Kept[tuple[Program, Program]]] = Kept(8)
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
@@ -123,15 +125,15 @@ def build_hypervisor(
     if tables is not None:
         addresses |= tables.addresses
     path = Path(
-        vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses,
+        vmm=vmm, profile=Processor.of(profile), capabilities=capabilities, parameters=parameters, addresses=addresses,
         several=any(len(guest.cpus) > 1 for guest in guests),
         parallel=len({cpu for guest in guests for cpu in (guest.cpu, *guest.cpus)}) > 1,
     )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
     controls = vmcs.controls(wanted, capabilities, profile.name)
-    program = _place_kernel(host, path)
-    user = _assemble_user(path)
+    program, user = PROGRAMS.get(path.key, lambda: _assemble(path))
+    engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
@@ -254,18 +256,16 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
     return evolve(wanted, needed=(*wanted.needed, *more))
 
 
-def _place_kernel(host: Host, path: Path) -> Program:
-    a = Assembler(f"{path.vmm.personality} hypervisor", at.HOST_TEXT)
-    personalities[path.vmm.personality].kernel(a, path)
-    program = a.assemble()
-    host.engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
-    return program
-
-
-def _assemble_user(path: Path) -> Program:
-    a = Assembler(f"{path.vmm.personality} device process", at.USER_TEXT)
-    personalities[path.vmm.personality].user(a, path)
-    return a.assemble()
+def _assemble(path: Path) -> tuple[Program, Program]:
+    """The hypervisor's program, and that of its device process."""
+    personality = path.vmm.personality
+    kernel, user = (
+        Assembler(f"{personality} hypervisor", at.HOST_TEXT),
+        Assembler(f"{personality} device process", at.USER_TEXT),
+    )
+    personalities[personality].kernel(kernel, path)
+    personalities[personality].user(user, path)
+    return kernel.assemble(), user.assemble()
 
 
 def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
@@ -346,19 +346,19 @@ def _fill_vmcs(
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
     if vmm.dirty_log.stop is not None:
-        values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
+        values["LOG_END"] = host.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
         values["SHARE_MARKS"] = at.frame_address(vcpu.marks)
     if vcpu.index == 0:  # whose thread is that of the VM's daemons
         values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
         root = fill_pool(
-            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
+            host, vcpu.shadow, start, host.profile, hypervisor.path.parameters,
             vcpu.address + at.V["SLOTS"], vcpu.process.root, ept=vcpu.ept.root if vcpu.ept is not None else 0,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
-        if hypervisor.path.profile.features.nx:
+        if host.profile.features.nx:
             fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
