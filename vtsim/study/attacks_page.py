@@ -50,8 +50,8 @@ What becomes of every attack of the suite in `vtsim/study/attacks.py`, which is 
 every technique and way of paging. Each attack is a guest that runs beside a second VM, where the technique lets two be
 there; afterwards canaries, the machine's registers, MSRs and ports, and the second VM's share of the CPU are looked at.
 This page is written by `python -m scripts.generate_attacks`, which makes all of them. `tests/study/test_containment.py`
-takes the mechanisms away by which attacks are held, and sees them get through. EPT, shadow, agile and direct-pv are ways
-of paging under technique `hardware`.
+takes the mechanisms away by which attacks are held, and sees them get through. EPT, shadow, agile and direct-pv are
+ways of paging under technique `hardware`.
 
 *held*: without effect outside the attacker's VM. **through**: with one, as listed below. `·`: there was no occasion.
 """
