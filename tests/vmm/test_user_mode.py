@@ -8,7 +8,11 @@ from tests.vmm.test_paravirtual import PRIVILEGED, TEXT, run, seen
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.codes import FOREVER, HOST_PROCESS
+from vtsim.platform.machine import Machine
 from vtsim.study.run import run as run_scenario
+from vtsim.vmm.user_mode.layout import RETURN
 
 USER_MODE = "vmm.technique=user-mode"
 
@@ -77,3 +81,35 @@ def test_a_copied_space_is_mapped_page_by_page() -> None:
 def test_what_a_process_of_the_host_cannot_do_is_refused_with_its_place(sets: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_scenario(TEXT.format(kernel="{}", processes="[{phases: [{primitive: work}]}]"), [USER_MODE, *sets])
+
+
+def test_a_result_that_an_event_delays_is_seen_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is made to expire while the tracing thread lets a process return."""
+    phases = "{primitive: cpuid, iterations: 1}, {primitive: syscall, iterations: 5}"
+    text = TEXT.format(kernel="{tick: 1 ms}", processes=f"[{{phases: [{phases}]}}]")
+    there = Machine(parse_scenario(text, [USER_MODE]))
+    monitor, m = there.monitor, there.engine.cpus[0]
+    assert monitor is not None
+    (vcpu,), run_all, interrupted = monitor.vcpus, there.engine.run_all, list[int]()
+
+    def in_steps(until: int, quantum: int) -> tuple[int, int]:
+        code, cpu = 0, -1
+        while code == 0 and m[s.CYCLE] < until:
+            code, cpu = run_all(int(m[s.CYCLE]) + 50, quantum)
+            words = [monitor.word(vcpu, name) for name in ("KERNEL", "DELIVERS", "BY_SYSCALL")]
+            returning = words == [HOST_PROCESS, RETURN, 1] and m[s.PRIVILEGE] == o.R3
+            if returning and m[s.APIC_DEADLINE] != FOREVER and len(interrupted) < 3:
+                m[s.APIC_DEADLINE] = m[s.CYCLE]
+                interrupted.append(monitor.word(vcpu, "UPCALLS"))
+        return code, cpu
+
+    monkeypatch.setattr(type(there.engine), "run_all", lambda engine, until, quantum: in_steps(until, quantum))
+    outcome = there.run()
+    monkeypatch.undo()
+    natively = Machine(parse_scenario(text, ["vmm.technique=native"]))
+    natively.run()
+
+    assert outcome.vms[0].stopped is None
+    assert len(interrupted) == 3
+    assert monitor.word(vcpu, "UPCALLS") >= 3
+    assert seen(there) == seen(natively)
