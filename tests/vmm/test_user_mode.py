@@ -8,17 +8,19 @@ from tests.vmm.test_paravirtual import PRIVILEGED, TEXT, run, seen
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
+from vtsim.cpu.codes import FOREVER, HOST_PROCESS
+from vtsim.platform.machine import Machine
 from vtsim.study.run import run as run_scenario
+from vtsim.vmm.user_mode.layout import RETURN
 
 USER_MODE = "vmm.technique=user-mode"
-PAGES = 36  # of the guest that faults: it touches, frees and touches them again
 
 
 @pytest.mark.parametrize(
     ("guest", "sets"),
     [
         ("fork and exec", ()),
-        ("faults", ()),
         ("ticks, idling and switches", ("machine.profile=p4-672",)),
     ],
 )
@@ -45,24 +47,13 @@ def test_processes_see_what_they_see_natively_and_every_entry_into_their_kernel_
     assert stops["signals"] == counters["page_faults"] + counters["interrupts"]
     if not counters["interrupts"]:  # a process is entered once more than it is left: its last call does not return
         assert stops["returns"] == stops["calls"] + stops["signals"]
-    if guest == "faults":
-        pages, tables = PAGES, 2
-        assert asked["requests"]["update"] == 2 * (pages + pages) + 2 * tables
-    there.engine.check_clock()
 
-
-def test_the_tracing_thread_is_a_process_of_the_host_and_nothing_of_it_is_the_guests() -> None:
-    _, outcome = run("fork and exec", USER_MODE)
-    host, guest = outcome.owners["host"], outcome.owners["vm0"]
-    asked = outcome.hypercalls
-    assert asked is not None
-
-    ring_3 = sum(ring[o.R3][o.SCHEDULING] for ring in host.cycles)
-    assert ring_3 > 0
-    assert sum(ring[o.R3][o.SCHEDULING] for ring in guest.cycles) == 0
-    stops = asked["stops"]
-    asks = 4 * stops["calls"] + 3 * stops["returns"] + 2 * stops["signals"]  # it asks and waits
+    host = outcome.owners["host"]
+    asks = 4 * stops["calls"] + 3 * stops["returns"] + 2 * stops["signals"]  # it reads, imposes, lets go on, waits
     assert host.counters["syscalls"] == asks
+    assert sum(ring[o.R3][o.SCHEDULING] for ring in host.cycles) > 0
+    assert sum(ring[o.R3][o.SCHEDULING] for ring in counts.cycles) == 0  # the tracing thread is not the guest's
+    there.engine.check_clock()
 
 
 def test_a_copied_space_is_mapped_page_by_page() -> None:
@@ -90,3 +81,35 @@ def test_a_copied_space_is_mapped_page_by_page() -> None:
 def test_what_a_process_of_the_host_cannot_do_is_refused_with_its_place(sets: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_scenario(TEXT.format(kernel="{}", processes="[{phases: [{primitive: work}]}]"), [USER_MODE, *sets])
+
+
+def test_a_result_that_an_event_delays_is_seen_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is made to expire while the tracing thread lets a process return."""
+    phases = "{primitive: cpuid, iterations: 1}, {primitive: syscall, iterations: 5}"
+    text = TEXT.format(kernel="{tick: 1 ms}", processes=f"[{{phases: [{phases}]}}]")
+    there = Machine(parse_scenario(text, [USER_MODE]))
+    monitor, m = there.monitor, there.engine.cpus[0]
+    assert monitor is not None
+    (vcpu,), run_all, interrupted = monitor.vcpus, there.engine.run_all, list[int]()
+
+    def in_steps(until: int, quantum: int) -> tuple[int, int]:
+        code, cpu = 0, -1
+        while code == 0 and m[s.CYCLE] < until:
+            code, cpu = run_all(int(m[s.CYCLE]) + 50, quantum)
+            words = [monitor.word(vcpu, name) for name in ("KERNEL", "DELIVERS", "BY_SYSCALL")]
+            returning = words == [HOST_PROCESS, RETURN, 1] and m[s.PRIVILEGE] == o.R3
+            if returning and m[s.APIC_DEADLINE] != FOREVER and len(interrupted) < 3:
+                m[s.APIC_DEADLINE] = m[s.CYCLE]
+                interrupted.append(monitor.word(vcpu, "UPCALLS"))
+        return code, cpu
+
+    monkeypatch.setattr(type(there.engine), "run_all", lambda engine, until, quantum: in_steps(until, quantum))
+    outcome = there.run()
+    monkeypatch.undo()
+    natively = Machine(parse_scenario(text, ["vmm.technique=native"]))
+    natively.run()
+
+    assert outcome.vms[0].stopped is None
+    assert len(interrupted) == 3
+    assert monitor.word(vcpu, "UPCALLS") >= 3
+    assert seen(there) == seen(natively)

@@ -18,7 +18,7 @@ from vtsim.vmm.techniques import techniques
 
 NATIVE: Final = "native"
 SLOWER: Final = 100  # times the time limit for programs that execute guests: it is there against guests that hang
-LEFT_OPEN: Final = ("vmm.paging=auto", "vmm.vpid=auto", "vmm.tpr_shadow=auto")
+LEFT_OPEN: Final = ("vmm.paging=auto", "vmm.vpid=auto", "vmm.tpr_shadow=auto", "vmm.hosted=false")
 
 
 @frozen(kw_only=True)

@@ -48,6 +48,7 @@ class Monitor:
     system_calls: int = key("calls", "system calls that went through the monitor to the guest's kernel")
     injected: int     = key("events", "exceptions and interrupts that it delivered to guests")
     switches: int     = key("switches", "between the address spaces of a guest's kernel and of its processes")
+    world_switches: int = key("switches", "to the world of the host and back, where the monitor is hosted", default=0)
 
 
 @frozen(kw_only=True)

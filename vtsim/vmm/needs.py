@@ -68,9 +68,9 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
         + shadows
         + bitmaps
         + 256
-        + (32 + 160 * translating) * len(memories)
+        + (32 + 160 * translating + 16 * vmm.hosted) * len(memories)
         + 32 * more_vcpus,
-        code_pages=24 + (20 * translating + (CODE_PAGES + 4) * software) * len(memories),
+        code_pages=24 + (20 * translating + vmm.hosted + (CODE_PAGES + 4) * software) * len(memories),
         rows=8192 + (5000 * translating + (ROWS + 4096) * software) * len(memories),
         owners=1 + len(memories),
         host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * (len(memories) + more_vcpus),

@@ -108,6 +108,12 @@ class VmmSpec:
         "How guest kernels are virtualized; `vtsim list technique` says what each is",
         default="hardware",
     )
+    hosted: bool = setting(
+        Boolean(),
+        "A monitor of deprivileged guests stands beside a host, to whose world it switches for devices, interrupts and "
+        "when its guest is idle",
+        default=False,
+    )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
         Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "software", "none")),
@@ -187,6 +193,12 @@ class VmmSpec:
                 f"technique {self.technique!r} lets the processor walk tables, and no program",
                 field="paging",
                 help=f"paging can be auto, {', '.join(techniques[self.technique].paging)}",
+            )
+        if self.hosted and not native and techniques[self.technique].paging != ("shadow",):
+            raise ConfigError(
+                f"technique {self.technique!r} has no monitor that stands beside a host",
+                field="hosted",
+                help="hosted can be false; or choose technique binary-translation, trap-and-emulate",
             )
         if self.native_methods and not techniques[self.technique].in_software and not native:
             software = ", ".join(name for name, one in techniques.items() if one.in_software)

@@ -9,7 +9,8 @@ from vtsim.study.binding import PHASE, Figure, Run, bind, quotient
 
 LMBENCH: Final = "workloads/lmbench"
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
-    "L-UP": ("vmm.technique=native", "vmm.paging=none"), "VMW": (), "Xen": ("vmm.technique=paravirtual",),
+    "L-UP": ("vmm.technique=native", "vmm.paging=none"), "VMW": ("vmm.hosted=true",),
+    "Xen": ("vmm.technique=paravirtual",), "UML": ("vmm.technique=user-mode",),
 }  # fmt: skip
 OPERATIONS: Final = {  # benchmark: iterations of the shorter run, published operations in one of them
     "null_call": (500, 1), "null_io": (500, 2), "stat": (500, 1), "open_close": (300, 1), "slct_tcp": (50, 1),

@@ -10,8 +10,8 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R8, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.vmm.monitor import hosted, translate
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor import translate
 from vtsim.vmm.monitor.crossing import (
     APIC_ENABLED,
     GENERAL_PROTECTION,
@@ -197,7 +197,7 @@ def exceptions(a: Assembler, translates: bool) -> None:
     a.jmp("inject_exception")
 
 
-def interrupt(a: Assembler, translates: bool) -> None:
+def interrupt(a: Assembler, translates: bool, by_host: bool) -> None:
     """`timer`: the interrupt of the physical timer, which is the guest's; in the guest, or while it is halted."""
     a.activity = ops.EXIT_DISPATCH
     a.label("timer")
@@ -206,7 +206,10 @@ def interrupt(a: Assembler, translates: bool) -> None:
     save(a, 48)
     if translates:
         a.call("original")
-    take_interrupt(a)
+    if by_host:
+        hosted.interrupt(a)
+    else:
+        take_interrupt(a)
     a.jmp("check")
     a.label("timer_while_halted")
     take_interrupt(a)

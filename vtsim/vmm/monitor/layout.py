@@ -81,6 +81,8 @@ VCPU_WORDS: Final = (
     ("TRANSLATOR",    1, "linear address of the binary translator's structure"),
     ("LEAVING_RCX",   1, "registers that a call-out saves"),
     ("LEAVING_R11",   1, ""),
+    ("WORLD",         1, "linear address of the page that the worlds of monitor and host share, where it is hosted"),
+    ("WORLD_SWITCHES", 1, "switches to the host's world and back"),
     ("BACK_RCX",      1, "registers that the way back into a translation restores"),
     ("BACK_R11",      1, ""),
     ("BACK_TO",       1, "where in a translation it leads"),

@@ -19,7 +19,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
-from vtsim.cpu.codes import FOREVER
+from vtsim.cpu.codes import FOREVER, HOST_PROCESS
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.cursor import set_privilege
 from vtsim.cpu.kernels.msr_storage import msr_slot
@@ -94,8 +94,9 @@ class Monitor:
         return self.word(vcpu, "VIEWS", view) or None if self.word(vcpu, "CR3") & e.ADDRESS == root else None
 
     def in_guest(self, cpu: int) -> bool:
-        """Does a guest run on a CPU, and not the monitor?"""
-        return bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
+        """Does a guest run on a CPU, and not the monitor or a process of the host?"""
+        ring3 = bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
+        return ring3 and self.word(self.current(cpu), "KERNEL") != HOST_PROCESS
 
     def finish(self, cpu: int) -> VirtualCpu:
         """The guest of a CPU came to its end; it is switched off from outside, which costs nothing."""
@@ -136,7 +137,7 @@ class Monitor:
 
     def statistics(self) -> dict[str, int]:
         """What the monitor counted, over all guests."""
-        names = ("traps", "system_calls", "injected", "switches")
+        names = ("traps", "system_calls", "injected", "switches", "world_switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
 
     def hypercalls(self) -> dict[str, dict[str, int]] | None:

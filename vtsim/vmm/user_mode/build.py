@@ -11,7 +11,6 @@ from attrs import define
 from vtsim.base import memory as mem
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
-from vtsim.cpu.codes import HOST_PROCESS
 from vtsim.ept import spec as e
 from vtsim.ept.tables import USER_PAGE
 from vtsim.vmm.direct import DirectHost
@@ -33,10 +32,6 @@ class UserModeMonitor(ParavirtualMonitor):
     """The host as the platform sees it while it runs."""
 
     offsets = at.V
-
-    def in_guest(self, cpu: int) -> bool:
-        """Does a guest run on a CPU, and not the host or one of its processes?"""
-        return super().in_guest(cpu) and self.word(self.current(cpu), "KERNEL") != HOST_PROCESS
 
     def hypercalls(self) -> dict[str, dict[str, int]]:
         """What guests asked for, over all of them, and the stops of their processes."""
