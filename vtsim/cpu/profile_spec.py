@@ -168,6 +168,9 @@ class Features:
     entry_walk_cache: bool = _value(
         "flag", "the walk cache holds entries of upper levels by their physical address, of both dimensions (AMD's)"
     )
+    agile_cr3: bool = _value(
+        "flag", "with agile paging, loads of CR3 whose shadow root is in a list do not exit (no processor has it)"
+    )
     agile_paging: bool = _value(
         "flag", "walks that begin in shadow tables and go on in two dimensions (no processor has)"
     )

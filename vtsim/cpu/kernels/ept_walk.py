@@ -172,7 +172,8 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     level = levels
     rights = EPT_RIGHTS
     rwx = EPT_RIGHTS if m[EPT_FEATURES] & MODE_BASED else EPT_RWX
-    up = deepest(m, a, EPT_PDE, gpa >> 12, levels, context)
+    single = m[ENTRY_CACHE] != 0  # do walk caches hold single entries?
+    up = -1 if single else deepest(m, a, EPT_PDE, gpa >> 12, levels, context)
     if up >= 0:
         table = up & ADDRESS
         level = (up >> TABLE_LEVEL) & 7
@@ -183,7 +184,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         shift = 3 + 9 * level
         at = table | ((gpa >> shift) & 511) << 3
         entry = -1
-        if m[ENTRY_CACHE] and level > 1:
+        if single and level > 1:
             entry = held_entry(m, a, EPT_PDE, at, context, EPT_PWC_HIT_CYCLES, EPT_ENTRY_HITS)
         if entry == -1:  # as is what is read where nothing answers
             a[owner + EPT_REFERENCES] += 1
@@ -221,12 +222,14 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
                 m[WALK_LATENCY] += m[ATOMIC_CYCLES]
         if leaf:
             break
-        keep_entry(m, a, EPT_PDE, at, context, entry)
         table = entry & ADDRESS
         level -= 1
         if level == 1:
             remember(m, a, NESTED, gpa >> 21, table)
-        keep_table(m, a, EPT_PDE, gpa >> 12, level, context, table | rights)
+        if single:
+            keep_entry(m, a, EPT_PDE, at, context, entry)
+        else:
+            keep_table(m, a, EPT_PDE, gpa >> 12, level, context, table | rights)
     size = level - 1
     within = (1 << shift) - 1
     dirty = 1

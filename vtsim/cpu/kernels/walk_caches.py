@@ -7,6 +7,8 @@ each is answered there. A context is part of the tag, as in all other structures
 What is kept under a part of the address is the table that the entry leads to: its host-physical address, its level,
 and the rights that hold so far.
 
+Not modelled: entries of 32-bit and PAE paging in a walk cache of single entries.
+
 SDM: "Caches for Paging Structures"; "Information That May Be Cached".
 """
 
@@ -35,8 +37,6 @@ def deepest(m: Record, a: Arena, last: int, number: int, levels: int, context: i
 
     `last` is the dimension's PDE cache, `levels` how many the walk has.
     """
-    if m[ENTRY_CACHE]:
-        return -1
     for level in range(DEEPEST, levels):
         part = number >> (9 * level)
         up = find(m, a, last - STRIDE * (level - DEEPEST), part, part << TAG_SHIFT | context)
@@ -48,8 +48,6 @@ def deepest(m: Record, a: Arena, last: int, number: int, levels: int, context: i
 @kernel
 def keep_table(m: Record, a: Arena, last: int, number: int, level: int, context: int, up: int) -> None:
     """Keep the table of a level on the way to a page: `up` is its address and the rights so far."""
-    if m[ENTRY_CACHE]:
-        return
     part = number >> (9 * level)
     keep(m, a, last - STRIDE * (level - DEEPEST), part, part << TAG_SHIFT | context, up | level << TABLE_LEVEL)
 
@@ -78,7 +76,6 @@ def held_entry(m: Record, a: Arena, last: int, at: int, context: int, price: int
 
 @kernel
 def keep_entry(m: Record, a: Arena, last: int, at: int, context: int, entry: int) -> None:
-    """Hold an entry that leads to another table, if the cache is one of entries."""
-    if m[ENTRY_CACHE]:
-        number = at >> 3
-        keep(m, a, last, number, number << TAG_SHIFT | context, entry)
+    """Hold an entry that leads to another table."""
+    number = at >> 3
+    keep(m, a, last, number, number << TAG_SHIFT | context, entry)
