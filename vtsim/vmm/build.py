@@ -382,6 +382,8 @@ def _fill_vmcs(
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
     words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
+    if vmm.paging == "agile" and hypervisor.path.profile.features.agile_cr3:
+        words[h.V_CR3_LIST] = vcpu.address + at.V["SHADOW_CR3"] - at.HOST_DIRECT
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
     features = (direct_interface.DIRECT_TABLES if vmm.paging == "direct-pv" else 0) | (

@@ -103,6 +103,7 @@ VCPU_WORDS: Final = (
     ("LAST_TSC",          2, "TSC at the last exit, low and high half"),
     ("XCR0",              1, "XCR0 of the guest"),
     ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
+    ("CR3_PAIRS",         8, "agile paging: pairs of such a CR3 and its shadow root, for the processor"),
     ("SHADOW",            1, "linear address of the pool of shadow pages"),
     ("NUMBER",            1, "which VM of the scenario"),
     ("LOGGING",           1, "are writes to the VM's memory logged?"),

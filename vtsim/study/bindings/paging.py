@@ -330,7 +330,10 @@ bind(
 
 
 # --- agile paging -------------------------------------------------------------------------------------------------
-AGILE: Final = ("vmm.paging=agile", "machine.cpu.features.agile_paging=true")
+AGILE: Final = (
+    *("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "machine.cpu.features.agile_cr3=true",  # which the proposal has beside the walker
+)
 WAYS: Final[tuple[tuple[str, ...], ...]] = (
     ("vmm.technique=native",), ("vmm.paging=ept",), ("vmm.paging=shadow",), AGILE
 )  # fmt: skip
