@@ -65,9 +65,20 @@ def fill(memory: PhysicalMemory, gfn: int, words: Sequence[int] | NDArray[np.int
 
 
 def write_tasks(
-    memory: PhysicalMemory, tasks: Sequence[Task], *, zones: int, log: int, leave: int, pcid: bool, nx: bool
+    memory: PhysicalMemory,
+    tasks: Sequence[Task],
+    *,
+    zones: int,
+    log: int,
+    leave: int,
+    pcid: bool,
+    nx: bool,
+    file: int = 0,
 ) -> None:
-    """Write the tasks' words and areas, and the stacks from which threads start; without a space, a task is idle."""
+    """Write the tasks' words and areas, and the stacks from which threads start; without a space, a task is idle.
+
+    `file` is the linear address of what is known of the file that is mapped.
+    """
     ring = [task for task in tasks if task.space]
     store = memory.store
     keep = at.NOFLUSH if pcid else 0
@@ -91,7 +102,7 @@ def write_tasks(
         if task.space:
             words[at.T_AREA_COUNT] = len(task.space.areas)
         if task.space and task.leader is None:
-            fill(memory, task.areas, list(_area_words(task.space, zones, nx)))
+            fill(memory, task.areas, list(_area_words(task.space, zones, nx, file)))
         if len({other.cpu for other in tasks}) > 1:
             first = number if task.leader is None else task.leader
             threads = [other for n, other in enumerate(ring) if first in (n, other.leader)]
@@ -124,10 +135,12 @@ def cpu_shift(cpu: int) -> int:
     return cpu * at.ENTRY_PAGES * PAGE
 
 
-def _area_words(space: AddressSpace, zones: int, nx: bool) -> Iterator[int]:
+def _area_words(space: AddressSpace, zones: int, nx: bool, file: int) -> Iterator[int]:
+    """The rows of the table of areas. Where a file will be mapped is nothing yet."""
     for area in space.areas:
         zone = 0 if area.text else linear(zones) + area.size * ZONE_BYTES
-        row = [area.start, area.end, area.leaf(nx), area.size + 1, zone, SIZES[area.size]]
+        end = area.start if area.file else area.end
+        row = [area.start, end, area.leaf(nx), area.size + 1, zone, SIZES[area.size], file if area.file else 0]
         yield from row + [0] * (at.AREA_BYTES // 8 - len(row))
 
 

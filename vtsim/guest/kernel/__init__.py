@@ -14,6 +14,7 @@ from attrs import frozen
 from vtsim.base.registry import Registry
 from vtsim.cpu.assembler import Assembler
 from vtsim.guest.kernel.dma_layout import DmaOptions
+from vtsim.guest.kernel.page_cache import FileOptions
 
 
 @frozen(kw_only=True)
@@ -40,6 +41,7 @@ class KernelOptions:
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended
     dma: DmaOptions | None = None  # where the guest drives devices
+    file: FileOptions | None = None  # that processes map
 
     @property
     def several(self) -> bool:

@@ -65,7 +65,7 @@ RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
 RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
-(A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
+(A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES, A_FILE) = range(0, 56, 8)  # A_FILE: what is mapped, 0: no file
 AREA_BYTES: Final = 64
 (Z_TOP, Z_BOTTOM, Z_BALLOON, Z_TICKET, Z_SERVING) = range(0, 40, 8)   # the list's beginning to its bottom: the balloon
 
@@ -97,8 +97,9 @@ WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 USER_CALLS: Final = 512
 (CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
  CALL_BALLOON, CALL_SIGACTION, CALL_KILL, CALL_SIGRETURN, CALL_STAT, CALL_OPEN, CALL_CLOSE, CALL_READ, CALL_WRITE,
- CALL_SELECT) = range(512, 530)
-FIRST_LOOP: Final = 530
+ CALL_SELECT, CALL_MAP_FILE, CALL_UNMAP_FILE, CALL_MSYNC) = range(512, 533)
+FIRST_LOOP: Final = 533
+SIGUSR1: Final = 10
 NOFLUSH: Final = 1 << 63
 NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL
 PAGE: Final = 4096
