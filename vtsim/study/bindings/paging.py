@@ -316,9 +316,7 @@ bind(
         runs=(*_written("write-protect", SNB), *_written("write-protect", SNB, BEFORE_LOCKLESS)),
         compute=quotient(cycles_grown(NEWLY), 2),
         unit="ratio",
-        note=(
-            "hardware and number of vCPUs not stated; before: Linux 3.4's steps, executed one by one; after: Linux 6.1's"
-        ),
+        note=("hardware and number of vCPUs not stated; before: Linux 3.4's steps, one by one; after: Linux 6.1's"),
     ),
     deviates=(
         "an exit that does next to nothing takes some 1590 cycles here (DALL17-X86), of 1880 and 2560 for a page, and "
