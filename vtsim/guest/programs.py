@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vtsim.base.registry import import_all
 from vtsim.cpu import ops
@@ -95,7 +95,7 @@ def kernel_text(
         if not path.entry:
             path.emit(a, options)
     for number, index, phase in kernel_loops(guest):
-        stage = stages.stage(number, index, spaces[number].bases[index])
+        stage = evolve(stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual)
         a.activity = ops.APPLICATION
         a.label(stage.name)
         lowerings[type(phase)].emit(a, phase, stage)
