@@ -214,13 +214,15 @@ def verdict(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a scenario, for editors."""
+def schema(
+    file: Annotated[str, typer.Argument(metavar="[scenario|study]", help="Of which kind of file.")] = "scenario",
+) -> None:
+    """Print the JSON Schema of a scenario or a study, for editors."""
     import json
 
-    from vtsim.config import schema as scenario_schema
+    from vtsim.config import schema as schema_of
 
-    emit(json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n")
+    emit(json.dumps(schema_of(file), indent=2, ensure_ascii=False) + "\n")
 
 
 @explain.command("exit")
