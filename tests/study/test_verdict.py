@@ -300,6 +300,21 @@ def test_a_threshold_that_is_none_is_refused(setting: str, message: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["efficiency=0.5", "efficiency=0.6"], "--threshold: efficiency is given twice"),
+        (["confidence=0"], "--threshold: no interval has a confidence of 0"),
+        (["confidence=1.0"], "--threshold: no interval has a confidence of 1.0"),
+    ],
+)
+def test_a_threshold_is_given_once_and_a_confidence_lies_between_0_and_1(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        v.thresholds_of(settings)
+
+    assert str(raised.value).startswith(f"{message}\n help: ")
+
+
+@pytest.mark.parametrize(
     ("sets", "field"),
     [("machine.devices=[vgaa]", "machine.devices"), ("vms.0.devices=[rtl8111]", "vms.0.devices")],
 )

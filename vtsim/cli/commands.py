@@ -107,17 +107,24 @@ def run(
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=path, help="Scenarios.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", parser=path, help="Scenarios and studies.", show_default=False)
+    ],
     sets: Sets = None,
 ) -> None:
-    """Check scenarios without running them."""
+    """Check scenarios and studies without running them."""
     from vtsim.base.errors import ConfigError
-    from vtsim.config import load_scenario
+    from vtsim.config import is_study, load_scenario
 
     status = FINE
     for file in files:
         try:
-            load_scenario(file, sets or ())
+            if is_study(file) and not sets:
+                from vtsim.study.sweep.design import load_design
+
+                load_design(file)
+            else:
+                load_scenario(file, sets or ())
         except ConfigError as error:
             note(f"{error}\n")
             status = USERS_MISTAKE
@@ -214,13 +221,15 @@ def verdict(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a scenario, for editors."""
+def schema(
+    file: Annotated[str, typer.Argument(metavar="[scenario|study]", help="Of which kind of file.")] = "scenario",
+) -> None:
+    """Print the JSON Schema of a scenario or a study, for editors."""
     import json
 
-    from vtsim.config import schema as scenario_schema
+    from vtsim.config import schema as schema_of
 
-    emit(json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n")
+    emit(json.dumps(schema_of(file), indent=2, ensure_ascii=False) + "\n")
 
 
 @explain.command("exit")

@@ -111,6 +111,8 @@ def thresholds_of(settings: Sequence[str]) -> Thresholds:
         name, _, text = setting.partition("=")
         if name not in known:
             raise ConfigError.unknown("threshold", name, known, field="--threshold")
+        if name in values:
+            raise ConfigError(f"{name} is given twice", field="--threshold", help="give each threshold once")
         try:
             values[name] = float(text)
         except ValueError:
@@ -120,6 +122,12 @@ def thresholds_of(settings: Sequence[str]) -> Thresholds:
                 f"{text!r} is not a share",
                 field="--threshold",
                 help=f"{name} is a number from 0 to 1, as in {name}=0.9",
+            )
+        if name == "confidence" and values[name] in (0, 1):
+            raise ConfigError(
+                f"no interval has a confidence of {text}",
+                field="--threshold",
+                help="confidence is a number between 0 and 1, and neither, as in confidence=0.95",
             )
     return Thresholds(**values)
 
