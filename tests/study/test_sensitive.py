@@ -7,12 +7,13 @@ from functools import cache
 import attrs
 import pytest
 
-from vtsim.config import load_scenario
+from vtsim.base.errors import ConfigError
+from vtsim.config import load_scenario, parse_scenario, resolve
 from vtsim.cpu.assembler import Program
 from vtsim.guest.spec import ROBIN_IRVINE
 from vtsim.platform.machine import Machine
 from vtsim.platform.spec import Scenario
-from vtsim.platform.witness import EXCEPTION, KERNEL, STREAMS, Stream, Wanted, Witnessed
+from vtsim.platform.witness import APPLICATION, EXCEPTION, KERNEL, STREAMS, Stream, Wanted, Witnessed
 from vtsim.study import equivalence as e
 from vtsim.study.run import without_hypervisor
 
@@ -26,6 +27,12 @@ WAYS = {
     "dynamic translation": ("vmm.technique=dynamic-translation",),
 }
 # what a monitor on x86 learns of, or what shows nothing of the ring, in 64-bit mode
+PROCESS = """
+machine: {memory: 64 MiB}
+vms:
+  - memory: 16 MiB
+    guest: {kernel: {tick: off}, processes: [{phases: [{primitive: sensitive_user, iterations: 1}]}]}
+"""
 NOT_CAUGHT = {
     "pop": "POP of FS in ring 3 faults where the segment is the kernel's",
     "push": "PUSH of FS shows a selector that any ring may have loaded",
@@ -84,6 +91,28 @@ def test_where_the_monitor_learns_of_each_of_them_or_need_not_the_guest_sees_the
         here, expected = there.streams[stream], natives.streams[stream]
         assert (here.count, here.digest) == (expected.count, expected.digest), stream
         assert expected.count
+
+
+@pytest.mark.compiled_only
+def test_applications_see_the_same_but_where_they_run_directly_and_nothing_traps() -> None:
+    def seen(*sets: str) -> tuple[int, int]:
+        stream = witnessed(parse_scenario(PROCESS, list(sets))).streams[APPLICATION]
+        return stream.count, stream.digest
+
+    natives = seen("vmm.technique=native")
+    assert natives[0] > len(ROBIN_IRVINE)
+    assert {way for way, sets in WAYS.items() if seen("vmm.technique=trap-and-emulate", *sets) != natives} == {
+        "binary translation"  # of kernels only: processes run directly
+    }
+
+
+@pytest.mark.parametrize("phases", ["{primitive: sensitive}", "{primitive: syscall}"])
+def test_a_kernel_built_for_ring_3_is_not_asked_for_them(phases: str) -> None:
+    text = PROCESS.replace("{primitive: sensitive_user, iterations: 1}", phases)
+    listed = [] if "sensitive" in phases else ["vms.0.guest.kernel.sensitive=[sgdt]"]
+
+    with pytest.raises(ConfigError, match="kernels are built for ring 3"):
+        resolve(parse_scenario(text, ["vmm.technique=paravirtual", *listed]), "test")
 
 
 @pytest.mark.compiled_only

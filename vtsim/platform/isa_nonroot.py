@@ -166,7 +166,9 @@ class GuestBench(Bench):
         """What an op is run with: of CR4 what VMX operation allows."""
         allowed = self.capabilities.cr4_fixed()[1]
         return tuple(
-            evolve(each, slots={slot: value & allowed if slot == s.CR4 else value for slot, value in each.slots.items()})
+            evolve(
+                each, slots={slot: value & allowed if slot == s.CR4 else value for slot, value in each.slots.items()}
+            )
             for each in super().setups(name)
         )
 
