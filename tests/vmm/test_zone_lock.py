@@ -22,7 +22,9 @@ SLOW = pytest.mark.compiled_only
 
 def two_vms(pages: int, **options: object) -> Machine:
     """Two VMs on two CPUs, which fault on as many pages at the same time."""
-    return machine(writer(pages), writer(pages), cpus=2, memory=4 * MIB, personality="minimal", placement=BUDDY, **options)
+    return machine(
+        writer(pages), writer(pages), cpus=2, memory=4 * MIB, personality="minimal", placement=BUDDY, **options
+    )
 
 
 def stays_in_zones(m: Machine) -> list[tuple[int, int, int]]:

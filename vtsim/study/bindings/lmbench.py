@@ -79,8 +79,8 @@ bind(
         "call returns by IRET four times and loads CR3 twice, as AA06-NANO says: null_call takes 2.07 us with "
         "IRET for nothing, 1.22 if CR3 is free, too. A paravirtual kernel is 64-bit and in ring 3 here, so that "
         "each system call loads CR3 twice, where Xen had a gate straight into ring 1: with CR3 for nothing "
-        "Xen.null_call takes 0.66 us and Xen.stat 1.00; a signal returns by a hypercall and IRET, too: 2.98 with "
-        "both for nothing, of 5.98; Xen.fork takes 263 us with 24 pages copied"
+        "Xen.null_call takes 0.66 us and Xen.stat 1.00; a signal returns by a hypercall and IRET, too; "
+        "Xen.fork takes 263 us with 24 pages copied"
     ),
     unbound=(
         "L-SMP needs the locks of a kernel for several processors; UML (system calls and faults by ptrace) is no "
