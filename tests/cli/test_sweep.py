@@ -45,7 +45,7 @@ class Engine:
     before: Callable[[], object] = lambda: None
     broken: int = 0
 
-    def run(self, scenario: Scenario) -> Result:
+    def run(self, scenario: Scenario, native: object = None) -> Result:
         self.ran.append(scenario.seed)
         self.before()
         if scenario.seed == self.broken:

@@ -17,7 +17,7 @@ CPUID = "vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]\n"
 PRIMITIVES = (
     "work, mix, stream, fill, cpuid, rdtsc, rdmsr, wrmsr, vmcall, hlt, pause, ipi, port_in, port_out, mmio_read, "
     "mmio_write, mov_from_cr8, mov_to_cr8, mov_to_cr3, syscall, fork, exec, page_fault, protect, context_switch, balloon, idle, replay, "
-    "memory_trace, dma_buffers, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
+    "memory_trace, dma_buffers, map_file, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
     "null_io, stat, open_close, select, "
     "signal_install, signal_handle, protection_fault, process, "
     "btree, netlist_swaps, cross_sections, graph_gather, key_values, "

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.vmm.changing_tables import plan
+from tests.vmm.changing_tables import Paging, plan
 from tests.vmm.machines import CODE, FIRST_GFN, STACK, Machine, machine
+from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_shadow_guests import FORK, PLAIN, digests, exits, page_faults, run
 from vtsim.base import jit
 from vtsim.base import memory as mem
@@ -41,9 +42,9 @@ def of_pool(made: Any, name: str) -> int:
 def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> None:
     nested = shadowed = 0
     for seed in range(1 if jit.DISABLED else 8):
-        for pcid in (False, True):
-            made = plan(seed, 100 if jit.DISABLED else 600, pcid)
-            m = machine(made.guest, paging="agile", **MACHINES[name]).run()
+        for paging in (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True)):
+            made = plan(seed, 100 if jit.DISABLED else 600, paging)
+            m = machine(made.guest, paging="agile", profile=NEWER, **MACHINES[name]).run()
             assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
             for expected, found in made.seen(m.vcpu.memory.load):
                 assert found == expected

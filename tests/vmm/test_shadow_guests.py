@@ -87,6 +87,18 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(guest: str, way: str
     assert page_faults(there) == page_faults(natively)
 
 
+@pytest.mark.parametrize("paging", ["shadow", "agile"])
+@pytest.mark.parametrize("guest", ["fork with KPTI", "switches", "stream of large pages"])
+def test_a_guest_with_five_levels_ends_with_the_results_that_it_has_natively(guest: str, paging: str) -> None:
+    kernel, processes = GUESTS[guest]
+    five = (f"{kernel[:-1]}, paging_levels: 5}}", processes)
+    sets = ("machine.cpu={features: {la57: true, agile_paging: true}, vmx.generation: ice-lake-sp}",)
+    there, natively = run(five, (*sets, f"vmm.paging={paging}")), run(five, (*sets, *NATIVE))
+
+    assert digests(there) == digests(natively)
+    assert page_faults(there) == page_faults(natively)
+
+
 def test_a_page_fault_of_the_guest_exits_on_shadow_tables_and_stays_inside_with_ept() -> None:
     pages = 48 // 4 * 3
 

@@ -332,10 +332,10 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             )
         elif kernel.paging_levels == 5 and scenario.vmm.technique != "native":
             _, allowed = _capabilities(profile).cr4_fixed()
-            if not allowed & CR4_LA57 or scenario.vmm.paging == "static-shadow":
+            if not allowed & CR4_LA57:
                 yield Problem(
                     path=f"vms.{number}.guest.kernel.paging_levels",
-                    message="this needs CR4.LA57 in VMX operation, and EPT",
+                    message="this needs CR4.LA57 in VMX operation",
                     help="paging_levels can be 4; or machine.cpu: {vmx.generation: ice-lake-sp}",
                 )
         if kernel.page_size == GIB and not profile.features.pages_1g:

@@ -6,12 +6,14 @@ A program is position-dependent: it is assembled for the linear address at which
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Final
 
 from attrs import define, evolve, field, frozen
 
 from vtsim.base.errors import ModelError
 from vtsim.cpu import ops
+from vtsim.cpu.rows import Rows, packed
 from vtsim.cpu.slots import NO_REGISTER, REGISTERS
 from vtsim.vmcs.spec import BY_NAME as FIELDS
 from vtsim.vmcs.spec import SLOT
@@ -92,6 +94,11 @@ class Program:
     @property
     def end(self) -> int:
         return self.instructions[-1].end if self.instructions else self.base
+
+    @cached_property
+    def packed(self) -> Rows:
+        """Its rows as the engine has them."""
+        return packed(self.instructions)
 
     def pages(self) -> Iterator[tuple[int, list[Instruction]]]:
         """Each page address with the instructions that start in it, in order."""

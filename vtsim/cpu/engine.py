@@ -29,11 +29,9 @@ from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
-from vtsim.cpu.slots import NO_REGISTER
 from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIELD_INDEXES, FIRST_CAPABILITY, Capabilities
-from vtsim.vmcs.fields import WIDTH_MASK, Area, Width
+from vtsim.vmcs.fields import Area, Width
 from vtsim.vmcs.generations import GENERATIONS
-from vtsim.vmcs.groups import GROUPS
 
 NS: Final = 1_000_000_000
 COMPARED_AT_ONCE: Final = 16  # tags, also of a set with fewer ways
@@ -291,45 +289,21 @@ class Engine:
 
     def place(self, program: Program, frame_of: Callable[[int], int]) -> None:
         """Put a program into memory; `frame_of` gives the host frame of each of its linear pages."""
-        a, t = self.arena, self.tags
-        rows: dict[int, int] = {}
-        pages = list(program.pages())
-        n = int(a[mem.A_ROW_COUNT])
-        for _, instructions in pages:
-            for i in instructions:
-                rows[i.at] = n
-                n += 1
-        if n > self.geometry.rows:
-            raise ModelError("more program rows than the geometry has", {"rows": n})
-        for page, instructions in pages:
-            hfn = frame_of(page)
-            index = self.code_page(hfn)
-            for position, i in enumerate(instructions):
-                row = rows[i.at]
-                last = position == len(instructions) - 1 or instructions[position + 1].at != i.end
-                at = int(a[mem.A_ROWS]) + row * o.ROW_WORDS
-                offset = i.at & (PAGE - 1)
-                target = i.target if isinstance(i.target, int) else 0
-                same = i.target is not None and target & ~(PAGE - 1) == page and target in rows
-                a[at + o.ROW_META] = (
-                    i.op | i.length << o.META_LENGTH | offset << o.META_OFFSET
-                    | i.activity << o.META_ACTIVITY | int(last) << o.META_LAST
-                    | int((offset & 63) + i.length > 64) << o.META_STRADDLES
-                )  # fmt: skip
-                a[at + o.ROW_R1], a[at + o.ROW_R2] = i.r1, i.r2
-                moves_label = i.op == o.MOV and i.target is not None
-                a[at + o.ROW_IMM] = mem.signed(target if moves_label else i.imm)
-                a[at + o.ROW_MEM], a[at + o.ROW_DISP] = i.mem.packed, mem.signed(i.mem.displacement)
-                a[at + o.ROW_TARGET] = int(a[mem.A_ROWS]) + rows[target] * o.ROW_WORDS if same else 0
-                if i.op == o.VMWRITE and i.r2 == NO_REGISTER:  # the field's bits, and the checks that stay good
-                    a[at + o.ROW_TARGET] = WIDTH_MASK[i.extra] & ~GROUPS[i.extra]
-                a[at + o.ROW_EXTRA] = mem.signed(i.extra if i.target is None else target)
-                if i.op == o.JCC:
-                    a[at + o.ROW_DISP] = o.TRUTH[i.imm]
-                if i.op in (o.LDM, o.STM):
-                    a[at + o.ROW_EXTRA] = i.imm.bit_count()
-                t[int(a[mem.A_CODE_MAPS]) + index * PAGE + offset] = row
-        a[mem.A_ROW_COUNT] = n
+        a, t, packed = self.arena, self.tags, program.packed
+        first = int(a[mem.A_ROW_COUNT])
+        end = first + len(packed.rows)
+        if end > self.geometry.rows:
+            raise ModelError("more program rows than the geometry has", {"rows": end})
+        start = int(a[mem.A_ROWS]) + first * o.ROW_WORDS
+        rows = a[start : start + packed.rows.size].reshape(packed.rows.shape)
+        rows[:] = packed.rows
+        rows[packed.jumps, o.ROW_TARGET] = start + packed.goals * o.ROW_WORDS
+        for page, begin, behind in packed.pages:
+            index = self.code_page(frame_of(page))
+            t[int(a[mem.A_CODE_MAPS]) + index * PAGE + packed.offsets[begin:behind]] = range(
+                first + begin, first + behind
+            )
+        a[mem.A_ROW_COUNT] = end
 
     def code_page(self, hfn: int) -> int:
         """Make a frame a code page; its number among them."""

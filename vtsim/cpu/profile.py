@@ -50,7 +50,7 @@ class Profile(Values):
 
     def cycles(self, nanoseconds: int) -> int:
         """Convert a time to whole cycles of this profile's clock, rounded to the nearest."""
-        return (nanoseconds * self.clock_hz + NANOSECONDS_PER_SECOND // 2) // NANOSECONDS_PER_SECOND
+        return cycles_of(nanoseconds, self.clock_hz)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Profile:
         """Return the profile with some values replaced; all that is wrong is reported at once."""
@@ -82,6 +82,11 @@ class Profile(Values):
         """Count the values per confidence, best first."""
         found = [sourced.confidence for sourced in self.sources.values()]
         return {name: found.count(name) for name in (*profile_file.CONFIDENCES, "set") if name in found}
+
+
+def cycles_of(nanoseconds: int, clock_hz: int) -> int:
+    """Convert a time to whole cycles of a clock, rounded to the nearest."""
+    return (nanoseconds * clock_hz + NANOSECONDS_PER_SECOND // 2) // NANOSECONDS_PER_SECOND
 
 
 @attrs.frozen(kw_only=True)

@@ -230,7 +230,8 @@ OPERATIONS: Final[Mapping[str, str]] = {
     # descriptor tables and flags
     "LGDT": "LGDT",                                  "SGDT": "SGDT",
     "LIDT": "LIDT",                                  "SIDT": "SIDT",
-    "LTR": "LTR and LLDT",                           "STR": "STR and SLDT",
+    "LTR": "LTR, LLDT and what else reads a descriptor",
+    "STR": "STR, SLDT and other reads of a segment register",
     "STAC": "STAC and CLAC",                         "RDPKRU": "RDPKRU",
     "WRPKRU": "WRPKRU",
     "PUSHF": "PUSHF",                                "POPF": "POPF",

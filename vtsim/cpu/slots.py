@@ -89,7 +89,7 @@ WALK_WINDOW: Final = 392   # up to 8
 PRICE: Final = 416         # 160 slots
 
 # --- digests, replay, trace -------------------------------------------------------------------------------------------
-(DIGEST_APPLICATION, DIGEST_KERNEL, TRACE_ON) = range(580, 583)
+(DIGEST_APPLICATION, DIGEST_KERNEL, DIGEST_EXCEPTION, TRACE_ON) = range(580, 584)
 
 # --- translation in flight: stall it causes, latency of the walk, page sizes seen, paging mode -----------------------------
 (STALL, WALK_LATENCY, EPT_SIZES, PAGE_SIZES, GLOBALS_SEEN, PAGING_LEVELS, RESERVED_BITS, EXECUTE_ONLY,

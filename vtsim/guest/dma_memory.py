@@ -30,16 +30,6 @@ TABLE_SIZE: Final = 7  # of the interrupt table: 2 to the 8 entries, a page
 EXTENDED: Final = sp.EIME | TABLE_SIZE
 
 
-def driven(guest: GuestSpec) -> list[tuple[int, int, DmaBuffersSpec]]:
-    """The phases that drive devices, by process and phase."""
-    return [
-        (number, index, phase)
-        for number, process in enumerate(guest.processes)
-        for index, phase in enumerate(process.phases)
-        if isinstance(phase, DmaBuffersSpec)
-    ]
-
-
 @define
 class _Guest:
     """Guest frames as tables are made of them."""
@@ -85,7 +75,7 @@ class DmaBuilder:
 
     def build(self) -> DmaLayout:
         """Lay everything out."""
-        phases = driven(self.guest)
+        phases = self.guest.driven
         structures = Structures(self.tables)
         ports: list[DmaPort] = []
         places: dict[tuple[int, int], DmaPlace] = {}
@@ -189,7 +179,7 @@ class DmaBuilder:
         message = remappable_request(number) if self.machine.translates else compatible_request(vector, cpu)
         return DmaPort(
             device=device, words=words << 12, ring=ring << 12, status=status << 12, ring_address=ring_address,
-            status_address=status_address, root=root, message=message, slots=(),
+            status_address=status_address, root=root, message=message, vector=vector, cpu=cpu, slots=(),
         )  # fmt: skip
 
     def _addresses(self, here: int, phases: Sequence[DmaBuffersSpec]) -> dict[int, int]:

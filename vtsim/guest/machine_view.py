@@ -71,6 +71,8 @@ class DmaPort:
     status_address: int
     root: int
     message: tuple[int, int]  # address and data of its interrupt
+    vector: int  # that the kernel expects it with
+    cpu: int  # of the guest, on which its driver runs and the interrupt is expected
     slots: tuple[tuple[int, int], ...]  # of its buffers, by phase: guest-physical address, how many
 
 
@@ -138,6 +140,7 @@ class Start:
     gdtr_base: int
     gdtr_limit: int
     tr_base: int
+    tr_selector: int = 0x40
     cpl: int
     msrs: Mapping[int, int]
     gs_base: int

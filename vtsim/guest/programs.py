@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
+from vtsim.base.kept import Kept
 from vtsim.base.registry import import_all
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
@@ -41,8 +43,13 @@ CALLS = {
     at.CALL_READ: "call_read",
     at.CALL_WRITE: "call_write",
     at.CALL_SELECT: "call_select",
+    at.CALL_MAP_FILE: "call_map_file",
+    at.CALL_UNMAP_FILE: "call_unmap_file",
+    at.CALL_MSYNC: "call_msync",
 }
 PLAIN_CALL = "call_plain"
+PATHS: Final[Kept[tuple[Program, int, int]]] = Kept(8)  # of the kernel, without loops of phases
+TEXTS: Final[Kept[Program]] = Kept(8)
 
 
 @frozen(kw_only=True)
@@ -82,6 +89,22 @@ def kernel_text(
     guest: GuestSpec, options: KernelOptions, spaces: Sequence[AddressSpace], stages: Stages
 ) -> tuple[Program, int]:
     """The kernel's program, and how many of its first pages user page tables also map under KPTI."""
+    paths, entry_pages, end = PATHS.get(options, lambda: _paths(options))
+    a = Assembler("guest kernel", end, externals=paths.labels)
+    for number, index, phase in kernel_loops(guest):
+        stage = stages.stage(number, index, spaces[number].bases[index])
+        a.activity = ops.APPLICATION
+        a.label(stage.name)
+        lowerings[type(phase)].emit(a, phase, stage)
+        a.mov(s.RAX, 0)
+        a.ret()
+    loops = a.assemble()
+    key = (options, loops.instructions, tuple(loops.labels.items()))
+    return TEXTS.get(key, lambda: _joined(paths, loops)), entry_pages
+
+
+def _paths(options: KernelOptions) -> tuple[Program, int, int]:
+    """What does not depend on phases, how many of its pages user page tables map, and the address after it."""
     a = Assembler("guest kernel", at.TEXT)
     for path in kernel_paths.values():
         if path.entry:
@@ -91,21 +114,20 @@ def kernel_text(
     for path in kernel_paths.values():
         if not path.entry:
             path.emit(a, options)
-    for number, index, phase in kernel_loops(guest):
-        stage = stages.stage(number, index, spaces[number].bases[index])
-        a.activity = ops.APPLICATION
-        a.label(stage.name)
-        lowerings[type(phase)].emit(a, phase, stage)
-        a.mov(s.RAX, 0)
-        a.ret()
-    return a.assemble(), entry_pages
+    return a.assemble(), entry_pages, a.here
+
+
+def _joined(first: Program, second: Program) -> Program:
+    """Two programs as one, the second behind the first."""
+    instructions = (*first.instructions, *second.instructions)
+    return evolve(first, instructions=instructions, labels=first.labels | second.labels)
 
 
 def call_table(guest: GuestSpec, text: Program) -> list[int]:
-    """The addresses of all system calls, by number."""
+    """The addresses of all system calls, by number; those on mappings are there where a file is."""
     loops = [text.labels[f"phase_{number}_{index}"] for number, index, _ in kernel_loops(guest)]
     names = [CALLS.get(number, PLAIN_CALL) for number in range(at.FIRST_LOOP)]
-    return [text.labels[name] for name in names] + loops
+    return [text.labels.get(name, text.labels[PLAIN_CALL]) for name in names] + loops
 
 
 def call_count(guest: GuestSpec) -> int:

@@ -303,6 +303,11 @@ class DrivenDevices:
         return round(ns * self.clock_hz / 10**9)
 
     @property
+    def posts(self) -> bool:
+        """Are interrupts posted, so that the message to a CPU is a notification?"""
+        return self.scenario.vmm.posted_interrupts and self.scenario.vmm.technique == "hardware"
+
+    @property
     def now_ps(self) -> int:
         """The time in ps."""
         return int(self.clock.now) * PS // self.clock_hz
@@ -334,19 +339,19 @@ class DrivenDevices:
     def interrupt(self, device: DrivenDevice) -> Generator[simpy.Event, Any, None]:
         """A device's message, through the unit to a local APIC."""
         address, data = device.port.message
-        ns = device.spec.link.up_ns
+        yield self.clock.timeout(self.cycles(device.spec.link.up_ns))
+        device.interrupts += 1
         if self.scenario.machine.iommu.mode != "off":
             answer = self.unit.interrupt(requester(device.spec.claims or device.spec.source), address, data)
+            device.merged += answer.merged
             if answer.message is None:
-                device.interrupts += 1
-                device.lost += 1
+                device.lost += answer.status == st.INTERRUPT_BLOCKED
                 return
             address, data = answer.message
-            ns += answer.reads * self.scenario.machine.iommu.read_ns
-        yield self.clock.timeout(self.cycles(ns))
+            yield self.clock.timeout(self.cycles(answer.reads * self.scenario.machine.iommu.read_ns))
         m, vector = self.engine.cpus[address >> 32 or address >> 12 & 0xFF], data & 0xFF
-        device.interrupts += 1
-        device.merged += int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
+        if not self.posts:
+            device.merged += int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
         with quiet():
             request(m, self.engine.arena, vector)
 

@@ -20,12 +20,13 @@ from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
 from vtsim.iommu.entries import PWSNP, SRE
-from vtsim.iommu.interrupts import SVT_SOURCE, remappable_request, remapped_entry
+from vtsim.iommu.interrupts import SVT_SOURCE, posted_entry, remappable_request, remapped_entry
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.vmm import layout as at
-from vtsim.vmm.hypervisor import Hypervisor
+from vtsim.vmm.hypervisor import Hypervisor, Vcpu
 from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.programs import viommu
+from vtsim.vmm.programs.events import ASSIGNED_BYTES
 
 
 @frozen(kw_only=True)
@@ -59,8 +60,8 @@ def assigned(
     VT-d: "DMA Remapping".
     """
     engine = hypervisor.engine
-    vcpus = {vcpu.name: vcpu for vcpu in hypervisor.vcpus}
-    free = {name: _Frames(engine, iter(vcpus[name].domain)) for name, _ in layouts}
+    vcpus = {(vcpu.name, vcpu.index): vcpu for vcpu in hypervisor.vcpus}
+    free = {name: _Frames(engine, iter(vcpus[name, 0].domain)) for name, _ in layouts}
     first = free[layouts[0][0]]
     nested = hypervisor.path.addresses.get("viommu_step", 0) > 16
     structures = Structures(first, scalable=nested)
@@ -69,7 +70,7 @@ def assigned(
     ports: list[DrivenPort] = []
     domain, queue = 0, 0
     for name, layout in layouts:
-        vcpu, frames = vcpus[name], free[name]
+        vcpu, frames = vcpus[name, 0], free[name]
         whole = domain_table(frames)
         large = min(hypervisor.path.vmm.ept.page_size, 2 << 20) if vcpu.memory.large else mem.PAGE_BYTES
         vcpu.memory.map_all(whole, large, READ_WRITE)
@@ -90,10 +91,7 @@ def assigned(
                 )  # fmt: skip
             else:
                 structures.attach(port.device.source, table, domain)
-            entry = remapped_entry(
-                at.DEVICE_VECTOR + len(ports), vcpu.cpu, extended=True, source=port.device.source,
-                validation=SVT_SOURCE,
-            )  # fmt: skip
+            entry = _interrupt_entry(hypervisor, port, len(ports), vcpus[name, port.cpu])
             for word, value in enumerate(entry):
                 engine.store((interrupts << 12) + 16 * len(ports) + 8 * word, value)
             port = evolve(port, message=remappable_request(len(ports)))
@@ -102,6 +100,18 @@ def assigned(
         if any(port.root for port in layout.ports):
             _hand_over(hypervisor, layout, free[name])
     return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue)
+
+
+def _interrupt_entry(hypervisor: Hypervisor, port: DmaPort, number: int, owner: Vcpu) -> tuple[int, int]:
+    """The interrupt of a device: posted to the vCPU, or for the host, whose handler is told of vCPU and vector."""
+    if hypervisor.path.vmm.posted_interrupts:
+        descriptor_at = owner.address + at.V["POSTED"] - at.HOST_DIRECT
+        return posted_entry(port.vector, descriptor_at, source=port.device.source, validation=SVT_SOURCE)
+    for word, value in enumerate((owner.address, port.vector)):
+        hypervisor.host.store(hypervisor.path.addresses["assigned"] + ASSIGNED_BYTES * number + 8 * word, value)
+    return remapped_entry(
+        at.DEVICE_VECTOR + number, owner.cpu, extended=True, source=port.device.source, validation=SVT_SOURCE
+    )
 
 
 def _shadow(memory: VmMemory, table: Table, port: DmaPort) -> None:

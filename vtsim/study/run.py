@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,6 +14,7 @@ from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.spec import Scenario, VmSpec
 from vtsim.study.measure import result_of
 from vtsim.study.result import Result
+from vtsim.vmm.spec import VmmSpec
 
 
 def run(
@@ -22,6 +23,7 @@ def run(
     sets: Sequence[str] = (),
     trace: TraceSink | None = None,
     progress: Progress | None = None,
+    native: Callable[[Scenario], Result] | None = None,
 ) -> Result:
     """Simulate a scenario and, unless it says otherwise, the same guests natively.
 
@@ -31,6 +33,7 @@ def run(
     sets: `path=value` settings that override those of the file; a `Scenario` is changed with `attrs.evolve` instead.
     trace: receives the transitions of the run (not of its baseline) as they happen.
     progress: is called from time to time; may ask the run to stop early.
+    native: gives the result of a native baseline, where somebody has it already; it is simulated if not given.
 
     Raises `ConfigError` for a mistake in the scenario and `ModelError` for one of ours.
     """
@@ -43,8 +46,9 @@ def run(
     result = simulate(scenario, trace=trace, progress=progress)
     if result.partial or not scenario.run.baseline or scenario.vmm.technique == "native" or not scenario.vms:
         return result
-    native = simulate(without_hypervisor(scenario), progress=progress)
-    return attrs.evolve(result, partial=True) if native.partial else result.against(native)
+    alone = without_hypervisor(scenario)
+    baseline = simulate(alone, progress=progress) if native is None else native(alone)
+    return attrs.evolve(result, partial=True) if baseline.partial else result.against(baseline)
 
 
 def simulate(scenario: Scenario, *, trace: TraceSink | None = None, progress: Progress | None = None) -> Result:
@@ -56,8 +60,8 @@ def simulate(scenario: Scenario, *, trace: TraceSink | None = None, progress: Pr
 
 
 def without_hypervisor(scenario: Scenario) -> Scenario:
-    """The same guests on the same machine, each natively."""
-    vmm = attrs.evolve(scenario.vmm, technique="native", paging="none")
+    """The same guests on the same machine, each natively: whatever would have been below them, it is the same."""
+    vmm = VmmSpec(technique="native", paging="none")
     return attrs.evolve(scenario, vmm=vmm, vms=tuple(map(_unmodified, scenario.vms)))
 
 

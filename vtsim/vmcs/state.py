@@ -10,7 +10,7 @@ from typing import Final
 # fmt: off
 # Implementation-specific VMCS data, behind the field slots of a VMCS frame's 512 words.
 (V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_VCPU, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
- V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION, V_AGILE) = range(256, 271)
+ V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION, V_AGILE, V_DIGEST_EXCEPTION) = range(256, 272)
 # arena offset of the log of what its guest sees (0 none); what the guest waits for since an exit: op (0 none), of what
 (V_SEEN, V_AWAITED, V_AWAITED_OF) = range(280, 283)
 # V_AGILE stands for controls that no processor has: AGILE_TABLES, AGILE_ROOT.

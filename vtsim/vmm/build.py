@@ -10,10 +10,12 @@ import numpy as np
 import vtsim.vmm.personalities
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.base.kept import Kept
 from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.posted_interrupts import SUPPRESSED
 from vtsim.cpu.profile import Profile
 from vtsim.ept import direct as direct_interface
 from vtsim.ept import spec as e
@@ -36,11 +38,10 @@ from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
-from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
-from vtsim.vmm.registry import Path, personalities
+from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
@@ -61,7 +62,8 @@ APIC_MSRS: Final = {  # that need no exit then: priorities, bits of vectors; end
 PAUSE_GAP, PAUSE_WINDOW = 128, 4096  # cycles: KVM's ple_gap and ple_window
 EPT_DEVICE: Final = e.EPT_READ | e.EPT_WRITE  # uncacheable
 DOMAIN_TABLES: Final = 16  # of a remapping unit, beside those that lead to pages
-LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
+LATE_FRAMES: Final = 16  # of the host, for each vCPU, after its memory was given out
+PROGRAMS: Final[Kept[tuple[Program, Program]]] = Kept(8)
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
@@ -112,9 +114,9 @@ def build_hypervisor(
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
-    assigned = [(guest, *each) for guest in guests for each in guest.assigned]
-    if assigned:
-        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": len(assigned)}
+    assigned = sum(len(guest.assigned) for guest in guests)
+    if assigned and not vmm.posted_interrupts:
+        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned}
     if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
         addresses["viommu"] = at.frame_address(host.reserve(2))  # its words, and the queue of the real unit
         addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
@@ -123,26 +125,29 @@ def build_hypervisor(
     if tables is not None:
         addresses |= tables.addresses
     path = Path(
-        vmm=vmm, profile=profile, capabilities=capabilities, parameters=parameters, addresses=addresses,
+        vmm=vmm, profile=Processor.of(profile), capabilities=capabilities, parameters=parameters, addresses=addresses,
         several=any(len(guest.cpus) > 1 for guest in guests),
+        parallel=len({cpu for guest in guests for cpu in (guest.cpu, *guest.cpus)}) > 1,
     )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
     controls = vmcs.controls(wanted, capabilities, profile.name)
-    program = _place_kernel(host, path)
-    user = _assemble_user(path)
+    program, user = PROGRAMS.get(path.key, lambda: _assemble(path))
+    engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
+    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
     disk_queues = {cpu: host.reserve(2) << 12 for cpu in cpu_pages} if vmm.swap.on else {}
     buddy = None
     if vmm.memory.buddy:
-        late = host.reserve(LATE_FRAMES * len(guests))
+        late_frames = LATE_FRAMES * sum(max(len(guest.cpus), 1) for guest in guests)
+        late = host.reserve(late_frames)
         buddy = Buddy.of(
             host, addresses, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
             others=host.next_on,
         )  # fmt: skip
-        engine.frames_from(late, LATE_FRAMES * len(guests), shuffled=False, seed=seed)
+        engine.frames_from(late, late_frames, shuffled=False, seed=seed)
         free = np.empty(0, np.int64)
     else:
         free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
@@ -155,7 +160,6 @@ def build_hypervisor(
         vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
-    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     vcpus = (*parts, *(vcpu for more in others for vcpu in more))
     hypervisor = Hypervisor(engine, host, path, program, user, vcpus, cpu_pages, disk_queues)
     table = host.words(handlers)
@@ -166,12 +170,9 @@ def build_hypervisor(
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     if vmm.swap.on:
         host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
-    for number, (guest, _, vector) in enumerate(assigned):
+    for number in range(addresses.get("assigned_count", 0)):
         host.gate(at.DEVICE_VECTOR + number, labels[f"device_interrupt_{number}"])
-        owner = next(vcpu for vcpu in parts if vcpu.name == guest.name)
-        for word, value in enumerate((owner.address, vector)):
-            host.store(addresses["assigned"] + ASSIGNED_BYTES * number + 8 * word, value)
-    if path.several:
+    if path.remote:
         host.gate(at.KICK_VECTOR, labels["kick_interrupt"])
     if vmm.apicv:
         host.gate(at.POSTED_VECTOR, labels["posted_interrupt"])
@@ -192,7 +193,7 @@ def build_hypervisor(
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
         if vcpu.ept is not None:
-            for frame, _ in guest.assigned:
+            for frame in guest.assigned:
                 vcpu.ept.map(frame << 12, frame, EPT_DEVICE)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for other, its_start in zip(others[number], start.others, strict=True):
@@ -203,7 +204,8 @@ def build_hypervisor(
         for pool in vcpu.pools:
             pool.hand_over()
         if vcpu.memory.placement is not None:
-            vcpu.memory.placement.hand_over(vcpu.address)
+            for each in (vcpu, *others[number]):
+                vcpu.memory.placement.hand_over(each.address, engine.geometry.node_of(each.cpu))
         if vmm.takes_back:
             vcpu.memory.frames = None  # from now on the process's tables say what is where
     if buddy is not None:
@@ -254,18 +256,16 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
     return evolve(wanted, needed=(*wanted.needed, *more))
 
 
-def _place_kernel(host: Host, path: Path) -> Program:
-    a = Assembler(f"{path.vmm.personality} hypervisor", at.HOST_TEXT)
-    personalities[path.vmm.personality].kernel(a, path)
-    program = a.assemble()
-    host.engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
-    return program
-
-
-def _assemble_user(path: Path) -> Program:
-    a = Assembler(f"{path.vmm.personality} device process", at.USER_TEXT)
-    personalities[path.vmm.personality].user(a, path)
-    return a.assemble()
+def _assemble(path: Path) -> tuple[Program, Program]:
+    """The hypervisor's program, and that of its device process."""
+    personality = path.vmm.personality
+    kernel, user = (
+        Assembler(f"{personality} hypervisor", at.HOST_TEXT),
+        Assembler(f"{personality} device process", at.USER_TEXT),
+    )
+    personalities[personality].kernel(kernel, path)
+    personalities[personality].user(user, path)
+    return kernel.assemble(), user.assemble()
 
 
 def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
@@ -300,7 +300,8 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
-        log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
+        log=host.reserve() if vmm.dirty_log.on else None,
+        dirty=host.reserve(bitmap_frames(size)) if vmm.dirty_log.on else None,
         marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
         swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
         domain=_reserve_domain(host, guest),
@@ -337,28 +338,27 @@ def _fill_vmcs(
     if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
-    if vcpu.log is not None:
+    if vcpu.log is not None and vcpu.dirty is not None:
         fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
         values = {
-            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
+            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.dirty),
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
-            "LOG_AT": hypervisor.path.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
-    if vmm.collapse.on:
-        values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
     if vmm.dirty_log.stop is not None:
-        values["LOG_END"] = hypervisor.path.profile.cycles(vmm.dirty_log.stop)
+        values["LOG_END"] = host.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
-        values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
+        values["SHARE_MARKS"] = at.frame_address(vcpu.marks)
+    if vcpu.index == 0:  # whose thread is that of the VM's daemons
+        values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
         root = fill_pool(
-            host, vcpu.shadow, start, hypervisor.path.profile, hypervisor.path.parameters,
+            host, vcpu.shadow, start, host.profile, hypervisor.path.parameters,
             vcpu.address + at.V["SLOTS"], vcpu.process.root, ept=vcpu.ept.root if vcpu.ept is not None else 0,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
-        if hypervisor.path.profile.features.nx:
+        if host.profile.features.nx:
             fields["GUEST_IA32_EFER"] |= EFER_NX
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
@@ -412,6 +412,17 @@ def _fill_vmcs(
         host.store(vcpu.address + at.V[name], value)
     for n, index in enumerate(at.SWITCHED_MSRS):
         host.store(vcpu.address + at.V["GUEST_MSRS"] + 8 * n, start.msrs.get(index, 0))
+
+
+def _first_times(path: Path) -> dict[str, int]:
+    """When each daemon that is wanted goes to work for the first time."""
+    vmm, addresses = path.vmm, path.addresses
+    wanted = {
+        "LOG_AT": (vmm.dirty_log.on, path.profile.cycles(vmm.dirty_log.start) + 1),
+        "COLLAPSE_AT": (vmm.collapse.on, addresses["collapse_period"]),
+        "SHARE_AT": (vmm.sharing.on, addresses["share_period"]),
+    }
+    return {name: when for name, (on, when) in wanted.items() if on}
 
 
 def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
@@ -475,6 +486,8 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         host.store(page + at.C[name], value)
     for n, vcpu in enumerate(vcpus):
         host.store(page + at.C["LIST"] + 8 * n, vcpu.address)
+        if n and hypervisor.path.vmm.posted_interrupts:  # it waits for the CPU
+            host.store(vcpu.address + at.V["POSTED"] + 8 * NOTIFICATION, notification(cpu) | SUPPRESSED)
     for n, value in enumerate(msrs.values()):
         host.store(page + at.C["MSRS"] + 8 * n, value)
         host.store(page + at.C["HOST_MSRS"] + 8 * n, value)

@@ -105,7 +105,7 @@ VCPU_WORDS: Final = (
     ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
     ("SHADOW",            1, "linear address of the pool of shadow pages"),
     ("NUMBER",            1, "which VM of the scenario"),
-    ("LOGGING",           1, "are writes to guest memory logged?"),
+    ("LOGGING",           1, "are writes to the VM's memory logged?"),
     ("LOG_AT",            1, "TSC at which logging starts or the log is collected; 0 never"),
     ("LOG_DUE",           1, "that time has come"),
     ("DIRTY_BITMAP",      1, "linear address of a bit for every guest frame that was written"),
@@ -130,9 +130,9 @@ VCPU_WORDS: Final = (
     ("SWAP_HAND",         1, "guest-physical address that reclaim looks at next"),
     ("SWAP_MARKS",        1, "linear address of a word for every guest frame: has it a copy on the disk?"),
     ("DISK_FIRST",        1, "place on the disk of its first frame"),
-    ("SWAP_DUE",          1, "what it waited for has come"),
+    ("SWAP_DUE",          1, "what it waited for has come, or may have"),
     ("WAIT_FRAME",        1, "frame that a page is being read into; 0 none"),
-    ("WAIT_ADDRESS",      1, "guest-physical address whose violation waits"),
+    ("WAIT_ADDRESS",      1, "guest-physical address whose violation waits; -1 none does"),
     ("WAIT_QUALIFICATION", 1, "its exit qualification"),
     ("SWAP_WAITS",        1, "times that the vCPU waited for a frame to be written"),
     ("PAGES_SWAPPED_IN",  1, "pages read from the disk"),
@@ -174,9 +174,11 @@ VCPU_WORDS: Final = (
     ("IN_GUEST",          1, "is it in its guest, or about to enter?"),
     ("ASKED",             1, "requests of other vCPUs that it has not seen to"),
     ("ASKED_FLUSH",       1, "one was to drop translations, because EPT changed"),
+    ("ASKED_LOG",         1, "one was to empty its page-modification log, and to log as the VM does from now on"),
     ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
     ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
+    ("WOKEN_BY",          1, "it was halted, and runs for a daemon only"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

@@ -17,7 +17,7 @@ from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
 from vtsim.vmm.programs.common import OF_PAGING, handler_label
-from vtsim.vmm.registry import Path, personalities
+from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.spec import DirtyLogSpec, EptSpec, VmmSpec
 
@@ -56,7 +56,11 @@ def exit_stages(personality: str, reason: int, profile: Profile) -> Iterator[Exi
     names = ("idt", "handlers", "wire", "zero_page", "blocks", "tick_cycles", "log_period")
     addresses = dict.fromkeys(names, at.HOST_DIRECT)
     path = Path(
-        vmm=vmm, profile=profile, capabilities=capabilities, parameters=resolve_parameters(vmm), addresses=addresses
+        vmm=vmm,
+        profile=Processor.of(profile),
+        capabilities=capabilities,
+        parameters=resolve_parameters(vmm),
+        addresses=addresses,
     )
     kernel, user = Assembler("kernel", at.HOST_TEXT), Assembler("user", at.USER_TEXT)
     personalities[personality].kernel(kernel, path)

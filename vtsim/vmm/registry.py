@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -9,7 +10,8 @@ from attrs import frozen
 
 from vtsim.base.registry import Registry
 from vtsim.cpu.assembler import Assembler
-from vtsim.cpu.profile import Profile
+from vtsim.cpu.profile import Profile, cycles_of
+from vtsim.cpu.profile_spec import Features
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.vmcs import Wanted
@@ -27,18 +29,46 @@ class Parameter:
 
 
 @frozen(kw_only=True)
+class Processor:
+    """What programs may know of a processor: not its prices and sizes, so that points of a study share programs."""
+
+    clock_hz: int
+    features: Features
+
+    @classmethod
+    def of(cls, profile: Profile) -> Processor:
+        """Return what programs may know of a profile."""
+        return cls(clock_hz=profile.clock_hz, features=profile.features)
+
+    def cycles(self, nanoseconds: int) -> int:
+        """Convert a time to whole cycles of its clock, as the profile does."""
+        return cycles_of(nanoseconds, self.clock_hz)
+
+
+@frozen(kw_only=True)
 class Path:
-    """What an exit path may know when it is assembled."""
+    """What an exit path may know when it is assembled; a program depends on this alone."""
 
     vmm: VmmSpec
-    profile: Profile
+    profile: Processor
     capabilities: Capabilities
     parameters: Mapping[str, int]
     addresses: Mapping[str, int]  # linear addresses of the host's own structures
     several: bool = False  # has a VM more than one vCPU?
+    parallel: bool = False  # do vCPUs run on more than one CPU?
+
+    @property
+    def remote(self) -> bool:
+        """Can others than its own CPU want something of a vCPU: vCPUs of its VM, or a unit that posts interrupts?"""
+        return self.several or self.vmm.posted_interrupts
 
     def __getitem__(self, parameter: str) -> int:
         return self.parameters[parameter]
+
+    @property
+    def key(self) -> bytes:
+        """Two paths of the same key lead to the same program."""
+        return pickle.dumps(self)
 
 
 ExitPath = Callable[[Assembler, Path], None]

@@ -154,6 +154,11 @@ class VmmSpec:
     ipi_virtualization: bool = setting(
         Boolean(), "Let the processor post interrupts from one vCPU to another; needs apicv", default=False
     )
+    posted_interrupts: bool = setting(
+        Boolean(),
+        "Let the remapping unit post interrupts of a VM's own devices to its vCPUs; needs apicv",
+        default=False,
+    )
     native_methods: bool = setting(
         Boolean(),
         "Guests may call functions of the program that executes them, as a Java virtual machine's native methods are",
@@ -238,6 +243,12 @@ class VmmSpec:
                 "interrupts between vCPUs are posted where the processor keeps the virtual local APIC",
                 field="ipi_virtualization",
                 help="ipi_virtualization can be false; or let apicv be true",
+            )
+        if self.posted_interrupts and not self.apicv:
+            raise ConfigError(
+                "interrupts of devices are posted where the processor keeps the virtual local APIC",
+                field="posted_interrupts",
+                help="posted_interrupts can be false; or let apicv be true",
             )
         if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
             raise ConfigError(

@@ -48,7 +48,7 @@ class Engine:
     def by_hash(scenario: Scenario) -> float:
         return 1 + hashlib.sha256(resolved_text(scenario).encode()).digest()[0] / 256
 
-    def run(self, scenario: Scenario) -> Result:
+    def run(self, scenario: Scenario, native: object = None) -> Result:
         self.ran.append(scenario)
         self.before(scenario)
         if scenario.seed == BROKEN_SEED:

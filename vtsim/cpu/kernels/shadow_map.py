@@ -22,6 +22,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
+    top_level,
 )
 from vtsim.cpu.kernels.shadow_walk import (
     P_ADDRESS,
@@ -94,9 +95,9 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     if not direct and not has_frame(m, a, t, frame):
         frame = 0
         direct = True
-    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << 56):
+    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << d.MODE_SHIFT):
         m[s.SHADOW_FLAGS] |= STRANGE_ROOT
-    root = find_page(m, a, t, frame, role_of(m, 4, d.ALL_RIGHTS, direct))
+    root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct))
     shadow_put(m, a, t, pool + P_ROOT, root + 1)
     m[s.SHADOW_ROOT] = root
     m[s.SHADOW_FLAGS] &= ~NO_ROOT
@@ -113,7 +114,7 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
     rights = shadow_get(m, a, t, pool + P_RIGHTS)
     frame = shadow_get(m, a, t, pool + P_FRAME)
     page = m[s.SHADOW_ROOT]
-    for level in range(4, target, -1):
+    for level in range(top_level(m), target, -1):
         forget_writes(m, a, t, page)
         entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
         word = shadow_get(m, a, t, entry_at(m, entry))
@@ -285,7 +286,7 @@ def find_device(m: Record, a: Arena, t: Tags) -> int:
     page = m[s.SHADOW_ROOT]
     if page < 0:
         return 0
-    for level in range(4, 0, -1):
+    for level in range(top_level(m), 0, -1):
         word = shadow_get(m, a, t, entry_at(m, page * 512 + ((address >> (3 + 9 * level)) & 511)))
         if word & PTE_PRESENT == 0:
             return 0

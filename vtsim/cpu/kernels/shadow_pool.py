@@ -89,6 +89,12 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
 
 
 @kernel
+def top_level(m: Record) -> int:
+    """The level of a root, in the paging mode of the guest."""
+    return 5 if m[s.SHADOW_MODE] & d.MODE_LA57 else 4
+
+
+@kernel
 def record_at(m: Record, page: int) -> int:
     """The linear address of a shadow page's record; its key stands first."""
     return m[s.SHADOW_RECORDS] + page * RECORD_BYTES

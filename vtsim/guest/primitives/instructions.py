@@ -7,6 +7,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest import spec
 from vtsim.guest.kernel import layout
+from vtsim.guest.kernel.sensitive import execute
 from vtsim.guest.kernel.smp import X2APIC_ICR
 from vtsim.guest.primitives import Stage, again, counted, counted_in_r12, lowering, registers
 
@@ -61,6 +62,15 @@ def vmcall(a: Assembler, phase: spec.VmcallSpec, at: Stage) -> None:
     a.mov(s.RAX, phase.number)
     a.op(ops.VMCALL)
     a.loop(label)
+
+
+@lowering(spec.SensitiveSpec, ring=0)
+def sensitive(a: Assembler, phase: spec.SensitiveSpec, at: Stage) -> None:
+    """Sensitive instructions, each once an iteration, in ring 0."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    execute(a, phase.instructions, at.label("try"))
+    a.op(ops.STI)
+    again(a, label)
 
 
 @lowering(spec.HltSpec, ring=0)

@@ -5,7 +5,7 @@ the virtual CPU in memory. What is privileged and not in the table ends the VM. 
 the ISA makes sensitive operations trap (`machine.isa`).
 
 SDM: "Privileged Instructions"; "Fast System Calls in 64-Bit Mode"; "IRET/IRETD/IRETQ—Interrupt Return".
-Not modelled: under a monitor, LTR and LLDT, string port instructions, immediate port 0, MSRs beyond those of
+Not modelled: under a monitor, LTR, string port instructions, immediate port 0, MSRs beyond those of
 the guest kernels here.
 """
 
@@ -22,9 +22,11 @@ from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.slots import R9, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm.monitor import hosted
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor import segment_emulators, segments
 from vtsim.vmm.monitor import virtual_state as state
 from vtsim.vmm.monitor.crossing import (
     GENERAL_PROTECTION,
+    INVALID_OPCODE,
     RING_3,
     X2APIC_SELF_IPI,
     decode,
@@ -38,6 +40,7 @@ from vtsim.vmm.monitor.crossing import (
 from vtsim.vmm.monitor.entry import enter_flags
 from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_SS, V, saved, vcpu
 from vtsim.vmm.monitor.memory import count, hook
+from vtsim.vmm.monitor.segment_ways import WAYS, of_segments
 from vtsim.vmm.programs.ports import DEVICE_WORDS, WINDOW, read_window
 
 Emulator = Callable[[Assembler], None]
@@ -65,7 +68,7 @@ def general_protection(a: Assembler, tables: int, translates: bool) -> None:
     a.activity = ops.INJECTION
     a.mov(R12, GENERAL_PROTECTION)
     a.ld(R13, F_ERROR)
-    a.jmp("inject")
+    a.jmp("inject_exception")
     illegal(a)
 
 
@@ -209,7 +212,7 @@ def software_interrupt(a: Assembler) -> None:
     a.shl(R13, 3)
     a.or_(R13, 2)
     a.mov(R12, GENERAL_PROTECTION)
-    a.jmp("inject")
+    a.jmp("inject_exception")
     a.label("int_allowed")
     a.ld(RAX, F_RIP)
     a.add(RAX, register=R9)
@@ -323,11 +326,13 @@ KERNEL: Final[dict[int, Emulator]] = {   # of the guest's kernel
     ops.SYSRET: sysret, ops.IRET: iret, ops.INT: software_interrupt,
     ops.IN: port_in, ops.OUT: port_out, ops.RDMSR: state.read_msr, ops.WRMSR: state.write_msr,
     ops.LGDT: for_field(state.load_table, "GDTR"), ops.LIDT: for_field(state.load_table, "IDTR"),
+    **{op: of_segments(*how) for op, how in segment_emulators.PRIVILEGED_EMULATORS.items()},
 }
 SENSITIVE: Final[dict[int, Emulator]] = {   # of kernel and processes, on an ISA where they trap
     ops.SGDT: for_field(state.store_table, "GDTR"), ops.SIDT: for_field(state.store_table, "IDTR"),
     ops.SLDT: for_field(state.store_word, "LDTR"), ops.STR: for_field(state.store_word, "TR"),
     ops.SMSW: for_field(state.store_word, "CR0"), ops.PUSHF: state.push_flags, ops.POPF: state.pop_flags,
+    **{op: of_segments(*how) for op, how in segment_emulators.EMULATORS.items()},
 }
 OF_HOST: Final[dict[int, Emulator]] = {  # of the kernel, where the monitor is hosted
     ops.HLT: hosted.halt, ops.IN: port_in_of_host, ops.OUT: hosted.port_out,
@@ -349,6 +354,11 @@ def emulators(a: Assembler, translates: bool, by_host: bool) -> list[str]:
     a.label("emulate_user_IRET")
     user_iret(a)
     subroutines(a)
+    segments.subroutines(a, WAYS)
+    a.label("undefined")
+    a.mov(R12, INVALID_OPCODE)
+    a.mov(R13, -1)
+    a.jmp("inject_exception")
     process = {op: names[op] for op in (*SENSITIVE, ops.INT)} | {ops.IRET: "emulate_user_IRET"}
     kernel = dict.fromkeys((*PRIVILEGED, *IO_PRIVILEGED), "illegal") | names
     if translates:

@@ -27,6 +27,7 @@ from vtsim.vmm.monitor.crossing import (
     return_by_iret,
     save,
     segments_of_system_call,
+    show_exception,
     step_over,
     take_interrupt,
     take_interrupt_flag,
@@ -84,9 +85,13 @@ def resume(a: Assembler, translates: bool) -> None:
 def inject(a: Assembler) -> None:
     """`inject`: deliver exception or interrupt R12 through the guest's IDT; R13 its error code, -1 none.
 
+    `inject_exception`: the same of an exception, which the guest sees.
+
     The frame is built on the guest's stack with what the guest believes: its selectors, its interrupt flag.
     """
     a.activity = ops.INJECTION
+    a.label("inject_exception")
+    show_exception(a, R12, R13, "inject")
     a.label("inject")
     a.st_value(vcpu("EMULATING"), 0)
     count(a, "INJECTED")
@@ -189,7 +194,7 @@ def exceptions(a: Assembler, translates: bool) -> None:
         a.call("original")
     a.ld(R12, Mem(R15, -56))
     a.ld(R13, F_ERROR)
-    a.jmp("inject")
+    a.jmp("inject_exception")
 
 
 def interrupt(a: Assembler, translates: bool, by_host: bool) -> None:

@@ -242,9 +242,16 @@ def store_table(a: Assembler, field: str) -> None:
     a.ld(RDX, vcpu(field, 1))
     a.st(Mem(RAX), RCX)
     a.st(Mem(RAX, 8), RDX)
-    a.copy(RAX, RDX)
-    show(a, ops.SGDT if field == "GDTR" else ops.SIDT)
+    show_table(a, field)
     a.jmp("skip")
+
+
+def show_table(a: Assembler, field: str) -> None:
+    """The guest sees the limit and the base of a table. Clobbers RAX, RCX and RDX."""
+    op = ops.SGDT if field == "GDTR" else ops.SIDT
+    for part in range(2):
+        a.ld(RAX, vcpu(field, part))
+        show(a, op | part << 8)
 
 
 def store_word(a: Assembler, field: str) -> None:
@@ -264,6 +271,8 @@ def push_flags(a: Assembler) -> None:
     a.sub(RAX, 8)
     a.st(Mem(RAX), RDX)
     a.st(saved(RSP), RAX)
+    a.copy(RAX, RDX)
+    show(a, ops.PUSHF)
     a.jmp("skip")
 
 
@@ -282,4 +291,7 @@ def pop_flags(a: Assembler) -> None:
     a.and_(RDX, ~at.IOPL)
     a.or_(RDX, at.RF_IF | 2)
     a.st(F_RFLAGS, RDX)
+    believed_flags(a, RDX, RAX)
+    a.copy(RAX, RDX)
+    show(a, ops.POPF)
     a.jmp("skip")

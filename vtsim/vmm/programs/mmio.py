@@ -10,8 +10,6 @@ Not modelled: instructions other than loads and stores; operands across pages; g
 
 from __future__ import annotations
 
-from typing import Final
-
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
@@ -26,7 +24,7 @@ from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 LOCAL_APIC, IO_APIC = 0xFEE00, 0xFEC00  # page numbers
-CR0_PG: Final = 1 << 31
+CR0_PG, CR4_LA57 = 1 << 31, 1 << 12
 
 
 def misconfiguration(a: Assembler, path: Path) -> None:
@@ -176,7 +174,7 @@ def _step_over_decoded(a: Assembler, path: Path) -> None:
 def fetch(a: Assembler, path: Path) -> None:
     """`fetch_instruction`: R14 <- the guest's RIP, RDI <- where the host sees its bytes, by the guest's own tables.
 
-    A recorded guest has no instruction bytes: RDI is 0 then.
+    A recorded guest has no instruction bytes: RDI is 0 then. `linear_memory`: the same for the linear address R14.
     """
     a.label("fetch_instruction")
     a.vmread(R14, "GUEST_RIP")
@@ -185,6 +183,7 @@ def fetch(a: Assembler, path: Path) -> None:
     a.shr(RAX, 40)
     a.cmp(RAX, ops.REPLAY_BASE >> 40)
     a.jcc(ops.CC_Z, "fetched")
+    a.label("linear_memory")
     a.copy(RSI, R14)
     a.vmread(RAX, "CR0_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR0")
     a.test(RAX, CR0_PG)
@@ -193,8 +192,14 @@ def fetch(a: Assembler, path: Path) -> None:
         a.ld(RBX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RBX, "GUEST_CR3")
-    for level in (4, 3, 2, 1):
+    if path.profile.features.la57:
+        a.vmread(RCX, "CR4_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR4")
+        a.test(RCX, CR4_LA57)
+        a.jcc(ops.CC_Z, "fetch_level_4")
+    for level in (5, 4, 3, 2, 1) if path.profile.features.la57 else (4, 3, 2, 1):
         shift = 3 + 9 * level
+        if level == 4:
+            a.label("fetch_level_4")
         a.copy(RSI, R14)
         a.shr(RSI, shift)
         a.and_(RSI, 511)
