@@ -20,9 +20,8 @@ from vtsim.cpu.exit_rules import IO_PRIVILEGED, PRIVILEGED
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.slots import R9, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
-from vtsim.vmm.monitor import hosted
+from vtsim.vmm.monitor import hosted, segment_emulators, segments
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor import segment_emulators, segments
 from vtsim.vmm.monitor import virtual_state as state
 from vtsim.vmm.monitor.crossing import (
     GENERAL_PROTECTION,
