@@ -45,7 +45,7 @@ def build_user_mode(**machine: Any) -> ParavirtualMonitor:
     Raises `ConfigError` where the memory does not suffice.
     """
     kind = Kind(
-        monitor=UserModeMonitor, emit=emit, prepare=thread, fill=trace, batch=1, singly=True, keeps=False
+        monitor=UserModeMonitor, emit=emit, prepare=thread, fill=trace, batch=1, on_host=True, keeps=False
     )  # fmt: skip
     return build_kind(kind, **machine)
 

@@ -31,6 +31,7 @@ CARRIERS: Final = (RAX, RCX, RDX, RBX, RSI, RDI, R8, R9)
 NAMES: Final = {  # of what paravirtual guests ask for, as this host does it
     "update_entry": "map", "pin_table": "space", "load_cr3": "write_pipe", "load_user": "read_pipe",
     "stack": "set_stack", "iret": "send_signal", "schedule": "schedule_idle", "set_timer": "set_timer",
+    "mask": "block_signals",
 }  # fmt: skip
 
 
