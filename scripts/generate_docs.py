@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vtsim.config import reference
+from vtsim.config import reference, study_schema_text
 from vtsim.cpu.visible import page as equivalence
 from vtsim.iommu.coverage import page as vtd_coverage
 from vtsim.study.not_modelled import PACKAGE, docstrings, limits
@@ -33,6 +33,7 @@ def not_modelled() -> str:
 
 GENERATED = {
     "scenario.md": reference,
+    "study.schema.json": study_schema_text,
     "result.md": result_reference,
     "not-modelled.md": not_modelled,
     "vmx-coverage.md": coverage,

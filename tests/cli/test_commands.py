@@ -301,6 +301,9 @@ def test_the_schema_is_json(vtsim: Command) -> None:
 
     assert done.status == 0
     assert json.loads(done.out) == json.loads(json.dumps(schema()))
+    assert json.loads(vtsim("schema", "study").out) == json.loads(json.dumps(schema("study")))
+    unknown = vtsim("schema", "studies")
+    assert (unknown.status, unknown.err) == (2, "unknown kind of file 'studies'\n help: did you mean 'study'?\n")
 
 
 def test_the_version_is_that_of_the_package(vtsim: Command) -> None:

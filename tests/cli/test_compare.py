@@ -70,3 +70,12 @@ def test_the_drawing_has_a_bar_for_each_technique(
     assert done.err == f"wrote {plot}\n"
     assert {"native", "hardware"} <= set(texts)
     assert vtsim("compare", scenario, "--plot", "bars.png").err.startswith("--plot: 'bars.png' is no SVG file")
+
+
+def test_a_technique_is_named_once_and_none_where_guests_are_compared(vtsim: Command, scenario: str) -> None:
+    twice = vtsim("compare", scenario, "--techniques", "native,native")
+    beside = vtsim("compare", scenario, "--techniques", "native", "--equivalence")
+
+    assert (twice.status, twice.err) == (2, "--techniques: native is named twice\n help: name each once\n")
+    assert beside.status == 2
+    assert "--techniques and --plot do not go with --equivalence" in beside.err

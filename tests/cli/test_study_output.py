@@ -143,6 +143,8 @@ def test_a_crossover_is_found_by_runs_that_halve_the_interval(vtsim: Command, st
 REFUSED = [
     (["effects", "{study}", "--metric", "slow"], "'slow' is no figure of a result: unknown key 'slow'\n help: did you mean 'slowdown'?"),
     (["effects", "{study}", "--metric", "slowdown", "--confidence", "nan"], "--confidence: nan is no share\n help: as in 0.95"),
+    (["pareto", "{study}", "--min", "slowdown", "--max", "slowdown"],
+     "--min, --max: slowdown is named twice\n help: two figures make a front, as in --min slowdown --max X"),
     (["plot", "{study}", "--where", "paging"], "--where: 'paging' is not AXIS=VALUE"),
     (["crossover", "{scenario}", "--axis", "vmm.paging", "--between", "a", "b", "--a", "seed=1", "--b", "seed=2", "--metric", "slowdown"],
      "--between: 'a' is not a value of vmm.paging\n help: write a number, or one with a unit as in '4 KiB'"),

@@ -179,6 +179,32 @@ CASES = {
         ("study", "report", "OTHER", "-o", "STORE"),
         "--output: STORE has the results of the study\n help: name another file, or none\n",
     ),
+    "a table over the study": (
+        ("study", "export", "OTHER", "--to", "csv", "-o", "OTHER"),
+        "--output: OTHER is a study or a scenario\n help: name another file, or none\n",
+    ),
+    "a page over a scenario": (
+        ("study", "report", "OTHER", "-o", "FILE.yaml"),
+        "--output: FILE.yaml is a study or a scenario\n help: name another file, or none\n",
+    ),
+    "a store in place of a study": (
+        ("sweep", "OTHER", "--store", "OTHER"),
+        "OTHER: this is no store of a study: file is not a database\n",
+    ),
+    "a scenario in place of a study": (
+        ("sweep", "FILE.yaml"),
+        "FILE.yaml:2: vms: this is a scenario, and no study\n    2 | vms: [{guest: {processes: []}}]\n      | ^\n"
+        " help: vtsim run FILE.yaml runs it; a study names it, as in 'scenario: small.yaml'\n",
+    ),
+    "a study in place of a scenario": (
+        ("run", "STUDY"),
+        "STUDY:1: question: this is a study, and no scenario\n    1 | question: Does the seed matter?\n      | ^\n"
+        " help: vtsim sweep STUDY runs it\n",
+    ),
+    "a timeline over the scenario": (
+        ("run", "FILE.yaml", "--timeline", "FILE.yaml"),
+        "--timeline: FILE.yaml is the scenario\n help: name another file\n",
+    ),
     "a store that cannot be written": (
         ("sweep", "STUDY", "--store", "/nowhere/x.sqlite"),
         "/nowhere/x.sqlite: the store of the study cannot be written: No such file or directory\n"
@@ -198,7 +224,9 @@ def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study:
     other = tmp_path / "other.yaml"
     other.write_text(STUDY)
     vtsim("sweep", str(other))
+    (tmp_path / "small.yaml").write_text("name: small\nvms: [{guest: {processes: []}}]\n")
     names = {
+        "FILE.yaml": str(tmp_path / "small.yaml"),
         "STUDY": study,
         "FILE.sqlite": str(tmp_path / "bad.sqlite"),
         "OTHER": str(other),
@@ -210,6 +238,15 @@ def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study:
     for name, path in names.items():
         expected = expected.replace(name, path)
     assert outcome.err == expected
+
+
+def test_studies_are_checked_too(vtsim: Vtsim, study: str) -> None:
+    assert vtsim("check", study).out == f"{study}: fine\n"
+    Path(study).write_text(STUDY.replace("path: seed", "path: sead"))
+    refused = vtsim("check", study)
+
+    assert (refused.status, refused.out) == (2, "")
+    assert "sead" in refused.err and "did you mean 'seed'?" in refused.err
 
 
 @pytest.mark.parametrize("width", [90, 40])

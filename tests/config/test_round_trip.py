@@ -177,6 +177,26 @@ def test_the_schema_refuses_what_the_loader_refuses(wrong: str) -> None:
     assert not VALIDATOR.is_valid(document)
 
 
+STUDY = "{question: How much?, scenario: x.yaml, axes: [{how: grid, path: seed, values: [1]}]}"
+
+
+def test_the_schema_of_studies_accepts_those_that_are_shipped_and_refuses_what_the_loader_refuses() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema("study"))
+    valid, yaml = jsonschema.Draft202012Validator(schema("study")).is_valid, YAML(typ="safe", pure=True)
+    studies = sorted((Path(__file__).parents[2] / "workloads" / "studies").glob("*.yaml"))
+    assert len(studies) >= 8
+    assert all(valid(yaml.load(study)) for study in studies)
+    drawn = "{how: sobol, samples: 8, ranges: {seed: {min: 1, max: 4 k, log: true}}}"
+    assert valid(yaml.load(STUDY) | {"axes": [yaml.load(drawn)]})
+    for wrong in (
+        "question: 3", "axis: []", "axes: [{how: grid, path: seed, values: []}]", "axes: [{how: gird}]",
+        "axes: [{path: seed, values: [1]}]", "axes: [{how: random, samples: 0, ranges: {seed: {min: 1, max: 2}}}]",
+        "axes: [{how: random, samples: 2, ranges: {seed: {min: 1, max: 2, lg: true}}}]", "replicates: 0",
+        "until: {ci: 2}", "baselines: [{name: x}]",
+    ):  # fmt: skip
+        assert not valid(yaml.load(STUDY) | yaml.load(wrong)), wrong
+
+
 def test_the_reference_names_every_primitive_and_every_key_of_it() -> None:
     text = reference()
 

@@ -18,6 +18,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.profile import load_profile
 from vtsim.ept import shadow as d
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
@@ -25,10 +26,12 @@ from vtsim.guest.machine_view import PhysicalMemory, Start
 SUPPOSED = "machine.cpu.features.agile_paging=true"
 AGILE = ("vmm.paging=agile", SUPPOSED)
 SHADOW = ("vmm.paging=shadow",)
+LISTED = load_profile("skx-4114").with_overrides({"features.agile_cr3": True})
 MACHINES: dict[str, dict[str, Any]] = {
     "kvm": {"personality": "kvm"},
     "minimal, back and forth": {"personality": "minimal", "parameters": (("agile_interval", 10),)},
     "without VPID, back and forth": {"vpid": False, "parameters": (("agile_interval", 10),)},
+    "roots listed, back and forth": {"profile": LISTED, "parameters": (("agile_interval", 10),)},
 }
 
 
@@ -61,6 +64,19 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
 
     assert digests(there) == digests(natively)
     assert page_faults(there) == page_faults(natively)
+
+
+def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_difference() -> None:
+    few, many = (
+        ("{tick: off, kpti: true}", f"[{{phases: [{{primitive: syscall, iterations: {n}}}]}}]") for n in (10, 30)
+    )
+    listed = (*AGILE, "machine.cpu.features.agile_cr3=true")
+    without = exits(run(many, AGILE), "CR_ACCESS") - exits(run(few, AGILE), "CR_ACCESS")
+    those = [run(guest, listed) for guest in (few, many)]
+
+    assert without == 20 * 3  # with KPTI a system call reads CR3 once and loads it twice
+    assert exits(those[0], "CR_ACCESS") == exits(those[1], "CR_ACCESS")
+    assert digests(those[1]) == digests(run(many, ("vmm.technique=native",)))
 
 
 def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested() -> None:

@@ -107,17 +107,24 @@ def run(
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=path, help="Scenarios.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", parser=path, help="Scenarios and studies.", show_default=False)
+    ],
     sets: Sets = None,
 ) -> None:
-    """Check scenarios without running them."""
+    """Check scenarios and studies without running them."""
     from vtsim.base.errors import ConfigError
-    from vtsim.config import load_scenario
+    from vtsim.config import is_study, load_scenario
 
     status = FINE
     for file in files:
         try:
-            load_scenario(file, sets or ())
+            if is_study(file) and not sets:
+                from vtsim.study.sweep.design import load_design
+
+                load_design(file)
+            else:
+                load_scenario(file, sets or ())
         except ConfigError as error:
             note(f"{error}\n")
             status = USERS_MISTAKE
@@ -214,13 +221,15 @@ def verdict(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a scenario, for editors."""
+def schema(
+    file: Annotated[str, typer.Argument(metavar="[scenario|study]", help="Of which kind of file.")] = "scenario",
+) -> None:
+    """Print the JSON Schema of a scenario or a study, for editors."""
     import json
 
-    from vtsim.config import schema as scenario_schema
+    from vtsim.config import schema as schema_of
 
-    emit(json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n")
+    emit(json.dumps(schema_of(file), indent=2, ensure_ascii=False) + "\n")
 
 
 @explain.command("exit")
@@ -371,6 +380,9 @@ def iommu_walk(
 @analyze.command("isa")
 def analyze_isa(
     profile: Annotated[str, typer.Option(metavar="NAME", help="The processor.")] = "skx-4114",
+    isa: Annotated[
+        str, typer.Option(metavar="x86|virtualizable", help="As machine.isa: do sensitive ops trap in ring 3?")
+    ] = "x86",
     nonroot: Annotated[
         bool, typer.Option("--nonroot", help="N0 and N3 under VT-x, and which controls matter.")
     ] = False,
@@ -380,6 +392,7 @@ def analyze_isa(
     from vtsim.base import jit
     from vtsim.cli.run import COMPILING
     from vtsim.cpu.kernels.run import run_all
+    from vtsim.platform.isa import ISAS
     from vtsim.platform.isa import analyze as analyze_ops
     from vtsim.platform.isa_nonroot import analyze_nonroot
     from vtsim.study import isa_view as view
@@ -390,7 +403,9 @@ def analyze_isa(
         found = analyze_nonroot(profile)
         emit(view.nonroot_json(found) + "\n") if json else show(view.nonroot_text(found))
     else:
-        analysis = analyze_ops(profile)
+        if isa not in ISAS:
+            raise typer.BadParameter(f"{isa!r} is neither {' nor '.join(ISAS)}", param_hint="--isa")
+        analysis = analyze_ops(profile, isa)
         emit(view.isa_json(analysis) + "\n") if json else show(view.isa_text(analysis))
 
 

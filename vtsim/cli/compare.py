@@ -26,9 +26,9 @@ def compare(
         ),
     ] = None,
     techniques: Annotated[
-        str,
-        typer.Option(metavar="LIST", help="`all`, or names between commas, as in native,hardware."),
-    ] = ALL,
+        str | None,
+        typer.Option(metavar="LIST", help="`all`, or names between commas, as in native,hardware; all if not given."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", parser=path, help="Also draw it.")] = None,
     equivalence: Annotated[
         bool,
@@ -51,10 +51,14 @@ def compare(
     if equivalence:
         from vtsim.cli.verdict import compare_runs
 
+        if techniques is not None or plot is not None:
+            raise typer.BadParameter(
+                "--techniques and --plot do not go with --equivalence; --other-set vmm.technique=… does"
+            )
         raise typer.Exit(compare_runs(file, other, tuple(sets or ()), tuple(other_sets or ()), json=json))
     if other is not None or other_sets:
         raise typer.BadParameter("OTHER and --other-set go with --equivalence")
-    raise typer.Exit(compare_techniques(file, tuple(sets or ()), techniques, plot, json=json))
+    raise typer.Exit(compare_techniques(file, tuple(sets or ()), techniques or ALL, plot, json=json))
 
 
 def compare_techniques(file: Path, sets: tuple[str, ...], wanted: str, plot: Path | None, *, json: bool) -> int:

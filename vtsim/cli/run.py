@@ -117,6 +117,8 @@ def _view(options: Options) -> TraceView:
 
 def _check_places(options: Options) -> None:
     """Find out before a long run, not after it, that a result cannot be written."""
+    if options.timeline is not None and options.timeline.exists() and options.timeline.samefile(options.file):
+        raise ConfigError(f"{options.timeline} is the scenario", field="--timeline", help="name another file")
     if options.output is not None:
         try:
             options.output.mkdir(parents=True, exist_ok=True)

@@ -139,6 +139,12 @@ def show_pareto(file: Path, least: Sequence[str], most: Sequence[str], where: Se
         )
     (first, a), (second, b) = wanted
     table = table_of(Study(file), [first, second], where)
+    if find_metric(table, first) == find_metric(table, second):
+        raise ConfigError(
+            f"{first} is named twice",
+            field="--min, --max",
+            help="two figures make a front, as in --min slowdown --max X",
+        )
     front = pareto_front(table, first, second, (a, b))
     if json:
         points = [{"axes": _axes(table, point.place), first: point.first, second: point.second} for point in front]

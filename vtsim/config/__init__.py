@@ -1,8 +1,18 @@
 """Scenarios as text: read with every error at once and its line, written fully resolved."""
 
 from vtsim.config.checks import resolve
-from vtsim.config.load import dump, load_scenario, located, parse_scenario
+from vtsim.config.load import dump, is_study, load_scenario, located, parse_scenario
 from vtsim.config.reference import reference
-from vtsim.config.schema import schema
+from vtsim.config.schema import schema, study_schema_text
 
-__all__ = ["dump", "load_scenario", "located", "parse_scenario", "reference", "resolve", "schema"]
+__all__ = [
+    "dump",
+    "is_study",
+    "load_scenario",
+    "located",
+    "parse_scenario",
+    "reference",
+    "resolve",
+    "schema",
+    "study_schema_text",
+]

@@ -10,7 +10,7 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.kernel_operations import ConfigReadSpec, PteWriteSpec
+from vtsim.guest.kernel_operations import ConfigReadSpec
 from vtsim.guest.spec import (
     HltSpec,
     IpiSpec,
@@ -18,7 +18,6 @@ from vtsim.guest.spec import (
     MmioReadSpec,
     MmioWriteSpec,
     MovFromCr8Spec,
-    MovToCr3Spec,
     MovToCr8Spec,
     PortInSpec,
     PortOutSpec,
@@ -36,12 +35,13 @@ from vtsim.vmm.techniques import techniques
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
 CR4_LA57 = 1 << 12
+NO_KPTI = "keeps no separate tables for user mode: Linux turns KPTI off under Xen"
+NO_LARGE_PAGES = "has 4 KiB pages only: Xen's CPUID has no PSE, and none of its updates takes a large entry"
+NO_DEVICE_MEMORY = "finds no emulated device memory: Xen's reach theirs by shared pages, or map a real device's"
 NOT_PARAVIRTUAL = {
-    ReplaySpec: "recorded kernel",
-    MmioReadSpec: "device memory",
-    MmioWriteSpec: "device memory",
-    MovToCr3Spec: "MOV to CR3",
-    PteWriteSpec: "stores to its own page tables",
+    ReplaySpec: "is not a recorded one, which loads tables of its own",
+    MmioReadSpec: NO_DEVICE_MEMORY,
+    MmioWriteSpec: NO_DEVICE_MEMORY,
 }
 NOT_IN_A_PROCESS = (
     ConfigReadSpec, HltSpec, IpiSpec, MovFromCr8Spec, MovToCr8Spec, PortInSpec, PortOutSpec, RdmsrSpec, WrmsrSpec,
@@ -369,8 +369,8 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             continue
         instead = f"; or {elsewhere}" if direct else "; or let interface be auto"
         for setting, wrong, words, legal in (
-            ("kpti", kernel.kpti and not ring3, "keeps no separate tables for user mode", "kpti can be false"),
-            ("page_size", kernel.page_size > 4096, "has 4 KiB pages only", "page_size can be 4 KiB"),
+            ("kpti", kernel.kpti and not ring3, NO_KPTI, "kpti can be false"),
+            ("page_size", kernel.page_size > 4096, NO_LARGE_PAGES, "page_size can be 4 KiB"),
             ("paging_levels", kernel.paging_levels == 5, "has tables of four levels", "paging_levels can be 4"),
         ):
             if wrong:
@@ -391,7 +391,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     if isinstance(phase, kind):
                         yield Problem(
                             path=f"{where}.guest.processes.{p}.phases.{n}",
-                            message=f"a paravirtual guest has no {words}",
+                            message=f"a paravirtual kernel {words}",
                             help=elsewhere if direct else "let interface be auto",
                         )
 

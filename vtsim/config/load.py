@@ -19,6 +19,7 @@ from vtsim.config.structure import FAILED, Structuring, place
 from vtsim.platform.spec import Scenario
 
 LARGEST_FILE = 256 * 1024
+STUDY_KEYS = ("question", "axes")  # which no scenario has
 SMALLEST = "the smallest scenario is 'vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]'"
 
 
@@ -43,6 +44,9 @@ def parse_scenario(
     root = compose(text, source, problems)
     if root is None:
         raise ConfigError.of(problems or [source.problem((0, 0), "there is nothing in it", help=SMALLEST)])
+    if (key := study_key(root)) and not problems:
+        help = f"vtsim sweep {label} runs it"
+        raise ConfigError.of([source.problem(root.keys[key], "this is a study, and no scenario", path=key, help=help)])
     for assignment in sets:
         root = _override(root, assignment, problems)
     scenario = Structuring(folder, problems).build(Group(spec=Scenario), root, "")
@@ -52,6 +56,21 @@ def parse_scenario(
         except ConfigError as error:
             problems += [place(problem, root, "") for problem in error.problems]
     raise ConfigError.of(sorted(problems, key=lambda problem: problem.line or 0))
+
+
+def study_key(root: Node) -> str:
+    """Return a key by which a file is a study; none of a scenario."""
+    return next((key for key in STUDY_KEYS if isinstance(root.value, dict) and key in root.value), "")
+
+
+def is_study(path: Path) -> bool:
+    """Is this file a study? One that cannot be read is none."""
+    try:
+        text = read_text(path)
+    except ConfigError:
+        return False
+    root = compose(text, Source.of(str(path), text), [])
+    return root is not None and bool(study_key(root))
 
 
 def located(error: ConfigError, path: Path, sets: Sequence[str]) -> ConfigError:

@@ -1,25 +1,38 @@
-"""The JSON Schema of a scenario, so that editors complete and check it."""
+"""The JSON Schemas of a scenario and of a study, so that editors complete and check them."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Final
 
 import attrs
 
+from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Group, Kind, Many, Tagged, kind_of, settings
+from vtsim.config.kinds import ByPath
+from vtsim.config.study_spec import StudySpec
 from vtsim.platform.spec import Scenario
 
+FILES: Final[dict[str, type[Any]]] = {"scenario": Scenario, "study": StudySpec}
 
-def schema() -> dict[str, Any]:
-    """Return the schema, generated from the specs."""
+
+def schema(file: str = "scenario") -> dict[str, Any]:
+    """Return the schema of a scenario or a study, generated from the specs; raises `ConfigError` for another file."""
+    if file not in FILES:
+        raise ConfigError.unknown("kind of file", file, FILES)
     definitions: dict[str, Any] = {}
-    _define(Scenario, definitions)
+    _define(FILES[file], definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "vtsim scenario",
-        "$ref": "#/$defs/Scenario",
+        "title": f"vtsim {file}",
+        "$ref": f"#/$defs/{FILES[file].__name__}",
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def study_schema_text() -> str:
+    """Return the schema of a study as docs/study.schema.json has it."""
+    return json.dumps(schema("study"), indent=1, ensure_ascii=False) + "\n"
 
 
 def default_of(field: attrs.Attribute[Any]) -> Any:
@@ -36,7 +49,7 @@ def specs_inside(kind: Kind) -> list[tuple[type[Any], str | None, str | None]]:
     match kind:
         case Group():
             return [(kind.spec, None, None)]
-        case Many():
+        case Many() | ByPath():
             return specs_inside(kind.item)
         case Tagged():
             return [(spec, kind.tag, name) for name, spec in kind.registry.items()]

@@ -13,13 +13,14 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.spec import Group
 from vtsim.config.checks import resolve
-from vtsim.config.load import nearby, read_text
+from vtsim.config.load import nearby, read_text, study_key
 from vtsim.config.nodes import Node, Source, compose
 from vtsim.config.overrides import put
 from vtsim.config.structure import FAILED, Structuring, place
 from vtsim.config.study_spec import StudySpec
 from vtsim.platform.spec import Scenario
 
+SCENARIO_KEYS: Final = ("vms", "machine", "vmm", "run")  # which no study has
 SMALLEST: Final = (
     "the smallest study is 'question: How much?', a scenario: FILE, "
     "and axes: [{how: grid, path: machine.profile, values: [skx-4114]}]"
@@ -83,6 +84,12 @@ def load_study(path: str | Path, check: Callable[[StudySpec], Iterable[Problem]]
     root = compose(text, source, problems)
     if root is None:
         raise ConfigError.of(problems or [source.problem((0, 0), "there is nothing in it", help=SMALLEST)])
+    found = next((key for key in SCENARIO_KEYS if isinstance(root.value, dict) and key in root.value), "")
+    if found and not study_key(root) and not problems:
+        help = f"vtsim run {path} runs it; a study names it, as in 'scenario: {path.name}'"
+        raise ConfigError.of(
+            [source.problem(root.keys[found], "this is a scenario, and no study", path=found, help=help)]
+        )
     spec = Structuring(path.parent, problems).build(Group(spec=StudySpec), root, "")
     if spec is FAILED:
         raise _sorted(problems)

@@ -192,6 +192,8 @@ class StudySpec:
     )
 
     def __attrs_post_init__(self) -> None:
+        if not self.question.strip():
+            raise ConfigError("it asks nothing", field="question", help="say in a sentence what the study answers")
         names = [each.name for each in self.baselines]
         for number, name in enumerate(names):
             if name in names[:number]:

@@ -115,10 +115,12 @@ PRIVILEGED: Final = (
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
 # ops that tell or change the state of the system in ring 3 without a fault (Robin and Irvine, "Analysis of the Intel
-# Pentium's Ability to Support a Secure Virtual Machine Monitor"): #GP in ring 3 while SENSITIVE_TRAPS is set
+# Pentium's Ability to Support a Secure Virtual Machine Monitor"; XGETBV and RDTSCP are younger): #GP in ring 3 while
+# SENSITIVE_TRAPS is set
 SENSITIVE_OPS: Final = (
     o.SGDT, o.SIDT, o.SLDT, o.STR, o.SMSW, o.PUSHF, o.POPF, o.INT, o.IRET, o.MOV_FROM_SEGMENT, o.MOV_TO_SEGMENT,
     o.CALL_FAR, o.JMP_FAR, o.RET_FAR, o.LAR, o.LSL, o.VERR, o.VERW, o.PUSH_SEGMENT, o.POP_SEGMENT,
+    o.XGETBV, o.RDTSCP,
 )
 VMX_INSTRUCTIONS: Final = (
     o.VMREAD, o.VMWRITE, o.VMXON, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT,

@@ -56,6 +56,7 @@ APIC_ISR: Final = 212
 # the context before this one: transitions go to and fro between two (host speed only)
 (OTHER_KEY, OTHER_CONTEXT, OTHER_GLOBAL, OTHER_PHYSICAL) = range(230, 234)
 FORESEEN: Final = 234      # arena offset of where page tables were (host speed only)
+ENTRY_CACHE: Final = 235   # do walk caches hold single entries by their address (AMD), not tables by a part of the address?
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
 # A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.

@@ -92,7 +92,7 @@ def kernel_text(
     paths, entry_pages, end = PATHS.get(options, lambda: _paths(options))
     a = Assembler("guest kernel", end, externals=paths.labels)
     for number, index, phase in kernel_loops(guest):
-        stage = stages.stage(number, index, spaces[number].bases[index])
+        stage = evolve(stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual)
         a.activity = ops.APPLICATION
         a.label(stage.name)
         lowerings[type(phase)].emit(a, phase, stage)

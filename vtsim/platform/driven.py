@@ -3,6 +3,8 @@
 A device fetches descriptors, moves data and reports, each of these at its own pace. A hostile one goes on writing to an
 address that was its own, to find out how long it can.
 
+Of a descriptor that carries values the first word is moved: the device keeps what it reads, and writes `MARK`.
+
 PCIe: posted writes do not pass each other, so the interrupt comes after the data.
 Not modelled: moderation of interrupts; descriptors that are written back one by one; what a device does after an error.
 """
@@ -39,6 +41,7 @@ from vtsim.platform.unit_tables import DrivenPort, UnitTables
 
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
+MARK: Final = 0xDEA_DBEE  # the word that a device writes
 BATCH: Final = 16  # descriptors that are reported together at most
 
 
@@ -54,7 +57,7 @@ class DrivenDevice:
     wanted: int = field(default=0, init=False)  # descriptors that the doorbell told of
     fetched: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
-    waiting: deque[tuple[int, int, bool]] = field(factory=deque, init=False)
+    waiting: deque[tuple[int, int, int]] = field(factory=deque, init=False)
     rung: simpy.Event = field(init=False)
     filled: simpy.Event = field(init=False)
     moved: int = field(default=0, init=False)  # bytes
@@ -62,6 +65,7 @@ class DrivenDevice:
     interrupts: int = field(default=0, init=False)
     lost: int = field(default=0, init=False)  # interrupts that were blocked
     merged: int = field(default=0, init=False)  # interrupts whose vector was pending already
+    seen: int = field(default=0, init=False)  # the word that it read last
     last: int = field(default=-1, init=False)  # the address that it had last
     hostile: Hostile | None = field(default=None, init=False)
 
@@ -110,7 +114,7 @@ class DrivenDevice:
             for number in range(first, end):
                 where = self.port.ring + number % d.RING_ENTRIES * d.RING_ENTRY_BYTES
                 address, word = self.word(where), self.word(where + 8)
-                self.waiting.append((address, word & 0xFFFF_FFFF, bool(word & d.DEVICE_WRITES)))
+                self.waiting.append((address, word & 0xFFFF_FFFF, word))
             self.fetched = end
             if not self.filled.triggered:
                 self.filled.succeed()
@@ -123,16 +127,29 @@ class DrivenDevice:
                 yield self.filled
             count = 0
             while self.waiting and count < BATCH:
-                address, size, writes = self.waiting.popleft()
-                passed = True
+                address, size, word = self.waiting.popleft()
+                passed, writes = True, bool(word & d.DEVICE_WRITES)
                 for offset in range(0, size, LARGEST):
                     part = min(LARGEST, size - offset)
                     passed &= yield from self.operate(address + offset, part, writes)
+                if passed and word & d.CARRIES:
+                    self.carry(address, writes)
                 count += 1
                 self.refused += not passed
                 self.moved += size if passed else 0
                 self.last = address
             self.platform.clock.process(self.report(self.ended(), count, self.last))
+
+    def carry(self, address: int, writes: bool) -> None:
+        """Move the word at an address that the last operation was let through to; there is nothing beyond memory."""
+        engine, unit = self.platform.engine, self.platform.unit
+        hpa = int(unit.u[st.HPA]) & ~0xFFF | address & 0xFF8 if self.row[g.TRANSLATES] else address & ~7
+        if hpa >> 12 >= engine.geometry.frame_count:
+            return
+        if writes:
+            engine.store(hpa, MARK)
+        else:
+            self.seen = engine.load(hpa) & (1 << 64) - 1
 
     def report(self, when: int, count: int, last: int) -> Generator[simpy.Event, Any, None]:
         """Write how many descriptors are done, then interrupt."""

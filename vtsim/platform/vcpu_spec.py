@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 OF_ONE_VCPU = {
     ReplaySpec: "a recorded guest",
-    BalloonSpec: "the balloon driver",
 }
-OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices"}
+OF_ONE_THREAD = {
+    ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
+}  # fmt: skip
 
 
 def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
@@ -56,7 +57,23 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
                     help=f"{at}.threads can be 1",
                 )
     if vm.vcpus > 1:
+        yield from _one_balloon(vm, where)
         yield from _hypervisor(scenario, vm, where)
+
+
+def _one_balloon(vm: VmSpec, where: str) -> Iterator[Problem]:
+    """A frame that one driver is about to give must not be one that another takes back."""
+    drivers = [
+        p
+        for p, process in enumerate(vm.guest.processes)
+        if any(isinstance(phase, BalloonSpec) for phase in process.phases)
+    ]
+    for p in drivers[1:]:
+        yield Problem(
+            path=f"{where}.guest.processes.{p}",
+            message=f"a VM of several vCPUs has one balloon driver, which is in process {drivers[0]}",
+            help=f"leave the balloon out of one of them; or {where}.vcpus can be 1",
+        )
 
 
 def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:

@@ -32,10 +32,12 @@ class Comparison:
 
 
 def chosen(names: Iterable[str] | None = None) -> tuple[str, ...]:
-    """The techniques named, each once, or all there are, `native` first; raises `ConfigError` for a name of none."""
+    """The techniques named, or all, `native` first; raises `ConfigError` for a name of none and for one given twice."""
     known = tuple(techniques)
-    wanted = known if names is None else tuple(dict.fromkeys(name.strip() for name in names))
-    for name in wanted:
+    wanted = known if names is None else tuple(name.strip() for name in names)
+    for number, name in enumerate(wanted):
+        if name in wanted[:number]:
+            raise ConfigError(f"{name} is named twice", field="--techniques", help="name each once")
         if name not in known:
             raise ConfigError.unknown("technique", name, known, field="--techniques")
     return tuple(sorted(wanted, key=lambda name: name != NATIVE))

@@ -251,6 +251,8 @@ class Tlb:
     stlb_hits: int         = key("lookups", "of these two, found in the second-level TLB")
     pwc_hits: int          = key("walks", "shortened by a paging-structure cache of the guest dimension")
     ept_pwc_hits: int      = key("walks", "nested ones shortened by an EPT paging-structure cache")
+    entry_hits: int        = key("entries", "of the guest's tables, found in a walk cache that holds entries")
+    ept_entry_hits: int    = key("entries", "of the EPT tables, found in such a cache")
     nested_tlb_hits: int   = key("lookups", "guest-physical addresses translated without an EPT walk")
     nested_tlb_misses: int = key("lookups", "guest-physical addresses translated by an EPT walk")
     dropped: int           = key("entries", "removed by invalidations")

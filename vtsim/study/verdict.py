@@ -111,6 +111,8 @@ def thresholds_of(settings: Sequence[str]) -> Thresholds:
         name, _, text = setting.partition("=")
         if name not in known:
             raise ConfigError.unknown("threshold", name, known, field="--threshold")
+        if name in values:
+            raise ConfigError(f"{name} is given twice", field="--threshold", help="give each threshold once")
         try:
             values[name] = float(text)
         except ValueError:
@@ -120,6 +122,12 @@ def thresholds_of(settings: Sequence[str]) -> Thresholds:
                 f"{text!r} is not a share",
                 field="--threshold",
                 help=f"{name} is a number from 0 to 1, as in {name}=0.9",
+            )
+        if name == "confidence" and values[name] in (0, 1):
+            raise ConfigError(
+                f"no interval has a confidence of {text}",
+                field="--threshold",
+                help="confidence is a number between 0 and 1, and neither, as in confidence=0.95",
             )
     return Thresholds(**values)
 
@@ -270,7 +278,7 @@ says which of Popek and Goldberg's three requirements (1974) hold. Nothing in a 
 |---|---|---|
 | equivalence | every vCPU saw the same values, and every VM ended alike ([what may differ](equivalence.md)) | none |
 | efficiency | the lower end of Wilson's interval of the share of guest instructions that the processor executed itself is above the threshold | `efficiency` {Thresholds().efficiency}, at `confidence` {Thresholds().confidence} |
-| isolation | of the attacks that there was occasion for, at least this share was contained | `isolation` {Thresholds().isolation} |
+| isolation | of the [attacks](attacks.md) that there was occasion for, at least this share was contained | `isolation` {Thresholds().isolation} |
 
 The definition asks for a *statistically dominant* part of the instructions: half is the least that dominates. The threshold is
 an option, as in `--threshold efficiency=0.9`. The exit status is 0 for a virtual machine and 1 for none.

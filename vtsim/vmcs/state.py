@@ -14,6 +14,10 @@ from typing import Final
 # arena offset of the log of what its guest sees (0 none); what the guest waits for since an exit: op (0 none), of what
 (V_SEEN, V_AWAITED, V_AWAITED_OF) = range(280, 283)
 # V_AGILE stands for controls that no processor has: AGILE_TABLES, AGILE_ROOT.
+# V_CR3_LIST is a field that none has: host-physical address of the CR3 that the guest believes in, which the processor
+# stores, and of CR3_PAIRS pairs behind it: CR3 that the guest loads, and what CR3 then holds (0: no pair).
+V_CR3_LIST: Final = 284
+CR3_PAIRS: Final = 4
 # Groups of checks (`vtsim.vmcs.groups`) that held when they were last made and whose fields were not written since; the
 # controls that guest checks depend on, as they were then; the check that failed the last VM entry, 0 if none.
 (V_CHECKED, V_CHECKED_MODE, V_FAILED_CHECK) = range(272, 275)

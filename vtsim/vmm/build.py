@@ -35,7 +35,7 @@ from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_range
 from vtsim.vmm.needs import Needs, bitmap_frames, needs, pool_frames
 from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.placement import Placement
-from vtsim.vmm.programs import dirty_log
+from vtsim.vmm.programs import dirty_log, locked_fault
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
@@ -112,6 +112,10 @@ def build_hypervisor(
         addresses |= reserve_zones(host)
     if vmm.sharing.on:
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
+    if locked_fault.wanted(vmm, parameters):
+        first = host.reserve(locked_fault.descriptor_frames(engine.geometry.frame_count))
+        addresses["frame_hash"] = at.frame_address(first)
+        addresses["frames"] = addresses["frame_hash"] + 8 * locked_fault.HASH_BUCKETS
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     assigned = sum(len(guest.assigned) for guest in guests)
@@ -382,6 +386,8 @@ def _fill_vmcs(
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
     words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
+    if vmm.paging == "agile" and hypervisor.path.profile.features.agile_cr3:
+        words[h.V_CR3_LIST] = vcpu.address + at.V["SHADOW_CR3"] - at.HOST_DIRECT
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
     features = (direct_interface.DIRECT_TABLES if vmm.paging == "direct-pv" else 0) | (
@@ -408,6 +414,7 @@ def _fill_vmcs(
         "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0, "EPT_TOP": vcpu.ept_top << 12,
         "EPT_FIRST": vcpu.ept.root + 1 if vcpu.ept is not None else 0, "SHADOW_CR3": start.cr3,
     }  # fmt: skip
+    values |= {name: locked_fault.CACHE_OBJECTS for name, _ in locked_fault.CACHES}
     for name, value in values.items():
         host.store(vcpu.address + at.V[name], value)
     for n, index in enumerate(at.SWITCHED_MSRS):

@@ -283,6 +283,12 @@ CASES = {
         + at(3, 16, "until: {metric: cycles}")
         + "\n help: its keys are total, elapsed, by, by_owner",
     ),
+    "an interval of what is text": (
+        "until: {metric: vtsim_version}",
+        "study.yaml:3: until.metric: 'vtsim_version' is no number"
+        + at(3, 16, "until: {metric: vtsim_version}")
+        + "\n help: name one that is a number, as in slowdown or cycles.elapsed",
+    ),
     "a metric that goes on after its end": (
         "metrics: [slowdown.x]",
         "study.yaml:3: metrics.0: 'slowdown.x' is no figure of a result"
@@ -320,6 +326,16 @@ CASES = {
         + "\n help: memory can be at most 32 MiB; or raise machine.memory; this is at the point machine.memory=33554432",
     ),
 }  # fmt: skip
+
+
+def test_a_study_asks_something(write: Write) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_design(write("", question="question: ' '\n"))
+
+    assert str(raised.value).endswith(
+        "study.yaml:1: question: it asks nothing\n    1 | question: ' '\n      |           ^\n"
+        " help: say in a sentence what the study answers"
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -142,11 +142,7 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         set_register(m, r2, size, state ^ ((state >> 17) & 0xFFFF))
         m[s.RFLAGS] = (m[s.RFLAGS] & ~ARITHMETIC) | RF_CF
     elif op == o.XGETBV:
-        index = m[s.GPR + s.RCX] & 0xFFFFFFFF
-        if index > 1:
-            return raise_exception(m, GP, 1, 0)
-        m[s.GPR + s.RAX] = m[s.XCR0] & 0xFFFFFFFF
-        m[s.GPR + s.RDX] = (m[s.XCR0] >> 32) & 0xFFFFFFFF
+        return read_extended_control(m)
     elif op == o.RDPMC:  # none of the counters is enabled
         if (m[s.GPR + s.RCX] & 0xFFFFFFFF) >= max((cpuid_register(a, 0xA, 0, 0) >> 8) & 0xFF, COUNTERS):
             return raise_exception(m, GP, 1, 0)
@@ -199,6 +195,16 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return instruction(m, a, t, r, op)
     else:
         return NOT_HERE
+    return NEXT
+
+
+@kernel
+def read_extended_control(m: Record) -> int:
+    """XGETBV."""
+    if m[s.GPR + s.RCX] & 0xFFFFFFFF > 1:
+        return raise_exception(m, GP, 1, 0)
+    m[s.GPR + s.RAX] = m[s.XCR0] & 0xFFFFFFFF
+    m[s.GPR + s.RDX] = (m[s.XCR0] >> 32) & 0xFFFFFFFF
     return NEXT
 
 

@@ -12,21 +12,23 @@ from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_wri
 from vtsim.cpu.kernels.shadow_pool import (
     KEY_FRAME,
     NO_ROOT,
+    P_CR3,
     P_MODE,
     P_ROOT,
     STRANGE_ROOT,
     entry_at,
     has_frame,
+    list_root,
     page_behind,
     record_at,
     shadow_count,
     shadow_get,
     shadow_put,
     top_level,
+    unlist_roots,
 )
 from vtsim.cpu.kernels.shadow_walk import (
     P_ADDRESS,
-    P_CR3,
     P_ERROR,
     P_FRAME,
     P_LEVEL,
@@ -85,6 +87,8 @@ def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
 def load_root(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_LOAD_ROOT: the root for CR3 in RSI and the paging mode in RBX, found again or made."""
     pool = m[s.SHADOW_POOL]
+    if m[s.SHADOW_MODE] != m[s.GPR + s.RBX]:
+        unlist_roots(m, a, t)
     m[s.SHADOW_MODE] = m[s.GPR + s.RBX]
     shadow_put(m, a, t, pool + P_MODE, m[s.SHADOW_MODE])
     shadow_put(m, a, t, pool + P_CR3, m[s.GPR + s.RSI])
@@ -102,6 +106,8 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     m[s.SHADOW_ROOT] = root
     m[s.SHADOW_FLAGS] &= ~NO_ROOT
     m[s.GPR + s.RAX] = m[s.SHADOW_TABLES] + (root << 12)
+    if not direct:
+        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX])
     return 0
 
 

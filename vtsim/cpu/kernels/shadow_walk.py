@@ -12,7 +12,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.access import read64, write64
 from vtsim.cpu.kernels.rights import RFLAGS_AC
-from vtsim.cpu.kernels.shadow_pool import shadow_get, shadow_put, top_level
+from vtsim.cpu.kernels.shadow_pool import P_CR3, shadow_get, shadow_put, top_level
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (
     ADDRESS,
@@ -31,7 +31,6 @@ from vtsim.ept.spec import (
 )
 
 # fmt: off
-P_CR3: int      = d.POOL["CR3"]
 P_RESERVED: int = d.POOL["RESERVED"]
 P_ADDRESS: int  = d.POOL["ADDRESS"]
 P_ERROR: int    = d.POOL["ERROR"]

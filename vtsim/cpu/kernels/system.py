@@ -30,7 +30,7 @@ from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cpuid import cpuid
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
-from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest
+from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest, read_extended_control
 from vtsim.cpu.kernels.digest import roll, saw
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
@@ -334,6 +334,8 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         m[s.EVENT_ERROR] = 0
         m[s.EVENT_LENGTH] = m[s.OP_LENGTH]
         return deliver(m, a, t)
+    elif op == o.XGETBV:
+        return read_extended_control(m)
     elif op >= o.MOVE:
         return segment_op(m, a, t, r, op)
     return NEXT

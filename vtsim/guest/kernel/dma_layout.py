@@ -47,9 +47,10 @@ QUEUE_BYTES: Final = 32
 QUEUE_TIMEOUT_NS: Final = 10_000_000  # IOVA_FQ_TIMEOUT
 # --- the device's ring ----------------------------------------------------------------------------------------------
 RING_ENTRIES: Final = 1024
-RING_ENTRY_BYTES: Final = 16  # address; bytes in bits 31:0, 1 in bit 32 where the device is to write
+# address; bytes in bits 31:0, 1 in bit 32 where the device is to write, in bit 33 where it carries values
+RING_ENTRY_BYTES: Final = 16
 RING_PAGES: Final = RING_ENTRIES * RING_ENTRY_BYTES // 4096
-DEVICE_WRITES: Final = 1 << 32
+DEVICE_WRITES, CARRIES = 1 << 32, 1 << 33
 # --- words of the unit ----------------------------------------------------------------------------------------------
 (U_TICKET, U_SERVING, U_NEXT) = range(0, 24, 8)
 U_STATUS: Final = 0x800       # four bytes for each descriptor of the queue

@@ -35,7 +35,7 @@ class Stage:
 
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
     integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
-    there for phases that drive a device.
+    there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Stage:
     scaled: Callable[[int], int]
     place_table: Callable[..., int] = field(repr=False)
     dma: DmaPlace | None = None
+    paravirtual: bool = False
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""

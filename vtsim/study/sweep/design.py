@@ -201,12 +201,15 @@ def _problems(spec: StudySpec) -> Iterator[Problem]:
                     yield Problem(path=f"axes.{number}.{where}", message=message, help="make one axis of them")
             seen.append(path)
     named = [(f"metrics.{n}", path) for n, path in enumerate(spec.metrics)]
-    named += [("until.metric", spec.until.metric)] if spec.until.metric else []
-    for number, baseline in enumerate(spec.baselines):
-        named += [(f"baselines.{number}.metrics.{n}", path) for n, path in enumerate(baseline.metrics)]
-    for where, path in named:
+    numbers = [
+        (f"baselines.{number}.metrics.{n}", path)
+        for number, baseline in enumerate(spec.baselines)
+        for n, path in enumerate(baseline.metrics)
+    ]
+    numbers += [("until.metric", spec.until.metric)] if spec.until.metric else []
+    for where, path in (*named, *numbers):
         try:
-            column(path)
+            column(path, number=(where, path) in numbers)
         except ConfigError as error:
             yield from _under(where, error).problems
     against = [f"{path} against {each.name}" for each in spec.baselines for path in each.metrics]

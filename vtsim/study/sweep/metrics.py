@@ -24,8 +24,8 @@ DEFAULT: Final = (
 NAMES: Final = ("reason", "name")  # keys by which an item of a list is found
 
 
-def column(path: str, label: str = "") -> Column:
-    """Return the column of a metric, or raise `ConfigError` where no result has such a figure."""
+def column(path: str, label: str = "", *, number: bool = False) -> Column:
+    """Return the column of a metric, or raise `ConfigError` where no result has such a figure; a `number`, if asked."""
     unit, meaning, steps, taken = "", "", path.split("."), list[str]()
     expected: Any = Result
     while steps:
@@ -50,6 +50,9 @@ def column(path: str, label: str = "") -> Column:
         raise ConfigError(f"{path!r} is not one figure", help=f"its keys are {', '.join(attrs.fields_dict(expected))}")
     if typing.get_origin(expected) in (tuple, Mapping):
         raise ConfigError(f"{path!r} is not one figure", help="go on with the name of one of its entries")
+    if number and expected not in (int, float):
+        help = "name one that is a number, as in slowdown or cycles.elapsed"
+        raise ConfigError(f"{path!r} is no number", help=help)
     return Column(path=path, label=label or path, unit=unit, meaning=meaning)
 
 

@@ -19,6 +19,7 @@ from vtsim.study.sweep.store import Run, Store
 from vtsim.study.sweep.table import Column, Row, StudyTable, Value
 
 SUFFIX: Final = ".sqlite"
+SETTINGS: Final = (".yaml", ".yml")  # endings of files that output does not replace
 SHOWN_ROWS: Final = 20  # of a table in a notebook
 NO_RESULTS: Final = "run it with: vtsim sweep"
 
@@ -51,7 +52,8 @@ class Study:
     """The results of a study so far. `path` is that of the study file, or of its store."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = store_of(Path(path))
+        self.file = Path(path)
+        self.path = store_of(self.file)
         if not self.path.is_file():
             raise ConfigError("there are no results of this study", file=str(path), help=f"{NO_RESULTS} {path}")
         with self._reading() as store:
@@ -64,11 +66,13 @@ class Study:
         return Store(self.path, reading=True)
 
     def refuse_to_replace(self, output: Path) -> None:
-        """Raise `ConfigError` where output would be written over the results, which are hours of work."""
-        if output.resolve() == self.path.resolve():
-            raise ConfigError(
-                f"{output} has the results of the study", field="--output", help="name another file, or none"
-            )
+        """Raise `ConfigError` where output would be written over the results, which are hours of work, or a study."""
+        beside = {self.path.with_name(f"{self.path.name}{end}").resolve() for end in ("", "-wal", "-shm", "-lock")}
+        what = "has the results of the study" if output.resolve() in beside else ""
+        if output.exists() and (output.suffix in SETTINGS or output.samefile(self.file)):
+            what = what or "is a study or a scenario"
+        if what:
+            raise ConfigError(f"{output} {what}", field="--output", help="name another file, or none")
 
     def table(self, metrics: Sequence[str] = ()) -> StudyTable:
         """Return all finished runs as one plain table; `metrics` are shown instead of those that the study names."""

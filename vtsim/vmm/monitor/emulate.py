@@ -331,6 +331,7 @@ SENSITIVE: Final[dict[int, Emulator]] = {   # of kernel and processes, on an ISA
     ops.SGDT: for_field(state.store_table, "GDTR"), ops.SIDT: for_field(state.store_table, "IDTR"),
     ops.SLDT: for_field(state.store_word, "LDTR"), ops.STR: for_field(state.store_word, "TR"),
     ops.SMSW: for_field(state.store_word, "CR0"), ops.PUSHF: state.push_flags, ops.POPF: state.pop_flags,
+    ops.XGETBV: state.read_xcr, ops.RDTSCP: state.read_tscp,
     **{op: of_segments(*how) for op, how in segment_emulators.EMULATORS.items()},
 }
 OF_HOST: Final[dict[int, Emulator]] = {  # of the kernel, where the monitor is hosted

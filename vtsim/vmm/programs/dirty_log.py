@@ -47,12 +47,17 @@ def mark(a: Assembler, path: Path, back: str) -> None:
     a.ld(RAX, several.vm_word(a, path, "LOGGING", RAX))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, back)
+    note_page(a, path)
+
+
+def note_page(a: Assembler, path: Path) -> None:
+    """The page of the guest-physical address in R13 is written. Changes RAX RDI RSI."""
     a.copy(RSI, R13)
     _note_page(a, path)
 
 
 def _note_page(a: Assembler, path: Path) -> None:
-    """The page of the guest-physical address in RSI is written. Changes RAX RDI RSI."""
+    """The same of the address in RSI."""
     work(a, path, "mark_dirty")
     a.shr(RSI, 12)
     a.ld(RDI, vcpu("DIRTY_BITMAP"))

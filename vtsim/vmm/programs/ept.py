@@ -21,7 +21,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import agile, dirty_log, frames, several, swap
+from vtsim.vmm.programs import agile, dirty_log, frames, locked_fault, several, swap
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -46,6 +46,7 @@ def violation(a: Assembler, path: Path) -> None:
         return
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
+        locked_fault.protected_page(a, path)
     a.label("resolve_violation")
     find_slot(a)
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))

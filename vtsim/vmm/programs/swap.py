@@ -256,6 +256,11 @@ def _evict(a: Assembler, path: Path) -> None:
     if flags:
         a.test(RAX, e.EPT_ACCESSED)
         a.jcc(ops.CC_Z, "evict_mapped")
+        if path.several:
+            a.ld(RAX, vcpu("MEMORY_END"))
+            a.shr(RAX, 12)
+            a.cmp(R14, register=RAX)
+            a.jcc(ops.CC_B, "evict_mapped", comment="in its second round the hand takes what other vCPUs use on")
         a.mov(RAX, -e.EPT_ACCESSED)
         a.xadd(Mem(RCX), RAX)  # the processor may set the dirty flag meanwhile
         a.jmp("evict_next")

@@ -319,10 +319,10 @@ def cpuid(a: Assembler) -> None:
     a.jmp("skip")
 
 
-def time_stamp(a: Assembler, *, processor: bool) -> None:
-    """RDTSC, RDTSCP."""
-    a.op(ops.RDTSCP if processor else ops.RDTSC)
-    for register in (RAX, RDX, *([RCX] if processor else [])):
+def time_stamp(a: Assembler) -> None:
+    """RDTSC."""
+    a.op(ops.RDTSC)
+    for register in (RAX, RDX):
         a.st(saved(register), register)
     a.jmp("skip")
 
@@ -361,17 +361,18 @@ KERNEL_ONLY: Final[Mapping[int, Emulator]] = {
 }
 ANYONE: Final[Mapping[int, Emulator]] = {
     ops.SYSCALL: system_call, ops.IRET: iret, ops.INT: software_interrupt, ops.CPUID: cpuid,
-    ops.RDTSC: lambda a: time_stamp(a, processor=False), ops.RDTSCP: lambda a: time_stamp(a, processor=True),
+    ops.RDTSC: time_stamp, ops.RDTSCP: state.read_tscp,
     ops.RDRAND: lambda a: random(a, ops.RDRAND), ops.RDSEED: lambda a: random(a, ops.RDSEED),
     ops.SGDT: lambda a: descriptor_table(a, "GDTR", stores=True),
     ops.SIDT: lambda a: descriptor_table(a, "IDTR", stores=True),
     ops.SLDT: lambda a: state.store_word(a, "LDTR"), ops.STR: lambda a: state.store_word(a, "TR"),
     ops.SMSW: lambda a: state.store_word(a, "CR0"), ops.PUSHF: push_flags, ops.POPF: pop_flags,
+    ops.XGETBV: state.read_xcr,
     **{op: of_segments(*how) for op, how in segment_emulators.EMULATORS.items()},
 }
 BORROWED: Final = (
     ops.CLTS, ops.MOV_FROM_CR, ops.MOV_TO_CR, ops.MOV_FROM_DR, ops.MOV_TO_DR, ops.IN, ops.OUT, ops.RDMSR, ops.WRMSR,
-    ops.SLDT, ops.STR, ops.SMSW, ops.RDRAND, ops.RDSEED,
+    ops.SLDT, ops.STR, ops.SMSW, ops.RDRAND, ops.RDSEED, ops.RDTSCP,
 )
 UNDEFINED: Final = (ops.UD, ops.VMCALL, ops.VMFUNC, ops.GETSEC, ops.VMXON)
 # fmt: on
