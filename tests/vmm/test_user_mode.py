@@ -6,12 +6,16 @@ import pytest
 
 from tests.vmm.test_paravirtual import PRIVILEGED, TEXT, run, seen
 from vtsim.base.errors import ConfigError
+from vtsim.base.memory import PAGE_BYTES
 from vtsim.config import parse_scenario
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, HOST_PROCESS
 from vtsim.platform.machine import Machine
 from vtsim.study.run import run as run_scenario
+from vtsim.vmm.monitor import layout as monitor
+from vtsim.vmm.paravirtual import layout as paravirtual
+from vtsim.vmm.user_mode import layout as user_mode
 from vtsim.vmm.user_mode.layout import RETURN
 
 USER_MODE = "vmm.technique=user-mode"
@@ -88,19 +92,19 @@ def test_a_result_that_an_event_delays_is_seen_all_the_same(monkeypatch: pytest.
     phases = "{primitive: cpuid, iterations: 1}, {primitive: syscall, iterations: 5}"
     text = TEXT.format(kernel="{tick: 1 ms}", processes=f"[{{phases: [{phases}]}}]")
     there = Machine(parse_scenario(text, [USER_MODE]))
-    monitor, m = there.monitor, there.engine.cpus[0]
-    assert monitor is not None
-    (vcpu,), run_all, interrupted = monitor.vcpus, there.engine.run_all, list[int]()
+    host, m = there.monitor, there.engine.cpus[0]
+    assert host is not None
+    (vcpu,), run_all, interrupted = host.vcpus, there.engine.run_all, list[int]()
 
     def in_steps(until: int, quantum: int) -> tuple[int, int]:
         code, cpu = 0, -1
         while code == 0 and m[s.CYCLE] < until:
             code, cpu = run_all(int(m[s.CYCLE]) + 50, quantum)
-            words = [monitor.word(vcpu, name) for name in ("KERNEL", "DELIVERS", "BY_SYSCALL")]
+            words = [host.word(vcpu, name) for name in ("KERNEL", "DELIVERS", "BY_SYSCALL")]
             returning = words == [HOST_PROCESS, RETURN, 1] and m[s.PRIVILEGE] == o.R3
             if returning and m[s.APIC_DEADLINE] != FOREVER and len(interrupted) < 3:
                 m[s.APIC_DEADLINE] = m[s.CYCLE]
-                interrupted.append(monitor.word(vcpu, "UPCALLS"))
+                interrupted.append(host.word(vcpu, "UPCALLS"))
         return code, cpu
 
     monkeypatch.setattr(type(there.engine), "run_all", lambda engine, until, quantum: in_steps(until, quantum))
@@ -111,5 +115,10 @@ def test_a_result_that_an_event_delays_is_seen_all_the_same(monkeypatch: pytest.
 
     assert outcome.vms[0].stopped is None
     assert len(interrupted) == 3
-    assert monitor.word(vcpu, "UPCALLS") >= 3
+    assert host.word(vcpu, "UPCALLS") >= 3
     assert seen(there) == seen(natively)
+
+
+def test_the_words_of_a_vcpu_fit_into_its_page() -> None:
+    for words in (monitor.VCPU_WORDS, paravirtual.WORDS, user_mode.WORDS):
+        assert 8 * sum(count for _, count, _ in words) <= PAGE_BYTES - monitor.STACK_BYTES

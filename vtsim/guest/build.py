@@ -343,7 +343,7 @@ class Builder:
             ring3=self.ring3,
             events=self.events,
             batch=self.direct.batch if self.direct else 1,
-            singly=self.direct is not None and self.direct.singly,
+            on_host=self.direct is not None and self.direct.on_host,
             direct_page=self._direct_page,
             files=linear(file_frames),
             probe=bool(self.guest.kernel.probe),

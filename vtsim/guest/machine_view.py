@@ -92,14 +92,15 @@ class DirectTables:
 
     `machine` gives the host frames behind guest frames; `machine_to_physical` are the host frames of a table from host
     frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather;
-    `ring3` says that its kernel runs in ring 3, `singly` that pages of a copied space are mapped by a request each.
+    `ring3` says that its kernel runs in ring 3, `on_host` that it is a process of a host: pages of
+    a copied space are mapped by a request each, and events masked by a call.
     """
 
     machine: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     machine_to_physical: tuple[int, ...]
     batch: int
     ring3: bool = False
-    singly: bool = False
+    on_host: bool = False
 
 
 @frozen(kw_only=True)

@@ -154,7 +154,10 @@ class Suite:
             elif attack.timed and self.other:
                 skipped.append(Skipped(name=attack.name, why=f"VMs share no CPU: {self.why_alone}"))
             else:
-                made.append(self.attempt(attack))
+                try:
+                    made.append(self.attempt(attack))
+                except ConfigError as error:  # a guest of this kind has nothing to attempt it with
+                    skipped.append(Skipped(name=attack.name, why=error.problems[0].message))
         for one in self.dma():
             (made if isinstance(one, Attempt) else skipped).append(one)  # type: ignore[arg-type]
         return tuple(made), tuple(skipped)

@@ -53,7 +53,7 @@ class DirectHost:
         }
 
     def offer(
-        self, memory: VmMemory, number: int, batch: int, *, ring3: bool = False, singly: bool = False
+        self, memory: VmMemory, number: int, batch: int, *, ring3: bool = False, on_host: bool = False
     ) -> DirectTables:
         """Let the VM with this number own its frames, and say what its guest's builder needs."""
         gfns = np.concatenate([np.arange(first, end) for first, end in gfn_ranges(memory.size)])
@@ -65,7 +65,7 @@ class DirectHost:
             machine_to_physical=tuple(range(self.numbers, self.numbers + self.frames)),
             batch=batch,
             ring3=ring3,
-            singly=singly,
+            on_host=on_host,
         )
 
     def validate(

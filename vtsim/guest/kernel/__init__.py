@@ -33,7 +33,7 @@ class KernelOptions:
     top_entries: tuple[int, ...]  # top-level entries of user address spaces that are in use
     paravirtual: bool = False  # are tables updated by hypercalls?
     ring3: bool = False  # does the kernel run in ring 3, with hypercalls in place of all that is privileged?
-    singly: bool = False  # is every page of a copied space mapped by a request of its own?
+    on_host: bool = False  # is it a process of a host, which maps page by page and masks by calls?
     events: bool = False  # are clock, timer and interrupts those of the shared page?
     batch: int = 1  # how many requests one hypercall makes at most
     probe: bool = False  # does it look for hardware at boot?

@@ -49,7 +49,7 @@ def copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_Z, "fork_next")
     a.copy(s.RSI, s.RAX)
     a.and_(s.RSI, ~e.PTE_WRITE)
-    if not kernel.singly:
+    if not kernel.on_host:
         a.st(Mem(s.RBP), s.RSI)
     a.test(s.RAX, e.PTE_WRITE)
     a.jcc(ops.CC_Z, "fork_next")
@@ -73,7 +73,7 @@ def copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.sub(s.R15, 1)
     a.jcc(ops.CC_NZ, "fork_area")
     a.call("pin_space")
-    if kernel.singly:
+    if kernel.on_host:
         map_singly(a, "fork", s.RBX, text_only=False)
 
 
@@ -208,7 +208,7 @@ def map_text(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RDX, Mem(s.R12, at.T_PARENT))
     a.copy(s.RSI, s.R13)
     look_up(a, s.RDX)
-    if not kernel.singly:
+    if not kernel.on_host:
         a.st(Mem(s.RBP), s.RAX)
     a.add(s.R13, at.PAGE)
     a.ld(s.RAX, Mem(s.R14, at.A_END))

@@ -63,7 +63,7 @@ class Kind:
     `emit` emits the program for vCPUs and `DirectHost`, given the addresses of its two tables of handlers, and returns
     the labels that belong into them. `prepare` takes what a vCPU needs of the host's memory, and `fill` completes its
     words, given that. `batch`: how many requests a guest may
-    gather; None: as many as it wants. `singly`: does it map pages of copied spaces one by one? `keeps`: do translations
+    gather; None: as many as it wants. `on_host`: is its guest's kernel a process of a host? `keeps`: do translations
     of its processes stay when CR3 is loaded?
     """
 
@@ -72,7 +72,7 @@ class Kind:
     prepare: Callable[[Host], int] = lambda host: 0
     fill: Callable[[Monitor, VirtualCpu, int], None] = lambda monitor, vcpu, prepared: None
     batch: int | None = None
-    singly: bool = False
+    on_host: bool = False
     keeps: bool = True
 
 
@@ -116,7 +116,7 @@ def build_kind(
     gates(host, program)
     for number, (vcpu, guest) in enumerate(zip(vcpus, guests, strict=True)):
         vcpu.memory.direct = tables.offer(
-            vcpu.memory, number, kind.batch or vmm.pv.batch, ring3=True, singly=kind.singly
+            vcpu.memory, number, kind.batch or vmm.pv.batch, ring3=True, on_host=kind.on_host
         )
         start = guest.build(vcpu.memory)
         top = host.words(vcpu.memory.backing.root, mem.TABLE)

@@ -144,6 +144,15 @@ def nothing(a: Assembler) -> None:
     a.jmp("done")
 
 
+def mask(a: Assembler) -> None:
+    """The word by which a kernel masks upcalls, for one that does it by a call."""
+    a.ld(RAX, saved(RDI))
+    a.and_(RAX, 1)
+    a.ld(RDI, vcpu("SHARED_PAGE"))
+    a.st(Mem(RDI, d.UPCALL_MASK), RAX)
+    a.jmp("done")
+
+
 def set_traps(a: Assembler) -> None:
     """Handlers of exceptions."""
     a.ld(RSI, saved(RDI))
@@ -321,7 +330,7 @@ def calls(a: Assembler, ground: Ring3Ground, deadline: bool, clock_hz: int) -> l
     tables(a, ground)
     handlers: dict[str, Callable[[Assembler], object]] = {
         "nothing": nothing, "set_traps": set_traps, "set_callbacks": set_callbacks, "iret": iret,
-        "schedule": schedule, "event": event,
+        "schedule": schedule, "event": event, "mask": mask,
     }  # fmt: skip
     for name, handler in handlers.items():
         a.activity = ops.EXIT_HANDLER

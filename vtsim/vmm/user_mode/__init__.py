@@ -9,6 +9,6 @@ what was a hypercall there is a system call of the host here, what was one reque
 Dike, "A user-mode port of the Linux kernel", ALS 2000: "Virtualizing system calls", "Eliminating the tracing thread".
 Not modelled: guest processes that reach their kernel's memory, as those of a tracing thread without its jail do (each
 has a root without it, which costs nothing beside the switch); faults of the host on what it has mapped (it populates);
-blocking of signals by a system call (the kernel masks them in a shared word, as later versions do); what the tracing
-thread does at fork and exec; INT 80H; ticks of the host.
+system calls that block signals where a frame holds the mask; what the tracing thread does at fork and exec; INT 80H;
+ticks of the host.
 """

@@ -45,7 +45,7 @@ def build_user_mode(**machine: Any) -> ParavirtualMonitor:
     Raises `ConfigError` where the memory does not suffice.
     """
     kind = Kind(
-        monitor=UserModeMonitor, emit=emit, prepare=thread, fill=trace, batch=1, singly=True, keeps=False
+        monitor=UserModeMonitor, emit=emit, prepare=thread, fill=trace, batch=1, on_host=True, keeps=False
     )  # fmt: skip
     return build_kind(kind, **machine)
 
@@ -87,5 +87,5 @@ def trace(monitor: Monitor, vcpu: VirtualCpu, root: int) -> None:
     host = monitor.host
     registers = {s.RCX: tracing_thread().labels["stopped"], s.R11: 0x202, s.RSP: at.TRACER_STACK}
     for register, value in registers.items():
-        host.store(monitor.address(vcpu) + at.V["TRACER_REGISTERS"] + 8 * register, value)
+        host.store(monitor.address(vcpu) + at.TRACER + 8 * register, value)
     monitor.put(vcpu, {"TRACER_CR3": root << mem.PAGE_SHIFT, "RING_0_STACK": host.address(vcpu.data) + TSS + 8})

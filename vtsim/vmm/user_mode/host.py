@@ -31,6 +31,7 @@ CARRIERS: Final = (RAX, RCX, RDX, RBX, RSI, RDI, R8, R9)
 NAMES: Final = {  # of what paravirtual guests ask for, as this host does it
     "update_entry": "map", "pin_table": "space", "load_cr3": "write_pipe", "load_user": "read_pipe",
     "stack": "set_stack", "iret": "send_signal", "schedule": "schedule_idle", "set_timer": "set_timer",
+    "mask": "block_signals",
 }  # fmt: skip
 
 
@@ -74,10 +75,10 @@ def system_call(a: Assembler, cpu: int, address: int) -> None:
     a.st(vcpu("STOPPED_BY"), RBX)
     a.jmp("system_call")
     a.label(f"tracer_call_{cpu}")
-    a.stm(Mem(RSP, at.KERNEL_STACK + 64 + V["TRACER_REGISTERS"]), ALL)
+    a.stm(Mem(RSP, at.KERNEL_STACK + 64 + at.TRACER), ALL)
     a.lea(R15, Mem(RSP, at.KERNEL_STACK + 64))
     a.ld(RBX, vcpu("SCRATCH"))
-    a.st(vcpu("TRACER_REGISTERS", RSP), RBX)
+    a.st(Mem(R15, at.TRACER + 8 * RSP), RBX)
     a.jmp("tracer_call")
 
 
@@ -90,7 +91,7 @@ def stop(a: Assembler) -> None:
     a.label("toggle")
     a.op(ops.SWAPGS)
     a.label("stop")
-    a.stm(vcpu("CONTEXT"), ALL)
+    a.stm(Mem(R15, at.CONTEXT), ALL)
     a.ld(RBX, vcpu("STOPPED_BY"))
     a.ld(RCX, vcpu("KERNEL"))
     a.test(RCX, register=RCX)
@@ -119,12 +120,12 @@ def stop(a: Assembler) -> None:
     a.lea(RSI, Mem(R15, -at.KERNEL_STACK))
     a.st(Mem(RDI), RSI)
     work(a, "wait_return")
-    a.st(vcpu("TRACER_REGISTERS"), RBX)
+    a.st(Mem(R15, at.TRACER), RBX)
     a.label("tracer_goes_on")
     a.copy(RSP, R15)
-    a.ldm(Mem(RSP, V["TRACER_REGISTERS"]), BELOW_STACK_POINTER)
-    a.ldm(Mem(RSP, V["TRACER_REGISTERS"] + 8 * (RSP + 1)), ABOVE_STACK_POINTER)
-    a.ld(RSP, Mem(RSP, V["TRACER_REGISTERS"] + 8 * RSP))
+    a.ldm(Mem(RSP, at.TRACER), BELOW_STACK_POINTER)
+    a.ldm(Mem(RSP, at.TRACER + 8 * (RSP + 1)), ABOVE_STACK_POINTER)
+    a.ld(RSP, Mem(RSP, at.TRACER + 8 * RSP))
     a.op(ops.SYSRET)
 
 
@@ -156,7 +157,7 @@ def tracer_calls(a: Assembler) -> None:
     a.label("tracer_continues")
     work(a, "continue")
     a.label("tracer_answer")
-    a.st_value(vcpu("TRACER_REGISTERS"), 0)
+    a.st_value(Mem(R15, at.TRACER), 0)
     a.jmp("tracer_goes_on")
 
     a.label("tracer_waits")
@@ -167,9 +168,9 @@ def tracer_calls(a: Assembler) -> None:
     a.ld(RDI, vcpu("RING_0_STACK"))
     a.st(Mem(RDI), R15)
     a.copy(RSP, R15)
-    a.ldm(Mem(RSP, V["CONTEXT"]), BELOW_STACK_POINTER)
-    a.ldm(Mem(RSP, V["CONTEXT"] + 8 * (RSP + 1)), ABOVE_STACK_POINTER)
-    a.ld(RSP, Mem(RSP, V["CONTEXT"] + 8 * RSP))
+    a.ldm(Mem(RSP, at.CONTEXT), BELOW_STACK_POINTER)
+    a.ldm(Mem(RSP, at.CONTEXT + 8 * (RSP + 1)), ABOVE_STACK_POINTER)
+    a.ld(RSP, Mem(RSP, at.CONTEXT + 8 * RSP))
     a.op(ops.MOV_TO_CR, RAX, imm=3)
     count(a, "SWITCHES")
     a.ret()

@@ -18,6 +18,9 @@ TRACER_DATA: Final  = 0x0000_7E80_0070_0000     # its buffer of registers
 TRACER_STACK: Final = 0x0000_7E80_0080_0000     # grows down from here
 KERNEL_STACK: Final = 1024                      # its stack in the host's kernel ends so far below the vCPU's structure
 IMPOSED: Final      = 512                       # from there down: registers that it imposes
+# from the structure, at the far ends of both stacks: registers where the kernel left the process; those of the thread
+CONTEXT: Final      = -KERNEL_STACK
+TRACER: Final       = -2 * KERNEL_STACK
 
 SIGNAL, CALL, RETURN = 0, 1, 2                  # why a process stopped
 GET_REGISTERS, SET_REGISTERS, CONTINUE, WAIT = range(4)  # what the tracing thread asks for
@@ -29,8 +32,6 @@ WORDS: Final = (
     ("STOPPED_BY",            1, "why the process stops next"),
     ("DELIVERS",              1, "why it stopped last"),
     ("BELIEVED",              1, "KERNEL, while the tracing thread runs"),
-    ("CONTEXT",              16, "registers of the host's kernel where it left the process"),
-    ("TRACER_REGISTERS",     16, "those of the tracing thread"),
     ("TRACER_CR3",            1, "root of its tables"),
     ("RING_0_STACK",          1, "linear address of the TSS's stack pointer"),
     ("STOPS",                 3, "stops, by reason"),

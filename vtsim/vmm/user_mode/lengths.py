@@ -26,6 +26,7 @@ LENGTHS: Final[dict[str, int]] = {
     "space":         2500,  # half of do_fork with copy_mm, or half of exit_mmap: a space has two roots here
     "write_pipe":     500,  # of the switch to another process: write to its pipe, wake_up
     "read_pipe":      700,  # read from the own, schedule and switch_to
+    "block_signals":   80,  # sys_rt_sigprocmask, recalc_sigpending
     "set_stack":      100,  # sys_sigaltstack
     "schedule_idle":  500,  # sys_pause, schedule, cpu_idle, and the same back
     "set_timer":      400,  # sys_setitimer
