@@ -136,9 +136,10 @@ bind(
         "and 2p64K 0.99. Under translation a process's shadow tables are found again when it runs again; what "
         "Workstation 3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.77 us, and "
         "no device, interrupt or idling leads to the host's world here; a pool of 64 shadow pages in place of 327 "
-        "evicts at each switch, 8p16K then takes 26.9 and 16p16K 28.1 us, and 2p16K still 1.2. UML: two system calls "
-        "of the host are a switch, by which the next process is woken and this one sleeps; with SYSCALL and SYSRET at 440 and CR3 at "
-        "2000 cycles 2p0K takes 3.13 us. What the published port did beyond, and whether the stops of the pipe's "
+        "evicts at each switch, 8p16K then takes 26.9 and 16p16K 28.1 us, and 2p16K still 1.2. UML: two system "
+        "calls of the host are a switch, by which the next process is woken and this one sleeps; with SYSCALL and"
+        " SYSRET at 440 and CR3 at 2000 cycles 2p0K takes 3.13 us. What the published port did beyond, and "
+        "whether the stops of the pipe's "
         "system calls were deducted in full, is unknown"
     ),
     unbound="as for XEN-LMBENCH-PROC: L-SMP",
