@@ -2,8 +2,9 @@
 
     python -m scripts.import_recording RECORDING TARGET --name NAME --memory 128 [options]
 
-RECORDING is the folder with trace.parquet and kvm_*.json. TARGET gets NAME.npz, NAME.kvm_*.json and, where there is
-none yet, NAME.yaml. Columns are found by name; further ones are passed over. Needs pyarrow, which vtsim does not.
+RECORDING is the folder with trace.parquet and kvm_*.json, or kvm_*.txt as perf kvm stat report prints it. TARGET gets
+NAME.npz, NAME.kvm_*.json and, where there is none yet, NAME.yaml. Columns are found by name; further ones are passed
+over. Needs pyarrow, which vtsim does not.
 
 Phases are cut where `--phase NAME=INSTRUCTIONS` says. Without that: where the guest first executes above 1 MiB
 (decompressor), where it first executes at 16 MiB (kernel), and behind each OUT to port F4H (mark1, mark2 …), as far as
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vtsim.base.errors import ConfigError
+from vtsim.guest.traces.exit_tables import exit_tables
 from vtsim.guest.traces.format import COLUMNS, VCPU_COLUMNS, Phase, RecordedGuest, Trace
 from vtsim.guest.traces.kinds import NUMBER, PORT_MASK
 from vtsim.guest.traces.recorded_exits import FORMAT, TABLES, VERSION
@@ -38,6 +41,7 @@ TABLE_OF = {  # our table, theirs
     "ept_regions":        "ept_gpa_class",
 }
 # fmt: on
+TIMED = ["EXTERNAL_INTERRUPT", "INTERRUPT_WINDOW", "HLT", "PAUSE_INSTRUCTION"]  # depend on how fast the host is
 MARKS = 0xF4
 DECOMPRESSOR, KERNEL = (0x10_0000, 0x20_0000), 0x100_0000
 SCENARIO = """\
@@ -131,6 +135,18 @@ def convert_exits(theirs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def printed_exits(file: Path) -> dict[str, Any]:
+    """The one table of exits that perf or bcc printed, as totals."""
+    tables = exit_tables(file.read_text(), str(file))
+    if len(tables) > 1:
+        raise SystemExit(f"{file} has {len(tables)} tables, from lines {[table.line for table in tables]}: leave one")
+    return {
+        "source": f"{file.name}, line {tables[0].line}",
+        "timing_dependent_reasons": TIMED,
+        "total": {"exits": dict(tables[0].counts)},
+    }
+
+
 def main() -> None:
     """Write the trace, one JSON file per hypervisor configuration, and a scenario."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -148,6 +164,7 @@ def main() -> None:
     table = pyarrow.parquet.read_table(asked.recording / "trace.parquet")
     columns = columns_of({name: table[name].to_numpy() for name in table.column_names if name != "kind_name"})
     theirs = {file.stem: json.loads(file.read_text()) for file in sorted(asked.recording.glob("kvm_*.json"))}
+    theirs |= {file.stem: printed_exits(file) for file in sorted(asked.recording.glob("kvm_*.txt"))}
     wanted = next(([phase["name"] for phase in one.get("phases", ())] for one in theirs.values()), [])
     Trace(
         name=asked.name,
@@ -177,4 +194,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None

@@ -15,7 +15,7 @@ from vtsim.config import load_scenario, parse_scenario
 
 CPUID = "vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]\n"
 PRIMITIVES = (
-    "work, mix, stream, fill, cpuid, rdtsc, rdmsr, wrmsr, vmcall, sensitive, hlt, pause, ipi, port_in, port_out, mmio_read, "
+    "work, mix, stream, fill, cpuid, rdtsc, rdmsr, wrmsr, vmcall, sensitive, sensitive_user, hlt, pause, ipi, port_in, port_out, mmio_read, "
     "mmio_write, mov_from_cr8, mov_to_cr8, mov_to_cr3, syscall, fork, exec, page_fault, protect, context_switch, balloon, idle, replay, "
     "memory_trace, dma_buffers, map_file, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
     "null_io, stat, open_close, select, "

@@ -76,7 +76,6 @@ def counts(scenario: Scenario, scale: int) -> dict[str, object]:
     result, technique = result_of([outcome]), techniques[scenario.vmm.technique]
     found: dict[str, object] = {
         "stopped": dict(result.stopped),
-        "exits": {each.reason: each.count for each in result.exits},
         "seen": {
             (vm, vcpu, name): (stream.count, stream.digest)
             for (vm, vcpu), seen in machine.witnessed().items()
@@ -85,12 +84,13 @@ def counts(scenario: Scenario, scale: int) -> dict[str, object]:
         "hypercalls": outcome.hypercalls,
         "monitor": outcome.monitor,
     }
+    if scenario.vmm.paging == "agile":  # which counts stores to tables in an interval of a millisecond
+        return found
+    found["exits"] = {each.reason: each.count for each in result.exits}
     if not technique.in_software:  # there ordinary work is emulated too
         found["emulated"] = (result.guest.ring0.emulated, result.guest.ring3.emulated)
         found["translations"] = outcome.translations
-    # an instruction of ordinary work is translated into code, so that there are more pages of it; and an interval of
-    # agile paging is a millisecond
-    if scenario.vmm.technique != "dynamic-translation" and scenario.vmm.paging != "agile":
+    if scenario.vmm.technique != "dynamic-translation":  # which makes code of ordinary work, so that it has more pages
         found["references"] = result.walks.references
     return found
 

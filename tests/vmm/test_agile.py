@@ -18,7 +18,6 @@ from vtsim.base.errors import ConfigError
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.profile import load_profile
 from vtsim.ept import shadow as d
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
@@ -26,7 +25,7 @@ from vtsim.guest.machine_view import PhysicalMemory, Start
 SUPPOSED = "machine.cpu.features.agile_paging=true"
 AGILE = ("vmm.paging=agile", SUPPOSED)
 SHADOW = ("vmm.paging=shadow",)
-LISTED = load_profile("skx-4114").with_overrides({"features.agile_cr3": True})
+LISTED = NEWER.with_overrides({"features.agile_cr3": True})
 MACHINES: dict[str, dict[str, Any]] = {
     "kvm": {"personality": "kvm"},
     "minimal, back and forth": {"personality": "minimal", "parameters": (("agile_interval", 10),)},
@@ -47,7 +46,7 @@ def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> 
     for seed in range(1 if jit.DISABLED else 8):
         for paging in (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True)):
             made = plan(seed, 100 if jit.DISABLED else 600, paging)
-            m = machine(made.guest, paging="agile", profile=NEWER, **MACHINES[name]).run()
+            m = machine(made.guest, paging="agile", **{"profile": NEWER, **MACHINES[name]}).run()
             assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
             for expected, found in made.seen(m.vcpu.memory.load):
                 assert found == expected

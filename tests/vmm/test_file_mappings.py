@@ -33,10 +33,12 @@ WAYS = {
     "interpreter": ("vmm.technique=interpreter",),
     "dynamic translation": ("vmm.technique=dynamic-translation",),
     "paravirtual": ("vmm.technique=paravirtual",),
+    "user mode": ("vmm.technique=user-mode",),
+    "hosted": ("vmm.technique=binary-translation", "vmm.hosted=true"),
 }
 
 
-SLOW = ("agile", "trap and emulate", "binary translation", "interpreter", "dynamic translation")
+SLOW = ("agile", "trap and emulate", "binary translation", "interpreter", "dynamic translation", "user mode", "hosted")
 # system calls of a round, and rounds
 CALLS = 3 * 2 + 2 * 1 + 2 * 1
 

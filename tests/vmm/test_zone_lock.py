@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def stays_in_zones(m: Machine) -> list[tuple[int, int, int]]:
 
 
 def overlaps(stays: list[tuple[int, int, int]]) -> int:
-    return sum(later[0] != one[0] and later[1] < one[2] for one, later in zip(stays, stays[1:], strict=False))
+    return sum(later[0] != one[0] and later[1] < one[2] for one, later in pairwise(stays))
 
 
 def test_no_two_cpus_are_in_a_zone_at_the_same_time() -> None:

@@ -23,6 +23,7 @@ from vtsim.guest.spec import (
     PortOutSpec,
     RdmsrSpec,
     ReplaySpec,
+    SensitiveSpec,
     WrmsrSpec,
 )
 from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
@@ -50,6 +51,7 @@ NOT_IN_SOFTWARE = (
     MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
     MmioWriteSpec,
 )  # fmt: skip
+BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -263,6 +265,22 @@ def _processes_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 if isinstance(phase, NOT_IN_A_PROCESS):
                     path = f"vms.{number}.guest.processes.{p}.phases.{n}"
                     yield Problem(path=path, message=f"{why} privileged operations", help=others)
+
+
+def _kernels_are_built_for_ring_3(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """A kernel that is built for ring 3 does not ask the processor for what it knows that ring 3 cannot tell."""
+    technique = scenario.vmm.technique
+    if technique not in BUILT_FOR_RING_3:
+        return
+    why = f"under technique {technique!r} kernels are built for ring 3, and do not ask there for the system's state"
+    others = "technique can be native, hardware, binary-translation"
+    for number, vm in enumerate(scenario.vms):
+        if vm.guest.kernel.sensitive:
+            yield Problem(path=f"vms.{number}.guest.kernel.sensitive", message=why, help=others)
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if type(phase) is SensitiveSpec:
+                    yield Problem(path=f"vms.{number}.guest.processes.{p}.phases.{n}", message=why, help=others)
 
 
 def without_vt_x(vmm: VmmSpec) -> bool:
@@ -500,6 +518,7 @@ CHECKS: tuple[Check, ...] = (
     _guests_are_of_this_machine,
     _programs_execute,
     _processes_can,
+    _kernels_are_built_for_ring_3,
     _kernels_can_run,
     _direct_tables,
     _agile_paging,

@@ -76,7 +76,7 @@ class DmaBuilder:
     def build(self) -> DmaLayout:
         """Lay everything out."""
         phases = self.guest.driven
-        structures = Structures(self.tables)
+        structures = Structures(self.tables, scalable=self.machine.first_level)
         ports: list[DmaPort] = []
         places: dict[tuple[int, int], DmaPlace] = {}
         owners: list[int] = []
@@ -111,6 +111,7 @@ class DmaBuilder:
             ports=tuple(linear(port.words >> 12) for port in ports),
             owners=tuple(owners),
             rights=USER_PAGE if self.machine.first_level else READ_WRITE,
+            wide=self.machine.first_level,
             large=any(phase.page_bytes > mem.PAGE_BYTES for *_, phase in phases),
             timeout_ticks=-(-d.QUEUE_TIMEOUT_NS // tick),
         )
@@ -163,13 +164,21 @@ class DmaBuilder:
             ring_address, status_address = d.RING_PAGE << 12, d.STATUS_PAGE << 12
             table.map(ring_address, range(ring, ring + d.RING_PAGES), rights)
             table.map(status_address, status, rights)
-            structures.attach(device.source, table, domain)
+            if self.machine.first_level:
+                structures.enable(device.source)
+                structures.assign(device.source, 0, domain, first=table)
+            else:
+                structures.attach(device.source, table, domain)
             spare = 8 + 2 * sum(map(_table_pages, phases))
             tables = self.frames.reserve(spare)
             first |= {d.P_ROOT: root, d.P_TABLES: tables, d.P_TABLES_END: tables + spare}
             first |= self._addresses(here, phases)
-            page_low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
-            domain_low, _ = descriptor("IOTLB", G=2, DW=1, DR=1, DID=domain)
+            pages, whole = {"G": 3, "DID": domain}, {"G": 2, "DID": domain}
+            if self.machine.first_level:  # of the PASID of requests without one, which is 0
+                (page_low, _), (domain_low, _) = (descriptor("PASID_IOTLB", **each) for each in (pages, whole))
+            else:
+                page_low, _ = descriptor("IOTLB", DW=1, DR=1, **pages)
+                domain_low, _ = descriptor("IOTLB", DW=1, DR=1, **whole)
             first |= {d.P_PAGE_LOW: page_low, d.P_DOMAIN_LOW: domain_low}
         else:
             structures.attach(device.source, None, domain, widest=WIDEST)

@@ -204,6 +204,12 @@ class SensitiveSpec(Phase):
     )
 
 
+@primitives.register("sensitive_user")
+@frozen(kw_only=True)
+class SensitiveUserSpec(SensitiveSpec):
+    """The same instructions, but INT n, by the application itself, with operands that ring 3 may have."""
+
+
 @primitives.register("hlt")
 @frozen(kw_only=True)
 class HltSpec(Phase):

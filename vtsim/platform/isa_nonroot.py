@@ -162,6 +162,16 @@ class GuestBench(Bench):
         a.label(LEAVE)
         a.op(o.VMCALL)
 
+    def setups(self, name: str) -> tuple[Setup, ...]:
+        """What an op is run with: of CR4 what VMX operation allows."""
+        allowed = self.capabilities.cr4_fixed()[1]
+        return tuple(
+            evolve(
+                each, slots={slot: value & allowed if slot == s.CR4 else value for slot, value in each.slots.items()}
+            )
+            for each in super().setups(name)
+        )
+
     def known(self) -> tuple[str, ...]:
         """What can make ops exit on this processor."""
         return tuple(name for name in EXITING if name not in CONTROL or self.capabilities.supports(name))

@@ -329,14 +329,6 @@ def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Proble
             message="a kernel that finds caching mode defers nothing, as Linux does not",
             help="dma can be strict, identity",
         )
-    for number, process in enumerate(vm.guest.processes if vm.viommu == "caching" else ()):
-        for index, phase in enumerate(process.phases):
-            if isinstance(phase, DmaBuffersSpec) and phase.page_bytes > 4096:
-                yield Problem(
-                    path=f"{where}.guest.processes.{number}.phases.{index}.pages",
-                    message="the shadow of a guest's tables has pages of 4 KiB",
-                    help="pages can be 4 KiB",
-                )
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

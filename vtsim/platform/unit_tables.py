@@ -19,7 +19,7 @@ from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.machine_view import DmaMemory, DmaPort, PhysicalMemory
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
-from vtsim.iommu.entries import PWSNP, SRE
+from vtsim.iommu.entries import ADDRESS, PWSNP, SRE
 from vtsim.iommu.interrupts import SVT_SOURCE, posted_entry, remappable_request, remapped_entry
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.vmm import layout as at
@@ -80,8 +80,6 @@ def assigned(
             if port.root and not nested:
                 table = domain_table(frames)
                 _shadow(vcpu.memory, table, port)
-            if port.root:
-                queue = _tell(hypervisor, port, place, table, domain, nested=nested)
             if nested:
                 guest = Table(root=port.root >> 12, format=PAGING, take=frames.allocate, words=_no_words)
                 structures.enable(port.device.source)
@@ -91,6 +89,9 @@ def assigned(
                 )  # fmt: skip
             else:
                 structures.attach(port.device.source, table, domain)
+            if port.root:
+                entry_at = structures.pasid_address(port.device.source, 0) if nested else 0
+                queue = _tell(hypervisor, port, place, table, domain, entry_at)
             entry = _interrupt_entry(hypervisor, port, len(ports), vcpus[name, port.cpu])
             for word, value in enumerate(entry):
                 engine.store((interrupts << 12) + 16 * len(ports) + 8 * word, value)
@@ -98,7 +99,7 @@ def assigned(
             ports.append(DrivenPort(port=port, memory=vcpu.memory))
     for name, layout in layouts:
         if any(port.root for port in layout.ports):
-            _hand_over(hypervisor, layout, free[name])
+            _hand_over(hypervisor, layout, free[name], vcpus[name, 0].memory.size // mem.PAGE_BYTES)
     return tuple(ports), UnitTables(rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue)
 
 
@@ -121,27 +122,35 @@ def _shadow(memory: VmMemory, table: Table, port: DmaPort) -> None:
         table.map(port.ring_address + n * mem.PAGE_BYTES, memory.frame(gpa >> 12), READ_WRITE)
 
 
-def _tell(hypervisor: Hypervisor, port: DmaPort, place: int, table: Table, domain: int, *, nested: bool) -> int:
-    """Tell the virtual unit of a device; what IQA of the real unit is to hold."""
+def _tell(hypervisor: Hypervisor, port: DmaPort, place: int, table: Table, domain: int, entry: int) -> int:
+    """Tell the virtual unit of a device, whose real PASID entry may be at `entry`; what IQA is to hold really."""
     unit = hypervisor.path.addresses["viommu"]
-    if nested:
+    if entry:
         low, _ = descriptor("PASID_IOTLB", DID=domain)
     else:
-        low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
-    values = {viommu.VD_GUEST: port.root, viommu.VD_SHADOW: table.root << 12, viommu.VD_LOW: low}
+        low, _ = descriptor("IOTLB", DW=1, DR=1, DID=domain)
+    values = {
+        viommu.VD_GUEST: port.root, viommu.VD_SHADOW: table.root << 12, viommu.VD_LOW: low,
+        viommu.VD_SOURCE: port.device.source, viommu.VD_DOMAIN: place + 1, viommu.VD_ENTRY: at.direct(entry),
+    }  # fmt: skip
+    first = unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place
     for word, value in values.items():
-        hypervisor.host.store(unit + viommu.VI_DEVICES + viommu.DEVICE_BYTES * place + word, value)
-    return unit + mem.PAGE_BYTES - at.HOST_DIRECT | (sp.IQA_WIDE if nested else 0)
+        hypervisor.host.store(first + word, value)
+    hypervisor.host.store(unit + viommu.VI_END, first + viommu.DEVICE_BYTES)
+    return unit + viommu.QUEUE_PAGE - at.HOST_DIRECT | (sp.IQA_WIDE if entry else 0)
 
 
 def _no_words(gfn: int) -> Words:
     raise ModelError("the host does not look into a guest's table", {"gfn": gfn})
 
 
-def _hand_over(hypervisor: Hypervisor, layout: DmaMemory, frames: _Frames) -> None:
+def _hand_over(hypervisor: Hypervisor, layout: DmaMemory, frames: _Frames, memory_pages: int) -> None:
     """The frames that are left are for the shadow tables that the program makes."""
     unit, left = hypervisor.path.addresses["viommu"], list(frames.free)
-    values = {viommu.VI_QUEUE: layout.iqa, viommu.VI_TABLES: left[0], viommu.VI_TABLES_END: left[-1] + 1}
+    values = {
+        viommu.VI_QUEUE: layout.iqa, viommu.VI_TABLES: left[0], viommu.VI_TABLES_END: left[-1] + 1,
+        viommu.VI_ROOT: layout.rtaddr & ADDRESS, viommu.VI_MOST: memory_pages + 1,
+    }  # fmt: skip
     for word, value in values.items():
         hypervisor.host.store(unit + word, value)
 

@@ -105,7 +105,7 @@ class Verdict:
 
 def thresholds_of(settings: Sequence[str]) -> Thresholds:
     """Thresholds from `name=value`; raises `ConfigError` for what is not one."""
-    known = {field.name for field in fields(Thresholds)}
+    known = [field.name for field in fields(Thresholds)]
     values: dict[str, float] = {}
     for setting in settings:
         name, _, text = setting.partition("=")

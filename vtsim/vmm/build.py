@@ -122,7 +122,7 @@ def build_hypervisor(
     if assigned and not vmm.posted_interrupts:
         addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned}
     if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
-        addresses["viommu"] = at.frame_address(host.reserve(2))  # its words, and the queue of the real unit
+        addresses["viommu"] = at.frame_address(host.reserve(3))  # its words, the queue of the real unit, its registers
         addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
         host.kernel.map(at.HOST_UNIT, [at.UNIT_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     tables = DirectHost.reserve(host) if direct else None
@@ -313,8 +313,13 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
 
 
 def _reserve_domain(host: Host, guest: Guest) -> range:
-    """Frames for the tables through which devices reach a VM's memory: of pages of 4 KiB, at most."""
-    count = (guest.memory >> 21) + DOMAIN_TABLES if guest.assigned else 0
+    """Frames for the tables through which devices reach a VM's memory: of pages of 4 KiB, at most.
+
+    In caching mode each device has tables of its own.
+    """
+    devices = len(guest.assigned)
+    each = (guest.memory >> 21) * (1 + devices * (guest.viommu == "caching")) + 8 * devices
+    count = each + DOMAIN_TABLES if devices else 0
     first = host.reserve(count) if count else 0
     return range(first, first + count)
 

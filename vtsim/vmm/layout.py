@@ -186,6 +186,15 @@ VCPU_WORDS: Final = (
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
     ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
     ("WOKEN_BY",          1, "it was halted, and runs for a daemon only"),
+    ("FLUSH_CAUSE",       1, "for which of the following it asks others, if it does"),
+    ("FLUSHES_FOR_FAULTS", 1, "times that all other vCPUs had to drop translations for a page that got another frame"),
+    ("FLUSHES_FOR_LOG",   1, "for writes that are logged from now on, or again"),
+    ("FLUSHES_FOR_SHARING", 1, "for a page that became part of a shared frame"),
+    ("FLUSHES_FOR_COLLAPSE", 1, "for 2 MiB that were copied into a large page"),
+    ("FLUSHES_FOR_SWAP",  1, "for a page that was given up"),
+    ("FLUSHES_FOR_BALLOON", 1, "for a page that the guest gave"),
+    ("FLUSH_WAITS",       1, "times that another vCPU had not dropped them yet when it was looked at"),
+    ("KICKS",             1, "interrupts to CPUs of other vCPUs, so that they leave their guest or go on"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -242,6 +251,14 @@ STATISTICS: Final = (
     "PAGES_SWAPPED_OUT",
     "PAGES_DROPPED",
     "REMOTE_FLUSHES",
+    "FLUSHES_FOR_FAULTS",
+    "FLUSHES_FOR_LOG",
+    "FLUSHES_FOR_SHARING",
+    "FLUSHES_FOR_COLLAPSE",
+    "FLUSHES_FOR_SWAP",
+    "FLUSHES_FOR_BALLOON",
+    "FLUSH_WAITS",
+    "KICKS",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)
@@ -254,6 +271,7 @@ LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 
 # fmt: off
+FOR_FAULTS, FOR_LOG, FOR_SHARING, FOR_COLLAPSE, FOR_SWAP, FOR_BALLOON = range(6)   # causes of flushes, in their order
 RUNNABLE, HALTED, ENDED, WAITING = range(4)                                  # states of a vCPU
 REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked

@@ -232,6 +232,12 @@ class VmmSpec:
                 field="pv.events",
                 help="events can be false; or leave out sharing, collapse, swap, balloon",
             )
+        if self.takes_back and self.features.exit_clustering and not native:
+            raise ConfigError(
+                "an exit cluster keeps where the host sees a guest's code, and memory is taken back",
+                field="features.exit_clustering",
+                help="exit_clustering can be false; or leave out sharing, collapse, swap, balloon",
+            )
         if self.apicv and self.pv.events and not native:
             raise ConfigError(
                 "a vector that the virtual local APIC does not know is injected where the hypervisor keeps that APIC",

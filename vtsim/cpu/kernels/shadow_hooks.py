@@ -32,7 +32,8 @@ FIRST_SHADOW_HOOK: Final = 16
  SHADOW_LOAD_ROOT, SHADOW_SYNC, SHADOW_SYNC_ALL, SHADOW_INVLPG, SHADOW_ZAP_ALL, AGILE_NOTE, AGILE_WRITE,
  AGILE_SCAN, SHADOW_INVPCID) = range(16, 32)
 SHADOW_HOOKS: Final = (
-    # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do
+    # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do, from
+    #                      bits HELD and FILLED on entries held against the guest's, and filled beside
     ("SHADOW_WALK",        "address RSI, error code and RFLAGS.AC RDX; RAX <- 0, or 1 if the guest's tables refuse the "
                            "access; RDX <- error code of that fault; RCX <- guest-physical address"),
     ("SHADOW_MAP",         "host entry RBX of level RCX, slot R14, its flags R10; RAX <- 0, or 1 if the access is a "

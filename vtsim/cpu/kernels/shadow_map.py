@@ -10,6 +10,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
 from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_writes, keep_free, leaves_of, link_page
 from vtsim.cpu.kernels.shadow_pool import (
+    FILLED_ONE,
     KEY_FRAME,
     NO_ROOT,
     P_CR3,
@@ -252,6 +253,7 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
     if host == 0:
         return False
     set_leaf(m, a, t, entry, frame, (host & ADDRESS) >> 12, rights, host & PTE_WRITE != 0, BESIDE, False)
+    m[s.SHADOW_FLAGS] += FILLED_ONE
     shadow_count(m, a, t, P_PREFETCHED)
     return True
 

@@ -15,6 +15,10 @@ from vtsim.vmcs import state as h
 # fmt: off
 # what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
 FLUSH, NO_ROOT, STRANGE_ROOT = 1, 2, 4
+# above them two counts: entries that were held against the guest's, and filled beside the one asked for
+HELD, FILLED = 16, 40
+HELD_ONE: int = 1 << HELD
+FILLED_ONE: int = 1 << FILLED
 LOW: int = d.LOW
 KEY_FRAME: int = d.KEY_FRAME
 RECORD_BYTES: int = d.RECORD_BYTES

@@ -74,6 +74,14 @@ def sensitive(a: Assembler, phase: spec.SensitiveSpec, at: Stage) -> None:
     again(a, label)
 
 
+@lowering(spec.SensitiveUserSpec)
+def sensitive_user(a: Assembler, phase: spec.SensitiveUserSpec, at: Stage) -> None:
+    """The same by the application, with operands that ring 3 may have."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    execute(a, phase.instructions, at.label("try"), user=True)
+    again(a, label)
+
+
 @lowering(spec.HltSpec, ring=0)
 def hlt(a: Assembler, phase: spec.HltSpec, at: Stage) -> None:
     """HLT with interrupts on, in ring 0."""

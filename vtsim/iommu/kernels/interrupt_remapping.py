@@ -1,8 +1,7 @@
 """One interrupt request: remapped, posted, passed on in compatibility format, or blocked: exactly one of the four.
 
 VT-d: "Interrupt Remapping"; "Interrupt Remapping Fault Conditions"; "Interrupt Posting".
-Not modelled: reserved low bits of the data of a request without subhandle, and reserved delivery modes; I/O APICs
-(their pins send messages like others).
+Not modelled: delivery modes that are reserved; I/O APICs (their pins send messages like others).
 """
 
 from __future__ import annotations

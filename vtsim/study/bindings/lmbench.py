@@ -84,8 +84,8 @@ bind(
         "UML.fork maps 120 pages by a system call each, which the host then takes no faults for: 0.8 us a page. A "
         "paravirtual kernel is 64-bit and in ring 3 here, so that "
         "each system call loads CR3 twice, where Xen had a gate straight into ring 1: with CR3 for nothing "
-        "Xen.null_call takes 0.66 us and Xen.stat 1.00; a signal returns by a hypercall and IRET, too: 2.98 with "
-        "both for nothing, of 5.98; Xen.fork takes 263 us with 24 pages copied"
+        "Xen.null_call takes 0.66 us and Xen.stat 1.00; a signal returns by a hypercall and IRET, too; "
+        "Xen.fork takes 263 us with 24 pages copied"
     ),
     unbound="L-SMP needs the locks of a kernel for several processors",
 )
@@ -136,10 +136,10 @@ bind(
         "and 2p64K 0.99. Under translation a process's shadow tables are found again when it runs again; what "
         "Workstation 3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.77 us, and "
         "no device, interrupt or idling leads to the host's world here; a pool of 64 shadow pages in place of 327 "
-        "evicts at each switch, 8p16K then takes 26.9 and 16p16K 28.1 us, and 2p16K still 1.2. "
-        "UML: two system calls of the host are a "
-        "switch, by which the next process is woken and this one sleeps; with SYSCALL and SYSRET at 440 and CR3 at "
-        "2000 cycles 2p0K takes 3.13 us. What the published port did beyond, and whether the stops of the pipe's "
+        "evicts at each switch, 8p16K then takes 26.9 and 16p16K 28.1 us, and 2p16K still 1.2. UML: two system "
+        "calls of the host are a switch, by which the next process is woken and this one sleeps; with SYSCALL and"
+        " SYSRET at 440 and CR3 at 2000 cycles 2p0K takes 3.13 us. What the published port did beyond, and "
+        "whether the stops of the pipe's "
         "system calls were deducted in full, is unknown"
     ),
     unbound="as for XEN-LMBENCH-PROC: L-SMP",

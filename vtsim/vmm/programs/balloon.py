@@ -10,6 +10,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R13, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.guest.kernel.balloon import DEFLATE, INFLATE, TARGET
+from vtsim.vmm import layout as at
 from vtsim.vmm.programs import several, swap
 from vtsim.vmm.programs.ept_leaf import host_leaf_of
 from vtsim.vmm.programs.timer import now
@@ -58,6 +59,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.cmp(R13, register=RAX)
     a.jcc(ops.CC_AE, "balloon_refused")
     several.lock_tables(a, path)
+    several.because(a, path, at.FOR_BALLOON)
     host_leaf_of(a, R13)
     a.cmp(RDX, 1)
     a.jcc(ops.CC_NZ, "balloon_counted", comment="no page was ever there")

@@ -4,9 +4,9 @@ Logging starts and the log is collected when a host timer says so, on the way in
 maps 4 KiB pages only: large ones are split, and every leaf is protected or its dirty flag cleared. What is found
 written goes into a bitmap; a collection takes the bits, makes those pages fresh again and flushes EPT's translations.
 
-With several vCPUs each has a log of its own, which it empties at every exit; logging begins, and the bitmap is read, when
-all others were made to exit, as KVM kicks them. A collection ends when all have dropped translations: what they still
-stored through old ones belongs to it.
+With several vCPUs each has a log of its own, which it empties at every exit; logging begins, and the bitmap is read,
+when all others were made to exit, as KVM kicks them. A collection ends when all have dropped translations: what they
+still stored through old ones belongs to it.
 
 SDM: "Page-Modification Logging"; "Accessed and Dirty Flags for EPT"; "EPT Violations".
 Not modelled: copying the bitmap and the pages to anybody; collection by a thread of its own, beside the guest.

@@ -59,6 +59,7 @@ def violation(a: Assembler, path: Path) -> None:
     if path.several:
         a.label("lock_page")
     several.lock_tables(a, path)
+    several.because(a, path, at.FOR_FAULTS)
     find_page(a, path)
     map_page(a, path)
     make_page(a, path)

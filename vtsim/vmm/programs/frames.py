@@ -1,6 +1,6 @@
 """Frames of the host from its buddy allocator, on the node that the scenario says.
 
-Where vCPUs run on several CPUs, a zone is its lock's holder's, with interrupts off: the disk's handler gives frames too.
+Where vCPUs run on several CPUs, a zone has a lock, held with interrupts off: the disk's handler gives frames too.
 
 Not modelled: compaction and reclaim where no block of 2 MiB is free.
 """

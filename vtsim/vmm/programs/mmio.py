@@ -17,7 +17,7 @@ from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import viommu
+from vtsim.vmm.programs import several, viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
 from vtsim.vmm.programs.ports import DEVICE_WORDS
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
@@ -64,11 +64,13 @@ def emulator(a: Assembler, path: Path) -> None:
         a.hook(SHADOW_MAP_DEVICE)
         a.call("shadow_settle")
     elif path.vmm.paging == "ept":
+        several.lock_tables(a, path)
         a.copy(RDX, R13)
         a.and_(RDX, e.ADDRESS)
         a.or_(RDX, MMIO_ENTRY)
         a.mov(RCX, 1)
         a.call("write_ept")
+        several.unlock_tables(a, path)
     a.jmp("emulate")
 
     a.label("emulate_or_retry")  # a load is first tried again: KVM hopes that the mapping came back meanwhile
@@ -83,7 +85,9 @@ def emulator(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "emulate")
     a.label("retry")
     work(a, path, "retry")
+    _keep_pages(a, path)
     a.call("fetch_instruction")
+    _release_pages(a, path)
     a.st(vcpu("RETRY_RIP"), R14)
     a.st(vcpu("RETRY_GPA"), R13)
     a.jmp("reenter")
@@ -92,9 +96,11 @@ def emulator(a: Assembler, path: Path) -> None:
     zero(a, RAX)
     a.st(vcpu("RETRY_RIP"), RAX)
     work(a, path, "emulate")
+    _keep_pages(a, path)
     a.call("fetch_instruction")
     a.copy(RSI, R14)
     a.hook(hooks.DECODE)
+    _release_pages(a, path)
     a.st(vcpu("DECODED", 0), RCX)
     a.st(vcpu("DECODED", 1), RDX)
     a.st(vcpu("DECODED", 2), R9)
@@ -251,4 +257,23 @@ def fetch(a: Assembler, path: Path) -> None:
     a.ret()
     a.label("fetch_failed")
     a.copy(4, R15, comment="the stack is given up")
-    a.jmp("unexpected")
+    a.jmp("reenter_unlocked" if _pages_go(path) else "unexpected")  # the guest finds it again, or what is wrong
+
+
+def _pages_go(path: Path) -> bool:
+    """May another vCPU take a page away while the hypervisor reads it?"""
+    return path.several and path.vmm.takes_back
+
+
+def _keep_pages(a: Assembler, path: Path) -> None:
+    """While the hypervisor reads the guest's memory, no other vCPU takes it away. Changes RAX, RCX and RDI."""
+    if _pages_go(path):
+        several.lock_tables(a, path)
+
+
+def _release_pages(a: Assembler, path: Path) -> None:
+    """It has read what it wanted. Changes RDI."""
+    if _pages_go(path):
+        a.push(RAX)
+        several.unlock_tables(a, path)
+        a.pop(RAX)

@@ -87,6 +87,12 @@ def unlocked(path: Path) -> str:
     return "reenter_unlocked" if path.several else "reenter"
 
 
+def because(a: Assembler, path: Path, cause: int) -> None:
+    """Flushes that are asked of other vCPUs from now on are counted for a cause."""
+    if path.several:
+        a.st_value(vcpu("FLUSH_CAUSE"), cause)
+
+
 def left_guest(a: Assembler, path: Path) -> None:
     """First thing after a VM exit, or on the way in where there is something to do; R15 the vCPU."""
     if path.remote:
@@ -138,6 +144,7 @@ def subroutines(a: Assembler, path: Path) -> None:
         ask_others(a, path, "log_others", "ASKED_LOG")
 
     a.label("kick")  # the CPU of the vCPU at RDI; changes RAX, RCX and RDX
+    count(a, "KICKS")
     a.ld(RDX, Mem(RDI, at.V["CPU"]))
     a.mov(RAX, at.KICK_VECTOR)
     a.mov(RCX, MSR_ICR)
@@ -155,9 +162,16 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     Changes RAX, RCX, RDX and RDI.
     """
     a.label(name)
-    work(a, path, "ask_others")
     a.ld(RDI, vcpu("PEER"))
-    a.jmp(f"{name}_look")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_Z, f"{name}_alone")
+    work(a, path, "ask_others")
+    if word == "ASKED_FLUSH":
+        a.ld(RCX, vcpu("FLUSH_CAUSE"))
+        counted = Mem(R15, at.V["FLUSHES_FOR_FAULTS"], index=RCX, scale=8)
+        a.ld(RAX, counted)
+        a.add(RAX, 1)
+        a.st(counted, RAX)
     a.label(f"{name}_ask")
     a.st_value(Mem(RDI, at.V[word]), 1)
     a.mov(RAX, 1)
@@ -168,7 +182,6 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     a.call("kick")
     a.label(f"{name}_next")
     a.ld(RDI, Mem(RDI, at.V["PEER"]))
-    a.label(f"{name}_look")
     a.cmp(RDI, register=R15)
     a.jcc(ops.CC_NZ, f"{name}_ask")
     a.ld(RDI, vcpu("PEER"))
@@ -179,12 +192,14 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     a.ld(RAX, Mem(RDI, at.V[word]))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, f"{name}_seen")
+    count(a, "FLUSH_WAITS")
     a.op(ops.PAUSE)
     a.jmp(f"{name}_wait")
     a.label(f"{name}_seen")
     a.ld(RDI, Mem(RDI, at.V["PEER"]))
     a.cmp(RDI, register=R15)
     a.jcc(ops.CC_NZ, f"{name}_wait")
+    a.label(f"{name}_alone")
     a.ret()
 
 

@@ -16,8 +16,8 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
-from vtsim.cpu.kernels.shadow_pool import FLUSH, NO_ROOT, STRANGE_ROOT
-from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.cpu.kernels.shadow_pool import FILLED, FLUSH, HELD, NO_ROOT, STRANGE_ROOT
+from vtsim.cpu.slots import R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
@@ -44,6 +44,8 @@ DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAU
 PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
 INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
 VMXE, PAE, CR4_LA57, PCIDE, RFLAGS_AC = 1 << 13, 1 << 5, 1 << 12, 1 << 17, 1 << 18
+# what is around each entry that a hook counts: length, first bit and bits of the count
+ENTRY_LENGTHS: Final = (("synchronize_entry", HELD, FILLED - HELD), ("prefetch_entry", FILLED, 63 - FILLED))
 MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
     (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
     (RAX, 31, d.MODE_PAGING),
@@ -188,8 +190,11 @@ def write_table(a: Assembler, path: Path) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`."""
+    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`, `shadow_entries`."""
+    _entries(a, path)
     a.label("shadow_settle")
+    if _counts(path):
+        a.call("shadow_entries")
     a.test(RDX, NO_ROOT)
     a.jcc(ops.CC_NZ, "settle_root")
     if path.vmm.vpid or path.vmm.paging == "agile":
@@ -219,6 +224,29 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.or_(RAX, register=RCX)
     a.label("root_without_pcid")
     a.vmwrite("GUEST_CR3", RAX)
+    a.ret()
+
+
+def _counts(path: Path) -> bool:
+    return any(path.parameters.get(name, 0) for name, _, _ in ENTRY_LENGTHS)
+
+
+def _entries(a: Assembler, path: Path) -> None:
+    """`shadow_entries`: the code around every entry that a hook has counted in RDX. Changes R11."""
+    if not _counts(path):
+        return
+    a.label("shadow_entries")
+    for name, first, bits in ENTRY_LENGTHS:
+        a.copy(R11, RDX)
+        a.shl(R11, 64 - first - bits)
+        a.shr(R11, 64 - bits)
+        a.test(R11, register=R11)
+        a.jcc(ops.CC_Z, f"{name}_done")
+        a.label(name)
+        work(a, path, name)
+        a.sub(R11, 1)
+        a.jcc(ops.CC_NZ, name)
+        a.label(f"{name}_done")
     a.ret()
 
 
@@ -252,6 +280,8 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("cr3_synchronize")
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC)
+    if _counts(path):
+        a.call("shadow_entries")
     a.call("flush_guest")
     agile.look(a, path, "cr3")
     a.jmp("skip")
@@ -285,6 +315,8 @@ def control_registers(a: Assembler, path: Path) -> None:
     load_root(a, path, mode=True)
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC_ALL)
+    if _counts(path):
+        a.call("shadow_entries")
     a.call("flush_guest")
     a.jmp("skip")
 

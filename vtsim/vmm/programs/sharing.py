@@ -192,7 +192,7 @@ def _merge(a: Assembler, path: Path) -> None:
 
 
 def _publish(a: Assembler, path: Path) -> None:
-    """The page becomes a shared frame, in the free place at R10."""
+    """The page becomes a shared frame, in the free place at R10; such a frame is counted as nobody's."""
     work(a, path, "share_merge")
     a.copy(RDX, RBX)
     a.mov(RAX, ~(e.PTE_WRITE | e.PTE_DIRTY))
@@ -209,6 +209,8 @@ def _publish(a: Assembler, path: Path) -> None:
     _add(a, path, "FRAMES", 1)
     _add(a, path, "PAGES", 1)
     a.call("unmap_leaf")
+    if path.vmm.swap.on:
+        swap.bump(a, path, "RESIDENT", -1)
     count(a, "PAGES_PUBLISHED")
     a.jmp("share_seen")
 

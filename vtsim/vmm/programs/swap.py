@@ -67,6 +67,7 @@ def before_page(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_NZ, "swap_await_page")
     for register in (R13, R14, RBP):
         a.push(register)
+    several.because(a, path, at.FOR_SWAP)
     a.mov(R12, RESERVE)
     a.label("swap_reclaim")
     _compare(a, path, RESERVE)
@@ -77,6 +78,7 @@ def before_page(a: Assembler, path: Path) -> None:
     a.sub(R12, 1)
     a.jcc(ops.CC_NZ, "swap_reclaim")
     a.label("swap_reclaimed")
+    several.because(a, path, at.FOR_FAULTS)
     for register in (RBP, R14, R13):
         a.pop(register)
     a.ld(R12, vcpu("WAIT_QUALIFICATION"))

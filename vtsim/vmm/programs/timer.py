@@ -193,6 +193,7 @@ def begin_daemon(a: Assembler, path: Path, daemon: Daemon) -> None:
     a.label(daemon.label)
     a.activity = ops.MEMORY_MANAGEMENT
     several.left_guest(a, path)
+    several.because(a, path, daemon.cause)
     a.op(ops.STI)
     zero(a, RAX)
     a.st(vcpu(daemon.due), RAX)
