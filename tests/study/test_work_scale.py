@@ -34,6 +34,7 @@ WAYS: Final = {
     "trap and emulate": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary translation": ("vmm.technique=binary-translation",),
     "paravirtual": ("vmm.technique=paravirtual",),
+    "user mode": ("vmm.technique=user-mode",),
     "interpreter": ("vmm.technique=interpreter",),
     "dynamic translation": ("vmm.technique=dynamic-translation",),
 }
