@@ -85,6 +85,11 @@ class DmaSpec:
     )
     pages: str = setting(Text(choices=PAGES), "Size of the pages that map it", default="4 KiB")
     bytes: int = setting(sizes(ge=1, le=4096), "Size of an operation", default=64)
+    stride: int | None = setting(
+        sizes(ge=64, le=MIB, words={"auto": None}),
+        "Distance between two places of the window where operations begin; as close as their size lets, in whole lines",
+        default=None,
+    )
     operations: int = setting(counts(ge=1, le=2**40), "How many", default=100_000)
     write: bool = setting(Boolean(), "Writes instead of reads", default=False)
     random: bool = setting(Boolean(), "At any place of the window instead of one after the other", default=True)
@@ -143,6 +148,13 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
                 path=f"{where}.bytes",
                 message=f"{SIZE.format(each.bytes)} do not fit into a window of {SIZE.format(each.window)}",
                 help="raise the window",
+            )
+        elif each.stride is not None and not each.bytes <= each.stride <= each.window:
+            yield Problem(
+                path=f"{where}.stride",
+                message=f"operations of {SIZE.format(each.bytes)} do not begin every {SIZE.format(each.stride)} of a "
+                f"window of {SIZE.format(each.window)}",
+                help=f"stride can be {SIZE.format(each.bytes)} to {SIZE.format(each.window)}",
             )
         if each.window > left // 2:
             yield Problem(
