@@ -15,6 +15,8 @@ PAGES = ("4 KiB", "2 MiB", "1 GiB")
 PAGE = 4 * KIB
 DOORBELLS = 0xFB00_0000  # of devices with a driver: a page for each
 REGISTERS = 0xFED9_0000  # of the remapping unit, where firmware usually puts them
+MOST_DRIVEN = 64  # devices with a driver: each has an interrupt vector
+MOST_BEHIND_VIRTUAL = 24  # behind the remapping unit of a VM, whose words are one page
 MODES = ("off", "pass-through", "translate")
 
 
