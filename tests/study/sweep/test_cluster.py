@@ -31,7 +31,7 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.running = folder, list[subprocess.Popen[str]]()
-        arguments = "--host 127.0.0.1 --port 0 --no-dashboard".split()
+        arguments = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
         self.scheduler = self._start(["scheduler", *arguments], PACKAGE.parent)
         self.address = self._told(self.scheduler, r"Scheduler at: +(tcp://\S+)")
 

@@ -14,7 +14,6 @@ from vtsim.base.errors import ConfigError
 from vtsim.study.extras import needed
 from vtsim.study.sweep.worker import start
 
-
 CONNECTED: Final = "running"  # what a Dask client is while it has a scheduler
 LONGEST_GOODBYE_S: Final = 5
 
