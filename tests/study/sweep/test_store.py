@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from vtsim.study.sweep.store import Store, packed
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from vtsim.study.sweep.store import Store, packed
 store = Store(Path(sys.argv[1]))
 for name in "abc":
@@ -87,3 +89,22 @@ def test_failed_points_are_missing_only_when_they_are_to_be_retried(tmp_path: Pa
     assert store.missing("abc") == ["c"]
     assert store.missing("abc", retry_failed=True) == ["a", "c"]
     store.close()
+
+
+def test_a_store_can_be_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite refuses to open a log beside such a store; the refusal is played here, since root may write anywhere."""
+    path = tmp_path / "größe?.sqlite"
+    with Store(path) as store:
+        store.put("a", "{}", "1", result=packed("{}"), error=None, wall_s=0.5)
+    connect = sqlite3.connect
+
+    def refused(place: object, **options: Any) -> sqlite3.Connection:
+        if not options.get("uri"):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(str(place), **options)
+
+    monkeypatch.setattr(sqlite3, "connect", refused)
+    with Store(path, reading=True) as store:
+        assert store.get("a") == ("{}", None)
+    with pytest.raises(ConfigError, match="the store of the study cannot be written: unable to open"):
+        Store(path)

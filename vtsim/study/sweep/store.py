@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from attrs import frozen
 
@@ -63,10 +64,21 @@ class Store:
                 self.connection.execute(table)
         except sqlite3.OperationalError as error:
             self._unlock()
-            raise self._no_room(error) from None
+            if not reading:
+                raise self._no_room(error) from None
+            self._read_as_it_is()
         except sqlite3.Error as error:
             self._unlock()
             raise ConfigError(f"this is no store of a study: {error}", file=str(path)) from None
+
+    def _read_as_it_is(self) -> None:
+        """Where nothing can be written, as on a read-only disk, a store can be read that nobody else changes."""
+        self.connection = sqlite3.connect(f"file:{quote(str(self.path))}?immutable=1", uri=True, isolation_level=None)
+        try:
+            self._refuse_other_tables()
+        except sqlite3.Error as error:
+            self.close()
+            raise ConfigError(f"the store of the study cannot be read: {error}", file=str(self.path)) from None
 
     def _refuse_other_tables(self) -> None:
         """A file that has tables of other columns is another program's, or another version's: it stays as it is."""
