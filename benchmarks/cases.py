@@ -72,6 +72,7 @@ def command(*arguments: str, cold: bool = False) -> Callable[[], dict[str, float
     def once() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as cache:
             environment = dict(os.environ, VTSIM_CACHE=cache) if cold else dict(os.environ)
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
             started = time.perf_counter()
             subprocess.run(
                 [sys.executable, "-m", "vtsim", *arguments], check=True, capture_output=True, env=environment

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from vtsim.base import jit
+from vtsim.base.kept import nothing_kept
 
 hypothesis.settings.register_profile("vtsim", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("vtsim")
@@ -17,6 +18,16 @@ hypothesis.settings.load_profile("vtsim")
 def integers_wrap() -> Iterator[None]:
     """Let 64-bit integers wrap silently, as compiled code does."""
     with jit.quiet():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def changed_programs_are_made_anew(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that replaces parts of programs neither finds those of others nor leaves its own to them."""
+    if "monkeypatch" in request.fixturenames:
+        with nothing_kept():
+            yield
+    else:
         yield
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,3 +81,47 @@ def test_a_technique_is_named_once_and_none_where_guests_are_compared(vtsim: Com
     assert (twice.status, twice.err) == (2, "--techniques: native is named twice\n help: name each once\n")
     assert beside.status == 2
     assert "--techniques and --plot do not go with --equivalence" in beside.err
+
+
+def test_without_a_guest_there_is_nothing_to_compare(vtsim: Command, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("dma: [{operations: 100}]\n", encoding="utf-8")
+    done = vtsim("compare", str(tmp_path / "s.yaml"))
+
+    assert (done.status, done.out) == (2, "")
+    assert "vms: there is no VM that a technique could run" in done.err
+
+
+def test_a_scenario_from_a_pipe_is_read_once_for_all_techniques(
+    vtsim: Command, engine: Engine, scenario: str, tmp_path: Path
+) -> None:
+    engine.result = attrs.evolve(engine.result, stopped={})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(Path(scenario).read_bytes(),))
+    writer.start()
+    done = vtsim("compare", str(pipe), "--techniques", "native,hardware", "--json")
+    writer.join()
+
+    assert json.loads(done.out)["refused"] == {}
+    assert [*json.loads(done.out)["techniques"]] == ["native", "hardware"]
+
+
+def test_a_drawing_that_has_no_folder_is_refused_before_anything_runs(
+    vtsim: Command, engine: Engine, scenario: str
+) -> None:
+    done = vtsim("compare", scenario, "--plot", "nowhere/bars.svg")
+
+    assert done.status == 2
+    assert done.err == "--plot: there is no folder 'nowhere'\n help: make it, or name another\n"
+    assert engine.scenarios == []
+
+
+def test_a_drawing_that_cannot_be_written_costs_no_table(
+    vtsim: Command, engine: Engine, scenario: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bars.svg").mkdir()
+    done = vtsim("compare", scenario, "--techniques", "native", "--plot", str(tmp_path / "bars.svg"))
+
+    assert done.status == 2
+    assert "Technique" in done.out
+    assert done.err.endswith("bars.svg cannot be written: Is a directory\n")

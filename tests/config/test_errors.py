@@ -15,13 +15,13 @@ from vtsim.config import load_scenario, parse_scenario
 
 CPUID = "vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]\n"
 PRIMITIVES = (
-    "work, mix, stream, fill, cpuid, rdtsc, rdmsr, wrmsr, vmcall, hlt, pause, ipi, port_in, port_out, mmio_read, "
+    "work, mix, stream, fill, cpuid, rdtsc, rdmsr, wrmsr, vmcall, sensitive, sensitive_user, hlt, pause, ipi, port_in, port_out, mmio_read, "
     "mmio_write, mov_from_cr8, mov_to_cr8, mov_to_cr3, syscall, fork, exec, page_fault, protect, context_switch, balloon, idle, replay, "
-    "memory_trace, dma_buffers, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
+    "memory_trace, dma_buffers, map_file, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
     "null_io, stat, open_close, select, "
     "signal_install, signal_handle, protection_fault, process, "
     "btree, netlist_swaps, cross_sections, graph_gather, key_values, "
-    "attack_memory, attack_linear, attack_native, attack_state, attack_state_user, attack_interrupts, "
+    "attack_memory, attack_linear, attack_native, attack_dma, attack_update, attack_state, attack_state_user, attack_interrupts, "
     "attack_hypercalls, attack_time"
 )
 

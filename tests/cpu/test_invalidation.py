@@ -23,6 +23,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE, KERNEL_PAGE, PAGING, SIZE_4K, Table, host_table
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size
+WALK_CACHES = pytest.mark.parametrize("entries", [False, True], ids=["of tables", "of entries"])
 
 # --- invalidation, by programs --------------------------------------------------------------------------------------
 
@@ -150,8 +151,9 @@ def test_an_invalidation_reaches_what_the_manual_says(prepare: Any, ops: Any, is
         assert remapped(bench, kept, at, before) == [OLD, seen]
 
 
-def test_a_page_fault_forgets_the_page_so_that_a_repaired_upper_entry_is_seen() -> None:
-    bench = native()
+@WALK_CACHES
+def test_a_page_fault_forgets_the_page_so_that_a_repaired_upper_entry_is_seen(entries: bool) -> None:
+    bench = native({"features.entry_walk_cache": entries})
     space = bench.space
     leaf = space.table.find(DATA)
     assert leaf is not None
@@ -211,8 +213,9 @@ def test_invlpg_drops_every_piece_of_a_large_page() -> None:
     assert [bench.reg(r) for r in (s.RAX, s.RBX, s.RSI, s.RDI)] == [OLD, OLD, NEW, NEW]
 
 
-def test_an_ept_violation_forgets_the_address_so_that_a_repaired_upper_entry_is_seen() -> None:
-    bench = virtual()
+@WALK_CACHES
+def test_an_ept_violation_forgets_the_address_so_that_a_repaired_upper_entry_is_seen(entries: bool) -> None:
+    bench = virtual({"features.entry_walk_cache": entries, "pwc.pde.ways": 32})
     ept = bench.guest.ept
     assert ept is not None
     upper = ept.words(ept.root)

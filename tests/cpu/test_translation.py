@@ -245,6 +245,48 @@ def test_each_level_of_the_walk_caches_can_be_removed(removed: tuple[str, ...], 
     assert walked(bench.engine)[0] - before == reads
 
 
+ENTRY_CACHE = {"features.entry_walk_cache": True, "pwc.pde.entries": 32, "pwc.pde.ways": 32}
+
+
+def test_a_walk_cache_of_entries_answers_every_level_but_the_last_of_both_dimensions() -> None:
+    """AMD's: of 24 references 5 are of last levels, which are read; a cold walk already reuses what EPT has in common."""
+    bench = native(dict(OFF) | ENTRY_CACHE | {"ept_pwc.pde.entries": 32, "ept_pwc.pde.ways": 32})
+    engine, m = two_pages_behind_ept(bench)
+    read(engine, m, AT)
+    cold = walked(engine)
+    read(engine, m, AT + 0x1000)
+    warm = (walked(engine)[0] - cold[0], walked(engine)[1] - cold[1])
+
+    assert cold == (4, 24 - 4 - 3 * 4 + 2)  # upper levels for the tables once, and two more for the page at AT
+    assert warm == (1, 5)
+    assert int(engine.arena[int(m[s.OWNER]) + k.GUEST_ENTRY_HITS]) == 3
+    assert int(engine.arena[int(m[s.OWNER]) + k.EPT_ENTRY_HITS]) == 3 * 4 - 2 + 3 * 5
+
+
+def test_the_nested_dimension_may_be_left_out_of_a_walk_cache_of_entries() -> None:
+    bench = native(dict(OFF) | ENTRY_CACHE)
+    engine, m = two_pages_behind_ept(bench)
+    read(engine, m, AT)
+    cold = walked(engine)
+    read(engine, m, AT + 0x1000)
+
+    assert cold == (4, 20)
+    assert (walked(engine)[0] - cold[0], walked(engine)[1] - cold[1]) == (1, 20)
+
+
+def two_pages_behind_ept(bench: Any) -> tuple[Any, Any]:
+    """Two neighbouring pages from AT on, tables of the guest in the first 2 MiB."""
+    engine, m = bench.engine, bench.m
+    ept = host_table(engine, EPT)
+    ept.map_range(0, 0, 512, EPT_PAGE)
+    ept.map_range(AT, 0, 2, EPT_PAGE)
+    guest = host_table(engine, PAGING)
+    guest.map(AT, [AT >> 12, (AT >> 12) + 1], KERNEL_PAGE)
+    m[s.CR3] = guest.root << 12
+    behind_ept(engine, m, ept.root, 4)
+    return engine, m
+
+
 @pytest.mark.parametrize(
     ("removed", "reads"), [((), 1), (("pde",), 2), (("pde", "pdpte"), 3), (("pde", "pdpte", "pml4e"), 4)]
 )

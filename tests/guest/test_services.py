@@ -40,7 +40,8 @@ CALLS = [
     (g.OpenCloseSpec, {}, 2 + 2 + 1 + 2 + 2, 2),
     (g.SelectSpec, {"sockets": 3}, 2 + 2 + 2, 1),
     (g.SignalInstallSpec, {}, 1 + 2 + 2, 1),
-    (g.SignalHandleSpec, {}, 2 + 2 + (1 + 1 + 2), 2),
+    (g.SignalHandleSpec, {}, 3 + 2 + (1 + 1 + 2), 2),
+    (g.SignalHandleSpec, {"null": True}, 3 + 2, 1),
 ]
 
 

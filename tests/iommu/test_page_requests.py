@@ -1,6 +1,6 @@
 """Page requests of devices: the queue, its event, and answers that the unit gives itself.
 
-VT-d: "Page Request Queue"; "Page Request Event"; "Page Request Status Register".
+VT-d: "Page Request Queue"; "Page Request Event"; "Page Request Status Register"; "Invalidation Wait Descriptor".
 """
 
 from __future__ import annotations
@@ -57,3 +57,17 @@ def test_a_page_request_while_remapping_is_off_is_answered_and_no_fault() -> Non
     assert world.unit.page_request(SID, RW_PAGE, sp.READ, pasid=PASID) == ANSWERED
     assert [m.third for m in world.unit.messages()] == [d.RESPONSE_INVALID]
     assert world.unit.read("FSTS") == 0
+
+
+def test_a_wait_that_drains_page_requests_is_over_when_they_are_in_their_queue() -> None:
+    world = World("second-level")
+    unit, (queue, pages, status) = world.unit, (world.memory.allocate() << 12 for _ in range(3))
+    unit.write("IQA", queue | sp.IQA_WIDE)
+    unit.command(set=sp.QIE)
+    unit.write("PQA", pages)
+
+    assert unit.page_request(SID, RW_PAGE, sp.WRITE, pasid=PASID) == TAKEN
+    unit.submit("WAIT", SW=1, PD=1, STDATA=5, STADDR=status >> 2)
+
+    assert world.memory.word(status) & 0xFFFF_FFFF == 5
+    assert unit.read("PQT") == 32 and world.memory.word(pages) & 0xFF == d.PAGE_REQUEST_TYPE

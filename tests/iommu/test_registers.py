@@ -177,3 +177,18 @@ def test_a_fields_bits_do_not_overlap_in_any_entry_or_descriptor() -> None:
         for each in word:
             assert not used & each.mask
             used |= each.mask
+
+
+def test_a_reset_keeps_fault_status_and_records_and_nothing_else() -> None:
+    world = World("legacy")
+    assert world.ask(0x7FF_F000).reason == f.NO_READ
+    record, status = world.unit.read_at(sp.FAULT_OFFSET + 8, 8), world.unit.read("FSTS")
+    assert status & sp.PPF and record >> 32 & 0xFF == f.NO_READ
+
+    world.unit.reset()
+
+    assert (world.unit.read_at(sp.FAULT_OFFSET + 8, 8), world.unit.read("FSTS")) == (record, status)
+    assert [world.unit.read(name) for name in ("GSTS", "RTADDR", "IQA", "IRTA")] == [0, 0, 0, 0]
+    assert world.unit.read("FECTL") == sp.IM
+    assert world.unit.read("CAP") == World("legacy").unit.read("CAP")
+    assert world.ask(0x7FF_F000).status == st.COMPLETED, "remapping is off"

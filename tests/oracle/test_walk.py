@@ -44,7 +44,8 @@ SMALL = {
     "ept_pwc.pde.entries": 2, "ept_pwc.pde.ways": 2, "ept_pwc.pdpte.entries": 1, "ept_pwc.pdpte.ways": 1,
     "ept_pwc.pml4e.entries": 1, "ept_pwc.pml4e.ways": 1, "ept_pwc.pml5e.entries": 1, "nested_tlb.entries": 4, "nested_tlb.ways": 2,
 }  # fmt: skip
-SIZES: dict[str, dict[str, Any]] = {"none": dict(OFF), "small": SMALL, "full": {}}
+ENTRIES = SMALL | {"features.entry_walk_cache": True, "pwc.pde.entries": 4, "pwc.pde.ways": 4}
+SIZES: dict[str, dict[str, Any]] = {"none": dict(OFF), "small": SMALL, "full": {}, "entries": ENTRIES}
 # leaves of tables at levels 4, 3, 2, 1 of EPT, then pages that any level of the guest may use as a table
 EPT_FRAMES = {5: [26], 4: [16], 3: [17, 18], 2: [19, 20, 21], 1: [22, 23, 24, 25]}
 GUEST_FRAMES = list(range(32, 44))
@@ -270,7 +271,7 @@ INVALIDATIONS: tuple[tuple[str, bool, str, Callable[[World, int], None]], ...] =
 )
 
 
-@pytest.mark.parametrize("sizes", ["small", "full"])
+@pytest.mark.parametrize("sizes", ["small", "full", "entries"])
 @pytest.mark.parametrize("kind", [World, LegacyWorld], ids=["long mode", "legacy"])
 @pytest.mark.parametrize(
     ("nested", "dimension", "invalidate"), [x[1:] for x in INVALIDATIONS], ids=[x[0] for x in INVALIDATIONS]

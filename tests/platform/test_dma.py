@@ -136,6 +136,8 @@ def test_slices_of_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("{window: 64, bytes: 128}", "", "128 B do not fit into a window of 64 B"),
     ("{window: 200 MiB}", "", "200 MiB is more than half of the 256 MiB of memory left"),
     ("{window: 64 KiB, name: a}, {window: 64 KiB, name: a}", "", "two devices are named 'a'"),
+    ("{window: 64 KiB}, {window: 64 KiB}", "", "'03:00.0' is the source of dma.0 as well"),
+    ("{window: 64 KiB}, {window: 64 KiB, source: '3:0.0'}", "", "'3:0.0' is the source of dma.0 as well"),
     ("{window: 64 KiB}", ", iommu: {iotlb_entries: 60}", "60 entries in 4 ways are not a power of two of sets"),
 ])  # fmt: skip
 def test_what_contradicts_itself_is_refused(dma: str, machine: str, message: str) -> None:

@@ -1,22 +1,32 @@
 """Devices that a guest's kernel drives: what is mapped, invalidated, delivered, and how long a device reaches a buffer.
 
-VT-d: "Queued Invalidation Interface".
+VT-d: "Queued Invalidation Interface"; "Draining of Requests to Memory".
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import simpy
 
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import layout
+from vtsim.iommu import spec as sp
+from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.tables import Memory
+from vtsim.iommu.unit import RemappingUnit
+from vtsim.platform.dma_spec import REGISTERS
 from vtsim.platform.machine import Machine
+from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.study.measure import result_of
 from vtsim.study.result import Dma, Driver
+from vtsim.vmm.programs import viommu
 
 PHASE = "primitive: dma_buffers"
 BYTES = 256
@@ -224,6 +234,74 @@ def test_a_virtual_unit_exits_for_each_invalidation_and_in_caching_mode_a_map_is
     assert unit["descriptors"] == 2 * driver.unmaps  # the real unit is told of unmaps only
     assert driver.hostile_writes > 0 == driver.hostile_through
     assert unit.get("PASID misses", 0) == (1 if kind == "nested" else 0)
+
+
+@pytest.mark.parametrize(("drains", "when"), [(1, 1000), (0, 15)])
+def test_a_wait_is_for_requests_in_flight_if_the_invalidation_drains(drains: int, when: int) -> None:
+    memory = Memory(1 << 20)
+    unit, clock, queue, status = RemappingUnit(memory.arena), simpy.Environment(), 0x1000, 0x3000
+    unit.write("IQA", queue)
+    unit.command(set=sp.QIE)
+    engine: Any = SimpleNamespace(load=memory.word)
+    registers = RemappingRegisters(engine, clock, unit, 10, 5, lambda: 1000)
+    memory.store(queue, *descriptor("IOTLB", G=1, DR=drains), *descriptor("WAIT", SW=1, STDATA=7, STADDR=status >> 2))
+
+    registers.write(REGISTERS + sp.IQT, 4, 32)
+
+    clock.run(until=when - 1)
+    assert memory.word(status) == 0
+    clock.run(until=when + 1)
+    assert memory.word(status) == 7
+
+
+@pytest.mark.parametrize(("kind", "each"), [("caching", 2), ("nested", 1)])
+def test_drivers_on_two_vcpus_share_the_virtual_unit(kind: str, each: int) -> None:
+    processes = ", ".join(
+        f"{{name: {name}, phases: [{{{PHASE}, device: {name}, group: 4, groups: 2, iterations: 2, bytes: 256}}]}}"
+        for name in "ab"
+    )
+    result = result_of(
+        [
+            Machine(
+                parse_scenario(
+                    "machine: {memory: 256 MiB, cpus: 2}\nvmm: {personality: minimal}\n"
+                    "dma: [{name: a}, {name: b, source: '04:00.0'}]\nvms: [{memory: 64 MiB, vcpus: 2, "
+                    f"viommu: {kind}, guest: {{kernel: {{dma: strict}}, processes: [{processes}]}}}}]"
+                )
+            ).run()
+        ]
+    )
+    drivers = [device.driver for device in result.dma if device.driver is not None]
+    exits = {each.reason: each.count for each in result.exits}
+    assert not result.stopped and result.iommu is not None
+
+    buffers = 4 * (2 + 2)
+    assert [driver.unmaps for driver in drivers] == [buffers, buffers]
+    assert [driver.invalidations for driver in drivers] == [each * buffers, each * buffers]
+    assert exits["EPT_MISCONFIG"] + 1 == 2 * each * buffers  # the first access found no entry: EPT violation
+    assert all(driver.interrupts_handled > 0 for driver in drivers)
+
+
+@pytest.mark.compiled_only
+def test_a_page_of_2_mib_is_shadowed_by_pages_of_4_kib() -> None:
+    phase = (
+        "primitive: dma_buffers, groups: 1, group: 1, iterations: 1, bytes: 2 MiB, pages: 2 MiB, direction: transmit"
+    )
+    machine = Machine(
+        parse_scenario(
+            "machine: {memory: 256 MiB}\nvmm: {personality: minimal}\ndma: [{name: nic}]\n"
+            "vms: [{memory: 64 MiB, viommu: caching, guest: {kernel: {dma: strict}, "
+            f"processes: [{{phases: [{{{phase}}}]}}]}}}}]\n"
+        )
+    )
+    result = result_of([machine.run()])
+    (device,), hypervisor = result.dma, machine.hypervisor
+    assert device.driver is not None and hypervisor is not None and not result.stopped
+
+    assert (device.driver.done, device.driver.refused, device.driver.invalidations) == (2, 0, 4)
+    unit = hypervisor.path.addresses["viommu"]
+    assert hypervisor.host.load(unit + viommu.VI_PAGES) == 4 * 512
+    assert hypervisor.host.load(unit + viommu.VI_FLUSHES) == 2  # what was mapped is invalidated, what was not is not
 
 
 @pytest.mark.compiled_only

@@ -47,14 +47,11 @@ WRONG = (
     ("vmm.paging=direct-pv", "vmm.paging", f"paging 'direct-pv' {OTHERS}"),
     ("vmm.technique=trap-and-emulate", "vmm.technique", f"technique 'trap-and-emulate' {OTHERS}"),
     ("vmm.technique=binary-translation", "vmm.technique", f"technique 'binary-translation' {OTHERS}"),
-    ("vmm.dirty_log.method=auto", "vmm.dirty_log.method", f"dirty logging {OTHERS}"),
-    ("vmm.sharing.on=true", "vmm.sharing.on", f"page sharing {OTHERS}"),
-    ("vmm.collapse.on=true", "vmm.collapse.on", f"collapsing pages {OTHERS}"),
-    ("vmm.balloon.size=16MiB", "vmm.balloon.size", f"ballooning {OTHERS}"),
-    ("vmm.swap.on=true", "vmm.swap.on", f"swapping {OTHERS}"),
-    ("vmm.memory.allocator=buddy", "vmm.memory.allocator", f"the buddy allocator {OTHERS}"),
-    ("vmm.memory.fragmentation=10%", "vmm.memory.fragmentation", f"fragmented memory of the host {OTHERS}"),
-    ("machine.nodes=2", "machine.nodes", f"a host of several NUMA nodes {OTHERS}"),
+    (
+        "vms.0.guest.processes.0.phases.0={primitive: balloon}",
+        "vms.0.guest.processes.0.phases.0",
+        "a process of several threads has no balloon driver",
+    ),
     (
         "vms.0.devices=[i440fx]",
         "vms.0.devices",
@@ -71,6 +68,17 @@ def test_what_several_vcpus_cannot_be_is_refused_by_its_path(setting: str, path:
 
     assert (path, message) in [(problem.path, problem.message) for problem in caught.value.problems]
     assert all(problem.help for problem in caught.value.problems)
+
+
+def test_a_vm_of_several_vcpus_has_one_balloon_driver() -> None:
+    processes = "[{phases: [{primitive: balloon}]}, {name: other, phases: [{primitive: balloon}]}]"
+    text = f"machine: {{cpus: 2}}\nvms: [{{vcpus: 2, guest: {{processes: {processes}}}}}]"
+    with pytest.raises(ConfigError) as caught:
+        parse_scenario(text)
+
+    assert [(problem.path, problem.message) for problem in caught.value.problems] == [
+        ("vms.0.guest.processes.1", "a VM of several vCPUs has one balloon driver, which is in process 0")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ WAYS = {
     "direct tables": ("vmm.paging=direct-pv",),
     "trap and emulate": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary translation": ("vmm.technique=binary-translation",),
+    "hosted binary translation": ("vmm.technique=binary-translation", "vmm.hosted=true"),
     "interpreter": ("vmm.technique=interpreter",),
     "dynamic translation": ("vmm.technique=dynamic-translation",),
     "paravirtual": ("vmm.technique=paravirtual",),
+    "user mode": ("vmm.technique=user-mode",),
 }
 # what a scenario is about is that the VM is not the machine
 OTHERWISE = {

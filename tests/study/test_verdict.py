@@ -167,17 +167,81 @@ def test_a_guest_for_another_processor_ends_natively_where_it_begins() -> None:
     assert difference.first == "nothing more, for the VM ended: triple fault"
 
 
-def test_dma_of_an_assigned_device_is_blocked_by_a_remapping_unit_and_by_nothing_else() -> None:
-    assigned = "vms.0.assigned=[pro-1000]"
-    with_unit, without = (
-        list(Suite(scenario(assigned, f"machine.iommu.mode={mode}")).dma()) for mode in ("translate", "off")
-    )
+ASSIGNED, HOSTS, OTHERS = "vms.0.assigned=[pro-1000]", "the host's canary", "the second VM's canary"
+DRIVEN = """
+machine: {memory: 512 MiB}
+vmm: {technique: native}
+dma: [{name: nic}]
+vms:
+  - memory: 64 MiB
+    guest:
+      kernel: {tick: 4 ms, dma: deferred}
+      processes: [{phases: [{primitive: dma_buffers, iterations: 1}]}]
+"""
 
-    assert [isinstance(one, Attempt) and one.contained for one in with_unit] == [True, True]
-    assert [isinstance(one, Attempt) and one.contained for one in without] == [False, False]
+
+@pytest.mark.parametrize("mode", ["translate", "pass-through", "off"])
+def test_the_driver_of_a_vm_reaches_others_by_its_device_where_nothing_remaps_and_nowhere_else(mode: str) -> None:
+    host, other, late = Suite(scenario(ASSIGNED, f"machine.iommu.mode={mode}")).dma()
+
+    assert isinstance(host, Attempt) and isinstance(other, Attempt)
+    through = mode != "translate"
+    assert host.effects == through * (f"{HOSTS} was read", f"{HOSTS} was overwritten")
+    assert other.effects == through * (f"{OTHERS} was read", f"{OTHERS} was overwritten")
+    assert late == Skipped(name="DMA to a buffer that was unmapped", why="the guest's driver unmaps nothing")
+
+
+def test_without_a_device_there_is_no_dma() -> None:
     assert list(Suite(scenario()).dma()) == [
-        Skipped(name="DMA beyond the VM's memory", why="no device is assigned to a VM")
+        Skipped(name="DMA to memory of others", why="no device is assigned to a VM")
     ]
+
+
+@pytest.mark.parametrize("mode", ["translate", "off"])
+def test_where_a_vm_cannot_drive_its_device_the_device_asks_by_itself(mode: str) -> None:
+    refused, *made = Suite(scenario(ASSIGNED, "vmm.paging=shadow", f"machine.iommu.mode={mode}")).dma()
+
+    assert isinstance(refused, Skipped)
+    assert refused.why == "devices are assigned to VMs on EPT only"
+    assert [isinstance(one, Attempt) and one.contained for one in made] == [mode == "translate"] * 2
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize(("mode", "contained", "within"), [("strict", True, False), ("deferred", True, True)])
+def test_a_device_writes_to_what_was_unmapped_for_no_longer_than_the_kernel_lets_it(
+    mode: str, contained: bool, within: bool
+) -> None:
+    """Deferred invalidation promises a flush after 10 ms, which a tick of 4 ms may find late by its period."""
+    suite = Suite(resolve(parse_scenario(DRIVEN, [f"vms.0.guest.kernel.dma={mode}"]), "test"))
+
+    (*_, late) = suite.dma()
+
+    assert isinstance(late, Attempt)
+    assert late.contained is contained
+    assert bool(late.within) is within
+    assert not within or "deferred invalidation allows 14.000 ms" in late.within
+
+
+@pytest.mark.compiled_only
+def test_a_kernel_that_invalidates_nothing_promises_nothing() -> None:
+    suite = Suite(resolve(parse_scenario(DRIVEN, ["vms.0.guest.kernel.dma=never"]), "test"))
+
+    (*_, late) = suite.dma()
+
+    assert isinstance(late, Attempt)
+    assert not late.contained
+    assert "writes went through" in late.effects[0]
+
+
+@pytest.mark.compiled_only
+def test_a_window_longer_than_the_promise_is_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at, "QUEUE_TIMEOUT_NS", -4_000_000 + 1)
+    suite = Suite(resolve(parse_scenario(DRIVEN), "test"))
+
+    (*_, late) = suite.dma()
+
+    assert isinstance(late, Attempt)
+    assert not late.contained
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -194,8 +258,7 @@ def test_a_verdict_flips_with_the_devices_that_are_shown_and_with_nothing_but_eq
 
 
 def test_a_verdict_flips_with_the_remapping_unit_and_with_nothing_but_isolation(few: None, same: v.Verdict) -> None:
-    assigned = "vms.0.assigned=[pro-1000]"
-    open_ = v.judge(scenario(assigned, "machine.iommu.mode=off"))
+    open_ = v.judge(scenario(ASSIGNED, "machine.iommu.mode=off"))
 
     assert open_.because == ("it does not isolate",)
     assert open_.isolation.evidence.made == same.isolation.evidence.made + 2

@@ -21,12 +21,15 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import ept_walk
 from vtsim.platform import steps
-from vtsim.platform.steps import EPT, GUEST, SHADOW, Recorder
+from vtsim.platform.steps import EPT, GUEST, SHADOW, WALK_CACHE, Recorder
 from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
 from vtsim.study import walk_view
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 AT = 0x10_0000_0000  # of the first region
+ENTRY_CACHE = (
+    "machine.cpu.features.entry_walk_cache=true", "machine.cpu.nested_tlb.entries=0", "machine.cpu.pwc.pde.ways=32",
+)  # fmt: skip
 SMALL = """
 machine: {memory: 256 MiB}
 vmm: {ept: {page_size: %s, populate: %s}}
@@ -63,7 +66,7 @@ def scenario(tmp_path: Path) -> Callable[..., Path]:
 
 def counted(found: Walk) -> tuple[int, int]:
     """Entries read of the guest's structures and of EPT."""
-    dimensions = [reference.dimension for reference in found.references]
+    dimensions = [reference.dimension for reference in found.references if reference.served != WALK_CACHE]
     return dimensions.count(GUEST), dimensions.count(EPT)
 
 
@@ -88,7 +91,9 @@ def test_natively_one_entry_is_read_for_each_level(scenario: Callable[..., Path]
     assert found.technique == "native"
 
 
-@pytest.mark.parametrize("sets", [(), EVERY_ENTRY], ids=["with walk caches", "every entry"])
+@pytest.mark.parametrize(
+    "sets", [(), EVERY_ENTRY, ENTRY_CACHE], ids=["with walk caches", "every entry", "with a cache of entries"]
+)
 @pytest.mark.parametrize("access", ["read", "write", "fetch"])
 def test_the_steps_account_for_every_cycle_and_are_those_that_the_engine_counts(
     scenario: Callable[..., Path], sets: tuple[str, ...], access: str, monkeypatch: pytest.MonkeyPatch
@@ -112,6 +117,16 @@ def test_the_steps_account_for_every_cycle_and_are_those_that_the_engine_counts(
 
     assert found.cycles == sum(r.cycles for r in found.references) + caches == counts[k.WALK_CYCLES] > 0
     assert counted(found) == (counts[k.GUEST_REFERENCES], counts[k.EPT_REFERENCES])
+
+
+def test_a_walk_cache_of_entries_is_shown_at_each_entry_that_it_held(scenario: Callable[..., Path]) -> None:
+    found = vtsim.walk(scenario(), AT, sets=ENTRY_CACHE)
+    held = [r for r in found.references if r.served == WALK_CACHE]
+
+    assert len(found.references) == 5 * 5 - 1  # no level is saved
+    assert held
+    assert all(r.level > 1 for r in held)
+    assert f"walk cache {len(held)}, " in walk_view.totals(found)
 
 
 def test_an_entry_names_the_table_that_the_next_is_read_from(scenario: Callable[..., Path]) -> None:

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,9 +73,10 @@ def saved(tmp_path: Path) -> Path:
 
 
 values = st.integers(-(2**63), 2**63 - 1)
+FREE = [kind for kind in KINDS if kind.name not in {"IN", "OUT", "PTW", "LEAF_R", "LEAF_W", "LEAF_F"}]
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**40), st.sampled_from(KINDS), st.integers(0, 3), values), min_size=1))
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.sampled_from(FREE), st.integers(0, 3), values), min_size=1))
 def test_every_column_comes_back_as_it_was_written(tmp_path_factory: Any, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("trace") / "t.npz"
     written = make(
@@ -131,12 +133,30 @@ def test_kind_numbers_and_names_are_unique() -> None:
     assert len({kind.number for kind in KINDS}) == len({kind.name for kind in KINDS}) == len(KINDS)
 
 
+def of_kind(name: str, **columns: int) -> dict[str, Any]:
+    """Three rows, of which the second is of a kind and has these operands."""
+    kinds = {"kind": np.array([1, NUMBER[name], 1], np.uint8)}
+    return kinds | {column: np.array([0, value, 0]) for column, value in columns.items()}
+
+
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"icount": np.array([0, 9, 8])}, "row 2: icount falls"),
     ({"icount": np.array([-1, 9, 9])}, "row 0: icount falls"),
     ({"kind": np.array([1, 99, 1], np.uint8)}, "row 1: kind is not known"),
     ({"cpl": np.array([0, 0, 4], np.uint8)}, "row 2: cpl is above 3"),
     ({"n": np.array([1, 0, 1], np.uint32)}, "row 1: n is 0"),
+    (of_kind("MOV_TO_CR", a0=1), "row 1 (MOV_TO_CR): a0 is no control register"),
+    (of_kind("MOV_FROM_DR", a0=8), "row 1 (MOV_FROM_DR): a0 is no debug register"),
+    (of_kind("IRQ", a0=256), "row 1 (IRQ): a0 is no vector"),
+    (of_kind("EXC", a0=32), "row 1 (EXC): a0 is no exception"),
+    (of_kind("OUT", a0=0x80), "row 1 (OUT): its operand has not 1, 2 or 4 bytes"),
+    (of_kind("TOUCH_F", a0=1 << 20), "row 1 (TOUCH_F): the page is in neither memory nor firmware"),
+    (of_kind("PTW", a0=0x1006), "row 1 (PTW): the level is none from 1 to 5"),
+    (of_kind("PTW", a0=1 << 20 | 1), "row 1 (PTW): the table is not in memory"),
+    (of_kind("ROOT", a0=-4096), "row 1 (ROOT): the table is not in memory"),
+    (of_kind("LEAF_W", a1=0x1004), "row 1 (LEAF_W): the level is none from 1 to 3"),
+    (of_kind("LEAF_R", a1=1 << 32 | 1), "row 1 (LEAF_R): the table is not in memory"),
+    ({"guest": attrs.evolve(GUEST, tsc_hz=0)}, "tsc_hz of the guest is 0\n help: at least 1"),
     (
         {"phases": ()},
         "phases start at rows [] of 3\n help: the first starts at row 0 and each has at least one row",
@@ -215,6 +235,34 @@ def test_a_header_that_lacks_a_key_is_refused(saved: Path) -> None:
     rewrite(saved, guest={"memory_bytes": 1})
 
     assert refusal(saved).startswith(f"{saved}: the header does not hold what version 1 needs: ")
+
+
+def test_keys_and_columns_that_are_not_known_are_passed_over(saved: Path) -> None:
+    guest = {"memory_bytes": 1 << 20, "tsc_hz": 10**9, "instructions_per_second": 10**9, "vcpus": 1}
+    rewrite(saved, guest=guest, recorder="another", phases=[{"name": "all", "first_row": 0, "icount": 0, "marks": 3}])
+    with zipfile.ZipFile(saved, "a") as archive:
+        for name in ("kind_name", "vcpu"):
+            buffer = io.BytesIO()
+            np.save(buffer, np.zeros(3, np.int64))
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+
+    assert (Trace.load(saved).guest, len(Trace.load(saved))) == (GUEST, 3)
+
+
+def test_rows_of_two_vcpus_are_no_recording_of_one(saved: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([0, 1, 0]))
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("vcpu.npy", buffer.getvalue())
+
+    assert refusal(saved) == (f"{saved}: column vcpu has rows of 2 vCPUs\n help: a recording has the rows of one vCPU")
+
+
+@pytest.mark.parametrize("value", ["128 MiB", None, 1.5])
+def test_a_size_that_is_no_number_is_refused(saved: Path, value: Any) -> None:
+    rewrite(saved, guest={"memory_bytes": value, "tsc_hz": 1, "instructions_per_second": 1})
+
+    assert refusal(saved).startswith(f"{saved}: the header does not hold what version 1 needs: memory_bytes is ")
 
 
 def test_a_bad_row_is_reported_with_the_file(saved: Path) -> None:

@@ -44,6 +44,24 @@ def test_a_missing_table_is_named(tmp_path: Path) -> None:
     assert refusal(path) == f"{path}: recorded exits lack or misuse 'reasons'"
 
 
+def test_tables_but_the_reasons_may_be_absent(tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    few = {key: GOOD[key] for key in ("format", "version", "source", "phases")} | {"a key of others": 1}
+    path.write_text(json.dumps(few | {"tables": {"reasons": {"CPUID": [2, 3]}}}))
+    found = RecordedExits.load(path)
+
+    assert (found.total("reasons"), found.total("ports"), found.not_recorded) == ({"CPUID": 5}, {}, ())
+
+
+def test_reasons_have_our_names_whoever_spelt_them(tmp_path: Path) -> None:
+    theirs = {"EXIT_REASON_CPUID": [1, 0], "cpuid": [1, 1], "PENDING_INTERRUPT": [4, 0], "npf": [7, 7]}
+    path = write(tmp_path / "e.json", tables={"reasons": theirs}, time_dependent_reasons=["hlt"])
+    found = RecordedExits.load(path)
+
+    assert found.total("reasons") == {"CPUID": 3, "INTERRUPT_WINDOW": 4, "npf": 14}
+    assert found.time_dependent_reasons == {"HLT"}
+
+
 def test_a_count_too_few_is_named_with_its_key(tmp_path: Path) -> None:
     path = write(tmp_path / "e.json", tables=GOOD["tables"] | {"msrs": {"read:0x10": [1]}})
 

@@ -44,7 +44,8 @@ def table_frames(level: int) -> list[int]:
     return list(range(first, first + COUNTS[level]))
 
 
-ROOTS = (0x1F0, 0x1F1)
+ROOTS, TOP_TABLES = (0x1F0, 0x1F1), (0x1F2, 0x1F3)  # the latter above, with five levels
+OTHER_ROOT = 1 << 48  # an address whose walk goes through the other root, with five levels
 ADDRESSES = [
     top << 39 | three << 30 | two << 21 | one << 12
     for top in TOPS
@@ -52,6 +53,19 @@ ADDRESSES = [
     for two in INDEXES[2]
     for one in INDEXES[1]
 ]
+
+
+@frozen
+class Paging:
+    """How the guest's tables are read."""
+
+    pcid: bool = False
+    smap: bool = False
+    five: bool = False
+
+    @property
+    def cr4(self) -> int:
+        return 0xA0 | self.five << 12 | self.pcid << 17 | self.smap << 21
 
 
 @frozen
@@ -69,18 +83,23 @@ class Plan:
     """A random program and its expected log."""
 
     chance: random.Random
-    pcid: bool
+    paging: Paging
     steps: int
     emits: list[Callable[[Assembler], None]] = field(factory=list)
     log: list[Access] = field(factory=list)
     words: Words = field(init=False)
     root: int = 0
+    alignment_check: bool = False
+    fresh: set[int] = field(factory=set)  # invalidated last
     stale: dict[int, set[int]] = field(factory=lambda: {0: set(), 1: set()})
     memory: dict[int, int] = field(factory=dict)  # stored words, by guest-physical address
 
     def __attrs_post_init__(self) -> None:
-        frames = [*ROOTS, *(frame for level in COUNTS for frame in table_frames(level))]
+        frames = [*ROOTS, *TOP_TABLES, *(frame for level in COUNTS for frame in table_frames(level))]
         self.words = Words({frame: [0] * 512 for frame in frames})
+        for number, top_table in enumerate(TOP_TABLES):
+            self.words[top_table << 12] = ROOTS[number] << 12 | P | WRITABLE | USER | A
+            self.words[top_table << 12 | 8] = self.above(1 - number)
         for root in ROOTS:
             for top in TOPS:
                 self.words[root << 12 | top << 3] = self.upper(4)
@@ -90,11 +109,30 @@ class Plan:
                     self.words[frame << 12 | index << 3] = self.entry(level)
 
     # --- entries
+    @property
+    def tops(self) -> tuple[int, ...]:
+        """The tables that CR3 names."""
+        return TOP_TABLES if self.paging.five else ROOTS
+
+    @property
+    def user(self) -> float:
+        """Which share of entries is for user mode."""
+        return 0.9 if self.paging.smap else 0.5
+
+    @property
+    def addresses(self) -> list[int]:
+        return [a | other for a in ADDRESSES for other in (0, OTHER_ROOT)[: 1 + self.paging.five]]
+
+    def above(self, root: int) -> int:
+        """An entry of level 5."""
+        rights = self.chance.choice((WRITABLE | USER, WRITABLE | USER, WRITABLE, USER))
+        return ROOTS[root] << 12 | P | A | rights
+
     def upper(self, level: int) -> int:
         c = self.chance
         if c.random() < 0.15:
             return 0
-        rights = (WRITABLE if c.random() < 0.8 else 0) | (USER if c.random() < 0.5 else 0)
+        rights = (WRITABLE if c.random() < 0.8 else 0) | (USER if c.random() < self.user else 0)
         return c.choice(table_frames(level - 1)) << 12 | P | rights | A
 
     def entry(self, level: int) -> int:
@@ -103,7 +141,7 @@ class Plan:
             return self.upper(level)
         if c.random() < 0.25:
             return 0
-        rights = (WRITABLE if c.random() < 0.7 else 0) | (USER if c.random() < 0.5 else 0)
+        rights = (WRITABLE if c.random() < 0.7 else 0) | (USER if c.random() < self.user else 0)
         flags = c.choice((0, A, A, A | D, A | D))
         if level == 2:
             return c.choice(LARGE_FRAMES) << 12 | P | rights | flags | PS
@@ -115,7 +153,7 @@ class Plan:
         """Entries from the root down, without accessed and dirty flags of those that lead on."""
         found = []
         table = root
-        for level in (4, 3, 2, 1):
+        for level in range(4 + self.paging.five, 0, -1):
             entry = self.words[table << 12 | ((address >> (3 + 9 * level)) & 511) << 3]
             if not entry & P:
                 return (*found, 0)
@@ -126,13 +164,13 @@ class Plan:
         raise AssertionError
 
     def change(self, at: int, value: int) -> None:
-        before = {(n, a): self.path(root, a) for n, root in enumerate(ROOTS) for a in ADDRESSES}
+        before = {(n, a): self.path(root, a) for n, root in enumerate(self.tops) for a in self.addresses}
         self.words[at] = value
-        for n, root in enumerate(ROOTS):
-            for address in ADDRESSES:
+        for n, root in enumerate(self.tops):
+            for address in self.addresses:
                 old, new = before[n, address], self.path(root, address)
                 if old != new and not (old[-1] == 0 and new[: len(old) - 1] == old[:-1]):
-                    for pcid in (0, 1) if self.pcid else (0,):
+                    for pcid in (0, 1) if self.paging.pcid else (0,):
                         self.stale[pcid].add(address)
         self.emits.append(lambda a: a.st_value(Mem(displacement=WINDOW + at), signed(value)))
 
@@ -145,26 +183,59 @@ class Plan:
                 frame = self.chance.choice(table_frames(level))
                 self.change(frame << 12 | self.chance.choice(INDEXES[level]) << 3, self.entry(level))
             elif kind < 0.26:
-                self.change(ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(TOPS) << 3, self.upper(4))
+                if self.paging.five and self.chance.random() < 0.5:
+                    entry = self.above(self.chance.randrange(2)) if self.chance.random() < 0.8 else 0
+                    self.change(TOP_TABLES[self.chance.randrange(2)] << 12 | 8, entry)
+                else:
+                    self.change(ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(TOPS) << 3, self.upper(4))
+            elif kind < 0.31 and self.paging.pcid:
+                root = self.chance.randrange(2)
+                kind = self.chance.choice((0, 0, 0, 1, 2, 3))
+                self.invalidate_pcid(kind, root, self.likely(self.stale[root]))
             elif kind < 0.36:
-                self.invalidate(self.chance.choice(ADDRESSES))
+                self.invalidate(self.likely(self.stale[self.now]))
             elif kind < 0.46:
-                self.load_root(self.chance.randrange(2), self.pcid and self.chance.random() < 0.5)
+                self.load_root(self.chance.randrange(2), self.paging.pcid and self.chance.random() < 0.5)
+            elif kind < 0.52 and self.paging.smap:
+                self.alignment_check = not self.alignment_check
+                self.emits.append(lambda a, op=ops.STAC if self.alignment_check else ops.CLAC: a.op(op))
             else:
                 self.access()
         return self
 
     @property
     def now(self) -> int:
-        return self.root if self.pcid else 0
+        return self.root if self.paging.pcid else 0
+
+    def likely(self, wanted: set[int]) -> int:
+        """An address, rather one of those wanted."""
+        return self.chance.choice(sorted(wanted) if wanted and self.chance.random() < 0.7 else self.addresses)
 
     def invalidate(self, address: int) -> None:
+        self.fresh = {address}
         self.stale[self.now].discard(address)
         self.emits.append(lambda a: a.op(ops.INVLPG, mem=Mem(displacement=address)))
 
+    def invalidate_pcid(self, kind: int, root: int, address: int) -> None:
+        """INVPCID: an address of a root's PCID, all of it, everything with and without globals."""
+        if kind == 0:
+            self.stale[root].discard(address)
+            self.fresh = {address}
+        for other in (0, 1):
+            if kind > 1 or (kind == 1 and other == root):
+                self.stale[other].clear()
+
+        def emit(a: Assembler) -> None:
+            a.st_value(Mem(s.RSP, -64), root + 1)
+            a.st_value(Mem(s.RSP, -56), address)
+            a.mov(s.RDX, kind)
+            a.op(ops.INVPCID, s.RDX, mem=Mem(s.RSP, -64))
+
+        self.emits.append(emit)
+
     def load_root(self, root: int, keep: bool) -> None:
         self.root = root
-        value = ROOTS[root] << 12 | (root + 1 if self.pcid else 0) | (NOFLUSH if keep else 0)
+        value = self.tops[root] << 12 | (root + 1 if self.paging.pcid else 0) | (NOFLUSH if keep else 0)
         if not keep:
             self.stale[self.now].clear()
 
@@ -175,15 +246,24 @@ class Plan:
         self.emits.append(emit)
 
     def access(self) -> None:
-        usable = [a for a in ADDRESSES if a not in self.stale[self.now]]
+        usable = [a for a in self.addresses if a not in self.stale[self.now]]
         if not usable:
             self.load_root(self.root, False)
-            usable = ADDRESSES
-        address = self.chance.choice(usable)
-        store = self.chance.random() < 0.5
+            usable = self.addresses
+        address = self.likely(self.fresh & set(usable))
+        if address in self.stale[self.now]:
+            address = self.chance.choice(usable)
+        self.touch(address, self.chance.random() < 0.5)
+
+    def touch(self, address: int, store: bool) -> None:
+        """An access, and what it must find."""
         number = len(self.log)
         try:
-            gpa = Walker(self.words, ROOTS[self.root] << 12).translate(address, W if store else R, False)
+            walker = Walker(
+                self.words, self.tops[self.root] << 12, levels=4 + self.paging.five, smap=self.paging.smap,
+                alignment_check=self.alignment_check,
+            )  # fmt: skip
+            gpa = walker.translate(address, W if store else R, False)
         except Refused as refused:
             fault = refused.args[0]
             assert isinstance(fault, PageFault)
@@ -245,7 +325,7 @@ class Plan:
             table.map(address, gfns, KERNEL_PAGE)
         self.logs = logs
         words(ROOTS[1])[0] = words(ROOTS[0])[0]
-        initial = Plan(random.Random(self.seed), self.pcid, 0).words
+        initial = Plan(random.Random(self.seed), self.paging, 0).words
         for frame, entries in initial.frames.items():
             held = words(frame)
             for index in range(1 if frame in ROOTS else 0, 512):
@@ -259,9 +339,9 @@ class Plan:
         low = (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
         memory.store(idt * 4096 + 16 * 14, low)
         memory.store(idt * 4096 + 16 * 14 + 8, handler >> 32)
-        cr4 = 0xA0 | (1 << 17 if self.pcid else 0)
         return Start(
-            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=ROOTS[0] << 12 | int(self.pcid), cr4=cr4, efer=0xD01,
+            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=self.tops[0] << 12 | int(self.paging.pcid),
+            cr4=self.paging.cr4, efer=0xD01,
             idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
             gs_base=0, fs_base=0,
         )  # fmt: skip
@@ -292,8 +372,8 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def plan(seed: int, steps: int, pcid: bool) -> Plan:
+def plan(seed: int, steps: int, paging: Paging) -> Plan:
     """The random program of a seed."""
-    made = Plan(random.Random(seed), pcid, steps)
+    made = Plan(random.Random(seed), paging, steps)
     made.seed = seed
     return made.build()

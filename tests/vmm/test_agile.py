@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.vmm.changing_tables import plan
+from tests.vmm.changing_tables import Paging, plan
 from tests.vmm.machines import CODE, FIRST_GFN, STACK, Machine, machine
+from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_shadow_guests import FORK, PLAIN, digests, exits, page_faults, run
 from vtsim.base import jit
 from vtsim.base import memory as mem
@@ -24,10 +25,12 @@ from vtsim.guest.machine_view import PhysicalMemory, Start
 SUPPOSED = "machine.cpu.features.agile_paging=true"
 AGILE = ("vmm.paging=agile", SUPPOSED)
 SHADOW = ("vmm.paging=shadow",)
+LISTED = NEWER.with_overrides({"features.agile_cr3": True})
 MACHINES: dict[str, dict[str, Any]] = {
     "kvm": {"personality": "kvm"},
     "minimal, back and forth": {"personality": "minimal", "parameters": (("agile_interval", 10),)},
     "without VPID, back and forth": {"vpid": False, "parameters": (("agile_interval", 10),)},
+    "roots listed, back and forth": {"profile": LISTED, "parameters": (("agile_interval", 10),)},
 }
 
 
@@ -41,9 +44,9 @@ def of_pool(made: Any, name: str) -> int:
 def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> None:
     nested = shadowed = 0
     for seed in range(1 if jit.DISABLED else 8):
-        for pcid in (False, True):
-            made = plan(seed, 100 if jit.DISABLED else 600, pcid)
-            m = machine(made.guest, paging="agile", **MACHINES[name]).run()
+        for paging in (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True)):
+            made = plan(seed, 100 if jit.DISABLED else 600, paging)
+            m = machine(made.guest, paging="agile", **{"profile": NEWER, **MACHINES[name]}).run()
             assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
             for expected, found in made.seen(m.vcpu.memory.load):
                 assert found == expected
@@ -60,6 +63,19 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
 
     assert digests(there) == digests(natively)
     assert page_faults(there) == page_faults(natively)
+
+
+def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_difference() -> None:
+    few, many = (
+        ("{tick: off, kpti: true}", f"[{{phases: [{{primitive: syscall, iterations: {n}}}]}}]") for n in (10, 30)
+    )
+    listed = (*AGILE, "machine.cpu.features.agile_cr3=true")
+    without = exits(run(many, AGILE), "CR_ACCESS") - exits(run(few, AGILE), "CR_ACCESS")
+    those = [run(guest, listed) for guest in (few, many)]
+
+    assert without == 20 * 3  # with KPTI a system call reads CR3 once and loads it twice
+    assert exits(those[0], "CR_ACCESS") == exits(those[1], "CR_ACCESS")
+    assert digests(those[1]) == digests(run(many, ("vmm.technique=native",)))
 
 
 def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested() -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, KPTI, MONITOR, NATIVE, PLAIN, run, seen
+from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, GUESTS, KPTI, MONITOR, NATIVE, PLAIN, machine, run, seen
 from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.codes import FOREVER
 from vtsim.cpu.slots import RAX, RSP
+from vtsim.cpu.translation import TRANSLATOR
+from vtsim.ept.shadow import POOL
 from vtsim.guest.primitives import Stage, lowerings
 from vtsim.guest.spec import CpuidSpec
+from vtsim.vmm.monitor.translate import BACK, BACK_BYTES
+from vtsim.vmm.shadow import PLAIN_PARAMETERS
 
 COPIES = "[{phases: [{primitive: fork, iterations: 4, pages: 1}]}]"
 ROUNDS = "[{phases: [{primitive: page_fault, region: 8 KiB, iterations: 3}]}]"
@@ -92,3 +98,50 @@ def test_a_cache_that_is_too_small_is_emptied_and_filled_again(monkeypatch: pyte
     assert tight["flushes"] > 0
     assert tight["blocks"] > tight["evicted"] > 0
     assert tight["blocks"] > roomy["blocks"]
+
+
+def test_an_interrupt_on_the_way_back_into_a_translation_loses_no_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is made to expire behind the first instruction of the way back, which restores RCX."""
+    guest = ("{tick: 1 ms}", "[{phases: [{primitive: syscall, iterations: 8}]}]")
+    there = machine(guest, TRANSLATED)
+    assert there.monitor is not None
+    monitor, m = there.monitor, there.engine.cpus[0]
+    (vcpu,), (cache,) = monitor.vcpus, monitor.caches
+    first = monitor.host.load(monitor.host.address(cache.structure) + TRANSLATOR["MISS"]) + BACK
+    run_all, interrupted = there.engine.run_all, list[int]()
+
+    def in_steps(until: int, quantum: int) -> tuple[int, int]:
+        code, cpu = 0, -1
+        while code == 0 and m[s.CYCLE] < until:
+            code, cpu = run_all(int(m[s.CYCLE]) + 1, quantum)
+            if first < m[s.RIP] < first + BACK_BYTES and m[s.APIC_DEADLINE] != FOREVER and len(interrupted) < 5:
+                m[s.APIC_DEADLINE] = m[s.CYCLE]
+                interrupted.append(monitor.word(vcpu, "INJECTED_INTERRUPTS"))
+        return code, cpu
+
+    monkeypatch.setattr(type(there.engine), "run_all", lambda engine, until, quantum: in_steps(until, quantum))
+    outcome = there.run()
+    monkeypatch.undo()
+    natively, _, _ = run(guest, NATIVE)
+
+    assert outcome.vms[0].stopped is None
+    assert len(interrupted) == 5
+    assert monitor.word(vcpu, "INJECTED_INTERRUPTS") >= interrupted[-1] + 1
+    assert seen(there) == seen(natively)
+
+
+def test_address_spaces_that_do_not_fit_into_the_pool_are_evicted_and_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    phase = "{primitive: context_switch, region: 16 KiB, iterations: 1}"
+    guest = (PLAIN, "[" + ", ".join(f"{{name: p{n}, phases: [{phase}]}}" for n in range(3)) + "]")
+    monkeypatch.setattr("vtsim.vmm.shadow.LEAST_PAGES", 24)
+    monkeypatch.setitem(PLAIN_PARAMETERS, "shadow_permille", attrs.evolve(PLAIN_PARAMETERS["shadow_permille"], value=0))
+    there, _, stopped = run(guest, TRANSLATED)
+    natively, _, _ = run(guest, NATIVE)
+    assert there.monitor is not None
+    (vcpu,) = there.monitor.vcpus
+
+    assert stopped is None
+    assert seen(there) == seen(natively)
+    assert there.monitor.host.load(there.monitor.host.address(vcpu.shadow.block) + POOL["EVICTED"]) > 0  # type: ignore[attr-defined]

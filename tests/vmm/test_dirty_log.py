@@ -16,6 +16,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import RAX, RBX, RCX
 from vtsim.ept.tables import PAGING, Table
 from vtsim.vmcs import reasons as x
+from vtsim.vmm.programs import locked_fault
 from vtsim.vmm.spec import DirtyLogSpec
 
 METHODS = ("write-protect", "pml")
@@ -153,6 +154,21 @@ def test_without_lockless_faults_the_same_exits_take_longer() -> None:
 
     assert fast.exits() == slow.exits()
     assert exit_cycles(fast) < exit_cycles(slow)
+    assert bitmap(fast) == bitmap(slow)
+
+    # under the lock: descriptors of written pages are counted back to nothing, every ticket was served, and every EPT
+    # table whose entry was changed is noted
+    load, frames = slow.hypervisor.host.load, slow.hypervisor.path.addresses["frames"]
+    written = bitmap(slow)
+
+    def word(hfn: int, at: int) -> int:
+        return load(frames + locked_fault.DESCRIPTOR_BYTES * hfn + at)
+
+    assert {word(slow.vcpu.memory.frame(gfn), locked_fault.D_COUNT) for gfn in written} == {0}
+    tickets = [slow.hypervisor.word(slow.vcpu, name) for name in ("TABLES_TICKET", "TABLES_SERVING")]
+    assert tickets == [len(written)] * 2
+    noted = [hfn for hfn in range(slow.engine.geometry.frame_count) if word(hfn, locked_fault.D_PRIVATE)]
+    assert len(noted) == len({gfn >> 9 for gfn in written})
 
 
 def exit_cycles(m: Machine) -> int:

@@ -387,7 +387,7 @@ def test_a_kernel_for_a_hypervisor_that_is_not_there_panics_and_the_command_says
     ("setting", "message", "help"),
     [
         ("vmm.paging=ept", "technique 'paravirtual' translates by direct tables", "paging can be direct-pv, auto"),
-        ("vms.0.guest.kernel.page_size=2 MiB", "a paravirtual kernel has 4 KiB pages only",
+        ("vms.0.guest.kernel.page_size=2 MiB", "a paravirtual kernel has 4 KiB pages only: Xen's CPUID has no PSE, and none of its updates takes a large entry",
          "page_size can be 4 KiB; or choose vmm.technique 'hardware'"),
     ],
 )  # fmt: skip

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from tests.vmm.changing_tables import plan
+from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
 from tests.vmm.machines import MIB, machine
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
+from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
+from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 
 SEEDS = range(3 if jit.DISABLED else 40)
@@ -34,6 +37,14 @@ MACHINES: dict[str, dict[str, Any]] = {
     "minimal": {"personality": "minimal", "paging": "shadow"},
     "minimal without EPT": {"paging": "shadow", **WITHOUT_EPT},
 }
+PAGING = {
+    "": Paging(),
+    "pcid": Paging(pcid=True),
+    "smap": Paging(pcid=True, smap=True),
+    "five levels": Paging(pcid=True, five=True),
+}
+NEWER = load_profile("skx-4114").with_overrides({"features.la57": True, "vmx.generation": "ice-lake-sp"})
+CASES = [(paging, seed) for paging in PAGING for seed in SEEDS if paging in ("", "pcid") or seed < 10]
 
 
 def check(made: Any, load: Any) -> None:
@@ -41,12 +52,10 @@ def check(made: Any, load: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("pcid", [False, True], ids=["", "pcid"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_natively_the_guest_sees_what_the_slow_walker_says(seed: int, pcid: bool) -> None:
-    made = plan(seed, STEPS, pcid)
-    profile = load_profile("skx-4114")
-    engine = Engine(profile, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
+@pytest.mark.parametrize(("paging", "seed"), CASES)
+def test_natively_the_guest_sees_what_the_slow_walker_says(paging: str, seed: int) -> None:
+    made = plan(seed, STEPS, PAGING[paging])
+    engine = Engine(NEWER, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
     memory = NativeMemory(engine, 64 * MIB)
     with quiet():
         apply(engine, 0, made.guest(memory))
@@ -55,12 +64,53 @@ def test_natively_the_guest_sees_what_the_slow_walker_says(seed: int, pcid: bool
 
 
 @pytest.mark.parametrize("name", MACHINES)
-@pytest.mark.parametrize("pcid", [False, True], ids=["", "pcid"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_guest_never_sees_a_wrong_frame(seed: int, pcid: bool, name: str) -> None:
-    if pcid and name.endswith("without EPT"):
+@pytest.mark.parametrize(("paging", "seed"), CASES)
+def test_the_guest_never_sees_a_wrong_frame(paging: str, seed: int, name: str) -> None:
+    if paging and name.endswith("without EPT"):
         pytest.skip("that processor has no PCIDs")
-    made = plan(seed, STEPS, pcid)
+    made = plan(seed, STEPS, PAGING[paging])
+    newer = {"profile": NEWER} if PAGING[paging].five else {}
+    m = machine(made.guest, **{**MACHINES[name], **newer}).run()
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+
+
+def shared_leaf(made: Plan, address: int) -> int:
+    """Where the one 4 KiB entry stands that translates an address for both roots; 0 if there is none."""
+    found = set()
+    for root in ROOTS:
+        at, entry = 0, root << 12 | P
+        for level in (4, 3, 2, 1):
+            if not entry & P or entry & PTE_LARGE:
+                return 0
+            at = (entry & PTE_ADDRESS) | ((address >> (3 + 9 * level)) & 511) << 3
+            entry = made.words[at]
+        found.add(at if entry & P else 0)
+    return found.pop() if len(found) == 1 else 0
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["ept", "kvm", "minimal"])
+def test_invpcid_drops_what_it_names_in_the_address_space_in_use_and_in_others(name: str, kind: int) -> None:
+    """An entry changes, from the second time on without an exit; an access finds the new one once its PCID was named."""
+    made = Plan(random.Random(5), Paging(pcid=True), 0)
+    made.seed = 5
+    address, at = next((each, found) for each in ADDRESSES if (found := shared_leaf(made, each)))
+    for root in (1, 0):
+        made.load_root(root, False)
+        made.touch(address, False)
+    for frame in range(FIRST_DATA, FIRST_DATA + 6, 2):
+        made.change(at, frame << 12 | P | WRITABLE | USER | A | D)
+        made.invalidate_pcid(kind, 0, address)
+        made.touch(address, False)
+        made.invalidate_pcid(kind, 1, address)
+        made.load_root(1, True)
+        made.touch(address, False)
+        made.change(at, frame + 1 << 12 | P | WRITABLE | USER | A | D)
+        made.invalidate_pcid(kind, 0, address)
+        made.load_root(0, True)
+        made.touch(address, False)
+
     m = machine(made.guest, **MACHINES[name]).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)

@@ -6,6 +6,7 @@ import pytest
 
 from vtsim.config import parse_scenario
 from vtsim.cpu import accounts as k
+from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.ept import shadow as d
 from vtsim.platform.machine import Machine
@@ -87,6 +88,18 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(guest: str, way: str
     assert page_faults(there) == page_faults(natively)
 
 
+@pytest.mark.parametrize("paging", ["shadow", "agile"])
+@pytest.mark.parametrize("guest", ["fork with KPTI", "switches", "stream of large pages"])
+def test_a_guest_with_five_levels_ends_with_the_results_that_it_has_natively(guest: str, paging: str) -> None:
+    kernel, processes = GUESTS[guest]
+    five = (f"{kernel[:-1]}, paging_levels: 5}}", processes)
+    sets = ("machine.cpu={features: {la57: true, agile_paging: true}, vmx.generation: ice-lake-sp}",)
+    there, natively = run(five, (*sets, f"vmm.paging={paging}")), run(five, (*sets, *NATIVE))
+
+    assert digests(there) == digests(natively)
+    assert page_faults(there) == page_faults(natively)
+
+
 def test_a_page_fault_of_the_guest_exits_on_shadow_tables_and_stays_inside_with_ept() -> None:
     pages = 48 // 4 * 3
 
@@ -121,3 +134,24 @@ def test_shadow_pages_are_evicted_when_there_are_few_and_the_guest_does_not_noti
 
     assert word("PAGES") == 64
     assert word("MADE") - word("ZAPPED") + 1 == word("PAGES") - word("FREE_COUNT")
+
+
+def test_code_around_an_entry_is_executed_for_every_entry_that_is_filled_beside_or_held_against_the_guest() -> None:
+    """Longer by so many instructions: what comes more is a multiple of them, for prefetching as many as there were."""
+    longer = 1000
+
+    def instructions(**lengths: int) -> tuple[int, int]:
+        sets = (*SHADOW, *(f"vmm.parameters.{name}={longer + n}" for name, n in lengths.items()))
+        machine = run(GUESTS["faults with KPTI"], sets)
+        assert machine.hypervisor is not None
+        pool = machine.hypervisor.vcpus[0].shadow
+        assert pool is not None
+        filled = machine.hypervisor.host.load(pool.address + d.POOL["PREFETCHED"])
+        arena, owners = machine.engine.arena, machine.engine.owners.values()
+        return sum(int(arena[owner + k.OWN_INSTRUCTIONS + o.R0]) for owner in owners), filled
+
+    short, filled = instructions(prefetch_entry=0, synchronize_entry=0)
+    assert filled > 0
+    assert instructions(prefetch_entry=longer, synchronize_entry=0)[0] - short == longer * filled
+    held = instructions(prefetch_entry=0, synchronize_entry=longer)[0] - short
+    assert held > 0 and held % longer == 0

@@ -380,6 +380,9 @@ def iommu_walk(
 @analyze.command("isa")
 def analyze_isa(
     profile: Annotated[str, typer.Option(metavar="NAME", help="The processor.")] = "skx-4114",
+    isa: Annotated[
+        str, typer.Option(metavar="x86|virtualizable", help="As machine.isa: do sensitive ops trap in ring 3?")
+    ] = "x86",
     nonroot: Annotated[
         bool, typer.Option("--nonroot", help="N0 and N3 under VT-x, and which controls matter.")
     ] = False,
@@ -389,6 +392,7 @@ def analyze_isa(
     from vtsim.base import jit
     from vtsim.cli.run import COMPILING
     from vtsim.cpu.kernels.run import run_all
+    from vtsim.platform.isa import ISAS
     from vtsim.platform.isa import analyze as analyze_ops
     from vtsim.platform.isa_nonroot import analyze_nonroot
     from vtsim.study import isa_view as view
@@ -399,7 +403,9 @@ def analyze_isa(
         found = analyze_nonroot(profile)
         emit(view.nonroot_json(found) + "\n") if json else show(view.nonroot_text(found))
     else:
-        analysis = analyze_ops(profile)
+        if isa not in ISAS:
+            raise typer.BadParameter(f"{isa!r} is neither {' nor '.join(ISAS)}", param_hint="--isa")
+        analysis = analyze_ops(profile, isa)
         emit(view.isa_json(analysis) + "\n") if json else show(view.isa_text(analysis))
 
 

@@ -76,20 +76,21 @@ def compare_techniques(file: Path, sets: tuple[str, ...], wanted: str, plot: Pat
         raise ConfigError(
             f"{plot.name!r} is no SVG file", field="--plot", help=f"the drawing is SVG, as in comparison{SVG}"
         )
+    if plot is not None and not plot.parent.is_dir():  # before anything runs
+        raise ConfigError(f"there is no folder {str(plot.parent)!r}", field="--plot", help="make it, or name another")
     names = chosen(None if wanted == ALL else wanted.split(","))
     if not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Watch(bar=True) as watch:
         found: Comparison = compare_scenario(file, names, sets=sets, progress=watch)
-    if plot is not None:
-        try:
-            plot.write_text(comparison_svg(found), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{plot} cannot be written: {error.strerror}", field="--plot") from None
     if json:
         emit(comparison_json(found) + "\n")
     else:
         show(comparison_tables(found))
     if plot is not None:
+        try:
+            plot.write_text(comparison_svg(found), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{plot} cannot be written: {error.strerror}", field="--plot") from None
         note(f"wrote {plot}")
     return INTERRUPTED if watch.interrupted else FINE

@@ -10,8 +10,22 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
-from vtsim.guest.kernel_operations import PteWriteSpec
-from vtsim.guest.spec import MemoryTraceSpec, MmioReadSpec, MmioWriteSpec, MovToCr3Spec, ReplaySpec
+from vtsim.guest.kernel_operations import ConfigReadSpec
+from vtsim.guest.spec import (
+    HltSpec,
+    IpiSpec,
+    MemoryTraceSpec,
+    MmioReadSpec,
+    MmioWriteSpec,
+    MovFromCr8Spec,
+    MovToCr8Spec,
+    PortInSpec,
+    PortOutSpec,
+    RdmsrSpec,
+    ReplaySpec,
+    SensitiveSpec,
+    WrmsrSpec,
+)
 from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
 from vtsim.vmcs.capabilities import Capabilities
@@ -22,17 +36,22 @@ from vtsim.vmm.techniques import techniques
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
 CR4_LA57 = 1 << 12
+NO_KPTI = "keeps no separate tables for user mode: Linux turns KPTI off under Xen"
+NO_LARGE_PAGES = "has 4 KiB pages only: Xen's CPUID has no PSE, and none of its updates takes a large entry"
+NO_DEVICE_MEMORY = "finds no emulated device memory: Xen's reach theirs by shared pages, or map a real device's"
 NOT_PARAVIRTUAL = {
-    ReplaySpec: "recorded kernel",
-    MmioReadSpec: "device memory",
-    MmioWriteSpec: "device memory",
-    MovToCr3Spec: "MOV to CR3",
-    PteWriteSpec: "stores to its own page tables",
+    ReplaySpec: "is not a recorded one, which loads tables of its own",
+    MmioReadSpec: NO_DEVICE_MEMORY,
+    MmioWriteSpec: NO_DEVICE_MEMORY,
 }
+NOT_IN_A_PROCESS = (
+    ConfigReadSpec, HltSpec, IpiSpec, MovFromCr8Spec, MovToCr8Spec, PortInSpec, PortOutSpec, RdmsrSpec, WrmsrSpec,
+)  # fmt: skip
 NOT_IN_SOFTWARE = (
     MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
     MmioWriteSpec,
 )  # fmt: skip
+BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -231,6 +250,39 @@ def _programs_execute(scenario: Scenario, profile: Profile) -> Iterator[Problem]
                     )
 
 
+def _processes_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a guest's kernel cannot do that is a process of the host."""
+    if scenario.vmm.technique != "user-mode":
+        return
+    why = "under technique 'user-mode' the guest's kernel is a process of the host, which has no"
+    others = "technique can be native, hardware, binary-translation"
+    for number, vm in enumerate(scenario.vms):
+        if vm.devices or vm.guest.kernel.probe:
+            path = "devices" if vm.devices else "guest.kernel.probe"
+            yield Problem(path=f"vms.{number}.{path}", message=f"{why} ports to find devices by", help=others)
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if isinstance(phase, NOT_IN_A_PROCESS):
+                    path = f"vms.{number}.guest.processes.{p}.phases.{n}"
+                    yield Problem(path=path, message=f"{why} privileged operations", help=others)
+
+
+def _kernels_are_built_for_ring_3(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """A kernel that is built for ring 3 does not ask the processor for what it knows that ring 3 cannot tell."""
+    technique = scenario.vmm.technique
+    if technique not in BUILT_FOR_RING_3:
+        return
+    why = f"under technique {technique!r} kernels are built for ring 3, and do not ask there for the system's state"
+    others = "technique can be native, hardware, binary-translation"
+    for number, vm in enumerate(scenario.vms):
+        if vm.guest.kernel.sensitive:
+            yield Problem(path=f"vms.{number}.guest.kernel.sensitive", message=why, help=others)
+        for p, process in enumerate(vm.guest.processes):
+            for n, phase in enumerate(process.phases):
+                if type(phase) is SensitiveSpec:
+                    yield Problem(path=f"vms.{number}.guest.processes.{p}.phases.{n}", message=why, help=others)
+
+
 def without_vt_x(vmm: VmmSpec) -> bool:
     """Does a technique use nothing of VT-x?"""
     return techniques[vmm.technique].deprivileged or techniques[vmm.technique].in_software
@@ -298,10 +350,10 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             )
         elif kernel.paging_levels == 5 and scenario.vmm.technique != "native":
             _, allowed = _capabilities(profile).cr4_fixed()
-            if not allowed & CR4_LA57 or scenario.vmm.paging == "static-shadow":
+            if not allowed & CR4_LA57:
                 yield Problem(
                     path=f"vms.{number}.guest.kernel.paging_levels",
-                    message="this needs CR4.LA57 in VMX operation, and EPT",
+                    message="this needs CR4.LA57 in VMX operation",
                     help="paging_levels can be 4; or machine.cpu: {vmx.generation: ice-lake-sp}",
                 )
         if kernel.page_size == GIB and not profile.features.pages_1g:
@@ -335,8 +387,8 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             continue
         instead = f"; or {elsewhere}" if direct else "; or let interface be auto"
         for setting, wrong, words, legal in (
-            ("kpti", kernel.kpti and not ring3, "keeps no separate tables for user mode", "kpti can be false"),
-            ("page_size", kernel.page_size > 4096, "has 4 KiB pages only", "page_size can be 4 KiB"),
+            ("kpti", kernel.kpti and not ring3, NO_KPTI, "kpti can be false"),
+            ("page_size", kernel.page_size > 4096, NO_LARGE_PAGES, "page_size can be 4 KiB"),
             ("paging_levels", kernel.paging_levels == 5, "has tables of four levels", "paging_levels can be 4"),
         ):
             if wrong:
@@ -357,7 +409,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     if isinstance(phase, kind):
                         yield Problem(
                             path=f"{where}.guest.processes.{p}.phases.{n}",
-                            message=f"a paravirtual guest has no {words}",
+                            message=f"a paravirtual kernel {words}",
                             help=elsewhere if direct else "let interface be auto",
                         )
 
@@ -465,6 +517,8 @@ CHECKS: tuple[Check, ...] = (
     _monitor_can,
     _guests_are_of_this_machine,
     _programs_execute,
+    _processes_can,
+    _kernels_are_built_for_ring_3,
     _kernels_can_run,
     _direct_tables,
     _agile_paging,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,13 @@ SMALLEST = "the smallest scenario is 'vms: [{guest: {processes: [{phases: [{prim
 
 def load_scenario(path: str | Path, sets: Sequence[str] = ()) -> Scenario:
     """Read a scenario file; every problem of it is in the one `ConfigError`."""
-    path = Path(path)
+    return reader(Path(path))(sets)
+
+
+def reader(path: Path) -> Callable[[Sequence[str]], Scenario]:
+    """Read a file once, be it a pipe, for several scenarios: what is returned is given the settings of each."""
     text = read_text(path)
-    return parse_scenario(text, sets, label=str(path), folder=path.parent, name=path.stem)
+    return lambda sets: parse_scenario(text, sets, label=str(path), folder=path.parent, name=path.stem)
 
 
 def parse_scenario(

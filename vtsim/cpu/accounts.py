@@ -65,6 +65,8 @@ COUNTERS: Final = (
     ("translations_dropped", "entries",  "translations removed by invalidations"),
     ("entries",            "entries",    "VM entries"),
     ("halts",              "events",     "HLT executed"),
+    ("guest_entry_hits",   "hits",       "entries of the guest's tables that a walk cache of entries held"),
+    ("ept_entry_hits",     "hits",       "entries of the EPT tables that a walk cache of entries held"),
 )
 (WALKS, WALKS_COMPLETED, WALKS_FAULTED, WALKS_VIOLATED, WALKS_MISCONFIGURED, GUEST_REFERENCES, EPT_REFERENCES,
  GUEST_L1D, GUEST_L2, GUEST_L3, GUEST_DRAM, GUEST_DRAM_REMOTE, EPT_L1D, EPT_L2, EPT_L3, EPT_DRAM, EPT_DRAM_REMOTE,
@@ -72,7 +74,8 @@ COUNTERS: Final = (
  ACCESSES, DTLB_MISSES, STLB_HITS, ITLB_MISSES, DATA_L2, DATA_L3, DATA_DRAM, DATA_DRAM_REMOTE,
  FETCH_L2, FETCH_L3, FETCH_DRAM, FETCH_DRAM_REMOTE,
  EXCEPTIONS, PAGE_FAULTS, INTERRUPTS, INJECTIONS, SYSCALLS, DEVICE_ACCESSES, PORT_ACCESSES, DIRTY_ASSISTS,
- TRANSLATIONS_DROPPED, ENTRIES, HALTS) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
+ TRANSLATIONS_DROPPED, ENTRIES, HALTS,
+ GUEST_ENTRY_HITS, EPT_ENTRY_HITS) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
 
 OWN_EXITS: Final = OWN_COUNTERS + 64
 REASONS: Final = 96                                 # basic exit reasons

@@ -23,5 +23,7 @@ ERROR_VALID = 1 << 11
 RF_IF, RF_TF, RF_NT, RF_RF = 1 << 9, 1 << 8, 1 << 14, 1 << 16
 FOREVER = 1 << 62
 RF_CF, RF_PF, RF_AF, RF_ZF, RF_SF, RF_OF = 1, 4, 16, 64, 128, 1 << 11
+# who runs in ring 3 where there is a monitor without VT-x, beside the guest's processes (0)
+KERNEL_IN_RING_3, HOST_PROCESS = 1, 2
 ARITHMETIC = RF_CF | RF_PF | RF_AF | RF_ZF | RF_SF | RF_OF
 # fmt: on

@@ -188,6 +188,8 @@ class Engine:
             m[structure + s.WAYS] = ways
             m[structure + s.DATA] = carve.take(sets * ways + sets)
             empty.append((int(m[structure]), sets * ways))
+        if p.features.entry_walk_cache and p.ept_pwc.pde.entries:  # one cache for both dimensions
+            m[s.EPT_PDE : s.EPT_PDE + 4] = m[s.PWC_PDE : s.PWC_PDE + 4]
         for cache, name in ((s.L1I, "l1i"), (s.L1D, "l1d"), (s.L2, "l2"), (s.L3, "l3")):
             m[cache : cache + 6] = l3 if name == "l3" else self._carve_cache(tags, name)
         m[s.CONTEXTS] = carve.take(CONTEXT_LIMIT)
@@ -203,7 +205,7 @@ class Engine:
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
-            s.WALKS_IN_L1D: int(p.features.walks_in_l1d),
+            s.WALKS_IN_L1D: int(p.features.walks_in_l1d), s.ENTRY_CACHE: int(p.features.entry_walk_cache),
             s.ROB: p.work.reorder_buffer,
             s.CPI_NUMERATOR: p.work.cycles_per_100_instructions, s.PORT_CYCLES: p.cycles(p.latency.port_ns),
             s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.POSTED_CYCLES: p.cycles(p.latency.posted_ns),

@@ -71,10 +71,12 @@ RULES: Final = (
 # ops that are #UD in some modes or without some control, before anything else is considered (VMX instructions have
 # rules of their own): PROTECTED in real and virtual-8086 mode, CONTROL in VMX non-root operation unless the secondary
 # control is 1, EXTENDED unless CR4.OSXSAVE, SCE outside 64-bit mode and unless IA32_EFER.SCE, RING0 outside ring 0,
-# SMX unless CR4.SMXE, ENUMERATED unless CPUID says that there is such an instruction (LEAF_7), NEVER_DEFINED always.
-PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX, ENUMERATED = (1 << n for n in range(8))
+# SMX unless CR4.SMXE, FSGSBASE outside 64-bit mode and unless CR4.FSGSBASE, ENUMERATED unless CPUID says that there is
+# such an instruction (LEAF_7), NEVER_DEFINED always.
+PROTECTED, CONTROL, EXTENDED, SCE, RING0, NEVER_DEFINED, SMX, ENUMERATED, FSGSBASE = (1 << n for n in range(9))
 UNDEFINED_RULES: Final = (
-    *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR)),
+    *((op, PROTECTED, 0) for op in (o.SLDT, o.STR, o.LLDT, o.LTR, o.LAR, o.LSL, o.VERR, o.VERW)),
+    *((op, FSGSBASE, 0) for op in (o.RDFSBASE, o.RDGSBASE, o.WRFSBASE, o.WRGSBASE)),
     (o.RDTSCP,  CONTROL,            b.ENABLE_RDTSCP),
     (o.INVPCID, CONTROL,            b.ENABLE_INVPCID),
     (o.XSAVES,  CONTROL | EXTENDED, b.ENABLE_XSAVES_XRSTORS),
@@ -113,10 +115,12 @@ PRIVILEGED: Final = (
 # ops that raise #GP in ring 3 unless RFLAGS.IOPL is 3
 IO_PRIVILEGED: Final = (o.IN, o.OUT, o.INS, o.OUTS, o.CLI, o.STI)
 # ops that tell or change the state of the system in ring 3 without a fault (Robin and Irvine, "Analysis of the Intel
-# Pentium's Ability to Support a Secure Virtual Machine Monitor"): #GP in ring 3 while SENSITIVE_TRAPS is set
+# Pentium's Ability to Support a Secure Virtual Machine Monitor"; XGETBV and RDTSCP are younger): #GP in ring 3 while
+# SENSITIVE_TRAPS is set
 SENSITIVE_OPS: Final = (
     o.SGDT, o.SIDT, o.SLDT, o.STR, o.SMSW, o.PUSHF, o.POPF, o.INT, o.IRET, o.MOV_FROM_SEGMENT, o.MOV_TO_SEGMENT,
-    o.CALL_FAR, o.JMP_FAR, o.RET_FAR,
+    o.CALL_FAR, o.JMP_FAR, o.RET_FAR, o.LAR, o.LSL, o.VERR, o.VERW, o.PUSH_SEGMENT, o.POP_SEGMENT,
+    o.XGETBV, o.RDTSCP,
 )
 VMX_INSTRUCTIONS: Final = (
     o.VMREAD, o.VMWRITE, o.VMXON, o.VMXOFF, o.VMCLEAR, o.VMPTRLD, o.VMPTRST, o.VMLAUNCH, o.VMRESUME, o.INVEPT,

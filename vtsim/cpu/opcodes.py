@@ -60,9 +60,18 @@ _GROUP1: Final = tuple(
     for code, operands in (("80", "Eb,Ib"), ("81", "Ev,It"), ("83", "Ev,Ib"))
 )
 
+ES, CS, SS, DS, FS, GS = range(6)  # segment registers, as VMCS fields are ordered
+
 # fmt: off
 FORMS: Final = _table(
     *_ARITHMETIC, *_GROUP1,
+    ("06",          Form(o.PUSH_SEGMENT, "", ES, "legacy")),
+    ("07",          Form(o.POP_SEGMENT, "", ES, "legacy")),
+    ("0E",          Form(o.PUSH_SEGMENT, "", CS, "legacy")),
+    ("16",          Form(o.PUSH_SEGMENT, "", SS, "legacy")),
+    ("17",          Form(o.POP_SEGMENT, "", SS, "legacy")),
+    ("1E",          Form(o.PUSH_SEGMENT, "", DS, "legacy")),
+    ("1F",          Form(o.POP_SEGMENT, "", DS, "legacy")),
     ("40+r",        Form(o.ARITHMETIC, "Zv", o.K_INC, "legacy")),
     ("48+r",        Form(o.ARITHMETIC, "Zv", o.K_DEC, "legacy")),
     ("50+r",        Form(o.PUSH_OPERAND, "Zv", 0, "d64")),
@@ -138,6 +147,8 @@ FORMS: Final = _table(
     ("0F 00 /1",    Form(o.STR, "Ew")),
     ("0F 00 /2",    Form(o.LLDT, "Ew")),
     ("0F 00 /3",    Form(o.LTR, "Ew")),
+    ("0F 00 /4",    Form(o.VERR, "Ew")),
+    ("0F 00 /5",    Form(o.VERW, "Ew")),
     ("0F 01 /0",    Form(o.SGDT, "Ms")),
     ("0F 01 /1",    Form(o.SIDT, "Ms")),
     ("0F 01 /2",    Form(o.LGDT, "Ms")),
@@ -163,6 +174,8 @@ FORMS: Final = _table(
     ("0F 01 EF",    Form(o.WRPKRU)),
     ("0F 01 F8",    Form(o.SWAPGS, "", 0, "64")),
     ("0F 01 F9",    Form(o.RDTSCP)),
+    ("0F 02",       Form(o.LAR, "Gv,Ew")),
+    ("0F 03",       Form(o.LSL, "Gv,Ew")),
     ("0F 05",       Form(o.SYSCALL)),
     ("0F 06",       Form(o.CLTS)),
     ("0F 07",       Form(o.SYSRET)),
@@ -187,7 +200,11 @@ FORMS: Final = _table(
     ("0F 37",       Form(o.GETSEC)),
     ("0F 78",       Form(o.VMREAD, "Ey,Gy")),
     ("0F 79",       Form(o.VMWRITE, "Gy,Ey")),
+    ("0F A0",       Form(o.PUSH_SEGMENT, "", FS, "d64")),
+    ("0F A1",       Form(o.POP_SEGMENT, "", FS, "d64")),
     ("0F A2",       Form(o.CPUID)),
+    ("0F A8",       Form(o.PUSH_SEGMENT, "", GS, "d64")),
+    ("0F A9",       Form(o.POP_SEGMENT, "", GS, "d64")),
     ("0F AA",       Form(o.RSM)),
     ("0F AE /0",    Form(o.TOUCH, "Mb", o.TOUCH_FXSAVE)),
     ("0F AE /7",    Form(o.TOUCH, "Mb", o.TOUCH_FLUSH)),
@@ -213,6 +230,10 @@ REGISTER_FORMS: Final = {
 MODRM_IS_OPCODE: Final = ("0F01",)
 # the same where a prefix decides as well
 PREFIXED_REGISTER_FORMS: Final = {
+    ("0FAE", 0, "F3"): Form(o.RDFSBASE, "Ry", 0, "64"),
+    ("0FAE", 1, "F3"): Form(o.RDGSBASE, "Ry", 0, "64"),
+    ("0FAE", 2, "F3"): Form(o.WRFSBASE, "Ry", 0, "64"),
+    ("0FAE", 3, "F3"): Form(o.WRGSBASE, "Ry", 0, "64"),
     ("0FAE", 6, "66"): Form(o.TPAUSE, "Rd"),
     ("0FAE", 6, "F2"): Form(o.UMWAIT, "Rd"),
     ("0FAE", 6, "F3"): Form(o.UMONITOR, "Ry"),

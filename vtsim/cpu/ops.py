@@ -175,8 +175,8 @@ _TABLE: Final = (
     ("PUSH_OPERAND",      2, "PUSH",          "push R1, IMM or r/m"),
     ("POP_OPERAND",       2, "POP",           "pop into r/m"),
     ("MOVE_STRING",       2, "LD",            "memory at RDI <- memory at RSI"),
-    ("MOV_TO_SEGMENT",    2, "LTR",           "segment register EXTRA <- r/m"),
-    ("MOV_FROM_SEGMENT",  2, "STR",           "r/m <- segment register EXTRA"),
+    ("MOV_TO_SEGMENT",    2, "LTR",           "segment register IMM <- R1; decoded: EXTRA <- r/m"),
+    ("MOV_FROM_SEGMENT",  2, "STR",           "R1 <- segment register IMM; decoded: r/m <- EXTRA"),
     ("JMP_NEAR",          2, "INDIRECT",      "RIP <- r/m"),
     ("JMP_FAR",           7, "INDIRECT",      "CS:RIP <- EXTRA:IMM or memory"),
     ("CALL_FAR",          7, "INDIRECT",      "push CS and next RIP; CS:RIP <- EXTRA:IMM or memory"),
@@ -200,6 +200,16 @@ _TABLE: Final = (
     ("CLAC",              3, "STAC",          "RFLAGS.AC <- 0"),
     ("RDPKRU",            3, "RDPKRU",        "RDX:RAX <- protection-key rights"),
     ("WRPKRU",            3, "WRPKRU",        "protection-key rights <- RAX"),
+    ("LAR",               4, "LTR",           "R1 <- access rights of the segment that R2 selects; ZF"),
+    ("LSL",               4, "LTR",           "R1 <- limit of the segment that R2 selects; ZF"),
+    ("VERR",              3, "LTR",           "ZF <- may the segment that R1 selects be read?"),
+    ("VERW",              3, "LTR",           "ZF <- may the segment that R1 selects be written?"),
+    ("PUSH_SEGMENT",      2, "PUSH",          "push segment register IMM; decoded: EXTRA"),
+    ("POP_SEGMENT",       2, "LTR",           "pop segment register IMM; decoded: EXTRA"),
+    ("RDFSBASE",          5, "STR",           "R1 <- FS base"),
+    ("RDGSBASE",          5, "STR",           "R1 <- GS base"),
+    ("WRFSBASE",          5, "LTR",           "FS base <- R1"),
+    ("WRGSBASE",          5, "LTR",           "GS base <- R1"),
 )
 OPS: Final = tuple(Op(n, *row) for n, row in enumerate(_TABLE))
 BY_NAME: Final = {op.name: op for op in OPS}
@@ -211,7 +221,8 @@ BY_NAME: Final = {op.name: op for op in OPS}
  VMLAUNCH, VMRESUME, VMCALL, VMFUNC, INVEPT, INVVPID, GETSEC, HOOK, REPLAY_EVENT, STOP_OP, MOVE, ARITHMETIC, EXCHANGE,
  DIVIDE, PUSH_OPERAND, POP_OPERAND, MOVE_STRING, MOV_TO_SEGMENT, MOV_FROM_SEGMENT, JMP_NEAR, JMP_FAR, CALL_FAR, INT3, INT1,
  INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT, UMONITOR,
- RET_FAR, STAC, CLAC, RDPKRU, WRPKRU) = range(len(OPS))
+ RET_FAR, STAC, CLAC, RDPKRU, WRPKRU, LAR, LSL, VERR, VERW, PUSH_SEGMENT, POP_SEGMENT, RDFSBASE, RDGSBASE, WRFSBASE,
+ WRGSBASE) = range(len(OPS))
 # kinds of ARITHMETIC and TOUCH
 (K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
 ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")

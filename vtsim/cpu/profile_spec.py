@@ -165,6 +165,12 @@ class Features:
     pages_1g: bool = _value("flag", "1 GiB pages in guest and native page tables")
     la57: bool = _value("flag", "57-bit linear addresses, five levels")
     walks_in_l1d: bool = _value("flag", "page walks look up the L1 data cache and fill it; else they begin at L2")
+    entry_walk_cache: bool = _value(
+        "flag", "the walk cache holds entries of upper levels by their physical address, of both dimensions (AMD's)"
+    )
+    agile_cr3: bool = _value(
+        "flag", "with agile paging, loads of CR3 whose shadow root is in a list do not exit (no processor has it)"
+    )
     agile_paging: bool = _value(
         "flag", "walks that begin in shadow tables and go on in two dimensions (no processor has)"
     )
@@ -230,7 +236,8 @@ OPERATIONS: Final[Mapping[str, str]] = {
     # descriptor tables and flags
     "LGDT": "LGDT",                                  "SGDT": "SGDT",
     "LIDT": "LIDT",                                  "SIDT": "SIDT",
-    "LTR": "LTR and LLDT",                           "STR": "STR and SLDT",
+    "LTR": "LTR, LLDT and what else reads a descriptor",
+    "STR": "STR, SLDT and other reads of a segment register",
     "STAC": "STAC and CLAC",                         "RDPKRU": "RDPKRU",
     "WRPKRU": "WRPKRU",
     "PUSHF": "PUSHF",                                "POPF": "POPF",

@@ -56,6 +56,7 @@ APIC_ISR: Final = 212
 # the context before this one: transitions go to and fro between two (host speed only)
 (OTHER_KEY, OTHER_CONTEXT, OTHER_GLOBAL, OTHER_PHYSICAL) = range(230, 234)
 FORESEEN: Final = 234      # arena offset of where page tables were (host speed only)
+ENTRY_CACHE: Final = 235   # do walk caches hold single entries by their address (AMD), not tables by a part of the address?
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
 # A translation structure is BASE, MASK, WAYS: tags, then data, then one reference mask per set.
@@ -89,7 +90,7 @@ WALK_WINDOW: Final = 392   # up to 8
 PRICE: Final = 416         # 160 slots
 
 # --- digests, replay, trace -------------------------------------------------------------------------------------------
-(DIGEST_APPLICATION, DIGEST_KERNEL, TRACE_ON) = range(580, 583)
+(DIGEST_APPLICATION, DIGEST_KERNEL, DIGEST_EXCEPTION, TRACE_ON) = range(580, 584)
 
 # --- translation in flight: stall it causes, latency of the walk, page sizes seen, paging mode -----------------------------
 (STALL, WALK_LATENCY, EPT_SIZES, PAGE_SIZES, GLOBALS_SEEN, PAGING_LEVELS, RESERVED_BITS, EXECUTE_ONLY,
@@ -113,8 +114,8 @@ P_MOV_FROM_CR8: Final = PRICE + 156
 COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620
 
 # a guest whose kernel runs in ring 3 of root operation: arena offset of its statistics block (0 none), arena offset of
-# the word in which its monitor says whether it runs its kernel (1) or a process (0), that word while ring 3 runs, and
-# whether sensitive operations trap in ring 3 (an ISA variant)
+# the word in which its monitor says whether it runs its kernel (1), a process (0), or the host a process of its own (2),
+# that word while ring 3 runs, and whether sensitive operations trap in ring 3 (an ISA variant)
 (MONITORED, BELIEVED_AT, BELIEVED, SENSITIVE_TRAPS) = range(628, 632)
 TRANSLATOR: Final = 632    # linear address, in ring 3, of the structure of the binary translator (0 none)
 TRANSLATION: Final = 633   # work area of its hooks: six words

@@ -17,6 +17,7 @@ ANY: Final = 0xFFFF_FFFF
 ALL: Final = -1
 EVERY_PART: Final = -1
 RAX, RBX, RCX, RDX = range(4)  # parts of what CPUID shows
+EXCEPTION: Final = 255  # no operation: an exception that the guest's table delivers
 TIME, AMOUNT, CHANCE, MONITOR = "time", "amount of resources", "chance", "the monitor's own"
 LEFT_OUT: Final = (
     # op       of what: first, last     part        bits left out     because  what
@@ -58,12 +59,52 @@ SHOWN: Final = {
     o.SIDT: "SIDT",
     o.SLDT: "SLDT",
     o.STR: "STR",
+    o.PUSHF: "PUSHF",
+    o.POPF: "RFLAGS after POPF",
+    o.LAR: "LAR of selector {of:#x}",
+    o.LSL: "LSL of selector {of:#x}",
+    o.VERR: "VERR of selector {of:#x}",
+    o.VERW: "VERW of selector {of:#x}",
+    o.MOV_FROM_SEGMENT: "MOV from {segment}",
+    o.PUSH_SEGMENT: "PUSH of {segment}",
+    o.CALL_FAR: "CS pushed by a far CALL",
+    EXCEPTION: "{exception}",
 }
+SEGMENTS: Final = ("ES", "CS", "SS", "DS", "FS", "GS")
+EXCEPTIONS: Final = (
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "vector 9", "#TS", "#NP", "#SS", "#GP", "#PF",
+    "vector 15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+)  # fmt: skip
+NO_ERROR_CODE: Final = (1 << 64) - 1
+
+
+def shown(op: int, of: int) -> str:
+    """What an operation is called that showed its guest something of `of`."""
+    text = SHOWN.get(op) or o.OPS[op].name
+    segment = SEGMENTS[of] if op in (o.MOV_FROM_SEGMENT, o.PUSH_SEGMENT) else ""
+    exception = "" if op != EXCEPTION else EXCEPTIONS[of] if of < len(EXCEPTIONS) else f"vector {of}"
+    return text.format(of=of & 0xFFFF_FFFF, segment=segment, exception=exception)
+
+
+def said(op: int, of: int, part: int, value: int) -> str:
+    """A value that an operation showed, in words; `value` is unsigned."""
+    if op in (o.LAR, o.LSL):
+        return f"ZF 1, {value >> 1:#x}" if value & 1 else "ZF 0"
+    if op in (o.VERR, o.VERW):
+        return f"ZF {value & 1}"
+    if op == EXCEPTION and part == 0:
+        return "no error code" if value == NO_ERROR_CODE else f"error code {value:#x}"
+    if op == EXCEPTION:
+        return f"CR2 {value:#x}"
+    if op in (o.SGDT, o.SIDT):
+        return f"{('limit', 'base')[part]} {value:#x}"
+    return f"{value:#x}"
 
 
 def page() -> str:
     """docs/equivalence.md: what may differ between a machine and its duplicate."""
-    lines = [*HEAD]
+    names = dict.fromkeys("SYSRET" if op == o.SYSEXIT else o.OPS[op].name for op in SHOWN if op != EXCEPTION)
+    lines = [line.format(shown=", ".join(names)) for line in HEAD]
     for op, first, last, part, bits, because, what in LEFT_OUT:
         of = "" if (first, last) == (0, ANY) else f"{first:#x}" + (f" to {last:#x}" if last != first else "")
         register = "" if part == EVERY_PART else ("EAX", "EBX", "ECX", "EDX")[part]
@@ -77,9 +118,13 @@ HEAD: Final = (
     "",
     "Popek and Goldberg (1974) ask of a virtual machine that a program behaves in it as on the machine itself, but for",
     "time and for the amount of resources. Every operation that shows its program something rolls the value into one",
-    "of two digests of the vCPU: of applications, and of the kernel. Two runs are equivalent where each vCPU saw the",
-    "same values in the same order and each VM ended in the same way. `vtsim compare --equivalence` runs both and",
-    "names the first value that differs.",
+    "of three digests of the vCPU: of applications, of the kernel, and of exceptions that the guest's own table",
+    "delivers (vector, error code, address of a page fault). Two runs are equivalent where each vCPU saw the same",
+    "values in the same order and each VM ended in the same way. `vtsim compare --equivalence` runs both and names the",
+    "first value that differs.",
+    "",
+    "Operations that show something: {shown}.",
+    "Those that a hypervisor executes in its guest's place count, too.",
     "",
     "What is left out of the digests is this, and nothing else:",
     "",
@@ -89,10 +134,11 @@ HEAD: Final = (
 TAIL: Final = (
     "",
     "Also free: when interrupts come, and with them how often a kernel handles them, and in which order tasks that it",
-    "switches between saw what they saw (then the values of applications are compared in any order); and the control",
-    "registers that a kernel reads itself, which a binary translator gives it without anybody seeing it. A kernel that",
-    "was built for its hypervisor is another program; what applications see is compared then, and what the kernel sees",
-    "is not.",
+    "switches between saw what they saw (then the values of applications, and exceptions, are compared in any order);",
+    "which of several vCPUs is first to touch a page, so that exceptions of such a VM are not compared; and the",
+    "control registers that a kernel reads itself, which a binary translator gives it without anybody seeing it. A",
+    "kernel that was built for its hypervisor is another program; what applications see is compared then, and what the",
+    "kernel sees is not, nor are its exceptions.",
     "",
     "This page is generated from `vtsim/cpu/visible.py`.",
 )

@@ -27,7 +27,8 @@ CALL_SET_TIMER: Final     = 7                       # RDI: time, as the shared p
 CALL_UPDATE_VA: Final     = 8                       # entry of the address RDI <- RSI; translations dropped if RDX
 CALL_EVENT: Final         = 9                       # RDI: see below; RAX <- port, where one is asked for
 CALLS: Final = ("nothing", "request", "multi", "set_traps", "set_callbacks", "iret", "schedule", "set_timer",
-                "update_va", "event")
+                "update_va", "event", "mask")
+CALL_MASK: Final          = 10                      # no upcalls from now on if RDI is 1, or again if 0
 YIELD, BLOCK = 0, 1                                 # CALL_SCHEDULE: give up the CPU; wait for an event, unmasked
 BIND_TIMER, SEND, UNMASK = 0, 1, 2                  # CALL_EVENT: port of the timer; make port RSI pending; unmask it
 IRET_FRAME: Final = ("RAX", "R11", "RCX", "flags", "RIP", "CS", "RFLAGS", "RSP", "SS")

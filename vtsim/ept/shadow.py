@@ -42,7 +42,7 @@ POOL_WORDS: Final = (
     ("SWITCHES",          1, "agile paging: linear address of a word for each guest frame: see the switches"),
     ("NESTED",            1, "first guest frame of a table that is nested, plus 1; 0 none"),
     ("EPT",               1, "host-physical address of the root of EPT"),
-    ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 56 on"),
+    ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 55 on"),
     # what the last walk of the guest's tables found
     ("ADDRESS",           1, "linear address that the guest accessed"),
     ("ERROR",             1, "error code of that access"),
@@ -96,6 +96,9 @@ ALL_RIGHTS: Final = 7
 # --- modes
 MODE_WP, MODE_NX, MODE_SMEP, MODE_PAGING = 1, 2, 4, 8
 MODE_AGILE: Final = 32                              # the VM has agile paging: of no role
+MODE_LA57: Final = 64                               # walks begin one level higher: of no role
+MODE_SMAP: Final = 128                              # of no role: the processor has it, too
+MODE_SHIFT: Final = 55                              # of the mode beside CR3 in LOADED
 
 # --- the word of a guest frame with agile paging: writes to it as a table | nested | next nested frame plus 1
 SWITCH_WRITES: Final = 0xFFFF

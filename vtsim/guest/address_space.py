@@ -11,9 +11,10 @@ from attrs import field, frozen
 from vtsim.base.errors import ConfigError
 from vtsim.ept import spec as e
 from vtsim.ept.tables import USER_PAGE
+from vtsim.guest.file_mappings import MapFileSpec
 from vtsim.guest.frames import SIZES
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.primitives import OWN, SHARED, TRACED, lowerings
+from vtsim.guest.primitives import FILE, OWN, SHARED, TRACED, lowerings
 from vtsim.guest.spec import KernelSpec, Phase, ProcessSpec
 
 GIB: Final = 1 << 30
@@ -32,6 +33,7 @@ class Area:
     prebuilt: bool = False
     writable: bool = True
     text: bool = False
+    file: bool = False  # mapped and unmapped by system calls
     name: str = field(default="region", kw_only=True)
 
     @property
@@ -70,7 +72,9 @@ class AddressSpace:
     def pages(self, size: int, *, prebuilt: bool) -> int:
         """How many pages of a size are mapped beforehand, or may be mapped at faults."""
         return sum(
-            area.pages for area in self.areas if area.size == size and area.prebuilt == prebuilt and not area.text
+            area.pages
+            for area in self.areas
+            if area.size == size and area.prebuilt == prebuilt and not (area.text or area.file)
         )
 
     def tables(self, *, prebuilt: bool) -> int:
@@ -108,9 +112,9 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
                 placed[base] = _region(base, how.region(phase), size, prebuilt and how.memory == SHARED)
                 areas.append(placed[base])
         for mine in bases:
-            if at_address is None and how.memory == OWN:
+            if at_address is None and how.memory in (OWN, FILE):
                 base = here
-                areas.append(Area(start=base, bytes=how.region(phase)))
+                areas.append(_own(base, phase))
                 here = _beyond(areas[-1].end)
             mine.append(base)
     stack = at.USER_STACK_PAGES << 12
@@ -172,6 +176,14 @@ def _region(start: int, length: int, largest: int, prebuilt: bool) -> Area:
     while size and length < SIZES[size]:
         size -= 1
     return Area(start=start, bytes=length, size=size, prebuilt=prebuilt)
+
+
+def _own(start: int, phase: Phase) -> Area:
+    """Memory of one phase alone, or the addresses where it maps the file."""
+    length = lowerings[type(phase)].region(phase)
+    if not isinstance(phase, MapFileSpec):
+        return Area(start=start, bytes=length)
+    return Area(start=start, bytes=length, writable=phase.write > 0, file=True, name="mapped file")
 
 
 def _beyond(end: int) -> int:

@@ -23,14 +23,15 @@ from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.guest.address_space import AddressSpace, address_space
-from vtsim.guest.dma_memory import DmaBuilder, DmaLayout, driven
+from vtsim.guest.file_mappings import MapFileSpec
 from vtsim.guest.frames import SIZES, Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.files import Files
+from vtsim.guest.kernel.page_cache import CachedFile, FileOptions
 from vtsim.guest.kernel_data import (
     ALIVE_AT,
-    DESCRIPTORS,
+    GDT_WORDS,
     TABLES_AT,
     ZONE_BYTES,
     Task,
@@ -46,9 +47,10 @@ from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
 from vtsim.guest.services import FilePhase
-from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec, tries_sensitive
 
 if TYPE_CHECKING:
+    from vtsim.guest.dma_memory import DmaLayout
     from vtsim.platform.spec import VmSpec
 
 Refill = Callable[[NDArray[np.int64], int], None]
@@ -94,10 +96,17 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     if vm.vcpus > 1:
         tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 4)
     return Needs(
-        pool_pages=BASE_POOL + tables + lists // mem.PAGE_WORDS + direct + tasks + _filled(guest) + _file_pages(guest),
-        code_pages=(16 if driven(guest) else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
+        pool_pages=BASE_POOL
+        + tables
+        + lists // mem.PAGE_WORDS
+        + direct
+        + tasks
+        + _filled(guest)
+        + _file_pages(guest)
+        + _cache_pages(guest),
+        code_pages=(16 if guest.driven else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS
-        + (DMA_ROWS if driven(guest) else 0)
+        + (DMA_ROWS if guest.driven else 0)
         + sum(_rows(phase) * process.threads for process in guest.processes for phase in process.phases),
         extra_words=sum(
             _table_words(phase) * process.threads for process in guest.processes for phase in process.phases
@@ -124,6 +133,17 @@ def _files(guest: GuestSpec) -> Files | None:
 def _file_pages(guest: GuestSpec) -> int:
     files = _files(guest)
     return -(-files.bytes // PAGE) if files else 0
+
+
+def _cached(guest: GuestSpec) -> CachedFile | None:
+    """The file that processes map, as large as the largest mapping, if they do."""
+    sizes = [phase.pages for process in guest.processes for phase in process.phases if isinstance(phase, MapFileSpec)]
+    return CachedFile(pages=max(sizes)) if sizes else None
+
+
+def _cache_pages(guest: GuestSpec) -> int:
+    file = _cached(guest)
+    return -(-file.bytes // PAGE) if file else 0
 
 
 def _table_words(phase: Any) -> int:
@@ -296,7 +316,10 @@ class Builder:
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
         files = _files(guest)
         file_frames = frames.reserve(_file_pages(guest)) if files else 0
-        if self.dma is not None and driven(guest):
+        file = self._cache()
+        if self.dma is not None and guest.driven:
+            from vtsim.guest.dma_memory import DmaBuilder  # which imports all of VT-d
+
             self._dma_layout = DmaBuilder(
                 guest=guest,
                 memory=self.memory,
@@ -320,12 +343,16 @@ class Builder:
             ring3=self.ring3,
             events=self.events,
             batch=self.direct.batch if self.direct else 1,
+            on_host=self.direct is not None and self.direct.on_host,
             direct_page=self._direct_page,
             files=linear(file_frames),
             probe=bool(self.guest.kernel.probe),
+            sensitive=guest.kernel.sensitive,
+            tries=tries_sensitive(guest),
             cpus=self.cpus,
             alive=linear(zones) + ALIVE_AT,
             dma=self._dma_layout.options if self._dma_layout else None,
+            file=file,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
@@ -343,7 +370,16 @@ class Builder:
         for cpu in range(self.cpus):
             stack = at.ENTRY_STACK + cpu_shift(cpu) if kpti else next(t.stack_top for t in tasks if t.cpu == cpu)
             write_descriptors(self.memory, text, entry + cpu * at.ENTRY_PAGES, stack, cpu)
-        write_tasks(self.memory, tasks, zones=zones, log=log, leave=text.labels["leave"], pcid=self.pcid, nx=self.nx)
+        write_tasks(
+            self.memory,
+            tasks,
+            zones=zones,
+            log=log,
+            leave=text.labels["leave"],
+            pcid=self.pcid,
+            nx=self.nx,
+            file=file.mapping if file else 0,
+        )
         write_cpu_data(self.memory, entry, tasks, self._address(root), gather)
         if self.cpus > 1:
             self.memory.store((zones << 12) + ALIVE_AT, sum(bool(t.space) and t.parent is None for t in tasks))
@@ -359,7 +395,7 @@ class Builder:
             idtr_base=at.IDT,
             idtr_limit=0 if self.foreign else PAGE - 1,
             gdtr_base=at.GDT,
-            gdtr_limit=8 * (len(DESCRIPTORS) + 2) - 1,
+            gdtr_limit=8 * GDT_WORDS - 1,
             tr_base=at.TSS,
             cpl=0,
             msrs={
@@ -380,6 +416,16 @@ class Builder:
             dma=self._dma_layout.memory if self._dma_layout else None,
         )
         return evolve(first, others=tuple(self._other(first, idle) for idle in idles[1:]))
+
+    def _cache(self) -> FileOptions | None:
+        """Put the file that processes map into memory: its pages, and what the kernel knows of them."""
+        file = _cached(self.guest)
+        if file is None:
+            return None
+        known = self.frames.reserve(_cache_pages(self.guest))
+        first = self.frames.reserve(file.pages)
+        fill(self.memory, known, file.words(linear(known)))
+        return FileOptions(mapping=linear(known), first=first, levels=file.levels)
 
     def _other(self, first: Start, idle: Task) -> Start:
         """The state in which another CPU starts: the same, with tables and data of its own."""

@@ -30,16 +30,6 @@ TABLE_SIZE: Final = 7  # of the interrupt table: 2 to the 8 entries, a page
 EXTENDED: Final = sp.EIME | TABLE_SIZE
 
 
-def driven(guest: GuestSpec) -> list[tuple[int, int, DmaBuffersSpec]]:
-    """The phases that drive devices, by process and phase."""
-    return [
-        (number, index, phase)
-        for number, process in enumerate(guest.processes)
-        for index, phase in enumerate(process.phases)
-        if isinstance(phase, DmaBuffersSpec)
-    ]
-
-
 @define
 class _Guest:
     """Guest frames as tables are made of them."""
@@ -85,8 +75,8 @@ class DmaBuilder:
 
     def build(self) -> DmaLayout:
         """Lay everything out."""
-        phases = driven(self.guest)
-        structures = Structures(self.tables)
+        phases = self.guest.driven
+        structures = Structures(self.tables, scalable=self.machine.first_level)
         ports: list[DmaPort] = []
         places: dict[tuple[int, int], DmaPlace] = {}
         owners: list[int] = []
@@ -121,6 +111,7 @@ class DmaBuilder:
             ports=tuple(linear(port.words >> 12) for port in ports),
             owners=tuple(owners),
             rights=USER_PAGE if self.machine.first_level else READ_WRITE,
+            wide=self.machine.first_level,
             large=any(phase.page_bytes > mem.PAGE_BYTES for *_, phase in phases),
             timeout_ticks=-(-d.QUEUE_TIMEOUT_NS // tick),
         )
@@ -173,13 +164,21 @@ class DmaBuilder:
             ring_address, status_address = d.RING_PAGE << 12, d.STATUS_PAGE << 12
             table.map(ring_address, range(ring, ring + d.RING_PAGES), rights)
             table.map(status_address, status, rights)
-            structures.attach(device.source, table, domain)
+            if self.machine.first_level:
+                structures.enable(device.source)
+                structures.assign(device.source, 0, domain, first=table)
+            else:
+                structures.attach(device.source, table, domain)
             spare = 8 + 2 * sum(map(_table_pages, phases))
             tables = self.frames.reserve(spare)
             first |= {d.P_ROOT: root, d.P_TABLES: tables, d.P_TABLES_END: tables + spare}
             first |= self._addresses(here, phases)
-            page_low, _ = descriptor("IOTLB", G=3, DW=1, DR=1, DID=domain)
-            domain_low, _ = descriptor("IOTLB", G=2, DW=1, DR=1, DID=domain)
+            pages, whole = {"G": 3, "DID": domain}, {"G": 2, "DID": domain}
+            if self.machine.first_level:  # of the PASID of requests without one, which is 0
+                (page_low, _), (domain_low, _) = (descriptor("PASID_IOTLB", **each) for each in (pages, whole))
+            else:
+                page_low, _ = descriptor("IOTLB", DW=1, DR=1, **pages)
+                domain_low, _ = descriptor("IOTLB", DW=1, DR=1, **whole)
             first |= {d.P_PAGE_LOW: page_low, d.P_DOMAIN_LOW: domain_low}
         else:
             structures.attach(device.source, None, domain, widest=WIDEST)
@@ -189,7 +188,7 @@ class DmaBuilder:
         message = remappable_request(number) if self.machine.translates else compatible_request(vector, cpu)
         return DmaPort(
             device=device, words=words << 12, ring=ring << 12, status=status << 12, ring_address=ring_address,
-            status_address=status_address, root=root, message=message, slots=(),
+            status_address=status_address, root=root, message=message, vector=vector, cpu=cpu, slots=(),
         )  # fmt: skip
 
     def _addresses(self, here: int, phases: Sequence[DmaBuffersSpec]) -> dict[int, int]:

@@ -22,8 +22,10 @@ INTERRUPT_GATE: Final = 0x8E00 << 32
 ZONE_BYTES, TABLES_AT, ALIVE_AT = 64, 0x100, 0x140  # in the zones' frame
 IRET_BYTES: Final = 40  # what IRET takes from the stack
 DOUBLE_FAULT: Final = 8
-# descriptors of the GDT, by selector / 8; the task state's two words follow
+# descriptors of the GDT, by selector / 8; two words of the task state and two of the LDT follow
 DESCRIPTORS: Final = (0, 0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0, 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0)
+GDT_WORDS: Final = len(DESCRIPTORS) + 4
+LOCAL_DESCRIPTORS: Final = (0, 0x40F30000000FFF)  # a data segment of 4 KiB
 
 
 @frozen(kw_only=True)
@@ -65,9 +67,20 @@ def fill(memory: PhysicalMemory, gfn: int, words: Sequence[int] | NDArray[np.int
 
 
 def write_tasks(
-    memory: PhysicalMemory, tasks: Sequence[Task], *, zones: int, log: int, leave: int, pcid: bool, nx: bool
+    memory: PhysicalMemory,
+    tasks: Sequence[Task],
+    *,
+    zones: int,
+    log: int,
+    leave: int,
+    pcid: bool,
+    nx: bool,
+    file: int = 0,
 ) -> None:
-    """Write the tasks' words and areas, and the stacks from which threads start; without a space, a task is idle."""
+    """Write the tasks' words and areas, and the stacks from which threads start; without a space, a task is idle.
+
+    `file` is the linear address of what is known of the file that is mapped.
+    """
     ring = [task for task in tasks if task.space]
     store = memory.store
     keep = at.NOFLUSH if pcid else 0
@@ -91,7 +104,7 @@ def write_tasks(
         if task.space:
             words[at.T_AREA_COUNT] = len(task.space.areas)
         if task.space and task.leader is None:
-            fill(memory, task.areas, list(_area_words(task.space, zones, nx)))
+            fill(memory, task.areas, list(_area_words(task.space, zones, nx, file)))
         if len({other.cpu for other in tasks}) > 1:
             first = number if task.leader is None else task.leader
             threads = [other for n, other in enumerate(ring) if first in (n, other.leader)]
@@ -124,10 +137,12 @@ def cpu_shift(cpu: int) -> int:
     return cpu * at.ENTRY_PAGES * PAGE
 
 
-def _area_words(space: AddressSpace, zones: int, nx: bool) -> Iterator[int]:
+def _area_words(space: AddressSpace, zones: int, nx: bool, file: int) -> Iterator[int]:
+    """The rows of the table of areas. Where a file will be mapped is nothing yet."""
     for area in space.areas:
         zone = 0 if area.text else linear(zones) + area.size * ZONE_BYTES
-        row = [area.start, area.end, area.leaf(nx), area.size + 1, zone, SIZES[area.size]]
+        end = area.start if area.file else area.end
+        row = [area.start, end, area.leaf(nx), area.size + 1, zone, SIZES[area.size], file if area.file else 0]
         yield from row + [0] * (at.AREA_BYTES // 8 - len(row))
 
 
@@ -148,7 +163,7 @@ def _write_first_frame(memory: PhysicalMemory, task: Task, leave: int) -> None:
 
 
 def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: int, cpu: int = 0) -> None:
-    """Write IDT, GDT and TSS into a CPU's entry area; `stack` is where exceptions in user mode arrive.
+    """Write IDT, GDT, LDT and TSS into a CPU's entry area; `stack` is where exceptions in user mode arrive.
 
     SDM: "64-Bit Mode IDT"; "TSS Descriptor in 64-bit mode"; "64-Bit Mode Stack Frame".
     """
@@ -163,8 +178,12 @@ def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: 
     gdt, tss = at.GDT - at.CPU_DATA, at.TSS - at.CPU_DATA
     base = at.TSS + cpu_shift(cpu) & ((1 << 64) - 1)
     state = 0x67 | (base & 0xFFFFFF) << 16 | 0x8B << 40 | (base >> 24 & 0xFF) << 56
-    for n, descriptor in enumerate((*DESCRIPTORS, state, base >> 32)):
+    local = at.LDT + cpu_shift(cpu) & ((1 << 64) - 1)
+    table = 8 * len(LOCAL_DESCRIPTORS) - 1 | (local & 0xFFFFFF) << 16 | 0x82 << 40 | (local >> 24 & 0xFF) << 56
+    for n, descriptor in enumerate((*DESCRIPTORS, state, base >> 32, table, local >> 32)):
         words[gdt // 8 + n] = mem.signed(descriptor)
+    for n, descriptor in enumerate(LOCAL_DESCRIPTORS):
+        words[(at.LDT - at.CPU_DATA) // 8 + n] = descriptor
     as_bytes = words.view(np.uint8)
     for offset, value in ((tss + 4, stack), (tss + 36, at.DOUBLE_FAULT_STACK + cpu_shift(cpu))):
         as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)

@@ -71,6 +71,8 @@ class DmaPort:
     status_address: int
     root: int
     message: tuple[int, int]  # address and data of its interrupt
+    vector: int  # that the kernel expects it with
+    cpu: int  # of the guest, on which its driver runs and the interrupt is expected
     slots: tuple[tuple[int, int], ...]  # of its buffers, by phase: guest-physical address, how many
 
 
@@ -90,13 +92,15 @@ class DirectTables:
 
     `machine` gives the host frames behind guest frames; `machine_to_physical` are the host frames of a table from host
     frame to guest-physical address, which the guest may map read-only; `batch` is how many requests it should gather;
-    `ring3` says that its kernel runs in ring 3.
+    `ring3` says that its kernel runs in ring 3, `on_host` that it is a process of a host: pages of
+    a copied space are mapped by a request each, and events masked by a call.
     """
 
     machine: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     machine_to_physical: tuple[int, ...]
     batch: int
     ring3: bool = False
+    on_host: bool = False
 
 
 @frozen(kw_only=True)
@@ -137,6 +141,7 @@ class Start:
     gdtr_base: int
     gdtr_limit: int
     tr_base: int
+    tr_selector: int = 0x40
     cpl: int
     msrs: Mapping[int, int]
     gs_base: int

@@ -43,6 +43,9 @@ CALLS = {
     at.CALL_READ: "call_read",
     at.CALL_WRITE: "call_write",
     at.CALL_SELECT: "call_select",
+    at.CALL_MAP_FILE: "call_map_file",
+    at.CALL_UNMAP_FILE: "call_unmap_file",
+    at.CALL_MSYNC: "call_msync",
 }
 PLAIN_CALL = "call_plain"
 PATHS: Final[Kept[tuple[Program, int, int]]] = Kept(8)  # of the kernel, without loops of phases
@@ -89,7 +92,7 @@ def kernel_text(
     paths, entry_pages, end = PATHS.get(options, lambda: _paths(options))
     a = Assembler("guest kernel", end, externals=paths.labels)
     for number, index, phase in kernel_loops(guest):
-        stage = stages.stage(number, index, spaces[number].bases[index])
+        stage = evolve(stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual)
         a.activity = ops.APPLICATION
         a.label(stage.name)
         lowerings[type(phase)].emit(a, phase, stage)
@@ -121,10 +124,10 @@ def _joined(first: Program, second: Program) -> Program:
 
 
 def call_table(guest: GuestSpec, text: Program) -> list[int]:
-    """The addresses of all system calls, by number."""
+    """The addresses of all system calls, by number; those on mappings are there where a file is."""
     loops = [text.labels[f"phase_{number}_{index}"] for number, index, _ in kernel_loops(guest)]
     names = [CALLS.get(number, PLAIN_CALL) for number in range(at.FIRST_LOOP)]
-    return [text.labels[name] for name in names] + loops
+    return [text.labels.get(name, text.labels[PLAIN_CALL]) for name in names] + loops
 
 
 def call_count(guest: GuestSpec) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from vtsim.base.spec import counts, setting
+from vtsim.base.spec import Boolean, counts, setting
 from vtsim.guest.spec import ForkSpec, Phase, primitives, repeated
 
 COMPONENTS = 4  # of /usr/include/sys/types.h
@@ -79,6 +79,7 @@ class SignalHandleSpec(Phase):
     """Signals that the process sends itself, whose handler counts and returns."""
 
     iterations: int = repeated(1000)
+    null: bool = setting(Boolean(), "Send signal 0, which is none: the kernel only looks whether it may", default=False)
 
 
 @primitives.register("protection_fault")

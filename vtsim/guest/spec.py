@@ -29,6 +29,11 @@ PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
 CPU_LIMIT = 16  # of one guest
 PATTERNS = ("uniform", "sequential", "strided", "zipf", "chase")
 
+ROBIN_IRVINE = (  # their list, MOV to and from a segment register apart
+    "sgdt", "sidt", "sldt", "smsw", "pushf", "popf", "lar", "lsl", "verr", "verw", "pop", "push", "call", "jmp", "int",
+    "ret", "str", "mov_from", "mov_to",
+)  # fmt: skip
+
 primitives: Registry[str, type[Any]] = Registry("primitive")
 
 
@@ -186,6 +191,23 @@ class VmcallSpec(Phase):
 
     iterations: int = repeated()
     number: int = setting(addresses(le=2**32 - 1), "Hypercall number, in RAX", default=0)
+
+
+@primitives.register("sensitive")
+@frozen(kw_only=True)
+class SensitiveSpec(Phase):
+    """Instructions that show or change the system's state in any ring (Robin and Irvine 2000), by the guest kernel."""
+
+    iterations: int = repeated(1)
+    instructions: tuple[str, ...] = setting(
+        Many(item=Text(choices=ROBIN_IRVINE)), "Which of them, one after the other", default=ROBIN_IRVINE
+    )
+
+
+@primitives.register("sensitive_user")
+@frozen(kw_only=True)
+class SensitiveUserSpec(SensitiveSpec):
+    """The same instructions, but INT n, by the application itself, with operands that ring 3 may have."""
 
 
 @primitives.register("hlt")
@@ -479,6 +501,11 @@ class KernelSpec:
         "Look for hardware at boot: processor, configuration space; auto is yes where a machine or VM lists devices",
         default=None,
     )
+    sensitive: tuple[str, ...] = setting(
+        Many(item=Text(choices=ROBIN_IRVINE)),
+        "Instructions that show or change system state in any ring (Robin and Irvine 2000), each executed at boot",
+        default=(),
+    )
     dma: str = setting(
         Text(choices=("strict", "deferred", "never", "identity")),
         "After a DMA buffer is unmapped: invalidate and wait, invalidate all of 255 or of 10 ms at once, do not "
@@ -558,3 +585,19 @@ class GuestSpec:
                     field=f"processes.{number}.name",
                     help="give each process of a VM its own name",
                 )
+
+    @property
+    def driven(self) -> list[tuple[int, int, DmaBuffersSpec]]:
+        """The phases that drive devices, by process and phase."""
+        return [
+            (number, index, phase)
+            for number, process in enumerate(self.processes)
+            for index, phase in enumerate(process.phases)
+            if isinstance(phase, DmaBuffersSpec)
+        ]
+
+
+def tries_sensitive(guest: GuestSpec) -> bool:
+    """Does a guest's kernel execute sensitive instructions one by one?"""
+    phases = [phase for process in guest.processes for phase in process.phases]
+    return bool(guest.kernel.sensitive) or any(isinstance(phase, SensitiveSpec) for phase in phases)

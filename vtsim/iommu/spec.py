@@ -61,6 +61,7 @@ IQH, IQT, IQA, ICS, IECTL, IEDATA, IEADDR, IEUADDR, IQERCD, IRTA = (
     0x80, 0x88, 0x90, 0x9C, 0xA0, 0xA4, 0xA8, 0xAC, 0xB0, 0xB8)
 PQH, PQT, PQA, PRS, PECTL, PEDATA, PEADDR, PEUADDR = 0xC0, 0xC8, 0xD0, 0xDC, 0xE0, 0xE4, 0xE8, 0xEC
 REGISTER_BYTES: Final = 4096
+STICKY: Final = (FSTS,)        # fields that a reset with power keeps; so are the fault recording registers
 FAULT_OFFSET: Final = 0x400    # where FRO leads: the fault recording registers, 16 bytes each
 IOTLB_OFFSET: Final = 0x500    # where IRO leads: IVA and the IOTLB invalidate register
 IVA: Final = IOTLB_OFFSET

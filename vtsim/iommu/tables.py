@@ -118,6 +118,12 @@ class Structures:
         page = self.memory.contents(self._below(directory, pasid >> 6), mem.TABLE)
         return page[8 * (pasid & 63) : 8 * (pasid & 63) + 8]
 
+    def pasid_address(self, sid: int, pasid: int) -> int:
+        """The physical address of a PASID table entry."""
+        self.pasid(sid, pasid)
+        directory = self.memory.contents(int(self.context(sid)[0] & e.POINTER) >> mem.PAGE_SHIFT, mem.TABLE)
+        return int(directory[pasid >> 6] & e.POINTER) + 64 * (pasid & 63)
+
     def attach(self, sid: int, table: Table | None, domain: int, *, devices: bool = False, widest: int = 2) -> None:
         """Legacy mode: a requester's context entry, second-level or (without a table) pass-through.
 

@@ -93,6 +93,7 @@ class InterruptAnswer:
     """How an interrupt request ended: status of `state.INTERRUPT_STATUSES`, and the message to send, if any.
 
     `message`: address and data as a local APIC takes them, with 32 bits of destination in bits 63:32 of the address.
+    `merged`: the vector had been posted already.
     """
 
     status: int
@@ -100,6 +101,7 @@ class InterruptAnswer:
     reason: int
     recorded: bool
     reads: int
+    merged: bool
 
 
 @frozen
@@ -126,13 +128,26 @@ class RemappingUnit:
     u: Words = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.u = self._fresh()
+
+    def _fresh(self) -> Words:
         places = {"FRO": sp.FAULT_OFFSET // 16, "IRO": sp.IOTLB_OFFSET // 16}
-        self.u = st.build(
+        return st.build(
             capability=sp.capability_value("CAP", **self.capabilities.cap, FRO=places["FRO"]),
             extended=sp.capability_value("ECAP", **self.capabilities.ecap, IRO=places["IRO"]),
             host_width=self.capabilities.host_width,
             caches=self.caches,
         )
+
+    def reset(self) -> None:
+        """A reset that keeps power: what is sticky stays, fault status and fault records; all else is as at first.
+
+        VT-d: "Software Access to Registers".
+        """
+        old, self.u[:] = self.save(), self._fresh()
+        places = [*sp.STICKY, *range(sp.FAULT_OFFSET, sp.FAULT_OFFSET + 16 * int(old[st.FAULT_REGISTERS]), 8)]
+        for slot in (st.FAULT_NEXT, *(st.REGISTERS + offset // 8 for offset in places)):
+            self.u[slot] = old[slot]
 
     # --- registers ---------------------------------------------------------------------------------------------
     def read(self, name: str) -> int:
@@ -224,6 +239,7 @@ class RemappingUnit:
             reason=int(u[st.REASON]),
             recorded=bool(u[st.RECORDED]),
             reads=int(u[st.INTERRUPT_READS]),
+            merged=bool(u[st.INTERRUPT_MERGED]),
         )
 
     # --- invalidation ------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ def requester(text: str) -> int:
 def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
     """Yield what contradicts itself in the devices of a scenario."""
     names: set[str] = set()
+    sources: dict[int, str] = {}
     left = memory
     for number, each in enumerate(dma):
         where = f"dma.{number}"
@@ -124,7 +125,13 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
             text = getattr(each, key)
             try:
                 if text:
-                    requester(text)
+                    source = requester(text)
+                    if key == "source" and sources.setdefault(source, where) != where:
+                        yield Problem(
+                            path=f"{where}.source",
+                            message=f"{text!r} is the source of {sources[source]} as well",
+                            help="give each device its own; to name another requester than one's own there is claims",
+                        )
             except ValueError:
                 yield Problem(
                     path=f"{where}.{key}",

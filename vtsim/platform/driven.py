@@ -3,6 +3,8 @@
 A device fetches descriptors, moves data and reports, each of these at its own pace. A hostile one goes on writing to an
 address that was its own, to find out how long it can.
 
+Of a descriptor that carries values the first word is moved: the device keeps what it reads, and writes `MARK`.
+
 PCIe: posted writes do not pass each other, so the interrupt comes after the data.
 Not modelled: moderation of interrupts; descriptors that are written back one by one; what a device does after an error.
 """
@@ -39,6 +41,7 @@ from vtsim.platform.unit_tables import DrivenPort, UnitTables
 
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
+MARK: Final = 0xDEA_DBEE  # the word that a device writes
 BATCH: Final = 16  # descriptors that are reported together at most
 
 
@@ -54,7 +57,7 @@ class DrivenDevice:
     wanted: int = field(default=0, init=False)  # descriptors that the doorbell told of
     fetched: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
-    waiting: deque[tuple[int, int, bool]] = field(factory=deque, init=False)
+    waiting: deque[tuple[int, int, int]] = field(factory=deque, init=False)
     rung: simpy.Event = field(init=False)
     filled: simpy.Event = field(init=False)
     moved: int = field(default=0, init=False)  # bytes
@@ -62,6 +65,7 @@ class DrivenDevice:
     interrupts: int = field(default=0, init=False)
     lost: int = field(default=0, init=False)  # interrupts that were blocked
     merged: int = field(default=0, init=False)  # interrupts whose vector was pending already
+    seen: int = field(default=0, init=False)  # the word that it read last
     last: int = field(default=-1, init=False)  # the address that it had last
     hostile: Hostile | None = field(default=None, init=False)
 
@@ -110,7 +114,7 @@ class DrivenDevice:
             for number in range(first, end):
                 where = self.port.ring + number % d.RING_ENTRIES * d.RING_ENTRY_BYTES
                 address, word = self.word(where), self.word(where + 8)
-                self.waiting.append((address, word & 0xFFFF_FFFF, bool(word & d.DEVICE_WRITES)))
+                self.waiting.append((address, word & 0xFFFF_FFFF, word))
             self.fetched = end
             if not self.filled.triggered:
                 self.filled.succeed()
@@ -123,16 +127,29 @@ class DrivenDevice:
                 yield self.filled
             count = 0
             while self.waiting and count < BATCH:
-                address, size, writes = self.waiting.popleft()
-                passed = True
+                address, size, word = self.waiting.popleft()
+                passed, writes = True, bool(word & d.DEVICE_WRITES)
                 for offset in range(0, size, LARGEST):
                     part = min(LARGEST, size - offset)
                     passed &= yield from self.operate(address + offset, part, writes)
+                if passed and word & d.CARRIES:
+                    self.carry(address, writes)
                 count += 1
                 self.refused += not passed
                 self.moved += size if passed else 0
                 self.last = address
             self.platform.clock.process(self.report(self.ended(), count, self.last))
+
+    def carry(self, address: int, writes: bool) -> None:
+        """Move the word at an address that the last operation was let through to; there is nothing beyond memory."""
+        engine, unit = self.platform.engine, self.platform.unit
+        hpa = int(unit.u[st.HPA]) & ~0xFFF | address & 0xFF8 if self.row[g.TRANSLATES] else address & ~7
+        if hpa >> 12 >= engine.geometry.frame_count:
+            return
+        if writes:
+            engine.store(hpa, MARK)
+        else:
+            self.seen = engine.load(hpa) & (1 << 64) - 1
 
     def report(self, when: int, count: int, last: int) -> Generator[simpy.Event, Any, None]:
         """Write how many descriptors are done, then interrupt."""
@@ -303,6 +320,11 @@ class DrivenDevices:
         return round(ns * self.clock_hz / 10**9)
 
     @property
+    def posts(self) -> bool:
+        """Are interrupts posted, so that the message to a CPU is a notification?"""
+        return self.scenario.vmm.posted_interrupts and self.scenario.vmm.technique == "hardware"
+
+    @property
     def now_ps(self) -> int:
         """The time in ps."""
         return int(self.clock.now) * PS // self.clock_hz
@@ -334,19 +356,19 @@ class DrivenDevices:
     def interrupt(self, device: DrivenDevice) -> Generator[simpy.Event, Any, None]:
         """A device's message, through the unit to a local APIC."""
         address, data = device.port.message
-        ns = device.spec.link.up_ns
+        yield self.clock.timeout(self.cycles(device.spec.link.up_ns))
+        device.interrupts += 1
         if self.scenario.machine.iommu.mode != "off":
             answer = self.unit.interrupt(requester(device.spec.claims or device.spec.source), address, data)
+            device.merged += answer.merged
             if answer.message is None:
-                device.interrupts += 1
-                device.lost += 1
+                device.lost += answer.status == st.INTERRUPT_BLOCKED
                 return
             address, data = answer.message
-            ns += answer.reads * self.scenario.machine.iommu.read_ns
-        yield self.clock.timeout(self.cycles(ns))
+            yield self.clock.timeout(self.cycles(answer.reads * self.scenario.machine.iommu.read_ns))
         m, vector = self.engine.cpus[address >> 32 or address >> 12 & 0xFF], data & 0xFF
-        device.interrupts += 1
-        device.merged += int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
+        if not self.posts:
+            device.merged += int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
         with quiet():
             request(m, self.engine.arena, vector)
 

@@ -26,18 +26,15 @@ from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels.ports import PORT_LATCH, PORTS
 from vtsim.guest.machine_view import Start
-from vtsim.platform.isa import CS0, CS3, DATA, IDT, IF, PORT, SS3, STACK, TSS, VECTORS, Bench
-from vtsim.vmcs import state as h
-from vtsim.vmcs.capabilities import Capabilities
+from vtsim.platform.isa import run
+from vtsim.platform.isa_bench import CS0, CS3, IDT, IF, PORT, SS0, SS3, STACK, TASK, TSS, VECTORS, Bench, Setup
 from vtsim.vmcs.controls import CONTROL
 from vtsim.vmcs.fields import SLOT
-from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import vmcs
 
-POINTERS: Final = DATA + 0x400
 LEAVE, LEFT = "leave", 99
 ALL_ONES: Final = -1
 PLAIN: Final = "as it is"
@@ -136,24 +133,16 @@ class GuestBench(Bench):
         super().__init__(profile)
         self.bare = Bench(profile)  # on which the same ops run without VMX
         engine, m = self.engine, self.engine.cpus[0]
-        self.capabilities: Capabilities = GENERATIONS[engine.profile.vmx.generation].capabilities()
-        engine.vmx(self.capabilities)
         self.bare.engine.port(PORT, PORT_LATCH, 1)
         self.bare.start = self.bare.engine.save()
         bare = self.bare.engine.cpus[0]
         self.guest = Start(
             rip=0, rsp=STACK + 0x800, rflags=IF | 2, cpl=0, cr0=int(bare[s.CR0]), cr3=int(bare[s.CR3]),
             cr4=int(bare[s.CR4]), efer=int(bare[s.EFER]), idtr_base=IDT, idtr_limit=16 * VECTORS - 1,
-            gdtr_base=int(bare[s.GDTR_BASE]), gdtr_limit=int(bare[s.GDTR_LIMIT]), tr_base=TSS, msrs={}, gs_base=0,
-            fs_base=0,
+            gdtr_base=int(bare[s.GDTR_BASE]), gdtr_limit=int(bare[s.GDTR_LIMIT]), tr_base=TSS, tr_selector=TASK,
+            msrs={}, gs_base=0, fs_base=0,
         )  # fmt: skip
-        self.vmcs, region, bitmap, apic = (engine.allocate() for _ in range(4))
-        words = engine.contents(self.vmcs, mem.VMCS_REGION)
-        words[h.V_OWNER], words[h.V_EXIT_REASON] = engine.owner("guest"), -1
-        words[h.V_REVISION] = m[s.VMX_REVISION]
-        engine.store(region << 12, int(m[s.VMX_REVISION]))
-        engine.store(POINTERS, region << 12)
-        engine.store(POINTERS + 8, self.vmcs << 12)
+        bitmap, apic = (engine.allocate() for _ in range(2))
         root = int(m[s.CR3]) >> 12
         self.fields = {
             **vmcs.host_state(
@@ -162,17 +151,9 @@ class GuestBench(Bench):
             "HOST_TR_BASE": TSS, "HOST_CS_SELECTOR": CS0, "HOST_CR4": 0x2020,
             "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic << 12,
         }  # fmt: skip
-        m[s.PRIVILEGE], m[s.RFLAGS], m[s.RIP] = o.R0, 2, self.program.labels["on"]
-        m[s.CR4] |= 1 << 13
-        m[s.GPR + s.RSP] = STACK + 0x800
-        engine.sync()
-        engine.run(ops=2)
-        self.start = engine.save()
+        self.started = engine.save()
 
     def _more(self, a: Assembler) -> None:
-        a.label("on")
-        a.op(o.VMXON, mem=Mem(displacement=POINTERS))
-        a.op(o.VMPTRLD, mem=Mem(displacement=POINTERS + 8))
         a.label("launch")
         a.op(o.VMLAUNCH)
         a.op(o.STOP_OP, imm=VECTORS)
@@ -181,15 +162,25 @@ class GuestBench(Bench):
         a.label(LEAVE)
         a.op(o.VMCALL)
 
+    def setups(self, name: str) -> tuple[Setup, ...]:
+        """What an op is run with: of CR4 what VMX operation allows."""
+        allowed = self.capabilities.cr4_fixed()[1]
+        return tuple(
+            evolve(
+                each, slots={slot: value & allowed if slot == s.CR4 else value for slot, value in each.slots.items()}
+            )
+            for each in super().setups(name)
+        )
+
     def known(self) -> tuple[str, ...]:
         """What can make ops exit on this processor."""
         return tuple(name for name in EXITING if name not in CONTROL or self.capabilities.supports(name))
 
-    def run_guest(self, name: str, ring: int, state: str, exiting: tuple[str, ...]) -> Execution:
+    def run_guest(self, name: str, ring: int, state: str, exiting: tuple[str, ...], setup: Setup) -> Execution:
         """Execute one op once in N0 or N3, then leave the guest."""
         engine, m = self.engine, self.engine.cpus[0]
-        engine.restore(self.start)
-        self._enter(name, ring, exiting)
+        engine.restore(self.started)
+        self._enter(name, ring, exiting, setup)
         for slot, value in STATES[state]:
             m[slot] = value
         engine.port(PORT, PORT_LATCH, 2 if state == "another device" else 1)
@@ -220,8 +211,9 @@ class GuestBench(Bench):
     def _device(self) -> int:
         return int(self.engine.arena[int(self.engine.arena[mem.A_PORTS]) + PORTS + PORT])
 
-    def _enter(self, name: str, ring: int, exiting: tuple[str, ...]) -> None:
-        start = evolve(self.guest, rip=self.program.labels[name], cpl=3 if ring == o.N3 else 0)
+    def _enter(self, name: str, ring: int, exiting: tuple[str, ...], setup: Setup) -> None:
+        cr4 = setup.slots.get(s.CR4, self.guest.cr4)
+        start = evolve(self.guest, rip=self.program.labels[name], cpl=3 if ring == o.N3 else 0, cr4=cr4)
         used = [*ENABLED, *(each for each in exiting if each in CONTROL)]
         if MSR_EXITS not in exiting:
             used.append("USE_MSR_BITMAPS")
@@ -231,9 +223,9 @@ class GuestBench(Bench):
         masks = {mask: ALL_ONES if mask in exiting else 0 for mask in MASKS}
         chosen = vmcs.controls(wanted, self.capabilities, self.engine.profile.name)
         words = self.engine.contents(self.vmcs, mem.VMCS_REGION)
-        selectors = dict(zip(SELECTORS, (CS3, SS3, 0, 0) if ring == o.N3 else (CS0, 0, 0, 0), strict=True))
+        selectors = dict(zip(SELECTORS, (CS3, SS3, TASK, 0) if ring == o.N3 else (CS0, SS0, TASK, 0), strict=True))
         vmcs.write(words, {**self.fields, **vmcs.guest_state(start), **selectors, **masks, **chosen})
-        self.registers(name)
+        self.registers(setup)
 
 
 def analyze_nonroot(profile: str) -> NonRootAnalysis:
@@ -249,19 +241,25 @@ def _judge(bench: GuestBench, op: str, ring: int) -> JudgedNonRoot:
     free, held = (_sensitivity(bench, op, ring, exiting) for exiting in ((), known))
     exits = "always" if free.exits else "never"
     if held.exits and not free.exits:
-        exits = ", ".join(each for each in known if bench.run_guest(op, ring, PLAIN, (each,)).exit is not None)
+        first = bench.setups(op)[0]
+        exits = ", ".join(each for each in known if bench.run_guest(op, ring, PLAIN, (each,), first).exit is not None)
     return JudgedNonRoot(op=op, ring="N3" if ring == o.N3 else "N0", exits=exits, free=free, held=held)
 
 
 def _sensitivity(bench: GuestBench, op: str, ring: int, exiting: tuple[str, ...]) -> Sensitivity:
-    runs = {state: bench.run_guest(op, ring, state, exiting) for state in STATES}
-    plain, stayed = runs[PLAIN], {state: run for state, run in runs.items() if run.exit is None}
-    depends = [state for state, run in stayed.items() if plain.exit is None and run.seen != plain.seen]
-    native = bench.bare.run(op, ring - o.N0, ())
-    if not depends and plain.exit is None and native.trap is None and native.seen != plain.seen:
-        depends.append("non-root operation")
+    exits, changes, depends = True, list[str](), list[str]()
+    for setup in bench.setups(op):
+        runs = {state: bench.run_guest(op, ring, state, exiting, setup) for state in STATES}
+        plain, stayed = runs[PLAIN], {state: each for state, each in runs.items() if each.exit is None}
+        differing = [state for state, each in stayed.items() if plain.exit is None and each.seen != plain.seen]
+        native = run(bench.bare, op, ring - o.N0, (), setup)
+        if not differing and plain.exit is None and native.trap is None and native.seen != plain.seen:
+            differing.append("non-root operation")
+        exits = exits and not stayed
+        changes += [name for each in stayed.values() for name in each.changed]
+        depends += differing
     return Sensitivity(
-        exits=not stayed,
-        changes=tuple(dict.fromkeys(name for run in stayed.values() for name in run.changed)),
-        depends=() if bench.rows[op] in RANDOM else tuple(depends),
+        exits=exits,
+        changes=tuple(dict.fromkeys(changes)),
+        depends=() if bench.rows[op] in RANDOM else tuple(dict.fromkeys(depends)),
     )

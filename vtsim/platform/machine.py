@@ -28,7 +28,6 @@ from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, POR
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
-from vtsim.guest.kernel.dma_layout import DMA_VECTOR
 from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
@@ -530,7 +529,8 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
         s.RIP: start.rip, s.GPR + s.RSP: start.rsp, s.RFLAGS: start.rflags | 2, s.CR0: start.cr0, s.CR3: start.cr3,
         s.CR4: start.cr4, s.EFER: start.efer, s.IDTR_BASE: start.idtr_base, s.IDTR_LIMIT: start.idtr_limit,
         s.GDTR_BASE: start.gdtr_base, s.GDTR_LIMIT: start.gdtr_limit, s.TR_BASE: start.tr_base,
-        s.GS_BASE: start.gs_base, s.FS_BASE: start.fs_base,
+        s.GS_BASE: start.gs_base, s.FS_BASE: start.fs_base, s.TR_SELECTOR: start.tr_selector,
+        s.CS_SELECTOR: 0x10 | start.cpl, s.SS_SELECTOR: 0x18 | start.cpl,
     }  # fmt: skip
     for index, value in start.msrs.items():
         values[MSR_SLOTS[index]] = value
@@ -549,10 +549,12 @@ def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
     return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),), dma=mine)
 
 
-def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[tuple[int, int], ...]:
-    """The frames of the registers of a VM's own devices, and the vectors of their interrupts in the guest."""
-    mine = [number for number, each in enumerate(scenario.dma) if each.name in driven_by(vm)]
-    return tuple(((DOORBELLS >> mem.PAGE_SHIFT) + number, DMA_VECTOR + place) for place, number in enumerate(mine))
+def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[int, ...]:
+    """The frames of the registers of a VM's own devices."""
+    mine = driven_by(vm)
+    return tuple(
+        (DOORBELLS >> mem.PAGE_SHIFT) + number for number, each in enumerate(scenario.dma) if each.name in mine
+    )
 
 
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:

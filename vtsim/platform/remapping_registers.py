@@ -1,7 +1,8 @@
 """The registers of a remapping unit as CPUs find them, and the time that it takes for what is written there.
 
 Descriptors of the invalidation queue are executed one after the other, each when its time is over; one that waits for
-what came before also waits until requests that were translated before have reached memory.
+what came before also waits until requests that were translated before have reached memory, where the invalidation asks
+for that; of a PASID, each does.
 
 VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor".
 Not modelled: time that registers other than the queue's tail take.
@@ -17,11 +18,12 @@ from attrs import define, field
 
 from vtsim.cpu.engine import Engine
 from vtsim.iommu import spec as sp
-from vtsim.iommu.descriptors import WAIT
+from vtsim.iommu.descriptors import IOTLB_TYPE, WAIT
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma_spec import REGISTERS
 
 QUEUE_BYTES: Final = 4096
+DRAIN: Final = 3 << 6  # DW and DR of an IOTLB invalidation
 
 
 @define(eq=False)
@@ -74,5 +76,6 @@ class RemappingRegisters:
                 yield self.clock.timeout(until - int(self.clock.now))
             else:
                 yield self.clock.timeout(self.invalidate_cycles)
-                drained = max(drained, self.landed())
+                if low & 0xF != IOTLB_TYPE or low & DRAIN:
+                    drained = max(drained, self.landed())
             self.unit.write_at(sp.IQT, 4, (head + (32 if queue & sp.IQA_WIDE else 16)) % QUEUE_BYTES)

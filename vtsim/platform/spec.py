@@ -276,6 +276,12 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                     )
     if scenario.vms and scenario.dma:
         yield from _assignment_conflicts(scenario)
+    if scenario.vmm.posted_interrupts and not drivers:
+        yield Problem(
+            path="vmm.posted_interrupts",
+            message="no VM has a device whose interrupts could be posted",
+            help="posted_interrupts can be false; or let a process drive a device with primitive dma_buffers",
+        )
     for number, name in enumerate(names):
         if scenario.vms and name not in drivers:
             yield Problem(
@@ -308,21 +314,9 @@ def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
             message="a device of a VM would reach the memory of the host",
             help="mode can be translate",
         )
-    places = [
-        attrs.evolve(vm, cpu=(*vm.cpus, number)[0] if vm.cpu is None else vm.cpu).pinned(scenario.machine.cpus)
-        for number, vm in enumerate(scenario.vms)
-    ]
-    taken = [cpu for pinned in places for cpu in pinned]
     units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
     for number in units:
         yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])
-    for number, vm in enumerate(scenario.vms):
-        if driven_by(vm) and any(taken.count(cpu) > 1 for cpu in places[number]):
-            yield Problem(
-                path=f"vms.{number}.cpu",
-                message="a VM with a device of its own needs a CPU of its own",
-                help="give each VM another cpu, or raise machine.cpus",
-            )
 
 
 def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Problem]:
@@ -335,14 +329,6 @@ def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Proble
             message="a kernel that finds caching mode defers nothing, as Linux does not",
             help="dma can be strict, identity",
         )
-    for number, process in enumerate(vm.guest.processes if vm.viommu == "caching" else ()):
-        for index, phase in enumerate(process.phases):
-            if isinstance(phase, DmaBuffersSpec) and phase.page_bytes > 4096:
-                yield Problem(
-                    path=f"{where}.guest.processes.{number}.phases.{index}.pages",
-                    message="the shadow of a guest's tables has pages of 4 KiB",
-                    help="pages can be 4 KiB",
-                )
 
 
 def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -22,17 +22,18 @@ ENTRY_NAMES: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
 TLBS: Final = range(s.DTLB4K, s.PWC_PML5E)
 PWCS: Final = range(s.PWC_PML5E, s.EPT_PML5E)
 NAMES: Final = dict(zip(range(s.DTLB4K, s.NESTED_TLB + 1, 4), s.TRANSLATION_STRUCTURES, strict=True))
+WALK_CACHE: Final = "walk cache"  # that holds entries, not tables
 UNSIGNED: Final = (1 << 64) - 1
 FETCHING: Final = 2
 
 
 @frozen(kw_only=True)
 class Reference:
-    """One paging-structure entry that was read: of the guest's structures, of the shadow of them, or of EPT.
+    """One paging-structure entry that was looked at: of the guest's structures, of the shadow of them, or of EPT.
 
     `number` counts from 1. `level` is 1 for the last. `gpa` is None where a walk cache gave the table's host-physical
     address. `value` is the entry as read, `stored` as written back with flags set, or None. `served` is L1D, L2, L3,
-    DRAM, or `nothing` where no memory answers. `cycles` include the write.
+    DRAM, `walk cache` (one that holds entries), or `nothing` where no memory answers. `cycles` include the write.
     """
 
     number: int
@@ -157,7 +158,7 @@ class Recorder:
     def _on_find(self, caller: str, find: Function) -> Function:
         def observed(m: Any, a: Any, structure: int, index: int, tag: int) -> int:
             data: int = find(m, a, structure, index, tag)
-            if data >= 0:
+            if data >= 0 and caller != "held_entry":
                 self._found(structure, data)
             return data
 
@@ -213,27 +214,42 @@ class Recorder:
     # --- entries ----------------------------------------------------------------------------------------------------
     def _on_read_line(self, caller: str, read_line: Function) -> Function:
         def observed(m: Any, a: Any, t: Any, hpa: int, counter: int) -> int:
-            mine = sys._getframe(1).f_locals  # the walker's own variables
+            mine = sys._getframe(1).f_locals
             counts = a[m[s.OWNER] + counter :][: len(SERVED)]
             before = counts.copy()
             cycles: int = read_line(m, a, t, hpa, counter)
             served = SERVED[int(np.flatnonzero(counts - before)[0])]
-            self._numbers += 1
-            level = int(mine["level"])
-            if self._nesting is not None:
-                reading = _Reading(EPT, level, None, int(hpa), served, int(cycles), self._numbers)
-                self._nesting.references.append(reading)
-                return cycles
-            if self._entry is not None:
-                self._close()
-            gpa = self._nested[-1].gpa | int(hpa) & 0xFFF if self._nested else None
-            if not m[s.NONROOT] or not m[s.EPTP]:
-                gpa = int(hpa)
-            dimension = SHADOW if self.on_shadow and not mine["through_ept"] else GUEST
-            self._entry = _Reading(dimension, level, gpa, int(hpa), served, int(cycles), self._numbers)
+            self._begin(mine, int(hpa), served, int(cycles))
             return cycles
 
         return observed
+
+    def _on_held_entry(self, caller: str, held_entry: Function) -> Function:
+        def observed(m: Any, a: Any, last: int, at: int, context: int, price: int, hits: int) -> int:
+            mine = sys._getframe(1).f_locals
+            entry: int = held_entry(m, a, last, at, context, price, hits)
+            if entry != -1:
+                self._begin(mine, int(at), WALK_CACHE, int(m[price]))
+                self._value(at, int(entry))
+            return entry
+
+        return observed
+
+    def _begin(self, mine: Mapping[str, Any], hpa: int, served: str, cycles: int) -> None:
+        """The entry at an address is being read; `mine` are the walker's own variables."""
+        self._numbers += 1
+        level = int(mine["level"])
+        if self._nesting is not None:
+            reading = _Reading(EPT, level, None, hpa, served, cycles, self._numbers)
+            self._nesting.references.append(reading)
+            return
+        if self._entry is not None:
+            self._close()
+        gpa = self._nested[-1].gpa | hpa & 0xFFF if self._nested else None
+        if not self.m[s.NONROOT] or not self.m[s.EPTP]:
+            gpa = hpa
+        dimension = SHADOW if self.on_shadow and not mine["through_ept"] else GUEST
+        self._entry = _Reading(dimension, level, gpa, hpa, served, cycles, self._numbers)
 
     def _on_load_word(self, caller: str, load_word: Function) -> Function:
         def observed(a: Any, hpa: int) -> int:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 OF_ONE_VCPU = {
     ReplaySpec: "a recorded guest",
-    BalloonSpec: "the balloon driver",
-    DmaBuffersSpec: "a driver of devices",
 }
-OF_ONE_THREAD = {ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices"}
+OF_ONE_THREAD = {
+    ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
+}  # fmt: skip
 
 
 def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
@@ -38,8 +38,7 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
             )
         for n, phase in enumerate(process.phases):
             kind = type(phase)
-            native_driver = kind is DmaBuffersSpec and scenario.vmm.technique == "native"
-            if vm.vcpus > 1 and kind in OF_ONE_VCPU and not native_driver:
+            if vm.vcpus > 1 and kind in OF_ONE_VCPU:
                 yield Problem(
                     path=f"{at}.phases.{n}",
                     message=f"{OF_ONE_VCPU[kind]} has one vCPU",
@@ -58,7 +57,23 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
                     help=f"{at}.threads can be 1",
                 )
     if vm.vcpus > 1:
+        yield from _one_balloon(vm, where)
         yield from _hypervisor(scenario, vm, where)
+
+
+def _one_balloon(vm: VmSpec, where: str) -> Iterator[Problem]:
+    """A frame that one driver is about to give must not be one that another takes back."""
+    drivers = [
+        p
+        for p, process in enumerate(vm.guest.processes)
+        if any(isinstance(phase, BalloonSpec) for phase in process.phases)
+    ]
+    for p in drivers[1:]:
+        yield Problem(
+            path=f"{where}.guest.processes.{p}",
+            message=f"a VM of several vCPUs has one balloon driver, which is in process {drivers[0]}",
+            help=f"leave the balloon out of one of them; or {where}.vcpus can be 1",
+        )
 
 
 def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
@@ -99,14 +114,6 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
         ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
         ("vmm.paging", vmm.paging not in ("auto", "ept", "none"), f"paging {vmm.paging!r}", "auto, ept"),
         ("vmm.pv.events", vmm.pv.events, "a page with clock and events", "false"),
-        ("vmm.dirty_log.method", vmm.dirty_log.on, "dirty logging", "off"),
-        ("vmm.sharing.on", vmm.sharing.on, "page sharing", "false"),
-        ("vmm.collapse.on", vmm.collapse.on, "collapsing pages", "false"),
-        ("vmm.balloon.size", vmm.balloon.size > 0, "ballooning", "0"),
-        ("vmm.swap.on", vmm.swap.on, "swapping", "false"),
-        ("vmm.memory.allocator", vmm.memory.allocator == "buddy", "the buddy allocator", "auto, list"),
-        ("vmm.memory.fragmentation", vmm.memory.fragmentation > 0, "fragmented memory of the host", "0 %"),
-        ("machine.nodes", scenario.machine.nodes > 1, "a host of several NUMA nodes", "1"),
     )  # fmt: skip
     for path, found, words, allowed in wrong:
         if found and (path == "vmm.technique" or not native):

@@ -1,4 +1,4 @@
-"""What guests saw, from a run that was asked to log it: two streams a vCPU, of its applications and of its kernel.
+"""What guests saw, from a run that was asked to log it: three streams a vCPU, of applications, kernel and exceptions.
 
 Not modelled: which of several processes on a vCPU saw a value, so that preemption changes the order of an application
 stream; the order in which vCPUs of one VM see what they share.
@@ -21,8 +21,8 @@ from vtsim.vmcs import state as h
 if TYPE_CHECKING:
     from vtsim.platform.machine import Machine
 
-WORDS: Final = 2 * d.SEEN_STREAM
-APPLICATION, KERNEL = STREAMS = ("application", "kernel")
+WORDS: Final = 3 * d.SEEN_STREAM
+APPLICATION, KERNEL, EXCEPTION = STREAMS = ("application", "kernel", "exception")
 
 
 @frozen(kw_only=True)
@@ -31,6 +31,7 @@ class Wanted:
 
     application: int = 0
     kernel: int = 0
+    exception: int = 0
     fixed: bool = False
 
 
@@ -90,7 +91,7 @@ def attach(machine: Machine, first_word: int, wanted: Wanted) -> dict[tuple[str,
         else:
             cpus[vcpu.cpu][s.SEEN] = at
     for at in logs.values():
-        for n, first in enumerate((wanted.application, wanted.kernel)):
+        for n, first in enumerate((wanted.application, wanted.kernel, wanted.exception)):
             a[at + n * d.SEEN_STREAM + d.SEEN_FIRST] = first
             a[at + n * d.SEEN_STREAM + d.SEEN_FIXED] = int(wanted.fixed)
     return logs

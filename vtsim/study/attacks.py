@@ -11,6 +11,7 @@ Not modelled: attacks on other guests' devices; attacks that last longer than th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -23,23 +24,17 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.profile import load_profile
 from vtsim.guest import spec as g
-from vtsim.guest.attack_spec import (
-    STATES,
-    AttackHypercallsSpec,
-    AttackInterruptsSpec,
-    AttackLinearSpec,
-    AttackMemorySpec,
-    AttackNativeSpec,
-    AttackStateSpec,
-    AttackStateUserSpec,
-    AttackTimeSpec,
-)
+from vtsim.guest.attack_spec import AttackDmaSpec
+from vtsim.guest.kernel.dma_layout import QUEUE_TIMEOUT_NS
 from vtsim.guest.kernel.layout import DIRECT
 from vtsim.guest.primitives.attacks import LOOT
+from vtsim.iommu.dma import TRANSLATES
 from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.machine import Machine, Progress
 from vtsim.platform.outcome import Outcome
 from vtsim.platform.spec import MIB, RunSpec, Scenario, VmSpec, driven_by
+from vtsim.study.attack_list import CONFIG_ADDRESS, ELCR, MSRS, Attack, attacks
+from vtsim.study.attack_list import after as aiming
 from vtsim.study.json_object import key
 from vtsim.vmcs.fields import SLOT
 from vtsim.vmm.build import TICK_NS
@@ -52,9 +47,7 @@ BRIEFLY: Final = 2000                         # instructions that it executes el
 LIMIT_NS: Final = 10 * TICK_NS
 PLACE: Final = 0xFF8                          # of a canary in its frame
 SLACK: Final = 0.02                           # of its share that switches between VMs may cost
-ELCR, CONFIG_ADDRESS = 0x4D0, 0xCF8
-PAGES: Final = ((4096, "4 KiB"), (2 * MIB, "2 MiB"), (1 << 30, "1 GiB"))
-MSRS: Final = {"IA32_MISC_ENABLE": (0x1A0, s.MSR_MISC_ENABLE), "IA32_MTRR_DEF_TYPE": (0x2FF, s.MTRR_DEFAULT)}
+HOSTILE_NS: Final = 500.0                     # between two writes of a device to what it was given before
 REGISTERS: Final = {
     "CR0": (s.CR0, "HOST_CR0"), "CR4": (s.CR4, "HOST_CR4"), "EFER": (s.EFER, ""),
     "IDTR": (s.IDTR_BASE, "HOST_IDTR_BASE"), "GDTR": (s.GDTR_BASE, "HOST_GDTR_BASE"), "TR": (s.TR_BASE, "HOST_TR_BASE"),
@@ -69,6 +62,7 @@ class Attempt:
     contained: bool            = key("", "was there no effect beyond the attacker's own VM?")
     effects: tuple[str, ...]   = key("", "what was measured outside the VM")
     ended: str                 = key("", "how the attacker's VM ended; empty if it finished its program")
+    within: str                = key("", "what was measured that the platform does not promise to stop", default="")
 
 
 @frozen(kw_only=True)
@@ -80,54 +74,23 @@ class Skipped:
 # fmt: on
 
 
-@frozen
-class _Attack:
-    """`phases` of the attacker, given the address of the frame it is after; `target`: whose that is."""
-
-    name: str
-    phases: Any
-    target: str = ""
-    timed: bool = False  # is the second VM's share of the CPU measured?
-
-
-def attacks(scenario: Scenario) -> Iterator[_Attack]:
-    """The suite for a machine."""
-    profile = load_profile(scenario.machine.profile)
-    sizes = PAGES if profile.features.pages_1g else PAGES[:2]
-    for target, whose in (("host", "the host's memory"), ("other", "another VM's memory")):
-        for size, name in sizes:
-            yield _Attack(
-                f"{whose}, mapped by a page of {name}",
-                lambda at, size=size: (AttackMemorySpec(target=at, page_size=size),),
-                target,
-            )
-    yield _Attack("the host's memory, by the host's own addresses", lambda at: (AttackLinearSpec(target=at),), "direct")
-    yield _Attack("the host's memory, by native methods", lambda at: (AttackNativeSpec(target=at),), "direct")
-    for register in STATES:
-        yield _Attack(f"{register.upper()} from the kernel", lambda at, r=register: (AttackStateSpec(register=r),))
-    for register in STATES:
-        yield _Attack(f"{register.upper()} from ring 3", lambda at, r=register: (AttackStateUserSpec(register=r),))
-    for port in (ELCR, CONFIG_ADDRESS):
-        yield _Attack(
-            f"port {port:#x}", lambda at, port=port: (g.PortOutSpec(port=port, size=1, value=0x5A, iterations=1),)
-        )
-    for msr, (index, _) in MSRS.items():
-        yield _Attack(msr, lambda at, index=index: (g.WrmsrSpec(msr=index, value=0x800, iterations=1),))
-    yield _Attack("random hypercalls", lambda at: (AttackHypercallsSpec(),))
-    yield _Attack(
-        "a storm of port accesses", lambda at: (g.PortOutSpec(port=0x80, size=1, iterations=200),), timed=True
-    )
-    yield _Attack("a storm of interrupts", lambda at: (AttackInterruptsSpec(iterations=200),), timed=True)
-    yield _Attack("starvation, interrupts disabled", lambda at: (AttackTimeSpec(),), timed=True)
-
-
-def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None, *, timed: bool = False) -> Scenario:
+def scenario_of(
+    scenario: Scenario,
+    phases: tuple[Any, ...],
+    other: int | None,
+    *,
+    timed: bool = False,
+    device: DmaSpec | None = None,
+    first: VmSpec | None = None,
+) -> Scenario:
     """The scenario's machine and hypervisor with the attacker on CPU 0, and the second VM on a CPU.
 
+    `device`: what the attacker drives, if anything; `first`: the VM that it is like, the scenario's first if left out.
     Raises `ConfigError` where the hypervisor cannot have the two so.
     """
-    first = scenario.vms[0]
-    kernel = attrs.evolve(first.guest.kernel, tick=0, probe=False)
+    first = first or scenario.vms[0]
+    late = device is not None and first.guest.kernel.dma == "deferred"  # what is deferred waits for a tick
+    kernel = attrs.evolve(first.guest.kernel, tick=(first.guest.kernel.tick or TICK_NS) if late else 0, probe=False)
     size = min(first.memory, MEMORY)
     clock_hz = load_profile(scenario.machine.profile).clock_hz
     instructions = BYSTANDER_NS * clock_hz // 10**9 if timed else BRIEFLY
@@ -136,15 +99,18 @@ def scenario_of(scenario: Scenario, phases: tuple[Any, ...], other: int | None, 
         guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work),))
         return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=1, cpus=(), guest=guest)
 
-    bystander = () if other is None else (vm("bystander", other, g.WorkSpec(instructions=instructions)),)
-    vms = (vm("attacker", 0, *phases), *bystander)
+    vms = [vm("attacker", 0, *phases)]
+    if other is not None:
+        bystander = vm("bystander", other, g.WorkSpec(instructions=instructions))
+        vms.append(attrs.evolve(bystander, assigned=(), viommu="none"))
     machine = attrs.evolve(
         scenario.machine,
         memory=max(scenario.machine.memory, 8 * size),
         cpus=max(scenario.machine.cpus, (other or 0) + 1),
     )
     run = RunSpec(limit=LIMIT_NS, baseline=False)
-    return resolve(attrs.evolve(scenario, machine=machine, vms=vms, run=run, dma=()), scenario.name)
+    devices = () if device is None else (device,)
+    return resolve(attrs.evolve(scenario, machine=machine, vms=tuple(vms), run=run, dma=devices), scenario.name)
 
 
 @frozen
@@ -188,12 +154,15 @@ class Suite:
             elif attack.timed and self.other:
                 skipped.append(Skipped(name=attack.name, why=f"VMs share no CPU: {self.why_alone}"))
             else:
-                made.append(self.attempt(attack))
+                try:
+                    made.append(self.attempt(attack))
+                except ConfigError as error:  # a guest of this kind has nothing to attempt it with
+                    skipped.append(Skipped(name=attack.name, why=error.problems[0].message))
         for one in self.dma():
             (made if isinstance(one, Attempt) else skipped).append(one)  # type: ignore[arg-type]
         return tuple(made), tuple(skipped)
 
-    def attempt(self, attack: _Attack) -> Attempt:
+    def attempt(self, attack: Attack) -> Attempt:
         """Run one attack and measure."""
         frames: Mapping[str, int] = {}
         at = 0
@@ -205,10 +174,10 @@ class Suite:
                 at = (at + (DIRECT if machine.below is None else machine.below.host.direct)) & (1 << 48) - 1
         after = self._run(attack.phases(at), frames, timed=attack.timed)
         effects = tuple(self._effects(attack, after))
-        ended = next((vm.stopped or "" for vm in after.outcome.vms if vm.name == "attacker"), "")
-        return Attempt(name=attack.name, contained=not effects, effects=effects, ended=ended)
+        return Attempt(name=attack.name, contained=not effects, effects=effects, ended=ending(after))
 
-    def _effects(self, attack: _Attack, after: _After) -> Iterator[str]:
+    def _effects(self, attack: Attack, after: _After, calm: _After | None = None) -> Iterator[str]:
+        quiet = (calm or self.quiet).state
         for whose, value in after.canaries.items():
             text = {"host": "the host's canary", "other": "the second VM's canary"}[whose]
             planted = PLANTED[whose]
@@ -217,8 +186,8 @@ class Suite:
             if value != planted:
                 yield f"{text} was overwritten"
         for name, value in after.state.items():
-            if value != self.quiet.state[name]:
-                now, before = (each & (1 << 64) - 1 for each in (value, self.quiet.state[name]))
+            if value != quiet[name]:
+                now, before = (each & (1 << 64) - 1 for each in (value, quiet[name]))
                 yield f"{name} of the machine is {now:#x}, not {before:#x}"
         for vm in after.outcome.vms:
             if vm.name == "bystander":
@@ -228,27 +197,93 @@ class Suite:
                     yield f"the second VM had {share[0]:.1%} of the CPU, not {share[1]:.1%} as promised"
 
     def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int], *, timed: bool = False) -> _After:
-        machine = Machine(scenario_of(self.scenario, phases, self.other, timed=timed), progress=self.progress)
+        return self._measured(scenario_of(self.scenario, phases, self.other, timed=timed), frames)
+
+    def _measured(self, scenario: Scenario, frames: Mapping[str, int]) -> _After:
+        machine = Machine(scenario, progress=self.progress)
         found = canary_frames(machine)
         if frames and dict(frames) != found:
             raise ModelError("canaries are not where they were when the attack was written", found)
         for whose, hfn in found.items():
             machine.engine.store(hfn << 12 | PLACE, PLANTED[whose])
+        if machine.driven is not None and self.scenario.machine.iommu.mode != "translate":
+            machine.driven.engines[:, TRANSLATES] = 0  # its requests pass as they are
         outcome = machine.run()
         attacker = machine.vms[0]
+        loot = machine._word(attacker, attacker.log + LOOT)
+        if machine.driven is not None:
+            loot = machine.driven.devices[0].seen or loot
         return _After(
             outcome=outcome,
-            loot=machine._word(attacker, attacker.log + LOOT),
+            loot=loot,
             canaries={whose: machine.engine.load(hfn << 12 | PLACE) for whose, hfn in found.items()},
             state=machine_state(machine),
         )
 
     def dma(self) -> Iterator[Attempt | Skipped]:
-        """A device that a guest drives reads and writes beyond what it was given."""
-        name = "DMA beyond the VM's memory"
-        if not any(vm.assigned or driven_by(vm) for vm in self.scenario.vms):
+        """A device that a guest drives reads and writes what is not the guest's, or not the device's any more."""
+        name = "DMA to memory of others"
+        vm = next((vm for vm in self.scenario.vms if vm.assigned or driven_by(vm)), None)
+        if vm is None:
             yield Skipped(name=name, why="no device is assigned to a VM")
             return
+        given = (each for each in self.scenario.dma if each.name in driven_by(vm))
+        device = next(given, DmaSpec(name="assigned"))
+        try:
+            yield from self._beyond(name, vm, device)
+        except ConfigError as error:
+            yield Skipped(name=f"{name}, by the VM's driver", why=error.problems[0].message)
+            yield from self._by_itself(name)
+        else:
+            yield self._late(vm, device)
+
+    def _beyond(self, name: str, vm: VmSpec, device: DmaSpec) -> Iterator[Attempt]:
+        """The driver gives the device the address of a canary; in a run beside, of a word of its own memory."""
+        other = None if self.other is None else 1
+        plan = aiming(partial(AttackDmaSpec, device=device.name))
+        machine = Machine(self._with_device(vm, device, plan(0), other))
+        frames, own = canary_frames(machine), machine.vms[0].log + LOOT
+        calm = self._measured(self._with_device(vm, device, plan(own), other), frames)
+        for target in ("host", "other") if other else ("host",):
+            phases = plan(frames[target] << 12 | PLACE)
+            attack = Attack(f"{name}: {'another VM' if target == 'other' else 'the host'}", plan)
+            after = self._measured(self._with_device(vm, device, phases, other), frames)
+            effects = tuple(self._effects(attack, after, calm))
+            yield Attempt(name=attack.name, contained=not effects, effects=effects, ended=ending(after))
+
+    def _with_device(self, vm: VmSpec, device: DmaSpec, phases: tuple[Any, ...], other: int | None) -> Scenario:
+        """The attacker drives a device, on a machine that has a remapping unit if there are VMs."""
+        machine = self.scenario.machine
+        if self.other is not None:
+            machine = attrs.evolve(machine, iommu=attrs.evolve(machine.iommu, mode="translate"))
+        return scenario_of(attrs.evolve(self.scenario, machine=machine), phases, other, device=device, first=vm)
+
+    def _late(self, vm: VmSpec, device: DmaSpec) -> Attempt | Skipped:
+        """The device goes on writing to buffers after their driver has unmapped them."""
+        name = "DMA to a buffer that was unmapped"
+        mode = vm.guest.kernel.dma
+        maps = self.scenario.vmm.technique == "native" or vm.viommu != "none"
+        if not maps or self.scenario.machine.iommu.mode != "translate" or mode == "identity":
+            return Skipped(name=name, why="the guest's driver unmaps nothing")
+        hostile = attrs.evolve(device, hostile_ns=device.hostile_ns or HOSTILE_NS)
+        phases = (g.DmaBuffersSpec(device=device.name, iterations=40),)
+        other = None if self.other is None else 1
+        after = self._measured(self._with_device(vm, hostile, phases, other), {})
+        (counts,) = after.outcome.dma
+        assert counts.driver is not None
+        through, window = counts.driver.hostile_through, counts.driver.window / after.outcome.profile.clock_hz
+        tick = vm.guest.kernel.tick or TICK_NS
+        promise = {"strict": 0.0, "deferred": (QUEUE_TIMEOUT_NS + tick) / 1e9}.get(mode)
+        said = f"{through} of {counts.driver.hostile_writes} writes went through, up to {1e3 * window:.3f} ms after"
+        held = not through or (promise is not None and window <= promise)
+        bound = "" if promise is None else f"; {mode} invalidation allows {1e3 * promise:.3f} ms"
+        return Attempt(
+            name=name, contained=held, effects=() if held else (said + bound,), ended=ending(after),
+            within=said + bound if held and through else "",
+        )  # fmt: skip
+
+    def _by_itself(self, name: str) -> Iterator[Attempt]:
+        """A device that asks no driver, in a domain that maps half of what it reaches for."""
         for write in (False, True):
             device = DmaSpec(name="assigned", window=2 * MIB, mapped=1 * MIB, operations=500, write=write)
             scenario = attrs.evolve(
@@ -256,15 +291,17 @@ class Suite:
             )
             (counts,) = Machine(scenario).run().dma
             kind = "writes" if write else "reads"
-            effects = (
-                (f"{counts.escaped} {kind} of {counts.operations} landed in memory of others",)
-                if counts.escaped
-                else ()
-            )
+            said = f"{counts.escaped} {kind} of {counts.operations} landed in memory of others"
             yield Attempt(
-                name=f"{name}, {kind}", contained=not effects, effects=effects,
-                ended=f"{counts.aborted} of {counts.operations} were blocked",
+                name=f"{name}, {kind} of the device by itself", contained=not counts.escaped,
+                effects=(said,) if counts.escaped else (), ended="",
+                within=f"{counts.aborted} of {counts.operations} were blocked",
             )  # fmt: skip
+
+
+def ending(after: _After) -> str:
+    """How the attacker's VM ended."""
+    return next((vm.stopped or "" for vm in after.outcome.vms if vm.name == "attacker"), "")
 
 
 QUIET: Final = (g.WorkSpec(instructions=1),)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from attrs import evolve, frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.config import load_scenario
+from vtsim.config import reader
 from vtsim.platform.machine import Progress
 from vtsim.platform.spec import MACHINE_ISA, Scenario
 from vtsim.study import run as runs
@@ -18,7 +18,7 @@ from vtsim.vmm.techniques import techniques
 
 NATIVE: Final = "native"
 SLOWER: Final = 100  # times the time limit for programs that execute guests: it is there against guests that hang
-LEFT_OPEN: Final = ("vmm.paging=auto", "vmm.vpid=auto", "vmm.tpr_shadow=auto")
+LEFT_OPEN: Final = ("vmm.paging=auto", "vmm.vpid=auto", "vmm.tpr_shadow=auto", "vmm.hosted=false")
 
 
 @frozen(kw_only=True)
@@ -43,16 +43,19 @@ def chosen(names: Iterable[str] | None = None) -> tuple[str, ...]:
     return tuple(sorted(wanted, key=lambda name: name != NATIVE))
 
 
-def variant(file: Path, technique: str, sets: Sequence[str] = ()) -> Scenario:
+Reader = Callable[[Sequence[str]], Scenario]
+
+
+def variant(read: Reader, technique: str, sets: Sequence[str] = ()) -> Scenario:
     """The scenario under a technique. What the file says of VT-x counts where the technique has that.
 
     Raises `ConfigError` where the technique cannot run the scenario.
     """
     asked = [*sets, f"vmm.technique={technique}", "run.baseline=false"]
     try:
-        found = load_scenario(file, asked)
+        found = read(asked)
     except ConfigError:
-        found = load_scenario(file, [*asked, *LEFT_OPEN])
+        found = read([*asked, *LEFT_OPEN])
     longer = SLOWER if techniques[technique].in_software else 1
     return evolve(found, run=evolve(found.run, limit=found.run.limit * longer))
 
@@ -68,13 +71,17 @@ def compare_scenario(
 
     Raises `ConfigError` for a mistake in the scenario, which every technique would refuse.
     """
-    native = runs.simulate(_baseline(file, sets), progress=progress)
+    read = reader(file)
+    baseline = _baseline(read, sets)
+    if not baseline.vms:
+        raise ConfigError("there is no VM that a technique could run", field="vms", help="give the scenario a VM")
+    native = runs.simulate(baseline, progress=progress)
     results, refused = {}, {}
     for name in names:
         if native.partial:
             break
         try:
-            scenario = variant(file, name, sets)
+            scenario = variant(read, name, sets)
             found = native if name == NATIVE else runs.simulate(scenario, progress=_named(progress, name))
         except ConfigError as error:
             refused[name] = error.problems[0].message
@@ -87,14 +94,14 @@ def compare_scenario(
     )  # fmt: skip
 
 
-def _baseline(file: Path, sets: Sequence[str]) -> Scenario:
+def _baseline(read: Reader, sets: Sequence[str]) -> Scenario:
     """The guests natively; those of another instruction set as if they had been compiled for this one."""
     try:
-        return runs.without_hypervisor(variant(file, NATIVE, sets))
+        return runs.without_hypervisor(variant(read, NATIVE, sets))
     except ConfigError as error:
         for name in techniques:
             try:
-                found = runs.without_hypervisor(variant(file, name, sets))
+                found = runs.without_hypervisor(variant(read, name, sets))
             except ConfigError:
                 continue
             return evolve(found, vms=tuple(evolve(vm, isa=MACHINE_ISA) for vm in found.vms))

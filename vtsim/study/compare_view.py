@@ -32,6 +32,7 @@ def interventions(result: Result) -> dict[str, int]:
     }
     if result.hypercalls is not None:
         found["hypercalls"] += sum(result.hypercalls.calls.values())
+        found["stops"] = sum(result.hypercalls.stops.values())
     if result.monitor is not None:
         emulated = result.guest.ring0.emulated + result.guest.ring3.emulated
         found |= {"traps": result.monitor.traps, "system calls": result.monitor.system_calls, "emulated": emulated}

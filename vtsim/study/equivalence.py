@@ -14,21 +14,24 @@ from attrs import frozen
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cpu import ops as o
+from vtsim.cpu import visible
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.kernels.digest import SEEN_ROWS
-from vtsim.cpu.visible import SHOWN
 from vtsim.guest.spec import ExecSpec, ForkSpec
 from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.outcome import Outcome
 from vtsim.platform.spec import Scenario, VmSpec
-from vtsim.platform.witness import STREAMS, Seen, Stream, Wanted, Witnessed
+from vtsim.platform.witness import APPLICATION, EXCEPTION, KERNEL, STREAMS, Seen, Stream, Wanted, Witnessed
 from vtsim.study.json_object import key, plain
 from vtsim.vmm import pci
 
 ROUNDS: Final = 8
 PARTS: Final = ("EAX", "EBX", "ECX", "EDX")
+SEEN_BY: Final = {APPLICATION: "by applications", KERNEL: "by kernels", EXCEPTION: "of exceptions"}
 ANY_ORDER: Final = "the order in which tasks of one vCPU saw the same values, which the time decides that each takes"
+RACES: Final = "exceptions of a VM with several vCPUs: time decides which of two threads touches a page first"
 LIMITS: Final = ("time limit", "interrupted")
+ANY_ORDER_STREAMS: Final = (APPLICATION, EXCEPTION)
 Logs = dict[tuple[str, int], Witnessed]
 
 
@@ -39,7 +42,7 @@ class Difference:
 
     vm: str        = key("", "name of the VM")
     vcpu: int      = key("", "number of its vCPU")
-    stream: str    = key("", "`application` or `kernel`; `end`: how the VM ended")
+    stream: str    = key("", "`application`, `kernel` or `exception`; `end`: how the VM ended")
     step: int      = key("values", "that the stream saw before it, the same in both runs")
     operation: str = key("", "what the guest executed")
     place: str     = key("", "where in the guest's program")
@@ -103,15 +106,19 @@ def compare_and_measure(
     a, b = runs(Wanted())
     found, left_out, compared = [], set[str](), dict.fromkeys(STREAMS, 0)
     switching = {vm.name for vm in first.vms if _has_tasks(vm)}
+    several = {vm.name for vm in first.vms if vm.vcpus > 1}
     for vcpu in a.logs:
         streams, why = _comparable(a.logs[vcpu], b.logs[vcpu])
         left_out |= {why} - {""}
         whole = not any(run.stopped.get(vcpu[0], "") in LIMITS for run in (a, b))
         for stream in streams:
+            if stream == EXCEPTION and vcpu[0] in several:
+                left_out.add(RACES)
+                continue
             here, there = (run.logs[vcpu].streams[stream] for run in (a, b))
             compared[stream] += min(here.count, there.count)
             reordered = here.digest != there.digest and (here.count, here.total) == (there.count, there.total)
-            if reordered and stream == STREAMS[0] and vcpu[0] in switching:
+            if reordered and stream in ANY_ORDER_STREAMS and vcpu[0] in switching:
                 left_out.add(ANY_ORDER)
                 continue
             if (step := _localise(runs, vcpu, stream, here, there, whole)) is not None:
@@ -238,7 +245,7 @@ def _describe(
 
 def operation(seen: Seen, at: int = 0) -> str:
     """What the guest executed, in words; `at` is the address in the window to configuration space."""
-    text = SHOWN.get(seen.op, o.OPS[seen.op].name).format(of=seen.of & 0xFFFF_FFFF)
+    text = visible.shown(seen.op, seen.of)
     if seen.op == o.CPUID:
         return f"{text}, {PARTS[seen.part]}"
     if at and seen.op == o.IN:
@@ -254,7 +261,7 @@ def value(seen: Seen, at: int = 0) -> str:
     """What was seen, in words."""
     if seen.op == o.IN and seen.of & 0xFFFF == pci.DATA_PORT:
         return pci.meaning(at, seen.value)
-    return f"{seen.value & (1 << 64) - 1:#x}"
+    return visible.said(seen.op, seen.of, seen.part, seen.value & (1 << 64) - 1)
 
 
 def place(seen: Seen, there: Witnessed) -> str:
@@ -284,7 +291,7 @@ def equivalence_json(found: Equivalence) -> str:
 
 def equivalence_text(found: Equivalence) -> str:
     """The comparison in a few lines."""
-    seen = ", ".join(f"{count:,} by {stream}s" for stream, count in found.compared.items() if count)
+    seen = ", ".join(f"{count:,} {SEEN_BY[stream]}" for stream, count in found.compared.items() if count)
     lines = [f"{found.first} and {found.second}: {'equivalent' if found.equivalent else 'not equivalent'}"]
     lines += [f"  values compared: {seen or 'none'}"]
     lines += [f"  {each.sentence(found.first, found.second)}" for each in found.differences]

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from vtsim.platform.isa import Analysis
+from vtsim.platform.isa import IN_OTHER_MODES, OFFENDER, Analysis
 from vtsim.platform.isa_nonroot import NonRootAnalysis
 from vtsim.study.table import section
 
@@ -22,25 +22,41 @@ def isa_json(analysis: Analysis) -> str:
                 each.op: {"class": each.kind, "changes": each.control, "depends_on": each.behaviour}
                 for each in analysis.ops
             },
+            "isa": analysis.isa,
             "left_out": analysis.left_out,
             **{name: not offenders for name, offenders in _conclusions(analysis).items()},
             "offenders": analysis.offenders,
             "hybrid_offenders": analysis.hybrid_offenders,
+            "robin_irvine": analysis.literature,
         },
         indent=2,
     )
 
 
 def isa_text(analysis: Analysis) -> RenderableType:
-    """A row for each op that is not innocuous, then the conclusions."""
-    table = section("op", ())
-    for heading in ("class", "op", "changes", "depends on"):
+    """A row for each op that is not innocuous, then the others by name, and the conclusions."""
+    table = section("class", ())
+    table.columns[0].no_wrap = False
+    for heading in ("op", "changes", "depends on"):
         table.add_column(heading, no_wrap=heading == "op")
+    named: dict[str, list[str]] = {}
     for each in sorted(analysis.ops, key=lambda each: each.kind):
-        if each.kind != "innocuous":
+        if each.executed and each.kind != "innocuous":
             table.add_row(each.kind, each.op, ", ".join(each.control), ", ".join(each.behaviour))
-    left_out = Text(f"Not analysed: {', '.join(analysis.left_out)}.", style="dim")
-    return Group(table, Padding(Group(*_said(_conclusions(analysis)), left_out), (1, 0, 0, 0)))
+        else:
+            named.setdefault(each.kind, []).append(each.op)
+    lines = [Text(f"{kind.capitalize()}: {', '.join(ops)}.") for kind, ops in named.items()]
+    lines += [Text(f"Not analysed: {name}, {why}.", style="dim") for name, why in analysis.left_out.items()]
+    return Group(table, Padding(Group(*lines, *_literature(analysis), *_said(_conclusions(analysis))), (1, 0, 0, 0)))
+
+
+def _literature(analysis: Analysis) -> list[Text]:
+    """How many of the instructions of Robin and Irvine offend, and why the others do not."""
+    found = analysis.literature
+    offenders = [name for name, said in found.items() if said == OFFENDER]
+    line = f"Of the {len(found)} sensitive unprivileged instructions of Robin and Irvine, {len(offenders)} offend"
+    names = f": {', '.join(offenders)}." if offenders else "."
+    return [Text(line + names), *(Text(f"{name}: {why}.", style="dim") for name, why in IN_OTHER_MODES.items())]
 
 
 def _conclusions(analysis: Analysis) -> dict[str, tuple[str, ...]]:

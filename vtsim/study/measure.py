@@ -148,6 +148,7 @@ def measured(
         "tlb": r.Tlb(
             accesses=n["accesses"], dtlb_misses=n["dtlb_misses"], itlb_misses=n["itlb_misses"],
             stlb_hits=n["stlb_hits"], pwc_hits=n["pwc_hits"], ept_pwc_hits=n["ept_pwc_hits"],
+            entry_hits=n["guest_entry_hits"], ept_entry_hits=n["ept_entry_hits"],
             nested_tlb_hits=n["nested_tlb_hits"], nested_tlb_misses=n["nested_tlb_misses"],
             dropped=n["translations_dropped"],
         ),
@@ -243,7 +244,8 @@ def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
 
 
 def _hypercalls(counted: Mapping[str, Mapping[str, int]]) -> r.Hypercalls:
-    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], **counted["events"])
+    stops = counted.get("stops", {})
+    return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], stops=stops, **counted["events"])
 
 
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:

@@ -146,6 +146,8 @@ def _hypercalls(counted: Hypercalls) -> RenderableType:
         table.add_row(*call, *request)
     line = Text(f"{count(counted.events_sent)} events, {count(counted.upcalls)} upcalls", style="dim")
     line.append(f", {count(counted.blocks)} waits, {count(counted.refusals)} refused")
+    if counted.stops:
+        line.append(", stopped processes: " + ", ".join(f"{count(n)} {name}" for name, n in counted.stops.items()))
     return Group(table, line)
 
 
@@ -175,11 +177,13 @@ def _parts(served: ServedBy) -> tuple[float | None, ...]:
 def _tlbs(result: Result) -> Table:
     tlb = result.tlb
     first_misses, nested = tlb.dtlb_misses + tlb.itlb_misses, tlb.nested_tlb_hits + tlb.nested_tlb_misses
+    entries = tlb.entry_hits + tlb.ept_entry_hits
     rows = (
         ("first-level, data", tlb.accesses, tlb.accesses - tlb.dtlb_misses),
         ("second-level", first_misses, tlb.stlb_hits),
-        ("walk caches, guest", result.walks.count, tlb.pwc_hits),
-        ("walk caches, EPT", tlb.nested_tlb_misses, tlb.ept_pwc_hits),
+        ("walk caches, guest", 0 if entries else result.walks.count, tlb.pwc_hits),
+        ("walk caches, EPT", 0 if entries else tlb.nested_tlb_misses, tlb.ept_pwc_hits),
+        ("walk cache of entries", entries and entries + result.walks.references, entries),
         ("nested TLB", nested, tlb.nested_tlb_hits),
     )
     table = section("TLBs and walk caches", ("lookups", "hit"))

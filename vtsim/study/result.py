@@ -48,6 +48,7 @@ class Monitor:
     system_calls: int = key("calls", "system calls that went through the monitor to the guest's kernel")
     injected: int     = key("events", "exceptions and interrupts that it delivered to guests")
     switches: int     = key("switches", "between the address spaces of a guest's kernel and of its processes")
+    world_switches: int = key("switches", "to the world of the host and back, where the monitor is hosted", default=0)
 
 
 @frozen(kw_only=True)
@@ -60,6 +61,7 @@ class Hypercalls:
     events_sent: int            = key("events", "that became pending on a port")
     upcalls: int                = key("upcalls", "that kernels were called back because events were pending")
     blocks: int                 = key("times", "that a kernel waited for an event")
+    stops: Mapping[str, int]    = key("stops", "{reason: count} of traced processes, by ptrace", factory=dict)
 
 
 @frozen(kw_only=True)
@@ -249,6 +251,8 @@ class Tlb:
     stlb_hits: int         = key("lookups", "of these two, found in the second-level TLB")
     pwc_hits: int          = key("walks", "shortened by a paging-structure cache of the guest dimension")
     ept_pwc_hits: int      = key("walks", "nested ones shortened by an EPT paging-structure cache")
+    entry_hits: int        = key("entries", "of the guest's tables, found in a walk cache that holds entries")
+    ept_entry_hits: int    = key("entries", "of the EPT tables, found in such a cache")
     nested_tlb_hits: int   = key("lookups", "guest-physical addresses translated without an EPT walk")
     nested_tlb_misses: int = key("lookups", "guest-physical addresses translated by an EPT walk")
     dropped: int           = key("entries", "removed by invalidations")

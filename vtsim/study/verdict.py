@@ -105,7 +105,7 @@ class Verdict:
 
 def thresholds_of(settings: Sequence[str]) -> Thresholds:
     """Thresholds from `name=value`; raises `ConfigError` for what is not one."""
-    known = {field.name for field in fields(Thresholds)}
+    known = [field.name for field in fields(Thresholds)]
     values: dict[str, float] = {}
     for setting in settings:
         name, _, text = setting.partition("=")
@@ -278,7 +278,7 @@ says which of Popek and Goldberg's three requirements (1974) hold. Nothing in a 
 |---|---|---|
 | equivalence | every vCPU saw the same values, and every VM ended alike ([what may differ](equivalence.md)) | none |
 | efficiency | the lower end of Wilson's interval of the share of guest instructions that the processor executed itself is above the threshold | `efficiency` {Thresholds().efficiency}, at `confidence` {Thresholds().confidence} |
-| isolation | of the attacks that there was occasion for, at least this share was contained | `isolation` {Thresholds().isolation} |
+| isolation | of the [attacks](attacks.md) that there was occasion for, at least this share was contained | `isolation` {Thresholds().isolation} |
 
 The definition asks for a *statistically dominant* part of the instructions: half is the least that dominates. The threshold is
 an option, as in `--threshold efficiency=0.9`. The exit status is 0 for a virtual machine and 1 for none.

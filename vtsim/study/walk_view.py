@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vtsim.base.units import SIZE
 from vtsim.ept import spec as e
-from vtsim.platform.steps import ENTRY_NAMES, EPT, GUEST, SHADOW, Level, NestedWalk, Reference
+from vtsim.platform.steps import ENTRY_NAMES, EPT, GUEST, SHADOW, WALK_CACHE, Level, NestedWalk, Reference
 from vtsim.platform.walk import EPT_VIOLATION, FETCH, PAGE_FAULT, WRITE, Walk
 from vtsim.study.table import section
 from vtsim.vmcs import qualification, reasons
@@ -106,7 +106,7 @@ def totals(walk: Walk) -> str:
     served: dict[str, int] = {}
     for r in references:
         served[r.served] = served.get(r.served, 0) + 1
-    parts = [f"{name} {served[name]}" for name in ("L1D", "L2", "L3", "DRAM") if name in served]
+    parts = [f"{name} {served[name]}" for name in (WALK_CACHE, "L1D", "L2", "L3", "DRAM") if name in served]
     by_dimension = [f"{number} {name}" for name, number in dimensions.items() if number or name != SHADOW]
     counted = f": {', '.join(by_dimension)}" if walk.eptp else ""
     return f"{_count(len(references), 'reference')}{counted}; {', '.join(parts) or 'none'}; {walk.cycles:,} cycles"

@@ -1,7 +1,7 @@
 """The buddy allocator of a host, laid into its memory: a zone for each node, a record for each frame.
 
 While a hypervisor is built, its builders take frames here; what they leave becomes the lists of free blocks that the
-hypervisor's programs take from and give to, by hooks that load and store the same words.
+hypervisor's programs take from and give to, by hooks that load and store the same words, under the zone's lock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.host import BLOCK, Host, Words
 
 ZONE_BYTES: Final = 256
+ZONE_TICKET, ZONE_SERVING = 128, 136  # byte offsets of its lock, behind the words that the hooks know
 
 
 def record_frames(frame_count: int) -> int:

@@ -15,6 +15,7 @@ from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.posted_interrupts import SUPPRESSED
 from vtsim.cpu.profile import Profile
 from vtsim.ept import direct as direct_interface
 from vtsim.ept import spec as e
@@ -34,10 +35,9 @@ from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory, gfn_range
 from vtsim.vmm.needs import Needs, bitmap_frames, needs, pool_frames
 from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.placement import Placement
-from vtsim.vmm.programs import dirty_log
+from vtsim.vmm.programs import dirty_log, locked_fault
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
-from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
@@ -62,8 +62,8 @@ APIC_MSRS: Final = {  # that need no exit then: priorities, bits of vectors; end
 PAUSE_GAP, PAUSE_WINDOW = 128, 4096  # cycles: KVM's ple_gap and ple_window
 EPT_DEVICE: Final = e.EPT_READ | e.EPT_WRITE  # uncacheable
 DOMAIN_TABLES: Final = 16  # of a remapping unit, beside those that lead to pages
+LATE_FRAMES: Final = 16  # of the host, for each vCPU, after its memory was given out
 PROGRAMS: Final[Kept[tuple[Program, Program]]] = Kept(8)
-LATE_FRAMES: Final = 16  # of the host, for each VM, after its memory was given out
 __all__ = ["Guest", "Hypervisor", "Needs", "Vcpu", "build_hypervisor", "needs"]
 
 
@@ -112,13 +112,17 @@ def build_hypervisor(
         addresses |= reserve_zones(host)
     if vmm.sharing.on:
         addresses |= reserve_sharing(host, [guest.memory for guest in guests])
+    if locked_fault.wanted(vmm, parameters):
+        first = host.reserve(locked_fault.descriptor_frames(engine.geometry.frame_count))
+        addresses["frame_hash"] = at.frame_address(first)
+        addresses["frames"] = addresses["frame_hash"] + 8 * locked_fault.HASH_BUCKETS
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
-    assigned = [(guest, *each) for guest in guests for each in guest.assigned]
-    if assigned:
-        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": len(assigned)}
+    assigned = sum(len(guest.assigned) for guest in guests)
+    if assigned and not vmm.posted_interrupts:
+        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned}
     if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
-        addresses["viommu"] = at.frame_address(host.reserve(2))  # its words, and the queue of the real unit
+        addresses["viommu"] = at.frame_address(host.reserve(3))  # its words, the queue of the real unit, its registers
         addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
         host.kernel.map(at.HOST_UNIT, [at.UNIT_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     tables = DirectHost.reserve(host) if direct else None
@@ -127,6 +131,7 @@ def build_hypervisor(
     path = Path(
         vmm=vmm, profile=Processor.of(profile), capabilities=capabilities, parameters=parameters, addresses=addresses,
         several=any(len(guest.cpus) > 1 for guest in guests),
+        parallel=len({cpu for guest in guests for cpu in (guest.cpu, *guest.cpus)}) > 1,
     )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)
@@ -134,17 +139,19 @@ def build_hypervisor(
     program, user = PROGRAMS.get(path.key, lambda: _assemble(path))
     engine.place(program, lambda page: TEXT_FRAME + (page - at.HOST_TEXT) // mem.PAGE_BYTES)
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
+    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
     disk_queues = {cpu: host.reserve(2) << 12 for cpu in cpu_pages} if vmm.swap.on else {}
     buddy = None
     if vmm.memory.buddy:
-        late = host.reserve(LATE_FRAMES * len(guests))
+        late_frames = LATE_FRAMES * sum(max(len(guest.cpus), 1) for guest in guests)
+        late = host.reserve(late_frames)
         buddy = Buddy.of(
             host, addresses, fragmentation=vmm.memory.fragmentation, limit=None, seed=seed, shuffled=shuffled,
             others=host.next_on,
         )  # fmt: skip
-        engine.frames_from(late, LATE_FRAMES * len(guests), shuffled=False, seed=seed)
+        engine.frames_from(late, late_frames, shuffled=False, seed=seed)
         free = np.empty(0, np.int64)
     else:
         free = host.give_out(wanted_blocks, size, shuffled=shuffled, seed=seed)
@@ -157,7 +164,6 @@ def build_hypervisor(
         vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
-    others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     vcpus = (*parts, *(vcpu for more in others for vcpu in more))
     hypervisor = Hypervisor(engine, host, path, program, user, vcpus, cpu_pages, disk_queues)
     table = host.words(handlers)
@@ -168,12 +174,9 @@ def build_hypervisor(
     host.gate(at.WIRE_VECTOR, labels["wire_interrupt"])
     if vmm.swap.on:
         host.gate(at.DISK_VECTOR, labels["disk_interrupt"])
-    for number, (guest, _, vector) in enumerate(assigned):
+    for number in range(addresses.get("assigned_count", 0)):
         host.gate(at.DEVICE_VECTOR + number, labels[f"device_interrupt_{number}"])
-        owner = next(vcpu for vcpu in parts if vcpu.name == guest.name)
-        for word, value in enumerate((owner.address, vector)):
-            host.store(addresses["assigned"] + ASSIGNED_BYTES * number + 8 * word, value)
-    if path.several:
+    if path.remote:
         host.gate(at.KICK_VECTOR, labels["kick_interrupt"])
     if vmm.apicv:
         host.gate(at.POSTED_VECTOR, labels["posted_interrupt"])
@@ -194,7 +197,7 @@ def build_hypervisor(
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
             vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
         if vcpu.ept is not None:
-            for frame, _ in guest.assigned:
+            for frame in guest.assigned:
                 vcpu.ept.map(frame << 12, frame, EPT_DEVICE)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for other, its_start in zip(others[number], start.others, strict=True):
@@ -205,7 +208,8 @@ def build_hypervisor(
         for pool in vcpu.pools:
             pool.hand_over()
         if vcpu.memory.placement is not None:
-            vcpu.memory.placement.hand_over(vcpu.address)
+            for each in (vcpu, *others[number]):
+                vcpu.memory.placement.hand_over(each.address, engine.geometry.node_of(each.cpu))
         if vmm.takes_back:
             vcpu.memory.frames = None  # from now on the process's tables say what is where
     if buddy is not None:
@@ -300,7 +304,8 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
-        log=host.reserve(1 + bitmap_frames(size)) if vmm.dirty_log.on else None,
+        log=host.reserve() if vmm.dirty_log.on else None,
+        dirty=host.reserve(bitmap_frames(size)) if vmm.dirty_log.on else None,
         marks=host.reserve(mark_frames(size)) if vmm.sharing.on else None,
         swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
         domain=_reserve_domain(host, guest),
@@ -308,8 +313,13 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
 
 
 def _reserve_domain(host: Host, guest: Guest) -> range:
-    """Frames for the tables through which devices reach a VM's memory: of pages of 4 KiB, at most."""
-    count = (guest.memory >> 21) + DOMAIN_TABLES if guest.assigned else 0
+    """Frames for the tables through which devices reach a VM's memory: of pages of 4 KiB, at most.
+
+    In caching mode each device has tables of its own.
+    """
+    devices = len(guest.assigned)
+    each = (guest.memory >> 21) * (1 + devices * (guest.viommu == "caching")) + 8 * devices
+    count = each + DOMAIN_TABLES if devices else 0
     first = host.reserve(count) if count else 0
     return range(first, first + count)
 
@@ -337,20 +347,19 @@ def _fill_vmcs(
     if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
-    if vcpu.log is not None:
+    if vcpu.log is not None and vcpu.dirty is not None:
         fields |= {"PML_ADDRESS": vcpu.log << 12, "PML_INDEX": dirty_log.LOG_EMPTY}
         values = {
-            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.log + 1),
+            "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.dirty),
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
-            "LOG_AT": host.profile.cycles(vmm.dirty_log.start) + 1,
         }  # fmt: skip
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
-    if vmm.collapse.on:
-        values["COLLAPSE_AT"] = hypervisor.path.addresses["collapse_period"]
     if vmm.dirty_log.stop is not None:
         values["LOG_END"] = host.profile.cycles(vmm.dirty_log.stop)
     if vcpu.marks is not None:
-        values |= {"SHARE_MARKS": at.frame_address(vcpu.marks), "SHARE_AT": hypervisor.path.addresses["share_period"]}
+        values["SHARE_MARKS"] = at.frame_address(vcpu.marks)
+    if vcpu.index == 0:  # whose thread is that of the VM's daemons
+        values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
         root = fill_pool(
             host, vcpu.shadow, start, host.profile, hypervisor.path.parameters,
@@ -382,6 +391,8 @@ def _fill_vmcs(
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
     words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
+    if vmm.paging == "agile" and hypervisor.path.profile.features.agile_cr3:
+        words[h.V_CR3_LIST] = vcpu.address + at.V["SHADOW_CR3"] - at.HOST_DIRECT
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
     words[h.V_VCPU] = number
     features = (direct_interface.DIRECT_TABLES if vmm.paging == "direct-pv" else 0) | (
@@ -408,10 +419,22 @@ def _fill_vmcs(
         "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0, "EPT_TOP": vcpu.ept_top << 12,
         "EPT_FIRST": vcpu.ept.root + 1 if vcpu.ept is not None else 0, "SHADOW_CR3": start.cr3,
     }  # fmt: skip
+    values |= {name: locked_fault.CACHE_OBJECTS for name, _ in locked_fault.CACHES}
     for name, value in values.items():
         host.store(vcpu.address + at.V[name], value)
     for n, index in enumerate(at.SWITCHED_MSRS):
         host.store(vcpu.address + at.V["GUEST_MSRS"] + 8 * n, start.msrs.get(index, 0))
+
+
+def _first_times(path: Path) -> dict[str, int]:
+    """When each daemon that is wanted goes to work for the first time."""
+    vmm, addresses = path.vmm, path.addresses
+    wanted = {
+        "LOG_AT": (vmm.dirty_log.on, path.profile.cycles(vmm.dirty_log.start) + 1),
+        "COLLAPSE_AT": (vmm.collapse.on, addresses["collapse_period"]),
+        "SHARE_AT": (vmm.sharing.on, addresses["share_period"]),
+    }
+    return {name: when for name, (on, when) in wanted.items() if on}
 
 
 def _devices(hypervisor: Hypervisor, vcpu: Vcpu) -> None:
@@ -475,6 +498,8 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         host.store(page + at.C[name], value)
     for n, vcpu in enumerate(vcpus):
         host.store(page + at.C["LIST"] + 8 * n, vcpu.address)
+        if n and hypervisor.path.vmm.posted_interrupts:  # it waits for the CPU
+            host.store(vcpu.address + at.V["POSTED"] + 8 * NOTIFICATION, notification(cpu) | SUPPRESSED)
     for n, value in enumerate(msrs.values()):
         host.store(page + at.C["MSRS"] + 8 * n, value)
         host.store(page + at.C["HOST_MSRS"] + 8 * n, value)

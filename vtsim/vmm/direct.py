@@ -52,7 +52,9 @@ class DirectHost:
             "frame_count": self.host.engine.geometry.frame_count,
         }
 
-    def offer(self, memory: VmMemory, number: int, batch: int, *, ring3: bool = False) -> DirectTables:
+    def offer(
+        self, memory: VmMemory, number: int, batch: int, *, ring3: bool = False, on_host: bool = False
+    ) -> DirectTables:
         """Let the VM with this number own its frames, and say what its guest's builder needs."""
         gfns = np.concatenate([np.arange(first, end) for first, end in gfn_ranges(memory.size)])
         owned = memory.machine(gfns)
@@ -63,12 +65,22 @@ class DirectHost:
             machine_to_physical=tuple(range(self.numbers, self.numbers + self.frames)),
             batch=batch,
             ring3=ring3,
+            on_host=on_host,
         )
 
-    def validate(self, memory: VmMemory, number: int, start: Start, own: Mapping[int, int] | None = None) -> None:
+    def validate(
+        self,
+        memory: VmMemory,
+        number: int,
+        start: Start,
+        own: Mapping[int, int] | None = None,
+        *,
+        keeps: bool = True,
+    ) -> None:
         """Give types and counts to the frames of the guest's tables, and make its mappings of them read-only.
 
-        `own`: entries of every root that are the hypervisor's, where the guest's kernel runs in ring 3.
+        `own`: entries of every root that are the hypervisor's, where the guest's kernel runs in ring 3. `keeps`: do
+        translations of processes stay when CR3 is loaded?
         """
         self.types, self.counts = {}, np.zeros(self.host.engine.geometry.frame_count, np.int64)
         for root in start.roots:
@@ -87,7 +99,7 @@ class DirectHost:
             entries[leads] &= ~np.where(tables[targets], e.PTE_WRITE, 0)
             np.add.at(self.counts, targets[~tables[targets]], 1)
         if own is not None:
-            self._for_ring_3(start, own)
+            self._for_ring_3(start, own, keeps)
         frames = np.flatnonzero(self.counts)
         types = np.full(len(frames), d.WRITABLE, np.int64)
         types[tables[frames]] = [self.types[frame] for frame in frames[tables[frames]].tolist()]
@@ -104,14 +116,14 @@ class DirectHost:
             if entry & e.PTE_PRESENT:
                 self._look((entry & e.ADDRESS) >> mem.PAGE_SHIFT, level - 1)
 
-    def _for_ring_3(self, start: Start, own: Mapping[int, int]) -> None:
+    def _for_ring_3(self, start: Start, own: Mapping[int, int], keeps: bool) -> None:
         """Make all that the guest maps user memory, that of processes global, and map the hypervisor in every root."""
         for frame, level in self.types.items():
             entries = self._entries(frame)
             present, user = entries & e.PTE_PRESENT != 0, entries & e.PTE_USER != 0
             if level == 1:
-                entries[present & user] |= e.PTE_GLOBAL
-                entries[present & ~user] &= ~e.PTE_GLOBAL
+                entries[present] &= ~e.PTE_GLOBAL
+                entries[present & user] |= e.PTE_GLOBAL if keeps else 0
             entries[present] |= e.PTE_USER
         for root in start.roots:
             for index, entry in own.items():

@@ -124,10 +124,10 @@ class Host:
         self.words(table.root, mem.TABLE)[UPPER_HALF:] = self.words(self.kernel.root, mem.TABLE)[UPPER_HALF:]
         return table
 
-    def gate(self, vector: int, handler: int) -> None:
-        """Let an interrupt gate of the host lead to a handler."""
+    def gate(self, vector: int, handler: int, idt: int | None = None) -> None:
+        """Let an interrupt gate of the host lead to a handler, or one of the IDT in another frame."""
         low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
-        address = self.address(self.idt) + 16 * vector
+        address = self.address(self.idt if idt is None else idt) + 16 * vector
         self.store(address, low)
         self.store(address + 8, handler >> 32 & 0xFFFF_FFFF)
 

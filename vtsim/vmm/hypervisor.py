@@ -42,8 +42,8 @@ class Guest:
     """A VM to be: its name, physical CPU (of several vCPUs, all), bytes of memory, devices, what lays its guest out.
 
     The virtual timers of a `recorded` guest are not armed: its interrupts come from the recording. `assigned` are
-    devices of its own: for each the frame of its registers and the vector that its interrupts have in the guest. All
-    memory of such a VM is there from the start, because devices cannot wait.
+    the frames of the registers of its own devices. All memory of such a VM is there from the start, because devices
+    cannot wait.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Guest:
     build: GuestBuilder
     devices: tuple[str, ...] = ()
     recorded: bool = False
-    assigned: tuple[tuple[int, int], ...] = ()
+    assigned: tuple[int, ...] = ()
     viommu: str = "none"  # the remapping unit that the VM sees: none, caching, nested
     cpus: tuple[int, ...] = ()
 
@@ -76,7 +76,8 @@ class Vcpu:
     index: int = 0  # which of its VM
     marks: int | None = None  # first frame of what the scanner of page sharing saw
     swap_marks: int | None = None  # first frame of what is on the disk
-    log: int | None = None  # frame of the page-modification log; behind it the bitmap of dirty logging
+    log: int | None = None  # frame of the page-modification log
+    dirty: int | None = None  # first frame of the bitmap of dirty logging
     domain: range = range(0)  # frames for tables that devices of its own are translated by
 
     @property

@@ -103,9 +103,10 @@ VCPU_WORDS: Final = (
     ("LAST_TSC",          2, "TSC at the last exit, low and high half"),
     ("XCR0",              1, "XCR0 of the guest"),
     ("SHADOW_CR3",        1, "CR3 that the guest believes in, under shadow paging"),
+    ("CR3_PAIRS",         8, "agile paging: pairs of such a CR3 and its shadow root, for the processor"),
     ("SHADOW",            1, "linear address of the pool of shadow pages"),
     ("NUMBER",            1, "which VM of the scenario"),
-    ("LOGGING",           1, "are writes to guest memory logged?"),
+    ("LOGGING",           1, "are writes to the VM's memory logged?"),
     ("LOG_AT",            1, "TSC at which logging starts or the log is collected; 0 never"),
     ("LOG_DUE",           1, "that time has come"),
     ("DIRTY_BITMAP",      1, "linear address of a bit for every guest frame that was written"),
@@ -130,9 +131,9 @@ VCPU_WORDS: Final = (
     ("SWAP_HAND",         1, "guest-physical address that reclaim looks at next"),
     ("SWAP_MARKS",        1, "linear address of a word for every guest frame: has it a copy on the disk?"),
     ("DISK_FIRST",        1, "place on the disk of its first frame"),
-    ("SWAP_DUE",          1, "what it waited for has come"),
+    ("SWAP_DUE",          1, "what it waited for has come, or may have"),
     ("WAIT_FRAME",        1, "frame that a page is being read into; 0 none"),
-    ("WAIT_ADDRESS",      1, "guest-physical address whose violation waits"),
+    ("WAIT_ADDRESS",      1, "guest-physical address whose violation waits; -1 none does"),
     ("WAIT_QUALIFICATION", 1, "its exit qualification"),
     ("SWAP_WAITS",        1, "times that the vCPU waited for a frame to be written"),
     ("PAGES_SWAPPED_IN",  1, "pages read from the disk"),
@@ -149,6 +150,12 @@ VCPU_WORDS: Final = (
     ("PAGES_MERGED",      1, "pages of the VM that gave way to a shared frame with the same contents"),
     ("PAGES_UNSHARED",    1, "pages of the VM that were copied because a shared frame was written"),
     ("OTHER_NODE",        1, "pages that came from another node than they should, because that had none"),
+    ("CACHED_LISTS",      1, "objects in a cache of those that a page fault may need: lists of the reverse map"),
+    ("CACHED_PAGES",      1, "pages for tables"),
+    ("CACHED_HEADERS",    1, "and what is known of them"),
+    ("NOTIFIER_SEQUENCE", 1, "times that the host has changed mappings of the process"),
+    ("NOTIFIER_COUNT",    1, "changes that go on"),
+    ("TABLES_LEFT",       1, "tables that the VM may still have"),
     ("AGILE_AT",          1, "TSC at which an interval of agile paging ends"),
     ("SHARED_PAGE",       1, "linear address of the page that a paravirtual guest shares"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all direct roots"),
@@ -174,9 +181,20 @@ VCPU_WORDS: Final = (
     ("IN_GUEST",          1, "is it in its guest, or about to enter?"),
     ("ASKED",             1, "requests of other vCPUs that it has not seen to"),
     ("ASKED_FLUSH",       1, "one was to drop translations, because EPT changed"),
+    ("ASKED_LOG",         1, "one was to empty its page-modification log, and to log as the VM does from now on"),
     ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
     ("REMOTE_FLUSHES",    1, "times that it dropped translations because another vCPU had changed EPT"),
+    ("WOKEN_BY",          1, "it was halted, and runs for a daemon only"),
+    ("FLUSH_CAUSE",       1, "for which of the following it asks others, if it does"),
+    ("FLUSHES_FOR_FAULTS", 1, "times that all other vCPUs had to drop translations for a page that got another frame"),
+    ("FLUSHES_FOR_LOG",   1, "for writes that are logged from now on, or again"),
+    ("FLUSHES_FOR_SHARING", 1, "for a page that became part of a shared frame"),
+    ("FLUSHES_FOR_COLLAPSE", 1, "for 2 MiB that were copied into a large page"),
+    ("FLUSHES_FOR_SWAP",  1, "for a page that was given up"),
+    ("FLUSHES_FOR_BALLOON", 1, "for a page that the guest gave"),
+    ("FLUSH_WAITS",       1, "times that another vCPU had not dropped them yet when it was looked at"),
+    ("KICKS",             1, "interrupts to CPUs of other vCPUs, so that they leave their guest or go on"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -233,6 +251,14 @@ STATISTICS: Final = (
     "PAGES_SWAPPED_OUT",
     "PAGES_DROPPED",
     "REMOTE_FLUSHES",
+    "FLUSHES_FOR_FAULTS",
+    "FLUSHES_FOR_LOG",
+    "FLUSHES_FOR_SHARING",
+    "FLUSHES_FOR_COLLAPSE",
+    "FLUSHES_FOR_SWAP",
+    "FLUSHES_FOR_BALLOON",
+    "FLUSH_WAITS",
+    "KICKS",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)
@@ -245,6 +271,7 @@ LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 
 # fmt: off
+FOR_FAULTS, FOR_LOG, FOR_SHARING, FOR_COLLAPSE, FOR_SWAP, FOR_BALLOON = range(6)   # causes of flushes, in their order
 RUNNABLE, HALTED, ENDED, WAITING = range(4)                                  # states of a vCPU
 REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked

@@ -10,6 +10,7 @@ from vtsim.base import memory as mem
 from vtsim.base.registry import import_all
 from vtsim.vmm.buddy import record_frames
 from vtsim.vmm.memory import GIB, gfn_ranges
+from vtsim.vmm.programs.locked_fault import descriptor_frames
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames
 from vtsim.vmm.sharing import mark_frames, sharing_frames
@@ -53,6 +54,8 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
     if software:  # all stores of a guest are executed, so that each of its pages may have contents
         programs = sum(SOFTWARE_PAGES + bitmap_frames(64 * size) + (size >> mem.PAGE_SHIFT) for size in memories)
     bitmaps = sum(bitmap_frames(size) + 1 for size in memories) if vmm.dirty_log.on else 0
+    if vmm.dirty_log.on and dict(vmm.parameters).get("lockless_faults") == 0:
+        bitmaps += descriptor_frames(gfn_ranges(host_memory)[-1][1])
     if vmm.memory.buddy:
         bitmaps += record_frames(gfn_ranges(host_memory)[-1][1])
     if vmm.sharing.on:
@@ -68,9 +71,9 @@ def needs(vmm: VmmSpec, memories: Sequence[int], host_memory: int = 0, more_vcpu
         + shadows
         + bitmaps
         + 256
-        + (32 + 160 * translating) * len(memories)
+        + (32 + 160 * translating + 16 * vmm.hosted) * len(memories)
         + 32 * more_vcpus,
-        code_pages=24 + (20 * translating + (CODE_PAGES + 4) * software) * len(memories),
+        code_pages=24 + (20 * translating + vmm.hosted + (CODE_PAGES + 4) * software) * len(memories),
         rows=8192 + (5000 * translating + (ROWS + 4096) * software) * len(memories),
         owners=1 + len(memories),
         host_frames=2 * tables + shadows + bitmaps + 2048 + 64 * (len(memories) + more_vcpus),

@@ -27,14 +27,18 @@ class Placement:
     handed_over: bool = field(default=False, init=False)
     moved: set[int] = field(factory=set, init=False)
 
-    def node(self, where: str) -> int:
-        """The node that `local` or `remote` means to this VM."""
-        return self.home if where != "remote" else (self.home + 1) % len(self.buddy.zones)
+    def node(self, where: str, home: int | None = None) -> int:
+        """The node that `local` or `remote` means to this VM, or to a vCPU whose CPU belongs to the node `home`."""
+        near = self.home if home is None else home
+        return near if where != "remote" else (near + 1) % len(self.buddy.zones)
 
     @property
     def zones(self) -> tuple[Zone, Zone]:
         """The zone that guest memory comes from, and the other one."""
-        first = self.node(self.spec.data)
+        return self._zones(self.home)
+
+    def _zones(self, home: int) -> tuple[Zone, Zone]:
+        first = self.node(self.spec.data, home)
         return self.buddy.zones[first], self.buddy.zones[(first + 1) % len(self.buddy.zones)]
 
     def of_pages(self, numbers: Words) -> Words:
@@ -79,12 +83,17 @@ class Placement:
         self.moved.add(gfn)
         return int(self._take(self.buddy.zones[self.node(self.spec.guest_tables)], 1)[0])
 
-    def hand_over(self, vcpu: int) -> None:
-        """Tell the vCPU whose words stand at a linear address."""
+    def hand_over(self, vcpu: int, node: int) -> None:
+        """Tell a vCPU, whose words stand at a linear address and whose CPU belongs to a node; the VM's first one first.
+
+        A page is local to the vCPU that touches it first; by turns they come from nodes, whoever touches them.
+        """
+        first, other = self.zones if self.spec.data == "interleaved" else self._zones(node)
+        words = {"ZONE": first.address, "OTHER_ZONE": other.address}
+        if not self.handed_over:
+            words |= {
+                "LARGE_PAGES": self.large_pages, "LARGE_MISSING": self.large_missing, "OTHER_NODE": self.other_node
+            }  # fmt: skip
         self.handed_over = True
-        first, other = self.zones
-        for name, value in (
-            ("ZONE", first.address), ("OTHER_ZONE", other.address), ("LARGE_PAGES", self.large_pages),
-            ("LARGE_MISSING", self.large_missing), ("OTHER_NODE", self.other_node),
-        ):  # fmt: skip
+        for name, value in words.items():
             self.host.store(vcpu + at.V[name], mem.signed(value))

@@ -55,6 +55,12 @@ class Path:
     parameters: Mapping[str, int]
     addresses: Mapping[str, int]  # linear addresses of the host's own structures
     several: bool = False  # has a VM more than one vCPU?
+    parallel: bool = False  # do vCPUs run on more than one CPU?
+
+    @property
+    def remote(self) -> bool:
+        """Can others than its own CPU want something of a vCPU: vCPUs of its VM, or a unit that posts interrupts?"""
+        return self.several or self.vmm.posted_interrupts
 
     def __getitem__(self, parameter: str) -> int:
         return self.parameters[parameter]

@@ -24,10 +24,11 @@ from vtsim.vmm.registry import Parameter
 LEAST_PAGES: Final = 64
 PERMILLE: Final = 1000
 CR0_WP, CR0_PG, CR4_PAE, CR4_PCIDE, CR4_SMEP, EFER_NX = 1 << 16, 1 << 31, 1 << 5, 1 << 17, 1 << 20, 1 << 11
+CR4_LA57, CR4_SMAP = 1 << 12, 1 << 21
 # fmt: off
 # bits of CR0 and CR4 that the guest must not change without the monitor: they decide how its tables are read
 CR0_WATCHED: Final = CR0_PG | CR0_WP | 1
-CR4_WATCHED: Final = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 12 | 1 << 17 | CR4_SMEP | 1 << 21 | 1 << 22
+CR4_WATCHED: Final = 1 << 4 | 1 << 5 | 1 << 7 | CR4_LA57 | CR4_PCIDE | CR4_SMEP | CR4_SMAP | 1 << 22
 #                    PSE      PAE      PGE      LA57      PCIDE     SMEP       SMAP      PKE
 CR0_FORCED: Final = CR0_PG | CR0_WP | 1 << 5 | 1        # in the processor, whatever the guest believes
 # fmt: on
@@ -129,6 +130,8 @@ def mode_of(start: Start) -> int:
         (d.MODE_WP, start.cr0 & CR0_WP),
         (d.MODE_NX, start.efer & EFER_NX),
         (d.MODE_SMEP, start.cr4 & CR4_SMEP),
+        (d.MODE_SMAP, start.cr4 & CR4_SMAP),
+        (d.MODE_LA57, start.cr4 & CR4_LA57),
         (d.MODE_PAGING, start.cr0 & CR0_PG),
     )
     return sum(mode for mode, present in flags if present)
@@ -156,7 +159,8 @@ def fill_pool(
     records[-1, d.RECORD["NEXT"] // 8] = 0
     direct = not mode & d.MODE_PAGING
     frame = 0 if direct else (start.cr3 & e.ADDRESS) // mem.PAGE_BYTES
-    role = 4 | d.ALL_RIGHTS << d.ROLE_RIGHTS | (mode & d.ROLE_MODES) << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
+    top = 5 if mode & d.MODE_LA57 else 4
+    role = top | d.ALL_RIGHTS << d.ROLE_RIGHTS | (mode & d.ROLE_MODES) << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
     records[0, d.RECORD["KEY"] // 8] = frame << d.KEY_FRAME | role
     records[0, d.RECORD["STATE"] // 8] = d.IN_USE
     host.store_many(pool.records, records.ravel())
@@ -167,7 +171,7 @@ def fill_pool(
         host.store(host.address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
-        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << 56,
+        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << d.MODE_SHIFT,
         "DIRECT": host.direct, "GUEST": guest,
         "TABLES": pool.tables << 12, "NOTES": host.address(pool.notes),
         "RECORDS": host.address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,

@@ -108,6 +108,12 @@ class VmmSpec:
         "How guest kernels are virtualized; `vtsim list technique` says what each is",
         default="hardware",
     )
+    hosted: bool = setting(
+        Boolean(),
+        "A monitor of deprivileged guests stands beside a host, to whose world it switches for devices, interrupts and "
+        "when its guest is idle",
+        default=False,
+    )
     personality: str = setting(Text(choices=("kvm", "minimal")), "Whose exit paths are executed", default="kvm")
     paging: str = setting(
         Text(choices=("auto", "ept", "shadow", "agile", "direct-pv", "software", "none")),
@@ -148,6 +154,11 @@ class VmmSpec:
     ipi_virtualization: bool = setting(
         Boolean(), "Let the processor post interrupts from one vCPU to another; needs apicv", default=False
     )
+    posted_interrupts: bool = setting(
+        Boolean(),
+        "Let the remapping unit post interrupts of a VM's own devices to its vCPUs; needs apicv",
+        default=False,
+    )
     native_methods: bool = setting(
         Boolean(),
         "Guests may call functions of the program that executes them, as a Java virtual machine's native methods are",
@@ -183,6 +194,12 @@ class VmmSpec:
                 field="paging",
                 help=f"paging can be auto, {', '.join(techniques[self.technique].paging)}",
             )
+        if self.hosted and not native and techniques[self.technique].paging != ("shadow",):
+            raise ConfigError(
+                f"technique {self.technique!r} has no monitor that stands beside a host",
+                field="hosted",
+                help="hosted can be false; or choose technique binary-translation, trap-and-emulate",
+            )
         if self.native_methods and not techniques[self.technique].in_software and not native:
             software = ", ".join(name for name, one in techniques.items() if one.in_software)
             raise ConfigError(
@@ -215,6 +232,12 @@ class VmmSpec:
                 field="pv.events",
                 help="events can be false; or leave out sharing, collapse, swap, balloon",
             )
+        if self.takes_back and self.features.exit_clustering and not native:
+            raise ConfigError(
+                "an exit cluster keeps where the host sees a guest's code, and memory is taken back",
+                field="features.exit_clustering",
+                help="exit_clustering can be false; or leave out sharing, collapse, swap, balloon",
+            )
         if self.apicv and self.pv.events and not native:
             raise ConfigError(
                 "a vector that the virtual local APIC does not know is injected where the hypervisor keeps that APIC",
@@ -226,6 +249,12 @@ class VmmSpec:
                 "interrupts between vCPUs are posted where the processor keeps the virtual local APIC",
                 field="ipi_virtualization",
                 help="ipi_virtualization can be false; or let apicv be true",
+            )
+        if self.posted_interrupts and not self.apicv:
+            raise ConfigError(
+                "interrupts of devices are posted where the processor keeps the virtual local APIC",
+                field="posted_interrupts",
+                help="posted_interrupts can be false; or let apicv be true",
             )
         if self.balloon.size and not native and self.ept.page_size > 4 * KIB:
             raise ConfigError(

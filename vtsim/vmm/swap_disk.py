@@ -47,12 +47,13 @@ def shares(buddy: Buddy, vcpus: Sequence[Vcpu], limit: int | None) -> list[int]:
 
 def share_out(hypervisor: Hypervisor, buddy: Buddy) -> None:
     """Tell every vCPU how many frames its VM may have and has, and where its pages stand on the disk."""
-    vcpus = hypervisor.vcpus
-    firsts = places([vcpu.memory.size for vcpu in vcpus])
-    for vcpu, share, first in zip(vcpus, shares(buddy, vcpus, hypervisor.path.vmm.swap.memory), firsts, strict=False):
-        place = vcpu.memory.placement
+    vms = [vcpu for vcpu in hypervisor.vcpus if vcpu.index == 0]
+    firsts = places([vcpu.memory.size for vcpu in vms])
+    for vm, share, first in zip(vms, shares(buddy, vms, hypervisor.path.vmm.swap.memory), firsts, strict=False):
+        place = vm.memory.placement
         values = {"SHARE": share, "DISK_FIRST": first, "RESIDENT": place.given if place is not None else 0}
-        if vcpu.swap_marks is not None:
-            values["SWAP_MARKS"] = at.frame_address(vcpu.swap_marks)
-        for name, value in values.items():
-            hypervisor.host.store(vcpu.address + at.V[name], value)
+        if vm.swap_marks is not None:
+            values["SWAP_MARKS"] = at.frame_address(vm.swap_marks)
+        for vcpu in (vcpu for vcpu in hypervisor.vcpus if vcpu.name == vm.name):
+            for name, value in values.items():
+                hypervisor.host.store(vcpu.address + at.V[name], value)

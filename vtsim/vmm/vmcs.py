@@ -88,7 +88,7 @@ def guest_state(start: Start) -> dict[str, int]:
         "GUEST_IDTR_BASE": start.idtr_base, "GUEST_IDTR_LIMIT": start.idtr_limit,
         "GUEST_GDTR_BASE": start.gdtr_base, "GUEST_GDTR_LIMIT": start.gdtr_limit,
         "GUEST_TR_BASE": start.tr_base, "GUEST_TR_LIMIT": 0x67, "GUEST_TR_ACCESS_RIGHTS": 0x8B,
-        "GUEST_TR_SELECTOR": 0x40, "GUEST_LDTR_ACCESS_RIGHTS": 0x10000,
+        "GUEST_TR_SELECTOR": start.tr_selector, "GUEST_LDTR_ACCESS_RIGHTS": 0x10000,
         "GUEST_CS_SELECTOR": 0x10 | start.cpl, "GUEST_SS_SELECTOR": 0x18 | start.cpl,
         "GUEST_CS_ACCESS_RIGHTS": code, "GUEST_SS_ACCESS_RIGHTS": data,
         "GUEST_CS_LIMIT": 0xFFFF_FFFF, "GUEST_SS_LIMIT": 0xFFFF_FFFF,

@@ -28,6 +28,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
+    top_level,
 )
 from vtsim.cpu.kernels.shadow_sync import unprotect
 from vtsim.cpu.kernels.shadow_walk import P_LEVEL, P_PATH, P_TABLE
@@ -65,7 +66,7 @@ def map_switch(m: Record, a: Arena, t: Tags) -> bool:
     leaf = shadow_get(m, a, t, pool + P_LEVEL)
     if leaf == 0 or m[s.SHADOW_ROOT] < 0:
         return False
-    for level in range(4, leaf, -1):
+    for level in range(top_level(m), leaf, -1):
         frame = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
         if not has_frame(m, a, t, frame):
             continue
@@ -96,7 +97,7 @@ def is_root(m: Record, a: Arena, t: Tags, frame: int) -> bool:
     page = shadow_get(m, a, t, bucket_at(m, frame))
     while page:
         key = shadow_get(m, a, t, record_at(m, page - 1))
-        if key >> KEY_FRAME == frame and key & d.ROLE_LEVEL == 4 and key & d.ROLE_DIRECT == 0:
+        if key >> KEY_FRAME == frame and key & d.ROLE_LEVEL == top_level(m) and key & d.ROLE_DIRECT == 0:
             return True
         page = shadow_get(m, a, t, record_at(m, page - 1) + R_NEXT)
     return False

@@ -8,18 +8,20 @@ assembled programs, which use 64-bit mode.
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import is_memory, load_word
+from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
 from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
+from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
 from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
+from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.operands import get_register, linear, load_operand, offset_of, segment_of
 from vtsim.cpu.kernels.register_checks import (
@@ -39,6 +41,7 @@ from vtsim.ept.spec import ADDRESS, EPT_READ, Q_FINAL, Q_LINEAR_VALID
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
 
 # fmt: off
 CR0_PAGING = (1 << 31) | (1 << 16) | 1
@@ -145,9 +148,11 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 shadow = a[at + (v.CR0_READ_SHADOW if number == 0 else v.CR4_READ_SHADOW)]
                 value = (value & ~mask) | (shadow & mask)
         elif number == 3:
-            if primary & b.CR3_STORE_EXITING:
-                return cr_exit(m, a, q)
             value = m[s.CR3]
+            if primary & b.CR3_STORE_EXITING:
+                if a[at + h.V_CR3_LIST] == 0:
+                    return cr_exit(m, a, q)
+                value = listed_word(m, a, t, a[at + h.V_CR3_LIST])
         elif number == 8:
             if primary & b.CR8_STORE_EXITING:
                 return cr_exit(m, a, q)
@@ -223,7 +228,10 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             for n in range(min(a[at + v.CR3_TARGET_COUNT], 4)):
                 listed = listed or a[at + v.CR3_TARGET_VALUE_0 + n] == value
             if not listed:
-                return cr_exit(m, a, q)
+                root = listed_root(m, a, t, value & 0x7FFF_FFFF_FFFF_FFFF) if a[at + h.V_CR3_LIST] else 0
+                if root == 0:
+                    return cr_exit(m, a, q)
+                value = (value & ~ADDRESS) | root
         if decoded and m[s.MODE] == 0 and value & 0x7FFF_FFFF_FFFF_FFFF & (m[s.RESERVED_BITS] | 0x7FF << 52):
             return raise_exception(m, GP, 1, 0)
         if decoded and value < 0 and m[s.CR4] & CR4_PCIDE == 0:
@@ -315,6 +323,32 @@ def keep_pdptes(m: Record, loaded: tuple[int, int, int, int]) -> None:
     """Put the PDPTEs back that were loaded before: a write of CR3 that faults loads none."""
     for n in range(4):
         m[s.PDPTE0 + n] = loaded[n]
+
+
+@kernel
+def listed_word(m: Record, a: Arena, t: Tags, hpa: int) -> int:
+    """A word of the list of CR3 values, which the processor loads as it loads data."""
+    if not probe(m, t, s.L1D, hpa >> 6):
+        charge(m, a, o.DATA_STALL, data_miss(m, a, t, hpa >> 6))
+    return load_word(a, hpa)
+
+
+@kernel
+def listed_root(m: Record, a: Arena, t: Tags, cr3: int) -> int:
+    """The shadow root that the hypervisor listed for a CR3 of its guest, which the guest then believes in; 0 for none.
+
+    Agile paging (AGILE16) supposes a processor that remembers such pairs.
+    """
+    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST]
+    for n in range(h.CR3_PAIRS):
+        at = cr3_list + 8 + 16 * n
+        root = listed_word(m, a, t, at + 8)
+        if root == 0:
+            return 0
+        if listed_word(m, a, t, at) == cr3:
+            store_word(a, cr3_list, cr3)
+            return root
+    return 0
 
 
 @kernel

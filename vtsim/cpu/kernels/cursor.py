@@ -5,7 +5,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_DECODE
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import RF_IF
+from vtsim.cpu.codes import HOST_PROCESS, RF_IF
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
@@ -45,6 +45,8 @@ def set_privilege(m: Record, a: Arena, ring: int) -> None:
     m[s.SS_ACCESS_RIGHTS] = (m[s.SS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)
     if a[A_DECODE] == 0:
         m[s.CS_ACCESS_RIGHTS] = (m[s.CS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)
-    if m[s.MONITORED]:  # ring 0 is the monitor's, ring 3 its guest's: of its kernel or of a process
-        m[s.OWNER] = m[s.MONITORED] if ring else m[s.HOST_OWNER]
+    if m[
+        s.MONITORED
+    ]:  # ring 0 is the monitor's, ring 3 its guest's, of its kernel or of a process; or a host process's
         m[s.BELIEVED] = a[m[s.BELIEVED_AT]] if ring else 0
+        m[s.OWNER] = m[s.MONITORED] if ring and m[s.BELIEVED] != HOST_PROCESS else m[s.HOST_OWNER]

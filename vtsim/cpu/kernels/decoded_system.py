@@ -44,6 +44,7 @@ from vtsim.cpu.kernels.operands import (
     store_segment,
 )
 from vtsim.cpu.kernels.pending import arm
+from vtsim.cpu.kernels.segment_ops import look_at_segment, pop_segment, push_segment, segment_base
 from vtsim.cpu.kernels.segments import load_system_segment
 from vtsim.cpu.kernels.sensitive import exit_by_instruction
 from vtsim.cpu.kernels.v86_extensions import redirect, redirects
@@ -141,11 +142,7 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         set_register(m, r2, size, state ^ ((state >> 17) & 0xFFFF))
         m[s.RFLAGS] = (m[s.RFLAGS] & ~ARITHMETIC) | RF_CF
     elif op == o.XGETBV:
-        index = m[s.GPR + s.RCX] & 0xFFFFFFFF
-        if index > 1:
-            return raise_exception(m, GP, 1, 0)
-        m[s.GPR + s.RAX] = m[s.XCR0] & 0xFFFFFFFF
-        m[s.GPR + s.RDX] = (m[s.XCR0] >> 32) & 0xFFFFFFFF
+        return read_extended_control(m)
     elif op == o.RDPMC:  # none of the counters is enabled
         if (m[s.GPR + s.RCX] & 0xFFFFFFFF) >= max((cpuid_register(a, 0xA, 0, 0) >> 8) & 0xFF, COUNTERS):
             return raise_exception(m, GP, 1, 0)
@@ -183,10 +180,31 @@ def decoded_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return raise_exception(m, GP, 1, 0)
     elif op == o.XSAVES or op == o.XRSTORS:
         return extended_state(m, a, t, r, op)
-    elif op >= o.MOVE:
+    elif o.LAR <= op <= o.VERW:
+        selector = get_register(m, r2, 2) if in_register else load_operand(m, a, t, r, 2)
+        if not in_register and m[s.FAULT_KIND]:
+            return raise_fault(m, a, t, m[s.FAULT_KIND])
+        return look_at_segment(m, a, t, op, selector, a[r + o.ROW_R1], size)
+    elif op == o.PUSH_SEGMENT:
+        return push_segment(m, a, t, a[r + o.ROW_EXTRA], size)
+    elif op == o.POP_SEGMENT:
+        return pop_segment(m, a, t, a[r + o.ROW_EXTRA], size)
+    elif o.RDFSBASE <= op <= o.WRGSBASE:
+        return segment_base(m, op, r2, size)
+    elif o.MOVE <= op < o.STAC:
         return instruction(m, a, t, r, op)
     else:
         return NOT_HERE
+    return NEXT
+
+
+@kernel
+def read_extended_control(m: Record) -> int:
+    """XGETBV."""
+    if m[s.GPR + s.RCX] & 0xFFFFFFFF > 1:
+        return raise_exception(m, GP, 1, 0)
+    m[s.GPR + s.RAX] = m[s.XCR0] & 0xFFFFFFFF
+    m[s.GPR + s.RDX] = (m[s.XCR0] >> 32) & 0xFFFFFFFF
     return NEXT
 
 

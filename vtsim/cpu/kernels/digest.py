@@ -13,13 +13,14 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_PORTS
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.visible import MASKS, RULES
+from vtsim.cpu.codes import PF
+from vtsim.cpu.visible import EXCEPTION, MASKS, RULES
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
 
 # fmt: off
-# A log is two streams, of applications and of the kernel: header words, then rows.
+# A log is three streams, of applications, of the kernel and of exceptions: header words, then rows.
 # values seen; first one logged; of 2**SHIFT one is logged; does a full log stay as it is?; digest of all, and another
 # that does not depend on their order
 (SEEN_COUNT, SEEN_FIRST, SEEN_SHIFT, SEEN_FIXED, SEEN_LAST, SEEN_SUM) = range(6)
@@ -30,6 +31,7 @@ SEEN_WORDS: Final = 8
 SEEN_STREAM: Final = SEEN_HEADER + SEEN_ROWS * SEEN_WORDS
 CONFIG_PORT: Final = 0xCF8
 GPR_OF_PART: Final = (s.RAX, s.RBX, s.RCX, s.RDX)
+BY_APPLICATIONS, BY_KERNELS, BY_EXCEPTIONS = range(3)   # streams
 # fmt: on
 
 
@@ -50,12 +52,12 @@ def left_out(op: int, of: int, part: int) -> int:
 
 
 @kernel
-def log_seen(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, value: int, rip: int) -> None:
+def log_seen(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: int, rip: int) -> None:
     """Log a value; a full log that is not fixed to its values keeps every second one."""
-    at = m[s.SEEN] + kernels * SEEN_STREAM
+    at = m[s.SEEN] + stream * SEEN_STREAM
     n = a[at + SEEN_COUNT] - a[at + SEEN_FIRST]
     a[at + SEEN_COUNT] += 1
-    a[at + SEEN_LAST] = m[s.DIGEST_APPLICATION + kernels]
+    a[at + SEEN_LAST] = m[s.DIGEST_APPLICATION + stream]
     a[at + SEEN_SUM] += mix(mix(mix(op << 8 | part, of), value), 0)
     if n < 0 or n & ((1 << a[at + SEEN_SHIFT]) - 1):
         return
@@ -70,7 +72,7 @@ def log_seen(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, val
         a[at + SEEN_SHIFT] += 1
         row >>= 1
     line = at + SEEN_HEADER + row * SEEN_WORDS
-    a[line + SEEN_DIGEST] = m[s.DIGEST_APPLICATION + kernels]
+    a[line + SEEN_DIGEST] = m[s.DIGEST_APPLICATION + stream]
     a[line + SEEN_OP] = op
     a[line + SEEN_OF] = of
     a[line + SEEN_PART] = part
@@ -80,16 +82,16 @@ def log_seen(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, val
 
 
 @kernel
-def roll(m: Record, a: Arena, kernels: int, op: int, of: int, part: int, value: int, rip: int) -> None:
-    """Roll a value into the digest of applications, or of kernels."""
+def roll(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: int, rip: int) -> None:
+    """Roll a value into the digest of applications, of kernels, or of exceptions."""
     if op != o.SYSRET:
         bits = left_out(op, of, part)
         if bits == -1:
             return
         value &= ~bits
-    m[s.DIGEST_APPLICATION + kernels] = mix(m[s.DIGEST_APPLICATION + kernels], value)
+    m[s.DIGEST_APPLICATION + stream] = mix(m[s.DIGEST_APPLICATION + stream], value)
     if m[s.SEEN]:
-        log_seen(m, a, kernels, op, of, part, value, rip)
+        log_seen(m, a, stream, op, of, part, value, rip)
 
 
 @kernel
@@ -105,7 +107,23 @@ def saw(m: Record, a: Arena, op: int, of: int, part: int, value: int) -> None:
 def shown(m: Record, a: Arena, op: int, of: int, value: int) -> None:
     """A monitor shows its guest a value: as the guest would have seen it, in the ring it believes in."""
     application = m[s.MONITORED] and a[m[s.BELIEVED_AT]] == 0
-    roll(m, a, 0 if application else 1, op & 0xFF, of, op >> 8, value, 0)
+    stream = BY_APPLICATIONS if application else BY_KERNELS
+    if op & 0xFF == EXCEPTION:
+        stream = BY_EXCEPTIONS
+    roll(m, a, stream, op & 0xFF, of, op >> 8, value, 0)
+
+
+@kernel
+def saw_exception(m: Record, a: Arena, vector: int, error: int) -> None:
+    """An exception is delivered through the guest's own table: vector, error code (-1 none), the address of a #PF.
+
+    What a monitor without VT-x gets is nobody's.
+    """
+    if m[s.MONITORED]:
+        return
+    roll(m, a, BY_EXCEPTIONS, EXCEPTION, vector, 0, error, m[s.RIP])
+    if vector == PF:
+        roll(m, a, BY_EXCEPTIONS, EXCEPTION, vector, 1, m[s.CR2], m[s.RIP])
 
 
 @kernel

@@ -144,6 +144,7 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     m[s.ACTIVITY] = o.APPLICATION
     m[s.DIGEST_APPLICATION] = vmcs[h.V_DIGEST_APPLICATION]
     m[s.DIGEST_KERNEL] = vmcs[h.V_DIGEST_KERNEL]
+    m[s.DIGEST_EXCEPTION] = vmcs[h.V_DIGEST_EXCEPTION]
     m[s.SEEN] = vmcs[h.V_SEEN]
     see_result(m, a, at)
     m[s.TSC_OFFSET] = vmcs[v.TSC_OFFSET] if primary & b.USE_TSC_OFFSETTING else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
+    EPT_ENTRY_HITS,
     EPT_L1D,
     EPT_PWC_HITS,
     EPT_REFERENCES,
@@ -19,10 +20,11 @@ from vtsim.cpu.kernels.caches import find, keep, read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT
 from vtsim.cpu.kernels.foresight import NESTED, remember
 from vtsim.cpu.kernels.rights import EXECUTE, UP_NX, UP_USER, UP_WRITE, WRITE
-from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, keep_table
+from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, held_entry, keep_entry, keep_table
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT_PHYSICAL,
+    ENTRY_CACHE,
     EPT_AD,
     EPT_FEATURES,
     EPT_PDE,
@@ -170,7 +172,8 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     level = levels
     rights = EPT_RIGHTS
     rwx = EPT_RIGHTS if m[EPT_FEATURES] & MODE_BASED else EPT_RWX
-    up = deepest(m, a, EPT_PDE, gpa >> 12, levels, context)
+    single = m[ENTRY_CACHE] != 0  # do walk caches hold single entries?
+    up = -1 if single else deepest(m, a, EPT_PDE, gpa >> 12, levels, context)
     if up >= 0:
         table = up & ADDRESS
         level = (up >> TABLE_LEVEL) & 7
@@ -180,11 +183,14 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     while True:
         shift = 3 + 9 * level
         at = table | ((gpa >> shift) & 511) << 3
-        a[owner + EPT_REFERENCES] += 1
-        entry = -1  # where nothing answers
-        if is_memory(a, at):
-            m[WALK_LATENCY] += read_line(m, a, t, at, EPT_L1D)
-            entry = load_word(a, at)
+        entry = -1
+        if single and level > 1:
+            entry = held_entry(m, a, EPT_PDE, at, context, EPT_PWC_HIT_CYCLES, EPT_ENTRY_HITS)
+        if entry == -1:  # as is what is read where nothing answers
+            a[owner + EPT_REFERENCES] += 1
+            if is_memory(a, at):
+                m[WALK_LATENCY] += read_line(m, a, t, at, EPT_L1D)
+                entry = load_word(a, at)
         allowed = entry & rwx
         if allowed == 0:
             m[FAULT_SUPPRESSED] = entry < 0
@@ -220,7 +226,10 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         level -= 1
         if level == 1:
             remember(m, a, NESTED, gpa >> 21, table)
-        keep_table(m, a, EPT_PDE, gpa >> 12, level, context, table | rights)
+        if single:
+            keep_entry(m, a, EPT_PDE, at, context, entry)
+        else:
+            keep_table(m, a, EPT_PDE, gpa >> 12, level, context, table | rights)
     size = level - 1
     within = (1 << shift) - 1
     dirty = 1

@@ -34,6 +34,7 @@ from vtsim.cpu.codes import (
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
+from vtsim.cpu.kernels.digest import saw_exception
 from vtsim.cpu.kernels.ept_walk import MISCONFIGURATION, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.cpu.kernels.exceptions import contributory, exception_exit, exception_exits, raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
@@ -152,6 +153,8 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
             if vector == PF and kind == HARDWARE_EXCEPTION:
                 a[m[s.OWNER] + k.PAGE_FAULTS] += 1
             a[m[s.OWNER] + (k.INTERRUPTS if kind == EXTERNAL else k.EXCEPTIONS)] += 1
+            if kind == HARDWARE_EXCEPTION:
+                saw_exception(m, a, vector, error if has_error else -1)
             m[s.GPR + s.RSP] = rsp - (48 if has_error else 40)
             set_privilege(m, a, 0)
             m[s.RIP] = (low & 0xFFFF) | ((low >> 48) & 0xFFFF) << 16 | (high & 0xFFFFFFFF) << 32

@@ -89,6 +89,7 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     vmcs[h.V_EXIT_REASON] = (reason & 0xFFFF) | (before & 1) << 16
     vmcs[h.V_DIGEST_APPLICATION] = m[s.DIGEST_APPLICATION]
     vmcs[h.V_DIGEST_KERNEL] = m[s.DIGEST_KERNEL]
+    vmcs[h.V_DIGEST_EXCEPTION] = m[s.DIGEST_EXCEPTION]
     await_result(m, a, at, reason, qualification)
     m[s.SEEN] = 0
     # exit information

@@ -48,7 +48,7 @@ from vtsim.cpu.kernels.operands import (
 )
 from vtsim.cpu.kernels.pending import between_iterations
 from vtsim.cpu.kernels.rights import READ
-from vtsim.cpu.kernels.segments import load_data_segment
+from vtsim.cpu.kernels.segment_ops import move_to_segment
 
 
 @kernel
@@ -124,13 +124,7 @@ def instruction(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         selector = get_register(m, r2, 2) if in_register else load_operand(m, a, t, r, 2)
         if not in_register and m[s.FAULT_KIND]:
             return refuse(m, a, t, m[s.FAULT_KIND], 2, False, 0, 16)
-        ended = load_data_segment(m, a, t, segment, selector)
-        again = m[s.INTERRUPT_SHADOW] and m[s.SHADOW_KIND] == 2  # only the first of several inhibits
-        if ended == NEXT and segment == modes.SS and not again:
-            m[s.INTERRUPT_SHADOW] = 2
-            m[s.SHADOW_KIND] = 2
-            m[s.LIMIT] = 0
-        return ended
+        return move_to_segment(m, a, t, segment, selector)
     if op == o.MOV_FROM_SEGMENT:
         segment = a[r + o.ROW_EXTRA]
         if segment > modes.GS:

@@ -7,6 +7,7 @@ from vtsim.base.memory import A_TRACE, A_TRACE_LENGTH, A_TRACE_LIMIT
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.codes import KERNEL_IN_RING_3
 
 # fmt: off
 TRACE_WORDS, TRACE_SLACK = 12, 16   # a record is a row of vtsim.base.trace
@@ -18,12 +19,12 @@ def settle(m: Record, a: Arena) -> None:
     """Charge cycles and instructions to whoever ran: before owner, privilege or activity change."""
     privilege = m[s.PRIVILEGE]
     owner = m[s.OWNER]
-    ring = 0 if m[s.BELIEVED] else privilege & 1
+    ring = 0 if m[s.BELIEVED] == KERNEL_IN_RING_3 else privilege & 1
     at = owner + ring * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + m[s.ACTIVITY]
     a[at] += m[s.CYCLE] - m[s.MARK]
     m[s.MARK] = m[s.CYCLE]
     a[owner + k.OWN_INSTRUCTIONS + privilege] += m[s.RETIRED] - m[s.RETIRED_MARK]
-    if m[s.BELIEVED]:
+    if m[s.BELIEVED] == KERNEL_IN_RING_3:
         a[owner + k.OWN_DEPRIVILEGED] += m[s.RETIRED] - m[s.RETIRED_MARK]
     m[s.RETIRED_MARK] = m[s.RETIRED]
 
@@ -32,7 +33,7 @@ def settle(m: Record, a: Arena) -> None:
 def charge(m: Record, a: Arena, activity: int, cycles: int) -> None:
     """Let cycles pass that belong to an activity of the CPU itself, not of the program."""
     privilege = m[s.PRIVILEGE]
-    ring = 0 if m[s.BELIEVED] else privilege & 1
+    ring = 0 if m[s.BELIEVED] == KERNEL_IN_RING_3 else privilege & 1
     a[m[s.OWNER] + ring * k.RING_STRIDE + privilege * o.ACTIVITY_SLOTS + activity] += cycles
     m[s.CYCLE] += cycles
     m[s.MARK] += cycles

@@ -40,6 +40,7 @@ from vtsim.cpu.slots import (
     CR3,
     CR4,
     EFER,
+    ENTRY_CACHE,
     EPTP,
     FAULT_GPA,
     FAULT_GVA,
@@ -98,7 +99,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     context = m[CONTEXT] << CONTEXT_SHIFT
     number = linear_number(m, gva)
     from_cache, writable = False, True  # the table's host-physical address comes from the PDE cache; EPT allows writes
-    up = deepest(m, a, PWC_PDE, number, 2, context)
+    up = -1 if m[ENTRY_CACHE] else deepest(m, a, PWC_PDE, number, 2, context)
     if up >= 0:
         level, table, rights, writable = 1, up & ADDRESS, up & 7, up & UP_HOST_WRITE != 0
         from_cache = through_ept
@@ -117,7 +118,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
                 return found
             host = (found & ADDRESS) | (place & 0xFFF)
             writable = found & EPT_WRITE != 0
-        if level == 1 and up < 0:
+        if level == 1 and up < 0 and m[ENTRY_CACHE] == 0:
             kept = (host & ~0xFFF) | rights | (UP_HOST_WRITE if writable else 0)
             keep_table(m, a, PWC_PDE, number, 1, context, kept)
         a[owner + GUEST_REFERENCES] += 1

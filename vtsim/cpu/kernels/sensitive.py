@@ -32,6 +32,7 @@ from vtsim.vmcs.kernels.values import cpuid_register
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CR4_KL: int = 1 << 19
+CR4_FSGSBASE: int = 1 << 16
 LEAVES: int = 63                  # leaves with a bit of their own in a bitmap; one more stands for the rest
 COUNTERS: int = 2                  # of processors that do not enumerate them
 # fmt: on
@@ -118,6 +119,8 @@ def undefined(m: Record, a: Arena, op: int) -> bool:
         return True
     if rule & rules.EXTENDED and m[s.CR4] & CR4_OSXSAVE == 0 and a[A_DECODE]:
         return True
+    if rule & rules.FSGSBASE:
+        return mode != 0 or m[s.CR4] & CR4_FSGSBASE == 0
     if rule & rules.CONTROL:
         return m[s.NONROOT] != 0 and secondary_controls(m, a) & NEEDED[op] == 0 and a[A_DECODE] != 0
     if rule & rules.SCE:

@@ -16,6 +16,7 @@ from vtsim.cpu.kernels.shadow_pool import begin_shadow
 from vtsim.cpu.kernels.shadow_sync import (
     forget_frame,
     invalidate_address,
+    invalidate_contexts,
     synchronize,
     synchronize_all,
     table_written,
@@ -29,11 +30,12 @@ FIRST_SHADOW_HOOK: Final = 16
 # fmt: off
 (SHADOW_WALK, SHADOW_MAP, SHADOW_MAP_DEVICE, SHADOW_FIND_DEVICE, SHADOW_WRITE, SHADOW_UNPROTECT, SHADOW_UNMAP,
  SHADOW_LOAD_ROOT, SHADOW_SYNC, SHADOW_SYNC_ALL, SHADOW_INVLPG, SHADOW_ZAP_ALL, AGILE_NOTE, AGILE_WRITE,
- AGILE_SCAN) = range(16, 31)
+ AGILE_SCAN, SHADOW_INVPCID) = range(16, 32)
 SHADOW_HOOKS: Final = (
-    # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do
-    ("SHADOW_WALK",        "address RSI, error code RDX; RAX <- 0, or 1 if the guest's tables refuse the access; "
-                           "RDX <- error code of that fault; RCX <- guest-physical address"),
+    # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do, from
+    #                      bits HELD and FILLED on entries held against the guest's, and filled beside
+    ("SHADOW_WALK",        "address RSI, error code and RFLAGS.AC RDX; RAX <- 0, or 1 if the guest's tables refuse the "
+                           "access; RDX <- error code of that fault; RCX <- guest-physical address"),
     ("SHADOW_MAP",         "host entry RBX of level RCX, slot R14, its flags R10; RAX <- 0, or 1 if the access is a "
                            "write to a table"),
     ("SHADOW_MAP_DEVICE",  "the frame of the last walk is a device's"),
@@ -51,6 +53,8 @@ SHADOW_HOOKS: Final = (
     ("AGILE_WRITE",        "guest-physical address RSI, exit qualification RDX of a write that EPT refused; RAX <- 0 "
                            "if it may be made now, 1 if it is one to a table"),
     ("AGILE_SCAN",         "an interval is over; RAX <- tables that are shadowed again"),
+    ("SHADOW_INVPCID",     "type RCX, PCID RBX, address RSI of an INVPCID; RAX <- 1 if it names a root that was loaded "
+                           "lately, else 0"),
 )
 # fmt: on
 
@@ -93,6 +97,8 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = ept_written(m, a, t)
     elif number == AGILE_SCAN:
         fault = scan_nested(m, a, t)
+    elif number == SHADOW_INVPCID:
+        fault = invalidate_contexts(m, a, t)
     else:
         m[s.STOP] = MODEL_FAULT
     m[s.GPR + s.RDX] = m[s.SHADOW_FLAGS]

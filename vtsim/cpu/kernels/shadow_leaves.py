@@ -21,6 +21,7 @@ from vtsim.cpu.kernels.shadow_pages import (
 )
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
+    HELD_ONE,
     KEY_FRAME,
     P_REUSED,
     R_BELOW,
@@ -104,6 +105,7 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         old = shadow_get(m, a, t, entry_at(m, entry))
         if old == 0:
             continue
+        m[s.SHADOW_FLAGS] += HELD_ONE
         wanted = guest_word(m, a, t, table | index << 3)
         frame = (wanted & ADDRESS) >> 12
         if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(m, wanted, 1, reserved):

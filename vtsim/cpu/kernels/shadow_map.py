@@ -10,22 +10,26 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
 from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_writes, keep_free, leaves_of, link_page
 from vtsim.cpu.kernels.shadow_pool import (
+    FILLED_ONE,
     KEY_FRAME,
     NO_ROOT,
+    P_CR3,
     P_MODE,
     P_ROOT,
     STRANGE_ROOT,
     entry_at,
     has_frame,
+    list_root,
     page_behind,
     record_at,
     shadow_count,
     shadow_get,
     shadow_put,
+    top_level,
+    unlist_roots,
 )
 from vtsim.cpu.kernels.shadow_walk import (
     P_ADDRESS,
-    P_CR3,
     P_ERROR,
     P_FRAME,
     P_LEVEL,
@@ -84,6 +88,8 @@ def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
 def load_root(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_LOAD_ROOT: the root for CR3 in RSI and the paging mode in RBX, found again or made."""
     pool = m[s.SHADOW_POOL]
+    if m[s.SHADOW_MODE] != m[s.GPR + s.RBX]:
+        unlist_roots(m, a, t)
     m[s.SHADOW_MODE] = m[s.GPR + s.RBX]
     shadow_put(m, a, t, pool + P_MODE, m[s.SHADOW_MODE])
     shadow_put(m, a, t, pool + P_CR3, m[s.GPR + s.RSI])
@@ -94,13 +100,15 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     if not direct and not has_frame(m, a, t, frame):
         frame = 0
         direct = True
-    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << 56):
+    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << d.MODE_SHIFT):
         m[s.SHADOW_FLAGS] |= STRANGE_ROOT
-    root = find_page(m, a, t, frame, role_of(m, 4, d.ALL_RIGHTS, direct))
+    root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct))
     shadow_put(m, a, t, pool + P_ROOT, root + 1)
     m[s.SHADOW_ROOT] = root
     m[s.SHADOW_FLAGS] &= ~NO_ROOT
     m[s.GPR + s.RAX] = m[s.SHADOW_TABLES] + (root << 12)
+    if not direct:
+        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX])
     return 0
 
 
@@ -113,7 +121,7 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
     rights = shadow_get(m, a, t, pool + P_RIGHTS)
     frame = shadow_get(m, a, t, pool + P_FRAME)
     page = m[s.SHADOW_ROOT]
-    for level in range(4, target, -1):
+    for level in range(top_level(m), target, -1):
         forget_writes(m, a, t, page)
         entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
         word = shadow_get(m, a, t, entry_at(m, entry))
@@ -245,6 +253,7 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
     if host == 0:
         return False
     set_leaf(m, a, t, entry, frame, (host & ADDRESS) >> 12, rights, host & PTE_WRITE != 0, BESIDE, False)
+    m[s.SHADOW_FLAGS] += FILLED_ONE
     shadow_count(m, a, t, P_PREFETCHED)
     return True
 
@@ -285,7 +294,7 @@ def find_device(m: Record, a: Arena, t: Tags) -> int:
     page = m[s.SHADOW_ROOT]
     if page < 0:
         return 0
-    for level in range(4, 0, -1):
+    for level in range(top_level(m), 0, -1):
         word = shadow_get(m, a, t, entry_at(m, page * 512 + ((address >> (3 + 9 * level)) & 511)))
         if word & PTE_PRESENT == 0:
             return 0

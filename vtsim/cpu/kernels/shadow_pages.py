@@ -42,6 +42,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
+    unlist_roots,
 )
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import EPT_DIRTY, EPT_WRITE, PTE_LARGE, PTE_PRESENT, PTE_SWITCHES, PTE_WRITE
@@ -228,6 +229,8 @@ def release_page(m: Record, a: Arena, t: Tags, page: int) -> None:
     shadow_put(m, a, t, pool + P_FREE, page + 1)
     shadow_put(m, a, t, pool + P_FREE_COUNT, shadow_get(m, a, t, pool + P_FREE_COUNT) + 1)
     shadow_count(m, a, t, P_ZAPPED)
+    if key & d.ROLE_LEVEL >= 4:
+        unlist_roots(m, a, t)
     if page == m[s.SHADOW_ROOT]:
         m[s.SHADOW_ROOT] = -1
         m[s.SHADOW_FLAGS] |= NO_ROOT

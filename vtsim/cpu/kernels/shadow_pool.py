@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS
+from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
 
 # fmt: off
 # what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
 FLUSH, NO_ROOT, STRANGE_ROOT = 1, 2, 4
+# above them two counts: entries that were held against the guest's, and filled beside the one asked for
+HELD, FILLED = 16, 40
+HELD_ONE: int = 1 << HELD
+FILLED_ONE: int = 1 << FILLED
 LOW: int = d.LOW
 KEY_FRAME: int = d.KEY_FRAME
 RECORD_BYTES: int = d.RECORD_BYTES
@@ -21,6 +28,7 @@ R_STATE: int   = d.RECORD["STATE"]
 R_BELOW: int   = d.RECORD["BELOW"]
 R_BITMAP: int  = d.RECORD["BITMAP"]
 P_ROOT: int    = d.POOL["ROOT"]
+P_CR3: int     = d.POOL["CR3"]
 P_PAGES: int   = d.POOL["PAGES"]
 P_FREE: int    = d.POOL["FREE"]
 P_FREE_COUNT: int = d.POOL["FREE_COUNT"]
@@ -86,6 +94,53 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     m[s.SHADOW_ROOT] = shadow_get(m, a, t, pool + P_ROOT) - 1
     if m[s.SHADOW_MODE] & d.MODE_AGILE:
         m[s.SHADOW_SWITCHES] = shadow_get(m, a, t, pool + P_SWITCHES)
+        follow_cr3(m, a, t)
+
+
+@kernel
+def follow_cr3(m: Record, a: Arena, t: Tags) -> None:
+    """The guest may have gone to another root without an exit: its CR3 in the VMCS says to which."""
+    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST]
+    if cr3_list == 0 or m[s.SHADOW_ROOT] < 0:
+        return
+    m[s.CYCLE] += m[s.PRICE + o.VMREAD]
+    root = page_behind(m, a[m[s.VMCS] + v.GUEST_CR3])
+    if root != m[s.SHADOW_ROOT]:
+        m[s.SHADOW_ROOT] = root
+        shadow_put(m, a, t, m[s.SHADOW_POOL] + P_ROOT, root + 1)
+        shadow_put(m, a, t, m[s.SHADOW_POOL] + P_CR3, shadow_get(m, a, t, m[s.SHADOW_DIRECT] + cr3_list))
+
+
+@kernel
+def list_root(m: Record, a: Arena, t: Tags, cr3: int, root: int) -> None:
+    """The processor may from now on go to a root by itself when the guest loads this CR3: first of the pairs."""
+    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST] if m[s.SHADOW_MODE] & d.MODE_AGILE else 0
+    if cr3_list == 0:
+        return
+    at = m[s.SHADOW_DIRECT] + cr3_list + 8
+    for _ in range(h.CR3_PAIRS):
+        other, its_root = shadow_get(m, a, t, at), shadow_get(m, a, t, at + 8)
+        shadow_put(m, a, t, at, cr3)
+        shadow_put(m, a, t, at + 8, root)
+        if other == cr3 or its_root == 0:
+            return
+        cr3, root = other, its_root
+        at += 16
+
+
+@kernel
+def unlist_roots(m: Record, a: Arena, t: Tags) -> None:
+    """A root is given up, or roots of another mode are needed: no load of CR3 goes by itself."""
+    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST] if m[s.SHADOW_MODE] & d.MODE_AGILE else 0
+    if cr3_list:
+        for n in range(h.CR3_PAIRS):
+            shadow_put(m, a, t, m[s.SHADOW_DIRECT] + cr3_list + 16 + 16 * n, 0)
+
+
+@kernel
+def top_level(m: Record) -> int:
+    """The level of a root, in the paging mode of the guest."""
+    return 5 if m[s.SHADOW_MODE] & d.MODE_LA57 else 4
 
 
 @kernel

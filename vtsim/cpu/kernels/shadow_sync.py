@@ -8,7 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, synchronize_below
-from vtsim.cpu.kernels.shadow_map import fill_beside
+from vtsim.cpu.kernels.shadow_map import P_LOADED, fill_beside
 from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, unmap_frame, zap_page
 from vtsim.cpu.kernels.shadow_pool import (
     KEY_FRAME,
@@ -24,9 +24,10 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
+    top_level,
 )
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import PTE_PRESENT
+from vtsim.ept.spec import ADDRESS, PTE_PRESENT
 
 P_WRITES: int = d.POOL["WRITES"]
 P_FLOODED: int = d.POOL["FLOODED"]
@@ -105,24 +106,68 @@ def synchronize_all(m: Record, a: Arena, t: Tags) -> int:
 @kernel
 def invalidate_address(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_INVLPG: of a leaf table that is out of sync, the entry for RSI is read again."""
-    address = m[s.GPR + s.RSI]
-    page = m[s.SHADOW_ROOT]
-    if page < 0:
-        return 0
     keep_free(m, a, t)
-    for level in range(4, 0, -1):
+    read_again(m, a, t, m[s.SHADOW_ROOT], m[s.GPR + s.RSI])
+    return 0
+
+
+@kernel
+def read_again(m: Record, a: Arena, t: Tags, page: int, address: int) -> None:
+    """If an address lies in a leaf table that is out of sync, below a root, its entry is read again."""
+    if page < 0:
+        return
+    for level in range(top_level(m), 0, -1):
         entry = page * 512 + ((address >> (3 + 9 * level)) & 511)
         if level == 1:
             if shadow_get(m, a, t, record_at(m, page) + R_STATE) & d.UNSYNC:
                 drop_entry(m, a, t, entry)
                 fill_beside(m, a, t, entry, shadow_get(m, a, t, record_at(m, page)))
-            return 0
+            return
         if shadow_get(m, a, t, record_at(m, page) + R_BELOW) == 0:
-            return 0
+            return
         word = shadow_get(m, a, t, entry_at(m, entry))
         if word & PTE_PRESENT == 0 or word & d.LEADS_TO_TABLE == 0:
-            return 0
+            return
         page = page_behind(m, word)
+
+
+@kernel
+def root_of(m: Record, a: Arena, t: Tags, key: int) -> int:
+    """The shadow page of a root that was loaded, by CR3 and paging mode; -1 if it was given up since."""
+    mode = key >> d.MODE_SHIFT
+    frame = (key & ADDRESS) >> 12
+    level = 5 if mode & d.MODE_LA57 else 4
+    wanted = frame << KEY_FRAME | (mode & d.ROLE_MODES) << d.ROLE_MODE | d.ALL_RIGHTS << d.ROLE_RIGHTS | level
+    page = shadow_get(m, a, t, bucket_at(m, frame))
+    while page:
+        at = record_at(m, page - 1)
+        if shadow_get(m, a, t, at) == wanted:
+            return page - 1
+        page = shadow_get(m, a, t, at + R_NEXT)
+    return -1
+
+
+@kernel
+def invalidate_contexts(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_INVPCID: type RCX, PCID RBX, address RSI. Of the roots loaded last, those that it names.
+
+    One address is read again in each. The root in use is synchronized; another one is when it is loaded next.
+    """
+    keep_free(m, a, t)
+    kind = m[s.GPR + s.RCX]
+    m[s.GPR + s.RAX] = 0
+    at = m[s.SHADOW_POOL] + P_LOADED
+    for n in range(d.LOADED_ROOTS):
+        key = shadow_get(m, a, t, at + 8 * n)
+        if key == 0 or (kind < 2 and key & 0xFFF != m[s.GPR + s.RBX]):
+            continue
+        m[s.GPR + s.RAX] = 1
+        if kind == 0:
+            read_again(m, a, t, m[s.SHADOW_ROOT] if n == 0 else root_of(m, a, t, key), m[s.GPR + s.RSI])
+        elif n:
+            shadow_put(m, a, t, at + 8 * n, 0)
+        elif m[s.SHADOW_ROOT] >= 0:
+            synchronize_below(m, a, t, m[s.SHADOW_ROOT])
     return 0
 
 

@@ -1,7 +1,8 @@
 """The monitor's walk of the guest's own tables: what an access may do, which flags it leaves in them.
 
 SDM: "4-Level Paging and 5-Level Paging".
-Not modelled: under shadow paging, guests with 5-level, PAE or 32-bit paging, SMAP and protection keys.
+Not modelled: under shadow paging, guests with PAE or 32-bit paging; protection keys, which KVM does not
+offer its guests there either.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.access import read64, write64
-from vtsim.cpu.kernels.shadow_pool import shadow_get, shadow_put
+from vtsim.cpu.kernels.rights import RFLAGS_AC
+from vtsim.cpu.kernels.shadow_pool import P_CR3, shadow_get, shadow_put, top_level
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (
     ADDRESS,
@@ -29,7 +31,6 @@ from vtsim.ept.spec import (
 )
 
 # fmt: off
-P_CR3: int      = d.POOL["CR3"]
 P_RESERVED: int = d.POOL["RESERVED"]
 P_ADDRESS: int  = d.POOL["ADDRESS"]
 P_ERROR: int    = d.POOL["ERROR"]
@@ -85,14 +86,15 @@ def is_wrong(m: Record, entry: int, level: int, reserved: int) -> bool:
 
 @kernel
 def refused_by_rights(m: Record, rights: int, error: int) -> bool:
-    """Do the rights of a path refuse an access with this error code?"""
+    """Do the rights of a path refuse an access with this error code, in which RFLAGS.AC may stand?"""
     user = error & PF_USER
     if user and rights & d.RIGHT_USER == 0:
         return True
     if error & PF_WRITE and rights & d.RIGHT_WRITE == 0 and (user or m[s.SHADOW_MODE] & d.MODE_WP):
         return True
     if error & PF_FETCH == 0:
-        return False
+        smap = m[s.SHADOW_MODE] & d.MODE_SMAP != 0 and error & RFLAGS_AC == 0
+        return smap and user == 0 and rights & d.RIGHT_USER != 0
     return rights & d.RIGHT_EXECUTE == 0 or (
         user == 0 and rights & d.RIGHT_USER != 0 and m[s.SHADOW_MODE] & d.MODE_SMEP != 0
     )
@@ -100,9 +102,10 @@ def refused_by_rights(m: Record, rights: int, error: int) -> bool:
 
 @kernel
 def walk_guest(m: Record, a: Arena, t: Tags) -> int:
-    """SHADOW_WALK: walk for the access at RSI with error code RDX; what is found stays in the pool."""
+    """SHADOW_WALK: walk for the access at RSI with error code and RFLAGS.AC RDX; what is found stays in the pool."""
     pool = m[s.SHADOW_POOL]
     address = m[s.GPR + s.RSI]
+    alignment = m[s.GPR + s.RDX] & RFLAGS_AC
     error = m[s.GPR + s.RDX] & (PF_WRITE | PF_USER | PF_FETCH)
     shadow_put(m, a, t, pool + P_ADDRESS, address)
     shadow_put(m, a, t, pool + P_ERROR, m[s.GPR + s.RDX])
@@ -116,7 +119,8 @@ def walk_guest(m: Record, a: Arena, t: Tags) -> int:
     reserved = shadow_get(m, a, t, pool + P_RESERVED)
     table = shadow_get(m, a, t, pool + P_CR3) & ADDRESS
     rights = d.ALL_RIGHTS
-    level = 4
+    top = top_level(m)
+    level = top
     while True:
         shadow_put(m, a, t, pool + P_TABLE + 8 * level, table >> 12)
         entry = guest_word(m, a, t, table | ((address >> (3 + 9 * level)) & 511) << 3)
@@ -131,9 +135,9 @@ def walk_guest(m: Record, a: Arena, t: Tags) -> int:
             break
         table = entry & ADDRESS
         level -= 1
-    if refused_by_rights(m, rights, error):
+    if refused_by_rights(m, rights, error | alignment):
         return true_fault(m, error | PF_PRESENT)
-    for each in range(4, level - 1, -1):
+    for each in range(top, level - 1, -1):
         entry = m[WALK_ENTRIES + each]
         flags = PTE_ACCESSED | (PTE_DIRTY if each == level and error & PF_WRITE else 0)
         if entry & flags != flags:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base import trace as tr
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import A_CPUID, A_CPUID_COUNT, A_DECODE
+from vtsim.base.memory import A_DECODE
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -19,6 +19,7 @@ from vtsim.cpu.codes import (
     NEXT,
     RF_CF,
     RF_IF,
+    RF_RF,
     SOFTWARE_INTERRUPT,
     UD,
 )
@@ -27,8 +28,9 @@ from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
+from vtsim.cpu.kernels.cpuid import cpuid
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
-from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest
+from vtsim.cpu.kernels.decoded_system import NOT_HERE, debug_register, decoded_rest, read_extended_control
 from vtsim.cpu.kernels.digest import roll, saw
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
@@ -38,6 +40,8 @@ from vtsim.cpu.kernels.ledger import record, settle
 from vtsim.cpu.kernels.msrs import msr_exits, read_msr, time_stamp, write_msr
 from vtsim.cpu.kernels.ports import in_out
 from vtsim.cpu.kernels.rights import CR4_PKE, RFLAGS_AC
+from vtsim.cpu.kernels.segment_ops import segment_op
+from vtsim.cpu.kernels.segments import load_system_segment
 from vtsim.cpu.kernels.sensitive import before_exits, exit_by_instruction, exits_by_rule, port_op, undefined
 from vtsim.cpu.kernels.vm_functions import EXITS
 from vtsim.cpu.kernels.vmx import vmx
@@ -141,32 +145,6 @@ def system_call(m: Record, a: Arena, op: int) -> int:
 
 
 @kernel
-def cpuid(m: Record, a: Arena) -> None:
-    """CPUID from the machine's table; an unknown leaf reads as zero."""
-    leaf = m[s.GPR + s.RAX] & 0xFFFFFFFF
-    sub = m[s.GPR + s.RCX] & 0xFFFFFFFF
-    line = a[A_CPUID]
-    found = -1
-    if leaf:
-        m[s.CYCLE] += m[s.P_CPUID_1] - m[s.PRICE + o.CPUID]
-    for n in range(a[A_CPUID_COUNT]):
-        if a[line + 6 * n] == leaf and (a[line + 6 * n + 1] == -1 or a[line + 6 * n + 1] == sub):
-            found = line + 6 * n
-            break
-    for n in range(4):
-        value = a[found + 2 + n] if found >= 0 else 0
-        register = s.RAX
-        if n == 1:
-            register = s.RBX
-        elif n == 2:
-            register = s.RCX
-        elif n == 3:
-            register = s.RDX
-        m[s.GPR + register] = value
-        saw(m, a, o.CPUID, leaf, n, value)
-
-
-@kernel
 def halt(m: Record, a: Arena) -> int:
     """HLT: nothing runs until an interrupt."""
     a[m[s.OWNER] + k.HALTS] += 1
@@ -254,10 +232,12 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             m[s.SHADOW_KIND] = BLOCKING_BY_STI
             m[s.LIMIT] = 0
     elif op == o.PUSHF:
-        fault = write_as(m, a, t, m[s.GPR + s.RSP] - 8, m[s.RFLAGS], m[s.PRIVILEGE] & 1)
+        flags = m[s.RFLAGS] & ~RF_RF
+        fault = write_as(m, a, t, m[s.GPR + s.RSP] - 8, flags, m[s.PRIVILEGE] & 1)
         if fault:
             return raise_fault(m, a, t, fault)
         m[s.GPR + s.RSP] -= 8
+        saw(m, a, op, 0, 0, flags)
     elif op == o.POPF:
         flags = read_as(m, a, t, m[s.GPR + s.RSP], m[s.PRIVILEGE] & 1)
         if m[s.FAULT_KIND]:
@@ -268,6 +248,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             kept = 0x3000 if (m[s.RFLAGS] >> 12) & 3 == 3 else 0x3000 | RF_IF
         m[s.RFLAGS] = (flags & 0x257FD5 & ~kept) | (m[s.RFLAGS] & kept) | 2
         set_limit(m, a)
+        saw(m, a, op, 0, 0, m[s.RFLAGS])
     elif op == o.STAC:
         m[s.RFLAGS] |= RFLAGS_AC
     elif op == o.CLAC:
@@ -319,9 +300,10 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             fault = write_as(m, a, t, gva + 8, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE], user)
         if fault:
             return raise_fault(m, a, t, fault)
-        saw(m, a, op, 0, 0, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE])
+        saw(m, a, op, 0, 0, m[s.GDTR_LIMIT if op == o.SGDT else s.IDTR_LIMIT])
+        saw(m, a, op, 0, 1, m[s.GDTR_BASE if op == o.SGDT else s.IDTR_BASE])
     elif op == o.LLDT:
-        m[s.LDTR_SELECTOR] = m[g] & 0xFFFF
+        return load_system_segment(m, a, t, modes.LDTR, m[g] & 0xFFFF if a[r + o.ROW_R1] < 16 else 0)
     elif op == o.SLDT:
         m[g] = m[s.LDTR_SELECTOR]
         saw(m, a, op, 0, 0, m[g])
@@ -352,6 +334,10 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         m[s.EVENT_ERROR] = 0
         m[s.EVENT_LENGTH] = m[s.OP_LENGTH]
         return deliver(m, a, t)
+    elif op == o.XGETBV:
+        return read_extended_control(m)
+    elif op >= o.MOVE:
+        return segment_op(m, a, t, r, op)
     return NEXT
 
 
@@ -382,7 +368,14 @@ def invpcid(m: Record, a: Arena, t: Tags, r: int) -> int:
         return raise_exception(m, GP, 1, 0)
     if kind == 0 and m[s.MODE] == 0 and not modes.canonical(m, address):
         return raise_exception(m, GP, 1, 0)
-    key = (m[s.CONTEXT_KEY] & ~(0xFFF << 16)) | (low & 0xFFF) << 16
+    drop_pcid(m, a, kind, low & 0xFFF, address)
+    return NEXT
+
+
+@kernel
+def drop_pcid(m: Record, a: Arena, kind: int, pcid: int, address: int) -> None:
+    """Drop the translations that an INVPCID of a type names."""
+    key = (m[s.CONTEXT_KEY] & ~(0xFFF << 16)) | pcid << 16
     if kind == 0:
         drop_page(m, a, key, address)
     elif kind == 1:
@@ -390,4 +383,3 @@ def invpcid(m: Record, a: Arena, t: Tags, r: int) -> int:
     else:
         others = ~(0xFFF << 16) & ~GLOBAL_KEY
         drop_contexts(m, a, others, m[s.CONTEXT_KEY] & others, kind == 2)
-    return NEXT

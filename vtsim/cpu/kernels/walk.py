@@ -14,6 +14,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu.accounts import (
     DIRTY_ASSISTS,
+    GUEST_ENTRY_HITS,
     GUEST_L1D,
     GUEST_REFERENCES,
     PWC_HITS,
@@ -50,13 +51,14 @@ from vtsim.cpu.kernels.rights import (
     refusal,
     with_conditions,
 )
-from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, keep_table
+from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, held_entry, keep_entry, keep_table
 from vtsim.cpu.slots import (
     ATOMIC_CYCLES,
     CONTEXT,
     CR3,
     CR4,
     EFER,
+    ENTRY_CACHE,
     EPT_FEATURES,
     EPTP,
     FAULT_GPA,
@@ -126,7 +128,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         switched = agile and through_ept  # is it the first table of the guest's own in an agile walk?
         translated = not through_ept or switched  # is `table` a host-physical address already?
         writable = True  # may flags be set in this table as far as EPT goes?
-        up = deepest(m, a, PWC_PDE, number, levels, context)
+        single = m[ENTRY_CACHE] != 0  # do walk caches hold single entries?
+        up = -1 if single else deepest(m, a, PWC_PDE, number, levels, context)
         if up >= 0:
             table = up & ADDRESS
             level = (up >> TABLE_LEVEL) & 7
@@ -154,15 +157,19 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                     m[FAULT_GVA] = gva
                     return ON_APIC_ACCESS_PAGE
                 writable = host & EPT_WRITE != 0
-            if not from_cache and level < levels:
+            if not from_cache and level < levels and not single:
                 kept = table | rights | (UP_HOST_WRITE if writable else 0) | (UP_NESTED if agile and through_ept else 0)
                 keep_table(m, a, PWC_PDE, number, level, context, kept)
             at = table | ((gva >> shift) & 511) << 3
-            a[owner + GUEST_REFERENCES] += 1
-            entry = 0
-            if is_memory(a, at):
-                m[WALK_LATENCY] += read_line(m, a, t, at, GUEST_L1D)
-                entry = load_word(a, at)
+            entry = -1
+            if single and level > 1:
+                entry = held_entry(m, a, PWC_PDE, at, context, PWC_HIT_CYCLES, GUEST_ENTRY_HITS)
+            if entry == -1:
+                a[owner + GUEST_REFERENCES] += 1
+                entry = 0
+                if is_memory(a, at):
+                    m[WALK_LATENCY] += read_line(m, a, t, at, GUEST_L1D)
+                    entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)
             if level == 1:
@@ -215,6 +222,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 m[WALK_LATENCY] += m[ATOMIC_CYCLES]
             if leaf:
                 break
+            if single:
+                keep_entry(m, a, PWC_PDE, at, context, entry)
             table = entry & ADDRESS
             switched = agile and not through_ept and entry & PTE_SWITCHES != 0
             if switched:

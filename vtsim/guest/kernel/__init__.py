@@ -14,6 +14,7 @@ from attrs import frozen
 from vtsim.base.registry import Registry
 from vtsim.cpu.assembler import Assembler
 from vtsim.guest.kernel.dma_layout import DmaOptions
+from vtsim.guest.kernel.page_cache import FileOptions
 
 
 @frozen(kw_only=True)
@@ -32,14 +33,18 @@ class KernelOptions:
     top_entries: tuple[int, ...]  # top-level entries of user address spaces that are in use
     paravirtual: bool = False  # are tables updated by hypercalls?
     ring3: bool = False  # does the kernel run in ring 3, with hypercalls in place of all that is privileged?
+    on_host: bool = False  # is it a process of a host, which maps page by page and masks by calls?
     events: bool = False  # are clock, timer and interrupts those of the shared page?
     batch: int = 1  # how many requests one hypercall makes at most
     probe: bool = False  # does it look for hardware at boot?
+    sensitive: tuple[str, ...] = ()  # sensitive instructions that it executes at boot
+    tries: bool = False  # does it ever execute such a list?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
     files: int = 0  # linear address of what stands for files and sockets
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended
     dma: DmaOptions | None = None  # where the guest drives devices
+    file: FileOptions | None = None  # that processes map
 
     @property
     def several(self) -> bool:

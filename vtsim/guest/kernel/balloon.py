@@ -13,7 +13,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, path, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
@@ -42,6 +42,7 @@ def balloon(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.R13, kernel.small_zone)
     a.label("balloon_next")
     a.op(ops.CLI)
+    smp.lock_zone(a, kernel, s.RCX)
     a.ld(s.RDX, Mem(s.R13, at.Z_BOTTOM))
     a.ld(s.RBX, Mem(s.R13, at.Z_BALLOON))
     a.cmp(s.RBX, register=s.R12)
@@ -63,11 +64,17 @@ def balloon(a: Assembler, kernel: KernelOptions) -> None:
     a.label("balloon_tell")
     a.st(Mem(s.R13, at.Z_BOTTOM), s.RDX)
     a.st(Mem(s.R13, at.Z_BALLOON), s.RBX)
+    if kernel.several:
+        a.copy(s.RCX, s.RAX)
+    smp.unlock_zone(a, kernel)
+    if kernel.several:
+        a.copy(s.RAX, s.RCX)
     a.op(ops.STI)
     a.work(length("balloon_page"))
     a.op(ops.VMCALL)
     a.jmp("balloon_next")
     a.label("balloon_is_right")
+    smp.unlock_zone(a, kernel)
     a.op(ops.STI)
     a.label("balloon_done")
     a.mov(s.RAX, 0)

@@ -6,7 +6,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import direct as d
-from vtsim.guest.kernel import KernelOptions, hypercalls, path, ring3
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, ring3, sensitive
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.timer import read_clock
@@ -69,6 +69,7 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
     if kernel.probe:
         probe_processor(a)
         probe_bus(a)
+    sensitive.execute(a, kernel.sensitive, "boot")
     if kernel.events:
         ring3.begin(a, kernel)
         if kernel.timer:

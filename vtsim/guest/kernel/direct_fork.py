@@ -1,7 +1,8 @@
 """Copying an address space whose tables hold host-physical addresses, and giving the copy up.
 
 The child's tables are ordinary memory while they are filled. Then the kernel's own mappings of them become read-only
-and the root is pinned, which has the hypervisor validate all of them at once; unpinned, they are memory again.
+and the root is pinned, which has the hypervisor validate all of them at once; unpinned, they are memory again. A kernel
+that maps singly, as one that is a process of its host, pins tables without pages and then maps page by page.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_Z, "fork_next")
     a.copy(s.RSI, s.RAX)
     a.and_(s.RSI, ~e.PTE_WRITE)
-    a.st(Mem(s.RBP), s.RSI)
+    if not kernel.on_host:
+        a.st(Mem(s.RBP), s.RSI)
     a.test(s.RAX, e.PTE_WRITE)
     a.jcc(ops.CC_Z, "fork_next")
     a.copy(s.RDI, s.R11)
@@ -71,6 +73,51 @@ def copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.sub(s.R15, 1)
     a.jcc(ops.CC_NZ, "fork_area")
     a.call("pin_space")
+    if kernel.on_host:
+        map_singly(a, "fork", s.RBX, text_only=False)
+
+
+def map_singly(a: Assembler, name: str, parent: int, *, text_only: bool) -> None:
+    """Ask for an entry of the task at R12 for each page that its parent has, in its areas or in those of its text.
+
+    R12 and `parent` stay, which is a register.
+    """
+    a.ld(s.R14, Mem(s.R12, at.T_AREAS))
+    a.ld(s.R15, Mem(s.R12, at.T_AREA_COUNT))
+    a.label(f"{name}_single_area")
+    if text_only:
+        a.ld(s.RAX, Mem(s.R14, at.A_ZONE))
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, f"{name}_single_area_done")
+    a.ld(s.R13, Mem(s.R14, at.A_START))
+    a.label(f"{name}_single")
+    a.copy(s.RSI, s.R13)
+    look_up(a, parent)
+    a.cmp(s.RDX, 1)
+    a.jcc(ops.CC_Z, f"{name}_single_leaf")
+    a.and_(s.R13, -SPANS[2])
+    a.add(s.R13, SPANS[2])
+    a.jmp(f"{name}_single_more")
+    a.label(f"{name}_single_leaf")
+    a.test(s.RAX, e.PTE_PRESENT)
+    a.jcc(ops.CC_Z, f"{name}_single_next")
+    a.push(s.RAX)
+    a.copy(s.RSI, s.R13)
+    look_up(a, s.R12)
+    a.copy(s.RDI, s.R11)
+    a.pop(s.RSI)
+    a.call("pv_request")
+    a.label(f"{name}_single_next")
+    a.add(s.R13, 4096)
+    a.label(f"{name}_single_more")
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.R13, register=s.RAX)
+    a.jcc(ops.CC_B, f"{name}_single")
+    a.label(f"{name}_single_area_done")
+    a.add(s.R14, at.AREA_BYTES)
+    a.sub(s.R15, 1)
+    a.jcc(ops.CC_NZ, f"{name}_single_area")
+    a.call("pv_send")
 
 
 @path("direct spaces")
@@ -161,7 +208,8 @@ def map_text(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RDX, Mem(s.R12, at.T_PARENT))
     a.copy(s.RSI, s.R13)
     look_up(a, s.RDX)
-    a.st(Mem(s.RBP), s.RAX)
+    if not kernel.on_host:
+        a.st(Mem(s.RBP), s.RAX)
     a.add(s.R13, at.PAGE)
     a.ld(s.RAX, Mem(s.R14, at.A_END))
     a.cmp(s.R13, register=s.RAX)

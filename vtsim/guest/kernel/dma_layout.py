@@ -47,13 +47,14 @@ QUEUE_BYTES: Final = 32
 QUEUE_TIMEOUT_NS: Final = 10_000_000  # IOVA_FQ_TIMEOUT
 # --- the device's ring ----------------------------------------------------------------------------------------------
 RING_ENTRIES: Final = 1024
-RING_ENTRY_BYTES: Final = 16  # address; bytes in bits 31:0, 1 in bit 32 where the device is to write
+# address; bytes in bits 31:0, 1 in bit 32 where the device is to write, in bit 33 where it carries values
+RING_ENTRY_BYTES: Final = 16
 RING_PAGES: Final = RING_ENTRIES * RING_ENTRY_BYTES // 4096
-DEVICE_WRITES: Final = 1 << 32
+DEVICE_WRITES, CARRIES = 1 << 32, 1 << 33
 # --- words of the unit ----------------------------------------------------------------------------------------------
 (U_TICKET, U_SERVING, U_NEXT) = range(0, 24, 8)
 U_STATUS: Final = 0x800       # four bytes for each descriptor of the queue
-UNIT_ENTRIES: Final = 256     # QI_LENGTH
+UNIT_ENTRIES: Final = 256     # QI_LENGTH; half of it where descriptors are wide, so that the queue is a page
 IN_USE, DONE = 1, 2           # status words
 # --- addresses of devices -------------------------------------------------------------------------------------------
 FIRST_PAGE, LAST_PAGE = 1, 0xF_FFFF            # of 4 KiB, below 4 GiB: what Linux tries first
@@ -87,4 +88,5 @@ class DmaOptions:
     owners: tuple[int, ...]  # of each port: the CPU of the process that drives the device
     large: bool
     rights: int  # bits of an entry that leads to a table or to a page
+    wide: bool  # descriptors of 32 bytes, which scalable mode has
     timeout_ticks: int

@@ -142,6 +142,9 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
             a.push(value=0)
         a.push(value=vector)
         a.jmp("enter")
+    if kernel.tries:
+        a.label(f"vector_{at.NOTHING_VECTOR}")
+        a.op(ops.IRET)
     a.label("vector_other")
     a.push(value=0)
     a.push(value=255)

@@ -39,6 +39,9 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
         direct.map_text(a, kernel)
         a.call("pin_space")
         direct.enter_space(a, kernel)
+        if kernel.on_host:
+            a.ld(s.RBX, Mem(s.R12, at.T_PARENT))
+            direct.map_singly(a, "exec", s.RBX, text_only=True)
     else:
         _replace_tables(a, kernel)
     enable(a, kernel)

@@ -81,6 +81,11 @@ def map_page(a: Assembler, kernel: KernelOptions, empty: str = "no_memory") -> N
     """Map the page RDX at the address R12 as the area at R14 says, for the task at RBX; to `empty` without tables."""
     a.ld(s.RAX, Mem(s.R14, at.A_LEAF))
     a.or_(s.RDX, register=s.RAX)
+    map_entry(a, kernel, empty)
+
+
+def map_entry(a: Assembler, kernel: KernelOptions, empty: str = "no_memory") -> None:
+    """Put the entry RDX, with a guest-physical address, at the address R12 of the area at R14."""
     if kernel.paravirtual:
         a.copy(s.RSI, s.R12)
         a.call("pv_map")
@@ -162,6 +167,10 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     a.label("may_access")
     a.test(s.RBP, e.PF_PRESENT)
     a.jcc(ops.CC_NZ, "present_fault")
+    if kernel.file:
+        a.ld(s.RAX, Mem(s.R14, at.A_FILE))
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, "file_fault")
     a.test(s.R13, -1)
     a.jcc(ops.CC_Z, "kill")
     if kernel.several:
@@ -225,9 +234,14 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
         a.test(s.RAX, e.PTE_WRITE)
         a.jcc(ops.CC_NZ, "fault_unlock")
     a.copy(s.RBP, s.RAX)
+    if kernel.file:
+        a.ld(s.RDX, Mem(s.R14, at.A_FILE))
+        a.test(s.RDX, -1)
+        a.jcc(ops.CC_NZ, "page_of_file")
     a.ld(s.RDX, Mem(s.RBX, at.T_SHARED))
     a.test(s.RDX, -1)
     a.jcc(ops.CC_NZ, "copy_page")
+    a.label("own_page")
     a.work(length("fault_reuse"))
     a.or_(s.RAX, e.PTE_WRITE)
     if kernel.ring3:  # both at once

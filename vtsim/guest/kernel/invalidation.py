@@ -32,7 +32,7 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     dma = kernel.dma
     if dma is None or dma.mode == "identity":
         return
-    unit = dma.unit
+    unit, entries, order = dma.unit, d.UNIT_ENTRIES >> dma.wide, 4 + dma.wide
     turn = Mem(displacement=unit + d.U_TICKET), Mem(displacement=unit + d.U_SERVING)
     a.activity = ops.INVALIDATION
     a.label("invalidate_pages")
@@ -58,26 +58,26 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     lock(a, *turn, s.RDI)
     a.ld(s.R9, Mem(displacement=unit + d.U_NEXT))
     a.copy(s.R10, s.R9)
-    a.shl(s.R10, 4)
+    a.shl(s.R10, order)
     a.st(Mem(s.R10, dma.queue), s.RCX)
     a.st(Mem(s.R10, dma.queue + 8), s.RDX)
     a.add(s.R9, 1)
-    a.and_(s.R9, d.UNIT_ENTRIES - 1)
+    a.and_(s.R9, entries - 1)
     a.st_value(Mem(displacement=unit + d.U_STATUS, index=s.R9, scale=4, size=4), d.IN_USE)
     a.copy(s.R10, s.R9)
     a.shl(s.R10, 2)
     a.mov(s.RAX, dma.unit_physical + d.U_STATUS)
     a.add(s.RAX, register=s.R10)
-    a.shl(s.R10, 2)
+    a.shl(s.R10, order - 2)
     wait, _ = descriptor("WAIT", SW=1, STDATA=d.DONE)
     a.mov(s.RCX, wait)
     a.st(Mem(s.R10, dma.queue), s.RCX)
     a.st(Mem(s.R10, dma.queue + 8), s.RAX)
     a.copy(s.R10, s.R9)
     a.add(s.R10, 1)
-    a.and_(s.R10, d.UNIT_ENTRIES - 1)
+    a.and_(s.R10, entries - 1)
     a.st(Mem(displacement=unit + d.U_NEXT), s.R10)
-    a.shl(s.R10, 4)
+    a.shl(s.R10, order)
     a.st(Mem(displacement=dma.registers + sp.IQT, size=4), s.R10, "the unit begins")
     a.label("invalidate_wait")
     a.ld(s.RAX, Mem(displacement=unit + d.U_STATUS, index=s.R9, scale=4, size=4))

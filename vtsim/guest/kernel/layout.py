@@ -17,8 +17,9 @@ TEXT: Final         = -0x7F00_0000                  # 0xffffffff81000000
 ENTRY_AREA: Final   = -0x200_0000_0000              # 0xfffffe0000000000: what user page tables also map under KPTI;
                                                     # CPU after CPU
 IDT: Final          = ENTRY_AREA
-CPU_DATA: Final     = ENTRY_AREA + 0x1000           # per-CPU words from 0 on, then GDT and TSS
+CPU_DATA: Final     = ENTRY_AREA + 0x1000           # per-CPU words from 0 on, then GDT, LDT and TSS
 GDT: Final          = CPU_DATA + 0x400
+LDT: Final          = CPU_DATA + 0x600
 TSS: Final          = CPU_DATA + 0x800
 ENTRY_STACK: Final  = ENTRY_AREA + 0x3000           # end of the stack on which KPTI takes exceptions
 DOUBLE_FAULT_STACK: Final = ENTRY_AREA + 0x4000     # end
@@ -36,6 +37,7 @@ GATHER_PAGES: Final = 20                            # 10,240 frames: Linux gathe
 
 # --- selectors ------------------------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 0x2B, 0x40
+LOCAL_TABLE, IN_LOCAL_TABLE = 0x50, 0xC
 
 # --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
@@ -65,7 +67,7 @@ RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
 RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 
 # --- words of an area of an address space (a VMA), and of a zone of free frames -----------------------------------
-(A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES) = range(0, 48, 8)
+(A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES, A_FILE) = range(0, 56, 8)  # A_FILE: what is mapped, 0: no file
 AREA_BYTES: Final = 64
 (Z_TOP, Z_BOTTOM, Z_BALLOON, Z_TICKET, Z_SERVING) = range(0, 40, 8)   # the list's beginning to its bottom: the balloon
 
@@ -92,13 +94,15 @@ CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15
 
 # --- vectors, system calls ---------------------------------------------------------------------------------------
 PAGE_FAULT_VECTOR, TIMER_VECTOR, CALL_VECTOR, IPI_VECTOR = 14, 0xEC, 0xFB, 0xFA
+NOTHING_VECTOR: Final = 0x80                    # of a kernel that tries sensitive instructions: its handler returns
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
 (CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
  CALL_BALLOON, CALL_SIGACTION, CALL_KILL, CALL_SIGRETURN, CALL_STAT, CALL_OPEN, CALL_CLOSE, CALL_READ, CALL_WRITE,
- CALL_SELECT) = range(512, 530)
-FIRST_LOOP: Final = 530
+ CALL_SELECT, CALL_MAP_FILE, CALL_UNMAP_FILE, CALL_MSYNC) = range(512, 533)
+FIRST_LOOP: Final = 533
+SIGUSR1: Final = 10
 NOFLUSH: Final = 1 << 63
 NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL
 PAGE: Final = 4096

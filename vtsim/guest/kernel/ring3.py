@@ -39,7 +39,9 @@ def hypercall(a: Assembler, kernel: KernelOptions, number: int) -> None:
 
 def disable(a: Assembler, kernel: KernelOptions) -> None:
     """Interrupts off."""
-    if kernel.ring3:
+    if kernel.on_host:
+        a.call("mask")
+    elif kernel.ring3:
         a.st_value(shared(d.UPCALL_MASK), 1)
     else:
         a.op(ops.CLI)
@@ -197,16 +199,18 @@ def ring_3(a: Assembler, kernel: KernelOptions) -> None:
         a.pop(register)
     a.ret()
 
-    a.label("unmask")
-    a.push(s.RAX)
-    a.st_value(shared(d.UPCALL_MASK), 0)
-    a.ld(s.RAX, shared(d.UPCALL_PENDING))
-    a.test(s.RAX, -1)
-    a.jcc(ops.CC_Z, "unmasked")
-    hypercall(a, kernel, d.CALL_NOTHING)
-    a.label("unmasked")
-    a.pop(s.RAX)
-    a.ret()
+    if kernel.on_host:
+        for label, value in (("mask", 1), ("unmask", 0)):
+            a.label(label)
+            a.push(s.RAX)
+            a.push(s.RDI)
+            a.mov(s.RDI, value)
+            hypercall(a, kernel, d.CALL_MASK)
+            a.pop(s.RDI)
+            a.pop(s.RAX)
+            a.ret()
+    else:
+        _unmask(a, kernel)
 
     a.label("leave_by_hypercall")  # the frame of IRET_FRAME from RCX on
     for register in (s.RCX, s.R11, s.RAX):
@@ -220,3 +224,17 @@ def ring_3(a: Assembler, kernel: KernelOptions) -> None:
     a.push(value=0)
     a.push(value=at.TIMER_VECTOR)
     a.jmp("enter")
+
+
+def _unmask(a: Assembler, kernel: KernelOptions) -> None:
+    """`unmask`: upcalls again; one that waits comes at once."""
+    a.label("unmask")
+    a.push(s.RAX)
+    a.st_value(shared(d.UPCALL_MASK), 0)
+    a.ld(s.RAX, shared(d.UPCALL_PENDING))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "unmasked")
+    hypercall(a, kernel, d.CALL_NOTHING)
+    a.label("unmasked")
+    a.pop(s.RAX)
+    a.ret()

@@ -32,7 +32,7 @@ def copy_frame(a: Assembler, source: int, target: int) -> None:
 
 @path("signal calls")
 def calls(a: Assembler, kernel: KernelOptions) -> None:
-    """System calls: the action at RDI becomes that of a signal; send a signal to oneself; the end of a handler."""
+    """System calls: the action at RDI becomes that of a signal; send oneself signal RDI; the end of a handler."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_sigaction")
     a.work(length("sigaction"))
@@ -45,11 +45,15 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
     a.ret()
 
     a.label("call_kill")
+    a.work(length("kill_allowed"))
+    a.test(s.RDI, -1)
+    a.jcc(ops.CC_Z, "sent_none")
     a.work(length("send_signal"))
     disable(a, kernel)
     a.ld(s.RAX, at.cpu_word(at.NEED_RESCHED))
     a.or_(s.RAX, at.SIGNAL_PENDING)
     a.st(at.cpu_word(at.NEED_RESCHED), s.RAX)
+    a.label("sent_none")
     a.mov(s.RAX, 0)
     a.ret()
 

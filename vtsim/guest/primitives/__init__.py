@@ -18,7 +18,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.profile import Profile
 
-SHARED, OWN, TRACED = "shared", "own", "traced"
+SHARED, OWN, TRACED, FILE = "shared", "own", "traced", "file"
 
 
 @frozen(kw_only=True)
@@ -35,7 +35,7 @@ class Stage:
 
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
     integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
-    there for phases that drive a device.
+    there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Stage:
     scaled: Callable[[int], int]
     place_table: Callable[..., int] = field(repr=False)
     dma: DmaPlace | None = None
+    paravirtual: bool = False
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""
@@ -59,8 +60,8 @@ class Primitive:
     """How a primitive is lowered: the writer of its loop, the ring it runs in, and the memory that it wants.
 
     `memory` is `shared`: the process's common region, or where the user placed it; `own`: a region of this phase
-    alone, of 4 KiB pages that are always mapped on demand; `traced`: what `ranges` says. `before` is what the process
-    does before it calls a loop in ring 0.
+    alone, of 4 KiB pages that are always mapped on demand; `file`: addresses of this phase alone where the file is
+    mapped; `traced`: what `ranges` says. `before` is what the process does before it calls a loop in ring 0.
     """
 
     emit: Emit

@@ -11,13 +11,17 @@ from vtsim.base.memory import signed
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Assembler, Mem
+from vtsim.ept import direct
 from vtsim.ept import spec as e
 from vtsim.guest import attack_spec as spec
+from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import layout
+from vtsim.guest.kernel.dma_map import name_of
+from vtsim.guest.kernel.hypercalls import look_up
 from vtsim.guest.primitives import Stage, again, counted_in_r12, lowering
 
 # fmt: off
-TOP_INDEX: Final = 384                        # an entry of the top-level table that no kernel here uses
+TOP_INDEX: Final = 384                        # an entry of the fourth-level table that no kernel here uses
 WINDOW: Final = signed(0xFFFF << 48 | TOP_INDEX << 39)
 LOOT: Final = 40                              # offset in the log line: what was read
 MARK: Final = 0x5AFE_5AFE                     # what is written
@@ -27,6 +31,8 @@ LARGE: Final = 1 << 7
 X2APIC_SELF_IPI: Final = 0x83F
 EFER: Final = 0xC000_0080
 MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407  # Knuth's MMIX generator
+FUZZED: Final = {s.RAX: 8, s.RBX: 64, s.RCX: 64, s.RDX: 64, s.RSI: 64, s.RDI: 64}  # bits of each that are random
+MACHINE_BITS: Final = 29                      # of an address that most machines have
 # bits that are changed: write protection, time-stamp disable, SYSCALL enable
 CHANGED: Final = {"cr0": 1 << 16, "cr4": 1 << 2, "efer": 1}
 ELSEWHERE: Final = layout.DIRECT + PAGE       # where a descriptor table is said to be
@@ -57,6 +63,10 @@ def attack_memory(a: Assembler, phase: spec.AttackMemorySpec, at: Stage) -> None
     a.mov(s.RCX, e.ADDRESS)
     a.and_(s.RAX, register=s.RCX)
     a.add(s.RAX, register=s.R13)
+    if phase.levels == 5:  # the kernel's half is behind the last entry
+        a.ld(s.RAX, Mem(s.RAX, 8 * 511))
+        a.and_(s.RAX, register=s.RCX)
+        a.add(s.RAX, register=s.R13)
     a.st(Mem(s.RAX, 8 * TOP_INDEX), s.R12)
     a.mov(s.RSI, WINDOW + (phase.target & (phase.page_size - 1)))
     a.op(ops.INVLPG, mem=Mem(s.RSI))
@@ -97,6 +107,33 @@ def attack_native(a: Assembler, phase: spec.AttackNativeSpec, at: Stage) -> None
     a.mov(s.RCX, MARK)
     a.mov(s.RAX, layout.NATIVE_STORE)
     a.op(ops.VMCALL)
+
+
+@lowering(spec.AttackDmaSpec, ring=0)
+def attack_dma(a: Assembler, phase: spec.AttackDmaSpec, at: Stage) -> None:
+    """Two descriptors of 8 bytes at the address, after each of which the device is waited for: it reads, it writes."""
+    assert at.dma is not None
+    a.mov(s.R15, at.dma.port)
+    for writes in (0, d.DEVICE_WRITES):
+        a.mov(s.RDI, phase.target & -PAGE)
+        a.mov(s.RSI, 1)
+        a.call(name_of("map", 1))
+        a.add(s.RAX, phase.target & PAGE - 1)
+        a.ld(s.RDX, Mem(s.R15, d.P_PRODUCER))
+        a.copy(s.RCX, s.RDX)
+        a.and_(s.RCX, d.RING_ENTRIES - 1)
+        a.shl(s.RCX, 4)
+        a.ld(s.RBX, Mem(s.R15, d.P_RING))
+        a.add(s.RCX, register=s.RBX)
+        a.st(Mem(s.RCX), s.RAX)
+        a.mov(s.RAX, 8 | d.CARRIES | writes)
+        a.st(Mem(s.RCX, 8), s.RAX)
+        a.add(s.RDX, 1)
+        a.st(Mem(s.R15, d.P_PRODUCER), s.RDX)
+        a.ld(s.RCX, Mem(s.R15, d.P_DOORBELL))
+        a.st(Mem(s.RCX, size=4), s.RDX, "the doorbell")
+        a.copy(s.RSI, s.RDX)
+        a.call("dma_poll")
 
 
 def extended(address: int) -> int:
@@ -152,15 +189,64 @@ def attack_interrupts(a: Assembler, phase: spec.AttackInterruptsSpec, at: Stage)
     again(a, label)
 
 
+def call(a: Assembler, how: str) -> None:
+    """A hypercall by the instruction that the hypervisor answers."""
+    if how == "syscall":
+        a.call("hypercall")
+    else:
+        a.op(ops.VMCALL)
+
+
 @lowering(spec.AttackHypercallsSpec, ring=0)
 def attack_hypercalls(a: Assembler, phase: spec.AttackHypercallsSpec, at: Stage) -> None:
-    """VMCALL with constants drawn beforehand from a generator that the seed begins."""
+    """Hypercalls with constants drawn beforehand from a generator that the seed begins."""
     drawn = at.seed
-    for _ in range(at.scaled(phase.iterations)):
-        for register, bits in ((s.RAX, 8), (s.RBX, 64), (s.RCX, 64), (s.RDX, 64), (s.RSI, 64), (s.RDI, 64)):
+    for number in range(at.scaled(phase.iterations)):
+        for register, bits in FUZZED.items():
             drawn = (drawn * MULTIPLIER + INCREMENT) & (1 << 64) - 1
-            a.mov(register, drawn >> 64 - bits)
-        a.op(ops.VMCALL)
+            of_machine = phase.tables and register in (s.RDI, s.RSI)
+            a.mov(register, drawn >> 64 - (MACHINE_BITS if of_machine else bits))
+        if phase.tables and number % 4:
+            a.mov(s.RAX, (direct.CALL_REQUEST, direct.CALL_UPDATE_VA)[number & 1])
+        call(a, phase.call)
+
+
+@lowering(spec.AttackUpdateSpec, ring=0)
+def attack_update(a: Assembler, phase: spec.AttackUpdateSpec, at: Stage) -> None:
+    """The entry of a free page of the kernel stack is to lead to the frame; or to its table, then the next entry."""
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
+    a.ld(s.R12, Mem(s.RBX, layout.T_STACK_TOP))
+    a.sub(s.R12, 3 * PAGE)
+    a.copy(s.RSI, s.R12)
+    look_up(a)
+    a.mov(s.R13, phase.target & -PAGE | LEAF | e.PTE_USER)
+    a.copy(s.RSI, s.R13)
+    if phase.by == "table":
+        a.copy(s.RSI, s.R11)
+        a.and_(s.RSI, -PAGE)
+        a.or_(s.RSI, LEAF | e.PTE_USER)
+    a.copy(s.RDI, s.R11)
+    a.mov(s.RAX, direct.CALL_REQUEST)
+    call(a, phase.call)
+    flush_page(a, phase.call)
+    if phase.by == "table":
+        a.and_(s.R11, PAGE - 1)
+        a.emit(ops.XOR, s.R11, imm=8)
+        a.add(s.R11, register=s.R12)
+        a.st(Mem(s.R11), s.R13)
+        a.emit(ops.XOR, s.R12, imm=PAGE)
+        flush_page(a, phase.call)
+    a.copy(s.RSI, s.R12)
+    a.add(s.RSI, phase.target & PAGE - 1)
+    take(a)
+
+
+def flush_page(a: Assembler, how: str) -> None:
+    """Translations of the address in R12 are dropped."""
+    a.mov(s.RDI, direct.FLUSH_PAGE)
+    a.copy(s.RSI, s.R12)
+    a.mov(s.RAX, direct.CALL_REQUEST)
+    call(a, how)
 
 
 @lowering(spec.AttackTimeSpec, ring=0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.ept import direct
 from vtsim.guest import spec
-from vtsim.guest.kernel import layout
+from vtsim.guest.kernel import hypercalls, layout
+from vtsim.guest.kernel.sensitive import execute
 from vtsim.guest.kernel.smp import X2APIC_ICR
 from vtsim.guest.primitives import Stage, again, counted, counted_in_r12, lowering, registers
 
@@ -61,6 +63,23 @@ def vmcall(a: Assembler, phase: spec.VmcallSpec, at: Stage) -> None:
     a.mov(s.RAX, phase.number)
     a.op(ops.VMCALL)
     a.loop(label)
+
+
+@lowering(spec.SensitiveSpec, ring=0)
+def sensitive(a: Assembler, phase: spec.SensitiveSpec, at: Stage) -> None:
+    """Sensitive instructions, each once an iteration, in ring 0."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    execute(a, phase.instructions, at.label("try"))
+    a.op(ops.STI)
+    again(a, label)
+
+
+@lowering(spec.SensitiveUserSpec)
+def sensitive_user(a: Assembler, phase: spec.SensitiveUserSpec, at: Stage) -> None:
+    """The same by the application, with operands that ring 3 may have."""
+    label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    execute(a, phase.instructions, at.label("try"), user=True)
+    again(a, label)
 
 
 @lowering(spec.HltSpec, ring=0)
@@ -166,7 +185,18 @@ def mov_to_cr8(a: Assembler, phase: spec.MovToCr8Spec, at: Stage) -> None:
 
 @lowering(spec.MovToCr3Spec, ring=0)
 def mov_to_cr3(a: Assembler, phase: spec.MovToCr3Spec, at: Stage) -> None:
-    """MOV to CR3 of the value that is there, in ring 0: flushes the translations of its PCID."""
+    """MOV to CR3 of the value that is there, in ring 0: flushes the translations of its PCID.
+
+    A paravirtual kernel knows the value and requests the load, as Linux does under Xen (xen_write_cr3).
+    """
+    if at.paravirtual:
+        label = counted_in_r12(a, at, at.scaled(phase.iterations))
+        a.ld(s.RSI, layout.cpu_word(layout.CURRENT))
+        a.ld(s.RSI, Mem(s.RSI, layout.T_CR3))
+        hypercalls.request(a, direct.LOAD)
+        a.call("pv_send")
+        again(a, label)
+        return
     a.op(ops.MOV_FROM_CR, s.RAX, imm=3)
     label = counted(a, at, at.scaled(phase.iterations))
     a.op(ops.MOV_TO_CR, s.RAX, imm=3)

@@ -13,8 +13,8 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
 from vtsim.guest import kernel_operations as spec
-from vtsim.guest.kernel import layout
-from vtsim.guest.primitives import OWN, Stage, counted, lowering, registers
+from vtsim.guest.kernel import hypercalls, layout
+from vtsim.guest.primitives import OWN, Stage, again, counted, counted_in_r12, lowering, registers
 from vtsim.guest.primitives.processes import touch
 
 NOTHING_THERE: Final = layout.P2M - (1 << 39)  # a linear address that no kernel here maps
@@ -100,15 +100,34 @@ def touch_page(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:
 
 @lowering(spec.PteWriteSpec, ring=0, memory=OWN, before=touch_page)
 def pte_write(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:
-    """Two stores a round to the entry of the process's page: with a bit that only software uses, and without."""
-    a.ld(s.RAX, layout.cpu_word(layout.CURRENT))
-    a.ld(s.RDI, Mem(s.RAX, layout.T_ROOT))
-    registers(a, {s.RSI: at.base, s.R8: layout.DIRECT, s.R10: e.PTE_PRESENT})
-    a.hook(hooks.TABLE_LOOKUP)
-    a.copy(s.RBX, s.RCX)
+    """Two stores a round to the entry of the process's page: with a bit that only software uses, and without.
+
+    A paravirtual kernel makes a request of each and sends it, as Linux does under Xen (__xen_set_pte).
+    """
+    times = -(-at.scaled(phase.iterations) // 2)
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
+    a.mov(s.RSI, at.base)
+    if at.paravirtual:
+        hypercalls.look_up(a)
+        a.copy(s.R13, s.R11)
+    else:
+        a.ld(s.RDI, Mem(s.RBX, layout.T_ROOT))
+        registers(a, {s.R8: layout.DIRECT, s.R10: e.PTE_PRESENT})
+        a.hook(hooks.TABLE_LOOKUP)
+        a.copy(s.RBX, s.RCX)
     a.copy(s.RDX, s.RAX)
     a.or_(s.RDX, AVAILABLE)
-    label = counted(a, at, -(-at.scaled(phase.iterations) // 2))
+    if at.paravirtual:
+        a.copy(s.R14, s.RAX)
+        label = counted_in_r12(a, at, times)
+        for value in (s.RDX, s.R14):
+            a.copy(s.RDI, s.R13)
+            a.copy(s.RSI, value)
+            a.call("pv_request")
+            a.call("pv_send")
+        again(a, label)
+        return
+    label = counted(a, at, times)
     a.st(Mem(s.RBX), s.RDX)
     a.st(Mem(s.RBX), s.RAX)
     a.loop(label)

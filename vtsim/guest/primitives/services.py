@@ -110,6 +110,7 @@ def signal_handle(a: Assembler, phase: spec.SignalHandleSpec, at: Stage) -> None
     """The handler is a store and the call that ends it."""
     _install(a, at.label("handler"))
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
+    a.mov(s.RDI, 0 if phase.null else layout.SIGUSR1)
     call(a, layout.CALL_KILL)
     again(a, label)
     a.jmp(at.label("handled"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
@@ -58,7 +58,11 @@ def recording_of(guest: GuestSpec, clock_hz: int, shadow: bool = False) -> Recor
             help="give primitive 'replay' a VM of its own",
         )
     trace = Trace.load(specs[0].trace)
-    return Recording(trace=trace, lowered=lower(trace, clock_hz, literal=specs[0].spins == "literal", shadow=shadow))
+    try:
+        lowered = lower(trace, clock_hz, literal=specs[0].spins == "literal", shadow=shadow)
+    except ConfigError as error:
+        raise ConfigError.of(evolve(problem, file=specs[0].trace) for problem in error.problems) from None
+    return Recording(trace=trace, lowered=lowered)
 
 
 def lay_out(engine: Engine, recording: Recording, at: int) -> int:

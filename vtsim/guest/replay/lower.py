@@ -76,6 +76,8 @@ def lower(trace: Trace, clock_hz: int, *, literal: bool = False, shadow: bool = 
         for number, step in enumerate(steps):
             _fill(rows, at[of_kind] + number, step, columns)
     for row, known in plan.segments.items():
+        if not known:
+            continue
         place = int(at[np.searchsorted(live, row)])
         for number, (step, of_row) in enumerate(known):
             _fill(rows, np.array([place + number]), step, {})

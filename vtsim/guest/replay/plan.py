@@ -29,7 +29,7 @@ from vtsim.guest.replay.steps import (
     event,
     registers,
 )
-from vtsim.guest.replay.tables import DEVICES, ZERO, GuestTables
+from vtsim.guest.replay.tables import DEVICES, ZERO, GuestTables, refuse_unfollowed
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import (
     NAME,
@@ -40,14 +40,13 @@ from vtsim.guest.traces.kinds import (
     PORT_SIZE_SHIFT,
     PORT_STRING,
 )
+from vtsim.guest.traces.rows import LEAVES, TOUCHES
 
 HALT_NS: Final = 1_000_000
 NS: Final = 1_000_000_000
 WITHOUT_SIZE: Final = NO_MEMORY.packed & ~(15 << o.MEM_SIZE)
 UNKNOWN_ACCESS_BYTES: Final = 4
-TOUCHES: Final = ("TOUCH_R", "TOUCH_W", "TOUCH_F", "RETOUCH_R", "RETOUCH_W", "RETOUCH_F")
 RESERVED: Final = e_spec.ADDRESS & ~((1 << 46) - 1)
-LEAVES: Final = ("LEAF_R", "LEAF_W", "LEAF_F")
 Placed = tuple[Step, int]  # a step and the recorded row that it stands for
 
 
@@ -77,6 +76,7 @@ class Plan:
         self.last = np.arange(len(self.trace))
         self.columns = self._derived()
         if self.shadow:
+            refuse_unfollowed(self.trace)
             self._follow_tables()
         self._join_read_modify_write()
         self._give_halts_their_interrupts()

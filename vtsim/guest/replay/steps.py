@@ -72,7 +72,7 @@ STEPS: Final[dict[str, tuple[Step, ...]]] = {
     "CLTS":        (Step(o.CLTS),),
     "LMSW":        like(o.LMSW),
     "INVLPG":      (Step(o.INVLPG, mem=ABSOLUTE, disp="a0"),),
-    "INVPCID":     like(o.INVPCID),
+    "INVPCID":     (registers("a1", "a2", "a0"), *like(o.INVPCID)),
     "HLT":         (event(e.WIRE, 0, "next_vector", "halted_cycles"), Step(o.HLT), event(e.WAIT)),
     "PAUSE":       (Step(o.PAUSE),),
     "RDTSC":       (Step(o.RDTSC),),

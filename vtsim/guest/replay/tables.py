@@ -11,9 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
 from attrs import define, field
+from numpy.typing import NDArray
 
+from vtsim.base.errors import ConfigError
 from vtsim.ept import spec as e
+from vtsim.guest.traces.format import Trace
+from vtsim.guest.traces.kinds import NAME, NUMBER
+from vtsim.guest.traces.rows import LEAVES, TOUCHES, outside
 
 # fmt: off
 FLAGS: Final = e.PTE_ACCESSED | e.PTE_DIRTY
@@ -23,6 +29,9 @@ DIRECT: Final = -0x7780_0000_0000               # Linux's map of all physical me
 DEVICES: Final = -0x3700_0000_0000              # where Linux maps devices
 KERNEL_HALF: Final = 256
 STORE, ZERO = range(2)
+LEVELS: Final = 4
+IA32_EFER: Final = 0xC000_0080
+CR0_PG, CR4_LA57, EFER_LME = 1 << 31, 1 << 12, 1 << 8
 # fmt: on
 Fill = tuple[int, int, int]  # STORE or ZERO, guest-physical address, value
 
@@ -30,6 +39,47 @@ Fill = tuple[int, int, int]  # STORE or ZERO, guest-physical address, value
 def index_of(address: int, level: int) -> int:
     """The index of an address in a table."""
     return (address >> (3 + 9 * level)) & 511
+
+
+def paging_mode(trace: Trace) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows ran with paging, in IA-32e mode, and with 5 levels, as far as writes of registers tell."""
+
+    def held(rows: NDArray[np.bool_], first: int) -> NDArray[np.int64]:
+        """What a register holds before each row, that these rows write."""
+        at = np.nonzero(rows)[0]
+        values = np.append(first, trace.a1[at])
+        return values[np.searchsorted(at, np.arange(len(trace)))]
+
+    moves = trace.kind == NUMBER["MOV_TO_CR"]
+    cr0, cr4 = held(moves & (trace.a0 == 0), 0), held(moves & (trace.a0 == 4), 0)
+    efer = held((trace.kind == NUMBER["WRMSR"]) & (trace.a0 == IA32_EFER), 0)
+    paging = cr0 & CR0_PG != 0
+    long = paging & (efer & EFER_LME != 0)
+    return paging, long, long & (cr4 & CR4_LA57 != 0)
+
+
+def refuse_unfollowed(trace: Trace) -> None:
+    """Shadow tables need the guest's: refuse a recording whose tables are in no shape that is recorded or followed."""
+    paging, long, five = paging_mode(trace)
+    accesses = np.isin(trace.kind, [NUMBER[name] for name in (*TOUCHES, *LEAVES, "PTW")])
+    mapped = np.isin(trace.kind, [NUMBER[name] for name in LEAVES])
+    level_5 = (trace.kind == NUMBER["PTW"]) & (trace.a0 & 7 > LEVELS)
+    frame = trace.a2 & e.ADDRESS
+    # fmt: off
+    refused = (
+        (accesses & paging & ~long,                            "the guest pages with 32-bit or PAE tables here"),
+        ((accesses & five) | level_5,                          "the guest has 5-level tables here"),
+        (mapped & (trace.a2 & e.PTE_PRESENT == 0),             "the entry that was used is not present"),
+        (mapped & outside(frame, trace.guest.memory_bytes),    "the page is in neither memory nor firmware"),
+    )
+    # fmt: on
+    for rows, what in refused:
+        if rows.any():
+            row = int(np.argmax(rows))
+            raise ConfigError(
+                f"row {row} ({NAME[int(trace.kind[row])]}): {what}, which shadow tables are not made of",
+                help="vmm.paging can be ept",
+            )
 
 
 @define

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError
 from vtsim.guest.traces.kinds import NAME, NUMBER
+from vtsim.guest.traces.rows import first_wrong
 
 FORMAT: Final = "vtsim-trace"
 VERSION: Final = 1
@@ -51,6 +52,7 @@ DAMAGED: Final = (
     struct.error,
     lzma.LZMAError,
 )
+VCPU_COLUMNS: Final = ("vcpu", "vcpu_id", "cpu")  # of other recorders
 DELTA: Final = ("icount",)  # stored as differences, which compress better
 
 
@@ -185,6 +187,7 @@ def _read(archive: zipfile.ZipFile, path: str) -> Trace:
                 help=f"version {VERSION} has {rows} values of {np.dtype(dtype)}",
             )
         columns[name] = column
+    _refuse_several_vcpus(archive, path, rows)
     for name in header["delta"]:
         columns[name] = np.cumsum(columns[name])
     try:
@@ -192,14 +195,41 @@ def _read(archive: zipfile.ZipFile, path: str) -> Trace:
             name=header["name"],
             description=header["description"],
             source=header["source"],
-            guest=RecordedGuest(**header["guest"]),
-            phases=tuple(Phase(**phase) for phase in header["phases"]),
+            guest=_known(RecordedGuest, header["guest"]),
+            phases=tuple(_known(Phase, phase) for phase in header["phases"]),
             **columns,
         )
     except ConfigError as error:
         raise ConfigError.of(attrs.evolve(problem, file=path) for problem in error.problems) from None
     except (TypeError, KeyError) as error:
         raise _refusal(path, f"the header does not hold what version {VERSION} needs: {error}") from None
+
+
+Part = TypeVar("Part", Phase, RecordedGuest)
+
+
+def _known(of: type[Part], keys: Any) -> Part:
+    """A part of the header: keys that this version does not know are passed over, values are of the right type."""
+    if not isinstance(keys, dict):
+        raise TypeError(f"{keys!r} in place of keys and values")
+    values = {}
+    for one in attrs.fields(of):
+        if one.name in keys or one.default is attrs.NOTHING:
+            values[one.name] = value = keys[one.name]
+            if type(value) is not (int if one.type == "int" else str):
+                raise TypeError(f"{one.name} is {value!r}, no {one.type}")
+    return of(**values)
+
+
+def _refuse_several_vcpus(archive: zipfile.ZipFile, path: str, rows: int) -> None:
+    """Further columns are passed over, unless they say that rows are of different CPUs."""
+    for name in VCPU_COLUMNS:
+        if f"{name}.npy" in archive.namelist():
+            numbers = np.unique(_read_member(archive, path, name, rows * 8))
+            if len(numbers) > 1:
+                raise _refusal(
+                    path, f"column {name} has rows of {len(numbers)} vCPUs", help="a recording has the rows of one vCPU"
+                )
 
 
 def _read_header(archive: zipfile.ZipFile, path: str) -> dict[str, Any]:
@@ -242,18 +272,12 @@ def _check(trace: Trace) -> None:
     lengths = {name: len(getattr(trace, name)) for name in COLUMNS}
     if len(set(lengths.values())) > 1:
         raise ConfigError("columns differ in length: " + ", ".join(f"{k} {v}" for k, v in lengths.items()))
+    for wrong in first_wrong(trace, trace.guest.memory_bytes):
+        raise ConfigError(wrong)
     rows = len(trace)
-    # fmt: off
-    wrong = (
-        (np.diff(trace.icount, prepend=0) < 0,        "icount falls"),
-        (~np.isin(trace.kind, list(NAME)),            "kind is not known"),
-        (trace.cpl > 3,                               "cpl is above 3"),
-        (trace.n < 1,                                 "n is 0"),
-    )
-    # fmt: on
-    for where, what in wrong:
-        if where.any():
-            raise ConfigError(f"row {int(np.argmax(where))}: {what}")
+    small = [name for name in ("memory_bytes", "tsc_hz", "instructions_per_second") if getattr(trace.guest, name) < 1]
+    if small:
+        raise ConfigError(f"{small[0]} of the guest is {getattr(trace.guest, small[0])}", help="at least 1")
     starts = [phase.first_row for phase in trace.phases]
     if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, [*starts[1:], rows], strict=True)):
         raise ConfigError(

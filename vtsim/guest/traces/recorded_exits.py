@@ -10,6 +10,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
+from vtsim.vmcs.reasons import BY_NUMBER
 
 FORMAT: Final = "vtsim-recorded-exits"
 VERSION: Final = 1
@@ -25,7 +26,32 @@ TABLES: Final = {
     "ept_regions": "part of guest-physical memory",
 }
 
+OPTIONAL: Final = tuple(name for name in TABLES if name != "reasons")
+NAMES: Final = frozenset(reason.name for reason in BY_NUMBER.values())
+PREFIX: Final = "EXIT_REASON_"
+# how other kernels and tools spell exit reasons of ours
+SPELLINGS: Final = {
+    "EXCEPTION": "EXCEPTION_NMI",
+    "PENDING_INTERRUPT": "INTERRUPT_WINDOW",
+    "VIRTUAL_INTR": "INTERRUPT_WINDOW",
+    "EXTERNAL_INTR": "EXTERNAL_INTERRUPT",
+    "IO": "IO_INSTRUCTION",
+    "RDMSR": "MSR_READ",
+    "WRMSR": "MSR_WRITE",
+    "PAUSE": "PAUSE_INSTRUCTION",
+    "MONITOR": "MONITOR_INSTRUCTION",
+    "MWAIT": "MWAIT_INSTRUCTION",
+    "VMX_PREEMPTION_TIMER": "PREEMPTION_TIMER",
+}
+
 Counts = Mapping[str, tuple[int, ...]]
+
+
+def reason_name(text: str) -> str:
+    """An exit reason as this project spells it; what it does not know stays as it is."""
+    name = text.upper().removeprefix(PREFIX)
+    name = SPELLINGS.get(name, name)
+    return name if name in NAMES else text
 
 
 @frozen(kw_only=True)
@@ -64,13 +90,26 @@ class RecordedExits:
             return cls(
                 source=data["source"],
                 phases=tuple(data["phases"]),
-                not_recorded=tuple(data["not_recorded"]),
-                time_dependent_reasons=frozenset(data["time_dependent_reasons"]),
-                time_dependent_accesses=frozenset(data["time_dependent_accesses"]),
-                tables={name: _counts(data["tables"][name], len(data["phases"])) for name in TABLES},
+                not_recorded=tuple(reason_name(one) for one in data.get("not_recorded", ())),
+                time_dependent_reasons=frozenset(reason_name(one) for one in data.get("time_dependent_reasons", ())),
+                time_dependent_accesses=frozenset(data.get("time_dependent_accesses", ())),
+                tables=_tables(data["tables"], len(data["phases"])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"recorded exits lack or misuse {error}", file=str(path)) from None
+
+
+def _tables(tables: Any, phases: int) -> Mapping[str, Counts]:
+    """All tables; those that were not recorded are empty, and reasons have our names."""
+    if not isinstance(tables, dict):
+        raise TypeError(f"{tables!r} as tables")
+    found = {name: _counts(tables.get(name, {}), phases) for name in OPTIONAL}
+    reasons: dict[str, tuple[int, ...]] = {}
+    for theirs, counts in _counts(tables["reasons"], phases).items():
+        name = reason_name(theirs)
+        before = reasons.get(name, (0,) * phases)
+        reasons[name] = tuple(a + b for a, b in zip(before, counts, strict=True))
+    return {"reasons": reasons, **found}
 
 
 def _counts(table: Any, phases: int) -> Counts:

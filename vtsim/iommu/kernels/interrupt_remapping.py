@@ -1,8 +1,7 @@
 """One interrupt request: remapped, posted, passed on in compatibility format, or blocked: exactly one of the four.
 
 VT-d: "Interrupt Remapping"; "Interrupt Remapping Fault Conditions"; "Interrupt Posting".
-Not modelled: reserved low bits of the data of a request without subhandle, and reserved delivery modes; I/O APICs
-(their pins send messages like others).
+Not modelled: delivery modes that are reserved; I/O APICs (their pins send messages like others).
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from vtsim.iommu.state import (
     INTERRUPT_DATA,
     INTERRUPT_ENTRIES,
     INTERRUPT_INDEX,
+    INTERRUPT_MERGED,
     INTERRUPT_MESSAGE,
     INTERRUPT_NOTIFIES,
     INTERRUPT_POSTED,
@@ -221,7 +221,9 @@ def post(u: Record, a: Arena, low: int, high: int) -> int:
     vector = (low >> 16) & 0xFF
     word = where + 8 * (vector >> 6)
     bit = vector & 63
-    store_word(a, word, load_word(a, word) | (1 << bit if bit < 63 else TOP))
+    before = load_word(a, word)
+    u[INTERRUPT_MERGED] = (before >> bit) & 1
+    store_word(a, word, before | (1 << bit if bit < 63 else TOP))
     if notify & i.OUTSTANDING == 0 and (low & i.URGENT or notify & i.SUPPRESSED == 0):
         store_word(a, where + i.NOTIFY_AT, notify | i.OUTSTANDING)
         destination = (notify >> i.NDST_SHIFT) & 0xFFFFFFFF

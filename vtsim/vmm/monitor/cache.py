@@ -21,6 +21,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import USER_PAGE, Table
 from vtsim.vmm.host import Host
 from vtsim.vmm.monitor import layout as at
+from vtsim.vmm.monitor.translate import BACK
 
 PAGES: Final = 16  # of code
 ROWS: Final = 4096
@@ -59,19 +60,24 @@ def fill_cache(host: Host, cache: Cache, root: Table, vcpu: int, m: NDArray[np.i
     for page in range(PAGES):
         engine.code_page(cache.code + page)
     miss = code + PAGES * mem.PAGE_BYTES
+    here = at.SHARED + at.STACK_BYTES
     leave = Assembler("look-up without a translation", miss)
     for register, field in ((s.RCX, "LEAVING_RCX"), (s.R11, "LEAVING_R11")):
-        leave.st(Mem(displacement=at.SHARED + at.STACK_BYTES + at.V[field]), register)
+        leave.st(Mem(displacement=here + at.V[field]), register)
     leave.op(o.SYSCALL)
+    back = Assembler("way back into translations", miss + BACK)
+    for register, field in ((s.RCX, "BACK_RCX"), (s.R11, "BACK_R11")):
+        back.ld(register, Mem(displacement=here + at.V[field]))
+    back.jmp_mem(Mem(displacement=here + at.V["BACK_TO"]))
     first = int(a[mem.A_ROW_COUNT])
-    engine.place(leave.assemble(), lambda page: cache.code + PAGES)
+    for program in (leave, back):
+        engine.place(program.assemble(), lambda page: cache.code + PAGES)
     first_row = int(a[mem.A_ROW_COUNT])
     a[int(a[mem.A_ROWS]) + first * o.ROW_WORDS : int(a[mem.A_ROWS]) + first_row * o.ROW_WORDS : o.ROW_WORDS] |= (
         1 << o.META_UNCOUNTED
     )
     a[mem.A_ROW_COUNT] = first_row + ROWS
     structure = at.SHARED + mem.PAGE_BYTES
-    here = at.SHARED + at.STACK_BYTES
     values = {
         "CACHE": code, "PAGES": PAGES, "NEXT": code, "FRAME": cache.code, "MAP": host.address(cache.map),
         "HASH": at.SHARED + 2 * mem.PAGE_BYTES, "FIRST_ROW": first_row, "ROWS": ROWS, "NEXT_ROW": first_row,

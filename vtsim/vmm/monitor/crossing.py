@@ -14,6 +14,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R9, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.cpu.visible import EXCEPTION
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.layout import F_RIP, F_RSP, V, saved, vcpu
 
@@ -169,6 +170,23 @@ def wait_for_interrupt(a: Assembler, then: str) -> None:
     a.op(ops.HLT)
     a.op(ops.CLI)
     a.jmp("halted")
+
+
+# --- exceptions ------------------------------------------------------------------------------------------------------
+def show_exception(a: Assembler, vector: int, error: int, then: str) -> None:
+    """The guest sees an exception, whose vector and error code (-1 none) are in registers; on to a label behind this.
+
+    Clobbers RAX, RCX, RDX.
+    """
+    a.copy(RAX, error)
+    a.copy(RCX, vector)
+    a.mov(RDX, EXCEPTION)
+    a.hook(hooks.SHOW)
+    a.cmp(RCX, PAGE_FAULT)
+    a.jcc(ops.CC_NZ, then)
+    a.ld(RAX, vcpu("CR2"))
+    a.mov(RDX, EXCEPTION | 1 << 8)
+    a.hook(hooks.SHOW)
 
 
 # --- gates and system calls of the guest -----------------------------------------------------------------------------

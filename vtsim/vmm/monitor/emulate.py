@@ -5,13 +5,13 @@ the virtual CPU in memory. What is privileged and not in the table ends the VM. 
 the ISA makes sensitive operations trap (`machine.isa`).
 
 SDM: "Privileged Instructions"; "Fast System Calls in 64-Bit Mode"; "IRET/IRETD/IRETQ—Interrupt Return".
-Not modelled: under a monitor, LTR and LLDT, string port instructions, immediate port 0, MSRs beyond those of
+Not modelled: under a monitor, LTR, string port instructions, immediate port 0, MSRs beyond those of
 the guest kernels here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from vtsim.cpu import ops
@@ -20,10 +20,12 @@ from vtsim.cpu.exit_rules import IO_PRIVILEGED, PRIVILEGED
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.slots import R9, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.vmm.monitor import hosted, segment_emulators, segments
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor import virtual_state as state
 from vtsim.vmm.monitor.crossing import (
     GENERAL_PROTECTION,
+    INVALID_OPCODE,
     RING_3,
     X2APIC_SELF_IPI,
     decode,
@@ -37,6 +39,7 @@ from vtsim.vmm.monitor.crossing import (
 from vtsim.vmm.monitor.entry import enter_flags
 from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_SS, V, saved, vcpu
 from vtsim.vmm.monitor.memory import count, hook
+from vtsim.vmm.monitor.segment_ways import WAYS, of_segments
 from vtsim.vmm.programs.ports import DEVICE_WORDS, WINDOW, read_window
 
 Emulator = Callable[[Assembler], None]
@@ -64,7 +67,7 @@ def general_protection(a: Assembler, tables: int, translates: bool) -> None:
     a.activity = ops.INJECTION
     a.mov(R12, GENERAL_PROTECTION)
     a.ld(R13, F_ERROR)
-    a.jmp("inject")
+    a.jmp("inject_exception")
     illegal(a)
 
 
@@ -208,7 +211,7 @@ def software_interrupt(a: Assembler) -> None:
     a.shl(R13, 3)
     a.or_(R13, 2)
     a.mov(R12, GENERAL_PROTECTION)
-    a.jmp("inject")
+    a.jmp("inject_exception")
     a.label("int_allowed")
     a.ld(RAX, F_RIP)
     a.add(RAX, register=R9)
@@ -219,6 +222,18 @@ def software_interrupt(a: Assembler) -> None:
 
 def port_in(a: Assembler) -> None:
     """IN: from a port device of the table; a port that nobody gave the guest reads as ones. RDX is the width."""
+    read_port(a)
+    show_port(a)
+
+
+def port_in_of_host(a: Assembler) -> None:
+    """The same from the host."""
+    hosted.port_in(a)
+    show_port(a)
+
+
+def read_port(a: Assembler) -> None:
+    """RAX <- what the port that the guest names reads as; RBX is the width."""
     a.activity = ops.DEVICE_EMULATION
     a.copy(RBX, RDX)
     a.ld(RSI, saved(RDX, 2))
@@ -236,6 +251,10 @@ def port_in(a: Assembler) -> None:
     a.label("in_absent")
     a.mov(RAX, -1)
     a.label("in_value")
+
+
+def show_port(a: Assembler) -> None:
+    """The guest's RAX <- as many bytes of RAX as RBX says."""
     a.ld(RCX, saved(RDX, 2))
     a.mov(RDX, ops.IN)
     for size in (1, 2, 4):
@@ -298,7 +317,7 @@ def for_field(emulator: Callable[[Assembler, str], None], field: str) -> Emulato
 
 
 # fmt: off
-KERNEL: Final[Mapping[int, Emulator]] = {   # of the guest's kernel
+KERNEL: Final[dict[int, Emulator]] = {   # of the guest's kernel
     ops.CLI: cli, ops.STI: sti, ops.HLT: halt, ops.SWAPGS: swap_gs, ops.CLTS: state.clear_ts,
     ops.MOV_FROM_CR: state.move_from_cr, ops.MOV_TO_CR: state.move_to_cr,
     ops.MOV_FROM_DR: state.move_from_dr, ops.MOV_TO_DR: state.move_to_dr,
@@ -306,19 +325,28 @@ KERNEL: Final[Mapping[int, Emulator]] = {   # of the guest's kernel
     ops.SYSRET: sysret, ops.IRET: iret, ops.INT: software_interrupt,
     ops.IN: port_in, ops.OUT: port_out, ops.RDMSR: state.read_msr, ops.WRMSR: state.write_msr,
     ops.LGDT: for_field(state.load_table, "GDTR"), ops.LIDT: for_field(state.load_table, "IDTR"),
+    **{op: of_segments(*how) for op, how in segment_emulators.PRIVILEGED_EMULATORS.items()},
 }
-SENSITIVE: Final[Mapping[int, Emulator]] = {   # of kernel and processes, on an ISA where they trap
+SENSITIVE: Final[dict[int, Emulator]] = {   # of kernel and processes, on an ISA where they trap
     ops.SGDT: for_field(state.store_table, "GDTR"), ops.SIDT: for_field(state.store_table, "IDTR"),
     ops.SLDT: for_field(state.store_word, "LDTR"), ops.STR: for_field(state.store_word, "TR"),
     ops.SMSW: for_field(state.store_word, "CR0"), ops.PUSHF: state.push_flags, ops.POPF: state.pop_flags,
+    ops.XGETBV: state.read_xcr, ops.RDTSCP: state.read_tscp,
+    **{op: of_segments(*how) for op, how in segment_emulators.EMULATORS.items()},
+}
+OF_HOST: Final[dict[int, Emulator]] = {  # of the kernel, where the monitor is hosted
+    ops.HLT: hosted.halt, ops.IN: port_in_of_host, ops.OUT: hosted.port_out,
 }
 # fmt: on
 
 
-def emulators(a: Assembler, translates: bool) -> list[str]:
-    """Emit every emulator once; the labels by op, for processes and then for the kernel."""
+def emulators(a: Assembler, translates: bool, by_host: bool) -> list[str]:
+    """Emit every emulator once; the labels by op, for processes and then for the kernel.
+
+    `by_host`: what needs a device or time is the host's to do.
+    """
     names = {}
-    for op, emulator in (*KERNEL.items(), *SENSITIVE.items()):
+    for op, emulator in (KERNEL | SENSITIVE | (OF_HOST if by_host else {})).items():
         a.activity = ops.EXIT_HANDLER
         names[op] = a.label(f"emulate_{ops.OPS[op].name}")
         emulator(a)
@@ -326,6 +354,11 @@ def emulators(a: Assembler, translates: bool) -> list[str]:
     a.label("emulate_user_IRET")
     user_iret(a)
     subroutines(a)
+    segments.subroutines(a, WAYS)
+    a.label("undefined")
+    a.mov(R12, INVALID_OPCODE)
+    a.mov(R13, -1)
+    a.jmp("inject_exception")
     process = {op: names[op] for op in (*SENSITIVE, ops.INT)} | {ops.IRET: "emulate_user_IRET"}
     kernel = dict.fromkeys((*PRIVILEGED, *IO_PRIVILEGED), "illegal") | names
     if translates:

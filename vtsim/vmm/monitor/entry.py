@@ -10,8 +10,8 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R8, R11, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.vmm.monitor import hosted, translate
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor import translate
 from vtsim.vmm.monitor.crossing import (
     APIC_ENABLED,
     GENERAL_PROTECTION,
@@ -27,6 +27,7 @@ from vtsim.vmm.monitor.crossing import (
     return_by_iret,
     save,
     segments_of_system_call,
+    show_exception,
     step_over,
     take_interrupt,
     take_interrupt_flag,
@@ -84,9 +85,13 @@ def resume(a: Assembler, translates: bool) -> None:
 def inject(a: Assembler) -> None:
     """`inject`: deliver exception or interrupt R12 through the guest's IDT; R13 its error code, -1 none.
 
+    `inject_exception`: the same of an exception, which the guest sees.
+
     The frame is built on the guest's stack with what the guest believes: its selectors, its interrupt flag.
     """
     a.activity = ops.INJECTION
+    a.label("inject_exception")
+    show_exception(a, R12, R13, "inject")
     a.label("inject")
     a.st_value(vcpu("EMULATING"), 0)
     count(a, "INJECTED")
@@ -189,10 +194,10 @@ def exceptions(a: Assembler, translates: bool) -> None:
         a.call("original")
     a.ld(R12, Mem(R15, -56))
     a.ld(R13, F_ERROR)
-    a.jmp("inject")
+    a.jmp("inject_exception")
 
 
-def interrupt(a: Assembler, translates: bool) -> None:
+def interrupt(a: Assembler, translates: bool, by_host: bool) -> None:
     """`timer`: the interrupt of the physical timer, which is the guest's; in the guest, or while it is halted."""
     a.activity = ops.EXIT_DISPATCH
     a.label("timer")
@@ -201,7 +206,10 @@ def interrupt(a: Assembler, translates: bool) -> None:
     save(a, 48)
     if translates:
         a.call("original")
-    take_interrupt(a)
+    if by_host:
+        hosted.interrupt(a)
+    else:
+        take_interrupt(a)
     a.jmp("check")
     a.label("timer_while_halted")
     take_interrupt(a)
@@ -242,6 +250,19 @@ def system_calls(a: Assembler, translates: bool) -> None:
     a.activity = ops.REENTRY
     if translates:
         a.call("translation")
+        a.ld(RAX, vcpu("SCRATCH", LEAN.index(RCX)))
+        a.st(vcpu("BACK_RCX"), RAX)
+        a.st(vcpu("BACK_R11"), R11)
+        a.ld(RAX, F_RIP)
+        a.st(vcpu("BACK_TO"), RAX)
+        translate.way_back(a, RAX)
+        a.st(vcpu("SCRATCH", LEAN.index(RCX)), RAX)
+        a.ld(R11, F_RFLAGS)
+        a.copy(RSP, R15)
+        a.ldm(Mem(RSP, V["SCRATCH"]), LEAN)
+        a.ld(RSP, Mem(RSP, F_RSP.displacement))
+        a.op(ops.SYSRET)
+        return
     a.lea(RSP, Mem(R15, -at.FRAME_BYTES))
     a.ldm(Mem(RSP, at.FRAME_BYTES + V["SCRATCH"]), LEAN)
     a.op(ops.IRET)

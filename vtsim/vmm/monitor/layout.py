@@ -24,10 +24,14 @@ LAST_ENTRY: Final = 271                         # the guest's own kernel half be
 
 MONITOR_CODE, MONITOR_DATA = 0x10, 0x18         # selectors of the monitor
 GUEST_CODE, GUEST_DATA = 0x33, 0x2B             # selectors with which the processor runs a guest
+MONITOR_TASK: Final = 0x60                      # of its task state
+# its GDT, by selector / 8: code and data of the monitor, data and code of guests; two words of the task state follow
+DESCRIPTORS: Final = (0, 0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0, 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0, 0, 0, 0, 0)
 STAR: Final = MONITOR_CODE << 32 | 0x23 << 48
 TIMER_VECTOR: Final = 0xEC
 RF_IF: Final = 1 << 9
 IOPL: Final = 3 << 12
+RF_ZF: Final = 1 << 6
 
 STACK_BYTES: Final = 2048
 VIEW_WORDS: Final = 4                           # of one address space: see VIEWS
@@ -52,6 +56,8 @@ VCPU_WORDS: Final = (
     ("TR_BASE",       1, "linear address of its TSS"),
     ("TR",            1, "selector of its TSS"),
     ("LDTR",          1, "selector of its LDT"),
+    ("LDT",           2, "limit (-1 where there is none), base"),
+    ("SEGMENTS",      6, "selectors in ES, CS, SS, DS, FS, GS: those of CS and SS stand elsewhere"),
     ("DR6",           1, "debug registers that it believes in"),
     ("DR7",           1, ""),
     ("MODE",          1, "paging mode: see vtsim.ept.shadow"),
@@ -67,7 +73,7 @@ VCPU_WORDS: Final = (
     ("MSR_ENTRIES",   1, "how many"),
     ("PORTS",         1, "linear address of its port devices: port, kind, value"),
     ("PORT_ENTRIES",  1, "how many"),
-    ("EMULATING",     1, "is an instruction being emulated, whose page faults are the guest's?"),
+    ("EMULATING",     1, "is an instruction being emulated, whose page faults are the guest's? 2: its system accesses"),
     ("LENGTH",        1, "bytes of the instruction being emulated"),
     ("SCRATCH",       7, "registers that a system call saves"),
     ("DEATH",         1, "why the VM ended: see the deaths"),
@@ -75,6 +81,11 @@ VCPU_WORDS: Final = (
     ("TRANSLATOR",    1, "linear address of the binary translator's structure"),
     ("LEAVING_RCX",   1, "registers that a call-out saves"),
     ("LEAVING_R11",   1, ""),
+    ("WORLD",         1, "linear address of the page that the worlds of monitor and host share, where it is hosted"),
+    ("WORLD_SWITCHES", 1, "switches to the host's world and back"),
+    ("BACK_RCX",      1, "registers that the way back into a translation restores"),
+    ("BACK_R11",      1, ""),
+    ("BACK_TO",       1, "where in a translation it leads"),
     ("TRAPPED_AT",    1, "translated address of the last page fault of the guest's kernel"),
     ("WROTE_AT",     16, "original addresses of stores to tables that faulted, by a hash of the address"),
     ("LEFT_AT",       1, "translated address behind a call-out"),
@@ -122,6 +133,7 @@ V: Final = byte_offsets(VCPU_WORDS)
 # the frame that the processor leaves below the vCPU's structure when ring 3 is left
 F_SS, F_RSP, F_RFLAGS, F_CS, F_RIP, F_ERROR = (Mem(R15, -8 * n) for n in range(1, 7))
 FRAME_BYTES: Final = 40
+AS_SYSTEM: Final = 2  # in EMULATING
 
 (FINISHED, ILLEGAL, NO_DEVICE, NO_STACK, BAD_GATE, IN_MONITOR, NO_PROCESS) = range(1, 8)
 DEATHS: Final = {

@@ -17,7 +17,7 @@ from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.crossing import ABOVE_STACK_POINTER, ALL, BELOW_STACK_POINTER, PAGE_FAULT, die, from_ring_3, save
-from vtsim.vmm.monitor.layout import F_RIP, V, vcpu
+from vtsim.vmm.monitor.layout import AS_SYSTEM, F_RIP, V, vcpu
 from vtsim.vmm.programs.shadow import store_decoded
 
 
@@ -201,7 +201,7 @@ def page_fault(a: Assembler, translates: bool) -> None:
     count(a, "INJECTED_FAULTS")
     a.mov(R12, PAGE_FAULT)
     a.copy(R13, RDX)
-    a.jmp("inject")
+    a.jmp("inject_exception")
 
     a.label("nested_fault")
     a.activity = ops.MEMORY_MANAGEMENT
@@ -212,6 +212,9 @@ def page_fault(a: Assembler, translates: bool) -> None:
     a.ld(RAX, vcpu("KERNEL"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "nested_fill")
+    a.ld(RAX, vcpu("EMULATING"))
+    a.cmp(RAX, AS_SYSTEM)
+    a.jcc(ops.CC_Z, "nested_fill")
     a.or_(RDX, e.PF_USER)
     a.label("nested_fill")
     a.call("fill")
@@ -233,7 +236,7 @@ def page_fault(a: Assembler, translates: bool) -> None:
     a.mov(R12, PAGE_FAULT)
     a.copy(R13, RDX)
     a.lea(RSP, Mem(R15, -64))
-    a.jmp("inject")
+    a.jmp("inject_exception")
     a.label("no_stack")
     die(a, at.NO_STACK)
 
@@ -295,7 +298,7 @@ def table_write(a: Assembler, translates: bool) -> None:
         count(a, "INJECTED_FAULTS")
         a.mov(R12, PAGE_FAULT)
         a.copy(R13, RDX)
-        a.jmp("inject")
+        a.jmp("inject_exception")
     a.label("no_table")
     a.copy(RSI, R13)
     hook(a, h.SHADOW_UNPROTECT)

@@ -1,7 +1,8 @@
 """The monitor's part of binary translation: from original addresses to translated ones and back, call-outs, chaining.
 
 Everything else in the monitor knows original addresses only. A translation leaves for the monitor by SYSCALL: to have
-an instruction emulated, or to go to what is not translated yet; such an exit becomes a jump then.
+an instruction emulated, or to go to what is not translated yet; such an exit becomes a jump then. The way back is by
+SYSRET, to code in ring 3 that restores RCX and R11 and jumps on: IRET takes several times as long.
 
 Not modelled: a guard of what translations reach in ring 3 against the guest's kernel; priced decoding (a binary
 translator's work is its loads and stores).
@@ -14,10 +15,11 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import translator as h
 from vtsim.cpu.slots import R8, R11, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.cpu.translation import HASH_SETS, HASH_WAYS, NOT_YET, TRANSLATOR
-from vtsim.vmm.monitor.crossing import save_but_stack_pointer
+from vtsim.vmm.monitor.crossing import return_by_sysret, save_but_stack_pointer
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, V, saved, vcpu
 
 EXIT_BEFORE_SYSCALL = 8  # bytes: two stores
+BACK, BACK_BYTES = 64, 64  # behind the exit of look-ups: where the way back begins, and how far it may reach
 
 
 def to_translation(a: Assembler) -> None:
@@ -26,6 +28,24 @@ def to_translation(a: Assembler) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "resume_there")
     a.call("translation")
+    a.label("resume_translation")
+    for register, field in ((RCX, "BACK_RCX"), (R11, "BACK_R11")):
+        a.ld(RAX, saved(register))
+        a.st(vcpu(field), RAX)
+    a.ld(RAX, F_RIP)
+    a.st(vcpu("BACK_TO"), RAX)
+    a.ld(RAX, F_RFLAGS)
+    a.st(saved(R11), RAX)
+    way_back(a, RAX)
+    a.st(saved(RCX), RAX)
+    return_by_sysret(a)
+
+
+def way_back(a: Assembler, register: int) -> None:
+    """A register <- where the way back into translations begins, in ring 3."""
+    a.ld(register, vcpu("TRANSLATOR"))
+    a.ld(register, Mem(register, TRANSLATOR["MISS"]))
+    a.add(register, BACK)
 
 
 def subroutines(a: Assembler) -> None:
@@ -60,6 +80,16 @@ def subroutines(a: Assembler) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "original_found")
     a.ld(RSI, F_RIP)
+    way_back(a, RAX)
+    a.copy(RCX, RSI)
+    a.sub(RCX, register=RAX)
+    a.cmp(RCX, BACK_BYTES)
+    a.jcc(ops.CC_AE, "not_on_the_way_back")
+    for register, field in ((RCX, "BACK_RCX"), (R11, "BACK_R11")):  # it is as good as there
+        a.ld(RAX, vcpu(field))
+        a.st(saved(register), RAX)
+    a.ld(RSI, vcpu("BACK_TO"))
+    a.label("not_on_the_way_back")
     a.call("origin")
     a.st(F_RIP, RAX)
     a.label("original_found")
@@ -116,9 +146,9 @@ def call_out(a: Assembler, lean: tuple[int, ...]) -> None:
     a.ld(RDI, vcpu("TRANSLATOR"))
     a.ld(RAX, Mem(RDI, TRANSLATOR["FLUSHES"]))
     a.cmp(RAX, register=R8)
-    a.jcc(ops.CC_NZ, "resume_there")
+    a.jcc(ops.CC_NZ, "resume_translation")
     a.ld(RSI, vcpu("LEFT_AT"))
     a.sub(RSI, 2 + EXIT_BEFORE_SYSCALL)
     a.ld(RBX, F_RIP)
     a.hook(h.CHAIN)
-    a.jmp("resume_there")
+    a.jmp("resume_translation")

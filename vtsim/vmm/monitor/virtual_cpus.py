@@ -19,7 +19,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
-from vtsim.cpu.codes import FOREVER
+from vtsim.cpu.codes import FOREVER, HOST_PROCESS
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.cursor import set_privilege
 from vtsim.cpu.kernels.msr_storage import msr_slot
@@ -41,7 +41,7 @@ FLAGS_CLEARED: Final = 0x47700
 CR0, CR4, EFER = 0x8005_0033, 0x6A0, 0xD01
 STORED_MSRS: Final = (0x10A, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0xC0000083, 0xC0000103)
 STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
-SLOTS, MSRS, TSS, PORTS = 0, 1024, 2048, 2304  # byte offsets in a vCPU's data page
+SLOTS, MSRS, TSS, PORTS, GDT = 0, 1024, 2048, 2304, 3840  # byte offsets in a vCPU's data page
 
 
 @frozen(kw_only=True)
@@ -94,8 +94,9 @@ class Monitor:
         return self.word(vcpu, "VIEWS", view) or None if self.word(vcpu, "CR3") & e.ADDRESS == root else None
 
     def in_guest(self, cpu: int) -> bool:
-        """Does a guest run on a CPU, and not the monitor?"""
-        return bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
+        """Does a guest run on a CPU, and not the monitor or a process of the host?"""
+        ring3 = bool(self.engine.cpus[cpu][s.PRIVILEGE] & 1)
+        return ring3 and self.word(self.current(cpu), "KERNEL") != HOST_PROCESS
 
     def finish(self, cpu: int) -> VirtualCpu:
         """The guest of a CPU came to its end; it is switched off from outside, which costs nothing."""
@@ -136,7 +137,7 @@ class Monitor:
 
     def statistics(self) -> dict[str, int]:
         """What the monitor counted, over all guests."""
-        names = ("traps", "system_calls", "injected", "switches")
+        names = ("traps", "system_calls", "injected", "switches", "world_switches")
         return {name: sum(self.word(vcpu, name.upper()) for vcpu in self.vcpus) for name in names}
 
     def hypercalls(self) -> dict[str, dict[str, int]] | None:
@@ -195,7 +196,7 @@ def believed(start: Start) -> dict[str, int]:
     return {
         "INTERRUPTS": start.rflags >> 9 & 1, "CS": code, "SS": code + 8, "CR0": start.cr0, "CR3": start.cr3,
         "CR4": start.cr4, "EFER": start.efer, "STAR": start.msrs[STAR], "LSTAR": start.msrs[LSTAR],
-        "FMASK": start.msrs[FMASK], "TR_BASE": start.tr_base, "TIMER_LVT": 1 << 16,
+        "FMASK": start.msrs[FMASK], "TR_BASE": start.tr_base, "TR": start.tr_selector, "LDT": -1, "TIMER_LVT": 1 << 16,
     }  # fmt: skip
 
 
@@ -237,17 +238,30 @@ def boot(monitor: Monitor, vcpu: VirtualCpu, more: Mapping[int, int]) -> None:
     """
     host, engine, here = monitor.host, monitor.engine, monitor.address(vcpu)
     m = engine.cpus[vcpu.cpu]
+    data = host.address(vcpu.data)
+    host.store_words(data + GDT, gdt(data + TSS + 4))
     state = {
         s.RIP: monitor.program.labels["boot"], s.GPR + s.RSP: here - 64, s.GPR + s.R15: here,
         s.CR3: vcpu.memory.backing.root << 12, s.CR0: CR0, s.CR4: CR4, s.EFER: EFER, s.RFLAGS: 2,
         s.CS_SELECTOR: at.MONITOR_CODE, s.SS_SELECTOR: at.MONITOR_DATA, s.IDTR_BASE: host.address(host.idt),
-        s.IDTR_LIMIT: mem.PAGE_BYTES - 1, s.TR_BASE: host.address(vcpu.data) + TSS + 4,
+        s.IDTR_LIMIT: mem.PAGE_BYTES - 1, s.TR_BASE: data + TSS + 4,
+        s.TR_SELECTOR: at.MONITOR_TASK, s.GDTR_BASE: data + GDT, s.GDTR_LIMIT: 8 * len(gdt(0)) - 1,
         s.MONITORED: engine.owner(vcpu.name), **more,
     }  # fmt: skip
     for slot, value in state.items():
         m[slot] = mem.signed(value)
     m[s.BELIEVED_AT] = index_of(engine, host.words(vcpu.page)) + (at.STACK_BYTES + monitor.offsets["KERNEL"]) // 8
     engine.sync(vcpu.cpu)
+
+
+def gdt(task: int) -> list[int]:
+    """The words of the GDT with which the processor runs a monitor and its guest, whose task state is at an address.
+
+    SDM: "TSS Descriptor in 64-bit mode".
+    """
+    task &= (1 << 64) - 1
+    state = 0x67 | (task & 0xFFFFFF) << 16 | 0x8B << 40 | (task >> 24 & 0xFF) << 56
+    return [mem.signed(word) for word in (*at.DESCRIPTORS, state, task >> 32)]
 
 
 def boot_for_ring_3(monitor: Monitor, vcpu: VirtualCpu, start: Start, kernel_gs_base: int) -> None:

@@ -25,6 +25,7 @@ EFER, GS_BASE, FS_BASE, KERNEL_GS_BASE = 0xC0000080, 0xC0000101, 0xC0000100, 0xC
 X2APIC_TPR, X2APIC_EOI, X2APIC_SPURIOUS, X2APIC_LVT_TIMER = 0x808, 0x80B, 0x80F, 0x832
 X2APIC_INITIAL, X2APIC_CURRENT, X2APIC_DIVIDE, TSC_DEADLINE = 0x838, 0x839, 0x83E, 0x6E0
 PASSED: Final = (FS_BASE, GS_BASE, KERNEL_GS_BASE, X2APIC_INITIAL, X2APIC_DIVIDE, TSC_DEADLINE)
+TSC_AUX: Final = 0xC0000103
 READ_ALSO: Final = (X2APIC_CURRENT, 0x10)
 KEPT: Final = {0xC0000081: "STAR", 0xC0000082: "LSTAR", 0xC0000084: "FMASK", X2APIC_TPR: "CR8"}
 
@@ -242,9 +243,16 @@ def store_table(a: Assembler, field: str) -> None:
     a.ld(RDX, vcpu(field, 1))
     a.st(Mem(RAX), RCX)
     a.st(Mem(RAX, 8), RDX)
-    a.copy(RAX, RDX)
-    show(a, ops.SGDT if field == "GDTR" else ops.SIDT)
+    show_table(a, field)
     a.jmp("skip")
+
+
+def show_table(a: Assembler, field: str) -> None:
+    """The guest sees the limit and the base of a table. Clobbers RAX, RCX and RDX."""
+    op = ops.SGDT if field == "GDTR" else ops.SIDT
+    for part in range(2):
+        a.ld(RAX, vcpu(field, part))
+        show(a, op | part << 8)
 
 
 def store_word(a: Assembler, field: str) -> None:
@@ -256,6 +264,28 @@ def store_word(a: Assembler, field: str) -> None:
     a.jmp("put_register")
 
 
+def read_xcr(a: Assembler) -> None:
+    """XGETBV, where it traps: the processor's is the guest's, which cannot change it."""
+    a.ld(RCX, saved(RCX, 4))
+    a.cmp(RCX, 1)
+    a.jcc(ops.CC_A, "reflect")
+    a.op(ops.XGETBV)
+    a.st(saved(RAX), RAX)
+    a.st(saved(RDX), RDX)
+    a.jmp("skip")
+
+
+def read_tscp(a: Assembler) -> None:
+    """RDTSCP, where it traps: the time, and IA32_TSC_AUX as the guest has written it."""
+    a.mov(RCX, TSC_AUX)
+    a.call("find_msr")
+    a.ld(RBX, Mem(RAX, 8))
+    a.op(ops.RDTSC)
+    for register, value in ((RAX, RAX), (RDX, RDX), (RCX, RBX)):
+        a.st(saved(register), value)
+    a.jmp("skip")
+
+
 def push_flags(a: Assembler) -> None:
     """PUSHF, where it traps: the interrupt flag that the guest believes in."""
     a.ld(RDX, F_RFLAGS)
@@ -264,6 +294,8 @@ def push_flags(a: Assembler) -> None:
     a.sub(RAX, 8)
     a.st(Mem(RAX), RDX)
     a.st(saved(RSP), RAX)
+    a.copy(RAX, RDX)
+    show(a, ops.PUSHF)
     a.jmp("skip")
 
 
@@ -282,4 +314,7 @@ def pop_flags(a: Assembler) -> None:
     a.and_(RDX, ~at.IOPL)
     a.or_(RDX, at.RF_IF | 2)
     a.st(F_RFLAGS, RDX)
+    believed_flags(a, RDX, RAX)
+    a.copy(RAX, RDX)
+    show(a, ops.POPF)
     a.jmp("skip")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
-from attrs import define
+from attrs import define, frozen
 
 from vtsim.base import memory as mem
-from vtsim.cpu.assembler import Assembler, Program
+from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
 from vtsim.ept import direct as d
@@ -56,7 +56,36 @@ class ParavirtualMonitor(Monitor):
 COUNTED: Final = ("refusals", "events_sent", "upcalls", "blocks")
 
 
-def build_paravirtual(
+@frozen(kw_only=True)
+class Kind:
+    """What a hypervisor of this family is made of.
+
+    `emit` emits the program for vCPUs and `DirectHost`, given the addresses of its two tables of handlers, and returns
+    the labels that belong into them. `prepare` takes what a vCPU needs of the host's memory, and `fill` completes its
+    words, given that. `batch`: how many requests a guest may
+    gather; None: as many as it wants. `on_host`: is its guest's kernel a process of a host? `keeps`: do translations
+    of its processes stay when CR3 is loaded?
+    """
+
+    monitor: type[ParavirtualMonitor]
+    emit: Callable[[Assembler, Host, Sequence[VirtualCpu], DirectHost, tuple[int, int]], tuple[list[str], list[str]]]
+    prepare: Callable[[Host], int] = lambda host: 0
+    fill: Callable[[Monitor, VirtualCpu, int], None] = lambda monitor, vcpu, prepared: None
+    batch: int | None = None
+    on_host: bool = False
+    keeps: bool = True
+
+
+def build_paravirtual(**machine: Any) -> ParavirtualMonitor:
+    """Lay the hypervisor and its guests, at most one for each CPU, into an engine whose memory is empty.
+
+    The frame allocator of the engine is set up here. Raises `ConfigError` where the memory does not suffice.
+    """
+    return build_kind(Kind(monitor=ParavirtualMonitor, emit=emit), **machine)
+
+
+def build_kind(
+    kind: Kind,
     *,
     vmm: VmmSpec,
     profile: Profile,
@@ -65,61 +94,66 @@ def build_paravirtual(
     seed: int = 1,
     shuffled: bool = True,
 ) -> ParavirtualMonitor:
-    """Lay the hypervisor and its guests, at most one for each CPU, into an engine whose memory is empty.
-
-    The frame allocator of the engine is set up here. Raises `ConfigError` where the memory does not suffice.
-    """
+    """The same for any hypervisor of the family."""
     host = Host(engine, profile, direct=at.DIRECT, text=at.TEXT)
     words = host.reserve(), host.reserve()  # of hypercalls, of emulators by op
     pages, data = [host.reserve() for _ in guests], [host.reserve() for _ in guests]
     tables = DirectHost.reserve(host)
     roots = [host.process() for _ in guests]
+    prepared = [kind.prepare(host) for _ in guests]
     memories = windows(host, guests, roots, shuffled=shuffled, seed=seed)
     vcpus = [
         VirtualCpu(name=guest.name, cpu=guest.cpu, page=page, data=own, memory=ram, devices=guest.devices)
         for guest, page, own, ram in zip(guests, pages, data, memories, strict=True)
     ]
-    program, handlers, emulators = _place(host, profile, vcpus, tables, words)
-    monitor = ParavirtualMonitor(engine, host, vmm, program, tuple(vcpus))
-    for frame, labels in zip(words, (handlers, emulators), strict=True):
+    a = Assembler("hypervisor", at.TEXT)
+    labelled = kind.emit(a, host, vcpus, tables, words)
+    program = a.assemble()
+    host.engine.place(program, lambda page: TEXT_FRAME + (page - at.TEXT) // mem.PAGE_BYTES)
+    monitor = kind.monitor(engine, host, vmm, program, tuple(vcpus))
+    for frame, labels in zip(words, labelled, strict=True):
         host.store_many(frame, np.array([mem.signed(program.labels[name]) for name in labels], np.int64))
     gates(host, program)
     for number, (vcpu, guest) in enumerate(zip(vcpus, guests, strict=True)):
-        vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch, ring3=True)
+        vcpu.memory.direct = tables.offer(
+            vcpu.memory, number, kind.batch or vmm.pv.batch, ring3=True, on_host=kind.on_host
+        )
         start = guest.build(vcpu.memory)
         top = host.words(vcpu.memory.backing.root, mem.TABLE)
         own = {index: int(top[index]) for index in range(FIRST_OWN, LAST_OWN + 1)}
-        tables.validate(vcpu.memory, number, start, own)
+        tables.validate(vcpu.memory, number, start, own, keeps=kind.keeps)
         _fill(monitor, vcpu, number, start)
+        kind.fill(monitor, vcpu, prepared[number])
         boot_for_ring_3(monitor, vcpu, start, 0)
     switch_off(engine, vcpus)
     return monitor
 
 
-def _place(
-    host: Host, profile: Profile, vcpus: Sequence[VirtualCpu], tables: DirectHost, words: tuple[int, int]
-) -> tuple[Program, list[str], list[str]]:
-    """The program, the labels of hypercalls by number, those of emulators by op."""
-    a = Assembler("hypervisor", at.TEXT)
-    deadline = profile.features.tsc_deadline
+def emit(
+    a: Assembler, host: Host, vcpus: Sequence[VirtualCpu], tables: DirectHost, words: tuple[int, int]
+) -> tuple[list[str], list[str]]:
+    """The program; the labels of hypercalls by number, those of emulators by op."""
+    deadline = host.profile.features.tsc_deadline
     entry.boot(a, deadline)
     for vcpu in vcpus:
         entry.system_call(a, vcpu.cpu, host.address(vcpu.page) + at.STACK_BYTES)
     entry.system_calls(a, host.address(words[0]))
     entry.leave(a)
     entry.call_back(a)
+    entry.toggle(a)
     entry.exceptions(a)
     entry.undefined(a)
     entry.timer(a)
-    ground = calls.Ring3Ground(
-        direct=at.DIRECT, words=host.address(tables.words), frames=host.engine.geometry.frame_count,
-        own=(FIRST_OWN, LAST_OWN),
-    )  # fmt: skip
-    handlers = calls.calls(a, ground, deadline, profile.clock_hz)
-    emulators = emulate.emulation(a, host.address(words[1]))
-    program = a.assemble()
-    host.engine.place(program, lambda page: TEXT_FRAME + (page - at.TEXT) // mem.PAGE_BYTES)
-    return program, handlers, emulators
+    handlers = calls.calls(a, calls.Ring3Ground(**ground(host, tables)), deadline, host.profile.clock_hz)
+    return handlers, emulate.emulation(a, host.address(words[1]))
+
+
+def ground(host: Host, tables: DirectHost) -> dict[str, Any]:
+    """What validation of direct tables stands on."""
+    return {
+        "direct": at.DIRECT, "words": host.address(tables.words), "frames": host.engine.geometry.frame_count,
+        "own": (FIRST_OWN, LAST_OWN),
+    }  # fmt: skip
 
 
 def _fill(monitor: Monitor, vcpu: VirtualCpu, number: int, start: Start) -> None:

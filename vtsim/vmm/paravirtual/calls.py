@@ -52,6 +52,15 @@ class Ring3Ground(Ground):
     def drop_page(self, a: Assembler) -> None:
         a.op(ops.INVLPG, mem=Mem(R13))
 
+    def drop_all(self, a: Assembler) -> None:
+        """Load the root RAX, and drop all translations, global ones too. Changes RCX and RDX."""
+        a.op(ops.MOV_FROM_CR, RCX, imm=4)
+        a.copy(RDX, RCX)
+        a.and_(RDX, ~CR4_PGE)
+        a.op(ops.MOV_TO_CR, RDX, imm=4)
+        a.op(ops.MOV_TO_CR, RAX, imm=3)
+        a.op(ops.MOV_TO_CR, RCX, imm=4)
+
     def loaded(self, a: Assembler) -> Sequence[Mem | None]:
         return (vcpu("KERNEL_CR3"), vcpu("USER_CR3"))
 
@@ -64,6 +73,7 @@ class Ring3Ground(Ground):
 
     def emit_other_requests(self, a: Assembler) -> None:
         a.label("request_load_user")
+        self.work(a, "load_user")
         a.test(R13, register=R13)
         a.jcc(ops.CC_Z, "no_process_root")
         root_or_refused(a, e.ADDRESS)
@@ -71,6 +81,7 @@ class Ring3Ground(Ground):
         a.st(vcpu("USER_CR3"), R13)
         a.jmp("request_done")
         a.label("request_stack")
+        self.work(a, "stack")
         a.st(vcpu("KERNEL_STACK"), R13)
         a.jmp("request_done")
 
@@ -78,7 +89,7 @@ class Ring3Ground(Ground):
         count_one_of(a, "REQUESTS", RAX, RCX)
 
 
-def tables(a: Assembler, ground: Ground) -> None:
+def tables(a: Assembler, ground: Ring3Ground) -> None:
     """`call_request`, `call_multi`: page-table requests. `call_update_va`: the entry of a linear address."""
     a.activity = ops.MEMORY_MANAGEMENT
     for name in ("request", "multi"):
@@ -91,7 +102,7 @@ def tables(a: Assembler, ground: Ground) -> None:
     requests(a, ground)
     a.label("direct_done")
     a.st(saved(RAX), R14)
-    _drop(a)
+    _drop(a, ground)
 
     a.label("call_update_va")
     zero(a, RBP)
@@ -115,26 +126,30 @@ def tables(a: Assembler, ground: Ground) -> None:
     a.ld(R13, saved(RDI))
     ground.drop_page(a)
     a.label("direct_drop")
-    _drop(a)
+    _drop(a, ground)
     subroutines(a, ground)
 
 
-def _drop(a: Assembler) -> None:
-    """Load the kernel's root again and drop all translations, global ones too, if RBP says so; then `leave`."""
+def _drop(a: Assembler, ground: Ring3Ground) -> None:
+    """Load the kernel's root again and drop all translations, if RBP says so; then `leave`."""
     a.test(RBP, register=RBP)
     a.jcc(ops.CC_Z, "leave")
     a.ld(RAX, vcpu("KERNEL_CR3"))
-    a.op(ops.MOV_FROM_CR, RCX, imm=4)
-    a.copy(RDX, RCX)
-    a.and_(RDX, ~CR4_PGE)
-    a.op(ops.MOV_TO_CR, RDX, imm=4)
-    a.op(ops.MOV_TO_CR, RAX, imm=3)
-    a.op(ops.MOV_TO_CR, RCX, imm=4)
+    ground.drop_all(a)
     a.jmp("leave")
 
 
 def nothing(a: Assembler) -> None:
     """Events that wait are delivered on the way back, as after every hypercall."""
+    a.jmp("done")
+
+
+def mask(a: Assembler) -> None:
+    """The word by which a kernel masks upcalls, for one that does it by a call."""
+    a.ld(RAX, saved(RDI))
+    a.and_(RAX, 1)
+    a.ld(RDI, vcpu("SHARED_PAGE"))
+    a.st(Mem(RDI, d.UPCALL_MASK), RAX)
     a.jmp("done")
 
 
@@ -310,19 +325,21 @@ def event(a: Assembler) -> None:
     a.jmp("done")
 
 
-def calls(a: Assembler, ground: Ground, deadline: bool, clock_hz: int) -> list[str]:
+def calls(a: Assembler, ground: Ring3Ground, deadline: bool, clock_hz: int) -> list[str]:
     """Emit all hypercalls; their labels by number."""
     tables(a, ground)
     handlers: dict[str, Callable[[Assembler], object]] = {
         "nothing": nothing, "set_traps": set_traps, "set_callbacks": set_callbacks, "iret": iret,
-        "schedule": schedule, "event": event,
+        "schedule": schedule, "event": event, "mask": mask,
     }  # fmt: skip
     for name, handler in handlers.items():
         a.activity = ops.EXIT_HANDLER
         a.label(f"call_{name}")
+        ground.work(a, name)
         handler(a)
     a.activity = ops.EXIT_HANDLER
     a.label("call_set_timer")
+    ground.work(a, "set_timer")
     set_timer(a, deadline, clock_hz)
     update_time(a)
     return [f"call_{name}" for name in d.CALLS]

@@ -95,6 +95,12 @@ def emulation(a: Assembler, table: int) -> list[str]:
     a.label("skip")
     a.call("step_over")
     a.jmp("leave")
+    stepping(a)
+    return labels
+
+
+def stepping(a: Assembler) -> None:
+    """`step_over`: the guest goes on behind the instruction at F_RIP, which was done in its place."""
     a.label("step_over")
     step_over(a)
     count(a, "TRAPS")
@@ -102,4 +108,3 @@ def emulation(a: Assembler, table: int) -> list[str]:
     a.add(RAX, 1)
     a.st(vcpu("EMULATED", 1), RAX)
     a.ret()
-    return labels

@@ -5,6 +5,8 @@ SDM: "Fast System Calls in 64-Bit Mode"; "64-Bit Mode Stack Frame".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
@@ -120,6 +122,17 @@ def leave(a: Assembler) -> None:
     a.ld(R12, vcpu("EVENT_HANDLER"))
     a.test(R12, register=R12)
     a.jcc(ops.CC_Z, "restore_guest")
+    a.ld(RAX, vcpu("KERNEL"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "nothing_to_show")
+    a.ld(RAX, vcpu("BY_SYSCALL"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "nothing_to_show")
+    a.ld(RAX, saved(RAX))  # the result of its system call, to which no SYSRET leads any more
+    a.mov(RCX, 0)
+    a.mov(RDX, ops.SYSRET)
+    a.hook(hooks.SHOW)
+    a.label("nothing_to_show")
     count(a, "UPCALLS")
     count(a, "INJECTED_INTERRUPTS")
     count(a, "INJECTED")
@@ -127,10 +140,12 @@ def leave(a: Assembler) -> None:
     a.jmp("call_back")
 
 
-def call_back(a: Assembler) -> None:
+def call_back(a: Assembler, stop: str = "", below: Callable[[Assembler], None] | None = None) -> None:
     """`call_back`: build a frame on the kernel's stack and go on at R12; R13 is its error code, -1 none.
 
     `exception`: the same for exception R8, if the kernel has a handler. `guest_address`: whether RSI is the guest's.
+    `stop`: what is called with the kernel's root in RAX where the kernel itself is interrupted; `below`: what is to be
+    done below the frame that ends at RSI.
     """
     a.activity = ops.INJECTION
     a.label("exception")
@@ -153,6 +168,9 @@ def call_back(a: Assembler) -> None:
     a.or_(RDX, at.RF_IF)
     a.jmp("build_frame")
     a.label("from_kernel")
+    if stop:
+        a.ld(RAX, vcpu("KERNEL_CR3"))
+        a.call(stop)
     a.ld(RDI, vcpu("SHARED_PAGE"))
     a.ld(RSI, saved(RSP))
     a.mov(RBX, GUEST_KERNEL)
@@ -183,6 +201,8 @@ def call_back(a: Assembler) -> None:
     a.st(Mem(RSI, -16), RAX)
     a.sub(RSI, 16)
     a.st(saved(RSP), RSI)
+    if below is not None:
+        below(a)
     a.st(F_RIP, R12)
     a.ld(RAX, F_RFLAGS)
     a.and_(RAX, RF_CLEARED)
@@ -195,12 +215,6 @@ def call_back(a: Assembler) -> None:
     a.label("no_stack")
     die(a, at.NO_STACK)
 
-    a.label("toggle")  # to the other root, RAX; changes RAX
-    a.op(ops.SWAPGS)
-    a.op(ops.MOV_TO_CR, RAX, imm=3)
-    count(a, "SWITCHES")
-    a.ret()
-
     a.label("guest_address")  # flags: BE where RSI is among the hypervisor's own addresses; changes RAX
     a.copy(RAX, RSI)
     a.sub(RAX, 1)
@@ -211,7 +225,16 @@ def call_back(a: Assembler) -> None:
     a.ret()
 
 
-def exceptions(a: Assembler) -> None:
+def toggle(a: Assembler) -> None:
+    """`toggle`: to the other root, RAX. Changes RAX."""
+    a.label("toggle")
+    a.op(ops.SWAPGS)
+    a.op(ops.MOV_TO_CR, RAX, imm=3)
+    count(a, "SWITCHES")
+    a.ret()
+
+
+def exceptions(a: Assembler, emulates: bool = True, to: str = "exception") -> None:
     """`trap_0` … `trap_31`: the guest's, which go on to its kernel; those of the hypervisor are its guest's stack."""
     a.activity = ops.EXIT_DISPATCH
     for vector in range(VECTORS):
@@ -234,12 +257,13 @@ def exceptions(a: Assembler) -> None:
     a.cmp(R8, PAGE_FAULT)
     a.jcc(ops.CC_Z, "page_fault")
     a.test(RCX, register=RCX)
-    a.jcc(ops.CC_Z, "exception")
-    a.cmp(R8, GENERAL_PROTECTION)
-    a.jcc(ops.CC_Z, "emulate")
+    a.jcc(ops.CC_Z, to)
+    if emulates:
+        a.cmp(R8, GENERAL_PROTECTION)
+        a.jcc(ops.CC_Z, "emulate")
     a.cmp(R8, INVALID_OPCODE)
     a.jcc(ops.CC_Z, "undefined")
-    a.jmp("exception")
+    a.jmp(to)
 
     a.label("page_fault")
     a.op(ops.MOV_FROM_CR, RSI, imm=2)
@@ -247,9 +271,9 @@ def exceptions(a: Assembler) -> None:
     a.st(Mem(RDI, d.FAULT_ADDRESS), RSI)
     count(a, "INJECTED_FAULTS")
     a.test(RCX, register=RCX)
-    a.jcc(ops.CC_Z, "exception")
+    a.jcc(ops.CC_Z, to)
     a.and_(R13, ~e.PF_USER)
-    a.jmp("exception")
+    a.jmp(to)
 
 
 def undefined(a: Assembler) -> None:
@@ -319,7 +343,11 @@ def timer(a: Assembler) -> None:
     a.call("take_timer")
     a.add(RSP, 8)
     a.op(ops.IRET)
+    take_timer(a)
 
+
+def take_timer(a: Assembler) -> None:
+    """`take_timer`: the timer's event is pending. `send_event`: that of bit RSI. Both change RAX to RDX, RSI, RDI."""
     a.label("take_timer")
     write_msr(a, X2APIC_EOI, 0)
     a.ld(RSI, vcpu("TIMER_BIT"))

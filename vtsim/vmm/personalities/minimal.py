@@ -112,6 +112,7 @@ class Minimal:
         a.label("exit")
         a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
         a.copy(R15, RSP)
+        dirty_log.empty_first(a, path)
         several.left_guest(a, path)
         a.vmread(RCX, "IDT_VECTORING_INFORMATION")
         a.test(RCX, VALID)

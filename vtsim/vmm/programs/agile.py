@@ -5,7 +5,8 @@ it without an exit. At the end of an interval, seen at the next exit that concer
 are shadowed again.
 
 SDM: "EPT Violations".
-Not modelled: under agile paging, host memory that is given on demand (all of it is mapped before the guest starts).
+Not modelled: under agile paging, a walker that sets flags in shadow and guest tables at once; host memory that is given
+on demand (all of it is mapped before the guest starts).
 """
 
 from __future__ import annotations

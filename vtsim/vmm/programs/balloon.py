@@ -10,6 +10,8 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R13, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.guest.kernel.balloon import DEFLATE, INFLATE, TARGET
+from vtsim.vmm import layout as at
+from vtsim.vmm.programs import several, swap
 from vtsim.vmm.programs.ept_leaf import host_leaf_of
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import count, saved, vcpu, work, zero
@@ -56,6 +58,8 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ld(RAX, vcpu("MEMORY_END"))
     a.cmp(R13, register=RAX)
     a.jcc(ops.CC_AE, "balloon_refused")
+    several.lock_tables(a, path)
+    several.because(a, path, at.FOR_BALLOON)
     host_leaf_of(a, R13)
     a.cmp(RDX, 1)
     a.jcc(ops.CC_NZ, "balloon_counted", comment="no page was ever there")
@@ -79,9 +83,9 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.shr(RSI, 12)
     a.call("give_frame")
     if path.vmm.swap.on:
-        a.mov(RAX, -1)
-        a.xadd(vcpu("RESIDENT"), RAX)
+        swap.bump(a, path, "RESIDENT", -1)
     a.label("balloon_counted")
+    several.unlock_tables(a, path)
     count(a, "PAGES_BALLOONED")
     a.label("balloon_taken")
     zero(a, RAX)

@@ -17,7 +17,7 @@ from vtsim.cpu.slots import R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import RAM_PAGE
-from vtsim.vmm.programs import daemons
+from vtsim.vmm.programs import daemons, several
 from vtsim.vmm.programs.ept_leaf import LARGE, host_leaf_of, leaf_of
 from vtsim.vmm.programs.timer import begin_daemon, end_daemon
 from vtsim.vmm.programs.words import count, vcpu, work, zero
@@ -26,7 +26,7 @@ from vtsim.vmm.registry import Path
 
 def subroutines(a: Assembler, path: Path) -> None:
     """`collapse_due`: look at the next regions of 2 MiB of this VM. R13 address, R12 regions left."""
-    begin_daemon(a, daemons.COLLAPSE)
+    begin_daemon(a, path, daemons.COLLAPSE)
     a.mov(R12, -(-path.vmm.collapse.pages // PAGE_WORDS))
     a.ld(R13, vcpu("COLLAPSE_CURSOR"))
     a.label("collapse_next")
@@ -35,6 +35,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ld(RAX, vcpu("MEMORY_END"))
     a.cmp(RCX, register=RAX)
     a.jcc(ops.CC_A, "collapse_wrap")
+    several.lock_tables(a, path)
     if path.vmm.dirty_log.on:
         a.ld(RAX, vcpu("LOGGING"))
         a.test(RAX, register=RAX)
@@ -55,6 +56,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.call("unmap_region")
     _copy(a, path)
     a.label("collapse_step")
+    several.unlock_tables(a, path)
     a.add(R13, LARGE)
     a.jmp("collapse_count")
     a.label("collapse_wrap")

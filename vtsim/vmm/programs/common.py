@@ -67,7 +67,7 @@ def emit_shared(a: Assembler, path: Path) -> None:
         instructions.load_cr3(a, path)
         a.activity = ops.MEMORY_MANAGEMENT
         ept.subroutines(a, path)
-        if path.several:
+        if path.remote:
             several.subroutines(a, path)
             a.activity = ops.MEMORY_MANAGEMENT
         if path.vmm.dirty_log.on:

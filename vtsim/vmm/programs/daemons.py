@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from vtsim.vmm import layout as at
 from vtsim.vmm.registry import Path
 
 
@@ -17,11 +18,12 @@ class Daemon:
     at: str
     due: str
     label: str
+    cause: int  # of the flushes that it asks other vCPUs for
 
 
-LOGGING = Daemon("LOG_AT", "LOG_DUE", "log_due")
-SHARING = Daemon("SHARE_AT", "SHARE_DUE", "share_due")
-COLLAPSE = Daemon("COLLAPSE_AT", "COLLAPSE_DUE", "collapse_due")
+LOGGING = Daemon("LOG_AT", "LOG_DUE", "log_due", at.FOR_LOG)
+SHARING = Daemon("SHARE_AT", "SHARE_DUE", "share_due", at.FOR_SHARING)
+COLLAPSE = Daemon("COLLAPSE_AT", "COLLAPSE_DUE", "collapse_due", at.FOR_COLLAPSE)
 
 
 def daemons(path: Path) -> tuple[Daemon, ...]:

@@ -32,13 +32,15 @@ class Ground(ABC):
 
     `direct`: linear address of physical address 0. `words`: that of the frames' words, `frames`: how many there are.
     `own`: the first and the last entry of a root that the hypervisor keeps for itself, where it is mapped in the
-    guest's tables; the guest's kernel then runs in ring 3, and what it maps is user memory.
+    guest's tables; the guest's kernel then runs in ring 3, and what it maps is user memory. `keeps`: do translations of
+    processes stay there when CR3 is loaded?
     """
 
     direct: int
     words: int
     frames: int
     own: tuple[int, int] | None = None
+    keeps: bool = True
 
     @abstractmethod
     def vcpu(self, field: str) -> Mem:
@@ -456,12 +458,15 @@ def _entries(a: Assembler, ground: Ground) -> None:
     a.ret()
 
     if ground.own:
-        a.label("entry_for_ring_3")  # RSI as the processor needs it: translations of processes stay when CR3 is loaded
+        a.label("entry_for_ring_3")  # RSI as the processor needs it
         a.cmp(R8, 1)
         a.jcc(ops.CC_NZ, "entry_of_upper_table")
         a.test(RSI, e.PTE_USER)
         a.jcc(ops.CC_Z, "entry_of_kernel")
-        a.or_(RSI, e.PTE_GLOBAL)
+        if ground.keeps:
+            a.or_(RSI, e.PTE_GLOBAL)
+        else:
+            a.and_(RSI, ~e.PTE_GLOBAL)
         a.ret()
         a.label("entry_of_kernel")
         a.and_(RSI, ~e.PTE_GLOBAL)

@@ -4,6 +4,10 @@ Logging starts and the log is collected when a host timer says so, on the way in
 maps 4 KiB pages only: large ones are split, and every leaf is protected or its dirty flag cleared. What is found
 written goes into a bitmap; a collection takes the bits, makes those pages fresh again and flushes EPT's translations.
 
+With several vCPUs each has a log of its own, which it empties at every exit; logging begins, and the bitmap is read,
+when all others were made to exit, as KVM kicks them. A collection ends when all have dropped translations: what they
+still stored through old ones belongs to it.
+
 SDM: "Page-Modification Logging"; "Accessed and Dirty Flags for EPT"; "EPT Violations".
 Not modelled: copying the bitmap and the pages to anybody; collection by a thread of its own, beside the guest.
 """
@@ -20,7 +24,7 @@ from vtsim.cpu.kernels.ept_walk import LOG_ENTRIES
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmcs import bits as b
-from vtsim.vmm.programs import collapse, daemons
+from vtsim.vmm.programs import collapse, daemons, several
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.timer import begin_daemon, end_daemon, now
 from vtsim.vmm.programs.words import vcpu, work, zero
@@ -40,15 +44,20 @@ def uses_log(path: Path) -> bool:
 
 def mark(a: Assembler, path: Path, back: str) -> None:
     """While writes are logged: the page of R13, which is about to become writable, is written. Changes RAX RDI RSI."""
-    a.ld(RAX, vcpu("LOGGING"))
+    a.ld(RAX, several.vm_word(a, path, "LOGGING", RAX))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, back)
+    note_page(a, path)
+
+
+def note_page(a: Assembler, path: Path) -> None:
+    """The page of the guest-physical address in R13 is written. Changes RAX RDI RSI."""
     a.copy(RSI, R13)
     _note_page(a, path)
 
 
 def _note_page(a: Assembler, path: Path) -> None:
-    """The page of the guest-physical address in RSI is written. Changes RAX RDI RSI."""
+    """The same of the address in RSI."""
     work(a, path, "mark_dirty")
     a.shr(RSI, 12)
     a.ld(RDI, vcpu("DIRTY_BITMAP"))
@@ -58,9 +67,11 @@ def _note_page(a: Assembler, path: Path) -> None:
 def protected_page(a: Assembler, path: Path) -> None:
     """A write to a page that only logging protects: note it, let it be written, and go on. R12, R13 as in `ept`.
 
-    A hypervisor that cannot do this without its lock finds slot and page, and maps, as for any violation.
+    A hypervisor that cannot do this without its lock finds slot and page, and maps, as for any violation: with several
+    vCPUs it takes a compare and exchange, so that nobody's change of the leaf is undone.
+    Not modelled: lockless faults in VMs of several vCPUs.
     """
-    if not path.parameters.get("lockless_faults", 1):
+    if path.several or not path.parameters.get("lockless_faults", 1):
         return
     if not path.vmm.dirty_log.ends:
         a.ld(RAX, vcpu("LOGGING"))
@@ -104,9 +115,27 @@ def empty_at_exit(a: Assembler, path: Path) -> None:
         a.label("log_is_empty")
 
 
+def empty_first(a: Assembler, path: Path) -> None:
+    """At every exit, before other vCPUs hear of it: whoever is out of its guest has nothing in its log."""
+    if path.several and uses_log(path):
+        empty_at_exit(a, path)
+
+
+def _ask_others(a: Assembler, path: Path) -> None:
+    """Every vCPU of the VM has an empty log, and logs as the VM does. Changes RAX, RCX, RDX and RDI."""
+    if path.several and uses_log(path):
+        a.call("log_others")
+
+
+def empty_others(a: Assembler, path: Path) -> None:
+    """What other vCPUs have in their logs is in the bitmap. Changes RAX, RCX, RDX and RDI."""
+    _ask_others(a, path)
+
+
 def subroutines(a: Assembler, path: Path) -> None:
     """`log_due`: start logging or collect the log; `empty_log`, `refresh`."""
-    begin_daemon(a, daemons.LOGGING)
+    begin_daemon(a, path, daemons.LOGGING)
+    several.lock_tables(a, path)
     a.ld(RAX, vcpu("LOGGING"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "collect_log")
@@ -116,6 +145,7 @@ def subroutines(a: Assembler, path: Path) -> None:
         _stop(a, path)
     a.label("log_done")
     a.call("flush_ept")
+    several.unlock_tables(a, path)
     end_daemon(a, path, daemons.LOGGING, "log_period")
     _refresh(a, path)
     if uses_log(path):
@@ -130,6 +160,7 @@ def _start(a: Assembler, path: Path) -> None:
         a.vmread(RAX, "SECONDARY_PROC_CONTROLS")
         a.or_(RAX, b.ENABLE_PML)
         a.vmwrite("SECONDARY_PROC_CONTROLS", RAX)
+    _ask_others(a, path)
     zero(a, R13)
     a.ld(R12, vcpu("DIRTY_WORDS"))
     a.shl(R12, 18)  # bytes of guest memory
@@ -166,9 +197,10 @@ def _stop(a: Assembler, path: Path) -> None:
         a.vmread(RAX, "SECONDARY_PROC_CONTROLS")
         a.and_(RAX, ~b.ENABLE_PML)
         a.vmwrite("SECONDARY_PROC_CONTROLS", RAX)
+    _ask_others(a, path)
     if path.vmm.ept.page_size >= LARGE:
         collapse.after_logging(a, path)
-    a.jmp("reenter")
+    a.jmp(several.unlocked(path))
 
 
 def _split(a: Assembler) -> None:
@@ -211,6 +243,7 @@ def _collect(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_Z, "collect_words")
         a.call("empty_log")
         a.label("collect_words")
+    empty_others(a, path)
     a.ld(RAX, vcpu("DIRTY_ROUNDS"))
     a.add(RAX, 1)
     a.st(vcpu("DIRTY_ROUNDS"), RAX)
@@ -222,7 +255,8 @@ def _collect(a: Assembler, path: Path) -> None:
     a.test(RBX, register=RBX)
     a.jcc(ops.CC_Z, "collect_nothing")
     zero(a, RAX)
-    a.st(Mem(R14), RAX)
+    a.sub(RAX, register=RBX)
+    a.xadd(Mem(R14), RAX)  # others may set more bits meanwhile
     leaf_of(a, R13)
     a.cmp(RDX, 1)
     a.jcc(ops.CC_NZ, "collect_nothing", comment="it was unmapped since")
@@ -237,7 +271,7 @@ def _collect(a: Assembler, path: Path) -> None:
 
 def _refresh(a: Assembler, path: Path) -> None:
     """`refresh`: of the leaves at RCX on, those whose bit is set in RBX are not written yet. Keeps RBX RCX."""
-    flag = e.EPT_DIRTY if uses_log(path) else e.EPT_WRITE
+    flag, change = (e.EPT_DIRTY, -e.EPT_DIRTY) if uses_log(path) else (e.EPT_WRITE, WAS_WRITABLE - e.EPT_WRITE)
     a.label("refresh")
     a.copy(RDX, RBX)
     a.copy(RDI, RCX)
@@ -250,11 +284,8 @@ def _refresh(a: Assembler, path: Path) -> None:
     a.ld(RAX, Mem(RDI))
     a.test(RAX, flag)
     a.jcc(ops.CC_Z, "refresh_other")
-    a.and_(RAX, ~flag)
-    if not uses_log(path):
-        a.mov(RSI, WAS_WRITABLE)
-        a.or_(RAX, register=RSI)
-    a.st(Mem(RDI), RAX)
+    a.mov(RAX, change)
+    a.xadd(Mem(RDI), RAX)  # the processor may set other flags meanwhile
     a.add(R9, 1)
     a.label("refresh_other")
     a.add(RDI, 8)

@@ -21,7 +21,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONL
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import agile, dirty_log, frames, several, swap
+from vtsim.vmm.programs import agile, dirty_log, frames, locked_fault, several, swap
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -46,6 +46,7 @@ def violation(a: Assembler, path: Path) -> None:
         return
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
+        locked_fault.protected_page(a, path)
     a.label("resolve_violation")
     find_slot(a)
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
@@ -57,7 +58,8 @@ def violation(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "emulate")
     if path.several:
         a.label("lock_page")
-        several.lock_tables(a, path)
+    several.lock_tables(a, path)
+    several.because(a, path, at.FOR_FAULTS)
     find_page(a, path)
     map_page(a, path)
     make_page(a, path)
@@ -110,7 +112,7 @@ def map_page(a: Assembler, path: Path) -> None:
     a.mov(R11, 1)
     if path.vmm.ept.page_size >= LARGE:
         if path.vmm.dirty_log.on:
-            a.ld(RAX, vcpu("LOGGING"))
+            a.ld(RAX, several.vm_word(a, path, "LOGGING", RAX))
             a.test(RAX, register=RAX)
             a.jcc(ops.CC_NZ, "map_small")
         a.cmp(RBP, 2)
@@ -195,7 +197,10 @@ def _in_one_slot(a: Assembler, otherwise: str) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`write_ept` (leaf RDX, level RCX, address R13), `unmap_leaf` (address R13; keeps RBX RBP R9), `flush_ept`."""
+    """`write_ept` (leaf RDX, level RCX, address R13), `unmap_leaf` (address R13; keeps RBX RBP R9), `flush_ept`.
+
+    `unmap_leaf` takes the leaf away at once, with the flags that processors have set, and leaves it in RAX.
+    """
     a.label("write_ept")
     a.copy(RSI, R13)
     a.ld(RDI, vcpu("EPT_ROOT"))
@@ -208,8 +213,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "no_tables")
     a.ret()
     a.label("no_tables")
-    if path.several:
-        several.unlock_tables(a)
+    several.unlock_tables(a, path)
     a.copy(4, R15, comment="the stack is given up")
     kill(a, OUT_OF_TABLES)
 
@@ -218,9 +222,14 @@ def subroutines(a: Assembler, path: Path) -> None:
     leaf_of(a, R13)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "leaf_unmapped")
+    zero(a, RDX)
+    a.sub(RDX, register=RAX)
+    a.xadd(Mem(RCX), RDX)
+    a.push(RDX)
     zero(a, RAX)
-    a.st(Mem(RCX), RAX)
+    a.st(Mem(RCX), RAX, comment="of flags that were set since it was read")
     a.call("flush_ept")
+    a.pop(RAX)
     a.label("leaf_unmapped")
     a.ret()
 
@@ -259,6 +268,8 @@ def make_page(a: Assembler, path: Path) -> None:
         a.and_(RCX, register=RBX)
         a.cmp(RCX, path.addresses["zero_page"] << 12)
         a.jcc(ops.CC_Z, "break_zero")
+        if path.several:
+            a.call("unmap_leaf", comment="nobody reads the shared frame any more when it is given back")
         a.call("unshare")
         a.mov(RAX, RAM_PAGE)
         a.or_(RDX, register=RAX)
@@ -293,8 +304,7 @@ def make_page(a: Assembler, path: Path) -> None:
         a.ret()
 
     a.label("no_host_memory")
-    if path.several:
-        several.unlock_tables(a)
+    several.unlock_tables(a, path)
     kill(a, OUT_OF_HOST_MEMORY)
     if path.vmm.memory.buddy:
         frames.subroutines(a, path)

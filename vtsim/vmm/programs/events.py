@@ -13,7 +13,7 @@ from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RCX, RDI, RDX, RSI
 from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted, upcalls
-from vtsim.vmm.programs.daemons import what_may_be_due
+from vtsim.vmm.programs.daemons import daemons, what_may_be_due
 from vtsim.vmm.programs.words import VALID, count, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -28,11 +28,15 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.activity = ops.INJECTION
     a.ld(RCX, cpu("RESCHEDULE"))
     a.test(RCX, register=RCX)
-    a.jcc(ops.CC_NZ, "give_up_cpu" if path.several else "schedule")
+    a.jcc(ops.CC_NZ, "give_up_cpu" if path.remote else "schedule")
     for word, label in what_may_be_due(path):
         a.ld(RCX, vcpu(word))
         a.test(RCX, register=RCX)
         a.jcc(ops.CC_NZ, label)
+    if path.several and daemons(path):
+        a.ld(RCX, vcpu("WOKEN_BY"))
+        a.test(RCX, register=RCX)
+        a.jcc(ops.CC_NZ, "halt_again")
     zero(a, RCX)
     a.st(vcpu("REQUEST"), RCX)
     a.test(RAX, at.REQUEST_EVENTS)
@@ -221,7 +225,7 @@ def from_device(a: Assembler, path: Path, number: int) -> None:
     a.mov(RDI, path.addresses["assigned"] + ASSIGNED_BYTES * number)
     a.ld(R15, Mem(RDI))
     a.ld(RSI, Mem(RDI, 8))
-    a.lea(RDI, vcpu("IRR"))
+    a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     a.call("wake")
 

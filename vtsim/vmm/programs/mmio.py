@@ -10,8 +10,6 @@ Not modelled: instructions other than loads and stores; operands across pages; g
 
 from __future__ import annotations
 
-from typing import Final
-
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
@@ -19,14 +17,14 @@ from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import viommu
+from vtsim.vmm.programs import several, viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
 from vtsim.vmm.programs.ports import DEVICE_WORDS
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 LOCAL_APIC, IO_APIC = 0xFEE00, 0xFEC00  # page numbers
-CR0_PG: Final = 1 << 31
+CR0_PG, CR4_LA57 = 1 << 31, 1 << 12
 
 
 def misconfiguration(a: Assembler, path: Path) -> None:
@@ -66,11 +64,13 @@ def emulator(a: Assembler, path: Path) -> None:
         a.hook(SHADOW_MAP_DEVICE)
         a.call("shadow_settle")
     elif path.vmm.paging == "ept":
+        several.lock_tables(a, path)
         a.copy(RDX, R13)
         a.and_(RDX, e.ADDRESS)
         a.or_(RDX, MMIO_ENTRY)
         a.mov(RCX, 1)
         a.call("write_ept")
+        several.unlock_tables(a, path)
     a.jmp("emulate")
 
     a.label("emulate_or_retry")  # a load is first tried again: KVM hopes that the mapping came back meanwhile
@@ -85,7 +85,9 @@ def emulator(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "emulate")
     a.label("retry")
     work(a, path, "retry")
+    _keep_pages(a, path)
     a.call("fetch_instruction")
+    _release_pages(a, path)
     a.st(vcpu("RETRY_RIP"), R14)
     a.st(vcpu("RETRY_GPA"), R13)
     a.jmp("reenter")
@@ -94,9 +96,11 @@ def emulator(a: Assembler, path: Path) -> None:
     zero(a, RAX)
     a.st(vcpu("RETRY_RIP"), RAX)
     work(a, path, "emulate")
+    _keep_pages(a, path)
     a.call("fetch_instruction")
     a.copy(RSI, R14)
     a.hook(hooks.DECODE)
+    _release_pages(a, path)
     a.st(vcpu("DECODED", 0), RCX)
     a.st(vcpu("DECODED", 1), RDX)
     a.st(vcpu("DECODED", 2), R9)
@@ -176,7 +180,7 @@ def _step_over_decoded(a: Assembler, path: Path) -> None:
 def fetch(a: Assembler, path: Path) -> None:
     """`fetch_instruction`: R14 <- the guest's RIP, RDI <- where the host sees its bytes, by the guest's own tables.
 
-    A recorded guest has no instruction bytes: RDI is 0 then.
+    A recorded guest has no instruction bytes: RDI is 0 then. `linear_memory`: the same for the linear address R14.
     """
     a.label("fetch_instruction")
     a.vmread(R14, "GUEST_RIP")
@@ -185,6 +189,7 @@ def fetch(a: Assembler, path: Path) -> None:
     a.shr(RAX, 40)
     a.cmp(RAX, ops.REPLAY_BASE >> 40)
     a.jcc(ops.CC_Z, "fetched")
+    a.label("linear_memory")
     a.copy(RSI, R14)
     a.vmread(RAX, "CR0_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR0")
     a.test(RAX, CR0_PG)
@@ -193,8 +198,14 @@ def fetch(a: Assembler, path: Path) -> None:
         a.ld(RBX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RBX, "GUEST_CR3")
-    for level in (4, 3, 2, 1):
+    if path.profile.features.la57:
+        a.vmread(RCX, "CR4_READ_SHADOW" if path.vmm.on_shadow else "GUEST_CR4")
+        a.test(RCX, CR4_LA57)
+        a.jcc(ops.CC_Z, "fetch_level_4")
+    for level in (5, 4, 3, 2, 1) if path.profile.features.la57 else (4, 3, 2, 1):
         shift = 3 + 9 * level
+        if level == 4:
+            a.label("fetch_level_4")
         a.copy(RSI, R14)
         a.shr(RSI, shift)
         a.and_(RSI, 511)
@@ -246,4 +257,23 @@ def fetch(a: Assembler, path: Path) -> None:
     a.ret()
     a.label("fetch_failed")
     a.copy(4, R15, comment="the stack is given up")
-    a.jmp("unexpected")
+    a.jmp("reenter_unlocked" if _pages_go(path) else "unexpected")  # the guest finds it again, or what is wrong
+
+
+def _pages_go(path: Path) -> bool:
+    """May another vCPU take a page away while the hypervisor reads it?"""
+    return path.several and path.vmm.takes_back
+
+
+def _keep_pages(a: Assembler, path: Path) -> None:
+    """While the hypervisor reads the guest's memory, no other vCPU takes it away. Changes RAX, RCX and RDI."""
+    if _pages_go(path):
+        several.lock_tables(a, path)
+
+
+def _release_pages(a: Assembler, path: Path) -> None:
+    """It has read what it wanted. Changes RDI."""
+    if _pages_go(path):
+        a.push(RAX)
+        several.unlock_tables(a, path)
+        a.pop(RAX)

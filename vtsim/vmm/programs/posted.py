@@ -6,7 +6,11 @@ says which vector is the highest; all else is the processor's: priorities, deliv
 IPI virtualization interrupts to other vCPUs. While a vCPU is halted, its notifications have the vector that wakes it.
 
 SDM: "Virtual-Interrupt Delivery"; "Posted-Interrupt Processing"; "IPI Virtualization".
-Not modelled: level-triggered interrupts, whose EOI exits; suppressing notifications of a vCPU that waits for its CPU.
+A remapping unit that posts interrupts of devices is one of those who request; nobody is notified of them while their
+vCPU waits for its CPU.
+
+VT-d: "Interrupt-Posting Hardware Operation".
+Not modelled: level-triggered interrupts, whose EOI exits; vCPUs that move to another CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from vtsim.vmm.programs.words import vcpu, zero
 from vtsim.vmm.registry import Path
 
 MSR_ICR: Final = 0x830
-OUTSTANDING_BIT: Final = 256  # of the descriptor, seen as a bit string
+OUTSTANDING_BIT, SUPPRESSED_BIT = 256, 257  # of the descriptor, seen as a bit string
 NOTIFICATION: Final = 4  # its word with that bit, vector and destination
 VECTOR_BYTE: Final = 2  # in that word
 PAGE_IRR, PAGE_PPR = 0x200, 0xA0  # in the virtual-APIC page
@@ -40,7 +44,7 @@ def notification(cpu_number: int) -> int:
 
 def notify_here(a: Assembler, path: Path, vector: int) -> None:
     """Notifications of the vCPU in R15 have this vector from now on."""
-    if path.vmm.apicv and path.several:
+    if path.vmm.apicv and path.remote:
         a.st_value(Mem(R15, at.V["POSTED"] + 8 * NOTIFICATION + VECTOR_BYTE, size=1), vector)
 
 
@@ -55,9 +59,40 @@ def jump_if_posted(a: Assembler, path: Path, then: str) -> None:
 def no_longer_outstanding(a: Assembler, path: Path) -> None:
     """The vCPU in R15 has seen its notification. Changes RAX, RDI and RSI."""
     if path.vmm.apicv:
-        a.lea(RDI, vcpu("POSTED"))
-        a.mov(RSI, OUTSTANDING_BIT)
-        a.hook(hooks.CLEAR_BIT)
+        _descriptor_bit(a, OUTSTANDING_BIT, hooks.CLEAR_BIT)
+
+
+def suppress(a: Assembler, path: Path) -> None:
+    """The vCPU in R15 gives up its CPU to another: if it waits for the CPU, nobody need be told of what is posted.
+
+    Changes RAX, RDI and RSI.
+    """
+    if path.vmm.posted_interrupts:
+        a.ld(RAX, vcpu("STATE"))
+        a.cmp(RAX, at.HALTED)
+        a.jcc(ops.CC_Z, "not_suppressed")
+        _descriptor_bit(a, SUPPRESSED_BIT, hooks.SET_BIT)
+        a.label("not_suppressed")
+
+
+def resume(a: Assembler, path: Path) -> None:
+    """The vCPU in R15 gets its CPU: notifications come again, and what was posted is one. Changes as above."""
+    if path.vmm.posted_interrupts:
+        _descriptor_bit(a, SUPPRESSED_BIT, hooks.CLEAR_BIT)
+        for word in range(4):
+            a.ld(RAX, vcpu("POSTED", word))
+            a.test(RAX, register=RAX)
+            a.jcc(ops.CC_NZ, "posted_meanwhile")
+        a.jmp("nothing_posted")
+        a.label("posted_meanwhile")
+        _descriptor_bit(a, OUTSTANDING_BIT, hooks.SET_BIT)
+        a.label("nothing_posted")
+
+
+def _descriptor_bit(a: Assembler, bit: int, hook: int) -> None:
+    a.lea(RDI, vcpu("POSTED"))
+    a.mov(RSI, bit)
+    a.hook(hook)
 
 
 def take_posted(a: Assembler, path: Path) -> None:

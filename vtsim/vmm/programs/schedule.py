@@ -23,7 +23,7 @@ FINISHED = 1 << 16  # code of DEATH: the guest's program came to its end
 
 def schedule(a: Assembler, path: Path) -> None:
     """`schedule`: run the next vCPU that can; idle where none can; stop the CPU where none is left."""
-    if path.several:
+    if path.remote:
         a.label("give_up_cpu")
         several.left_guest(a, path)
     a.label("schedule")
@@ -64,6 +64,7 @@ def schedule(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "scheduled")
     work(a, path, "context_switch")
     leave_guest_msrs(a, path, "schedule")
+    posted.suppress(a, path)
     a.copy(R15, R14)
     a.copy(RSP, R14)
     a.st(cpu("CURRENT"), R15)
@@ -72,6 +73,7 @@ def schedule(a: Assembler, path: Path) -> None:
     a.ld(R12, cpu("SELF"))
     a.st(Mem(R12, at.C["TSS"] + 4), R15, comment="stack for interrupts from user space")
     a.emit(ops.VMPTRLD, mem=vcpu("VMCS_POINTER"))
+    posted.resume(a, path)
     a.label("scheduled")
     a.jmp("go_on")
 
@@ -87,6 +89,10 @@ def halt(a: Assembler, path: Path) -> None:
     a.and_(RAX, ~3)
     a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
     a.op(ops.CLI)
+    if path.several and daemons(path):
+        a.label("halt_again")
+        several.left_guest(a, path)
+        a.st_value(vcpu("WOKEN_BY"), 0)
     upcalls.look(a, path, "halt_event", "halt_no_upcall")
     a.call("pending_vector")
     a.test(R12, register=R12)
@@ -102,7 +108,7 @@ def halt(a: Assembler, path: Path) -> None:
     a.label("halt_block")
     posted.notify_here(a, path, at.KICK_VECTOR)
     a.st_value(vcpu("STATE"), at.HALTED)
-    if path.several:
+    if path.remote:
         several.after_halting(a, path)
     else:
         a.jmp("schedule")

@@ -19,6 +19,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted
 from vtsim.vmm.programs.posted import MSR_ICR
@@ -38,26 +39,47 @@ def of_vm(a: Assembler, path: Path, register: int, field: str) -> None:
         a.lea(register, vcpu(field))
 
 
-def lock_tables(a: Assembler, path: Path) -> None:
-    """The VM's tables are ours. Changes RAX, RCX and RDI."""
-    a.ld(RDI, vcpu("VM"))
+def vm_word(a: Assembler, path: Path, field: str, register: int) -> Mem:
+    """A word that all vCPUs of the VM share; where there are several, `register` changes and is part of the operand."""
+    if not path.several:
+        return vcpu(field)
+    a.ld(register, vcpu("VM"))
+    return Mem(register, at.V[field])
+
+
+def lock(a: Assembler, ticket: Mem, serving: Mem) -> None:
+    """Take a ticket and wait for its turn. Changes RAX and RCX."""
+    name = f"lock_{a.here:x}"
     a.mov(RAX, 1)
-    a.xadd(Mem(RDI, at.V["TABLES_TICKET"]), RAX)
-    a.label("tables_wait")
-    a.ld(RCX, Mem(RDI, at.V["TABLES_SERVING"]))
+    a.xadd(ticket, RAX)
+    a.label(name)
+    a.ld(RCX, serving)
     a.cmp(RCX, register=RAX)
-    a.jcc(ops.CC_Z, "tables_locked")
+    a.jcc(ops.CC_Z, f"{name}_ours")
     a.op(ops.PAUSE)
-    a.jmp("tables_wait")
-    a.label("tables_locked")
+    a.jmp(name)
+    a.label(f"{name}_ours")
 
 
-def unlock_tables(a: Assembler) -> None:
+def unlock(a: Assembler, serving: Mem, spare: int = RAX) -> None:
+    """Let the next one have its turn. Changes `spare`."""
+    a.ld(spare, serving)
+    a.add(spare, 1)
+    a.st(serving, spare)
+
+
+def lock_tables(a: Assembler, path: Path) -> None:
+    """The VM's tables are ours, where it may have several vCPUs. Changes RAX, RCX and RDI."""
+    if path.several:
+        a.ld(RDI, vcpu("VM"))
+        lock(a, Mem(RDI, at.V["TABLES_TICKET"]), Mem(RDI, at.V["TABLES_SERVING"]))
+
+
+def unlock_tables(a: Assembler, path: Path) -> None:
     """The VM's tables are free again. Changes RAX and RDI."""
-    a.ld(RDI, vcpu("VM"))
-    a.ld(RAX, Mem(RDI, at.V["TABLES_SERVING"]))
-    a.add(RAX, 1)
-    a.st(Mem(RDI, at.V["TABLES_SERVING"]), RAX)
+    if path.several:
+        a.ld(RDI, vcpu("VM"))
+        unlock(a, Mem(RDI, at.V["TABLES_SERVING"]))
 
 
 def unlocked(path: Path) -> str:
@@ -65,15 +87,21 @@ def unlocked(path: Path) -> str:
     return "reenter_unlocked" if path.several else "reenter"
 
 
-def left_guest(a: Assembler, path: Path) -> None:
-    """First thing after a VM exit; R15 the vCPU."""
+def because(a: Assembler, path: Path, cause: int) -> None:
+    """Flushes that are asked of other vCPUs from now on are counted for a cause."""
     if path.several:
+        a.st_value(vcpu("FLUSH_CAUSE"), cause)
+
+
+def left_guest(a: Assembler, path: Path) -> None:
+    """First thing after a VM exit, or on the way in where there is something to do; R15 the vCPU."""
+    if path.remote:
         a.st_value(vcpu("IN_GUEST"), 0)
 
 
 def before_entry(a: Assembler, path: Path) -> None:
     """Last thing before a VM entry, interrupts off: see to what others want of the vCPU. Changes RAX."""
-    if path.several:
+    if path.remote:
         a.st_value(vcpu("IN_GUEST"), 1)
         a.ld(RAX, vcpu("ASKED"))
         a.test(RAX, register=RAX)
@@ -97,6 +125,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.st(vcpu("ASKED_FLUSH"), RCX)
     flush_as_asked(a, path)
     a.label("asked_flushed")
+    _log_as_asked(a, path)
     zero(a, RCX)
     a.st(vcpu("ASKED_EVENTS"), RCX)
     zero(a, RAX)
@@ -110,40 +139,12 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.jmp("die")
 
     a.activity = ops.MEMORY_MANAGEMENT
-    a.label("flush_others")
-    work(a, path, "ask_others")
-    a.ld(RDI, vcpu("PEER"))
-    a.jmp("flush_look")
-    a.label("flush_ask")
-    a.st_value(Mem(RDI, at.V["ASKED_FLUSH"]), 1)
-    a.mov(RAX, 1)
-    a.xadd(Mem(RDI, at.V["ASKED"]), RAX)
-    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "flush_next")
-    a.call("kick")
-    a.label("flush_next")
-    a.ld(RDI, Mem(RDI, at.V["PEER"]))
-    a.label("flush_look")
-    a.cmp(RDI, register=R15)
-    a.jcc(ops.CC_NZ, "flush_ask")
-    a.ld(RDI, vcpu("PEER"))
-    a.label("flush_wait")
-    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "flush_seen")
-    a.ld(RAX, Mem(RDI, at.V["ASKED_FLUSH"]))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "flush_seen")
-    a.op(ops.PAUSE)
-    a.jmp("flush_wait")
-    a.label("flush_seen")
-    a.ld(RDI, Mem(RDI, at.V["PEER"]))
-    a.cmp(RDI, register=R15)
-    a.jcc(ops.CC_NZ, "flush_wait")
-    a.ret()
+    ask_others(a, path, "flush_others", "ASKED_FLUSH")
+    if path.vmm.dirty_log.method == "pml":
+        ask_others(a, path, "log_others", "ASKED_LOG")
 
     a.label("kick")  # the CPU of the vCPU at RDI; changes RAX, RCX and RDX
+    count(a, "KICKS")
     a.ld(RDX, Mem(RDI, at.V["CPU"]))
     a.mov(RAX, at.KICK_VECTOR)
     a.mov(RCX, MSR_ICR)
@@ -151,14 +152,84 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
 
     a.label("reenter_unlocked")
-    unlock_tables(a)
+    unlock_tables(a, path)
     a.jmp("reenter")
+
+
+def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
+    """Subroutine: ask every other vCPU of the VM by a word, and wait until each has seen to it, or is out of its guest.
+
+    Changes RAX, RCX, RDX and RDI.
+    """
+    a.label(name)
+    a.ld(RDI, vcpu("PEER"))
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_Z, f"{name}_alone")
+    work(a, path, "ask_others")
+    if word == "ASKED_FLUSH":
+        a.ld(RCX, vcpu("FLUSH_CAUSE"))
+        counted = Mem(R15, at.V["FLUSHES_FOR_FAULTS"], index=RCX, scale=8)
+        a.ld(RAX, counted)
+        a.add(RAX, 1)
+        a.st(counted, RAX)
+    a.label(f"{name}_ask")
+    a.st_value(Mem(RDI, at.V[word]), 1)
+    a.mov(RAX, 1)
+    a.xadd(Mem(RDI, at.V["ASKED"]), RAX)
+    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, f"{name}_next")
+    a.call("kick")
+    a.label(f"{name}_next")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, f"{name}_ask")
+    a.ld(RDI, vcpu("PEER"))
+    a.label(f"{name}_wait")
+    a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, f"{name}_seen")
+    a.ld(RAX, Mem(RDI, at.V[word]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, f"{name}_seen")
+    count(a, "FLUSH_WAITS")
+    a.op(ops.PAUSE)
+    a.jmp(f"{name}_wait")
+    a.label(f"{name}_seen")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, f"{name}_wait")
+    a.label(f"{name}_alone")
+    a.ret()
 
 
 def flush_as_asked(a: Assembler, path: Path) -> None:
     """Drop what was cached of the VM's EPT because another vCPU has changed it. Changes RAX."""
     count(a, "REMOTE_FLUSHES")
     flush_here(a, path)
+
+
+def _log_as_asked(a: Assembler, path: Path) -> None:
+    """Another vCPU wanted the log of this one, which is empty by now, or writes are logged from now on, or no more.
+
+    Changes RAX and RCX.
+    """
+    if path.vmm.dirty_log.method != "pml":
+        return
+    a.ld(RCX, vcpu("ASKED_LOG"))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "asked_logged")
+    zero(a, RCX)
+    a.st(vcpu("ASKED_LOG"), RCX)
+    a.vmread(RAX, "SECONDARY_PROC_CONTROLS")
+    a.and_(RAX, ~b.ENABLE_PML)
+    a.ld(RCX, vm_word(a, path, "LOGGING", RCX))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "asked_no_log")
+    a.or_(RAX, b.ENABLE_PML)
+    a.label("asked_no_log")
+    a.vmwrite("SECONDARY_PROC_CONTROLS", RAX)
+    a.label("asked_logged")
 
 
 def flush_here(a: Assembler, path: Path) -> None:
@@ -179,6 +250,8 @@ def kicked(a: Assembler, path: Path) -> None:
     a.ld(R13, cpu("COUNT"))
     a.label("kicked_next")
     a.ld(R15, Mem(R12, at.C["LIST"]))
+    if path.vmm.swap.on:
+        _look_again(a, "kicked_seen")
     _asked_to_run(a, path, "kicked_wake")
     a.jmp("kicked_seen")
     a.label("kicked_wake")
@@ -187,6 +260,32 @@ def kicked(a: Assembler, path: Path) -> None:
     a.add(R12, 8)
     a.sub(R13, 1)
     a.jcc(ops.CC_NZ, "kicked_next")
+
+
+def _look_again(a: Assembler, seen: str) -> None:
+    """Of the vCPU in R15: if it waits without a command to the disk and was told to look, or to end, it runs.
+
+    On to `seen` if it waits, behind this if it does not. Changes RAX.
+    """
+    a.ld(RAX, vcpu("STATE"))
+    a.cmp(RAX, at.WAITING)
+    a.jcc(ops.CC_NZ, "kicked_no_wait")
+    a.ld(RAX, vcpu("WAIT_FRAME"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, seen, comment="the disk will wake it")
+    for word in ("SWAP_DUE", "ASKED_END"):
+        a.ld(RAX, vcpu(word))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_NZ, "kicked_looks")
+    a.jmp(seen)
+    a.label("kicked_looks")
+    a.st_value(vcpu("STATE"), at.RUNNABLE)
+    a.st_value(cpu("RESCHEDULE"), 1)
+    a.ld(RAX, cpu("CURRENT"))
+    a.st_value(Mem(RAX, at.V["REQUEST"]), at.REQUEST_EVENTS)
+    a.st_value(vcpu("REQUEST"), at.REQUEST_EVENTS)
+    a.jmp(seen)
+    a.label("kicked_no_wait")
 
 
 def _asked_to_run(a: Assembler, path: Path, then: str) -> None:
@@ -273,13 +372,13 @@ def send(a: Assembler) -> None:
 
 
 def kick_if_needed(a: Assembler, name: str) -> None:
-    """Interrupt the CPU of the vCPU at RDI if it is in its guest, or halted. Changes RAX, RCX and RDX."""
+    """Interrupt the CPU of the vCPU at RDI if it is in its guest, halted or waits. Changes RAX, RCX and RDX."""
     a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, f"{name}_kick")
     a.ld(RAX, Mem(RDI, at.V["STATE"]))
-    a.cmp(RAX, at.HALTED)
-    a.jcc(ops.CC_NZ, name)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, name)
     a.label(f"{name}_kick")
     a.call("kick")
     a.label(name)

@@ -5,8 +5,7 @@ and is made. Tables of the guest are read-only for it: a store to one is emulate
 until the guest flushes translations.
 
 SDM: "Memory Virtualization"; "Exception Bitmap"; "Exit Qualification for Control-Register Accesses".
-Not modelled: under shadow paging, what INVPCID's descriptor says (all is synchronized);
-an interrupt whose delivery meets a fault of the guest is lost.
+Not modelled: under shadow paging, an interrupt whose delivery meets a fault of the guest is lost.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
-from vtsim.cpu.kernels.shadow_pool import FLUSH, NO_ROOT, STRANGE_ROOT
-from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.kernels.shadow_pool import FILLED, FLUSH, HELD, NO_ROOT, STRANGE_ROOT
+from vtsim.cpu.slots import R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
@@ -26,7 +25,17 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import agile, ept, instructions, several
 from vtsim.vmm.programs.cluster_table import remember_store
-from vtsim.vmm.programs.words import HARDWARE_EXCEPTION, VALID, WITH_ERROR, kill, vcpu, work, zero
+from vtsim.vmm.programs.words import (
+    GENERAL_PROTECTION,
+    HARDWARE_EXCEPTION,
+    VALID,
+    WITH_ERROR,
+    kill,
+    saved,
+    vcpu,
+    work,
+    zero,
+)
 from vtsim.vmm.registry import Path
 from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
 
@@ -34,7 +43,13 @@ DOUBLE_FAULT, PAGE_FAULT = 8, 14
 DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
 PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
 INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
-VMXE, PAE, PCIDE, SMEP_BIT = 1 << 13, 1 << 5, 1 << 17, 20
+VMXE, PAE, CR4_LA57, PCIDE, RFLAGS_AC = 1 << 13, 1 << 5, 1 << 12, 1 << 17, 1 << 18
+# what is around each entry that a hook counts: length, first bit and bits of the count
+ENTRY_LENGTHS: Final = (("synchronize_entry", HELD, FILLED - HELD), ("prefetch_entry", FILLED, 63 - FILLED))
+MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
+    (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
+    (RAX, 31, d.MODE_PAGING),
+)  # fmt: skip
 
 
 def exception(a: Assembler, path: Path) -> None:
@@ -70,7 +85,9 @@ def fault(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "shadow_device")
     a.label("shadow_walk")
     work(a, path, "guest_walk")
-    a.copy(RDX, R12)
+    a.vmread(RDX, "GUEST_RFLAGS")
+    a.and_(RDX, RFLAGS_AC)
+    a.or_(RDX, register=R12)
     hook(a, h.SHADOW_WALK)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "true_fault")
@@ -173,8 +190,11 @@ def write_table(a: Assembler, path: Path) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`."""
+    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`, `shadow_entries`."""
+    _entries(a, path)
     a.label("shadow_settle")
+    if _counts(path):
+        a.call("shadow_entries")
     a.test(RDX, NO_ROOT)
     a.jcc(ops.CC_NZ, "settle_root")
     if path.vmm.vpid or path.vmm.paging == "agile":
@@ -204,6 +224,29 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.or_(RAX, register=RCX)
     a.label("root_without_pcid")
     a.vmwrite("GUEST_CR3", RAX)
+    a.ret()
+
+
+def _counts(path: Path) -> bool:
+    return any(path.parameters.get(name, 0) for name, _, _ in ENTRY_LENGTHS)
+
+
+def _entries(a: Assembler, path: Path) -> None:
+    """`shadow_entries`: the code around every entry that a hook has counted in RDX. Changes R11."""
+    if not _counts(path):
+        return
+    a.label("shadow_entries")
+    for name, first, bits in ENTRY_LENGTHS:
+        a.copy(R11, RDX)
+        a.shl(R11, 64 - first - bits)
+        a.shr(R11, 64 - bits)
+        a.test(R11, register=R11)
+        a.jcc(ops.CC_Z, f"{name}_done")
+        a.label(name)
+        work(a, path, name)
+        a.sub(R11, 1)
+        a.jcc(ops.CC_NZ, name)
+        a.label(f"{name}_done")
     a.ret()
 
 
@@ -237,6 +280,8 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("cr3_synchronize")
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC)
+    if _counts(path):
+        a.call("shadow_entries")
     a.call("flush_guest")
     agile.look(a, path, "cr3")
     a.jmp("skip")
@@ -262,7 +307,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("paging_mode_nx")
     a.vmread(RAX, "CR0_READ_SHADOW")
     a.vmread(RCX, "CR4_READ_SHADOW")
-    for register, bit, mode in ((RAX, 16, d.MODE_WP), (RCX, SMEP_BIT, d.MODE_SMEP), (RAX, 31, d.MODE_PAGING)):
+    for register, bit, mode in MODE_BITS:
         a.test(register, 1 << bit)
         a.jcc(ops.CC_Z, f"mode_without_{mode}")
         a.or_(RBX, mode)
@@ -270,6 +315,8 @@ def control_registers(a: Assembler, path: Path) -> None:
     load_root(a, path, mode=True)
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC_ALL)
+    if _counts(path):
+        a.call("shadow_entries")
     a.call("flush_guest")
     a.jmp("skip")
 
@@ -316,10 +363,86 @@ def invlpg(a: Assembler, path: Path) -> None:
 
 
 def invpcid(a: Assembler, path: Path) -> None:
-    """INVPCID: every table that is out of sync is synchronized, and all translations go."""
+    """INVPCID: of the roots loaded last, those that its descriptor names are synchronized, or an entry is read again.
+
+    A recorded guest has no memory behind the operand: RAX and RCX are the descriptor, RDX is the type.
+
+    SDM: "INVPCID—Invalidate Process-Context Identifier".
+    """
     a.activity = ops.MEMORY_MANAGEMENT
     work(a, path, "invlpg")
-    hook(a, h.SHADOW_SYNC_ALL)
+    a.call("fetch_instruction")
+    for register, saved_as in ((RBX, RAX), (RBP, RCX), (R12, RDX)):
+        a.ld(register, saved(saved_as))
+    a.test(RDI, register=RDI)
+    a.jcc(ops.CC_Z, "invpcid_known")
+    a.vmread(RAX, "GUEST_RSP")
+    a.st(saved(RSP), RAX)
+    a.copy(RSI, R14)
+    a.hook(hooks.DECODE)
+    a.ld(R12, Mem(R15, at.V["REGISTERS"], index=RCX, scale=8))
+    a.copy(RSI, R15)
+    a.add(RSI, at.V["REGISTERS"])
+    a.hook(hooks.OPERAND)
+    a.copy(R13, RAX)
+    a.copy(R14, RAX)
+    a.call("linear_memory")
+    a.ld(RBP, Mem(RDI))
+    a.copy(R14, R13)
+    a.add(R14, 8)
+    a.copy(R13, RBP)
+    a.call("linear_memory")
+    a.ld(RBP, Mem(RDI))
+    a.copy(RBX, R13)
+    a.label("invpcid_known")
+    a.cmp(R12, 3)
+    a.jcc(ops.CC_A, "invpcid_refused")
+    a.copy(RAX, RBX)
+    a.shr(RAX, 12)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "invpcid_refused")
+    a.cmp(R12, 2)
+    a.jcc(ops.CC_AE, "invpcid_allowed")
+    a.vmread(RAX, "CR4_READ_SHADOW")
+    a.test(RAX, PCIDE)
+    a.jcc(ops.CC_NZ, "invpcid_address")
+    a.test(RBX, register=RBX)
+    a.jcc(ops.CC_NZ, "invpcid_refused")
+    a.label("invpcid_address")
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "invpcid_allowed")
+    a.copy(RCX, RBP)
+    a.shr(RCX, 47)
+    a.test(RAX, CR4_LA57)
+    a.jcc(ops.CC_Z, "invpcid_canonical")
+    a.shr(RCX, 9)
+    a.shl(RCX, 9)
+    a.or_(RCX, 511)  # of five levels, the highest eight bits are the sign
+    a.cmp(RCX, 511)
+    a.jcc(ops.CC_Z, "invpcid_allowed")
+    a.label("invpcid_canonical")
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "invpcid_allowed")
+    a.cmp(RCX, 0x1FFFF)
+    a.jcc(ops.CC_Z, "invpcid_allowed")
+    a.label("invpcid_refused")
+    a.mov(RAX, GENERAL_PROTECTION)
+    zero(a, RDX)
+    a.jmp("inject")
+    a.label("invpcid_allowed")
+    a.copy(RSI, RBP)
+    a.copy(RCX, R12)
+    a.copy(R13, RBP)
+    hook(a, h.SHADOW_INVPCID)
+    a.copy(RBP, RAX)
+    a.call("shadow_settle")
+    a.test(RBP, register=RBP)
+    a.jcc(ops.CC_Z, "skip")  # whoever loads that root again finds it strange
+    a.test(R12, register=R12)
+    a.jcc(ops.CC_NZ, "invpcid_flush")
+    drop_address(a, path, R13)
+    a.jmp("skip")
+    a.label("invpcid_flush")
     a.call("flush_guest")
     a.jmp("skip")
 

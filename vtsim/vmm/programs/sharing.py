@@ -23,7 +23,7 @@ from vtsim.cpu.kernels.memory_hooks import PAGE_EQUAL, PAGE_SUM
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import daemons
+from vtsim.vmm.programs import daemons, several, swap
 from vtsim.vmm.programs.ept_leaf import own_page
 from vtsim.vmm.programs.timer import begin_daemon, end_daemon
 from vtsim.vmm.programs.words import count, vcpu, work, zero
@@ -52,11 +52,12 @@ PROBES: Final = 32          # places of the table that are looked at for one che
 def due(a: Assembler, path: Path) -> None:
     """`share_due`: look at the next pages of this VM. R13 address, R12 pages left, RBX entry at RBP, R14 checksum."""
     mask = path.addresses["share_slots"] - 1
-    begin_daemon(a, daemons.SHARING)
+    begin_daemon(a, path, daemons.SHARING)
     a.mov(R12, path.vmm.sharing.pages)
     a.ld(R13, vcpu("SHARE_CURSOR"))
     a.label("share_next")
     work(a, path, "share_scan")
+    several.lock_tables(a, path)
     own_page(a, R13, "share_step")
     _direct(a, RDI, RBX)
     a.hook(PAGE_SUM)
@@ -136,6 +137,7 @@ def due(a: Assembler, path: Path) -> None:
     _unlock(a, path)
 
     a.label("share_step")
+    several.unlock_tables(a, path)
     a.add(R13, 4096)
     a.cmp(R13, HOLE_FIRST << 12)
     a.jcc(ops.CC_NZ, "share_below_hole")
@@ -154,8 +156,18 @@ def due(a: Assembler, path: Path) -> None:
 
 
 def _merge(a: Assembler, path: Path) -> None:
-    """The shared frame of R10 takes the place of the page."""
+    """The shared frame of R10 takes the place of the page.
+
+    Other vCPUs may have stored to it since it was looked at: it is taken from all of them, and looked at again.
+    """
     work(a, path, "share_merge")
+    if path.several:
+        a.push(R10)
+        a.call("unmap_leaf")
+        a.pop(R10)
+        a.ld(RSI, Mem(R10, SHARED["FRAME"]))
+        a.shl(RSI, 12)
+        _equal(a, "share_seen")
     a.ld(RAX, Mem(R10, SHARED["REFERENCES"]))
     a.add(RAX, 1)
     a.st(Mem(R10, SHARED["REFERENCES"]), RAX)
@@ -167,20 +179,20 @@ def _merge(a: Assembler, path: Path) -> None:
     a.or_(RDX, register=RAX)
     a.st(Mem(RBP), RDX)
     _add(a, path, "PAGES", 1)
-    a.call("unmap_leaf")
+    if not path.several:
+        a.call("unmap_leaf")
     a.copy(RSI, RBX)
     _address(a, RSI)
     a.shr(RSI, 12)
     a.call("give_frame")
     if path.vmm.swap.on:
-        a.mov(RAX, -1)
-        a.xadd(vcpu("RESIDENT"), RAX)
+        swap.bump(a, path, "RESIDENT", -1)
     count(a, "PAGES_MERGED")
     a.jmp("share_seen")
 
 
 def _publish(a: Assembler, path: Path) -> None:
-    """The page becomes a shared frame, in the free place at R10."""
+    """The page becomes a shared frame, in the free place at R10; such a frame is counted as nobody's."""
     work(a, path, "share_merge")
     a.copy(RDX, RBX)
     a.mov(RAX, ~(e.PTE_WRITE | e.PTE_DIRTY))
@@ -197,6 +209,8 @@ def _publish(a: Assembler, path: Path) -> None:
     _add(a, path, "FRAMES", 1)
     _add(a, path, "PAGES", 1)
     a.call("unmap_leaf")
+    if path.vmm.swap.on:
+        swap.bump(a, path, "RESIDENT", -1)
     count(a, "PAGES_PUBLISHED")
     a.jmp("share_seen")
 
@@ -219,8 +233,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.hook(hooks.PAGE_COPY)
     a.call("drop_shared")
     if path.vmm.swap.on:
-        a.mov(RAX, 1)
-        a.xadd(vcpu("RESIDENT"), RAX)
+        swap.bump(a, path, "RESIDENT", 1)
     count(a, "PAGES_UNSHARED")
     a.ret()
     a.label("drop_shared")

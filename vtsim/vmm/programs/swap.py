@@ -21,6 +21,7 @@ from vtsim.cpu.slots import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import RAM_PAGE
+from vtsim.vmm.programs import several
 from vtsim.vmm.programs.ept_leaf import host_leaf_of, leaf_of, own_page
 from vtsim.vmm.programs.timer import want_cpu
 from vtsim.vmm.programs.words import count, cpu, vcpu, work, zero
@@ -28,15 +29,28 @@ from vtsim.vmm.registry import Path
 
 # fmt: off
 ON_DISK: Final = 1 << 9         # in an entry of the process that is not present: the page is on the disk
+BEING_READ: Final = 1 << 10     # beside that: a vCPU of several waits for it
 RESERVE: Final = 16             # frames that reclaim tries to have left, and pages it gives up at a time
 CLEAN_PAGE: Final = RAM_PAGE & ~e.PTE_DIRTY
 # fmt: on
 
 
-def _bump(a: Assembler, field: str, number: int) -> None:
-    """Change a count that an interrupt may change too. Changes RAX."""
+def bump(a: Assembler, path: Path, field: str, number: int) -> None:
+    """Change a count of the VM that an interrupt may change too. Changes RAX, and RCX where there are several vCPUs."""
     a.mov(RAX, number)
-    a.xadd(vcpu(field), RAX)
+    a.xadd(several.vm_word(a, path, field, RCX), RAX)
+
+
+def _compare(a: Assembler, path: Path, reserve: int) -> None:
+    """Compare the frames that the VM has with those that it may have, less some. Changes RAX and RCX."""
+    a.ld(RAX, several.vm_word(a, path, "RESIDENT", RAX))
+    if reserve:
+        a.ld(RCX, several.vm_word(a, path, "IN_FLIGHT", RCX))
+        a.sub(RAX, register=RCX)
+    a.ld(RCX, vcpu("SHARE"))
+    if reserve:
+        a.sub(RCX, reserve)
+    a.cmp(RAX, register=RCX)
 
 
 def before_page(a: Assembler, path: Path) -> None:
@@ -48,16 +62,15 @@ def before_page(a: Assembler, path: Path) -> None:
     a.label("swap_never_there")
     a.st(vcpu("WAIT_QUALIFICATION"), R12)
     a.st(vcpu("WAIT_ADDRESS"), R13)
+    if path.several:
+        a.test(RBP, BEING_READ)
+        a.jcc(ops.CC_NZ, "swap_await_page")
     for register in (R13, R14, RBP):
         a.push(register)
+    several.because(a, path, at.FOR_SWAP)
     a.mov(R12, RESERVE)
     a.label("swap_reclaim")
-    a.ld(RAX, vcpu("RESIDENT"))
-    a.ld(RCX, vcpu("IN_FLIGHT"))
-    a.sub(RAX, register=RCX)
-    a.ld(RCX, vcpu("SHARE"))
-    a.sub(RCX, RESERVE)
-    a.cmp(RAX, register=RCX)
+    _compare(a, path, RESERVE)
     a.jcc(ops.CC_B, "swap_reclaimed")
     a.call("evict")
     a.test(RAX, register=RAX)
@@ -65,16 +78,15 @@ def before_page(a: Assembler, path: Path) -> None:
     a.sub(R12, 1)
     a.jcc(ops.CC_NZ, "swap_reclaim")
     a.label("swap_reclaimed")
+    several.because(a, path, at.FOR_FAULTS)
     for register in (RBP, R14, R13):
         a.pop(register)
     a.ld(R12, vcpu("WAIT_QUALIFICATION"))
     a.op(ops.CLI)
-    a.ld(RAX, vcpu("RESIDENT"))
-    a.ld(RCX, vcpu("SHARE"))
-    a.cmp(RAX, register=RCX)
+    _compare(a, path, 0)
     a.jcc(ops.CC_AE, "swap_wait")
     a.op(ops.STI)
-    _bump(a, "RESIDENT", 1)
+    bump(a, path, "RESIDENT", 1)
     a.test(RBP, register=RBP)
     a.jcc(ops.CC_NZ, "swap_in")
 
@@ -82,12 +94,20 @@ def before_page(a: Assembler, path: Path) -> None:
 def subroutines(a: Assembler, path: Path) -> None:
     """`swap_wait`, `swap_in`, `swap_done`; `evict` (RAX <- 1 if a page was given up), `disk_submit`."""
     a.label("swap_wait")
-    a.ld(RAX, vcpu("IN_FLIGHT"))
+    if path.several:
+        a.st_value(vcpu("STATE"), at.WAITING, comment="so that who frees frames on another CPU sees it")
+        _compare(a, path, 0)
+        a.jcc(ops.CC_B, "swap_go_on")
+    a.ld(RAX, several.vm_word(a, path, "IN_FLIGHT", RAX))
     a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "no_host_memory")
-    a.st_value(vcpu("STATE"), at.WAITING)
+    a.jcc(ops.CC_Z, "swap_used_up" if path.several else "no_host_memory")
+    if not path.several:
+        a.st_value(vcpu("STATE"), at.WAITING)
     count(a, "SWAP_WAITS")
+    several.unlock_tables(a, path)
     a.jmp("schedule")
+    if path.several:
+        _wait_for_others(a, path)
 
     a.label("swap_in")
     a.call("take_frame")
@@ -96,23 +116,36 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.op(ops.CLI)
     a.st(vcpu("WAIT_FRAME"), RAX)
     a.st_value(vcpu("STATE"), at.WAITING)
-    a.copy(RSI, RAX)
+    if path.several:
+        host_leaf_of(a, R13)
+        a.st_value(Mem(RCX), ON_DISK | BEING_READ)
+        a.ld(RSI, vcpu("WAIT_FRAME"))
+    else:
+        a.copy(RSI, RAX)
     _place(a)
     count(a, "PAGES_SWAPPED_IN")
     a.mov(RAX, at.DISK_READ)
     a.call("disk_submit")
+    several.unlock_tables(a, path)
     a.jmp("schedule")
 
     a.label("swap_done")
     a.activity = ops.MEMORY_MANAGEMENT
+    several.left_guest(a, path)
     a.op(ops.STI)
     zero(a, RAX)
     a.st(vcpu("SWAP_DUE"), RAX)
     a.ld(R12, vcpu("WAIT_QUALIFICATION"))
     a.ld(R13, vcpu("WAIT_ADDRESS"))
+    if path.several:
+        a.test(R13, register=R13)
+        a.jcc(ops.CC_S, "reenter", comment="it had found what it was told of by itself")
+        a.st_value(vcpu("WAIT_ADDRESS"), -1)
     a.ld(RDX, vcpu("WAIT_FRAME"))
     a.test(RDX, register=RDX)
     a.jcc(ops.CC_Z, "resolve_violation")
+    several.lock_tables(a, path)
+    zero(a, RAX)
     a.st(vcpu("WAIT_FRAME"), RAX)
     a.copy(RBX, RDX)
     a.shl(RBX, 12)
@@ -120,6 +153,9 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.or_(RBX, register=RAX)
     host_leaf_of(a, R13)
     a.st(Mem(RCX), RBX)
+    if path.several:
+        a.call("wake_waiting")
+        several.unlock_tables(a, path)
     a.jmp("resolve_violation")
 
     _evict(a, path)
@@ -140,6 +176,52 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
 
 
+def _wait_for_others(a: Assembler, path: Path) -> None:
+    """What waiting is where other vCPUs free frames and read pages; the lock of the tables is held.
+
+    `wake_waiting`: every other vCPU of the VM that waits without a command to the disk looks again. Changes RAX, RCX,
+    RDX and RDI.
+    """
+    a.label("swap_await_page")
+    a.op(ops.CLI)
+    a.st_value(vcpu("STATE"), at.WAITING)
+    count(a, "SWAP_WAITS")
+    several.unlock_tables(a, path)
+    a.jmp("schedule")
+
+    a.label("swap_used_up")
+    _compare(a, path, 0)
+    a.jcc(ops.CC_B, "swap_go_on", comment="the last write came to its end between two looks")
+    a.st_value(vcpu("STATE"), at.RUNNABLE)
+    a.jmp("no_host_memory")
+
+    a.label("swap_go_on")
+    a.st_value(vcpu("STATE"), at.RUNNABLE)
+    a.st_value(vcpu("WAIT_ADDRESS"), -1)
+    several.unlock_tables(a, path)
+    a.op(ops.STI)
+    a.jmp("resolve_violation")
+
+    a.label("wake_waiting")
+    a.ld(RDI, vcpu("PEER"))
+    a.jmp("wake_look")
+    a.label("wake_next")
+    a.ld(RAX, Mem(RDI, at.V["STATE"]))
+    a.cmp(RAX, at.WAITING)
+    a.jcc(ops.CC_NZ, "wake_other")
+    a.ld(RAX, Mem(RDI, at.V["WAIT_FRAME"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "wake_other")
+    a.st_value(Mem(RDI, at.V["SWAP_DUE"]), 1)
+    a.call("kick")
+    a.label("wake_other")
+    a.ld(RDI, Mem(RDI, at.V["PEER"]))
+    a.label("wake_look")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "wake_next")
+    a.ret()
+
+
 def _place(a: Assembler) -> None:
     """RDX <- place on the disk of the page at R13. Changes RAX."""
     a.copy(RDX, R13)
@@ -156,7 +238,7 @@ def _evict(a: Assembler, path: Path) -> None:
     a.label("evict_next")
     a.sub(R14, 1)
     a.jcc(ops.CC_S, "evict_nothing")
-    a.ld(R13, vcpu("SWAP_HAND"))
+    a.ld(R13, several.vm_word(a, path, "SWAP_HAND", RDI))
     a.lea(RAX, Mem(R13, 4096))
     a.cmp(RAX, HOLE_FIRST << 12)
     a.jcc(ops.CC_NZ, "evict_below_hole")
@@ -167,7 +249,7 @@ def _evict(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_B, "evict_within")
     zero(a, RAX)
     a.label("evict_within")
-    a.st(vcpu("SWAP_HAND"), RAX)
+    a.st(several.vm_word(a, path, "SWAP_HAND", RDI), RAX)
     work(a, path, "reclaim_scan")
     own_page(a, R13, "evict_next")
     leaf_of(a, R13)
@@ -176,8 +258,13 @@ def _evict(a: Assembler, path: Path) -> None:
     if flags:
         a.test(RAX, e.EPT_ACCESSED)
         a.jcc(ops.CC_Z, "evict_mapped")
-        a.and_(RAX, ~e.EPT_ACCESSED)
-        a.st(Mem(RCX), RAX)
+        if path.several:
+            a.ld(RAX, vcpu("MEMORY_END"))
+            a.shr(RAX, 12)
+            a.cmp(R14, register=RAX)
+            a.jcc(ops.CC_B, "evict_mapped", comment="in its second round the hand takes what other vCPUs use on")
+        a.mov(RAX, -e.EPT_ACCESSED)
+        a.xadd(Mem(RCX), RAX)  # the processor may set the dirty flag meanwhile
         a.jmp("evict_next")
     else:
         a.test(RAX, e.EPT_WRITE, comment="without flags a mapping is an access, and a writable one a write")
@@ -188,11 +275,11 @@ def _evict(a: Assembler, path: Path) -> None:
         a.call("unmap_leaf")
         a.jmp("evict_next")
     a.label("evict_mapped")
-    a.test(RAX, e.EPT_DIRTY)
-    a.jcc(ops.CC_Z, "evict_clean")
-    a.or_(RBX, e.PTE_DIRTY)
-    a.label("evict_clean")
     a.call("unmap_leaf")
+    if path.vmm.dirty_log.method != "pml":  # whose collections take dirty flags away
+        a.test(RAX, e.EPT_DIRTY)
+        a.jcc(ops.CC_Z, "evict_this")
+    a.or_(RBX, e.PTE_DIRTY)
     a.label("evict_this")
     work(a, path, "reclaim_page")
     a.st_value(Mem(RBP), ON_DISK)
@@ -209,12 +296,12 @@ def _evict(a: Assembler, path: Path) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "evict_write")
     a.call("give_frame")
-    _bump(a, "RESIDENT", -1)
+    bump(a, path, "RESIDENT", -1)
     count(a, "PAGES_DROPPED")
     a.jmp("evicted")
     a.label("evict_write")
     a.st_value(Mem(R10), 1)
-    _bump(a, "IN_FLIGHT", 1)
+    bump(a, path, "IN_FLIGHT", 1)
     _place(a)
     count(a, "PAGES_SWAPPED_OUT")
     a.mov(RAX, at.DISK_WRITE)
@@ -247,8 +334,10 @@ def complete(a: Assembler, path: Path) -> None:
     a.cmp(R13, at.DISK_READ)
     a.jcc(ops.CC_Z, "disk_wakes")
     a.call("give_frame")
-    _bump(a, "RESIDENT", -1)
-    _bump(a, "IN_FLIGHT", -1)
+    bump(a, path, "RESIDENT", -1)
+    bump(a, path, "IN_FLIGHT", -1)
+    if path.several:
+        a.call("wake_waiting")
     a.ld(RAX, vcpu("WAIT_FRAME"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "disk_next", comment="it waits for a page to come")

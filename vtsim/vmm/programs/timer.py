@@ -77,7 +77,7 @@ def program_timer(a: Assembler, path: Path) -> None:
 def interrupt_handlers(a: Assembler, path: Path) -> None:
     """What the host's IDT leads to: `timer_…`, `wire_interrupt`, and `kick_…`, `disk_…`, `device_…` if need be."""
     bodies: dict[str, Callable[[Assembler, Path], None]] = {"timer_interrupt": expire, "wire_interrupt": wire}
-    if path.several:
+    if path.remote:
         bodies["kick_interrupt"] = several.kicked
     if path.vmm.apicv:
         bodies["posted_interrupt"] = posted.notified
@@ -123,7 +123,7 @@ def expire(a: Assembler, path: Path) -> None:
     a.label("expire_next")
     a.ld(R15, Mem(R12, at.C["LIST"]))
     for daemon in daemons(path):
-        call_daemon(a, daemon)
+        call_daemon(a, path, daemon)
     a.ld(RAX, vcpu("DEADLINE"))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "expire_later")
@@ -165,8 +165,11 @@ def expire(a: Assembler, path: Path) -> None:
     a.call("program_timer")
 
 
-def call_daemon(a: Assembler, daemon: Daemon) -> None:
-    """A daemon of the vCPU in R15 has something to do when its time has passed (now: R14). Changes RAX."""
+def call_daemon(a: Assembler, path: Path, daemon: Daemon) -> None:
+    """A daemon of the vCPU in R15 has something to do when its time has passed (now: R14). Changes RAX.
+
+    The VM's other vCPUs do not wait for it to find an end of its halt: it is woken for the daemon, and halts again.
+    """
     a.ld(RAX, vcpu(daemon.at))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, f"{daemon.label}_later")
@@ -176,13 +179,21 @@ def call_daemon(a: Assembler, daemon: Daemon) -> None:
     a.st(vcpu(daemon.at), RAX)
     a.st_value(vcpu(daemon.due), 1)
     request(a)
+    if path.several:
+        a.ld(RAX, vcpu("STATE"))
+        a.cmp(RAX, at.HALTED)
+        a.jcc(ops.CC_NZ, f"{daemon.label}_later")
+        a.st_value(vcpu("WOKEN_BY"), 1)
+        a.call("wake")
     a.label(f"{daemon.label}_later")
 
 
-def begin_daemon(a: Assembler, daemon: Daemon) -> None:
+def begin_daemon(a: Assembler, path: Path, daemon: Daemon) -> None:
     """The first lines of what a daemon does, with interrupts on. Changes RAX."""
     a.label(daemon.label)
     a.activity = ops.MEMORY_MANAGEMENT
+    several.left_guest(a, path)
+    several.because(a, path, daemon.cause)
     a.op(ops.STI)
     zero(a, RAX)
     a.st(vcpu(daemon.due), RAX)

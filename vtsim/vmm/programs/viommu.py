@@ -1,15 +1,16 @@
-"""A remapping unit for a VM: each of its invalidations exits, and is made in the real unit.
+"""A remapping unit for a VM: what is written to its registers exits, and is made in the real unit.
 
 In caching mode the guest's unit caches what is not present too, so a guest invalidates whenever it changes an entry.
-For each page of an invalidation the guest's table is walked and the entry of the shadow table written, which is the one
-that the real unit walks. An entry that was replaced is invalidated there, as the host's own driver does it: a
-descriptor, a wait descriptor, the tail, and a wait. With nested translation the real unit walks the guest's first-level
-tables, and invalidations are passed on.
+For what is invalidated the guest's tables are walked and the shadow tables written, which the real unit walks
+(`viommu_shadow.py`). An entry that was replaced is invalidated there, as the host's own driver does it: a descriptor, a
+wait descriptor, the tail, and a wait. With nested translation the real unit walks the guest's first-level tables, and
+invalidations are passed on. Invalidations of contexts and PASIDs have the guest's entries read again.
 
-VT-d: "Queued Invalidation Interface"; "IOTLB Invalidate Register".
-Not modelled: the way of an exit through a device process, where QEMU has its unit; invalidations of whole domains in
-caching mode; pinning; registers of the guest's unit other than the queue's tail and the fault status; pages of 2 MiB in
-caching mode.
+VT-d: "Queued Invalidation Interface"; "IOTLB Invalidate Register"; "Context Command Register"; "Caching Mode".
+Not modelled: the way of an exit through a device process, where QEMU has its unit; pinning; registers of the guest's
+unit other than the queue's, those of invalidation and the fault status; completion interrupts of the guest's unit; what
+is reserved in the guest's descriptors; context entries of a guest that pass through; PASIDs other than that of requests
+without one.
 """
 
 from __future__ import annotations
@@ -18,190 +19,435 @@ from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R9, R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.iommu import descriptors as dsc
 from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
-from vtsim.iommu.descriptors import IOTLB_TYPE, WAIT, descriptor
+from vtsim.iommu.descriptors import descriptor
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs.words import work, zero
+from vtsim.vmm.programs.words import vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
-# words of the guest's unit, then of each of its devices; and of the host's queue
-(VI_HEAD, VI_QUEUE, VI_TABLES, VI_TABLES_END, HOST_NEXT, VI_EXITS, VI_PAGES, VI_FLUSHES) = range(0, 64, 8)
-VI_DEVICES: Final = 64
-DEVICE_BYTES: Final = 32
-(VD_GUEST, VD_SHADOW, VD_LOW) = range(0, 24, 8)
+# words of the guest's unit, then of each of its devices; a page behind stands the host's queue, another the registers
+(VI_HEAD, VI_QUEUE, VI_TABLES, VI_TABLES_END, HOST_NEXT, VI_EXITS, VI_PAGES, VI_FLUSHES, VI_ROOT, VI_END, VI_TICKET,
+ VI_SERVING, VI_BUDGET, VI_MOST) = range(0, 112, 8)
+VI_DEVICES: Final = 128
+DEVICE_BYTES: Final = 64
+# VD_GUEST: the guest's table, 0 without one. VD_LOW: word of a descriptor of the real unit. VD_ENTRY: what real PASID
+# entry leads to the guest's table. VD_DOMAIN: as the guest's entries say.
+(VD_GUEST, VD_SHADOW, VD_LOW, VD_SOURCE, VD_DOMAIN, VD_ENTRY) = range(0, 48, 8)
+MOST_DEVICES: Final = 24
 HOST_STATUS: Final = 0x800
-QUEUE_MASK: Final = 0xFF0
+QUEUE_PAGE, REGISTER_PAGE = 4096, 8192
+PAGES: Final = 3
 GRANULARITY: Final = 3 << 4
+BY_PAGE, BY_DOMAIN = 3 << 4, 2 << 4
+LARGEST_MASK: Final = 9  # what covers more pages has the whole domain looked through
 IN_USE, DONE = 1, 2
+STORED: Final = (sp.IQT, sp.CCMD, sp.IVA, sp.IOTLB)
 # fmt: on
 READ_WRITE: Final = e.SL_R | e.SL_W
+
+
+def nested(path: Path) -> bool:
+    """Does the real unit walk the guest's tables?"""
+    return path.addresses["viommu_step"] > 16
 
 
 def registers(a: Assembler, path: Path) -> None:
     """`viommu`: an access to the unit's registers. R13 address, R12 write?, RAX value."""
     unit = path.addresses["viommu"]
+    file = unit + REGISTER_PAGE
     a.label("viommu")
     work(a, path, "in_kernel_device")
+    a.copy(RCX, R13)
+    a.and_(RCX, 0xFFC)
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "viommu_store")
-    zero(a, RAX)
+    a.and_(RCX, 0xFF8)
+    a.mov(RDI, file)
+    a.ld(RAX, Mem(RDI, 0, index=RCX))
+    a.test(R13, 4)
+    a.jcc(ops.CC_Z, "load_completed")
+    a.shr(RAX, 32)
     a.jmp("load_completed")
-    a.label("viommu_store")
-    a.copy(RCX, R13)
-    a.and_(RCX, 0xFFF)
-    a.cmp(RCX, sp.IQT)
-    a.jcc(ops.CC_NZ, "skip_decoded")
-    a.copy(R14, RAX)
-    a.mov(RBX, unit)
-    _count(a, VI_EXITS)
 
+    a.label("viommu_store")
+    a.copy(RDX, RCX)
+    a.and_(RDX, 0xFF8)
+    for offset in STORED:
+        a.cmp(RDX, offset)
+        a.jcc(ops.CC_Z, "viommu_stored")
+    a.jmp("skip_decoded")
+    a.label("viommu_stored")
+    a.mov(RBX, unit)
+    _lock(a, path)
+    a.mov(RDI, file)
+    a.st(Mem(RDI, 0, index=RCX, size=4), RAX)
+    a.ld(RDX, vcpu("DECODED", 1))
+    a.cmp(RDX, 8)
+    a.jcc(ops.CC_NZ, "viommu_act")
+    a.test(RCX, 4)
+    a.jcc(ops.CC_NZ, "viommu_act")
+    a.shr(RAX, 32)
+    a.add(RCX, 4)
+    a.st(Mem(RDI, 0, index=RCX, size=4), RAX)
+    a.label("viommu_act")  # RCX: the last half that was written
+    a.cmp(RCX, sp.CCMD + 4)
+    a.jcc(ops.CC_Z, "viommu_context_command")
+    a.cmp(RCX, sp.IOTLB + 4)
+    a.jcc(ops.CC_Z, "viommu_iotlb_command")
+    a.and_(RCX, 0xFF8)
+    a.cmp(RCX, sp.IQT)
+    a.jcc(ops.CC_NZ, "viommu_done")
+    _count(a, VI_EXITS)
+    _queue(a, path, file)
+    _commands(a, file)
+    _contexts(a, path)
+    _translations(a, path)
+    if nested(path):
+        _pasids(a, path)
+    else:
+        from vtsim.vmm.programs import viommu_shadow
+
+        viommu_shadow.subroutines(a, path)
+    _flush(a, unit, path.addresses["viommu_step"])
+    a.label("viommu_done")
+    if path.several:
+        a.mov(RBX, unit)
+        a.ld(RAX, Mem(RBX, VI_SERVING))
+        a.add(RAX, 1)
+        a.st(Mem(RBX, VI_SERVING), RAX)
+    a.jmp("skip_decoded")
+
+
+def _lock(a: Assembler, path: Path) -> None:
+    """The unit is ours, unless the VM ends meanwhile. Changes RDX and RSI."""
+    if not path.several:
+        return
+    a.mov(RSI, 1)
+    a.xadd(Mem(RBX, VI_TICKET), RSI)
+    a.label("viommu_turn")
+    a.ld(RDX, Mem(RBX, VI_SERVING))
+    a.cmp(RDX, register=RSI)
+    a.jcc(ops.CC_Z, "viommu_locked")
+    a.ld(RDX, vcpu("ASKED_END"))
+    a.test(RDX, register=RDX)
+    a.jcc(ops.CC_NZ, "reenter")
+    a.op(ops.PAUSE)
+    a.jmp("viommu_turn")
+    a.label("viommu_locked")
+
+
+def _queue(a: Assembler, path: Path, file: int) -> None:
+    """Descriptors of the guest's queue, up to its tail; R12 and R13 are the words of one."""
+    step = path.addresses["viommu_step"]
+    types = {dsc.CONTEXT_CACHE: "viommu_contexts", dsc.IOTLB_TYPE: "viommu_translations", dsc.WAIT: "viommu_wait_for",
+             dsc.DEVICE_TLB: "viommu_next", dsc.INTERRUPT_ENTRY: "viommu_next"}  # fmt: skip
+    if nested(path):
+        types |= {dsc.PASID_IOTLB: "viommu_translations", dsc.PASID_CACHE: "viommu_pasids",
+                  dsc.PASID_DEVICE_TLB: "viommu_next", dsc.PAGE_GROUP_RESPONSE: "viommu_next"}  # fmt: skip
     a.label("viommu_next")
+    a.ld(R14, Mem(displacement=file + sp.IQT, size=4))
+    a.and_(R14, 4096 - step)
     a.ld(RAX, Mem(RBX, VI_HEAD))
+    a.st(Mem(displacement=file + sp.IQH), RAX)
     a.cmp(RAX, register=R14)
-    a.jcc(ops.CC_Z, "skip_decoded")
+    a.jcc(ops.CC_Z, "viommu_done")
     a.ld(RSI, Mem(RBX, VI_QUEUE))
     a.add(RSI, register=RAX)
-    a.add(RAX, 16)
-    a.and_(RAX, QUEUE_MASK)
-    a.st(Mem(RBX, VI_HEAD), RAX)
     a.call("guest_memory")
     a.ld(R12, Mem(RDI))
     a.ld(R13, Mem(RDI, 8))
     a.copy(RAX, R12)
-    a.and_(RAX, 0xF)
-    a.cmp(RAX, IOTLB_TYPE)
-    a.jcc(ops.CC_Z, "viommu_pages")
-    a.cmp(RAX, WAIT)
-    a.jcc(ops.CC_NZ, "viommu_next")
+    a.and_(RAX, 0xE0F)
+    for number in types:
+        a.cmp(RAX, number)
+        a.jcc(ops.CC_Z, f"viommu_type_{number}")
+    a.label("viommu_error")  # the head stays where the error is
+    a.ld(RAX, Mem(displacement=file + sp.FSTS, size=4))
+    a.or_(RAX, sp.IQE)
+    a.st(Mem(displacement=file + sp.FSTS, size=4), RAX)
+    a.jmp("viommu_done")
+    for number, label in types.items():
+        a.label(f"viommu_type_{number}")
+        a.ld(RAX, Mem(RBX, VI_HEAD))
+        a.add(RAX, step)
+        a.and_(RAX, 4096 - step)
+        a.st(Mem(RBX, VI_HEAD), RAX)
+        if label != "viommu_next":
+            a.call(label)
+        a.jmp("viommu_next")
+    a.label("viommu_wait_for")
     a.copy(RSI, R13)
+    a.test(R12, 1 << 5, comment="status write?")
+    a.jcc(ops.CC_Z, "viommu_waited")
     a.call("guest_memory")
     a.shr(R12, 32)
     a.st(Mem(RDI, size=4), R12)
-    a.jmp("viommu_next")
-    _pages(a, path)
-    _flush(a, unit, path.addresses["viommu_step"])
+    a.label("viommu_waited")
+    a.ret()
 
 
-def _pages(a: Assembler, path: Path) -> None:
-    """Pages of a domain: R11 the device, R12 how many, R13 address; RBP gathers the entries that were replaced."""
-    nested = path.addresses["viommu_step"] > 16
-    a.label("viommu_pages")
-    if not nested:
-        a.copy(RAX, R12)
-        a.and_(RAX, GRANULARITY)
-        a.cmp(RAX, GRANULARITY, comment="page-selective")
-        a.jcc(ops.CC_NZ, "viommu_next")
-    a.copy(R11, R12)
-    a.shr(R11, 16)
-    a.and_(R11, 0xFFFF)
-    a.sub(R11, 1)
-    a.shl(R11, 5)
+def _commands(a: Assembler, file: int) -> None:
+    """What the registers of invalidation ask, as descriptors: done, and what was done stands in the register."""
+    commands = (
+        ("context", sp.CCMD, sp.CIRG, sp.CAIG, "viommu_contexts"),
+        ("iotlb", sp.IOTLB, sp.IIRG, sp.IAIG, "viommu_translations"),
+    )
+    for name, register, asked, done, label in commands:
+        a.label(f"viommu_{name}_command")
+        _count(a, VI_EXITS)
+        a.ld(RAX, Mem(displacement=file + register))
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_NS, "viommu_done")
+        a.copy(R12, RAX)  # as a descriptor has them: granularity, domain, and for contexts source and mask
+        a.shr(R12, asked)
+        a.and_(R12, 3)
+        a.shl(R12, 4)
+        a.copy(RCX, RAX)
+        if name == "context":
+            a.shl(RCX, 16)
+            a.mov(RDX, 0x3_FFFF_FFFF_0000)
+        else:
+            a.shr(RCX, 16)
+            a.mov(RDX, 0xFFFF_0000)
+        a.and_(RCX, register=RDX)
+        a.or_(R12, register=RCX)
+        a.ld(R13, Mem(displacement=file + sp.IVA))
+        a.call(label)
+        a.ld(RAX, Mem(displacement=file + register))
+        a.shl(RAX, 1)
+        a.shr(RAX, 1)
+        a.mov(RDX, ~(3 << done))
+        a.and_(RAX, register=RDX)
+        a.copy(RCX, RAX)
+        a.shr(RCX, asked)
+        a.and_(RCX, 3)
+        a.shl(RCX, done)
+        a.or_(RAX, register=RCX)
+        a.st(Mem(displacement=file + register), RAX)
+        a.jmp("viommu_done")
+
+
+def _each_device(a: Assembler, name: str) -> None:
+    """R11 <- each device of the guest in turn, up to `{name}_done`; the loop's end is `_next_device`."""
+    a.mov(R11, VI_DEVICES)
     a.add(R11, register=RBX)
-    if nested:
-        a.jmp("viommu_flush")
-        return
+    a.label(f"{name}_look")
+    a.ld(RAX, Mem(RBX, VI_END))
+    a.cmp(R11, register=RAX)
+    a.jcc(ops.CC_AE, f"{name}_done")
+
+
+def _next_device(a: Assembler, name: str) -> None:
+    a.label(f"{name}_next")
+    a.add(R11, DEVICE_BYTES)
+    a.jmp(f"{name}_look")
+    a.label(f"{name}_done")
+
+
+def _unless_of_domain(a: Assembler, then: str) -> None:
+    """To `then` unless the device in R11 is in the domain of the descriptor in R12. Changes RAX and RCX."""
+    a.copy(RAX, R12)
+    a.shr(RAX, 16)
+    a.and_(RAX, 0xFFFF)
+    a.ld(RCX, Mem(R11, VD_DOMAIN))
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_NZ, then)
+
+
+def _granularity(a: Assembler) -> None:
+    """RDX <- the granularity of the descriptor in R12, where it stands in its word."""
+    a.copy(RDX, R12)
+    a.and_(RDX, GRANULARITY)
+
+
+def _contexts(a: Assembler, path: Path) -> None:
+    """`viommu_contexts`: entries of contexts are read again, and all that they lead to."""
+    a.label("viommu_contexts")
+    _each_device(a, "contexts")
+    _granularity(a)
+    a.cmp(RDX, BY_DOMAIN)
+    a.jcc(ops.CC_B, "contexts_this")  # all
+    a.cmp(RDX, BY_PAGE, comment="one device?")
+    a.jcc(ops.CC_Z, "contexts_source")
+    # The domain of an entry that is now in it may have been another, so all those are looked at as well.
+    a.jmp("contexts_this")
+    a.label("contexts_source")
+    a.copy(RAX, R12)
+    a.shr(RAX, 32)
+    a.and_(RAX, 0xFFF8)  # the mask of functions leaves out three bits at most
+    a.ld(RCX, Mem(R11, VD_SOURCE))
+    a.and_(RCX, 0xFFF8)
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_NZ, "contexts_next")
+    a.label("contexts_this")
+    a.call("viommu_read_entries")
+    a.call("viommu_refresh")
+    _next_device(a, "contexts")
+    a.ret()
+
+    a.label("viommu_read_entries")  # of the device in R11, as the guest has them now
+    a.push(R12)
+    a.push(R13)
+    zero(a, R9)
+    a.ld(R13, Mem(R11, VD_SOURCE))
+    a.copy(RSI, R13)
+    a.shr(RSI, 8)
+    a.shl(RSI, 4)
+    if nested(path):
+        a.copy(RAX, R13)
+        a.and_(RAX, 0x80)
+        a.shr(RAX, 4)
+        a.or_(RSI, register=RAX, comment="upper half of the root entry")
+    a.ld(RAX, Mem(RBX, VI_ROOT))
+    a.add(RSI, register=RAX)
+    a.call("guest_memory")
+    a.ld(RSI, Mem(RDI))
+    a.test(RSI, e.PRESENT)
+    a.jcc(ops.CC_Z, "viommu_no_entry")
+    a.and_(RSI, e.ADDRESS)
+    a.and_(R13, 0x7F if nested(path) else 0xFF)
+    a.shl(R13, 5 if nested(path) else 4)
+    a.add(RSI, register=R13)
+    a.call("guest_memory")
+    a.ld(R12, Mem(RDI))
+    a.test(R12, e.PRESENT)
+    a.jcc(ops.CC_Z, "viommu_no_entry")
+    if nested(path):
+        for _ in ("directory", "table"):  # both by their first entry
+            a.copy(RSI, R12)
+            a.and_(RSI, e.ADDRESS)
+            a.call("guest_memory")
+            a.ld(R12, Mem(RDI))
+            a.test(R12, e.PRESENT)
+            a.jcc(ops.CC_Z, "viommu_no_entry")
+        a.ld(R9, Mem(RDI, 16))
+        a.ld(R13, Mem(RDI, 8))
+    else:
+        a.test(R12, 3 << e.TT_SHIFT, comment="passes through?")
+        a.jcc(ops.CC_NZ, "viommu_no_entry")
+        a.copy(R9, R12)
+        a.ld(R13, Mem(RDI, 8))
+        a.shr(R13, e.CONTEXT_DID)
+    a.and_(R13, 0xFFFF)
+    a.st(Mem(R11, VD_DOMAIN), R13)
+    a.label("viommu_no_entry")
+    a.and_(R9, e.ADDRESS)
+    a.st(Mem(R11, VD_GUEST), R9)
+    a.pop(R13)
+    a.pop(R12)
+    a.ret()
+
+
+def _translations(a: Assembler, path: Path) -> None:
+    """`viommu_translations`: pages of a domain, or all; `viommu_refresh`: all of the device in R11."""
+    a.label("viommu_translations")
+    _each_device(a, "translations")
+    _granularity(a)
+    a.cmp(RDX, BY_DOMAIN)
+    a.jcc(ops.CC_B, "translations_all")
+    _unless_of_domain(a, "translations_next")
+    a.cmp(RDX, BY_PAGE)
+    a.jcc(ops.CC_NZ, "translations_all")
     a.copy(RCX, R13)
     a.and_(RCX, 0x3F)
-    a.push(R13)
-    a.mov(R12, 1)
-    a.label("viommu_order")
-    a.test(RCX, register=RCX)
-    a.jcc(ops.CC_Z, "viommu_counted")
-    a.shl(R12, 1)
-    a.sub(RCX, 1)
-    a.jmp("viommu_order")
-    a.label("viommu_counted")
-    a.and_(R13, e.POINTER)
-    zero(a, RBP)
+    a.cmp(RCX, LARGEST_MASK)
+    a.jcc(ops.CC_A, "translations_all")
+    if nested(path):
+        a.call("viommu_flush_pages")
+    else:
+        a.call("viommu_sync_pages")
+    a.jmp("translations_next")
+    a.label("translations_all")
+    if nested(path):
+        a.call("viommu_flush_domain")
+    else:
+        a.call("viommu_refresh")
+    _next_device(a, "translations")
+    a.ret()
+    if nested(path):
+        a.label("viommu_refresh")
+        a.ld(RDI, Mem(R11, VD_ENTRY))
+        a.ld(RAX, Mem(RDI, 16))
+        a.and_(RAX, 0xFFF)
+        a.ld(RCX, Mem(R11, VD_GUEST))
+        a.or_(RAX, register=RCX)
+        a.st(Mem(RDI, 16), RAX)
+        a.ld(RAX, Mem(RDI))
+        a.or_(RAX, e.PRESENT)
+        a.test(RCX, register=RCX)
+        a.jcc(ops.CC_NZ, "viommu_present")
+        a.sub(RAX, e.PRESENT)
+        a.label("viommu_present")
+        a.st(Mem(RDI), RAX)
+        a.jmp("viommu_flush_entry")
 
-    a.label("viommu_page")
-    work(a, path, "map_dma")
-    _count(a, VI_PAGES)
-    a.ld(R9, Mem(R11, VI_DEVICES + VD_GUEST))
-    for level in (4, 3, 2, 1):
-        a.and_(R9, e.ADDRESS)
-        a.copy(RSI, R13)
-        a.shr(RSI, 9 * level)
-        a.and_(RSI, 0xFF8)
-        a.add(RSI, register=R9)
-        a.call("guest_memory")
-        a.ld(R9, Mem(RDI))
-        a.test(R9, READ_WRITE)
-        a.jcc(ops.CC_Z, "viommu_nothing")
-    a.copy(RSI, R9)
-    a.and_(RSI, e.ADDRESS)
-    a.call("guest_memory")
-    a.copy(RDX, RDI)
-    a.sub(RDX, register=R8)
-    a.and_(R9, READ_WRITE)
-    a.or_(RDX, register=R9)
-    a.jmp("viommu_write")
-    a.label("viommu_nothing")
-    zero(a, RDX)
-    a.label("viommu_write")
-    a.push(R11)
-    a.ld(RDI, Mem(R11, VI_DEVICES + VD_SHADOW))
-    a.copy(RSI, R13)
-    a.mov(RCX, 1)
-    a.mov(R8, at.HOST_DIRECT)
-    a.lea(R9, Mem(RBX, VI_TABLES))
-    a.mov(R10, READ_WRITE)
-    zero(a, R11)
-    a.hook(hooks.TABLE_MAP)
-    a.pop(R11)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "unexpected")
-    a.or_(RBP, register=RDX)
-    a.add(R13, 4096)
-    a.sub(R12, 1)
-    a.jcc(ops.CC_NZ, "viommu_page")
-    a.pop(R13)
-    a.test(RBP, READ_WRITE)
-    a.jcc(ops.CC_Z, "viommu_next")
+
+def _pasids(a: Assembler, path: Path) -> None:
+    """`viommu_pasids`: PASID entries are read again."""
+    a.label("viommu_pasids")
+    _each_device(a, "pasids")
+    a.call("viommu_read_entries")
+    a.call("viommu_refresh")
+    _next_device(a, "pasids")
+    a.ret()
 
 
 def _flush(a: Assembler, unit: int, step: int) -> None:
-    """The pages of R13 are invalidated in the real unit, for the domain of the device R11."""
-    queue = unit + 4096
+    """What of the device in R11 is invalidated in the real unit: the pages of R13, its domain, or its PASID entry."""
+    queue = unit + QUEUE_PAGE
     status = unit + HOST_STATUS
+    if step > 16:
+        a.label("viommu_flush_entry")
+        entry, _ = descriptor("PASID_CACHE", G=1)
+        a.ld(RDX, Mem(R11, VD_LOW))
+        a.and_(RDX, ~0xF)
+        a.or_(RDX, entry)
+        a.call("viommu_submit")
+    a.label("viommu_flush_domain")
+    a.mov(RBP, BY_DOMAIN)
+    a.jmp("viommu_flush")
+    a.label("viommu_flush_pages")
+    a.mov(RBP, BY_PAGE)
     a.label("viommu_flush")
     _count(a, VI_FLUSHES)
-    a.ld(RDX, Mem(R11, VI_DEVICES + VD_LOW))
-    if step > 16:  # pages of a PASID, or all
-        a.and_(R12, GRANULARITY)
-        a.or_(RDX, register=R12)
-    a.ld(RSI, Mem(RBX, HOST_NEXT))
-    a.st(Mem(RSI, queue), RDX)
-    a.st(Mem(RSI, queue + 8), R13)
-    a.add(RSI, step)
-    a.and_(RSI, QUEUE_MASK)
+    a.ld(RDX, Mem(R11, VD_LOW))
+    a.or_(RDX, register=RBP)
+    a.call("viommu_submit")
     a.st_value(Mem(displacement=status, size=4), IN_USE)
     wait, _ = descriptor("WAIT", SW=1, STDATA=DONE)
     a.mov(RDX, wait)
-    a.st(Mem(RSI, queue), RDX)
-    a.mov(RDX, status - at.HOST_DIRECT)
-    a.st(Mem(RSI, queue + 8), RDX)
-    a.add(RSI, step)
-    a.and_(RSI, QUEUE_MASK)
-    a.st(Mem(RBX, HOST_NEXT), RSI)
+    a.push(R13)
+    a.mov(R13, status - at.HOST_DIRECT)
+    a.call("viommu_submit")
+    a.pop(R13)
     a.st(Mem(displacement=at.HOST_UNIT + sp.IQT, size=4), RSI)
     a.label("viommu_wait")
     a.ld(RAX, Mem(displacement=status, size=4))
     a.cmp(RAX, DONE)
-    a.jcc(ops.CC_Z, "viommu_next")
+    a.jcc(ops.CC_Z, "viommu_flushed")
     a.ld(RAX, Mem(displacement=at.HOST_UNIT + sp.FSTS, size=4))
     a.test(RAX, sp.IQE | sp.ITE | sp.ICE)
-    a.jcc(ops.CC_NZ, "unexpected")
+    a.jcc(ops.CC_NZ, "fetch_failed")
     a.op(ops.PAUSE)
     a.jmp("viommu_wait")
+    a.label("viommu_flushed")
+    a.ret()
+    a.label("viommu_submit")  # a descriptor, RDX and R13, into the real unit's queue; RSI <- the next place
+    a.ld(RSI, Mem(RBX, HOST_NEXT))
+    a.st(Mem(RSI, queue), RDX)
+    a.st(Mem(RSI, queue + 8), R13)
+    a.add(RSI, step)
+    a.and_(RSI, 4096 - step)
+    a.st(Mem(RBX, HOST_NEXT), RSI)
+    a.ret()
 
 
 def _count(a: Assembler, word: int) -> None:
-    """One more in a word of the guest's unit. Changes RCX."""
-    a.ld(RCX, Mem(RBX, word))
-    a.add(RCX, 1)
-    a.st(Mem(RBX, word), RCX)
+    """One more in a word of the guest's unit. Changes RDX."""
+    a.ld(RDX, Mem(RBX, word))
+    a.add(RDX, 1)
+    a.st(Mem(RBX, word), RDX)

@@ -23,6 +23,7 @@ from vtsim.vmm.monitor.crossing import (
     die,
     ends,
     if_deliverable,
+    show_exception,
     take_interrupt,
     through_gate,
     write_msr,
@@ -69,7 +70,7 @@ def interrupt(a: Assembler) -> None:
 def deliver(a: Assembler) -> None:
     """`interrupt_waits`: deliver it if it may be. `inject`: deliver vector SCRATCH with error code SCRATCH+1, -1 none.
 
-    `undefined`, `reflect`: #UD, #GP(0) of the instruction at RBX.
+    `inject_exception`: the same, and the guest sees it. `undefined`, `reflect`: #UD, #GP(0) of the instruction at RBX.
     """
     a.activity = ops.INJECTION
     a.label("interrupt_waits")
@@ -84,12 +85,16 @@ def deliver(a: Assembler) -> None:
     a.label("undefined")
     a.st_value(vcpu("SCRATCH"), INVALID_OPCODE)
     a.st_value(vcpu("SCRATCH", 1), NO_ERROR)
-    a.jmp("inject")
+    a.jmp("inject_exception")
     a.label("reflect")
     a.ld(RBX, F_RIP)
     a.label("general_protection")
     a.st_value(vcpu("SCRATCH"), GENERAL_PROTECTION)
     a.st_value(vcpu("SCRATCH", 1), 0)
+    a.label("inject_exception")
+    a.ld(R8, vcpu("SCRATCH"))
+    a.ld(R10, vcpu("SCRATCH", 1))
+    show_exception(a, R8, R10, "inject")
     a.label("inject")
     a.lea(RSP, Mem(R15, -64))
     a.st(F_RIP, RBX)

@@ -257,9 +257,9 @@ def _walk(a: Assembler) -> None:
     a.st(vcpu("SCRATCH", 1), R8)
     a.ld(RSI, vcpu("STREAM_AT"))
     a.test(RSI, register=RSI)
-    a.jcc(ops.CC_Z, "inject")
+    a.jcc(ops.CC_Z, "inject_exception")
     a.call("stream_stand")
-    a.jmp("inject")
+    a.jmp("inject_exception")
     a.label("soft_no_stack")
     die(a, at.NO_STACK)
 

@@ -21,10 +21,15 @@ from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.instructions import ALU, CHUNK, FORWARD_FROM, form_of
 
-MEMORY_FORMS: Final = (o.LD, o.ST, o.LEA, o.XADD, o.JMP_MEM, o.LDM, o.STM, o.LGDT, o.LIDT, o.SGDT, o.SIDT, o.INVLPG)
+MEMORY_FORMS: Final = (
+    o.LD, o.ST, o.LEA, o.XADD, o.JMP_MEM, o.LDM, o.STM, o.LGDT, o.LIDT, o.SGDT, o.SIDT, o.INVLPG,
+    o.JMP_FAR, o.CALL_FAR,
+)  # fmt: skip
 TARGETS: Final = (o.JMP, o.JCC, o.LOOP, o.CALL)
 NUMBERED: Final = (
     o.MOV_FROM_CR, o.MOV_TO_CR, o.MOV_FROM_DR, o.MOV_TO_DR, o.SLDT, o.STR, o.SMSW, o.RDRAND, o.RDSEED,
+    o.LAR, o.LSL, o.VERR, o.VERW, o.LLDT, o.MOV_FROM_SEGMENT, o.MOV_TO_SEGMENT, o.PUSH_SEGMENT, o.POP_SEGMENT,
+    o.RET_FAR,
 )  # fmt: skip
 SCALES: Final = 3
 
@@ -90,7 +95,7 @@ def operands(row: Row, registers: int, work_scale: int) -> tuple[int, int, int, 
         a = registers if op in (o.LDM, o.STM) else where(row.r1) if row.r1 < 16 else row.imm
         return a, shift, row.displacement, where(packed & 31 if packed & 31 < 16 else 16), at_index
     if op in NUMBERED:
-        return row.r1, zero, row.imm, zero, zero
+        return row.r1, row.r2, row.imm, zero, zero
     if op == o.IN:
         return zero, packed >> o.MEM_SIZE & 15, row.imm, zero, zero
     if op in (*ALU, o.MOV):

@@ -15,6 +15,7 @@ from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.exit_rules import IO_PRIVILEGED, PRIVILEGED
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R8, R9, R10, R11, R14, RAX, RBX, RCX, RDX, RSI, RSP
+from vtsim.vmm.monitor import segment_emulators, segments
 from vtsim.vmm.monitor import virtual_state as state
 from vtsim.vmm.monitor.crossing import (
     GENERAL_PROTECTION,
@@ -32,6 +33,7 @@ from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.software import layout as w
 from vtsim.vmm.software.mmu import address, load
 from vtsim.vmm.software.native import native_method
+from vtsim.vmm.software.segment_ways import WAYS, of_segments
 
 BASES: Final = {state.FS_BASE: "FS_BASE", state.GS_BASE: "GS_BASE", state.KERNEL_GS_BASE: "KERNEL_GS_BASE"}
 Emulator = Callable[[Assembler], None]
@@ -238,7 +240,7 @@ def software_interrupt(a: Assembler) -> None:
     a.or_(R10, 2)
     a.st_value(vcpu("SCRATCH"), GENERAL_PROTECTION)
     a.st(vcpu("SCRATCH", 1), R10)
-    a.jmp("inject")
+    a.jmp("inject_exception")
     a.label("soft_int_allowed")
     a.ld(RAX, vcpu("LENGTH"))
     a.add(RBX, register=RAX)
@@ -256,8 +258,7 @@ def descriptor_table(a: Assembler, field: str, *, stores: bool) -> None:
             a.ld(R8, vcpu(field, word))
             a.call("store")
             a.add(RSI, 8)
-        a.copy(RAX, R8)
-        state.show(a, ops.SGDT if field == "GDTR" else ops.SIDT)
+        state.show_table(a, field)
         a.jmp("skip")
         return
     a.call("load")
@@ -278,6 +279,8 @@ def push_flags(a: Assembler) -> None:
     a.sub(RSI, 8)
     a.call("store")
     a.st(saved(RSP), RSI)
+    a.copy(RAX, R8)
+    state.show(a, ops.PUSHF)
     a.jmp("skip")
 
 
@@ -291,9 +294,12 @@ def pop_flags(a: Assembler) -> None:
     a.test(RCX, register=RCX)
     a.jcc(ops.CC_Z, "soft_pop_in_process")
     a.call("enter_flags")
-    a.jmp("skip")
+    a.jmp("soft_popped")
     a.label("soft_pop_in_process")
     a.call("take_flags")
+    a.label("soft_popped")
+    a.call("flags")
+    state.show(a, ops.POPF)
     a.jmp("skip")
 
 
@@ -313,10 +319,10 @@ def cpuid(a: Assembler) -> None:
     a.jmp("skip")
 
 
-def time_stamp(a: Assembler, *, processor: bool) -> None:
-    """RDTSC, RDTSCP."""
-    a.op(ops.RDTSCP if processor else ops.RDTSC)
-    for register in (RAX, RDX, *([RCX] if processor else [])):
+def time_stamp(a: Assembler) -> None:
+    """RDTSC."""
+    a.op(ops.RDTSC)
+    for register in (RAX, RDX):
         a.st(saved(register), register)
     a.jmp("skip")
 
@@ -351,19 +357,22 @@ KERNEL_ONLY: Final[Mapping[int, Emulator]] = {
     ops.LGDT: lambda a: descriptor_table(a, "GDTR", stores=False),
     ops.LIDT: lambda a: descriptor_table(a, "IDTR", stores=False),
     ops.STOP_OP: stop,
+    **{op: of_segments(*how) for op, how in segment_emulators.PRIVILEGED_EMULATORS.items()},
 }
 ANYONE: Final[Mapping[int, Emulator]] = {
     ops.SYSCALL: system_call, ops.IRET: iret, ops.INT: software_interrupt, ops.CPUID: cpuid,
-    ops.RDTSC: lambda a: time_stamp(a, processor=False), ops.RDTSCP: lambda a: time_stamp(a, processor=True),
+    ops.RDTSC: time_stamp, ops.RDTSCP: state.read_tscp,
     ops.RDRAND: lambda a: random(a, ops.RDRAND), ops.RDSEED: lambda a: random(a, ops.RDSEED),
     ops.SGDT: lambda a: descriptor_table(a, "GDTR", stores=True),
     ops.SIDT: lambda a: descriptor_table(a, "IDTR", stores=True),
     ops.SLDT: lambda a: state.store_word(a, "LDTR"), ops.STR: lambda a: state.store_word(a, "TR"),
     ops.SMSW: lambda a: state.store_word(a, "CR0"), ops.PUSHF: push_flags, ops.POPF: pop_flags,
+    ops.XGETBV: state.read_xcr,
+    **{op: of_segments(*how) for op, how in segment_emulators.EMULATORS.items()},
 }
 BORROWED: Final = (
     ops.CLTS, ops.MOV_FROM_CR, ops.MOV_TO_CR, ops.MOV_FROM_DR, ops.MOV_TO_DR, ops.IN, ops.OUT, ops.RDMSR, ops.WRMSR,
-    ops.SLDT, ops.STR, ops.SMSW, ops.RDRAND, ops.RDSEED,
+    ops.SLDT, ops.STR, ops.SMSW, ops.RDRAND, ops.RDSEED, ops.RDTSCP,
 )
 UNDEFINED: Final = (ops.UD, ops.VMCALL, ops.VMFUNC, ops.GETSEC, ops.VMXON)
 # fmt: on
@@ -396,4 +405,5 @@ def emit(a: Assembler, *, native_methods: bool) -> dict[int, str]:
             a.jmp("illegal")
     ways_back(a)
     subroutines(a)
+    segments.subroutines(a, WAYS)
     return names

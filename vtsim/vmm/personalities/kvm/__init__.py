@@ -159,6 +159,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.activity = ops.EXIT_DISPATCH
     a.stm(Mem(RSP, at.V["REGISTERS"]), ALL)
     a.copy(R15, RSP)
+    dirty_log.empty_first(a, path)
     several.left_guest(a, path)
     work(a, path, "rsb_fill")
     a.emit(ops.MOV_FROM_CR, RAX, imm=2)
@@ -176,7 +177,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.activity = ops.EXIT_DISPATCH
     a.op(ops.STI)
     work(a, path, "exit_common")
-    if path.capabilities.supports("ENABLE_PML"):
+    if path.capabilities.supports("ENABLE_PML") and not (path.several and dirty_log.uses_log(path)):
         dirty_log.empty_at_exit(a, path)
     a.test(RBX, ENTRY_FAILURE)
     a.jcc(ops.CC_NZ, "unexpected")

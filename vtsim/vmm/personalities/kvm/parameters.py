@@ -93,6 +93,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "table_written":       _length(150, "kvm_mmu_pte_write, accesses to tables apart"),
     "load_root":           _length(150, "kvm_set_cr3, kvm_mmu_new_pgd, kvm_mmu_load, look-up apart"),
     "synchronize":         _length(80, "kvm_mmu_sync_roots, accesses to tables apart"),
+    "synchronize_entry":   _length(180, "sync_page, one entry: kvm_vcpu_read_guest_atomic, checks, make_spte"),
+    "prefetch_entry":      _length(250, "prefetch_gpte, one entry: slot, get_user_page_fast_only, mmu_set_spte"),
     "invlpg":              _length(120, "handle_invlpg, kvm_mmu_invlpg, accesses to tables apart"),
     # direct tables
     "update_entry":        _length(60, "Xen's do_mmu_update and mod_l1_entry, accesses to tables and frames apart"),

@@ -1,0 +1,122 @@
+"""Dirty logging of a VM with several vCPUs: no page that is written is lost, and a collection has all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import define
+
+from tests.vmm.shootdown import Threads
+from vtsim.base import memory as mem
+from vtsim.cpu.kernels.ept_walk import LOG_ENTRIES
+from vtsim.vmcs.fields import SLOT
+from vtsim.vmm.programs import dirty_log, several
+
+SLOW = pytest.mark.compiled_only
+LEAST_ROUNDS = 4
+SCENARIO = """
+machine: {cpus: %(cpus)d, memory: 256 MiB}
+vmm:
+  personality: minimal
+  ept: {populate: prebuilt}
+  dirty_log: {method: %(method)s, period: 10 us}
+vms:
+  - memory: 16 MiB
+    vcpus: %(cpus)d
+    guest:
+      kernel: {tick: off, populate: prebuilt}
+      processes:
+        - threads: %(cpus)d
+          phases:
+            - {primitive: stream, region: 128 KiB, accesses: 1500, write: 0.5, work: 60}
+        - {name: last, vcpu: 1, phases: [{primitive: stream, region: 64 KiB, accesses: 9000, write: 0.2, work: 60}]}
+"""
+
+
+@define
+class Logged(Threads):
+    """Between two looks, what was stored to (by content tokens) is held against bitmap and logs.
+
+    `at_first` are the tokens right after a collection, `written` how many pages have other ones since, `found` how many
+    pages collections had found by then.
+    """
+
+    rounds: int = -1
+    found: int = 0
+    written: int = 0
+    at_first: Any = None
+
+    def look(self) -> None:
+        hypervisor = self.machine.hypervisor
+        assert hypervisor is not None
+        first = hypervisor.vcpus[0]
+        if hypervisor.word(first, "TABLES_TICKET") != hypervisor.word(first, "TABLES_SERVING"):
+            return
+        if not hypervisor.word(first, "LOGGING"):
+            return
+        arena, frames = self.machine.engine.arena, first.memory.frames
+        assert frames is not None
+        tokens = arena[int(arena[mem.A_FRAMES]) + frames] >> mem.FRAME_TOKEN
+        rounds, found = (hypervisor.word(first, name) for name in ("DIRTY_ROUNDS", "DIRTY_PAGES"))
+        if rounds != self.rounds:
+            if self.rounds >= 0:
+                assert found - self.found >= self.written, "a collection has not all that was written before it"
+            self.rounds, self.found, self.at_first, self.written = rounds, found, tokens, 0
+        else:
+            written = np.flatnonzero(tokens != self.at_first).tolist()
+            assert set(written) <= self.marked(), "a page was written, and nobody knows"
+            self.written = len(written)
+            self.looked += self.written
+
+    def marked(self) -> set[int]:
+        """Guest frames in the bitmap, or in the log of a vCPU."""
+        hypervisor = self.machine.hypervisor
+        assert hypervisor is not None
+        first, load = hypervisor.vcpus[0], hypervisor.host.load
+        bitmap = hypervisor.word(first, "DIRTY_BITMAP") & (1 << 64) - 1
+        words = [load(bitmap + 8 * n) for n in range(hypervisor.word(first, "DIRTY_WORDS"))]
+        pages = {64 * n + bit for n, word in enumerate(words) if word for bit in range(64) if word >> bit & 1}
+        for vcpu in hypervisor.vcpus if "pml" in self.text else ():
+            fields = self.machine.engine.contents(vcpu.vmcs, mem.VMCS_REGION)
+            index = (int(fields[SLOT["PML_INDEX"]]) + 1) & 0xFFFF
+            page = hypervisor.word(vcpu, "PML_PAGE") & (1 << 64) - 1
+            pages |= {load(page + 8 * n) >> 12 for n in range(index, LOG_ENTRIES)}
+        return pages
+
+
+def logged(method: str, cpus: int, *settings: str) -> Logged:
+    return Logged(SCENARIO % {"cpus": cpus, "method": method}, settings)
+
+
+@pytest.mark.parametrize("personality", ["minimal", pytest.param("kvm", marks=SLOW)])
+@pytest.mark.parametrize("cpus", [2, pytest.param(4, marks=SLOW)])
+@pytest.mark.parametrize("method", ["pml", pytest.param("write-protect", marks=SLOW)])
+def test_what_any_vcpu_writes_is_marked_and_collected(method: str, cpus: int, personality: str) -> None:
+    ran = logged(method, cpus, f"vmm.personality={personality}").run(longest=5_000)
+
+    assert ran.rounds >= LEAST_ROUNDS
+    assert ran.looked > 1000
+    assert ran.machine.hypervisor is not None
+    counts = ran.machine.hypervisor.memory_statistics(ran.machine.hypervisor.vcpus[0])
+    assert counts["remote_flushes"] >= LEAST_ROUNDS
+    assert counts["flushes_for_log"] in (ran.rounds, ran.rounds + 1)  # one when logging began; the last may not be over
+    assert counts["remote_flushes"] <= (cpus - 1) * (counts["flushes_for_log"] + counts.get("flushes_for_faults", 0))
+
+
+@pytest.mark.parametrize("method", ["pml", pytest.param("write-protect", marks=SLOW)])
+def test_a_collection_that_lets_others_keep_their_translations_is_found_out(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(several, "flush_as_asked", lambda a, path: None)
+
+    with pytest.raises(AssertionError, match=r"^a page was written, and nobody knows"):
+        logged(method, 2).run(longest=5_000)
+
+
+def test_a_collection_that_leaves_others_in_their_guest_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dirty_log, "empty_others", lambda a, path: None)
+
+    with pytest.raises(AssertionError, match=r"^a collection has not all"):
+        logged("pml", 2).run(longest=5_000)
