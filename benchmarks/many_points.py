@@ -20,7 +20,7 @@ STUDY = """
 question: Do short runs keep all cores busy?
 set:
   machine.memory: 256 MiB
-  vms: [{{memory: 64 MiB, guest: {{processes: [{{phases: [{{primitive: cpuid, iterations: 20 k}}]}}]}}}}]
+  vms: [{{memory: 64 MiB, guest: {{processes: [{{phases: [{{primitive: cpuid, iterations: 32 k}}]}}]}}}}]
 axes: [{{how: random, samples: {points}, seed: 1, ranges: {{seed: {{min: 1, max: 4000000000, integer: true}}}}}}]
 metrics: [slowdown]
 """

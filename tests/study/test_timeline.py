@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ vms:
       kernel: {tick: off}
       processes: [{phases: [{primitive: syscall, iterations: 3}]}]
 """
+READER = "trace_processor_shell"
 STATES = ("R0", "R3", "N0", "N3")
 
 
@@ -231,6 +233,23 @@ def test_both_formats_hold_the_same_slices(ran: tuple[Result, Kept, Path]) -> No
 
     assert sorted(found) == sorted(chrome_slices(place / "run.json"))
     assert values == chrome_counters(place / "run.json")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("perfetto") is None or shutil.which(READER) is None,
+    reason="Perfetto's own reader, trace_processor_shell, is not on the PATH; its package would download it",
+)
+def test_perfettos_own_reader_finds_the_slices_in_both_formats(ran: tuple[Result, Kept, Path]) -> None:
+    from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
+
+    _, _, place = ran
+    expected = Counter((each.name, each.start_ns, each.end_ns) for each in chrome_slices(place / "run.json"))
+    for name in ("run.pftrace", "run.json"):
+        with TraceProcessor(
+            trace=str(place / name), config=TraceProcessorConfig(bin_path=shutil.which(READER))
+        ) as reader:
+            rows = list(reader.query("select name, ts, dur from slice"))
+        assert Counter((row.name, row.ts, row.ts + row.dur) for row in rows) == expected, name
 
 
 def test_a_timeline_replaces_nothing_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from threading import Lock
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import define, field
@@ -22,6 +23,7 @@ class Kept(Generic[V]):
 
     most: int
     _values: OrderedDict[Hashable, V] = field(factory=OrderedDict, init=False)
+    _lock: Lock = field(factory=Lock, init=False)  # a worker of a cluster may have several threads
 
     def __attrs_post_init__(self) -> None:
         EVERY.append(self)
@@ -31,14 +33,16 @@ class Kept(Generic[V]):
 
     def get(self, key: Hashable, build: Callable[[], V]) -> V:
         """Return the value of a key, built where there is none."""
-        if key in self._values:
-            self._values.move_to_end(key)
-            return self._values[key]
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
         value = build()
-        if KEEPS[0]:
-            self._values[key] = value
-            if len(self._values) > self.most:
-                self._values.popitem(last=False)
+        with self._lock:
+            if KEEPS[0]:
+                self._values[key] = value
+                if len(self._values) > self.most:
+                    self._values.popitem(last=False)
         return value
 
     def clear(self) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +83,8 @@ def write(text: str, path: Path) -> None:
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
         raise ConfigError(f"{path}: {error.strerror}", field="--output") from None
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import isfinite, log2
 from pathlib import Path
 from typing import Any, Final
@@ -80,7 +81,8 @@ def write(choice: Choice, path: Path, *, title: str | None = None) -> None:
         new.write_bytes(content)
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
         raise ConfigError(f"{path}: {error.strerror}", field="--output") from None
 
 

@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, field
 
 from vtsim.base.errors import ConfigError
 from vtsim.study.extras import needed
 from vtsim.study.sweep.worker import start
+
+CONNECTED: Final = "running"  # what a Dask client is while it has a scheduler
+LONGEST_GOODBYE_S: Final = 5
 
 
 class Workers(Protocol):
@@ -22,6 +25,9 @@ class Workers(Protocol):
 
     def open(self) -> Executor:
         """Return an executor; another one after the first has broken."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` where what is being run will never end."""
 
     def drop(self) -> None:
         """End at once whatever is still being run."""
@@ -60,6 +66,9 @@ class Local:
         )
         return self.started
 
+    def check(self) -> None:
+        """A process that ends breaks the executor, which says so itself."""
+
     def drop(self) -> None:
         processes = getattr(self.started, "_processes", None) or {}
         for process in list(processes.values()):
@@ -97,11 +106,20 @@ class Cluster:
         executor: Executor = self.client.get_executor(pure=False)
         return executor
 
+    def check(self) -> None:
+        """A client without its scheduler waits for another one, which knows nothing of what was asked."""
+        if self.client.status != CONNECTED:
+            raise ConfigError(
+                f"the cluster is gone: nobody answers at {self.address}",
+                field="--scheduler",
+                help="what was run is kept; start the sweep again once there is a scheduler",
+            )
+
     def drop(self) -> None:
-        self.client.close()
+        self.client.close(timeout=LONGEST_GOODBYE_S)
 
     def close(self) -> None:
-        self.client.close()
+        self.client.close(timeout=LONGEST_GOODBYE_S)
 
 
 @define
@@ -113,6 +131,9 @@ class Given:
 
     def open(self) -> Executor:
         return self.executor
+
+    def check(self) -> None:
+        """Whoever has it looks after it."""
 
     def drop(self) -> None:
         """Nothing here is ours to end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -57,5 +58,6 @@ def export(study: Study, form: str, path: Path | None = None) -> Path:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}", field="--output") from None
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):  # there is nothing to remove where nothing can be written
+            fresh.unlink()
     return path

@@ -235,10 +235,12 @@ class Sweep:
             while not self.ended.empty():
                 ended.append(self.ended.get_nowait())
         except Empty:
+            self.workers.check()
             return
         for future in ended:
             task = self.running.pop(future)
             if future.cancelled():
+                self.workers.check()
                 continue
             mishap = future.exception()
             if mishap is None:

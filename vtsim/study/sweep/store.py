@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from attrs import frozen
 
@@ -61,9 +62,23 @@ class Store:
             self.connection.execute("PRAGMA journal_mode=WAL")
             for table in TABLES:
                 self.connection.execute(table)
+        except sqlite3.OperationalError as error:
+            self._unlock()
+            if not reading:
+                raise self._no_room(error) from None
+            self._read_as_it_is()
         except sqlite3.Error as error:
             self._unlock()
             raise ConfigError(f"this is no store of a study: {error}", file=str(path)) from None
+
+    def _read_as_it_is(self) -> None:
+        """Where nothing can be written, as on a read-only disk, a store can be read that nobody else changes."""
+        self.connection = sqlite3.connect(f"file:{quote(str(self.path))}?immutable=1", uri=True, isolation_level=None)
+        try:
+            self._refuse_other_tables()
+        except sqlite3.Error as error:
+            self.close()
+            raise ConfigError(f"the store of the study cannot be read: {error}", file=str(self.path)) from None
 
     def _refuse_other_tables(self) -> None:
         """A file that has tables of other columns is another program's, or another version's: it stays as it is."""
@@ -75,6 +90,20 @@ class Store:
                     file=str(self.path),
                     help="choose another file by --store, or move this one away",
                 )
+
+    def _no_room(self, error: sqlite3.Error) -> ConfigError:
+        """The disk is full, or the file is no longer one that can be written: what is there stays whole."""
+        return ConfigError(
+            f"the store of the study cannot be written: {error}",
+            file=str(self.path),
+            help="what was stored is kept; where there is room on the disk, the sweep goes on when it is started again",
+        )
+
+    def _write(self, query: str, row: tuple[Any, ...]) -> None:
+        try:
+            self.connection.execute(query, row)
+        except sqlite3.OperationalError as error:
+            raise self._no_room(error) from None
 
     def put(
         self,
@@ -89,7 +118,7 @@ class Store:
     ) -> None:
         """Write one point, in place of an earlier attempt at it; `wall_s` in seconds, `peak_mib` of the process."""
         row = (identity, scenario, version, result, error, wall_s, peak_mib)
-        self.connection.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self._write("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def missing(self, identities: Iterable[str], *, retry_failed: bool = False) -> list[str]:
         """Return which points are still to be run, in the order given."""
@@ -105,11 +134,14 @@ class Store:
     def begin(self, about: dict[str, Any]) -> None:
         """Say which study this is; the design of another is forgotten, the points are kept."""
         if self.about() != about:
-            with self.connection:
-                self.connection.execute("BEGIN IMMEDIATE")
-                for table in ("design", "finished", "study"):
-                    self.connection.execute(f"DELETE FROM {table}")
-                self.connection.execute("INSERT INTO study VALUES ('about', ?)", (json.dumps(about),))
+            try:
+                with self.connection:
+                    self.connection.execute("BEGIN IMMEDIATE")
+                    for table in ("design", "finished", "study"):
+                        self.connection.execute(f"DELETE FROM {table}")
+                    self.connection.execute("INSERT INTO study VALUES ('about', ?)", (json.dumps(about),))
+            except sqlite3.OperationalError as error:
+                raise self._no_room(error) from None
 
     def about(self) -> dict[str, Any] | None:
         """Return what was said of the study; None in a store of none."""
@@ -119,11 +151,11 @@ class Store:
     def plan(self, number: int, replicate: int, baseline: str, identity: str, axes: str) -> None:
         """Say which point is a run of the study; `baseline` is empty for the point itself."""
         row = (number, replicate, baseline, identity, axes)
-        self.connection.execute("INSERT OR REPLACE INTO design VALUES (?, ?, ?, ?, ?)", row)
+        self._write("INSERT OR REPLACE INTO design VALUES (?, ?, ?, ?, ?)", row)
 
     def finish(self, number: int) -> None:
         """Say that all runs of a point are there, so that a resumed study need not look."""
-        self.connection.execute("INSERT OR REPLACE INTO finished VALUES (?)", (number,))
+        self._write("INSERT OR REPLACE INTO finished VALUES (?)", (number,))
 
     def is_finished(self, number: int) -> bool:
         """Was `finish` called for it, in this design?"""
