@@ -31,12 +31,16 @@ from vtsim.study.validate import (
 
 
 def answer(run: Run) -> Any:
-    """A machine of 1 GHz: every repetition takes 1000 cycles and one exit, of 700 + 300 hardware cycles."""
+    """A machine of 1 GHz: every repetition takes 1000 cycles and one exit, of 700 + 300 hardware cycles.
+
+    To that comes a cycle for each MiB of a region whose size is set.
+    """
     counts = [text.partition("=")[2] for text in run.sets if ".iterations=" in text]
     times = int(counts[0]) if counts else 1
+    regions = [text.partition("=")[2] for text in run.sets if ".region=" in text and text.endswith("MiB")]
     return SimpleNamespace(
         cycles=SimpleNamespace(
-            elapsed=50_000 + 1000 * times,
+            elapsed=50_000 + 1000 * times + sum(int(text.split()[0]) for text in regions),
             by={"N0": {"vm_exit": 700 * times, "application": 1}, "R0": {"vm_entry": 300 * times}},
         ),
         exits=(SimpleNamespace(reason="CPUID", count=times, cycles=510),),
