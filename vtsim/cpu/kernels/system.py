@@ -336,7 +336,7 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return deliver(m, a, t)
     elif op == o.XGETBV:
         return read_extended_control(m)
-    elif op >= o.MOVE:
+    elif op >= o.MOVE and op != o.TOUCH:  # which an assembled program pays for, no more
         return segment_op(m, a, t, r, op)
     return NEXT
 
