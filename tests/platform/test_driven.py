@@ -261,6 +261,17 @@ def test_a_device_that_names_another_requester_cannot_read_its_ring_and_is_silen
     assert result.iommu["blocked"] == result.iommu["faults"] == device.aborted == 1
 
 
+def test_a_driver_flushes_lines_of_tables_for_a_unit_that_does_not_snoop() -> None:
+    phase = "iterations: 2, groups: 1, group: 2, wait: poll"
+    (_, snooped, _), (_, flushed, _) = (
+        ended(made(phase, "dma: strict", machine=f", iommu: {{coherent: {coherent}}}"))
+        for coherent in ("true", "false")
+    )
+
+    assert snooped.done == flushed.done == 6
+    assert flushed.map_cycles > snooped.map_cycles and flushed.unmap_cycles > snooped.unmap_cycles
+
+
 @pytest.mark.parametrize(("drains", "when"), [(1, 1000), (0, 15)])
 def test_a_wait_is_for_requests_in_flight_if_the_invalidation_drains(drains: int, when: int) -> None:
     memory = Memory(1 << 20)
