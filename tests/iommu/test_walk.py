@@ -100,6 +100,11 @@ MISTAKES: list[tuple[str, tuple[str, ...], str]] = [
      "   11 | without: [PASSID]\n"
      "      |           ^\n"
      " help: did you mean 'PASID'?\n"),
+    ('devices: [{device: "03:00.0"}, {device: "3:0.0"}]\n', (),
+     "unit.yaml:1: devices.1.device: devices.0 says what translates these requests\n"
+     '    1 | devices: [{device: "03:00.0"}, {device: "3:0.0"}]\n'
+     "      |                                         ^\n"
+     " help: give one another device\n"),
     (UNIT, ("--access", "reed"), "--access: unknown access 'reed'\n help: did you mean 'read'?\n"),
     (UNIT, ("--address", "x"), "--address: 'x' is no address\n help: as in 0x200000\n"),
 ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import simpy
+from attrs import evolve
 
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
@@ -26,7 +27,7 @@ from vtsim.platform.machine import Machine
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.study.measure import result_of
 from vtsim.study.result import Dma, Driver
-from vtsim.vmm.programs import viommu
+from vtsim.vmm.programs import viommu_words as viommu
 
 PHASE = "primitive: dma_buffers"
 BYTES = 256
@@ -199,6 +200,19 @@ def test_devices_are_assigned_only_where_that_works(changes: str, message: str) 
     assert message in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("count", "unit", "message"),
+    [(65, "none", "65 devices have drivers, and there are vectors for 64"), (25, "nested", "has at most 24 devices")],
+)
+def test_more_devices_than_there_are_vectors_or_words_for_are_refused(count: int, unit: str, message: str) -> None:
+    devices = ", ".join(f"{{name: d{n}, source: '{3 + n // 8:02x}:00.{n % 8}'}}" for n in range(count))
+    processes = ", ".join(f"{{name: p{n}, phases: [{{{PHASE}, device: d{n}}}]}}" for n in range(count))
+    with pytest.raises(ConfigError, match=message):
+        parse_scenario(
+            f"dma: [{devices}]\nvms: [{{memory: 256 MiB, viommu: {unit}, guest: {{processes: [{processes}]}}}}]\n"
+        )
+
+
 def virtual_unit(kind: str, personality: str, mode: str, iterations: int) -> tuple[Driver, dict[str, int], int]:
     """What a driver, the real unit and the exits were of a VM with a unit of its own."""
     phase = f"primitive: dma_buffers, iterations: {iterations}, group: 8, groups: 2"
@@ -234,6 +248,17 @@ def test_a_virtual_unit_exits_for_each_invalidation_and_in_caching_mode_a_map_is
     assert unit["descriptors"] == 2 * driver.unmaps  # the real unit is told of unmaps only
     assert driver.hostile_writes > 0 == driver.hostile_through
     assert unit.get("PASID misses", 0) == (1 if kind == "nested" else 0)
+
+
+def test_a_device_that_names_another_requester_cannot_read_its_ring_and_is_silent() -> None:
+    machine = made("iterations: 2, groups: 1, group: 2, wait: poll", "dma: strict", ", claims: '05:00.0'")
+    machine = Machine(evolve(machine.scenario, run=evolve(machine.scenario.run, limit=200_000)))
+    result = result_of([machine.run()])
+    (device,) = result.dma
+    assert device.driver is not None and result.iommu is not None
+
+    assert result.stopped and (device.driver.done, device.driver.refused, device.escaped) == (0, 2, 0)
+    assert result.iommu["blocked"] == result.iommu["faults"] == device.aborted == 1
 
 
 @pytest.mark.parametrize(("drains", "when"), [(1, 1000), (0, 15)])

@@ -40,7 +40,11 @@ DEPRIVILEGED = {
     "binary translation": BY_SLOTS["binary translation"],
     "paravirtual": ("vmm.technique=paravirtual",),
 }
-DIRECT = {"VMX": ("vmm.paging=direct-pv",), "ring 3": ("vmm.technique=paravirtual",)}
+DIRECT = {
+    "VMX": ("vmm.paging=direct-pv",),
+    "ring 3": ("vmm.technique=paravirtual",),
+    "a process": ("vmm.technique=user-mode", "vms.0.devices=[]", "vms.0.guest.kernel.probe=false"),
+}
 
 
 @pytest.fixture

@@ -219,3 +219,9 @@ def test_one_task_may_not() -> None:
     first, second = (_natively(f"[{{phases: [{x}, {y}]}}]") for x, y in ((a, b), (b, a)))
 
     assert [each.operation for each in e.compare(first, second).differences] == ["CPUID leaf 0x0, EAX"]
+
+
+def test_zeroes_that_a_guest_sees_first_are_in_its_digest() -> None:
+    once = int(mix(0, 0))
+
+    assert len({0, once, int(mix(once, 0))}) == 3

@@ -18,6 +18,7 @@ from vtsim.study import equivalence as e
 from vtsim.study.run import without_hypervisor
 
 FILE = "workloads/techniques/sensitive.yaml"
+ON_X86 = ["machine.isa=x86"]
 WAYS = {
     "trap and emulate where they trap": ("machine.isa=virtualizable",),
     "VT-x with EPT": ("vmm.technique=hardware",),
@@ -58,7 +59,7 @@ def witnessed(scenario: Scenario) -> Witnessed:
 
 @cache
 def natively() -> Witnessed:
-    return witnessed(without_hypervisor(load_scenario(FILE, [])))
+    return witnessed(without_hypervisor(load_scenario(FILE, ON_X86)))
 
 
 def values(stream: Stream, text: Program, name: str) -> list[tuple[int, int, int, int]]:
@@ -70,7 +71,7 @@ def values(stream: Stream, text: Program, name: str) -> list[tuple[int, int, int
 
 
 def test_a_monitor_on_x86_is_caught_by_each_instruction_that_does_not_trap() -> None:
-    scenario = boots_only(load_scenario(FILE, []))
+    scenario = boots_only(load_scenario(FILE, ON_X86))
     first, second = witnessed(without_hypervisor(scenario)), witnessed(scenario)
     caught = {
         name
@@ -85,7 +86,7 @@ def test_a_monitor_on_x86_is_caught_by_each_instruction_that_does_not_trap() -> 
 @pytest.mark.compiled_only
 @pytest.mark.parametrize("way", WAYS)
 def test_where_the_monitor_learns_of_each_of_them_or_need_not_the_guest_sees_the_same(way: str) -> None:
-    there, natives = witnessed(load_scenario(FILE, list(WAYS[way]))), natively()
+    there, natives = witnessed(load_scenario(FILE, [*ON_X86, *WAYS[way]])), natively()
 
     for stream in STREAMS:
         here, expected = there.streams[stream], natives.streams[stream]
@@ -117,7 +118,7 @@ def test_a_kernel_built_for_ring_3_is_not_asked_for_them(phases: str) -> None:
 
 @pytest.mark.compiled_only
 def test_the_first_difference_on_x86_is_the_first_of_the_list() -> None:
-    there = load_scenario(FILE, [])
+    there = load_scenario(FILE, ON_X86)
     (difference,) = e.compare(without_hypervisor(there), there).differences
 
     assert (difference.stream, difference.operation) == ("kernel", "SGDT")

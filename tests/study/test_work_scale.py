@@ -34,6 +34,7 @@ WAYS: Final = {
     "trap and emulate": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary translation": ("vmm.technique=binary-translation",),
     "paravirtual": ("vmm.technique=paravirtual",),
+    "user mode": ("vmm.technique=user-mode",),
     "interpreter": ("vmm.technique=interpreter",),
     "dynamic translation": ("vmm.technique=dynamic-translation",),
 }
@@ -50,6 +51,7 @@ TIMED: Final = {
     "workloads/host_memory/collapse.yaml": "a daemon of the host wakes by the clock",
     "workloads/host_memory/dirty_log_and_back.yaml": "a daemon of the host wakes by the clock",
     "workloads/iommu": "devices take their time",
+    "workloads/real/linux-boot.yaml": "the recorded kernel reads clocks until time has passed",
 }
 SOFTWARE_TAKES_MINUTES: Final = ("workloads/paging/random_access.yaml", "workloads/memory", "workloads/real")
 

@@ -105,6 +105,16 @@ def test_what_any_vcpu_writes_is_marked_and_collected(method: str, cpus: int, pe
     assert counts["remote_flushes"] <= (cpus - 1) * (counts["flushes_for_log"] + counts.get("flushes_for_faults", 0))
 
 
+@SLOW
+@pytest.mark.long  # pytest -m long tests/vmm/test_vcpus_dirty_log.py
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_so_it_is_wherever_the_looks_fall(seed: int) -> None:
+    for method in ("pml", "write-protect"):
+        for cpus in (2, 4):
+            settings = (f"seed={seed}", f"vmm.personality={('kvm', 'minimal')[seed % 2]}")
+            assert logged(method, cpus, *settings).run(longest=2_000, seed=seed).looked > 1000
+
+
 @pytest.mark.parametrize("method", ["pml", pytest.param("write-protect", marks=SLOW)])
 def test_a_collection_that_lets_others_keep_their_translations_is_found_out(
     method: str, monkeypatch: pytest.MonkeyPatch

@@ -132,7 +132,7 @@ def line_tags(landing: Landing) -> npt.NDArray[np.int32]:
 class Job:
     """Operations of one kind. `random`: places in any order, or one after the other; `translates`: through the unit.
 
-    `own`: host addresses that are the device's own, first and end.
+    `own`: host addresses that are the device's own, first and end. `stride`: least distance between two places.
     """
 
     source: int
@@ -145,11 +145,12 @@ class Job:
     seed: int
     translates: bool
     own: tuple[int, int]
+    stride: int = LINE_BYTES
 
 
 def give(d: Words, job: Job) -> None:
     """Let an idle engine do this job."""
-    unit = -(-job.bytes // LINE_BYTES) * LINE_BYTES
+    unit = max(-(-job.bytes // LINE_BYTES) * LINE_BYTES, job.stride)
     if not 1 <= job.bytes <= 4096 or job.window < unit:
         raise ValueError("an operation has 1 to 4096 bytes, and fits into its window")
     slots = {

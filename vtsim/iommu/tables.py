@@ -112,17 +112,20 @@ class Structures:
         return page[size * number : size * (number + 1)]
 
     def pasid(self, sid: int, pasid: int) -> Words:
-        """The words of a PASID table entry: a view of 8 words; the directory of one page holds 512 tables of 64."""
-        context = self.context(sid)
-        directory = self.memory.contents(int(context[0] & e.POINTER) >> mem.PAGE_SHIFT, mem.TABLE)
-        page = self.memory.contents(self._below(directory, pasid >> 6), mem.TABLE)
+        """The words of a PASID table entry: a view of 8 words; a page of the directory holds 512 tables of 64."""
+        directory = self._directory(sid, pasid)
+        page = self.memory.contents(self._below(directory, pasid >> 6 & 511), mem.TABLE)
         return page[8 * (pasid & 63) : 8 * (pasid & 63) + 8]
 
     def pasid_address(self, sid: int, pasid: int) -> int:
         """The physical address of a PASID table entry."""
         self.pasid(sid, pasid)
-        directory = self.memory.contents(int(self.context(sid)[0] & e.POINTER) >> mem.PAGE_SHIFT, mem.TABLE)
-        return int(directory[pasid >> 6] & e.POINTER) + 64 * (pasid & 63)
+        return int(self._directory(sid, pasid)[pasid >> 6 & 511] & e.POINTER) + 64 * (pasid & 63)
+
+    def _directory(self, sid: int, pasid: int) -> Words:
+        """The page of a requester's PASID directory in which a PASID is."""
+        first = int(self.context(sid)[0] & e.POINTER) >> mem.PAGE_SHIFT
+        return self.memory.contents(first + (pasid >> 15), mem.TABLE)
 
     def attach(self, sid: int, table: Table | None, domain: int, *, devices: bool = False, widest: int = 2) -> None:
         """Legacy mode: a requester's context entry, second-level or (without a table) pass-through.
@@ -135,10 +138,16 @@ class Structures:
         self.context(sid)[:] = root | kind << e.TT_SHIFT | e.PRESENT, domain << e.CONTEXT_DID | width
 
     def enable(self, sid: int, *, directory_size: int = 2, flags: int = e.PASIDE, rid_pasid: int = 0) -> None:
-        """Scalable mode: a requester's context entry with a PASID directory of 2**(directory_size + 7) tables."""
+        """Scalable mode: a requester's context entry with a PASID directory of 2**(directory_size + 7) tables.
+
+        A directory of more than 512 tables takes frames that are allocated one behind the other.
+        """
         entry = self.context(sid)
         if not entry[0] & e.PRESENT:
-            entry[0] = self._page() << mem.PAGE_SHIFT
+            frames = [self._page() for _ in range(1 << max(0, directory_size - 2))]
+            if frames != list(range(frames[0], frames[0] + len(frames))):
+                raise ModelError("a PASID directory is not in one piece", {"first": frames[0], "frames": len(frames)})
+            entry[0] = frames[0] << mem.PAGE_SHIFT
         pointer = int(entry[0] & e.POINTER)
         entry[:] = pointer | directory_size << e.PDTS_SHIFT | flags | e.PRESENT, rid_pasid, 0, 0
 

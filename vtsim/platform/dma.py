@@ -115,6 +115,7 @@ class DmaDevices:
                     source=requester(device.claims or device.source), base=base, window=device.window,
                     bytes=device.bytes, count=device.operations, writes=device.write, random=device.random,
                     seed=self.scenario.seed + number, translates=iommu.mode != "off", own=own,
+                    stride=device.stride or 0,
                 ),
             )  # fmt: skip
         if iommu.mode != "off":

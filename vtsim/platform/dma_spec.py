@@ -15,6 +15,8 @@ PAGES = ("4 KiB", "2 MiB", "1 GiB")
 PAGE = 4 * KIB
 DOORBELLS = 0xFB00_0000  # of devices with a driver: a page for each
 REGISTERS = 0xFED9_0000  # of the remapping unit, where firmware usually puts them
+MOST_DRIVEN = 64  # devices with a driver: each has an interrupt vector
+MOST_BEHIND_VIRTUAL = 24  # behind the remapping unit of a VM, whose words are one page
 MODES = ("off", "pass-through", "translate")
 
 
@@ -85,6 +87,11 @@ class DmaSpec:
     )
     pages: str = setting(Text(choices=PAGES), "Size of the pages that map it", default="4 KiB")
     bytes: int = setting(sizes(ge=1, le=4096), "Size of an operation", default=64)
+    stride: int | None = setting(
+        sizes(ge=64, le=MIB, words={"auto": None}),
+        "Distance between two places of the window where operations begin; as close as their size lets, in whole lines",
+        default=None,
+    )
     operations: int = setting(counts(ge=1, le=2**40), "How many", default=100_000)
     write: bool = setting(Boolean(), "Writes instead of reads", default=False)
     random: bool = setting(Boolean(), "At any place of the window instead of one after the other", default=True)
@@ -143,6 +150,13 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
                 path=f"{where}.bytes",
                 message=f"{SIZE.format(each.bytes)} do not fit into a window of {SIZE.format(each.window)}",
                 help="raise the window",
+            )
+        elif each.stride is not None and not each.bytes <= each.stride <= each.window:
+            yield Problem(
+                path=f"{where}.stride",
+                message=f"operations of {SIZE.format(each.bytes)} do not begin every {SIZE.format(each.stride)} of a "
+                f"window of {SIZE.format(each.window)}",
+                help=f"stride can be {SIZE.format(each.bytes)} to {SIZE.format(each.window)}",
             )
         if each.window > left // 2:
             yield Problem(

@@ -98,8 +98,16 @@ class IommuSpec:
                 yield Problem(
                     message=str(unknown.problems[0].message), path=f"without.{number}", help=unknown.problems[0].help
                 )
+        known: dict[tuple[int, int], int] = {}
         for number, each in enumerate(self.devices):
             at = f"devices.{number}"
+            first = known.setdefault((requester(each.device), each.pasid or 0), number)
+            if first != number:
+                yield Problem(
+                    message=f"devices.{first} says what translates these requests", path=f"{at}.device",
+                    help="give one another device"
+                    + (", or another pasid (requests without one have 0)" if self.mode == SCALABLE else ""),
+                )  # fmt: skip
             if self.mode == LEGACY and each.pasid is not None:
                 yield Problem(message="legacy mode has no PASIDs", path=f"{at}.pasid", help="mode can be scalable")
             if self.mode == LEGACY and each.translation in (FIRST, NESTED):

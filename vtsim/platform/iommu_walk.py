@@ -51,6 +51,8 @@ STRUCTURES: Final = {
 }
 PAGING: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
 GUEST_TABLES: Final = 1 << 24  # guest frames of a guest's own tables
+GUEST_FRAMES: Final = 1 << 14  # at most
+SMALL_DIRECTORY: Final = 1 << 15  # PASIDs of a directory of one page
 POOL_PAGES: Final = 4096
 
 
@@ -235,8 +237,11 @@ def _structures(spec: IommuSpec, memory: Memory) -> Structures:
             structures.attach(sid, second, each.domain, devices=each.ats)
             continue
         if sid not in enabled:
+            mine = [device for device in spec.devices if requester(device.device) == sid]
             structures.enable(
-                sid, flags=e.PASIDE | (e.DTE if any(d.ats for d in spec.devices if d.device == each.device) else 0)
+                sid,
+                directory_size=7 if any((device.pasid or 0) >= SMALL_DIRECTORY for device in mine) else 2,
+                flags=e.PASIDE | (e.DTE if any(device.ats for device in mine) else 0),
             )
             enabled.add(sid)
         structures.assign(
@@ -273,6 +278,13 @@ def _map(table: Table, pages: tuple[PagesSpec, ...], memory: Memory | None, name
         last = each.to + each.count * each.size - 1
         if each.iova + each.count * each.size > 1 << (12 + 9 * table.levels):
             raise ConfigError(f"pages end beyond what {table.levels} levels translate", field=f"{field}.iova")
+        ends = each.iova + each.count * each.size
+        if (
+            name == "second_pages"
+            and each.iova >> PAGE_SHIFT < GUEST_TABLES + GUEST_FRAMES
+            and (ends >> PAGE_SHIFT > GUEST_TABLES)
+        ):
+            raise ConfigError("the guest's own tables stand there", field=f"{field}.iova")
         if memory is not None and each.rights != "none" and not is_memory(memory.arena, last):
             raise ConfigError(f"{last:#x} is beyond memory", field=f"{field}.to", help="memory can be larger")
         if any(table.find(each.iova + n * each.size) for n in range(each.count)):

@@ -30,7 +30,22 @@ from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels.ports import PORT_LATCH, PORTS
 from vtsim.guest.machine_view import Start
 from vtsim.platform.isa import run
-from vtsim.platform.isa_bench import CS0, CS3, IDT, IF, PORT, SS0, SS3, STACK, TASK, TSS, VECTORS, Bench, Setup
+from vtsim.platform.isa_bench import (
+    CR4_VMXE,
+    CS0,
+    CS3,
+    IDT,
+    IF,
+    PORT,
+    SS0,
+    SS3,
+    STACK,
+    TASK,
+    TSS,
+    VECTORS,
+    Bench,
+    Setup,
+)
 from vtsim.vmcs.controls import CONTROL
 from vtsim.vmcs.fields import SLOT
 from vtsim.vmm import vmcs
@@ -134,6 +149,7 @@ class GuestBench(Bench):
         self.bare = Bench(profile)  # on which the same ops run without VMX
         engine, m = self.engine, self.engine.cpus[0]
         self.bare.engine.port(PORT, PORT_LATCH, 1)
+        self.bare.engine.cpus[0][s.CR4] &= ~CR4_VMXE
         self.bare.start = self.bare.engine.save()
         bare = self.bare.engine.cpus[0]
         self.guest = Start(
@@ -148,7 +164,8 @@ class GuestBench(Bench):
             **vmcs.host_state(
                 root=root, stack=STACK + 0x400, exit_address=self.program.labels["left"], cpu_page=TSS, idt=IDT
             ),
-            "HOST_TR_BASE": TSS, "HOST_CS_SELECTOR": CS0, "HOST_CR4": 0x2020,
+            "GUEST_IA32_SYSENTER_CS": CS0, "GUEST_IA32_SYSENTER_EIP": self.called,
+            "GUEST_IA32_SYSENTER_ESP": STACK + 0xC00, "HOST_TR_BASE": TSS, "HOST_CS_SELECTOR": CS0, "HOST_CR4": 0x2020,
             "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic << 12,
         }  # fmt: skip
         self.started = engine.save()

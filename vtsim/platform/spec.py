@@ -23,7 +23,7 @@ from vtsim.base.spec import (
 from vtsim.base.units import SIZE
 from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
-from vtsim.platform.dma_spec import DmaSpec, IommuSpec, LandingSpec, dma_conflicts
+from vtsim.platform.dma_spec import MOST_BEHIND_VIRTUAL, MOST_DRIVEN, DmaSpec, IommuSpec, LandingSpec, dma_conflicts
 from vtsim.platform.vcpu_spec import vcpu_conflicts
 from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
 from vtsim.vmm.spec import VmmSpec
@@ -276,6 +276,12 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                     )
     if scenario.vms and scenario.dma:
         yield from _assignment_conflicts(scenario)
+    if len(drivers) > MOST_DRIVEN:
+        yield Problem(
+            path=f"dma.{MOST_DRIVEN}",
+            message=f"{len(drivers)} devices have drivers, and there are vectors for {MOST_DRIVEN}",
+            help=f"dma can have {MOST_DRIVEN}",
+        )
     if scenario.vmm.posted_interrupts and not drivers:
         yield Problem(
             path="vmm.posted_interrupts",
@@ -323,6 +329,12 @@ def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Proble
     """Yield why a VM cannot have a remapping unit as it is described."""
     if not alone:
         yield Problem(path=f"{where}.viommu", message="another VM has a remapping unit", help="viommu can be none")
+    if len(driven_by(vm)) > MOST_BEHIND_VIRTUAL:
+        yield Problem(
+            path=f"{where}.viommu",
+            message=f"a VM's remapping unit has at most {MOST_BEHIND_VIRTUAL} devices",
+            help="viommu can be none",
+        )
     if vm.viommu == "caching" and vm.guest.kernel.dma not in ("strict", "identity"):
         yield Problem(
             path=f"{where}.guest.kernel.dma",

@@ -25,7 +25,7 @@ from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.vmm import layout as at
 from vtsim.vmm.hypervisor import Hypervisor, Vcpu
 from vtsim.vmm.memory import VmMemory
-from vtsim.vmm.programs import viommu
+from vtsim.vmm.programs import viommu_words as viommu
 from vtsim.vmm.programs.events import ASSIGNED_BYTES
 
 

@@ -25,6 +25,7 @@ from vtsim.guest.attack_spec import (
     AttackUpdateSpec,
 )
 from vtsim.platform.spec import MIB, Scenario
+from vtsim.vmm.techniques import techniques
 
 Phases = Callable[[int], tuple[Any, ...]]
 # fmt: off
@@ -49,7 +50,8 @@ def attacks(scenario: Scenario) -> Iterator[Attack]:
     """The suite for a machine."""
     profile, vmm = load_profile(scenario.machine.profile), scenario.vmm
     sizes, levels = PAGES if profile.features.pages_1g else PAGES[:2], scenario.vms[0].guest.kernel.paging_levels
-    call, tables = CALLS[vmm.technique == "paravirtual"], vmm.paging == "direct-pv"
+    tables = vmm.paging == "direct-pv"
+    call = CALLS[tables and techniques[vmm.technique].deprivileged]
     for target, whose in WHOSE.items():
         for size, name in sizes:
             by_page = partial(AttackMemorySpec, page_size=size, levels=levels)

@@ -40,6 +40,7 @@ WAYS: Final[Mapping[str, tuple[str, ...]]] = {
     "trap-and-emulate, virtualizable": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary-translation": ("vmm.technique=binary-translation",),
     "paravirtual": ("vmm.technique=paravirtual",),
+    "user-mode": ("vmm.technique=user-mode", "vms.0.devices=[]", "vms.0.assigned=[]", "vms.0.guest.kernel.probe=false"),
     "interpreter": ("vmm.technique=interpreter",),
     "dynamic-translation": (TRANSLATION,),
     "dynamic-translation, native methods": (TRANSLATION, "vmm.native_methods=true"),

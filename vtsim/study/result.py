@@ -522,4 +522,9 @@ This page is generated from `vtsim/study/result.py`.
 
 def reference() -> str:
     """The reference page of the JSON object."""
-    return INTRODUCTION + reference_tables(Result)
+    from vtsim.vmm.layout import STATISTICS, VCPU_WORDS
+
+    meanings = {name: meaning for name, _, meaning in VCPU_WORDS}
+    rows = [f"| `{name.lower()}` | {meanings[name]} |" for name in STATISTICS]
+    title = "\n## Counts of `host_memory`\n\nOver all vCPUs of a VM.\n\n| key | meaning |\n|---|---|\n"
+    return INTRODUCTION + reference_tables(Result) + title + "\n".join(rows) + "\n"

@@ -41,6 +41,7 @@ from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
+from vtsim.vmm.programs.viommu_words import PAGES as UNIT_PAGES
 from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
@@ -122,7 +123,7 @@ def build_hypervisor(
     if assigned and not vmm.posted_interrupts:
         addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned}
     if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
-        addresses["viommu"] = at.frame_address(host.reserve(3))  # its words, the queue of the real unit, its registers
+        addresses["viommu"] = at.frame_address(host.reserve(UNIT_PAGES))
         addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue
         host.kernel.map(at.HOST_UNIT, [at.UNIT_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
     tables = DirectHost.reserve(host) if direct else None

@@ -37,8 +37,8 @@ BY_APPLICATIONS, BY_KERNELS, BY_EXCEPTIONS = range(3)   # streams
 
 @kernel
 def mix(digest: int, value: int) -> int:
-    """Roll a value into a digest (wraps)."""
-    digest = (digest ^ value) * 0x100000001B3
+    """Roll a value into a digest (wraps); a zero that comes first counts, too."""
+    digest = (digest ^ value) * 0x100000001B3 + 1
     return digest ^ ((digest >> 29) & 0x7FFFFFFFF)
 
 

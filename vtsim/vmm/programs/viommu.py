@@ -15,50 +15,25 @@ without one.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.slots import R9, R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.iommu import descriptors as dsc
 from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs.words import vcpu, work, zero
+from vtsim.vmm.programs import viommu_entries, viommu_shadow
+from vtsim.vmm.programs import viommu_words as w
+from vtsim.vmm.programs.viommu_words import count, each_device, granularity, nested, next_device, unless_of_domain
+from vtsim.vmm.programs.words import vcpu, work
 from vtsim.vmm.registry import Path
-
-# fmt: off
-# words of the guest's unit, then of each of its devices; a page behind stands the host's queue, another the registers
-(VI_HEAD, VI_QUEUE, VI_TABLES, VI_TABLES_END, HOST_NEXT, VI_EXITS, VI_PAGES, VI_FLUSHES, VI_ROOT, VI_END, VI_TICKET,
- VI_SERVING, VI_BUDGET, VI_MOST) = range(0, 112, 8)
-VI_DEVICES: Final = 128
-DEVICE_BYTES: Final = 64
-# VD_GUEST: the guest's table, 0 without one. VD_LOW: word of a descriptor of the real unit. VD_ENTRY: what real PASID
-# entry leads to the guest's table. VD_DOMAIN: as the guest's entries say.
-(VD_GUEST, VD_SHADOW, VD_LOW, VD_SOURCE, VD_DOMAIN, VD_ENTRY) = range(0, 48, 8)
-MOST_DEVICES: Final = 24
-HOST_STATUS: Final = 0x800
-QUEUE_PAGE, REGISTER_PAGE = 4096, 8192
-PAGES: Final = 3
-GRANULARITY: Final = 3 << 4
-BY_PAGE, BY_DOMAIN = 3 << 4, 2 << 4
-LARGEST_MASK: Final = 9  # what covers more pages has the whole domain looked through
-IN_USE, DONE = 1, 2
-STORED: Final = (sp.IQT, sp.CCMD, sp.IVA, sp.IOTLB)
-# fmt: on
-READ_WRITE: Final = e.SL_R | e.SL_W
-
-
-def nested(path: Path) -> bool:
-    """Does the real unit walk the guest's tables?"""
-    return path.addresses["viommu_step"] > 16
 
 
 def registers(a: Assembler, path: Path) -> None:
     """`viommu`: an access to the unit's registers. R13 address, R12 write?, RAX value."""
     unit = path.addresses["viommu"]
-    file = unit + REGISTER_PAGE
+    file = unit + w.REGISTER_PAGE
     a.label("viommu")
     work(a, path, "in_kernel_device")
     a.copy(RCX, R13)
@@ -76,7 +51,7 @@ def registers(a: Assembler, path: Path) -> None:
     a.label("viommu_store")
     a.copy(RDX, RCX)
     a.and_(RDX, 0xFF8)
-    for offset in STORED:
+    for offset in w.STORED:
         a.cmp(RDX, offset)
         a.jcc(ops.CC_Z, "viommu_stored")
     a.jmp("skip_decoded")
@@ -101,24 +76,22 @@ def registers(a: Assembler, path: Path) -> None:
     a.and_(RCX, 0xFF8)
     a.cmp(RCX, sp.IQT)
     a.jcc(ops.CC_NZ, "viommu_done")
-    _count(a, VI_EXITS)
+    count(a, w.VI_EXITS)
     _queue(a, path, file)
     _commands(a, file)
-    _contexts(a, path)
+    viommu_entries.contexts(a, path)
     _translations(a, path)
     if nested(path):
-        _pasids(a, path)
+        viommu_entries.pasids(a, path)
     else:
-        from vtsim.vmm.programs import viommu_shadow
-
         viommu_shadow.subroutines(a, path)
     _flush(a, unit, path.addresses["viommu_step"])
     a.label("viommu_done")
     if path.several:
         a.mov(RBX, unit)
-        a.ld(RAX, Mem(RBX, VI_SERVING))
+        a.ld(RAX, Mem(RBX, w.VI_SERVING))
         a.add(RAX, 1)
-        a.st(Mem(RBX, VI_SERVING), RAX)
+        a.st(Mem(RBX, w.VI_SERVING), RAX)
     a.jmp("skip_decoded")
 
 
@@ -127,9 +100,9 @@ def _lock(a: Assembler, path: Path) -> None:
     if not path.several:
         return
     a.mov(RSI, 1)
-    a.xadd(Mem(RBX, VI_TICKET), RSI)
+    a.xadd(Mem(RBX, w.VI_TICKET), RSI)
     a.label("viommu_turn")
-    a.ld(RDX, Mem(RBX, VI_SERVING))
+    a.ld(RDX, Mem(RBX, w.VI_SERVING))
     a.cmp(RDX, register=RSI)
     a.jcc(ops.CC_Z, "viommu_locked")
     a.ld(RDX, vcpu("ASKED_END"))
@@ -151,11 +124,11 @@ def _queue(a: Assembler, path: Path, file: int) -> None:
     a.label("viommu_next")
     a.ld(R14, Mem(displacement=file + sp.IQT, size=4))
     a.and_(R14, 4096 - step)
-    a.ld(RAX, Mem(RBX, VI_HEAD))
+    a.ld(RAX, Mem(RBX, w.VI_HEAD))
     a.st(Mem(displacement=file + sp.IQH), RAX)
     a.cmp(RAX, register=R14)
     a.jcc(ops.CC_Z, "viommu_done")
-    a.ld(RSI, Mem(RBX, VI_QUEUE))
+    a.ld(RSI, Mem(RBX, w.VI_QUEUE))
     a.add(RSI, register=RAX)
     a.call("guest_memory")
     a.ld(R12, Mem(RDI))
@@ -172,10 +145,10 @@ def _queue(a: Assembler, path: Path, file: int) -> None:
     a.jmp("viommu_done")
     for number, label in types.items():
         a.label(f"viommu_type_{number}")
-        a.ld(RAX, Mem(RBX, VI_HEAD))
+        a.ld(RAX, Mem(RBX, w.VI_HEAD))
         a.add(RAX, step)
         a.and_(RAX, 4096 - step)
-        a.st(Mem(RBX, VI_HEAD), RAX)
+        a.st(Mem(RBX, w.VI_HEAD), RAX)
         if label != "viommu_next":
             a.call(label)
         a.jmp("viommu_next")
@@ -198,7 +171,7 @@ def _commands(a: Assembler, file: int) -> None:
     )
     for name, register, asked, done, label in commands:
         a.label(f"viommu_{name}_command")
-        _count(a, VI_EXITS)
+        count(a, w.VI_EXITS)
         a.ld(RAX, Mem(displacement=file + register))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_NS, "viommu_done")
@@ -231,130 +204,19 @@ def _commands(a: Assembler, file: int) -> None:
         a.jmp("viommu_done")
 
 
-def _each_device(a: Assembler, name: str) -> None:
-    """R11 <- each device of the guest in turn, up to `{name}_done`; the loop's end is `_next_device`."""
-    a.mov(R11, VI_DEVICES)
-    a.add(R11, register=RBX)
-    a.label(f"{name}_look")
-    a.ld(RAX, Mem(RBX, VI_END))
-    a.cmp(R11, register=RAX)
-    a.jcc(ops.CC_AE, f"{name}_done")
-
-
-def _next_device(a: Assembler, name: str) -> None:
-    a.label(f"{name}_next")
-    a.add(R11, DEVICE_BYTES)
-    a.jmp(f"{name}_look")
-    a.label(f"{name}_done")
-
-
-def _unless_of_domain(a: Assembler, then: str) -> None:
-    """To `then` unless the device in R11 is in the domain of the descriptor in R12. Changes RAX and RCX."""
-    a.copy(RAX, R12)
-    a.shr(RAX, 16)
-    a.and_(RAX, 0xFFFF)
-    a.ld(RCX, Mem(R11, VD_DOMAIN))
-    a.cmp(RAX, register=RCX)
-    a.jcc(ops.CC_NZ, then)
-
-
-def _granularity(a: Assembler) -> None:
-    """RDX <- the granularity of the descriptor in R12, where it stands in its word."""
-    a.copy(RDX, R12)
-    a.and_(RDX, GRANULARITY)
-
-
-def _contexts(a: Assembler, path: Path) -> None:
-    """`viommu_contexts`: entries of contexts are read again, and all that they lead to."""
-    a.label("viommu_contexts")
-    _each_device(a, "contexts")
-    _granularity(a)
-    a.cmp(RDX, BY_DOMAIN)
-    a.jcc(ops.CC_B, "contexts_this")  # all
-    a.cmp(RDX, BY_PAGE, comment="one device?")
-    a.jcc(ops.CC_Z, "contexts_source")
-    # The domain of an entry that is now in it may have been another, so all those are looked at as well.
-    a.jmp("contexts_this")
-    a.label("contexts_source")
-    a.copy(RAX, R12)
-    a.shr(RAX, 32)
-    a.and_(RAX, 0xFFF8)  # the mask of functions leaves out three bits at most
-    a.ld(RCX, Mem(R11, VD_SOURCE))
-    a.and_(RCX, 0xFFF8)
-    a.cmp(RAX, register=RCX)
-    a.jcc(ops.CC_NZ, "contexts_next")
-    a.label("contexts_this")
-    a.call("viommu_read_entries")
-    a.call("viommu_refresh")
-    _next_device(a, "contexts")
-    a.ret()
-
-    a.label("viommu_read_entries")  # of the device in R11, as the guest has them now
-    a.push(R12)
-    a.push(R13)
-    zero(a, R9)
-    a.ld(R13, Mem(R11, VD_SOURCE))
-    a.copy(RSI, R13)
-    a.shr(RSI, 8)
-    a.shl(RSI, 4)
-    if nested(path):
-        a.copy(RAX, R13)
-        a.and_(RAX, 0x80)
-        a.shr(RAX, 4)
-        a.or_(RSI, register=RAX, comment="upper half of the root entry")
-    a.ld(RAX, Mem(RBX, VI_ROOT))
-    a.add(RSI, register=RAX)
-    a.call("guest_memory")
-    a.ld(RSI, Mem(RDI))
-    a.test(RSI, e.PRESENT)
-    a.jcc(ops.CC_Z, "viommu_no_entry")
-    a.and_(RSI, e.ADDRESS)
-    a.and_(R13, 0x7F if nested(path) else 0xFF)
-    a.shl(R13, 5 if nested(path) else 4)
-    a.add(RSI, register=R13)
-    a.call("guest_memory")
-    a.ld(R12, Mem(RDI))
-    a.test(R12, e.PRESENT)
-    a.jcc(ops.CC_Z, "viommu_no_entry")
-    if nested(path):
-        for _ in ("directory", "table"):  # both by their first entry
-            a.copy(RSI, R12)
-            a.and_(RSI, e.ADDRESS)
-            a.call("guest_memory")
-            a.ld(R12, Mem(RDI))
-            a.test(R12, e.PRESENT)
-            a.jcc(ops.CC_Z, "viommu_no_entry")
-        a.ld(R9, Mem(RDI, 16))
-        a.ld(R13, Mem(RDI, 8))
-    else:
-        a.test(R12, 3 << e.TT_SHIFT, comment="passes through?")
-        a.jcc(ops.CC_NZ, "viommu_no_entry")
-        a.copy(R9, R12)
-        a.ld(R13, Mem(RDI, 8))
-        a.shr(R13, e.CONTEXT_DID)
-    a.and_(R13, 0xFFFF)
-    a.st(Mem(R11, VD_DOMAIN), R13)
-    a.label("viommu_no_entry")
-    a.and_(R9, e.ADDRESS)
-    a.st(Mem(R11, VD_GUEST), R9)
-    a.pop(R13)
-    a.pop(R12)
-    a.ret()
-
-
 def _translations(a: Assembler, path: Path) -> None:
     """`viommu_translations`: pages of a domain, or all; `viommu_refresh`: all of the device in R11."""
     a.label("viommu_translations")
-    _each_device(a, "translations")
-    _granularity(a)
-    a.cmp(RDX, BY_DOMAIN)
+    each_device(a, "translations")
+    granularity(a)
+    a.cmp(RDX, w.BY_DOMAIN)
     a.jcc(ops.CC_B, "translations_all")
-    _unless_of_domain(a, "translations_next")
-    a.cmp(RDX, BY_PAGE)
+    unless_of_domain(a, "translations_next")
+    a.cmp(RDX, w.BY_PAGE)
     a.jcc(ops.CC_NZ, "translations_all")
     a.copy(RCX, R13)
     a.and_(RCX, 0x3F)
-    a.cmp(RCX, LARGEST_MASK)
+    a.cmp(RCX, w.LARGEST_MASK)
     a.jcc(ops.CC_A, "translations_all")
     if nested(path):
         a.call("viommu_flush_pages")
@@ -366,14 +228,14 @@ def _translations(a: Assembler, path: Path) -> None:
         a.call("viommu_flush_domain")
     else:
         a.call("viommu_refresh")
-    _next_device(a, "translations")
+    next_device(a, "translations")
     a.ret()
     if nested(path):
         a.label("viommu_refresh")
-        a.ld(RDI, Mem(R11, VD_ENTRY))
+        a.ld(RDI, Mem(R11, w.VD_ENTRY))
         a.ld(RAX, Mem(RDI, 16))
         a.and_(RAX, 0xFFF)
-        a.ld(RCX, Mem(R11, VD_GUEST))
+        a.ld(RCX, Mem(R11, w.VD_GUEST))
         a.or_(RAX, register=RCX)
         a.st(Mem(RDI, 16), RAX)
         a.ld(RAX, Mem(RDI))
@@ -386,39 +248,29 @@ def _translations(a: Assembler, path: Path) -> None:
         a.jmp("viommu_flush_entry")
 
 
-def _pasids(a: Assembler, path: Path) -> None:
-    """`viommu_pasids`: PASID entries are read again."""
-    a.label("viommu_pasids")
-    _each_device(a, "pasids")
-    a.call("viommu_read_entries")
-    a.call("viommu_refresh")
-    _next_device(a, "pasids")
-    a.ret()
-
-
 def _flush(a: Assembler, unit: int, step: int) -> None:
     """What of the device in R11 is invalidated in the real unit: the pages of R13, its domain, or its PASID entry."""
-    queue = unit + QUEUE_PAGE
-    status = unit + HOST_STATUS
+    queue = unit + w.QUEUE_PAGE
+    status = unit + w.HOST_STATUS
     if step > 16:
         a.label("viommu_flush_entry")
         entry, _ = descriptor("PASID_CACHE", G=1)
-        a.ld(RDX, Mem(R11, VD_LOW))
+        a.ld(RDX, Mem(R11, w.VD_LOW))
         a.and_(RDX, ~0xF)
         a.or_(RDX, entry)
         a.call("viommu_submit")
     a.label("viommu_flush_domain")
-    a.mov(RBP, BY_DOMAIN)
+    a.mov(RBP, w.BY_DOMAIN)
     a.jmp("viommu_flush")
     a.label("viommu_flush_pages")
-    a.mov(RBP, BY_PAGE)
+    a.mov(RBP, w.BY_PAGE)
     a.label("viommu_flush")
-    _count(a, VI_FLUSHES)
-    a.ld(RDX, Mem(R11, VD_LOW))
+    count(a, w.VI_FLUSHES)
+    a.ld(RDX, Mem(R11, w.VD_LOW))
     a.or_(RDX, register=RBP)
     a.call("viommu_submit")
-    a.st_value(Mem(displacement=status, size=4), IN_USE)
-    wait, _ = descriptor("WAIT", SW=1, STDATA=DONE)
+    a.st_value(Mem(displacement=status, size=4), w.IN_USE)
+    wait, _ = descriptor("WAIT", SW=1, STDATA=w.DONE)
     a.mov(RDX, wait)
     a.push(R13)
     a.mov(R13, status - at.HOST_DIRECT)
@@ -427,7 +279,7 @@ def _flush(a: Assembler, unit: int, step: int) -> None:
     a.st(Mem(displacement=at.HOST_UNIT + sp.IQT, size=4), RSI)
     a.label("viommu_wait")
     a.ld(RAX, Mem(displacement=status, size=4))
-    a.cmp(RAX, DONE)
+    a.cmp(RAX, w.DONE)
     a.jcc(ops.CC_Z, "viommu_flushed")
     a.ld(RAX, Mem(displacement=at.HOST_UNIT + sp.FSTS, size=4))
     a.test(RAX, sp.IQE | sp.ITE | sp.ICE)
@@ -437,17 +289,10 @@ def _flush(a: Assembler, unit: int, step: int) -> None:
     a.label("viommu_flushed")
     a.ret()
     a.label("viommu_submit")  # a descriptor, RDX and R13, into the real unit's queue; RSI <- the next place
-    a.ld(RSI, Mem(RBX, HOST_NEXT))
+    a.ld(RSI, Mem(RBX, w.HOST_NEXT))
     a.st(Mem(RSI, queue), RDX)
     a.st(Mem(RSI, queue + 8), R13)
     a.add(RSI, step)
     a.and_(RSI, 4096 - step)
-    a.st(Mem(RBX, HOST_NEXT), RSI)
+    a.st(Mem(RBX, w.HOST_NEXT), RSI)
     a.ret()
-
-
-def _count(a: Assembler, word: int) -> None:
-    """One more in a word of the guest's unit. Changes RDX."""
-    a.ld(RDX, Mem(RBX, word))
-    a.add(RDX, 1)
-    a.st(Mem(RBX, word), RDX)

@@ -17,7 +17,7 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.iommu import entries as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import viommu as unit
+from vtsim.vmm.programs import viommu_words as unit
 from vtsim.vmm.programs.words import work, zero
 from vtsim.vmm.registry import Path
 
