@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from vtsim.study.sweep.table import StudyTable
 RESULT = json.loads((Path(__file__).parents[2] / "golden" / "result.json").read_text())
 HOSTILE = 'Is "a < b" & <script>alert(1)</script>?'
 SVG = "{http://www.w3.org/2000/svg}"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 with_extra = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("jinja2", "matplotlib")),
     reason="the extra report is not installed",
@@ -138,3 +141,30 @@ def test_only_a_whole_page_replaces_an_older_one(tmp_path: Path) -> None:
 
     assert (tmp_path / "page.html").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.long
+@with_extra
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+def test_a_browser_without_a_network_shows_the_page_and_complains_of_nothing(text: str, tmp_path: Path) -> None:
+    """Run as `pytest -m long tests/study/html_report`: text and pictures as the browser has them, and ink on its page."""
+    import matplotlib.image
+
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1000,3000",
+    ]  # fmt: skip
+
+    def shown(*wanted: str) -> subprocess.CompletedProcess[str]:
+        place = (tmp_path / "page.html").as_uri()
+        return subprocess.run([*map(str, command), *wanted, place], capture_output=True, text=True, timeout=60)
+
+    seen = shown("--dump-dom")
+    assert "CONSOLE" not in seen.stderr
+    assert seen.stdout.count("<svg") == text.count("<svg") > 0
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in seen.stdout
+    shown(f"--screenshot={tmp_path / 'page.png'}")
+    ink = matplotlib.image.imread(tmp_path / "page.png")[..., :3].min(axis=2) < 0.5
+    rows = ink.any(axis=1).nonzero()[0]
+    assert len(rows) > 500  # of 3,000: text, pictures and tables down the page
