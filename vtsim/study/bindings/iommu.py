@@ -140,8 +140,8 @@ bind(
         )
         for key, pages in (("max_drop", "4 KiB"), ("with_hugepage_iova", "2 MiB"))
     ),
-    deviates="Agreement is weak evidence, for two things that the abstract does not say were settled with the result in "
-    "sight: with an acknowledgement for every second packet, before the authors' scripts showed that the card "
+    deviates="Agreement is weak evidence, for two things that the abstract does not say were settled with the result "
+    "in sight: with an acknowledgement for every second packet, before the authors' scripts showed that the card "
     "gathers packets, the drop is 31 %, and with buffers anywhere in their pages, not at 2 KiB as recalled of the "
     "driver, 30 %. The queues are streams of places without order, and no TCP slows down for packets that are late."
     " Buffers are recycled with their mappings, so that nothing is invalidated. The unit is Broadwell's, of which "
