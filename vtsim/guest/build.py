@@ -306,7 +306,7 @@ class Builder:
         bases = [space.by_thread for space in _spaces(guest, self.profile)]
         texts = [process_text(guest, n, bases[n], self.stages) for n in range(len(guest.processes))]
         spaces = _spaces(guest, self.profile, tuple(_pages(text) for text in texts))
-        forks = [n for n, process in enumerate(guest.processes) if _copies(process.phases)]
+        forks = [n for n, process in enumerate(guest.processes) if _forks(process.phases)]
 
         entry = frames.reserve(at.ENTRY_PAGES * self.cpus)
         gather = frames.reserve(at.GATHER_PAGES * self.cpus) if self.cpus > 1 else -1
@@ -698,6 +698,10 @@ class Builder:
 
 def _pages(program: Program) -> int:
     return -(-(program.end - program.base) // PAGE)
+
+
+def _forks(phases: tuple[Any, ...]) -> bool:
+    return any(isinstance(phase, ForkSpec) for phase in phases)
 
 
 def _copies(phases: tuple[Any, ...]) -> int:
