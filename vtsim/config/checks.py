@@ -102,8 +102,7 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     if without_vt_x(vmm):  # and one monitor
         vmm = attrs.evolve(vmm, personality="minimal", vpid=bool(vmm.vpid), tpr_shadow=bool(vmm.tpr_shadow))
     ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
-    vmm = attrs.evolve(
-        vmm,
+    answers = dict(
         paging=paging,
         ept=ept,
         memory=attrs.evolve(vmm.memory, allocator=_allocator(scenario)),
@@ -111,6 +110,10 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         vpid=_given(vmm.vpid, can("ENABLE_VPID")),
         tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
     )
+    try:
+        vmm = attrs.evolve(vmm, **answers)
+    except ConfigError as error:  # an answer does not go with what the scenario says
+        raise ConfigError.of(_under("vmm", error)) from None
     vms = []
     for vm in scenario.vms:
         kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))

@@ -501,7 +501,8 @@ def handlers(translates: bool) -> dict[Form, Handler]:
     """What executes each ordinary operation in each form."""
     found: dict[Form, Handler] = {
         (ops.WORK, ""): work_op, (ops.LONG_WORK, ""): long_work, (ops.JMP, ""): lambda a: a.jmp("branch"),
-        (ops.DIVIDE, "register8"): divide, (ops.NOP, ""): lambda a: a.jmp("advance"), (ops.PAUSE, ""): lambda a: a.jmp("advance"),
+        (ops.DIVIDE, "register8"): divide,
+        (ops.NOP, ""): lambda a: a.jmp("advance"), (ops.PAUSE, ""): lambda a: a.jmp("advance"),
         (ops.POP, ""): pop_op, (ops.RET, ""): return_op, (ops.JMP_REG, ""): jump_register, (ops.LOOP, ""): loop_op,
         (ops.CALL, ""): partial(call_op, register=False), (ops.CALL_REG, ""): partial(call_op, register=True),
         (ops.MOV, "immediate"): partial(move, immediate=True), (ops.MOV, ""): partial(move, immediate=False),
