@@ -382,3 +382,17 @@ def test_nonsense_after_set_gives_a_config_error_and_nothing_else(path: str, val
         parse_scenario(CPUID, [f"{path}={value}"])
     except ConfigError as error:
         assert str(error)
+
+
+def test_what_only_the_answer_to_auto_rules_out_has_its_place() -> None:
+    text = """\
+vmm: {technique: binary-translation, dirty_log: {method: pml}}
+vms: [{guest: {processes: [{phases: [{primitive: process, pages: 1}]}]}}]
+"""
+    with pytest.raises(ConfigError) as raised:
+        parse_scenario(text, ["vms.0.guest.processes.0.phases.0.written=1"])
+    with pytest.raises(ConfigError) as too_many:
+        parse_scenario(text)
+
+    assert [(each.path, each.line) for each in raised.value.problems] == [("vmm.dirty_log.method", 1)]
+    assert [each.path for each in too_many.value.problems] == ["vms.0.guest.processes.0.phases.0.written"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.guest.conftest import native
-from vtsim.base.errors import ConfigError
+from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.memory import HOLE_FIRST, HOLE_LAST
 from vtsim.guest import spec as g
 from vtsim.guest.frames import FIRST, SIZES, Frames, scattered
@@ -45,6 +45,14 @@ def test_all_memory_can_be_handed_out(size: int) -> None:
     frames = Frames(size=size, shuffled=True, seed=1)
     count = size // PAGE - FIRST
     assert len(np.unique(frames.take(count, 0).draw(count))) == count
+
+
+def test_a_kernel_gets_no_frame_that_may_be_a_process_s() -> None:
+    frames = Frames(16 << 20, shuffled=False, seed=1)
+    frames.take(1, 0)
+
+    with pytest.raises(ModelError, match="given already"):
+        frames.reserve(1)
 
 
 def test_memory_that_does_not_suffice_is_the_users_mistake() -> None:

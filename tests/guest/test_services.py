@@ -98,6 +98,7 @@ def test_a_child_copies_what_it_writes_and_a_new_program_faults_on_each_page() -
 
     assert written == 3 + 3  # the child's copies, and the parent's own pages, writable again
     assert faults(written=3, images=2, fresh=2) == written + 2 * 2
+    assert faults(written=0, fresh=0) == 0
 
 
 def test_a_switch_reads_the_region_of_the_process() -> None:

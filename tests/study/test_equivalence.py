@@ -7,7 +7,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vtsim.config import parse_scenario, resolve
+from vtsim.base.errors import ConfigError
+from vtsim.config import load_scenario, parse_scenario, resolve
 from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import digest as d
 from vtsim.cpu.kernels.digest import mix
@@ -225,3 +226,11 @@ def test_zeroes_that_a_guest_sees_first_are_in_its_digest() -> None:
     once = int(mix(0, 0))
 
     assert len({0, once, int(mix(once, 0))}) == 3
+
+
+def test_what_an_exit_cluster_hides_is_refused_and_not_called_a_difference() -> None:
+    there = load_scenario("workloads/vmexit/config_read.yaml", ["vms.0.guest.processes.0.phases.0.iterations=2"])
+
+    with pytest.raises(ConfigError, match="within an exit cluster") as raised:
+        e.compare(without_hypervisor(there), there)
+    assert raised.value.problems[0].path == "vmm.features.exit_clustering"

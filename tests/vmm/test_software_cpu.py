@@ -112,6 +112,31 @@ def test_each_access_of_the_guest_is_one_look_up_of_the_software_tlb(
     assert more["misses"] - more["fills"] == more["faults"] > 0
 
 
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_division_gives_what_the_processor_gives_or_divide_error(
+    technique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 by 7; then a round of the primitive, whose divisor is 0."""
+
+    def write(a: Assembler) -> None:
+        for register, value in ((RAX, 100), (s.RDX, 0), (s.R8, 7)):
+            a.mov(register, value)
+        a.op(o.DIVIDE, r2=s.R8, mem=Mem(attributes=o.MEM_DECODED | o.MEM_REGISTER))
+        a.shl(s.RDX, 8)
+        a.add(RAX, register=s.RDX)
+        a.sub(RAX, 14 | 2 << 8)  # quotient and remainder
+        a.op(o.CPUID)  # of leaf 0, if they are right
+
+    told(monkeypatch, write)
+    guest = (PLAIN, "[{phases: [{primitive: cpuid, leaf: 5}, {primitive: divide_error, iterations: 1}]}]")
+    there, counts, stopped = run(guest, by(technique))
+    natively, expected, _ = run(guest, NATIVE)
+
+    assert stopped is None
+    assert seen(there) == seen(natively)
+    assert counts.counters["exceptions"] == expected.counters["exceptions"] > 0
+
+
 @pytest.mark.compiled_only
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_flags_are_those_that_the_guest_would_have_seen(technique: str, monkeypatch: pytest.MonkeyPatch) -> None:

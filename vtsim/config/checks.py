@@ -102,15 +102,18 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
     if without_vt_x(vmm):  # and one monitor
         vmm = attrs.evolve(vmm, personality="minimal", vpid=bool(vmm.vpid), tpr_shadow=bool(vmm.tpr_shadow))
     ept = attrs.evolve(vmm.ept, accessed_dirty=_given(vmm.ept.accessed_dirty, can("EPT_ACCESSED_DIRTY")))
-    vmm = attrs.evolve(
-        vmm,
-        paging=paging,
-        ept=ept,
-        memory=attrs.evolve(vmm.memory, allocator=_allocator(scenario)),
-        dirty_log=attrs.evolve(vmm.dirty_log, method=_log_method(vmm.dirty_log.method, ept, can)),
-        vpid=_given(vmm.vpid, can("ENABLE_VPID")),
-        tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
-    )
+    try:
+        vmm = attrs.evolve(
+            vmm,
+            paging=paging,
+            ept=ept,
+            memory=attrs.evolve(vmm.memory, allocator=_allocator(scenario)),
+            dirty_log=attrs.evolve(vmm.dirty_log, method=_log_method(vmm.dirty_log.method, ept, can)),
+            vpid=_given(vmm.vpid, can("ENABLE_VPID")),
+            tpr_shadow=_given(vmm.tpr_shadow, can("USE_TPR_SHADOW")),
+        )
+    except ConfigError as error:  # an answer does not go with what the scenario says
+        raise ConfigError.of(_under("vmm", error)) from None
     vms = []
     for vm in scenario.vms:
         kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))

@@ -306,7 +306,7 @@ class Builder:
         bases = [space.by_thread for space in _spaces(guest, self.profile)]
         texts = [process_text(guest, n, bases[n], self.stages) for n in range(len(guest.processes))]
         spaces = _spaces(guest, self.profile, tuple(_pages(text) for text in texts))
-        forks = [n for n, process in enumerate(guest.processes) if _copies(process.phases)]
+        forks = [n for n, process in enumerate(guest.processes) if _forks(process.phases)]
 
         entry = frames.reserve(at.ENTRY_PAGES * self.cpus)
         gather = frames.reserve(at.GATHER_PAGES * self.cpus) if self.cpus > 1 else -1
@@ -362,6 +362,7 @@ class Builder:
         self._place(text, at.TEXT, text_frame)
 
         root = frames.reserve(1)
+        cr3 = self._address(self._named(root))
         self._map_kernel(root, text_frame, _pages(text), entry)
         shared = self._map_interface(root) if self.paravirtual or self.events else 0
         trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
@@ -389,7 +390,7 @@ class Builder:
             rsp=idles[0].stack_top,
             rflags=2,
             cr0=CR0,
-            cr3=self._address(self._named(root)),
+            cr3=cr3,
             cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0),
             efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
             idtr_base=at.IDT,
@@ -698,6 +699,10 @@ class Builder:
 
 def _pages(program: Program) -> int:
     return -(-(program.end - program.base) // PAGE)
+
+
+def _forks(phases: tuple[Any, ...]) -> bool:
+    return any(isinstance(phase, ForkSpec) for phase in phases)
 
 
 def _copies(phases: tuple[Any, ...]) -> int:

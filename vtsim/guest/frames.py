@@ -9,7 +9,7 @@ import numpy as np
 from attrs import define, field
 from numpy.typing import NDArray
 
-from vtsim.base.errors import ConfigError
+from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.memory import HOLE_FIRST, HOLE_LAST, PAGE_BYTES
 from vtsim.base.units import SIZE
 
@@ -33,6 +33,7 @@ class Frames:
     seed: int
     _next: int = field(default=FIRST, init=False)
     _large: list[tuple[int, Numbers]] = field(factory=list, init=False)  # frames of a page, first frames
+    _handed_out: bool = field(default=False, init=False)
 
     @property
     def count(self) -> int:
@@ -41,6 +42,8 @@ class Frames:
 
     def reserve(self, count: int) -> int:
         """Return the first of consecutive frames for the kernel."""
+        if self._handed_out:
+            raise ModelError("the kernel wants frames that others may have been given already", {"frames": count})
         first = self._next
         if first < HOLE_FIRST < first + count:
             first = HOLE_LAST + 1
@@ -64,6 +67,7 @@ class Frames:
 
     def take(self, count: int, size: int) -> Supply:
         """Set aside pages of size 0, 1 or 2 (4 KiB, 2 MiB, 1 GiB): each size once, the largest first."""
+        self._handed_out = True
         step = SIZES[size] // PAGE_BYTES
         first = -(-self._next // step)
         jump = max(first, (HOLE_LAST + 1) // step) if self.end > HOLE_FIRST else self.end // step

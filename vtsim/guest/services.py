@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from vtsim.base.errors import ConfigError
 from vtsim.base.spec import Boolean, counts, setting
 from vtsim.guest.spec import ForkSpec, Phase, primitives, repeated
 
@@ -100,6 +101,14 @@ class LifeSpec(ForkSpec):
     images: int = setting(counts(ge=0, le=8), "Programs that the child becomes, one after the other", default=0)
     fresh: int = setting(counts(ge=0, le=2**24), "Pages of 4 KiB that each program writes, each a fault", default=32)
     work: int = setting(counts(le=2**30), "Instructions that each program executes beside them", default=0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.written > self.pages:
+            raise ConfigError(
+                f"a child cannot write {self.written} pages of a parent that has {self.pages}",
+                field="written",
+                help=f"written can be at most {self.pages}",
+            )
 
     @property
     def copied(self) -> int:

@@ -17,11 +17,13 @@ from vtsim.cpu.slots import R8, R9, R10, R12, R14, R15, RAX, RBP, RBX, RCX, RDI,
 from vtsim.vmm.monitor.layout import RAM, saved, vcpu
 from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.software import layout as w
-from vtsim.vmm.software.events import ask
+from vtsim.vmm.software.events import NO_ERROR, ask
 from vtsim.vmm.software.mmu import FETCH, READ, WRITE, address, load, local, look_up, store
 
 ALU: Final = (ops.ADD, ops.SUB, ops.AND, ops.OR, ops.XOR, ops.SHL, ops.SHR, ops.CMP, ops.TEST)
 SIZES: Final = (1, 2, 4, 8)
+DIVIDE_ERROR: Final = 0  # vector
+DIVISOR: Final = Mem(attributes=ops.MEM_DECODED | ops.MEM_REGISTER)  # a register
 CHUNK: Final = 64  # ordinary instructions of LONG_WORK between two looks at interrupts
 UNROLLED: Final = 8  # ordinary instructions of a translation that stand one behind the other
 FORWARD_FROM: Final = 32 * CHUNK  # instructions left, from which on it is worth while to look for equal parts
@@ -352,6 +354,23 @@ def exchange_and_add(a: Assembler, *, indexed: bool) -> None:
     a.jmp("advance")
 
 
+def divide(a: Assembler) -> None:
+    """DIV by a register: #DE for a zero divisor and for a quotient that does not fit."""
+    get(a, R8, "B")
+    a.ld(RDX, saved(RDX))
+    a.cmp(RDX, register=R8)
+    a.jcc(ops.CC_AE, "divide_error")
+    a.ld(RAX, saved(RAX))
+    a.op(ops.DIVIDE, r2=R8, mem=DIVISOR)
+    a.st(saved(RAX), RAX)
+    a.st(saved(RDX), RDX)
+    a.jmp("advance")
+    a.label("divide_error")
+    a.st_value(vcpu("SCRATCH"), DIVIDE_ERROR)
+    a.st_value(vcpu("SCRATCH", 1), NO_ERROR)
+    a.jmp("inject_exception")
+
+
 def many(a: Assembler, *, stores: bool, indexed: bool, translates: bool) -> None:
     """LDM and STM: one instruction for each register in the list at A."""
     name = f"{'stm' if stores else 'ldm'}{'_indexed' if indexed else ''}"
@@ -482,6 +501,7 @@ def handlers(translates: bool) -> dict[Form, Handler]:
     """What executes each ordinary operation in each form."""
     found: dict[Form, Handler] = {
         (ops.WORK, ""): work_op, (ops.LONG_WORK, ""): long_work, (ops.JMP, ""): lambda a: a.jmp("branch"),
+        (ops.DIVIDE, "register8"): divide,
         (ops.NOP, ""): lambda a: a.jmp("advance"), (ops.PAUSE, ""): lambda a: a.jmp("advance"),
         (ops.POP, ""): pop_op, (ops.RET, ""): return_op, (ops.JMP_REG, ""): jump_register, (ops.LOOP, ""): loop_op,
         (ops.CALL, ""): partial(call_op, register=False), (ops.CALL_REG, ""): partial(call_op, register=True),
@@ -521,6 +541,8 @@ def form_of(op: int, r1: int, r2: int, condition: int, packed: int) -> str:
     if op in (ops.LEA, ops.XADD, ops.JMP_MEM, ops.LDM, ops.STM):
         return indexed
     size = (packed >> ops.MEM_SIZE) & 15
+    if op == ops.DIVIDE:
+        return f"{'register' if packed & ops.MEM_REGISTER else indexed}{size}"
     if op == ops.LD:
         return f"{indexed}{size}"
     if op == ops.ST:

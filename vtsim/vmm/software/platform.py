@@ -98,8 +98,8 @@ def operands(row: Row, registers: int, work_scale: int) -> tuple[int, int, int, 
         return row.r1, row.r2, row.imm, zero, zero
     if op == o.IN:
         return zero, packed >> o.MEM_SIZE & 15, row.imm, zero, zero
-    if op in (*ALU, o.MOV):
-        return where(row.r1), where(row.r2 if row.r2 < 16 else 16), row.imm, zero, zero
+    if op in (*ALU, o.MOV, o.DIVIDE):
+        return where(min(row.r1, 16)), where(row.r2 if row.r2 < 16 else 16), row.imm, zero, zero
     a = where(row.r1) if row.r1 < 16 else row.imm
     return a, zero, row.imm, zero, zero
 
