@@ -144,6 +144,6 @@ bind(
         unit="cycles",
         note="loops that run once, system calls into them deducted; leaving for the monitor and chaining included",
     ),
-    deviates="A translator is its loads and stores here; what it computes beside them is not modelled. It agreed (2210) "
-    "as long as translations were entered by IRET",
+    deviates="A translator is its loads and stores here; what it computes beside them is not modelled. It agreed "
+    "(2210) as long as translations were entered by IRET",
 )
