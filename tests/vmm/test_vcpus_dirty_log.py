@@ -147,7 +147,7 @@ vms:
       kernel: {kpti: true}
       processes:
         - phases: [{primitive: protection_fault, iterations: 5}, {primitive: mov_to_cr8, iterations: 3}]
-        - {threads: 2, phases: [{primitive: rdtsc, iterations: 2}, {primitive: protection_fault, iterations: 1}]}
+        - {name: pair, threads: 2, phases: [{primitive: rdtsc, iterations: 2}, {primitive: protection_fault, iterations: 1}]}
 run: {limit: 300 ms}
 """
 
