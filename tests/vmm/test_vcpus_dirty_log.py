@@ -135,7 +135,6 @@ def test_a_collection_that_leaves_others_in_their_guest_is_found_out(monkeypatch
 
 
 HELD_UP = """
-seed: 2
 machine: {memory: 64 MiB, cpus: 2}
 vmm:
   personality: minimal
@@ -152,8 +151,9 @@ run: {limit: 300 ms}
 """
 
 
-def test_a_guest_whose_stores_to_its_tables_are_refused_again_and_again_loses_no_frame() -> None:
+@pytest.mark.parametrize("seed", [0, 4, 9])
+def test_a_guest_whose_stores_to_its_tables_are_refused_again_and_again_loses_no_frame(seed: int) -> None:
     """A frame that was taken for a table waits for the store of its entry, however often that is refused."""
-    outcome = Machine(parse_scenario(HELD_UP)).run()
+    outcome = Machine(parse_scenario(HELD_UP, [f"seed={seed}"])).run()
 
     assert [vm.stopped for vm in outcome.vms] == [None]
