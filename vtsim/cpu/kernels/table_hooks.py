@@ -60,7 +60,7 @@ def table_map(m: Record, a: Arena, t: Tags) -> int:
             entry = frame << 12 | m[s.GPR + s.R10]
             if hook_store(m, a, t, at, entry):
                 return m[s.FAULT_KIND]
-            m[s.GPR + s.R11] = 0  # before, whoever is refused comes down here again and finds its frame
+        m[s.GPR + s.R11] = 0
         table = entry & ADDRESS
         level -= 1
 
