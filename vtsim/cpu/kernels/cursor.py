@@ -45,8 +45,7 @@ def set_privilege(m: Record, a: Arena, ring: int) -> None:
     m[s.SS_ACCESS_RIGHTS] = (m[s.SS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)
     if a[A_DECODE] == 0:
         m[s.CS_ACCESS_RIGHTS] = (m[s.CS_ACCESS_RIGHTS] & ~0x60) | (ring << 5)
-    if m[
-        s.MONITORED
-    ]:  # ring 0 is the monitor's, ring 3 its guest's, of its kernel or of a process; or a host process's
+    if m[s.MONITORED]:
+        # ring 0 is the monitor's, ring 3 its guest's, of its kernel or of a process; or a host process's
         m[s.BELIEVED] = a[m[s.BELIEVED_AT]] if ring else 0
         m[s.OWNER] = m[s.MONITORED] if ring and m[s.BELIEVED] != HOST_PROCESS else m[s.HOST_OWNER]

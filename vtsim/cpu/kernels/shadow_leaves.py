@@ -177,5 +177,11 @@ def find_page(m: Record, a: Arena, t: Tags, frame: int, role: int) -> int:
 @kernel
 def role_of(m: Record, level: int, rights: int, direct: bool) -> int:
     """The role of a shadow page, in the paging mode of the guest."""
-    mode = m[s.SHADOW_MODE] & d.ROLE_MODES
-    return level | rights << d.ROLE_RIGHTS | mode << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
+    return role_in(m[s.SHADOW_MODE], level, rights, direct)
+
+
+@kernel
+def role_in(mode: int, level: int, rights: int, direct: bool) -> int:
+    """The same in any paging mode."""
+    modes = (mode & d.ROLE_MODES) << d.ROLE_MODE
+    return level | rights << d.ROLE_RIGHTS | modes | (d.ROLE_DIRECT if direct else 0)

@@ -140,7 +140,13 @@ def unlist_roots(m: Record, a: Arena, t: Tags) -> None:
 @kernel
 def top_level(m: Record) -> int:
     """The level of a root, in the paging mode of the guest."""
-    return 5 if m[s.SHADOW_MODE] & d.MODE_LA57 else 4
+    return top_of(m[s.SHADOW_MODE])
+
+
+@kernel
+def top_of(mode: int) -> int:
+    """The same in any paging mode."""
+    return 5 if mode & d.MODE_LA57 else 4
 
 
 @kernel

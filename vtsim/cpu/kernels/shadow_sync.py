@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, synchronize_below
+from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, role_in, synchronize_below
 from vtsim.cpu.kernels.shadow_map import P_LOADED, fill_beside
 from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, unmap_frame, zap_page
 from vtsim.cpu.kernels.shadow_pool import (
@@ -25,6 +25,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_get,
     shadow_put,
     top_level,
+    top_of,
 )
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS, PTE_PRESENT
@@ -136,8 +137,7 @@ def root_of(m: Record, a: Arena, t: Tags, key: int) -> int:
     """The shadow page of a root that was loaded, by CR3 and paging mode; -1 if it was given up since."""
     mode = key >> d.MODE_SHIFT
     frame = (key & ADDRESS) >> 12
-    level = 5 if mode & d.MODE_LA57 else 4
-    wanted = frame << KEY_FRAME | (mode & d.ROLE_MODES) << d.ROLE_MODE | d.ALL_RIGHTS << d.ROLE_RIGHTS | level
+    wanted = frame << KEY_FRAME | role_in(mode, top_of(mode), d.ALL_RIGHTS, False)
     page = shadow_get(m, a, t, bucket_at(m, frame))
     while page:
         at = record_at(m, page - 1)

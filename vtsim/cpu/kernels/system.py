@@ -368,14 +368,7 @@ def invpcid(m: Record, a: Arena, t: Tags, r: int) -> int:
         return raise_exception(m, GP, 1, 0)
     if kind == 0 and m[s.MODE] == 0 and not modes.canonical(m, address):
         return raise_exception(m, GP, 1, 0)
-    drop_pcid(m, a, kind, low & 0xFFF, address)
-    return NEXT
-
-
-@kernel
-def drop_pcid(m: Record, a: Arena, kind: int, pcid: int, address: int) -> None:
-    """Drop the translations that an INVPCID of a type names."""
-    key = (m[s.CONTEXT_KEY] & ~(0xFFF << 16)) | pcid << 16
+    key = (m[s.CONTEXT_KEY] & ~(0xFFF << 16)) | low << 16
     if kind == 0:
         drop_page(m, a, key, address)
     elif kind == 1:
@@ -383,3 +376,4 @@ def drop_pcid(m: Record, a: Arena, kind: int, pcid: int, address: int) -> None:
     else:
         others = ~(0xFFF << 16) & ~GLOBAL_KEY
         drop_contexts(m, a, others, m[s.CONTEXT_KEY] & others, kind == 2)
+    return NEXT
