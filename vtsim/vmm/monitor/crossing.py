@@ -8,6 +8,7 @@ SDM: "64-Bit Mode Stack Frame"; "Fast System Calls in 64-Bit Mode"; "Interrupt S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from vtsim.cpu import ops
@@ -156,8 +157,15 @@ def if_deliverable(a: Assembler, otherwise: str) -> None:
     a.jcc(ops.CC_NZ, otherwise)
 
 
-def wait_for_interrupt(a: Assembler, then: str) -> None:
-    """The processor waits in the guest's place until an interrupt is there for it; on to a label."""
+def idle(a: Assembler) -> None:
+    """The processor waits until something interrupts it."""
+    a.op(ops.STI)
+    a.op(ops.HLT)
+    a.op(ops.CLI)
+
+
+def wait_for_interrupt(a: Assembler, then: str, wait: Callable[[Assembler], None] = idle) -> None:
+    """Wait in the guest's place, as `wait` writes it, until an interrupt is there for the guest; on to a label."""
     a.label("halted")
     a.ld(RAX, vcpu("PENDING"))
     a.test(RAX, register=RAX)
@@ -166,9 +174,7 @@ def wait_for_interrupt(a: Assembler, then: str) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, then)
     a.label("halt_more")
-    a.op(ops.STI)
-    a.op(ops.HLT)
-    a.op(ops.CLI)
+    wait(a)
     a.jmp("halted")
 
 

@@ -40,7 +40,7 @@ from vtsim.vmm.monitor.entry import enter_flags
 from vtsim.vmm.monitor.layout import F_CS, F_ERROR, F_RFLAGS, F_RIP, F_SS, V, saved, vcpu
 from vtsim.vmm.monitor.memory import count, hook
 from vtsim.vmm.monitor.segment_ways import WAYS, of_segments
-from vtsim.vmm.programs.ports import DEVICE_WORDS, WINDOW, read_window
+from vtsim.vmm.programs.ports import DEVICE_WORDS, read_latch_or_window
 
 Emulator = Callable[[Assembler], None]
 
@@ -238,19 +238,7 @@ def read_port(a: Assembler) -> None:
     a.copy(RBX, RDX)
     a.ld(RSI, saved(RDX, 2))
     find_port(a)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "in_absent")
-    a.ld(RCX, Mem(RAX, 8))
-    a.cmp(RCX, WINDOW)
-    a.jcc(ops.CC_Z, "in_window")
-    a.ld(RAX, Mem(RAX, 16))
-    a.jmp("in_value")
-    a.label("in_window")
-    read_window(a, "in", find_port)
-    a.jmp("in_value")
-    a.label("in_absent")
-    a.mov(RAX, -1)
-    a.label("in_value")
+    read_latch_or_window(a, "in", find_port)
 
 
 def show_port(a: Assembler) -> None:

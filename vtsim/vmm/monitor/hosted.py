@@ -30,12 +30,20 @@ from vtsim.ept.tables import USER_PAGE
 from vtsim.vmm import layout as host_at
 from vtsim.vmm.host import Host
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.crossing import ABOVE_STACK_POINTER, ALL, BELOW_STACK_POINTER, X2APIC_EOI, write_msr
+from vtsim.vmm.monitor.crossing import (
+    ABOVE_STACK_POINTER,
+    ALL,
+    BELOW_STACK_POINTER,
+    X2APIC_EOI,
+    idle,
+    wait_for_interrupt,
+    write_msr,
+)
 from vtsim.vmm.monitor.layout import saved, vcpu
 from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.monitor.virtual_cpus import PORTS
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
-from vtsim.vmm.programs.ports import DEVICE_WORDS, WINDOW, read_window
+from vtsim.vmm.programs.ports import DEVICE_WORDS, read_latch_or_window
 
 # fmt: off
 SWITCHED: Final = {0xC0000100: "FS_BASE", 0xC0000101: "GS_BASE", 0xC0000102: "KERNEL_GS_BASE", 0xC0000082: "LSTAR"}
@@ -222,9 +230,7 @@ def host_system_calls(a: Assembler) -> None:
     a.ld(RAX, Mem(R14, TICKED))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "host_awake")
-    a.op(ops.STI)
-    a.op(ops.HLT)
-    a.op(ops.CLI)
+    idle(a)
     a.jmp("host_idle")
     a.label("host_awake")
     work(a, "wake_up")
@@ -264,19 +270,7 @@ def process() -> Program:
     _find(a)
     a.cmp(RBX, PORT_OUT)
     a.jcc(ops.CC_Z, "device_out")
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "device_absent")
-    a.ld(RCX, Mem(RAX, 8))
-    a.cmp(RCX, WINDOW)
-    a.jcc(ops.CC_Z, "device_window")
-    a.ld(RAX, Mem(RAX, 16))
-    a.jmp("device_value")
-    a.label("device_window")
-    read_window(a, "device", _find)
-    a.jmp("device_value")
-    a.label("device_absent")
-    a.mov(RAX, -1)
-    a.label("device_value")
+    read_latch_or_window(a, "device", _find)
     a.st(Mem(R12, VALUE), RAX)
     a.jmp("again")
     a.label("device_out")
@@ -308,16 +302,7 @@ def interrupt(a: Assembler) -> None:
 
 def halt(a: Assembler) -> None:
     """HLT: the host waits in the guest's place."""
-    a.label("halted")
-    a.ld(RAX, vcpu("PENDING"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_Z, "halt_more")
-    a.ld(RAX, vcpu("INTERRUPTS"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "skip")
-    a.label("halt_more")
-    ask(a, IDLE)
-    a.jmp("halted")
+    wait_for_interrupt(a, "skip", lambda a: ask(a, IDLE))
 
 
 def port_in(a: Assembler) -> None:

@@ -20,7 +20,7 @@ from vtsim.cpu.slots import R8, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.vmm.monitor import layout as at
-from vtsim.vmm.monitor.crossing import VECTORS, die
+from vtsim.vmm.monitor.crossing import VECTORS, die, idle
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
 from vtsim.vmm.monitor.virtual_state import POPPED
 from vtsim.vmm.paravirtual.layout import V, count, count_one_of, vcpu
@@ -243,9 +243,7 @@ def schedule(a: Assembler) -> None:
     a.ld(RAX, Mem(RDI, d.UPCALL_PENDING))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "unblocked")
-    a.op(ops.STI)
-    a.op(ops.HLT)
-    a.op(ops.CLI)
+    idle(a)
     a.jmp("blocked")
     a.label("unblocked")
     a.call("update_time")

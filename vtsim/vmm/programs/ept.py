@@ -17,12 +17,12 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels.shadow_hooks import SHADOW_UNMAP
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
-from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONLY
+from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
 from vtsim.vmm.programs import agile, dirty_log, frames, locked_fault, several, swap
-from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
+from vtsim.vmm.programs.ept_leaf import LARGE, about_user_page, find_slot, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -48,7 +48,7 @@ def violation(a: Assembler, path: Path) -> None:
         dirty_log.protected_page(a, path)
         locked_fault.protected_page(a, path)
     a.label("resolve_violation")
-    find_slot(a)
+    find_slot(a, "slot", "no_slot")
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
@@ -65,33 +65,11 @@ def violation(a: Assembler, path: Path) -> None:
     make_page(a, path)
 
 
-def find_slot(a: Assembler) -> None:
-    """R14 <- the memory slot of R13, or a jump to `no_slot`."""
-    a.ld(R14, vcpu("SLOTS"))
-    a.ld(RCX, vcpu("SLOT_ENTRIES"))
-    a.label("slot_next")
-    a.ld(RAX, Mem(R14, SLOT["FIRST"]))
-    a.cmp(R13, register=RAX)
-    a.jcc(ops.CC_B, "slot_other")
-    a.ld(RAX, Mem(R14, SLOT["END"]))
-    a.cmp(R13, register=RAX)
-    a.jcc(ops.CC_B, "slot_found")
-    a.label("slot_other")
-    a.add(R14, SLOT_BYTES)
-    a.loop("slot_next")
-    a.jmp("no_slot")
-    a.label("slot_found")
-
-
 def find_page(a: Assembler, path: Path) -> None:
     """`find_page`: RBX <- entry of the host's page tables for the address in R13, RBP its level (1 or 2)."""
     a.label("find_page")
     work(a, path, "get_user_page")
-    a.ld(RSI, Mem(R14, SLOT["USER"]))
-    a.add(RSI, register=R13)
-    a.ld(RDI, vcpu("HOST_ROOT"))
-    a.mov(R8, at.HOST_DIRECT)
-    a.mov(R10, e.PTE_PRESENT)
+    about_user_page(a)
     a.hook(hooks.TABLE_LOOKUP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "make_page")

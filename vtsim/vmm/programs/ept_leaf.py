@@ -1,14 +1,15 @@
-"""The EPT leaf of a guest-physical address, as programs find it."""
+"""What programs find of a guest-physical address: its memory slot, its EPT leaf, its page of the host."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from vtsim.cpu import ops
-from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R8, R10, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R8, R10, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
+from vtsim.ept.memory_slots import SLOT, SLOT_BYTES
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs.words import vcpu
 
@@ -32,6 +33,33 @@ def host_leaf_of(a: Assembler, address: int) -> None:
     a.mov(R8, at.HOST_DIRECT)
     a.mov(R10, e.PTE_PRESENT)
     a.hook(hooks.TABLE_LOOKUP)
+
+
+def about_user_page(a: Assembler) -> None:
+    """Registers for TABLE_LOOKUP in the process's tables: the address in R13, of the slot in R14. RSI RDI R8 R10."""
+    a.ld(RSI, Mem(R14, SLOT["USER"]))
+    a.add(RSI, register=R13)
+    a.ld(RDI, vcpu("HOST_ROOT"))
+    a.mov(R8, at.HOST_DIRECT)
+    a.mov(R10, e.PTE_PRESENT)
+
+
+def find_slot(a: Assembler, name: str, otherwise: str) -> None:
+    """R14 <- the memory slot of R13; where there is none, go on elsewhere. `name` is for labels. Changes RAX RCX."""
+    a.ld(R14, vcpu("SLOTS"))
+    a.ld(RCX, vcpu("SLOT_ENTRIES"))
+    a.label(f"{name}_next")
+    a.ld(RAX, Mem(R14, SLOT["FIRST"]))
+    a.cmp(R13, register=RAX)
+    a.jcc(ops.CC_B, f"{name}_other")
+    a.ld(RAX, Mem(R14, SLOT["END"]))
+    a.cmp(R13, register=RAX)
+    a.jcc(ops.CC_B, f"{name}_found")
+    a.label(f"{name}_other")
+    a.add(R14, SLOT_BYTES)
+    a.loop(f"{name}_next")
+    a.jmp(otherwise)
+    a.label(f"{name}_found")
 
 
 def own_page(a: Assembler, address: int, otherwise: str) -> None:

@@ -19,12 +19,12 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R9, R11, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
-from vtsim.ept.memory_slots import SLOT, SLOT_BYTES
+from vtsim.ept.memory_slots import SLOT
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import dirty_log
-from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
+from vtsim.vmm.programs import dirty_log, several
+from vtsim.vmm.programs.ept_leaf import LARGE, about_user_page, find_slot, leaf_of
 from vtsim.vmm.programs.words import vcpu, work
 from vtsim.vmm.registry import Path
 from vtsim.vmm.spec import VmmSpec
@@ -48,24 +48,6 @@ def descriptor_frames(frames: int) -> int:
     return -(-frames * DESCRIPTOR_BYTES // 4096) + HASH_BUCKETS * 8 // 4096
 
 
-def _find_slot(a: Assembler, name: str) -> None:
-    """R14 <- the memory slot of R13; to `not_protected` if there is none. Changes RAX and RCX."""
-    a.ld(R14, vcpu("SLOTS"))
-    a.ld(RCX, vcpu("SLOT_ENTRIES"))
-    a.label(f"{name}_next")
-    a.ld(RAX, Mem(R14, SLOT["FIRST"]))
-    a.cmp(R13, register=RAX)
-    a.jcc(ops.CC_B, f"{name}_other")
-    a.ld(RAX, Mem(R14, SLOT["END"]))
-    a.cmp(R13, register=RAX)
-    a.jcc(ops.CC_B, f"{name}_found")
-    a.label(f"{name}_other")
-    a.add(R14, SLOT_BYTES)
-    a.loop(f"{name}_next")
-    a.jmp("not_protected")
-    a.label(f"{name}_found")
-
-
 def _descriptor(a: Assembler, path: Path, register: int) -> None:
     """The address of the descriptor of the frame whose physical address the register holds. Changes RAX."""
     a.shr(register, 12)
@@ -87,12 +69,12 @@ def protected_page(a: Assembler, path: Path) -> None:
         a.ld(RAX, vcpu(name), comment="mmu_topup_memory_caches")
         a.cmp(RAX, least)
         a.jcc(ops.CC_B, "not_protected")
-    _find_slot(a, "level_slot")
+    find_slot(a, "level_slot", "not_protected")
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]), comment="is its log on? no large page, then")
     a.ld(RBX, vcpu("NOTIFIER_SEQUENCE"))
-    _find_slot(a, "hva_slot")
+    find_slot(a, "hva_slot", "not_protected")
     _pin_page(a, path)
-    _lock(a)
+    several.lock(a, vcpu("TABLES_TICKET"), vcpu("TABLES_SERVING"))
     a.ld(RAX, vcpu("NOTIFIER_COUNT"), comment="mmu_notifier_retry")
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "locked_other")
@@ -110,23 +92,19 @@ def protected_page(a: Assembler, path: Path) -> None:
     _set_leaf(a, path)
     a.mov(RAX, -1)
     a.xadd(Mem(RBP, D_COUNT), RAX)
-    _unlock(a)
+    several.unlock(a, vcpu("TABLES_SERVING"))
     a.jmp("reenter")
     a.label("locked_other")
     a.mov(RAX, -1)
     a.xadd(Mem(RBP, D_COUNT), RAX)
-    _unlock(a)
+    several.unlock(a, vcpu("TABLES_SERVING"))
     a.label("not_protected")
 
 
 def _pin_page(a: Assembler, path: Path) -> None:
     """RBP <- descriptor of the host's page, which is referenced once more: the walk of __get_user_pages_fast."""
     work(a, path, "get_user_page")
-    a.ld(RSI, Mem(R14, SLOT["USER"]))
-    a.add(RSI, register=R13)
-    a.ld(RDI, vcpu("HOST_ROOT"))
-    a.mov(R8, at.HOST_DIRECT)
-    a.mov(R10, e.PTE_PRESENT)
+    about_user_page(a)
     a.op(ops.PUSHF)
     a.op(ops.CLI)
     a.hook(hooks.TABLE_LOOKUP)
@@ -150,25 +128,6 @@ def _pin_page(a: Assembler, path: Path) -> None:
     a.xadd(Mem(RBP, D_FLAGS), RAX)  # SetPageReferenced, a locked operation that changes nothing the second time
 
 
-def _lock(a: Assembler) -> None:
-    """The VM's tables are ours: a ticket, as kernels of 2012 had."""
-    a.mov(RAX, 1)
-    a.xadd(vcpu("TABLES_TICKET"), RAX)
-    a.label("mmu_lock_wait")
-    a.ld(RCX, vcpu("TABLES_SERVING"))
-    a.cmp(RCX, register=RAX)
-    a.jcc(ops.CC_Z, "mmu_locked")
-    a.op(ops.PAUSE)
-    a.jmp("mmu_lock_wait")
-    a.label("mmu_locked")
-
-
-def _unlock(a: Assembler) -> None:
-    a.ld(RAX, vcpu("TABLES_SERVING"))
-    a.add(RAX, 1)
-    a.st(vcpu("TABLES_SERVING"), RAX)
-
-
 def _set_leaf(a: Assembler, path: Path) -> None:
     """set_spte and mmu_set_spte of the leaf RBX, which stands at R9: writable, and the page is noted."""
     a.copy(RSI, R13)
@@ -176,13 +135,13 @@ def _set_leaf(a: Assembler, path: Path) -> None:
     a.and_(RSI, HASH_BUCKETS - 1)
     a.mov(RDI, path.addresses["frame_hash"])
     a.ld(R11, Mem(RDI, index=RSI, scale=8), comment="mmu_need_write_protect: no table of the guest is shadowed")
-    _find_slot(a, "dirty_slot")
+    find_slot(a, "dirty_slot", "not_protected")
     dirty_log.note_page(a, path)
     a.mov(RAX, ~dirty_log.WAS_WRITABLE)
     a.and_(RBX, register=RAX)
     a.or_(RBX, e.EPT_WRITE)
     a.st(Mem(R9), RBX)
-    _find_slot(a, "header_slot")
+    find_slot(a, "header_slot", "not_protected")
     a.copy(RSI, R9)
     a.mov(RAX, at.HOST_DIRECT)
     a.sub(RSI, register=RAX)

@@ -74,6 +74,23 @@ def read_device(a: Assembler, path: Path, name: str, find: Callable[[Assembler],
     a.label(f"{name}_value")
 
 
+def read_latch_or_window(a: Assembler, name: str, find: Callable[[Assembler], None]) -> None:
+    """The same of a table without counters, where RAX may be 0: a port that nobody gave the guest reads as ones."""
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, f"{name}_absent")
+    a.ld(RCX, Mem(RAX, 8))
+    a.cmp(RCX, WINDOW)
+    a.jcc(ops.CC_Z, f"{name}_window")
+    a.ld(RAX, Mem(RAX, 16))
+    a.jmp(f"{name}_value")
+    a.label(f"{name}_window")
+    read_window(a, name, find)
+    a.jmp(f"{name}_value")
+    a.label(f"{name}_absent")
+    a.mov(RAX, -1)
+    a.label(f"{name}_value")
+
+
 def read_window(a: Assembler, name: str, find: Callable[[Assembler], None]) -> None:
     """RAX <- the register of configuration space that the address port names, or ones."""
     a.mov(RSI, ADDRESS_PORT)

@@ -25,6 +25,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import agile, ept, instructions, several
 from vtsim.vmm.programs.cluster_table import remember_store
+from vtsim.vmm.programs.ept_leaf import find_slot
 from vtsim.vmm.programs.words import (
     GENERAL_PROTECTION,
     HARDWARE_EXCEPTION,
@@ -92,7 +93,7 @@ def fault(a: Assembler, path: Path) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "true_fault")
     a.copy(R13, RCX)
-    ept.find_slot(a)
+    find_slot(a, "slot", "no_slot")
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
@@ -193,8 +194,7 @@ def subroutines(a: Assembler, path: Path) -> None:
     """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`, `shadow_entries`."""
     _entries(a, path)
     a.label("shadow_settle")
-    if _counts(path):
-        a.call("shadow_entries")
+    _count_entries(a, path)
     a.test(RDX, NO_ROOT)
     a.jcc(ops.CC_NZ, "settle_root")
     if path.vmm.vpid or path.vmm.paging == "agile":
@@ -229,6 +229,12 @@ def subroutines(a: Assembler, path: Path) -> None:
 
 def _counts(path: Path) -> bool:
     return any(path.parameters.get(name, 0) for name, _, _ in ENTRY_LENGTHS)
+
+
+def _count_entries(a: Assembler, path: Path) -> None:
+    """What stands around the entries that a hook has counted in RDX, if anything does. Changes R11."""
+    if _counts(path):
+        a.call("shadow_entries")
 
 
 def _entries(a: Assembler, path: Path) -> None:
@@ -280,8 +286,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("cr3_synchronize")
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC)
-    if _counts(path):
-        a.call("shadow_entries")
+    _count_entries(a, path)
     a.call("flush_guest")
     agile.look(a, path, "cr3")
     a.jmp("skip")
@@ -315,8 +320,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     load_root(a, path, mode=True)
     work(a, path, "synchronize")
     hook(a, h.SHADOW_SYNC_ALL)
-    if _counts(path):
-        a.call("shadow_entries")
+    _count_entries(a, path)
     a.call("flush_guest")
     a.jmp("skip")
 

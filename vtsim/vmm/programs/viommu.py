@@ -23,7 +23,7 @@ from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import viommu_entries, viommu_shadow
+from vtsim.vmm.programs import several, viommu_entries, viommu_shadow
 from vtsim.vmm.programs import viommu_words as w
 from vtsim.vmm.programs.viommu_words import count, each_device, granularity, nested, next_device, unless_of_domain
 from vtsim.vmm.programs.words import vcpu, work
@@ -89,9 +89,7 @@ def registers(a: Assembler, path: Path) -> None:
     a.label("viommu_done")
     if path.several:
         a.mov(RBX, unit)
-        a.ld(RAX, Mem(RBX, w.VI_SERVING))
-        a.add(RAX, 1)
-        a.st(Mem(RBX, w.VI_SERVING), RAX)
+        several.unlock(a, Mem(RBX, w.VI_SERVING))
     a.jmp("skip_decoded")
 
 
