@@ -19,6 +19,7 @@ from vtsim.guest.spec import (
     MmioWriteSpec,
     MovFromCr8Spec,
     MovToCr8Spec,
+    Phase,
     PortInSpec,
     PortOutSpec,
     RdmsrSpec,
@@ -27,7 +28,7 @@ from vtsim.guest.spec import (
     WrmsrSpec,
 )
 from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
-from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario
+from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario, VmSpec
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.spec import EptSpec, VmmSpec
@@ -201,6 +202,13 @@ def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         )
 
 
+def _phases(number: int, vm: VmSpec) -> Iterator[tuple[str, Phase]]:
+    """The phases of the VM of that number, each with where the scenario has it."""
+    for p, process in enumerate(vm.guest.processes):
+        for n, phase in enumerate(process.phases):
+            yield f"vms.{number}.guest.processes.{p}.phases.{n}", phase
+
+
 def _apic_can_be_virtual(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a virtual local APIC that the processor keeps cannot be without."""
     vmm = scenario.vmm
@@ -213,7 +221,7 @@ def _apic_can_be_virtual(scenario: Scenario, profile: Profile) -> Iterator[Probl
             help="let tpr_shadow be auto, true",
         )
     for number, vm in enumerate(scenario.vms):
-        if any(isinstance(phase, ReplaySpec) for process in vm.guest.processes for phase in process.phases):
+        if any(isinstance(phase, ReplaySpec) for _, phase in _phases(number, vm)):
             yield Problem(
                 path="vmm.apicv",
                 message=f"the recorded guest of VM {number} says which accesses to its APIC exit",
@@ -243,14 +251,13 @@ def _programs_execute(scenario: Scenario, profile: Profile) -> Iterator[Problem]
     if not techniques[technique].in_software:
         return
     for number, vm in enumerate(scenario.vms):
-        for p, process in enumerate(vm.guest.processes):
-            for n, phase in enumerate(process.phases):
-                if isinstance(phase, NOT_IN_SOFTWARE):
-                    yield Problem(
-                        path=f"vms.{number}.guest.processes.{p}.phases.{n}",
-                        message=f"technique {technique!r} executes no recorded streams, look-ups or device accesses",
-                        help="technique can be native, hardware; or choose stream, mix, fill",
-                    )
+        for path, phase in _phases(number, vm):
+            if isinstance(phase, NOT_IN_SOFTWARE):
+                yield Problem(
+                    path=path,
+                    message=f"technique {technique!r} executes no recorded streams, look-ups or device accesses",
+                    help="technique can be native, hardware; or choose stream, mix, fill",
+                )
 
 
 def _processes_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -263,11 +270,9 @@ def _processes_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if vm.devices or vm.guest.kernel.probe:
             path = "devices" if vm.devices else "guest.kernel.probe"
             yield Problem(path=f"vms.{number}.{path}", message=f"{why} ports to find devices by", help=others)
-        for p, process in enumerate(vm.guest.processes):
-            for n, phase in enumerate(process.phases):
-                if isinstance(phase, NOT_IN_A_PROCESS):
-                    path = f"vms.{number}.guest.processes.{p}.phases.{n}"
-                    yield Problem(path=path, message=f"{why} privileged operations", help=others)
+        for path, phase in _phases(number, vm):
+            if isinstance(phase, NOT_IN_A_PROCESS):
+                yield Problem(path=path, message=f"{why} privileged operations", help=others)
 
 
 def _kernels_are_built_for_ring_3(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -280,10 +285,9 @@ def _kernels_are_built_for_ring_3(scenario: Scenario, profile: Profile) -> Itera
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.sensitive:
             yield Problem(path=f"vms.{number}.guest.kernel.sensitive", message=why, help=others)
-        for p, process in enumerate(vm.guest.processes):
-            for n, phase in enumerate(process.phases):
-                if type(phase) is SensitiveSpec:
-                    yield Problem(path=f"vms.{number}.guest.processes.{p}.phases.{n}", message=why, help=others)
+        for path, phase in _phases(number, vm):
+            if type(phase) is SensitiveSpec:
+                yield Problem(path=path, message=why, help=others)
 
 
 def without_vt_x(vmm: VmmSpec) -> bool:
@@ -406,15 +410,14 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 message="a paravirtual guest finds no chipset whose registers move its memory",
                 help="leave i440fx out" + instead,
             )
-        for p, process in enumerate(vm.guest.processes):
-            for n, phase in enumerate(process.phases):
-                for kind, words in NOT_PARAVIRTUAL.items():
-                    if isinstance(phase, kind):
-                        yield Problem(
-                            path=f"{where}.guest.processes.{p}.phases.{n}",
-                            message=f"a paravirtual kernel {words}",
-                            help=elsewhere if direct else "let interface be auto",
-                        )
+        for path, phase in _phases(number, vm):
+            for kind, words in NOT_PARAVIRTUAL.items():
+                if isinstance(phase, kind):
+                    yield Problem(
+                        path=path,
+                        message=f"a paravirtual kernel {words}",
+                        help=elsewhere if direct else "let interface be auto",
+                    )
 
 
 def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -435,14 +438,13 @@ def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if wrong:
             yield Problem(path=path, message=f"agile paging needs {words}", help=legal)
     for number, vm in enumerate(scenario.vms):
-        for p, process in enumerate(vm.guest.processes):
-            for n, phase in enumerate(process.phases):
-                if isinstance(phase, ReplaySpec):
-                    yield Problem(
-                        path=f"vms.{number}.guest.processes.{p}.phases.{n}",
-                        message="a recorded guest's tables are not in memory, where a walk could go on in them",
-                        help="choose vmm.paging 'ept', 'shadow'",
-                    )
+        for path, phase in _phases(number, vm):
+            if isinstance(phase, ReplaySpec):
+                yield Problem(
+                    path=path,
+                    message="a recorded guest's tables are not in memory, where a walk could go on in them",
+                    help="choose vmm.paging 'ept', 'shadow'",
+                )
 
 
 def _memory_is_addressable(scenario: Scenario, profile: Profile) -> Iterator[Problem]:

@@ -47,7 +47,7 @@ from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
 from vtsim.guest.services import FilePhase
-from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec, tries_sensitive
+from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.guest.dma_memory import DmaLayout
@@ -348,7 +348,7 @@ class Builder:
             files=linear(file_frames),
             probe=bool(self.guest.kernel.probe),
             sensitive=guest.kernel.sensitive,
-            tries=tries_sensitive(guest),
+            tries=guest.tries_sensitive,
             cpus=self.cpus,
             alive=linear(zones) + ALIVE_AT,
             dma=self._dma_layout.options if self._dma_layout else None,

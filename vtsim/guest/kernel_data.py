@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
 from vtsim.cpu.assembler import PAGE, Program
+from vtsim.cpu.segment_descriptors import system_descriptor
 from vtsim.guest.address_space import AddressSpace, user_stack
 from vtsim.guest.frames import SIZES
 from vtsim.guest.kernel import layout as at
@@ -176,11 +177,9 @@ def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: 
     fill(memory, entry, gates)
     words = memory.contents(entry + 1, mem.VALUES)
     gdt, tss = at.GDT - at.CPU_DATA, at.TSS - at.CPU_DATA
-    base = at.TSS + cpu_shift(cpu) & ((1 << 64) - 1)
-    state = 0x67 | (base & 0xFFFFFF) << 16 | 0x8B << 40 | (base >> 24 & 0xFF) << 56
-    local = at.LDT + cpu_shift(cpu) & ((1 << 64) - 1)
-    table = 8 * len(LOCAL_DESCRIPTORS) - 1 | (local & 0xFFFFFF) << 16 | 0x82 << 40 | (local >> 24 & 0xFF) << 56
-    for n, descriptor in enumerate((*DESCRIPTORS, state, base >> 32, table, local >> 32)):
+    state = system_descriptor(0x8B, 0x67, at.TSS + cpu_shift(cpu))
+    local = system_descriptor(0x82, 8 * len(LOCAL_DESCRIPTORS) - 1, at.LDT + cpu_shift(cpu))
+    for n, descriptor in enumerate((*DESCRIPTORS, *state, *local)):
         words[gdt // 8 + n] = mem.signed(descriptor)
     for n, descriptor in enumerate(LOCAL_DESCRIPTORS):
         words[(at.LDT - at.CPU_DATA) // 8 + n] = descriptor

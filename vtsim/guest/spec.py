@@ -596,8 +596,8 @@ class GuestSpec:
             if isinstance(phase, DmaBuffersSpec)
         ]
 
-
-def tries_sensitive(guest: GuestSpec) -> bool:
-    """Does a guest's kernel execute sensitive instructions one by one?"""
-    phases = [phase for process in guest.processes for phase in process.phases]
-    return bool(guest.kernel.sensitive) or any(isinstance(phase, SensitiveSpec) for phase in phases)
+    @property
+    def tries_sensitive(self) -> bool:
+        """Does the kernel execute sensitive instructions one by one?"""
+        phases = [phase for process in self.processes for phase in process.phases]
+        return bool(self.kernel.sensitive) or any(isinstance(phase, SensitiveSpec) for phase in phases)

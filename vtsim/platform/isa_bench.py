@@ -19,6 +19,7 @@ from vtsim.cpu.decode import decode
 from vtsim.cpu.engine import Engine, Geometry, Snapshot
 from vtsim.cpu.kernels.modes import CS, FS, SS
 from vtsim.cpu.profile import load_profile
+from vtsim.cpu.segment_descriptors import descriptor
 from vtsim.cpu.visible import SEGMENTS
 from vtsim.ept.tables import PAGING, SIZE_2M, host_table
 from vtsim.vmcs import state as h
@@ -117,13 +118,6 @@ SETUPS: Final[Mapping[str, tuple[Setup, ...]]] = {  # by the name of the row
 }
 USUAL: Final = (Setup(),)
 # fmt: on
-
-
-def descriptor(rights: int, limit: int, base: int = 0) -> int:
-    """A descriptor of 8 bytes; access rights as the VMCS has them."""
-    low = limit & 0xFFFF | (base & 0xFFFFFF) << 16
-    high = (rights & 0xFF) << 8 | (limit >> 16 | rights >> 12 << 4) << 16 | (base >> 24 & 0xFF) << 24
-    return mem.signed(low | high << 32)
 
 
 def gdt(limit: int, base: int, rights: int) -> list[int]:

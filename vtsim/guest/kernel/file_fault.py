@@ -48,6 +48,24 @@ def _descriptor(a: Assembler, file: FileOptions, address: int, to: int) -> None:
     a.ld(to, Mem(s.RDX))
 
 
+def _to_descriptor(a: Assembler, kernel: KernelOptions, file: FileOptions, spare: int) -> None:
+    """RSI, an entry that maps a page of the file, becomes the address of the page's descriptor. Clobbers `spare`."""
+    if kernel.paravirtual:
+        hypercalls.to_physical(a, s.RSI)
+    else:
+        a.mov(spare, e.ADDRESS)
+        a.and_(s.RSI, register=spare)
+    cache.to_descriptor(a, file, s.RSI)
+
+
+def _map_page(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
+    """Map the page whose descriptor is at RSI, with the bits in R15, at R12."""
+    cache.to_frame(a, file, s.RSI)
+    a.copy(s.RDX, s.RSI)
+    a.or_(s.RDX, register=s.R15)
+    map_entry(a, kernel, "file_no_tables")
+
+
 @path("file fault")
 def file_fault(a: Assembler, kernel: KernelOptions) -> None:
     """A fault at R12 in the area at R14, which maps a file: the pages around it, or for a write the page alone."""
@@ -89,10 +107,7 @@ def _map_one(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.work(length("map_file_page"))
     cache.change(a, s.RSI, cache.P_COUNT, 1)
     cache.change(a, s.RSI, cache.P_MAPPED, 1)
-    cache.to_frame(a, file, s.RSI)
-    a.copy(s.RDX, s.RSI)
-    a.or_(s.RDX, register=s.R15)
-    map_entry(a, kernel, "file_no_tables")
+    _map_page(a, kernel, file)
 
 
 def _around(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
@@ -205,10 +220,7 @@ def _write(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.label("file_write_first")
     cache.change(a, s.RSI, cache.P_MAPPED, 1)
     _dirty(a, s.RSI, unlock=True)
-    cache.to_frame(a, file, s.RSI)
-    a.copy(s.RDX, s.RSI)
-    a.or_(s.RDX, register=s.R15)
-    map_entry(a, kernel, "file_no_tables")
+    _map_page(a, kernel, file)
 
 
 def _page_of_file(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
@@ -217,12 +229,7 @@ def _page_of_file(a: Assembler, kernel: KernelOptions, file: FileOptions) -> Non
     a.push(s.RCX)
     a.push(s.R11)
     a.copy(s.RSI, s.RAX)
-    if kernel.paravirtual:
-        hypercalls.to_physical(a, s.RSI)
-    else:
-        a.mov(s.RDX, e.ADDRESS)
-        a.and_(s.RSI, register=s.RDX)
-    cache.to_descriptor(a, file, s.RSI)
+    _to_descriptor(a, kernel, file, spare=s.RDX)
     _say(a)
     _dirty(a, s.RSI, unlock=True)
     a.pop(s.R11)
@@ -343,12 +350,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     else:
         a.st_value(Mem(s.R13), 0)
     a.copy(s.RSI, s.RDX)
-    if kernel.paravirtual:
-        hypercalls.to_physical(a, s.RSI)
-    else:
-        a.mov(s.RAX, e.ADDRESS)
-        a.and_(s.RSI, register=s.RAX)
-    cache.to_descriptor(a, file, s.RSI)
+    _to_descriptor(a, kernel, file, spare=s.RAX)
     a.test(s.RDX, e.PTE_DIRTY)
     a.jcc(ops.CC_Z, "drop_clean")
     _dirty(a, s.RSI, unlock=False)

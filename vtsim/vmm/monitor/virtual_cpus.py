@@ -23,6 +23,7 @@ from vtsim.cpu.codes import FOREVER, HOST_PROCESS
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.cursor import set_privilege
 from vtsim.cpu.kernels.msr_storage import msr_slot
+from vtsim.cpu.segment_descriptors import system_descriptor
 from vtsim.cpu.translation import COUNTED, TRANSLATOR
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, Table
@@ -259,9 +260,7 @@ def gdt(task: int) -> list[int]:
 
     SDM: "TSS Descriptor in 64-bit mode".
     """
-    task &= (1 << 64) - 1
-    state = 0x67 | (task & 0xFFFFFF) << 16 | 0x8B << 40 | (task >> 24 & 0xFF) << 56
-    return [mem.signed(word) for word in (*at.DESCRIPTORS, state, task >> 32)]
+    return [mem.signed(word) for word in (*at.DESCRIPTORS, *system_descriptor(0x8B, 0x67, task))]
 
 
 def boot_for_ring_3(monitor: Monitor, vcpu: VirtualCpu, start: Start, kernel_gs_base: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.slots import R12, RAX
@@ -9,6 +11,7 @@ from vtsim.vmm.user_mode import layout as at
 from vtsim.vmm.user_mode.lengths import LENGTHS
 
 
+@cache
 def tracing_thread() -> Program:
     """Its program, whose label `stopped` is where it finds in RAX why a process stopped.
 
