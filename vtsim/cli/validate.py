@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from vtsim.study.exit_costs import exit_costs
 from vtsim.study.exit_costs import to_markdown as costs_section
 from vtsim.study.run import run
 from vtsim.study.validate import exit_status, table, to_json, to_markdown, validate
+from vtsim.study.whole_file import write_whole
 
 PAGE: Final = Path("docs/validation.md")
 
@@ -32,9 +32,7 @@ def validate_rows(rows: Sequence[str] | None, *, json: bool, write_docs: bool) -
     if write_docs:
         costs = exit_costs(lambda text: run(parse_scenario(text, name="exit costs")))
         text = to_markdown(comparisons) + "\n".join(costs_section(costs)) + "\n"
-        fresh = PAGE.with_suffix(".new")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, PAGE)
+        write_whole(PAGE, text.encode(), field="--write-docs")
         note(f"wrote {PAGE}")
     return exit_status(comparisons)
 

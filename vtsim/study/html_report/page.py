@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +22,7 @@ from vtsim.study.plots.choose import PATTERN, choose, points
 from vtsim.study.plots.draw import draw
 from vtsim.study.plots.words import axis_title, figure_text, value_text
 from vtsim.study.sweep.table import Column, StudyTable
+from vtsim.study.whole_file import write_whole
 
 TEMPLATE: Final = Path(__file__).with_name("page.html.jinja")
 MOST_PICTURES: Final = 4  # where nobody says which
@@ -78,14 +77,7 @@ def page(table: StudyTable, provenance: Provenance, metrics: Sequence[str] = ())
 
 def write(text: str, path: Path) -> None:
     """Only a whole page replaces an older one."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    except OSError as error:
-        with suppress(OSError):
-            new.unlink()
-        raise ConfigError(f"{path}: {error.strerror}", field="--output") from None
+    write_whole(path, text.encode())
 
 
 def _worth_drawing(table: StudyTable) -> list[Column]:

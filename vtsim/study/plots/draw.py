@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from math import isfinite, log2
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,7 @@ from vtsim.study.plots import choose as c
 from vtsim.study.plots.choose import Choice, Point, by_series
 from vtsim.study.plots.words import SHARE, axis_title, figure_text, series_text, short_names, value_text
 from vtsim.study.sweep.table import Column, Value
+from vtsim.study.whole_file import write_whole
 
 FORMATS: Final = ("svg", "png", "pdf")
 # Okabe and Ito's colours for colour-blind readers; line styles, markers and hatches tell series apart without them.
@@ -75,15 +74,7 @@ def draw(choice: Choice, *, format: str = "svg", title: str | None = None) -> by
 
 def write(choice: Choice, path: Path, *, title: str | None = None) -> None:
     """Draw into a file, whose ending says the format; only a whole picture replaces an older one."""
-    content = draw(choice, format=path.suffix[1:].lower(), title=title)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_bytes(content)
-        os.replace(new, path)
-    except OSError as error:
-        with suppress(OSError):
-            new.unlink()
-        raise ConfigError(f"{path}: {error.strerror}", field="--output") from None
+    write_whole(path, draw(choice, format=path.suffix[1:].lower(), title=title))
 
 
 # --- kinds ----------------------------------------------------------------------------------------------------
