@@ -1,6 +1,6 @@
 """Descriptors of segments, as they stand in a GDT or LDT.
 
-SDM: "Segment Descriptors"; "Segment Descriptor Tables in IA-32e Mode"; "TSS Descriptor in 64-bit mode".
+SDM: "Segment Descriptors"; "TSS Descriptor in 64-bit mode".
 """
 
 from __future__ import annotations
