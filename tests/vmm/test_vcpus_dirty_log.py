@@ -10,7 +10,9 @@ from attrs import define
 
 from tests.vmm.shootdown import Threads
 from vtsim.base import memory as mem
+from vtsim.config import parse_scenario
 from vtsim.cpu.kernels.ept_walk import LOG_ENTRIES
+from vtsim.platform.machine import Machine
 from vtsim.vmcs.fields import SLOT
 from vtsim.vmm.programs import dirty_log, several
 
@@ -130,3 +132,28 @@ def test_a_collection_that_leaves_others_in_their_guest_is_found_out(monkeypatch
 
     with pytest.raises(AssertionError, match=r"^a collection has not all"):
         logged("pml", 2).run(longest=5_000)
+
+
+HELD_UP = """
+machine: {memory: 64 MiB, cpus: 2}
+vmm:
+  personality: minimal
+  dirty_log: {method: write-protect, start: 50 us, period: 5 us, stop: 200 us}
+vms:
+  - memory: 16 MiB
+    vcpus: 2
+    guest:
+      kernel: {kpti: true}
+      processes:
+        - phases: [{primitive: protection_fault, iterations: 5}, {primitive: mov_to_cr8, iterations: 3}]
+        - {name: pair, threads: 2, phases: [{primitive: rdtsc, iterations: 2}, {primitive: protection_fault, iterations: 1}]}
+run: {limit: 300 ms}
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 4, 9])
+def test_a_guest_whose_stores_to_its_tables_are_refused_again_and_again_loses_no_frame(seed: int) -> None:
+    """A frame that was taken for a table waits for the store of its entry, however often that is refused."""
+    outcome = Machine(parse_scenario(HELD_UP, [f"seed={seed}"])).run()
+
+    assert [vm.stopped for vm in outcome.vms] == [None]

@@ -47,8 +47,9 @@ def table_map(m: Record, a: Arena, t: Tags) -> int:
             m[s.GPR + s.RDX] = entry
             m[s.GPR + s.RAX] = 0
             return 0
+        waiting = m[s.GPR + s.R11]  # a frame for a table and, in bits 2:0, the level of the entry it waits for
         if entry & PRESENT_ANY == 0:
-            frame = m[s.GPR + s.R11]
+            frame = waiting >> 3
             if frame == 0:
                 frame = new_table(m, a, t)
                 if frame < 0:
@@ -56,11 +57,13 @@ def table_map(m: Record, a: Arena, t: Tags) -> int:
                 if frame == 0:
                     m[s.GPR + s.RAX] = 1
                     return 0
-            m[s.GPR + s.R11] = frame
+            m[s.GPR + s.R11] = frame << 3 | level
             entry = frame << 12 | m[s.GPR + s.R10]
             if hook_store(m, a, t, at, entry):
                 return m[s.FAULT_KIND]
-        m[s.GPR + s.R11] = 0
+            m[s.GPR + s.R11] = 0
+        elif waiting & 7 == level:  # whoever refused the store has made it
+            m[s.GPR + s.R11] = 0
         table = entry & ADDRESS
         level -= 1
 
