@@ -177,14 +177,15 @@ def test_flags_are_those_that_the_guest_would_have_seen(technique: str, monkeypa
 
 
 @pytest.mark.compiled_only
-@pytest.mark.parametrize("technique", TECHNIQUES)
-def test_work_that_is_executed_at_once_is_what_it_is_part_by_part(
-    technique: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("technique", "cpus"), [*((technique, 1) for technique in TECHNIQUES), (TECHNIQUES[0], 3)])
+def test_work_that_is_executed_at_once_is_what_it_is_part_by_part(technique: str, cpus: int) -> None:
+    """Also where other CPUs of the machine are idle meanwhile, which is counted, too."""
     guest = (TICK, "[{phases: [{primitive: work, instructions: 40000}]}]")
 
     def outcome(on: bool) -> tuple[Any, ...]:
-        there = Machine(parse_scenario(TEXT.format(kernel=guest[0], processes=guest[1]), list(by(technique))))
+        there = Machine(
+            parse_scenario(TEXT.format(kernel=guest[0], processes=guest[1]), [*by(technique), f"machine.cpus={cpus}"])
+        )
         assert isinstance(there.monitor, SoftwareCpus)
         there.monitor.forward.on = on
         found = there.run()

@@ -218,7 +218,7 @@ class Engine:
             s.MSR_APIC_BASE: 0xFEE00C00 | (0x100 if number == 0 else 0), s.SS_ACCESS_RIGHTS: 0xC093,
             s.CS_ACCESS_RIGHTS: 0xA09B, s.LARGEST_LEVEL: 3 if p.features.pages_1g else 2,
             s.MSR_FEATURE_CONTROL: 5, s.VMCS_POINTER: -1,
-            s.MSR_MISC_ENABLE: 1, s.CR4: 0x20 | (1 << 7),
+            s.MSR_MISC_ENABLE: 1, s.MTRR_DEFAULT: 0xC06, s.CR4: 0x20 | (1 << 7),
             s.RESERVED_BITS: ((1 << 52) - 1) & ~((1 << p.physical_address_bits) - 1),
         }  # fmt: skip
         values[s.NODE_FIRST], values[s.NODE_END] = self.geometry.node_frames(self.geometry.node_of(number))

@@ -400,7 +400,7 @@ def _fill_vmcs(
         direct_interface.SHARED_EVENTS if vmm.pv.events else 0
     )
     leaves = cpuid_entries(engine, features)
-    known = msr_entries(hypervisor.path.capabilities)
+    known = msr_entries(vcpu.index)
     host.store_many(cpuid, leaves.ravel())
     host.store_many(msrs, known.ravel())
     memory_slots = [(first << 12, end << 12, at.USER_RAM, 0) for first, end in gfn_ranges(vcpu.memory.size)]

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from vtsim.base import memory as mem
 from vtsim.cpu.engine import Engine
 from vtsim.ept.direct import FEATURE_LEAF
-from vtsim.vmcs.capabilities import Capabilities
 
 HYPERVISOR_LEAF: Final = 0x40000000
 HYPERVISOR_PRESENT, VMX = 1 << 31, 1 << 5  # bits of leaf 1, ECX
 SIGNATURE: Final = tuple(int.from_bytes(part, "little") for part in (b"vtsi", b"mvts", b"imvt"))
+APIC_BASE, BOOTSTRAP = 0x1B, 1 << 8
 PLAIN_LEAF: Final = (1, 0x000306A9, 0x00010800, 0x80202001, 0x0F8BFBFF)
 
 # fmt: off
@@ -55,6 +55,9 @@ def cpuid_entries(engine: Engine, features: int = 0) -> npt.NDArray[np.int64]:
     return np.array(rows, np.int64)
 
 
-def msr_entries(capabilities: Capabilities) -> npt.NDArray[np.int64]:
-    """Rows of index and value: the MSRs of a virtual CPU that are plain storage."""
-    return np.array(STORED_MSRS, np.int64)
+def msr_entries(vcpu: int) -> npt.NDArray[np.int64]:
+    """Rows of index and value: the MSRs of a virtual CPU, by its number in its VM, that are plain storage."""
+    table = np.array(STORED_MSRS, np.int64)
+    if vcpu:  # not the bootstrap processor
+        table[table[:, 0] == APIC_BASE, 1] &= ~BOOTSTRAP
+    return table

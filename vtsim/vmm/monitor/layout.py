@@ -71,6 +71,7 @@ VCPU_WORDS: Final = (
     ("IN_SERVICE",    1, "vector of the interrupt that was delivered last and not acknowledged, 0 none"),
     ("MSR_TABLE",     1, "linear address of the MSRs that are plain storage"),
     ("MSR_ENTRIES",   1, "how many"),
+    ("MSR_READ_ONLY", 1, "linear address of the first of them that the guest cannot write, all others behind it"),
     ("PORTS",         1, "linear address of its port devices: port, kind, value"),
     ("PORT_ENTRIES",  1, "how many"),
     ("EMULATING",     1, "is an instruction being emulated, whose page faults are the guest's? 2: its system accesses"),

@@ -16,7 +16,7 @@ from vtsim.cpu.kernels import translator as h
 from vtsim.cpu.slots import R8, R11, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.cpu.translation import HASH_SETS, HASH_WAYS, NOT_YET, TRANSLATOR
 from vtsim.vmm.monitor.crossing import return_by_sysret, save_but_stack_pointer
-from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, V, saved, vcpu
+from vtsim.vmm.monitor.layout import F_ERROR, F_RFLAGS, F_RIP, V, saved, vcpu
 
 EXIT_BEFORE_SYSCALL = 8  # bytes: two stores
 BACK, BACK_BYTES = 64, 64  # behind the exit of look-ups: where the way back begins, and how far it may reach
@@ -139,6 +139,7 @@ def call_out(a: Assembler, lean: tuple[int, ...]) -> None:
     a.add(RDX, EXIT_BEFORE_SYSCALL)
     a.cmp(RCX, register=RDX)
     a.jcc(ops.CC_Z, "resume")
+    a.st_value(F_ERROR, 0)  # of the #GP that the instruction would have caused
     a.jmp("emulate")
     a.label("leave_block")
     a.ld(R8, Mem(RDI, TRANSLATOR["FLUSHES"]))

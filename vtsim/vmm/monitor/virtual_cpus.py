@@ -35,13 +35,19 @@ from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.cache import Cache
 from vtsim.vmm.monitor.crossing import VECTORS
 from vtsim.vmm.needs import table_frames
+from vtsim.vmm.programs import apic
 from vtsim.vmm.programs.ports import port_entries
 from vtsim.vmm.spec import VmmSpec
 
 FLAGS_CLEARED: Final = 0x47700
 CR0, CR4, EFER = 0x8005_0033, 0x6A0, 0xD01
-STORED_MSRS: Final = (0x10A, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0xC0000083, 0xC0000103)
+STORED_MSRS: Final = (
+    0x10A, 0x174, 0x175, 0x176, 0x1A0, 0x277, 0xC0000083, 0xC0000103, 0x48, 0x1D9, 0xDA0,
+    *range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), 0x2FF,  # memory types
+)  # fmt: skip
+READ_ONLY_MSRS: Final = (0x1B, 0x3A, 0x3B)  # which nothing here may change
 STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
+X2APIC_ID, X2APIC_VERSION, X2APIC_SPURIOUS = 0x802, 0x803, 0x80F
 SLOTS, MSRS, TSS, PORTS, GDT = 0, 1024, 2048, 2304, 3840  # byte offsets in a vCPU's data page
 
 
@@ -210,14 +216,22 @@ def descriptor_tables(monitor: Monitor, vcpu: VirtualCpu, start: Start) -> None:
 def fill(monitor: Monitor, vcpu: VirtualCpu, start: Start, flags: int) -> None:
     """The MSRs and ports of a virtual CPU, its stack pointer, the frame from which it starts with `flags`, its TSS."""
     host, data, here = monitor.host, monitor.host.address(vcpu.data), monitor.address(vcpu)
-    machine = {index: processor_msr(host.engine, vcpu.cpu, index) for index in STORED_MSRS}
-    host.store_words(
-        data + MSRS, [word for index in STORED_MSRS for word in (index, start.msrs.get(index, machine[index]))]
-    )
+    msrs = {}
+    for index in STORED_MSRS:
+        value = processor_msr(host.engine, vcpu.cpu, index)
+        if value is not None or index in start.msrs:
+            msrs[index] = start.msrs.get(index, value or 0)
+    msrs[X2APIC_SPURIOUS] = int(host.engine.cpus[vcpu.cpu][s.APIC_SPURIOUS])
+    writable = len(msrs)
+    for index in READ_ONLY_MSRS:  # natively the guest has the machine's first CPU
+        msrs[index] = processor_msr(host.engine, 0, index) or 0
+    msrs |= {X2APIC_ID: 0, X2APIC_VERSION: apic.VERSION}
+    host.store_words(data + MSRS, [word for entry in msrs.items() for word in entry])
     ports = port_entries(vcpu.devices)
     host.store_words(data + PORTS, [word for row in ports for word in row])
     values = {
-        "KERNEL": 1, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(STORED_MSRS), "PORTS": data + PORTS,
+        "KERNEL": 1, "MSR_TABLE": data + MSRS, "MSR_ENTRIES": len(msrs), "MSR_READ_ONLY": data + MSRS + 16 * writable,
+        "PORTS": data + PORTS,
         "PORT_ENTRIES": len(ports),
     }  # fmt: skip
     monitor.put(vcpu, values)
@@ -273,11 +287,11 @@ def boot_for_ring_3(monitor: Monitor, vcpu: VirtualCpu, start: Start, kernel_gs_
     boot(monitor, vcpu, more)
 
 
-def processor_msr(engine: Engine, cpu: int, index: int) -> int:
-    """What an MSR of the processor holds, as its guest is to find it; 0 where it has none."""
+def processor_msr(engine: Engine, cpu: int, index: int) -> int | None:
+    """What an MSR of the processor holds, as its guest is to find it; None where it has none."""
     with quiet():
         slot = int(msr_slot(engine.arena, index))
-    return int(engine.cpus[cpu][slot]) if slot >= 0 else 0
+    return int(engine.cpus[cpu][slot]) if slot >= 0 else None
 
 
 def index_of(engine: Engine, words: NDArray[np.int64]) -> int:

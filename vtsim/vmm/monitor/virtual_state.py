@@ -22,7 +22,7 @@ CR4_PAE, CR4_LA57, CR4_VMXE, CR4_PCIDE, CR4_SMEP = 1 << 5, 1 << 12, 1 << 13, 1 <
 EFER_NX, EFER_LONG = 1 << 11, 5 << 8
 POPPED: Final = 0x254DD5  # bits of RFLAGS that POPF changes
 EFER, GS_BASE, FS_BASE, KERNEL_GS_BASE = 0xC0000080, 0xC0000101, 0xC0000100, 0xC0000102
-X2APIC_TPR, X2APIC_EOI, X2APIC_SPURIOUS, X2APIC_LVT_TIMER = 0x808, 0x80B, 0x80F, 0x832
+X2APIC_TPR, X2APIC_EOI, X2APIC_LVT_TIMER = 0x808, 0x80B, 0x832
 X2APIC_INITIAL, X2APIC_CURRENT, X2APIC_DIVIDE, TSC_DEADLINE = 0x838, 0x839, 0x83E, 0x6E0
 PASSED: Final = (FS_BASE, GS_BASE, KERNEL_GS_BASE, X2APIC_INITIAL, X2APIC_DIVIDE, TSC_DEADLINE)
 TSC_AUX: Final = 0xC0000103
@@ -195,8 +195,6 @@ def write_msr(a: Assembler) -> None:
         a.st(vcpu(field), RAX)
         a.jmp("skip")
         a.label(f"write_not_{field}")
-    a.cmp(RCX, X2APIC_SPURIOUS)
-    a.jcc(ops.CC_Z, "skip")
     a.cmp(RCX, X2APIC_LVT_TIMER)
     a.jcc(ops.CC_NZ, "write_not_timer")
     a.st(vcpu("TIMER_LVT"), RAX)
@@ -221,6 +219,9 @@ def write_msr(a: Assembler) -> None:
     a.label("write_table")
     a.copy(RBX, RAX)
     a.call("find_msr")
+    a.ld(RDX, vcpu("MSR_READ_ONLY"))
+    a.cmp(RAX, register=RDX)
+    a.jcc(ops.CC_AE, "reflect")
     a.st(Mem(RAX, 8), RBX)
     a.jmp("skip")
 

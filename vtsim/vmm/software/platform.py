@@ -110,7 +110,8 @@ class Forward:
 
     A part that changed the same counts, and nothing else, by the same numbers three times in a row has found every
     line and translation that it needs, and changes none: it will go on so until somebody else runs. What it counts is
-    multiplied. Only the speed of the simulation depends on it; a test holds both against each other.
+    multiplied: of the owner that this CPU charges, for what other CPUs do meanwhile goes on by itself. Only the speed
+    of the simulation depends on it; a test holds both against each other.
     """
 
     engine: Engine
@@ -120,12 +121,12 @@ class Forward:
     same: dict[int, int] = field(factory=dict)
 
     def measured(self, cpu: int) -> NDArray[np.int64]:
-        """All that a part may change: cycles, marks, instructions, and the statistics of all owners."""
-        own = self.engine.cpus[cpu][list(COUNTED)]
-        return np.concatenate([own, *(self._statistics(at) for at in self.engine.owners.values())])
+        """All that a part may change: cycles, marks, instructions, and the statistics of the CPU's owner."""
+        return np.concatenate([self.engine.cpus[cpu][list(COUNTED)], self._statistics(cpu)])
 
-    def _statistics(self, at: int) -> NDArray[np.int64]:
-        """What is counted of an owner, but VM exits, which this program has none of."""
+    def _statistics(self, cpu: int) -> NDArray[np.int64]:
+        """What is counted of a CPU's owner, but VM exits, which this program has none of."""
+        at = int(self.engine.cpus[cpu][s.OWNER])
         counts: NDArray[np.int64] = self.engine.arena[at : at + k.OWN_EXITS]
         return counts
 
@@ -151,13 +152,15 @@ class Forward:
         m = self.engine.cpus[cpu]
         cycles = int(step[0])
         parts = min((left - FORWARD_FROM) // CHUNK, (int(m[s.LIMIT]) - int(m[s.CYCLE])) // cycles - 1)
-        if parts <= 0 or step[COUNTED.index(s.FRACTION)] or step[COUNTED.index(s.FETCH_GENERATION)]:
+        if parts <= 0 or any(step[COUNTED.index(slot)] for slot in (s.OWNER, s.FRACTION, s.FETCH_GENERATION)):
+            return 0
+        counts = step[len(COUNTED) :]
+        if int(counts[: 2 * k.RING_STRIDE].sum()) != int(step[COUNTED.index(s.MARK)]):  # another CPU charges this owner
             return 0
         m[list(COUNTED)] += step[: len(COUNTED)] * parts
-        for n, owner in enumerate(self.engine.owners.values()):
-            self._statistics(owner)[:] += step[len(COUNTED) + n * k.OWN_EXITS :][: k.OWN_EXITS] * parts
+        self._statistics(cpu)[:] += counts * parts
         self.last[cpu] = (self.measured(cpu), left - parts * CHUNK)
         return parts
 
 
-COUNTED: Final = (s.CYCLE, s.MARK, s.RETIRED, s.RETIRED_MARK, s.OPS, s.FRACTION, s.FETCH_GENERATION)
+COUNTED: Final = (s.CYCLE, s.MARK, s.RETIRED, s.RETIRED_MARK, s.OPS, s.OWNER, s.FRACTION, s.FETCH_GENERATION)
