@@ -23,7 +23,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
-VCPUS = 2
+VCPUS, FLOODS = 2, 0.03
 CODES, STACKS = (one.CODE, one.CODE + (1 << 27)), (one.STACK, one.STACK + (1 << 20))
 PROGRESS = 0x5000_0000  # a word for each vCPU: steps that it has done
 Emits = list[Callable[[Assembler], None]]
@@ -92,7 +92,11 @@ class Pair(Plan):
         words.read, words.written = set(), set()
         self.dropped = self.changed = False
         known = dict(self.memory)
-        super().build()
+        if self.chance.random() < FLOODS:
+            for _ in range(3):  # so many stores to a root, one after the other, end its shadow page
+                self.change(self.root_entry(), self.upper(4))
+        else:
+            super().build()
         stored = {gpa for gpa, value in self.memory.items() if known.get(gpa) != value}
         step = Step(words.read if not self.changed else set(), words.written | stored, self.emits)
         step.waits_for = max([0, *(n + 1 for n, its in enumerate(other.steps) if conflict(step, its))])
@@ -102,6 +106,10 @@ class Pair(Plan):
         mine.steps.append(step)
         if self.changed:
             mine.changes = len(mine.steps)
+
+    def root_entry(self) -> int:
+        """Where an entry of a root stands."""
+        return one.ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(one.TOPS) << 3
 
     def change(self, at: int, value: int) -> None:
         stale, self.stale = self.stale, {0: set(), 1: set()}
