@@ -42,7 +42,6 @@ WRONG = (
         "vms.0.guest.processes.0.phases.0",
         "a process of several threads has no fork",
     ),
-    ("vmm.paging=shadow", "vmm.paging", f"paging 'shadow' {OTHERS}"),
     ("vmm.paging=agile", "vmm.paging", f"paging 'agile' {OTHERS}"),
     ("vmm.paging=direct-pv", "vmm.paging", f"paging 'direct-pv' {OTHERS}"),
     ("vmm.technique=trap-and-emulate", "vmm.technique", f"technique 'trap-and-emulate' {OTHERS}"),

@@ -154,17 +154,18 @@ def machine(
     host_memory: int = 256 * MIB,
     tick_ns: int = 4_000_000,
     nodes: int = 1,
+    vcpus: int = 1,
     placement: HostMemorySpec | None = None,
     **options: Any,
 ) -> Machine:
-    """Build a machine with one VM for each guest, on CPUs in turn."""
+    """Build a machine with one VM for each guest, on CPUs in turn; one of several vCPUs begins on CPU 0."""
     cpu = load_profile(profile) if isinstance(profile, str) else profile
     ept = {name: options.pop(name) for name in ("page_size", "populate", "accessed_dirty") if name in options}
     settings: dict[str, Any] = {"paging": "ept", "vpid": True, "tpr_shadow": True, "huge_pages": "never"}
     ept.setdefault("accessed_dirty", cpu.vmx.generation in ("skylake-sp", "cascade-lake"))
     settings["memory"] = placement or HostMemorySpec(allocator="list")
     vmm = VmmSpec(personality=personality, ept=EptSpec(**ept), **{**settings, **options})
-    wants = needs(vmm, [memory] * len(guests), host_memory)
+    wants = needs(vmm, [memory] * len(guests), host_memory, (vcpus - 1) * len(guests))
     geometry = Geometry(
         cpus=cpus, memory_bytes=host_memory, pool_pages=wants.pool_pages + 4096, code_pages=wants.code_pages + 16,
         rows=wants.rows + 4096, owners=wants.owners + 1, nodes=nodes,
@@ -174,7 +175,10 @@ def machine(
         hypervisor = build_hypervisor(
             vmm=vmm, profile=cpu, engine=engine, tick_ns=tick_ns,
             guests=[
-                Guest(name=f"vm{n}", cpu=n % cpus, memory=memory, build=guest, devices=("pm-timer", "testdev"))
+                Guest(
+                    name=f"vm{n}", cpu=n % cpus, memory=memory, build=guest, devices=("pm-timer", "testdev"),
+                    cpus=tuple(range(vcpus)) if vcpus > 1 else (),
+                )  # fmt: skip
                 for n, guest in enumerate(guests)
             ],
         )  # fmt: skip

@@ -4,6 +4,9 @@ A shadow page stands for one page of the guest's tables, in one role (level, rig
 are numbered through the pool: page * 512 + index. Every entry in use hangs in one list: a leaf in that of the guest
 frame that it maps, an upper entry in that of the shadow page that it leads to. The note of an entry says what is next.
 
+Each vCPU of a VM has words of the pool of its own: its root and mode, and what its last walk found. Shadow pages, lists
+and statistics are shared, in the words of the first one.
+
 SDM: "Memory Virtualization".
 """
 
@@ -43,6 +46,8 @@ POOL_WORDS: Final = (
     ("NESTED",            1, "first guest frame of a table that is nested, plus 1; 0 none"),
     ("EPT",               1, "host-physical address of the root of EPT"),
     ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 55 on"),
+    ("VM",                1, "linear address of the words of the VM's first vCPU; 0 where nothing is shared"),
+    ("GIVEN_UP",          1, "first shadow page that is free once all vCPUs have dropped translations, plus 1"),
     # what the last walk of the guest's tables found
     ("ADDRESS",           1, "linear address that the guest accessed"),
     ("ERROR",             1, "error code of that access"),
@@ -72,6 +77,7 @@ RECORD_WORDS: Final = (
     ("STATE",             1, "see the states; writes since it was last used from bit 8 on"),
     ("BELOW",             1, "entries below which something is out of sync"),
     ("BITMAP",            8, "which ones"),
+    ("ROOTS",             1, "vCPUs that have it as their root, where pools are shared"),
 )
 RECORD_BYTES: Final = 128
 BUCKET_COUNT: Final = 4096
@@ -108,6 +114,7 @@ MODE_KERNEL: Final = 16                             # for a kernel that runs in 
 
 # --- states
 IN_USE, UNSYNC = 1, 2
+GONE: Final = 4                                     # given up, but still the root of other vCPUs
 WRITES: Final = 8                                   # shift
 FLOOD: Final = 3                                    # writes to an upper table between two uses that end it
 

@@ -110,9 +110,14 @@ def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
 def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
     vmm = scenario.vmm
     native, technique = vmm.technique == "native", vmm.technique
+    pagings = ("auto", "ept", "shadow")
     wrong = (
         ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
-        ("vmm.paging", vmm.paging not in ("auto", "ept", "none"), f"paging {vmm.paging!r}", "auto, ept"),
+        ("vmm.paging", vmm.paging not in (*pagings, "none"), f"paging {vmm.paging!r}", ", ".join(pagings)),
+        (
+            "vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "shadow",
+            "exit clustering on shadow tables", "false",
+        ),
         ("vmm.pv.events", vmm.pv.events, "a page with clock and events", "false"),
     )  # fmt: skip
     for path, found, words, allowed in wrong:

@@ -44,7 +44,17 @@ from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.programs.viommu_words import PAGES as UNIT_PAGES
 from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
-from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
+from vtsim.vmm.shadow import (
+    CR0_FORCED,
+    CR0_WATCHED,
+    CR4_PAE,
+    CR4_PCIDE,
+    CR4_WATCHED,
+    EFER_NX,
+    fill_pool,
+    join_pool,
+    reserve_pool,
+)
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.swap_disk import share_out
@@ -362,10 +372,16 @@ def _fill_vmcs(
     if vcpu.index == 0:  # whose thread is that of the VM's daemons
         values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
-        root = fill_pool(
-            host, vcpu.shadow, start, host.profile, hypervisor.path.parameters,
-            vcpu.address + at.V["SLOTS"], vcpu.process.root, ept=vcpu.ept.root if vcpu.ept is not None else 0,
-        )  # fmt: skip
+        root, its_slots = 0, vcpu.address + at.V["SLOTS"]
+        if vcpu.index == 0:
+            root = fill_pool(
+                host, vcpu.shadow, start, host.profile, hypervisor.path.parameters, its_slots, vcpu.process.root,
+                ept=vcpu.ept.root if vcpu.ept is not None else 0, shared=hypervisor.path.several,
+            )  # fmt: skip
+        else:
+            first = next(other.shadow for other in hypervisor.vcpus if other.name == vcpu.name)
+            join_pool(host, vcpu.shadow, first, its_slots, vcpu.process.root)
+            values |= {"ASKED": 1, "ASKED_ROOT": 1}
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
         if host.profile.features.nx:

@@ -181,6 +181,7 @@ VCPU_WORDS: Final = (
     ("IN_GUEST",          1, "is it in its guest, or about to enter?"),
     ("ASKED",             1, "requests of other vCPUs that it has not seen to"),
     ("ASKED_FLUSH",       1, "one was to drop translations, because EPT changed"),
+    ("ASKED_ROOT",        1, "one was to load its shadow root, because the one that it has was given up"),
     ("ASKED_LOG",         1, "one was to empty its page-modification log, and to log as the VM does from now on"),
     ("ASKED_EVENTS",      1, "one was to look at its interrupts"),
     ("ASKED_END",         1, "one was to end: why, as in DEATH"),
@@ -193,6 +194,10 @@ VCPU_WORDS: Final = (
     ("FLUSHES_FOR_COLLAPSE", 1, "the same for 2 MiB that were copied into a large page"),
     ("FLUSHES_FOR_SWAP",  1, "the same for a page that was given up"),
     ("FLUSHES_FOR_BALLOON", 1, "the same for a page that the guest gave"),
+    ("FLUSHES_FOR_SHADOWING", 1, "the same for a shadow entry that was made, and what it took the place of"),
+    ("FLUSHES_FOR_WRITES", 1, "the same for a table of the guest that was written, and is shadowed"),
+    ("FLUSHES_FOR_SYNC",  1, "the same for tables out of sync that were held against the guest's, all or one entry"),
+    ("FLUSHES_FOR_ROOM",  1, "the same for shadow pages that were given up because few were free"),
     ("FLUSH_WAITS",       1, "times that another vCPU had not dropped them yet when it was looked at"),
     ("KICKS",             1, "interrupts to CPUs of other vCPUs, so that they leave their guest or go on"),
 )
@@ -257,6 +262,10 @@ STATISTICS: Final = (
     "FLUSHES_FOR_COLLAPSE",
     "FLUSHES_FOR_SWAP",
     "FLUSHES_FOR_BALLOON",
+    "FLUSHES_FOR_SHADOWING",
+    "FLUSHES_FOR_WRITES",
+    "FLUSHES_FOR_SYNC",
+    "FLUSHES_FOR_ROOM",
     "FLUSH_WAITS",
     "KICKS",
 )
@@ -271,7 +280,9 @@ LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 
 # fmt: off
-FOR_FAULTS, FOR_LOG, FOR_SHARING, FOR_COLLAPSE, FOR_SWAP, FOR_BALLOON = range(6)   # causes of flushes, in their order
+# causes of flushes, in their order
+(FOR_FAULTS, FOR_LOG, FOR_SHARING, FOR_COLLAPSE, FOR_SWAP, FOR_BALLOON, FOR_SHADOWING, FOR_WRITES, FOR_SYNC,
+ FOR_ROOM) = range(10)
 RUNNABLE, HALTED, ENDED, WAITING = range(4)                                  # states of a vCPU
 REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked

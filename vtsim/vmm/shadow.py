@@ -40,6 +40,11 @@ def _parameter(value: int, unit: str, source: str, meaning: str) -> Parameter:
 
 AGILE: Final = "AGILE16: two writes in a fixed interval; its length is this project's choice"
 TEXTBOOK: Final = "the simplest monitor: no guess, no delay"
+# words that each vCPU has for itself where they share a pool, and that are as the first one's to begin with
+OF_EACH: Final = (
+    "MODE", "CR3", "DIRECT", "GUEST", "TABLES", "NOTES", "RECORDS", "PAGES", "FRAMES", "FRAME_COUNT", "LARGE",
+    "LARGE_NX", "BUCKETS", "PREFETCH", "OUT_OF_SYNC", "SWITCHES", "EPT", "RESERVED", "VM",
+)  # fmt: skip
 # fmt: off
 KVM_PARAMETERS: Final[Mapping[str, Parameter]] = {
     "shadow_permille": _parameter(20, "shadow pages for 1000 pages of guest memory, at least 64",
@@ -147,11 +152,13 @@ def fill_pool(
     root: int,
     guest: int = at.USER_RAM,
     ept: int = 0,
+    shared: bool = False,
 ) -> int:
     """Write the pool's words, all pages free but the root; the host-physical address of the root.
 
     `slots` is the linear address of two words, the memory slots and how many; `root` the frame of the root through
     which guest memory is seen from the linear address `guest` on, `ept` that of the root of EPT, with agile paging.
+    A pool that is `shared` has words for each vCPU (see `join_pool`).
     """
     mode = mode_of(start) | (d.MODE_AGILE if pool.switches is not None else 0)
     records = np.zeros((pool.pages, d.RECORD_BYTES // 8), np.int64)
@@ -163,6 +170,7 @@ def fill_pool(
     role = top | d.ALL_RIGHTS << d.ROLE_RIGHTS | (mode & d.ROLE_MODES) << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
     records[0, d.RECORD["KEY"] // 8] = frame << d.KEY_FRAME | role
     records[0, d.RECORD["STATE"] // 8] = d.IN_USE
+    records[0, d.RECORD["ROOTS"] // 8] = int(shared)
     host.store_many(pool.records, records.ravel())
     bucket = (frame ^ frame >> 12) & (d.BUCKET_COUNT - 1)
     host.store(host.address(pool.buckets) + 8 * bucket, 1)
@@ -181,9 +189,16 @@ def fill_pool(
         "BUCKETS": host.address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
         "OUT_OF_SYNC": parameters["out_of_sync"] if pool.switches is None else 0,
         "SWITCHES": host.address(pool.switches or 0), "EPT": ept << 12,
-        "HOST_ROOT": root << 12, "SLOTS": slots,
+        "HOST_ROOT": root << 12, "SLOTS": slots, "VM": host.address(pool.block) if shared else 0,
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),
     }  # fmt: skip
     for name, value in words.items():
         host.store(host.address(pool.block) + d.POOL[name], value)
     return pool.tables << 12
+
+
+def join_pool(host: Host, pool: ShadowPool, first: ShadowPool, slots: int, root: int) -> None:
+    """Write another vCPU's words of a shared pool, whose `first` are there; it has no root yet, and loads one."""
+    words = {name: host.load(host.address(first.block) + d.POOL[name]) for name in OF_EACH}
+    for name, value in {**words, "HOST_ROOT": root << 12, "SLOTS": slots}.items():
+        host.store(host.address(pool.block) + d.POOL[name], value)

@@ -29,13 +29,15 @@ def reserve_others(host: Host, first: Vcpu, cpus: Sequence[int], user: Program) 
     for index, cpu in enumerate(cpus[1:], 1):
         page, region, root = host.reserve(), host.reserve(), host.process()
         log = host.reserve() if first.log is not None else None
+        shadow = evolve(first.shadow, block=host.reserve()) if first.shadow is not None else None
         _share_memory(first, root)
         for linear in (at.USER_RUN, at.USER_STACK - mem.PAGE_BYTES):
             root.map(linear, [host.reserve()], USER_PAGE | e.PTE_NO_EXECUTE)
         root.map(at.USER_DATA, [_frame(first, at.USER_DATA)], USER_PAGE | e.PTE_NO_EXECUTE)
         for text in sorted({i.at // mem.PAGE_BYTES * mem.PAGE_BYTES for i in user.instructions}):
             root.map(text, [_frame(first, text)], USER_PAGE & ~e.PTE_WRITE)
-        more.append(evolve(first, cpu=cpu, index=index, page=page, vmcs=region, process=root, log=log))
+        parts = {"page": page, "vmcs": region, "process": root, "log": log, "shadow": shadow}
+        more.append(evolve(first, cpu=cpu, index=index, **parts))
     return more
 
 

@@ -116,7 +116,7 @@ def nest_table(m: Record, a: Arena, t: Tags) -> int:
     if word & d.SWITCH_WRITES < m[s.GPR + s.RCX] or word & d.SWITCH_NESTED:
         shadow_put(m, a, t, switch_of(m, frame), word)
         return 0
-    pool = m[s.SHADOW_POOL]
+    pool = m[s.SHADOW_VM]
     following = shadow_get(m, a, t, pool + P_NESTED)
     shadow_put(m, a, t, switch_of(m, frame), following << d.SWITCH_NEXT | d.SWITCH_NESTED)
     shadow_put(m, a, t, pool + P_NESTED, frame + 1)
@@ -175,7 +175,7 @@ def drop_switches(m: Record, a: Arena, t: Tags, frame: int) -> None:
 @kernel
 def scan_nested(m: Record, a: Arena, t: Tags) -> int:
     """AGILE_SCAN: an interval is over: tables that were not written in it are shadowed again; RAX <- how many."""
-    at = m[s.SHADOW_POOL] + P_NESTED
+    at = m[s.SHADOW_VM] + P_NESTED
     shift = 0
     back = 0
     frame = shadow_get(m, a, t, at) - 1

@@ -38,7 +38,7 @@ from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store, sweep, zero_page
 from vtsim.cpu.kernels.memory_hooks import FIRST_MEMORY_HOOK, memory_hook
 from vtsim.cpu.kernels.rights import READ, WRITE
-from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, shadow_hook
+from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, FIRST_SHARED_SHADOW_HOOK, shadow_hook
 from vtsim.cpu.kernels.stream import drain
 from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_lookup_direct, table_map
 from vtsim.cpu.kernels.translator import FIRST_TRANSLATION_HOOK, translation_hook
@@ -284,6 +284,8 @@ def hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         shown(m, a, m[s.GPR + s.RDX], m[s.GPR + s.RCX], m[s.GPR + s.RAX])
     elif number == SCALE:
         scale(m)
+    elif number >= FIRST_SHARED_SHADOW_HOOK:
+        fault = shadow_hook(m, a, t, number)
     elif number >= FIRST_TRANSLATION_HOOK:
         fault = translation_hook(m, a, t, number)
     elif number >= FIRST_SHADOW_HOOK:

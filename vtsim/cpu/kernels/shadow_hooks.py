@@ -12,11 +12,13 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.agile import ept_written, map_switch, nest_table, scan_nested
 from vtsim.cpu.kernels.shadow_map import find_device, load_root, map_device, map_shadow
+from vtsim.cpu.kernels.shadow_pages import evict, free_given_up
 from vtsim.cpu.kernels.shadow_pool import begin_shadow
 from vtsim.cpu.kernels.shadow_sync import (
     forget_frame,
     invalidate_address,
     invalidate_contexts,
+    protect_unsync,
     synchronize,
     synchronize_all,
     table_written,
@@ -31,13 +33,16 @@ FIRST_SHADOW_HOOK: Final = 16
 (SHADOW_WALK, SHADOW_MAP, SHADOW_MAP_DEVICE, SHADOW_FIND_DEVICE, SHADOW_WRITE, SHADOW_UNPROTECT, SHADOW_UNMAP,
  SHADOW_LOAD_ROOT, SHADOW_SYNC, SHADOW_SYNC_ALL, SHADOW_INVLPG, SHADOW_ZAP_ALL, AGILE_NOTE, AGILE_WRITE,
  AGILE_SCAN, SHADOW_INVPCID) = range(16, 32)
+FIRST_SHARED_SHADOW_HOOK: Final = 40
+(SHADOW_ROOM, SHADOW_FREE, SHADOW_PROTECT) = range(40, 43)
 SHADOW_HOOKS: Final = (
-    # name                 registers beside the pool RDI; RDX <- bits FLUSH and NO_ROOT of what is left to do, from
-    #                      bits HELD and FILLED on entries held against the guest's, and filled beside
+    # name                 registers beside the pool RDI, a vCPU's where they share it; RDX <- bits FLUSH, NO_ROOT and
+    #                      others of what is left to do, from bits HELD and FILLED on entries held against the
+    #                      guest's, and filled beside
     ("SHADOW_WALK",        "address RSI, error code and RFLAGS.AC RDX; RAX <- 0, or 1 if the guest's tables refuse the "
                            "access; RDX <- error code of that fault; RCX <- guest-physical address"),
     ("SHADOW_MAP",         "host entry RBX of level RCX, slot R14, its flags R10; RAX <- 0, or 1 if the access is a "
-                           "write to a table"),
+                           "write to a table, or 2 if other vCPUs must drop translations before all is walked again"),
     ("SHADOW_MAP_DEVICE",  "the frame of the last walk is a device's"),
     ("SHADOW_FIND_DEVICE", "address RSI; RAX <- guest-physical address of the device, 0 if there is none"),
     ("SHADOW_WRITE",       "guest-physical address RSI, bytes RCX: the guest's table was written there"),
@@ -55,6 +60,9 @@ SHADOW_HOOKS: Final = (
     ("AGILE_SCAN",         "an interval is over; RAX <- tables that are shadowed again"),
     ("SHADOW_INVPCID",     "type RCX, PCID RBX, address RSI of an INVPCID; RAX <- 1 if it names a root that was loaded "
                            "lately, else 0"),
+    ("SHADOW_ROOM",        "where vCPUs share the pool: give up shadow pages if few are free"),
+    ("SHADOW_FREE",        "all vCPUs have dropped translations: shadow pages that were given up are free"),
+    ("SHADOW_PROTECT",     "leaf tables out of sync are read-only: below the root for RCX 0, for 1 all"),
 )
 # fmt: on
 
@@ -99,6 +107,12 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = scan_nested(m, a, t)
     elif number == SHADOW_INVPCID:
         fault = invalidate_contexts(m, a, t)
+    elif number == SHADOW_ROOM:
+        fault = evict(m, a, t)
+    elif number == SHADOW_FREE:
+        fault = free_given_up(m, a, t)
+    elif number == SHADOW_PROTECT:
+        fault = protect_unsync(m, a, t)
     else:
         m[s.STOP] = MODEL_FAULT
     m[s.GPR + s.RDX] = m[s.SHADOW_FLAGS]

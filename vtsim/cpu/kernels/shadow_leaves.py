@@ -145,10 +145,26 @@ def synchronize_below(m: Record, a: Arena, t: Tags, page: int) -> None:
     if shadow_get(m, a, t, record_at(m, page) + R_BELOW) == 0:
         return
     m[s.SHADOW_STACK] = page << 12
-    depth = next_unsync(m, a, t, 0)
+    depth = next_unsync(m, a, t, 0, True)
     while depth >= 0:
         bring_into_sync(m, a, t, m[s.SHADOW_STACK + depth] >> 12)
-        depth = next_unsync(m, a, t, depth)
+        depth = next_unsync(m, a, t, depth, True)
+
+
+@kernel
+def protect_below(m: Record, a: Arena, t: Tags, page: int) -> None:
+    """Make every leaf table below a shadow page read-only for the guest; it stays out of sync.
+
+    Other vCPUs may store to it until they have dropped translations: only then may its entries be read.
+    """
+    if shadow_get(m, a, t, record_at(m, page) + R_BELOW) == 0:
+        return
+    m[s.SHADOW_STACK] = page << 12
+    depth = next_unsync(m, a, t, 0, False)
+    while depth >= 0:
+        leaf = m[s.SHADOW_STACK + depth] >> 12
+        protect_frame(m, a, t, shadow_get(m, a, t, record_at(m, leaf)) >> KEY_FRAME)
+        depth = next_unsync(m, a, t, depth, False)
 
 
 @kernel

@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
-from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_writes, keep_free, leaves_of, link_page
+from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, protect_below, role_of, set_leaf, synchronize_below
+from vtsim.cpu.kernels.shadow_pages import (
+    ASKED,
+    BESIDE,
+    change_root,
+    drop_entry,
+    forget_writes,
+    keep_free,
+    leaves_of,
+    link_page,
+)
 from vtsim.cpu.kernels.shadow_pool import (
     FILLED_ONE,
     KEY_FRAME,
@@ -16,6 +25,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     P_CR3,
     P_MODE,
     P_ROOT,
+    PROTECTED,
     STRANGE_ROOT,
     entry_at,
     has_frame,
@@ -103,6 +113,8 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << d.MODE_SHIFT):
         m[s.SHADOW_FLAGS] |= STRANGE_ROOT
     root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct))
+    if m[s.SHADOW_SEVERAL]:
+        change_root(m, a, t, root)
     shadow_put(m, a, t, pool + P_ROOT, root + 1)
     m[s.SHADOW_ROOT] = root
     m[s.SHADOW_FLAGS] &= ~NO_ROOT
@@ -114,7 +126,10 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
 
 @kernel
 def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
-    """The entry of level `target` for the address of the last walk; shadow pages on the way are made and linked."""
+    """The entry of level `target` for the address of the last walk; shadow pages on the way are made and linked.
+
+    -1 where other vCPUs must drop translations first, because they may store to a table that is read here.
+    """
     pool = m[s.SHADOW_POOL]
     address = shadow_get(m, a, t, pool + P_ADDRESS)
     leaf = shadow_get(m, a, t, pool + P_LEVEL)
@@ -143,6 +158,10 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
                 table = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
                 path = shadow_get(m, a, t, pool + P_PATH + 8 * level)
                 below = find_page(m, a, t, table, role_of(m, level - 1, path, False))
+                if m[s.SHADOW_SEVERAL]:
+                    protect_below(m, a, t, below)
+                    if m[s.SHADOW_FLAGS] & PROTECTED:
+                        return -1
                 synchronize_below(m, a, t, below)  # a guest flushes nothing for what was not present
             link_page(m, a, t, entry, below)
             page = below
@@ -190,11 +209,17 @@ def map_shadow(m: Record, a: Arena, t: Tags) -> int:
     rights = shadow_get(m, a, t, pool + P_RIGHTS)
     if may_be_large(m, a, t, frame, error):
         entry = way_down(m, a, t, 2)
+        if entry < 0:
+            m[s.GPR + s.RAX] = 2
+            return 0
         if shadow_get(m, a, t, entry_at(m, entry)) & d.LEADS_TO_TABLE == 0:
             set_leaf(m, a, t, entry, frame & ~511, hfn & ~511, rights, writable, ASKED, True)
             shadow_count(m, a, t, P_FILLED)
             return 0
     entry = way_down(m, a, t, 1)
+    if entry < 0:
+        m[s.GPR + s.RAX] = 2
+        return 0
     written = set_leaf(m, a, t, entry, frame, hfn, rights, writable, ASKED, False)
     shadow_count(m, a, t, P_FILLED)
     if error & PF_WRITE and not written:
@@ -274,13 +299,18 @@ def prefetch_leaves(m: Record, a: Arena, t: Tags, entry: int) -> None:
 
 @kernel
 def map_device(m: Record, a: Arena, t: Tags) -> int:
-    """SHADOW_MAP_DEVICE: let accesses to the frame of the last walk fault on a reserved bit."""
+    """SHADOW_MAP_DEVICE: let accesses to the frame of the last walk fault on a reserved bit.
+
+    Where translations must be dropped first, it is the next access that is walked again.
+    """
     keep_free(m, a, t)
     if m[s.SHADOW_ROOT] < 0:
         m[s.SHADOW_FLAGS] |= NO_ROOT
         return 0
     frame = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_FRAME)
     entry = way_down(m, a, t, 1)
+    if entry < 0:
+        return 0
     drop_entry(m, a, t, entry)
     shadow_put(m, a, t, entry_at(m, entry), frame << 12 | d.DEVICE | PTE_PRESENT)
     return 0

@@ -3,6 +3,9 @@
 A shadow page that stands for a table of the guest makes the guest's page read-only wherever it is mapped, until it may
 go out of sync. Entries that become stricter leave word in SHADOW_FLAGS that translations are to be dropped.
 
+Where vCPUs share a pool, a shadow page that is given up may still be walked on other CPUs. It is free only when all
+have dropped translations, which the program asks for, and if no vCPU has it as its root.
+
 SDM: "Memory Virtualization".
 Not modelled: the order in which a real hypervisor evicts (a hand goes round here); 1 GiB shadow entries.
 """
@@ -16,12 +19,15 @@ from vtsim.cpu.kernels.agile_ept import set_ept_flags
 from vtsim.cpu.kernels.hook_access import zero_page
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
+    GIVEN_UP,
     KEY_FRAME,
     LOW,
     NO_ROOT,
+    OTHER_ROOTS,
     P_EVICTED,
     P_FREE,
     P_FREE_COUNT,
+    P_GIVEN_UP,
     P_HAND,
     P_LEFT_SYNC,
     P_MADE,
@@ -29,10 +35,12 @@ from vtsim.cpu.kernels.shadow_pool import (
     P_PAGES,
     P_ROOT,
     P_ZAPPED,
+    PROTECTED,
     R_BELOW,
     R_BITMAP,
     R_NEXT,
     R_PARENTS,
+    R_ROOTS,
     R_STATE,
     bucket_at,
     entry_at,
@@ -113,7 +121,7 @@ def protect_frame(m: Record, a: Arena, t: Tags, frame: int) -> None:
             word = shadow_get(m, a, t, at)
             if word & PTE_WRITE and word & PTE_SWITCHES == 0:
                 shadow_put(m, a, t, at, word & ~PTE_WRITE)
-                m[s.SHADOW_FLAGS] |= FLUSH
+                m[s.SHADOW_FLAGS] |= FLUSH | PROTECTED
             entry = shadow_get(m, a, t, note_at(m, entry - 1)) & LOW
     if m[s.SHADOW_MODE] & d.MODE_AGILE:
         set_ept_flags(m, a, t, frame, EPT_WRITE | EPT_DIRTY, 0)
@@ -223,26 +231,84 @@ def release_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         place = record_at(m, other - 1) + R_NEXT
         other = shadow_get(m, a, t, place)
     shadow_put(m, a, t, place, shadow_get(m, a, t, at + R_NEXT))
-    pool = m[s.SHADOW_POOL]
-    shadow_put(m, a, t, at + R_STATE, 0)
-    shadow_put(m, a, t, at + R_NEXT, shadow_get(m, a, t, pool + P_FREE))
-    shadow_put(m, a, t, pool + P_FREE, page + 1)
-    shadow_put(m, a, t, pool + P_FREE_COUNT, shadow_get(m, a, t, pool + P_FREE_COUNT) + 1)
     shadow_count(m, a, t, P_ZAPPED)
     if key & d.ROLE_LEVEL >= 4:
         unlist_roots(m, a, t)
+    users = shadow_get(m, a, t, at + R_ROOTS) if m[s.SHADOW_SEVERAL] else 0
     if page == m[s.SHADOW_ROOT]:
         m[s.SHADOW_ROOT] = -1
         m[s.SHADOW_FLAGS] |= NO_ROOT
-        shadow_put(m, a, t, pool + P_ROOT, 0)
+        shadow_put(m, a, t, m[s.SHADOW_POOL] + P_ROOT, 0)
+        if users:
+            users -= 1
+            shadow_put(m, a, t, at + R_ROOTS, users)
+    if users:
+        m[s.SHADOW_FLAGS] |= OTHER_ROOTS
+        shadow_put(m, a, t, at + R_STATE, d.GONE)
+    elif m[s.SHADOW_SEVERAL]:
+        give_up(m, a, t, page)
+    else:
+        free_page(m, a, t, page)
 
 
 @kernel
-def next_unsync(m: Record, a: Arena, t: Tags, depth: int) -> int:
+def free_page(m: Record, a: Arena, t: Tags, page: int) -> None:
+    """A shadow page may be used for something else."""
+    vm = m[s.SHADOW_VM]
+    at = record_at(m, page)
+    shadow_put(m, a, t, at + R_STATE, 0)
+    shadow_put(m, a, t, at + R_NEXT, shadow_get(m, a, t, vm + P_FREE))
+    shadow_put(m, a, t, vm + P_FREE, page + 1)
+    shadow_put(m, a, t, vm + P_FREE_COUNT, shadow_get(m, a, t, vm + P_FREE_COUNT) + 1)
+
+
+@kernel
+def give_up(m: Record, a: Arena, t: Tags, page: int) -> None:
+    """A shadow page that nothing leads to may still be in what other CPUs have cached: it waits for their flush."""
+    vm = m[s.SHADOW_VM]
+    at = record_at(m, page)
+    shadow_put(m, a, t, at + R_STATE, 0)
+    shadow_put(m, a, t, at + R_NEXT, shadow_get(m, a, t, vm + P_GIVEN_UP))
+    shadow_put(m, a, t, vm + P_GIVEN_UP, page + 1)
+    m[s.SHADOW_FLAGS] |= GIVEN_UP
+
+
+@kernel
+def free_given_up(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_FREE: all vCPUs have dropped translations since shadow pages were given up: those are free."""
+    vm = m[s.SHADOW_VM]
+    page = shadow_get(m, a, t, vm + P_GIVEN_UP)
+    shadow_put(m, a, t, vm + P_GIVEN_UP, 0)
+    while page:
+        following = shadow_get(m, a, t, record_at(m, page - 1) + R_NEXT)
+        free_page(m, a, t, page - 1)
+        page = following
+    return 0
+
+
+@kernel
+def change_root(m: Record, a: Arena, t: Tags, root: int) -> None:
+    """Where vCPUs share a pool: this one leaves its root, which may have been given up, for another one."""
+    old = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_ROOT) - 1
+    if old == root:
+        return
+    at = record_at(m, root) + R_ROOTS
+    shadow_put(m, a, t, at, shadow_get(m, a, t, at) + 1)
+    if old < 0:
+        return
+    at = record_at(m, old)
+    users = shadow_get(m, a, t, at + R_ROOTS) - 1
+    shadow_put(m, a, t, at + R_ROOTS, users)
+    if users == 0 and shadow_get(m, a, t, at + R_STATE) == d.GONE:
+        give_up(m, a, t, old)
+
+
+@kernel
+def next_unsync(m: Record, a: Arena, t: Tags, depth: int, clear: bool) -> int:
     """Of the walk of what is out of sync that stands in SHADOW_STACK at `depth`: the next depth, or -1 at its end.
 
     A leaf table that is found is in the stack at the depth returned, with its lowest bit set. The bits on the way are
-    cleared.
+    cleared, if that is wanted.
     """
     while depth >= 0:
         place = m[s.SHADOW_STACK + depth]
@@ -259,14 +325,16 @@ def next_unsync(m: Record, a: Arena, t: Tags, depth: int) -> int:
                 break
             index = (index | 63) + 1
         if index >= 512 or bits == 0:
-            shadow_put(m, a, t, at + R_BELOW, 0)
+            if clear:
+                shadow_put(m, a, t, at + R_BELOW, 0)
             depth -= 1
             continue
         while bits & 1 == 0:
             bits >>= 1
             index += 1
-        word_at = at + R_BITMAP + 8 * (index >> 6)
-        shadow_put(m, a, t, word_at, shadow_get(m, a, t, word_at) & ~(1 << (index & 63)))
+        if clear:
+            word_at = at + R_BITMAP + 8 * (index >> 6)
+            shadow_put(m, a, t, word_at, shadow_get(m, a, t, word_at) & ~(1 << (index & 63)))
         m[s.SHADOW_STACK + depth] = page << 12 | (index + 1) << 1
         word = shadow_get(m, a, t, entry_at(m, page * 512 + index))
         if word & PTE_PRESENT == 0 or word & d.LEADS_TO_TABLE == 0:
@@ -287,29 +355,41 @@ def zap_page(m: Record, a: Arena, t: Tags, page: int) -> None:
     """Give up a shadow page, and what is out of sync below it."""
     if shadow_get(m, a, t, record_at(m, page) + R_BELOW):
         m[s.SHADOW_STACK] = page << 12
-        depth = next_unsync(m, a, t, 0)
+        depth = next_unsync(m, a, t, 0, True)
         while depth >= 0:
             release_page(m, a, t, m[s.SHADOW_STACK + depth] >> 12)
-            depth = next_unsync(m, a, t, depth)
+            depth = next_unsync(m, a, t, depth, True)
     release_page(m, a, t, page)
 
 
 @kernel
 def keep_free(m: Record, a: Arena, t: Tags) -> None:
-    """See to it that the pages of one fault are free; the root in use is not evicted."""
-    pool = m[s.SHADOW_POOL]
-    if shadow_get(m, a, t, pool + P_FREE_COUNT) >= d.MIN_FREE:
-        return
-    pages = shadow_get(m, a, t, pool + P_PAGES)
-    hand = shadow_get(m, a, t, pool + P_HAND)
+    """See to it that the pages of one fault are free; where vCPUs share a pool, a hook before it has done so."""
+    if m[s.SHADOW_SEVERAL] == 0:
+        evict(m, a, t)
+
+
+@kernel
+def evict(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_ROOM: give up shadow pages if few are free; no root in use is evicted."""
+    vm = m[s.SHADOW_VM]
+    free = shadow_get(m, a, t, vm + P_FREE_COUNT)
+    if free >= d.MIN_FREE:
+        return 0
+    pages = shadow_get(m, a, t, vm + P_PAGES)
+    hand = shadow_get(m, a, t, vm + P_HAND)
+    zapped = shadow_get(m, a, t, vm + P_ZAPPED)
     for _ in range(2 * pages):
-        if shadow_get(m, a, t, pool + P_FREE_COUNT) >= min(d.REFILL, pages >> 1):
+        if free + shadow_get(m, a, t, vm + P_ZAPPED) - zapped >= min(d.REFILL, pages >> 1):
             break
         hand = hand + 1 if hand + 1 < pages else 0
-        if hand != m[s.SHADOW_ROOT] and shadow_get(m, a, t, record_at(m, hand) + R_STATE) & d.IN_USE:
+        if hand == m[s.SHADOW_ROOT] or (m[s.SHADOW_SEVERAL] and shadow_get(m, a, t, record_at(m, hand) + R_ROOTS)):
+            continue
+        if shadow_get(m, a, t, record_at(m, hand) + R_STATE) & d.IN_USE:
             zap_page(m, a, t, hand)
             shadow_count(m, a, t, P_EVICTED)
-    shadow_put(m, a, t, pool + P_HAND, hand)
+    shadow_put(m, a, t, vm + P_HAND, hand)
+    return 0
 
 
 @kernel
@@ -324,14 +404,14 @@ def forget_writes(m: Record, a: Arena, t: Tags, page: int) -> None:
 @kernel
 def new_page(m: Record, a: Arena, t: Tags, frame: int, role: int) -> int:
     """Make the shadow page of a guest frame in a role; the guest's table is read-only from now on."""
-    pool = m[s.SHADOW_POOL]
-    page = shadow_get(m, a, t, pool + P_FREE) - 1
+    vm = m[s.SHADOW_VM]
+    page = shadow_get(m, a, t, vm + P_FREE) - 1
     if page < 0:
         m[s.STOP] = MODEL_FAULT
         return 0
     at = record_at(m, page)
-    shadow_put(m, a, t, pool + P_FREE, shadow_get(m, a, t, at + R_NEXT))
-    shadow_put(m, a, t, pool + P_FREE_COUNT, shadow_get(m, a, t, pool + P_FREE_COUNT) - 1)
+    shadow_put(m, a, t, vm + P_FREE, shadow_get(m, a, t, at + R_NEXT))
+    shadow_put(m, a, t, vm + P_FREE_COUNT, shadow_get(m, a, t, vm + P_FREE_COUNT) - 1)
     bucket = bucket_at(m, frame)
     shadow_put(m, a, t, at, frame << KEY_FRAME | role)
     shadow_put(m, a, t, at + R_NEXT, shadow_get(m, a, t, bucket))

@@ -15,6 +15,9 @@ from vtsim.vmcs import state as h
 # fmt: off
 # what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
 FLUSH, NO_ROOT, STRANGE_ROOT = 1, 2, 4
+# and where vCPUs share a pool: of FLUSH, a page of the guest became read-only; roots of other vCPUs were given up; so
+# were shadow pages, which are free when all have dropped translations
+PROTECTED, OTHER_ROOTS, GIVEN_UP = 8, 16, 32
 # above them two counts: entries that were held against the guest's, and filled beside the one asked for
 HELD, FILLED = 16, 40
 HELD_ONE: int = 1 << HELD
@@ -27,6 +30,7 @@ R_PARENTS: int = d.RECORD["PARENTS"]
 R_STATE: int   = d.RECORD["STATE"]
 R_BELOW: int   = d.RECORD["BELOW"]
 R_BITMAP: int  = d.RECORD["BITMAP"]
+R_ROOTS: int   = d.RECORD["ROOTS"]
 P_ROOT: int    = d.POOL["ROOT"]
 P_CR3: int     = d.POOL["CR3"]
 P_PAGES: int   = d.POOL["PAGES"]
@@ -50,6 +54,8 @@ P_FRAMES: int  = d.POOL["FRAMES"]
 P_BUCKETS: int = d.POOL["BUCKETS"]
 P_LARGE: int   = d.POOL["LARGE"]
 P_SWITCHES: int = d.POOL["SWITCHES"]
+P_VM: int      = d.POOL["VM"]
+P_GIVEN_UP: int = d.POOL["GIVEN_UP"]
 # fmt: on
 
 
@@ -72,7 +78,7 @@ def shadow_put(m: Record, a: Arena, t: Tags, at: int, value: int) -> None:
 @kernel
 def shadow_count(m: Record, a: Arena, t: Tags, statistic: int) -> None:
     """Count an event in a statistic of the pool."""
-    at = m[s.SHADOW_POOL] + statistic
+    at = m[s.SHADOW_VM] + statistic
     shadow_put(m, a, t, at, shadow_get(m, a, t, at) + 1)
 
 
@@ -92,9 +98,23 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     m[s.SHADOW_BUCKETS] = shadow_get(m, a, t, pool + P_BUCKETS)
     m[s.SHADOW_MODE] = shadow_get(m, a, t, pool + P_MODE)
     m[s.SHADOW_ROOT] = shadow_get(m, a, t, pool + P_ROOT) - 1
+    m[s.SHADOW_VM] = pool
+    m[s.SHADOW_SEVERAL] = shadow_get(m, a, t, pool + P_VM)
+    if m[s.SHADOW_SEVERAL]:
+        m[s.SHADOW_VM] = m[s.SHADOW_SEVERAL]
+        find_root(m, a, t)
     if m[s.SHADOW_MODE] & d.MODE_AGILE:
         m[s.SHADOW_SWITCHES] = shadow_get(m, a, t, pool + P_SWITCHES)
         follow_cr3(m, a, t)
+
+
+@kernel
+def find_root(m: Record, a: Arena, t: Tags) -> None:
+    """Another vCPU may have given up the root of this one, which is not there any more then."""
+    root = m[s.SHADOW_ROOT]
+    if root < 0 or shadow_get(m, a, t, record_at(m, root) + R_STATE) & d.IN_USE == 0:
+        m[s.SHADOW_ROOT] = -1
+        m[s.SHADOW_FLAGS] |= NO_ROOT
 
 
 @kernel

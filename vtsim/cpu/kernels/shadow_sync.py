@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, role_in, synchronize_below
+from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, protect_below, role_in, synchronize_below
 from vtsim.cpu.kernels.shadow_map import P_LOADED, fill_beside
-from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, unmap_frame, zap_page
+from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, protect_frame, unmap_frame, zap_page
 from vtsim.cpu.kernels.shadow_pool import (
     KEY_FRAME,
     P_PAGES,
@@ -59,7 +59,7 @@ def table_written(m: Record, a: Arena, t: Tags) -> int:
             if state >> d.WRITES >= d.FLOOD or size < 4 or gpa & (size - 1):
                 zap_page(m, a, t, page - 1)
                 shadow_count(m, a, t, P_FLOODED)
-                if following and shadow_get(m, a, t, record_at(m, following - 1) + R_STATE) == 0:
+                if following and shadow_get(m, a, t, record_at(m, following - 1) + R_STATE) & d.IN_USE == 0:
                     following = shadow_get(m, a, t, bucket_at(m, frame))  # what followed went too: once more
                     counted = True
             else:
@@ -84,6 +84,19 @@ def unprotect(m: Record, a: Arena, t: Tags) -> int:
             following = shadow_get(m, a, t, bucket_at(m, frame))
         page = following
     m[s.GPR + s.RAX] = zapped
+    return 0
+
+
+@kernel
+def protect_unsync(m: Record, a: Arena, t: Tags) -> int:
+    """SHADOW_PROTECT: leaf tables out of sync are read-only for the guest: below the root in use, or (RCX 1) all."""
+    if m[s.GPR + s.RCX] == 0:
+        if m[s.SHADOW_ROOT] >= 0:
+            protect_below(m, a, t, m[s.SHADOW_ROOT])
+        return 0
+    for page in range(shadow_get(m, a, t, m[s.SHADOW_POOL] + P_PAGES)):
+        if shadow_get(m, a, t, record_at(m, page) + R_STATE) & d.UNSYNC:
+            protect_frame(m, a, t, shadow_get(m, a, t, record_at(m, page)) >> KEY_FRAME)
     return 0
 
 

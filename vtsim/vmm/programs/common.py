@@ -88,6 +88,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)
         shadow.subroutines(a, path)
+        if path.remote:
+            several.subroutines(a, path)
     upcalls.subroutines(a, path)
     for emit in (apic.read, apic.write, timer.write_initial_count, timer.write_tsc_deadline):
         a.activity = ops.DEVICE_EMULATION

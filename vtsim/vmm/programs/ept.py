@@ -262,8 +262,9 @@ def make_page(a: Assembler, path: Path) -> None:
         a.copy(RSI, R13)
         a.ld(RDI, vcpu("SHADOW"))
         a.hook(SHADOW_UNMAP)
+        several.because(a, path, at.FOR_FAULTS)
         a.call("shadow_settle")
-        a.jmp("reenter")
+        a.jmp(several.unlocked(path))
     else:
         leaf_of(a, R13)
         a.test(RAX, register=RAX)

@@ -17,7 +17,7 @@ from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import several, viommu
+from vtsim.vmm.programs import several, shadow_shared, viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
 from vtsim.vmm.programs.ports import DEVICE_WORDS
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
@@ -60,9 +60,14 @@ def emulator(a: Assembler, path: Path) -> None:
     a.label("no_slot")
     work(a, path, "make_mmio_entry")
     if path.vmm.on_shadow:
+        shadow_shared.begin(a, path, at.FOR_SHADOWING)
+        if path.several:
+            a.call("shadow_verify")
+            a.jcc(ops.CC_NZ, "reenter_unlocked")
         a.ld(RDI, vcpu("SHADOW"))
         a.hook(SHADOW_MAP_DEVICE)
         a.call("shadow_settle")
+        shadow_shared.end(a, path)
     elif path.vmm.paging == "ept":
         several.lock_tables(a, path)
         a.copy(RDX, R13)

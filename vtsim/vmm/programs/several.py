@@ -28,6 +28,7 @@ from vtsim.vmm.registry import Path
 
 SHORTHAND: Final = 3 << 18
 TO_ITSELF, TO_ALL = 1 << 18, 2 << 18
+INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
 
 
 def of_vm(a: Assembler, path: Path, register: int, field: str) -> None:
@@ -125,6 +126,8 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.st(vcpu("ASKED_FLUSH"), RCX)
     flush_as_asked(a, path)
     a.label("asked_flushed")
+    if path.several and path.vmm.on_shadow:
+        a.call("root_as_asked")
     _log_as_asked(a, path)
     zero(a, RCX)
     a.st(vcpu("ASKED_EVENTS"), RCX)
@@ -158,6 +161,8 @@ def subroutines(a: Assembler, path: Path) -> None:
 
 def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     """Subroutine: ask every other vCPU of the VM by a word, and wait until each has seen to it, or is out of its guest.
+
+    Whoever is out of its guest sees to it before it enters.
 
     Changes RAX, RCX, RDX and RDI.
     """
@@ -204,9 +209,21 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
 
 
 def flush_as_asked(a: Assembler, path: Path) -> None:
-    """Drop what was cached of the VM's EPT because another vCPU has changed it. Changes RAX."""
+    """Drop what was cached of the VM's tables because another vCPU has changed them. Changes RAX and RCX."""
     count(a, "REMOTE_FLUSHES")
-    flush_here(a, path)
+    if path.vmm.on_shadow:
+        flush_vpid(a, path)
+    else:
+        flush_here(a, path)
+
+
+def flush_vpid(a: Assembler, path: Path) -> None:
+    """Drop the translations of this vCPU; without VPIDs VM entry does. Changes RAX and RCX."""
+    if path.vmm.vpid:
+        a.mov(RCX, SINGLE)
+        a.vmread(RAX, "VPID")
+        a.st(vcpu("DESCRIPTOR"), RAX)
+        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
 
 
 def _log_as_asked(a: Assembler, path: Path) -> None:

@@ -16,14 +16,15 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
-from vtsim.cpu.kernels.shadow_pool import FILLED, FLUSH, HELD, NO_ROOT, STRANGE_ROOT
-from vtsim.cpu.slots import R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.cpu.kernels.shadow_pool import FLUSH, NO_ROOT, STRANGE_ROOT
+from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import agile, ept, instructions, several
+from vtsim.vmm.programs import shadow_shared as shared
 from vtsim.vmm.programs.cluster_table import remember_store
 from vtsim.vmm.programs.ept_leaf import find_slot
 from vtsim.vmm.programs.words import (
@@ -43,10 +44,8 @@ from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
 DOUBLE_FAULT, PAGE_FAULT = 8, 14
 DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
 PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
-INDIVIDUAL, SINGLE = 0, 1  # types of INVVPID
+MAPPED, TO_TABLE, TO_WALK_AGAIN = range(3)  # what SHADOW_MAP answers
 VMXE, PAE, CR4_LA57, PCIDE, RFLAGS_AC = 1 << 13, 1 << 5, 1 << 12, 1 << 17, 1 << 18
-# what is around each entry that a hook counts: length, first bit and bits of the count
-ENTRY_LENGTHS: Final = (("synchronize_entry", HELD, FILLED - HELD), ("prefetch_entry", FILLED, 63 - FILLED))
 MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
     (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
     (RAX, 31, d.MODE_PAGING),
@@ -98,17 +97,32 @@ def fault(a: Assembler, path: Path) -> None:
     a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
     a.test(RAX, SLOT_READ_ONLY)
-    a.jcc(ops.CC_Z, "find_page")
+    a.jcc(ops.CC_Z, "lock_page" if path.several else "find_page")
     a.test(R12, e.PF_WRITE)
     a.jcc(ops.CC_NZ, "emulate")
+    if path.several:
+        a.label("lock_page")
+        shared.begin(a, path, at.FOR_SHADOWING)
+        a.label("walk_again")
+        a.call("shadow_verify")
+        a.jcc(ops.CC_NZ, "reenter_unlocked")
     ept.find_page(a, path)
     a.label("map_page")
     work(a, path, "map_shadow")
     a.copy(RCX, RBP)
     a.ld(R10, Mem(R14, SLOT["FLAGS"]))
     hook(a, h.SHADOW_MAP)
-    a.copy(R12, RAX)
-    a.call("shadow_settle")
+    if path.several:
+        a.push(RAX)
+        a.call("shadow_settle")
+        a.pop(RAX)
+        a.cmp(RAX, TO_WALK_AGAIN)
+        a.jcc(ops.CC_Z, "walk_again")
+        a.copy(R12, RAX)
+        shared.end(a, path)
+    else:
+        a.copy(R12, RAX)
+        a.call("shadow_settle")
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "table_write")
     a.jmp("reenter")
@@ -175,40 +189,47 @@ def write_table(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "no_table")
     a.st(vcpu("DECODED", 2), R9)
     remember_store(a, path)
+    if path.several:
+        a.push(RCX)
+        a.push(RDX)
+        shared.begin(a, path, at.FOR_WRITES)
+        a.pop(RDX)
+        a.pop(RCX)
     store_decoded(a, at.V["REGISTERS"], at.USER_RAM)
     a.copy(RCX, RDX)
     a.copy(RSI, R13)
     work(a, path, "table_written")
     hook(a, h.SHADOW_WRITE)
     a.call("shadow_settle")
+    shared.end(a, path)
     agile.note(a, path)
     a.jmp("skip_decoded")
     a.label("no_table")
+    shared.begin(a, path, at.FOR_WRITES)
     a.copy(RSI, R13)
     hook(a, h.SHADOW_UNPROTECT)
     a.call("shadow_settle")
-    a.jmp("reenter")
+    a.jmp(several.unlocked(path))
 
 
 def subroutines(a: Assembler, path: Path) -> None:
     """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`, `shadow_entries`."""
-    _entries(a, path)
-    a.label("shadow_settle")
-    _count_entries(a, path)
-    a.test(RDX, NO_ROOT)
-    a.jcc(ops.CC_NZ, "settle_root")
-    if path.vmm.vpid or path.vmm.paging == "agile":
-        a.test(RDX, FLUSH)
-        a.jcc(ops.CC_NZ, "flush_guest")
-    a.ret()
-    a.label("settle_root")
-    load_root(a, path)
+    shared.entries(a, path)
+    if path.several:
+        shared.subroutines(a, path)
+    else:
+        a.label("shadow_settle")
+        shared.count_entries(a, path)
+        a.test(RDX, NO_ROOT)
+        a.jcc(ops.CC_NZ, "settle_root")
+        if path.vmm.vpid or path.vmm.paging == "agile":
+            a.test(RDX, FLUSH)
+            a.jcc(ops.CC_NZ, "flush_guest")
+        a.ret()
+        a.label("settle_root")
+        shared.load_root(a, path)
     a.label("flush_guest")
-    if path.vmm.vpid:
-        a.mov(RCX, SINGLE)
-        a.vmread(RAX, "VPID")
-        a.st(vcpu("DESCRIPTOR"), RAX)
-        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+    several.flush_vpid(a, path)
     if path.vmm.paging == "agile":
         several.flush_here(a, path)
     a.ret()
@@ -227,46 +248,6 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.ret()
 
 
-def _counts(path: Path) -> bool:
-    return any(path.parameters.get(name, 0) for name, _, _ in ENTRY_LENGTHS)
-
-
-def _count_entries(a: Assembler, path: Path) -> None:
-    """What stands around the entries that a hook has counted in RDX, if anything does. Changes R11."""
-    if _counts(path):
-        a.call("shadow_entries")
-
-
-def _entries(a: Assembler, path: Path) -> None:
-    """`shadow_entries`: the code around every entry that a hook has counted in RDX. Changes R11."""
-    if not _counts(path):
-        return
-    a.label("shadow_entries")
-    for name, first, bits in ENTRY_LENGTHS:
-        a.copy(R11, RDX)
-        a.shl(R11, 64 - first - bits)
-        a.shr(R11, 64 - bits)
-        a.test(R11, register=R11)
-        a.jcc(ops.CC_Z, f"{name}_done")
-        a.label(name)
-        work(a, path, name)
-        a.sub(R11, 1)
-        a.jcc(ops.CC_NZ, name)
-        a.label(f"{name}_done")
-    a.ret()
-
-
-def load_root(a: Assembler, path: Path, mode: bool = False) -> None:
-    """The shadow root of the guest's CR3 becomes the processor's; its paging mode is in RBX, or as it was."""
-    work(a, path, "load_root")
-    a.ld(RDI, vcpu("SHADOW"))
-    a.ld(RSI, vcpu("SHADOW_CR3"))
-    if not mode:
-        a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
-    a.hook(h.SHADOW_LOAD_ROOT)
-    a.call("write_root")
-
-
 def control_registers(a: Assembler, path: Path) -> None:
     """`cr_to_0`, `cr_to_3`, `cr_to_4` with the guest's value in RAX; `paging_mode`; `efer_written`, `efer_read`."""
     a.label("cr_to_3")
@@ -280,20 +261,24 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.shr(RAX, 1)
     a.label("cr3_value")
     a.st(vcpu("SHADOW_CR3"), RAX)
-    load_root(a, path)
+    shared.begin(a, path, at.FOR_SYNC)
+    shared.load_root(a, path)
+    shared.settle(a, path)
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "cr3_kept")
     a.label("cr3_synchronize")
     work(a, path, "synchronize")
-    hook(a, h.SHADOW_SYNC)
-    _count_entries(a, path)
+    shared.synchronize(a, path, h.SHADOW_SYNC)
+    shared.end(a, path)
     a.call("flush_guest")
     agile.look(a, path, "cr3")
     a.jmp("skip")
     a.label("cr3_kept")
     a.test(RDX, STRANGE_ROOT)
     a.jcc(ops.CC_NZ, "cr3_synchronize")
-    a.call("shadow_settle")
+    if not path.several:
+        a.call("shadow_settle")
+    shared.end(a, path)
     a.jmp("skip")
 
     a.label("cr_to_0")
@@ -317,10 +302,15 @@ def control_registers(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_Z, f"mode_without_{mode}")
         a.or_(RBX, mode)
         a.label(f"mode_without_{mode}")
-    load_root(a, path, mode=True)
+    if path.several:
+        a.push(RBX)
+        shared.begin(a, path, at.FOR_SYNC)
+        a.pop(RBX)
+    shared.load_root(a, path, mode=True)
+    shared.settle(a, path)
     work(a, path, "synchronize")
-    hook(a, h.SHADOW_SYNC_ALL)
-    _count_entries(a, path)
+    shared.synchronize(a, path, h.SHADOW_SYNC_ALL)
+    shared.end(a, path)
     a.call("flush_guest")
     a.jmp("skip")
 
@@ -346,7 +336,7 @@ def drop_address(a: Assembler, path: Path, address: int) -> None:
     """Drop the translations of a guest's address, or all of its VPID where that is all there is. Changes RAX RCX."""
     if path.vmm.vpid:
         by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
-        a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
+        a.mov(RCX, several.INDIVIDUAL if by_address else several.SINGLE)
         a.vmread(RAX, "VPID")
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.st(vcpu("DESCRIPTOR", 1), address)
@@ -360,8 +350,12 @@ def invlpg(a: Assembler, path: Path) -> None:
     a.vmread(RSI, "EXIT_QUALIFICATION")
     a.label("invlpg_address")
     a.copy(R13, RSI)
+    shared.begin(a, path, at.FOR_SYNC)
+    if path.several:
+        a.copy(RSI, R13)
     hook(a, h.SHADOW_INVLPG)
     a.call("shadow_settle")
+    shared.end(a, path)
     drop_address(a, path, R13)
     a.jmp("skip")
 
@@ -434,12 +428,19 @@ def invpcid(a: Assembler, path: Path) -> None:
     zero(a, RDX)
     a.jmp("inject")
     a.label("invpcid_allowed")
+    shared.begin(a, path, at.FOR_SYNC)
+    if path.several:
+        a.test(R12, register=R12)
+        a.jcc(ops.CC_Z, "invpcid_protected")
+        shared.protect(a, path)
+        a.label("invpcid_protected")
     a.copy(RSI, RBP)
     a.copy(RCX, R12)
     a.copy(R13, RBP)
     hook(a, h.SHADOW_INVPCID)
     a.copy(RBP, RAX)
     a.call("shadow_settle")
+    shared.end(a, path)
     a.test(RBP, register=RBP)
     a.jcc(ops.CC_Z, "skip")  # whoever loads that root again finds it strange
     a.test(R12, register=R12)

@@ -1,0 +1,240 @@
+"""The guest of `changing_tables` on two vCPUs: both change tables, drop translations of their own, and access memory.
+
+A step waits for steps of the other vCPU only where it must: where one writes a word of memory that the other reads or
+writes, or drops translations that the other has made stale. So each access has one answer, and the hypervisor still has
+to do with both vCPUs at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from attrs import define, evolve, field
+
+from tests.oracle.walker import Words
+from tests.vmm import changing_tables as one
+from tests.vmm.changing_tables import Paging, Plan, signed
+from vtsim.base import memory as mem
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.guest.machine_view import PhysicalMemory, Start
+
+VCPUS, FLOODS = 2, 0.03
+CODES, STACKS = (one.CODE, one.CODE + (1 << 27)), (one.STACK, one.STACK + (1 << 20))
+PROGRESS = 0x5000_0000  # a word for each vCPU: steps that it has done
+Emits = list[Callable[[Assembler], None]]
+
+
+@define
+class Watched(Words):
+    """Words whose reads and writes are noted."""
+
+    read: set[int] = field(factory=set)
+    written: set[int] = field(factory=set)
+
+    def __getitem__(self, hpa: int) -> int:
+        self.read.add(hpa & ~7)
+        return super().__getitem__(hpa)
+
+    def __setitem__(self, hpa: int, value: int) -> None:
+        if super().__getitem__(hpa) != value:
+            self.written.add(hpa & ~7)
+        super().__setitem__(hpa, value)
+
+
+@define
+class Step:
+    """What one step reads and writes of memory, and the emits that it is made of."""
+
+    read: set[int]
+    written: set[int]
+    emits: Emits
+    waits_for: int = 0  # steps of the other vCPU
+
+
+@define
+class Side:
+    """What a vCPU has loaded, what may be stale in it, and its steps."""
+
+    root: int = 0
+    fresh: set[int] = field(factory=set)
+    stale: dict[int, set[int]] = field(factory=lambda: {0: set(), 1: set()})
+    steps: list[Step] = field(factory=list)
+    changes: int = 0  # steps up to and with the last one that changed a table
+
+
+@define
+class Pair(Plan):
+    """Random programs for two vCPUs, and their expected log."""
+
+    sides: tuple[Side, ...] = field(factory=lambda: tuple(Side() for _ in range(VCPUS)))
+    turn: int = 0
+    dropped: bool = False  # has this step dropped translations?
+    changed: bool = False
+
+    def build(self) -> Pair:
+        self.words = Watched(self.words.frames)
+        steps, self.steps = self.steps, 1
+        for _ in range(steps):
+            self.turn = self.chance.randrange(VCPUS)
+            self._step()
+        return self
+
+    def _step(self) -> None:
+        mine, other = self.sides[self.turn], self.sides[1 - self.turn]
+        self.root, self.fresh, self.stale, self.emits = mine.root, mine.fresh, mine.stale, []
+        words = self.words
+        assert isinstance(words, Watched)
+        words.read, words.written = set(), set()
+        self.dropped = self.changed = False
+        known = dict(self.memory)
+        if self.chance.random() < FLOODS:
+            for _ in range(3):  # so many stores to a root, one after the other, end its shadow page
+                self.change(self.root_entry(), self.upper(4))
+        else:
+            super().build()
+        stored = {gpa for gpa, value in self.memory.items() if known.get(gpa) != value}
+        step = Step(words.read if not self.changed else set(), words.written | stored, self.emits)
+        step.waits_for = max([0, *(n + 1 for n, its in enumerate(other.steps) if conflict(step, its))])
+        if self.dropped:
+            step.waits_for = max(step.waits_for, other.changes)
+        mine.root, mine.fresh, mine.stale = self.root, self.fresh, self.stale
+        mine.steps.append(step)
+        if self.changed:
+            mine.changes = len(mine.steps)
+
+    def root_entry(self) -> int:
+        """Where an entry of a root stands."""
+        return one.ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(one.TOPS) << 3
+
+    def change(self, at: int, value: int) -> None:
+        stale, self.stale = self.stale, {0: set(), 1: set()}
+        super().change(at, value)
+        for each in (stale, self.sides[1 - self.turn].stale):
+            for pcid, addresses in self.stale.items():
+                each[pcid] |= addresses
+        self.stale, self.changed = stale, True
+        assert isinstance(self.words, Watched)
+        self.words.written.add(at & ~7)
+
+    def invalidate(self, address: int) -> None:
+        self.dropped = True
+        super().invalidate(address)
+
+    def invalidate_pcid(self, kind: int, root: int, address: int) -> None:
+        self.dropped = True
+        super().invalidate_pcid(kind, root, address)
+
+    def load_root(self, root: int, keep: bool) -> None:
+        self.dropped = True
+        super().load_root(root, keep)
+
+    # --- the guest
+    def guest(self, memory: PhysicalMemory) -> Start:
+        """Lay the guest into memory: tables, log and handler are shared, code and stack are not."""
+        following = iter(range(one.FIRST_FREE, one.ROOTS[0]))
+
+        def words(gfn: int) -> np.ndarray:
+            return memory.contents(gfn, mem.TABLE)
+
+        words(one.ROOTS[0])
+        table = Table(root=one.ROOTS[0], format=PAGING, take=lambda: next(following), words=words)
+        handler = 0
+        for cpu, side in enumerate(self.sides):
+            a = Assembler(f"changing tables {cpu}", CODES[cpu])
+            self._emit(a, cpu, side)
+            program = a.assemble()
+            frames = {}
+            for page, _ in program.pages():
+                gfn = next(following)
+                table.map(page, [gfn], KERNEL_PAGE)
+                frames[page] = memory.frame(gfn)
+            memory.engine.place(program, frames.__getitem__)
+            handler = program.labels.get("gate_14", handler)
+            table.map(STACKS[cpu] - 4096, [next(following)], KERNEL_PAGE)
+        logs = [next(following) for _ in range(-(-len(self.log) * one.LOG_WORDS // 512) + 1)]
+        idt = next(following)
+        for address, gfns in (
+            (one.LOG, logs), (one.IDT, [idt]), (one.TSS, [next(following)]), (PROGRESS, [next(following)]),
+            (one.WINDOW, list(range(one.WINDOW_FRAMES))),
+        ):  # fmt: skip
+            table.map(address, gfns, KERNEL_PAGE)
+        self.logs = logs
+        words(one.ROOTS[1])[0] = words(one.ROOTS[0])[0]
+        self.lay_out(memory)
+        low = (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
+        memory.store(idt * 4096 + 16 * 14, low)
+        memory.store(idt * 4096 + 16 * 14 + 8, handler >> 32)
+        first = Start(
+            rip=CODES[0], rsp=STACKS[0], rflags=2, cr0=0x80050033, cr3=self.tops[0] << 12 | int(self.paging.pcid),
+            cr4=self.paging.cr4, efer=0xD01,
+            idtr_base=one.IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=one.TSS, cpl=0, msrs={},
+            gs_base=0, fs_base=0,
+        )  # fmt: skip
+        return evolve(first, others=(evolve(first, rip=CODES[1], rsp=STACKS[1]),))
+
+    def lay_out(self, memory: PhysicalMemory) -> None:
+        """The tables as they are at first, and data."""
+        import random
+
+        initial = Plan(random.Random(self.seed), self.paging, 0).words
+        for frame, entries in initial.frames.items():
+            held = memory.contents(frame, mem.TABLE)
+            for index in range(1 if frame in one.ROOTS else 0, 512):
+                held[index] = signed(entries[index])
+        for gfn in range(one.FIRST_DATA, one.FIRST_DATA + one.DATA_FRAMES):
+            memory.store(gfn << 12, one.STAMP + gfn)
+        for first in one.LARGE_FRAMES:
+            for index in one.INDEXES[1]:
+                memory.store(first + index << 12, one.STAMP + first + index)
+
+    def _emit(self, a: Assembler, cpu: int, side: Side) -> None:
+        """A vCPU's program: its steps; the first one stops when both have done theirs."""
+        other, waited = 8 * (1 - cpu), 0
+        for number, step in enumerate(side.steps):
+            if step.waits_for > waited:
+                waited = step.waits_for
+                wait(a, PROGRESS + other, waited)
+            for emit in step.emits:
+                emit(a)
+            a.st_value(Mem(displacement=PROGRESS + 8 * cpu), number + 1)
+        if cpu:
+            a.label("over")
+            a.op(ops.PAUSE)
+            a.jmp("over")
+            return
+        wait(a, PROGRESS + other, len(self.sides[1].steps))
+        a.op(ops.STOP_OP)
+        a.label("gate_14")
+        a.pop(s.R14)
+        a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
+        a.st(Mem(s.RSP), s.R15)
+        a.op(ops.IRET)
+
+
+def conflict(step: Step, other: Step) -> bool:
+    """Must a step come behind another one?"""
+    return bool(step.written & (other.read | other.written) or step.read & other.written)
+
+
+def wait(a: Assembler, address: int, steps: int) -> None:
+    """Until the other vCPU has done so many steps."""
+    name = f"wait_{a.here:x}"
+    a.label(name)
+    a.op(ops.PAUSE)
+    a.ld(s.RAX, Mem(displacement=address))
+    a.cmp(s.RAX, steps)
+    a.jcc(ops.CC_B, name)
+
+
+def pair(seed: int, steps: int, paging: Paging) -> Pair:
+    """The random programs of a seed."""
+    import random
+
+    made: Any = Pair(random.Random(seed), paging, steps)
+    made.seed = seed
+    return made.build()  # type: ignore[no-any-return]
