@@ -64,8 +64,8 @@ SIZE: Final = (*MACHINE, f"{PHASE}.region=64 GiB", UPDATE)
 # 64 GiB of each structure, to a few percent
 SIZES: Final = {
     "gups": (f"{PHASE}.region=64 GiB", UPDATE),
-    "btree": (f"{PHASE}.records=300000000",),
-    "canneal": (f"{PHASE}.elements=350000000",),
+    "btree": (f"{PHASE}.records=810000000", f"{PHASE}.children=8", f"{PHASE}.slabs=true"),
+    "canneal": (f"{PHASE}.elements=100000000",),
     "xsbench": (f"{PHASE}.points=130000",),
 }
 
