@@ -101,7 +101,7 @@ def test_in_slabs_a_node_lies_among_those_that_it_leads_to_unless_a_second_pass_
         assert arrays[-1].count == (leaves // 2 if later else leaves - leaves // 2)
         for fraction in (0.0, 0.3, 0.999):
             parent, leaf = (place(step, fraction) - heap for step in arrays[-2:])
-            assert (leaf >= arrays[-2].count * arrays[-2].stride) == bool(later)
+            assert (leaf > place(of_passes[0][1::3][depth - 1], 0.999_999) - heap) == bool(later)
             assert later or abs(leaf - parent) < arrays[-2].stride
         assert [step.needs for step in steps] == [False] + [True] * (3 * depth + 1)
 

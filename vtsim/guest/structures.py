@@ -23,7 +23,7 @@ def accesses() -> int:
 
 def elements(default: int, meaning: str, least: int = 1) -> int:
     """Declare how many of something a data structure has."""
-    value: int = setting(counts(ge=least, le=2**30), meaning, default=default)
+    value: int = setting(counts(ge=least, le=2**32 - 1), meaning, default=default)
     return value
 
 
@@ -41,7 +41,9 @@ class BTreeSpec(Phase):
     node_lines: int = setting(counts(ge=1, le=16), "Cache lines of a node, all read in turn", default=3)
     record_lines: int = setting(counts(ge=1, le=16), "Cache lines of a record", default=2)
     slabs: bool = setting(
-        Boolean(), "Nodes' structures and records in slabs, arrays of all levels in one heap, as in vMitosis", default=False
+        Boolean(),
+        "Nodes' structures and records in slabs, arrays of all levels in one heap, as in vMitosis",
+        default=False,
     )
     accesses: int = accesses()
 

@@ -1,14 +1,15 @@
 """A B+ tree in memory, as the benchmarks of Mitosis and vMitosis walk it: dependent accesses, the first levels hot.
 
 Every node is a structure, an array of keys and an array of pointers; a look-up reads them in turn on each level.
-Ascending insertion leaves nodes half full. Mitosis' order 6 has 3 children; the three parts are allocations side by side,
-and a record has 15 words. vMitosis' tree (`slabs`, of order 16: set 8 children) keeps structures of 48 bytes and records
-of 16 in slabs, each record points to 16 bytes more, and arrays of all levels lie in the heap in the order in which they
-were made: a node is near its middle child. Keys come in two passes, even ones from below with odd ones from above, so that
-half of the leaves were made by the second, elsewhere.
-Source: Mitosis-Project, mitosis-workload-btree, src/btree1.c, config.h (order 6, tuples of 15 words); vmitosis-workloads,
-btree/btree.c, and instructions of find_leaf counted in the artifact's binary.
-Not modelled: nodes of different levels lie among each other in the heap, without `slabs`; branches that are mispredicted.
+Ascending insertion leaves nodes half full. Mitosis' order 6 has 3 children; the three parts are allocations side by
+side, and a record has 15 words. vMitosis' tree (`slabs`, of order 16: set 8 children) keeps structures of 48 bytes
+and records of 16 in slabs, each record points to 16 bytes more, and arrays of all levels lie in the heap in the order
+in which they were made: a node is near its middle child. Keys come in two passes, even ones from below with odd ones
+from above, so that half of the leaves were made by the second, elsewhere.
+Source: Mitosis-Project, mitosis-workload-btree, src/btree1.c, config.h (order 6, tuples of 15 words);
+vmitosis-workloads, btree/btree.c, and instructions of find_leaf counted in the artifact's binary.
+Not modelled: nodes of different levels lie among each other in the heap, without `slabs`; branches that are
+mispredicted.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 One element of a swap is that of the swap before: its neighbours and their places are in the cache. The other one is
 anywhere, and so are its place, its two arrays of pointers to neighbours, the neighbours and their places. What the
-decision depends on is known last, and no predictor knows it: a swap begins when the one before is decided. Two vectors,
-an atomic pointer and a string are 88 bytes, a place 8. A vector doubles as it grows, the heap adds 16 bytes, and between
-the arrays lie the entries of a map of names, 80 bytes for each element, which swaps never touch. Five inputs of an
-element are those of PARSEC's canneal_netlist.pl; it has as many outputs in the mean.
-Source: PARSEC, pkgs/kernels/canneal/src/netlist_elem.cpp (swap_cost), annealer_thread.cpp, netlist.cpp; instructions for
-a neighbour counted in vMitosis' binary without threads.
+decision depends on is known last, and no predictor knows it: a swap begins when the one before is decided. Two
+vectors, an atomic pointer and a string are 88 bytes, a place 8. A vector doubles as it grows, the heap adds 16 bytes,
+and between the arrays lie the entries of a map of names, 80 bytes for each element, which swaps never touch. Five
+inputs of an element are those of PARSEC's canneal_netlist.pl; it has as many outputs in the mean.
+Source: PARSEC, pkgs/kernels/canneal/src/netlist_elem.cpp (swap_cost), annealer_thread.cpp, netlist.cpp; instructions
+for a neighbour counted in vMitosis' binary without threads.
 Not modelled: swaps that are made, which store to two lines that are cached; decisions that are predicted.
 """
 
