@@ -22,11 +22,12 @@ from vtsim.guest.primitives.cross_sections import MATERIALS, cross_section_steps
 from vtsim.guest.primitives.graph_gather import graph_steps
 from vtsim.guest.primitives.key_values import key_value_steps
 from vtsim.guest.primitives.lookups import Step
-from vtsim.guest.primitives.netlist_swaps import netlist_steps
+from vtsim.guest.primitives.netlist_swaps import DECISION_WORK, NEIGHBOUR_WORK, netlist_steps
 from vtsim.guest.spec import StreamSpec
 
 SMALL: dict[Any, Callable[[Any], Sequence[Step]]] = {
     g.BTreeSpec(records=5000, accesses=900): btree_steps,
+    g.BTreeSpec(records=5000, children=8, slabs=True, accesses=900): btree_steps,
     g.NetlistSwapsSpec(elements=3000, accesses=900): netlist_steps,
     g.CrossSectionsSpec(nuclides=68, points=20, accesses=900): cross_section_steps,
     g.GraphGatherSpec(vertices=5000, accesses=900): graph_steps,
@@ -81,6 +82,44 @@ def test_a_b_tree_has_a_root_and_enough_leaves() -> None:
     steps = btree_steps(tree)
     assert len(steps) == 7 * tree.node_lines + tree.record_lines
     assert [step.draws for step in steps] == [True] + [False] * (len(steps) - 1)
+
+
+def test_in_slabs_a_node_lies_among_those_that_it_leads_to_unless_a_second_pass_made_them() -> None:
+    """Look-ups come in pairs, one for each pass. A key's node and its leaf are one inner node's share of the heap apart."""
+    tree = g.BTreeSpec(records=100_000, children=8, slabs=True)
+    depth = len(tree.levels)
+    of_passes = [btree_steps(tree)[: 3 * depth + 2], btree_steps(tree)[3 * depth + 2 :]]
+    nodes, leaves = sum(tree.levels), tree.levels[-1]
+
+    def place(step: Step, fraction: float) -> float:
+        return step.offset + int(fraction * step.count) * step.stride
+
+    for later, steps in enumerate(of_passes):
+        arrays = [step for step in steps[1::3]][:depth]
+        heap = arrays[0].offset
+        assert heap >= nodes * tree.STRUCTURE and heap % g.LINE == 0
+        assert arrays[-1].count == (leaves // 2 if later else leaves - leaves // 2)
+        for fraction in (0.0, 0.3, 0.999):
+            parent, leaf = (place(step, fraction) - heap for step in arrays[-2:])
+            assert (leaf > place(of_passes[0][1::3][depth - 1], 0.999_999) - heap) == bool(later)
+            assert later or abs(leaf - parent) < arrays[-2].stride
+        assert [step.needs for step in steps] == [False] + [True] * (3 * depth + 1)
+
+
+def test_a_swap_computes_one_element_from_memory_and_one_from_the_cache() -> None:
+    """New are an element, its place, its arrays and its neighbours with theirs; both elements' neighbours take the work."""
+    netlist = g.NetlistSwapsSpec(elements=1000, neighbours=6)
+    swap = netlist_steps(netlist)
+
+    assert len(swap) == 2 + 2 + 2 * 2 * 6 and all(step.draws for step in swap)
+    assert sum(step.work for step in swap) == 2 * 2 * 6 * NEIGHBOUR_WORK + DECISION_WORK
+    # one after the other: the element, its place, an array, and twice as many elements and places as it points to
+    waits = [n for n, step in enumerate(swap) if step.needs]
+    assert waits == [0, 1, 2, 3, 9, 16, 22]
+
+
+def test_a_vector_that_grew_by_doubling_has_room_for_a_power_of_two() -> None:
+    assert [g.NetlistSwapsSpec(neighbours=n).array_bytes for n in (1, 2, 3, 5, 8, 9)] == [24, 32, 48, 80, 80, 144]
 
 
 def test_a_search_halves_its_interval_at_each_step() -> None:

@@ -5,9 +5,11 @@ Sizes are those of the named program's own types on x86-64; every value can be s
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from attrs import frozen
 
-from vtsim.base.spec import counts, setting
+from vtsim.base.spec import Boolean, counts, setting
 from vtsim.guest.spec import Phase, primitives
 
 LINE = 64
@@ -21,7 +23,7 @@ def accesses() -> int:
 
 def elements(default: int, meaning: str, least: int = 1) -> int:
     """Declare how many of something a data structure has."""
-    value: int = setting(counts(ge=least, le=2**30), meaning, default=default)
+    value: int = setting(counts(ge=least, le=2**32 - 1), meaning, default=default)
     return value
 
 
@@ -30,10 +32,19 @@ def elements(default: int, meaning: str, least: int = 1) -> int:
 class BTreeSpec(Phase):
     """Look-ups of random keys in a B+ tree in memory, from its root to a record."""
 
+    STRUCTURE: ClassVar[int] = 48  # bytes of a node in a slab
+    ARRAYS: ClassVar[int] = 320  # of its keys and pointers in the heap: 120 and 128 bytes, aligned to lines
+    RECORD: ClassVar[int] = 16  # and as much of what it points to
+
     records: int = elements(3_000_000, "Records at its leaves")
     children: int = setting(counts(ge=2, le=64), "Children of a node", default=3)
     node_lines: int = setting(counts(ge=1, le=16), "Cache lines of a node, all read in turn", default=3)
     record_lines: int = setting(counts(ge=1, le=16), "Cache lines of a record", default=2)
+    slabs: bool = setting(
+        Boolean(),
+        "Nodes' structures and records in slabs, arrays of all levels in one heap, as in vMitosis",
+        default=False,
+    )
     accesses: int = accesses()
 
     @property
@@ -44,8 +55,22 @@ class BTreeSpec(Phase):
             sizes.insert(0, -(-sizes[0] // self.children))
         return tuple(sizes)
 
+    def apart(self, part: int, alignment: int) -> int:
+        """Bytes from a leaf's part to the next one's, of those that the first pass made; inner nodes lie among them."""
+        leaves = self.levels[-1]
+        first, nodes = leaves - leaves // 2, sum(self.levels) - leaves // 2
+        return -(-part * nodes // (first * alignment)) * alignment
+
+    def part_bytes(self, part: int, alignment: int) -> int:
+        """Bytes of one part of all nodes; that of leaves of the second pass comes last."""
+        second = self.levels[-1] // 2
+        return -(-((self.levels[-1] - second) * self.apart(part, alignment) + second * part) // LINE) * LINE
+
     @property
     def region_bytes(self) -> int:
+        if self.slabs:
+            nodes = self.part_bytes(self.STRUCTURE, 2) + self.part_bytes(self.ARRAYS, LINE)
+            return nodes + self.records * 2 * self.RECORD
         return LINE * (sum(self.levels) * self.node_lines + self.records * self.record_lines)
 
 
@@ -54,13 +79,27 @@ class BTreeSpec(Phase):
 class NetlistSwapsSpec(Phase):
     """Simulated annealing of a netlist: the routing cost of two random elements, through their neighbours."""
 
+    ELEMENT: ClassVar[int] = 88  # bytes of two vectors, a pointer and a string
+    PLACE: ClassVar[int] = 8
+    NAME: ClassVar[int] = 80  # of an entry of the map of names
+
     elements: int = elements(4_000_000, "Elements of the netlist")
     neighbours: int = setting(counts(ge=1, le=32), "Inputs of an element, and as many outputs", default=5)
     accesses: int = accesses()
 
     @property
+    def array_bytes(self) -> int:
+        """A vector of pointers that has grown by doubling, and what the heap adds."""
+        return 8 * (1 << (self.neighbours - 1).bit_length()) + 16
+
+    @property
+    def heap_bytes(self) -> int:
+        """What the heap has for an element."""
+        return 2 * self.array_bytes + self.NAME
+
+    @property
     def region_bytes(self) -> int:
-        return self.elements * (88 + 8 + 2 * (8 * self.neighbours + 8))
+        return self.elements * (self.ELEMENT + self.PLACE + self.heap_bytes)
 
 
 @primitives.register("cross_sections")

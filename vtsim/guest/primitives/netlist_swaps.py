@@ -1,35 +1,49 @@
 """PARSEC's canneal: what a swap of two random elements would do to the wires to their neighbours.
 
-For each of the two: the element, then its place and its two arrays of pointers to neighbours, then all neighbours, then
-their places. Neighbours and places are anywhere. Two vectors, an atomic pointer and a string are 88 bytes, a place 8,
-an array its pointers and 8 of the heap. Five inputs of an element, as in PARSEC's generated netlists, is an estimate.
-Source: PARSEC, pkgs/kernels/canneal/src/netlist_elem.cpp (swap_cost), annealer_thread.cpp.
-Not modelled: the swaps that are made, few once it has cooled down.
+One element of a swap is that of the swap before: its neighbours and their places are in the cache. The other one is
+anywhere, and so are its place, its two arrays of pointers to neighbours, the neighbours and their places. What the
+decision depends on is known last, and no predictor knows it: a swap begins when the one before is decided. Two
+vectors, an atomic pointer and a string are 88 bytes, a place 8. A vector doubles as it grows, the heap adds 16 bytes,
+and between the arrays lie the entries of a map of names, 80 bytes for each element, which swaps never touch. Five
+inputs of an element are those of PARSEC's canneal_netlist.pl; it has as many outputs in the mean.
+Source: PARSEC, pkgs/kernels/canneal/src/netlist_elem.cpp (swap_cost), annealer_thread.cpp, netlist.cpp; instructions
+for a neighbour counted in vMitosis' binary without threads.
+Not modelled: swaps that are made, which store to two lines that are cached; decisions that are predicted.
 """
 
 from __future__ import annotations
+
+from attrs import evolve
 
 from vtsim.cpu.assembler import Assembler
 from vtsim.guest.primitives import Stage, lowering
 from vtsim.guest.primitives.lookups import Step, look_up, step_words
 from vtsim.guest.structures import NetlistSwapsSpec
 
-ELEMENT, PLACE = 88, 8
-WORK = 12  # two differences, absolute values and sums for each neighbour, twice
+NEIGHBOUR_WORK = 31  # instructions of the loop: two differences, absolute values and sums, twice
+DECISION_WORK = 150  # an estimate: three random numbers and an exponential function
 
 
 def netlist_steps(phase: NetlistSwapsSpec) -> list[Step]:
-    """The routing cost of one element; two of them are a swap."""
-    count, array = phase.elements, 8 * phase.neighbours + 8
-    places, arrays = count * ELEMENT, count * (ELEMENT + PLACE)
-    around = 2 * phase.neighbours
+    """One swap: an element that is cached, and one that is not."""
+    count = phase.elements
+    places, heap = count * phase.ELEMENT, count * (phase.ELEMENT + phase.PLACE)
+    element = Step(0, count, phase.ELEMENT, draws=True)
+    place = Step(places, count, phase.PLACE, draws=True, work=NEIGHBOUR_WORK)
+    array = Step(heap, count, phase.heap_bytes, draws=True)
+
+    def neighbours() -> list[Step]:
+        """As far as a reorder buffer reaches: all elements of an array at once, then all places."""
+        return [evolve(step, needs=n == 0) for step in (element, place) for n in range(phase.neighbours)]
+
+    cached = 2 * phase.neighbours * NEIGHBOUR_WORK
     return [
-        Step(0, count, ELEMENT, draws=True),
-        Step(arrays, count, 2 * array, needs=True),
-        Step(arrays + array, count, 2 * array),
-        Step(places, count, PLACE, draws=True),
-        *(Step(0, count, ELEMENT, draws=True, needs=n == 0) for n in range(around)),
-        *(Step(places, count, PLACE, draws=True, needs=n == 0, work=WORK) for n in range(around)),
+        evolve(element, needs=True),
+        evolve(place, needs=True, work=DECISION_WORK + cached),
+        evolve(array, needs=True),
+        *neighbours(),
+        evolve(array, offset=heap + phase.array_bytes),
+        *neighbours(),
     ]
 
 
