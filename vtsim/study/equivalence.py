@@ -98,12 +98,6 @@ def compare_and_measure(
             field="vms",
             help="equivalence compares VMs of the same names",
         )
-    if any(scenario.vmm.features.exit_clustering for scenario in (first, second)):
-        raise ConfigError(
-            "what guests see within an exit cluster is not recorded, so that it cannot be compared",
-            field="vmm.features.exit_clustering",
-            help="exit_clustering can be false",
-        )
     called = [name_of(first), name_of(second)]
     if called[0] == called[1]:
         called = [f"{name}, {which}" for name, which in zip(called, ("first", "second"), strict=True)]
