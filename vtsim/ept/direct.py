@@ -30,7 +30,7 @@ CALL_EVENT: Final         = 9                       # RDI: see below; RAX <- por
 CALLS: Final = ("nothing", "request", "multi", "set_traps", "set_callbacks", "iret", "schedule", "set_timer",
                 "update_va", "event", "mask")
 CALL_MASK: Final          = 10                      # no upcalls from now on if RDI is 1, or again if 0
-HOST_CALLS: Final = ("none", "getpid", "kill", "sigprocmask", "sigpending", "fcntl")
+HOST_CALLS: Final = ("none", "getpid", "kill", "sigprocmask", "sigpending", "fcntl", "munmap")
 HOST_VECTOR: Final = 0x80                           # INT 80H instead of SYSCALL where the kernel is a host's process
 YIELD, BLOCK = 0, 1                                 # CALL_SCHEDULE: give up the CPU; wait for an event, unmasked
 BIND_TIMER, SEND, UNMASK = 0, 1, 2                  # CALL_EVENT: port of the timer; make port RSI pending; unmask it

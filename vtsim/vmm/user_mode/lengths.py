@@ -23,6 +23,7 @@ LENGTHS: Final[dict[str, int]] = {
     "sigprocmask":     80,  # sys_rt_sigprocmask, recalc_sigpending
     "sigpending":      40,  # sys_rt_sigpending
     "fcntl":          150,  # sys_fcntl, fget, f_setown
+    "munmap":         120,  # sys_munmap, do_munmap where nothing is mapped: the semaphore, find_vma
     "bad_area":       250,  # do_page_fault without an area, or do_trap: force_sig_info
     "setup_frame":    450,  # do_signal, handle_signal, setup_frame, save_i387, stores apart
     "sigreturn":      350,  # sys_sigreturn, restore_sigcontext, loads apart
