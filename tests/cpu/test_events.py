@@ -111,6 +111,22 @@ def test_a_software_interrupt_from_ring_3_needs_a_gate_for_ring_3() -> None:
     assert outcomes == [(13, USER_TEXT), (0x80, USER_TEXT + 2)]
 
 
+@pytest.mark.parametrize(("op", "dearer"), [(o.INT, s.PRICE + o.INT), (o.UD, s.P_EXCEPTION)])
+def test_a_software_interrupt_pays_for_its_gate_once_and_an_exception_by_its_own_price(op: int, dearer: int) -> None:
+    cycles = {}
+    for price in (-1, s.PRICE + o.INT, s.P_EXCEPTION):
+        bench = native()
+        for vector in (6, 0x80):
+            handled(bench, vector)
+        if price >= 0:
+            bench.m[price] += 1000
+        bench.run(lambda a: a.op(op, imm=0x80))
+        cycles[price] = int(bench.m[s.CYCLE])
+
+    more = {price: each - cycles[-1] for price, each in cycles.items() if price >= 0}
+    assert more == {s.PRICE + o.INT: 0, s.P_EXCEPTION: 0} | {dearer: 1000}
+
+
 def test_a_page_fault_while_a_page_fault_is_delivered_is_a_double_fault() -> None:
     bench = native()
     handled(bench, 8, ist=0)

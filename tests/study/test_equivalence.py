@@ -7,15 +7,15 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vtsim.base.errors import ConfigError
-from vtsim.config import load_scenario, parse_scenario, resolve
+from vtsim.config import parse_scenario, resolve
 from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import digest as d
 from vtsim.cpu.kernels.digest import mix
-from vtsim.cpu.visible import LEFT_OUT, RULES, page
+from vtsim.cpu.visible import EXCEPTION, LEFT_OUT, RULES, page
 from vtsim.platform.spec import Scenario
 from vtsim.platform.witness import APPLICATION, Seen, Stream, Wanted, Witnessed
 from vtsim.study import equivalence as e
+from vtsim.study.delivered import deliveries, differing
 from vtsim.study.run import without_hypervisor
 from vtsim.vmm import build, pci
 
@@ -34,9 +34,11 @@ vms:
             - {primitive: rdmsr, msr: 0x1a0, iterations: 1}
             - {primitive: syscall, iterations: 2}
 """
+CLUSTERS = "vmm.features.exit_clustering=true"
 WAYS = {
     "VT-x with EPT": (),
     "hosted, shadow paging": ("vmm.personality=kvm", "vmm.paging=shadow"),
+    "hosted, exit clusters": ("vmm.personality=kvm", CLUSTERS),
     "binary translation": ("vmm.technique=binary-translation",),
     "trap and emulate on an ISA that traps": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
 }
@@ -64,8 +66,9 @@ def test_a_guest_sees_the_same_hardware_and_results_under_every_technique_that_s
     assert found.compared["kernel"] >= 3 * 3 + 29
 
 
-def test_another_device_is_a_difference_that_names_both_devices() -> None:
-    found = against_native("vms.0.devices=[vga, rtl8111e, piix4-ide]")
+@pytest.mark.parametrize("ways", [(), (CLUSTERS,)], ids=["each read exits", "within an exit cluster"])
+def test_another_device_is_a_difference_that_names_both_devices(ways: tuple[str, ...]) -> None:
+    found = against_native("vms.0.devices=[vga, rtl8111e, piix4-ide]", *ways)
 
     (difference,) = found.differences
     assert not found.equivalent
@@ -228,9 +231,106 @@ def test_zeroes_that_a_guest_sees_first_are_in_its_digest() -> None:
     assert len({0, once, int(mix(once, 0))}) == 3
 
 
-def test_what_an_exit_cluster_hides_is_refused_and_not_called_a_difference() -> None:
-    there = load_scenario("workloads/vmexit/config_read.yaml", ["vms.0.guest.processes.0.phases.0.iterations=2"])
+THREADS = """
+machine: {memory: 256 MiB, cpus: 2}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {tick: off}
+      processes:
+        - {threads: 2, phases: [{primitive: page_fault, region: REGION, iterations: 1}]}
+"""
+PAGES = 4
 
-    with pytest.raises(ConfigError, match="within an exit cluster") as raised:
-        e.compare(without_hypervisor(there), there)
-    assert raised.value.problems[0].path == "vmm.features.exit_clustering"
+
+def _threads(region: str = f"{4 * PAGES} KiB", *sets: str) -> Scenario:
+    return resolve(parse_scenario(THREADS.replace("REGION", region), list(sets)), "test")
+
+
+def test_pages_that_two_vcpus_touch_are_compared_whichever_does_it_first() -> None:
+    there = _threads()
+    found = e.compare(without_hypervisor(there), there)
+
+    assert found.equivalent
+    assert found.compared["exception"] == 2 * PAGES  # each thread in a region of its own
+    assert found.left_out == (e.RACES,)
+
+
+def test_a_page_that_one_vcpu_of_two_never_touches_is_a_difference_that_names_it() -> None:
+    first, second = (without_hypervisor(_threads(f"{4 * n} KiB")) for n in (PAGES, PAGES - 1))
+    (difference,) = e.compare(first, second).differences
+
+    assert difference.stream == "exception"
+    assert difference.operation.startswith("#PF in page 0x")
+    assert (difference.first, difference.second) == ("a fault", "none")
+
+
+def _log(vcpus: list[list[tuple[int, int, int]]], wanted: Wanted) -> dict[tuple[str, int], Witnessed]:
+    """The logs that vCPUs would leave that are delivered these: vector, part, value."""
+    logs = {}
+    for number, rows in enumerate(vcpus):
+        every = 1 if wanted.fixed or len(rows) <= d.SEEN_ROWS else 2
+        last = wanted.exception + d.SEEN_ROWS if wanted.fixed else None
+        seen = [
+            Seen(step=n, digest=0, op=EXCEPTION, of=vector, part=part, value=value, rip=0, cr3=0)
+            for n, (vector, part, value) in enumerate(rows)
+        ]
+        stream = Stream(
+            count=len(rows), every=every, digest=0, total=0, rows=tuple(seen[wanted.exception : last : every])
+        )
+        logs["vm", number] = Witnessed(streams={"exception": stream}, texts=(), spaces=())
+    return logs
+
+
+def _delivered(
+    first: list[list[tuple[int, int, int]]], second: list[list[tuple[int, int, int]]]
+) -> list[tuple[int, int]]:
+    runs = lambda wanted: (_log(first, wanted), _log(second, wanted))  # noqa: E731
+    found = deliveries(runs, runs(Wanted()), "vm")
+    assert found is not None
+    return list(differing(*found))
+
+
+def test_of_page_faults_of_several_vcpus_the_page_counts_and_of_other_exceptions_the_number() -> None:
+    fault = lambda page, inside=0, error=4: [(14, 0, error), (14, 1, page << 12 | inside)]  # noqa: E731
+    general = [(13, 0, 0)]
+
+    assert _delivered([fault(1) + fault(2), []], [fault(2, 8, 6), fault(1) + fault(1)]) == []
+    assert _delivered([fault(1), []], [fault(1), fault(2)]) == [(14, 2)]
+    assert _delivered([general, general], [general + general, []]) == []
+    assert _delivered([general, general], [general, []]) == [(13, 0)]
+
+
+@pytest.mark.parametrize("at", [0, 2 * d.SEEN_ROWS + 1])
+def test_a_page_is_missed_wherever_it_stands_in_a_log_of_any_length(at: int) -> None:
+    pages = list(range(2 * d.SEEN_ROWS + 2))
+    rows = [[(14, 1, page << 12) for page in pages if page != missing] for missing in (-1, at)]
+
+    assert _delivered([rows[0]], [rows[1]]) == [(14, at)]
+
+
+BUSY = """
+machine: {memory: 256 MiB, cpus: 2, devices: [vga]}
+vms:
+  - name: busy
+    memory: 32 MiB
+    cpu: 1
+    devices: [vga]
+    guest: {processes: [{phases: [{primitive: work, instructions: 9000000}]}]}
+  - name: short
+    memory: 32 MiB
+    vcpus: 2
+    cpus: [0, 1]
+    devices: [vga]
+    guest: {processes: [{phases: [{primitive: cpuid, iterations: 1}]}]}
+"""
+
+
+def test_a_vm_that_ends_before_its_second_vcpu_had_a_turn_is_no_other() -> None:
+    there = resolve(parse_scenario(BUSY, []), "test")
+    found = e.compare(without_hypervisor(there), there)
+
+    assert found.equivalent
+    assert set(found.left_out) == {e.BEHIND, e.RACES}
+    assert e._parting(_stream([1, 2, 3], Wanted()), _stream([4], Wanted()), whole=False) == (-1, 0)

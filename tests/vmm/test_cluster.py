@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vmm.test_trap_and_emulate import PLAIN, run, seen
+from tests.vmm.test_trap_and_emulate import PLAIN, run
 from vtsim.cpu import ops as o
+from vtsim.cpu import slots as s
 from vtsim.platform.machine import Machine
 from vtsim.platform.outcome import OwnerCounts
 
@@ -25,6 +26,11 @@ CASES = {
     "ports, in user space": (CONFIG, (*EPT, "vmm.personality=kvm"), ROUNDS),
     "stores to tables": (TABLE, (*SHADOW, *MINIMAL), ROUNDS - 1),
 }
+
+
+def seen(machine: Machine) -> tuple[int, int]:
+    """Digests of what the guest's processes and its kernel saw."""
+    return int(machine.engine.cpus[0][s.DIGEST_APPLICATION]), int(machine.engine.cpus[0][s.DIGEST_KERNEL])
 
 
 def exits(counts: OwnerCounts) -> int:

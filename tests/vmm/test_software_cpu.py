@@ -87,6 +87,15 @@ def told(monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
     monkeypatch.setitem(lowerings._items, CpuidSpec, attrs.evolve(lowerings[CpuidSpec], emit=emit))
 
 
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_what_no_program_executes_ends_the_vm_and_is_named(technique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(monkeypatch, lambda a: a.op(o.RDFSBASE))
+
+    _, _, stopped = run(SMALL, by(technique))
+
+    assert stopped == "the guest's kernel asked for what the monitor does not emulate: RDFSBASE"
+
+
 @pytest.mark.compiled_only
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_each_access_of_the_guest_is_one_look_up_of_the_software_tlb(

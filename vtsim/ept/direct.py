@@ -18,7 +18,8 @@ from vtsim.ept.spec import ADDRESS, PTE_NO_EXECUTE
 # --- hypercalls: number in RAX; RAX <- how many requests were carried out, by the first two --------------------------
 CALL_REQUEST, CALL_MULTI = 1, 2                     # one request in RDI, RSI; RSI requests in the shared page
 # those of a kernel in ring 3, by SYSCALL; RAX <- 0, or -1 if refused; RCX and R11 are lost
-CALL_NOTHING: Final       = 0                       # an event that waits is delivered at the end, as of all of them
+CALL_NOTHING: Final       = 0                       # an event that waits is delivered at the end, as of all of them;
+                                                    # RDI: which system call of a host this is (see HOST_CALLS)
 CALL_SET_TRAPS: Final     = 3                       # RSI rows of vector and handler at RDI
 CALL_SET_CALLBACKS: Final = 4                       # handlers: of events RDI, of system calls RSI
 CALL_IRET: Final          = 5                       # to where the frame on the stack says (see IRET_FRAME)
@@ -29,6 +30,8 @@ CALL_EVENT: Final         = 9                       # RDI: see below; RAX <- por
 CALLS: Final = ("nothing", "request", "multi", "set_traps", "set_callbacks", "iret", "schedule", "set_timer",
                 "update_va", "event", "mask")
 CALL_MASK: Final          = 10                      # no upcalls from now on if RDI is 1, or again if 0
+HOST_CALLS: Final = ("none", "getpid", "kill", "sigprocmask", "sigpending", "fcntl", "munmap")
+HOST_VECTOR: Final = 0x80                           # INT 80H instead of SYSCALL where the kernel is a host's process
 YIELD, BLOCK = 0, 1                                 # CALL_SCHEDULE: give up the CPU; wait for an event, unmasked
 BIND_TIMER, SEND, UNMASK = 0, 1, 2                  # CALL_EVENT: port of the timer; make port RSI pending; unmask it
 IRET_FRAME: Final = ("RAX", "R11", "RCX", "flags", "RIP", "CS", "RFLAGS", "RSP", "SS")

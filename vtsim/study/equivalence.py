@@ -7,7 +7,7 @@ that place, until the first one that differs is known: the operation, its place 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Final
 
 from attrs import frozen
@@ -22,6 +22,7 @@ from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.outcome import Outcome
 from vtsim.platform.spec import Scenario, VmSpec
 from vtsim.platform.witness import APPLICATION, EXCEPTION, KERNEL, STREAMS, Seen, Stream, Wanted, Witnessed
+from vtsim.study.delivered import WINDOWS, deliveries, differing, page_at
 from vtsim.study.json_object import key, plain
 from vtsim.vmm import pci
 
@@ -29,7 +30,10 @@ ROUNDS: Final = 8
 PARTS: Final = ("EAX", "EBX", "ECX", "EDX")
 SEEN_BY: Final = {APPLICATION: "by applications", KERNEL: "by kernels", EXCEPTION: "of exceptions"}
 ANY_ORDER: Final = "the order in which tasks of one vCPU saw the same values, which the time decides that each takes"
-RACES: Final = "exceptions of a VM with several vCPUs: time decides which of two threads touches a page first"
+RACES: Final = "how often a page faulted in a VM with several vCPUs, and on which: time decides who touches it first"
+TOO_MANY: Final = f"exceptions of a VM with several vCPUs, of which one had more than {WINDOWS * SEEN_ROWS:,}"
+NOT_ENDED: Final = "exceptions of a VM with several vCPUs that did not come to its end"
+BEHIND: Final = "what the kernel would have seen on a further vCPU if the VM had not ended before"
 LIMITS: Final = ("time limit", "interrupted")
 ANY_ORDER_STREAMS: Final = (APPLICATION, EXCEPTION)
 Logs = dict[tuple[str, int], Witnessed]
@@ -98,12 +102,6 @@ def compare_and_measure(
             field="vms",
             help="equivalence compares VMs of the same names",
         )
-    if any(scenario.vmm.features.exit_clustering for scenario in (first, second)):
-        raise ConfigError(
-            "what guests see within an exit cluster is not recorded, so that it cannot be compared",
-            field="vmm.features.exit_clustering",
-            help="exit_clustering can be false",
-        )
     called = [name_of(first), name_of(second)]
     if called[0] == called[1]:
         called = [f"{name}, {which}" for name, which in zip(called, ("first", "second"), strict=True)]
@@ -112,16 +110,19 @@ def compare_and_measure(
     a, b = runs(Wanted())
     found, left_out, compared = [], set[str](), dict.fromkeys(STREAMS, 0)
     switching = {vm.name for vm in first.vms if _has_tasks(vm)}
+    limited = {name for name in names[0] if any(run.stopped.get(name, "") in LIMITS for run in (a, b))}
     several = {vm.name for vm in first.vms if vm.vcpus > 1}
     for vcpu in a.logs:
         streams, why = _comparable(a.logs[vcpu], b.logs[vcpu])
         left_out |= {why} - {""}
-        whole = not any(run.stopped.get(vcpu[0], "") in LIMITS for run in (a, b))
         for stream in streams:
             if stream == EXCEPTION and vcpu[0] in several:
-                left_out.add(RACES)
                 continue
             here, there = (run.logs[vcpu].streams[stream] for run in (a, b))
+            whole = vcpu[0] not in limited
+            if stream == KERNEL and vcpu[1] and not any(run.stopped.get(vcpu[0]) for run in (a, b)):
+                whole = here.count == there.count
+                left_out |= set() if whole else {BEHIND}
             compared[stream] += min(here.count, there.count)
             reordered = here.digest != there.digest and (here.count, here.total) == (there.count, there.total)
             if reordered and stream in ANY_ORDER_STREAMS and vcpu[0] in switching:
@@ -130,6 +131,11 @@ def compare_and_measure(
             if (step := _localise(runs, vcpu, stream, here, there, whole)) is not None:
                 found.append(_describe(vcpu, stream, *step, tuple(run.stopped.get(vcpu[0], "") for run in (a, b))))
                 break
+        if vcpu[0] in several and vcpu[1] == 0 and EXCEPTION in streams:
+            count, why, difference = _exceptions(vcpu[0], runs, (a, b), limited)
+            compared[EXCEPTION] += count
+            left_out.add(why)
+            found += difference
     for vm in names[0]:
         ends = [run.stopped.get(vm, "") for run in (a, b)]
         if ends[0] != ends[1] and not any(end in LIMITS for end in ends) and vm not in {each.vm for each in found}:
@@ -144,6 +150,32 @@ def compare_and_measure(
         left_out=tuple(sorted(left_out)), differences=tuple(found),
     )  # fmt: skip
     return equivalence, b.outcomes
+
+
+def _exceptions(
+    vm: str, runs: Callable[[Wanted], tuple[_Run, _Run]], logged: tuple[_Run, _Run], limited: Set[str]
+) -> tuple[int, str, list[Difference]]:
+    """Of a VM with several vCPUs: how many exceptions were compared, what was not, and the first difference."""
+    if vm in limited:
+        return 0, NOT_ENDED, []
+    logs: Callable[[tuple[_Run, _Run]], tuple[Logs, Logs]] = lambda both: (both[0].logs, both[1].logs)  # noqa: E731
+    found = deliveries(lambda wanted: logs(runs(wanted)), logs(logged), vm)
+    if found is None:
+        return 0, TOO_MANY, []
+    count = min(len(each.counts) for each in found)
+    kind = next(differing(*found), None)
+    if kind is None:
+        return count, RACES, []
+    vcpu, seen, log = next(each.firsts[kind] for each in found if kind in each.firsts)
+    exception, page = visible.shown(seen.op, seen.of), page_at(kind)
+    numbers = [each.counts.get(kind, 0) for each in found]
+    words = [("a fault" if number else "none") if page else f"{number:,} times" for number in numbers]
+    what = f"{exception} in {page}" if page else f"{exception}, {visible.said(seen.op, seen.of, seen.part, kind[1])}"
+    difference = Difference(
+        vm=vm, vcpu=vcpu, stream=EXCEPTION, step=seen.step, operation=what, place=place(seen, log),
+        first=words[0], second=words[1],
+    )  # fmt: skip
+    return count, RACES, [difference]
 
 
 def _has_tasks(vm: VmSpec) -> bool:
@@ -186,7 +218,7 @@ def _parting(first: Stream, second: Stream, whole: bool) -> tuple[int, int] | No
     end = min(first.count, second.count)
     if first.count != second.count:
         return (same, end) if whole else None
-    return (same, end - 1) if first.digest != second.digest and whole else None
+    return (same, end - 1) if first.digest != second.digest else None
 
 
 def _localise(

@@ -9,10 +9,12 @@ from typing import Final
 
 # fmt: off
 # Implementation-specific VMCS data, behind the field slots of a VMCS frame's 512 words.
-(V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_VCPU, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
+(V_OWNER, V_LAUNCHED, V_EXIT_AT, V_EXIT_RIP, V_EXIT_REASON, V_REGISTERS, V_DIGEST_APPLICATION, V_DIGEST_KERNEL, V_BELOW,
  V_HANDLED, V_REPLAY, V_TRACE_NAME, V_POINTER, V_SESSION, V_AGILE, V_DIGEST_EXCEPTION) = range(256, 272)
-# arena offset of the log of what its guest sees (0 none); what the guest waits for since an exit: op (0 none), of what
-(V_SEEN, V_AWAITED, V_AWAITED_OF) = range(280, 283)
+# V_REGISTERS: host-physical address of the general registers that the hypervisor keeps for the guest, by number.
+# Arena offset of the log of what its guest sees (0 none); what the guest waits for since an exit: op (0 none), of what,
+# at which RIP.
+(V_SEEN, V_AWAITED, V_AWAITED_OF, V_AWAITED_AT) = range(280, 284)
 # V_AGILE stands for controls that no processor has: AGILE_TABLES, AGILE_ROOT.
 # V_CR3_LIST is a field that none has: host-physical address of the CR3 that the guest believes in, which the processor
 # stores, and of CR3_PAIRS pairs behind it: CR3 that the guest loads, and what CR3 then holds (0: no pair).

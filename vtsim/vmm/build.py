@@ -411,7 +411,7 @@ def _fill_vmcs(
     if vmm.paging == "agile" and hypervisor.path.profile.features.agile_cr3:
         words[h.V_CR3_LIST] = vcpu.address + at.V["SHADOW_CR3"] - at.HOST_DIRECT
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
-    words[h.V_VCPU] = number
+    words[h.V_REGISTERS] = vcpu.address + at.V["REGISTERS"] - at.HOST_DIRECT
     features = (direct_interface.DIRECT_TABLES if vmm.paging == "direct-pv" else 0) | (
         direct_interface.SHARED_EVENTS if vmm.pv.events else 0
     )

@@ -124,9 +124,9 @@ class Host:
         self.words(table.root, mem.TABLE)[UPPER_HALF:] = self.words(self.kernel.root, mem.TABLE)[UPPER_HALF:]
         return table
 
-    def gate(self, vector: int, handler: int, idt: int | None = None) -> None:
-        """Let an interrupt gate of the host lead to a handler, or one of the IDT in another frame."""
-        low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
+    def gate(self, vector: int, handler: int, idt: int | None = None, *, ring: int = 0) -> None:
+        """Let an interrupt gate of the host, or of the IDT in a frame, open to INT from `ring`, lead to a handler."""
+        low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | (0x8E | ring << 5) << 40 | (handler >> 16 & 0xFFFF) << 48
         address = self.address(self.idt if idt is None else idt) + 16 * vector
         self.store(address, low)
         self.store(address + 8, handler >> 32 & 0xFFFF_FFFF)

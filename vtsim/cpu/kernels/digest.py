@@ -1,8 +1,8 @@
 """Digests of what a guest saw that does not depend on time, and a log of it where somebody wants to know.
 
 What an operation shows is the guest's if the guest executes it. Where a hypervisor executes it in the guest's place,
-the value is what the guest's registers hold at the VM entry that ends the exit; a monitor without VT-x says what it
-shows.
+the value is what the guest's registers hold at the VM entry that ends the exit, or in memory where an exit cluster goes
+on; a monitor without VT-x says what it shows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.base.memory import A_PORTS
+from vtsim.base.memory import A_PORTS, contents
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import PF
@@ -30,7 +30,6 @@ SEEN_ROWS: Final = 4096
 SEEN_WORDS: Final = 8
 SEEN_STREAM: Final = SEEN_HEADER + SEEN_ROWS * SEEN_WORDS
 CONFIG_PORT: Final = 0xCF8
-GPR_OF_PART: Final = (s.RAX, s.RBX, s.RCX, s.RDX)
 BY_APPLICATIONS, BY_KERNELS, BY_EXCEPTIONS = range(3)   # streams
 # fmt: on
 
@@ -58,7 +57,7 @@ def log_seen(m: Record, a: Arena, stream: int, op: int, of: int, part: int, valu
     n = a[at + SEEN_COUNT] - a[at + SEEN_FIRST]
     a[at + SEEN_COUNT] += 1
     a[at + SEEN_LAST] = m[s.DIGEST_APPLICATION + stream]
-    a[at + SEEN_SUM] += mix(mix(mix(op << 8 | part, of), value), 0)
+    a[at + SEEN_SUM] += mix(mix(mix(op << 8 | part, of & 0xFFFFFFFF), value), 0)
     if n < 0 or n & ((1 << a[at + SEEN_SHIFT]) - 1):
         return
     row = n >> a[at + SEEN_SHIFT]
@@ -106,7 +105,10 @@ def saw(m: Record, a: Arena, op: int, of: int, part: int, value: int) -> None:
 @kernel
 def shown(m: Record, a: Arena, op: int, of: int, value: int) -> None:
     """A monitor shows its guest a value: as the guest would have seen it, in the ring it believes in."""
-    application = m[s.MONITORED] and a[m[s.BELIEVED_AT]] == 0
+    if m[s.MONITORED] == 0:
+        shown_in_cluster(m, a, op, of, value)
+        return
+    application = a[m[s.BELIEVED_AT]] == 0
     stream = BY_APPLICATIONS if application else BY_KERNELS
     if op & 0xFF == EXCEPTION:
         stream = BY_EXCEPTIONS
@@ -150,24 +152,57 @@ def await_result(m: Record, a: Arena, at: int, reason: int, qualification: int) 
         of = (qualification >> 16) & 0xFFFF | (qualification & 7) << 32
     a[at + h.V_AWAITED] = op
     a[at + h.V_AWAITED_OF] = of
+    a[at + h.V_AWAITED_AT] = m[s.RIP]
+
+
+@kernel
+def see_values(m: Record, a: Arena, at: int, kernels: int, rax: int, rbx: int, rcx: int, rdx: int) -> None:
+    """The guest sees in these registers what it waits for."""
+    op = a[at + h.V_AWAITED]
+    of = a[at + h.V_AWAITED_OF]
+    rip = a[at + h.V_AWAITED_AT]
+    a[at + h.V_AWAITED] = 0
+    if op == o.CPUID:
+        roll(m, a, kernels, op, of, 0, rax & 0xFFFFFFFF, rip)
+        roll(m, a, kernels, op, of, 1, rbx & 0xFFFFFFFF, rip)
+        roll(m, a, kernels, op, of, 2, rcx & 0xFFFFFFFF, rip)
+        roll(m, a, kernels, op, of, 3, rdx & 0xFFFFFFFF, rip)
+    elif op == o.RDMSR:
+        roll(m, a, kernels, op, of, 0, (rax & 0xFFFFFFFF) | (rdx & 0xFFFFFFFF) << 32, rip)
+    elif op == o.IN:
+        size = (of >> 32) + 1
+        roll(m, a, kernels, op, of & 0xFFFF, 0, rax & ((1 << (8 * size)) - 1), rip)
 
 
 @kernel
 def see_result(m: Record, a: Arena, at: int) -> None:
     """At a VM entry whose guest state is loaded: the guest sees what the hypervisor did in its place."""
-    op = a[at + h.V_AWAITED]
-    a[at + h.V_AWAITED] = 0
-    rip = a[at + h.V_EXIT_RIP]
-    if op == 0 or a[at + v.GUEST_RIP] == rip:
-        return
-    of = a[at + h.V_AWAITED_OF]
-    kernels = 1 - (m[s.PRIVILEGE] & 1)
-    if op == o.CPUID:
-        for part in range(4):
-            roll(m, a, kernels, op, of, part, m[s.GPR + GPR_OF_PART[part]] & 0xFFFFFFFF, rip)
-    elif op == o.RDMSR:
-        low = m[s.GPR + s.RAX] & 0xFFFFFFFF
-        roll(m, a, kernels, op, of, 0, low | m[s.GPR + s.RDX] << 32, rip)
-    else:
-        size = (of >> 32) + 1
-        roll(m, a, kernels, op, of & 0xFFFF, 0, m[s.GPR + s.RAX] & ((1 << (8 * size)) - 1), rip)
+    if a[at + v.GUEST_RIP] == a[at + h.V_AWAITED_AT]:
+        a[at + h.V_AWAITED] = 0
+    if a[at + h.V_AWAITED]:
+        see_values(
+            m, a, at, 1 - (m[s.PRIVILEGE] & 1),
+            m[s.GPR + s.RAX], m[s.GPR + s.RBX], m[s.GPR + s.RCX], m[s.GPR + s.RDX],
+        )  # fmt: skip
+
+
+@kernel
+def shown_in_cluster(m: Record, a: Arena, op: int, of: int, rip: int) -> None:
+    """Before VM entry, the guest of the current VMCS sees what it waits for; next that is `of` by `op` (0 nothing)."""
+    at = m[s.VMCS]
+    kept = contents(a, a[at + h.V_REGISTERS] >> 12) + ((a[at + h.V_REGISTERS] & 0xFFF) >> 3)
+    if a[at + h.V_AWAITED]:
+        host_cr3 = m[s.CR3]
+        m[s.CR3] = a[at + v.GUEST_CR3]
+        m[s.SEEN] = a[at + h.V_SEEN]
+        m[s.DIGEST_APPLICATION] = a[at + h.V_DIGEST_APPLICATION]
+        m[s.DIGEST_KERNEL] = a[at + h.V_DIGEST_KERNEL]
+        kernels = 0 if (a[at + v.GUEST_SS_ACCESS_RIGHTS] >> 5) & 3 else 1
+        see_values(m, a, at, kernels, a[kept + s.RAX], a[kept + s.RBX], a[kept + s.RCX], a[kept + s.RDX])
+        a[at + h.V_DIGEST_APPLICATION] = m[s.DIGEST_APPLICATION]
+        a[at + h.V_DIGEST_KERNEL] = m[s.DIGEST_KERNEL]
+        m[s.SEEN] = 0
+        m[s.CR3] = host_cr3
+    a[at + h.V_AWAITED] = op
+    a[at + h.V_AWAITED_OF] = of
+    a[at + h.V_AWAITED_AT] = rip

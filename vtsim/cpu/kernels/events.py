@@ -38,7 +38,7 @@ from vtsim.cpu.kernels.digest import saw_exception
 from vtsim.cpu.kernels.ept_walk import MISCONFIGURATION, NOT_CANONICAL, PAGE_FAULT, VIOLATION
 from vtsim.cpu.kernels.exceptions import contributory, exception_exit, exception_exits, raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
-from vtsim.cpu.kernels.gates import through_gates
+from vtsim.cpu.kernels.gates import gate_cycles, through_gates
 from vtsim.cpu.kernels.ledger import charge, record
 from vtsim.cpu.kernels.rights import READ
 from vtsim.vmcs import reasons as x
@@ -99,6 +99,8 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
         return recorded_delivery(m, a, t)
     if a[A_DECODE]:
         return through_gates(m, a, t)
+    injected = m[s.INJECTED]
+    m[s.INJECTED] = 0
     for _ in range(3):
         vector = m[s.EVENT_VECTOR]
         kind = m[s.EVENT_TYPE]
@@ -111,7 +113,7 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
         before = m[s.PRIVILEGE]
         if vector == PF and kind == HARDWARE_EXCEPTION:  # before the delivery, which may be refused
             m[s.CR2] = m[s.EVENT_CR2]
-        charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
+        charge(m, a, o.EVENT_DELIVERY, gate_cycles(m, kind, injected))
         low = 0
         high = 0
         fault = 0

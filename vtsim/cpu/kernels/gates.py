@@ -62,6 +62,16 @@ RF_VM: int = 1 << 17
 
 
 @kernel
+def gate_cycles(m: Record, kind: int, injected: int) -> int:
+    """What it takes to go through a gate; an instruction that does so has paid its own price."""
+    if kind == EXTERNAL:
+        return m[s.P_INTERRUPT]
+    if kind >= SOFTWARE_INTERRUPT and injected == 0:
+        return 0
+    return m[s.P_EXCEPTION]
+
+
+@kernel
 def through_gates(m: Record, a: Arena, t: Tags) -> int:
     """Deliver the event in EVENT_…; a fault on the way takes its place, or makes it a double fault."""
     injected = m[s.INJECTED]  # by VM entry: RF of its image is what was loaded
@@ -79,7 +89,7 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
         if vector == DB and kind == HARDWARE_EXCEPTION:
             m[s.DR6] = (m[s.DR6] & ~0xF) | (m[s.EVENT_CR2] & 0xE00F)
             m[s.DR7] &= ~(1 << 13)
-        charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
+        charge(m, a, o.EVENT_DELIVERY, gate_cycles(m, kind, injected))
         flags = m[s.RFLAGS]
         if injected == 0 and is_fault(vector, kind):
             flags |= RF_RF

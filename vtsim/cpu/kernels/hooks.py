@@ -72,7 +72,8 @@ HOOKS: Final = (
     ("OPERAND",        "instruction whose bytes stand at RDI, general registers by number at RSI; RAX <- linear "
                        "address of its memory operand"),
     ("SHOW",           "the guest that this CPU's monitor runs is shown RAX, by op RDX of RCX; from bit 8 of "
-                       "RDX, which part (for digests only)"),
+                       "RDX, which part (for digests only). Under VMX: the guest's registers in memory show what it "
+                       "exited for, or what was last named here; next that is by op RDX (0 nothing) of RCX at RAX"),
     ("SCALE",          "RAX <- RAX * RCX / 2**32, unsigned: MUL and SHRD"),
 )
 FIRST_PLATFORM_HOOK: Final = 128

@@ -17,7 +17,9 @@ from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.hypercalls import look_up, request, take_table, to_machine, to_physical
 from vtsim.guest.kernel.lengths import length
+from vtsim.guest.kernel.ring3 import host_calls
 
+ENTRIES = 512
 TABLE_SPAN = 0x1F_F000  # bits that number the entry of a last-level table
 SPANS = {level: 1 << (12 + 9 * (level - 1)) for level in (2, 3, 4)}  # what an entry of each level maps
 
@@ -80,8 +82,9 @@ def copy_space(a: Assembler, kernel: KernelOptions) -> None:
 def map_singly(a: Assembler, name: str, parent: int, *, text_only: bool) -> None:
     """Ask for an entry of the task at R12 for each page that its parent has, in its areas or in those of its text.
 
-    R12 and `parent` stay, which is a register.
+    R12 and `parent` stay, which is a register. Before, the host unmaps whatever a new process has from its parent.
     """
+    a.call("unmap_space")
     a.ld(s.R14, Mem(s.R12, at.T_AREAS))
     a.ld(s.R15, Mem(s.R12, at.T_AREA_COUNT))
     a.label(f"{name}_single_area")
@@ -141,6 +144,8 @@ def direct_spaces(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("child_entry")
     _pin(a, kernel)
     _give_up(a, kernel)
+    if kernel.on_host:
+        _unmap(a, kernel)
 
 
 def _pin(a: Assembler, kernel: KernelOptions) -> None:
@@ -173,6 +178,42 @@ def _give_up(a: Assembler, kernel: KernelOptions) -> None:
         _user_root(a, kernel, copied=False)
     a.ld(s.RAX, Mem(s.R12, at.T_TABLES_FIRST))
     a.st(Mem(s.R12, at.T_TABLES_NEXT), s.RAX)
+    a.ret()
+
+
+def _unmap(a: Assembler, kernel: KernelOptions) -> None:
+    """`unmap_space`: what the child at R12 has no page or table for, by a call for each entry. R12 and RBX stay.
+
+    No page is mapped yet. Source: fix_range of the port as it was until Linux 2.6.11, told to force what the host has.
+    """
+    a.label("unmap_space")
+    a.ld(s.RDX, Mem(s.R12, at.T_ROOT))
+    to_physical(a, s.RDX)
+    a.mov(s.RCX, ENTRIES // 2, "those of processes")
+    a.call("unmap_table")
+    a.ld(s.R13, Mem(s.R12, at.T_TABLES_FIRST))
+    a.label("unmap_next_table")
+    a.ld(s.RAX, Mem(s.R12, at.T_TABLES_NEXT))
+    a.cmp(s.R13, register=s.RAX)
+    a.jcc(ops.CC_AE, "space_unmapped")
+    a.copy(s.RDX, s.R13)
+    a.shl(s.RDX, 12)
+    a.mov(s.RCX, ENTRIES)
+    a.call("unmap_table")
+    a.add(s.R13, 1)
+    a.jmp("unmap_next_table")
+    a.label("unmap_table")  # at the guest-physical address RDX, RCX entries
+    a.mov(s.RSI, at.DIRECT)
+    a.add(s.RSI, register=s.RDX)
+    a.label("unmap_entry")
+    a.ld(s.RAX, Mem(s.RSI))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "entry_unmapped")
+    host_calls(a, kernel, "munmap")
+    a.label("entry_unmapped")
+    a.add(s.RSI, 8)
+    a.loop("unmap_entry")
+    a.label("space_unmapped")
     a.ret()
 
 

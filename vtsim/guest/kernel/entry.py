@@ -113,7 +113,7 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     if kernel.ring3:
         a.ldm(Mem(s.RSP), at.SAVED)
         a.add(s.RSP, at.F_RIP)
-        ring3.leave_by_hypercall(a, d.IN_SYSCALL)
+        ring3.leave_by_hypercall(a, d.IN_SYSCALL, to_process=kernel.on_host)
     else:
         _leave_by_sysret(a, kernel)
     a.label("syscall_reschedule")
@@ -209,7 +209,7 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
     if kernel.ring3:
         a.ldm(Mem(s.RSP), at.SAVED)
         a.add(s.RSP, at.F_RIP)
-        ring3.leave_by_hypercall(a, 0)
+        ring3.leave_by_hypercall(a, 0, to_process=kernel.on_host)
     else:
         _leave_by_iret(a, kernel)
     a.label(f"{name}_to_kernel")

@@ -99,10 +99,17 @@ def entered(a: Assembler) -> None:
         a.pop(register)
 
 
-def leave_by_hypercall(a: Assembler, flags: int) -> None:
+def leave_by_hypercall(a: Assembler, flags: int, *, to_process: bool = False) -> None:
     """Return to where the frame at RSP says, all other registers being as they should."""
     a.push(value=flags)
-    a.jmp("leave_by_hypercall")
+    a.jmp("leave_to_process" if to_process else "leave_by_hypercall")
+
+
+def host_calls(a: Assembler, kernel: KernelOptions, *names: str) -> None:
+    """System calls of the host by which nothing changes that the guest sees. Changes RAX and RDI."""
+    for name in names:
+        a.mov(s.RDI, d.HOST_CALLS.index(name))
+        hypercall(a, kernel, d.CALL_NOTHING)
 
 
 def return_to_kernel(a: Assembler, name: str) -> None:
@@ -192,11 +199,14 @@ def ring_3(a: Assembler, kernel: KernelOptions) -> None:
         return
     a.activity = ops.SYSCALL_PATH
     a.label("hypercall")
-    for register in LOST:
-        a.push(register)
-    a.op(ops.SYSCALL)
-    for register in reversed(LOST):
-        a.pop(register)
+    if kernel.on_host:
+        a.op(ops.INT, imm=d.HOST_VECTOR)
+    else:
+        for register in LOST:
+            a.push(register)
+        a.op(ops.SYSCALL)
+        for register in reversed(LOST):
+            a.pop(register)
     a.ret()
 
     if kernel.on_host:
@@ -212,11 +222,18 @@ def ring_3(a: Assembler, kernel: KernelOptions) -> None:
     else:
         _unmask(a, kernel)
 
+    if kernel.on_host:  # the tracing thread is asked, by a signal that waits until the handler's end
+        a.label("leave_to_process")
+        for register in (s.RAX, s.RDI):
+            a.push(register)
+        host_calls(a, kernel, "getpid", "kill")
+        for register in (s.RDI, s.RAX):
+            a.pop(register)
     a.label("leave_by_hypercall")  # the frame of IRET_FRAME from RCX on
     for register in (s.RCX, s.R11, s.RAX):
         a.push(register)
     a.mov(s.RAX, d.CALL_IRET)
-    a.op(ops.SYSCALL)
+    a.op(ops.INT if kernel.on_host else ops.SYSCALL, imm=d.HOST_VECTOR if kernel.on_host else 0)
 
     a.activity = ops.INTERRUPT_PATH
     a.label("event")

@@ -9,9 +9,15 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import direct as d
-from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
+from vtsim.guest.kernel import KernelOptions, hypercalls, path, ring3, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
+
+# What the port of a kernel to a host does by system calls beside those that switch. The files whose signals follow the
+# process that runs are an estimate: console, disk, network. Then interrupts off, three timers' signals and those that
+# wait; behind the switch the timers' signals, and interrupts as they were.
+BEFORE_SWITCH = (*["fcntl"] * 3, *["sigprocmask"] * (2 + 3), "sigpending")
+AFTER_SWITCH = ("sigprocmask",) * (3 + 2)
 
 
 @path("schedule")
@@ -59,11 +65,15 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
         a.push(s.RDI)
         a.push(s.RSI)
         a.copy(s.RSI, s.RAX)
+        if kernel.on_host:
+            ring3.host_calls(a, kernel, *BEFORE_SWITCH)
         hypercalls.request(a, d.LOAD)
         if kernel.ring3:
             a.ld(s.RSI, Mem(s.RSP))
             a.ld(s.RSI, Mem(s.RSI, at.T_USER_CR3))
             hypercalls.request(a, d.LOAD_USER)
+            if kernel.on_host:
+                ring3.host_calls(a, kernel, *AFTER_SWITCH)
         else:
             a.call("pv_send")
         a.pop(s.RSI)

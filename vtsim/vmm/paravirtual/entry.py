@@ -77,6 +77,7 @@ def system_calls(a: Assembler, table: int) -> None:
     a.ld(RCX, vcpu("KERNEL"))
     a.test(RCX, register=RCX)
     a.jcc(ops.CC_Z, "from_process")
+    a.label("hypercall_made")
     a.cmp(RAX, len(d.CALLS))
     a.jcc(ops.CC_AE, "refused")
     count_one_of(a, "HYPERCALLS", RAX, RCX)

@@ -47,6 +47,8 @@ def clusters(a: Assembler, path: Path) -> None:
     a.activity = ops.EXIT_HANDLER
     a.label("cluster")
     a.st(vcpu("CLUSTER_RIP"), RDX)
+    _show(a)
+    a.ld(RDX, vcpu("CLUSTER_RIP"))
     a.label("cluster_look")
     slot(a, RDX, "CLUSTERS", SPACING, RBP)
     a.ld(RCX, Mem(RBP))
@@ -76,6 +78,7 @@ def clusters(a: Assembler, path: Path) -> None:
     _steps(a, path)
 
     a.label("cluster_next")
+    _show(a)
     a.ld(RDX, vcpu("CLUSTER_RIP"))
     a.ld(RCX, vcpu("CLUSTER_LENGTH"))
     a.add(RDX, register=RCX)
@@ -164,6 +167,13 @@ def _steps(a: Assembler, path: Path) -> None:
         a.label(f"cluster_{name}_port")
         work(a, path, "port")
         a.copy(RBX, RDX)
+        if direction:
+            a.copy(R13, RCX)
+            a.lea(RDX, Mem(RBX, -1))
+            a.shl(RDX, 32)
+            a.or_(RCX, register=RDX)
+            _show(a, ops.IN)
+            a.copy(RCX, R13)
         a.copy(RAX, RCX)
         a.shl(RAX, 16)
         a.or_(R12, register=RAX)
@@ -171,6 +181,8 @@ def _steps(a: Assembler, path: Path) -> None:
 
     a.label("cluster_cpuid")
     count(a, "CLUSTERED_EXITS")
+    a.ld(RCX, saved(RAX, 4))
+    _show(a, ops.CPUID)
     a.jmp("handle_CPUID")
 
     a.label("cluster_store")
@@ -183,6 +195,13 @@ def _steps(a: Assembler, path: Path) -> None:
     a.sub(RAX, 1)
     a.st(vcpu("CLUSTER_INSTRUCTIONS"), RAX)
     a.jmp("cluster_end")
+
+
+def _show(a: Assembler, op: int = 0) -> None:
+    """What was executed last has shown the guest its result; the next to do so is `op` of RCX. Clobbers RAX and RDX."""
+    a.mov(RDX, op)
+    a.ld(RAX, vcpu("CLUSTER_RIP"))
+    a.hook(hooks.SHOW)
 
 
 def _operand(a: Assembler) -> None:

@@ -148,13 +148,16 @@ class SoftwareCpus(Monitor):
         m = self.engine.cpus[cpu]
         row = row_at(self.engine, self._host_physical(vcpu, int(m[s.GPR + s.RSI])))
         handler = self.handler(row.op, row.form, row.imm) if row is not None else 0
-        values = (0,) * 5
-        if row is not None:
-            values = operands(row, self._list(vcpu, row.imm) if row.op in (o.LDM, o.STM) else 0, self.work_scale)
-        a, b, c, base, index = values
+        a, b, c, base, index = self._entry(vcpu, row) if row is not None else (0,) * 5
         found = {s.RAX: handler, s.RCX: row.length if row else 0, s.RDX: a, s.R8: b, s.R9: c, s.R10: base | index << 32}
         for register, value in found.items():
             m[s.GPR + register] = mem.signed(value)
+
+    def _entry(self, vcpu: Vcpu, row: Row) -> tuple[int, int, int, int, int]:
+        """The words A, B, C, BASE and INDEX of an operation's entry; A is the operation where nothing executes it."""
+        if self.handler(row.op, row.form, row.imm) == self.handlers[o.HOOK, ""]:
+            return row.op, 0, 0, 0, 0
+        return operands(row, self._list(vcpu, row.imm) if row.op in (o.LDM, o.STM) else 0, self.work_scale)
 
     def handler(self, op: int, form: str, number: int) -> int:
         """The address of what executes an operation; of one that nothing does, what ends the VM."""
@@ -213,7 +216,7 @@ class SoftwareCpus(Monitor):
             raise ModelError("a translator has more records than room", {"records": n})
         self.records_used[vcpu.cpu] = n + 1
         where = self.host.address(vcpu.records) + n * w.ENTRY_BYTES
-        values = operands(row, self._list(vcpu, row.imm) if row.op in (o.LDM, o.STM) else 0, self.work_scale)
+        values = self._entry(vcpu, row)
         for field_name, value in zip(("A", "B", "C", "BASE", "INDEX"), values, strict=True):
             self.host.store(where + w.E[field_name], value)
         self.host.store(where + w.E["LENGTH"], row.length)
@@ -308,7 +311,7 @@ def _place(
     streams.emit(a, translates=translates)
     names[o.STREAM, ""] = "stream"
     names[o.HOOK, ""] = a.label("not_executed")
-    a.mov(s.RAX, o.HOOK)
+    a.ld(s.RAX, w.entry("A"))
     a.jmp("illegal")
     mmu.subroutines(a)
     events.flags(a)

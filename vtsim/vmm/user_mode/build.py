@@ -9,9 +9,9 @@ from typing import Any, Final
 from attrs import define
 
 from vtsim.base import memory as mem
-from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.ept import spec as e
+from vtsim.ept.direct import HOST_VECTOR
 from vtsim.ept.tables import USER_PAGE
 from vtsim.vmm.direct import DirectHost
 from vtsim.vmm.host import Host
@@ -58,6 +58,7 @@ def emit(
     entry.boot(a, deadline)
     for vcpu in vcpus:
         program.system_call(a, vcpu.cpu, host.address(vcpu.page) + monitor_at.STACK_BYTES)
+    program.host_call(a)
     entry.system_calls(a, host.address(words[0]))
     entry.leave(a)
     entry.call_back(a, stop="stop", below=program.signal_frame)
@@ -85,7 +86,7 @@ def thread(host: Host) -> int:
 def trace(monitor: Monitor, vcpu: VirtualCpu, root: int) -> None:
     """Where the tracing thread of a vCPU goes on when it first runs."""
     host = monitor.host
-    registers = {s.RCX: tracing_thread().labels["stopped"], s.R11: 0x202, s.RSP: at.TRACER_STACK}
-    for register, value in registers.items():
-        host.store(monitor.address(vcpu) + at.TRACER + 8 * register, value)
+    host.gate(HOST_VECTOR, monitor.program.labels["host_call"], ring=3)
+    frame = (tracing_thread().labels["stopped"], monitor_at.GUEST_CODE, 0x202, at.TRACER_STACK, monitor_at.GUEST_DATA)
+    host.store_words(monitor.address(vcpu) - at.KERNEL_STACK - at.TRACER_FRAME, frame)
     monitor.put(vcpu, {"TRACER_CR3": root << mem.PAGE_SHIFT, "RING_0_STACK": host.address(vcpu.data) + TSS + 8})

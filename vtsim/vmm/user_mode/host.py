@@ -11,6 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.codes import HOST_PROCESS
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.ept.direct import HOST_CALLS
 from vtsim.vmm.monitor.crossing import (
     ABOVE_STACK_POINTER,
     ALL,
@@ -30,8 +31,8 @@ from vtsim.vmm.user_mode.lengths import LENGTHS
 CARRIERS: Final = (RAX, RCX, RDX, RBX, RSI, RDI, R8, R9)
 NAMES: Final = {  # of what paravirtual guests ask for, as this host does it
     "update_entry": "map", "pin_table": "space", "load_cr3": "write_pipe", "load_user": "read_pipe",
-    "stack": "set_stack", "iret": "send_signal", "schedule": "schedule_idle", "set_timer": "set_timer",
-    "mask": "block_signals",
+    "stack": "set_stack", "iret": "sigreturn", "schedule": "schedule_idle", "set_timer": "set_timer",
+    "mask": "sigprocmask",
 }  # fmt: skip
 
 
@@ -46,6 +47,12 @@ class HostGround(Ring3Ground):
     def work(self, a: Assembler, name: str) -> None:
         if name in NAMES:
             work(a, NAMES[name])
+        elif name == "nothing":
+            for number, call in enumerate(HOST_CALLS[1:], 1):
+                a.cmp(RDI, number)
+                a.jcc(ops.CC_NZ, f"no_{call}")
+                work(a, call)
+                a.label(f"no_{call}")
 
     def drop_all(self, a: Assembler) -> None:
         a.op(ops.MOV_TO_CR, RAX, imm=3)
@@ -55,31 +62,33 @@ assert set(OF_XEN) - {"validate_table"} <= set(NAMES)
 
 
 def system_call(a: Assembler, cpu: int, address: int) -> None:
-    """`system_call_N`: SYSCALL in ring 3 of this CPU, whose vCPU is at `address`: by guest or tracing thread."""
+    """`system_call_N`: SYSCALL in ring 3 of this CPU, whose vCPU is at `address`: by a process of the guest."""
     a.activity = ops.EXIT_DISPATCH
     a.label(f"system_call_{cpu}")
-    a.st(Mem(displacement=address + V["SCRATCH"]), RSP)
-    a.mov(RSP, address - at.KERNEL_STACK - 64)
-    a.push(RAX)
-    a.ld(RAX, Mem(displacement=address + V["KERNEL"]))
-    a.cmp(RAX, HOST_PROCESS)
-    a.pop(RAX)
-    a.jcc(ops.CC_Z, f"tracer_call_{cpu}")
+    a.st(Mem(displacement=address + V["REGISTERS"] + 8 * RSP), RSP)
     a.mov(RSP, address - 64)
     save_but_stack_pointer(a, 64)
-    a.ld(RBX, vcpu("SCRATCH"))
-    a.st(saved(RSP), RBX)
-    a.mov(RBX, at.CALL)
-    a.ld(RDX, vcpu("KERNEL"))
-    a.sub(RBX, register=RDX)
-    a.st(vcpu("STOPPED_BY"), RBX)
+    a.st_value(vcpu("STOPPED_BY"), at.CALL)
     a.jmp("system_call")
-    a.label(f"tracer_call_{cpu}")
-    a.stm(Mem(RSP, at.KERNEL_STACK + 64 + at.TRACER), ALL)
-    a.lea(R15, Mem(RSP, at.KERNEL_STACK + 64))
-    a.ld(RBX, vcpu("SCRATCH"))
-    a.st(Mem(R15, at.TRACER + 8 * RSP), RBX)
-    a.jmp("tracer_call")
+
+
+def host_call(a: Assembler) -> None:
+    """`host_call`: INT 80H in ring 3, by the guest's kernel or the tracing thread, on the stack of either."""
+    a.activity = ops.EXIT_DISPATCH
+    a.label("host_call")
+    a.push(value=0)
+    a.push(RAX)
+    a.copy(RAX, RSP)
+    a.test(RAX, at.KERNEL_STACK)
+    a.pop(RAX)
+    a.jcc(ops.CC_Z, "tracer_call")
+    save(a, 48)
+    a.st_value(vcpu("BY_SYSCALL"), 0)
+    a.ld(RCX, vcpu("KERNEL"))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "from_process")
+    a.ld(RAX, saved(RAX))
+    a.jmp("hypercall_made")
 
 
 def stop(a: Assembler) -> None:
@@ -97,10 +106,6 @@ def stop(a: Assembler) -> None:
     a.test(RCX, register=RCX)
     a.jcc(ops.CC_NZ, "stop_known")
     a.mov(RBX, at.RETURN)
-    a.ld(RDX, vcpu("BY_SYSCALL"))
-    a.test(RDX, register=RDX)
-    a.jcc(ops.CC_NZ, "stop_known")
-    work(a, "sigreturn")
     a.ld(RSI, vcpu("KERNEL_STACK"))
     for part in range(at.SIGNAL_FRAME, 0, -64):
         a.ldm(Mem(RSI, -64 - part), (R8, R9, R10, R11, R12, RAX, RDX, RDI))
@@ -122,29 +127,28 @@ def stop(a: Assembler) -> None:
     work(a, "wait_return")
     a.st(Mem(R15, at.TRACER), RBX)
     a.label("tracer_goes_on")
-    a.copy(RSP, R15)
-    a.ldm(Mem(RSP, at.TRACER), BELOW_STACK_POINTER)
-    a.ldm(Mem(RSP, at.TRACER + 8 * (RSP + 1)), ABOVE_STACK_POINTER)
-    a.ld(RSP, Mem(RSP, at.TRACER + 8 * RSP))
-    a.op(ops.SYSRET)
+    a.lea(RSP, Mem(R15, -at.KERNEL_STACK - at.TRACER_FRAME))
+    above = at.KERNEL_STACK + at.TRACER_FRAME + at.TRACER
+    a.ldm(Mem(RSP, above), BELOW_STACK_POINTER)
+    a.ldm(Mem(RSP, above + 8 * (RSP + 1)), ABOVE_STACK_POINTER)
+    a.op(ops.IRET)
 
 
 def tracer_calls(a: Assembler) -> None:
-    """`tracer_call`: a system call of the tracing thread, by number in RAX."""
+    """`tracer_call`: a system call of the tracing thread, by number in RAX; its frame stays where it is."""
     a.activity = ops.SCHEDULING
     a.label("tracer_call")
+    a.stm(Mem(RSP, at.KERNEL_STACK + 48 + at.TRACER), ALL)
+    a.lea(R15, Mem(RSP, at.KERNEL_STACK + 48))
     a.cmp(RAX, at.WAIT)
     a.jcc(ops.CC_Z, "tracer_waits")
     work(a, "ptrace")
     a.cmp(RAX, at.CONTINUE)
     a.jcc(ops.CC_Z, "tracer_continues")
-    a.mov(RSI, at.TRACER_DATA)
-    a.lea(RDI, Mem(R15, -at.KERNEL_STACK - at.IMPOSED))
-    a.cmp(RAX, at.GET_REGISTERS)
-    a.jcc(ops.CC_NZ, "registers_known")
-    a.copy(RDI, RSI)
+    a.cmp(RAX, at.POKE)
+    a.jcc(ops.CC_Z, "tracer_pokes")
+    a.mov(RDI, at.TRACER_DATA)
     a.lea(RSI, saved(RAX))
-    a.label("registers_known")
     work(a, "registers")
     for half in (0, 64):
         a.copy(R10, RSI)
@@ -153,6 +157,10 @@ def tracer_calls(a: Assembler) -> None:
         a.stm(Mem(R11, half), CARRIERS)
         a.copy(RSI, R10)
         a.copy(RDI, R11)
+    a.jmp("tracer_answer")
+    a.label("tracer_pokes")
+    work(a, "poke")
+    a.st_value(vcpu("SCRATCH"), HOST_CALLS.index("getpid"), comment="in place of what the process called")
     a.jmp("tracer_answer")
     a.label("tracer_continues")
     work(a, "continue")
@@ -185,14 +193,18 @@ def signal(a: Assembler) -> None:
 
 
 def signal_frame(a: Assembler) -> None:
-    """Below RSI, where the process goes on because of a signal: its frame. Changes RAX."""
+    """Below RSI, where the process goes on because of a signal: its frame. Changes RAX.
+
+    That of a system call comes when the call is over that took its place.
+    """
     a.ld(RAX, vcpu("DELIVERS"))
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "no_signal_frame")
+    a.cmp(RAX, at.CALL)
+    a.jcc(ops.CC_NZ, "signal_taken")
+    work(a, "getpid")
+    a.label("signal_taken")
     work(a, "setup_frame")
     for part in range(at.SIGNAL_FRAME, 0, -64):
         a.stm(Mem(RSI, -part), CARRIERS)
-    a.label("no_signal_frame")
 
 
 def timer(a: Assembler) -> None:

@@ -17,13 +17,13 @@ TRACER_TEXT: Final  = 0x0000_7E80_0040_0000     # of the tracing thread: its cod
 TRACER_DATA: Final  = 0x0000_7E80_0070_0000     # its buffer of registers
 TRACER_STACK: Final = 0x0000_7E80_0080_0000     # grows down from here
 KERNEL_STACK: Final = 1024                      # its stack in the host's kernel ends so far below the vCPU's structure
-IMPOSED: Final      = 512                       # from there down: registers that it imposes
+TRACER_FRAME: Final = 40                        # bytes of its frame there, by which it returns
 # from the structure, at the far ends of both stacks: registers where the kernel left the process; those of the thread
 CONTEXT: Final      = -KERNEL_STACK
 TRACER: Final       = -2 * KERNEL_STACK
 
 SIGNAL, CALL, RETURN = 0, 1, 2                  # why a process stopped
-GET_REGISTERS, SET_REGISTERS, CONTINUE, WAIT = range(4)  # what the tracing thread asks for
+GET_REGISTERS, POKE, CONTINUE, WAIT = range(4)  # what the tracing thread asks for
 SIGNAL_FRAME: Final = 640                       # bytes: struct sigframe, with the state that FXSAVE writes
 
 WORDS: Final = (

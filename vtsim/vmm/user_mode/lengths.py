@@ -17,7 +17,13 @@ LENGTHS: Final[dict[str, int]] = {
     "ptrace":         120,  # sys_ptrace: locks, find_task_by_pid, ptrace_check_attach
     "registers":      250,  # getreg, putreg for every register, accesses apart
     "continue":       250,  # PTRACE_CONT, PTRACE_SYSCALL, wake_up_process
-    "send_signal":    300,  # sys_kill, send_sig_info
+    "poke":            60,  # putreg of the register that holds the call's number
+    "kill":           300,  # sys_kill, send_sig_info
+    "getpid":          10,  # sys_getpid
+    "sigprocmask":     80,  # sys_rt_sigprocmask, recalc_sigpending
+    "sigpending":      40,  # sys_rt_sigpending
+    "fcntl":          150,  # sys_fcntl, fget, f_setown
+    "munmap":         120,  # sys_munmap, do_munmap where nothing is mapped: the semaphore, find_vma
     "bad_area":       250,  # do_page_fault without an area, or do_trap: force_sig_info
     "setup_frame":    450,  # do_signal, handle_signal, setup_frame, save_i387, stores apart
     "sigreturn":      350,  # sys_sigreturn, restore_sigcontext, loads apart
@@ -26,7 +32,6 @@ LENGTHS: Final[dict[str, int]] = {
     "space":         2500,  # half of do_fork with copy_mm, or half of exit_mmap: a space has two roots here
     "write_pipe":     500,  # of the switch to another process: write to its pipe, wake_up
     "read_pipe":      700,  # read from the own, schedule and switch_to
-    "block_signals":   80,  # sys_rt_sigprocmask, recalc_sigpending
     "set_stack":      100,  # sys_sigaltstack
     "schedule_idle":  500,  # sys_pause, schedule, cpu_idle, and the same back
     "set_timer":      400,  # sys_setitimer

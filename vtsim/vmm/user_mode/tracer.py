@@ -7,6 +7,7 @@ from functools import cache
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Program
 from vtsim.cpu.slots import R12, RAX
+from vtsim.ept.direct import HOST_VECTOR
 from vtsim.vmm.user_mode import layout as at
 from vtsim.vmm.user_mode.lengths import LENGTHS
 
@@ -15,8 +16,8 @@ from vtsim.vmm.user_mode.lengths import LENGTHS
 def tracing_thread() -> Program:
     """Its program, whose label `stopped` is where it finds in RAX why a process stopped.
 
-    A system call is answered by the kernel: registers are read, and others imposed that lead there. On return those
-    that were read are imposed. A signal is passed on.
+    A system call is annulled, by its number, and a signal is sent in its place, whose handler is the guest's kernel.
+    Its end lets the process return. A signal is passed on.
     """
     a = Assembler("tracing thread", at.TRACER_TEXT)
     a.activity = ops.SCHEDULING
@@ -24,11 +25,9 @@ def tracing_thread() -> Program:
     a.copy(R12, RAX)
     a.work(LENGTHS["tracer"], comment="tracer")
     a.cmp(R12, at.CALL)
-    a.jcc(ops.CC_B, "go_on")
-    a.jcc(ops.CC_NZ, "impose")
+    a.jcc(ops.CC_NZ, "go_on")
     _ask(a, at.GET_REGISTERS)
-    a.label("impose")
-    _ask(a, at.SET_REGISTERS)
+    _ask(a, at.POKE)
     a.label("go_on")
     _ask(a, at.CONTINUE)
     _ask(a, at.WAIT)
@@ -39,4 +38,4 @@ def tracing_thread() -> Program:
 def _ask(a: Assembler, number: int) -> None:
     a.work(LENGTHS["tracer_call"], comment="tracer_call")
     a.mov(RAX, number)
-    a.op(ops.SYSCALL)
+    a.op(ops.INT, imm=HOST_VECTOR)
