@@ -22,6 +22,7 @@ from vtsim.iommu.kernels.page_requests import ask_for_page
 from vtsim.iommu.kernels.requests import translate_request
 from vtsim.iommu.kernels.sweep import sweep_requests
 from vtsim.iommu.kernels.unit_registers import read_unit_register, write_unit_register
+from vtsim.iommu.memory_types import NAMES
 from vtsim.iommu.state import Caches
 
 Words = npt.NDArray[np.int64]
@@ -68,7 +69,10 @@ class Capabilities:
 
 @frozen(kw_only=True)
 class Answer:
-    """How a request ended: status of `state.STATUSES`, address, rights, page shift, fault reason, reads."""
+    """How a request ended: status of `state.STATUSES`, address, rights, page shift, fault reason, reads.
+
+    `memory_type`: of the page, for devices within the processors' coherency domain; None where types do not count.
+    """
 
     status: int
     hpa: int
@@ -81,11 +85,12 @@ class Answer:
     flag_writes: int
     served: tuple[str, ...]
     answer: int
+    memory_type: str | None
 
     @property
-    def translation(self) -> tuple[int, int, int, int, bool, int]:
+    def translation(self) -> tuple[int, int, int, int, bool, int, str | None]:
         """What a cache may not change: all but the cost."""
-        return self.status, self.hpa, self.rights, self.shift, self.snoop, self.reason
+        return self.status, self.hpa, self.rights, self.shift, self.snoop, self.reason, self.memory_type
 
 
 @frozen(kw_only=True)
@@ -217,6 +222,7 @@ class RemappingUnit:
             flag_writes=u[st.FLAG_WRITES],
             served=tuple(st.CACHE_TITLES[cache] for bit, cache in enumerate(CACHES_BY_BIT) if u[st.SERVED] >> bit & 1),
             answer=u[st.ANSWER],
+            memory_type=NAMES.get(int(self.u[st.MEMORY_TYPE]) - 1),
         )
 
     def page_request(
