@@ -20,10 +20,12 @@ from vtsim.iommu import spec
 
 # fmt: off
 # --- the answer to the last request ---------------------------------------------------------------------------------
-# STATUS is below; RIGHTS: READ, WRITE, EXECUTE of spec; SHIFT: 12, 21 or 30; READS_…: memory reads per structure;
+# STATUS is below; RIGHTS: READ, WRITE, EXECUTE of spec; SHIFT: 12, 21 or 30, and from bit TYPE_SHIFT on the memory type
+# and 1, or 0 where types do not count; READS_…: memory reads per structure;
 # FLAG_WRITES: updates of accessed and dirty flags; SERVED: a bit for each cache that answered.
 (STATUS, HPA, RIGHTS, SHIFT, SNOOP, REASON, RECORDED, SERVED, READS_ROOT, READS_CONTEXT, READS_DIRECTORY, READS_PASID,
  READS_FIRST, READS_SECOND, FLAG_WRITES, ANSWER) = range(16)
+SHIFT_ALONE, TYPE_SHIFT = 0xFF, 8
 (COMPLETED, BLOCKED, INTERRUPT, DROPPED) = range(4)        # STATUS
 STATUSES: Final = ("completed", "blocked", "interrupt request", "dropped")
 READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory": READS_DIRECTORY, "PASID": READS_PASID,
@@ -32,8 +34,7 @@ READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory":
 # --- the request in work and what its entries say ---------------------------------------------------------------------
 (SID, PASID, ADDRESS, SIZE, ACCESS, AT, HAS_PASID, SCALABLE, FPD_SEEN, DOMAIN, TYPE, CONTEXT_0, CONTEXT_1, PASID_0,
  PASID_1, PASID_2, TAG_MORE_NOW, WALK_RIGHTS, WALK_HPA, WALK_SHIFT, LEAF_AT, LEAF_ENTRY, PENDING_COUNT) = range(16, 39)
-# MEMORY_TYPE is part of the answer: the type and 1, or 0 where types do not count. WALK_PAT: which entry of the PAT.
-MEMORY_TYPE, WALK_PAT = 39, 40
+WALK_PAT: Final = 39           # which entry of the PAT the page's entry chooses
 
 # --- the unit between requests --------------------------------------------------------------------------------------
 # HOST_RESERVED: address bits beyond the host address width. ROOT_TABLE, INTERRUPT_TABLE: RTADDR and IRTA as SRTP and

@@ -214,7 +214,7 @@ class RemappingUnit:
             status=u[st.STATUS],
             hpa=u[st.HPA],
             rights=u[st.RIGHTS],
-            shift=u[st.SHIFT],
+            shift=u[st.SHIFT] & st.SHIFT_ALONE,
             snoop=bool(u[st.SNOOP]),
             reason=u[st.REASON],
             recorded=bool(u[st.RECORDED]),
@@ -222,7 +222,7 @@ class RemappingUnit:
             flag_writes=u[st.FLAG_WRITES],
             served=tuple(st.CACHE_TITLES[cache] for bit, cache in enumerate(CACHES_BY_BIT) if u[st.SERVED] >> bit & 1),
             answer=u[st.ANSWER],
-            memory_type=NAMES.get(int(self.u[st.MEMORY_TYPE]) - 1),
+            memory_type=NAMES.get((u[st.SHIFT] >> st.TYPE_SHIFT) - 1),
         )
 
     def page_request(

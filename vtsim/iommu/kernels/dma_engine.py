@@ -12,7 +12,7 @@ from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.requests import translate_request
 from vtsim.iommu.memory_types import CACHED, WB, WRITTEN_BACK
-from vtsim.iommu.state import COMPLETED, HPA, MEMORY_TYPE, READS_ROOT, READS_SECOND, SNOOP
+from vtsim.iommu.state import COMPLETED, HPA, READS_ROOT, READS_SECOND, SHIFT, SNOOP, TYPE_SHIFT
 
 PAGE_BYTES: int = 4096
 LEHMER, MODULUS = 48271, 2147483647
@@ -94,8 +94,8 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int)
             aborted = aborted or status != COMPLETED
             host = u[HPA]
             snooped = snooped or u[SNOOP] != 0
-            if u[MEMORY_TYPE] != 0:
-                kind = u[MEMORY_TYPE] - 1
+            if u[SHIFT] >> TYPE_SHIFT != 0:
+                kind = (u[SHIFT] >> TYPE_SHIFT) - 1
         if aborted:
             ready = max(ready, arrived)
             down += g.COMPLETION_HEADER

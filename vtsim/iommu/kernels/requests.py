@@ -54,7 +54,6 @@ from vtsim.iommu.state import (
     INTERRUPT,
     IOTLB_4K,
     IOTLB_SIZES,
-    MEMORY_TYPE,
     N_BLOCKED,
     N_COMPLETED,
     N_DROPPED,
@@ -84,6 +83,7 @@ from vtsim.iommu.state import (
     STEP_COUNT,
     TAG_MORE_NOW,
     TYPE,
+    TYPE_SHIFT,
     WALK_HPA,
     WALK_RIGHTS,
     WALK_SHIFT,
@@ -113,7 +113,6 @@ def translate_request(u: Record, a: Arena, sid: int, pasid: int, address: int, s
     u[SIZE] = size
     u[ACCESS] = access
     u[AT] = at
-    u[MEMORY_TYPE] = 0
     u[FPD_SEEN] = 0
     u[PENDING_COUNT] = 0
     u[STEP_COUNT] = 0
@@ -129,7 +128,7 @@ def translate_request(u: Record, a: Arena, sid: int, pasid: int, address: int, s
     reason = remap(u, a, sid & 0xFFFF, pasid, address, access, at)
     if reason == 0:
         if u[PROTECTING] != 0 and at != sp.TRANSLATION_REQUEST and is_protected(u, u[HPA]):
-            u[HPA] = 0
+            answer(u, 0, 0, 0)
             return end_request(u, DROPPED)
         commit_pending(u, a)
         return end_request(u, COMPLETED)
@@ -211,7 +210,7 @@ def untouched(u: Record, address: int, beyond: int, interrupt: int) -> int:
     answer(u, address, sp.READ | sp.WRITE, 12)
     if u[SCALABLE] != 0 and extended(u, sp.ECAP_MTS):
         disabled = u[AT] == sp.UNTRANSLATED and u[PASID_1] & e.CD != 0
-        u[MEMORY_TYPE] = 1 + untranslated_type(u, address, disabled)
+        u[SHIFT] |= 1 + untranslated_type(u, address, disabled) << TYPE_SHIFT
     return 0
 
 
@@ -255,9 +254,6 @@ def remap_legacy(u: Record, a: Arena, sid: int, address: int, access: int, at: i
     u[DOMAIN] = (u[CONTEXT_1] >> e.CONTEXT_DID) & 0xFFFF
     u[TAG_MORE_NOW] = u[DOMAIN]
     u[TYPE] = e.PGTT_SECOND
-    u[PASID_0] = 0
-    u[PASID_1] = 0
-    u[PASID_2] = 0
     return translate_page(u, a, u[CONTEXT_0] & e.POINTER, (u[CONTEXT_1] & e.CONTEXT_AW) + 2, address, access)
 
 
@@ -327,7 +323,6 @@ def translate_page(u: Record, a: Arena, table: int, levels: int, address: int, a
         note_step(u, STEP_CACHE, 0, IOTLB_4K + size * CACHE_WORDS, data)
         u[SNOOP] = 1 if data & SNOOPED != 0 else 0
         answer(u, (data & ~PAGE) | (address & ((1 << shift) - 1)), allowed, u[known + DATA + 1])
-        u[MEMORY_TYPE] = u[known + DATA + 2]
         return 0
     u[N_IOTLB_MISSES] += 1
     u[N_WALKS] += 1
@@ -361,7 +356,7 @@ def translate_page(u: Record, a: Arena, table: int, levels: int, address: int, a
     u[SNOOP] = 1 if data & SNOOPED != 0 else 0
     answer(u, u[WALK_HPA], allowed, u[WALK_SHIFT])
     if u[SCALABLE] != 0 and extended(u, sp.ECAP_MTS):
-        u[MEMORY_TYPE] = 1 + page_type(u, u[WALK_HPA])
+        u[SHIFT] |= 1 + page_type(u, u[WALK_HPA]) << TYPE_SHIFT
     keep_translation(u, address, more, data)
     return 0
 
@@ -411,7 +406,6 @@ def keep_translation(u: Record, address: int, more: int, data: int) -> None:
         at = make_room(u, cache, address >> shift, more)
         if at >= 0:
             u[at + DATA] = (u[WALK_HPA] & ~((1 << shift) - 1)) | data
-            u[at + DATA + 1] = u[WALK_SHIFT]
-            u[at + DATA + 2] = u[MEMORY_TYPE]
+            u[at + DATA + 1] = u[SHIFT]
             u[IOTLB_SIZES] |= 1 << size
         return

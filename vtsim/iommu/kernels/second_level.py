@@ -85,8 +85,9 @@ def second_reserved(u: Record, entry: int, level: int) -> bool:
             return True
         if entry & ((1 << (12 + 9 * (level - 1))) - 0x1000) != 0:
             return True
-    if u[PASID_1] & EMTE != 0 and (level == 1 or large) and not is_legal_type((entry >> SL_EMT_SHIFT) & 7):
-        return True
+    if u[SCALABLE] != 0 and u[PASID_1] & EMTE != 0 and (level == 1 or large):
+        if not is_legal_type((entry >> SL_EMT_SHIFT) & 7):
+            return True
     if entry & SL_SNP != 0:
         return (level > 1 and not large) or not extended(u, sp.ECAP_SC)
     return False
