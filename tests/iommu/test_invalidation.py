@@ -275,6 +275,8 @@ BAD: dict[str, tuple[str, tuple[int, ...], int]] = {
     "reserved bits of word 0": ("legacy", (d.WAIT | 1 << 8,), sp.IQEI_RESERVED),
     "reserved bits of word 1": ("legacy", (d.IOTLB_TYPE | 1 << 4, 1 << 8), sp.IQEI_RESERVED),
     "reserved words of a wide descriptor": ("second-level", (d.WAIT, 0, 1), sp.IQEI_RESERVED),
+    "private data, which older editions had": ("second-level", (d.PAGE_GROUP_RESPONSE | 1 << 5,), sp.IQEI_RESERVED),
+    "words of private data": ("second-level", (d.PAGE_GROUP_RESPONSE, 0, 1, 1), sp.IQEI_RESERVED),
     "granularity 0 of contexts": ("legacy", (d.CONTEXT_CACHE,), sp.IQEI_RESERVED),
     "granularity 0 of IOTLB": ("legacy", (d.IOTLB_TYPE,), sp.IQEI_RESERVED),
     "granularity 1 of PASID-based IOTLB": ("second-level", (d.PASID_IOTLB | 1 << 4,), sp.IQEI_RESERVED),
