@@ -104,7 +104,7 @@ class IoApic:
             self._send(number)
 
     def end_of_interrupt(self, vector: int) -> None:
-        """A local APIC has ended an interrupt of this vector; a level-triggered pin that is still asserted asks again."""
+        """A local APIC has ended an interrupt of this vector; a level that is still there asks again."""
         for number, entry in enumerate(self.table):
             if entry & LEVEL and entry & IRR and entry & 0xFF == vector:
                 self.table[number] = entry & ~IRR

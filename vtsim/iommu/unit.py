@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
-from vtsim.base.memory import signed, store_word
+from vtsim.base.memory import is_memory, signed, store_word
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.descriptors import descriptor
@@ -254,13 +254,19 @@ class RemappingUnit:
         self.submit_words(*descriptor(name, **fields))
 
     def submit_words(self, *words: int) -> None:
-        """Store the words of a descriptor at the tail of the queue, and move the tail on."""
+        """Store the words of a descriptor at the tail of the queue, and move the tail on.
+
+        ModelError where the queue is not in memory.
+        """
         queue = self.read("IQA")
         step = 32 if queue & sp.IQA_WIDE else 16
         tail = self.read("IQT")
+        where = signed((queue & ~0xFFF) + tail & MASK)
+        if not is_memory(self.arena, where):
+            raise ModelError("an invalidation queue is outside memory", {"queue": queue, "tail": tail})
         for place in range(step // 8):
             word = words[place] if place < len(words) else 0
-            store_word(self.arena, (queue & ~0xFFF) + tail + 8 * place, word)
+            store_word(self.arena, where + 8 * place, word)
         self.write("IQT", (tail + step) % (0x1000 << (queue & sp.IQA_SIZE)))
 
     def device_completed(self, sid: int) -> None:
