@@ -188,6 +188,7 @@ CASES: dict[str, list[Case]] = {
     "CONTEXT_RESERVED":             [legacy(context(0, set=1 << 5)), legacy(context(1, set=1 << 40)), legacy(context(0, set=1 << 50))],
     "SECOND_LEVEL_RESERVED":        [legacy(page("second", 1, set=1 << 46)), legacy(page("second", 2, set=1 << 11)),
                                      legacy(page("second", 4, set=1 << 7)), legacy(page("second", 2, set=1 << 13, address=HUGE_PAGE), address=HUGE_PAGE),
+                                     legacy(page("second", 1, set=1 << 62)), legacy(page("second", 3, set=1 << 62)),
                                      without("legacy", "SLLPS", address=HUGE_PAGE)],
     "TYPE_BLOCKED":                 [legacy(context(0, clear=1 << 2), **ATS), legacy(context(0, clear=1 << 2), at=2)],
     "INTERRUPT_ADDRESS":            [legacy(page("second", 1, clear=e.ADDRESS, set=0xFEE0_0000)), legacy(address=0xFEE0_1000, at=2)],

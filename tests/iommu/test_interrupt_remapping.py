@@ -77,6 +77,28 @@ def test_a_remapped_interrupt_goes_where_its_entry_says() -> None:
     assert answer.message == (0x1234 << 32 | 0xFEE00000 | 0x34 << 12 | 8, 1 << 8 | 0x41)
 
 
+def test_every_delivery_mode_that_there_is_is_passed_on() -> None:
+    world = World()
+    modes = (i.DLM_FIXED, i.DLM_LOWEST, i.DLM_SMI, i.DLM_NMI, i.DLM_INIT, i.DLM_EXTINT)
+    for index, mode in enumerate(modes):
+        world.entry(index, i.remapped_entry(0x41, 1, extended=True, delivery_mode=mode))
+    messages = [world.ask(index).message for index in range(len(modes))]
+    assert [data >> 8 & 7 for _, data in filter(None, messages)] == [0, 1, 2, 4, 5, 7]
+
+
+def test_turning_remapping_off_forgets_entries_where_the_unit_says_so() -> None:
+    for capabilities, seen in ((Capabilities(), 0x41), (Capabilities().having(ESIRTPS=1), 0x42)):
+        world = World(capabilities=capabilities)
+        world.entry(1, i.remapped_entry(0x41, 1, extended=True))
+        world.ask(1)
+        world.entry(1, i.remapped_entry(0x42, 1, extended=True))
+        world.unit.command(clear=sp.IRE)
+        world.unit.command(set=sp.IRE)
+        message = world.ask(1).message
+        assert message is not None
+        assert message[1] == seen
+
+
 def test_eight_bits_of_destination_count_outside_extended_mode() -> None:
     world = World(extended=False)
     world.entry(0, i.remapped_entry(0x41, 7, level=True, logical=True))
@@ -123,6 +145,8 @@ BLOCKED = [  # what stands in entry 1, the request, the reason
     ("IRTE_NOT_PRESENT",      i.remapped_entry(0x41, 1, extended=True, present=False), i.remappable_request(1)),
     ("IRTE_RESERVED",         (i.remapped_entry(0x41, 1, extended=True)[0] | 1 << 12, 0), i.remappable_request(1)),
     ("IRTE_RESERVED",         i.remapped_entry(0x41, 1, extended=True, validation=i.SVT_RESERVED), i.remappable_request(1)),
+    ("IRTE_RESERVED",         i.remapped_entry(0x41, 1, extended=True, delivery_mode=3), i.remappable_request(1)),
+    ("IRTE_RESERVED",         i.remapped_entry(0x41, 1, extended=True, delivery_mode=6), i.remappable_request(1)),
     ("IRTE_RESERVED",         (i.remapped_entry(0x41, 1, extended=True)[0], 1 << 20), i.remappable_request(1)),
     ("INTERRUPT_SOURCE",      i.remapped_entry(0x41, 1, extended=True, source=SOURCE + 1, validation=i.SVT_SOURCE),
                               i.remappable_request(1)),

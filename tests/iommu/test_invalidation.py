@@ -21,6 +21,7 @@ from vtsim.iommu import descriptors as d
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.tables import READ_WRITE, USER_PAGE
+from vtsim.iommu.unit import Capabilities
 
 EXAMPLES = 40 if jit.DISABLED else 200
 
@@ -206,6 +207,42 @@ def test_a_completion_that_nobody_waits_for_is_an_error() -> None:
     assert world.unit.read("IQERCD") >> 48 == 0xFFF8
 
 
+@pytest.mark.parametrize(("capable", "mip", "pending"), [(1, 3, 3), (1, 0, 32), (0, 3, 32)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_device_has_no_more_invalidations_pending_than_it_has_room_for(
+    wide: bool, capable: int, mip: int, pending: int
+) -> None:
+    """MIP bounds what burdens one physical function, whichever of its virtual ones (SID) it is for."""
+    world = queued("second-level" if wide else "legacy", Capabilities().having(DIT=capable))
+    unit, sids = world.unit, ([SID + 8 * n for n in range(2)] if capable else [SID])
+    name = "PASID_DEVICE_TLB" if wide else "DEVICE_TLB"
+    asked = [sids[n % len(sids)] for n in range(40)]
+    for number, sid in enumerate(asked):
+        unit.submit(name, SID=sid, ADDR=number, MIP=mip, PFSID_LOW=SID & 15, PFSID_HIGH=SID >> 4)
+    unit.submit(name, SID=0x7777, MIP=mip, PFSID_LOW=7, PFSID_HIGH=0x777)
+
+    out = [message.first for message in unit.messages()]
+    assert out == asked[:pending]
+    while out:  # each answer makes room for the next one, and the last of all goes to another device
+        unit.device_completed(out.pop(0))
+        fresh = [message.first for message in unit.messages()]
+        out += fresh
+        assert len(out) <= pending + 1
+    assert unit.read("IQH") == unit.read("IQT")
+    assert unit.read("FSTS") == 0
+
+
+def test_a_completion_of_a_device_that_was_not_asked_is_an_error_and_leaves_the_others_pending() -> None:
+    world = queued()
+    world.unit.submit("DEVICE_TLB", SID=SID)
+    world.unit.device_completed(SID + 1)
+    assert world.unit.read("FSTS") == sp.ICE
+    assert world.unit.read("IQERCD") >> 48 == SID + 1
+    world.unit.write("FSTS", sp.ICE)
+    world.unit.device_completed(SID)
+    assert world.unit.read("FSTS") == 0
+
+
 def test_more_device_invalidations_than_messages_fit_lose_none() -> None:
     world = queued()
     for number in range(150):
@@ -238,6 +275,8 @@ BAD: dict[str, tuple[str, tuple[int, ...], int]] = {
     "reserved bits of word 0": ("legacy", (d.WAIT | 1 << 8,), sp.IQEI_RESERVED),
     "reserved bits of word 1": ("legacy", (d.IOTLB_TYPE | 1 << 4, 1 << 8), sp.IQEI_RESERVED),
     "reserved words of a wide descriptor": ("second-level", (d.WAIT, 0, 1), sp.IQEI_RESERVED),
+    "private data, which older editions had": ("second-level", (d.PAGE_GROUP_RESPONSE | 1 << 5,), sp.IQEI_RESERVED),
+    "words of private data": ("second-level", (d.PAGE_GROUP_RESPONSE, 0, 1, 1), sp.IQEI_RESERVED),
     "granularity 0 of contexts": ("legacy", (d.CONTEXT_CACHE,), sp.IQEI_RESERVED),
     "granularity 0 of IOTLB": ("legacy", (d.IOTLB_TYPE,), sp.IQEI_RESERVED),
     "granularity 1 of PASID-based IOTLB": ("second-level", (d.PASID_IOTLB | 1 << 4,), sp.IQEI_RESERVED),
@@ -288,6 +327,13 @@ def test_every_queue_error_that_is_no_descriptors_fault() -> None:
     askew = queued("second-level")
     askew.unit.write("IQT", 16)
     assert error(askew) == sp.IQEI_MISALIGNED
+
+    for lacking, wide_is_known in ((("SMTS",), True), (("SMTS", "ADMS"), False)):
+        plain = queued("legacy", Capabilities().without(*lacking))
+        plain.unit.write("IQA", plain.unit.read("IQA") | sp.IQA_WIDE)
+        plain.memory.store(plain.unit.read("IQA") & ~0xFFF, d.WAIT)
+        plain.unit.write("IQT", 32)
+        assert (plain.unit.read("FSTS") & sp.IQE == 0) == wide_is_known
 
     undefined = queued()
     undefined.unit.write("RTADDR", 2 << 10)

@@ -31,13 +31,43 @@ def test_register_based_invalidation_says_what_it_has_done(granularity: int) -> 
 
 
 def test_a_unit_may_do_more_than_it_was_asked() -> None:
-    for capabilities, mask in ((Capabilities().without("PSI"), 0), (Capabilities().having(MAMV=3), 4)):
+    world = World("legacy", Capabilities().without("PSI"))
+    remapped(world)
+    world.unit.write("IOTLB", 1 << 63 | 3 << sp.IIRG | DOMAIN << 32)
+    assert world.unit.read("IOTLB") >> sp.IAIG & 3 == sp.DOMAIN_SELECTIVE
+    assert not is_stale(world)
+
+
+def test_an_address_mask_that_the_unit_does_not_have_is_an_error() -> None:
+    world = World("legacy", Capabilities().having(MAMV=3))
+    remapped(world)
+    world.unit.write("IVA", RW_PAGE | 4)
+    world.unit.write("IOTLB", 1 << 63 | 3 << sp.IIRG | DOMAIN << 32)
+    assert world.unit.read("IOTLB") >> sp.IAIG & 3 == 0
+    assert is_stale(world)
+    world.unit.write("IVA", RW_PAGE | 3)
+    world.unit.write("IOTLB", 1 << 63 | 3 << sp.IIRG | DOMAIN << 32)
+    assert world.unit.read("IOTLB") >> sp.IAIG & 3 == sp.FINEST_SELECTIVE
+    assert not is_stale(world)
+
+
+@pytest.mark.parametrize("kind", ["second-level", "first-level"])
+def test_outside_legacy_mode_registers_ask_for_nothing(kind: str) -> None:
+    world = World(kind)
+    remapped(world)
+    for name, at, done in (("CCMD", sp.CIRG, sp.CAIG), ("IOTLB", sp.IIRG, sp.IAIG)):
+        world.unit.write(name, 1 << 63 | sp.GLOBAL << at)
+        assert (world.unit.read(name) >> 63, world.unit.read(name) >> done & 3) == (0, 0)
+    assert is_stale(world)
+
+
+def test_turning_remapping_off_invalidates_everything_in_a_unit_with_scalable_mode() -> None:
+    for capabilities, stale in ((Capabilities(), False), (Capabilities().without("SMTS"), True)):
         world = World("legacy", capabilities)
         remapped(world)
-        world.unit.write("IVA", mask)
-        world.unit.write("IOTLB", 1 << 63 | 3 << sp.IIRG | DOMAIN << 32)
-        assert world.unit.read("IOTLB") >> sp.IAIG & 3 == sp.DOMAIN_SELECTIVE
-        assert not is_stale(world)
+        world.unit.command(clear=sp.TE)
+        world.unit.command(set=sp.TE)
+        assert is_stale(world) == stale
 
 
 def test_a_reserved_granularity_and_a_queue_that_is_on_invalidate_nothing() -> None:

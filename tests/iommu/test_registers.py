@@ -28,7 +28,7 @@ def unit() -> RemappingUnit:
 
 @pytest.mark.parametrize("row", sp.REGISTERS, ids=lambda row: row.name)
 def test_each_bit_obeys_its_access(row: sp.RegisterRow) -> None:
-    remapping = unit()
+    remapping = World("legacy", Capabilities().having(MTS=1, VCS=1)).unit
     before = remapping.read(row.name)
 
     if row.name not in ACTING:
@@ -115,6 +115,26 @@ def test_capability_fields_that_do_not_exist_or_do_not_fit_are_refused() -> None
         d.descriptor("WAIT", G=1)
 
 
+@pytest.mark.parametrize("name", ["AFL", "ECMDS", "PMS"])
+def test_a_unit_does_not_say_what_no_unit_has_here(name: str) -> None:
+    """Advanced fault logging, enhanced commands, performance monitoring: their bits are 0 and so are their registers.
+
+    VT-d: "Advanced Fault Logging"; "Enhanced Command Register"; "Performance Monitoring Capability Register".
+    """
+    row = "ECAP" if name == "PMS" else "CAP"
+    with pytest.raises(ValueError, match=f"{row} says {name}, which units do not have here"):
+        World("legacy", Capabilities().having(**{name: 1}))
+    remapping = unit()
+    field = next(each for each in sp.register(row).fields if each.name == name)
+    assert remapping.read(row) & field.mask == 0
+    status = remapping.read("GSTS")
+    for offset in (sp.AFLOG, 0x300, 0x310, 0x380):  # the fault log; performance monitoring, its events
+        remapping.write_at(offset, 8, ALL_ONES)
+        assert remapping.read_at(offset, 8) == 0
+    remapping.command(set=sp.SFL | sp.EAFL)
+    assert remapping.read("GSTS") == status
+
+
 def test_a_cache_of_sets_that_are_no_power_of_two_is_refused() -> None:
     with pytest.raises(ValueError, match="iotlb_4k has 3 sets, not a power of two"):
         World("legacy", caches=st.Caches(iotlb_4k=st.Cache(3, 4)))
@@ -131,7 +151,7 @@ def test_named_bits_of_entries_agree_with_the_tables() -> None:
 
     pairs = {
         (e.PASID_ENTRY, 0): {"SLADE": e.SLADE, "SLEE": e.SLEE, "FPD": e.FPD, "P": e.PRESENT, "SLPTPTR": e.POINTER},
-        (e.PASID_ENTRY, 1): {"PWSNP": e.PWSNP, "PGSNP": e.PGSNP, "DID": 0xFFFF},
+        (e.PASID_ENTRY, 1): {"PWSNP": e.PWSNP, "PGSNP": e.PGSNP, "CD": e.CD, "EMTE": e.EMTE, "DID": 0xFFFF},
         (e.PASID_ENTRY, 2): {"SRE": e.SRE, "ERE": e.ERE, "WPE": e.WPE, "NXE": e.NXE, "SMEP": e.SMEP, "EAFE": e.EAFE},
         (e.SCALABLE_CONTEXT_ENTRY, 0): {"DTE": e.DTE, "PASIDE": e.PASIDE, "PRE": e.PRE},
         (e.SCALABLE_CONTEXT_ENTRY, 1): {"RID_PASID": e.RID_PASID, "RID_PRIV": e.RID_PRIV},
@@ -153,7 +173,6 @@ def test_named_bits_of_entries_agree_with_the_tables() -> None:
             "A": e.SL_A,
             "D": e.SL_D,
             "SNP": e.SL_SNP,
-            "TM": e.SL_TM,
         },
     }
     for (entry, word), names in pairs.items():

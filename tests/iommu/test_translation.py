@@ -52,6 +52,8 @@ def walker(world: World) -> Walker:
         unit.capabilities.ecap,
         unit.capabilities.host_width,
         unit.read("RTADDR"),
+        world.ranges,
+        world.default_type,
     )
 
 
@@ -66,9 +68,9 @@ def expected(world: World, request: dict[str, int]) -> tuple[tuple[object, ...],
         found = oracle.translate(SID, pasid, request["address"], access, at)
     except Blocked as blocked:
         if at == sp.TRANSLATION_REQUEST and f.BY_NAME[blocked.name].answer == f.SUCCESS:
-            return (st.COMPLETED, 0, 0, 12, False, 0), {}
-        return (st.BLOCKED, 0, 0, 12, False, blocked.code), {}
-    return (st.COMPLETED, *found, 0), oracle.flags
+            return (st.COMPLETED, 0, 0, 12, False, 0, None), {}
+        return (st.BLOCKED, 0, 0, 12, False, blocked.code, None), {}
+    return (st.COMPLETED, *found[:4], 0, found.kind), oracle.flags
 
 
 def places(world: World) -> list[int]:
@@ -135,11 +137,12 @@ def apply_damage(world: World, wounds: list[tuple[int, int | str]]) -> None:
 FULL = Capabilities()
 UNITS = (
     FULL, FULL, FULL, FULL.without("SLLPS", "SC"), FULL.without("FL1GP").having(ND=0), FULL.having(SAGAW=0b0100),
-    FULL.having(MGAW=30), FULL.having(SLLPS=1),
+    FULL.having(MGAW=30), FULL.having(SLLPS=1), FULL.having(MTS=1), FULL.having(MTS=1), FULL.having(MTS=1, CM=1),
+    FULL.having(CM=1), FULL.having(RWBF=1),
 )  # fmt: skip
 
 
-@given(hs.sampled_from(KINDS), damage, requests, hs.booleans(), hs.sampled_from(UNITS))
+@given(hs.sampled_from(KINDS), damage, requests, hs.booleans(), hs.sampled_from(UNITS), hs.integers(0, 1 << 60))
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 def test_every_request_ends_as_the_independent_walker_says(
     kind: str,
@@ -147,8 +150,11 @@ def test_every_request_ends_as_the_independent_walker_says(
     asked: list[dict[str, int]],
     cached: bool,
     capabilities: Capabilities,
+    dice: int,
 ) -> None:
     world = World(kind, capabilities, caches=Caches() if cached else Caches.none())
+    if "MTS" in capabilities.ecap:
+        world.type_memory(dice)
     apply_damage(world, wounds)
     for raw in asked:
         request = {**raw, "pasid": world.pasid if raw["with_pasid"] or kind == "legacy" else sp.NO_PASID}
@@ -274,6 +280,39 @@ def test_translation_off_passes_ordinary_requests_and_drops_the_others() -> None
     inside = [world.ask(mib << 20, pasid=sp.NO_PASID).status for mib in (1, 2, 4, 6)]
     assert inside == [st.COMPLETED, st.DROPPED, st.DROPPED, st.COMPLETED]
     world.unit.check_laws()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_protected_region_is_closed_to_every_request_whatever_translates_it(kind: str) -> None:
+    world = World(kind)
+    unit, page = world.unit, RW_PAGE
+    target = world.ask(page).hpa
+    world.invalidate_all()
+    where = world.memory.token(target >> 12)
+    unit.write("PLMBASE", target & ~0x1F_FFFF)
+    unit.write("PLMLIMIT", target)
+    unit.write("PMEN", sp.EPM)
+    flags = unit.statistics()["flag writes"]
+
+    ends = [world.ask(page, access).status for access in (sp.READ, sp.WRITE, sp.READ)]  # by a walk, by a cache
+    ends.append(world.ask(target, at=sp.TRANSLATED, pasid=sp.NO_PASID).status)
+    assert ends == [st.DROPPED] * 4
+    assert world.ask(page, at=sp.TRANSLATION_REQUEST).status == st.COMPLETED  # it reaches no memory itself
+    assert (unit.read("FSTS"), world.memory.token(target >> 12)) == (0, where)
+    assert unit.statistics()["flag writes"] == flags
+    unit.write("PMEN", 0)
+    assert world.ask(page, sp.WRITE).hpa == target
+    unit.check_laws()
+
+
+def test_a_unit_without_protected_regions_cannot_enable_them() -> None:
+    world = World("legacy", FULL.without("PLMR", "PHMR"))
+    world.unit.write("PMEN", sp.EPM)
+    assert world.unit.read("PMEN") == 0
+    high = World("pass-through", FULL.without("PLMR"))
+    high.unit.write("PHMLIMIT", 1 << 45)
+    high.unit.write("PMEN", sp.EPM)
+    assert (high.ask(0x1000).status, high.unit.read("PMEN")) == (st.DROPPED, sp.EPM | 1)
 
 
 def test_writes_to_the_interrupt_range_are_interrupt_requests_and_all_else_there_is_dropped() -> None:

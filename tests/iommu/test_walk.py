@@ -62,6 +62,12 @@ def test_text_names_the_caches_that_answered_and_the_fault_by_its_title(run: Any
     assert "blocked, recorded: fault reason 0x85 (SGN.6): no write permission" in refused
 
 
+def test_an_address_at_the_end_of_a_page_is_translated_as_any_other(run: Any) -> None:
+    _, out, _ = run(UNIT, "--address", "0x201fff", "--pasid", "5", "--json")
+    walk = json.loads(out)["walk"]
+    assert (walk["status"], walk["hpa"]) == ("completed", "0x201fff")
+
+
 def test_a_translation_request_without_a_mapping_completes_without_rights(run: Any) -> None:
     legacy = 'devices: [{device: "00:01.0", ats: true, pages: [{iova: 0x1000, to: 0x100000}]}]'
 

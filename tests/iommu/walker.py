@@ -33,6 +33,7 @@ class Page(NamedTuple):
     execute: bool
     user: bool
     snoop: bool
+    kind: str | None = None  # its memory type: of the second level, or of the PAT
 
 
 class Found(NamedTuple):
@@ -42,6 +43,18 @@ class Found(NamedTuple):
     rights: int
     shift: int
     snoop: bool
+    kind: str | None = None
+
+
+# what a second-level entry or a range says, then what the PAT says: SDM, for processors since the Pentium III
+EFFECTIVE = {
+    ("UC", "WC"): "WC", ("WC", "UC-"): "WC", ("WC", "WC"): "WC", ("WC", "WB"): "WC", ("WT", "WC"): "WC",
+    ("WT", "WT"): "WT", ("WT", "WB"): "WT", ("WT", "WP"): "WP", ("WP", "UC-"): "WC", ("WP", "WC"): "WC",
+    ("WP", "WB"): "WP", ("WP", "WP"): "WP", ("WB", "WC"): "WC", ("WB", "WT"): "WT", ("WB", "WB"): "WB",
+    ("WB", "WP"): "WP",
+}  # fmt: skip
+ENCODED = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
+IN_PAT = {**ENCODED, 7: "UC-"}
 
 
 class Walker:
@@ -56,12 +69,19 @@ class Walker:
         ecap: dict[str, int],
         width: int,
         rtaddr: int,
+        ranges: dict[range, str] | None = None,
+        default: str = "UC",
     ) -> None:
         self.word, self.is_memory, self.read_only = lambda hpa: word(hpa) & MASK, is_memory, read_only
         self.cap = lambda name: cap.get(name, 0)
         self.ecap = lambda name: ecap.get(name, 0)
         self.width, self.rtaddr = width, rtaddr
         self.flags: dict[int, int] = {}
+        self.ranges, self.default = ranges or {}, default
+
+    def range_type(self, address: int) -> str:
+        """What the MTRRs say of an address; the first of the ranges that holds it counts."""
+        return next((kind for each, kind in self.ranges.items() if address in each), self.default)
 
     def high(self, pointer: int) -> bool:
         """Does a pointer use bits beyond the host address width?"""
@@ -83,12 +103,14 @@ class Walker:
             return self.scalable(sid, pasid, address & MASK, access, at)
         raise Blocked("ABORT_MODE" if mode == 3 and self.ecap("ADMS") else "INVALID_ROOT_TABLE")
 
-    def plain(self, address: int, beyond: str, interrupt: str) -> Found:
+    def plain(self, address: int, beyond: str, interrupt: str, disabled: bool | None = None) -> Found:
         if self.high(address):
             raise Blocked(beyond)
         if address >> 20 == 0xFEE:
             raise Blocked(interrupt)
-        return Found(address, 3, 12, False)
+        typed = self.ecap("MTS") and disabled is not None
+        kind = ("UC" if disabled else self.range_type(address)) if typed else None
+        return Found(address, 3, 12, False, kind)
 
     def legacy(self, sid: int, address: int, access: set[str], at: int) -> Found:
         place = (self.rtaddr & PAGE_ALIGNED) + 16 * (sid >> 8)
@@ -146,7 +168,7 @@ class Walker:
         if pasid is not None and not low & 8:
             raise Blocked("PASID_DISABLED")
         if at == 2:
-            return self.plain(address, "SCALABLE_BEYOND_MGAW", "SCALABLE_INTERRUPT_ADDRESS")
+            return self.plain(address, "SCALABLE_BEYOND_MGAW", "SCALABLE_INTERRUPT_ADDRESS", False)
         room = 1 << ((low >> 9 & 7) + 7 + 6)
         if pasid is None:
             access = access - {"execute", "privileged"} | ({"privileged"} if high >> 20 & 1 else set())
@@ -169,6 +191,8 @@ class Walker:
             raise Blocked("PASID_NOT_PRESENT")
         if low & 0xC00 or middle & 0x7F0000 or high & 0xF00 or any(rest):
             raise Blocked("PASID_RESERVED")
+        if middle >> 25 and not self.ecap("MTS"):
+            raise Blocked("PASID_RESERVED")
         if (middle >> 24 & 1 and not self.ecap("SC")) or middle & 0xFFFF >= 1 << (4 + 2 * self.cap("ND")):
             raise Blocked("PASID_RESERVED")
         if (kind in (2, 3) and self.high(low & PAGE_ALIGNED)) or (kind == 1 and self.high(high & PAGE_ALIGNED)):
@@ -178,16 +202,21 @@ class Walker:
             raise Blocked("PASID_INVALID")
         if second and width not in (1, 2, 3):
             raise Blocked("PASID_INVALID")
+        pat = [middle >> 32 + 4 * n & 15 for n in range(8)]
+        outer_typed = second and bool(middle >> 26 & 1)
+        if (first and not set(pat) <= set(IN_PAT)) or (outer_typed and middle >> 27 & 7 not in ENCODED):
+            raise Blocked("PASID_INVALID")
+        self.pat, self.cache_disabled = [IN_PAT.get(each, "") for each in pat], bool(middle >> 25 & 1)
         if "execute" in access and not high & 2:
             raise Blocked("EXECUTE_DISABLED")
         if "privileged" in access and not high & 1:
             raise Blocked("SUPERVISOR_DISABLED")
         if kind == 4:
-            return self.plain(address, "SCALABLE_BEYOND_MGAW", "SCALABLE_INTERRUPT_ADDRESS")
+            return self.plain(address, "SCALABLE_BEYOND_MGAW", "SCALABLE_INTERRUPT_ADDRESS", self.cache_disabled)
         snooped = bool(middle >> 23 & 1)
         rules = Rules(
             "SCALABLE_SECOND_TOP_ACCESS", "SCALABLE_SECOND_ACCESS", "SCALABLE_SECOND_RESERVED",
-            bool(low >> 9 & 1), bool(low >> 5 & 1), snooped,
+            bool(low >> 9 & 1), bool(low >> 5 & 1), snooped, outer_typed,
         )  # fmt: skip
         table, levels = low & PAGE_ALIGNED, 2 + width
         if kind == 2:
@@ -228,7 +257,8 @@ class Walker:
             return None
         large = bool(entry >> 7 & 1) and level > 1
         leaf = large or level == 1
-        bad = self.high(entry & ADDRESS_52)
+        bad = self.high(entry & ADDRESS_52) or bool(entry >> 62 & 1)
+        bad |= leaf and rules.typed and entry >> 3 & 7 not in ENCODED
         bad |= large and (
             level > 3 or not self.cap("SLLPS") >> (level - 2) & 1 or bool(entry & ADDRESS_52 & ((1 << shift) - 1))
         )
@@ -242,7 +272,8 @@ class Walker:
         target = entry & ADDRESS_52
         if leaf:
             self.last = (where, entry)
-            return Page(target | address % (1 << shift), shift, *rights, True, bool(entry >> 11 & 1))
+            kind = ENCODED[entry >> 3 & 7] + ("!" if entry >> 6 & 1 else "") if rules.typed else None
+            return Page(target | address % (1 << shift), shift, *rights, True, bool(entry >> 11 & 1), kind)
         return self.second_below(target, level - 1, levels, address, writes, rules, rights)
 
     def first(
@@ -297,7 +328,8 @@ class Walker:
             mark(accessed)
             table = entry & ADDRESS_52
         guest = entry & ADDRESS_52 & ~((1 << shift) - 1) | address % (1 << shift)
-        page = Page(guest, shift, True, write, execute, for_user, False)
+        index = (entry >> 3 & 3) + 4 * (entry >> (7 if level == 1 else 12) & 1)
+        page = Page(guest, shift, True, write, execute, for_user, False, self.pat[index])
         if outer is None:
             return page, None
         if outer.beyond(guest):
@@ -347,7 +379,17 @@ class Walker:
                 raise Blocked("NO_READ" if legacy else "SCALABLE_NO_READ")
             raise Blocked("NO_EXECUTE")
         rights = sum({"read": 1, "write": 2, "execute": 4}[name] for name in allowed)
-        return Found(page.address, rights, page.shift, page.snoop)
+        kind = None if legacy or not self.ecap("MTS") else self.kind(page, outer, first=protects is not None)
+        return Found(page.address, rights, page.shift, page.snoop, kind)
+
+    def kind(self, page: Page, outer: Page | None, *, first: bool) -> str:
+        """The memory type of a page: of the second level alone, of the first alone, or of both."""
+        if self.cache_disabled:
+            return "UC"
+        below = (outer.kind if outer is not None else None if first else page.kind) or self.range_type(page.address)
+        if below.endswith("!") or not first:
+            return below.removesuffix("!")
+        return EFFECTIVE.get((below, page.kind or ""), "UC")
 
 
 class Rules(NamedTuple):
@@ -359,6 +401,7 @@ class Rules(NamedTuple):
     flags: bool
     executes: bool
     snooped: bool
+    typed: bool = False
 
 
 class Second(NamedTuple):

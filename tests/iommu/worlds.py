@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 from attrs import define, field
 
-from vtsim.base.memory import ROM, give_contents
+from vtsim.base.memory import ROM, give_contents, signed
 from vtsim.ept.tables import Table
 from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
@@ -52,6 +53,8 @@ class World:
     second: Table | None = field(default=None, init=False)
     first: Table | None = field(default=None, init=False)
     unit: RemappingUnit = field(init=False)
+    ranges: dict[range, str] = field(factory=dict, init=False)  # memory types, as `type_memory` has set them
+    default_type: str = field(default="UC", init=False)
 
     def __attrs_post_init__(self) -> None:
         self.memory = Memory(64 * MIB, pool_pages=256)
@@ -135,22 +138,47 @@ class World:
         """Make a frame read-only memory."""
         give_contents(self.memory.arena, hpa >> 12, ROM)
 
-    def invalidate_all(self) -> None:
-        """Invalidate every cache by registers."""
-        unit = self.unit
-        unit.write("CCMD", 1 << 63 | sp.GLOBAL << sp.CIRG)
-        unit.write("IOTLB", 1 << 63 | sp.GLOBAL << sp.IIRG)
-        queue = self.queue()
-        if queue:
-            unit.submit("PASID_CACHE", G=3)
-            unit.command(clear=sp.QIE)
-
-    def queue(self) -> bool:
-        """Give the unit an invalidation queue and turn it on; False in legacy mode, where nothing needs it."""
+    def type_memory(self, dice: int) -> None:
+        """Give ranges, PASID entry and leaves memory types by chance; where there are MTRRs, of a part of memory."""
+        chance = random.Random(dice)
+        types = {"UC": 0, "WC": 1, "WT": 4, "WP": 5, "WB": 6}
+        if chance.random() < 0.8:
+            kind, self.default_type = chance.choice(sorted(types)), chance.choice(sorted(types))
+            self.unit.write("MTRRDEF", sp.MTRR_E | types[self.default_type])
+            self.unit.write("MTRR_PHYSBASE3", TARGET << 12 | types[kind])
+            self.unit.write("MTRR_PHYSMASK3", ((1 << 46) - (2 << 12)) | sp.MTRR_V)
+            self.ranges = {range(TARGET << 12, (TARGET + 2) << 12): kind}
         if self.kind == "legacy":
-            return False
+            return
+        for pasid in (0, PASID):
+            entry = self.structures.pasid(SID, pasid)
+            pat = sum(chance.choice([0, 1, 4, 5, 6, 7]) << 4 * n for n in range(8))
+            word = int(entry[1]) | pat << 32 | chance.choice([0, e.EMTE, e.EMTE]) | (chance.random() < 0.1) * e.CD
+            entry[1] = signed(word | chance.choice([0, 1, 4, 5, 6]) << e.EMT_SHIFT)
+        for page in (READ_ONLY_PAGE, WRITE_ONLY_PAGE, RW_PAGE, SUPERVISOR_PAGE, HUGE_PAGE):
+            size = int(page == HUGE_PAGE)
+            if self.first is not None:
+                where = self.entry_at(self.first, page, 1 + size)
+                bits = chance.choice([0, 8, 16, 24]) | chance.choice([0, e.FL_PAT_LARGE if size else e.FL_PS])
+                self.change(where, lambda word, bits=bits: word | bits)
+            if self.second is not None and not (self.first is None and page == SUPERVISOR_PAGE):
+                at = page if self.first is None else TARGET + (page >> 12 & 3) << 12
+                where = self.entry_at(self.second, at, 1 + size if self.first is None else 1)
+                bits = chance.choice([0, 1, 4, 5, 6, 6]) << e.SL_EMT_SHIFT | chance.choice([0, e.SL_IPAT])
+                self.change(where, lambda word, bits=bits: word | bits)
+
+    def invalidate_all(self) -> None:
+        """Invalidate every cache: by registers, which only legacy mode has, or by a queue of its own."""
+        unit = self.unit
+        if self.kind == "legacy":
+            unit.write("CCMD", 1 << 63 | sp.GLOBAL << sp.CIRG)
+            unit.write("IOTLB", 1 << 63 | sp.GLOBAL << sp.IIRG)
+            return
         start_queue(self)
-        return True
+        unit.submit("CONTEXT_CACHE", G=sp.GLOBAL)
+        unit.submit("PASID_CACHE", G=3)
+        unit.submit("IOTLB", G=sp.GLOBAL)
+        unit.command(clear=sp.QIE)
 
 
 def start_queue(world: World) -> None:

@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.base.jit import quiet
 from vtsim.config import parse_scenario
 from vtsim.iommu import dma as g
 from vtsim.iommu import state
+from vtsim.iommu.kernels.dma_engine import run_engines
+from vtsim.iommu.memory_types import NAMES
+from vtsim.iommu.tables import Memory, Structures
+from vtsim.iommu.unit import Capabilities, RemappingUnit
 from vtsim.platform.machine import Machine
 from vtsim.study.measure import result_of
 from vtsim.study.result import Result
@@ -109,6 +114,48 @@ def test_a_device_that_names_another_requester_is_blocked() -> None:
     assert got.dma[0].aborted == 100
     assert got.iommu is not None
     assert got.iommu["faults"] == 100
+
+
+def test_packets_that_ask_not_to_be_snooped_go_past_the_cache_unless_their_domain_wants_it() -> None:
+    """VT-d: "Snoop Behavior"."""
+    one = "window: 64 KiB, operations: 400, no_snoop: true"
+    past, snooped = (run(f"{{{one}}}", f", iommu: {{snoop: {wants}}}").dma[0] for wants in ("false", "true"))
+    assert (past.line_hits, past.line_misses) == (0, 400)
+    assert (snooped.line_hits, snooped.line_misses) == (400, 0)  # the CPU had just written the window
+    assert past.latency.p50_ns > snooped.latency.p50_ns
+    written = run(f"{{{one}, write: true}}", ", landing: {warm: false}").dma[0]
+    assert written.line_hits == 0
+
+
+@pytest.mark.parametrize(("kind", "write", "hits"), [
+    ("WB", False, 3), ("WT", False, 3), ("WP", False, 3), ("UC", False, 0), ("WC", False, 0),
+    ("WB", True, 3), ("WT", True, 3), ("UC", True, 0), ("WC", True, 0),
+])  # fmt: skip
+def test_a_page_that_is_not_cached_is_reached_in_memory(kind: str, write: bool, hits: int) -> None:
+    """VT-d: "Memory Type". Of four accesses to lines that a CPU has written, and one behind them that it has not."""
+    memory = Memory(64 << 20)
+    structures = Structures(memory, scalable=True)
+    structures.enable(0x300)
+    structures.assign(0x300, 0, 1)
+    unit = RemappingUnit(memory.arena, Capabilities().having(MTS=1))
+    unit.enable(structures.rtaddr)
+    unit.write("MTRRDEF", 1 << 11 | next(code for code, name in NAMES.items() if name == kind))
+    landing = g.Landing(cache_bytes=1 << 20, ways=16, write_ways=2, cache_ns=60, dram_ns=130)
+    link = g.Link(generation=3, lanes=8, max_payload=256, max_read=512, dllp_percent=8, up_ns=175, down_ns=175)
+    engines = g.engine(link, g.Translation(hit_ns=0, walk_ns=0, read_ns=0, walkers=1), landing, tags=1, gap_ns=0)[None]
+    lines = g.line_tags(landing)
+    g.warm(lines, landing, 1 << 20, (1 << 20) + 3 * 64)
+    for later in (False, True):
+        g.give(engines[0], g.Job(
+            source=0x300, base=1 << 20, window=256, bytes=64, count=4, writes=write, random=False, seed=1,
+            translates=True, own=(1 << 20, 2 << 20),
+        ))  # fmt: skip
+        before = int(engines[0][g.N_LINE_HITS])
+        engines[0][g.COUNT] += 4 * later
+        with quiet():
+            assert run_engines(engines, lines, unit.u, memory.arena, 1 << 60)
+        assert engines[0][g.N_LINE_HITS] - before == hits + (later and write and kind == "WB")
+    assert (lines != 0).sum() == hits + (write and kind == "WB")
 
 
 def test_two_devices_drive_each_other_out_of_the_iotlb() -> None:

@@ -21,7 +21,11 @@ BY_REGISTERS: Final = "tests/iommu/test_register_invalidation.py"
 REGISTERS: Final = "tests/iommu/test_registers.py"
 INTERRUPTS: Final = "tests/iommu/test_interrupt_remapping.py"
 POSTED: Final = "tests/platform/test_posted.py"
-VIRTUAL: Final = "tests/platform/test_virtual_unit.py"
+DMA: Final = "tests/platform/test_dma.py"
+TYPES: Final = "tests/iommu/test_memory_types.py"
+BUFFERS: Final = "tests/iommu/test_write_buffers.py"
+IO_APIC: Final = "tests/iommu/test_io_apic.py"
+COMMANDS: Final = "tests/iommu/test_virtual_commands.py"
 DRIVEN: Final = "tests/platform/test_driven.py"
 
 # fmt: off
@@ -30,21 +34,21 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Root Entry",                                      FAULTS),
         yes("Context Entry",                                   FAULTS),
         yes("Scalable-Mode Root Entry",                        FAULTS),
-        part("Scalable-Mode Context Entry",                    "of the programmings that are not valid (SCT.4) only page requests without a device-TLB", FAULTS),
+        part("Scalable-Mode Context Entry",                    "of the programmings that are not valid (SCT.4) only page requests without a device-TLB: no others stand in public text", FAULTS),
         yes("Scalable-Mode PASID Directory Entry",             FAULTS),
-        part("Scalable-Mode PASID Table Entry",                "memory types: PAT, EMTE, EMT, CD, PWT and PCD are kept and have no effect", FAULTS),
+        yes("Scalable-Mode PASID Table Entry",                 TYPES),
         yes("First-Stage Paging Entries",                      TRANSLATION),
-        part("Second-Stage Paging Entries",                    "memory types; the transient-mapping bit TM is ignored", TRANSLATION),
+        yes("Second-Stage Paging Entries",                     TYPES),
         yes("First-Stage Translation",                         TRANSLATION),
         yes("Second-Stage Translation",                        TRANSLATION),
         yes("Nested Translation",                              TRANSLATION),
         yes("Pass-Through Translation",                        TRANSLATION),
         yes("Accessed and Dirty Flags",                        TRANSLATION),
-        part("Snoop Behavior",                                 "the answer says whether to snoop; caches of processors are not looked at here", TRANSLATION),
-        no("Memory Type",                                      "nothing depends on memory types"),
+        yes("Snoop Behavior",                                  DMA),
+        part("Memory Type",                                    "pages only: the unit's own reads of tables cost the same whatever their type", TYPES),
         yes("Interrupt Address Range",                         TRANSLATION),
         yes("Zero-Length Reads",                               TRANSLATION),
-        part("Hardware Support for Protected Memory Regions",  "only requests while remapping is off are checked", TRANSLATION),
+        yes("Hardware Support for Protected Memory Regions",   TRANSLATION),
     ),
     "Support for Device-TLBs": (
         yes("Device-TLB",                                      DEVICE),
@@ -52,20 +56,20 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Translated Request",                              FAULTS),
         yes("Device-TLB Invalidate Descriptor",                INVALIDATION),
         yes("PASID-based-Device-TLB Invalidate Descriptor",    INVALIDATION),
-        part("Device-TLB Invalidation Throttling",             "MIP and PFSID are read and have no effect", INVALIDATION),
+        yes("Device-TLB Invalidation Throttling",              INVALIDATION),
         yes("Page Request Queue",                              PAGE_REQUESTS),
         yes("Page Request Event",                              PAGE_REQUESTS),
         yes("Page Group Response Descriptor",                  INVALIDATION),
-        no("Page Request Private Data",                        "descriptors have no private data"),
+        no("Page Request Private Data",                        "gone since revision 4.0, and in no product: a response that has it stops the queue as reserved"),
     ),
     "Interrupt Remapping": (
-        part("Interrupt Remapping",                            "delivery modes that are reserved are not refused", INTERRUPTS),
+        yes("Interrupt Remapping",                             INTERRUPTS),
         yes("Interrupt Remapping Table Entry (IRTE) for Remapped Interrupts", INTERRUPTS),
         yes("Interrupt Remapping Table Entry (IRTE) for Posted Interrupts", INTERRUPTS),
         yes("Posted Interrupt Descriptor (PID)",               INTERRUPTS),
         yes("Interrupt-Posting Hardware Operation",            POSTED),
         yes("Interrupt Entry Cache",                           INTERRUPTS),
-        no("Interrupt-Remapping of I/O APICs",                 "there is no I/O APIC"),
+        part("Interrupt-Remapping of I/O APICs",               "an I/O APIC for Python; no machine has one", IO_APIC),
     ),
     "Caching Translation Information": (
         yes("Tagging of Cached Translations",                  INVALIDATION),
@@ -83,16 +87,16 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Register-based Invalidation Interface",           BY_REGISTERS),
         yes("Set Root Table Pointer Operation",                REGISTERS),
         yes("Set Interrupt Remapping Table Pointer Operation", INTERRUPTS),
-        no("Write Buffer Flushing",                            "there are no write buffers; RWBF is reported as asked, WBF does nothing"),
+        yes("Write Buffer Flushing",                           BUFFERS),
         yes("Draining of Requests to Memory",                  DRIVEN),
-        yes("Caching Mode",                                    VIRTUAL),
+        yes("Caching Mode",                                    BUFFERS),
     ),
     "Translation Faults": (
         yes("Fault Conditions and Remapping Hardware Behavior for Various Requests", FAULTS),
         yes("Non-Recoverable Address Translation Faults",      FAULTS),
         yes("Recoverable Address Translation Faults",          FAULTS),
         yes("Primary Fault Logging",                           FAULTS),
-        no("Advanced Fault Logging",                           "AFL is not offered, and gone from later editions"),
+        no("Advanced Fault Logging",                           "not offered, and gone from later editions: CAP.AFL is 0 and cannot be set"),
         yes("Fault Event",                                     FAULTS),
         yes("Interrupt Remapping Fault Conditions",            INTERRUPTS),
     ),
@@ -108,10 +112,10 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Fault Recording Registers",                       FAULTS),
         yes("Invalidation Queue Address Register",             INVALIDATION),
         yes("Page Request Status Register",                    PAGE_REQUESTS),
-        no("MTRR Capability Register",                         "nothing depends on memory types"),
-        no("Performance Monitoring Capability Register",       "performance monitoring of the unit"),
-        no("Enhanced Command Register",                        "enhanced commands"),
-        no("Virtual Command Register",                         "virtual commands"),
+        yes("MTRR Capability Register",                        TYPES),
+        no("Performance Monitoring Capability Register",       "not offered: ECAP.PMS is 0 and cannot be set, the registers read as 0"),
+        no("Enhanced Command Register",                        "not offered: CAP.ECMDS is 0 and cannot be set, the registers read as 0"),
+        yes("Virtual Command Register",                        COMMANDS),
     ),
 }
 # fmt: on

@@ -1,7 +1,7 @@
 """Every descriptor of the invalidation queue and of the page request queue, with its fields and granularities.
 
 The type of an invalidation descriptor stands in bits 11:9 and 3:0. Bits without a field are reserved: one that is set
-stops the queue. Descriptors of 256 bits have two more words, all reserved except where private data goes.
+stops the queue. Descriptors of 256 bits have two more words, all reserved.
 
 VT-d: "Queued Invalidation Interface"; "Page Request Descriptor"; "Page Group Response Descriptor".
 """

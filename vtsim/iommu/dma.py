@@ -26,7 +26,7 @@ COMPLETION_HEADER: Final = 20
 # fmt: off
 # --- parameters -----------------------------------------------------------------------------------------------------
 (BYTE_FS, MAX_PAYLOAD, MAX_READ, TAGS, GAP, UP_LATENCY, DOWN_LATENCY, HIT_LATENCY, WALK_LATENCY, WALK_READ, WALKERS,
- CACHE_LATENCY, DRAM_LATENCY, LINE_SETS, LINE_WAYS, WRITE_WAYS) = range(16)
+ CACHE_LATENCY, DRAM_LATENCY, LINE_SETS, LINE_WAYS, WRITE_WAYS, NO_SNOOP) = range(17)
 # --- the job ----------------------------------------------------------------------------------------------------------
 # UNIT: distance between two places of the window where operations begin.
 # OWN_FIRST, OWN_END: host addresses that are the device's own; packets that land elsewhere are counted.
@@ -100,10 +100,13 @@ class Landing:
         return 1 << max(0, (self.cache_bytes // LINE_BYTES // self.ways).bit_length() - 1)
 
 
-def engine(link: Link, translation: Translation, landing: Landing, *, tags: int, gap_ns: float) -> Words:
+def engine(
+    link: Link, translation: Translation, landing: Landing, *, tags: int, gap_ns: float, no_snoop: bool = False
+) -> Words:
     """An idle engine: shape (DMA_WORDS,), int64. ValueError for more walkers or tags than there is room for.
 
     `tags`: operations in flight. `gap_ns`: time between two operations that the device's own engine needs.
+    `no_snoop`: its packets ask that caches are not looked at, which holds unless its translation wants that.
     """
     if not 1 <= translation.walkers <= MOST_WALKERS:
         raise ValueError(f"walkers can be 1 to {MOST_WALKERS}")
@@ -116,7 +119,7 @@ def engine(link: Link, translation: Translation, landing: Landing, *, tags: int,
         HIT_LATENCY: translation.hit_ns * PS_PER_NS, WALK_LATENCY: translation.walk_ns * PS_PER_NS,
         WALK_READ: translation.read_ns * PS_PER_NS, WALKERS: translation.walkers,
         CACHE_LATENCY: landing.cache_ns * PS_PER_NS, DRAM_LATENCY: landing.dram_ns * PS_PER_NS,
-        LINE_SETS: landing.sets, LINE_WAYS: landing.ways, WRITE_WAYS: landing.write_ways,
+        LINE_SETS: landing.sets, LINE_WAYS: landing.ways, WRITE_WAYS: landing.write_ways, NO_SNOOP: no_snoop,
     }  # fmt: skip
     for slot, value in values.items():
         d[slot] = round(value)

@@ -68,7 +68,7 @@ FIRST_LEVEL_ENTRY: Final = Entry("First-Stage Paging Entries", (
     bits("XD:63 IGN:62-52 ADDR:51-12 EA:10 IGN:11-11 IGN:9-8 PS:7 D:6 A:5 PCD:4 PWT:3 US:2 RW:1 P:0"),
 ))
 SECOND_LEVEL_ENTRY: Final = Entry("Second-Stage Paging Entries", (
-    bits("IGN:63 TM:62 IGN:61-52 ADDR:51-12 SNP:11 IGN:10 D:9 A:8 PS:7 IGN:6-3 X:2 W:1 R:0"),
+    bits("IGN:63 IGN:61-52 ADDR:51-12 SNP:11 IGN:10 D:9 A:8 PS:7 IPAT:6 EMT:5-3 X:2 W:1 R:0"),
 ))
 ENTRIES: Final = (ROOT_ENTRY, SCALABLE_ROOT_ENTRY, CONTEXT_ENTRY, SCALABLE_CONTEXT_ENTRY, PASID_DIRECTORY_ENTRY,
                   PASID_ENTRY, FIRST_LEVEL_ENTRY, SECOND_LEVEL_ENTRY)
@@ -94,13 +94,17 @@ PGTT_SHIFT: Final            = 6
 PGTT_FIRST, PGTT_SECOND, PGTT_NESTED, PGTT_PASS_THROUGH = 1, 2, 3, 4
 SLADE: Final                 = 1 << 9
 PWSNP, PGSNP                 = 1 << 23, 1 << 24
+CD, EMTE, EMT_SHIFT, PAT_SHIFT = 1 << 25, 1 << 26, 27, 32
+MEMORY_TYPING: Final         = -CD              # CD, EMTE, EMT, PWT, PCD and PAT
 SRE, ERE, FLPM_SHIFT, WPE, NXE, SMEP, EAFE = 1 << 0, 1 << 1, 2, 1 << 4, 1 << 5, 1 << 6, 1 << 7
 # paging entries
 ADDRESS: Final               = 0x000F_FFFF_FFFF_F000
 FL_RW, FL_US, FL_A, FL_D, FL_PS, FL_EA = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7, 1 << 10
 FL_XD: Final                 = -(1 << 63)
 SL_R, SL_W, SL_X, SL_PS, SL_A, SL_D, SL_SNP = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 8, 1 << 9, 1 << 11
-SL_TM: Final                 = 1 << 62
+SL_EMT_SHIFT, SL_IPAT        = 3, 1 << 6
+SL_RESERVED: Final           = 1 << 62          # the transient-mapping bit of older editions
+FL_PWT_SHIFT, FL_PAT_LARGE   = 3, 1 << 12
 # words with their reserved bits
 ROOT_RESERVED_0              = ROOT_ENTRY.reserved(0)
 ROOT_RESERVED_1              = ROOT_ENTRY.reserved(1)

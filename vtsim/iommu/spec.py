@@ -32,13 +32,14 @@ class Bits:
 
 @attrs.frozen
 class RegisterRow:
-    """One register: byte offset, width in bytes, and its fields."""
+    """One register: byte offset, width in bytes, its fields, and the field of ECAP without which it is not there."""
 
     name: str
     offset: int
     width: int
     title: str
     fields: tuple[Bits, ...]
+    needs: str = ""
 
 
 def bits(text: str, access: str = RO) -> tuple[Bits, ...]:
@@ -60,6 +61,8 @@ PMEN, PLMBASE, PLMLIMIT, PHMBASE, PHMLIMIT = 0x64, 0x68, 0x6C, 0x70, 0x78
 IQH, IQT, IQA, ICS, IECTL, IEDATA, IEADDR, IEUADDR, IQERCD, IRTA = (
     0x80, 0x88, 0x90, 0x9C, 0xA0, 0xA4, 0xA8, 0xAC, 0xB0, 0xB8)
 PQH, PQT, PQA, PRS, PECTL, PEDATA, PEADDR, PEUADDR = 0xC0, 0xC8, 0xD0, 0xDC, 0xE0, 0xE4, 0xE8, 0xEC
+MTRRCAP, MTRRDEF, MTRR_FIXED, MTRR_BASE, MTRR_MASK = 0x100, 0x108, 0x120, 0x180, 0x188
+VCMD, VCRSP, VCCAP = 0xE00, 0xE10, 0xE30
 REGISTER_BYTES: Final = 4096
 STICKY: Final = (FSTS,)        # fields that a reset with power keeps; so are the fault recording registers
 FAULT_OFFSET: Final = 0x400    # where FRO leads: the fault recording registers, 16 bytes each
@@ -70,6 +73,8 @@ MOST_FAULT_REGISTERS: Final = (IOTLB_OFFSET - FAULT_OFFSET) // 16
 
 EVENT = "IM:31=RW IP:30"
 ADDRESS_UPPER = "MUA:31-0"
+VARIABLE_MTRRS: Final = 10
+FIXED_MTRRS: Final = ("FIX64K_00000", "FIX16K_80000", "FIX16K_A0000", *(f"FIX4K_{n:X}000" for n in range(0xC0, 0x100, 8)))
 REGISTERS: Final[tuple[RegisterRow, ...]] = (
     RegisterRow("VER",      VER,      4, "Version Register",                                  bits("MAX:7-4 MIN:3-0")),
     RegisterRow("CAP",      CAP,      8, "Capability Register", bits(
@@ -120,6 +125,16 @@ REGISTERS: Final[tuple[RegisterRow, ...]] = (
     RegisterRow("IVA",      IVA,      8, "Invalidate Address Register",                       bits("ADDR:63-12 IH:6 AM:5-0", WO)),
     RegisterRow("IOTLB",    IOTLB,    8, "IOTLB Invalidate Register", bits(
         "IVT:63=RW IIRG:61-60=RW IAIG:58-57=RO DR:49=RW DW:48=RW DID:47-32=RW")),
+    RegisterRow("MTRRCAP",  MTRRCAP,  8, "MTRR Capability Register",                          bits("WC:10 FIX:8 VCNT:7-0"), "MTS"),
+    RegisterRow("MTRRDEF",  MTRRDEF,  8, "MTRR Default Type Register",                        bits("E:11 FE:10 TYPE:7-0", RW), "MTS"),
+    *(RegisterRow(f"MTRR_{name}", MTRR_FIXED + 8 * n, 8, "Fixed-Range MTRRs",           bits("TYPES:63-0", RW), "MTS")
+      for n, name in enumerate(FIXED_MTRRS)),
+    *(RegisterRow(f"MTRR_PHYS{part}{n}", (MTRR_BASE, MTRR_MASK)[part == "MASK"] + 16 * n, 8, "Variable-Range MTRRs",
+                  bits("MASK:63-12 V:11" if part == "MASK" else "BASE:63-12 TYPE:7-0", RW), "MTS")
+      for n in range(VARIABLE_MTRRS) for part in ("BASE", "MASK")),
+    RegisterRow("VCMD",     VCMD,     8, "Virtual Command Register",                          bits("OP:63-8 CMD:7-0", RW), "VCS"),
+    RegisterRow("VCRSP",    VCRSP,    8, "Virtual Command Response Register",                 bits("RSLT:63-16 SC:7-1 IP:0"), "VCS"),
+    RegisterRow("VCCAP",    VCCAP,    8, "Virtual Command Capability Register",               bits("PAS:0"), "VCS"),
 )
 # One fault recording register is two words; these are the fields of each.
 FAULT_RECORD_LOW: Final = bits("FI:63-12")
@@ -141,6 +156,13 @@ CIRG, CAIG, IIRG, IAIG = 61, 59, 60, 57
 GLOBAL, DOMAIN_SELECTIVE, FINEST_SELECTIVE = 1, 2, 3                         # granularity asked or performed; 0: reserved
 IQA_WIDE, IQA_SIZE = 1 << 11, 7
 EIME: Final = 1 << 11
+VERSION: Final = 0x40                                                        # major version 4
+MTRR_E, MTRR_FE, MTRR_V = 1 << 11, 1 << 10, 1 << 11
+MTRRCAP_VALUE: Final = 1 << 10 | 1 << 8 | VARIABLE_MTRRS
+VCMD_ALLOCATE, VCMD_FREE = 1, 2                                              # commands
+VC_SUCCESS, VC_UNKNOWN, VC_NO_PASID = 0, 1, 16                               # SC; 16 also: that PASID was not given
+VC_STATUS, VC_OPERAND = 1, 16
+VCCAP_PAS: Final = 1 << 0
 
 # --- capabilities: masks and shifts ---------------------------------------------------------------------------------------
 CAP_RWBF, CAP_PLMR, CAP_PHMR, CAP_CM, CAP_ZLR = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 22
@@ -148,9 +170,12 @@ CAP_SAGAW, CAP_MGAW, CAP_FRO, CAP_SLLPS, CAP_NFR, CAP_MAMV = 8, 16, 24, 34, 40, 
 CAP_PSI, CAP_DWD, CAP_DRD, CAP_FL1GP, CAP_PI, CAP_FL5LP = 1 << 39, 1 << 54, 1 << 55, 1 << 56, 1 << 59, 1 << 60
 ECAP_C, ECAP_QI, ECAP_DT, ECAP_IR, ECAP_EIM, ECAP_PT, ECAP_SC = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 6, 1 << 7
 ECAP_IRO, ECAP_MHMV, ECAP_PSS = 8, 20, 35
-ECAP_NEST, ECAP_PRS, ECAP_ERS, ECAP_SRS, ECAP_EAFS = 1 << 26, 1 << 29, 1 << 30, 1 << 31, 1 << 34
-ECAP_PASID, ECAP_SMTS, ECAP_SLADS, ECAP_SLTS, ECAP_FLTS = 1 << 40, 1 << 43, 1 << 45, 1 << 46, 1 << 47
+ECAP_MTS, ECAP_NEST, ECAP_PRS, ECAP_ERS, ECAP_SRS, ECAP_EAFS = 1 << 25, 1 << 26, 1 << 29, 1 << 30, 1 << 31, 1 << 34
+ECAP_PASID, ECAP_DIT, ECAP_SMTS, ECAP_VCS, ECAP_SLADS, ECAP_SLTS, ECAP_FLTS = 1 << 40, 1 << 41, 1 << 43, 1 << 44, 1 << 45, 1 << 46, 1 << 47
 ECAP_SMPWC, ECAP_RPS, ECAP_ADMS, ECAP_RPRIVS = 1 << 48, 1 << 49, 1 << 52, 1 << 53
+
+# What a unit never says that it can do: advanced fault logging, enhanced commands, performance monitoring.
+NOT_OFFERED: Final = {"CAP": ("AFL", "ECMDS"), "ECAP": ("PMS",)}
 
 # Errors of the invalidation queue, as IQERCD gives them.
 IQEI_NONE, IQEI_TAIL, IQEI_FETCH, IQEI_TYPE, IQEI_RESERVED, IQEI_WIDTH, IQEI_MISALIGNED, IQEI_TTM = range(8)

@@ -20,10 +20,12 @@ from vtsim.iommu import spec
 
 # fmt: off
 # --- the answer to the last request ---------------------------------------------------------------------------------
-# STATUS is below; RIGHTS: READ, WRITE, EXECUTE of spec; SHIFT: 12, 21 or 30; READS_…: memory reads per structure;
+# STATUS is below; RIGHTS: READ, WRITE, EXECUTE of spec; SHIFT: 12, 21 or 30, and from bit TYPE_SHIFT on the memory type
+# and 1, or 0 where types do not count; READS_…: memory reads per structure;
 # FLAG_WRITES: updates of accessed and dirty flags; SERVED: a bit for each cache that answered.
 (STATUS, HPA, RIGHTS, SHIFT, SNOOP, REASON, RECORDED, SERVED, READS_ROOT, READS_CONTEXT, READS_DIRECTORY, READS_PASID,
  READS_FIRST, READS_SECOND, FLAG_WRITES, ANSWER) = range(16)
+SHIFT_ALONE, TYPE_SHIFT = 0xFF, 8
 (COMPLETED, BLOCKED, INTERRUPT, DROPPED) = range(4)        # STATUS
 STATUSES: Final = ("completed", "blocked", "interrupt request", "dropped")
 READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory": READS_DIRECTORY, "PASID": READS_PASID,
@@ -32,12 +34,15 @@ READS: Final = {"root": READS_ROOT, "context": READS_CONTEXT, "PASID directory":
 # --- the request in work and what its entries say ---------------------------------------------------------------------
 (SID, PASID, ADDRESS, SIZE, ACCESS, AT, HAS_PASID, SCALABLE, FPD_SEEN, DOMAIN, TYPE, CONTEXT_0, CONTEXT_1, PASID_0,
  PASID_1, PASID_2, TAG_MORE_NOW, WALK_RIGHTS, WALK_HPA, WALK_SHIFT, LEAF_AT, LEAF_ENTRY, PENDING_COUNT) = range(16, 39)
+WALK_PAT: Final = 39           # which entry of the PAT the page's entry chooses
 
 # --- the unit between requests --------------------------------------------------------------------------------------
 # HOST_RESERVED: address bits beyond the host address width. ROOT_TABLE, INTERRUPT_TABLE: RTADDR and IRTA as SRTP and
 # SIRTP took them. IOTLB_SIZES: which of the three IOTLBs hold anything. COMPRESS: one pending record for each source.
 (HOST_WIDTH, HOST_RESERVED, FAULT_REGISTERS, CLOCK, FAULT_NEXT, DEVICE_PENDING, MESSAGE_COUNT, STEPS, STEP_COUNT,
  IOTLB_SIZES, ROOT_TABLE, INTERRUPT_TABLE, COMPRESS, MESSAGES_TAKEN) = range(48, 62)
+# PROTECTING: protected memory regions are enabled. HELD_WORDS, VIRTUAL_PASIDS: where these areas begin, 0 for none.
+PROTECTING, HELD_WORDS, VIRTUAL_PASIDS = 62, 63, 64
 
 # --- the answer to the last interrupt request, and what interrupt remapping counts -----------------------------------
 # INTERRUPT_MESSAGE, INTERRUPT_DATA: address and data to send. INTERRUPT_NOTIFIES: a posted interrupt has a message.
@@ -53,7 +58,7 @@ INTERRUPT_STATUSES: Final = ("remapped", "posted", "passed on", "blocked")
 (N_REQUESTS, N_COMPLETED, N_BLOCKED, N_INTERRUPTS, N_DROPPED, N_FAULTS, N_RECORDED, N_OVERFLOWED, N_SILENCED,
  N_IOTLB_HITS, N_IOTLB_MISSES, N_WALKS, N_READS, N_FLAG_WRITES, N_CONTEXT_HITS, N_CONTEXT_MISSES, N_PASID_HITS,
  N_PASID_MISSES, N_STRUCTURE_HITS, N_DESCRIPTORS, N_INVALIDATED, N_MESSAGES, N_COMPRESSED,
- N_PAGE_REQUESTS, N_REFUSED, N_INTERRUPTS_BLOCKED) = range(72, 98)
+ N_PAGE_REQUESTS, N_REFUSED, N_INTERRUPTS_BLOCKED, N_FLUSHES, N_HELD) = range(72, 100)
 STATISTICS: Final = {
     "requests": N_REQUESTS, "completed": N_COMPLETED, "blocked": N_BLOCKED, "interrupts": N_INTERRUPTS,
     "dropped": N_DROPPED, "faults": N_FAULTS, "faults recorded": N_RECORDED, "faults overflowed": N_OVERFLOWED,
@@ -66,7 +71,7 @@ STATISTICS: Final = {
     "interrupt requests remapped": N_INTERRUPTS_REMAPPED, "interrupt requests posted": N_INTERRUPTS_POSTED,
     "interrupt requests passed on": N_INTERRUPTS_COMPATIBLE, "interrupt requests blocked": N_INTERRUPTS_BLOCKED,
     "interrupt entry hits": N_INTERRUPT_HITS, "interrupt entry misses": N_INTERRUPT_MISSES,
-    "notifications": N_NOTIFICATIONS,
+    "notifications": N_NOTIFICATIONS, "write buffer flushes": N_FLUSHES, "reads of held words": N_HELD,
 }
 
 # name: the two sides of an equation between statistics
@@ -116,7 +121,13 @@ STEP_AREA: Final = RING + RING_ENTRIES * RING_WORDS   # what `vtsim iommu walk` 
 MOST_STEPS, STEP_WORDS = 64, 4
 PENDING: Final = STEP_AREA + MOST_STEPS * STEP_WORDS  # what is done only when the translation succeeds: flags, entries
 MOST_PENDING, PENDING_WORDS = 96, 5
-CACHE_AREA: Final = PENDING + MOST_PENDING * PENDING_WORDS
+DEVICES: Final = PENDING + MOST_PENDING * PENDING_WORDS  # device-TLB invalidations that wait: SID, and whom they burden
+MOST_DEVICE_PENDING, DEVICE_WORDS = 64, 2
+CACHE_AREA: Final = DEVICES + MOST_DEVICE_PENDING * DEVICE_WORDS
+# behind the caches, where a unit has them: words of tables as the unit saw them last (address and 1, word), and a
+# bitmap of the PASIDs that virtual commands have given
+HELD_ENTRIES: Final = 512
+MOST_VIRTUAL_PASIDS: Final = 1024
 
 # --- a device's own vector: the slots that its cache needs are those of a unit ------------------------------------------
 DEVICE_SID, DEVICE_PRI = 0, 1
@@ -179,7 +190,7 @@ def build(
 ) -> npt.NDArray[np.int64]:
     """A unit after reset: shape (words,), int64. `capability`, `extended`: words of CAP and ECAP.
 
-    FRO, NFR and IRO must lead where `spec` has its registers; ValueError otherwise.
+    FRO, NFR and IRO must lead where `spec` has its registers, and what is not offered be 0; ValueError otherwise.
     """
     caches = caches or Caches()
     faults = (capability >> spec.CAP_NFR & 0xFF) + 1
@@ -189,8 +200,16 @@ def build(
         )
     if (extended >> spec.ECAP_IRO & 0x3FF) * 16 != spec.IOTLB_OFFSET:
         raise ValueError(f"IOTLB registers stand at {spec.IOTLB_OFFSET:#x}")
+    for row, word in (("CAP", capability), ("ECAP", extended)):
+        for field in spec.register(row).fields:
+            if field.name in spec.NOT_OFFERED[row] and word & field.mask:
+                raise ValueError(f"{row} says {field.name}, which units do not have here")
     words = sum(each.sets * each.ways * ENTRY_WORDS for each in attrs.astuple(caches, recurse=False))
-    u = np.zeros(CACHE_AREA + words, np.int64)
+    held = 2 * HELD_ENTRIES if capability & spec.CAP_RWBF else 0
+    given = MOST_VIRTUAL_PASIDS // 64 if extended & spec.ECAP_VCS else 0
+    u = np.zeros(CACHE_AREA + words + held + given, np.int64)
+    u[HELD_WORDS] = CACHE_AREA + words if held else 0
+    u[VIRTUAL_PASIDS] = CACHE_AREA + words + held if given else 0
     u[HOST_WIDTH] = host_width
     u[HOST_RESERVED] = signed(~((1 << host_width) - 1))
     u[FAULT_REGISTERS] = faults
@@ -201,7 +220,7 @@ def build(
             raise ValueError(f"{name} has {each.sets} sets, not a power of two")
         u[slot], u[slot + SETS], u[slot + WAYS] = at, each.sets, each.ways
         at += each.sets * each.ways * ENTRY_WORDS
-    _lay_registers(u, faults)
+    _lay_registers(u, faults, extended)
     u[REGISTERS + spec.CAP // 8] = signed(capability)
     u[REGISTERS + spec.ECAP // 8] = signed(extended)
     return u
@@ -215,15 +234,16 @@ def build_device(*, sid: int, tlb: Cache, pri: bool) -> npt.NDArray[np.int64]:
     return t
 
 
-def _lay_registers(u: npt.NDArray[np.int64], faults: int) -> None:
-    """Access masks of every register, and the values they have after reset."""
+def _lay_registers(u: npt.NDArray[np.int64], faults: int, extended: int) -> None:
+    """Access masks of every register that the unit has, and the values they have after reset."""
     masks = {spec.RW: WRITABLE, spec.WO: HIDDEN, spec.RW1C: CLEARED}
 
     def add(base: int, offset: int, mask: int) -> None:
         at = base + offset // 8
         u[at] = signed(int(u[at]) | mask << 8 * (offset % 8))
 
-    rows = [(row.offset, row.fields) for row in spec.REGISTERS]
+    present = {field.name for field in spec.register("ECAP").fields if extended & field.mask} | {""}
+    rows = [(row.offset, row.fields) for row in spec.REGISTERS if row.needs in present]
     rows += [(spec.FAULT_OFFSET + 16 * n + 8, spec.FAULT_RECORD_HIGH) for n in range(faults)]
     for offset, fields in rows:
         for each in fields:
@@ -233,4 +253,8 @@ def _lay_registers(u: npt.NDArray[np.int64], faults: int) -> None:
                     add(WRITABLE, offset, each.mask)
     for event in (spec.FECTL, spec.IECTL, spec.PECTL):
         add(REGISTERS, event, spec.IM)
-    add(REGISTERS, spec.VER, 0x40)
+    add(REGISTERS, spec.VER, spec.VERSION)
+    if "MTS" in present:
+        add(REGISTERS, spec.MTRRCAP, spec.MTRRCAP_VALUE)
+    if "VCS" in present:
+        add(REGISTERS, spec.VCCAP, spec.VCCAP_PAS)

@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
-from vtsim.base.memory import signed, store_word
+from vtsim.base.memory import is_memory, signed, store_word
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.descriptors import descriptor
@@ -22,6 +22,7 @@ from vtsim.iommu.kernels.page_requests import ask_for_page
 from vtsim.iommu.kernels.requests import translate_request
 from vtsim.iommu.kernels.sweep import sweep_requests
 from vtsim.iommu.kernels.unit_registers import read_unit_register, write_unit_register
+from vtsim.iommu.memory_types import NAMES
 from vtsim.iommu.state import Caches
 
 Words = npt.NDArray[np.int64]
@@ -68,7 +69,10 @@ class Capabilities:
 
 @frozen(kw_only=True)
 class Answer:
-    """How a request ended: status of `state.STATUSES`, address, rights, page shift, fault reason, reads."""
+    """How a request ended: status of `state.STATUSES`, address, rights, page shift, fault reason, reads.
+
+    `memory_type`: of the page, for devices within the processors' coherency domain; None where types do not count.
+    """
 
     status: int
     hpa: int
@@ -81,11 +85,12 @@ class Answer:
     flag_writes: int
     served: tuple[str, ...]
     answer: int
+    memory_type: str | None
 
     @property
-    def translation(self) -> tuple[int, int, int, int, bool, int]:
+    def translation(self) -> tuple[int, int, int, int, bool, int, str | None]:
         """What a cache may not change: all but the cost."""
-        return self.status, self.hpa, self.rights, self.shift, self.snoop, self.reason
+        return self.status, self.hpa, self.rights, self.shift, self.snoop, self.reason, self.memory_type
 
 
 @frozen(kw_only=True)
@@ -209,7 +214,7 @@ class RemappingUnit:
             status=u[st.STATUS],
             hpa=u[st.HPA],
             rights=u[st.RIGHTS],
-            shift=u[st.SHIFT],
+            shift=u[st.SHIFT] & st.SHIFT_ALONE,
             snoop=bool(u[st.SNOOP]),
             reason=u[st.REASON],
             recorded=bool(u[st.RECORDED]),
@@ -217,6 +222,7 @@ class RemappingUnit:
             flag_writes=u[st.FLAG_WRITES],
             served=tuple(st.CACHE_TITLES[cache] for bit, cache in enumerate(CACHES_BY_BIT) if u[st.SERVED] >> bit & 1),
             answer=u[st.ANSWER],
+            memory_type=NAMES.get((u[st.SHIFT] >> st.TYPE_SHIFT) - 1),
         )
 
     def page_request(
@@ -248,13 +254,19 @@ class RemappingUnit:
         self.submit_words(*descriptor(name, **fields))
 
     def submit_words(self, *words: int) -> None:
-        """Store the words of a descriptor at the tail of the queue, and move the tail on."""
+        """Store the words of a descriptor at the tail of the queue, and move the tail on.
+
+        ModelError where the queue is not in memory.
+        """
         queue = self.read("IQA")
         step = 32 if queue & sp.IQA_WIDE else 16
         tail = self.read("IQT")
+        where = signed((queue & ~0xFFF) + tail & MASK)
+        if not is_memory(self.arena, where):
+            raise ModelError("an invalidation queue is outside memory", {"queue": queue, "tail": tail})
         for place in range(step // 8):
             word = words[place] if place < len(words) else 0
-            store_word(self.arena, (queue & ~0xFFF) + tail + 8 * place, word)
+            store_word(self.arena, where + 8 * place, word)
         self.write("IQT", (tail + step) % (0x1000 << (queue & sp.IQA_SIZE)))
 
     def device_completed(self, sid: int) -> None:

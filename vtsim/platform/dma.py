@@ -21,6 +21,7 @@ from vtsim.base.memory import PAGE_BYTES, PAGE_SHIFT
 from vtsim.cpu.engine import Engine
 from vtsim.iommu import dma as g
 from vtsim.iommu import state as st
+from vtsim.iommu.entries import SL_SNP
 from vtsim.iommu.kernels.dma_engine import run_engines
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import Capabilities, RemappingUnit
@@ -58,6 +59,7 @@ def engine_of(scenario: Scenario, device: DmaSpec, *, gap_ns: float) -> np.ndarr
         landing_of(scenario),
         tags=device.tags,
         gap_ns=gap_ns,
+        no_snoop=device.no_snoop,
     )  # fmt: skip
 
 
@@ -140,7 +142,8 @@ class DmaDevices:
         count = -(-mapped // size)
         if count:
             frames = np.arange(first, first + count * unit, unit, dtype=np.int64)
-            table.map(base, frames, READ_WRITE, PAGES.index(device.pages))
+            rights = READ_WRITE | (SL_SNP if self.scenario.machine.iommu.snoop else 0)
+            table.map(base, frames, rights, PAGES.index(device.pages))
         structures.attach(requester(device.source), table, number + 1)
         return base, own
 

@@ -38,6 +38,9 @@ class IommuSpec:
     invalidate_ns: float = setting(
         factors(ge=0, le=1e6), "Time that one descriptor of an invalidation takes, in ns", default=600.0
     )
+    snoop: bool = setting(
+        Boolean(), "Entries of domains that are mapped before the run have each access snooped (SNP)", default=False
+    )
     coherent: bool = setting(Boolean(), "Its reads of tables are snooped; else drivers flush each entry", default=True)
 
 
@@ -96,6 +99,11 @@ class DmaSpec:
     write: bool = setting(Boolean(), "Writes instead of reads", default=False)
     random: bool = setting(Boolean(), "At any place of the window instead of one after the other", default=True)
     tags: int = setting(counts(ge=1, le=512), "Operations in flight", default=32)
+    no_snoop: bool = setting(
+        Boolean(),
+        "Its packets ask that caches are not snooped: they go past them, unless its domain wants it",
+        default=False,
+    )
     read_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two reads, in ns", default=0.0)
     write_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two writes, in ns", default=0.0)
     hostile_ns: float = setting(

@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 
 from vtsim.base.errors import ConfigError
 from vtsim.base.jit import quiet
-from vtsim.base.memory import PAGE_SHIFT, is_memory
+from vtsim.base.memory import PAGE_BYTES, PAGE_SHIFT, is_memory
 from vtsim.ept.tables import Table
 from vtsim.iommu import entries as e
 from vtsim.iommu import faults as f
@@ -170,10 +170,13 @@ class Request:
         translate = Observed(lambda caller, callee, function: function).copy(translate_request)
         words = ACCESSES[self.access] | (sp.PRIVILEGED if self.privileged else 0)
         pasid = sp.NO_PASID if self.pasid is None else self.pasid
+        size = min(4, PAGE_BYTES - self.address % PAGE_BYTES)  # a request crosses no page
         with quiet():
             unit.u[st.STEPS] = 1
             for _ in range(2 if warm else 1):
-                translate(unit.u, unit.arena, self.sid, pasid, _signed(self.address), 4, words, REQUESTS[self.request])
+                translate(
+                    unit.u, unit.arena, self.sid, pasid, _signed(self.address), size, words, REQUESTS[self.request]
+                )
         return _walk(self, unit, mode)
 
 

@@ -26,6 +26,7 @@ from vtsim.iommu.state import (
     RIGHTS,
     SETS,
     SHIFT,
+    SHIFT_ALONE,
     STAMP,
     TAG,
     TAG_MORE,
@@ -56,7 +57,7 @@ def device_access(t: Record, u: Record, a: Arena, pasid: int, address: int, size
     if hpa < 0:
         if translate_request(u, a, sid, pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
             return REFUSED_THERE
-        rights, shift, hpa = u[RIGHTS], u[SHIFT], u[HPA]
+        rights, shift, hpa = u[RIGHTS], u[SHIFT] & SHIFT_ALONE, u[HPA]
         if wanted & ~rights != 0:
             if t[DEVICE_PRI] == 0:
                 return WITHOUT_RIGHT

@@ -11,7 +11,8 @@ from vtsim.base.memory import is_memory, touch
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.requests import translate_request
-from vtsim.iommu.state import COMPLETED, HPA, READS_ROOT, READS_SECOND
+from vtsim.iommu.memory_types import CACHED, WB, WRITTEN_BACK
+from vtsim.iommu.state import COMPLETED, HPA, READS_ROOT, READS_SECOND, SHIFT, SNOOP, TYPE_SHIFT
 
 PAGE_BYTES: int = 4096
 LEHMER, MODULUS = 48271, 2147483647
@@ -78,6 +79,8 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int)
         arrived = d[g.UP_FREE] + d[g.UP_LATENCY]
         d[g.N_PACKETS] += 1
         host = address
+        snooped = d[g.NO_SNOOP] == 0
+        kind = WB
         if d[g.TRANSLATES]:
             access = sp.WRITE if writes else sp.READ
             status = translate_request(u, a, d[g.SOURCE], sp.NO_PASID, address, size, access, sp.UNTRANSLATED)
@@ -90,13 +93,16 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int)
             arrived = waited
             aborted = aborted or status != COMPLETED
             host = u[HPA]
+            snooped = snooped or u[SNOOP] != 0
+            if u[SHIFT] >> TYPE_SHIFT != 0:
+                kind = (u[SHIFT] >> TYPE_SHIFT) - 1
         if aborted:
             ready = max(ready, arrived)
             down += g.COMPLETION_HEADER
             break
         if host < d[g.OWN_FIRST] or host >= d[g.OWN_END]:
             d[g.N_ESCAPED] += 1
-        if not line_held(d, shared, lines, host >> 6, writes):
+        if not line_found(d, shared, lines, host >> 6, writes, snooped, kind):
             queue |= HIT_DRAM
             arrived += d[g.DRAM_LATENCY]
         else:
@@ -149,17 +155,27 @@ def translation_ends(d: Record, shared: Record, arrived: int, page: int, reads: 
 
 
 @kernel
-def line_held(d: Record, shared: Record, lines: Tags, line: int, writes: bool) -> bool:
-    """Is a line in the last-level cache? What is written is put there, into the ways that writes may take."""
+def line_found(d: Record, shared: Record, lines: Tags, line: int, writes: bool, snooped: bool, kind: int) -> bool:
+    """Is a line in the last-level cache? What is written back is put there, into the ways that writes may take.
+
+    An access that is not snooped goes past the cache. One of a type that is not cached takes the line out of it.
+    """
+    if not snooped:
+        d[g.N_LINE_MISSES] += 1
+        return False
     ways = d[g.LINE_WAYS]
     at = (line & (d[g.LINE_SETS] - 1)) * ways
     tag = line // d[g.LINE_SETS] + 1
+    cached = (CACHED >> kind) & 1 != 0
     for way in range(ways):
         if lines[at + way] == tag:
+            if not cached:
+                lines[at + way] = 0
+                break
             d[g.N_LINE_HITS] += 1
             return True
     d[g.N_LINE_MISSES] += 1
-    if writes and d[g.WRITE_WAYS]:
+    if writes and (WRITTEN_BACK >> kind) & 1 != 0 and d[g.WRITE_WAYS]:
         lines[at + shared[g.LINE_CLOCK] % d[g.WRITE_WAYS]] = tag
         shared[g.LINE_CLOCK] += 1
         return True

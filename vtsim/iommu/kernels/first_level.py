@@ -15,7 +15,9 @@ from vtsim.iommu.entries import (
     FL_A,
     FL_D,
     FL_EA,
+    FL_PAT_LARGE,
     FL_PS,
+    FL_PWT_SHIFT,
     FL_RW,
     FL_US,
     FL_XD,
@@ -59,6 +61,7 @@ from vtsim.iommu.state import (
     TAG_MORE_NOW,
     TYPE,
     WALK_HPA,
+    WALK_PAT,
     WALK_RIGHTS,
     WALK_SHIFT,
 )
@@ -188,6 +191,10 @@ def walk_first(u: Record, a: Arena, address: int, writes: bool, user: bool) -> i
         table = entry & ENTRY_ADDRESS
         pend(u, FIRST_2 + (level - 2) * CACHE_WORDS, address >> (3 + 9 * level), more, table, rights)
         level -= 1
+    place = (entry >> FL_PWT_SHIFT) & 3
+    if entry & (FL_PS if level == 1 else FL_PAT_LARGE) != 0:
+        place |= 4
+    u[WALK_PAT] = place
     shift = 3 + 9 * level
     gpa = (entry & ENTRY_ADDRESS & ~((1 << shift) - 1)) | (address & ((1 << shift) - 1))
     dirty = (wanted | entry) & FL_D
@@ -200,13 +207,14 @@ def walk_first(u: Record, a: Arena, address: int, writes: bool, user: bool) -> i
             return f.SCALABLE_SECOND_NOT_PRESENT
         if reason != 0:
             return reason
-        second = u[WALK_RIGHTS]
+        second, page_leaf = u[WALK_RIGHTS], u[LEAF_ENTRY]
         if dirties and dirty == 0 and second & MAY_WRITE != 0:
             u[WALK_RIGHTS], u[LEAF_AT], u[LEAF_ENTRY] = table_rights, table_leaf, table_entry
             reason = first_flags(u, a, where, FL_D, snooped)
             if reason != 0:
                 return reason
             dirty = FL_D
+        u[LEAF_ENTRY] = page_leaf
         if second & IS_DIRTY == 0:
             dirty = 0
         if second & SNOOPED != 0:

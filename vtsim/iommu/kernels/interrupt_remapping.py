@@ -1,7 +1,6 @@
 """One interrupt request: remapped, posted, passed on in compatibility format, or blocked: exactly one of the four.
 
 VT-d: "Interrupt Remapping"; "Interrupt Remapping Fault Conditions"; "Interrupt Posting".
-Not modelled: delivery modes that are reserved; I/O APICs (their pins send messages like others).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from vtsim.iommu.entries import POINTER
 from vtsim.iommu.kernels.second_level import capable
 from vtsim.iommu.kernels.unit_caches import held_by_unit, make_room
 from vtsim.iommu.kernels.unit_faults import OF_INTERRUPT, record_fault, register_low
-from vtsim.iommu.kernels.unit_memory import note_step, readable
+from vtsim.iommu.kernels.unit_memory import note_step, readable, word_seen
 from vtsim.iommu.state import (
     ACCESS,
     ADDRESS,
@@ -130,8 +129,9 @@ def by_entry(u: Record, a: Arena, index: int) -> int:
         where = (u[INTERRUPT_TABLE] & POINTER) + i.ENTRY_BYTES * index
         if where & u[HOST_RESERVED] or not readable(u, a, where, i.ENTRY_BYTES):
             return block_interrupt(u, f.IRTE_ACCESS)
-        low = read_interrupt_word(u, a, STEP_IRTE, where)
-        high = load_word(a, where + 8)
+        low = word_seen(u, a, where)
+        count_interrupt_read(u, STEP_IRTE, where, low)
+        high = word_seen(u, a, where + 8)
     if low & i.ENTRY_FPD:
         u[FPD_SEEN] = 1
     if low & i.PRESENT == 0:
@@ -162,13 +162,11 @@ def by_entry(u: Record, a: Arena, index: int) -> int:
 
 
 @kernel
-def read_interrupt_word(u: Record, a: Arena, kind: int, where: int) -> int:
-    """A word of an entry or descriptor: one memory read."""
-    value = load_word(a, where)
+def count_interrupt_read(u: Record, kind: int, where: int, value: int) -> None:
+    """An entry or a descriptor was read: one memory read."""
     u[INTERRUPT_READS] += 1
     u[N_READS] += 1
     note_step(u, kind, 0, where, value)
-    return value
 
 
 @kernel
@@ -186,6 +184,9 @@ def is_reserved(u: Record, low: int, high: int, posted: bool) -> bool:
     if posted:
         return not capable(u, sp.CAP_PI) or low & i.POSTED_RESERVED_0 != 0 or high & i.POSTED_RESERVED_1 != 0
     if low & i.REMAPPED_RESERVED_0 or high & i.REMAPPED_RESERVED_1:
+        return True
+    mode = (low >> i.DLM_SHIFT) & 7
+    if mode == i.DLM_RESERVED_3 or mode == i.DLM_RESERVED_6:
         return True
     return u[INTERRUPT_TABLE] & sp.EIME == 0 and (low & ~i.XAPIC_DESTINATION) >> 32 != 0
 
@@ -215,7 +216,8 @@ def post(u: Record, a: Arena, low: int, high: int) -> int:
     where = ((low >> 38) & 0x3FFFFFF) << 6 | (high & UPPER)
     if where & u[HOST_RESERVED] or not readable(u, a, where, i.DESCRIPTOR_BYTES):
         return block_interrupt(u, f.DESCRIPTOR_ACCESS)
-    notify = read_interrupt_word(u, a, STEP_DESCRIPTOR, where + i.NOTIFY_AT)
+    notify = load_word(a, where + i.NOTIFY_AT)
+    count_interrupt_read(u, STEP_DESCRIPTOR, where + i.NOTIFY_AT, notify)
     if notify & i.NOTIFY_RESERVED:
         return block_interrupt(u, f.DESCRIPTOR_RESERVED)
     vector = (low >> 16) & 0xFF

@@ -1,7 +1,7 @@
 """The invalidation queue: descriptors are fetched in order, until the tail, an error, or a wait for devices.
 
 A wait descriptor completes only when every device-TLB invalidation before it is answered. Until then the queue stands
-at it; a time-out aborts it.
+at it; a time-out aborts it. The queue also stands at a device-TLB invalidation for which its device has no room.
 
 VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor"; "Queued Invalidation Error Handling".
 """
@@ -25,14 +25,18 @@ from vtsim.iommu.kernels.unit_invalidation import (
     forget_process,
     forget_translations,
 )
+from vtsim.iommu.kernels.unit_memory import flush_writes
 from vtsim.iommu.state import (
     DATA,
     DEVICE_INVALIDATION,
     DEVICE_PENDING,
+    DEVICE_WORDS,
+    DEVICES,
     INTERRUPT_ENTRIES,
     INVALIDATION_EVENT,
     MESSAGE_COUNT,
     MESSAGES_TAKEN,
+    MOST_DEVICE_PENDING,
     N_DESCRIPTORS,
     REGISTERS,
     RING_ENTRIES,
@@ -41,7 +45,8 @@ from vtsim.iommu.state import (
 )
 
 # fmt: off
-STANDS = -1                      # a wait descriptor that is not complete
+STANDS = -1                      # a descriptor that has to wait for devices
+ALWAYS_ROOM: Final = 32          # invalidations that every device takes at a time
 QUEUE_MASK: Final = 0x7_FFF0
 RESERVED_LOW = tuple(row.reserved(0) for row in d.DESCRIPTORS)
 RESERVED_HIGH = tuple(row.reserved(1) for row in d.DESCRIPTORS)
@@ -76,7 +81,7 @@ def run_queue(u: Record, a: Arena) -> int:
             queue_error(u, sp.IQEI_TAIL)
         elif mode == sp.TTM_RESERVED:
             queue_error(u, sp.IQEI_TTM)
-        elif (wide and not extended(u, sp.ECAP_SMTS)) or (not wide and mode == sp.TTM_SCALABLE):
+        elif (wide and not extended(u, sp.ECAP_SMTS | sp.ECAP_ADMS)) or (not wide and mode == sp.TTM_SCALABLE):
             queue_error(u, sp.IQEI_WIDTH)
         elif wide and tail & 16 != 0:
             queue_error(u, sp.IQEI_MISALIGNED)
@@ -107,7 +112,7 @@ def run_descriptor(u: Record, a: Arena, low: int, high: int, rest: int, mode: in
         return sp.IQEI_TYPE
     if low & RESERVED_LOW[kind - 1] != 0 or high & RESERVED_HIGH[kind - 1] != 0:
         return sp.IQEI_RESERVED
-    if rest != 0 and kind != d.PAGE_GROUP_RESPONSE:
+    if rest != 0:
         return sp.IQEI_RESERVED
     granularity = (low >> 4) & 3
     domain = (low >> 16) & 0xFFFF
@@ -136,12 +141,15 @@ def run_descriptor(u: Record, a: Arena, low: int, high: int, rest: int, mode: in
     elif kind == d.DEVICE_TLB:
         if not extended(u, sp.ECAP_DT):
             return sp.IQEI_TYPE
-        u[DEVICE_PENDING] += 1
-        send(u, DEVICE_INVALIDATION, (low >> 32) & 0xFFFF, high, sp.NO_PASID)
+        sid = (low >> 32) & 0xFFFF
+        if not may_be_sent(u, sid, low, (low >> 16) & 0x1F):
+            return STANDS
+        send(u, DEVICE_INVALIDATION, sid, high, sp.NO_PASID)
     elif kind == d.PASID_DEVICE_TLB:
         if not extended(u, sp.ECAP_DT):
             return sp.IQEI_TYPE
-        u[DEVICE_PENDING] += 1
+        if not may_be_sent(u, domain, low, (low >> 4) & 0x1F):
+            return STANDS
         everyone = high & 1 != 0
         range_word = (high & ~0xFFF) | ((high >> 11) & 1)
         send(u, DEVICE_INVALIDATION, domain, range_word, sp.NO_PASID if everyone else pasid)
@@ -153,6 +161,33 @@ def run_descriptor(u: Record, a: Arena, low: int, high: int, rest: int, mode: in
             return STANDS
         complete_wait(u, a, low, high)
     return 0
+
+
+@kernel
+def may_be_sent(u: Record, sid: int, low: int, most: int) -> bool:
+    """May a device-TLB invalidation go out? If so it is pending from now on.
+
+    `most` is what MIP says: of so many that are pending the device holds the next ones up; 0 means 32, which each has
+    room for. With throttling (DIT) those count that burden the same physical function, else those of this requester.
+
+    VT-d: "Device-TLB Invalidate Descriptor"; "PASID-based-Device-TLB Invalidate Descriptor".
+    """
+    burdened = sid
+    if extended(u, sp.ECAP_DIT):
+        burdened = ((low >> 12) & 0xF) | ((low >> 52) & 0xFFF) << 4
+    else:
+        most = 0
+    waiting = 0
+    for number in range(u[DEVICE_PENDING]):
+        if u[DEVICES + number * DEVICE_WORDS + 1] == burdened:
+            waiting += 1
+    if waiting >= (most if most != 0 else ALWAYS_ROOM) or u[DEVICE_PENDING] >= MOST_DEVICE_PENDING:
+        return False
+    at = DEVICES + u[DEVICE_PENDING] * DEVICE_WORDS
+    u[at] = sid
+    u[at + 1] = burdened
+    u[DEVICE_PENDING] += 1
+    return True
 
 
 @kernel
@@ -170,6 +205,7 @@ def complete_wait(u: Record, a: Arena, low: int, high: int) -> None:
 @kernel
 def forget_interrupts(u: Record, selective: bool, index: int, mask_bits: int) -> None:
     """Invalidate the interrupt entry cache: all, or 2**mask_bits entries; entries are tagged by their index."""
+    flush_writes(u)
     if selective:
         mask = 0xFFFF & ~((1 << mask_bits) - 1)
         drop_where(u, INTERRUPT_ENTRIES, TAG, mask, index & mask, DATA, 0, 0)
@@ -180,14 +216,21 @@ def forget_interrupts(u: Record, selective: bool, index: int, mask_bits: int) ->
 @kernel
 def device_answered(u: Record, a: Arena, sid: int) -> None:
     """A device has completed a device-TLB invalidation; one that nobody waits for is an error."""
-    if u[DEVICE_PENDING] == 0:
+    found = -1
+    for number in range(u[DEVICE_PENDING]):
+        if u[DEVICES + number * DEVICE_WORDS] == sid & 0xFFFF:
+            found = DEVICES + number * DEVICE_WORDS
+            break
+    if found < 0:
         at = REGISTERS + (sp.IQERCD >> 3)
         u[at] = (u[at] & 0xFFFF_FFFF_FFFF) | ((sid ^ 0x8000) - 0x8000) << 48
         set_fault_status(u, sp.ICE)
         return
     u[DEVICE_PENDING] -= 1
-    if u[DEVICE_PENDING] == 0:
-        run_queue(u, a)
+    last = DEVICES + u[DEVICE_PENDING] * DEVICE_WORDS
+    u[found] = u[last]
+    u[found + 1] = u[last + 1]
+    run_queue(u, a)
 
 
 @kernel

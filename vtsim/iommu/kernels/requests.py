@@ -3,8 +3,7 @@
 A request completes with an address, is blocked with a fault reason, is an interrupt request, or is dropped without a
 record (malformed, refused while remapping is off, in a protected memory region): exactly one of the four.
 
-Not modelled: caching of entries that are not present (caching mode, CM), memory types and PASID PAT, the write
-buffers that RWBF asks to flush, isochronous traffic.
+Not modelled: isochronous traffic.
 
 VT-d: "DMA Remapping"; "Fault Conditions and Remapping Hardware Behavior for Various Requests";
 "Interrupt Address Range"; "Handling Requests to Reserved System Memory".
@@ -17,6 +16,7 @@ from vtsim.iommu import entries as e
 from vtsim.iommu import faults as f
 from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.first_level import walk_first
+from vtsim.iommu.kernels.memory_types import page_type, untranslated_type
 from vtsim.iommu.kernels.second_level import (
     IS_DIRTY,
     MAY_EXECUTE,
@@ -30,7 +30,7 @@ from vtsim.iommu.kernels.second_level import (
     extended,
     walk_second,
 )
-from vtsim.iommu.kernels.unit_caches import held_by_unit, make_room
+from vtsim.iommu.kernels.unit_caches import held_by_unit, make_room, refused_before, remember_refusal
 from vtsim.iommu.kernels.unit_entries import SERVED_4K, find_context, find_pasid, pasid_limit
 from vtsim.iommu.kernels.unit_faults import OF_DMA, is_in, record_fault, register_low
 from vtsim.iommu.kernels.unit_memory import commit_pending, note_step
@@ -67,6 +67,7 @@ from vtsim.iommu.state import (
     PASID_1,
     PASID_2,
     PENDING_COUNT,
+    PROTECTING,
     REGISTERS,
     RIGHTS,
     ROOT_TABLE,
@@ -82,6 +83,7 @@ from vtsim.iommu.state import (
     STEP_COUNT,
     TAG_MORE_NOW,
     TYPE,
+    TYPE_SHIFT,
     WALK_HPA,
     WALK_RIGHTS,
     WALK_SHIFT,
@@ -125,6 +127,9 @@ def translate_request(u: Record, a: Arena, sid: int, pasid: int, address: int, s
         return pass_by(u, pasid, address, at)
     reason = remap(u, a, sid & 0xFFFF, pasid, address, access, at)
     if reason == 0:
+        if u[PROTECTING] != 0 and at != sp.TRANSLATION_REQUEST and is_protected(u, u[HPA]):
+            answer(u, 0, 0, 0)
+            return end_request(u, DROPPED)
         commit_pending(u, a)
         return end_request(u, COMPLETED)
     return end_faulty(u, reason)
@@ -167,8 +172,8 @@ def in_interrupt_range(address: int) -> bool:
 
 @kernel
 def is_protected(u: Record, address: int) -> bool:
-    """Is an address in a protected memory region?"""
-    if register_low(u, sp.PMEN) & sp.EPM == 0:
+    """Is an address in a protected memory region? Units of major version 2 and later block all requests there."""
+    if u[PROTECTING] == 0:
         return False
     megabytes = 0x1F_FFFF
     low = register_low(u, sp.PLMBASE)
@@ -203,6 +208,9 @@ def untouched(u: Record, address: int, beyond: int, interrupt: int) -> int:
     if in_interrupt_range(address):
         return interrupt
     answer(u, address, sp.READ | sp.WRITE, 12)
+    if u[SCALABLE] != 0 and extended(u, sp.ECAP_MTS):
+        disabled = u[AT] == sp.UNTRANSLATED and u[PASID_1] & e.CD != 0
+        u[SHIFT] |= 1 + untranslated_type(u, address, disabled) << TYPE_SHIFT
     return 0
 
 
@@ -246,9 +254,6 @@ def remap_legacy(u: Record, a: Arena, sid: int, address: int, access: int, at: i
     u[DOMAIN] = (u[CONTEXT_1] >> e.CONTEXT_DID) & 0xFFFF
     u[TAG_MORE_NOW] = u[DOMAIN]
     u[TYPE] = e.PGTT_SECOND
-    u[PASID_0] = 0
-    u[PASID_1] = 0
-    u[PASID_2] = 0
     return translate_page(u, a, u[CONTEXT_0] & e.POINTER, (u[CONTEXT_1] & e.CONTEXT_AW) + 2, address, access)
 
 
@@ -324,7 +329,11 @@ def translate_page(u: Record, a: Arena, table: int, levels: int, address: int, a
     asked = u[AT] == sp.TRANSLATION_REQUEST
     writes = wanted & sp.WRITE != 0
     if u[TYPE] == e.PGTT_SECOND:
-        reason = walk_second(u, a, table, levels, address, writes)
+        reason = refused_before(u, IOTLB_4K, address >> 12, more)
+        if reason == 0:
+            reason = walk_second(u, a, table, levels, address, writes)
+            if reason == NOTHING_PERMITTED or reason == f.SECOND_LEVEL_RESERVED or reason == f.SCALABLE_SECOND_RESERVED:
+                remember_refusal(u, IOTLB_4K, address >> 12, more, 0, reason)
         if reason == NOTHING_PERMITTED:
             if u[SCALABLE] != 0:
                 return f.SCALABLE_SECOND_NOT_PRESENT
@@ -346,6 +355,8 @@ def translate_page(u: Record, a: Arena, table: int, levels: int, address: int, a
         return reason
     u[SNOOP] = 1 if data & SNOOPED != 0 else 0
     answer(u, u[WALK_HPA], allowed, u[WALK_SHIFT])
+    if u[SCALABLE] != 0 and extended(u, sp.ECAP_MTS):
+        u[SHIFT] |= 1 + page_type(u, u[WALK_HPA]) << TYPE_SHIFT
     keep_translation(u, address, more, data)
     return 0
 
@@ -395,6 +406,6 @@ def keep_translation(u: Record, address: int, more: int, data: int) -> None:
         at = make_room(u, cache, address >> shift, more)
         if at >= 0:
             u[at + DATA] = (u[WALK_HPA] & ~((1 << shift) - 1)) | data
-            u[at + DATA + 1] = u[WALK_SHIFT]
+            u[at + DATA + 1] = u[SHIFT]
             u[IOTLB_SIZES] |= 1 << size
         return

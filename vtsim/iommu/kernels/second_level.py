@@ -13,17 +13,21 @@ from vtsim.iommu.entries import (
     ADDRESS as ENTRY_ADDRESS,
 )
 from vtsim.iommu.entries import (
+    EMTE,
     PWSNP,
     SL_A,
     SL_D,
+    SL_EMT_SHIFT,
     SL_PS,
     SL_R,
+    SL_RESERVED,
     SL_SNP,
     SL_W,
     SL_X,
     SLADE,
     SLEE,
 )
+from vtsim.iommu.kernels.memory_types import is_legal_type
 from vtsim.iommu.kernels.unit_memory import flags_can_be_set, pend, read_entry, walk_begins
 from vtsim.iommu.state import (
     CACHE_WORDS,
@@ -73,13 +77,16 @@ def walks_snoop(u: Record) -> bool:
 @kernel
 def second_reserved(u: Record, entry: int, level: int) -> bool:
     """Are bits set that are reserved in a second-level entry of this level?"""
-    if entry & ENTRY_ADDRESS & u[HOST_RESERVED] != 0:
+    if entry & (ENTRY_ADDRESS & u[HOST_RESERVED] | SL_RESERVED) != 0:
         return True
     large = level > 1 and entry & SL_PS != 0
     if large:
         if level > 3 or not capable(u, 1 << (sp.CAP_SLLPS + level - 2)):
             return True
         if entry & ((1 << (12 + 9 * (level - 1))) - 0x1000) != 0:
+            return True
+    if u[SCALABLE] != 0 and u[PASID_1] & EMTE != 0 and (level == 1 or large):
+        if not is_legal_type((entry >> SL_EMT_SHIFT) & 7):
             return True
     if entry & SL_SNP != 0:
         return (level > 1 and not large) or not extended(u, sp.ECAP_SC)

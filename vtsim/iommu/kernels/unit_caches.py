@@ -5,18 +5,24 @@ VT-d: "Caching Translation Information"; "Tagging of Cached Translations".
 
 from __future__ import annotations
 
+from typing import Final
+
 from vtsim.base.jit import Record, kernel
+from vtsim.iommu.spec import CAP, CAP_CM
 from vtsim.iommu.state import (
     CLOCK,
     DATA,
     ENTRY_WORDS,
     N_INVALIDATED,
+    REGISTERS,
     SETS,
     STAMP,
     TAG,
     TAG_MORE,
     WAYS,
 )
+
+NEGATIVE: Final = 1 << 40  # in the second tag of an entry that says only with which reason a request ends
 
 
 @kernel
@@ -55,6 +61,36 @@ def make_room(u: Record, cache: int, tag: int, more: int) -> int:
     u[oldest + TAG_MORE] = more
     u[oldest + STAMP] = u[CLOCK]
     return oldest
+
+
+@kernel
+def refused_before(u: Record, cache: int, tag: int, more: int) -> int:
+    """The reason with which a cache remembers that this ends, where it remembers such (CM); 0 if it does not."""
+    if u[REGISTERS + (CAP >> 3)] & CAP_CM == 0:
+        return 0
+    known = held_by_unit(u, cache, tag, more | NEGATIVE)
+    return u[known + DATA + 2] if known >= 0 else 0
+
+
+@kernel
+def remember_refusal(u: Record, cache: int, tag: int, more: int, low: int, reason: int) -> None:
+    """In caching mode, keep that this ends with a reason; `low` is the first word of the entry that was read.
+
+    The second word of such an entry is 0: it is tagged by domain 0.
+    """
+    if u[REGISTERS + (CAP >> 3)] & CAP_CM == 0:
+        return
+    at = make_room(u, cache, tag, more | NEGATIVE)
+    if at >= 0:
+        u[at + DATA] = low
+        u[at + DATA + 1] = 0
+        u[at + DATA + 2] = reason
+
+
+@kernel
+def drop_refusals(u: Record, cache: int) -> None:
+    """Empty the entries of a cache that remember refusals."""
+    drop_where(u, cache, TAG_MORE, NEGATIVE, NEGATIVE, DATA, 0, 0)
 
 
 @kernel

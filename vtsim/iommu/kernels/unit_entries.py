@@ -6,13 +6,13 @@ VT-d: "Root Entry"; "Context Entry"; "Scalable-Mode Context Entry"; "Scalable-Mo
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.base.memory import load_word
 from vtsim.iommu import entries as e
 from vtsim.iommu import faults as f
 from vtsim.iommu import spec as sp
+from vtsim.iommu.kernels.memory_types import types_are_legal
 from vtsim.iommu.kernels.second_level import capable, extended
-from vtsim.iommu.kernels.unit_caches import held_by_unit, make_room
-from vtsim.iommu.kernels.unit_memory import note_step, read_entry, readable
+from vtsim.iommu.kernels.unit_caches import NEGATIVE, held_by_unit, make_room, refused_before, remember_refusal
+from vtsim.iommu.kernels.unit_memory import note_step, read_entry, readable, word_seen
 from vtsim.iommu.state import (
     CONTEXT_0,
     CONTEXT_1,
@@ -78,8 +78,14 @@ def find_context(u: Record, a: Arena, sid: int) -> int:
         note_step(u, STEP_CACHE, 0, CONTEXTS, u[CONTEXT_0])
         return 0
     u[N_CONTEXT_MISSES] += 1
+    reason = refused_before(u, CONTEXTS, sid, u[SCALABLE])
+    if reason != 0:
+        u[FPD_SEEN] |= u[held_by_unit(u, CONTEXTS, sid, u[SCALABLE] | NEGATIVE) + DATA] & e.FPD
+        return reason
+    u[CONTEXT_0] = 0
     reason = scalable_context(u, a, sid) if u[SCALABLE] != 0 else legacy_context(u, a, sid)
     if reason != 0:
+        remember_refusal(u, CONTEXTS, sid, u[SCALABLE], u[CONTEXT_0], reason)
         return reason
     at = make_room(u, CONTEXTS, sid, u[SCALABLE])
     if at >= 0:
@@ -97,13 +103,13 @@ def legacy_context(u: Record, a: Arena, sid: int) -> int:
     root = read_entry(u, a, STEP_ROOT, 0, where)
     if root & e.PRESENT == 0:
         return f.ROOT_NOT_PRESENT
-    if root & (e.ROOT_RESERVED_0 | (e.POINTER & u[HOST_RESERVED])) != 0 or load_word(a, where + 8) != 0:
+    if root & (e.ROOT_RESERVED_0 | (e.POINTER & u[HOST_RESERVED])) != 0 or word_seen(u, a, where + 8) != 0:
         return f.ROOT_RESERVED
     where = (root & e.POINTER) + (sid & 0xFF) * 16
     if not readable(u, a, where, 16):
         return f.CONTEXT_ACCESS
     low = read_entry(u, a, STEP_CONTEXT, 0, where)
-    high = load_word(a, where + 8)
+    high = word_seen(u, a, where + 8)
     u[CONTEXT_0] = low
     u[CONTEXT_1] = high
     u[FPD_SEEN] |= low & e.FPD
@@ -133,7 +139,7 @@ def scalable_context(u: Record, a: Arena, sid: int) -> int:
         return f.SCALABLE_ROOT_ACCESS
     root = read_entry(u, a, STEP_ROOT, 0, where)
     if sid & 0x80 != 0:
-        root = load_word(a, where + 8)
+        root = word_seen(u, a, where + 8)
     if root & e.PRESENT == 0:
         return f.SCALABLE_ROOT_NOT_PRESENT
     if root & (e.SCALABLE_ROOT_RESERVED | (e.POINTER & u[HOST_RESERVED])) != 0:
@@ -142,7 +148,7 @@ def scalable_context(u: Record, a: Arena, sid: int) -> int:
     if not readable(u, a, where, 32):
         return f.SCALABLE_CONTEXT_ACCESS
     low = read_entry(u, a, STEP_CONTEXT, 0, where)
-    high = load_word(a, where + 8)
+    high = word_seen(u, a, where + 8)
     u[CONTEXT_0] = low
     u[CONTEXT_1] = high
     u[FPD_SEEN] |= low & e.FPD
@@ -160,7 +166,7 @@ def scalable_context(u: Record, a: Arena, sid: int) -> int:
         more |= e.RID_PASID
     if not extended(u, sp.ECAP_RPRIVS):
         more |= e.RID_PRIV
-    rest = load_word(a, where + 16) | load_word(a, where + 24)
+    rest = word_seen(u, a, where + 16) | word_seen(u, a, where + 24)
     if low & reserved != 0 or high & more != 0 or rest != 0:
         return f.SCALABLE_CONTEXT_RESERVED
     if low & e.PRE != 0 and low & e.DTE == 0:
@@ -188,8 +194,14 @@ def find_pasid(u: Record, a: Arena, sid: int, pasid: int) -> int:
         note_step(u, STEP_CACHE, 0, PASIDS, u[PASID_0])
         return 0
     u[N_PASID_MISSES] += 1
+    reason = refused_before(u, PASIDS, pasid, sid)
+    if reason != 0:
+        u[FPD_SEEN] |= u[held_by_unit(u, PASIDS, pasid, sid | NEGATIVE) + DATA] & e.FPD
+        return reason
+    u[PASID_0] = 0
     reason = read_pasid(u, a, pasid)
     if reason != 0:
+        remember_refusal(u, PASIDS, pasid, sid, u[PASID_0], reason)
         return reason
     at = make_room(u, PASIDS, pasid, sid)
     if at >= 0:
@@ -207,6 +219,7 @@ def read_pasid(u: Record, a: Arena, pasid: int) -> int:
         return f.DIRECTORY_ACCESS
     entry = read_entry(u, a, STEP_DIRECTORY, 0, where)
     u[FPD_SEEN] |= entry & e.FPD
+    u[PASID_0] = entry & e.FPD
     if entry & e.PRESENT == 0:
         return f.DIRECTORY_NOT_PRESENT
     if entry & (e.DIRECTORY_RESERVED | (e.POINTER & u[HOST_RESERVED])) != 0:
@@ -215,14 +228,14 @@ def read_pasid(u: Record, a: Arena, pasid: int) -> int:
     if not readable(u, a, where, 64):
         return f.PASID_ACCESS
     u[PASID_0] = read_entry(u, a, STEP_PASID, 0, where) | (entry & e.FPD)  # the cached entry silences for both
-    u[PASID_1] = load_word(a, where + 8)
-    u[PASID_2] = load_word(a, where + 16)
+    u[PASID_1] = word_seen(u, a, where + 8)
+    u[PASID_2] = word_seen(u, a, where + 16)
     u[FPD_SEEN] |= u[PASID_0] & e.FPD
     if u[PASID_0] & e.PRESENT == 0:
         return f.PASID_NOT_PRESENT
     rest = 0
     for word in range(3, 8):
-        rest |= load_word(a, where + 8 * word)
+        rest |= word_seen(u, a, where + 8 * word)
     if rest != 0 or pasid_reserved(u):
         return f.PASID_RESERVED
     return pasid_programming(u)
@@ -244,6 +257,8 @@ def pasid_reserved(u: Record) -> bool:
         reserved |= e.PWSNP
     if not extended(u, sp.ECAP_SC):
         reserved |= e.PGSNP
+    if not extended(u, sp.ECAP_MTS):
+        reserved |= e.MEMORY_TYPING
     if u[PASID_1] & reserved != 0:
         return True
     reserved = e.PASID_RESERVED_2
@@ -275,4 +290,4 @@ def pasid_programming(u: Record) -> int:
         return f.PASID_INVALID
     if kind == e.PGTT_PASS_THROUGH and not extended(u, sp.ECAP_PT):
         return f.PASID_INVALID
-    return 0
+    return 0 if types_are_legal(u) else f.PASID_INVALID

@@ -1,5 +1,6 @@
 """What each granularity of invalidation removes, whichever interface asked for it.
 
+Each begins with a flush of the write buffers, where the unit has to have them flushed.
 More may be removed than was asked, never less: a context-cache invalidation by domain in scalable mode, where entries
 have no domain, removes all.
 
@@ -16,7 +17,8 @@ from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.requests import WITH_PASID
 from vtsim.iommu.kernels.second_level import capable
-from vtsim.iommu.kernels.unit_caches import drop_all, drop_at, drop_where
+from vtsim.iommu.kernels.unit_caches import NEGATIVE, drop_all, drop_at, drop_refusals, drop_where
+from vtsim.iommu.kernels.unit_memory import flush_writes
 from vtsim.iommu.state import (
     CACHE_WORDS,
     CONTEXTS,
@@ -48,6 +50,7 @@ LAST_STRUCTURE: Final = SECOND_5
 @kernel
 def forget_contexts(u: Record, granularity: int, domain: int, sid: int, function_mask: int) -> int:
     """Invalidate the context cache; the granularity that was performed."""
+    flush_writes(u)
     if granularity == sp.DOMAIN_SELECTIVE and u[SCALABLE] == 0:
         drop_where(u, CONTEXTS, DATA + 1, 0xFFFF << e.CONTEXT_DID, domain << e.CONTEXT_DID, TAG, 0, 0)
         return sp.DOMAIN_SELECTIVE
@@ -62,6 +65,8 @@ def forget_contexts(u: Record, granularity: int, domain: int, sid: int, function
 @kernel
 def forget_pasids(u: Record, granularity: int, domain: int, pasid: int) -> None:
     """Invalidate the PASID cache: 0 of a domain, 1 of a domain and PASID, 3 all."""
+    flush_writes(u)
+    drop_refusals(u, PASIDS)
     if granularity == 0:
         drop_where(u, PASIDS, DATA + 1, 0xFFFF, domain, TAG, 0, 0)
     elif granularity == 1:
@@ -91,6 +96,7 @@ def forget_translations(u: Record, granularity: int, domain: int, page: int, mas
     `page`, `mask_bits`: 2**mask_bits pages from page number `page` on. By page, entries of the second level go, and
     those of nested translation whatever their address, for theirs are addresses before the first level.
     """
+    flush_writes(u)
     if granularity == sp.FINEST_SELECTIVE:
         most = (u[REGISTERS + (sp.CAP >> 3)] >> sp.CAP_MAMV) & 0x3F
         if not capable(u, sp.CAP_PSI) or mask_bits > most:
@@ -102,7 +108,7 @@ def forget_translations(u: Record, granularity: int, domain: int, page: int, mas
     if granularity == sp.FINEST_SELECTIVE:
         for size in range(3):
             cache = IOTLB_4K + size * CACHE_WORDS
-            forget_range(u, cache, 12 + 9 * size, page, mask_bits, domain, -1)
+            forget_range(u, cache, 12 + 9 * size, page, mask_bits, domain, ~NEGATIVE)
             drop_where(u, cache, TAG_MORE, WITH_PASID | DOMAIN_TAG, WITH_PASID | domain, TAG, 0, 0)
         for level in range(2, 6):
             if not leaf_only:
@@ -120,6 +126,7 @@ def forget_process(
     u: Record, by_page: bool, domain: int, pasid: int, page: int, mask_bits: int, leaf_only: bool
 ) -> None:
     """Invalidate what first-level and nested translation of one PASID in one domain have left, all or by page."""
+    flush_writes(u)
     more = domain | pasid << 16 | WITH_PASID
     for cache in range(IOTLB_4K, IOTLB_1G + CACHE_WORDS, CACHE_WORDS):
         if by_page:

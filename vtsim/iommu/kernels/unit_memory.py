@@ -13,9 +13,13 @@ from vtsim.iommu.state import (
     CACHE_WORDS,
     DATA,
     FLAG_WRITES,
+    HELD_ENTRIES,
+    HELD_WORDS,
     MOST_PENDING,
     MOST_STEPS,
     N_FLAG_WRITES,
+    N_FLUSHES,
+    N_HELD,
     N_READS,
     N_STRUCTURE_HITS,
     PENDING,
@@ -36,6 +40,37 @@ from vtsim.iommu.state import (
 
 
 @kernel
+def word_seen(u: Record, a: Arena, where: int) -> int:
+    """A word of a table. Behind write buffers that have to be flushed (RWBF): as it was when it was read first.
+
+    A store that stands in a buffer is not seen. One that has left it on its own is: here, when another word of the
+    same place was read in between.
+    """
+    if u[HELD_WORDS] == 0:
+        return load_word(a, where)
+    at = u[HELD_WORDS] + 2 * ((where >> 3) & (HELD_ENTRIES - 1))
+    if u[at] == where + 1:
+        u[N_HELD] += 1
+        return u[at + 1]
+    u[at] = where + 1
+    u[at + 1] = load_word(a, where)
+    return u[at + 1]
+
+
+@kernel
+def flush_writes(u: Record) -> None:
+    """Flush the write buffers: all stores are seen from now on.
+
+    VT-d: "Write Buffer Flushing".
+    """
+    if u[HELD_WORDS] == 0:
+        return
+    u[N_FLUSHES] += 1
+    for at in range(u[HELD_WORDS], u[HELD_WORDS] + 2 * HELD_ENTRIES, 2):
+        u[at] = 0
+
+
+@kernel
 def note_step(u: Record, kind: int, level: int, where: int, value: int) -> None:
     """Write down one step of the request in work, while steps are wanted."""
     if u[STEPS] == 0 or u[STEP_COUNT] >= MOST_STEPS:
@@ -51,7 +86,7 @@ def note_step(u: Record, kind: int, level: int, where: int, value: int) -> None:
 @kernel
 def read_entry(u: Record, a: Arena, kind: int, level: int, where: int) -> int:
     """The first word of an entry of one kind of structure: one memory read, however many words it has."""
-    value = load_word(a, where)
+    value = word_seen(u, a, where)
     u[READS_ROOT + kind - STEP_ROOT] += 1
     u[N_READS] += 1
     note_step(u, kind, level, where, value)
@@ -113,6 +148,8 @@ def commit_pending(u: Record, a: Arena) -> None:
             value = load_word(a, where)
             if value | u[at + 3] != value:
                 store_word(a, where, value | u[at + 3])
+                if u[HELD_WORDS] != 0:  # an atomic update finds what is in the buffers
+                    u[u[HELD_WORDS] + 2 * ((where >> 3) & (HELD_ENTRIES - 1))] = 0
                 u[FLAG_WRITES] += 1
                 u[N_FLAG_WRITES] += 1
                 note_step(u, STEP_FLAGS, 0, where, value | u[at + 3])

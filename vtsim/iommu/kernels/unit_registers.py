@@ -22,6 +22,8 @@ from vtsim.iommu.kernels.unit_faults import (
     set_unit_register,
 )
 from vtsim.iommu.kernels.unit_invalidation import forget_contexts, forget_everything, forget_translations
+from vtsim.iommu.kernels.unit_memory import flush_writes
+from vtsim.iommu.kernels.virtual_commands import virtual_command
 from vtsim.iommu.state import (
     CLEARED,
     FAULT_EVENT,
@@ -31,6 +33,7 @@ from vtsim.iommu.state import (
     INTERRUPT_TABLE,
     INVALIDATION_EVENT,
     PAGE_REQUEST_EVENT,
+    PROTECTING,
     REGISTERS,
     ROOT_TABLE,
     WRITABLE,
@@ -98,7 +101,11 @@ def write_half(u: Record, a: Arena, offset: int, value: int) -> None:
     elif offset == sp.IQT:
         run_queue(u, a)
     elif offset == sp.PMEN:
-        set_unit_register(u, sp.PMEN, (value & sp.EPM) | (value & sp.EPM) >> 31)
+        enabled = value & sp.EPM if capable(u, sp.CAP_PLMR | sp.CAP_PHMR) else 0
+        set_unit_register(u, sp.PMEN, enabled | enabled >> 31)
+        u[PROTECTING] = enabled >> 31
+    elif offset == sp.VCMD + 4:
+        virtual_command(u)
     elif offset >= sp.FAULT_OFFSET and offset < sp.FAULT_OFFSET + 16 * u[FAULT_REGISTERS]:
         faults_cleared(u)
 
@@ -117,6 +124,12 @@ def command(u: Record, a: Arena, value: int) -> None:
         status |= sp.SIRTP
         if capable(u, ESIRTPS):
             drop_all(u, INTERRUPT_ENTRIES)
+    if value & sp.WBF != 0:
+        flush_writes(u)
+    if status & sp.TE != 0 and value & sp.TE == 0 and extended(u, sp.ECAP_SMTS):
+        forget_everything(u)
+    if status & sp.IRE != 0 and value & sp.IRE == 0 and capable(u, ESIRTPS):
+        drop_all(u, INTERRUPT_ENTRIES)
     kept = sp.TE
     if extended(u, sp.ECAP_QI):
         kept |= sp.QIE
@@ -129,22 +142,34 @@ def command(u: Record, a: Arena, value: int) -> None:
 
 
 @kernel
+def by_registers(u: Record) -> bool:
+    """May registers ask for invalidations? Not while the queue is on, and in legacy mode only."""
+    return register_low(u, sp.GSTS) & sp.QIE == 0 and (u[ROOT_TABLE] >> 10) & 3 == sp.TTM_LEGACY
+
+
+@kernel
+def is_beyond_mask(u: Record, mask_bits: int) -> bool:
+    """Is an address mask more than the unit supports, where it supports any?"""
+    return capable(u, sp.CAP_PSI) and mask_bits > (u[REGISTERS + (sp.CAP >> 3)] >> sp.CAP_MAMV) & 0x3F
+
+
+@kernel
 def context_command(u: Record) -> None:
-    """Invalidate the context cache if ICC is set, say in CAIG what was done, and clear ICC."""
+    """Invalidate the context cache if ICC is set, say in CAIG what was done, and clear ICC; only in legacy mode."""
     at = REGISTERS + (sp.CCMD >> 3)
     word = u[at]
     if word & sp.ICC == 0:
         return
     asked = (word >> sp.CIRG) & 3
     done = 0
-    if asked != 0 and register_low(u, sp.GSTS) & sp.QIE == 0:
+    if asked != 0 and by_registers(u):
         done = forget_contexts(u, asked, word & 0xFFFF, (word >> 16) & 0xFFFF, (word >> 32) & 3)
     u[at] = (word & ~sp.ICC & GRANULARITY_CLEAR) | done << sp.CAIG
 
 
 @kernel
 def iotlb_command(u: Record) -> None:
-    """Invalidate IOTLBs if IVT is set, say in IAIG what was done, and clear IVT."""
+    """Invalidate IOTLBs if IVT is set, say in IAIG what was done, and clear IVT; only in legacy mode."""
     at = REGISTERS + (sp.IOTLB >> 3)
     word = u[at]
     if word & sp.IVT == 0:
@@ -152,7 +177,7 @@ def iotlb_command(u: Record) -> None:
     address = u[REGISTERS + (sp.IVA >> 3)]
     asked = (word >> sp.IIRG) & 3
     done = 0
-    if asked != 0 and register_low(u, sp.GSTS) & sp.QIE == 0:
+    if asked != 0 and by_registers(u) and not (asked == sp.FINEST_SELECTIVE and is_beyond_mask(u, address & 0x3F)):
         domain = (word >> 32) & 0xFFFF
         done = forget_translations(u, asked, domain, address >> 12, address & 0x3F, address & 0x40 != 0)
     u[at] = (word & ~sp.IVT & PERFORMED_CLEAR) | done << sp.IAIG
