@@ -61,6 +61,13 @@ def test_an_unknown_technique_is_refused_with_what_was_probably_meant(vtsim: Com
     assert done.err == "--techniques: unknown technique 'hardwear'\n help: did you mean 'hardware'?\n"
 
 
+def test_no_technique_is_not_all_of_them(vtsim: Command, engine: Engine, scenario: str) -> None:
+    done = vtsim("compare", scenario, "--techniques", "")
+
+    assert (done.status, engine.scenarios) == (2, [])
+    assert done.err == f"--techniques: unknown technique ''\n help: technique can be {', '.join(techniques)}\n"
+
+
 def test_the_drawing_has_a_bar_for_each_technique(
     vtsim: Command, engine: Engine, scenario: str, tmp_path: Path
 ) -> None:

@@ -81,6 +81,20 @@ def test_a_sweep_prints_question_table_and_count(vtsim: Vtsim, runs: Engine, stu
     assert runs.ran == [1, 2, 3]
 
 
+def test_where_replicates_end_before_the_interval_is_tight_it_is_said(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    """Slowdowns of seeds far apart; the point's own seed is the first, and until.max of them are three."""
+    Path(study).write_text(STUDY.replace("[1, 2, 3]", "[1]") + "until: {metric: slowdown, ci: 1 %, max: 3}\n")
+    outcome = vtsim("sweep", study)
+    a, b, c = (seed / 2 for seed in runs.ran)
+    mean = (a + b + c) / 3
+    deviation = (((a - mean) ** 2 + (b - mean) ** 2 + (c - mean) ** 2) / 2) ** 0.5
+
+    assert outcome.err == (
+        "until: after 3 replicates, slowdown is not known to ± 1 % at 1 of 1 points; "
+        f"the widest is ± {100 * 4.30265 * deviation / 3**0.5 / mean:.2g} %\n"
+    )
+
+
 def test_what_failed_is_told_and_retried(vtsim: Vtsim, runs: Engine, study: str) -> None:
     runs.broken = 2
     outcome = vtsim("sweep", study)

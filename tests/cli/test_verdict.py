@@ -14,6 +14,7 @@ import pytest
 
 from tests.study.test_verdict import found as example
 from vtsim.cli import verdict as command
+from vtsim.study.equivalence import SecondRefused
 from vtsim.study.verdict import Verdict, verdict_text
 
 if TYPE_CHECKING:
@@ -53,6 +54,41 @@ def test_a_comparison_ends_with_0_where_guests_see_the_same_and_with_1_where_the
 
 def test_a_second_file_goes_with_equivalence_only(vtsim: Command, file: str) -> None:
     assert vtsim("compare", file, file).status == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "others", "said"),
+    [
+        ([], ["nothing"], "--other-set nothing: this is not path=value\n help: write it like --other-set machine"),
+        ([], ["vms.0.memory=zz"], "--other-set vms.0.memory=zz: vms.0.memory: 'zz' is not a size"),
+        (["seed=x"], ["seed=1"], "--set seed=x: seed: 'x' is not a count"),
+        (["vmm.hosted=true"], ["vmm.technique=native"], "--set vmm.hosted=true: vmm.hosted: "),
+    ],
+)
+def test_a_mistake_is_said_of_the_option_that_it_is_in(
+    vtsim: Command, file: str, sets: list[str], others: list[str], said: str
+) -> None:
+    options = [option for each in sets for option in ("--set", each)]
+    done = vtsim("compare", file, "--equivalence", *options, *(o for each in others for o in ("--other-set", each)))
+
+    assert done.status == 2
+    assert done.err.startswith(said)
+
+
+def test_what_only_the_second_machine_shows_is_said_of_the_second_file(
+    vtsim: Command, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, progress: Watch) -> Any:
+        raise SecondRefused("not that much", field="vms.0.memory")
+
+    monkeypatch.setattr(command, "compare", refuse)
+    second = tmp_path / "second.yaml"
+    second.write_text(TEXT, encoding="utf-8")
+    here = vtsim("compare", file, "--equivalence", "--other-set", "vms.0.memory=32 MiB")
+    there = vtsim("compare", file, str(second), "--equivalence")
+
+    assert here.err == "--other-set vms.0.memory=32 MiB: vms.0.memory: not that much\n"
+    assert there.err.startswith(f"{second}:5: vms.0.memory: not that much\n    5 |   - memory: 16 MiB\n")
 
 
 def test_a_verdict_is_printed_as_text_or_json_and_is_the_exit_status(

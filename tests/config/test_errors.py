@@ -59,6 +59,18 @@ CASES = {
         + at(2, 16, "run: {baseline: yes}")
         + " help: it can be true, false",
     ),
+    "a key without a space behind its colon": (
+        CPUID + "run: {limit:1 s}\n",
+        "s.yaml:2: run: unknown key 'limit:1 s'"
+        + at(2, 6, "run: {limit:1 s}")
+        + " help: write 'limit: 1 s', with a space after the colon",
+    ),
+    "a primitive without a space behind its colon": (
+        phase("{primitive:cpuid, iterations: 1}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0: missing key 'primitive'"
+        + at(5, 8, "      - {primitive:cpuid, iterations: 1}")
+        + " help: write 'primitive: cpuid', with a space after the colon",
+    ),
     "a list where a value is expected": (
         CPUID + "seed: [1]\n",
         "s.yaml:2: seed: a list is not possible here" + at(2, 6, "seed: [1]") + " help: write count, 0 to 4294967295",

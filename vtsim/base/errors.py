@@ -68,6 +68,8 @@ def alternatives(noun: str, key: object, legal: Iterable[object]) -> str:
     close = difflib.get_close_matches(str(key)[:100], names, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
+    head = str(key).partition(".")[0]
+    names = [name for name in names if name.startswith(f"{head}.")] or names  # of many, the family that was meant
     return f"{noun} can be {', '.join(names)}" if names else f"no {noun} is accepted here"
 
 

@@ -58,7 +58,9 @@ def compare(
         raise typer.Exit(compare_runs(file, other, tuple(sets or ()), tuple(other_sets or ()), json=json))
     if other is not None or other_sets:
         raise typer.BadParameter("OTHER and --other-set go with --equivalence")
-    raise typer.Exit(compare_techniques(file, tuple(sets or ()), techniques or ALL, plot, json=json))
+    raise typer.Exit(
+        compare_techniques(file, tuple(sets or ()), ALL if techniques is None else techniques, plot, json=json)
+    )
 
 
 def compare_techniques(file: Path, sets: tuple[str, ...], wanted: str, plot: Path | None, *, json: bool) -> int:

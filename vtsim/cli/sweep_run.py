@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from statistics import fmean
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +21,11 @@ from vtsim.cli.progress import STOPPING
 from vtsim.cli.run import COMPILING
 from vtsim.config.study import load_study
 from vtsim.cpu.kernels.run import run_all
+from vtsim.study.analysis.cells import number as figure_of
 from vtsim.study.sweep.design import Design, load_design
 from vtsim.study.sweep.executors import Cluster, Local, Workers, cpus
 from vtsim.study.sweep.export import export
+from vtsim.study.sweep.intervals import half_width, is_tight
 from vtsim.study.sweep.run import Estimate, Progress, Sweep, estimate
 from vtsim.study.sweep.store import Store
 from vtsim.study.sweep.study import Status, Study, cell_text, store_of
@@ -70,6 +73,8 @@ def sweep_study(options: Options) -> int:
     if complete:
         show(_table(study.table()))
     emit(_status_text(status, path))
+    if complete:
+        _note_loose(design, study)
     _note_errors(status, options.file)
     if not complete:
         note(f"stopped; what was run is kept. To go on: vtsim sweep {options.file}")
@@ -83,6 +88,27 @@ def _run(design: Design, store: Store, workers: Workers, options: Options) -> bo
             return Sweep(design, store, workers, watch=watch, retry_failed=options.retry_failed).run()
         except KeyboardInterrupt:
             return False
+
+
+def _note_loose(design: Design, study: Study) -> None:
+    """Say where `until` gave up before its interval was tight."""
+    until = design.spec.until
+    if not until.metric:
+        return
+    values: dict[tuple[Value, ...], list[float]] = {}
+    for row in study.table([until.metric]).rows:
+        value = figure_of(row.metrics[until.metric])
+        values.setdefault(tuple(row.axes.values()), []).extend([] if value is None else [value])
+    widths = [
+        half_width(each, until.confidence) / abs(fmean(each))
+        for each in values.values()
+        if each and len(each) >= until.max and not is_tight(each, until.confidence, until.ci)
+    ]
+    if widths:
+        note(
+            f"until: after {until.max} replicates, {until.metric} is not known to ± {100 * until.ci:g} % at "
+            f"{len(widths)} of {len(values)} points; the widest is ± {100 * max(widths):.2g} %"
+        )
 
 
 def show_status(file: Path) -> int:

@@ -32,9 +32,13 @@ class Anything:
 
 @frozen(kw_only=True)
 class Amount:
-    """A number of whatever dimension, in base units inside."""
+    """A number of whatever dimension, in base units inside; an optional one may be left out."""
 
-    def convert(self, value: Any) -> int | float:
+    optional: bool = False
+
+    def convert(self, value: Any) -> int | float | None:
+        if value is None and self.optional:
+            return None
         number = quantity(value) if isinstance(value, str) else value
         if isinstance(number, bool) or not isinstance(number, int | float) or abs(number) > LARGEST:
             raise ConfigError(
@@ -46,7 +50,7 @@ class Amount:
         return value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["number", "string"]}
+        return {"type": ["number", "string", *(["null"] if self.optional else [])]}
 
     def accepted(self) -> str:
         return "number"

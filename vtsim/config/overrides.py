@@ -9,9 +9,14 @@ from vtsim.base.units import shown
 from vtsim.config.nodes import Node, Source, compose
 
 
+def label(assignment: str) -> str:
+    """What errors call an assignment."""
+    return f"--set {assignment if len(assignment) < 200 else assignment[:197] + '...'}"
+
+
 def override(root: Node, assignment: str) -> Node:
     """Return the tree with `path=value` done; the tree given is not changed."""
-    source = Source(f"--set {assignment if len(assignment) < 200 else assignment[:197] + '...'}")
+    source = Source(label(assignment))
     path, equals, text = assignment.partition("=")
     nothing = Node(value=None, source=source, at=(0, 0))
     if not equals or _steps(path) is None:

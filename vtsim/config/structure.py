@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ class Structuring:
             )
         tag = node.value.get(kind.tag)
         if tag is None:
-            return self._refuse(node, path, f"missing key {kind.tag!r}", f"{kind.tag} can be {legal}")
+            help = next(filter(None, (_spaced(key, [kind.tag]) for key in node.value)), f"{kind.tag} can be {legal}")
+            return self._refuse(node, path, f"missing key {kind.tag!r}", help)
         if not isinstance(tag.value, str) or tag.value not in kind.registry:
             help = alternatives(kind.tag, tag.plain(), kind.registry)
             message = f"unknown {kind.registry.noun} {shown(tag.plain())}"
@@ -123,7 +125,7 @@ class Structuring:
 
     def _unknown_key(self, node: Node, key: str, inner: Node, path: str, legal: list[str]) -> Any:
         """Report a key at the key; a --set has no line to show, so it names every legal key."""
-        help = alternatives("key", key, legal).replace("key can be", "keys here are")
+        help = _spaced(key, legal) or alternatives("key", key, legal).replace("key can be", "keys here are")
         at = inner.source.problem(node.keys.get(key, inner.at), f"unknown key {shown(key)}", path=path, help=help)
         if at.line is None and help.startswith("did you mean"):
             at = attrs.evolve(at, help=f"{help} keys here are {', '.join(legal)}")
@@ -141,6 +143,12 @@ def place(problem: Problem, node: Node, path: str) -> Problem:
     node = found
     full = ".".join(part for part in (path, problem.path) if part)
     return node.source.problem(node.at, problem.message, path=full, help=problem.help)
+
+
+def _spaced(key: str, legal: Sequence[str]) -> str:
+    """Say how a legal key is written where YAML took `key:value` for one word."""
+    name, colon, value = key.partition(":")
+    return f"write '{name}: {value}', with a space after the colon" if colon and name in legal else ""
 
 
 def _is_file(path: Path) -> bool:

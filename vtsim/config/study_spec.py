@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import exp, floor, log
 from typing import Any
 
 from attrs import frozen
@@ -84,12 +85,22 @@ class ListSpec:
 class RangeSpec:
     """Where values of one setting are drawn from."""
 
-    min: int | float = setting(Amount(), "The least value")
-    max: int | float = setting(Amount(), "The largest value")
+    min: int | float | None = setting(Amount(optional=True), "The least value", default=None)
+    max: int | float | None = setting(Amount(optional=True), "The largest value", default=None)
     log: bool = setting(Boolean(), "Evenly over the logarithm, not over the value", default=False)
     integer: bool = setting(Boolean(), "Whole numbers only", default=False)
+    values: tuple[Any, ...] = setting(
+        Many(item=Anything()), "One of these, each as often, instead of min and max", default=()
+    )
 
     def __attrs_post_init__(self) -> None:
+        if self.values:
+            for key in ("min", "max", "log", "integer"):
+                if getattr(self, key) not in (None, False):
+                    raise ConfigError("values are drawn as they are", field=key, help=f"leave out {key}, or values")
+            return
+        if self.min is None or self.max is None:
+            raise ConfigError("there is nothing to draw from", help="give min and max, or values")
         if self.min >= self.max:
             raise ConfigError(f"{self.max} is not more than min, which is {self.min}", field="max")
         if self.log and self.min <= 0:
@@ -98,6 +109,17 @@ class RangeSpec:
             raise ConfigError(
                 "min and max are not whole", field="integer", help="write whole numbers, or integer: false"
             )
+
+    def drawn(self, u: float) -> int | float:
+        """Return the value at u, 0 to 1: of a list its number in it; whole numbers and items have equal parts of it."""
+        if self.values:
+            return min(int(u * len(self.values)), len(self.values) - 1)
+        least, most = self.min or 0, self.max or 0
+        low, high = (least - 0.5, most + 0.5) if self.integer else (least, most)
+        if self.log and self.integer:
+            low = max(low, least / 2)
+        value = exp(log(low) + u * (log(high) - log(low))) if self.log else low + u * (high - low)
+        return int(min(max(floor(value + 0.5), least), most)) if self.integer else value
 
 
 @frozen(kw_only=True)

@@ -344,10 +344,13 @@ def problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if name == "entries" and not _power_of_two(size / ways):
             sets = f"{size} entries in {ways} ways is {size / ways:g} sets"
             legal = [w for w in range(1, min(size, 64) + 1) if _power_of_two(size / w)]
+            fewer = 1 << max(0, (size // ways).bit_length() - 1)
             yield (
                 f"{stem}.ways",
                 f"{sets}, and the set index needs a power of two",
-                "ways can be " + ", ".join(map(str, legal)),
+                "ways can be " + ", ".join(map(str, legal))
+                if legal
+                else f"entries can be {fewer * ways} or {2 * fewer * ways}",
             )
         if name == "bytes":
             line = values["cache.line_bytes"]

@@ -86,6 +86,10 @@ def name_of(scenario: Scenario) -> str:
     return vmm.technique if vmm.technique == "native" else f"{vmm.technique} ({vmm.paging})"
 
 
+class SecondRefused(ConfigError):
+    """The second of two scenarios is one that no machine can be built of."""
+
+
 def compare(first: Scenario, second: Scenario, *, progress: Progress | None = None) -> Equivalence:
     """Run two resolved scenarios whose VMs have the same names, and compare what their guests see."""
     return compare_and_measure(first, second, progress=progress)[0]
@@ -106,7 +110,7 @@ def compare_and_measure(
     if called[0] == called[1]:
         called = [f"{name}, {which}" for name, which in zip(called, ("first", "second"), strict=True)]
     runs: Callable[[Wanted], tuple[_Run, _Run]]
-    runs = lambda wanted: (_run(first, wanted, progress), _run(second, wanted, progress))  # noqa: E731
+    runs = lambda wanted: (_run(first, wanted, progress), _run_second(second, wanted, progress))  # noqa: E731
     a, b = runs(Wanted())
     found, left_out, compared = [], set[str](), dict.fromkeys(STREAMS, 0)
     switching = {vm.name for vm in first.vms if _has_tasks(vm)}
@@ -183,6 +187,13 @@ def _has_tasks(vm: VmSpec) -> bool:
     processes = vm.guest.processes
     phases = [phase for process in processes for phase in process.phases]
     return len(processes) > vm.vcpus or any(isinstance(phase, ForkSpec | ExecSpec) for phase in phases)
+
+
+def _run_second(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:
+    try:
+        return _run(scenario, wanted, progress)
+    except ConfigError as error:
+        raise SecondRefused.of(error.problems) from None
 
 
 def _run(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:

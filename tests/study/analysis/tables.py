@@ -16,11 +16,23 @@ def table(
     labels: Mapping[str, str] | None = None,
 ) -> StudyTable:
     """A table of a whole grid, as far as `figures` {place: metrics of each replicate} has its places."""
+    return only_rows(axes, figures, list(product(*axes.values())), units=units, labels=labels)
+
+
+def only_rows(
+    axes: Mapping[str, Sequence[Value]],
+    figures: Mapping[tuple[Value, ...], Sequence[Mapping[str, Value]]],
+    places: Sequence[tuple[Value, ...]] = (),
+    *,
+    units: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> StudyTable:
+    """A table of the places that `figures` has, in its order or in that of `places`."""
     metrics = list(dict.fromkeys(name for runs in figures.values() for run in runs for name in run))
     units, labels = units or {}, labels or {}
     rows = [
         Row(identity=f"{place}{n}", axes=dict(zip(axes, place, strict=True)), replicate=n, metrics=run)
-        for place in product(*axes.values())
+        for place in places or figures
         for n, run in enumerate(figures.get(place, ()))
     ]
     columns = {

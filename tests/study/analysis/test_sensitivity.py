@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from math import pi, sin
 
+import numpy as np
 import pytest
 
-from tests.study.analysis.tables import table
+from tests.study.analysis.tables import only_rows, table
 from vtsim.base.errors import ConfigError
+from vtsim.study.analysis.effects import effects
 from vtsim.study.analysis.sensitivity import Range, morris, shares_of_variance, sobol
 from vtsim.study.sweep.table import Value
 
@@ -105,6 +107,23 @@ def test_a_grid_with_holes_has_no_shares() -> None:
         "the study has 3 of 4 combinations of its axes\n"
         " help: shares of variance need a whole grid; with a scenario and --axis they are found on the model"
     )
+
+
+def test_what_drawn_axes_bring_alone_is_estimated_of_their_points() -> None:
+    """Ishigami's function at 512 drawn points: within the interval, and an axis without influence has none."""
+    random = np.random.default_rng(11)
+    points = [tuple(map(float, point)) for point in random.uniform(-pi, pi, (512, 4))]
+    figures = {point: [{"y": ishigami([dict(zip(("x1", "x2", "x3"), point, strict=False))])[0]}] for point in points}
+    drawn = only_rows({f"x{n + 1}": [point[n] for point in points] for n in range(4)}, figures)
+
+    v1, v2 = 0.5 * (1 + B * pi**4 / 5) ** 2, A**2 / 8
+    v = v1 + v2 + 8 * B**2 * pi**8 / 225
+    for each, known in zip(shares_of_variance(drawn, "y"), (v1 / v, v2 / v, 0, 0), strict=True):
+        assert each.total is None and each.alone_half_width is not None
+        assert each.alone == pytest.approx(known, abs=1.5 * each.alone_half_width)
+        assert each.alone_half_width < 0.12
+    with pytest.raises(ConfigError, match="axes were drawn"):
+        effects(drawn, "y")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("SALib") is not None, reason="SALib is installed")

@@ -14,7 +14,7 @@ import pytest
 from vtsim.base.errors import ConfigError
 from vtsim.config.study_spec import LatinHypercubeSpec, RangeSpec
 from vtsim.study.sweep.constraints import Constraint
-from vtsim.study.sweep.design import drawn, draws, load_design
+from vtsim.study.sweep.design import draws, load_design
 from vtsim.study.sweep.metrics import column, figure
 
 Write = Callable[..., Path]
@@ -84,7 +84,7 @@ def test_a_latin_hypercube_has_one_sample_in_each_part_of_each_range() -> None:
     "span", [RangeSpec(min=1, max=64, integer=True), RangeSpec(min=1, max=64, log=True, integer=True)]
 )
 def test_whole_numbers_reach_both_ends_of_their_range(span: RangeSpec) -> None:
-    values = [drawn(span, u) for u in np.linspace(0, 1, 10_001)[:-1]]
+    values = [span.drawn(u) for u in np.linspace(0, 1, 10_001)[:-1]]
 
     assert {type(value) for value in values} == {int}
     assert (min(values), max(values)) == (1, 64)
@@ -95,8 +95,8 @@ def test_whole_numbers_reach_both_ends_of_their_range(span: RangeSpec) -> None:
 def test_a_logarithmic_range_is_even_in_the_logarithm() -> None:
     span = RangeSpec(min="4 KiB", max="4 MiB", log=True)
 
-    assert drawn(span, 0.5) == pytest.approx(128 * 1024)
-    assert log(drawn(span, 0.75) / drawn(span, 0.5)) == pytest.approx(log(drawn(span, 0.25) / drawn(span, 0)))
+    assert span.drawn(0.5) == pytest.approx(128 * 1024)
+    assert log(span.drawn(0.75) / span.drawn(0.5)) == pytest.approx(log(span.drawn(0.25) / span.drawn(0)))
 
 
 def test_drawn_values_are_put_into_the_scenario(write: Write) -> None:
@@ -122,8 +122,32 @@ def test_a_drawn_value_that_cannot_be_is_shown_at_its_range(write: Write) -> Non
         load_design(write(text))
 
     found = raised.value.problems
-    assert {each.message for each in found} == {"300 is more than 256", "301 is more than 256"}
-    assert {(each.line, each.column) for each in found} == {(3, text.index("{min"))}
+    assert [(each.line, each.column) for each in found] == [(3, text.index("{min"))]  # once, not for each sample
+    assert found[0].message in ("300 is more than 256", "301 is more than 256")
+
+
+def test_a_range_that_gives_no_whole_numbers_says_how_it_could(write: Write) -> None:
+    text = "axes: [{how: latin_hypercube, samples: 9, ranges: {machine.cpu.dram.local_ns: {min: 60, max: 140}}}]"
+    with pytest.raises(ConfigError) as raised:
+        load_design(write(text))
+
+    (found,) = raised.value.problems
+    assert found.message.endswith("is not a whole number of ns")
+    assert found.help == ("write a whole number; integer: true draws whole numbers, values: […] from a list")
+
+
+@pytest.mark.parametrize("how", ["random", "latin_hypercube"])
+def test_a_setting_may_be_drawn_from_a_list_each_value_as_often(write: Write, how: str) -> None:
+    path = write(
+        f"axes: [{{how: {how}, samples: 300, ranges: {{vmm.ept.page_size: {{values: [4 KiB, 2 MiB, 1 GiB]}}, vmm.paging: {{values: [ept]}}}}}}]\n"
+    )
+    design = load_design(path)
+    found = [point.values["vmm.ept.page_size"] for point in design.points()]
+    counts = [found.count(size) for size in (4096, 2**21, 2**30)]
+
+    assert sum(counts) == 300
+    assert counts == [100, 100, 100] if how == "latin_hypercube" else min(counts) > 60  # 4.9 standard deviations
+    assert {design.scenario(point).vmm.ept.page_size for point in design.points()} == {4096, 2**21, 2**30}
 
 
 def test_a_sobol_sequence_needs_scipy_and_fills_halves_evenly(write: Write) -> None:
@@ -260,6 +284,24 @@ CASES = {
         "study.yaml:3: constraints.0: '3 = 4' is no comparison"
         + at(3, 14, "constraints: [3 = 4]")
         + "\n help: a constraint compares axes and values, as in 'vmm.paging != shadow or vmm.ept.page_size <= 2 MiB'",
+    ),
+    "a constraint with a word that there is not": (
+        "axes: [{how: grid, path: seed, values: [1]}]\nconstraints: [not seed == 1]",
+        "study.yaml:4: constraints.0: 'not seed == 1': there is no 'not' and there are no brackets"
+        + at(4, 14, "constraints: [not seed == 1]")
+        + "\n help: a constraint compares axes and values, as in 'vmm.paging != shadow or vmm.ept.page_size <= 2 MiB'; the opposite of == is !=, of < is >=",
+    ),
+    "a range without ends": (
+        "axes: [{how: random, samples: 2, ranges: {seed: {max: 3}}}]",
+        "study.yaml:3: axes.0.ranges.seed: there is nothing to draw from"
+        + at(3, 48, "axes: [{how: random, samples: 2, ranges: {seed: {max: 3}}}]")
+        + "\n help: give min and max, or values",
+    ),
+    "a list that is a range": (
+        "axes: [{how: random, samples: 2, ranges: {seed: {max: 3, values: [1]}}}]",
+        "study.yaml:3: axes.0.ranges.seed.max: values are drawn as they are"
+        + at(3, 54, "axes: [{how: random, samples: 2, ranges: {seed: {max: 3, values: [1]}}}]")
+        + "\n help: leave out max, or values",
     ),
     "a constraint that orders text": (
         "axes: [{how: grid, path: machine.profile, values: [skx-4114]}]\nconstraints: [machine.profile < 2]",

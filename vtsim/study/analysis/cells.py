@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from vtsim.base.errors import ConfigError
 from vtsim.study.sweep.table import Column, StudyTable, Value
@@ -54,6 +55,14 @@ def independent(table: StudyTable) -> tuple[Column, ...]:
         return any(not determines(b, a) or (written and varying.index(a) < varying.index(b)) for a in others)
 
     return tuple(column for column in varying if not follows(column))
+
+
+def is_drawn(table: StudyTable) -> bool:
+    """Has an axis so many values that they were drawn from a range, each with a few values of the others only?"""
+    axes = independent(table)
+    counts = [len(levels(table, column.path)) for column in axes]
+    places = {tuple(row.axes[column.path] for column in axes) for row in table.rows}
+    return any(count > MOST_WRITTEN for count in counts) and len(places) < prod(counts)
 
 
 def cells(table: StudyTable, metric: Column, axes: Sequence[Column] = ()) -> dict[Place, list[float]]:

@@ -14,7 +14,7 @@ from statistics import fmean
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import Cells, Place, cells, independent, levels, metric
+from vtsim.study.analysis.cells import Cells, Place, cells, independent, is_drawn, levels, metric
 from vtsim.study.sweep.intervals import t_quantile
 from vtsim.study.sweep.table import StudyTable, Value
 
@@ -52,6 +52,11 @@ def effects(table: StudyTable, path: str, confidence: float = CONFIDENCE) -> tup
     axes = independent(table)
     if not axes:
         raise ConfigError("no axis of the study has two values, so nothing can be compared", field="--metric")
+    if is_drawn(table):
+        raise ConfigError(
+            "axes were drawn, so that points which differ in one axis alone are there by chance only",
+            help="effects need axes of a few values; vtsim study sensitivity says what each drawn axis brings",
+        )
     found = cells(table, metric(table, path), axes)
     half_widths = _Spread.of(found, confidence)
     names = [column.path for column in axes]

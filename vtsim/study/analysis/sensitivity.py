@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
+from math import isfinite, isqrt
 from statistics import fmean, pvariance
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.study.analysis.cells import Place, cells, independent, metric
+from vtsim.study.analysis.cells import MOST_WRITTEN, Place, cells, independent, is_drawn, metric
 from vtsim.study.extras import needed
+from vtsim.study.sweep.intervals import t_quantile
 from vtsim.study.sweep.table import StudyTable, Value
 
 CONFIDENCE: Final = 0.95
 EXTRA: Final = "analysis"
 LEVELS: Final = 4  # of a Morris design
+RESAMPLINGS: Final = 100
+LEAST_DRAWN: Final = 16  # points, below which parts of an axis say nothing
 
 Evaluate = Callable[[Sequence[Mapping[str, Value]]], Sequence[float]]
 
@@ -55,12 +59,12 @@ class Range:
 class VarianceShare:
     """The shares of a metric's variance that one setting brings: alone, and with all interactions it takes part in.
 
-    Half widths of confidence intervals; None where the shares are exact.
+    Half widths of confidence intervals; None where the shares are exact. `total` is None where only `alone` is known.
     """
 
     path: str
     alone: float
-    total: float
+    total: float | None
     alone_half_width: float | None = None
     total_half_width: float | None = None
 
@@ -135,12 +139,15 @@ def morris(
 def shares_of_variance(table: StudyTable, path: str) -> tuple[VarianceShare, ...]:
     """The exact shares of a study that has every combination of the values of its axes, each as likely as any other.
 
-    Of the variance of means over replicates. Raises `ConfigError` where a combination is missing.
+    Of the variance of means over replicates. Where axes were drawn, what each brings alone is estimated; raises
+    `ConfigError` where a combination is missing otherwise.
     """
     axes = independent(table)
     found = {place: fmean(runs) for place, runs in cells(table, metric(table, path), axes).items()}
     values = [tuple(dict.fromkeys(place[at] for place in found)) for at in range(len(axes))]
     all_of_them = int(np.prod([len(each) for each in values]))
+    if all_of_them != len(found) and is_drawn(table) and len(found) >= LEAST_DRAWN:
+        return tuple(_share_of_drawn(found, at, column.path) for at, column in enumerate(axes))
     if all_of_them != len(found):
         raise ConfigError(
             f"the study has {len(found)} of {all_of_them} combinations of its axes",
@@ -155,6 +162,42 @@ def shares_of_variance(table: StudyTable, path: str) -> tuple[VarianceShare, ...
         total = fmean(pvariance(runs) for runs in others) / everything if everything else 0.0
         shares.append(VarianceShare(path=column.path, alone=alone, total=total))
     return tuple(shares)
+
+
+def _share_of_drawn(found: Mapping[Place, float], at: int, path: str) -> VarianceShare:
+    """What an axis brings alone, of points that were drawn: how much less figures vary among neighbours on the axis.
+
+    Neighbours are the runs of one value, or of one of equally full parts of the axis. The share is corrected for the
+    number of parts (epsilon squared), so that an axis without influence has none on average; the interval is that of
+    100 resamplings.
+    """
+    values, figures = [place[at] for place in found], np.array(list(found.values()))
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) > MOST_WRITTEN:
+        ranks = np.argsort(np.argsort(np.array(values, float), kind="stable"), kind="stable")
+        parts = ranks * max(2, isqrt(len(values)) // 2) // len(values)
+    else:
+        parts = np.array([distinct.index(value) for value in values])
+    random = np.random.default_rng(1)
+    picks = random.integers(len(figures), size=(RESAMPLINGS, len(figures)))
+    spread = np.std([_epsilon_squared(figures[pick], parts[pick]) for pick in picks])
+    return VarianceShare(
+        path=path,
+        alone=max(0.0, _epsilon_squared(figures, parts)),
+        total=None,
+        alone_half_width=float(t_quantile(CONFIDENCE, RESAMPLINGS - 1) * spread),
+    )
+
+
+def _epsilon_squared(figures: npt.NDArray[np.float64], parts: npt.NDArray[np.int64]) -> float:
+    """1 - (squares within parts / (n - parts)) / (squares / (n - 1))."""
+    everything = float(((figures - figures.mean()) ** 2).sum())
+    names = np.unique(parts)
+    freedom = len(figures) - len(names)
+    if not everything or freedom < 1:
+        return 0.0
+    within = sum(float(((figures[parts == n] - figures[parts == n].mean()) ** 2).sum()) for n in names)
+    return 1 - within / freedom / (everything / (len(figures) - 1))
 
 
 def _grouped(found: Mapping[Place, float], group: Mapping[Place, Place]) -> Iterable[list[float]]:

