@@ -7,6 +7,8 @@ to do with both vCPUs at once.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +25,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
-VCPUS, FLOODS = 2, 0.03
+VCPUS, FLOODS, DISTURBANCES = 2, 0.03, 0.15
 CODES, STACKS = (one.CODE, one.CODE + (1 << 27)), (one.STACK, one.STACK + (1 << 20))
 PROGRESS = 0x5000_0000  # a word for each vCPU: steps that it has done
 Emits = list[Callable[[Assembler], None]]
@@ -75,6 +77,13 @@ class Pair(Plan):
     turn: int = 0
     dropped: bool = False  # has this step dropped translations?
     changed: bool = False
+    exits: Counter[str] = field(factory=Counter)  # that shadow paging must cause
+
+    def after_all(self, cpu: int, action: Callable[[], None]) -> None:
+        """A step of a vCPU that waits for all that the other has done."""
+        self.turn = cpu
+        self._step(action)
+        self.sides[cpu].steps[-1].waits_for = len(self.sides[1 - cpu].steps)
 
     def build(self) -> Pair:
         self.words = Watched(self.words.frames)
@@ -84,7 +93,8 @@ class Pair(Plan):
             self._step()
         return self
 
-    def _step(self) -> None:
+    def _step(self, action: Callable[[], None] | None = None) -> None:
+        """One step of the vCPU whose turn it is: a random one, or what is asked for."""
         mine, other = self.sides[self.turn], self.sides[1 - self.turn]
         self.root, self.fresh, self.stale, self.emits = mine.root, mine.fresh, mine.stale, []
         words = self.words
@@ -92,9 +102,13 @@ class Pair(Plan):
         words.read, words.written = set(), set()
         self.dropped = self.changed = False
         known = dict(self.memory)
-        if self.chance.random() < FLOODS:
+        if action is not None:
+            action()
+        elif self.chance.random() < FLOODS:
             for _ in range(3):  # so many stores to a root, one after the other, end its shadow page
                 self.change(self.root_entry(), self.upper(4))
+        elif self.chance.random() < DISTURBANCES:
+            self.disturb()
         else:
             super().build()
         stored = {gpa for gpa, value in self.memory.items() if known.get(gpa) != value}
@@ -111,6 +125,12 @@ class Pair(Plan):
         """Where an entry of a root stands."""
         return one.ROOTS[self.chance.randrange(2)] << 12 | self.chance.choice(one.TOPS) << 3
 
+    def disturb(self) -> None:
+        """Drop what was cached while the other vCPU may change tables: nothing is sure to be fresh then."""
+        stale = {pcid: set(addresses) for pcid, addresses in self.stale.items()}
+        self.load_root(self.root, False)
+        self.stale, self.dropped = stale, False
+
     def change(self, at: int, value: int) -> None:
         stale, self.stale = self.stale, {0: set(), 1: set()}
         super().change(at, value)
@@ -123,14 +143,17 @@ class Pair(Plan):
 
     def invalidate(self, address: int) -> None:
         self.dropped = True
+        self.exits["INVLPG"] += 1
         super().invalidate(address)
 
     def invalidate_pcid(self, kind: int, root: int, address: int) -> None:
         self.dropped = True
+        self.exits["INVPCID"] += 1
         super().invalidate_pcid(kind, root, address)
 
     def load_root(self, root: int, keep: bool) -> None:
         self.dropped = True
+        self.exits["CR_ACCESS"] += 1
         super().load_root(root, keep)
 
     # --- the guest
@@ -179,8 +202,6 @@ class Pair(Plan):
 
     def lay_out(self, memory: PhysicalMemory) -> None:
         """The tables as they are at first, and data."""
-        import random
-
         initial = Plan(random.Random(self.seed), self.paging, 0).words
         for frame, entries in initial.frames.items():
             held = memory.contents(frame, mem.TABLE)
@@ -233,8 +254,6 @@ def wait(a: Assembler, address: int, steps: int) -> None:
 
 def pair(seed: int, steps: int, paging: Paging) -> Pair:
     """The random programs of a seed."""
-    import random
-
     made: Any = Pair(random.Random(seed), paging, steps)
     made.seed = seed
     return made.build()  # type: ignore[no-any-return]

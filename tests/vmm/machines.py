@@ -165,6 +165,7 @@ def machine(
     ept.setdefault("accessed_dirty", cpu.vmx.generation in ("skylake-sp", "cascade-lake"))
     settings["memory"] = placement or HostMemorySpec(allocator="list")
     vmm = VmmSpec(personality=personality, ept=EptSpec(**ept), **{**settings, **options})
+    its = tuple(range(vcpus)) if vcpus > 1 else ()
     wants = needs(vmm, [memory] * len(guests), host_memory, (vcpus - 1) * len(guests))
     geometry = Geometry(
         cpus=cpus, memory_bytes=host_memory, pool_pages=wants.pool_pages + 4096, code_pages=wants.code_pages + 16,
@@ -173,13 +174,20 @@ def machine(
     with quiet():
         engine = Engine(cpu, geometry)
         hypervisor = build_hypervisor(
-            vmm=vmm, profile=cpu, engine=engine, tick_ns=tick_ns,
+            vmm=vmm,
+            profile=cpu,
+            engine=engine,
+            tick_ns=tick_ns,
             guests=[
                 Guest(
-                    name=f"vm{n}", cpu=n % cpus, memory=memory, build=guest, devices=("pm-timer", "testdev"),
-                    cpus=tuple(range(vcpus)) if vcpus > 1 else (),
-                )  # fmt: skip
+                    name=f"vm{n}",
+                    cpu=n % cpus,
+                    memory=memory,
+                    build=guest,
+                    devices=("pm-timer", "testdev"),
+                    cpus=its,
+                )
                 for n, guest in enumerate(guests)
             ],
-        )  # fmt: skip
+        )
     return Machine(engine, hypervisor)

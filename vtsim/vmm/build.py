@@ -379,7 +379,7 @@ def _fill_vmcs(
                 ept=vcpu.ept.root if vcpu.ept is not None else 0, shared=hypervisor.path.several,
             )  # fmt: skip
         else:
-            first = next(other.shadow for other in hypervisor.vcpus if other.name == vcpu.name)
+            first = next(other.shadow for other in hypervisor.vcpus if other.shadow and other.name == vcpu.name)
             join_pool(host, vcpu.shadow, first, its_slots, vcpu.process.root)
             values |= {"ASKED": 1, "ASKED_ROOT": 1}
         fields["GUEST_CR0"] |= CR0_FORCED

@@ -36,8 +36,8 @@ def reserve_others(host: Host, first: Vcpu, cpus: Sequence[int], user: Program) 
         root.map(at.USER_DATA, [_frame(first, at.USER_DATA)], USER_PAGE | e.PTE_NO_EXECUTE)
         for text in sorted({i.at // mem.PAGE_BYTES * mem.PAGE_BYTES for i in user.instructions}):
             root.map(text, [_frame(first, text)], USER_PAGE & ~e.PTE_WRITE)
-        parts = {"page": page, "vmcs": region, "process": root, "log": log, "shadow": shadow}
-        more.append(evolve(first, cpu=cpu, index=index, **parts))
+        each = evolve(first, cpu=cpu, index=index, page=page, vmcs=region, process=root, log=log, shadow=shadow)
+        more.append(each)
     return more
 
 

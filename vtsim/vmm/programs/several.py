@@ -184,7 +184,7 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, f"{name}_next")
-    a.call("kick")
+    kick_others(a)
     a.label(f"{name}_next")
     a.ld(RDI, Mem(RDI, at.V["PEER"]))
     a.cmp(RDI, register=R15)
@@ -206,6 +206,11 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     a.jcc(ops.CC_NZ, f"{name}_wait")
     a.label(f"{name}_alone")
     a.ret()
+
+
+def kick_others(a: Assembler) -> None:
+    """The vCPU at RDI leaves its guest, to see what is asked of it. Changes RAX, RCX and RDX."""
+    a.call("kick")
 
 
 def flush_as_asked(a: Assembler, path: Path) -> None:
