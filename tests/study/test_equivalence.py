@@ -257,6 +257,36 @@ def test_pages_that_two_vcpus_touch_are_compared_whichever_does_it_first() -> No
     assert found.left_out == (e.RACES,)
 
 
+def _two(phase: str, *sets: str) -> Scenario:
+    text = THREADS.replace("{primitive: page_fault, region: REGION, iterations: 1}", phase)
+    return resolve(parse_scenario(text, list(sets)), "test")
+
+
+def test_descriptors_that_two_threads_get_are_left_out_for_time_decides_who_is_first() -> None:
+    there = _two("{primitive: open_close, iterations: 40}")
+    found = e.compare(without_hypervisor(there), there)
+
+    assert found.differences == ()
+    assert e.BY_TIME in found.left_out
+
+
+def test_what_two_threads_see_whoever_is_first_is_compared() -> None:
+    first = without_hypervisor(_two("{primitive: cpuid, leaf: 7, iterations: 2}"))
+    second = without_hypervisor(_two("{primitive: cpuid, leaf: 7, iterations: 2}", "machine.profile=snb-e5-2450"))
+    found = e.compare(first, second)
+
+    assert [(each.vcpu, each.stream) for each in found.differences] == [(0, APPLICATION), (1, APPLICATION)]
+    assert e.BY_TIME not in found.left_out
+
+
+def test_a_paravirtual_kernel_is_another_image_so_that_where_it_ends_is_no_difference() -> None:
+    sets = ("vms.0.guest.processes.0.phases=[{primitive: rdmsr, msr: 1}]", "vmm.technique=paravirtual")
+    there = scenario(*sets)
+    found = e.compare(without_hypervisor(there), there)
+
+    assert found.differences == ()
+
+
 def test_a_page_that_one_vcpu_of_two_never_touches_is_a_difference_that_names_it() -> None:
     first, second = (without_hypervisor(_threads(f"{4 * n} KiB")) for n in (PAGES, PAGES - 1))
     (difference,) = e.compare(first, second).differences

@@ -7,10 +7,12 @@ that place, until the first one that differs is known: the operation, its place 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Set
+from functools import cache
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cpu import ops as o
@@ -33,7 +35,13 @@ ANY_ORDER: Final = "the order in which tasks of one vCPU saw the same values, wh
 RACES: Final = "how often a page faulted in a VM with several vCPUs, and on which: time decides who touches it first"
 TOO_MANY: Final = f"exceptions of a VM with several vCPUs, of which one had more than {WINDOWS * SEEN_ROWS:,}"
 NOT_ENDED: Final = "exceptions of a VM with several vCPUs that did not come to its end"
+BY_TIME: Final = (
+    "of a VM with several vCPUs, what applications also see otherwise in the first run if its instructions take twice "
+    "as long: time decides which thread comes first"
+)
 BEHIND: Final = "what the kernel would have seen on a further vCPU if the VM had not ended before"
+SLOWEST: Final = 1000  # of run.work_scale
+PLACE_IN_KERNEL: Final = re.compile(", rip 0xffff[0-9a-f]{12}")
 LIMITS: Final = ("time limit", "interrupted")
 ANY_ORDER_STREAMS: Final = (APPLICATION, EXCEPTION)
 Logs = dict[tuple[str, int], Witnessed]
@@ -116,9 +124,12 @@ def compare_and_measure(
     switching = {vm.name for vm in first.vms if _has_tasks(vm)}
     limited = {name for name in names[0] if any(run.stopped.get(name, "") in LIMITS for run in (a, b))}
     several = {vm.name for vm in first.vms if vm.vcpus > 1}
+    retimed = cache(lambda: _run(_at_another_speed(first), Wanted(), progress))
+    images = set()  # VMs whose kernel is the same program in both runs
     for vcpu in a.logs:
         streams, why = _comparable(a.logs[vcpu], b.logs[vcpu])
         left_out |= {why} - {""}
+        images |= {vcpu[0]} if KERNEL in streams else set()
         for stream in streams:
             if stream == EXCEPTION and vcpu[0] in several:
                 continue
@@ -133,6 +144,11 @@ def compare_and_measure(
                 left_out.add(ANY_ORDER)
                 continue
             if (step := _localise(runs, vcpu, stream, here, there, whole)) is not None:
+                if stream == APPLICATION and vcpu[0] in several:
+                    slower = retimed().logs[vcpu].streams[stream]
+                    if (slower.count, slower.digest) != (here.count, here.digest):
+                        left_out.add(BY_TIME)
+                        continue
                 found.append(_describe(vcpu, stream, *step, tuple(run.stopped.get(vcpu[0], "") for run in (a, b))))
                 break
         if vcpu[0] in several and vcpu[1] == 0 and EXCEPTION in streams:
@@ -142,6 +158,8 @@ def compare_and_measure(
             found += difference
     for vm in names[0]:
         ends = [run.stopped.get(vm, "") for run in (a, b)]
+        if vm not in images:
+            ends = [PLACE_IN_KERNEL.sub("", end) for end in ends]
         if ends[0] != ends[1] and not any(end in LIMITS for end in ends) and vm not in {each.vm for each in found}:
             words = [end or "finished its work" for end in ends]
             found.append(
@@ -180,6 +198,12 @@ def _exceptions(
         first=words[0], second=words[1],
     )  # fmt: skip
     return count, RACES, [difference]
+
+
+def _at_another_speed(scenario: Scenario) -> Scenario:
+    """The scenario with ordinary instructions that take twice as long, or half."""
+    scale = scenario.run.work_scale
+    return evolve(scenario, run=evolve(scenario.run, work_scale=2 * scale if scale <= SLOWEST // 2 else scale // 2))
 
 
 def _has_tasks(vm: VmSpec) -> bool:
