@@ -12,9 +12,11 @@ from vtsim.base import memory as mem
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.state import Cache, Caches
+from vtsim.iommu.unit import Capabilities
 
 ROUNDS = 60 if jit.DISABLED else 400
 SMALL = Caches(iotlb_4k=Cache(1, 2), context=Cache(1, 1), pasid=Cache(1, 2), second_2=Cache(1, 1))
+UNITS = (Capabilities(), Capabilities().having(MTS=1, DIT=1, VCS=1), Capabilities().having(CM=1, RWBF=1, ESRTPS=1))
 KINDS = ("legacy", "second-level", "first-level", "nested", "pass-through")
 
 
@@ -31,6 +33,7 @@ def checked(world: World) -> None:
     unit = world.unit
     unit.check_laws()
     assert int(unit.u[st.PENDING_COUNT]) < st.MOST_PENDING
+    assert 0 <= int(unit.u[st.DEVICE_PENDING]) <= st.MOST_DEVICE_PENDING
     assert int(unit.u[st.MESSAGE_COUNT]) - int(unit.u[st.MESSAGES_TAKEN]) <= st.RING_ENTRIES
     assert 0 <= int(unit.u[st.FAULT_NEXT]) < int(unit.u[st.FAULT_REGISTERS])
 
@@ -39,13 +42,13 @@ def checked(world: World) -> None:
 def test_random_programming_ends_in_answers(kind: str) -> None:
     dice = random.Random(KINDS.index(kind))
     for _ in range(ROUNDS // 4):
-        world = World(kind, caches=dice.choice([Caches(), SMALL, Caches.none()]))
+        world = World(kind, dice.choice(UNITS), caches=dice.choice([Caches(), SMALL, Caches.none()]))
         unit, memory = world.unit, world.memory
         queue = memory.allocate() << 12
         unit.write("IQA", queue | dice.choice([0, sp.IQA_WIDE]))
         unit.write("PQA", memory.allocate() << 12)
         for _ in range(24):
-            action = dice.randrange(7)
+            action = dice.randrange(8)
             if action == 0:
                 row = dice.choice(sp.REGISTERS)
                 unit.write_at(row.offset, dice.choice([4, 8]), dice.getrandbits(64))
@@ -65,6 +68,8 @@ def test_random_programming_ends_in_answers(kind: str) -> None:
                 unit.page_request(
                     dice.choice([SID, 3]), dice.getrandbits(64), dice.getrandbits(4), pasid=dice.choice([-1, 67])
                 )
+            elif action == 6:
+                unit.interrupt(dice.getrandbits(16), 0xFEE0_0000 | dice.getrandbits(20), dice.getrandbits(32))
             for _ in range(3):
                 unit.translate(
                     dice.choice([SID, SID, dice.getrandbits(16)]),

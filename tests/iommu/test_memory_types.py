@@ -72,6 +72,7 @@ def test_ranges_give_the_type_of_what_is_passed_through() -> None:
     assert [kind(mib << 20) for mib in (16, 18, 20, 24, 32)] == ["UC", "UC", "WT", "WB", "WB"]
     pasid_word(world, e.CD)
     assert kind(24 << 20) == "UC"
+    assert world.ask(24 << 20, at=sp.TRANSLATION_REQUEST).memory_type == "UC"
     assert world.ask(24 << 20, at=sp.TRANSLATED, pasid=sp.NO_PASID).memory_type == "WB"
 
 

@@ -150,11 +150,12 @@ class World:
             self.ranges = {range(TARGET << 12, (TARGET + 2) << 12): kind}
         if self.kind == "legacy":
             return
-        for pasid in (0, PASID):
+        pat = sum(chance.choice([0, 1, 4, 5, 6, 7]) << 4 * n for n in range(8))
+        word = pat << 32 | chance.choice([0, e.EMTE, e.EMTE]) | (chance.random() < 0.1) * e.CD
+        word |= chance.choice([0, 1, 4, 5, 6]) << e.EMT_SHIFT
+        for pasid in (0, PASID):  # alike: they share a domain, and so what IOTLBs hold of its second level
             entry = self.structures.pasid(SID, pasid)
-            pat = sum(chance.choice([0, 1, 4, 5, 6, 7]) << 4 * n for n in range(8))
-            word = int(entry[1]) | pat << 32 | chance.choice([0, e.EMTE, e.EMTE]) | (chance.random() < 0.1) * e.CD
-            entry[1] = signed(word | chance.choice([0, 1, 4, 5, 6]) << e.EMT_SHIFT)
+            entry[1] = signed(int(entry[1]) | word)
         for page in (READ_ONLY_PAGE, WRITE_ONLY_PAGE, RW_PAGE, SUPERVISOR_PAGE, HUGE_PAGE):
             size = int(page == HUGE_PAGE)
             if self.first is not None:

@@ -191,6 +191,7 @@ def test_a_device_of_a_vm_reaches_all_of_its_memory_and_nothing_else_and_interru
         ("vmm: {technique: trap-and-emulate}", "devices are assigned to VMs on EPT only"),
         ("vmm: {sharing: {on: true}}", "memory that devices reach is not taken back"),
         ("machine: {iommu: {mode: pass-through}}", "a device of a VM would reach the memory of the host"),
+        ("machine: {iommu: {write_buffers: true}}", "a hypervisor does not flush write buffers here"),
     ],
 )
 def test_devices_are_assigned_only_where_that_works(changes: str, message: str) -> None:
@@ -270,6 +271,22 @@ def test_a_driver_flushes_lines_of_tables_for_a_unit_that_does_not_snoop() -> No
 
     assert snooped.done == flushed.done == 6
     assert flushed.map_cycles > snooped.map_cycles and flushed.unmap_cycles > snooped.unmap_cycles
+
+
+def test_a_driver_flushes_write_buffers_once_for_each_map_and_needs_to_for_a_device_that_looks_too_early() -> None:
+    """VT-d: "Write Buffer Flushing". A device that still uses its old address has the unit read the entry as empty."""
+    phase = "groups: 2, group: 2, iterations: 10, wait: poll"
+    results = {}
+    for buffers in ("false", "true"):
+        machine = f", iommu: {{write_buffers: {buffers}}}"
+        results[buffers] = ended(made(phase, "dma: strict", ", hostile_ns: 500", machine))
+    (_, plain, seen), (_, flushing, unit) = results["false"], results["true"]
+
+    assert plain.done == flushing.done and (plain.refused, flushing.refused) == (0, 0)
+    assert flushing.map_cycles > plain.map_cycles
+    assert seen["write buffer flushes"] == 0
+    # one for each buffer that is mapped, one before each invalidation
+    assert unit["write buffer flushes"] == flushing.maps + flushing.invalidations
 
 
 @pytest.mark.parametrize(("drains", "when"), [(1, 1000), (0, 15)])

@@ -103,6 +103,7 @@ class DmaBuilder:
             mode=self.guest.kernel.dma if self.maps else "identity",
             cached=self.guest.kernel.iova == "cached",
             coherent=self.machine.coherent,
+            write_buffers=self.machine.write_buffers,
             caching_mode=self.machine.caching_mode,
             unit=linear(unit),
             unit_physical=unit << 12,

@@ -150,7 +150,9 @@ def page() -> str:
     lines += [
         "",
         "Conditions IR.n are names of this project. Codes 88h and 89h are reserved here: what the specification",
-        "makes of them is not transcribed.",
+        "makes of them is not transcribed. Which translation requests end as unsupported and which as completer abort",
+        "stands in no public text that could be found: here entries that are absent or that refuse make them unsupported,",
+        "and entries that cannot be read or are wrong abort them.",
         "",
     ]
     lines += ["## Invalidation descriptors", "", "| type | descriptor | granularities |", "|---|---|---|"]

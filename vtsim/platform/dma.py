@@ -74,6 +74,8 @@ def unit_of(scenario: Scenario, engine: Engine) -> RemappingUnit:
             help="choose ways that divide the entries into 1, 2, 4, 8 … sets",
         )
     capabilities = Capabilities() if iommu.coherent else Capabilities().without("C")
+    if iommu.write_buffers:
+        capabilities = capabilities.having(RWBF=1)
     return RemappingUnit(
         engine.arena, capabilities=capabilities, caches=st.Caches(iotlb_4k=st.Cache(sets, iommu.iotlb_ways))
     )

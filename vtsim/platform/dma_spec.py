@@ -41,6 +41,9 @@ class IommuSpec:
     snoop: bool = setting(
         Boolean(), "Entries of domains that are mapped before the run have each access snooped (SNP)", default=False
     )
+    write_buffers: bool = setting(
+        Boolean(), "Stores to its tables can stand in buffers, which drivers flush after mapping (RWBF)", default=False
+    )
     coherent: bool = setting(Boolean(), "Its reads of tables are snooped; else drivers flush each entry", default=True)
 
 

@@ -569,6 +569,7 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
         registers=REGISTERS,
         translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
         coherent=iommu.coherent or not native,
+        write_buffers=iommu.write_buffers and native,
         caching_mode=not native and vm.viommu == "caching",
         first_level=not native and vm.viommu == "nested",
     )

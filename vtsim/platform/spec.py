@@ -320,6 +320,12 @@ def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
             message="a device of a VM would reach the memory of the host",
             help="mode can be translate",
         )
+    if scenario.machine.iommu.write_buffers:
+        yield Problem(
+            path="machine.iommu.write_buffers",
+            message="a hypervisor does not flush write buffers here",
+            help="technique can be native",
+        )
     units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
     for number in units:
         yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])

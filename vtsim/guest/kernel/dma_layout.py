@@ -79,6 +79,7 @@ class DmaOptions:
     mode: str
     cached: bool
     coherent: bool
+    write_buffers: bool
     caching_mode: bool
     unit: int
     unit_physical: int

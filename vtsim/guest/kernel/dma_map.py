@@ -3,6 +3,7 @@
 Strict: each unmap invalidates its pages and waits. Deferred: an address waits in a queue until one invalidation of the
 whole domain, when the queue is full or after 10 ms; its page goes back to the driver at once, which is the window in
 which a device still reaches it. Never: nothing is invalidated. Identity: devices use physical addresses.
+A new entry needs no invalidation, but a flush of write buffers where the unit stands behind such.
 
 Not modelled: bounce buffers; flush queues of other CPUs.
 """
@@ -20,6 +21,7 @@ from vtsim.guest.kernel.invalidation import count
 from vtsim.guest.kernel.iova_tree import lock, unlock
 from vtsim.guest.kernel.lengths import length
 from vtsim.iommu import entries as e
+from vtsim.iommu import spec as sp
 
 SIZES = {1: 1 << 12, 2: 1 << 21}  # by level of the entry
 KEPT = (s.RBX, s.RBP, s.R12, s.R13, s.R14)
@@ -87,10 +89,22 @@ def _map(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
         a.op(ops.CLI)
         a.call("invalidate_pages")
         a.op(ops.STI)
+    elif kernel.dma.write_buffers:
+        _flush_writes(a, kernel.dma.registers, name)
     a.copy(s.RAX, s.R12)
     for register in reversed(KEPT):
         a.pop(register)
     a.ret()
+
+
+def _flush_writes(a: Assembler, registers: int, name: str) -> None:
+    """Have the unit see the new entries: a command, with what is enabled as it is, and a wait until it is done."""
+    a.mov(s.RAX, sp.TE | sp.QIE | sp.IRE | sp.WBF)
+    a.st(Mem(displacement=registers + sp.GCMD, size=4), s.RAX, "flush write buffers")
+    a.label(f"{name}_flushed")
+    a.ld(s.RAX, Mem(displacement=registers + sp.GSTS, size=4))
+    a.test(s.RAX, sp.WBF)
+    a.jcc(ops.CC_NZ, f"{name}_flushed")
 
 
 def _first_page(a: Assembler, name: str, leaf: int, code: str) -> None:

@@ -1,6 +1,7 @@
 """The memory type of a page for devices within the processors' coherency domain, from PAT, MTRRs and second level.
 
-A unit that says MTS stands for one with such devices under it; for all others types do not count.
+A unit that says MTS stands for one with such devices under it; for all others types do not count. A type is kept with
+the translation: PASID entries that share a domain, and so the IOTLB entries of its second level, have to agree.
 
 VT-d: "Memory Type"; "Scalable-Mode PASID Table Entry"; "Second-Stage Paging Entries"; "MTRR Capability Register".
 SDM: "Memory Type Range Registers (MTRRs)"; "Selecting Memory Types for Pentium III and More Recent Processor Families".

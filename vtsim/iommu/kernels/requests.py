@@ -209,7 +209,7 @@ def untouched(u: Record, address: int, beyond: int, interrupt: int) -> int:
         return interrupt
     answer(u, address, sp.READ | sp.WRITE, 12)
     if u[SCALABLE] != 0 and extended(u, sp.ECAP_MTS):
-        disabled = u[AT] == sp.UNTRANSLATED and u[PASID_1] & e.CD != 0
+        disabled = u[AT] != sp.TRANSLATED and u[PASID_1] & e.CD != 0
         u[SHIFT] |= 1 + untranslated_type(u, address, disabled) << TYPE_SHIFT
     return 0
 
