@@ -42,6 +42,11 @@ WRONG = (
         "vms.0.guest.processes.0.phases.0",
         "a process of several threads has no fork",
     ),
+    (
+        "vmm={paging: shadow, features: {exit_clustering: true}}",
+        "vmm.features.exit_clustering",
+        f"exit clustering on shadow tables {OTHERS}",
+    ),
     ("vmm.paging=agile", "vmm.paging", f"paging 'agile' {OTHERS}"),
     ("vmm.paging=direct-pv", "vmm.paging", f"paging 'direct-pv' {OTHERS}"),
     ("vmm.technique=trap-and-emulate", "vmm.technique", f"technique 'trap-and-emulate' {OTHERS}"),

@@ -25,6 +25,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
+GLANCES = 20_000  # instructions between two
 VCPUS, FLOODS, DISTURBANCES = 2, 0.03, 0.15
 CODES, STACKS = (one.CODE, one.CODE + (1 << 27)), (one.STACK, one.STACK + (1 << 20))
 PROGRESS = 0x5000_0000  # a word for each vCPU: steps that it has done
@@ -81,8 +82,7 @@ class Pair(Plan):
 
     def after_all(self, cpu: int, action: Callable[[], None]) -> None:
         """A step of a vCPU that waits for all that the other has done."""
-        self.turn = cpu
-        self._step(action)
+        self.step_of(cpu, action)
         self.sides[cpu].steps[-1].waits_for = len(self.sides[1 - cpu].steps)
 
     def build(self) -> Pair:
@@ -92,6 +92,11 @@ class Pair(Plan):
             self.turn = self.chance.randrange(VCPUS)
             self._step()
         return self
+
+    def step_of(self, cpu: int, action: Callable[[], None]) -> None:
+        """A step of a vCPU that waits for what it must."""
+        self.turn = cpu
+        self._step(action)
 
     def _step(self, action: Callable[[], None] | None = None) -> None:
         """One step of the vCPU whose turn it is: a random one, or what is asked for."""
@@ -130,6 +135,22 @@ class Pair(Plan):
         stale = {pcid: set(addresses) for pcid, addresses in self.stale.items()}
         self.load_root(self.root, False)
         self.stale, self.dropped = stale, False
+
+    def glance(self, address: int) -> None:
+        """Loads of an address that the other vCPU may change, until it has done all; what they find is not looked at."""
+        cpu, number = self.turn, len(self.sides[self.turn].steps)
+
+        def emit(a: Assembler) -> None:
+            a.label(f"glance_{number}")
+            a.work(GLANCES)
+            a.mov(s.R15, f"glanced_{number}")
+            a.ld(s.RAX, Mem(displacement=address))
+            a.label(f"glanced_{number}")
+            a.ld(s.RAX, Mem(displacement=PROGRESS + 8 * (1 - cpu)))
+            a.cmp(s.RAX, len(self.sides[1 - cpu].steps))
+            a.jcc(ops.CC_B, f"glance_{number}")
+
+        self.emits.append(emit)
 
     def change(self, at: int, value: int) -> None:
         stale, self.stale = self.stale, {0: set(), 1: set()}

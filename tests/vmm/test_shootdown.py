@@ -41,6 +41,9 @@ WAYS = (
     pytest.param(("vmm.technique=native", "vms.0.guest.kernel.pcid=false"), id="natively, no PCIDs", marks=SLOW),
     pytest.param((), id="on EPT", marks=SLOW),
     pytest.param(("vmm.personality=minimal",), id="on EPT, minimal", marks=SLOW),
+    pytest.param(("vmm.paging=shadow",), id="on shadow tables", marks=SLOW),
+    pytest.param(("vmm.paging=shadow", "vms.0.guest.kernel.kpti=true"), id="on shadow tables, KPTI", marks=SLOW),
+    pytest.param(("vmm.paging=shadow", "vmm.personality=minimal"), id="on shadow tables, minimal", marks=SLOW),
 )
 
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 
-from tests.vmm.changing_tables import ADDRESSES, ROOTS, P, Paging
+from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging
 from tests.vmm.changing_vcpus import Pair, pair
 from tests.vmm.machines import MIB, Machine, machine
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.base.kept import nothing_kept
+from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
+from vtsim.cpu.slots import RAX
+from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
+from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 from vtsim.vmm import shadow
+from vtsim.vmm.layout import FOR_SHADOWING
 from vtsim.vmm.programs import several, shadow_shared
+from vtsim.vmm.programs.words import zero
+from vtsim.vmm.registry import Path
 
-SEEDS = range(1 if jit.DISABLED else 3)
+SEEDS = range(1 if jit.DISABLED else 2)
 STEPS = 60 if jit.DISABLED else 600
 QUANTUM, LONGEST = 40, 1 << 24  # cycles between two looks at which CPU is behind; of a run
 SLOW = pytest.mark.compiled_only
@@ -38,7 +48,7 @@ FIRST = ("kvm", "minimal in few pages")
 @pytest.fixture(autouse=True)
 def few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few shadow pages are few for these guests, whose tables are few."""
-    monkeypatch.setattr(shadow, "LEAST_PAGES", 24)
+    monkeypatch.setattr(shadow, "LEAST_PAGES", 24 if jit.DISABLED else 16)
 
 
 def run(engine: Engine) -> int:
@@ -90,28 +100,46 @@ def test_two_vcpus_see_what_the_slow_walker_says(paging: str, seed: int, name: s
     assert (counts.get("flushes_for_room", 0) > 0) == name.endswith("few pages")
 
 
-def nothing(*_: object) -> None:
+def nothing(*_: object, **__: object) -> None:
     """Emit no op."""
 
 
-WITHOUT = {
-    "flush": ((several, "flush_as_asked"),),
-    "kick": ((several, "kick_others"),),
-    "lock": ((several, "lock_tables"), (several, "unlock_tables")),
-    "protection before tables are read": ((shadow_shared, "protect"),),
+def late(
+    a: Assembler, path: Path, cause: int, begin: Callable[[Assembler, Path, int], None] = shadow_shared.begin
+) -> None:
+    """A page fault takes the lock later than it really does, so that something comes between."""
+    if cause == FOR_SHADOWING:
+        a.work(10_000)
+    begin(a, path, cause)
+
+
+def seems_the_same(a: Assembler, path: Path) -> None:
+    """CC_Z, whatever the tables say now."""
+    zero(a, RAX)
+    a.test(RAX, register=RAX)
+
+
+Missing = tuple[tuple[ModuleType, str, Callable[..., None]], ...]
+# the way from the walk to the entry is longer than it really is, so that something comes between
+IN_SYNC = {"personality": "kvm", "parameters": (("out_of_sync", 0), ("get_user_page", 5000))}
+WITHOUT: dict[str, Missing] = {
+    "flush": ((several, "flush_as_asked", nothing),),
+    "kick": ((several, "kick_others", nothing),),
 }
+LOCK: Missing = ((several, "lock_tables", nothing), (several, "unlock_tables", nothing))
+WALK: Missing = ((shadow_shared, "walk_again", seems_the_same),)
 
 
 @SLOW
 @pytest.mark.parametrize("left_out", WITHOUT)
 def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in WITHOUT[left_out]:
-        monkeypatch.setattr(module, name, nothing)
+    for module, name, instead in WITHOUT[left_out]:
+        monkeypatch.setattr(module, name, instead)
 
     with nothing_kept(), pytest.raises(AssertionError):
-        for seed in range(9):
-            made = pair(seed, 1000, PAGING[""])
-            check(made, ran(made, **MACHINES["kvm"]).vcpu.memory.load)
+        for seed in SEEDS:
+            made = pair(seed, STEPS, PAGING[""])
+            check(made, ran(made, **MACHINES["kvm in few pages"]).vcpu.memory.load)
 
 
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
@@ -125,3 +153,65 @@ def test_a_shadow_entry_that_one_vcpu_had_made_serves_the_other_without_an_exit(
         return int(ran(made, personality=personality).exits("EXCEPTION_NMI"))
 
     assert page_faults(5) == page_faults(1)
+
+
+def two_stores(rounds: int, *, first: bool, times: int, other: Callable[[Pair, int], None]) -> Pair:
+    """One vCPU stores to an entry twice, drops its translation and uses it; the other does something so many times.
+
+    The `first` store changes the entry, or leaves it as it was.
+    """
+    made = pair(5, 0, PAGING[""])
+    address, at = next((each, found) for each in ADDRESSES if (found := leaf_at(made, each)))
+    for n in range(rounds):
+
+        def stores(n: int = n) -> None:
+            for frame, least in ((1 + n % 8 if first else n % 8, 0), (2 + n % 8, 25_000 if first else 0)):
+                made.change(at, FIRST_DATA + frame << 12 | P | WRITABLE | USER | A | D)
+                made.emits.append(lambda a, least=least: a.work(least + made.chance.randrange(5000)))  # type: ignore[misc]
+
+        made.step_of(1, lambda: made.change(at, FIRST_DATA + n % 8 << 12 | P | WRITABLE | USER | A | D))  # noqa: B023
+        made.step_of(1, lambda: made.invalidate(address))
+        made.step_of(1, lambda: made.touch(address, False))
+        made.step_of(1, stores)
+        made.step_of(1, lambda: made.invalidate(address))
+        made.step_of(1, lambda: made.touch(address, False))
+    for _ in range(times):
+        made.step_of(0, lambda: other(made, address))
+    return made
+
+
+def leaf_at(made: Pair, address: int) -> int:
+    """Where the 4 KiB entry stands that translates an address for the first root; 0 if there is none."""
+    at, entry = 0, ROOTS[0] << 12 | P
+    for level in (4, 3, 2, 1):
+        if not entry & P or entry & PTE_LARGE:
+            return 0
+        at = (entry & PTE_ADDRESS) | ((address >> (3 + 9 * level)) & 511) << 3
+        entry = made.words[at]
+    return at if entry & P else 0
+
+
+@SLOW
+def test_a_table_is_read_when_nobody_may_store_to_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first store puts it out of sync; the second may come while the other vCPU, which loads CR3, reads it."""
+    made = two_stores(60, first=False, times=480, other=lambda made, address: made.disturb())
+    check(made, ran(made, **MACHINES["kvm"]).vcpu.memory.load)
+
+    monkeypatch.setattr(shadow_shared, "protect", nothing)
+    with nothing_kept(), pytest.raises(AssertionError):
+        check(made, ran(made, **MACHINES["kvm"]).vcpu.memory.load)
+
+
+@SLOW
+@pytest.mark.parametrize("left_out", [LOCK, WALK], ids=["lock", "walk with the lock"])
+def test_what_was_walked_is_still_so_when_it_is_mapped(left_out: Missing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first store drops the entry; the second may come while the other vCPU, which uses it, makes it again."""
+    made = two_stores(60, first=True, times=1, other=Pair.glance)
+    monkeypatch.setattr(shadow_shared, "begin", late)
+    with nothing_kept():
+        check(made, ran(made, **IN_SYNC).vcpu.memory.load)
+
+    for module, name, instead in left_out:
+        monkeypatch.setattr(module, name, instead)
+    with nothing_kept(), pytest.raises(AssertionError):
+        check(made, ran(made, **IN_SYNC).vcpu.memory.load)

@@ -168,6 +168,8 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_Z, "protect_next")
     a.work(length("protect_page"))
     if kernel.several:  # at once: another CPU may be setting flags of the entry
+        a.test(s.R13, -1)
+        a.jcc(ops.CC_NZ, "protect_next", comment="a write on another CPU came first: nobody flushes")
         a.mov(s.RAX, -e.PTE_WRITE)
         a.xadd(Mem(s.RCX), s.RAX)
     else:

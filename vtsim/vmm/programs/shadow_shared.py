@@ -111,16 +111,8 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.label("shadow_room_there")
     a.ret()
 
-    a.label("shadow_verify")  # CC_Z if the walk of the last fault still leads to R13; changes RAX, RCX, RDX, RSI, RDI
-    work(a, path, "guest_walk")
-    a.ld(RDI, vcpu("SHADOW"))
-    a.ld(RSI, Mem(RDI, d.POOL["ADDRESS"]))
-    a.ld(RDX, Mem(RDI, d.POOL["ERROR"]))
-    a.hook(h.SHADOW_WALK)
-    a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "shadow_verified")
-    a.cmp(RCX, register=R13)
-    a.label("shadow_verified")
+    a.label("shadow_verify")
+    walk_again(a, path)
     a.ret()
 
     a.label("root_as_asked")
@@ -166,6 +158,19 @@ def entries(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_NZ, name)
         a.label(f"{name}_done")
     a.ret()
+
+
+def walk_again(a: Assembler, path: Path) -> None:
+    """CC_Z if the walk of the last fault still leads to R13. Changes RAX, RCX, RDX, RSI and RDI."""
+    work(a, path, "guest_walk")
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RSI, Mem(RDI, d.POOL["ADDRESS"]))
+    a.ld(RDX, Mem(RDI, d.POOL["ERROR"]))
+    a.hook(h.SHADOW_WALK)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "shadow_verified")
+    a.cmp(RCX, register=R13)
+    a.label("shadow_verified")
 
 
 def _tell_roots(a: Assembler) -> None:
