@@ -335,8 +335,10 @@ bind(
     ),
     deviates=(
         "an exit that does next to nothing takes some 1590 cycles here (DALL17-X86), of 1880 and 2560 for a page, "
-        "and is in both; 3580 would be needed before. Nobody else wants the lock: the cover letter names two vCPUs "
-        "for its migration tests (whose dbench gains 13.7 %), none for this benchmark, which was an attachment"
+        "and is in both; 3580 would be needed before: 1480 instructions more where the host's page is looked up "
+        "(--set vmm.parameters.get_user_page=1600 on this row) give 0.55, and how long that was in Linux 3.4 is an "
+        "estimate. Nobody else wants the lock: the cover letter names two vCPUs for its migration tests (whose "
+        "dbench gains 13.7 %), none for this benchmark, which was an attachment"
     ),
     unbound="seconds depend on the size of the region; migration is not modelled",
 )
