@@ -336,15 +336,15 @@ def test_validate_fails_when_a_tolerance_is_broken(
     )
     asked: list[Any] = []
 
-    def fake(rows: Any, progress: Any) -> list[validation.Comparison]:
-        asked.append(rows)
+    def fake(rows: Any, progress: Any, sets: Any) -> list[validation.Comparison]:
+        asked.append((rows, sets))
         return [one]
 
     monkeypatch.setattr("vtsim.cli.validate.validate", fake)
 
-    done = vtsim("validate", "--row", "EXIT-HW-RT", "--json")
+    done = vtsim("validate", "--row", "EXIT-HW-RT", "--set", "machine.cpu.walkers=1", "--json")
 
-    assert (done.status, asked) == (status, [["EXIT-HW-RT"]])
+    assert (done.status, asked) == (status, [(["EXIT-HW-RT"], ("machine.cpu.walkers=1",))])
     assert [row["key"] for row in json.loads(done.out)] == ["Nehalem"]
 
 
@@ -353,6 +353,13 @@ def test_the_page_is_only_written_from_all_rows(vtsim: Command) -> None:
 
     assert done.status == 2
     assert done.err == "--write-docs: the page holds all rows, and --row chooses some\n"
+
+
+def test_the_page_is_not_written_from_an_experiment(vtsim: Command) -> None:
+    done = vtsim("validate", "--set", "machine.cpu.walkers=1", "--write-docs")
+
+    assert done.status == 2
+    assert done.err == "--write-docs: the page holds what is shipped, and --set changes it\n"
 
 
 def test_help_imports_nothing_that_takes_long() -> None:

@@ -255,6 +255,18 @@ def test_a_run_that_several_figures_need_is_made_once() -> None:
     assert 3 == len(made) == len(set(made))
 
 
+def test_a_setting_of_an_experiment_comes_after_a_runs_own() -> None:
+    made: list[Run] = []
+
+    def note(run: Run) -> Any:
+        made.append(run)
+        return answer(run)
+
+    validate(["EXIT-HW-RT"], run=note, sets=("machine.cpu.walkers=1",))
+
+    assert made and all(run.sets[-1] == "machine.cpu.walkers=1" and len(run.sets) > 1 for run in made)
+
+
 def test_repeated_runs_differ_only_in_the_count() -> None:
     short, long = next(f for f in registered()["DALL17-X86"].figures if f.key == "hypercall").runs
 

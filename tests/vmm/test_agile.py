@@ -65,6 +65,17 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
     assert page_faults(there) == page_faults(natively)
 
 
+@pytest.mark.compiled_only
+def test_a_fork_exits_for_its_address_space_and_not_for_the_pages_that_it_copies() -> None:
+    """Where many pages are copied, their tables are nested."""
+
+    def faults(pages: int) -> int:
+        few, many = (f"[{{phases: [{{primitive: fork, pages: {pages}, iterations: {n}}}]}}]" for n in (10, 20))
+        return exits(run((PLAIN, many), AGILE), "EXCEPTION_NMI") - exits(run((PLAIN, few), AGILE), "EXCEPTION_NMI")
+
+    assert 0 < faults(16) == faults(64) < 10 * 16
+
+
 def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_difference() -> None:
     few, many = (
         ("{tick: off, kpti: true}", f"[{{phases: [{{primitive: syscall, iterations: {n}}}]}}]") for n in (10, 30)

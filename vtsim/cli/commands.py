@@ -195,11 +195,12 @@ def validate(
     ] = None,
     json: Json = False,
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Rewrite docs/validation.md.")] = False,
+    sets: Sets = None,
 ) -> None:
-    """Compare with published measurements; status 1 if a tolerance is broken."""
+    """Compare with published measurements; status 1 if a tolerance is broken. --set repeats an experiment on a row."""
     from vtsim.cli.validate import validate_rows
 
-    raise typer.Exit(validate_rows(row, json=json, write_docs=write_docs))
+    raise typer.Exit(validate_rows(row, tuple(sets or ()), json=json, write_docs=write_docs))
 
 
 @app.command()

@@ -18,13 +18,15 @@ from vtsim.study.whole_file import write_whole
 PAGE: Final = Path("docs/validation.md")
 
 
-def validate_rows(rows: Sequence[str] | None, *, json: bool, write_docs: bool) -> int:
+def validate_rows(rows: Sequence[str] | None, sets: Sequence[str] = (), *, json: bool, write_docs: bool) -> int:
     """Compare, print, write; return 1 when a declared tolerance is broken."""
     if write_docs and rows:
         raise ConfigError("the page holds all rows, and --row chooses some", field="--write-docs")
+    if write_docs and sets:
+        raise ConfigError("the page holds what is shipped, and --set changes it", field="--write-docs")
     if write_docs and not PAGE.parent.is_dir():
         raise ConfigError(f"{PAGE.parent} is not here; run it in a checkout of vtsim", field="--write-docs")
-    comparisons = validate(rows or None, progress=_progress)
+    comparisons = validate(rows or None, progress=_progress, sets=sets)
     if json:
         emit(to_json(comparisons) + "\n")
     else:

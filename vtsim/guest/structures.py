@@ -22,7 +22,7 @@ def accesses() -> int:
 
 
 def elements(default: int, meaning: str, least: int = 1) -> int:
-    """Declare how many of something a data structure has."""
+    """Declare how many of something a data structure has: times a random fraction of 31 bits it fits 64."""
     value: int = setting(counts(ge=least, le=2**32 - 1), meaning, default=default)
     return value
 

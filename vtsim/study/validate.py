@@ -48,11 +48,15 @@ def registered() -> dict[str, Binding]:
 
 
 def validate(
-    rows: Iterable[str] | None = None, run: Runner | None = None, progress: Progress | None = None
+    rows: Iterable[str] | None = None,
+    run: Runner | None = None,
+    progress: Progress | None = None,
+    sets: Sequence[str] = (),
 ) -> list[Comparison]:
     """Simulate the figures of some rows (all that are bound, unless told) and compare them.
 
-    A run that several figures need is made once. Errors: ConfigError for a row that is unknown or not bound.
+    A run that several figures need is made once; `sets` are settings on top of every run's own, for an experiment.
+    Errors: ConfigError for a row that is unknown or not bound, or a run that such a setting does not fit.
     """
     known = registered()
     chosen = list(known) if rows is None else [_bound(id, known) for id in rows]
@@ -61,7 +65,7 @@ def validate(
     for number, needed in enumerate(wanted):
         if progress is not None:
             progress(number, len(wanted), needed.scenario)
-        made[needed] = runner(needed)
+        made[needed] = runner(attrs.evolve(needed, sets=(*needed.sets, *sets)))
     return [
         compare(row(id), figure, [made[needed] for needed in figure.runs])
         for id in chosen

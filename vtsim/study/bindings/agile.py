@@ -1,0 +1,86 @@
+"""Agile paging beside nested, shadow and no paging of a hypervisor's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from vtsim.study.binding import PHASE, Figure, Run, bind
+
+AGILE: Final = (
+    *("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "machine.cpu.features.agile_cr3=true",  # which the proposal has beside the walker
+)
+WAYS: Final[tuple[tuple[str, ...], ...]] = (
+    ("vmm.technique=native",), ("vmm.paging=ept",), ("vmm.paging=shadow",), AGILE
+)  # fmt: skip
+SECOND: Final = PHASE.replace("processes.0", "processes.1")
+# a program, how it is made to fit, and what a shorter and a longer run have of it
+PROGRAMS: Final = (
+    ("memory/btree", (f"{PHASE}.records=300000",), ((f"{PHASE}.accesses", 600_000, 800_000),)),
+    ("memory/canneal", (f"{PHASE}.elements=200000",), ((f"{PHASE}.accesses", 600_000, 800_000),)),
+    ("paging/fork", (), ((f"{PHASE}.iterations", 20, 40),)),
+    ("paging/mmap", (), ((f"{PHASE}.iterations", 100, 300),)),
+    ("paging/churn", (), ((f"{PHASE}.accesses", 400_000, 800_000), (f"{SECOND}.iterations", 340, 680))),
+)
+TICK: Final = "vms.0.guest.kernel.tick=1 ms"
+
+
+def _grown_under(program: str, more: Sequence[str], sizes: Sequence[tuple[str, int, int]]) -> Iterator[Run]:
+    for way in WAYS:
+        for longer in (1, 2):
+            size = tuple(f"{path[0]}={path[longer]}" for path in sizes)
+            yield Run(scenario=f"workloads/{program}.yaml", sets=(*way, *more, TICK, *size), baseline=False)
+
+
+def _slowdowns(results: Sequence[Any]) -> list[tuple[float, float, float]]:
+    """Of each program what EPT, shadow and agile paging cost, over native, once it has touched all of its memory."""
+    elapsed = [int(result.cycles.elapsed) for result in results]
+    grown = [longer - shorter for shorter, longer in zip(elapsed[::2], elapsed[1::2], strict=True)]
+    ways = zip(*[iter(grown)] * 4, strict=True)
+    return [(b / a, c / a, d / a) if a else (1.0, 1.0, 1.0) for a, b, c, d in ways]
+
+
+def _better_than_best(results: Sequence[Any]) -> float:
+    gains = [min(nested, shadow) / agile - 1.0 for nested, shadow, agile in _slowdowns(results)]
+    return 100.0 * sum(gains) / len(gains)
+
+
+def _beyond_native(results: Sequence[Any]) -> float:
+    losses = [agile - 1.0 for _, _, agile in _slowdowns(results)]
+    return 100.0 * sum(losses) / len(losses)
+
+
+_AGILE_RUNS: Final = tuple(run for program in PROGRAMS for run in _grown_under(*program))
+_OURS: Final = "mean of btree, canneal, fork, mmap and churn without their beginnings; published: whole programs"
+bind(
+    "AGILE16",
+    Figure(
+        key="better than the better of nested and shadow",
+        published="better_than_best_pct_gt",
+        runs=_AGILE_RUNS,
+        compute=_better_than_best,
+        unit="%",
+        note=_OURS,
+    ),
+    Figure(
+        key="slower than native",
+        published="within_native_pct",
+        runs=_AGILE_RUNS,
+        compute=_beyond_native,
+        unit="%",
+        note=_OURS,
+    ),
+    deviates=(
+        "fork alone loses 22 %, the other four 2 % in the mean. Of 84,000 cycles that a fork loses, 47,000 are 13 "
+        "exits, as many with 64 pages as with 256 (workloads/paging/fork.yaml): two stores to the root, two exits "
+        "for each of four tables that are freed and cleared while they are still shadowed, three until code and data "
+        "are mapped. Roots that are nested themselves would save them; 24,000 are walks in both dimensions, which "
+        "would grow then: EPT, without exits, loses 24 %. Flags that are set in both kinds of tables at once would "
+        "save none. That loads of CR3 do not exit gains fork 2 % (80 exits less) and the others nothing. Better than "
+        "the better one: that is churn (41 %), fork and mmap (2 %); with L3 in the core's cycles (--set "
+        "machine.cpu.cache.l3.hit_cycles=74 on this row), as it was before, nested walks cost churn more and the "
+        "mean is 12.9 %. churn was written for this row, the only program here that both misses TLBs and changes "
+        "tables, with half of native time in each, and was not changed after its first result"
+    ),
+)
