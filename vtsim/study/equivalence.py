@@ -33,6 +33,7 @@ ANY_ORDER: Final = "the order in which tasks of one vCPU saw the same values, wh
 RACES: Final = "how often a page faulted in a VM with several vCPUs, and on which: time decides who touches it first"
 TOO_MANY: Final = f"exceptions of a VM with several vCPUs, of which one had more than {WINDOWS * SEEN_ROWS:,}"
 NOT_ENDED: Final = "exceptions of a VM with several vCPUs that did not come to its end"
+NOTHING: Final = "anything: the time limit came before a value was seen"
 BEHIND: Final = "what the kernel would have seen on a further vCPU if the VM had not ended before"
 LIMITS: Final = ("time limit", "interrupted")
 ANY_ORDER_STREAMS: Final = (APPLICATION, EXCEPTION)
@@ -145,6 +146,8 @@ def compare_and_measure(
                     vm=vm, vcpu=0, stream="end", step=0, operation="the end", place="", first=words[0], second=words[1]
                 )
             )
+    if limited and not any(compared.values()):
+        left_out.add(NOTHING)
     equivalence = Equivalence(
         first=called[0], second=called[1], equivalent=not found, compared=compared,
         left_out=tuple(sorted(left_out)), differences=tuple(found),
