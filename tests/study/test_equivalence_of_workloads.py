@@ -1,4 +1,7 @@
-"""Every shipped scenario gives its guests what they see natively, however its MMU and its CPU are virtualized."""
+"""Every shipped scenario gives its guests what they see natively, however its MMU and its CPU are virtualized.
+
+`pytest -m long tests/study/test_equivalence_of_workloads.py` takes tens of minutes, `-k lmbench` some five.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from vtsim.platform.spec import Scenario
 from vtsim.study import attacks as at
 from vtsim.study import verdict as v
 from vtsim.study.attacks import Attempt, Skipped, Suite
-from vtsim.study.equivalence import Difference, Equivalence, compare
+from vtsim.study.equivalence import NOTHING, Difference, Equivalence, compare
 from vtsim.study.json_object import plain
 from vtsim.study.run import without_hypervisor
 from vtsim.vmm import build
@@ -275,6 +275,30 @@ def test_a_threshold_moves_the_verdict_to_where_the_measurement_is(measured: v.M
     assert stricter.because == ("the processor does not execute most of it",)
     assert stricter.efficiency.evidence == same.efficiency.evidence
     assert v.decide(scenario(), measured, v.thresholds_of([f"efficiency={bound - 0.0001}"])).is_virtual_machine
+
+
+def test_a_threshold_is_printed_as_it_was_given(measured: v.Measurements) -> None:
+    verdict = v.decide(scenario(), measured, v.thresholds_of(["efficiency=0.9999", "confidence=0.995"]))
+
+    assert "with 99.5% confidence; needed: more than 99.99%\n" in v.verdict_text(verdict)
+
+
+def test_a_run_whose_time_limit_comes_before_it_sees_anything_is_not_called_equivalent() -> None:
+    there = scenario("run.limit=1 us")
+    found = compare(without_hypervisor(there), there)
+    verdict = v.decide(
+        there, v.Measurements(equivalence=found, executed=0, emulated=0, attempts=(), skipped=()), v.Thresholds()
+    )
+
+    assert found.left_out == (NOTHING,)
+    assert not verdict.equivalence.holds
+
+
+def test_random_hypercalls_to_a_user_mode_kernels_host_end_no_more_than_their_guest() -> None:
+    machine = "machine={memory: 512 MiB}"
+    suite = Suite(scenario("vmm={technique: user-mode}", machine, "vms.0.devices=[]"))
+
+    assert named(suite, "random hypercalls").contained
 
 
 def test_wilsons_lower_end_is_what_its_formula_says() -> None:

@@ -1,6 +1,6 @@
 """Shipped verdicts change with what they are about and with nothing else; their figures are those of the run.
 
-`pytest -m long tests/study/test_verdict_changes.py` takes some five minutes.
+`pytest -m long tests/study/test_verdict_changes.py` takes one to five minutes.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ BY_TIME: Final = (
     "of a VM with several vCPUs, what applications also see otherwise in the first run if its instructions take twice "
     "as long: time decides which thread comes first"
 )
+NOTHING: Final = "anything: the time limit came before a value was seen"
 BEHIND: Final = "what the kernel would have seen on a further vCPU if the VM had not ended before"
 SLOWEST: Final = 1000  # of run.work_scale
 PLACE_IN_KERNEL: Final = re.compile(", rip 0xffff[0-9a-f]{12}")
@@ -167,6 +168,8 @@ def compare_and_measure(
                     vm=vm, vcpu=0, stream="end", step=0, operation="the end", place="", first=words[0], second=words[1]
                 )
             )
+    if limited and not any(compared.values()):
+        left_out.add(NOTHING)
     equivalence = Equivalence(
         first=called[0], second=called[1], equivalent=not found, compared=compared,
         left_out=tuple(sorted(left_out)), differences=tuple(found),

@@ -22,7 +22,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.platform.machine import Progress
 from vtsim.platform.spec import Scenario
 from vtsim.study.attacks import Attempt, Skipped, Suite
-from vtsim.study.equivalence import Equivalence, compare_and_measure, name_of
+from vtsim.study.equivalence import NOTHING, SEEN_BY, Equivalence, compare_and_measure, name_of
 from vtsim.study.json_object import key, plain, reference_tables, structure
 from vtsim.study.measure import result_of
 from vtsim.study.run import without_hypervisor
@@ -180,7 +180,8 @@ def decide(scenario: Scenario, found: Measurements, needed: Thresholds) -> Verdi
         executed=whole, emulated=found.emulated, share=part / whole if whole else None, at_least=bound
     )  # fmt: skip
     made, contained = len(found.attempts), sum(each.contained for each in found.attempts)
-    same = OfEquivalence(holds=found.equivalence.equivalent, evidence=found.equivalence)
+    shown = NOTHING not in found.equivalence.left_out
+    same = OfEquivalence(holds=found.equivalence.equivalent and shown, evidence=found.equivalence)
     efficient = OfEfficiency(holds=bound is not None and bound > needed.efficiency, evidence=direct)
     isolates = OfIsolation(
         holds=contained >= needed.isolation * made,
@@ -238,7 +239,7 @@ def _requirement(name: str, holds: bool, evidence: list[str]) -> list[str]:
 
 
 def _equivalence(found: Equivalence) -> list[str]:
-    seen = " and ".join(f"{count:,} by {stream}s" for stream, count in found.compared.items() if count) or "none"
+    seen = ", ".join(f"{count:,} {SEEN_BY[stream]}" for stream, count in found.compared.items() if count) or "none"
     lines = [f"values compared, {found.first} and {found.second}: {seen}"]
     lines += [f"first difference: {each.sentence(found.first, found.second)}" for each in found.differences]
     return lines + [f"not compared: {each}" for each in found.left_out]
@@ -249,9 +250,14 @@ def _efficiency(direct: Direct, thresholds: Thresholds) -> list[str]:
         return ["no instruction of a guest was executed"]
     return [
         f"{direct.share:.2%} of {direct.executed:,} guest instructions ran on the processor itself",
-        f"at least {direct.at_least:.2%} with {thresholds.confidence:.0%} confidence; needed: more than "
-        f"{thresholds.efficiency:.0%}",
+        f"at least {direct.at_least:.2%} with {_percent(thresholds.confidence)} confidence; needed: more than "
+        f"{_percent(thresholds.efficiency)}",
     ]
+
+
+def _percent(share: float) -> str:
+    """A threshold as it was given."""
+    return f"{100 * share:.12g}%"
 
 
 def _isolation(found: Attempts) -> list[str]:
@@ -276,7 +282,7 @@ says which of Popek and Goldberg's three requirements (1974) hold. Nothing in a 
 
 | requirement | holds where | threshold |
 |---|---|---|
-| equivalence | every vCPU saw the same values, and every VM ended alike ([what may differ](equivalence.md)) | none |
+| equivalence | every vCPU saw the same values, and every VM ended alike ([what may differ](equivalence.md)); a run that its time limit ends has to have seen something | none |
 | efficiency | the lower end of Wilson's interval of the share of guest instructions that the processor executed itself is above the threshold | `efficiency` {Thresholds().efficiency}, at `confidence` {Thresholds().confidence} |
 | isolation | of the [attacks](attacks.md) that there was occasion for, at least this share was contained | `isolation` {Thresholds().isolation} |
 

@@ -107,6 +107,9 @@ def stop(a: Assembler) -> None:
     a.jcc(ops.CC_NZ, "stop_known")
     a.mov(RBX, at.RETURN)
     a.ld(RSI, vcpu("KERNEL_STACK"))
+    a.call("guest_address")
+    a.jcc(ops.CC_BE, "no_stack")
+    a.and_(RSI, ~15)
     for part in range(at.SIGNAL_FRAME, 0, -64):
         a.ldm(Mem(RSI, -64 - part), (R8, R9, R10, R11, R12, RAX, RDX, RDI))
     a.label("stop_known")
