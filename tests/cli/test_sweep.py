@@ -172,7 +172,27 @@ def test_status_says_that_the_study_was_changed(vtsim: Vtsim, runs: Engine, stud
     assert vtsim("study", "status", study).err == ""
 
 
+@pytest.mark.parametrize("command", ["status", "report", "plot"])
+def test_nothing_and_names_that_are_too_long_are_no_studies(vtsim: Vtsim, command: str) -> None:
+    for name, said in (("", "a file or directory is needed"), (300 * "x", "a file or directory has at most 240 bytes")):
+        outcome = vtsim("study", command, name)
+        assert outcome.status == 2
+        assert outcome.err.endswith(f"Error: Invalid value for 'STUDY': the name of {said}\n")
+
+
+def test_looking_at_an_empty_file_makes_no_store_of_it(vtsim: Vtsim, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.sqlite"
+    empty.touch()
+
+    assert vtsim("study", "status", str(empty)).err == f"{empty}: no study was swept into it\n"
+    assert empty.stat().st_size == 0
+
+
 CASES = {
+    "no study to look at": (
+        ("study", "status", "/nowhere/none.yaml"),
+        "/nowhere/none.yaml: cannot be read: No such file or directory\n help: give the path of a scenario file\n",
+    ),
     "no results": (
         ("study", "status", "STUDY"),
         "STUDY: there are no results of this study\n help: run it with: vtsim sweep STUDY\n",

@@ -59,6 +59,13 @@ CASES = {
         + at(2, 16, "run: {baseline: yes}")
         + " help: it can be true, false",
     ),
+    "a balloon that leaves processes too little": (
+        "vmm: {balloon: {size: 15 MiB}}\n"
+        "vms: [{memory: 16 MiB, guest: {processes: [{phases: [{primitive: page_fault, region: 2 MiB}, {primitive: balloon}]}]}}]\n",
+        "s.yaml:1: vmm.balloon.size: a balloon of 15 MiB and the 2 MiB that processes touch are more than the 16 MiB of vms.0"
+        + at(1, 22, "vmm: {balloon: {size: 15 MiB}}")
+        + " help: size can be at most 14 MiB, less what the guest's kernel needs; or raise vms.0.memory",
+    ),
     "a key without a space behind its colon": (
         CPUID + "run: {limit:1 s}\n",
         "s.yaml:2: run: unknown key 'limit:1 s'"

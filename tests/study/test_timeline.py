@@ -248,8 +248,22 @@ def test_perfettos_own_reader_finds_the_slices_in_both_formats(ran: tuple[Result
         with TraceProcessor(
             trace=str(place / name), config=TraceProcessorConfig(bin_path=shutil.which(READER))
         ) as reader:
-            rows = list(reader.query("select name, ts, dur from slice"))
+            rows = list(reader.query("select name, ts, dur, track_id from slice"))
+            tracks = {row.id: row for row in reader.query("select id, name, parent_id from track")}
+            counts = Counter(
+                row.name for row in reader.query("select t.name from counter join track t on t.id = track_id")
+            )
         assert Counter((row.name, row.ts, row.ts + row.dur) for row in rows) == expected, name
+        values = chrome_counters(place / "run.json")
+        assert counts == Counter(counter for (_, counter), each in values.items() for _ in each), name
+        if name.endswith(".pftrace"):  # threads of processes are what Chrome's JSON has instead of tracks below tracks
+            found = Counter(tuple(_path(tracks, row.track_id)) for row in rows)
+            assert found == Counter(each.track for each in chrome_slices(place / "run.json"))
+
+
+def _path(tracks: dict[int, Any], number: int | None) -> list[str]:
+    """The names of a track and of those above it: VM, vCPU, privilege state."""
+    return [] if number is None else [*_path(tracks, tracks[number].parent_id), tracks[number].name]
 
 
 def test_a_timeline_replaces_nothing_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

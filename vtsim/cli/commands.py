@@ -138,7 +138,7 @@ def walk(
     address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Linear address, as in 0x1000000000.", show_default=False)
     ],
-    scenario: Annotated[Path, typer.Option(metavar="FILE", help="A scenario.", show_default=False)],
+    scenario: Annotated[Path, typer.Option(metavar="FILE", parser=path, help="A scenario.", show_default=False)],
     vm: Annotated[str, typer.Option(metavar="VM", help="Number or name of a VM.")] = "0",
     process: Annotated[str, typer.Option(metavar="PROCESS", help="Number or name of a process.")] = "0",
     access: Annotated[str, typer.Option(metavar="KIND", help="read, write or fetch.")] = "read",
@@ -153,7 +153,7 @@ def walk(
     every_entry: Annotated[
         bool, typer.Option("--every-entry", help="Without walk caches and nested TLB: the walk of the textbook.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw it.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", parser=path, help="Also draw it.")] = None,
     json: Json = False,
     sets: Sets = None,
 ) -> None:

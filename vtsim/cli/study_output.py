@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vtsim.cli.arguments import path
 from vtsim.cli.sweep import StudyFile, study
 
 __all__ = ["study"]  # with the commands below
@@ -27,14 +28,15 @@ Sets = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=0, help="Runs at a time; one for each CPU if 0.")]
-Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario.", show_default=False)]
+Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", parser=path, help="A scenario.", show_default=False)]
 
 
 @study.command()
 def report(
     file: StudyFile,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE.html", help="Where; beside the store if not given.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.html", parser=path, help="Where; beside the store if not given."),
     ] = None,
     metric: Drawn = None,
     where: Where = None,
@@ -50,15 +52,17 @@ def plot(
     file: StudyFile,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="SVG, PNG or PDF; SVG beside the store if not given."),
+        typer.Option(
+            "-o", "--output", metavar="FILE", parser=path, help="SVG, PNG or PDF; SVG beside the store if not given."
+        ),
     ] = None,
     metric: Drawn = None,
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="KIND", help="lines, heat, bars, stacks, cdf or scatter; chosen from the axes if not given."
         ),
-    ] = "",
+    ] = None,
     where: Where = None,
 ) -> None:
     """Draw a study."""
@@ -103,7 +107,7 @@ def pareto(
 def fit(
     file: StudyFile,
     measurements: Annotated[
-        Path, typer.Argument(metavar="CSV", help="Axes and measurements, a row each.", show_default=False)
+        Path, typer.Argument(metavar="CSV", parser=path, help="Axes and measurements, a row each.", show_default=False)
     ],
     metric: Metric,
     column: Annotated[str, typer.Option(metavar="NAME", help="The column that was measured.")] = "measured",
@@ -120,7 +124,9 @@ def fit(
 def sensitivity(
     file: Annotated[
         Path,
-        typer.Argument(metavar="STUDY|SCENARIO", help="A study; with --axis, a scenario to run.", show_default=False),
+        typer.Argument(
+            metavar="STUDY|SCENARIO", parser=path, help="A study; with --axis, a scenario to run.", show_default=False
+        ),
     ],
     metric: Metric,
     axis: Annotated[

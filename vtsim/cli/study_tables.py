@@ -88,7 +88,7 @@ def write_report(file: Path, output: Path | None, metrics: Sequence[str], where:
     return FINE
 
 
-def write_plot(file: Path, output: Path | None, metrics: Sequence[str], kind: str, where: Sequence[str]) -> int:
+def write_plot(file: Path, output: Path | None, metrics: Sequence[str], kind: str | None, where: Sequence[str]) -> int:
     """Draw the metrics named, or the first of the study."""
     from vtsim.study.plots.draw import write
 

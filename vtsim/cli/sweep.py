@@ -7,23 +7,30 @@ from typing import Annotated
 
 import typer
 
+from vtsim.cli.arguments import path
+
 study = typer.Typer(help="See what came of a study.", no_args_is_help=True, rich_markup_mode=None)
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study, or its store.", show_default=False)]
+StudyFile = Annotated[
+    Path, typer.Argument(metavar="STUDY", parser=path, help="A study, or its store.", show_default=False)
+]
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, as in study.yaml.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="STUDY", parser=path, help="A study, as in study.yaml.", show_default=False)
+    ],
     jobs: Annotated[
         int, typer.Option("-j", "--jobs", metavar="N", min=0, help="Runs at a time; one for each CPU if 0.")
     ] = 0,
     scheduler: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster, as in tcp://host:8786.")
-    ] = "",
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster, as in tcp://host:8786.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show points, time and memory; run one at most.")] = False,
     store: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where results are kept; beside the study if not given.")
+        Path | None,
+        typer.Option(metavar="FILE", parser=path, help="Where results are kept; beside the study if not given."),
     ] = None,
 ) -> None:
     """Run a scenario over a space of settings; what was run already is not run again."""
@@ -48,7 +55,8 @@ def export(
     file: StudyFile,
     to: Annotated[str, typer.Option(metavar="FORMAT", help="csv, parquet or netcdf.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where; beside the store if not given.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", parser=path, help="Where; beside the store if not given."),
     ] = None,
 ) -> None:
     """Write the table of all finished runs to a file."""

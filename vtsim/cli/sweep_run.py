@@ -49,7 +49,7 @@ class Options:
 
     file: Path
     jobs: int
-    scheduler: str
+    scheduler: str | None
     retry_failed: bool
     dry_run: bool
     store: Path | None
@@ -60,7 +60,7 @@ def sweep_study(options: Options) -> int:
     design = load_design(options.file)
     emit(f"{design.spec.question}\n")
     path = options.store or store_of(options.file)
-    workers: Workers = Cluster(options.scheduler) if options.scheduler else Local(options.jobs or cpus())
+    workers: Workers = Cluster(options.scheduler) if options.scheduler is not None else Local(options.jobs or cpus())
     if not jit.kernels_are_cached(run_all):
         note(COMPILING)
     with Store(path) as store:

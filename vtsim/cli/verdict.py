@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from attrs import evolve
-
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
 from vtsim.cli import FINE, INTERRUPTED
@@ -15,7 +13,7 @@ from vtsim.cli.output import emit, note
 from vtsim.cli.progress import Watch
 from vtsim.cli.run import COMPILING
 from vtsim.config import load_scenario, located, resolve
-from vtsim.config.overrides import label
+from vtsim.config.overrides import said_of
 from vtsim.cpu.kernels.run import run_all
 from vtsim.platform.spec import Scenario
 from vtsim.study.equivalence import Equivalence, SecondRefused, compare, equivalence_json, equivalence_text
@@ -23,8 +21,6 @@ from vtsim.study.run import without_hypervisor
 from vtsim.study.verdict import judge, thresholds_of, verdict_json, verdict_text
 
 DIFFERENT: Final = 1
-SET: Final = "--set"
-OTHER_SET: Final = "--other-set"
 Found = TypeVar("Found")
 
 
@@ -38,16 +34,17 @@ def compare_runs(
         find = lambda watch: compare(first, second, progress=watch)  # noqa: E731
     else:
         file_of_second, sets_of_second = other or file, (*(() if other else sets), *other_sets)
+        options = {each: "--other-set" for each in other_sets if each not in sets}
         try:
             second = scenario_of(file_of_second, sets_of_second)
         except ConfigError as error:
-            raise _of_second(error, sets) from None
+            raise said_of(error, options) from None
 
         def find(watch: Watch) -> Equivalence:
             try:
                 return compare(first, second, progress=watch)
             except SecondRefused as error:
-                raise _of_second(located(error, file_of_second, sets_of_second), sets) from None
+                raise said_of(located(error, file_of_second, sets_of_second), options) from None
 
     found, interrupted = watched(find, file, sets)
     if interrupted:  # a run that was broken off has seen less, which is no difference
@@ -55,17 +52,6 @@ def compare_runs(
         return INTERRUPTED
     emit(equivalence_json(found) + "\n" if json else equivalence_text(found))
     return FINE if found.equivalent else DIFFERENT
-
-
-def _of_second(error: ConfigError, sets: tuple[str, ...]) -> ConfigError:
-    """The same mistake; a setting that only the second run has was written after `--other-set`."""
-    shared = {label(each) for each in sets}
-    return ConfigError.of(
-        evolve(problem, file=OTHER_SET + problem.file.removeprefix(SET), help=problem.help.replace(SET, OTHER_SET))
-        if problem.file.startswith(f"{SET} ") and problem.file not in shared
-        else problem
-        for problem in error.problems
-    )
 
 
 def watched(find: Callable[[Watch], Found], file: Path, sets: tuple[str, ...]) -> tuple[Found, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from vtsim.base.errors import ConfigError, Problem
@@ -12,6 +14,21 @@ from vtsim.config.nodes import Node, Source, compose
 def label(assignment: str) -> str:
     """What errors call an assignment."""
     return f"--set {assignment if len(assignment) < 200 else assignment[:197] + '...'}"
+
+
+def said_of(error: ConfigError, options: Mapping[str, str]) -> ConfigError:
+    """The same mistake, said of the option that an assignment was written after where that is not `--set`."""
+    known = {label(assignment): option for assignment, option in options.items()}
+    return ConfigError.of(
+        attrs.evolve(
+            problem,
+            file=problem.file.replace("--set", known[problem.file], 1),
+            help=problem.help.replace("--set", known[problem.file]),
+        )
+        if problem.file in known
+        else problem
+        for problem in error.problems
+    )
 
 
 def override(root: Node, assignment: str) -> Node:

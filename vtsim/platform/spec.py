@@ -24,7 +24,7 @@ from vtsim.base.units import SIZE
 from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
 from vtsim.platform.dma_spec import MOST_BEHIND_VIRTUAL, MOST_DRIVEN, DmaSpec, IommuSpec, LandingSpec, dma_conflicts
-from vtsim.platform.vcpu_spec import vcpu_conflicts
+from vtsim.platform.vcpu_spec import memory_conflicts, vcpu_conflicts
 from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
 from vtsim.vmm.spec import VmmSpec
 
@@ -232,7 +232,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
             yield Problem(path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name")
         names.add(name)
         yield from vcpu_conflicts(scenario, vm, where)
-        yield from _memory_conflicts(vm, where)
+        yield from memory_conflicts(vm, where, scenario.vmm.balloon.size)
 
 
 def _shown_devices(scenario: Scenario) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -347,18 +347,3 @@ def _viommu_conflicts(vm: VmSpec, where: str, *, alone: bool) -> Iterator[Proble
             message="a kernel that finds caching mode defers nothing, as Linux does not",
             help="dma can be strict, identity",
         )
-
-
-def _memory_conflicts(vm: VmSpec, where: str) -> Iterator[Problem]:
-    used = 0
-    for index, process in enumerate(vm.guest.processes):
-        used += process.memory_bytes
-        if used > vm.memory:
-            largest = max(range(len(process.phases)), key=lambda n: process.phases[n].region_bytes)
-            region = ".region" if hasattr(process.phases[largest], "region") else ""
-            yield Problem(
-                path=f"{where}.guest.processes.{index}.phases.{largest}{region}",
-                message=f"the processes touch {SIZE.format(used)}, but the VM has {SIZE.format(vm.memory)}",
-                help=f"make {'the region' if region else 'what it works on'} smaller or raise {where}.memory",
-            )
-            return

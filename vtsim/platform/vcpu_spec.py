@@ -1,4 +1,4 @@
-"""What a VM with several vCPUs can be: where they run, what its processes do on them, and who virtualizes them."""
+"""What a VM can be: where its vCPUs run, what its processes do on them and touch, and who virtualizes them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vtsim.base.errors import Problem
+from vtsim.base.units import SIZE
 from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, ReplaySpec
 
 if TYPE_CHECKING:
@@ -61,13 +62,42 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
         yield from _hypervisor(scenario, vm, where)
 
 
-def _one_balloon(vm: VmSpec, where: str) -> Iterator[Problem]:
-    """A frame that one driver is about to give must not be one that another takes back."""
-    drivers = [
+def memory_conflicts(vm: VmSpec, where: str, balloon: int) -> Iterator[Problem]:
+    """Yield why a VM has too little memory for its processes, or for them and the balloon that the host asks for."""
+    used = 0
+    for index, process in enumerate(vm.guest.processes):
+        used += process.memory_bytes
+        if used > vm.memory:
+            largest = max(range(len(process.phases)), key=lambda n: process.phases[n].region_bytes)
+            region = ".region" if hasattr(process.phases[largest], "region") else ""
+            yield Problem(
+                path=f"{where}.guest.processes.{index}.phases.{largest}{region}",
+                message=f"the processes touch {SIZE.format(used)}, but the VM has {SIZE.format(vm.memory)}",
+                help=f"make {'the region' if region else 'what it works on'} smaller or raise {where}.memory",
+            )
+            return
+    if used + balloon > vm.memory and _drivers(vm):
+        yield Problem(
+            path="vmm.balloon.size",
+            message=f"a balloon of {SIZE.format(balloon)} and the {SIZE.format(used)} that processes touch are more "
+            f"than the {SIZE.format(vm.memory)} of {vm.name or where}",
+            help=f"size can be at most {SIZE.format(vm.memory - used)}, less what the guest's kernel needs; "
+            f"or raise {where}.memory",
+        )
+
+
+def _drivers(vm: VmSpec) -> list[int]:
+    """The processes that have a balloon driver."""
+    return [
         p
         for p, process in enumerate(vm.guest.processes)
         if any(isinstance(phase, BalloonSpec) for phase in process.phases)
     ]
+
+
+def _one_balloon(vm: VmSpec, where: str) -> Iterator[Problem]:
+    """A frame that one driver is about to give must not be one that another takes back."""
+    drivers = _drivers(vm)
     for p in drivers[1:]:
         yield Problem(
             path=f"{where}.guest.processes.{p}",

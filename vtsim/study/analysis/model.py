@@ -12,6 +12,7 @@ from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.spec import Quantity, kind_of
 from vtsim.base.units import quantity
 from vtsim.config import load_scenario, located
+from vtsim.config.overrides import said_of
 from vtsim.config.paths import setting_at
 from vtsim.study.analysis.sensitivity import Range
 from vtsim.study.run import run
@@ -54,7 +55,14 @@ def difference(
     shared = settings_for(metric, sets)
 
     def at(value: Value) -> float:
-        first, second = (figure_at(file, (*shared, setting(path, value), *own), metric) for own in (a, b))
+        found = []
+        for option, own in (("--a", a), ("--b", b)):
+            here = setting(path, value)
+            try:
+                found.append(figure_at(file, (*shared, here, *own), metric))
+            except ConfigError as error:
+                raise said_of(error, {here: "--axis", **dict.fromkeys(own, option)}) from None
+        first, second = found
         tell(value, first, second)
         return first - second
 
@@ -71,7 +79,10 @@ def evaluator(
         version, tasks, places = model_version(), [], []
         for point in points:
             places.append((*shared, *(setting(path, value) for path, value in point.items())))
-            scenario = load_scenario(file, places[-1])
+            try:
+                scenario = load_scenario(file, places[-1])
+            except ConfigError as error:
+                raise said_of(error, dict.fromkeys(places[-1][len(shared) :], "--axis")) from None
             tasks.append(Task(identity=identity(scenario, version), version=version, scenario=scenario))
         figures = []
         for place, outcome in zip(places, workers.open().map(work, tasks), strict=True):

@@ -50,20 +50,20 @@ class Point:
     runs: tuple[float, ...]
 
 
-def choose(table: StudyTable, metrics: Sequence[str], kind: str = "") -> Choice:
+def choose(table: StudyTable, metrics: Sequence[str], kind: str | None = None) -> Choice:
     """The picture that a table wants, or the one asked for as far as its axes allow it.
 
     A metric with `*` stands for all that it matches. Raises `ConfigError` for names that the study lacks, and
     for a picture that its axes do not make.
     """
-    if kind and kind not in KINDS:
+    if kind is not None and kind not in KINDS:
         raise ConfigError.unknown("kind of plot", kind, KINDS, field="--kind")
     columns = expand(table, metrics)
     varying = list(independent(table))
     numeric = [column for column in varying if is_numeric(table, column)]
     named = [column for column in varying if column not in numeric]
     if len(columns) > 1:
-        if kind not in ("", STACKS):
+        if kind not in (None, STACKS):
             raise ConfigError(f"several metrics are stacked, not drawn as {kind}", field="--kind")
         return Choice(kind=STACKS, table=table, metrics=columns, series=tuple(varying))
     wanted = kind or _natural(table, columns[0], numeric)

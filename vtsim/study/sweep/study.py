@@ -12,6 +12,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
+from vtsim.config.load import nearby
 from vtsim.config.study import StudyFile
 from vtsim.study.extras import needed
 from vtsim.study.sweep.metrics import column, figure
@@ -26,6 +27,8 @@ NO_RESULTS: Final = "run it with: vtsim sweep"
 
 def store_of(study: Path) -> Path:
     """Return where the results of a study file are kept if nobody says otherwise."""
+    if not study.name:
+        raise ConfigError("this is the name of a folder, and of no study", file=str(study))
     return study if study.suffix == SUFFIX else study.with_suffix(SUFFIX)
 
 
@@ -54,10 +57,14 @@ class Study:
     def __init__(self, path: str | Path) -> None:
         self.file = Path(path)
         self.path = store_of(self.file)
+        if not self.path.is_file() and not self.file.exists():
+            raise ConfigError("cannot be read: No such file or directory", file=str(path), help=nearby(self.file))
         if not self.path.is_file():
             raise ConfigError("there are no results of this study", file=str(path), help=f"{NO_RESULTS} {path}")
-        with self._reading() as store:
-            found = store.about()
+        found = None
+        if self.path.stat().st_size:  # an empty file stays as it is
+            with self._reading() as store:
+                found = store.about()
         if found is None:
             raise ConfigError("no study was swept into it", file=str(self.path))
         self.about: Mapping[str, Any] = found
