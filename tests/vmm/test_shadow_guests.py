@@ -12,6 +12,7 @@ from vtsim.ept import shadow as d
 from vtsim.platform.machine import Machine
 from vtsim.vmcs import state as h
 from vtsim.vmcs.reasons import REASON
+from vtsim.vmm.programs import ept
 
 TEXT = """
 machine: {{memory: 256 MiB}}
@@ -155,3 +156,23 @@ def test_code_around_an_entry_is_executed_for_every_entry_that_is_filled_beside_
     assert instructions(prefetch_entry=longer, synchronize_entry=0)[0] - short == longer * filled
     held = instructions(prefetch_entry=0, synchronize_entry=longer)[0] - short
     assert held > 0 and held % longer == 0
+
+
+PROCESS = "[{phases: [{primitive: process, iterations: 1, pages: 8, written: 0, fresh: 1}, {primitive: select, iterations: 1}]}]"
+OF_ZEROES = (*SHADOW, "vmm.huge_pages=never")
+
+
+def ended(sets: tuple[str, ...]) -> str | None:
+    outcome = Machine(parse_scenario(TEXT.format(kernel=PLAIN, processes=PROCESS), list(sets))).run()
+    return outcome.vms[0].stopped
+
+
+def test_a_table_in_the_page_of_zeroes_is_read_anew_once_it_has_a_page_of_its_own() -> None:
+    """The hypervisor reads the guest's tables through its process, whose translation it drops with the page."""
+    assert ended(OF_ZEROES) is None
+
+
+def test_a_translation_of_the_page_of_zeroes_that_stays_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ept, "_flush_user", lambda a: None)
+
+    assert ended(OF_ZEROES) is not None

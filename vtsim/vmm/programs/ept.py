@@ -15,6 +15,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels.shadow_hooks import SHADOW_UNMAP
+from vtsim.cpu.kernels.shadow_pool import FLUSH
 from vtsim.cpu.slots import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
@@ -257,11 +258,14 @@ def make_page(a: Assembler, path: Path) -> None:
     a.label("sharing_broken")
     a.mov(RCX, 1)
     _map_user(a, path)
+    _flush_user(a)
     work(a, path, "unmap_notifier")
     if path.vmm.on_shadow:
         a.copy(RSI, R13)
         a.ld(RDI, vcpu("SHADOW"))
         a.hook(SHADOW_UNMAP)
+        if path.several:
+            a.or_(RDX, FLUSH, comment="also of others that read the guest's tables where nothing maps the page")
         several.because(a, path, at.FOR_FAULTS)
         a.call("shadow_settle")
         a.jmp(several.unlocked(path))
@@ -350,6 +354,13 @@ def _map_user(a: Assembler, path: Path) -> None:
     _write_user(a, path)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "no_host_memory")
+
+
+def _flush_user(a: Assembler) -> None:
+    """The process has another page at the address in R13: what this CPU has cached of it goes. Changes RSI."""
+    a.ld(RSI, Mem(R14, SLOT["USER"]))
+    a.add(RSI, register=R13)
+    a.op(ops.INVLPG, mem=Mem(RSI))
 
 
 def _write_user(a: Assembler, path: Path) -> None:
