@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from vtsim.base.errors import ConfigError
 from vtsim.study.extras import needed
 from vtsim.study.sweep.study import Study, cells, column_names
+from vtsim.study.whole_file import replacing
 
 PURPOSE: Final = "this format"
 
@@ -51,13 +50,9 @@ def export(study: Study, form: str, path: Path | None = None) -> Path:
     suffix, write = FORMATS[form]
     path = path or study.path.with_suffix(suffix)
     study.refuse_to_replace(path)
-    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        write(study, fresh)
-        os.replace(fresh, path)
+        with replacing(path) as place:
+            write(study, place)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}", field="--output") from None
-    finally:
-        with suppress(OSError):  # there is nothing to remove where nothing can be written
-            fresh.unlink()
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as File
@@ -15,6 +14,7 @@ from attrs import define, field
 from vtsim.base.errors import ConfigError
 from vtsim.base.trace import PRIVILEGES
 from vtsim.study.timeline.slices import Arguments, Path, Timeline, Writer
+from vtsim.study.whole_file import replacing
 
 NS: Final = 10**9
 PACKAGE: Final = "perfetto"
@@ -186,17 +186,16 @@ def timeline_file(path: File) -> Iterator[Timeline]:
 
     Raises `ConfigError` where the file cannot be written.
     """
-    new = path.with_name(f".{path.name}.new")
     if path.is_dir():
         raise ConfigError(f"{path} is a directory", field="--timeline")
     try:
-        with new.open("w", encoding="utf-8") if is_chrome(path) else new.open("wb") as file:
+        with (
+            replacing(path) as place,
+            place.open("w", encoding="utf-8") if is_chrome(path) else place.open("wb") as file,
+        ):
             writer: Writer = Chrome(file) if is_chrome(path) else TrackEvents(file)  # type: ignore[arg-type]
             timeline = Timeline(writer)
             yield timeline
             timeline.close()
-        os.replace(new, path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", field="--timeline") from None
-    finally:
-        new.unlink(missing_ok=True)
