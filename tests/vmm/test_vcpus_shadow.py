@@ -13,6 +13,7 @@ from tests.vmm.machines import MIB, Machine, machine
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.base.kept import nothing_kept
+from vtsim.config import parse_scenario
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
@@ -21,6 +22,8 @@ from vtsim.cpu.slots import RAX
 from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
 from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
+from vtsim.study import equivalence
+from vtsim.study.run import without_hypervisor
 from vtsim.vmm import shadow
 from vtsim.vmm.layout import FOR_SHADOWING
 from vtsim.vmm.programs import several, shadow_shared
@@ -45,7 +48,7 @@ MACHINES = {
 FIRST = ("kvm", "minimal in few pages")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few shadow pages are few for these guests, whose tables are few."""
     monkeypatch.setattr(shadow, "LEAST_PAGES", 24 if jit.DISABLED else 16)
@@ -86,6 +89,7 @@ def test_natively_two_cpus_see_what_the_slow_walker_says(paging: str, seed: int)
     check(made, engine.load)
 
 
+@pytest.mark.usefixtures("few_pages")
 @pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=SLOW) for name in MACHINES])
 @pytest.mark.parametrize("paging", PAGING)
 @pytest.mark.parametrize("seed", SEEDS)
@@ -130,6 +134,7 @@ LOCK: Missing = ((several, "lock_tables", nothing), (several, "unlock_tables", n
 WALK: Missing = ((shadow_shared, "walk_again", seems_the_same),)
 
 
+@pytest.mark.usefixtures("few_pages")
 @SLOW
 @pytest.mark.parametrize("left_out", WITHOUT)
 def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +220,38 @@ def test_what_was_walked_is_still_so_when_it_is_mapped(left_out: Missing, monkey
         monkeypatch.setattr(module, name, instead)
     with nothing_kept(), pytest.raises(AssertionError):
         check(made, ran(made, **IN_SYNC).vcpu.memory.load)
+
+
+KERNELS = """
+machine: {cpus: 4, memory: 256 MiB}
+vmm: {paging: shadow}
+vms:
+  - memory: 64 MiB
+    vcpus: 4
+    guest:
+      kernel: {tick: 100 us}
+      processes:
+        - threads: 4
+          phases:
+            - {primitive: page_fault, region: 256 KiB, iterations: 3}
+            - {primitive: protect, region: 64 KiB, iterations: 3}
+        - {name: forks, vcpu: 1, phases: [{primitive: fork, iterations: 3, pages: 20}]}
+        - {name: execs, vcpu: 2, phases: [{primitive: exec, iterations: 3, pages: 20}]}
+  - name: alone
+    memory: 32 MiB
+    cpu: 1
+    guest: {processes: [{phases: [{primitive: fork, iterations: 3, pages: 20}]}]}
+"""
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("vmm.personality=minimal",), ("vms.0.guest.kernel.kpti=true", "vmm.parameters.shadow_permille=0")],
+    ids=["", "minimal", "KPTI, few pages"],
+)
+def test_a_kernel_on_four_vcpus_sees_what_it_sees_natively(settings: tuple[str, ...]) -> None:
+    there = parse_scenario(KERNELS, settings)
+    found = equivalence.compare(without_hypervisor(there), there)
+
+    assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
