@@ -51,7 +51,7 @@ FIRST = ("kvm", "minimal in few pages")
 @pytest.fixture
 def few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few shadow pages are few for these guests, whose tables are few."""
-    monkeypatch.setattr(shadow, "LEAST_PAGES", 24 if jit.DISABLED else 16)
+    monkeypatch.setattr(shadow, "LEAST_PAGES", 16)
 
 
 def run(engine: Engine) -> int:
