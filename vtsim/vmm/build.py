@@ -20,6 +20,7 @@ from vtsim.cpu.profile import Profile
 from vtsim.ept import direct as direct_interface
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT_PRIVATE
+from vtsim.ept.shadow import NARROW
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
@@ -44,7 +45,19 @@ from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.programs.viommu_words import PAGES as UNIT_PAGES
 from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
-from vtsim.vmm.shadow import CR0_FORCED, CR0_WATCHED, CR4_PAE, CR4_PCIDE, CR4_WATCHED, EFER_NX, fill_pool, reserve_pool
+from vtsim.vmm.shadow import (
+    CR0_FORCED,
+    CR0_WATCHED,
+    CR4_PAE,
+    CR4_PCIDE,
+    CR4_WATCHED,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NX,
+    fill_pool,
+    mode_of,
+    reserve_pool,
+)
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.swap_disk import share_out
@@ -362,14 +375,19 @@ def _fill_vmcs(
     if vcpu.index == 0:  # whose thread is that of the VM's daemons
         values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
+        narrow = mode_of(start) & NARROW != 0
+        pdptes = [vcpu.memory.load((start.cr3 & e.PDPT_ADDRESS) + 8 * n) if narrow else 0 for n in range(4)]
         root = fill_pool(
             host, vcpu.shadow, start, host.profile, hypervisor.path.parameters,
             vcpu.address + at.V["SLOTS"], vcpu.process.root, ept=vcpu.ept.root if vcpu.ept is not None else 0,
+            pdptes=pdptes,
         )  # fmt: skip
         fields["GUEST_CR0"] |= CR0_FORCED
         fields["GUEST_CR4"] |= CR4_PAE
         if host.profile.features.nx:
             fields["GUEST_IA32_EFER"] |= EFER_NX
+        if narrow:  # assembled programs are 64-bit code, whatever paging they believe in
+            fields["GUEST_IA32_EFER"] |= EFER_LME | EFER_LMA
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
         if vcpu.ept is not None and (leaf := vcpu.ept.find(start.cr3 & e.ADDRESS)) is not None:
