@@ -31,6 +31,7 @@ from tests.vmm.changing_tables import (
     WINDOW_FRAMES,
     WRITABLE,
     A,
+    Access,
     D,
     P,
     Plan,
@@ -48,6 +49,7 @@ ROOT_FRAMES = (0x1F0, 0x1F1)
 LARGE_FRAMES = (1024, 2048)
 NX, FLAG_63_TO_52 = 1 << 63, 1 << 60
 WIDE_RESERVED = 1 << 21
+CR0, CR0_WP, PGE = 0x80050033, 1 << 16, 1 << 7
 # indexes that change, by level
 PAE_INDEXES = {3: (2, 3), 2: (0, 1, 2), 1: (0, 1, 7, 511)}
 WIDE_INDEXES = {2: (512, 513, 514, 1023), 1: (0, 7, 512, 1023)}
@@ -66,7 +68,7 @@ class NarrowPaging:
 
     @property
     def cr4(self) -> int:
-        return self.pae << 5 | self.pse << 4 | 0x80 | self.smap << 21
+        return self.pae << 5 | self.pse << 4 | PGE | self.smap << 21
 
 
 @define
@@ -75,6 +77,8 @@ class NarrowPlan(Plan):
 
     loaded: tuple[int, int, int, int] = (0, 0, 0, 0)  # PDPTEs
     held: dict[int, list[int]] = field(factory=dict)
+    global_pages: bool = True
+    write_protect: bool = True
 
     def __attrs_post_init__(self) -> None:
         frames = [*ROOT_FRAMES, *TABLES[2], *TABLES[1]]
@@ -205,29 +209,71 @@ class NarrowPlan(Plan):
                 self.invalidate(self.likely(self.stale[0]))
             elif kind < 0.46:
                 self.load_root(c.randrange(2), False)
-            elif kind < 0.52 and self.paging.smap:
+            elif kind < 0.48 and not self.paging.smap:
+                self.write_protect = not self.write_protect
+                self.stale[0].clear()
+                self.write_register(0, CR0 & ~(0 if self.write_protect else CR0_WP))
+            elif kind < 0.50:
+                self.change_cr4()
+            elif kind < 0.52 and self.paging.pae:
+                self.wrong_pdpte()
+            elif kind < 0.57 and self.paging.smap:
                 self.alignment_check = not self.alignment_check
                 self.emits.append(lambda a, op=ops.STAC if self.alignment_check else ops.CLAC: a.op(op))
             else:
                 self.access()
         return self
 
+    def change_cr4(self) -> None:
+        """CR4.PGE changes: that flushes, and with PAE paging the PDPTEs are loaded."""
+        self.global_pages = not self.global_pages
+        self.loaded = self.pdptes(self.root)
+        self.stale[0].clear()
+        self.write_register(4, self.paging.cr4 ^ (0 if self.global_pages else PGE))
+
+    def wrong_pdpte(self) -> None:
+        """The PDPTEs of a root have a reserved bit for a while: loading them faults, and changes nothing."""
+        root = self.chance.randrange(2)
+        place = self.place(self.roots[root], self.chance.choice(self.indexes[3]))
+        before = self.words[place]
+        self.write(place, TABLES[2][0] << 12 | P | self.chance.choice((WRITABLE, USER, A, NX, FLAG_63_TO_52)))
+        number = len(self.log)
+        self.log.append(Access(0, False, 0, 0))
+        value = self.paging.cr4 ^ (PGE if self.global_pages else 0)
+        register, value = (4, value) if root == self.root and self.chance.random() < 0.5 else (3, self.roots[root])
+
+        def emit(a: Assembler) -> None:
+            for general, start in ((s.RAX, 0), (s.RBX, 0), (s.R14, -1), (s.RCX, value)):
+                a.mov(general, start)
+            a.mov(s.R15, f"after_{number}")
+            a.op(ops.MOV_TO_CR, s.RCX, imm=register)
+            a.label(f"after_{number}")
+            a.stm(Mem(displacement=LOG + 8 * LOG_WORDS * number), (s.RAX, s.RBX, s.R14))
+
+        self.emits.append(emit)
+        self.write(place, before)
+
+    def write_register(self, number: int, value: int) -> None:
+        def emit(a: Assembler) -> None:
+            a.mov(s.RAX, value)
+            a.op(ops.MOV_TO_CR, s.RAX, imm=number)
+
+        self.emits.append(emit)
+
+    def touch(self, address: int, store: bool) -> None:
+        page = self.path(self.root, address)[-1] >> 12 & 0xFFFFF
+        super().touch(address, store and (self.write_protect or page not in (*TABLES[1], *TABLES[2])))
+
     def load_root(self, root: int, keep: bool) -> None:
         self.root = root
         self.loaded = self.pdptes(root)
         self.stale[0].clear()
-        value = self.roots[root]
-
-        def emit(a: Assembler) -> None:
-            a.mov(s.RAX, value)
-            a.op(ops.MOV_TO_CR, s.RAX, imm=3)
-
-        self.emits.append(emit)
+        self.write_register(3, self.roots[root])
 
     def walker(self) -> LegacyWalker:
         return LegacyWalker(
             self.words, self.roots[self.root], pae=self.paging.pae, pse=self.paging.pse, pdptes=self.loaded,
-            smap=self.paging.smap, alignment_check=self.alignment_check,
+            smap=self.paging.smap, alignment_check=self.alignment_check, wp=self.write_protect,
         )  # fmt: skip
 
     # --- the guest
@@ -269,6 +315,10 @@ class NarrowPlan(Plan):
         for emit in self.emits:
             emit(a)
         a.op(ops.STOP_OP)
+        a.label("gate_13")
+        a.pop(s.R14)
+        a.st(Mem(s.RSP), s.R15)
+        a.op(ops.IRET)
         a.label("gate_14")
         a.pop(s.R14)
         a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
@@ -293,11 +343,12 @@ class NarrowPlan(Plan):
         for first in LARGE_FRAMES:
             for index in self.indexes[1]:
                 memory.store(first + index << 12, STAMP + first + index)
-        handler = program.labels["gate_14"]
-        memory.store(idt * 4096 + 16 * 14, (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16) << 48)
-        memory.store(idt * 4096 + 16 * 14 + 8, handler >> 32)
+        for vector in (13, 14):
+            gate = program.labels[f"gate_{vector}"]
+            memory.store(idt * 4096 + 16 * vector, (gate & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (gate >> 16) << 48)
+            memory.store(idt * 4096 + 16 * vector + 8, gate >> 32)
         return Start(
-            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=self.roots[0], cr4=self.paging.cr4, efer=0x801,
+            rip=CODE, rsp=STACK, rflags=2, cr0=CR0, cr3=self.roots[0], cr4=self.paging.cr4, efer=0x801,
             idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
             gs_base=0, fs_base=0,
         )  # fmt: skip
