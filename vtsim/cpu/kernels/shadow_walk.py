@@ -1,8 +1,8 @@
 """The monitor's walk of the guest's own tables: what an access may do, which flags it leaves in them.
 
 SDM: "4-Level Paging and 5-Level Paging"; "PAE Paging"; "32-Bit Paging".
-Not modelled: under shadow paging, protection keys, which KVM does not offer its guests there either; SMAP for user pages
-that ring 0 writes to while CR0.WP is clear, whose entries are those of supervisor pages, as KVM's are.
+Not modelled: under shadow paging, protection keys, which KVM does not offer its guests there either; SMAP for user
+pages that ring 0 writes to while CR0.WP is clear, whose entries are those of supervisor pages, as KVM's are.
 """
 
 from __future__ import annotations

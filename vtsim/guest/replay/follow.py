@@ -1,10 +1,10 @@
 """What the recorded rows become under shadow paging: accesses at linear addresses, through tables that are kept true.
 
 `GuestTables` follows the guest's tables row by row. Where a recorder did not follow the tables of a paging mode, the
-first touches of pages are uses of entries for 4 KiB in tables that stand in frames that the guest never touched.
+first touches of pages are uses of entries in tables that stand in frames that the guest never touched.
 
 SDM: "4-Level Paging and 5-Level Paging"; "PAE Paging"; "32-Bit Paging".
-Not modelled: on shadow tables, large pages and stores into tables of a recorded guest whose tables were not recorded.
+Not modelled: on shadow tables, stores into tables of a recorded guest whose tables were not recorded.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vtsim.guest.traces.paging import (
     FLAT,
     PAE,
     SHAPES,
+    large_pages,
     register_writes,
     shapes,
     table_shapes,
@@ -135,25 +136,49 @@ class Follower:
     # --- tables that were not recorded
     def _use_touches(self, rows: list[int], spare: Iterator[int]) -> None:
         """First touches become uses of entries, in tables of which nothing else is known."""
-        known: dict[tuple[int, int, int], int] = {}
+        known: dict[tuple[int, int, int, int], int] = {}
         flags: dict[int, int] = {}
+        regions = self._regions(rows)
         for row in rows:
             key = int(self.shape[row])
             shape, tables = SHAPES[key], self.tables[key]
-            address = self._linear(row, int(self.trace.a1[row]))
-            root = 0 if shape.is_kernel(address) else self.root(row)
-            part = tables.part(address, 2)
-            if (key, root, part) not in known:
-                known[key, root, part] = next(spare)
-            at = tables.place(known[key, root, part] << 12, address, 1)
-            page = int(self.trace.a0[row]) & ~0xFFF
-            user = USER_TABLE if self.trace.cpl[row] == 3 else KERNEL_TABLE
-            held = flags.get(at, 0)
-            flags[at] = page | user | (held & e_spec.PTE_USER if held & ~0xFFF == page else 0)
+            address, page = self._linear(row, int(self.trace.a1[row])), int(self.trace.a0[row]) & ~0xFFF
+            kernel = shape.is_kernel(address)
+            level = 2 if kernel and len(regions[key, tables.part(address, 2)]) == 1 else 1
+            table, root = self.root(row), 0 if kernel else self.root(row)
+            if level < shape.levels:
+                part = tables.part(address, level + 1)
+                if (key, root, level, part) not in known:
+                    known[key, root, level, part] = next(spare)
+                    if kernel:
+                        tables.kernel[level + 1, part] = known[key, root, level, part]
+                table = known[key, root, level, part] << 12
+            at = tables.place(table, address, level)
+            value = page & ~((1 << shape.bits * (level - 1)) - 1 << 12) | (e_spec.PTE_LARGE if level == 2 else 0)
+            value |= USER_TABLE if self.trace.cpl[row] == 3 else KERNEL_TABLE
+            if (flags.get(at, 0) ^ value) & ~0xFFF == 0:
+                value |= flags[at] & e_spec.PTE_USER
+            flags[at] = value
             self.kind[row] = NUMBER[LEAVES[TOUCHES.index(NAME[int(self.trace.kind[row])]) % len(LEAVES)]]
-            self.a1[row], self.a2[row] = at | 1, flags[at]
+            self.a1[row], self.a2[row] = at | level, value
             self.dropped[row] = False
         self.a0 = np.where(np.isin(np.arange(len(self.kind)), rows), self.trace.a1, self.trace.a0)
+
+    def _regions(self, rows: list[int]) -> dict[tuple[int, int], set[int]]:
+        """By shape and what an entry of level 2 is for: how far physical addresses lie from linear ones.
+
+        One distance that is a multiple of a large page is taken for a large page, as kernels map memory with.
+        """
+        found: dict[tuple[int, int], set[int]] = {}
+        allowed = large_pages(self.trace)
+        for row in rows:
+            key, address = int(self.shape[row]), self._linear(row, int(self.trace.a1[row]))
+            distance = (address & ~0xFFF) - (int(self.trace.a0[row]) & ~0xFFF)
+            distances = found.setdefault((key, self.tables[key].part(address, 2)), set())
+            distances.add(distance)
+            if distance & ((1 << 12 + SHAPES[key].bits) - 1) or not allowed[row]:
+                distances.add(-1)
+        return found
 
     def _linear(self, row: int, address: int) -> int:
         return address & LOW_32 if SHAPES[int(self.shape[row])].narrow else address

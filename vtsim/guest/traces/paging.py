@@ -98,20 +98,26 @@ def register_writes(of: Rows, number: int) -> NDArray[np.bool_]:
     return rows
 
 
+def held(of: Rows, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """What a register that these rows write holds before each row: 0 at power-on."""
+    at = np.nonzero(rows)[0]
+    values = np.append(0, of.a1[at])
+    return values[np.searchsorted(at, np.arange(len(of.kind)))]
+
+
 def shapes(of: Rows) -> NDArray[np.int64]:
     """FLAT where a row ran without paging, else the key in SHAPES of what it ran with."""
-
-    def held(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """What a register that these rows write holds before each row: 0 at power-on."""
-        at = np.nonzero(rows)[0]
-        values = np.append(0, of.a1[at])
-        return values[np.searchsorted(at, np.arange(len(of.kind)))]
-
-    cr0, cr4 = held(register_writes(of, 0)), held(register_writes(of, 4))
-    efer = held((of.kind == NUMBER["WRMSR"]) & (of.a0 == IA32_EFER))
+    cr0, cr4 = (held(of, register_writes(of, number)) for number in (0, 4))
+    efer = held(of, (of.kind == NUMBER["WRMSR"]) & (of.a0 == IA32_EFER))
     long = np.where(cr4 & CR4_LA57 != 0, FIVE, FOUR)
     narrow = np.where(cr4 & CR4_PAE != 0, PAE, WIDE)
     return np.where(cr0 & CR0_PG == 0, FLAT, np.where(efer & EFER_LME != 0, long, narrow))
+
+
+def large_pages(of: Rows) -> NDArray[np.bool_]:
+    """In which rows entries of level 2 may map pages: everywhere but with 32-bit paging and CR4.PSE clear."""
+    allowed: NDArray[np.bool_] = (held(of, register_writes(of, 4)) & CR4_PSE != 0) | (shapes(of) != WIDE)
+    return allowed
 
 
 def table_shapes(of: Rows) -> NDArray[np.int64]:
