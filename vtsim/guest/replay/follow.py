@@ -129,23 +129,25 @@ class Follower:
             watched |= register_writes(t, register) & ((t.a1 ^ t.a2) & bits != 0)
         return np.nonzero(watched & (after == PAE))[0]
 
-    def root(self, row: int) -> int:
-        """The guest-physical address of the root in a row."""
-        return int(self.trace.cr3[row]) & SHAPES[int(self.shape[row])].root
+    def _roots(self) -> NDArray[np.int64]:
+        """The guest-physical address of the root in each row."""
+        masks = np.array([SHAPES[key].root if key in SHAPES else 0 for key in range(max(SHAPES) + 1)])
+        roots: NDArray[np.int64] = self.trace.cr3 & masks[self.shape]
+        return roots
 
     # --- tables that were not recorded
     def _use_touches(self, rows: list[int], spare: Iterator[int]) -> None:
         """First touches become uses of entries, in tables of which nothing else is known."""
         known: dict[tuple[int, int, int, int], int] = {}
         flags: dict[int, int] = {}
-        regions = self._regions(rows)
+        regions, roots = self._regions(rows), self._roots()
         for row in rows:
             key = int(self.shape[row])
             shape, tables = SHAPES[key], self.tables[key]
             address, page = self._linear(row, int(self.trace.a1[row])), int(self.trace.a0[row]) & ~0xFFF
             kernel = shape.is_kernel(address)
             level = 2 if kernel and len(regions[key, tables.part(address, 2)]) == 1 else 1
-            table, root = self.root(row), 0 if kernel else self.root(row)
+            table, root = int(roots[row]), 0 if kernel else int(roots[row])
             if level < shape.levels:
                 part = tables.part(address, level + 1)
                 if (key, root, level, part) not in known:
@@ -187,16 +189,15 @@ class Follower:
     def _follow(self, flat: NDArray[np.bool_]) -> None:
         rows = np.nonzero(self.of(*LEAVES, "PTW", "ROOT", *DEVICES_ACCESSED))[0].tolist()
         written, uses, directories = self._stores_after(), self._uses_of_entries(), self._directories()
-        for row in rows:
-            kind, key, root = NAME[int(self.kind[row])], int(self.shape[row]), self.root(row)
-            tables, shape = self.tables[key], SHAPES[key]
-            a0, a1, a2 = int(self.a0[row]), int(self.a1[row]), int(self.a2[row])
+        columns = (self.kind[rows], self.shape[rows], self._roots()[rows], self.a0[rows], self.a1[rows], self.a2[rows])
+        for row, number, key, root, a0, a1, a2 in zip(rows, *(each.tolist() for each in columns), strict=True):
+            kind, tables, shape = NAME[number], self.tables[key], SHAPES[key]
             if kind == "ROOT":
                 found = [fill_step(f, shape.size) for f in tables.new_root(a0 & shape.root, root)]
             elif kind == "PTW":
                 found = self._store(tables, row, root)
             elif kind in LEAVES:
-                a0, level, at = self._linear(row, a0), a1 & 3, shape.place_of(a1)
+                a0, level, at = a0 & LOW_32 if shape.narrow else a0, a1 & 3, shape.place_of(a1)
                 if key == PAE:
                     directory = directories.get((self._load_before(row), a0 >> 30))
                     found = self._directory(tables, root, a0, directory)
@@ -218,7 +219,9 @@ class Follower:
                 place, operand = tables.device_at(root, a0), int(self.operands[row])
                 load = Step(o.LD, RAX, mem=operand, disp=place, extra=a1)
                 found += [load] if kind == "MMIO_R" else [registers(a1), Step(o.ST, RAX, mem=operand, disp=place)]
-            self.steps[row] = tuple((step, row) for step in self._loaded_earlier(row, key, root, found))
+            if key == PAE:
+                found = self._loaded_earlier(row, kind, root, found)
+            self.steps[row] = tuple((step, row) for step in found)
 
     # --- PDPTEs, which are read when they are loaded and at no other time
     def _load_before(self, row: int) -> int:
@@ -243,10 +246,9 @@ class Follower:
             tables.kernel[3, tables.part(address, 3)] = directory
         return [fill_step(fill, 8) for fill in fills]
 
-    def _loaded_earlier(self, row: int, key: int, root: int, found: list[Step]) -> list[Step]:
+    def _loaded_earlier(self, row: int, kind: str, root: int, found: list[Step]) -> list[Step]:
         """Of the steps of a row, those that fill PDPTEs are put before the row that loads them; the others."""
-        kind = NAME[int(self.kind[row])]
-        load = self._load_before(row) if key == PAE and kind != "PTW" else -1
+        load = self._load_before(row) if kind != "PTW" else -1
         if load < 0:
             return found
         roots = (root, int(self.a0[row]) & SHAPES[PAE].root if kind == "ROOT" else root)
@@ -310,12 +312,19 @@ class Follower:
     def _uses_of_entries(self) -> dict[tuple[int, int], Uses]:
         """By shape and frame, by entry: rows that use it first for the kernel (what it holds), all others (-1)."""
         uses: dict[tuple[int, int], Uses] = {}
-        for row in np.nonzero(self.of(*LEAVES, "PTW"))[0].tolist():
-            key, stored = int(self.shape[row]), self.kind[row] == NUMBER["PTW"]
+        rows = np.nonzero(self.of(*LEAVES, "PTW"))[0]
+        columns = (
+            rows,
+            self.kind[rows] == NUMBER["PTW"],
+            self.shape[rows],
+            self.a0[rows],
+            self.a1[rows],
+            self.a2[rows],
+        )
+        for row, stored, key, a0, a1, a2 in zip(*(each.tolist() for each in columns), strict=True):
             shape = SHAPES[key]
-            at = shape.place_of(int((self.a0 if stored else self.a1)[row]))
-            user = stored or not shape.is_kernel(self._linear(row, int(self.a0[row])))
-            value = -1 if user else int(self.a2[row])
+            at = shape.place_of(a0 if stored else a1)
+            value = -1 if stored or not shape.is_kernel(a0 & LOW_32 if shape.narrow else a0) else a2
             uses.setdefault((key, at >> 12), {}).setdefault(at, []).append((row, value))
         return uses
 

@@ -52,7 +52,8 @@ class GuestTables:
 
     def place(self, table: int, address: int, level: int) -> int:
         """Where the entry for a linear address stands in a table."""
-        return table + self.shape.size * self.shape.index(address, level)
+        of = self.shape
+        return table + of.size * ((address >> (12 + of.bits * (level - 1))) & ((1 << of.bits) - 1))
 
     def index_at(self, at: int, level: int) -> int:
         """The index in its table of an entry at an address."""
