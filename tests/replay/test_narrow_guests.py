@@ -11,11 +11,10 @@ import pytest
 from tests.replay.recordings import Row, row
 from tests.replay.test_other_guests import EFER, LA57, LONG, PAE, PAGING, by_rule, exits, use
 from vtsim.base import jit
-from vtsim.guest.replay.build import RESET_CR0
 from vtsim.guest.traces.paging import FIVE as FIVE_LEVELS
 from vtsim.guest.traces.paging import FOUR as FOUR_LEVELS
 from vtsim.guest.traces.paging import PAE as PAE_PAGING
-from vtsim.guest.traces.paging import SHAPES
+from vtsim.guest.traces.paging import RESET_CR0, SHAPES
 from vtsim.guest.traces.paging import WIDE as PAGING_32
 
 PSE = 1 << 4
@@ -153,3 +152,17 @@ def test_a_guest_may_go_through_every_paging_mode(tmp_path: Path) -> None:
 
     assert found["EXCEPTION_NMI"] == len(flat) + paged
     assert found == Counter({"EXCEPTION_NMI": len(flat) + paged}) + by_rule(rows, shadow=True, huge=True)
+
+
+@pytest.mark.parametrize(("name", "before"), [("32-bit", PSE), ("4 levels", PAE), ("5 levels", PAE | LA57)])
+def test_a_recording_may_begin_when_paging_is_on_already(tmp_path: Path, name: str, before: int) -> None:
+    """What CR0 and CR4 held before their first write says so."""
+    shape = SHAPES[NAMES[name]]
+    high = shape.direct if name != "32-bit" else 0x1000
+    rows = [
+        use("LEAF_R", 10 + n, n << 15, TABLES[0] + 8 * n * shape.size, 1, PAGES + (n << 12) | 0x67, cpl=3, cr3=ROOTS[0])
+        for n in range(1, 6)
+    ]
+    rows += [row("MOV_TO_CR", 30, cr3=ROOTS[0], a0=0, a1=PAGING ^ 1 << 16, a2=PAGING, rip=high)]
+    rows += [row("MOV_TO_CR", 31, cr3=ROOTS[0], a0=4, a1=before | 1 << 20, a2=before, rip=high)]
+    assert exits(rows, tmp_path, "vmm.paging=shadow") == {"EXCEPTION_NMI": 5, "CR_ACCESS": 2}

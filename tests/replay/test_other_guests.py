@@ -12,8 +12,8 @@ from tests.replay.monitor import CR0_GUEST, CR4_GUEST, PASSED_THROUGH, READ_THRO
 from tests.replay.recordings import MIB, Row, row, trace
 from vtsim.base.errors import ConfigError
 from vtsim.config import load_scenario
-from vtsim.guest.replay.build import RESET_CR0
 from vtsim.guest.traces.kinds import NAME
+from vtsim.guest.traces.paging import RESET_CR0
 from vtsim.platform.machine import Machine
 from vtsim.vmcs.reasons import BY_NUMBER
 

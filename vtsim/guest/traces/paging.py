@@ -24,6 +24,10 @@ CR0_PG, CR4_PSE, CR4_PAE, CR4_PGE, CR4_LA57, CR4_SMEP, EFER_LME = (
     1 << 20,
     1 << 8,
 )
+EFER_LMA: Final = 1 << 10
+RESET_CR0: Final = 0x6000_0010
+CR0_RUNNING: Final = 0x8005_0033  # of a kernel with paging
+TELL_OF_TABLES: Final = ("ROOT", "PTW", "LEAF_R", "LEAF_W", "LEAF_F")
 CR0_PDPTES: Final = CR0_PG | 3 << 29
 CR4_PDPTES: Final = CR4_PSE | CR4_PAE | CR4_PGE | CR4_SMEP
 
@@ -37,6 +41,12 @@ class Rows(Protocol):
     def a0(self) -> NDArray[np.int64]: ...
     @property
     def a1(self) -> NDArray[np.int64]: ...
+    @property
+    def a2(self) -> NDArray[np.int64]: ...
+    @property
+    def rip(self) -> NDArray[np.int64]: ...
+    @property
+    def cr3(self) -> NDArray[np.int64]: ...
 
 
 @frozen(kw_only=True)
@@ -98,17 +108,41 @@ def register_writes(of: Rows, number: int) -> NDArray[np.bool_]:
     return rows
 
 
-def held(of: Rows, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """What a register that these rows write holds before each row: 0 at power-on."""
+def efer_writes(of: Rows) -> NDArray[np.bool_]:
+    """Which rows write IA32_EFER."""
+    rows: NDArray[np.bool_] = (of.kind == NUMBER["WRMSR"]) & (of.a0 == IA32_EFER)
+    return rows
+
+
+def registers_at_start(of: Rows) -> tuple[int, int, int]:
+    """CR0, CR4 and IA32_EFER before the first row: those of power-on, unless paging was on already.
+
+    It was where the first write of CR0 says so, or where rows tell of tables and none writes CR0. Of IA32_EFER the
+    recording tells nothing but addresses of more than 32 bits.
+    """
+    cr0, cr4 = np.nonzero(register_writes(of, 0))[0], np.nonzero(register_writes(of, 4))[0]
+    tells = np.isin(of.kind, [NUMBER[name] for name in TELL_OF_TABLES]).any()
+    before = int(of.a2[cr0[0]]) if len(cr0) else CR0_RUNNING if tells else RESET_CR0
+    if not before & CR0_PG:
+        return RESET_CR0, 0, 0
+    efer = np.append(np.nonzero(efer_writes(of))[0], len(of.kind))[0]
+    long = not len(cr0) or bool((of.rip[: efer + 1] >> 32 != 0).any())
+    features = int(of.a2[cr4[0]]) if len(cr4) else CR4_PAE
+    return before, features, EFER_LME | EFER_LMA if long and features & CR4_PAE else 0
+
+
+def held(of: Rows, rows: NDArray[np.bool_], first: int) -> NDArray[np.int64]:
+    """What a register that these rows write holds before each row; `first` before them all."""
     at = np.nonzero(rows)[0]
-    values = np.append(0, of.a1[at])
+    values = np.append(first, of.a1[at])
     return values[np.searchsorted(at, np.arange(len(of.kind)))]
 
 
 def shapes(of: Rows) -> NDArray[np.int64]:
     """FLAT where a row ran without paging, else the key in SHAPES of what it ran with."""
-    cr0, cr4 = (held(of, register_writes(of, number)) for number in (0, 4))
-    efer = held(of, (of.kind == NUMBER["WRMSR"]) & (of.a0 == IA32_EFER))
+    first = registers_at_start(of)
+    cr0, cr4 = held(of, register_writes(of, 0), first[0]), held(of, register_writes(of, 4), first[1])
+    efer = held(of, efer_writes(of), first[2])
     long = np.where(cr4 & CR4_LA57 != 0, FIVE, FOUR)
     narrow = np.where(cr4 & CR4_PAE != 0, PAE, WIDE)
     return np.where(cr0 & CR0_PG == 0, FLAT, np.where(efer & EFER_LME != 0, long, narrow))
@@ -116,7 +150,8 @@ def shapes(of: Rows) -> NDArray[np.int64]:
 
 def large_pages(of: Rows) -> NDArray[np.bool_]:
     """In which rows entries of level 2 may map pages: everywhere but with 32-bit paging and CR4.PSE clear."""
-    allowed: NDArray[np.bool_] = (held(of, register_writes(of, 4)) & CR4_PSE != 0) | (shapes(of) != WIDE)
+    cr4 = held(of, register_writes(of, 4), registers_at_start(of)[1])
+    allowed: NDArray[np.bool_] = (cr4 & CR4_PSE != 0) | (shapes(of) != WIDE)
     return allowed
 
 
