@@ -166,3 +166,14 @@ def test_a_recording_may_begin_when_paging_is_on_already(tmp_path: Path, name: s
     rows += [row("MOV_TO_CR", 30, cr3=ROOTS[0], a0=0, a1=PAGING ^ 1 << 16, a2=PAGING, rip=high)]
     rows += [row("MOV_TO_CR", 31, cr3=ROOTS[0], a0=4, a1=before | 1 << 20, a2=before, rip=high)]
     assert exits(rows, tmp_path, "vmm.paging=shadow") == {"EXCEPTION_NMI": 5, "CR_ACCESS": 2}
+
+
+def test_what_stood_before_in_the_page_of_a_root_with_pae_paging_is_no_pdpte(tmp_path: Path) -> None:
+    """The recorded machine took the load, so what is not known of its PDPTEs had no reserved bits."""
+    rows = [
+        *begin(FOUR_LEVELS), row("ROOT", 14, cr3=ROOTS[0], a0=ROOTS[0]),
+        row("PTW", 20, cr3=ROOTS[0], a0=ROOTS[1] | 1, a1=PAGES | 0x67),
+        row("MOV_TO_CR", 30, cr3=ROOTS[0], a0=0, a1=0x11, a2=PAGING),
+        *begin(PAE_PAGING, 40, ROOTS[1], before=0x11), row("CPUID", 50, cr3=ROOTS[1]),
+    ]  # fmt: skip
+    assert exits(rows, tmp_path, "vmm.paging=shadow") == by_rule(rows, shadow=True, huge=True)

@@ -187,11 +187,15 @@ class Follower:
 
     # --- row by row
     def _follow(self, flat: NDArray[np.bool_]) -> None:
-        rows = np.nonzero(self.of(*LEAVES, "PTW", "ROOT", *DEVICES_ACCESSED))[0].tolist()
+        loads = np.isin(np.arange(len(self.kind)), self.loads)
+        rows = np.nonzero(self.of(*LEAVES, "PTW", "ROOT", *DEVICES_ACCESSED) | loads)[0].tolist()
         written, uses, directories = self._stores_after(), self._uses_of_entries(), self._directories()
         columns = (self.kind[rows], self.shape[rows], self._roots()[rows], self.a0[rows], self.a1[rows], self.a2[rows])
         for row, number, key, root, a0, a1, a2 in zip(rows, *(each.tolist() for each in columns), strict=True):
             kind, tables, shape = NAME[number], self.tables[key], SHAPES[key]
+            if kind == "MOV_TO_CR":
+                self._load(row, a1 if a0 == 3 else int(self.trace.cr3[row]))
+                continue
             if kind == "ROOT":
                 found = [fill_step(f, shape.size) for f in tables.new_root(a0 & shape.root, root)]
             elif kind == "PTW":
@@ -255,6 +259,12 @@ class Follower:
         early = [step for step in found if step.r1 == e.FILL and int(step.imm) & ~31 in roots]
         self.early.setdefault(load, []).extend(early)
         return [step for step in found if step not in early]
+
+    def _load(self, row: int, cr3: int) -> None:
+        """PDPTEs are loaded: those that nothing is known of are not present, whatever else has stood there."""
+        root = cr3 & SHAPES[PAE].root
+        known = ((root + 8 * n, self.tables[PAE].entry(root + 8 * n)) for n in range(4))
+        self.early[row] = [fill_step((0, at, entry), 8) for at, entry in known]
 
     def _put_early(self) -> None:
         for load, early in self.early.items():
