@@ -174,6 +174,10 @@ def test_what_stood_before_in_the_page_of_a_root_with_pae_paging_is_no_pdpte(tmp
         *begin(FOUR_LEVELS), row("ROOT", 14, cr3=ROOTS[0], a0=ROOTS[0]),
         row("PTW", 20, cr3=ROOTS[0], a0=ROOTS[1] | 1, a1=PAGES | 0x67),
         row("MOV_TO_CR", 30, cr3=ROOTS[0], a0=0, a1=0x11, a2=PAGING),
-        *begin(PAE_PAGING, 40, ROOTS[1], before=0x11), row("CPUID", 50, cr3=ROOTS[1]),
+        *begin(PAE_PAGING, 40, ROOTS[1], before=0x11),
+        *(use("LEAF_R", 50 + n, 0x9000_0000 + (n << 15), TABLES[0] + 64 * n, 1, PAGES + (n << 12) | 0x67, cpl=3, cr3=ROOTS[1])
+          for n in range(5)),
     ]  # fmt: skip
-    assert exits(rows, tmp_path, "vmm.paging=shadow") == by_rule(rows, shadow=True, huge=True)
+    assert exits(rows, tmp_path, "vmm.paging=shadow") == Counter({"EXCEPTION_NMI": 5}) + by_rule(
+        rows, shadow=True, huge=True
+    )
