@@ -31,7 +31,7 @@ def begin(shape: int, icount: int = 10, root: int = ROOTS[0], before: int = RESE
     cr4, efer = ON[shape]
     return [
         row("MOV_TO_CR", icount, a0=4, a1=cr4), row("WRMSR", icount + 1, a0=EFER, a1=efer),
-        row("MOV_TO_CR", icount + 2, a0=3, a1=root), row("MOV_TO_CR", icount + 3, a0=0, a1=PAGING, a2=before),
+        row("MOV_TO_CR", icount + 2, a0=3, a1=root), row("MOV_TO_CR", icount + 3, cr3=root, a0=0, a1=PAGING, a2=before),
     ]  # fmt: skip
 
 
