@@ -46,18 +46,20 @@ def any_program(random: Random, shape: int, length: int) -> list[Row]:
     now, rooted = 0, {0}
     for n in range(length):
         icount, root = 20 + 10 * n, ROOTS[now]
-        page, kind = random.randrange(1, 200), random.random()
+        page, chance = random.randrange(1, 200), random.random()
         at = TABLES[now] + size * page
-        if kind < 0.6:
+        if chance < 0.6:
             value = entries[now].setdefault(page, PAGES + (random.randrange(1000) << 12) | 0x67)
-            rows.append(use(random.choice(("LEAF_R", "LEAF_W")), icount, page << 12, at, 1, value, cpl=3, cr3=root))
-        elif kind < 0.75 and entries[now]:
+            new_path = random.choice((0, 4))
+            kind = random.choice(("LEAF_R", "LEAF_W"))
+            rows.append(use(kind, icount, page << 12, at, 1 | new_path, value, cpl=3, cr3=root))
+        elif chance < 0.75 and entries[now]:
             page = random.choice(sorted(entries[now]))
             entries[now][page] = PAGES + (random.randrange(1000) << 12) | 0x67
             place = TABLES[now] + size * page
             rows.append(row("PTW", icount, cr3=root, a0=place | 1, a1=entries[now][page]))
             rows.append(row("INVLPG", icount + 1, cr3=root, a0=page << 12))
-        elif kind < 0.8:
+        elif chance < 0.8:
             rows.append(row("CPUID", icount, cr3=root, a0=1))
         else:
             now = 1 - now

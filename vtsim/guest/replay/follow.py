@@ -201,7 +201,8 @@ class Follower:
             elif kind == "PTW":
                 found = self._store(tables, row, root)
             elif kind in LEAVES:
-                a0, level, at = a0 & LOW_32 if shape.narrow else a0, a1 & 3, shape.place_of(a1)
+                a0, level = a0 & LOW_32 if shape.narrow else a0, a1 & 3
+                at = shape.leaf_at(a1, a0, level)
                 if key == PAE:
                     directory = directories.get((self._load_before(row), a0 >> 30))
                     found = self._directory(tables, root, a0, directory)
@@ -333,7 +334,7 @@ class Follower:
         )
         for row, stored, key, a0, a1, a2 in zip(*(each.tolist() for each in columns), strict=True):
             shape = SHAPES[key]
-            at = shape.place_of(a0 if stored else a1)
+            at = shape.place_of(a0) if stored else shape.leaf_at(a1, a0, a1 & 3)
             value = -1 if stored or not shape.is_kernel(a0 & LOW_32 if shape.narrow else a0) else a2
             uses.setdefault((key, at >> 12), {}).setdefault(at, []).append((row, value))
         return uses

@@ -81,6 +81,10 @@ class Shape:
         """The address in it."""
         return entry & ~max(self.size - 1, 3)
 
+    def leaf_at(self, entry: int, address: int, level: int) -> int:
+        """The same of an entry that was used for a linear address, which says it where a flag may stand in the way."""
+        return entry & ~0xFFF | self.index(address, level) * self.size if self.size == 4 else self.place_of(entry)
+
     def is_kernel(self, address: int) -> bool:
         """Is a linear address the kernel's?"""
         return address >= self.kernel_from if self.narrow else address < 0
