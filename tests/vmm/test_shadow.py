@@ -98,7 +98,7 @@ NARROW_CASES = [
 
 
 @pytest.mark.parametrize(("paging", "name"), NARROW_CASES)
-@pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 6))
+@pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 3))
 def test_a_guest_with_narrow_addresses_never_sees_a_wrong_frame(paging: str, name: str, seed: int) -> None:
     made = narrow_plan(seed, 120 if jit.DISABLED else STEPS, NARROW[paging])
     m = machine(made.guest, **MACHINES[name]).run()
