@@ -158,7 +158,7 @@ class Follower:
             at = tables.place(table, address, level)
             value = page & ~((1 << shape.bits * (level - 1)) - 1 << 12) | (e_spec.PTE_LARGE if level == 2 else 0)
             value |= USER_TABLE if self.trace.cpl[row] == 3 else KERNEL_TABLE
-            if (flags.get(at, 0) ^ value) & ~0xFFF == 0:
+            if (flags.get(at, -1) ^ value) & ~0xFFF == 0:
                 value |= flags[at] & e_spec.PTE_USER
             flags[at] = value
             self.kind[row] = NUMBER[LEAVES[TOUCHES.index(NAME[int(self.trace.kind[row])]) % len(LEAVES)]]
