@@ -146,7 +146,7 @@ class Follower:
             shape, tables = SHAPES[key], self.tables[key]
             address, page = self._linear(row, int(self.trace.a1[row])), int(self.trace.a0[row]) & ~0xFFF
             kernel = shape.is_kernel(address)
-            level = 2 if kernel and len(regions[key, tables.part(address, 2)]) == 1 else 1
+            level = 2 if len(regions[key, tables.part(address, 2)]) == 1 else 1
             table, root = int(roots[row]), 0 if kernel else int(roots[row])
             if level < shape.levels:
                 part = tables.part(address, level + 1)
@@ -169,7 +169,8 @@ class Follower:
     def _regions(self, rows: list[int]) -> dict[tuple[int, int], set[int]]:
         """By shape and what an entry of level 2 is for: how far physical addresses lie from linear ones.
 
-        One distance that is a multiple of a large page is taken for a large page, as kernels map memory with.
+        One distance that is a multiple of a large page, where only ring 0 was, is taken for a large page: kernels map
+        memory with them, and loaders all addresses to themselves.
         """
         found: dict[tuple[int, int], set[int]] = {}
         allowed = large_pages(self.trace)
@@ -178,7 +179,7 @@ class Follower:
             distance = (address & ~0xFFF) - (int(self.trace.a0[row]) & ~0xFFF)
             distances = found.setdefault((key, self.tables[key].part(address, 2)), set())
             distances.add(distance)
-            if distance & ((1 << 12 + SHAPES[key].bits) - 1) or not allowed[row]:
+            if distance & ((1 << 12 + SHAPES[key].bits) - 1) or not allowed[row] or self.trace.cpl[row]:
                 distances.add(-1)
         return found
 
