@@ -13,10 +13,10 @@ from vtsim.base.memory import is_memory, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import OUT_OF_MEMORY
-from vtsim.cpu.kernels.access import read64, timed_access, write64
+from vtsim.cpu.kernels.access import read64, timed_access
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, PDPT_ADDRESS, PTE_LARGE, PTE_NO_EXECUTE, PTE_PRESENT, PTE_USER, PTE_WRITE
+from vtsim.ept.spec import ADDRESS, PTE_LARGE, PTE_NO_EXECUTE, PTE_USER, PTE_WRITE
 
 # fmt: off
 PAE_IGNORED_ELSEWHERE: int = 0x7FF << 52    # bits that are reserved in an entry of PAE paging
@@ -107,24 +107,36 @@ def rights_of(mode: int, entry: int) -> int:
 
 
 @kernel
-def guest_word(m: Record, a: Arena, t: Tags, gpa: int) -> int:
-    """Load a word of the guest's tables through the process that has its memory; 0 where there is no memory."""
-    m[s.RETIRED] += 1
-    m[s.CYCLE] += m[s.PRICE + o.LD]
-    value = read64(m, a, t, m[s.SHADOW_GUEST] + gpa)
-    if m[s.FAULT_KIND]:
-        m[s.FAULT_KIND] = 0
-        return 0
-    return value
+def leaf_index(key: int, index: int) -> int:
+    """The index of the guest's entry that an entry of a leaf table's shadow page stands for, by the key of the page."""
+    return ((key >> d.ROLE_QUADRANT) & 3) << 9 | index
+
+
+@kernel
+def first_entry(key: int, offset: int) -> int:
+    """The first entry of a shadow page that stands for the guest's at an offset of the table; -1 if none does."""
+    if mode_in(key) & d.MODE_32BIT == 0:
+        return offset >> 3
+    bits = 9 if key & d.ROLE_LEVEL == 1 else 8
+    index = offset >> 2
+    if index >> bits != (key >> d.ROLE_QUADRANT) & 3:
+        return -1
+    return (index & ((1 << bits) - 1)) << (9 - bits)
 
 
 @kernel
 def guest_entry(m: Record, a: Arena, t: Tags, mode: int, table: int, index: int) -> int:
-    """Load an entry of a table of the guest; 0 where there is no memory."""
-    if mode & d.MODE_32BIT == 0:
-        return guest_word(m, a, t, table | index << 3)
-    word = guest_word(m, a, t, table | (index >> 1) << 3)
-    return (word >> 32 if index & 1 else word) & 0xFFFFFFFF
+    """Load an entry of the guest's tables through the process that has its memory; 0 where there is no memory."""
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.LD]
+    short = mode & d.MODE_32BIT != 0
+    value = read64(m, a, t, m[s.SHADOW_GUEST] + (table | (index >> 1 if short else index) << 3))
+    if m[s.FAULT_KIND]:
+        m[s.FAULT_KIND] = 0
+        return 0
+    if short:
+        value = (value >> 32 if index & 1 else value) & 0xFFFFFFFF
+    return value
 
 
 @kernel
@@ -132,30 +144,8 @@ def set_guest_flags(m: Record, a: Arena, t: Tags, mode: int, table: int, index: 
     """Store an entry of the guest's tables with its accessed or dirty flag set, as a locked operation does."""
     m[s.RETIRED] += 1
     m[s.CYCLE] += m[s.ATOMIC_CYCLES]
-    if mode & d.MODE_32BIT == 0:
-        write64(m, a, t, m[s.SHADOW_GUEST] + (table | index << 3), entry)
-        return
-    hpa = timed_access(m, a, t, m[s.SHADOW_GUEST] + (table | index << 2), WRITE)
-    if hpa >= 0 and is_memory(a, hpa) and store(a, hpa, 4, entry) < 0:
+    size = 4 if mode & d.MODE_32BIT else 8
+    hpa = timed_access(m, a, t, m[s.SHADOW_GUEST] + (table | index * size), WRITE)
+    if hpa >= 0 and is_memory(a, hpa) and store(a, hpa, size, entry) < 0:
         m[s.STOP] = OUT_OF_MEMORY
-
-
-@kernel
-def leaf_entry(m: Record, a: Arena, t: Tags, key: int, index: int) -> int:
-    """Load the guest's entry that one of a leaf table's shadow page stands for, by the key of the page."""
-    index |= ((key >> d.ROLE_QUADRANT) & 3) << 9
-    return guest_entry(m, a, t, mode_in(key), (key >> d.KEY_FRAME) << 12, index)
-
-
-@kernel
-def load_pdptes(m: Record, a: Arena, t: Tags, cr3: int, reserved: int) -> bool:
-    """Load the four PDPTEs of PAE paging into SHADOW_STACK; False if a reserved bit of one that is present is set.
-
-    SDM: "PDPTE Registers".
-    """
-    for n in range(4):
-        entry = guest_word(m, a, t, (cr3 & PDPT_ADDRESS) + 8 * n)
-        if entry & PTE_PRESENT and entry & (reserved | 0x1E6 | -(1 << 52)):
-            return False
-        m[s.SHADOW_STACK + n] = entry
-    return True
+        m[s.LIMIT] = 0

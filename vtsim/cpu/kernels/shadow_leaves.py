@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_formats import is_wrong, leaf_entry, mode_in, rights_of
+from vtsim.cpu.kernels.shadow_formats import guest_entry, is_wrong, leaf_index, mode_in, rights_of
 from vtsim.cpu.kernels.shadow_pages import (
     AGAIN,
     ASKED,
@@ -107,7 +107,7 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         if old == 0:
             continue
         m[s.SHADOW_FLAGS] += HELD_ONE
-        wanted = leaf_entry(m, a, t, key, index)
+        wanted = guest_entry(m, a, t, mode, key >> KEY_FRAME << 12, leaf_index(key, index))
         frame = (wanted & ADDRESS) >> 12
         if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(mode, wanted, 1, reserved):
             drop_entry(m, a, t, entry)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_formats import is_wrong, leaf_entry, mode_in, quadrant_of, rights_of
+from vtsim.cpu.kernels.shadow_formats import guest_entry, is_wrong, leaf_index, mode_in, quadrant_of, rights_of
 from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, role_of, set_leaf, synchronize_below
 from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_writes, keep_free, leaves_of, link_page
 from vtsim.cpu.kernels.shadow_pool import (
@@ -192,7 +192,7 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
     rights = (key >> d.ROLE_RIGHTS) & d.ALL_RIGHTS
     if key & d.ROLE_DIRECT == 0:
         mode = mode_in(key)
-        wanted = leaf_entry(m, a, t, key, entry & 511)
+        wanted = guest_entry(m, a, t, mode, key >> KEY_FRAME << 12, leaf_index(key, entry & 511))
         reserved = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_RESERVED)
         if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(mode, wanted, 1, reserved):
             return True

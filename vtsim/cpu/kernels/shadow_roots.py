@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_formats import format_of, load_pdptes, quadrant_of
+from vtsim.cpu.kernels.shadow_formats import format_of, guest_entry, quadrant_of
 from vtsim.cpu.kernels.shadow_leaves import find_page, role_of
 from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, link_page
 from vtsim.cpu.kernels.shadow_pool import (
@@ -31,9 +31,10 @@ from vtsim.cpu.kernels.shadow_pool import (
 )
 from vtsim.cpu.kernels.shadow_walk import P_PDPTE, P_RESERVED
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, PTE_PRESENT
+from vtsim.ept.spec import ADDRESS, PDPT_ADDRESS, PTE_PRESENT
 
 P_LOADED: int = d.POOL["LOADED"]
+PDPTE_RESERVED: int = 0x1E6 | -(1 << 52)
 
 
 @kernel
@@ -52,33 +53,29 @@ def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
 
 
 @kernel
-def above_directories(m: Record, a: Arena, t: Tags) -> int:
-    """The shadow page whose entries lead to those of page directories, below the root in use."""
-    page = m[s.SHADOW_ROOT]
-    for level in range(top_level(m), 3, -1):
-        word = shadow_get(m, a, t, entry_at(m, page * 512))
-        if word & PTE_PRESENT:
-            page = page_behind(m, word)
-        else:
-            below = find_page(m, a, t, 0, role_of(m, level - 1, d.ALL_RIGHTS, True))
-            link_page(m, a, t, page * 512, below)
-            page = below
-    return page
-
-
-@kernel
 def link_directories(m: Record, a: Arena, t: Tags) -> None:
     """With PAE or 32-bit paging: let the root in use lead to the page directories that CR3 or the PDPTEs name."""
     mode, pool = m[s.SHADOW_MODE], m[s.SHADOW_POOL]
     for n in range(4):
-        directory = shadow_get(m, a, t, pool + (P_PDPTE + 8 * n if mode & d.MODE_PAE else P_CR3))
         keep_free(m, a, t)
-        entry = above_directories(m, a, t) * 512 + n
-        drop_entry(m, a, t, entry)
-        frame = (directory & ADDRESS) >> 12
-        if (directory & PTE_PRESENT or mode & d.MODE_32BIT) and has_frame(m, a, t, frame):
-            role = role_of(m, 2, d.ALL_RIGHTS, False) | quadrant_of(mode, 2, n << 30)
-            link_page(m, a, t, entry, find_page(m, a, t, frame, role))
+        page = m[s.SHADOW_ROOT]
+        for level in range(top_level(m), 2, -1):
+            entry = page * 512 + (n if level == 3 else 0)
+            word = shadow_get(m, a, t, entry_at(m, entry))
+            frame, role = 0, role_of(m, level - 1, d.ALL_RIGHTS, level > 3)
+            if level == 3:
+                drop_entry(m, a, t, entry)
+                word = 0
+                directory = shadow_get(m, a, t, pool + (P_PDPTE + 8 * n if mode & d.MODE_PAE else P_CR3))
+                frame = (directory & ADDRESS) >> 12
+                role |= quadrant_of(mode, 2, n << 30)
+                if (mode & d.MODE_PAE and directory & PTE_PRESENT == 0) or not has_frame(m, a, t, frame):
+                    break
+            if word & PTE_PRESENT:
+                page = page_behind(m, word)
+            else:
+                page = find_page(m, a, t, frame, role)
+                link_page(m, a, t, entry, page)
 
 
 @kernel
@@ -90,10 +87,13 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     pool = m[s.SHADOW_POOL]
     mode = format_of(m[s.GPR + s.RBX])
     if mode & d.MODE_PAE and m[s.GPR + s.RCX]:
-        reserved = shadow_get(m, a, t, pool + P_RESERVED)
-        if not load_pdptes(m, a, t, m[s.GPR + s.RSI], reserved):
-            m[s.GPR + s.RAX] = 0
-            return 0
+        reserved = shadow_get(m, a, t, pool + P_RESERVED) | PDPTE_RESERVED
+        for n in range(4):
+            entry = guest_entry(m, a, t, 0, m[s.GPR + s.RSI] & PDPT_ADDRESS, n)
+            if entry & PTE_PRESENT and entry & reserved:
+                m[s.GPR + s.RAX] = 0
+                return 0
+            m[s.SHADOW_STACK + n] = entry
         for n in range(4):
             shadow_put(m, a, t, pool + P_PDPTE + 8 * n, m[s.SHADOW_STACK + n])
     if m[s.SHADOW_MODE] != mode:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_formats import mode_in
+from vtsim.cpu.kernels.shadow_formats import first_entry, mode_in
 from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, role_in, synchronize_below
 from vtsim.cpu.kernels.shadow_map import fill_beside
 from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, unmap_frame, zap_page
@@ -65,24 +65,13 @@ def table_written(m: Record, a: Arena, t: Tags) -> int:
                 if following and shadow_get(m, a, t, record_at(m, following - 1) + R_STATE) == 0:
                     following = shadow_get(m, a, t, bucket_at(m, frame))  # what followed went too: once more
                     counted = True
-            elif wide:
-                drop_entry(m, a, t, (page - 1) * 512 + ((gpa & 0xFFF) >> 3))
             else:
-                drop_quadrant_entry(m, a, t, page - 1, key, (gpa & 0xFFF) >> 2)
+                first = first_entry(key, gpa & 0xFFF)
+                count = 0 if first < 0 else 1 if wide or key & d.ROLE_LEVEL == 1 else 2
+                for index in range(first, first + count):
+                    drop_entry(m, a, t, (page - 1) * 512 + index)
         page = following
     return 0
-
-
-@kernel
-def drop_quadrant_entry(m: Record, a: Arena, t: Tags, page: int, key: int, index: int) -> None:
-    """An entry of a table of 32-bit paging was written: what stands for it in one of its shadow pages goes."""
-    quadrant = (key >> d.ROLE_QUADRANT) & 3
-    if key & d.ROLE_LEVEL == 1:
-        if index >> 9 == quadrant:
-            drop_entry(m, a, t, page * 512 + (index & 511))
-    elif index >> 8 == quadrant:
-        drop_entry(m, a, t, page * 512 + 2 * (index & 255))
-        drop_entry(m, a, t, page * 512 + 2 * (index & 255) + 1)
 
 
 @kernel
