@@ -24,8 +24,9 @@ from vtsim.cpu.kernels.invalidate import drop_guest_physical
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, host_table
-from vtsim.guest.replay.build import RESET_CR0, RESET_RFLAGS, Recording, lay_out
+from vtsim.guest.replay.build import RESET_RFLAGS, Recording, lay_out
 from vtsim.guest.replay.exits import REASON_SHIFT, exit_log
+from vtsim.guest.traces.paging import RESET_CR0
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v

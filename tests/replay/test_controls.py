@@ -20,8 +20,8 @@ from tests.replay.monitor import (
     monitor,
 )
 from tests.replay.recordings import boot, boot_recording, profile, recording, row, trace
-from vtsim.guest.replay.build import RESET_CR0
 from vtsim.guest.traces.kinds import NUMBER
+from vtsim.guest.traces.paging import RESET_CR0
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 

@@ -12,8 +12,8 @@ from tests.replay.monitor import CR0_GUEST, CR4_GUEST, PASSED_THROUGH, READ_THRO
 from tests.replay.recordings import MIB, Row, row, trace
 from vtsim.base.errors import ConfigError
 from vtsim.config import load_scenario
-from vtsim.guest.replay.build import RESET_CR0
 from vtsim.guest.traces.kinds import NAME
+from vtsim.guest.traces.paging import RESET_CR0
 from vtsim.platform.machine import Machine
 from vtsim.vmcs.reasons import BY_NUMBER
 
@@ -196,13 +196,11 @@ def test_a_table_that_becomes_a_page_and_a_table_again_maps_what_it_holds_then(t
 
 
 # --- what cannot be predicted is refused ----------------------------------------------------------------------------
-TOUCH = row("TOUCH_W", 20, cr3=ROOT, a0=0x400000, a1=0xC040_0000)
 LEAF = use("LEAF_R", 20, KERNEL + 0x400000, TABLE, 1, 0x400063)
-OLD = [row("MOV_TO_CR", 12, a0=3, a1=ROOT), row("MOV_TO_CR", 16, a0=0, a1=PAGING), TOUCH]
+NARROW = [row("MOV_TO_CR", 12, a0=3, a1=ROOT), row("MOV_TO_CR", 16, a0=0, a1=PAGING)]
 REFUSED = {
-    "32-bit tables": (OLD, "row 2 (TOUCH_W): the guest pages with 32-bit or PAE tables here"),
-    "PAE tables": ([row("MOV_TO_CR", 10, a0=4, a1=PAE), *OLD], "row 3 (TOUCH_W): the guest pages with 32-bit or PAE"),
-    "5-level tables": ([*long_mode(PAE | LA57), LEAF], "row 5 (LEAF_R): the guest has 5-level tables here"),
+    "a page of 1 GiB with 32-bit paging": ([*NARROW, LEAF | {"a1": TABLE | 3}], "row 2 (LEAF_R): an entry of that level"),
+    "a fifth of four levels": ([*long_mode(), row("PTW", 20, cr3=ROOT, a0=TABLE | 5)], "row 5 (PTW): the guest's tables"),
     "no entry": ([*long_mode(), LEAF | {"a2": 0}], "row 5 (LEAF_R): the entry that was used is not present"),
     "a far page": ([*long_mode(), LEAF | {"a2": 0x40_0000_0063}], "row 5 (LEAF_R): the page is in neither"),
 }  # fmt: skip
@@ -220,8 +218,7 @@ def test_on_shadow_tables_a_guest_is_refused_whose_tables_are_not_followed(tmp_p
 def test_with_ept_such_a_guest_takes_the_exits_of_its_rows(tmp_path, name):
     rows, _ = REFUSED[name]
     expected = by_rule(rows, shadow=False, huge=True)
-    if NAME[rows[-1]["kind"]] == "LEAF_R":
-        expected["EPT_VIOLATION"] += 1  # the walk reads the entry
+    expected["EPT_VIOLATION"] += 1  # the walk reads the entry, or the store finds no page
     assert exits(rows, tmp_path) == expected
 
 

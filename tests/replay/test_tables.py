@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.replay.recordings import row, trace
 from vtsim.guest.replay.plan import Plan
-from vtsim.guest.replay.tables import DIRECT
+from vtsim.guest.traces.paging import LINUX_4 as DIRECT
 
 ROOT, TABLE, PAGES = 0x1000, 0x2000, 0x40_0000
 LEVEL_1 = 1

@@ -255,26 +255,30 @@ class Plan:
             address = self.chance.choice(usable)
         self.touch(address, self.chance.random() < 0.5)
 
-    def touch(self, address: int, store: bool) -> None:
-        """An access, and what it must find."""
-        number = len(self.log)
+    def walker(self) -> Walker:
+        """The slow walker of the tables as they are now."""
+        return Walker(
+            self.words, self.tops[self.root] << 12, levels=4 + self.paging.five, smap=self.paging.smap,
+            alignment_check=self.alignment_check,
+        )  # fmt: skip
+
+    def expected(self, address: int, store: bool) -> Access:
+        """What an access finds; if it stores its number, this is in memory."""
         try:
-            walker = Walker(
-                self.words, self.tops[self.root] << 12, levels=4 + self.paging.five, smap=self.paging.smap,
-                alignment_check=self.alignment_check,
-            )  # fmt: skip
-            gpa = walker.translate(address, W if store else R, False)
+            gpa = self.walker().translate(address, W if store else R, False)
         except Refused as refused:
             fault = refused.args[0]
             assert isinstance(fault, PageFault)
-            self.log.append(Access(address, store, fault.code, 0))
-        else:
-            value = 0
-            if store:
-                self.memory[gpa + 8] = number
-            else:
-                value = self.words[gpa] if gpa >> 12 in self.words.frames else STAMP + (gpa >> 12)
-            self.log.append(Access(address, store, -1, value))
+            return Access(address, store, fault.code, 0)
+        if store:
+            self.memory[gpa + 8] = len(self.log)
+            return Access(address, store, -1, 0)
+        return Access(address, store, -1, self.words[gpa] if gpa >> 12 in self.words.frames else STAMP + (gpa >> 12))
+
+    def touch(self, address: int, store: bool) -> None:
+        """An access, and what it must find."""
+        number = len(self.log)
+        self.log.append(self.expected(address, store))
 
         def emit(a: Assembler) -> None:
             registers = {s.RAX: 0, s.RBX: 0, s.R14: -1}
@@ -359,13 +363,21 @@ class Plan:
             yield (number, access, expected), (number, access, (value & (1 << 64) - 1, cr2, error))
         for gpa, value in self.memory.items():
             yield (gpa, value), (gpa, load(gpa))
+        for at, level in self.leaves():
+            expected, found = self.get(at, self.words.__getitem__), self.get(at, load)
+            kept = ~0 if level == 1 or expected & PS else ~A
+            yield (hex(at), hex(expected & kept)), (hex(at), hex(found & kept))
+
+    def get(self, at: int, load: Callable[[int], int]) -> int:
+        """The entry at an address, in memory that is read like this."""
+        return load(at) & (1 << 64) - 1
+
+    def leaves(self) -> Iterator[tuple[int, int]]:
+        """Where entries stand that change, and their levels."""
         for level in (3, 2, 1):
             for frame in table_frames(level):
                 for index in INDEXES[level]:
-                    at = frame << 12 | index << 3
-                    expected, found = self.words[at], load(at) & (1 << 64) - 1
-                    kept = ~0 if level == 1 or expected & PS else ~A
-                    yield (hex(at), hex(expected & kept)), (hex(at), hex(found & kept))
+                    yield frame << 12 | index << 3, level
 
 
 def signed(value: int) -> int:

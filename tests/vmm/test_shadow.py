@@ -9,6 +9,7 @@ import pytest
 
 from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
 from tests.vmm.machines import MIB, machine
+from tests.vmm.narrow_tables import NarrowPaging, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.cpu.codes import PROGRAM_END
@@ -71,6 +72,36 @@ def test_the_guest_never_sees_a_wrong_frame(paging: str, seed: int, name: str) -
     made = plan(seed, STEPS, PAGING[paging])
     newer = {"profile": NEWER} if PAGING[paging].five else {}
     m = machine(made.guest, **{**MACHINES[name], **newer}).run()
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+
+
+NARROW = {
+    "PAE": NarrowPaging(pae=True),
+    "PAE with SMAP": NarrowPaging(pae=True, smap=True),
+    "32-bit": NarrowPaging(),
+    "32-bit with SMAP": NarrowPaging(smap=True),
+    "32-bit of small pages": NarrowPaging(pse=False),
+}
+
+
+NARROW_CASES = [
+    (paging, name)
+    for paging in NARROW
+    for name in MACHINES
+    if name != "ept"
+    and not (NARROW[paging].smap and name.endswith("without EPT"))  # that processor has no SMAP
+    and (
+        name == "kvm" or not jit.DISABLED or (paging in ("PAE", "32-bit") and name in ("minimal", "kvm in large pages"))
+    )
+]
+
+
+@pytest.mark.parametrize(("paging", "name"), NARROW_CASES)
+@pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 3))
+def test_a_guest_with_narrow_addresses_never_sees_a_wrong_frame(paging: str, name: str, seed: int) -> None:
+    made = narrow_plan(seed, 120 if jit.DISABLED else STEPS, NARROW[paging])
+    m = machine(made.guest, **MACHINES[name]).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
 

@@ -45,7 +45,7 @@ POOL_WORDS: Final = (
     ("SWITCHES",          1, "agile paging: linear address of a word for each guest frame: see the switches"),
     ("NESTED",            1, "first guest frame of a table that is nested, plus 1; 0 none"),
     ("EPT",               1, "host-physical address of the root of EPT"),
-    ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 55 on"),
+    ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 52 on"),
     ("VM",                1, "linear address of the words of the VM's first vCPU; 0 where nothing is shared"),
     ("GIVEN_UP",          1, "first shadow page that is free once all vCPUs have dropped translations, plus 1"),
     # what the last walk of the guest's tables found
@@ -69,6 +69,8 @@ POOL_WORDS: Final = (
     ("PREFETCHED",        1, "leaf entries filled beside it"),
     ("TO_NESTED",         1, "tables of the guest that became nested"),
     ("TO_SHADOW",         1, "tables of the guest that became shadowed again"),
+    # with PAE paging
+    ("PDPTE",             4, "the page-directory-pointer table as the guest loaded it last"),
 )
 RECORD_WORDS: Final = (
     ("KEY",               1, "guest frame and role"),
@@ -94,23 +96,29 @@ ROLE_LEVEL: Final = 7
 ROLE_RIGHTS: Final = 3                              # shift
 ROLE_DIRECT: Final = 1 << 6                         # not of a guest table: pieces of a large page, or no paging
 ROLE_MODE: Final = 7                                # shift
-ROLE_MODES: Final = 31                              # modes in which a page of the same table is another
-KEY_FRAME: Final = 12                               # shift
+ROLE_MODES: Final = 255                             # modes in which a page of the same table is another
+ROLE_QUADRANT: Final = 15                           # shift: which part of a table of 32-bit paging, which is wider
+KEY_FRAME: Final = 20                               # shift
 RIGHT_WRITE, RIGHT_USER, RIGHT_EXECUTE = 1, 2, 4
 ALL_RIGHTS: Final = 7
 
 # --- modes
 MODE_WP, MODE_NX, MODE_SMEP, MODE_PAGING = 1, 2, 4, 8
-MODE_AGILE: Final = 32                              # the VM has agile paging: of no role
-MODE_LA57: Final = 64                               # walks begin one level higher: of no role
-MODE_SMAP: Final = 128                              # of no role: the processor has it, too
-MODE_SHIFT: Final = 55                              # of the mode beside CR3 in LOADED
+MODE_KERNEL: Final = 16                             # for a kernel that runs in ring 3: all that it maps is user
+MODE_32BIT: Final = 32                              # 32-bit paging: two levels of 1024 entries with 4 bytes
+MODE_PAE: Final = 64                                # PAE paging: two levels of 512 entries, below four PDPTEs
+MODE_PSE: Final = 128                               # with 32-bit paging: CR4.PSE allows pages of 4 MiB
+MODE_AGILE: Final = 256                             # the VM has agile paging: of no role
+MODE_LA57: Final = 512                              # walks begin one level higher: of no role
+MODE_SMAP: Final = 1024                             # of no role: the processor has it, too
+MODE_LEGACY: Final = 2048                           # IA32_EFER.LME is clear: of no role
+MODE_SHIFT: Final = 52                              # of the mode beside CR3 in LOADED, MODE_LEGACY apart
+NARROW: Final = MODE_32BIT | MODE_PAE               # of linear addresses with 32 bits
 
 # --- the word of a guest frame with agile paging: writes to it as a table | nested | next nested frame plus 1
 SWITCH_WRITES: Final = 0xFFFF
 SWITCH_NESTED: Final = 1 << 16
 SWITCH_NEXT: Final = 32                             # shift
-MODE_KERNEL: Final = 16                             # for a kernel that runs in ring 3: all that it maps is user
 
 # --- states
 IN_USE, UNSYNC = 1, 2

@@ -59,6 +59,7 @@ Q_NO_EXECUTE: Final       = 1 << 11
 Q_NMI_UNBLOCKING: Final   = 1 << 12
 
 ADDRESS: Final            = 0x000F_FFFF_FFFF_F000 # bits 51:12
+PDPT_ADDRESS: Final       = 0xFFFF_FFE0             # of CR3 with PAE paging
 PAGE_SIZES: Final         = (4096, 2 << 20, 1 << 30)
 PAGE_NAMES: Final         = ("4 KiB", "2 MiB", "1 GiB")
 # fmt: on

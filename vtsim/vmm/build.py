@@ -20,6 +20,7 @@ from vtsim.cpu.profile import Profile
 from vtsim.ept import direct as direct_interface
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT_PRIVATE
+from vtsim.ept.shadow import NARROW
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
@@ -50,9 +51,12 @@ from vtsim.vmm.shadow import (
     CR4_PAE,
     CR4_PCIDE,
     CR4_WATCHED,
+    EFER_LMA,
+    EFER_LME,
     EFER_NX,
     fill_pool,
     join_pool,
+    mode_of,
     reserve_pool,
 )
 from vtsim.vmm.sharing import mark_frames, reserve_sharing
@@ -372,11 +376,13 @@ def _fill_vmcs(
     if vcpu.index == 0:  # whose thread is that of the VM's daemons
         values |= _first_times(hypervisor.path)
     if vcpu.shadow is not None:
+        narrow = mode_of(start) & NARROW != 0
+        pdptes = [vcpu.memory.load((start.cr3 & e.PDPT_ADDRESS) + 8 * n) if narrow else 0 for n in range(4)]
         root, its_slots = 0, vcpu.address + at.V["SLOTS"]
         if vcpu.index == 0:
             root = fill_pool(
                 host, vcpu.shadow, start, host.profile, hypervisor.path.parameters, its_slots, vcpu.process.root,
-                ept=vcpu.ept.root if vcpu.ept is not None else 0, shared=hypervisor.path.several,
+                ept=vcpu.ept.root if vcpu.ept is not None else 0, shared=hypervisor.path.several, pdptes=pdptes,
             )  # fmt: skip
         else:
             first = next(other.shadow for other in hypervisor.vcpus if other.shadow and other.name == vcpu.name)
@@ -386,6 +392,8 @@ def _fill_vmcs(
         fields["GUEST_CR4"] |= CR4_PAE
         if host.profile.features.nx:
             fields["GUEST_IA32_EFER"] |= EFER_NX
+        if narrow:  # assembled programs are 64-bit code, whatever paging they believe in
+            fields["GUEST_IA32_EFER"] |= EFER_LME | EFER_LMA
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
         if vcpu.ept is not None and (leaf := vcpu.ept.find(start.cr3 & e.ADDRESS)) is not None:

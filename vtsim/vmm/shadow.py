@@ -5,7 +5,7 @@ SDM: "Memory Virtualization".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,8 @@ from vtsim.vmm.registry import Parameter
 LEAST_PAGES: Final = 64
 PERMILLE: Final = 1000
 CR0_WP, CR0_PG, CR4_PAE, CR4_PCIDE, CR4_SMEP, EFER_NX = 1 << 16, 1 << 31, 1 << 5, 1 << 17, 1 << 20, 1 << 11
-CR4_LA57, CR4_SMAP = 1 << 12, 1 << 21
+CR4_LA57, CR4_SMAP, CR4_PSE = 1 << 12, 1 << 21, 1 << 4
+EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 # fmt: off
 # bits of CR0 and CR4 that the guest must not change without the monitor: they decide how its tables are read
 CR0_WATCHED: Final = CR0_PG | CR0_WP | 1
@@ -131,13 +132,19 @@ def reserve_pool(host: Host, memory: int, permille: int, slots_end: int, *, agil
 
 def mode_of(start: Start) -> int:
     """The paging mode in which a guest starts."""
+    paging, long = start.cr0 & CR0_PG, start.efer & EFER_LME
+    legacy = paging and not long
     flags = (
         (d.MODE_WP, start.cr0 & CR0_WP),
         (d.MODE_NX, start.efer & EFER_NX),
         (d.MODE_SMEP, start.cr4 & CR4_SMEP),
         (d.MODE_SMAP, start.cr4 & CR4_SMAP),
         (d.MODE_LA57, start.cr4 & CR4_LA57),
-        (d.MODE_PAGING, start.cr0 & CR0_PG),
+        (d.MODE_PAGING, paging),
+        (d.MODE_LEGACY, not long),
+        (d.MODE_PAE, legacy and start.cr4 & CR4_PAE),
+        (d.MODE_32BIT, legacy and not start.cr4 & CR4_PAE),
+        (d.MODE_PSE, legacy and not start.cr4 & CR4_PAE and start.cr4 & CR4_PSE),
     )
     return sum(mode for mode, present in flags if present)
 
@@ -152,19 +159,21 @@ def fill_pool(
     root: int,
     guest: int = at.USER_RAM,
     ept: int = 0,
+    pdptes: Sequence[int] = (0, 0, 0, 0),
     shared: bool = False,
 ) -> int:
     """Write the pool's words, all pages free but the root; the host-physical address of the root.
 
     `slots` is the linear address of two words, the memory slots and how many; `root` the frame of the root through
-    which guest memory is seen from the linear address `guest` on, `ept` that of the root of EPT, with agile paging.
-    A pool that is `shared` has words for each vCPU (see `join_pool`).
+    which guest memory is seen from the linear address `guest` on, `ept` that of the root of EPT, with agile paging;
+    `pdptes` what a guest starts with that has PAE paging. A pool that is `shared` has words for each vCPU (see
+    `join_pool`).
     """
     mode = mode_of(start) | (d.MODE_AGILE if pool.switches is not None else 0)
     records = np.zeros((pool.pages, d.RECORD_BYTES // 8), np.int64)
     records[1:, d.RECORD["NEXT"] // 8] = np.arange(3, pool.pages + 2)
     records[-1, d.RECORD["NEXT"] // 8] = 0
-    direct = not mode & d.MODE_PAGING
+    direct = not mode & d.MODE_PAGING or bool(mode & d.NARROW)
     frame = 0 if direct else (start.cr3 & e.ADDRESS) // mem.PAGE_BYTES
     top = 5 if mode & d.MODE_LA57 else 4
     role = top | d.ALL_RIGHTS << d.ROLE_RIGHTS | (mode & d.ROLE_MODES) << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
@@ -179,7 +188,7 @@ def fill_pool(
         host.store(host.address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
-        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | mode << d.MODE_SHIFT,
+        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | (mode & ~d.MODE_LEGACY) << d.MODE_SHIFT,
         "DIRECT": host.direct, "GUEST": guest,
         "TABLES": pool.tables << 12, "NOTES": host.address(pool.notes),
         "RECORDS": host.address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
@@ -192,6 +201,8 @@ def fill_pool(
         "HOST_ROOT": root << 12, "SLOTS": slots, "VM": host.address(pool.block) if shared else 0,
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),
     }  # fmt: skip
+    for n, pdpte in enumerate(pdptes):
+        host.store(host.address(pool.block) + d.POOL["PDPTE"] + 8 * n, pdpte)
     for name, value in words.items():
         host.store(host.address(pool.block) + d.POOL[name], value)
     return pool.tables << 12

@@ -96,7 +96,7 @@ def set_context(m: Record, a: Arena) -> None:
         if m[EFER] & EFER_LMA == 0:
             m[PAGING_LEVELS] = 3 if m[CR4] & CR4_PAE else 2
     elif m[NONROOT] and eptp == 0 and recorded(m, a):
-        m[PAGING_LEVELS] = 4  # shadow tables, whatever the recorded guest's own are
+        m[PAGING_LEVELS] = 5 if m[CR4] & CR4_LA57 else 4  # shadow tables, whatever the recorded guest's own are
     if m[CONTEXT_KEY] == key:
         return
     before, linear, everyone, physical = m[CONTEXT_KEY], m[CONTEXT], m[CONTEXT_GLOBAL], m[CONTEXT_PHYSICAL]

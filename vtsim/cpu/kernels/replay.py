@@ -49,7 +49,7 @@ EVENTS: Final = (
     ("COUNT_AGAIN", "IMM rows back",                         "ends it"),
     ("UNTIL",       "IMM cycles",                            "begins a loop that lasts so long"),
     ("UNTIL_AGAIN", "IMM rows back",                         "ends it"),
-    ("FILL",        "DISP value, EXTRA host-physical address", "the guest had written a word unseen"),
+    ("FILL",        "R2 bytes, DISP value, EXTRA host-physical address", "the guest had written a word unseen"),
     ("CLEAR",       "EXTRA host-physical address",           "the guest had zeroed a page unseen"),
 )
 MOST_REFUSALS: Final = 3   # then a real monitor would have emulated the instruction
@@ -187,7 +187,7 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
             return JUMPED
         m[s.CYCLE] += m[s.PRICE + second]
     elif kind == FILL:
-        if store(a, a[r + o.ROW_EXTRA], 8, third) < 0:
+        if store(a, a[r + o.ROW_EXTRA], second, third) < 0:
             m[s.STOP] = OUT_OF_MEMORY
             return STOPPED
     elif kind == CLEAR:

@@ -11,9 +11,10 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.agile import ept_written, map_switch, nest_table, scan_nested
-from vtsim.cpu.kernels.shadow_map import find_device, load_root, map_device, map_shadow
+from vtsim.cpu.kernels.shadow_map import find_device, map_device, map_shadow
 from vtsim.cpu.kernels.shadow_pages import evict, free_given_up
 from vtsim.cpu.kernels.shadow_pool import begin_shadow
+from vtsim.cpu.kernels.shadow_roots import load_root
 from vtsim.cpu.kernels.shadow_sync import (
     forget_frame,
     invalidate_address,
@@ -48,7 +49,8 @@ SHADOW_HOOKS: Final = (
     ("SHADOW_WRITE",       "guest-physical address RSI, bytes RCX: the guest's table was written there"),
     ("SHADOW_UNPROTECT",   "guest-physical address RSI: its frame is no table any more; RAX <- shadow pages zapped"),
     ("SHADOW_UNMAP",       "guest-physical address RSI: its frame is mapped nowhere any more"),
-    ("SHADOW_LOAD_ROOT",   "CR3 RSI, paging mode RBX; RAX <- host-physical address of the root"),
+    ("SHADOW_LOAD_ROOT",   "CR3 RSI, paging mode RBX, RCX: are PDPTEs to be loaded; RAX <- host-physical address of "
+                           "the root, 0 if a PDPTE is wrong and nothing was done"),
     ("SHADOW_SYNC",        "synchronize what is below the root"),
     ("SHADOW_SYNC_ALL",    "synchronize everything"),
     ("SHADOW_INVLPG",      "address RSI"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.shadow_formats import guest_entry, is_wrong, leaf_index, mode_in, rights_of
 from vtsim.cpu.kernels.shadow_pages import (
     AGAIN,
     ASKED,
@@ -35,7 +36,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_get,
     shadow_put,
 )
-from vtsim.cpu.kernels.shadow_walk import P_RESERVED, guest_word, is_wrong, rights_of
+from vtsim.cpu.kernels.shadow_walk import P_RESERVED
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS, PTE_ACCESSED, PTE_DIRTY, PTE_LARGE, PTE_NO_EXECUTE, PTE_PRESENT, PTE_USER, PTE_WRITE
 
@@ -98,7 +99,7 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
     """
     shadow_count(m, a, t, P_SYNCHRONIZED)
     key = shadow_get(m, a, t, record_at(m, page))
-    table = (key >> KEY_FRAME) << 12
+    mode = mode_in(key)
     reserved = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_RESERVED)
     for index in range(512):
         entry = page * 512 + index
@@ -106,9 +107,9 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         if old == 0:
             continue
         m[s.SHADOW_FLAGS] += HELD_ONE
-        wanted = guest_word(m, a, t, table | index << 3)
+        wanted = guest_entry(m, a, t, mode, key >> KEY_FRAME << 12, leaf_index(key, index))
         frame = (wanted & ADDRESS) >> 12
-        if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(m, wanted, 1, reserved):
+        if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(mode, wanted, 1, reserved):
             drop_entry(m, a, t, entry)
             continue
         if old & d.DEVICE:
@@ -118,10 +119,10 @@ def synchronize_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         if (shadow_get(m, a, t, note_at(m, entry)) >> 32) & d.LOW != frame:
             drop_entry(m, a, t, entry)
             continue
-        rights = (key >> d.ROLE_RIGHTS) & rights_of(m, wanted)
+        rights = (key >> d.ROLE_RIGHTS) & rights_of(mode, wanted)
         if wanted & PTE_DIRTY == 0:
             rights &= ~d.RIGHT_WRITE
-        if key & d.MODE_KERNEL << d.ROLE_MODE:
+        if mode & d.MODE_KERNEL:
             rights |= d.RIGHT_USER
         writable = old & d.HOST_WRITABLE != 0
         word = make_leaf(m, a, t, frame, (old & ADDRESS) >> 12, rights, writable, old, AGAIN, False)

@@ -7,36 +7,22 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.shadow_formats import guest_entry, is_wrong, leaf_index, mode_in, quadrant_of, rights_of
 from vtsim.cpu.kernels.shadow_leaves import P_LARGE_NX, find_page, protect_below, role_of, set_leaf, synchronize_below
-from vtsim.cpu.kernels.shadow_pages import (
-    ASKED,
-    BESIDE,
-    change_root,
-    drop_entry,
-    forget_writes,
-    keep_free,
-    leaves_of,
-    link_page,
-)
+from vtsim.cpu.kernels.shadow_pages import ASKED, BESIDE, drop_entry, forget_writes, keep_free, leaves_of, link_page
 from vtsim.cpu.kernels.shadow_pool import (
     FILLED_ONE,
     KEY_FRAME,
     NO_ROOT,
-    P_CR3,
-    P_MODE,
-    P_ROOT,
     PROTECTED,
-    STRANGE_ROOT,
     entry_at,
     has_frame,
-    list_root,
     page_behind,
     record_at,
     shadow_count,
     shadow_get,
     shadow_put,
     top_level,
-    unlist_roots,
 )
 from vtsim.cpu.kernels.shadow_walk import (
     P_ADDRESS,
@@ -47,9 +33,6 @@ from vtsim.cpu.kernels.shadow_walk import (
     P_RESERVED,
     P_RIGHTS,
     P_TABLE,
-    guest_word,
-    is_wrong,
-    rights_of,
 )
 from vtsim.ept import shadow as d
 from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONLY
@@ -71,57 +54,11 @@ P_HOST_ROOT: int  = d.POOL["HOST_ROOT"]
 P_SLOTS: int      = d.POOL["SLOTS"]
 P_FILLED: int     = d.POOL["FILLED"]
 P_PREFETCHED: int = d.POOL["PREFETCHED"]
-P_LOADED: int     = d.POOL["LOADED"]
 FIRST: int = SLOT["FIRST"]
 END: int = SLOT["END"]
 USER: int = SLOT["USER"]
 FLAGS: int = SLOT["FLAGS"]
 # fmt: on
-
-
-@kernel
-def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
-    """Is a root, by CR3 and mode, among those loaded last? It becomes the first of them."""
-    at = m[s.SHADOW_POOL] + P_LOADED
-    moved = key
-    for _ in range(d.LOADED_ROOTS):
-        other = shadow_get(m, a, t, at)
-        shadow_put(m, a, t, at, moved)
-        if other == key:
-            return True
-        moved = other
-        at += 8
-    return False
-
-
-@kernel
-def load_root(m: Record, a: Arena, t: Tags) -> int:
-    """SHADOW_LOAD_ROOT: the root for CR3 in RSI and the paging mode in RBX, found again or made."""
-    pool = m[s.SHADOW_POOL]
-    if m[s.SHADOW_MODE] != m[s.GPR + s.RBX]:
-        unlist_roots(m, a, t)
-    m[s.SHADOW_MODE] = m[s.GPR + s.RBX]
-    shadow_put(m, a, t, pool + P_MODE, m[s.SHADOW_MODE])
-    shadow_put(m, a, t, pool + P_CR3, m[s.GPR + s.RSI])
-    m[s.SHADOW_ROOT] = -1
-    keep_free(m, a, t)
-    direct = m[s.SHADOW_MODE] & d.MODE_PAGING == 0
-    frame = 0 if direct else (m[s.GPR + s.RSI] & ADDRESS) >> 12
-    if not direct and not has_frame(m, a, t, frame):
-        frame = 0
-        direct = True
-    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | m[s.SHADOW_MODE] << d.MODE_SHIFT):
-        m[s.SHADOW_FLAGS] |= STRANGE_ROOT
-    root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct))
-    if m[s.SHADOW_SEVERAL]:
-        change_root(m, a, t, root)
-    shadow_put(m, a, t, pool + P_ROOT, root + 1)
-    m[s.SHADOW_ROOT] = root
-    m[s.SHADOW_FLAGS] &= ~NO_ROOT
-    m[s.GPR + s.RAX] = m[s.SHADOW_TABLES] + (root << 12)
-    if not direct:
-        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX])
-    return 0
 
 
 @kernel
@@ -135,6 +72,7 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
     leaf = shadow_get(m, a, t, pool + P_LEVEL)
     rights = shadow_get(m, a, t, pool + P_RIGHTS)
     frame = shadow_get(m, a, t, pool + P_FRAME)
+    mode = m[s.SHADOW_MODE]
     page = m[s.SHADOW_ROOT]
     for level in range(top_level(m), target, -1):
         forget_writes(m, a, t, page)
@@ -154,10 +92,13 @@ def way_down(m: Record, a: Arena, t: Tags, target: int) -> int:
             if direct:
                 first = frame & ~((1 << 9 * (level - 1)) - 1)
                 below = find_page(m, a, t, first, role_of(m, level - 1, rights, True))
+            elif level > 3 and mode & d.NARROW:  # above the guest's tables
+                below = find_page(m, a, t, 0, role_of(m, level - 1, d.ALL_RIGHTS, True))
             else:
                 table = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
                 path = shadow_get(m, a, t, pool + P_PATH + 8 * level)
-                below = find_page(m, a, t, table, role_of(m, level - 1, path, False))
+                role = role_of(m, level - 1, path, False) | quadrant_of(mode, level - 1, address)
+                below = find_page(m, a, t, table, role)
                 if m[s.SHADOW_SEVERAL]:
                     protect_below(m, a, t, below)
                     if m[s.SHADOW_FLAGS] & PROTECTED:
@@ -264,12 +205,13 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
     frame = (key >> KEY_FRAME) + (entry & 511)
     rights = (key >> d.ROLE_RIGHTS) & d.ALL_RIGHTS
     if key & d.ROLE_DIRECT == 0:
-        wanted = guest_word(m, a, t, (key >> KEY_FRAME) << 12 | (entry & 511) << 3)
+        mode = mode_in(key)
+        wanted = guest_entry(m, a, t, mode, key >> KEY_FRAME << 12, leaf_index(key, entry & 511))
         reserved = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_RESERVED)
-        if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(m, wanted, 1, reserved):
+        if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(mode, wanted, 1, reserved):
             return True
         frame = (wanted & ADDRESS) >> 12
-        rights &= rights_of(m, wanted)
+        rights &= rights_of(mode, wanted)
         if wanted & PTE_DIRTY == 0:
             rights &= ~d.RIGHT_WRITE
     if not has_frame(m, a, t, frame):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
+from vtsim.cpu.kernels.shadow_formats import first_entry, mode_in
 from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, protect_below, role_in, synchronize_below
-from vtsim.cpu.kernels.shadow_map import P_LOADED, fill_beside
+from vtsim.cpu.kernels.shadow_map import fill_beside
 from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, protect_frame, unmap_frame, zap_page
 from vtsim.cpu.kernels.shadow_pool import (
     KEY_FRAME,
@@ -27,6 +28,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     top_level,
     top_of,
 )
+from vtsim.cpu.kernels.shadow_roots import P_LOADED
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS, PTE_PRESENT
 
@@ -56,14 +58,18 @@ def table_written(m: Record, a: Arena, t: Tags) -> int:
             if key & d.ROLE_LEVEL > 1 and not counted:
                 state += 1 << d.WRITES
                 shadow_put(m, a, t, at + R_STATE, state)
-            if state >> d.WRITES >= d.FLOOD or size < 4 or gpa & (size - 1):
+            wide = mode_in(key) & d.MODE_32BIT == 0
+            if state >> d.WRITES >= d.FLOOD or size < 4 or gpa & (size - 1) or (size > 4 and not wide):
                 zap_page(m, a, t, page - 1)
                 shadow_count(m, a, t, P_FLOODED)
                 if following and shadow_get(m, a, t, record_at(m, following - 1) + R_STATE) & d.IN_USE == 0:
                     following = shadow_get(m, a, t, bucket_at(m, frame))  # what followed went too: once more
                     counted = True
             else:
-                drop_entry(m, a, t, (page - 1) * 512 + ((gpa & 0xFFF) >> 3))
+                first = first_entry(key, gpa & 0xFFF)
+                count = 0 if first < 0 else 1 if wide or key & d.ROLE_LEVEL == 1 else 2
+                for index in range(first, first + count):
+                    drop_entry(m, a, t, (page - 1) * 512 + index)
         page = following
     return 0
 
@@ -172,7 +178,8 @@ def invalidate_contexts(m: Record, a: Arena, t: Tags) -> int:
     at = m[s.SHADOW_POOL] + P_LOADED
     for n in range(d.LOADED_ROOTS):
         key = shadow_get(m, a, t, at + 8 * n)
-        if key == 0 or (kind < 2 and key & 0xFFF != m[s.GPR + s.RBX]):
+        narrow = (key >> d.MODE_SHIFT) & d.NARROW != 0  # without PCIDs, and whoever loads its CR3 synchronizes
+        if key == 0 or (kind < 2 and not narrow and key & 0xFFF != m[s.GPR + s.RBX]) or (narrow and n):
             continue
         m[s.GPR + s.RAX] = 1
         if kind == 0:

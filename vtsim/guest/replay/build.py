@@ -17,12 +17,12 @@ from vtsim.guest.replay.lower import Lowered, lower
 from vtsim.guest.spec import GuestSpec, ReplaySpec
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import NUMBER
+from vtsim.guest.traces.paging import CR0_PG, registers_at_start
 
 LOG_WORDS: Final = 2
 DEVICE_KINDS: Final = ("IN", "OUT", "MMIO_R", "MMIO_W")
 LINES: Final = 64
 LOADED_FROM: Final = 0x100  # frame; a PC's loader puts kernel and files above 1 MiB, by DMA that is not recorded
-RESET_CR0: Final = 0x6000_0010
 RESET_RFLAGS: Final = 2 | 3 << 12  # what the guest did to IOPL was not recorded, but that it saw no fault was
 
 
@@ -106,7 +106,9 @@ def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start
     for gfn in range(LOADED_FROM, need >> 12):
         memory.frame(gfn)
     _find_fills(memory)
+    cr0, cr4, efer = registers_at_start(recording.trace)
+    cr3 = int(recording.trace.cr3[0]) if cr0 & CR0_PG else 0
     return Start(
-        rip=rip, rsp=0, rflags=RESET_RFLAGS, cr0=RESET_CR0, cr3=0, cr4=0, efer=0, idtr_base=0, idtr_limit=0x3FF,
+        rip=rip, rsp=0, rflags=RESET_RFLAGS, cr0=cr0, cr3=cr3, cr4=cr4, efer=efer, idtr_base=0, idtr_limit=0x3FF,
         gdtr_base=0, gdtr_limit=0xFFFF, tr_base=0, cpl=recording.lowered.cpl, msrs={}, gs_base=0, fs_base=0,
     )  # fmt: skip

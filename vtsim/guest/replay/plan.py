@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from vtsim.cpu import ops as o
 from vtsim.cpu.assembler import NO_MEMORY
 from vtsim.cpu.kernels import replay as e
-from vtsim.cpu.slots import RAX, RDX
-from vtsim.ept import spec as e_spec
+from vtsim.cpu.slots import RDX
+from vtsim.guest.replay.follow import Follower
 from vtsim.guest.replay.steps import (
-    ABSOLUTE,
     CLOCKS,
     EVENTS,
     FIELDS,
@@ -24,12 +23,10 @@ from vtsim.guest.replay.steps import (
     SPIN_INSTRUCTIONS,
     STEPS,
     WITH_ERROR_CODE,
-    WRITE,
     Step,
     event,
     registers,
 )
-from vtsim.guest.replay.tables import DEVICES, ZERO, GuestTables, refuse_unfollowed
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import (
     NAME,
@@ -40,13 +37,11 @@ from vtsim.guest.traces.kinds import (
     PORT_SIZE_SHIFT,
     PORT_STRING,
 )
-from vtsim.guest.traces.rows import LEAVES, TOUCHES
 
 HALT_NS: Final = 1_000_000
 NS: Final = 1_000_000_000
 WITHOUT_SIZE: Final = NO_MEMORY.packed & ~(15 << o.MEM_SIZE)
 UNKNOWN_ACCESS_BYTES: Final = 4
-RESERVED: Final = e_spec.ADDRESS & ~((1 << 46) - 1)
 Placed = tuple[Step, int]  # a step and the recorded row that it stands for
 
 
@@ -76,7 +71,6 @@ class Plan:
         self.last = np.arange(len(self.trace))
         self.columns = self._derived()
         if self.shadow:
-            refuse_unfollowed(self.trace)
             self._follow_tables()
         self._join_read_modify_write()
         self._give_halts_their_interrupts()
@@ -116,110 +110,13 @@ class Plan:
         self.own[first] = instructions
         self.segments[first] = steps
 
-    # --- the guest's paging structures, for shadow tables ---------------------------------------------------
     def _follow_tables(self) -> None:
         """Accesses are made at linear addresses, through tables that are filled as the recording tells."""
-        t = self.trace
-        roots = np.nonzero(self.of("ROOT"))[0]
-        first = int(roots[0]) if len(roots) else len(t)
-        after = np.arange(len(t)) >= first
-        self.steps[self.of(*TOUCHES) & after] = 0
-        tables = GuestTables(spare=self._untouched())
-        rows = np.nonzero(self.of(*LEAVES, "PTW", "ROOT", "MMIO_R", "MMIO_W"))[0].tolist()
-        written, uses = self._stores_after(), self._uses_of_entries()
-        for row in rows:
-            kind, root = NAME[int(t.kind[row])], (int(t.cr3[row]) & e_spec.ADDRESS) >> 12
-            a0, a1, a2 = int(t.a0[row]), int(t.a1[row]), int(t.a2[row])
-            if kind == "ROOT":
-                found = [fill_step(f) for f in tables.new_root(a0 >> 12, root)]
-            elif kind == "PTW":
-                found = self._store(tables, row, root)
-            elif kind in LEAVES:
-                level, at = a1 & 3, a1 & ~7
-                found = self._with_zeroes(tables, root, tables.first_use(root, a0, at, level, a2))
-                if a0 < 0:
-                    found += [fill_step(f) for f in tables.foresee(uses.pop(at >> 12, {}), row)]
-                frame = tables.mapped(root, a0)
-                if kind == "LEAF_W" and written.get(row) != frame and frame in tables.tables:
-                    tables.retire(frame)
-                    found += self._with_zeroes(tables, root, tables.first_use(root, a0, at, level, a2))
-                if kind != "LEAF_W" or written.get(row) != frame:
-                    found.append(event(e.ACCESS, LEAVES.index(kind), (frame << 12) | (a0 & 0xFFF), a0))
-            elif row < first:
-                continue
-            else:
-                found = [fill_step(f) for f in tables.device(root, a0)]
-                place = DEVICES + a0
-                operand = int(self.columns["device_operand"][row])
-                load = Step(o.LD, RAX, mem=operand, disp=place, extra=a1)
-                found += [load] if kind == "MMIO_R" else [registers(a1), Step(o.ST, RAX, mem=operand, disp=place)]
-            self.segments[row] = tuple((step, row) for step in found)
-            self.steps[row] = len(found)
-
-    def _store(self, tables: GuestTables, row: int, root: int) -> list[Step]:
-        """A store into a table in use; and the zeroing of what it makes a table."""
-        t = self.trace
-        at, level, value = int(t.a0[row]) & ~7, int(t.a0[row]) & 7, int(t.a1[row])
-        found = self._with_zeroes(tables, root, tables.link(at, level, value))
-        place = tables.linear(root, at, 0 <= int(t.rip[row]) < 1 << 46)
-        tables.store(at, value)
-        if value & e_spec.PTE_PRESENT == 0 and value & RESERVED:
-            tables.retire(at >> 12)  # no entry looks like this: the page is poisoned
-            found += self._with_zeroes(tables, root, tables.path_again(root, place))
-        string = row + 1 < len(t) and self._iterates(row + 1)
-        if self._iterates(row) or place is None:
-            return [*found, event(e.FILL, 0, at, value)]
-        if string:
-            return [*found, event(e.ACCESS, WRITE, at, place), event(e.FILL, 0, at, value)]
-        return [*found, Step(o.ST, imm=value, mem=ABSOLUTE, disp=place)]
-
-    def _iterates(self, row: int) -> bool:
-        """Is this a further iteration of a string instruction that stores into tables?"""
-        t = self.trace
-        return bool(
-            row
-            and t.kind[row] == t.kind[row - 1] == NUMBER["PTW"]
-            and t.rip[row] == t.rip[row - 1]
-            and t.icount[row] - t.icount[row - 1] <= 1
-        )
-
-    def _with_zeroes(self, tables: GuestTables, root: int, fills: Iterator[tuple[int, int, int]]) -> list[Step]:
-        """Fills as steps; the guest zeroes a page with stores before it makes it a table."""
-        found = []
-        for fill in fills:
-            if fill[0] == ZERO:
-                place = tables.linear(root, fill[1], False)
-                if place is not None:
-                    found.append(event(e.ACCESS, WRITE, fill[1], place))
-            found.append(fill_step(fill))
-        return found
-
-    def _stores_after(self) -> dict[int, int]:
-        """Rows directly before a recorded store of the same instruction into a table: the frame of that table."""
-        t = self.trace
-        stores = np.nonzero(self.of("PTW"))[0]
-        stores = stores[stores > 0]
-        before = stores[t.icount[stores] == t.icount[stores - 1]]
-        return dict(zip((before - 1).tolist(), (t.a0[before] >> 12).tolist(), strict=True))
-
-    def _uses_of_entries(self) -> dict[int, dict[int, list[tuple[int, int]]]]:
-        """By frame and entry: rows that use it first for the kernel (what it holds), and all others (-1), in order."""
-        t = self.trace
-        uses: dict[int, dict[int, list[tuple[int, int]]]] = {}
-        for row in np.nonzero(self.of(*LEAVES, "PTW"))[0].tolist():
-            stored = t.kind[row] == NUMBER["PTW"]
-            at = int((t.a0 if stored else t.a1)[row]) & ~7
-            value = -1 if stored or t.a0[row] >= 0 else int(t.a2[row])
-            uses.setdefault(at >> 12, {}).setdefault(at, []).append((row, value))
-        return uses
-
-    def _untouched(self) -> Iterator[int]:
-        """Frames of memory that no row names, from the end."""
-        t = self.trace
-        used = {int(frame) for frame in np.unique(t.a0[self.of(*TOUCHES, "PTW", "ROOT")] >> 12)}
-        used |= {int(frame) for frame in np.unique(t.a1[self.of(*LEAVES)] >> 12)}
-        used |= {int(frame) for frame in np.unique((t.a2[self.of(*LEAVES)] & e_spec.ADDRESS) >> 12)}
-        return (frame for frame in range((t.guest.memory_bytes >> 12) - 1, 0, -1) if frame not in used)
+        follower = Follower(self.trace, self.columns["device_operand"], self._filled)
+        self.steps[follower.dropped] = 0
+        for row, steps in follower.steps.items():
+            self.segments[row] = steps
+            self.steps[row] = len(steps)
 
     # --- rows that belong together ----------------------------------------------------------------------
     def _join_read_modify_write(self) -> None:
@@ -228,6 +125,7 @@ class Plan:
         joined = self.of("TOUCH_R", "RETOUCH_R")[:-1] & self.of("TOUCH_W", "RETOUCH_W")[1:]
         for column in (t.icount, t.rip, t.a1):
             joined &= column[1:] == column[:-1]
+        joined[[row for row in self.segments if row < len(joined)]] = False
         self._drop(np.append(joined, False))
 
     def _give_halts_their_interrupts(self) -> None:
@@ -316,12 +214,6 @@ class Plan:
                 operands = (getattr(step, name) for name in FIELDS)
                 numbers = (int(self.columns[v][row]) if isinstance(v, str) else v for v in operands)
                 yield Step(step.op, *numbers), row
-
-
-def fill_step(fill: tuple[int, int, int]) -> Step:
-    """A word of a table, or a whole table, that the guest wrote before it was in use."""
-    kind, at, value = fill
-    return event(e.CLEAR if kind == ZERO else e.FILL, 0, at, value)
 
 
 def work_steps(instructions: int) -> list[Step]:

@@ -16,6 +16,7 @@ from vtsim.cpu.slots import NO_REGISTER, RAX, RBX, RDX
 
 Operand = int | str
 ABSOLUTE: Final = Mem(displacement=1).packed  # an absolute address, 8 bytes
+ABSOLUTE_4: Final = Mem(displacement=1, size=4).packed
 FIELDS: Final = ("r1", "r2", "imm", "mem", "disp", "extra")
 
 

@@ -13,6 +13,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from vtsim.guest.traces.kinds import NAME, NUMBER, PORT_SIZE_MASK, PORT_SIZE_SHIFT
+from vtsim.guest.traces.paging import WIDE, table_shapes
 
 # fmt: off
 FIRMWARE_END: Final = 1 << 32            # the board's firmware ends here, below what a PC with 3 GiB has of memory
@@ -41,6 +42,12 @@ class Columns(Protocol):
     @property
     def a1(self) -> NDArray[np.int64]: ...
     @property
+    def a2(self) -> NDArray[np.int64]: ...
+    @property
+    def rip(self) -> NDArray[np.int64]: ...
+    @property
+    def cr3(self) -> NDArray[np.int64]: ...
+    @property
     def n(self) -> NDArray[np.uint32]: ...
 
 
@@ -59,6 +66,12 @@ def outside(address: NDArray[np.int64], memory: int) -> Flags:
     return ((address < 0) | (address >= memory)) & ~firmware
 
 
+def legal_level(of: Columns) -> Flags:
+    """Which rows, if they are stores into tables, say a level; with 32-bit paging it has two bits."""
+    level = np.where(table_shapes(of) == WIDE, of.a0 & 3, of.a0 & 7)
+    return np.isin(level, np.arange(1, LEVELS + 1))
+
+
 # fmt: off
 RULES: Final = (
     Rule("icount falls",                              lambda t, _: np.diff(t.icount, prepend=0) < 0),
@@ -72,7 +85,7 @@ RULES: Final = (
     Rule("its operand has not 1, 2 or 4 bytes",
          lambda t, _: ~np.isin(t.a0 >> PORT_SIZE_SHIFT & PORT_SIZE_MASK, (1, 2, 4)), ("IN", "OUT")),
     Rule("the page is in neither memory nor firmware", lambda t, memory: outside(t.a0, memory), TOUCHES),
-    Rule("the level is none from 1 to 5",             lambda t, _: (t.a0 & 7 < 1) | (t.a0 & 7 > LEVELS), ("PTW",)),
+    Rule("the level is none from 1 to 5",             lambda t, _: ~legal_level(t), ("PTW",)),
     Rule("the level is none from 1 to 3",             lambda t, _: t.a1 & 3 == 0, LEAVES),
     Rule("the table is not in memory",                lambda t, memory: outside(t.a0, memory), ("PTW", "ROOT")),
     Rule("the table is not in memory",                lambda t, memory: outside(t.a1, memory), LEAVES),

@@ -13,9 +13,10 @@ from __future__ import annotations
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
-from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE
+from vtsim.cpu.kernels.shadow_hooks import SHADOW_MAP_DEVICE, SHADOW_WALK
 from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
+from vtsim.ept.shadow import NARROW, POOL
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import several, shadow_shared, viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
@@ -200,6 +201,10 @@ def fetch(a: Assembler, path: Path) -> None:
     a.test(RAX, CR0_PG)
     a.jcc(ops.CC_Z, "fetch_bytes")
     if path.vmm.on_shadow:
+        a.ld(RDI, vcpu("SHADOW"))
+        a.ld(RAX, Mem(RDI, POOL["MODE"]))
+        a.test(RAX, NARROW)
+        a.jcc(ops.CC_NZ, "fetch_narrow")
         a.ld(RBX, vcpu("SHADOW_CR3"))
     else:
         a.vmread(RBX, "GUEST_CR3")
@@ -233,6 +238,14 @@ def fetch(a: Assembler, path: Path) -> None:
             a.jmp("fetch_bytes")
         if level in (3, 2):
             a.label(f"fetch_table_{level}")
+    if path.vmm.on_shadow:
+        a.jmp("fetch_bytes")
+        a.label("fetch_narrow")  # PAE or 32-bit paging: as for a fault
+        zero(a, RDX)
+        a.hook(SHADOW_WALK)
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_NZ, "fetch_failed")
+        a.copy(RSI, RCX)
     a.label("fetch_bytes")
     a.call("guest_memory")
     a.label("fetched")

@@ -39,7 +39,7 @@ from vtsim.vmm.programs.words import (
     zero,
 )
 from vtsim.vmm.registry import Path
-from vtsim.vmm.shadow import CR0_FORCED, EFER_NX
+from vtsim.vmm.shadow import CR0_FORCED, EFER_LMA, EFER_LME, EFER_NX
 
 DOUBLE_FAULT, PAGE_FAULT = 8, 14
 DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
@@ -48,8 +48,11 @@ MAPPED, TO_TABLE, TO_WALK_AGAIN = range(3)  # what SHADOW_MAP answers
 VMXE, PAE, CR4_LA57, PCIDE, RFLAGS_AC = 1 << 13, 1 << 5, 1 << 12, 1 << 17, 1 << 18
 MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
     (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
-    (RAX, 31, d.MODE_PAGING),
+    (RAX, 31, d.MODE_PAGING), (RCX, 5, d.MODE_PAE), (RCX, 4, d.MODE_PSE),
 )  # fmt: skip
+# changes of CR0 and of CR4 that load the PDPTEs
+CR0_PDPTES: Final = 7 << 29
+CR4_PDPTES: Final = PAE | 1 << 4 | 1 << 7 | 1 << 20
 
 
 def exception(a: Assembler, path: Path) -> None:
@@ -262,7 +265,8 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("cr3_value")
     a.st(vcpu("SHADOW_CR3"), RAX)
     shared.begin(a, path, at.FOR_SYNC)
-    shared.load_root(a, path)
+    a.mov(RCX, 1)
+    shared.load_root(a, path, refused="cr3_refused")
     shared.settle(a, path)
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "cr3_kept")
@@ -281,19 +285,21 @@ def control_registers(a: Assembler, path: Path) -> None:
     shared.end(a, path)
     a.jmp("skip")
 
-    a.label("cr_to_0")
-    a.vmwrite("CR0_READ_SHADOW", RAX)
-    a.or_(RAX, CR0_FORCED)
-    a.vmwrite("GUEST_CR0", RAX)
-    a.jmp("paging_mode")
-    a.label("cr_to_4")
-    a.vmwrite("CR4_READ_SHADOW", RAX)
-    a.or_(RAX, VMXE | PAE)
-    a.vmwrite("GUEST_CR4", RAX)
+    for register, forced, watched in ((0, CR0_FORCED, CR0_PDPTES), (4, VMXE | PAE, CR4_PDPTES)):
+        a.label(f"cr_to_{register}")
+        a.vmread(R13, f"CR{register}_READ_SHADOW")
+        a.copy(R12, RAX)
+        a.emit(ops.XOR, R12, R13)
+        a.and_(R12, watched)
+        a.vmwrite(f"CR{register}_READ_SHADOW", RAX)
+        a.or_(RAX, forced)
+        a.vmwrite(f"GUEST_CR{register}", RAX)
+        if register == 0:
+            a.jmp("paging_mode")
     a.label("paging_mode")
     a.ld(RDI, vcpu("SHADOW"))
     a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
-    a.and_(RBX, d.MODE_NX | d.MODE_AGILE)
+    a.and_(RBX, d.MODE_NX | d.MODE_AGILE | d.MODE_LEGACY)
     a.label("paging_mode_nx")
     a.vmread(RAX, "CR0_READ_SHADOW")
     a.vmread(RCX, "CR4_READ_SHADOW")
@@ -306,7 +312,8 @@ def control_registers(a: Assembler, path: Path) -> None:
         a.push(RBX)
         shared.begin(a, path, at.FOR_SYNC)
         a.pop(RBX)
-    shared.load_root(a, path, mode=True)
+    a.copy(RCX, R12)
+    shared.load_root(a, path, mode=True, refused="pdptes_refused")
     shared.settle(a, path)
     work(a, path, "synchronize")
     shared.synchronize(a, path, h.SHADOW_SYNC_ALL)
@@ -314,10 +321,38 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.call("flush_guest")
     a.jmp("skip")
 
+    a.label("pdptes_refused")
+    shared.end(a, path)
+    a.test(R12, CR0_PDPTES)
+    a.jcc(ops.CC_Z, "cr4_refused")
+    a.vmwrite("CR0_READ_SHADOW", R13)
+    a.or_(R13, CR0_FORCED)
+    a.vmwrite("GUEST_CR0", R13)
+    a.jmp("cr_refused")
+    a.label("cr4_refused")
+    a.vmwrite("CR4_READ_SHADOW", R13)
+    a.or_(R13, VMXE | PAE)
+    a.vmwrite("GUEST_CR4", R13)
+    a.jmp("cr_refused")
+    a.label("cr3_refused")
+    shared.end(a, path)
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RAX, Mem(RDI, d.POOL["CR3"]))
+    a.st(vcpu("SHADOW_CR3"), RAX)
+    a.label("cr_refused")
+    a.mov(RAX, GENERAL_PROTECTION)
+    zero(a, RDX)
+    a.jmp("inject")
+
     a.label("efer_written")
+    zero(a, R12)
     a.copy(RBX, RAX)
     a.shr(RBX, 10)
     a.and_(RBX, d.MODE_NX)
+    a.test(RAX, EFER_LME)
+    a.jcc(ops.CC_NZ, "efer_long")
+    a.or_(RBX, d.MODE_LEGACY)
+    a.label("efer_long")
     if path.vmm.paging == "agile":
         a.or_(RBX, d.MODE_AGILE)
     a.or_(RAX, EFER_NX if path.profile.features.nx else 0)
@@ -326,6 +361,10 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("efer_read")  # the processor always has NX, for entries that are the monitor's own
     a.ld(RDI, vcpu("SHADOW"))
     a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
+    a.test(RBX, d.MODE_LEGACY)
+    a.jcc(ops.CC_Z, "efer_read_nx")
+    a.and_(RAX, ~(EFER_LME | EFER_LMA))
+    a.label("efer_read_nx")
     a.test(RBX, d.MODE_NX)
     a.jcc(ops.CC_NZ, "msr_value")
     a.and_(RAX, ~EFER_NX)

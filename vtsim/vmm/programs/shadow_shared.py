@@ -8,8 +8,8 @@ uses is given up when that one, asked to, has loaded another.
 
 Source: Linux 6.1, arch/x86/kvm/mmu/mmu.c (kvm_mmu_commit_zap_page, mmu_sync_children, kvm_mmu_reload), paging_tmpl.h
 (gpte_changed).
-Not modelled: under shadow paging, vCPUs of a VM in different paging modes; roots that are loaded without the lock (fast
-CR3 switches); the lock given to others while many tables are brought into sync.
+Not modelled: under shadow paging, vCPUs of a VM in different paging modes, or with PAE or 32-bit paging; roots that are
+loaded without the lock (fast CR3 switches); the lock given to others while many tables are brought into sync.
 """
 
 from __future__ import annotations
@@ -191,12 +191,21 @@ def _tell_roots(a: Assembler) -> None:
     a.label("roots_told")
 
 
-def load_root(a: Assembler, path: Path, mode: bool = False) -> None:
-    """The shadow root of the guest's CR3 becomes the processor's; its paging mode is in RBX, or as it was."""
+def load_root(a: Assembler, path: Path, mode: bool = False, refused: str = "") -> None:
+    """The shadow root of the guest's CR3 becomes the processor's; its paging mode is in RBX, or as it was.
+
+    Are PDPTEs to be loaded, says RCX; where they are wrong nothing is done, and control goes to `refused`. None are
+    loaded without it.
+    """
     work(a, path, "load_root")
     a.ld(RDI, vcpu("SHADOW"))
     a.ld(RSI, vcpu("SHADOW_CR3"))
     if not mode:
         a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
+    if not refused:
+        zero(a, RCX)
     a.hook(h.SHADOW_LOAD_ROOT)
+    if refused:
+        a.test(RAX, register=RAX)
+        a.jcc(ops.CC_Z, refused)
     a.call("write_root")
