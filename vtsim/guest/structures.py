@@ -83,7 +83,7 @@ class NetlistSwapsSpec(Phase):
     PLACE: ClassVar[int] = 8
     NAME: ClassVar[int] = 80  # of an entry of the map of names
 
-    elements: int = elements(4_000_000, "Elements of the netlist")
+    elements: int = elements(3_000_000, "Elements of the netlist")
     neighbours: int = setting(counts(ge=1, le=32), "Inputs of an element, and as many outputs", default=5)
     accesses: int = accesses()
 
