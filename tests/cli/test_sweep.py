@@ -189,6 +189,11 @@ def test_looking_at_an_empty_file_makes_no_store_of_it(vtsim: Vtsim, tmp_path: P
 
 
 CASES = {
+    "no address": (
+        ("sweep", "STUDY", "--scheduler", ""),
+        "--scheduler: the address of a Dask scheduler is needed\n"
+        " help: write the address that dask-scheduler prints, as in tcp://host:8786\n",
+    ),
     "no study to look at": (
         ("study", "status", "/nowhere/none.yaml"),
         "/nowhere/none.yaml: cannot be read: No such file or directory\n help: give the path of a scenario file\n",

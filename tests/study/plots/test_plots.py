@@ -107,13 +107,13 @@ def test_several_metrics_of_one_unit_are_stacked_without_those_that_are_zero() -
 
 # fmt: off
 REFUSED = [
-    (("paging",), ["slow"], "", "--metric: unknown metric of the study 'slow'\n help: did you mean 'slowdown'?"),
+    (("paging",), ["slow"], None, "--metric: unknown metric of the study 'slow'\n help: did you mean 'slowdown'?"),
     (("paging",), ["slowdown"], "pie",
      "--kind: unknown kind of plot 'pie'\n help: kind of plot can be lines, heat, bars, stacks, cdf, scatter"),
     (("paging",), ["slowdown"], "lines",
      "--kind: lines needs a numeric axis that varies\n help: axes that vary are paging"),
     ((), ["slowdown"], "heat", "--kind: a heat map needs two numeric axes that vary\n help: no axis varies"),
-    (("paging",), ["slowdown", "cycles.by.N0.WORK"], "", "--metric: metrics in  and cycles cannot be stacked"),
+    (("paging",), ["slowdown", "cycles.by.N0.WORK"], None, "--metric: metrics in  and cycles cannot be stacked"),
     (("paging",), ["cycles.by.*"], "bars", "--kind: several metrics are stacked, not drawn as bars"),
 ]
 # fmt: on
@@ -121,7 +121,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("axes", "metrics", "kind", "message"), REFUSED)
 def test_a_picture_that_cannot_be_is_refused(
-    axes: tuple[str, ...], metrics: list[str], kind: str, message: str
+    axes: tuple[str, ...], metrics: list[str], kind: str | None, message: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
         choose(study(*axes), metrics, kind)

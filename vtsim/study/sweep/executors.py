@@ -16,6 +16,7 @@ from vtsim.study.sweep.worker import start
 
 CONNECTED: Final = "running"  # what a Dask client is while it has a scheduler
 LONGEST_GOODBYE_S: Final = 5
+ADDRESS: Final = "write the address that dask-scheduler prints, as in tcp://host:8786"
 
 
 class Workers(Protocol):
@@ -88,6 +89,8 @@ class Cluster:
     client: Any = field(default=None)
 
     def __attrs_post_init__(self) -> None:
+        if not self.address:  # which Dask takes for a wish to start a cluster here
+            raise ConfigError("the address of a Dask scheduler is needed", field="--scheduler", help=ADDRESS)
         distributed = needed("distributed", "cluster", "a scheduler")
         try:
             self.client = distributed.Client(self.address, timeout="10s")
@@ -95,7 +98,7 @@ class Cluster:
             raise ConfigError(
                 f"there is no Dask scheduler at {self.address!r}: {error}",
                 field="--scheduler",
-                help="write the address that dask-scheduler prints, as in tcp://host:8786",
+                help=ADDRESS,
             ) from None
         self.jobs = sum(self.client.nthreads().values())
         if not self.jobs:
