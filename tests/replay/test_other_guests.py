@@ -224,3 +224,11 @@ def test_with_ept_such_a_guest_takes_the_exits_of_its_rows(tmp_path, name):
 
 def test_a_row_may_end_a_recording_that_is_nothing_to_execute(tmp_path):
     assert exits(long_mode(), tmp_path, "vmm.paging=shadow") == {"CR_ACCESS": 3, "MSR_WRITE": 1}
+
+
+@pytest.mark.parametrize("vector", [13, 14])
+def test_a_recorded_exception_of_real_address_mode_has_no_error_code(vector: int, tmp_path: Path) -> None:
+    """VM entry refuses to inject one where CR0.PE is 0, after its delivery found the vector table not mapped by EPT."""
+    rows = [row("EXC", 10, a0=vector, a1=2, a2=0x1234), row("IRET", 20)]
+
+    assert exits(rows, tmp_path) == {"EPT_VIOLATION": 1}

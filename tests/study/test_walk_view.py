@@ -238,8 +238,17 @@ def test_a_shadow_that_the_guest_has_not_used_yet_is_the_users_mistake(scenario:
 
     assert str(caught.value) == (
         "vmm.paging: shadow tables come with use: only the process that ran last has any loaded\n"
-        " help: walk after the run, or choose paging 'ept'"
+        " help: walk after the run (--after-run), or choose paging 'ept'"
     )
+
+
+def test_where_devices_have_the_machine_to_themselves_there_is_no_vm_to_name(tmp_path: Path) -> None:
+    path = tmp_path / "device.yaml"
+    path.write_text("dma: [{}]\n")
+    with pytest.raises(ConfigError) as caught:
+        vtsim.walk(path, AT)
+
+    assert str(caught.value) == "vm: there is no VM '0'\n help: the scenario has no VM at all"
 
 
 def churning(tmp_path: Path) -> Path:

@@ -194,7 +194,8 @@ def _place(wanted: int | str, names: list[str], noun: str, option: str) -> int:
     if 0 <= number < len(names):
         return number
     known = ", ".join(f"{n} ({name})" for n, name in enumerate(names))
-    raise ConfigError(f"there is no {noun} {str(wanted)!r}", field=option, help=f"{option} can be {known}")
+    help = f"{option} can be {known}" if known else f"the scenario has no {noun} at all"
+    raise ConfigError(f"there is no {noun} {str(wanted)!r}", field=option, help=help)
 
 
 def empty_caches(engine: Engine, cpu: int) -> None:
@@ -245,7 +246,7 @@ def _loaded(machine: Machine, number: int, space: Space, ring: int) -> int:
     if shadow is None:
         message = "shadow tables come with use: only the process that ran last has any loaded"
         other = "" if machine.monitor is not None else ", or choose paging 'ept'"
-        raise inside("vmm", ConfigError(message, field="paging", help=f"walk after the run{other}"))
+        raise inside("vmm", ConfigError(message, field="paging", help=f"walk after the run (--after-run){other}"))
     return shadow
 
 

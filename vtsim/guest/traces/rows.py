@@ -21,6 +21,7 @@ FIRMWARE_BYTES: Final = 256 << 10
 TOUCHES: Final = ("TOUCH_R", "TOUCH_W", "TOUCH_F", "RETOUCH_R", "RETOUCH_W", "RETOUCH_F")
 LEAVES: Final = ("LEAF_R", "LEAF_W", "LEAF_F")
 LEVELS: Final = 5
+PHYSICAL_BITS: Final = 52
 CR_MOVES: Final = ("MOV_TO_CR", "MOV_FROM_CR")
 DR_MOVES: Final = ("MOV_TO_DR", "MOV_FROM_DR")
 CONTROL_REGISTERS: Final = (0, 2, 3, 4, 8)
@@ -85,6 +86,8 @@ RULES: Final = (
     Rule("its operand has not 1, 2 or 4 bytes",
          lambda t, _: ~np.isin(t.a0 >> PORT_SIZE_SHIFT & PORT_SIZE_MASK, (1, 2, 4)), ("IN", "OUT")),
     Rule("the page is in neither memory nor firmware", lambda t, memory: outside(t.a0, memory), TOUCHES),
+    Rule("the address has more than 52 bits",
+         lambda t, _: (t.a0 < 0) | (t.a0 >= 1 << PHYSICAL_BITS), ("MMIO_R", "MMIO_W")),
     Rule("the level is none from 1 to 5",             lambda t, _: ~legal_level(t), ("PTW",)),
     Rule("the level is none from 1 to 3",             lambda t, _: t.a1 & 3 == 0, LEAVES),
     Rule("the table is not in memory",                lambda t, memory: outside(t.a0, memory), ("PTW", "ROOT")),
