@@ -232,3 +232,11 @@ def test_a_recorded_exception_of_real_address_mode_has_no_error_code(vector: int
     rows = [row("EXC", 10, a0=vector, a1=2, a2=0x1234), row("IRET", 20)]
 
     assert exits(rows, tmp_path) == {"EPT_VIOLATION": 1}
+
+
+@pytest.mark.parametrize("kind", ["WRMSR", "RDMSR"])
+def test_a_fault_that_is_injected_in_real_address_mode_has_no_error_code(kind: str, tmp_path: Path) -> None:
+    """An MSR that nobody knows, as firmware looks for one: the exit, and the delivery that finds no vector table."""
+    found = exits([row(kind, 10, a0=0x12345, a1=0)], tmp_path)
+
+    assert found == {f"MSR_{'WRITE' if kind == 'WRMSR' else 'READ'}": 1, "EPT_VIOLATION": 1}

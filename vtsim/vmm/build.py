@@ -147,6 +147,7 @@ def build_hypervisor(
         vmm=vmm, profile=Processor.of(profile), capabilities=capabilities, parameters=parameters, addresses=addresses,
         several=any(len(guest.cpus) > 1 for guest in guests),
         parallel=len({cpu for guest in guests for cpu in (guest.cpu, *guest.cpus)}) > 1,
+        recorded=any(guest.recorded for guest in guests),
     )  # fmt: skip
     wanted = personality.wanted(path)
     wanted = _with_options(wanted, vmm)

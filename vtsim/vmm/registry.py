@@ -56,6 +56,7 @@ class Path:
     addresses: Mapping[str, int]  # linear addresses of the host's own structures
     several: bool = False  # has a VM more than one vCPU?
     parallel: bool = False  # do vCPUs run on more than one CPU?
+    recorded: bool = False  # is a guest recorded, so that it may be in real-address mode?
 
     @property
     def remote(self) -> bool:

@@ -47,9 +47,12 @@ DR6_BS: int = 1 << 14
 
 @kernel
 def raise_exception(m: Record, vector: int, has_error: int, error: int) -> int:
-    """Record an exception of the op in flight."""
+    """Record an exception of the op in flight; in real-address mode none has an error code.
+
+    SDM: "Interrupt and Exception Handling in Real-Address Mode".
+    """
     m[s.EVENT_VECTOR] = vector
-    m[s.EVENT_HAS_ERROR] = has_error
+    m[s.EVENT_HAS_ERROR] = has_error & m[s.CR0]
     m[s.EVENT_ERROR] = error
     m[s.EVENT_TYPE] = HARDWARE_EXCEPTION
     m[s.EVENT_LENGTH] = 0
@@ -143,7 +146,7 @@ def exception_exit(m: Record, a: Arena, vector: int, kind: int, length: int) -> 
     SDM: "Information for VM Exits Due to Vectored Events"; "Architectural State Before a VM Exit".
     """
     m[s.EXIT_INTERRUPTION] = vector | kind << 8 | VALID
-    if m[s.EVENT_HAS_ERROR] and m[s.CR0] & 1:  # none in real-address mode
+    if m[s.EVENT_HAS_ERROR]:
         m[s.EXIT_INTERRUPTION] |= ERROR_VALID
     if m[s.IRET_UNBLOCKED] and vector != DF:
         m[s.EXIT_INTERRUPTION] |= NMI_UNBLOCKING

@@ -3,8 +3,7 @@
 Rows of a recorded guest stand in a window of linear addresses, one per byte (`ops.REPLAY_BASE`). Instructions that can
 exit are ordinary rows; what surrounds them is here. EPT state alone decides what an access does.
 
-SDM: "EPT Violations"; "Exception Bitmap"; "External Interrupts";
-"Interrupt and Exception Handling in Real-Address Mode".
+SDM: "EPT Violations"; "Exception Bitmap"; "External Interrupts".
 Not modelled: data and code accesses of a recorded guest beyond the recorded first touches.
 """
 
@@ -166,8 +165,7 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
                 return NEXT
             m[s.GPR + s.R12] = m[s.RIP]
         m[s.EVENT_CR2] = a[r + o.ROW_EXTRA]
-        # in real-address mode no exception has an error code, and VM entry refuses one that is injected
-        return raise_exception(m, value, second & m[s.CR0] & 1, third)
+        return raise_exception(m, value, second, third)
     elif kind == WIRE:
         if m[s.NONROOT] and m[s.WIRE_HOST_VECTOR] == 0:
             m[s.STOP] = MODEL_FAULT

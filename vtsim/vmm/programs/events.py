@@ -14,10 +14,10 @@ from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted, upcalls
 from vtsim.vmm.programs.daemons import daemons, what_may_be_due
-from vtsim.vmm.programs.words import VALID, count, cpu, vcpu, work, zero
+from vtsim.vmm.programs.words import VALID, WITH_ERROR, count, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
-RF_IF = 1 << 9
+CR0_PE, RF_IF = 1 << 0, 1 << 9
 BLOCKING_BY_STI_AND_MOV_SS = 3
 ASSIGNED_BYTES = 16  # of a device that is assigned: linear address of its vCPU, vector
 
@@ -189,6 +189,12 @@ def inject(a: Assembler, path: Path) -> None:
     """`inject`: an exception for the guest, information in RAX, error code in RDX."""
     a.label("inject")
     work(a, path, "queue_exception")
+    if path.recorded and not path.vmm.on_shadow:
+        a.vmread(RCX, "GUEST_CR0")
+        a.test(RCX, CR0_PE)
+        a.jcc(ops.CC_NZ, "inject_protected")
+        a.and_(RAX, ~WITH_ERROR, comment="no exception has an error code in real-address mode")
+        a.label("inject_protected")
     a.st(vcpu("PENDING"), RAX)
     a.st(vcpu("PENDING_ERROR"), RDX)
     request(a)
