@@ -33,7 +33,7 @@ class Picture:
     study: str
     metric: str
     where: tuple[str, ...] = ()
-    kind: str = ""
+    kind: str | None = None
     shows: str
 
     @property

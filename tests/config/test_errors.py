@@ -228,13 +228,13 @@ CASES = {
         CPUID + "vmm: {paging: software}\n",
         "s.yaml:2: vmm.paging: technique 'hardware' lets the processor walk tables, and no program"
         + at(2, 14, "vmm: {paging: software}")
-        + " help: paging can be auto, ept, shadow",
+        + " help: paging can be auto, ept, shadow, agile, direct-pv",
     ),
     "no translation for a program that walks": (
         CPUID + "vmm: {technique: interpreter, paging: none}\n",
         "s.yaml:2: vmm.paging: technique 'interpreter' needs its guests' memory translated"
         + at(2, 38, "vmm: {technique: interpreter, paging: none}")
-        + " help: paging can be auto, software",
+        + " help: paging can be auto, software; none with technique native",
     ),
     "an empty file": (
         "# nothing\n",

@@ -186,7 +186,7 @@ class VmmSpec:
             raise ConfigError(
                 f"technique {self.technique!r} needs its guests' memory translated",
                 field="paging",
-                help=f"paging can be auto, {', '.join(techniques[self.technique].paging)}",
+                help=f"paging can be auto, {', '.join(techniques[self.technique].paging)}; none with technique native",
             )
         if self.paging == "software" and not native and not techniques[self.technique].in_software:
             raise ConfigError(

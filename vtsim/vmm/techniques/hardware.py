@@ -18,6 +18,6 @@ techniques.register("hardware")(
     Technique(
         meaning="VMX non-root operation: the guest runs on the processor until a control says that it exits.",
         build=build,
-        paging=("ept", "shadow"),
+        paging=("ept", "shadow", "agile", "direct-pv"),
     )
 )
