@@ -230,6 +230,13 @@ CASES = {
         + at(2, 14, "vmm: {paging: software}")
         + " help: paging can be auto, ept, shadow, agile, direct-pv",
     ),
+    "exit clusters where tables hold the host's addresses": (
+        CPUID + "vmm: {paging: direct-pv, features: {exit_clustering: true}}\n",
+        "s.yaml:2: vmm.features.exit_clustering: an exit cluster follows a guest's tables to its code, and direct ones hold "
+        "the host's addresses"
+        + at(2, 53, "vmm: {paging: direct-pv, features: {exit_clustering: true}}")
+        + " help: exit_clustering can be false; or choose paging ept, shadow",
+    ),
     "no translation for a program that walks": (
         CPUID + "vmm: {technique: interpreter, paging: none}\n",
         "s.yaml:2: vmm.paging: technique 'interpreter' needs its guests' memory translated"

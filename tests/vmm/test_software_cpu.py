@@ -12,7 +12,7 @@ import pytest
 from tests.vmm.test_trap_and_emulate import CALLS, FAULTS, FORK, KPTI, NATIVE, PLAIN, SWITCHES, TEXT, TICK, run, seen
 from vtsim.base.errors import ConfigError
 from vtsim.base.jit import DISABLED, quiet
-from vtsim.config import parse_scenario
+from vtsim.config import parse_scenario, resolve
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
@@ -23,6 +23,7 @@ from vtsim.guest.spec import CpuidSpec
 from vtsim.platform.machine import Machine
 from vtsim.platform.walk import walk
 from vtsim.study.compare import compare_scenario
+from vtsim.study.equivalence import compare
 from vtsim.study.run import run as study
 from vtsim.vmm.software import streams
 from vtsim.vmm.software.build import SoftwareCpus
@@ -292,6 +293,19 @@ def test_walks_of_a_program_are_none_of_the_processor() -> None:
     with pytest.raises(ConfigError, match="a program walks the guest's tables, and not the processor"):
         walk(scenario, 0, 0x40_0000)
     assert walk(scenario, 0, 0x40_0000, native=True).hpa is not None
+
+
+@pytest.mark.parametrize("stride", ["24 B", "64 B"])
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_all_words_of_a_line_are_loaded_or_all_are_stored(technique: str, stride: str) -> None:
+    """As natively, so that the first access to each page faults as a load or a store there and here."""
+    words = f"[{{phases: [{{primitive: stream, accesses: 900, region: 16 KiB, write: 50 %, pattern: strided, stride: {stride}}}]}}]"
+    text = TEXT.format(kernel=TICK, processes=words)
+    there, natively = (resolve(parse_scenario(text, list(sets)), "stream") for sets in (by(technique), NATIVE))
+    found = compare(natively, there)
+
+    assert found.differences == ()
+    assert found.compared["exception"] >= 4  # pages
 
 
 def test_what_a_program_does_not_execute_is_refused_beforehand() -> None:

@@ -238,6 +238,12 @@ class VmmSpec:
                 field="features.exit_clustering",
                 help="exit_clustering can be false; or leave out sharing, collapse, swap, balloon",
             )
+        if self.paging == "direct-pv" and self.features.exit_clustering and not native:
+            raise ConfigError(
+                "an exit cluster follows a guest's tables to its code, and direct ones hold the host's addresses",
+                field="features.exit_clustering",
+                help="exit_clustering can be false; or choose paging ept, shadow",
+            )
         if self.apicv and self.pv.events and not native:
             raise ConfigError(
                 "a vector that the virtual local APIC does not know is injected where the hypervisor keeps that APIC",

@@ -107,7 +107,8 @@ def batch(arena: NDArray[np.int64], packed: int, registers: dict[int, int], work
         before = [left, position, random, stride, region]
         if pattern in (ops.SEQUENTIAL, ops.STRIDED):
             address = base + position
-            random = next_random(random) if writes else random
+            within = 0 < stride <= address & (kernels.LINE - 1)  # of a line whose words are all loaded, or all stored
+            random = next_random(random) if writes and not within else random
         else:
             random = next_random(random)
             address = place(arena, pattern, random, base, lines, table)
