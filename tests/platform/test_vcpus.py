@@ -103,6 +103,18 @@ def test_when_a_guest_of_two_vcpus_ends_both_do_and_other_vms_go_on(personality:
     assert 0 < first.elapsed < second.elapsed
 
 
+@pytest.mark.parametrize("size", ["4 KiB", "2 MiB"])
+def test_threads_that_fault_on_one_page_at_once_find_a_frame_each(size: str) -> None:
+    """One of them gives its frame back: what is there must be more than what is mapped in the end."""
+    settings = (
+        f"vms.0.guest.kernel={{tick: off, page_size: {size}}}",
+        "vms.0.guest.processes.0.phases=[{primitive: stream, accesses: 40, region: 2 MiB, work: 9}]",
+    )
+    outcome = Machine(parse_scenario(TWO, list(settings))).run()
+
+    assert outcome.vms[0].stopped is None
+
+
 BESIDE = """
   - guest: {processes: [{phases: [{primitive: cpuid}]}]}
 """

@@ -643,6 +643,10 @@ class Builder:
         built = [sum(space.pages(size, prebuilt=True) for space in spaces) for size in range(3)]
         free = [sum(space.pages(size, prebuilt=False) for space in spaces) for size in range(3)]
         free[0] += copies
+        more = sum(
+            process.threads - 1 for process in self.guest.processes
+        )  # who faults on one page at once takes one, too
+        free = [count + more if count else 0 for count in free]
         tables = sum(space.tables(prebuilt=True) + len(space.top_entries) for space in spaces)
         text_frames = [frames.reserve(_pages(text)) for text in texts]
         lists = [frames.reserve(-(-max(count, 1) // mem.PAGE_WORDS)) for count in free]
