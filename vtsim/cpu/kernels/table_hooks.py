@@ -21,6 +21,8 @@ def new_table(m: Record, a: Arena, t: Tags) -> int:
     if m[s.FAULT_KIND]:
         return m[s.FAULT_KIND]
     end = hook_load(m, a, t, at + 8)
+    if m[s.FAULT_KIND]:
+        return m[s.FAULT_KIND]
     if frame >= end:
         return 0
     if zero_page(m, a, t, m[s.GPR + s.R8] + (frame << 12)) < 0:
@@ -135,7 +137,7 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
         to = m[targets + level] + m[index + level] * 8
         entry = hook_load(m, a, t, base + at)
         if m[s.FAULT_KIND]:
-            return stand(m, level)
+            return stand(m, level, cursor)
         if entry & 1 == 0:
             m[index + level] += 1
             cursor = 0
@@ -143,9 +145,9 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
         if level == 1 or entry & 0x80:
             shared = entry & ~m[s.GPR + s.R10]
             if shared != entry and hook_store(m, a, t, base + at, shared):
-                return stand(m, level)
+                return stand(m, level, cursor)
             if hook_store(m, a, t, base + to, shared):
-                return stand(m, level)
+                return stand(m, level, cursor)
             m[s.GPR + s.RAX] += 1
             m[index + level] += 1
             cursor = 0
@@ -154,20 +156,20 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
         if level > (cursor >> 1) & 7 and cursor:  # on the way to where it stood
             frame = (hook_load(m, a, t, base + to) & ADDRESS) >> 12
             if m[s.FAULT_KIND]:
-                return stand(m, level)
+                return stand(m, level, cursor)
         if frame == 0:
             cursor = 0
             frame = m[s.GPR + s.RBX]
             if frame == 0:
                 frame = new_table(m, a, t)
                 if frame < 0:
-                    return stand(m, level)
+                    return stand(m, level, cursor)
                 if frame == 0:
                     m[s.GPR + s.RAX] = -1
                     break
                 m[s.GPR + s.RBX] = frame
             if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
-                return stand(m, level)
+                return stand(m, level, cursor)
             m[s.GPR + s.RBX] = 0
         level -= 1
         m[sources + level] = entry & ADDRESS
@@ -178,11 +180,12 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
 
 
 @kernel
-def stand(m: Record, level: int) -> int:
-    """A copy was refused: R11 says where it stands; the fault."""
-    cursor = level << 1 | 1
-    for above in range(level, 5):
-        cursor |= m[s.COPY_INDEX + above] << (3 + 9 * above)
+def stand(m: Record, level: int, cursor: int) -> int:
+    """A copy was refused: R11 says where it stands, which on the way there is where it stood; the fault."""
+    if cursor == 0 or level <= (cursor >> 1) & 7:
+        cursor = level << 1 | 1
+        for above in range(level, 5):
+            cursor |= m[s.COPY_INDEX + above] << (3 + 9 * above)
     m[s.GPR + s.R11] = cursor
     return m[s.FAULT_KIND]
 

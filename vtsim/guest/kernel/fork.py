@@ -71,6 +71,8 @@ def _copy_space(a: Assembler, kernel: KernelOptions) -> None:
     for register in (s.RAX, s.RBX, s.R11):
         a.mov(register, 0)
     a.hook(hooks.TABLE_COPY)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_S, "no_memory")
     a.add(s.RSI, register=s.R8)
     if kernel.kpti:
         for index in kernel.top_entries:
