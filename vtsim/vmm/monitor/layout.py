@@ -35,6 +35,7 @@ RF_ZF: Final = 1 << 6
 
 STACK_BYTES: Final = 2048
 VIEW_WORDS: Final = 4                           # of one address space: see VIEWS
+WROTE_SLOTS: Final = 64                         # of WROTE_AT; with 16, two stores 64 bytes apart pushed each other out
 VCPU_WORDS: Final = (
     # field         words  meaning
     ("REGISTERS",    16, "general registers of the guest by number"),
@@ -88,7 +89,7 @@ VCPU_WORDS: Final = (
     ("BACK_R11",      1, ""),
     ("BACK_TO",       1, "where in a translation it leads"),
     ("TRAPPED_AT",    1, "translated address of the last page fault of the guest's kernel"),
-    ("WROTE_AT",     16, "original addresses of stores to tables that faulted, by a hash of the address"),
+    ("WROTE_AT", WROTE_SLOTS, "original addresses of stores to tables that faulted, by a hash of the address"),
     ("LEFT_AT",       1, "translated address behind a call-out"),
     ("EMULATED",      2, "instructions completed in the guest's place: of processes, of its kernel"),
     ("TRAPS",         1, "faults of privileged operations"),

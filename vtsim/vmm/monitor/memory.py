@@ -262,7 +262,7 @@ def table_write(a: Assembler, translates: bool) -> None:
         a.jcc(ops.CC_Z, "table_known")
         a.copy(R8, RSI)
         a.shr(R8, 2)
-        a.and_(R8, 15)
+        a.and_(R8, at.WROTE_SLOTS - 1)
         a.ld(RDI, Mem(R15, V["WROTE_AT"], index=R8, scale=8))
         a.st(Mem(R15, V["WROTE_AT"], index=R8, scale=8), RSI)
         a.cmp(RSI, register=RDI)
