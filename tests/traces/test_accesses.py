@@ -221,6 +221,16 @@ def test_a_truncated_compressed_file_says_how_far_it_was_good(tmp_path: Path, co
     assert int(message.split(" after ")[1].split()[0]) <= 6400
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_a_compressed_file_is_streams_to_its_end(tmp_path: Path, compress: Any) -> None:
+    stream, padding = compress(record([1], [])), bytes(8)
+    for content in (stream + stream, stream + padding, stream + padding + stream + padding):
+        assert read(file(tmp_path, content)) == [("load", 1, 0)] * content.count(stream)
+    for junk in (b"junk", padding + b"junk", stream[:-1]):
+        with pytest.raises(ConfigError, match="the compressed file is damaged or truncated"):
+            read(file(tmp_path, stream + junk))
+
+
 def own(*words: int, version: int = 1) -> bytes:
     return MAGIC + version.to_bytes(8, "little") + np.array(words, np.int64).astype("<i8").tobytes()
 

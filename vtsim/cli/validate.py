@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import write_whole
 from vtsim.cli.output import emit, note, show
 from vtsim.config import parse_scenario
 from vtsim.study.exit_costs import exit_costs
 from vtsim.study.exit_costs import to_markdown as costs_section
 from vtsim.study.run import run
 from vtsim.study.validate import exit_status, table, to_json, to_markdown, validate
-from vtsim.study.whole_file import write_whole
 
 PAGE: Final = Path("docs/validation.md")
 

@@ -17,6 +17,8 @@ DOORBELLS = 0xFB00_0000  # of devices with a driver: a page for each
 REGISTERS = 0xFED9_0000  # of the remapping unit, where firmware usually puts them
 MOST_DRIVEN = 64  # devices with a driver: each has an interrupt vector
 MOST_BEHIND_VIRTUAL = 24  # behind the remapping unit of a VM, whose words are one page
+LINK_WIDTHS = (1, 2, 4, 8, 12, 16, 32)  # lanes that a PCIe link can have
+PACKETS = tuple(128 << n for n in range(6))  # bytes that a payload or a read request may be limited to
 MODES = ("off", "pass-through", "translate")
 
 
@@ -52,9 +54,9 @@ class LinkSpec:
     """A PCIe link with its packets, and what is between it and memory."""
 
     generation: int = setting(counts(ge=1, le=5), "PCIe generation", default=3)
-    lanes: int = setting(counts(ge=1, le=32), "Lanes", default=8)
-    max_payload: int = setting(sizes(ge=128, le=4096), "Largest payload of a packet", default=256)
-    max_read: int = setting(sizes(ge=128, le=4096), "Largest read request", default=512)
+    lanes: int = setting(counts(choices=LINK_WIDTHS), "Lanes", default=8)
+    max_payload: int = setting(sizes(choices=PACKETS), "Largest payload of a packet", default=256)
+    max_read: int = setting(sizes(choices=PACKETS), "Largest read request", default=512)
     dllp_percent: float = setting(
         factors(ge=0, le=90), "Share of the link that acknowledgements and flow control take, in percent", default=8.0
     )

@@ -34,7 +34,8 @@ def outcome(walk: IommuWalk) -> str:
 def totals(walk: IommuWalk) -> str:
     """How many entries were read, per structure."""
     parts = [f"{count} {name}" for name, count in walk.reads.items() if count]
-    return f"{sum(walk.reads.values())} memory reads" + (f": {', '.join(parts)}" if parts else "")
+    total = sum(walk.reads.values())
+    return f"{total} memory read{'s' * (total != 1)}" + (f": {', '.join(parts)}" if parts else "")
 
 
 def iommu_text(walk: IommuWalk) -> RenderableType:

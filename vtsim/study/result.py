@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from array import array
 from collections.abc import Mapping
+from contextlib import ExitStack
 from math import sqrt
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from attrs import frozen
 
 from vtsim.base import trace as trace_file
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import replacing
 from vtsim.study.json_object import key, plain, reference_tables, structure
 
 SCHEMA_VERSION: Final = 1
@@ -484,10 +485,9 @@ class Result(Run):
             contents[events] = packed.getvalue()
         contents[result] = (self.to_json() + "\n").encode()
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (directory / f".{name}.new").write_bytes(content)
-        for name in contents:
-            os.replace(directory / f".{name}.new", directory / name)
+        with ExitStack() as whole:
+            for name in reversed(contents):  # they are put in place last first: the result when all else is there
+                whole.enter_context(replacing(directory / name)).write_bytes(contents[name])
         if trace is None:
             (directory / events).unlink(missing_ok=True)  # an older run's
         return tuple(directory / name for name in contents)

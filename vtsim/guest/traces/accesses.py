@@ -10,7 +10,6 @@ that memory use does not grow with the length of a trace.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import replacing
 from vtsim.guest.traces.champsim import ChampSimRecords, read_champsim
 from vtsim.guest.traces.content import BLOCK_BYTES, reading
 from vtsim.guest.traces.kernels import (
@@ -147,17 +147,11 @@ def read_words(path: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[
 
 def write_words(path: str | Path, blocks: Iterable[Words]) -> None:
     """Write a file of the project's own format, uncompressed; nothing half-written replaces a good one."""
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(MAGIC + VERSION.to_bytes(8, "little"))
-            for block in blocks:
-                file.write(block.astype("<i8").tobytes())
-            file.write(END.to_bytes(WORD_BYTES, "little", signed=True))
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(Path(path)) as place, place.open("wb") as file:
+        file.write(MAGIC + VERSION.to_bytes(8, "little"))
+        for block in blocks:
+            file.write(block.astype("<i8").tobytes())
+        file.write(END.to_bytes(WORD_BYTES, "little", signed=True))
 
 
 def extent(path: str | Path, limit: int | None = None) -> Extent:

@@ -6,6 +6,7 @@ What a file is follows from its first bytes, not from its name.
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,49 @@ from attrs import define
 from vtsim.base.errors import ConfigError
 
 BLOCK_BYTES: Final = 1 << 20
-OPENERS: Final[dict[str, Callable[[Path], Any]]] = {"gzip": gzip.GzipFile, "xz": lzma.LZMAFile}
+
+
+class XzContent(io.RawIOBase):
+    """The content of an xz file, which must be streams to its end: `lzma.LZMAFile` ignores what follows the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._blocks = _xz_blocks(path)
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any, /) -> int:
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = memoryview(block)
+        count = min(len(into), len(self._left))
+        into[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def _xz_blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        data = file.read(BLOCK_BYTES)
+        while data:
+            stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            while not stream.eof:
+                yield stream.decompress(data, BLOCK_BYTES)
+                data = file.read(BLOCK_BYTES) if stream.needs_input else b""
+                if stream.needs_input and not data and not stream.eof:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            data = stream.unused_data.lstrip(b"\0")  # padding
+            while not data and (more := file.read(BLOCK_BYTES)):
+                data = more.lstrip(b"\0")
+
+
+def _open_xz(path: Path) -> IO[bytes]:
+    return io.BufferedReader(XzContent(path), BLOCK_BYTES)
+
+
+OPENERS: Final[dict[str, Callable[[Path], Any]]] = {"gzip": gzip.GzipFile, "xz": _open_xz}
 # fmt: off
 COMPRESSIONS: Final = (
     ("gzip",  b"\x1f\x8b"),

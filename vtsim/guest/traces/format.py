@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import os
 import struct
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import replacing
 from vtsim.guest.traces.kinds import NAME, NUMBER
 from vtsim.guest.traces.rows import first_wrong
 
@@ -128,16 +128,10 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the file beside `path`, then rename: nothing half-written replaces a good one."""
-        target = Path(path)
         columns = {name: getattr(self, name) for name in COLUMNS}
         columns |= {name: np.diff(columns[name], prepend=0) for name in DELTA}
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                np.savez_compressed(file, header=_encode(_header(self)), **columns)
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(Path(path)) as place, place.open("wb") as file:
+            np.savez_compressed(file, header=_encode(_header(self)), **columns)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from vtsim import __version__
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import write_whole
 from vtsim.study.analysis.cells import independent
 from vtsim.study.analysis.effects import Effect, effects
 from vtsim.study.analysis.sensitivity import VarianceShare, shares_of_variance
@@ -22,7 +23,6 @@ from vtsim.study.plots.choose import PATTERN, choose, points
 from vtsim.study.plots.draw import draw
 from vtsim.study.plots.words import axis_title, figure_text, value_text
 from vtsim.study.sweep.table import Column, StudyTable
-from vtsim.study.whole_file import write_whole
 
 TEMPLATE: Final = Path(__file__).with_name("page.html.jinja")
 MOST_PICTURES: Final = 4  # where nobody says which

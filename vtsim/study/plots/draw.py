@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import write_whole
 from vtsim.study.analysis.cells import Place, levels
 from vtsim.study.extras import needed
 from vtsim.study.plots import choose as c
 from vtsim.study.plots.choose import Choice, Point, by_series
 from vtsim.study.plots.words import SHARE, axis_title, figure_text, series_text, short_names, value_text
 from vtsim.study.sweep.table import Column, Value
-from vtsim.study.whole_file import write_whole
 
 FORMATS: Final = ("svg", "png", "pdf")
 # Okabe and Ito's colours for colour-blind readers; line styles, markers and hatches tell series apart without them.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import replacing
 from vtsim.study.extras import needed
 from vtsim.study.sweep.study import Study, cells, column_names
-from vtsim.study.whole_file import replacing
 
 PURPOSE: Final = "this format"
 

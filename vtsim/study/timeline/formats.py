@@ -13,8 +13,8 @@ from attrs import define, field
 
 from vtsim.base.errors import ConfigError
 from vtsim.base.trace import PRIVILEGES
+from vtsim.base.whole_file import replacing
 from vtsim.study.timeline.slices import Arguments, Path, Timeline, Writer
-from vtsim.study.whole_file import replacing
 
 NS: Final = 10**9
 PACKAGE: Final = "perfetto"

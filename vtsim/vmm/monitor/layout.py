@@ -35,7 +35,7 @@ RF_ZF: Final = 1 << 6
 
 STACK_BYTES: Final = 2048
 VIEW_WORDS: Final = 4                           # of one address space: see VIEWS
-WROTE_SLOTS: Final = 64                         # of WROTE_AT; with 16, two stores 64 bytes apart pushed each other out
+WROTE_SLOTS: Final = 32                         # of WROTE_AT; with 16, two stores 64 bytes apart pushed each other out
 VCPU_WORDS: Final = (
     # field         words  meaning
     ("REGISTERS",    16, "general registers of the guest by number"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.whole_file import replacing, write_whole
 from vtsim.study.timeline.formats import timeline_file
-from vtsim.study.whole_file import replacing, write_whole
 
 
 def timeline(path: Path) -> None:
