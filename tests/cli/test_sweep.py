@@ -151,13 +151,29 @@ def test_a_dry_run_says_what_a_sweep_would_take(vtsim: Vtsim, runs: Engine, stud
     assert runs.ran == [1]
 
 
-def test_results_may_be_kept_elsewhere_and_exported(vtsim: Vtsim, runs: Engine, study: str, tmp_path: Path) -> None:
-    store, table = str(tmp_path / "elsewhere.sqlite"), tmp_path / "table.csv"
-    assert vtsim("sweep", study, "--store", store).status == 0
+@pytest.mark.parametrize("name", ["elsewhere.sqlite", "elsewhere.db", "elsewhere"])
+def test_results_may_be_kept_elsewhere_and_exported(
+    vtsim: Vtsim, runs: Engine, study: str, tmp_path: Path, name: str
+) -> None:
+    store, table = str(tmp_path / name), tmp_path / "table.csv"
+    swept = vtsim("sweep", study, "--store", store)
+    assert (swept.status, swept.err) == (0, "")
+    assert swept.out.splitlines()[-1].startswith("3 of 3 runs done;")
     assert vtsim("study", "export", store, "--to", "csv", "-o", str(table)).err == f"wrote {table}\n"
 
     lines = [line.split(",")[:3] for line in table.read_text().splitlines()]
     assert lines == [["seed", "replicate", "slowdown"], ["1", "0", "0.5"], ["2", "0", "1.0"], ["3", "0", "1.5"]]
+
+
+def test_what_is_to_be_done_again_names_the_store(vtsim: Vtsim, runs: Engine, study: str, tmp_path: Path) -> None:
+    runs.broken = 2
+    store = str(tmp_path / "elsewhere.db")
+    outcome = vtsim("sweep", study, "--store", store)
+
+    assert outcome.status == 1
+    assert outcome.err.endswith(f"vtsim sweep {study} --store {store} --retry-failed\n")
+    runs.broken = 0
+    assert vtsim("sweep", study, "--store", store, "--retry-failed").status == 0
 
 
 def test_status_says_that_the_study_was_changed(vtsim: Vtsim, runs: Engine, study: str) -> None:

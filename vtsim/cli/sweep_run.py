@@ -75,9 +75,10 @@ def sweep_study(options: Options) -> int:
     emit(_status_text(status, path))
     if complete:
         _note_loose(design, study)
-    _note_errors(status, options.file)
+    again = f"vtsim sweep {options.file}" + (f" --store {options.store}" if options.store else "")
+    _note_errors(status, again)
     if not complete:
-        note(f"stopped; what was run is kept. To go on: vtsim sweep {options.file}")
+        note(f"stopped; what was run is kept. To go on: {again}")
         return INTERRUPTED
     return SOME_FAILED if status.failed else FINE
 
@@ -116,7 +117,7 @@ def show_status(file: Path) -> int:
     study = Study(file)
     status = study.status()
     emit(f"{status.question}\n{_status_text(status, study.path)}")
-    _note_errors(status, file)
+    _note_errors(status, f"vtsim sweep {file}")
     if file != study.path and not study.is_of(load_study(file)):
         note(f"{file} has changed since; vtsim sweep {file} brings its results up to it")
     return FINE
@@ -135,11 +136,11 @@ def _status_text(status: Status, path: Path) -> str:
     return f"{', '.join(words)}; results in {path}\n"
 
 
-def _note_errors(status: Status, file: Path) -> None:
+def _note_errors(status: Status, again: str) -> None:
     for axes, error in status.errors:
         note(f"\nfailed: {axes}\n{error}")
     if status.failed:
-        note(f"\nTo run again what failed: vtsim sweep {file} --retry-failed")
+        note(f"\nTo run again what failed: {again} --retry-failed")
 
 
 def _estimate_text(found: Estimate) -> str:

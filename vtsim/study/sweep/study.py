@@ -20,6 +20,7 @@ from vtsim.study.sweep.store import Run, Store
 from vtsim.study.sweep.table import Column, Row, StudyTable, Value
 
 SUFFIX: Final = ".sqlite"
+SQLITE: Final = b"SQLite format 3\0"  # how a store begins
 SETTINGS: Final = (".yaml", ".yml")  # endings of files that output does not replace
 SHOWN_ROWS: Final = 20  # of a table in a notebook
 NO_RESULTS: Final = "run it with: vtsim sweep"
@@ -29,7 +30,16 @@ def store_of(study: Path) -> Path:
     """Return where the results of a study file are kept if nobody says otherwise."""
     if not study.name:
         raise ConfigError("this is the name of a folder, and of no study", file=str(study))
-    return study if study.suffix == SUFFIX else study.with_suffix(SUFFIX)
+    return study if study.suffix == SUFFIX or _is_store(study) else study.with_suffix(SUFFIX)
+
+
+def _is_store(path: Path) -> bool:
+    """A store may have any name: what it is follows from its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False
 
 
 @frozen(kw_only=True)
