@@ -21,7 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
     if place.exists() and not place.is_file():
         yield place
         return
-    new = place.with_name(f".{place.stem}.new{place.suffix}")
+    # named after this process, since another may write the same file
+    new = place.with_name(f".{place.stem}.{os.getpid()}.new{place.suffix}")
     try:
         yield new
         os.replace(new, place)
