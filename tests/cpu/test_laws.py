@@ -21,9 +21,13 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import BUDGET, HORIZON, MODEL_FAULT, PROGRAM_END, TRACE_FULL, TRIPLE_FAULTED
+from vtsim.cpu.kernels.data_pages import WORDS
 
 EXAMPLES, LENGTH, OPS = (4, 30, 150) if jit.DISABLED else (60, 60, 3000)
 END = 1_000_000  # a CPU may halt for good
+# caches in which hardly anything stays
+SMALL = {"cache.l1d.bytes": 8 * 64, "cache.l1d.ways": 2, "tlb.dtlb4k.entries": 4, "tlb.dtlb4k.ways": 2}
+REMEMBERED = slice(s.DATA_PAGES, s.DATA_PAGES + s.DATA_PAGE_COUNT * WORDS)
 seeds = st.integers(0, 2**32)
 
 
@@ -72,7 +76,7 @@ def test_every_reference_of_a_dimension_is_served_by_one_level(seed: int) -> Non
 @given(seeds)
 def test_how_ops_are_counted_out_changes_no_byte(seed: int) -> None:
     chance = random.Random(seed)
-    whole, cut = (loaded_at_random(random.Random(seed), LENGTH) for _ in range(2))
+    whole, cut = (loaded_at_random(random.Random(seed), LENGTH, SMALL if seed & 1 else None) for _ in range(2))
     stop = finish(whole)
     done = 0
     while done < OPS:
@@ -88,9 +92,26 @@ def test_how_ops_are_counted_out_changes_no_byte(seed: int) -> None:
 
 @settings(max_examples=EXAMPLES)
 @given(seeds)
+def test_pages_that_are_remembered_change_nothing(seed: int) -> None:
+    known, searched = (loaded_at_random(random.Random(seed), LENGTH, SMALL) for _ in range(2))
+    stop = finish(known)
+    last = BUDGET
+    left = OPS
+    while left and last == BUDGET:
+        last = finish(searched, 1)
+        left -= 1 - int(searched.m[s.OPS_LEFT])
+        searched.m[REMEMBERED] = 0
+    known.m[REMEMBERED] = 0
+
+    assert stop == last
+    assert bytes_of(known) == bytes_of(searched)
+
+
+@settings(max_examples=EXAMPLES)
+@given(seeds)
 def test_the_horizon_changes_no_byte(seed: int) -> None:
     chance = random.Random(seed)
-    whole, cut = (loaded_at_random(random.Random(seed), LENGTH) for _ in range(2))
+    whole, cut = (loaded_at_random(random.Random(seed), LENGTH, SMALL if seed & 1 else None) for _ in range(2))
     end = 8_000 if jit.DISABLED else 60_000
     stop = whole.engine.run(until=end)
     last = HORIZON

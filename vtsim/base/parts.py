@@ -21,7 +21,7 @@ from numba.np import arrayobj
 
 # what stays a function of its own, since in one with the rest registers would not suffice; what becomes part of others
 APART = ("straight", "execute")
-WITHIN = ("effective", "quickly", "transfer")
+WITHIN = ("effective", "quickly", "transfer", "words_at")
 
 unliteral: Any = types.unliteral
 LEAVES = frozenset((str, int, bool, type(None), numba_ir.Loc, FunctionType))  # hold no variables

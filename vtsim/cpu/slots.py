@@ -56,6 +56,8 @@ APIC_ISR: Final = 212
 # the context before this one: transitions go to and fro between two (host speed only)
 (OTHER_KEY, OTHER_CONTEXT, OTHER_GLOBAL, OTHER_PHYSICAL) = range(230, 234)
 FORESEEN: Final = 234      # arena offset of where page tables were (host speed only)
+# how often L1D or a first-level data TLB was filled (host speed only)
+DATA_GENERATION: Final = 236
 ENTRY_CACHE: Final = 235   # do walk caches hold single entries by their address (AMD), not tables by a part of the address?
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------
@@ -156,7 +158,10 @@ REFUSED_AT, REFUSED_VALUE = 760, 761
 SHADOW_MARKS: Final = 762  # a second stack, of five words
 
 MISS_ISSUED: Final = 768   # of each outstanding miss: instructions that had retired before it
-RECORD_SLOTS: Final = 800
+# pages that straight rows loaded and stored lately (host speed only): see kernels.data_pages
+DATA_PAGES: Final = 800
+DATA_PAGE_COUNT: Final = 16
+RECORD_SLOTS: Final = DATA_PAGES + DATA_PAGE_COUNT * 8
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -15,6 +15,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
 from vtsim.cpu.accounts import DATA_L2, FETCH_L2, TRANSLATIONS_DROPPED
 from vtsim.cpu.slots import (
     DATA,
+    DATA_GENERATION,
     DRAM_CYCLES,
     FETCH_GENERATION,
     L1D,
@@ -144,6 +145,7 @@ def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
         return m[L1D + LATENCY]
     cycles = beyond_l1(m, a, t, line, served + 1)
     fill(m, t, L1D, line)
+    m[DATA_GENERATION] += 1
     return cycles
 
 
@@ -152,6 +154,7 @@ def data_miss(m: Record, a: Arena, t: Tags, line: int) -> int:
     """Cycles beyond an L1D hit of a data access that missed L1D."""
     cycles = beyond_l1(m, a, t, line, DATA_L2) - m[L1D + LATENCY]
     fill(m, t, L1D, line)
+    m[DATA_GENERATION] += 1
     return cycles if cycles > 0 else 0
 
 

@@ -9,7 +9,7 @@ from vtsim.base.jit import Arena, Record, kernel
 from vtsim.base.memory import A_CPUID, A_CPUID_COUNT
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.digest import saw
+from vtsim.cpu.kernels.digest import saw_leaf
 
 
 @kernel
@@ -35,4 +35,4 @@ def cpuid(m: Record, a: Arena) -> None:
         elif n == 3:
             register = s.RDX
         m[s.GPR + register] = value
-        saw(m, a, o.CPUID, leaf, n, value)
+    saw_leaf(m, a, leaf)

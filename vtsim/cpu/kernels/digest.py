@@ -81,23 +81,71 @@ def log_seen(m: Record, a: Arena, stream: int, op: int, of: int, part: int, valu
 
 
 @kernel
+def any_left_out(op: int, of: int) -> bool:
+    """May anything differ of what an operation shows `of` this?"""
+    found = False
+    for n in range(RULES[op, 0], RULES[op, 1]):
+        found |= MASKS[n, 1] <= of & 0xFFFFFFFF <= MASKS[n, 2]
+    return found
+
+
+@kernel
 def roll(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: int, rip: int) -> None:
-    """Roll a value into the digest of applications, of kernels, or of exceptions."""
+    """Roll a value into the digest of applications, of kernels, or of exceptions, without what may differ."""
     if op != o.SYSRET:
         bits = left_out(op, of, part)
         if bits == -1:
             return
         value &= ~bits
+    roll_all(m, a, stream, op, of, part, value, rip)
+
+
+@kernel
+def roll_all(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: int, rip: int) -> None:
+    """Roll a whole value in."""
     m[s.DIGEST_APPLICATION + stream] = mix(m[s.DIGEST_APPLICATION + stream], value)
     if m[s.SEEN]:
         log_seen(m, a, stream, op, of, part, value, rip)
 
 
 @kernel
+def hypervisor_sees(m: Record) -> bool:
+    """Is the program a hypervisor: in VMX root operation, or a monitor without VT-x?"""
+    return (m[s.NONROOT] == 0 and m[s.VMXON] != 0) or (m[s.MONITORED] != 0 and m[s.PRIVILEGE] & 1 == 0)
+
+
+@kernel
+def saw_leaf(m: Record, a: Arena, leaf: int) -> None:
+    """The program saw the four registers that CPUID wrote."""
+    if not hypervisor_sees(m):
+        stream = BY_APPLICATIONS if m[s.PRIVILEGE] & 1 and m[s.BELIEVED] == 0 else BY_KERNELS
+        g = s.GPR
+        roll_leaf(m, a, stream, leaf, m[g + s.RAX], m[g + s.RBX], m[g + s.RCX], m[g + s.RDX], m[s.RIP])
+
+
+@kernel
+def roll_leaf(m: Record, a: Arena, stream: int, leaf: int, rax: int, rbx: int, rcx: int, rdx: int, rip: int) -> None:
+    """Roll in what CPUID shows, most leaves whole."""
+    whole = not any_left_out(o.CPUID, leaf)
+    for part in range(4):
+        value = rax
+        if part == 1:
+            value = rbx
+        elif part == 2:
+            value = rcx
+        elif part == 3:
+            value = rdx
+        if whole:
+            roll_all(m, a, stream, o.CPUID, leaf, part, value & 0xFFFFFFFF, rip)
+        else:
+            roll(m, a, stream, o.CPUID, leaf, part, value & 0xFFFFFFFF, rip)
+
+
+@kernel
 def saw(m: Record, a: Arena, op: int, of: int, part: int, value: int) -> None:
-    """The program saw a value: what `op` reads `of`, its `part`. What a monitor without VT-x sees is nobody's."""
+    """The program saw a value: what `op` reads `of`, its `part`. What a hypervisor sees is nobody's."""
     ring3 = m[s.PRIVILEGE] & 1
-    if m[s.MONITORED] and ring3 == 0:
+    if hypervisor_sees(m):
         return
     roll(m, a, 0 if ring3 and m[s.BELIEVED] == 0 else 1, op, of, part, value, m[s.RIP])
 
@@ -163,10 +211,7 @@ def see_values(m: Record, a: Arena, at: int, kernels: int, rax: int, rbx: int, r
     rip = a[at + h.V_AWAITED_AT]
     a[at + h.V_AWAITED] = 0
     if op == o.CPUID:
-        roll(m, a, kernels, op, of, 0, rax & 0xFFFFFFFF, rip)
-        roll(m, a, kernels, op, of, 1, rbx & 0xFFFFFFFF, rip)
-        roll(m, a, kernels, op, of, 2, rcx & 0xFFFFFFFF, rip)
-        roll(m, a, kernels, op, of, 3, rdx & 0xFFFFFFFF, rip)
+        roll_leaf(m, a, kernels, of, rax, rbx, rcx, rdx, rip)
     elif op == o.RDMSR:
         roll(m, a, kernels, op, of, 0, (rax & 0xFFFFFFFF) | (rdx & 0xFFFFFFFF) << 32, rip)
     elif op == o.IN:

@@ -64,9 +64,9 @@ def run(m: Record, a: Arena, t: Tags) -> int:
         if r == 0:
             r = locate(m, a, t)
         if r > 0:
-            before = m[s.OPS_LEFT]
             r = straight(m, a, t, r)
-            if r == 0 or (m[s.OPS_LEFT] != before and (m[s.OPS_LEFT] <= 0 or m[s.CYCLE] >= m[s.LIMIT])):
+            if r < 0:
+                r = ~r
                 continue
         m[s.OPS_LEFT] -= 1
         ended = EVENT if r < 0 else JUMPED

@@ -1,29 +1,26 @@
 """The fast part of the execution loop: rows that can neither fault, exit nor wait, with the cursor in locals.
 
 Loads and stores belong to it while they hit: the first-level TLB that answered last, L1D, a frame that has contents,
-one aligned word. A hit on an entry whose reference bit is set changes nothing, and need not be repeated until something
-was filled; nothing is filled here. Whatever else a row needs is left to the rest of the loop, which finds it untouched.
+one aligned word. Nothing is filled here. Whatever else a row needs is left to the rest of the loop, which finds it
+untouched.
 """
 
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
-from vtsim.base.memory import A_FRAMES, A_POOL, SLOT_MASK, is_memory, touch
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import FOREVER, RF_IF
 from vtsim.cpu.kernels.access import effective
 from vtsim.cpu.kernels.alu import below, holds, shifted_right, with_flags
-from vtsim.cpu.kernels.caches import probe
+from vtsim.cpu.kernels.data_pages import stamp_now, words_at
 from vtsim.cpu.kernels.fetch import fetch
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.cpu.kernels.rights import READ, WRITE
-from vtsim.cpu.kernels.translate import quickly
 from vtsim.vmcs import state as h
 from vtsim.vmcs.groups import ALL_GROUPS
 
-NOWHERE: int = 1 << 60  # no page's or line's number
 ALL_REGISTERS: int = 0xFFFF
 # ops by number, as bits
 STACK_OPS: int = 1 << o.PUSH | 1 << o.POP | 1 << o.CALL | 1 << o.CALL_REG | 1 << o.RET
@@ -53,10 +50,12 @@ def transfer(m: Record, a: Arena, at: int, mask: int, stores: bool) -> None:
 
 @kernel
 def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
-    """Execute rows from `r` on: the row to go on with, 0 where RIP must be looked up first.
+    """Execute rows from `r` on: a row for others, whose line is fetched and whose activity is set; else ~row.
 
-    Where that is a row for others, its line is fetched and its activity set. At least one row is executed here or
-    left to others, even when LIMIT is reached: what comes before a row at LIMIT was done.
+    ~row is where to go on once the budget and what is due at LIMIT were looked after, ~0 where RIP must be looked up
+    first. At least one row is executed here or left to others, even when LIMIT is reached: what comes before a row at
+    LIMIT was done. Nothing comes between the fetch of a row and its execution, so that it is all the same where a run
+    was cut.
     """
     cycle = m[s.CYCLE]
     limit = m[s.LIMIT]
@@ -77,13 +76,11 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
     vmcs = m[s.VMCS] if hypervisor else 0
     seen = -1
     accesses = 0
-    page = NOWHERE  # linear page, line and contents of the last load or store, and whether it may be written
-    line = NOWHERE
-    base = 0
-    hfn = 0
-    writable = False
-    user = m[s.PRIVILEGE] & 1
-    while left > 0 and cycle < limit:
+    stamp = stamp_now(m)
+    while True:
+        if left <= 0 or cycle >= limit:
+            r = ~r
+            break
         meta = a[r]
         op = meta & 0xFF
         length = (meta >> o.META_LENGTH) & 0xFFFF
@@ -98,6 +95,7 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
                 fetch(m, a, t, (meta >> o.META_OFFSET) & 0xFFF, length)
                 cycle = m[s.CYCLE]
                 generation = m[s.FETCH_GENERATION]
+                stamp = stamp_now(m)
             seen = around & ~64
         following = r + o.ROW_WORDS
         if (meta >> o.META_LAST) & 1:
@@ -208,32 +206,9 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
                     size = 8 * words
             if (gva & 7) + size > 8 and (words == 1 or gva & 7 or (gva & 0xFFF) + size > 4096):
                 break
-            if gva >> 12 != page or (access == WRITE and not writable):
-                page = NOWHERE
-                line = NOWHERE
-                hpa = quickly(m, a, gva, access, user)
-                if hpa < 0 or not is_memory(a, hpa):
-                    break
-                hfn = hpa >> 12
-                slot = a[a[A_FRAMES] + hfn] & SLOT_MASK
-                if slot == 0 and access == WRITE:
-                    break
-                base = a[A_POOL] + (slot << 9)  # of a frame without contents: the page of zeroes
-                page = gva >> 12
-                writable = access == WRITE
-            if gva >> 6 != line:
-                line = gva >> 6
-                if not probe(m, t, s.L1D, hfn << 6 | (line & 63)):
-                    line = NOWHERE
-                    break
-            last = (gva + size - 1) >> 6
-            while line < last and probe(m, t, s.L1D, hfn << 6 | ((line + 1) & 63)):
-                line += 1
-            if line < last:
+            at = words_at(m, a, t, gva, size, access, stamp)
+            if at < 0:
                 break
-            at = base + ((gva >> 3) & 511)
-            if access == WRITE:
-                touch(a, hfn)
             accesses += words
             if op == o.LD:
                 value = a[at]
@@ -276,6 +251,7 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
         rip += length
         r = following
         if r == 0:
+            r = ~r
             break
     m[s.CYCLE] = cycle
     m[s.RETIRED] = retired
