@@ -140,12 +140,12 @@ def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
 def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
     vmm = scenario.vmm
     native, technique = vmm.technique == "native", vmm.technique
-    pagings = ("auto", "ept", "shadow")
+    pagings = ("auto", "ept", "shadow", "agile")
     wrong = (
         ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
         ("vmm.paging", vmm.paging not in (*pagings, "none"), f"paging {vmm.paging!r}", ", ".join(pagings)),
         (
-            "vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "shadow",
+            "vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.on_shadow,
             "exit clustering on shadow tables", "false",
         ),
         ("vmm.pv.events", vmm.pv.events, "a page with clock and events", "false"),

@@ -60,7 +60,10 @@ def switch_of(m: Record, frame: int) -> int:
 
 @kernel
 def map_switch(m: Record, a: Arena, t: Tags) -> bool:
-    """If the address of the last walk lies below a nested table, let the entry above it lead there."""
+    """If the address of the last walk lies below a nested table, let the entry above it lead there.
+
+    RAX <- 0, or 2 where other vCPUs must drop translations first.
+    """
     keep_free(m, a, t)
     pool = m[s.SHADOW_POOL]
     leaf = shadow_get(m, a, t, pool + P_LEVEL)
@@ -84,6 +87,10 @@ def map_switch(m: Record, a: Arena, t: Tags) -> bool:
         if rights & d.RIGHT_EXECUTE == 0:
             word |= PTE_NO_EXECUTE
         entry = way_down(m, a, t, level)
+        if entry < 0:
+            m[s.GPR + s.RAX] = 2
+            return True
+        m[s.GPR + s.RAX] = 0
         drop_entry(m, a, t, entry)
         shadow_put(m, a, t, entry_at(m, entry), word)
         list_leaf(m, a, t, entry, frame, False)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.shadow_pool import FLUSH, shadow_get, shadow_put
+from vtsim.cpu.kernels.shadow_pool import FLUSH, PROTECTED, shadow_get, shadow_put
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import ADDRESS, EPT_RWX
+from vtsim.ept.spec import ADDRESS, EPT_RWX, EPT_WRITE
 
 P_EPT: int = d.POOL["EPT"]
 
@@ -26,5 +26,5 @@ def set_ept_flags(m: Record, a: Arena, t: Tags, frame: int, cleared: int, given:
     if table & cleared or (table | given) != table:
         shadow_put(m, a, t, at, (table & ~cleared) | given)
         if table & cleared:
-            m[s.SHADOW_FLAGS] |= FLUSH
+            m[s.SHADOW_FLAGS] |= FLUSH | PROTECTED if table & cleared & EPT_WRITE else FLUSH
     return table

@@ -77,9 +77,7 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     if number == SHADOW_WALK:
         return walk_guest(m, a, t)
     if number == SHADOW_MAP:
-        if m[s.SHADOW_MODE] & MODE_AGILE and map_switch(m, a, t):
-            m[s.GPR + s.RAX] = 0
-        else:
+        if m[s.SHADOW_MODE] & MODE_AGILE == 0 or not map_switch(m, a, t):
             fault = map_shadow(m, a, t)
     elif number == SHADOW_MAP_DEVICE:
         fault = map_device(m, a, t)

@@ -16,17 +16,20 @@ from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.slots import R12, R13, RAX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
+from vtsim.vmm import layout as at
+from vtsim.vmm.programs import several
+from vtsim.vmm.programs import shadow_shared as shared
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import vcpu, work
 from vtsim.vmm.registry import Path
 
 
 def look(a: Assembler, path: Path, where: str) -> None:
-    """Is an interval over? Clobbers RAX, RCX, RDX."""
+    """Is an interval over? Clobbers RAX, RCX, RDX, RSI, RDI, R10 and R11."""
     if path.vmm.paging != "agile":
         return
     now(a)
-    a.ld(RCX, vcpu("AGILE_AT"))
+    a.ld(RCX, several.vm_word(a, path, "AGILE_AT", RCX))
     a.cmp(RAX, register=RCX)
     a.jcc(ops.CC_B, f"agile_interval_{where}")
     a.call("agile_scan")
@@ -34,19 +37,28 @@ def look(a: Assembler, path: Path, where: str) -> None:
 
 
 def scan(a: Assembler, path: Path) -> None:
-    """`agile_scan`: the TSC is in RAX."""
+    """`agile_scan`: who sees first that an interval is over, at the TSC in RAX, looks at the tables of the VM."""
     a.label("agile_scan")
+    shared.begin(a, path, at.FOR_SHADOWING)
+    if path.several:  # another vCPU may have seen it first
+        now(a)
+        a.ld(RCX, several.vm_word(a, path, "AGILE_AT", RCX))
+        a.cmp(RAX, register=RCX)
+        a.jcc(ops.CC_B, "agile_scanned")
     a.mov(RCX, path.profile.cycles(path["agile_interval"] * 1000))
     a.add(RAX, register=RCX)
-    a.st(vcpu("AGILE_AT"), RAX)
+    a.st(several.vm_word(a, path, "AGILE_AT", RCX), RAX)
     work(a, path, "synchronize")
     a.ld(RDI, vcpu("SHADOW"))
     a.hook(h.AGILE_SCAN)
-    a.jmp("shadow_settle")
+    a.call("shadow_settle")
+    a.label("agile_scanned")
+    shared.end(a, path)
+    a.ret()
 
 
 def note(a: Assembler, path: Path) -> None:
-    """A store to the table at R13 was emulated: nested from now on?"""
+    """A store to the table at R13 was emulated, and the tables are still ours: nested from now on?"""
     if path.vmm.paging != "agile":
         return
     a.copy(RSI, R13)
@@ -60,12 +72,14 @@ def violation(a: Assembler, path: Path) -> None:
     """EPT refuses an access at R13, qualification R12: it is a device's, or a write to a table that is shadowed."""
     a.test(R12, e.Q_RIGHTS_ANY)
     a.jcc(ops.CC_Z, "emulate")
+    shared.begin(a, path, at.FOR_WRITES)
     a.copy(RSI, R13)
     a.copy(RDX, R12)
     a.ld(RDI, vcpu("SHADOW"))
     a.hook(h.AGILE_WRITE)
     a.copy(R12, RAX)
     a.call("shadow_settle")
+    shared.end(a, path)
     a.test(R12, register=R12)
     a.jcc(ops.CC_NZ, "table_write")
     a.jmp("reenter")

@@ -218,6 +218,8 @@ def flush_as_asked(a: Assembler, path: Path) -> None:
     count(a, "REMOTE_FLUSHES")
     if path.vmm.on_shadow:
         flush_vpid(a, path)
+        if path.vmm.paging == "agile":
+            flush_here(a, path)
         if path.vmm.huge_pages == "never":  # the process may have a page where all had the one of zeroes
             a.emit(ops.MOV_FROM_CR, RAX, imm=3)
             a.emit(ops.MOV_TO_CR, RAX, imm=3)
