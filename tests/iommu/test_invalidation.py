@@ -273,6 +273,7 @@ BAD: dict[str, tuple[str, tuple[int, ...], int]] = {
     "type 17, in the high bits": ("legacy", (1 << 9 | 1,), sp.IQEI_TYPE),
     "a scalable-mode descriptor in legacy mode": ("legacy", (d.PASID_CACHE,), sp.IQEI_TYPE),
     "reserved bits of word 0": ("legacy", (d.WAIT | 1 << 8,), sp.IQEI_RESERVED),
+    "PD, which only units with PDS have": ("legacy", (d.WAIT | d.DRAIN_PAGE_REQUESTS,), sp.IQEI_RESERVED),
     "reserved bits of word 1": ("legacy", (d.IOTLB_TYPE | 1 << 4, 1 << 8), sp.IQEI_RESERVED),
     "reserved words of a wide descriptor": ("second-level", (d.WAIT, 0, 1), sp.IQEI_RESERVED),
     "private data, which older editions had": ("second-level", (d.PAGE_GROUP_RESPONSE | 1 << 5,), sp.IQEI_RESERVED),

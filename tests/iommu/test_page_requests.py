@@ -11,6 +11,7 @@ from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.kernels.page_requests import ANSWERED, TAKEN
+from vtsim.iommu.unit import Capabilities
 
 
 def test_page_requests_fill_their_queue_and_then_are_answered() -> None:
@@ -60,7 +61,7 @@ def test_a_page_request_while_remapping_is_off_is_answered_and_no_fault() -> Non
 
 
 def test_a_wait_that_drains_page_requests_is_over_when_they_are_in_their_queue() -> None:
-    world = World("second-level")
+    world = World("second-level", Capabilities().having(PDS=1))
     unit, (queue, pages, status) = world.unit, (world.memory.allocate() << 12 for _ in range(3))
     unit.write("IQA", queue | sp.IQA_WIDE)
     unit.command(set=sp.QIE)

@@ -112,7 +112,7 @@ def run_descriptor(u: Record, a: Arena, low: int, high: int, rest: int, mode: in
         return sp.IQEI_TYPE
     if low & RESERVED_LOW[kind - 1] != 0 or high & RESERVED_HIGH[kind - 1] != 0:
         return sp.IQEI_RESERVED
-    if rest != 0:
+    if rest != 0 or (kind == d.WAIT and low & d.DRAIN_PAGE_REQUESTS != 0 and not extended(u, sp.ECAP_PDS)):
         return sp.IQEI_RESERVED
     granularity = (low >> 4) & 3
     domain = (low >> 16) & 0xFFFF
