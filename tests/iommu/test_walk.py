@@ -100,7 +100,35 @@ MISTAKES: list[tuple[str, tuple[str, ...], str]] = [
     (UNIT.replace("iova: 0x200000", "iova: 0x200800"), (),
      "unit.yaml:8: devices.0.pages.0.iova: 0x200800 is not aligned to the page size\n"
      "    8 |   - {iova: 0x200800, to: 0x600000, count: 4}\n"
-     "      |            ^\n"),
+     "      |            ^\n"
+     " help: the nearest that are: 0x200000 and 0x201000\n"),
+    (UNIT.replace("iova: 0x200000", "iova: 0xfffffffff000"), (),
+     "unit.yaml:8: devices.0.pages.0.iova: pages end beyond what 4 levels translate\n"
+     "    8 |   - {iova: 0xfffffffff000, to: 0x600000, count: 4}\n"
+     "      |            ^\n"
+     " help: the last byte can be at 0xffffffffffff\n"),
+    (UNIT.replace("iova: 0x600000", "iova: 0x1000000000"), (),
+     "unit.yaml:10: devices.0.second_pages.0.iova: the guest's own tables stand there\n"
+     "   10 |   - {iova: 0x1000000000, to: 0x200000, count: 4, rights: r}\n"
+     "      |            ^\n"
+     " help: pages can be below 0x1000000000, or from 0x1004000000 on\n"),
+    (UNIT.replace("  second_pages", "  - {iova: 0x203000, to: 0}\n  second_pages"), (),
+     "unit.yaml:9: devices.0.pages.1.iova: pages are mapped there already\n"
+     "    9 |   - {iova: 0x203000, to: 0}\n"
+     "      |            ^\n"
+     " help: give pages that do not overlap\n"),
+    (UNIT.replace("nested", "nested\n  levels: 3"), (),
+     "unit.yaml:7: devices.0.levels: first-level tables have 4 or 5 levels\n"
+     "    7 |   levels: 3\n"
+     "      |           ^\n"
+     " help: levels can be 4 or 5\n"),
+    (UNIT.replace("nested", "first-level"), (),
+     "unit.yaml:10: devices.0.second_pages: only nested translation has both levels\n"
+     "   10 |   - {iova: 0x600000, to: 0x200000, count: 4, rights: r}\n"
+     "      |   ^\n"
+     " help: translation can be nested\n"),
+    (UNIT, ("--after", "1 us"),
+     "--after: a unit by itself does not run\n help: only --scenario FILE has a run\n"),
     (UNIT + "without: [PASSID]\n", (),
      "unit.yaml:11: without.0: unknown capability 'PASSID'\n"
      "   11 | without: [PASSID]\n"
@@ -145,3 +173,12 @@ def test_a_request_of_a_scenario_s_device_is_translated_by_the_tables_that_its_d
     assert not_yet.fault is not None and not_yet.hpa is None
     with pytest.raises(ConfigError, match="unknown device 'nice'"):
         observe_in_scenario(scenario, "nice", 0)
+
+
+def test_what_is_asked_of_a_unit_can_be_asked_in_a_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its unit is in legacy mode, where no request has a PASID, and its devices have no device-TLB."""
+    walk = ["iommu", "walk", "--scenario", str(STORM), "--device", "nic", "--address", "0xffffb000"]
+    for more, fault in ((("--pasid", "3"), "0x31"), (("--request", "translation"), "0x0d"), (("--privileged",), None)):
+        assert main([*walk, *more]) == 0
+        out = capsys.readouterr().out
+        assert f"fault reason {fault}" in out if fault else "host-physical address" in out

@@ -126,7 +126,16 @@ def observe_request(
 
 
 def observe_in_scenario(
-    scenario: Scenario, device: str, address: int, *, after: int = 0, access: str = "read", warm: bool = False
+    scenario: Scenario,
+    device: str,
+    address: int,
+    *,
+    after: int = 0,
+    pasid: int | None = None,
+    access: str = "read",
+    privileged: bool = False,
+    request: str = "untranslated",
+    warm: bool = False,
 ) -> IommuWalk:
     """Translate one request of a device of a scenario, by name or source-id, before the run or `after` so many ns.
 
@@ -139,7 +148,10 @@ def observe_in_scenario(
     if scenario.machine.iommu.mode == "off":
         raise ConfigError("the remapping unit of this machine is off", field="device", help="see machine.iommu.mode")
     source = by_name.get(device, device)
-    asked = Request(device=device, sid=requester(source), address=address, access=access)
+    asked = Request(
+        device=device, sid=requester(source), address=address, pasid=pasid, access=access, privileged=privileged,
+        request=request,
+    )  # fmt: skip
     machine = Machine(evolve(scenario, run=evolve(scenario.run, limit=after)) if after else scenario)
     if after:
         machine.run()
@@ -280,17 +292,28 @@ def _map(table: Table, pages: tuple[PagesSpec, ...], memory: Memory | None, name
             rights = ("r" in each.rights and each.rights != "none") * e.SL_R | ("w" in each.rights) * e.SL_W
         last = each.to + each.count * each.size - 1
         if each.iova + each.count * each.size > 1 << (12 + 9 * table.levels):
-            raise ConfigError(f"pages end beyond what {table.levels} levels translate", field=f"{field}.iova")
+            raise ConfigError(
+                f"pages end beyond what {table.levels} levels translate",
+                field=f"{field}.iova",
+                help=f"the last byte can be at {(1 << (12 + 9 * table.levels)) - 1:#x}",
+            )
         ends = each.iova + each.count * each.size
         if (
             name == "second_pages"
             and each.iova >> PAGE_SHIFT < GUEST_TABLES + GUEST_FRAMES
             and (ends >> PAGE_SHIFT > GUEST_TABLES)
         ):
-            raise ConfigError("the guest's own tables stand there", field=f"{field}.iova")
+            first_byte, after = GUEST_TABLES << PAGE_SHIFT, GUEST_TABLES + GUEST_FRAMES << PAGE_SHIFT
+            raise ConfigError(
+                "the guest's own tables stand there",
+                field=f"{field}.iova",
+                help=f"pages can be below {first_byte:#x}, or from {after:#x} on",
+            )
         if memory is not None and each.rights != "none" and not is_memory(memory.arena, last):
             raise ConfigError(f"{last:#x} is beyond memory", field=f"{field}.to", help="memory can be larger")
         if any(table.find(each.iova + n * each.size) for n in range(each.count)):
-            raise ConfigError("pages are mapped there already", field=f"{field}.iova")
+            raise ConfigError(
+                "pages are mapped there already", field=f"{field}.iova", help="give pages that do not overlap"
+            )
         frame, step = each.to >> PAGE_SHIFT, each.size >> PAGE_SHIFT
         table.map(each.iova, [frame + n * step for n in range(each.count)], rights, PAGE_SIZES[each.size])
