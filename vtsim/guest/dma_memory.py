@@ -186,7 +186,7 @@ class DmaBuilder:
         for word, value in first.items():
             self._store(here + word, value)
         vector = d.DMA_VECTOR + number
-        message = remappable_request(number) if self.machine.translates else compatible_request(vector, cpu)
+        message = remappable_request(number) if self.machine.remaps else compatible_request(vector, cpu)
         return DmaPort(
             device=device, words=words << 12, ring=ring << 12, status=status << 12, ring_address=ring_address,
             status_address=status_address, root=root, message=message, vector=vector, cpu=cpu, slots=(),

@@ -560,6 +560,7 @@ def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[int, ...]:
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     """What the kernel of a VM finds of devices and of the remapping unit."""
     iommu, native = scenario.machine.iommu, scenario.vmm.technique == "native"
+    mode = iommu.mode if native or vm.viommu != "none" else "off"
     return DmaMachine(
         devices=tuple(
             DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
@@ -567,7 +568,8 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
             if each.name in driven_by(vm)
         ),
         registers=REGISTERS,
-        translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
+        translates=mode == "translate",
+        remaps=mode != "off",
         coherent=iommu.coherent or not native,
         write_buffers=iommu.write_buffers and native,
         caching_mode=not native and vm.viommu == "caching",
