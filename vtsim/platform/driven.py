@@ -33,7 +33,8 @@ from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
-from vtsim.platform.dma_spec import DmaSpec, requester
+from vtsim.platform.dma_spec import DmaSpec
+from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario

@@ -31,8 +31,9 @@ from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
-from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
+from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS
 from vtsim.platform.identity import identify
+from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
