@@ -276,6 +276,15 @@ def test_a_virtual_unit_exits_for_each_invalidation_and_in_caching_mode_a_map_is
     assert unit.get("PASID misses", 0) == (1 if kind == "nested" else 0)
 
 
+@pytest.mark.parametrize("kind", ["caching", "nested"])
+def test_an_identity_domain_behind_a_virtual_unit_costs_no_exit_and_contains_no_device(kind: str) -> None:
+    driver, unit, _ = virtual_unit(kind, "kvm", "identity", 6)
+
+    assert driver.invalidations == unit.get("descriptors", 0) == 0
+    assert driver.hostile_through > 0
+    assert unit["blocked"] == 0
+
+
 def test_a_device_that_names_another_requester_cannot_read_its_ring_and_is_silent() -> None:
     machine = made("iterations: 2, groups: 1, group: 2, wait: poll", "dma: strict", ", claims: '05:00.0'")
     machine = Machine(evolve(machine.scenario, run=evolve(machine.scenario.run, limit=200_000)))

@@ -181,6 +181,9 @@ class DmaBuilder:
                 page_low, _ = descriptor("IOTLB", DW=1, DR=1, **pages)
                 domain_low, _ = descriptor("IOTLB", DW=1, DR=1, **whole)
             first |= {d.P_PAGE_LOW: page_low, d.P_DOMAIN_LOW: domain_low}
+        elif structures.scalable:
+            structures.enable(device.source)
+            structures.assign(device.source, 0, domain)
         else:
             structures.attach(device.source, None, domain, widest=WIDEST)
         for word, value in first.items():
