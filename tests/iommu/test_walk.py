@@ -11,6 +11,7 @@ import pytest
 from vtsim.base.errors import ConfigError
 from vtsim.cli import main
 from vtsim.config import load_scenario
+from vtsim.platform import iommu_walk
 from vtsim.platform.iommu_walk import observe_in_scenario
 
 UNIT = """\
@@ -25,6 +26,11 @@ devices:
   second_pages:
   - {iova: 0x600000, to: 0x200000, count: 4, rights: r}
 """
+
+
+CROWD = "mode: scalable\nmemory: 16 MiB\ndevices:\n" + "".join(  # a PASID directory of 32 pages for each
+    f'- {{device: "{n >> 3:02x}:00.{n & 7}", pasid: 1000000, translation: pass-through}}\n' for n in range(140)
+)
 
 
 @pytest.fixture
@@ -127,6 +133,11 @@ MISTAKES: list[tuple[str, tuple[str, ...], str]] = [
      "   10 |   - {iova: 0x600000, to: 0x200000, count: 4, rights: r}\n"
      "      |   ^\n"
      " help: translation can be nested\n"),
+    (CROWD, (),
+     "unit.yaml:2: memory: the tables of the devices do not fit\n"
+     "    2 | memory: 16 MiB\n"
+     "      |         ^\n"
+     " help: memory can be larger\n"),
     (UNIT, ("--after", "1 us"),
      "--after: a unit by itself does not run\n help: only --scenario FILE has a run\n"),
     (UNIT + "without: [PASSID]\n", (),
@@ -150,6 +161,21 @@ def test_a_mistake_is_shown_where_it_is(run: Any, text: str, arguments: tuple[st
     status, out, err = run(text, *(arguments if "--address" in arguments else ("--address", "0", *arguments)))
 
     assert (status, out, err) == (2, "", message)
+
+
+def test_a_description_with_more_tables_than_are_kept_is_the_users_mistake(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iommu_walk, "MOST_TABLES", 1000)
+    status, _, err = run(CROWD.replace("16 MiB", "1 GiB"), "--address", "0", device="00:00.0")
+
+    assert status == 2
+    assert err == (
+        "unit.yaml:4: devices: the devices have more tables than are kept here\n"
+        '    4 | - {device: "00:00.0", pasid: 1000000, translation: pass-through}\n'
+        "      | ^\n"
+        " help: 1,000 tables are accepted: fewer devices, or larger pages, need fewer\n"
+    )
 
 
 def test_a_device_is_written_as_lspci_prints_it(run: Any) -> None:

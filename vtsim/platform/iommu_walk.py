@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 
 from vtsim.base.errors import ConfigError
 from vtsim.base.jit import quiet
-from vtsim.base.memory import PAGE_BYTES, PAGE_SHIFT, is_memory
-from vtsim.ept.tables import Table
+from vtsim.base.memory import PAGE_BYTES, PAGE_SHIFT, PAGE_WORDS, allocate, give_contents, is_memory
+from vtsim.ept.tables import Table, Words
 from vtsim.iommu import entries as e
 from vtsim.iommu import faults as f
 from vtsim.iommu import spec as sp
@@ -53,7 +53,7 @@ PAGING: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
 GUEST_TABLES: Final = 1 << 24  # guest frames of a guest's own tables
 GUEST_FRAMES: Final = 1 << 14  # at most
 SMALL_DIRECTORY: Final = 1 << 15  # PASIDs of a directory of one page
-POOL_PAGES: Final = 4096
+MOST_TABLES: Final = 1 << 16  # pages
 
 
 @frozen(kw_only=True)
@@ -110,7 +110,7 @@ def observe_request(
         device=device, sid=requester(device), address=address, pasid=pasid, access=access, privileged=privileged,
         request=request,
     )  # fmt: skip
-    memory = Memory(spec.memory, POOL_PAGES)
+    memory = _TableMemory(spec.memory, min(MOST_TABLES, spec.memory >> PAGE_SHIFT))
     structures = _structures(spec, memory)
     unit = RemappingUnit(
         memory.arena,
@@ -237,16 +237,31 @@ def _steps(unit: RemappingUnit) -> list[Step]:
     return steps
 
 
+@define(eq=False)
+class _TableMemory(Memory):
+    """Memory for the tables of a description; `ConfigError` where they do not fit."""
+
+    def allocate(self) -> int:
+        """The next free frame."""
+        hfn = int(allocate(self.arena))
+        if hfn < 0:
+            raise ConfigError("the tables of the devices do not fit", field="memory", help="memory can be larger")
+        return hfn
+
+    def contents(self, hfn: int, kind: int) -> Words:
+        """The 512 words of a table."""
+        at = int(give_contents(self.arena, hfn, kind))
+        if at < 0:
+            most = f"{self.pool_pages:,} tables are accepted: fewer devices, or larger pages, need fewer"
+            raise ConfigError("the devices have more tables than are kept here", field="devices", help=most)
+        return self.arena[at : at + PAGE_WORDS]
+
+
 def _structures(spec: IommuSpec, memory: Memory) -> Structures:
     structures = Structures(memory, scalable=spec.mode == SCALABLE)
     enabled: set[int] = set()
     for number, each in enumerate(spec.devices):
-        try:
-            first, second = _tables(each, memory)
-        except ConfigError as error:
-            raise ConfigError.of(
-                evolve(problem, path=f"devices.{number}.{problem.path}") for problem in error.problems
-            ) from None
+        first, second = _tables(each, memory, f"devices.{number}")
         sid = requester(each.device)
         if not structures.scalable:
             structures.attach(sid, second, each.domain, devices=each.ats)
@@ -265,27 +280,35 @@ def _structures(spec: IommuSpec, memory: Memory) -> Structures:
     return structures
 
 
-def _tables(each: DeviceSpec, memory: Memory) -> tuple[Table | None, Table | None]:
+def _tables(each: DeviceSpec, memory: Memory, where: str) -> tuple[Table | None, Table | None]:
     if each.translation == PASS_THROUGH:
         return None, None
     if each.translation == FIRST:
         first = process_table(memory, each.levels)
-        _map(first, each.pages, memory, "pages", first=True)
+        _map(first, each.pages, memory, f"{where}.pages", first=True)
         return first, None
     if each.translation == NESTED:
         second = domain_table(memory)
-        _map(second, each.second_pages, memory, "second_pages")
+        _map(second, each.second_pages, memory, f"{where}.second_pages", outer=True)
         first = guest_table(memory, second, GUEST_TABLES, each.levels)
-        _map(first, each.pages, None, "pages", first=True)
+        _map(first, each.pages, None, f"{where}.pages", first=True)
         return first, second
     second = domain_table(memory, each.levels)
-    _map(second, each.pages, memory, "pages")
+    _map(second, each.pages, memory, f"{where}.pages")
     return None, second
 
 
-def _map(table: Table, pages: tuple[PagesSpec, ...], memory: Memory | None, name: str, first: bool = False) -> None:
+def _map(
+    table: Table,
+    pages: tuple[PagesSpec, ...],
+    memory: Memory | None,
+    where: str,
+    *,
+    first: bool = False,
+    outer: bool = False,
+) -> None:
     for number, each in enumerate(pages):
-        field = f"{name}.{number}"
+        field = f"{where}.{number}"
         if first:
             rights = 0 if each.rights == "none" else e.PRESENT | e.FL_US | (e.FL_RW if "w" in each.rights else 0)
         else:
@@ -298,11 +321,7 @@ def _map(table: Table, pages: tuple[PagesSpec, ...], memory: Memory | None, name
                 help=f"the last byte can be at {(1 << (12 + 9 * table.levels)) - 1:#x}",
             )
         ends = each.iova + each.count * each.size
-        if (
-            name == "second_pages"
-            and each.iova >> PAGE_SHIFT < GUEST_TABLES + GUEST_FRAMES
-            and (ends >> PAGE_SHIFT > GUEST_TABLES)
-        ):
+        if outer and each.iova >> PAGE_SHIFT < GUEST_TABLES + GUEST_FRAMES and (ends >> PAGE_SHIFT > GUEST_TABLES):
             first_byte, after = GUEST_TABLES << PAGE_SHIFT, GUEST_TABLES + GUEST_FRAMES << PAGE_SHIFT
             raise ConfigError(
                 "the guest's own tables stand there",
