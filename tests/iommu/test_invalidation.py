@@ -198,13 +198,63 @@ def test_a_device_that_does_not_answer_aborts_the_wait_and_stops_the_queue() -> 
     assert unit.read("IQH") == unit.read("IQT")
 
 
-def test_a_completion_that_nobody_waits_for_is_an_error() -> None:
+def test_a_time_out_gives_up_what_its_device_owes_and_no_other_device() -> None:
+    """A wait after the error is cleared still stands until the other device has answered."""
     world = queued()
+    unit, other = world.unit, SID + 1
+    status = world.memory.allocate() << 12
+    for sid in (SID, other, SID):
+        unit.submit("DEVICE_TLB", SID=sid)
+    unit.device_timed_out(SID)
+    unit.write("FSTS", sp.ITE)
+    unit.submit("WAIT", SW=1, STDATA=7, STADDR=status >> 2)
 
-    world.unit.device_completed(0xFFF8)
+    assert world.memory.word(status) == 0
+    unit.device_completed(other)
+    assert (world.memory.word(status), unit.read("FSTS")) == (7, 0)
+    unit.device_completed(SID)  # too late
+    assert unit.read("FSTS") == sp.ICE
 
-    assert world.unit.read("FSTS") == sp.ICE
-    assert world.unit.read("IQERCD") >> 48 == 0xFFF8
+
+def test_while_a_time_out_is_not_cleared_another_one_aborts_no_wait_and_the_first_is_the_one_recorded() -> None:
+    world = queued()
+    unit, other = world.unit, SID + 1
+    status = world.memory.allocate() << 12
+    for sid in (SID, other):
+        unit.submit("DEVICE_TLB", SID=sid)
+    unit.device_timed_out(SID)
+    unit.submit("WAIT", SW=1, STDATA=7, STADDR=status >> 2)
+    unit.device_timed_out(other)
+    unit.device_timed_out(SID + 2)  # it owes nothing
+
+    assert unit.read("IQERCD") >> 32 & 0xFFFF == SID
+    unit.write("FSTS", sp.ITE)
+    assert (world.memory.word(status), unit.read("FSTS")) == (7, 0)
+
+
+def test_a_time_out_leaves_the_head_at_a_descriptor_that_is_not_valid() -> None:
+    world = queued()
+    unit = world.unit
+    unit.submit("DEVICE_TLB", SID=SID)
+    unit.submit_words(d.WAIT | 1 << 8)
+    unit.device_timed_out(SID)
+
+    assert unit.read("FSTS") == sp.IQE | sp.ITE
+    assert unit.read("IQH") == 16
+
+
+def test_a_completion_that_nobody_waits_for_is_an_error_that_stops_nothing() -> None:
+    world = queued()
+    unit = world.unit
+    status = world.memory.allocate() << 12
+
+    unit.device_completed(0xFFF8)
+    unit.device_completed(0x1234)
+    unit.submit("WAIT", SW=1, STDATA=7, STADDR=status >> 2)
+
+    assert unit.read("FSTS") == sp.ICE
+    assert unit.read("IQERCD") >> 48 == 0xFFF8  # the first of them
+    assert world.memory.word(status) == 7
 
 
 @pytest.mark.parametrize(("capable", "mip", "pending"), [(1, 3, 3), (1, 0, 32), (0, 3, 32)])
@@ -273,6 +323,7 @@ BAD: dict[str, tuple[str, tuple[int, ...], int]] = {
     "type 17, in the high bits": ("legacy", (1 << 9 | 1,), sp.IQEI_TYPE),
     "a scalable-mode descriptor in legacy mode": ("legacy", (d.PASID_CACHE,), sp.IQEI_TYPE),
     "reserved bits of word 0": ("legacy", (d.WAIT | 1 << 8,), sp.IQEI_RESERVED),
+    "PD, which only units with PDS have": ("legacy", (d.WAIT | d.DRAIN_PAGE_REQUESTS,), sp.IQEI_RESERVED),
     "reserved bits of word 1": ("legacy", (d.IOTLB_TYPE | 1 << 4, 1 << 8), sp.IQEI_RESERVED),
     "reserved words of a wide descriptor": ("second-level", (d.WAIT, 0, 1), sp.IQEI_RESERVED),
     "private data, which older editions had": ("second-level", (d.PAGE_GROUP_RESPONSE | 1 << 5,), sp.IQEI_RESERVED),

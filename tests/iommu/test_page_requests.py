@@ -5,12 +5,15 @@ VT-d: "Page Request Queue"; "Page Request Event"; "Page Request Status Register"
 
 from __future__ import annotations
 
+import pytest
+
 from tests.iommu.worlds import PASID, RW_PAGE, SID, World
 from vtsim.iommu import descriptors as d
 from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.kernels.page_requests import ANSWERED, TAKEN
+from vtsim.iommu.unit import Capabilities
 
 
 def test_page_requests_fill_their_queue_and_then_are_answered() -> None:
@@ -60,7 +63,7 @@ def test_a_page_request_while_remapping_is_off_is_answered_and_no_fault() -> Non
 
 
 def test_a_wait_that_drains_page_requests_is_over_when_they_are_in_their_queue() -> None:
-    world = World("second-level")
+    world = World("second-level", Capabilities().having(PDS=1))
     unit, (queue, pages, status) = world.unit, (world.memory.allocate() << 12 for _ in range(3))
     unit.write("IQA", queue | sp.IQA_WIDE)
     unit.command(set=sp.QIE)
@@ -71,3 +74,22 @@ def test_a_wait_that_drains_page_requests_is_over_when_they_are_in_their_queue()
 
     assert world.memory.word(status) & 0xFFFF_FFFF == 5
     assert unit.read("PQT") == 32 and world.memory.word(pages) & 0xFF == d.PAGE_REQUEST_TYPE
+
+
+@pytest.mark.parametrize("case", ["taken", "off", "refused", "full"])
+def test_a_stop_marker_is_never_answered_by_the_unit(case: str) -> None:
+    """It tells software that no more requests of a PASID come; with nothing asked there is nothing to answer."""
+    world = World("second-level")
+    unit, queue = world.unit, world.memory.allocate() << 12
+    unit.write("PQA", queue)
+    unit.command(clear=sp.TE if case == "off" else 0)
+    if case == "refused":
+        world.structures.context(SID)[0] = int(world.structures.context(SID)[0]) & ~e.PRE
+    if case == "full":
+        unit.write("PQH", 32)
+
+    unit.page_request(SID, 0, 0, pasid=PASID, group=3)
+
+    assert [m for m in unit.messages() if m.kind == st.PAGE_RESPONSE] == []
+    assert (world.memory.word(queue + 8) == 4 | 3 << 3) == (case == "taken")
+    unit.check_laws()

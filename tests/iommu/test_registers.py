@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.iommu.worlds import World
+from tests.iommu.worlds import SID, World
 from vtsim.base.memory import signed
 from vtsim.iommu import descriptors as d
 from vtsim.iommu import entries as e
@@ -43,6 +43,39 @@ def test_each_bit_obeys_its_access(row: sp.RegisterRow) -> None:
         assert after & ~writable == before & ~writable
         remapping.write(row.name, 0)
         assert remapping.read(row.name) & writable == 0
+
+
+NEEDED = sorted({row.needs for row in sp.REGISTERS if row.needs})
+
+
+@pytest.mark.parametrize("needs", NEEDED)
+def test_registers_of_a_capability_that_is_lacking_are_reserved(needs: str) -> None:
+    everything = Capabilities().having(MTS=1, VCS=1)
+    remapping = World("legacy", everything.without(*needs.split())).unit
+    for row in sp.REGISTERS:
+        if row.needs == needs:
+            remapping.write(row.name, ALL_ONES)
+            assert remapping.read(row.name) == 0, row.name
+
+
+def test_a_register_that_one_of_two_capabilities_needs_is_there_with_either() -> None:
+    for lacking, there in (("PLMR", "PHMBASE"), ("PHMR", "PLMBASE")):
+        remapping = World("legacy", Capabilities().without(lacking)).unit
+        remapping.write("PMEN", sp.EPM)
+        remapping.write(there, ALL_ONES)
+        assert remapping.read("PMEN") == sp.EPM | sp.PRS_PROTECTED
+        assert remapping.read(there) != 0
+
+
+def test_extended_interrupt_mode_is_not_on_in_a_unit_that_does_not_have_it() -> None:
+    """Else interrupt requests in compatibility format would be blocked, and entries read with wide destinations."""
+    for lacking, passes in (((), False), (("EIM",), True)):
+        remapping = World("legacy", Capabilities().without(*lacking)).unit
+        remapping.write("IRTA", 0x1000 | sp.EIME)
+        remapping.command(set=sp.SIRTP)
+        remapping.command(set=sp.IRE | sp.CFI)
+        assert (remapping.read("IRTA") & sp.EIME == 0) == passes
+        assert (remapping.interrupt(SID, 0xFEE0_0000, 0x41).message is not None) == passes
 
 
 def test_registers_do_not_overlap_and_fields_stay_in_their_register() -> None:

@@ -34,7 +34,7 @@ from vtsim.iommu import faults as f
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.state import Cache, Caches
-from vtsim.iommu.tables import READ_WRITE, Memory, Structures, domain_table, guest_table
+from vtsim.iommu.tables import READ_WRITE, USER_PAGE, Memory, Structures, domain_table, guest_table
 from vtsim.iommu.unit import Answer, Capabilities, RemappingUnit
 
 KINDS = ("legacy", "second-level", "first-level", "nested", "pass-through")
@@ -323,6 +323,29 @@ def test_writes_to_the_interrupt_range_are_interrupt_requests_and_all_else_there
     assert world.ask(0xFEE0_0010, sp.WRITE, size=8).status == st.DROPPED
     assert world.ask(RW_PAGE + 0xFFC, sp.WRITE, size=8).status == st.DROPPED  # it crosses a page
     assert world.unit.statistics()["faults"] == 0
+
+
+@pytest.mark.parametrize("kind", ["legacy", "second-level", "first-level"])
+def test_a_device_that_asks_for_an_interrupt_address_is_told_of_no_page_whatever_is_mapped_there(kind: str) -> None:
+    """Else its device-TLB would lead writes into memory that are interrupt requests when they are not translated.
+
+    With a PASID an address of that range is one as any other.
+    """
+    world = World(kind)
+    for page in (0xFEE0_0000, 0xFED0_0000):
+        if world.first is not None:
+            world.first.map(page, TARGET + 5, USER_PAGE)
+        else:
+            assert world.second is not None
+            world.second.map(page, TARGET + 5, READ_WRITE)
+    ask = {"at": sp.TRANSLATION_REQUEST}
+
+    for _ in range(2):  # by a walk, by a cache
+        assert world.ask(0xFED0_0000, sp.WRITE, **ask, pasid=sp.NO_PASID).rights & sp.WRITE
+        told = world.ask(0xFEE0_0000, sp.WRITE, **ask, pasid=sp.NO_PASID)
+        assert (told.status, told.rights, told.hpa, told.recorded) == (st.COMPLETED, 0, 0, False)
+        if kind != "legacy":
+            assert world.ask(0xFEE0_0000, sp.WRITE, **ask).rights & sp.WRITE
 
 
 def test_a_zero_length_read_needs_no_right_to_read() -> None:

@@ -11,6 +11,7 @@ import pytest
 from vtsim.base.errors import ConfigError
 from vtsim.cli import main
 from vtsim.config import load_scenario
+from vtsim.platform import iommu_walk
 from vtsim.platform.iommu_walk import observe_in_scenario
 
 UNIT = """\
@@ -25,6 +26,11 @@ devices:
   second_pages:
   - {iova: 0x600000, to: 0x200000, count: 4, rights: r}
 """
+
+
+CROWD = "mode: scalable\nmemory: 16 MiB\ndevices:\n" + "".join(  # a PASID directory of 32 pages for each
+    f'- {{device: "{n >> 3:02x}:00.{n & 7}", pasid: 1000000, translation: pass-through}}\n' for n in range(140)
+)
 
 
 @pytest.fixture
@@ -100,7 +106,40 @@ MISTAKES: list[tuple[str, tuple[str, ...], str]] = [
     (UNIT.replace("iova: 0x200000", "iova: 0x200800"), (),
      "unit.yaml:8: devices.0.pages.0.iova: 0x200800 is not aligned to the page size\n"
      "    8 |   - {iova: 0x200800, to: 0x600000, count: 4}\n"
-     "      |            ^\n"),
+     "      |            ^\n"
+     " help: the nearest that are: 0x200000 and 0x201000\n"),
+    (UNIT.replace("iova: 0x200000", "iova: 0xfffffffff000"), (),
+     "unit.yaml:8: devices.0.pages.0.iova: pages end beyond what 4 levels translate\n"
+     "    8 |   - {iova: 0xfffffffff000, to: 0x600000, count: 4}\n"
+     "      |            ^\n"
+     " help: the last byte can be at 0xffffffffffff\n"),
+    (UNIT.replace("iova: 0x600000", "iova: 0x1000000000"), (),
+     "unit.yaml:10: devices.0.second_pages.0.iova: the guest's own tables stand there\n"
+     "   10 |   - {iova: 0x1000000000, to: 0x200000, count: 4, rights: r}\n"
+     "      |            ^\n"
+     " help: pages can be below 0x1000000000, or from 0x1004000000 on\n"),
+    (UNIT.replace("  second_pages", "  - {iova: 0x203000, to: 0}\n  second_pages"), (),
+     "unit.yaml:9: devices.0.pages.1.iova: pages are mapped there already\n"
+     "    9 |   - {iova: 0x203000, to: 0}\n"
+     "      |            ^\n"
+     " help: give pages that do not overlap\n"),
+    (UNIT.replace("nested", "nested\n  levels: 3"), (),
+     "unit.yaml:7: devices.0.levels: first-level tables have 4 or 5 levels\n"
+     "    7 |   levels: 3\n"
+     "      |           ^\n"
+     " help: levels can be 4 or 5\n"),
+    (UNIT.replace("nested", "first-level"), (),
+     "unit.yaml:10: devices.0.second_pages: only nested translation has both levels\n"
+     "   10 |   - {iova: 0x600000, to: 0x200000, count: 4, rights: r}\n"
+     "      |   ^\n"
+     " help: translation can be nested\n"),
+    (CROWD, (),
+     "unit.yaml:2: memory: the tables of the devices do not fit\n"
+     "    2 | memory: 16 MiB\n"
+     "      |         ^\n"
+     " help: memory can be larger\n"),
+    (UNIT, ("--after", "1 us"),
+     "--after: a unit by itself does not run\n help: only --scenario FILE has a run\n"),
     (UNIT + "without: [PASSID]\n", (),
      "unit.yaml:11: without.0: unknown capability 'PASSID'\n"
      "   11 | without: [PASSID]\n"
@@ -124,6 +163,21 @@ def test_a_mistake_is_shown_where_it_is(run: Any, text: str, arguments: tuple[st
     assert (status, out, err) == (2, "", message)
 
 
+def test_a_description_with_more_tables_than_are_kept_is_the_users_mistake(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iommu_walk, "MOST_TABLES", 1000)
+    status, _, err = run(CROWD.replace("16 MiB", "1 GiB"), "--address", "0", device="00:00.0")
+
+    assert status == 2
+    assert err == (
+        "unit.yaml:4: devices: the devices have more tables than are kept here\n"
+        '    4 | - {device: "00:00.0", pasid: 1000000, translation: pass-through}\n'
+        "      | ^\n"
+        " help: 1,000 tables are accepted: fewer devices, or larger pages, need fewer\n"
+    )
+
+
 def test_a_device_is_written_as_lspci_prints_it(run: Any) -> None:
     status, _, err = run(UNIT, "--address", "0", device="3:2")
 
@@ -145,3 +199,12 @@ def test_a_request_of_a_scenario_s_device_is_translated_by_the_tables_that_its_d
     assert not_yet.fault is not None and not_yet.hpa is None
     with pytest.raises(ConfigError, match="unknown device 'nice'"):
         observe_in_scenario(scenario, "nice", 0)
+
+
+def test_what_is_asked_of_a_unit_can_be_asked_in_a_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its unit is in legacy mode, where no request has a PASID, and its devices have no device-TLB."""
+    walk = ["iommu", "walk", "--scenario", str(STORM), "--device", "nic", "--address", "0xffffb000"]
+    for more, fault in ((("--pasid", "3"), "0x31"), (("--request", "translation"), "0x0d"), (("--privileged",), None)):
+        assert main([*walk, *more]) == 0
+        out = capsys.readouterr().out
+        assert f"fault reason {fault}" in out if fault else "host-physical address" in out

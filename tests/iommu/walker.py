@@ -140,6 +140,8 @@ class Walker:
             return self.plain(address, "BEYOND_MGAW", "INTERRUPT_ADDRESS")
         if address >> min(30 + 9 * width, self.cap("MGAW") + 1):
             raise Blocked("BEYOND_MGAW")
+        if at == 1 and address >> 20 == 0xFEE:
+            raise Blocked("INTERRUPT_ADDRESS")
         rules = Rules("SECOND_LEVEL_ACCESS", "SECOND_LEVEL_ACCESS", "SECOND_LEVEL_RESERVED", False, False, False)
         page = self.second(low & PAGE_ALIGNED, 2 + width, address, "write" in access, rules)
         if page is None:
@@ -182,9 +184,10 @@ class Walker:
             raise Blocked("DIRECTORY_RESERVED")
         place = (directory & PAGE_ALIGNED) + 64 * (number & 63)
         self.get(place, "PASID_ACCESS")
-        return self.by_pasid([self.word(place + 8 * n) for n in range(8)], address, access, at)
+        words = [self.word(place + 8 * n) for n in range(8)]
+        return self.by_pasid(words, address, access, at, pasid is None and at == 1)
 
-    def by_pasid(self, words: list[int], address: int, access: set[str], at: int) -> Found:
+    def by_pasid(self, words: list[int], address: int, access: set[str], at: int, asks: bool) -> Found:
         low, middle, high, *rest = words
         kind, width = low >> 6 & 7, low >> 2 & 7
         if not low & 1:
@@ -213,6 +216,8 @@ class Walker:
             raise Blocked("SUPERVISOR_DISABLED")
         if kind == 4:
             return self.plain(address, "SCALABLE_BEYOND_MGAW", "SCALABLE_INTERRUPT_ADDRESS", self.cache_disabled)
+        if asks and address >> 20 == 0xFEE:
+            raise Blocked("SCALABLE_INTERRUPT_ADDRESS")
         snooped = bool(middle >> 23 & 1)
         rules = Rules(
             "SCALABLE_SECOND_TOP_ACCESS", "SCALABLE_SECOND_ACCESS", "SCALABLE_SECOND_RESERVED",

@@ -180,6 +180,8 @@ def test_slices_of_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("dma", "machine", "message"), [
     ("{window: 64 KiB, source: bridge}", "", "'bridge' is not a bus, device and function"),
+    ("{window: 64 KiB, source: '0x3:00.0'}", "", "'0x3:00.0' is not a bus, device and function"),
+    ("{window: 64 KiB, claims: '3_1:00.0'}", "", "'3_1:00.0' is not a bus, device and function"),
     ("{window: 64 KiB, bytes: 128, stride: 64}", "", "operations of 128 B do not begin every 64 B of a window of 64 KiB"),
     ("{window: 64, bytes: 128}", "", "128 B do not fit into a window of 64 B"),
     ("{window: 200 MiB}", "", "200 MiB is more than half of the 256 MiB of memory left"),

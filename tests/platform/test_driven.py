@@ -76,6 +76,17 @@ def test_each_mode_maps_unmaps_and_invalidates_as_often_as_it_must(mode: str, ma
         assert unit["walks"] == 0 and unit["completed"] == unit["requests"] > posted
 
 
+@pytest.mark.parametrize("mode", ["off", "pass-through"])
+def test_a_machine_that_maps_nothing_delivers_every_interrupt_of_its_devices(mode: str) -> None:
+    """Passing requests through does not turn interrupt remapping off: messages must be in the format of the table."""
+    _, driver, unit = ended(made("groups: 2, group: 4, iterations: 6", machine=f", iommu: {{mode: {mode}}}"))
+
+    assert driver.done == driver.descriptors == 32
+    assert driver.interrupts_handled > 0 == driver.interrupts_blocked
+    assert unit.get("interrupt requests remapped", 0) == (driver.interrupts if mode == "pass-through" else 0)
+    assert unit.get("walks", 0) == 0
+
+
 def test_a_timer_flushes_what_waits_for_ten_milliseconds() -> None:
     _, driver, _ = ended(made("groups: 1, group: 4, iterations: 4, work: 10 M", "dma: deferred, tick: 1 ms"))
 
@@ -99,6 +110,20 @@ def test_a_device_reaches_what_is_unmapped_until_the_invalidation_and_only_then(
     assert (strict.hostile_through, strict.window_ns) == (0, 0)
     assert deferred.hostile_through > 0 and deferred.window_ns >= 100
     assert never.hostile_through > 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "machine"),
+    [("dma: identity", ""), ("", ", iommu: {mode: pass-through}"), ("", ", iommu: {mode: off}")],
+)
+def test_where_nothing_is_mapped_a_device_reaches_a_buffer_that_its_driver_has_taken_back(
+    kernel: str, machine: str
+) -> None:
+    """No table says what it may reach, and nothing ever refuses it."""
+    _, driver, unit = ended(made(HOSTILE, kernel, ", hostile_ns: 100", machine))
+
+    assert driver.hostile_through > 0 and driver.window_ns >= 100
+    assert unit.get("blocked", 0) == 0
 
 
 def test_without_the_wait_for_the_invalidation_a_device_still_reaches_what_is_unmapped(
@@ -249,6 +274,15 @@ def test_a_virtual_unit_exits_for_each_invalidation_and_in_caching_mode_a_map_is
     assert unit["descriptors"] == 2 * driver.unmaps  # the real unit is told of unmaps only
     assert driver.hostile_writes > 0 == driver.hostile_through
     assert unit.get("PASID misses", 0) == (1 if kind == "nested" else 0)
+
+
+@pytest.mark.parametrize("kind", ["caching", "nested"])
+def test_an_identity_domain_behind_a_virtual_unit_costs_no_exit_and_contains_no_device(kind: str) -> None:
+    driver, unit, _ = virtual_unit(kind, "kvm", "identity", 6)
+
+    assert driver.invalidations == unit.get("descriptors", 0) == 0
+    assert driver.hostile_through > 0
+    assert unit["blocked"] == 0
 
 
 def test_a_device_that_names_another_requester_cannot_read_its_ring_and_is_silent() -> None:

@@ -343,8 +343,8 @@ def iommu_walk(
         typer.Option(metavar="FILE", parser=path, help="A scenario with devices, instead.", show_default=False),
     ] = None,
     after: Annotated[
-        str, typer.Option(metavar="DURATION", help="Of a scenario: how long it has run, as in '50 us'.")
-    ] = "0 s",
+        str | None, typer.Option(metavar="DURATION", help="Of a scenario: how long it has run, as in '50 us'.")
+    ] = None,
     pasid: Annotated[int | None, typer.Option(metavar="N", min=0, max=(1 << 20) - 1, help="With this PASID.")] = None,
     access: Annotated[str, typer.Option(metavar="KIND", help="read, write, execute or atomic.")] = "read",
     privileged: Annotated[bool, typer.Option("--privileged", help="With supervisor privilege.")] = False,
@@ -361,21 +361,18 @@ def iommu_walk(
     if (file is None) == (scenario is None):
         raise ConfigError("one of the two describes the unit", field="FILE", help="give a FILE, or --scenario")
     if scenario is not None:
-        raise typer.Exit(show_in_scenario(scenario, device, address, after=after, access=access, warm=warm, json=json))
+        status = show_in_scenario(
+            scenario, device, address, after=after or "0 s", pasid=pasid, access=access, privileged=privileged,
+            request=request, warm=warm, json=json,
+        )  # fmt: skip
+        raise typer.Exit(status)
     assert file is not None
-    raise typer.Exit(
-        show_request(
-            file,
-            device,
-            address,
-            pasid=pasid,
-            access=access,
-            privileged=privileged,
-            request=request,
-            warm=warm,
-            json=json,
-        )
+    if after is not None:
+        raise ConfigError("a unit by itself does not run", field="--after", help="only --scenario FILE has a run")
+    status = show_request(
+        file, device, address, pasid=pasid, access=access, privileged=privileged, request=request, warm=warm, json=json
     )
+    raise typer.Exit(status)
 
 
 @analyze.command("isa")

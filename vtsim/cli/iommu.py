@@ -28,18 +28,30 @@ def _number(address: str) -> int:
 
 
 def show_in_scenario(
-    scenario: Path, device: str, address: str, *, after: str, access: str, warm: bool, json: bool
+    scenario: Path,
+    device: str,
+    address: str,
+    *,
+    after: str,
+    pasid: int | None,
+    access: str,
+    privileged: bool,
+    request: str,
+    warm: bool,
+    json: bool,
 ) -> int:
     """Translate a request of a device of a scenario and print it."""
     loaded = load_scenario(scenario)
     number = _number(address)
     try:
         ns = int(DURATION.parse(after))
-        found = observe_in_scenario(loaded, device, number, after=ns, access=access, warm=warm)
+        found = observe_in_scenario(
+            loaded, device, number, after=ns, pasid=pasid, access=access, privileged=privileged, request=request,
+            warm=warm,
+        )  # fmt: skip
     except ConfigError as error:
-        known = ("device", "access")
         raise ConfigError.of(
-            evolve(each, path=f"--{each.path}" if each.path in known else "--after") for each in error.problems
+            evolve(each, path=f"--{each.path}" if each.path in ARGUMENTS else "--after") for each in error.problems
         ) from None
     _print(found, json)
     return FINE

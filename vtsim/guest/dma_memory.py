@@ -181,12 +181,15 @@ class DmaBuilder:
                 page_low, _ = descriptor("IOTLB", DW=1, DR=1, **pages)
                 domain_low, _ = descriptor("IOTLB", DW=1, DR=1, **whole)
             first |= {d.P_PAGE_LOW: page_low, d.P_DOMAIN_LOW: domain_low}
+        elif structures.scalable:
+            structures.enable(device.source)
+            structures.assign(device.source, 0, domain)
         else:
             structures.attach(device.source, None, domain, widest=WIDEST)
         for word, value in first.items():
             self._store(here + word, value)
         vector = d.DMA_VECTOR + number
-        message = remappable_request(number) if self.machine.translates else compatible_request(vector, cpu)
+        message = remappable_request(number) if self.machine.remaps else compatible_request(vector, cpu)
         return DmaPort(
             device=device, words=words << 12, ring=ring << 12, status=status << 12, ring_address=ring_address,
             status_address=status_address, root=root, message=message, vector=vector, cpu=cpu, slots=(),

@@ -46,14 +46,15 @@ class DmaMachine:
     """What a machine offers to drivers: its devices and the remapping unit between them and memory.
 
     `registers`: guest-physical address of the unit's registers; `translates`: may domains map pages, or do devices use
-    physical addresses? `coherent`: does the unit snoop; `write_buffers`: do stores stand in buffers until they are
-    flushed; `caching_mode`: may it cache what is not present?
+    physical addresses? `remaps`: are interrupts remapped? `coherent`: does the unit snoop; `write_buffers`: do stores
+    stand in buffers until they are flushed; `caching_mode`: may it cache what is not present?
     `first_level`: are domains first-level tables, which the real unit nests in the VM's memory?
     """
 
     devices: tuple[DmaDevice, ...]
     registers: int
     translates: bool
+    remaps: bool
     coherent: bool = True
     write_buffers: bool = False
     caching_mode: bool = False

@@ -72,6 +72,8 @@ DESCRIPTORS: Final[tuple[Descriptor, ...]] = (
                {0: "response"}, True),
 )
 
+DRAIN_PAGE_REQUESTS: Final = 1 << 7  # PD of a wait: reserved where ECAP does not say PDS
+
 # Page request descriptors: 32 bytes that the remapping unit writes to the page request queue.
 PAGE_REQUEST_LOW: Final  = bits("TYPE:7-0 PP:8 RID:31-16 PASID:51-32 EXE:52 PM:53")
 PAGE_REQUEST_HIGH: Final = bits("R:0 W:1 LPIG:2 PRGI:11-3 ADDR:63-12")

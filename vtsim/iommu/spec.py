@@ -17,12 +17,16 @@ RO, RW, WO, RW1C = "RO", "RW", "WO", "RW1C"  # read only; read and write; reads 
 
 @attrs.frozen
 class Bits:
-    """A field of a register, a table entry or a descriptor: its name and its lowest and highest bit."""
+    """A field of a register, a table entry or a descriptor: its name and its lowest and highest bit.
+
+    `needs`, for registers: the field of CAP or ECAP without which it is reserved.
+    """
 
     name: str
     low: int
     high: int
     access: str = RO
+    needs: str = ""
 
     @property
     def mask(self) -> int:
@@ -32,7 +36,7 @@ class Bits:
 
 @attrs.frozen
 class RegisterRow:
-    """One register: byte offset, width in bytes, its fields, and the field of ECAP without which it is not there."""
+    """One register: byte offset, width in bytes, its fields, and the fields of CAP or ECAP of which it needs one."""
 
     name: str
     offset: int
@@ -43,13 +47,17 @@ class RegisterRow:
 
 
 def bits(text: str, access: str = RO) -> tuple[Bits, ...]:
-    """Fields from a line such as `TE:31 CH:2-1 P:0`; a field may name its own access, as in `PPF:1=RO`."""
+    """Fields from a line such as `TE:31 CH:2-1 P:0`.
+
+    A field may name its own access, as in `PPF:1=RO`, and after `?` the capability that it needs, as in `EIME:11?EIM`.
+    """
     found = []
     for word in text.split():
         name, place = word.split(":")
+        place, _, needs = place.partition("?")
         place, _, own = place.partition("=")
         high, _, low = place.partition("-")
-        found.append(Bits(name, int(low or high), int(high), own or access))
+        found.append(Bits(name, int(low or high), int(high), own or access, needs))
     return tuple(found)
 
 
@@ -98,30 +106,30 @@ REGISTERS: Final[tuple[RegisterRow, ...]] = (
     RegisterRow("FEADDR",   FEADDR,   4, "Fault Event Address Register",                      bits("MA:31-2", RW)),
     RegisterRow("FEUADDR",  FEUADDR,  4, "Fault Event Upper Address Register",                bits(ADDRESS_UPPER, RW)),
     RegisterRow("AFLOG",    AFLOG,    8, "Advanced Fault Log Register",                       bits("FLA:63-12 FLS:11-9")),
-    RegisterRow("PMEN",     PMEN,     4, "Protected Memory Enable Register",                  bits("EPM:31=RW PRS:0")),
-    RegisterRow("PLMBASE",  PLMBASE,  4, "Protected Low-Memory Base Register",                bits("PLMB:31-21", RW)),
-    RegisterRow("PLMLIMIT", PLMLIMIT, 4, "Protected Low-Memory Limit Register",               bits("PLML:31-21", RW)),
-    RegisterRow("PHMBASE",  PHMBASE,  8, "Protected High-Memory Base Register",               bits("PHMB:63-21", RW)),
-    RegisterRow("PHMLIMIT", PHMLIMIT, 8, "Protected High-Memory Limit Register",              bits("PHML:63-21", RW)),
-    RegisterRow("IQH",      IQH,      8, "Invalidation Queue Head Register",                  bits("QH:18-4")),
-    RegisterRow("IQT",      IQT,      8, "Invalidation Queue Tail Register",                  bits("QT:18-4", RW)),
-    RegisterRow("IQA",      IQA,      8, "Invalidation Queue Address Register",               bits("IQA:63-12 DW:11 QS:2-0", RW)),
-    RegisterRow("ICS",      ICS,      4, "Invalidation Completion Status Register",           bits("IWC:0", RW1C)),
-    RegisterRow("IECTL",    IECTL,    4, "Invalidation Event Control Register",               bits(EVENT)),
-    RegisterRow("IEDATA",   IEDATA,   4, "Invalidation Event Data Register",                  bits("EIMD:31-16 IMD:15-0", RW)),
-    RegisterRow("IEADDR",   IEADDR,   4, "Invalidation Event Address Register",               bits("MA:31-2", RW)),
-    RegisterRow("IEUADDR",  IEUADDR,  4, "Invalidation Event Upper Address Register",         bits(ADDRESS_UPPER, RW)),
+    RegisterRow("PMEN",     PMEN,     4, "Protected Memory Enable Register",                  bits("EPM:31=RW PRS:0"), "PLMR PHMR"),
+    RegisterRow("PLMBASE",  PLMBASE,  4, "Protected Low-Memory Base Register",                bits("PLMB:31-21", RW), "PLMR"),
+    RegisterRow("PLMLIMIT", PLMLIMIT, 4, "Protected Low-Memory Limit Register",               bits("PLML:31-21", RW), "PLMR"),
+    RegisterRow("PHMBASE",  PHMBASE,  8, "Protected High-Memory Base Register",               bits("PHMB:63-21", RW), "PHMR"),
+    RegisterRow("PHMLIMIT", PHMLIMIT, 8, "Protected High-Memory Limit Register",              bits("PHML:63-21", RW), "PHMR"),
+    RegisterRow("IQH",      IQH,      8, "Invalidation Queue Head Register",                  bits("QH:18-4"), "QI"),
+    RegisterRow("IQT",      IQT,      8, "Invalidation Queue Tail Register",                  bits("QT:18-4", RW), "QI"),
+    RegisterRow("IQA",      IQA,      8, "Invalidation Queue Address Register",               bits("IQA:63-12 DW:11 QS:2-0", RW), "QI"),
+    RegisterRow("ICS",      ICS,      4, "Invalidation Completion Status Register",           bits("IWC:0", RW1C), "QI"),
+    RegisterRow("IECTL",    IECTL,    4, "Invalidation Event Control Register",               bits(EVENT), "QI"),
+    RegisterRow("IEDATA",   IEDATA,   4, "Invalidation Event Data Register",                  bits("EIMD:31-16 IMD:15-0", RW), "QI"),
+    RegisterRow("IEADDR",   IEADDR,   4, "Invalidation Event Address Register",               bits("MA:31-2", RW), "QI"),
+    RegisterRow("IEUADDR",  IEUADDR,  4, "Invalidation Event Upper Address Register",         bits(ADDRESS_UPPER, RW), "QI"),
     RegisterRow("IQERCD",   IQERCD,   8, "Invalidation Queue Error Record Register", bits(
-        "ICESID:63-48 ITESID:47-32 IQEI:3-0")),
-    RegisterRow("IRTA",     IRTA,     8, "Interrupt Remapping Table Address Register",        bits("IRTA:63-12 EIME:11 S:3-0", RW)),
-    RegisterRow("PQH",      PQH,      8, "Page Request Queue Head Register",                  bits("PQH:18-5", RW)),
-    RegisterRow("PQT",      PQT,      8, "Page Request Queue Tail Register",                  bits("PQT:18-5", RW)),
-    RegisterRow("PQA",      PQA,      8, "Page Request Queue Address Register",               bits("PQA:63-12 PQS:2-0", RW)),
-    RegisterRow("PRS",      PRS,      4, "Page Request Status Register",                      bits("PRO:1 PPR:0", RW1C)),
-    RegisterRow("PECTL",    PECTL,    4, "Page Request Event Control Register",               bits(EVENT)),
-    RegisterRow("PEDATA",   PEDATA,   4, "Page Request Event Data Register",                  bits("EIMD:31-16 IMD:15-0", RW)),
-    RegisterRow("PEADDR",   PEADDR,   4, "Page Request Event Address Register",               bits("MA:31-2", RW)),
-    RegisterRow("PEUADDR",  PEUADDR,  4, "Page Request Event Upper Address Register",         bits(ADDRESS_UPPER, RW)),
+        "ICESID:63-48 ITESID:47-32 IQEI:3-0"), "QI"),
+    RegisterRow("IRTA",     IRTA,     8, "Interrupt Remapping Table Address Register",        bits("IRTA:63-12 EIME:11?EIM S:3-0", RW), "IR"),
+    RegisterRow("PQH",      PQH,      8, "Page Request Queue Head Register",                  bits("PQH:18-5", RW), "PRS"),
+    RegisterRow("PQT",      PQT,      8, "Page Request Queue Tail Register",                  bits("PQT:18-5", RW), "PRS"),
+    RegisterRow("PQA",      PQA,      8, "Page Request Queue Address Register",               bits("PQA:63-12 PQS:2-0", RW), "PRS"),
+    RegisterRow("PRS",      PRS,      4, "Page Request Status Register",                      bits("PRO:1 PPR:0", RW1C), "PRS"),
+    RegisterRow("PECTL",    PECTL,    4, "Page Request Event Control Register",               bits(EVENT), "PRS"),
+    RegisterRow("PEDATA",   PEDATA,   4, "Page Request Event Data Register",                  bits("EIMD:31-16 IMD:15-0", RW), "PRS"),
+    RegisterRow("PEADDR",   PEADDR,   4, "Page Request Event Address Register",               bits("MA:31-2", RW), "PRS"),
+    RegisterRow("PEUADDR",  PEUADDR,  4, "Page Request Event Upper Address Register",         bits(ADDRESS_UPPER, RW), "PRS"),
     RegisterRow("IVA",      IVA,      8, "Invalidate Address Register",                       bits("ADDR:63-12 IH:6 AM:5-0", WO)),
     RegisterRow("IOTLB",    IOTLB,    8, "IOTLB Invalidate Register", bits(
         "IVT:63=RW IIRG:61-60=RW IAIG:58-57=RO DR:49=RW DW:48=RW DID:47-32=RW")),
@@ -171,7 +179,7 @@ CAP_PSI, CAP_DWD, CAP_DRD, CAP_FL1GP, CAP_PI, CAP_FL5LP = 1 << 39, 1 << 54, 1 <<
 ECAP_C, ECAP_QI, ECAP_DT, ECAP_IR, ECAP_EIM, ECAP_PT, ECAP_SC = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 6, 1 << 7
 ECAP_IRO, ECAP_MHMV, ECAP_PSS = 8, 20, 35
 ECAP_MTS, ECAP_NEST, ECAP_PRS, ECAP_ERS, ECAP_SRS, ECAP_EAFS = 1 << 25, 1 << 26, 1 << 29, 1 << 30, 1 << 31, 1 << 34
-ECAP_PASID, ECAP_DIT, ECAP_SMTS, ECAP_VCS, ECAP_SLADS, ECAP_SLTS, ECAP_FLTS = 1 << 40, 1 << 41, 1 << 43, 1 << 44, 1 << 45, 1 << 46, 1 << 47
+ECAP_PASID, ECAP_DIT, ECAP_PDS, ECAP_SMTS, ECAP_VCS, ECAP_SLADS, ECAP_SLTS, ECAP_FLTS = 1 << 40, 1 << 41, 1 << 42, 1 << 43, 1 << 44, 1 << 45, 1 << 46, 1 << 47
 ECAP_SMPWC, ECAP_RPS, ECAP_ADMS, ECAP_RPRIVS = 1 << 48, 1 << 49, 1 << 52, 1 << 53
 
 # What a unit never says that it can do: advanced fault logging, enhanced commands, performance monitoring.

@@ -220,7 +220,7 @@ def build(
             raise ValueError(f"{name} has {each.sets} sets, not a power of two")
         u[slot], u[slot + SETS], u[slot + WAYS] = at, each.sets, each.ways
         at += each.sets * each.ways * ENTRY_WORDS
-    _lay_registers(u, faults, extended)
+    _lay_registers(u, faults, capability, extended)
     u[REGISTERS + spec.CAP // 8] = signed(capability)
     u[REGISTERS + spec.ECAP // 8] = signed(extended)
     return u
@@ -234,7 +234,7 @@ def build_device(*, sid: int, tlb: Cache, pri: bool) -> npt.NDArray[np.int64]:
     return t
 
 
-def _lay_registers(u: npt.NDArray[np.int64], faults: int, extended: int) -> None:
+def _lay_registers(u: npt.NDArray[np.int64], faults: int, capability: int, extended: int) -> None:
     """Access masks of every register that the unit has, and the values they have after reset."""
     masks = {spec.RW: WRITABLE, spec.WO: HIDDEN, spec.RW1C: CLEARED}
 
@@ -242,19 +242,21 @@ def _lay_registers(u: npt.NDArray[np.int64], faults: int, extended: int) -> None
         at = base + offset // 8
         u[at] = signed(int(u[at]) | mask << 8 * (offset % 8))
 
-    present = {field.name for field in spec.register("ECAP").fields if extended & field.mask} | {""}
-    rows = [(row.offset, row.fields) for row in spec.REGISTERS if row.needs in present]
-    rows += [(spec.FAULT_OFFSET + 16 * n + 8, spec.FAULT_RECORD_HIGH) for n in range(faults)]
-    for offset, fields in rows:
-        for each in fields:
-            if each.access != spec.RO:
-                add(masks[each.access], offset, each.mask)
-                if each.access == spec.WO:
-                    add(WRITABLE, offset, each.mask)
-    for event in (spec.FECTL, spec.IECTL, spec.PECTL):
-        add(REGISTERS, event, spec.IM)
+    words = {"CAP": capability, "ECAP": extended}
+    has = {field.name for row, word in words.items() for field in spec.register(row).fields if word & field.mask}
+    rows = [row for row in spec.REGISTERS if not row.needs or has & set(row.needs.split())]
+    fields = [(row.offset, each) for row in rows for each in row.fields if not each.needs or each.needs in has]
+    fields += [(spec.FAULT_OFFSET + 16 * n + 8, each) for n in range(faults) for each in spec.FAULT_RECORD_HIGH]
+    for offset, each in fields:
+        if each.access != spec.RO:
+            add(masks[each.access], offset, each.mask)
+            if each.access == spec.WO:
+                add(WRITABLE, offset, each.mask)
+    present = {row.name for row in rows}
+    for name in {"FECTL", "IECTL", "PECTL"} & present:
+        add(REGISTERS, spec.register(name).offset, spec.IM)
     add(REGISTERS, spec.VER, spec.VERSION)
-    if "MTS" in present:
+    if "MTRRCAP" in present:
         add(REGISTERS, spec.MTRRCAP, spec.MTRRCAP_VALUE)
-    if "VCS" in present:
+    if "VCCAP" in present:
         add(REGISTERS, spec.VCCAP, spec.VCCAP_PAS)

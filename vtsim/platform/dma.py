@@ -25,7 +25,8 @@ from vtsim.iommu.entries import SL_SNP
 from vtsim.iommu.kernels.dma_engine import run_engines
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import Capabilities, RemappingUnit
-from vtsim.platform.dma_spec import PAGES, DmaSpec, requester
+from vtsim.platform.dma_spec import PAGES, DmaSpec
+from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.spec import Scenario
 

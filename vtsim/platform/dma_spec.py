@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from vtsim.base.errors import Problem
+from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.spec import Boolean, Group, Text, counts, factors, setting, sizes
 from vtsim.base.units import SIZE
+from vtsim.platform.iommu_spec import requester
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGES = ("4 KiB", "2 MiB", "1 GiB")
@@ -124,16 +125,6 @@ class DmaSpec:
         return self.write_gap_ns if self.write else self.read_gap_ns
 
 
-def requester(text: str) -> int:
-    """The source-id that `bus:device.function` names; ValueError if it names none."""
-    bus, _, rest = text.partition(":")
-    device, _, function = rest.partition(".")
-    parts = int(bus, 16), int(device, 16), int(function, 16)
-    if not all(0 <= part <= most for part, most in zip(parts, (0xFF, 0x1F, 7), strict=True)):
-        raise ValueError(text)
-    return parts[0] << 8 | parts[1] << 3 | parts[2]
-
-
 def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
     """Yield what contradicts itself in the devices of a scenario."""
     names: set[str] = set()
@@ -152,7 +143,7 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
                             message=f"{text!r} is the source of {sources[source]} as well",
                             help="give each device its own; to name another requester than one's own there is claims",
                         )
-            except ValueError:
+            except ConfigError:
                 yield Problem(
                     path=f"{where}.{key}",
                     message=f"{text!r} is not a bus, device and function",

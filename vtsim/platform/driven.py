@@ -33,7 +33,8 @@ from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
-from vtsim.platform.dma_spec import DmaSpec, requester
+from vtsim.platform.dma_spec import DmaSpec
+from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario
@@ -176,9 +177,7 @@ class DrivenDevice:
         return self.platform.engine.load(self.hpa(gpa)) & (1 << 64) - 1
 
     def leads_to(self, address: int) -> int:
-        """The host-physical address to which the driver lets an address lead now, or -1."""
-        if not self.port.root:
-            return self.hpa(address)
+        """The host-physical address to which the driver's table lets an address lead now, or -1."""
         table = self.port.root
         for level in (4, 3, 2, 1):
             entry = self.word((table & ADDRESS) + (address >> 9 * level & 0xFF8))
@@ -195,8 +194,9 @@ class DrivenDevice:
 class Hostile:
     """Writes to an address after its buffer was done, again and again, until it is refused.
 
-    `through` counts the writes that went through although the address was no buffer's any more and the table led
-    elsewhere or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to one of these.
+    `through` counts the writes that went through although the address was no buffer's any more and the table, if there
+    is one, led elsewhere or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to
+    one of these.
     """
 
     device: DrivenDevice
@@ -238,7 +238,7 @@ class Hostile:
             if int(u[st.STATUS]) != st.COMPLETED:
                 self.refused += 1
                 self.address = -1
-            elif self.device.leads_to(self.address) == int(u[st.HPA]) or self._given():
+            elif self._given() or (self.device.port.root and self.device.leads_to(self.address) == int(u[st.HPA])):
                 self.allowed_at = now
             else:
                 self.through += 1

@@ -41,8 +41,14 @@ class PagesSpec:
 
     def __attrs_post_init__(self) -> None:
         for name in ("iova", "to"):
-            if getattr(self, name) % self.size:
-                raise ConfigError(f"{getattr(self, name):#x} is not aligned to the page size", field=name)
+            address = getattr(self, name)
+            if address % self.size:
+                below = address - address % self.size
+                raise ConfigError(
+                    f"{address:#x} is not aligned to the page size",
+                    field=name,
+                    help=f"the nearest that are: {below:#x} and {below + self.size:#x}",
+                )
 
 
 @frozen(kw_only=True)
@@ -68,9 +74,11 @@ class DeviceSpec:
     def __attrs_post_init__(self) -> None:
         requester(self.device)
         if self.second_pages and self.translation != NESTED:
-            raise ConfigError("only nested translation has both levels", field="second_pages")
+            raise ConfigError(
+                "only nested translation has both levels", field="second_pages", help="translation can be nested"
+            )
         if self.levels == 3 and self.translation in (FIRST, NESTED):
-            raise ConfigError("first-level tables have 4 or 5 levels", field="levels")
+            raise ConfigError("first-level tables have 4 or 5 levels", field="levels", help="levels can be 4 or 5")
 
 
 @frozen(kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 
 from vtsim.base.errors import ConfigError
 from vtsim.base.jit import quiet
-from vtsim.base.memory import PAGE_BYTES, PAGE_SHIFT, is_memory
-from vtsim.ept.tables import Table
+from vtsim.base.memory import PAGE_BYTES, PAGE_SHIFT, PAGE_WORDS, allocate, give_contents, is_memory
+from vtsim.ept.tables import Table, Words
 from vtsim.iommu import entries as e
 from vtsim.iommu import faults as f
 from vtsim.iommu import spec as sp
@@ -53,7 +53,7 @@ PAGING: Final = ("", "PTE", "PDE", "PDPTE", "PML4E", "PML5E")
 GUEST_TABLES: Final = 1 << 24  # guest frames of a guest's own tables
 GUEST_FRAMES: Final = 1 << 14  # at most
 SMALL_DIRECTORY: Final = 1 << 15  # PASIDs of a directory of one page
-POOL_PAGES: Final = 4096
+MOST_TABLES: Final = 1 << 16  # pages
 
 
 @frozen(kw_only=True)
@@ -110,7 +110,7 @@ def observe_request(
         device=device, sid=requester(device), address=address, pasid=pasid, access=access, privileged=privileged,
         request=request,
     )  # fmt: skip
-    memory = Memory(spec.memory, POOL_PAGES)
+    memory = _TableMemory(spec.memory, min(MOST_TABLES, spec.memory >> PAGE_SHIFT))
     structures = _structures(spec, memory)
     unit = RemappingUnit(
         memory.arena,
@@ -126,7 +126,16 @@ def observe_request(
 
 
 def observe_in_scenario(
-    scenario: Scenario, device: str, address: int, *, after: int = 0, access: str = "read", warm: bool = False
+    scenario: Scenario,
+    device: str,
+    address: int,
+    *,
+    after: int = 0,
+    pasid: int | None = None,
+    access: str = "read",
+    privileged: bool = False,
+    request: str = "untranslated",
+    warm: bool = False,
 ) -> IommuWalk:
     """Translate one request of a device of a scenario, by name or source-id, before the run or `after` so many ns.
 
@@ -139,7 +148,10 @@ def observe_in_scenario(
     if scenario.machine.iommu.mode == "off":
         raise ConfigError("the remapping unit of this machine is off", field="device", help="see machine.iommu.mode")
     source = by_name.get(device, device)
-    asked = Request(device=device, sid=requester(source), address=address, access=access)
+    asked = Request(
+        device=device, sid=requester(source), address=address, pasid=pasid, access=access, privileged=privileged,
+        request=request,
+    )  # fmt: skip
     machine = Machine(evolve(scenario, run=evolve(scenario.run, limit=after)) if after else scenario)
     if after:
         machine.run()
@@ -225,16 +237,31 @@ def _steps(unit: RemappingUnit) -> list[Step]:
     return steps
 
 
+@define(eq=False)
+class _TableMemory(Memory):
+    """Memory for the tables of a description; `ConfigError` where they do not fit."""
+
+    def allocate(self) -> int:
+        """The next free frame."""
+        hfn = int(allocate(self.arena))
+        if hfn < 0:
+            raise ConfigError("the tables of the devices do not fit", field="memory", help="memory can be larger")
+        return hfn
+
+    def contents(self, hfn: int, kind: int) -> Words:
+        """The 512 words of a table."""
+        at = int(give_contents(self.arena, hfn, kind))
+        if at < 0:
+            most = f"{self.pool_pages:,} tables are accepted: fewer devices, or larger pages, need fewer"
+            raise ConfigError("the devices have more tables than are kept here", field="devices", help=most)
+        return self.arena[at : at + PAGE_WORDS]
+
+
 def _structures(spec: IommuSpec, memory: Memory) -> Structures:
     structures = Structures(memory, scalable=spec.mode == SCALABLE)
     enabled: set[int] = set()
     for number, each in enumerate(spec.devices):
-        try:
-            first, second = _tables(each, memory)
-        except ConfigError as error:
-            raise ConfigError.of(
-                evolve(problem, path=f"devices.{number}.{problem.path}") for problem in error.problems
-            ) from None
+        first, second = _tables(each, memory, f"devices.{number}")
         sid = requester(each.device)
         if not structures.scalable:
             structures.attach(sid, second, each.domain, devices=each.ats)
@@ -253,44 +280,59 @@ def _structures(spec: IommuSpec, memory: Memory) -> Structures:
     return structures
 
 
-def _tables(each: DeviceSpec, memory: Memory) -> tuple[Table | None, Table | None]:
+def _tables(each: DeviceSpec, memory: Memory, where: str) -> tuple[Table | None, Table | None]:
     if each.translation == PASS_THROUGH:
         return None, None
     if each.translation == FIRST:
         first = process_table(memory, each.levels)
-        _map(first, each.pages, memory, "pages", first=True)
+        _map(first, each.pages, memory, f"{where}.pages", first=True)
         return first, None
     if each.translation == NESTED:
         second = domain_table(memory)
-        _map(second, each.second_pages, memory, "second_pages")
+        _map(second, each.second_pages, memory, f"{where}.second_pages", outer=True)
         first = guest_table(memory, second, GUEST_TABLES, each.levels)
-        _map(first, each.pages, None, "pages", first=True)
+        _map(first, each.pages, None, f"{where}.pages", first=True)
         return first, second
     second = domain_table(memory, each.levels)
-    _map(second, each.pages, memory, "pages")
+    _map(second, each.pages, memory, f"{where}.pages")
     return None, second
 
 
-def _map(table: Table, pages: tuple[PagesSpec, ...], memory: Memory | None, name: str, first: bool = False) -> None:
+def _map(
+    table: Table,
+    pages: tuple[PagesSpec, ...],
+    memory: Memory | None,
+    where: str,
+    *,
+    first: bool = False,
+    outer: bool = False,
+) -> None:
     for number, each in enumerate(pages):
-        field = f"{name}.{number}"
+        field = f"{where}.{number}"
         if first:
             rights = 0 if each.rights == "none" else e.PRESENT | e.FL_US | (e.FL_RW if "w" in each.rights else 0)
         else:
             rights = ("r" in each.rights and each.rights != "none") * e.SL_R | ("w" in each.rights) * e.SL_W
         last = each.to + each.count * each.size - 1
         if each.iova + each.count * each.size > 1 << (12 + 9 * table.levels):
-            raise ConfigError(f"pages end beyond what {table.levels} levels translate", field=f"{field}.iova")
+            raise ConfigError(
+                f"pages end beyond what {table.levels} levels translate",
+                field=f"{field}.iova",
+                help=f"the last byte can be at {(1 << (12 + 9 * table.levels)) - 1:#x}",
+            )
         ends = each.iova + each.count * each.size
-        if (
-            name == "second_pages"
-            and each.iova >> PAGE_SHIFT < GUEST_TABLES + GUEST_FRAMES
-            and (ends >> PAGE_SHIFT > GUEST_TABLES)
-        ):
-            raise ConfigError("the guest's own tables stand there", field=f"{field}.iova")
+        if outer and each.iova >> PAGE_SHIFT < GUEST_TABLES + GUEST_FRAMES and (ends >> PAGE_SHIFT > GUEST_TABLES):
+            first_byte, after = GUEST_TABLES << PAGE_SHIFT, GUEST_TABLES + GUEST_FRAMES << PAGE_SHIFT
+            raise ConfigError(
+                "the guest's own tables stand there",
+                field=f"{field}.iova",
+                help=f"pages can be below {first_byte:#x}, or from {after:#x} on",
+            )
         if memory is not None and each.rights != "none" and not is_memory(memory.arena, last):
             raise ConfigError(f"{last:#x} is beyond memory", field=f"{field}.to", help="memory can be larger")
         if any(table.find(each.iova + n * each.size) for n in range(each.count)):
-            raise ConfigError("pages are mapped there already", field=f"{field}.iova")
+            raise ConfigError(
+                "pages are mapped there already", field=f"{field}.iova", help="give pages that do not overlap"
+            )
         frame, step = each.to >> PAGE_SHIFT, each.size >> PAGE_SHIFT
         table.map(each.iova, [frame + n * step for n in range(each.count)], rights, PAGE_SIZES[each.size])

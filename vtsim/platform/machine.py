@@ -31,8 +31,9 @@ from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
-from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS, requester
+from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS
 from vtsim.platform.identity import identify
+from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
@@ -560,6 +561,7 @@ def assigned_to(scenario: Scenario, vm: VmSpec) -> tuple[int, ...]:
 def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     """What the kernel of a VM finds of devices and of the remapping unit."""
     iommu, native = scenario.machine.iommu, scenario.vmm.technique == "native"
+    mode = iommu.mode if native or vm.viommu != "none" else "off"
     return DmaMachine(
         devices=tuple(
             DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
@@ -567,7 +569,8 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
             if each.name in driven_by(vm)
         ),
         registers=REGISTERS,
-        translates=iommu.mode == "translate" and (native or vm.viommu != "none"),
+        translates=mode == "translate",
+        remaps=mode != "off",
         coherent=iommu.coherent or not native,
         write_buffers=iommu.write_buffers and native,
         caching_mode=not native and vm.viommu == "caching",

@@ -1,7 +1,8 @@
 """The invalidation queue: descriptors are fetched in order, until the tail, an error, or a wait for devices.
 
 A wait descriptor completes only when every device-TLB invalidation before it is answered. Until then the queue stands
-at it; a time-out aborts it. The queue also stands at a device-TLB invalidation for which its device has no room.
+at it; a time-out aborts it. The queue also stands at a device-TLB invalidation for which its device has no room. An
+answer that nobody waits for is an error that is told, but stops nothing.
 
 VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor"; "Queued Invalidation Error Handling".
 """
@@ -50,7 +51,7 @@ ALWAYS_ROOM: Final = 32          # invalidations that every device takes at a ti
 QUEUE_MASK: Final = 0x7_FFF0
 RESERVED_LOW = tuple(row.reserved(0) for row in d.DESCRIPTORS)
 RESERVED_HIGH = tuple(row.reserved(1) for row in d.DESCRIPTORS)
-ERRORS: Final = sp.IQE | sp.ITE | sp.ICE
+STOPPED: Final = sp.IQE | sp.ITE
 # fmt: on
 
 
@@ -63,10 +64,16 @@ def queue_error(u: Record, code: int) -> None:
 
 
 @kernel
+def is_fetching(u: Record) -> bool:
+    """Is the queue on, and not stopped by an error?"""
+    return register_low(u, sp.GSTS) & sp.QIE != 0 and register_low(u, sp.FSTS) & STOPPED == 0
+
+
+@kernel
 def run_queue(u: Record, a: Arena) -> int:
     """Execute descriptors from the head on; how many were completed."""
     done = 0
-    while register_low(u, sp.GSTS) & sp.QIE != 0 and register_low(u, sp.FSTS) & ERRORS == 0:
+    while is_fetching(u):
         base = u[REGISTERS + (sp.IQA >> 3)]
         wide = base & sp.IQA_WIDE != 0
         size = 0x1000 << (base & sp.IQA_SIZE)
@@ -112,7 +119,7 @@ def run_descriptor(u: Record, a: Arena, low: int, high: int, rest: int, mode: in
         return sp.IQEI_TYPE
     if low & RESERVED_LOW[kind - 1] != 0 or high & RESERVED_HIGH[kind - 1] != 0:
         return sp.IQEI_RESERVED
-    if rest != 0:
+    if rest != 0 or (kind == d.WAIT and low & d.DRAIN_PAGE_REQUESTS != 0 and not extended(u, sp.ECAP_PDS)):
         return sp.IQEI_RESERVED
     granularity = (low >> 4) & 3
     domain = (low >> 16) & 0xFFFF
@@ -216,36 +223,48 @@ def forget_interrupts(u: Record, selective: bool, index: int, mask_bits: int) ->
 @kernel
 def device_answered(u: Record, a: Arena, sid: int) -> None:
     """A device has completed a device-TLB invalidation; one that nobody waits for is an error."""
-    found = -1
     for number in range(u[DEVICE_PENDING]):
         if u[DEVICES + number * DEVICE_WORDS] == sid & 0xFFFF:
-            found = DEVICES + number * DEVICE_WORDS
-            break
-    if found < 0:
+            no_longer_pending(u, number)
+            run_queue(u, a)
+            return
+    if register_low(u, sp.FSTS) & sp.ICE == 0:  # the requester of the first such error is kept
         at = REGISTERS + (sp.IQERCD >> 3)
         u[at] = (u[at] & 0xFFFF_FFFF_FFFF) | ((sid ^ 0x8000) - 0x8000) << 48
-        set_fault_status(u, sp.ICE)
-        return
+    set_fault_status(u, sp.ICE)
+
+
+@kernel
+def no_longer_pending(u: Record, number: int) -> None:
+    """Take one device-TLB invalidation from those that are pending; the last one comes to its place."""
     u[DEVICE_PENDING] -= 1
+    at = DEVICES + number * DEVICE_WORDS
     last = DEVICES + u[DEVICE_PENDING] * DEVICE_WORDS
-    u[found] = u[last]
-    u[found + 1] = u[last + 1]
-    run_queue(u, a)
+    u[at] = u[last]
+    u[at + 1] = u[last + 1]
 
 
 @kernel
 def device_timed_out(u: Record, a: Arena, sid: int) -> None:
-    """A device has not answered in time: what is pending is given up, and a wait descriptor at the head is aborted."""
-    if u[DEVICE_PENDING] == 0:
+    """A device has not answered in time: what it owes is given up, and the wait descriptor that stands is aborted.
+
+    Other devices still owe their answers.
+    """
+    owed = u[DEVICE_PENDING]
+    for number in range(owed - 1, -1, -1):
+        if u[DEVICES + number * DEVICE_WORDS] == sid & 0xFFFF:
+            no_longer_pending(u, number)
+    if u[DEVICE_PENDING] == owed:
         return
-    u[DEVICE_PENDING] = 0
-    at = REGISTERS + (sp.IQERCD >> 3)
-    u[at] = (u[at] & ~(0xFFFF << 32)) | (sid & 0xFFFF) << 32
+    if register_low(u, sp.FSTS) & sp.ITE == 0:
+        at = REGISTERS + (sp.IQERCD >> 3)
+        u[at] = (u[at] & ~(0xFFFF << 32)) | (sid & 0xFFFF) << 32
     base = u[REGISTERS + (sp.IQA >> 3)]
     head = u[REGISTERS + (sp.IQH >> 3)] & QUEUE_MASK
     where = (base & e.POINTER) + head
     if (
-        head != u[REGISTERS + (sp.IQT >> 3)] & QUEUE_MASK
+        is_fetching(u)
+        and head != u[REGISTERS + (sp.IQT >> 3)] & QUEUE_MASK
         and is_memory(a, where)
         and load_word(a, where) & 0xF == d.WAIT
     ):

@@ -53,21 +53,23 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
     """A device asks that a page be made present; TAKEN, ANSWERED or REFUSED.
 
     `group`: page-request group index (9 bits), `last`: of its group. The last request of a group is always answered
-    once: by software, or by the unit when the queue is full or the request is not allowed.
+    once: by software, or by the unit when the queue is full or the request is not allowed. A stop marker, the last of
+    its group with a PASID that asks for no right, goes the same way but is never answered.
     """
     u[SID], u[PASID], u[ADDRESS], u[ACCESS], u[AT] = sid, pasid, address, access, 0
     u[HAS_PASID] = 1 if pasid >= 0 else 0
     u[FPD_SEEN] = 0
     u[STEP_COUNT] = 0
     u[N_PAGE_REQUESTS] += 1
+    answered = last and (pasid < 0 or access & (sp.READ | sp.WRITE) != 0)
     if register_low(u, sp.GSTS) & sp.TE == 0:
-        respond(u, sid, pasid, group, d.RESPONSE_INVALID, last)
+        respond(u, sid, pasid, group, d.RESPONSE_INVALID, answered)
         return ANSWERED
     reason = page_request_reason(u, a, sid, pasid)
     if reason != 0:
         u[N_REFUSED] += 1
         record_fault(u, reason, OF_PAGE_REQUEST)
-        respond(u, sid, pasid, group, d.RESPONSE_INVALID, last)
+        respond(u, sid, pasid, group, d.RESPONSE_INVALID, answered)
         return REFUSED
     status = register_low(u, sp.PRS)
     queue = u[REGISTERS + (sp.PQA >> 3)]
@@ -81,7 +83,7 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
             set_unit_register(u, sp.PRS, status | sp.PRS_PRO)
             if status == 0:
                 raise_event(u, PAGE_REQUEST_EVENT)
-        respond(u, sid, pasid, group, d.RESPONSE_SUCCESS, last)
+        respond(u, sid, pasid, group, d.RESPONSE_SUCCESS, answered)
         return ANSWERED
     low = d.PAGE_REQUEST_TYPE | sid << 16
     if pasid >= 0:
@@ -129,7 +131,7 @@ def page_request_reason(u: Record, a: Arena, sid: int, pasid: int) -> int:
 
 
 @kernel
-def respond(u: Record, sid: int, pasid: int, group: int, code: int, last: bool) -> None:
-    """Send a page group response to the device, if the request was the last of its group."""
-    if last:
+def respond(u: Record, sid: int, pasid: int, group: int, code: int, answered: bool) -> None:
+    """Send a page group response to the device, if the request is one that is answered."""
+    if answered:
         send(u, PAGE_RESPONSE, sid | (pasid & 0x1F_FFFF) << 16, group, code)

@@ -302,7 +302,13 @@ def remap_scalable(u: Record, a: Arena, sid: int, pasid: int, address: int, acce
 
 @kernel
 def translate_page(u: Record, a: Arena, table: int, levels: int, address: int, access: int) -> int:
-    """Find the page in the IOTLBs, else by a walk; an entry that denies what is asked is walked again; reason or 0."""
+    """Find the page in the IOTLBs, else by a walk; an entry that denies what is asked is walked again; reason or 0.
+
+    A translation request without PASID is told of no page in the interrupt address range, whatever tables map there:
+    such writes are interrupt requests.
+    """
+    if u[AT] == sp.TRANSLATION_REQUEST and u[HAS_PASID] == 0 and in_interrupt_range(address):
+        return f.SCALABLE_INTERRUPT_ADDRESS if u[SCALABLE] != 0 else f.INTERRUPT_ADDRESS
     more = u[TAG_MORE_NOW]
     wanted = access & (sp.READ | sp.WRITE | sp.EXECUTE)
     if access & sp.ATOMIC != 0:
