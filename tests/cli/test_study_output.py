@@ -164,7 +164,9 @@ REFUSED = [
      "--axis: 2 MiB..1 MiB is no range\n help: the smaller value comes first"),
     (["sensitivity", "{scenario}", "--axis", "vmm.paging=ept,shadow", "--metric", "slowdown", "--method", "fast"],
      "--method: unknown method 'fast'\n help: method can be sobol, morris"),
-    (["report", "{scenario}"], "{scenario}: there are no results of this study\n help: run it with: vtsim sweep {scenario}"),
+    (["report", "{scenario}"],
+     "{scenario}:1: vms: this is a scenario, and no study\n    1 | vms:\n      | ^\n"
+     " help: vtsim run {scenario} runs it; a study names it, as in 'scenario: small.yaml'"),
 ]
 # fmt: on
 

@@ -240,7 +240,14 @@ CASES = {
     "an axis twice": (
         "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]",
         "study.yaml:3: axes.1.values.seed: seed is an axis already"
-        + at(3, 71, "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]"),
+        + at(3, 71, "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]")
+        + "\n help: make one axis of them, with the values of both",
+    ),
+    "a shared setting that an axis sets": (
+        "axes: [{how: grid, path: vmm.ept, values: [{}]}]\nset: {vmm.ept.levels: 4}",
+        "study.yaml:4: set.vmm.ept.levels: vmm.ept.levels is an axis, which sets it at every point"
+        + at(4, 22, "set: {vmm.ept.levels: 4}")
+        + "\n help: leave it out here, or the axis",
     ),
     "an axis inside of another": (
         "axes: [{how: grid, path: vmm.ept, values: [{}]}, {how: grid, path: vmm.ept.levels, values: [4]}]",
@@ -311,7 +318,21 @@ CASES = {
     ),
     "constraints that nothing passes": (
         "axes: [{how: grid, path: seed, values: [1]}]\nconstraints: [seed > 1]",
-        "study.yaml:4: constraints: no point passes the constraints" + at(4, 13, "constraints: [seed > 1]"),
+        "study.yaml:4: constraints.0: no point passes 'seed > 1'"
+        + at(4, 14, "constraints: [seed > 1]")
+        + "\n help: give axes values that pass, or leave the constraint out",
+    ),
+    "constraints that nothing passes together": (
+        "axes: [{how: grid, path: seed, values: [1, 2]}]\nconstraints: [seed > 1, seed < 2]",
+        "study.yaml:4: constraints: no point passes all constraints"
+        + at(4, 13, "constraints: [seed > 1, seed < 2]")
+        + "\n help: give axes values that pass, or leave the constraint out",
+    ),
+    "an interval of nothing": (
+        "until: {ci: 2 %}",
+        "study.yaml:3: until: there is no metric, so that no replicates would be added"
+        + at(3, 7, "until: {ci: 2 %}")
+        + "\n help: name the figure that is to be known well, as in metric: slowdown",
     ),
     "an unknown metric": (
         "metrics: [exits.CPUID.mean_cycle]",

@@ -32,6 +32,8 @@ TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 MADE: Final = tuple(table.replace("IF NOT EXISTS ", "") for table in TABLES)  # as SQLite keeps them
+SQLITE: Final = b"SQLite format 3\0"  # how a store begins
+NAME_ANOTHER: Final = "a store is one SQLite file, as in --store results/study.sqlite"
 FAST: Final = 1  # zlib's level: a fifth of the size in a third of a millisecond
 
 
@@ -52,6 +54,9 @@ class Store:
     """A point is there with its result or its error once `put` has returned, and not at all before."""
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device or a pipe"
+            raise ConfigError(f"this is {what}, and no store of a study", file=str(path), help=NAME_ANOTHER)
         self.path, self.lock = path, None if reading else _locked(path)
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=60)
@@ -69,7 +74,7 @@ class Store:
             self._read_as_it_is()
         except sqlite3.Error as error:
             self._unlock()
-            raise ConfigError(f"this is no store of a study: {error}", file=str(path)) from None
+            raise ConfigError(f"this is no store of a study: {error}", file=str(path), help=NAME_ANOTHER) from None
 
     def _read_as_it_is(self) -> None:
         """Where nothing can be written, as on a read-only disk, a store can be read that nobody else changes."""
@@ -215,6 +220,15 @@ class Store:
             _lock_path(self.path).unlink(missing_ok=True)
             os.close(self.lock)
             self.lock = None
+
+
+def is_store(path: Path) -> bool:
+    """A store may have any name: what it is follows from its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False
 
 
 def packed(result: str) -> bytes:
