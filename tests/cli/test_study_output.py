@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.study.sweep.conftest import SCENARIO, Engine, Now
 from vtsim.base import jit
+from vtsim.base.errors import ConfigError
 from vtsim.platform.spec import Scenario
 from vtsim.study.analysis import model
 from vtsim.study.sweep import worker
@@ -145,6 +147,9 @@ REFUSED = [
     (["effects", "{study}", "--metric", "slowdown", "--confidence", "nan"], "--confidence: nan is no share\n help: as in 0.95"),
     (["pareto", "{study}", "--min", "slowdown", "--max", "slowdown"],
      "--min, --max: slowdown is named twice\n help: two figures make a front, as in --min slowdown --max X"),
+    (["effects", "{study}", "--metric", "exits.CUPID.count"],
+     "--metric: no run of the study has a figure for 'exits.CUPID.count'\n help: did you mean 'exits.CPUID.count'?"),
+    (["plot", "{study}", "-o", "{folder}"], "--output: {folder} is a folder\n help: name a file in it"),
     (["plot", "{study}", "--where", "paging"], "--where: 'paging' is not AXIS=VALUE"),
     (["crossover", "{scenario}", "--axis", "vmm.paging", "--between", "a", "b", "--a", "seed=1", "--b", "seed=2", "--metric", "slowdown"],
      "--between: 'a' is not a value of vmm.paging\n help: write a number, or one with a unit as in '4 KiB'"),
@@ -175,7 +180,7 @@ REFUSED = [
 def test_a_users_mistake_is_one_message_and_status_2(
     vtsim: Command, study: str, place: Path, arguments: list[str], message: str
 ) -> None:
-    names = {"study": study, "scenario": str(place / "small.yaml")}
+    names = {"study": study, "scenario": str(place / "small.yaml"), "folder": str(place)}
 
     done = vtsim("study", *(part.format(**names) for part in arguments))
 
@@ -188,6 +193,21 @@ def test_points_are_evaluated_in_their_order(study: str, place: Path) -> None:
     points = [{"vmm.paging": paging, ITERATIONS: 10} for paging in ("shadow", "ept")]
 
     assert evaluate(points) == [3, 2]
+
+
+def test_workers_that_die_are_told_of(study: str, place: Path) -> None:
+    class Dying(Executor):
+        def map(self, *_: object, **__: object) -> Any:
+            raise BrokenExecutor
+
+    evaluate = model.evaluator(place / "small.yaml", (), "slowdown", Given(Dying()))
+
+    with pytest.raises(ConfigError) as error:
+        evaluate([{"vmm.paging": "ept"}])
+    assert str(error.value) == (
+        "the worker process ended before the run did: it was killed, or this computer has too little memory\n"
+        " help: use fewer jobs, or smaller guests"
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("SALib") is None, reason="the extra analysis is not installed")

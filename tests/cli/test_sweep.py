@@ -95,6 +95,20 @@ def test_where_replicates_end_before_the_interval_is_tight_it_is_said(vtsim: Vts
     )
 
 
+def test_figures_that_no_run_has_are_told(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    until = "until: {metric: exits.CUPID.count}\n"
+    Path(study).write_text(STUDY.replace("[slowdown]", "[slowdown, exits.CUPID.mean_cycles]") + until)
+    outcome = vtsim("sweep", study)
+
+    assert outcome.status == 0
+    assert outcome.err == (
+        "metrics: no run of the study has a figure for 'exits.CUPID.mean_cycles'\n"
+        " help: did you mean 'exits.CPUID.mean_cycles'?\n"
+        "until.metric: no run of the study has a figure for 'exits.CUPID.count'\n"
+        " help: did you mean 'exits.CPUID.count'?\n"
+    )
+
+
 def test_what_failed_is_told_and_retried(vtsim: Vtsim, runs: Engine, study: str) -> None:
     runs.broken = 2
     outcome = vtsim("sweep", study)
@@ -269,6 +283,14 @@ CASES = {
     "an unknown format": (
         ("study", "export", "OTHER", "--to", "cvs"),
         "--to: unknown format 'cvs'\n help: did you mean 'csv'?\n",
+    ),
+    "an output that is a folder": (
+        ("study", "export", "OTHER", "--to", "netcdf", "-o", "FOLDER"),
+        "--output: FOLDER is a folder\n help: name a file in it\n",
+    ),
+    "an output in a folder that is not there": (
+        ("study", "report", "OTHER", "-o", "/nowhere/x.html"),
+        "--output: there is no folder /nowhere\n help: make it, or name another\n",
     ),
     "an output over the results": (
         ("study", "export", "OTHER", "--to", "csv", "-o", "STORE"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -21,7 +22,7 @@ from vtsim.study.sweep.identity import identity, model_version
 from vtsim.study.sweep.metrics import column, figure
 from vtsim.study.sweep.store import unpacked
 from vtsim.study.sweep.table import Value
-from vtsim.study.sweep.worker import Task, work
+from vtsim.study.sweep.worker import DIED, Task, work
 
 NEEDS_NATIVE = ("slowdown", "native.")
 
@@ -85,7 +86,11 @@ def evaluator(
                 raise said_of(error, dict.fromkeys(places[-1][len(shared) :], "--axis")) from None
             tasks.append(Task(identity=identity(scenario, version), version=version, scenario=scenario))
         figures = []
-        for place, outcome in zip(places, workers.open().map(work, tasks), strict=True):
+        try:
+            outcomes = list(workers.open().map(work, tasks))
+        except BrokenExecutor:
+            raise ConfigError(DIED, help="use fewer jobs, or smaller guests") from None
+        for place, outcome in zip(places, outcomes, strict=True):
             result = unpacked(outcome.result)
             if result is None:
                 raise ModelError(f"a run failed at {', '.join(place)}: {outcome.error or outcome.version}")

@@ -87,8 +87,12 @@ class Study:
     def _reading(self) -> Store:
         return Store(self.path, reading=True)
 
-    def refuse_to_replace(self, output: Path) -> None:
-        """Raise `ConfigError` where output would be written over the results, which are hours of work, or a study."""
+    def check_output(self, output: Path) -> None:
+        """Raise `ConfigError` where no file can be, or over the results, which are hours of work, or a study."""
+        if output.is_dir():
+            raise ConfigError(f"{output} is a folder", field="--output", help="name a file in it")
+        if not output.parent.is_dir():
+            raise ConfigError(f"there is no folder {output.parent}", field="--output", help="make it, or name another")
         beside = {self.path.with_name(f"{self.path.name}{end}").resolve() for end in ("", "-wal", "-shm", "-lock")}
         what = "has the results of the study" if output.resolve() in beside else ""
         if output.exists() and (output.suffix in SETTINGS or output.samefile(self.file)):
