@@ -73,7 +73,9 @@ class Store:
                 raise self._no_room(error) from None
             self._read_as_it_is()
         except sqlite3.Error as error:
-            self._unlock()
+            self.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                raise self._damaged(error) from None
             raise ConfigError(f"this is no store of a study: {error}", file=str(path), help=NAME_ANOTHER) from None
 
     def _read_as_it_is(self) -> None:
@@ -95,6 +97,14 @@ class Store:
                     file=str(self.path),
                     help="choose another file by --store, or move this one away",
                 )
+
+    def _damaged(self, error: Exception) -> ConfigError:
+        """Half of a file, or one that something else has written to: what is left of it is not for us to judge."""
+        return ConfigError(
+            f"the store of the study is damaged: {error}",
+            file=str(self.path),
+            help="bring back a copy of it, or move it away and sweep again",
+        )
 
     def _no_room(self, error: sqlite3.Error) -> ConfigError:
         """The disk is full, or the file is no longer one that can be written: what is there stays whole."""
@@ -207,8 +217,10 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         self.close()
+        if isinstance(error, sqlite3.DatabaseError | zlib.error):
+            raise self._damaged(error) from None
 
     def close(self) -> None:
         """Let go of the file."""
