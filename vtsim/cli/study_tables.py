@@ -194,13 +194,13 @@ def show_sensitivity(
         found, column = shares_of_variance(table, metric), find_metric(table, metric)
         labels = {each.path: each.label for each in table.axes}
     else:
-        from vtsim.study.analysis.model import evaluator, parse_range
+        from vtsim.study.analysis.model import evaluator, parse_ranges
         from vtsim.study.sweep.executors import Local, cpus
         from vtsim.study.sweep.metrics import column as result_column
 
         if method not in METHODS:
             raise ConfigError.unknown("method", method, METHODS, field="--method")
-        column, ranges = result_column(metric), [parse_range(text) for text in axes]
+        column, ranges = result_column(metric), parse_ranges(axes)
         _note_compiling()
         workers = Local(jobs or cpus())
         analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris
