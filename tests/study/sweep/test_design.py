@@ -263,6 +263,25 @@ CASES = {
         + at(3, 43, "axes: [{how: grid, path: seed, values: [1, 1]}]")
         + "\n help: give each once",
     ),
+    "a point twice": (
+        "axes: [{how: list, points: [{seed: 1}, {seed: 2}, {seed: 1}]}]",
+        "study.yaml:3: axes.0.points.2: {'seed': 1} is there already"
+        + at(3, 50, "axes: [{how: list, points: [{seed: 1}, {seed: 2}, {seed: 1}]}]")
+        + "\n help: give each once",
+    ),
+    "values of a zip twice": (
+        "axes: [{how: zip, values: {seed: [1, 1, 1], machine.cpus: [1, 2, 1]}}]",
+        "study.yaml:3: axes.0.values.seed.2: (1, 1) is there already"
+        + at(3, 40, "axes: [{how: zip, values: {seed: [1, 1, 1], machine.cpus: [1, 2, 1]}}]")
+        + "\n help: give each once",
+    ),
+    "a range whose end no sample meets and no setting can have": (
+        "axes: [{how: latin_hypercube, samples: 2, ranges: {machine.cpu.transitions.vm_exit_cycles: {min: -1, max: 900, integer: true}}}]",
+        "study.yaml:3: machine.cpu.transitions.vm_exit_cycles: -1 cycles is out of range\n"
+        "    3 |  ranges: {machine.cpu.transitions.vm_exit_cycles: {min: -1, max: 900, integer: true}}}]\n"
+        f"      | {' ' * 50}^\n"
+        " help: transitions.vm_exit_cycles can be 0 to 1099511627776 cycles; values: […] draws from a list",
+    ),
     "a name twice": (
         "axes: [{how: grid, path: seed, values: [1, 2], names: [a, a]}]",
         "study.yaml:3: axes.0.names.1: 'a' is there already"

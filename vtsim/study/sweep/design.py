@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -144,8 +145,8 @@ class Design:
         """Raise `ConfigError` with what cannot be at any point; of many points, some are looked at."""
         found: dict[tuple[Any, ...], Problem] = {}
         ranges = self._ranges()
-        for number in _some(self.numbers):
-            for problem in self._wrong(number):
+        for problems in chain(self._wrong_ends(), map(self._wrong, _some(self.numbers))):
+            for problem in problems:
                 place = (problem.file, problem.line, problem.column)
                 if (problem.line, problem.column) in ranges and problem.file == str(self.file.path):
                     found.setdefault(place, _of_a_range(problem, ranges[problem.line, problem.column]))
@@ -165,6 +166,27 @@ class Design:
                 if not span.values:
                     found[line + 1, column] = span
         return found
+
+    def _wrong_ends(self) -> Iterator[Iterator[Problem]]:
+        """The ends of ranges, which samples come near to by chance only: what is wrong with each itself."""
+        first = self.place(0)
+        for number, axis in enumerate(self.spec.axes):
+            for path, span in axis.ranges.items() if isinstance(axis, Drawn) else ():
+                for end in (span.min, span.max) if not span.values else ():
+                    where = f"axes.{number}.ranges.{path}"
+                    at_end = Choice(path=path, place=where, drawn=end)
+                    choices = tuple(at_end if each.path == path else each for each in first.choices)
+                    yield self._wrong_end(Point(number=-1, choices=choices, values={**first.values, path: end}), where)
+
+    def _wrong_end(self, point: Point, where: str) -> Iterator[Problem]:
+        """What is wrong at the line of its range, where no constraint keeps samples away from it."""
+        line, column = self.file.study.find(where).at
+        try:
+            if all(each.holds(point.values) for each in self.constraints):
+                self.scenario(point)
+        except ConfigError as error:
+            here = (str(self.file.path), line + 1, column)
+            yield from (each for each in error.problems if (each.file, each.line, each.column) == here)
 
     def _wrong(self, number: int) -> Iterator[Problem]:
         try:
