@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.study.sweep.conftest import SCENARIO, Engine, Now
 from vtsim.base import jit
+from vtsim.base.errors import ConfigError
 from vtsim.platform.spec import Scenario
 from vtsim.study.analysis import model
 from vtsim.study.sweep import worker
@@ -145,6 +147,9 @@ REFUSED = [
     (["effects", "{study}", "--metric", "slowdown", "--confidence", "nan"], "--confidence: nan is no share\n help: as in 0.95"),
     (["pareto", "{study}", "--min", "slowdown", "--max", "slowdown"],
      "--min, --max: slowdown is named twice\n help: two figures make a front, as in --min slowdown --max X"),
+    (["effects", "{study}", "--metric", "exits.CUPID.count"],
+     "--metric: no run of the study has a figure for 'exits.CUPID.count'\n help: did you mean 'exits.CPUID.count'?"),
+    (["plot", "{study}", "-o", "{folder}"], "--output: {folder} is a folder\n help: name a file in it"),
     (["plot", "{study}", "--where", "paging"], "--where: 'paging' is not AXIS=VALUE"),
     (["crossover", "{scenario}", "--axis", "vmm.paging", "--between", "a", "b", "--a", "seed=1", "--b", "seed=2", "--metric", "slowdown"],
      "--between: 'a' is not a value of vmm.paging\n help: write a number, or one with a unit as in '4 KiB'"),
@@ -160,11 +165,17 @@ REFUSED = [
      "--kind: unknown kind of plot ''\n help: kind of plot can be lines, heat, bars, stacks, cdf, scatter"),
     (["sensitivity", "{scenario}", "--axis", "vmm.paging", "--metric", "slowdown"],
      "--axis: 'vmm.paging' is no axis\n help: PATH=LOW..HIGH, or PATH=a,b,c"),
+    (["sensitivity", "{scenario}", "--axis", "seed=1..9", "--axis", "seed=1,2", "--metric", "slowdown"],
+     "--axis: seed and the axis seed set the same\n help: make one axis of them"),
+    (["crossover", "{scenario}", "--axis", "seed", "--between", "1", "9", "--a", "vmm.paging=ept", "--b", "vmm.paging=shadow", "--metric", "exits.CUPID.count"],
+     "--metric: the run has no figure 'exits.CUPID.count' with run.baseline=false, seed=1, vmm.paging=ept\n help: did you mean 'exits.CPUID.count'?"),
     (["sensitivity", "{scenario}", "--axis", "vms.0.memory=2 MiB..1 MiB", "--metric", "slowdown"],
      "--axis: 2 MiB..1 MiB is no range\n help: the smaller value comes first"),
     (["sensitivity", "{scenario}", "--axis", "vmm.paging=ept,shadow", "--metric", "slowdown", "--method", "fast"],
      "--method: unknown method 'fast'\n help: method can be sobol, morris"),
-    (["report", "{scenario}"], "{scenario}: there are no results of this study\n help: run it with: vtsim sweep {scenario}"),
+    (["report", "{scenario}"],
+     "{scenario}:1: vms: this is a scenario, and no study\n    1 | vms:\n      | ^\n"
+     " help: vtsim run {scenario} runs it; a study names it, as in 'scenario: small.yaml'"),
 ]
 # fmt: on
 
@@ -173,7 +184,7 @@ REFUSED = [
 def test_a_users_mistake_is_one_message_and_status_2(
     vtsim: Command, study: str, place: Path, arguments: list[str], message: str
 ) -> None:
-    names = {"study": study, "scenario": str(place / "small.yaml")}
+    names = {"study": study, "scenario": str(place / "small.yaml"), "folder": str(place)}
 
     done = vtsim("study", *(part.format(**names) for part in arguments))
 
@@ -186,6 +197,21 @@ def test_points_are_evaluated_in_their_order(study: str, place: Path) -> None:
     points = [{"vmm.paging": paging, ITERATIONS: 10} for paging in ("shadow", "ept")]
 
     assert evaluate(points) == [3, 2]
+
+
+def test_workers_that_die_are_told_of(study: str, place: Path) -> None:
+    class Dying(Executor):
+        def map(self, *_: object, **__: object) -> Any:
+            raise BrokenExecutor
+
+    evaluate = model.evaluator(place / "small.yaml", (), "slowdown", Given(Dying()))
+
+    with pytest.raises(ConfigError) as error:
+        evaluate([{"vmm.paging": "ept"}])
+    assert str(error.value) == (
+        "the worker process ended before the run did: it was killed, or this computer has too little memory\n"
+        " help: use fewer jobs, or smaller guests"
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("SALib") is None, reason="the extra analysis is not installed")

@@ -95,6 +95,20 @@ def test_where_replicates_end_before_the_interval_is_tight_it_is_said(vtsim: Vts
     )
 
 
+def test_figures_that_no_run_has_are_told(vtsim: Vtsim, runs: Engine, study: str) -> None:
+    until = "until: {metric: exits.CUPID.count}\n"
+    Path(study).write_text(STUDY.replace("[slowdown]", "[slowdown, exits.CUPID.mean_cycles]") + until)
+    outcome = vtsim("sweep", study)
+
+    assert outcome.status == 0
+    assert outcome.err == (
+        "metrics: no run of the study has a figure for 'exits.CUPID.mean_cycles'\n"
+        " help: did you mean 'exits.CPUID.mean_cycles'?\n"
+        "until.metric: no run of the study has a figure for 'exits.CUPID.count'\n"
+        " help: did you mean 'exits.CPUID.count'?\n"
+    )
+
+
 def test_what_failed_is_told_and_retried(vtsim: Vtsim, runs: Engine, study: str) -> None:
     runs.broken = 2
     outcome = vtsim("sweep", study)
@@ -200,7 +214,10 @@ def test_looking_at_an_empty_file_makes_no_store_of_it(vtsim: Vtsim, tmp_path: P
     empty = tmp_path / "empty.sqlite"
     empty.touch()
 
-    assert vtsim("study", "status", str(empty)).err == f"{empty}: no study was swept into it\n"
+    assert vtsim("study", "status", str(empty)).err == (
+        f"{empty}: no study was swept into it\n"
+        " help: give a study, which is YAML, or the SQLite file that vtsim sweep made of one\n"
+    )
     assert empty.stat().st_size == 0
 
 
@@ -220,11 +237,60 @@ CASES = {
     ),
     "no store": (
         ("study", "status", "FILE.sqlite"),
-        "FILE.sqlite: this is no store of a study: file is not a database\n",
+        "FILE.sqlite: this is no store of a study: file is not a database\n"
+        " help: a store is one SQLite file, as in --store results/study.sqlite\n",
+    ),
+    "a folder in place of a store": (
+        ("sweep", "STUDY", "--store", "FOLDER"),
+        "FOLDER: this is a folder, and no store of a study\n"
+        " help: a store is one SQLite file, as in --store results/study.sqlite\n",
+    ),
+    "a device in place of a store": (
+        ("sweep", "STUDY", "--store", "/dev/null"),
+        "/dev/null: this is a device or a pipe, and no store of a study\n"
+        " help: a store is one SQLite file, as in --store results/study.sqlite\n",
+    ),
+    "a store in place of a study": (
+        ("sweep", "STORE"),
+        "STORE: this is the store of a study, and no study\n"
+        " help: give the study that was swept into it; vtsim study status STORE shows how far it is\n",
+    ),
+    "a text in place of a study to look at": (
+        ("study", "status", "FILE.txt"),
+        "FILE.txt: this is neither a study nor the store of one\n"
+        " help: give a study, which is YAML, or the SQLite file that vtsim sweep made of one\n",
+    ),
+    "a folder in place of a study to look at": (
+        ("study", "report", "FOLDER"),
+        "FOLDER: this is a folder, and no study\n"
+        " help: give a study, which is YAML, or the SQLite file that vtsim sweep made of one\n",
+    ),
+    "this folder in place of a study to look at": (
+        ("study", "plot", "."),
+        ".: this is a folder, and no study\n"
+        " help: give a study, which is YAML, or the SQLite file that vtsim sweep made of one\n",
+    ),
+    "a device in place of a study to look at": (
+        ("study", "export", "/dev/null", "--to", "csv"),
+        "/dev/null: this is a device or a pipe, and no study\n"
+        " help: give a study, which is YAML, or the SQLite file that vtsim sweep made of one\n",
+    ),
+    "a scenario in place of a study to look at": (
+        ("study", "status", "FILE.yaml"),
+        "FILE.yaml:2: vms: this is a scenario, and no study\n    2 | vms: [{guest: {processes: []}}]\n      | ^\n"
+        " help: vtsim run FILE.yaml runs it; a study names it, as in 'scenario: small.yaml'\n",
     ),
     "an unknown format": (
         ("study", "export", "OTHER", "--to", "cvs"),
         "--to: unknown format 'cvs'\n help: did you mean 'csv'?\n",
+    ),
+    "an output that is a folder": (
+        ("study", "export", "OTHER", "--to", "netcdf", "-o", "FOLDER"),
+        "--output: FOLDER is a folder\n help: name a file in it\n",
+    ),
+    "an output in a folder that is not there": (
+        ("study", "report", "OTHER", "-o", "/nowhere/x.html"),
+        "--output: there is no folder /nowhere\n help: make it, or name another\n",
     ),
     "an output over the results": (
         ("study", "export", "OTHER", "--to", "csv", "-o", "STORE"),
@@ -242,9 +308,10 @@ CASES = {
         ("study", "report", "OTHER", "-o", "FILE.yaml"),
         "--output: FILE.yaml is a study or a scenario\n help: name another file, or none\n",
     ),
-    "a store in place of a study": (
+    "a study in place of a store": (
         ("sweep", "OTHER", "--store", "OTHER"),
-        "OTHER: this is no store of a study: file is not a database\n",
+        "OTHER: this is no store of a study: file is not a database\n"
+        " help: a store is one SQLite file, as in --store results/study.sqlite\n",
     ),
     "a scenario in place of a study": (
         ("sweep", "FILE.yaml"),
@@ -276,6 +343,7 @@ CASES = {
 def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study: str, tmp_path: Path) -> None:
     arguments, expected = CASES[case]
     (tmp_path / "bad.sqlite").write_text("nothing like a database " * 100)
+    (tmp_path / "notes.txt").write_text("hello\n")
     other = tmp_path / "other.yaml"
     other.write_text(STUDY)
     vtsim("sweep", str(other))
@@ -284,6 +352,8 @@ def test_a_mistake_is_told_in_full(case: str, vtsim: Vtsim, runs: Engine, study:
         "FILE.yaml": str(tmp_path / "small.yaml"),
         "STUDY": study,
         "FILE.sqlite": str(tmp_path / "bad.sqlite"),
+        "FILE.txt": str(tmp_path / "notes.txt"),
+        "FOLDER": str(tmp_path),
         "OTHER": str(other),
         "STORE": f"{str(other)[:-5]}.sqlite",
     }

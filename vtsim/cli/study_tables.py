@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import isnan
 from pathlib import Path
@@ -20,6 +20,7 @@ from vtsim.study.analysis.cells import metric as find_metric
 from vtsim.study.json_object import plain
 from vtsim.study.plots.choose import PATTERN, choose, only
 from vtsim.study.plots.words import axis_title, figure_text, number_text, value_text
+from vtsim.study.sweep.metrics import absent, figures
 from vtsim.study.sweep.study import Study
 from vtsim.study.sweep.table import Column, StudyTable, Value
 from vtsim.study.table import section
@@ -46,21 +47,10 @@ def table_of(study: Study, metrics: Sequence[str], where: Sequence[str]) -> Stud
         table = attrs.evolve(table, metrics=(*table.metrics, *other.metrics), rows=tuple(rows))
     if not table.rows:
         raise ConfigError("no run of the study is finished", file=str(study.path), help="vtsim sweep runs it")
+    for column in table.metrics:
+        if {column.path, column.label} & {*metrics} and all(row.metrics[column.path] is None for row in table.rows):
+            raise absent(column.path, study.results())
     return only(table, _pairs(where)) if where else table
-
-
-def figures(result: Mapping[str, Any], before: str = "") -> Iterable[str]:
-    """The paths of all numbers of a result; an item of a list goes by its reason or name."""
-    for key, value in result.items():
-        path = f"{before}{key}"
-        if isinstance(value, Mapping):
-            yield from figures(value, f"{path}.")
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, Mapping) and (name := item.get("reason", item.get("name"))):
-                    yield from figures(item, f"{path}.{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield path
 
 
 def _pairs(where: Sequence[str]) -> dict[str, str]:
@@ -81,7 +71,7 @@ def write_report(file: Path, output: Path | None, metrics: Sequence[str], where:
 
     study = Study(file)
     target = output or study.path.with_suffix(".html")
-    study.refuse_to_replace(target)
+    study.check_output(target)
     table = table_of(study, metrics, where)
     write(page(table, Provenance.of(result for _, result in study.results()), metrics), target)
     note(f"wrote {target}")
@@ -95,6 +85,7 @@ def write_plot(file: Path, output: Path | None, metrics: Sequence[str], kind: st
     study = Study(file)
     table = table_of(study, metrics, where)
     target = output or study.path.with_suffix(".svg")
+    study.check_output(target)
     write(choose(table, metrics or [table.metrics[0].path], kind), target)
     note(f"wrote {target}")
     return FINE
@@ -203,13 +194,13 @@ def show_sensitivity(
         found, column = shares_of_variance(table, metric), find_metric(table, metric)
         labels = {each.path: each.label for each in table.axes}
     else:
-        from vtsim.study.analysis.model import evaluator, parse_range
+        from vtsim.study.analysis.model import evaluator, parse_ranges
         from vtsim.study.sweep.executors import Local, cpus
         from vtsim.study.sweep.metrics import column as result_column
 
         if method not in METHODS:
             raise ConfigError.unknown("method", method, METHODS, field="--method")
-        column, ranges = result_column(metric), [parse_range(text) for text in axes]
+        column, ranges = result_column(metric), parse_ranges(axes)
         _note_compiling()
         workers = Local(jobs or cpus())
         analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris

@@ -26,6 +26,7 @@ from vtsim.study.sweep.design import Design, load_design
 from vtsim.study.sweep.executors import Cluster, Local, Workers, cpus
 from vtsim.study.sweep.export import export
 from vtsim.study.sweep.intervals import half_width, is_tight
+from vtsim.study.sweep.metrics import absent
 from vtsim.study.sweep.run import Estimate, Progress, Sweep, estimate
 from vtsim.study.sweep.store import Store
 from vtsim.study.sweep.study import Status, Study, cell_text, store_of
@@ -71,9 +72,10 @@ def sweep_study(options: Options) -> int:
     study = Study(path)
     status = study.status()
     if complete:
-        show(_table(study.table()))
+        show(_table(table := study.table()))
     emit(_status_text(status, path))
     if complete:
+        _note_absent(design, study, table)
         _note_loose(design, study)
     again = f"vtsim sweep {options.file}" + (f" --store {options.store}" if options.store else "")
     _note_errors(status, again)
@@ -91,13 +93,27 @@ def _run(design: Design, store: Store, workers: Workers, options: Options) -> bo
             return False
 
 
+def _note_absent(design: Design, study: Study, table: StudyTable) -> None:
+    """Say which metrics that the study names no run has: the name of an entry may be mistyped."""
+    for column in table.metrics:
+        if column.path in design.spec.metrics and table.rows and _is_empty(table, column):
+            note(str(absent(column.path, study.results(), "metrics")))
+
+
+def _is_empty(table: StudyTable, column: Column) -> bool:
+    return all(row.metrics[column.path] is None for row in table.rows)
+
+
 def _note_loose(design: Design, study: Study) -> None:
     """Say where `until` gave up before its interval was tight."""
     until = design.spec.until
     if not until.metric:
         return
     values: dict[tuple[Value, ...], list[float]] = {}
-    for row in study.table([until.metric]).rows:
+    table = study.table([until.metric])
+    if table.rows and _is_empty(table, table.metrics[0]):
+        note(str(absent(until.metric, study.results(), "until.metric")))
+    for row in table.rows:
         value = figure_of(row.metrics[until.metric])
         values.setdefault(tuple(row.axes.values()), []).extend([] if value is None else [value])
     widths = [

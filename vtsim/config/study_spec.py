@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import exp, floor, log
 from typing import Any
 
@@ -37,10 +37,15 @@ class GridSpec:
                 help="give each value its name, or none",
             )
         for field in ("values", "names"):
-            written = [repr(each) for each in getattr(self, field)]
-            for number, each in enumerate(written):
-                if each in written[:number]:
-                    raise ConfigError(f"{each} is there already", field=f"{field}.{number}", help="give each once")
+            _refuse_twice(getattr(self, field), field)
+
+
+def _refuse_twice(values: Iterable[Any], field: str) -> None:
+    seen = set()
+    for number, written in enumerate(map(repr, values)):
+        if written in seen:
+            raise ConfigError(f"{written} is there already", field=f"{field}.{number}", help="give each once")
+        seen.add(written)
 
 
 @axes.register("zip")
@@ -61,6 +66,7 @@ class ZipSpec:
                     field=f"values.{path}",
                     help="lists of a zip have one length",
                 )
+        _refuse_twice(zip(*self.values.values(), strict=True), f"values.{first}")
 
 
 @axes.register("list")
@@ -79,6 +85,7 @@ class ListSpec:
                     field=f"points.{number}",
                     help=f"settings of the first are {', '.join(paths)}",
                 )
+        _refuse_twice(({path: point[path] for path in paths} for point in self.points), "points")
 
 
 @frozen(kw_only=True)

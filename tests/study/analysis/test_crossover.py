@@ -52,3 +52,13 @@ def test_an_interval_without_a_crossover_is_refused_with_both_ends() -> None:
         crossover(lambda x: x, 5, 5, tolerance=1)
     with pytest.raises(ConfigError, match="5 to 7 is no interval of steps of 4"):
         crossover(lambda x: x, 5, 7, tolerance=1, step=4)
+
+
+def test_two_that_never_differ_have_no_crossover() -> None:
+    with pytest.raises(ConfigError) as error:
+        crossover(lambda _: 0.0, 1, 9, tolerance=1)
+
+    assert str(error.value) == (
+        "--a, --b: A and B are the same at both ends, 1 and 9\n"
+        " help: give them settings that differ, and a metric that these change"
+    )

@@ -54,7 +54,9 @@ MISTAKES = [
     ("size,size,vmm.paging,measured\n",
      "{}:1: two columns are named 'size'\n    1 | size,size,vmm.paging,measured\n      | ^\n"
      " help: give each column a name of its own"),
-    ("", "{}: the file is empty\n help: the first line names axes and `measured`"),
+    ("", "{}: the file is empty\n help: give a CSV file in UTF-8 whose first line names axes and `measured`"),
+    ("size;vmm.paging;measured\n4096;ept;1\n",
+     "{}:1: cells are separated by ';'\n    1 | size;vmm.paging;measured\n      | ^\n help: separate them by commas"),
     ("size,vmm.paging,mesured\n4096,ept,1\n",
      "{}:1: no column 'measured'\n    1 | size,vmm.paging,mesured\n      | ^\n help: did you mean 'mesured'?"),
     ("size,measured\n4096,1\n",
@@ -63,10 +65,11 @@ MISTAKES = [
     ("size,vmm.paging,measured\n4096,ept,fast\n",
      "{}:2: measured 'fast' is not a number\n    2 | 4096,ept,fast\n      | ^\n help: figures of ns are in ns"),
     ("size,vmm.paging,measured\n4096,ept\n",
-     "{}:2: 2 cells, and the first line names 3\n    2 | 4096,ept\n      | ^"),
+     "{}:2: 2 cells, and the first line names 3\n    2 | 4096,ept\n      | ^\n"
+     " help: give each row a cell for each name; one with a comma in it is quoted"),
     ("size,vmm.paging,measured\n4096,ept,5\n",
      "{}: 1 rows match a run of the study; a line needs two different measurements\n"
-     " help: axes of the study are vmm.paging, size"),
+     " help: values of vmm.paging are ept, shadow; values of size are 4096, 8192, 16384"),
 ]
 # fmt: on
 
@@ -84,8 +87,13 @@ def test_mistakes_in_the_file_name_their_line(text: str, message: str, tmp_path:
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         fit(study(), "ns", tmp_path / "none.csv")
-    assert str(error.value) == f"{tmp_path}/none.csv: No such file or directory"
+    expected = " help: give a CSV file in UTF-8 whose first line names axes and `measured`"
+    assert str(error.value) == f"{tmp_path}/none.csv: cannot be read: No such file or directory\n{expected}"
+    with pytest.raises(ConfigError) as error:
+        fit(study(), "ns", tmp_path)
+    assert str(error.value) == f"{tmp_path}: cannot be read: Is a directory\n{expected}"
 
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ConfigError, match="not a CSV file"):
+    with pytest.raises(ConfigError, match="not a CSV file") as error:
         fit(study(), "ns", tmp_path / "binary.csv")
+    assert str(error.value).endswith(f"\n{expected}")

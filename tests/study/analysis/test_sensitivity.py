@@ -109,6 +109,16 @@ def test_a_grid_with_holes_has_no_shares() -> None:
     )
 
 
+def test_a_study_in_which_nothing_varies_has_no_shares() -> None:
+    with pytest.raises(ConfigError) as error:
+        shares_of_variance(table({"x": (1,)}, {(1,): [{"ns": 5}]}), "ns")
+
+    assert str(error.value) == (
+        "no axis of the study has two values, so there are no shares\n"
+        " help: with a scenario and --axis they are found on the model"
+    )
+
+
 def test_what_drawn_axes_bring_alone_is_estimated_of_their_points() -> None:
     """Ishigami's function at 512 drawn points: within the interval, and an axis without influence has none."""
     random = np.random.default_rng(11)

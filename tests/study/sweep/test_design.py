@@ -240,7 +240,14 @@ CASES = {
     "an axis twice": (
         "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]",
         "study.yaml:3: axes.1.values.seed: seed is an axis already"
-        + at(3, 71, "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]"),
+        + at(3, 71, "axes: [{how: grid, path: seed, values: [1]}, {how: zip, values: {seed: [2]}}]")
+        + "\n help: make one axis of them, with the values of both",
+    ),
+    "a shared setting that an axis sets": (
+        "axes: [{how: grid, path: vmm.ept, values: [{}]}]\nset: {vmm.ept.levels: 4}",
+        "study.yaml:4: set.vmm.ept.levels: vmm.ept.levels is an axis, which sets it at every point"
+        + at(4, 22, "set: {vmm.ept.levels: 4}")
+        + "\n help: leave it out here, or the axis",
     ),
     "an axis inside of another": (
         "axes: [{how: grid, path: vmm.ept, values: [{}]}, {how: grid, path: vmm.ept.levels, values: [4]}]",
@@ -255,6 +262,25 @@ CASES = {
         "study.yaml:3: axes.0.values.1: 1 is there already"
         + at(3, 43, "axes: [{how: grid, path: seed, values: [1, 1]}]")
         + "\n help: give each once",
+    ),
+    "a point twice": (
+        "axes: [{how: list, points: [{seed: 1}, {seed: 2}, {seed: 1}]}]",
+        "study.yaml:3: axes.0.points.2: {'seed': 1} is there already"
+        + at(3, 50, "axes: [{how: list, points: [{seed: 1}, {seed: 2}, {seed: 1}]}]")
+        + "\n help: give each once",
+    ),
+    "values of a zip twice": (
+        "axes: [{how: zip, values: {seed: [1, 1, 1], machine.cpus: [1, 2, 1]}}]",
+        "study.yaml:3: axes.0.values.seed.2: (1, 1) is there already"
+        + at(3, 40, "axes: [{how: zip, values: {seed: [1, 1, 1], machine.cpus: [1, 2, 1]}}]")
+        + "\n help: give each once",
+    ),
+    "a range whose end no sample meets and no setting can have": (
+        "axes: [{how: latin_hypercube, samples: 2, ranges: {machine.cpu.transitions.vm_exit_cycles: {min: -1, max: 900, integer: true}}}]",
+        "study.yaml:3: machine.cpu.transitions.vm_exit_cycles: -1 cycles is out of range\n"
+        "    3 |  ranges: {machine.cpu.transitions.vm_exit_cycles: {min: -1, max: 900, integer: true}}}]\n"
+        f"      | {' ' * 50}^\n"
+        " help: transitions.vm_exit_cycles can be 0 to 1099511627776 cycles; values: […] draws from a list",
     ),
     "a name twice": (
         "axes: [{how: grid, path: seed, values: [1, 2], names: [a, a]}]",
@@ -311,7 +337,21 @@ CASES = {
     ),
     "constraints that nothing passes": (
         "axes: [{how: grid, path: seed, values: [1]}]\nconstraints: [seed > 1]",
-        "study.yaml:4: constraints: no point passes the constraints" + at(4, 13, "constraints: [seed > 1]"),
+        "study.yaml:4: constraints.0: no point passes 'seed > 1'"
+        + at(4, 14, "constraints: [seed > 1]")
+        + "\n help: give axes values that pass, or leave the constraint out",
+    ),
+    "constraints that nothing passes together": (
+        "axes: [{how: grid, path: seed, values: [1, 2]}]\nconstraints: [seed > 1, seed < 2]",
+        "study.yaml:4: constraints: no point passes all constraints"
+        + at(4, 13, "constraints: [seed > 1, seed < 2]")
+        + "\n help: give axes values that pass, or leave the constraint out",
+    ),
+    "an interval of nothing": (
+        "until: {ci: 2 %}",
+        "study.yaml:3: until: there is no metric, so that no replicates would be added"
+        + at(3, 7, "until: {ci: 2 %}")
+        + "\n help: name the figure that is to be known well, as in metric: slowdown",
     ),
     "an unknown metric": (
         "metrics: [exits.CPUID.mean_cycle]",

@@ -65,6 +65,33 @@ def test_points_survive_a_killed_writer(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_store_that_is_damaged_is_told(tmp_path: Path) -> None:
+    """Cut off, then written over after its first page, then results alone; SQLite sees the first when it opens the file."""
+    path, told = tmp_path / "study.sqlite", []
+    with Store(path) as store:
+        store.begin({"name": "x"})
+        for name in "abcdefgh":
+            store.plan(ord(name), 0, "", name, "{}")
+            store.put(name, "{}", "1", result=packed("{}") + bytes(2000), error=None, wall_s=0.0)
+    whole = path.read_bytes()
+    page = int.from_bytes(whole[16:18], "big")
+    over = whole[:page] + b"\xff" * (len(whole) - page)
+    for content in (whole[: len(whole) // 2], over, whole.replace(packed("{}"), b"\0" * 10)):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError) as caught, Store(path, reading=True) as store:
+            list(store.runs())
+        told.append(str(caught.value))
+
+    assert told == [
+        f"{path}: the store of the study is damaged: {what}\n help: bring back a copy of it, or move it away and sweep again"
+        for what in (
+            "database disk image is malformed",
+            "database disk image is malformed",
+            "Error -3 while decompressing data: unknown compression method",
+        )
+    ]
+
+
 def test_a_database_of_other_tables_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.sqlite"
     with closing(sqlite3.connect(path)) as mine:

@@ -59,6 +59,12 @@ def crossover(
 
     ends = [low, low + (high - low) // step * step if step else high]
     differences = [at(end) for end in ends]
+    if differences == [0, 0]:
+        raise ConfigError(
+            f"A and B are the same at both ends, {text(ends[0])} and {text(ends[1])}",
+            field="--a, --b",
+            help="give them settings that differ, and a metric that these change",
+        )
     if differences[0] * differences[1] > 0:
         less = "A" if differences[0] < 0 else "B"
         raise ConfigError(

@@ -51,7 +51,10 @@ def effects(table: StudyTable, path: str, confidence: float = CONFIDENCE) -> tup
     """
     axes = independent(table)
     if not axes:
-        raise ConfigError("no axis of the study has two values, so nothing can be compared", field="--metric")
+        raise ConfigError(
+            "no axis of the study has two values, so nothing can be compared",
+            help="give an axis several values, or choose fewer of them away by --where",
+        )
     if is_drawn(table):
         raise ConfigError(
             "axes were drawn, so that points which differ in one axis alone are there by chance only",

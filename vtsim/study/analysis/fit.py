@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import isclose, isfinite
 from pathlib import Path
 from statistics import fmean
+from typing import Final
 
 from attrs import frozen
 
@@ -14,6 +15,9 @@ from vtsim.base.errors import ConfigError, Problem, alternatives
 from vtsim.base.units import quantity
 from vtsim.study.analysis.cells import Place, axis, cells, metric
 from vtsim.study.sweep.table import Column, StudyTable, Value
+
+EXPECTED: Final = "give a CSV file in UTF-8 whose first line names axes and `measured`"
+OTHER_SEPARATORS: Final = (";", "\t", "|")
 
 
 @frozen(kw_only=True)
@@ -70,6 +74,8 @@ def fit(table: StudyTable, path: str, file: Path, measured: str = "measured") ->
     column = metric(table, path)
     found = {place: fmean(runs) for place, runs in cells(table, column).items()}
     header, rows = _read(file)
+    if len(header) == 1 and (other := next((each for each in OTHER_SEPARATORS if each in header[0]), "")):
+        raise _error(file, 1, header, f"cells are separated by {other!r}", "separate them by commas")
     if measured not in header:
         raise _error(file, 1, header, f"no column {measured!r}", alternatives("column", measured, header))
     for at, name in enumerate(header):
@@ -94,7 +100,7 @@ def fit(table: StudyTable, path: str, file: Path, measured: str = "measured") ->
         raise ConfigError(
             f"{len(out)} rows match a run of the study; a line needs two different measurements",
             file=str(file),
-            help=f"axes of the study are {', '.join(column.path for column in table.axes)}",
+            help="; ".join(_values(table, found).values()) or "its axes have one value each",
         )
     try:
         slope, intercept, r_squared = regression([row.measured for row in out], [row.model for row in out])
@@ -110,15 +116,16 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             reader = csv.reader(opened, skipinitialspace=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except OSError as error:
-        raise ConfigError(error.strerror or "cannot be read", file=str(file)) from None
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(file), help=EXPECTED) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"not a CSV file: {error}", file=str(file)) from None
+        raise ConfigError(f"not a CSV file: {error}", file=str(file), help=EXPECTED) from None
     if not lines:
-        raise ConfigError("the file is empty", file=str(file), help="the first line names axes and `measured`")
+        raise ConfigError("the file is empty", file=str(file), help=EXPECTED)
     header, rows = lines[0][1], lines[1:]
     for line, row in rows:
         if len(row) != len(header):
-            raise _error(file, line, row, f"{len(row)} cells, and the first line names {len(header)}", "")
+            help = "give each row a cell for each name; one with a comma in it is quoted"
+            raise _error(file, line, row, f"{len(row)} cells, and the first line names {len(header)}", help)
     return header, rows
 
 
@@ -138,12 +145,21 @@ def _check_axes(
     table: StudyTable, file: Path, header: Sequence[str], given: set[int], found: dict[Place, float]
 ) -> None:
     """An axis that has several values must be in the file, or a row would match several places."""
+    texts = _values(table, found)
+    for at, column in enumerate(table.axes):
+        if at not in given and column.path in texts:
+            raise _error(file, 1, header, f"no column for the axis {column.path!r}", texts[column.path])
+
+
+def _values(table: StudyTable, found: dict[Place, float]) -> dict[str, str]:
+    """What the axes that have several values can be, in words."""
+    texts = {}
     for at, column in enumerate(table.axes):
         values = list(dict.fromkeys(place[at] for place in found))
-        if at not in given and len(values) > 1:
-            shown = ", ".join(map(str, values[:5]))
-            help = f"values of {column.path} are {shown}{' …' if len(values) > 5 else ''}"
-            raise _error(file, 1, header, f"no column for the axis {column.path!r}", help)
+        shown = ", ".join(map(str, values[:5]))
+        if len(values) > 1:
+            texts[column.path] = f"values of {column.path} are {shown}{' …' if len(values) > 5 else ''}"
+    return texts
 
 
 def _same(value: Value, text: str) -> bool:

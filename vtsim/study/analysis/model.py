@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
-from vtsim.base.errors import ConfigError, ModelError
+from vtsim.base.errors import ConfigError, ModelError, alternatives
 from vtsim.base.spec import Quantity, kind_of
 from vtsim.base.units import quantity
 from vtsim.config import load_scenario, located
@@ -18,10 +20,10 @@ from vtsim.study.analysis.sensitivity import Range
 from vtsim.study.run import run
 from vtsim.study.sweep.executors import Workers
 from vtsim.study.sweep.identity import identity, model_version
-from vtsim.study.sweep.metrics import column, figure
+from vtsim.study.sweep.metrics import column, figure, figures
 from vtsim.study.sweep.store import unpacked
 from vtsim.study.sweep.table import Value
-from vtsim.study.sweep.worker import Task, work
+from vtsim.study.sweep.worker import DIED, Task, work
 
 NEEDS_NATIVE = ("slowdown", "native.")
 
@@ -44,7 +46,7 @@ def figure_at(file: Path, sets: Sequence[str], metric: str) -> float:
         result = run(load_scenario(file, sets))
     except ConfigError as error:
         raise located(error, file, sets) from None
-    return _number(figure(result.to_dict(), metric), metric, sets)
+    return _number(result.to_dict(), metric, sets)
 
 
 def difference(
@@ -84,21 +86,27 @@ def evaluator(
             except ConfigError as error:
                 raise said_of(error, dict.fromkeys(places[-1][len(shared) :], "--axis")) from None
             tasks.append(Task(identity=identity(scenario, version), version=version, scenario=scenario))
-        figures = []
-        for place, outcome in zip(places, workers.open().map(work, tasks), strict=True):
+        found = []
+        try:
+            outcomes = list(workers.open().map(work, tasks))
+        except BrokenExecutor:
+            raise ConfigError(DIED, help="use fewer jobs, or smaller guests") from None
+        for place, outcome in zip(places, outcomes, strict=True):
             result = unpacked(outcome.result)
             if result is None:
                 raise ModelError(f"a run failed at {', '.join(place)}: {outcome.error or outcome.version}")
-            figures.append(_number(figure(json.loads(result), metric), metric, place))
-        return figures
+            found.append(_number(json.loads(result), metric, place))
+        return found
 
     return evaluate
 
 
-def _number(value: Value, metric: str, sets: Sequence[str]) -> float:
+def _number(result: Mapping[str, Any], metric: str, sets: Sequence[str]) -> float:
+    value = figure(result, metric)
     if isinstance(value, int | float) and isfinite(value):
         return float(value)
-    raise ConfigError(f"the run has no figure {metric!r} with {', '.join(sets)}", field="--metric")
+    help = alternatives("figure", metric, figures(result))
+    raise ConfigError(f"the run has no figure {metric!r} with {', '.join(sets)}", field="--metric", help=help)
 
 
 def is_whole(path: str, *values: float) -> bool:
@@ -121,6 +129,18 @@ def amount(text: str, path: str, field: str) -> float:
             return number
     help = kind.dimension.accepted if isinstance(kind, Quantity) else "write a number, or one with a unit as in '4 KiB'"
     raise ConfigError(f"{text!r} is not a value of {path}", field=field, help=help)
+
+
+def parse_ranges(texts: Sequence[str]) -> list[Range]:
+    """Read axes that set different things."""
+    ranges = [parse_range(text) for text in texts]
+    for number, each in enumerate(ranges):
+        for other in ranges[:number]:
+            outer, inner = sorted((each.path, other.path), key=len)
+            if f"{inner}.".startswith(f"{outer}."):
+                message = f"{each.path} and the axis {other.path} set the same"
+                raise ConfigError(message, field="--axis", help="make one axis of them")
+    return ranges
 
 
 def parse_range(text: str) -> Range:

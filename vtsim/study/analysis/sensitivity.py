@@ -26,6 +26,7 @@ CONFIDENCE: Final = 0.95
 EXTRA: Final = "analysis"
 LEVELS: Final = 4  # of a Morris design
 RESAMPLINGS: Final = 100
+ON_THE_MODEL: Final = "with a scenario and --axis they are found on the model"
 LEAST_DRAWN: Final = 16  # points, below which parts of an axis say nothing
 
 Evaluate = Callable[[Sequence[Mapping[str, Value]]], Sequence[float]]
@@ -143,6 +144,8 @@ def shares_of_variance(table: StudyTable, path: str) -> tuple[VarianceShare, ...
     `ConfigError` where a combination is missing otherwise.
     """
     axes = independent(table)
+    if not axes:
+        raise ConfigError("no axis of the study has two values, so there are no shares", help=ON_THE_MODEL)
     found = {place: fmean(runs) for place, runs in cells(table, metric(table, path), axes).items()}
     values = [tuple(dict.fromkeys(place[at] for place in found)) for at in range(len(axes))]
     all_of_them = int(np.prod([len(each) for each in values]))
@@ -151,7 +154,7 @@ def shares_of_variance(table: StudyTable, path: str) -> tuple[VarianceShare, ...
     if all_of_them != len(found):
         raise ConfigError(
             f"the study has {len(found)} of {all_of_them} combinations of its axes",
-            help="shares of variance need a whole grid; with a scenario and --axis they are found on the model",
+            help=f"shares of variance need a whole grid; {ON_THE_MODEL}",
         )
     everything = pvariance(found.values())
     shares = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from vtsim.config.study_spec import (
     RangeSpec,
     SobolSpec,
     StudySpec,
+    UntilSpec,
     ZipSpec,
 )
 from vtsim.platform.spec import Scenario
@@ -33,11 +35,13 @@ from vtsim.study.extras import needed
 from vtsim.study.sweep.constraints import Constraint
 from vtsim.study.sweep.identity import named_files
 from vtsim.study.sweep.metrics import DEFAULT, column
+from vtsim.study.sweep.store import is_store
 from vtsim.study.sweep.table import Column, Value
 
 CHECKED_IN_ADVANCE: Final = 1000  # points; of a larger study as many, evenly chosen
 SHOWN_PROBLEMS: Final = 20
 MOST_POINTS: Final = 10_000_000
+EXCLUDED: Final = "give axes values that pass, or leave the constraint out"
 
 Drawn = RandomSpec | LatinHypercubeSpec | SobolSpec
 Step = tuple[tuple[Choice, Value], ...]  # what one place on an axis sets, and what tables show of it
@@ -114,6 +118,14 @@ class Design:
         """Return how many points there are."""
         return sum(1 for _ in self.points()) if self.constraints else len(self.numbers)
 
+    def excluded(self) -> ConfigError:
+        """Say which constraints leave no point over."""
+        for n, constraint in enumerate(self.constraints):
+            if not any(self._holds(n, self.place(number)) for number in self.numbers):
+                message = f"no point passes {constraint.text!r}"
+                return ConfigError(message, field=f"constraints.{n}", help=EXCLUDED)
+        return ConfigError("no point passes all constraints", field="constraints", help=EXCLUDED)
+
     def scenario(self, point: Point, baseline: str = "") -> Scenario:
         """Return the scenario of a point or of one of its baselines; a problem says at which point it is."""
         ready = self.built.pop((point.number, baseline), None)
@@ -133,8 +145,8 @@ class Design:
         """Raise `ConfigError` with what cannot be at any point; of many points, some are looked at."""
         found: dict[tuple[Any, ...], Problem] = {}
         ranges = self._ranges()
-        for number in _some(self.numbers):
-            for problem in self._wrong(number):
+        for problems in chain(self._wrong_ends(), map(self._wrong, _some(self.numbers))):
+            for problem in problems:
                 place = (problem.file, problem.line, problem.column)
                 if (problem.line, problem.column) in ranges and problem.file == str(self.file.path):
                     found.setdefault(place, _of_a_range(problem, ranges[problem.line, problem.column]))
@@ -155,6 +167,27 @@ class Design:
                     found[line + 1, column] = span
         return found
 
+    def _wrong_ends(self) -> Iterator[Iterator[Problem]]:
+        """The ends of ranges, which samples come near to by chance only: what is wrong with each itself."""
+        first = self.place(0)
+        for number, axis in enumerate(self.spec.axes):
+            for path, span in axis.ranges.items() if isinstance(axis, Drawn) else ():
+                for end in (span.min, span.max) if not span.values else ():
+                    where = f"axes.{number}.ranges.{path}"
+                    at_end = Choice(path=path, place=where, drawn=end)
+                    choices = tuple(at_end if each.path == path else each for each in first.choices)
+                    yield self._wrong_end(Point(number=-1, choices=choices, values={**first.values, path: end}), where)
+
+    def _wrong_end(self, point: Point, where: str) -> Iterator[Problem]:
+        """What is wrong at the line of its range, where no constraint keeps samples away from it."""
+        line, column = self.file.study.find(where).at
+        try:
+            if all(each.holds(point.values) for each in self.constraints):
+                self.scenario(point)
+        except ConfigError as error:
+            here = (str(self.file.path), line + 1, column)
+            yield from (each for each in error.problems if (each.file, each.line, each.column) == here)
+
     def _wrong(self, number: int) -> Iterator[Problem]:
         try:
             point = self.point(number)
@@ -173,6 +206,9 @@ class Design:
 
 def load_design(path: str | Path) -> Design:
     """Read a study and lay out its points; raises `ConfigError` with all that is wrong with either."""
+    if is_store(Path(path)):
+        help = f"give the study that was swept into it; vtsim study status {path} shows how far it is"
+        raise ConfigError("this is the store of a study, and no study", file=str(path), help=help)
     file = load_study(path, _problems)
     design = Design(file)
     if prod(map(len, design.steps)) > MOST_POINTS:
@@ -181,7 +217,7 @@ def load_design(path: str | Path) -> Design:
         raise file.placed(ConfigError(f"{sizes} points are more than {MOST_POINTS:,}", field="axes", help=help))
     design.check()
     if not any(True for _ in design.points()):
-        raise file.placed(ConfigError("no point passes the constraints", field="constraints"))
+        raise file.placed(design.excluded())
     return design
 
 
@@ -209,13 +245,18 @@ def _problems(spec: StudySpec) -> Iterator[Problem]:
     for number, axis in enumerate(spec.axes):
         for path, where in _places(axis):
             if path in seen:
-                yield Problem(path=f"axes.{number}.{where}", message=f"{path} is an axis already")
+                help = "make one axis of them, with the values of both"
+                yield Problem(path=f"axes.{number}.{where}", message=f"{path} is an axis already", help=help)
             for other in seen:
                 outer, inner = sorted((path, other), key=len)
                 if inner.startswith(f"{outer}."):
                     message = f"{path} and the axis {other} set the same: {inner} is in {outer}"
                     yield Problem(path=f"axes.{number}.{where}", message=message, help="make one axis of them")
             seen.append(path)
+    for path in spec.set:
+        if any(f"{path}.".startswith(f"{axis}.") for axis in seen):
+            message = f"{path} is an axis, which sets it at every point"
+            yield Problem(path=f"set.{path}", message=message, help="leave it out here, or the axis")
     named = [(f"metrics.{n}", path) for n, path in enumerate(spec.metrics)]
     numbers = [
         (f"baselines.{number}.metrics.{n}", path)
@@ -238,6 +279,9 @@ def _problems(spec: StudySpec) -> Iterator[Problem]:
             Constraint.parse(text, seen)
         except ConfigError as error:
             yield from _under(f"constraints.{number}", error).problems
+    if not spec.until.metric and spec.until != UntilSpec():
+        help = "name the figure that is to be known well, as in metric: slowdown"
+        yield Problem(path="until", message="there is no metric, so that no replicates would be added", help=help)
     if spec.until.metric and spec.until.max < spec.replicates:
         yield Problem(
             path="until.max",

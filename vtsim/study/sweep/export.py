@@ -49,7 +49,7 @@ def export(study: Study, form: str, path: Path | None = None) -> Path:
         raise ConfigError.unknown("format", form, FORMATS, field="--to")
     suffix, write = FORMATS[form]
     path = path or study.path.with_suffix(suffix)
-    study.refuse_to_replace(path)
+    study.check_output(path)
     try:
         with replacing(path) as place:
             write(study, place)

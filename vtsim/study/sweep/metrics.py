@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -66,6 +66,27 @@ def figure(result: Any, path: str) -> Value:
     """Return what a result, as its JSON object, has at a path; None where it has nothing."""
     found = _find(result, path.split("."))
     return found if isinstance(found, str | int | float | bool) else None
+
+
+def figures(result: Mapping[str, Any], before: str = "") -> Iterable[str]:
+    """The paths of all numbers of a result; an item of a list goes by its reason or name."""
+    for key, value in result.items():
+        path = f"{before}{key}"
+        if isinstance(value, Mapping):
+            yield from figures(value, f"{path}.")
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, Mapping) and (name := item.get("reason", item.get("name"))):
+                    yield from figures(item, f"{path}.{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield path
+
+
+def absent(path: str, results: Iterable[tuple[str, Mapping[str, Any]]], field: str = "--metric") -> ConfigError:
+    """Say that no run has a figure, and which was probably meant: names of entries are those that runs have."""
+    known = dict.fromkeys(key for _, result in results for key in figures(result))
+    help = alternatives("figure", path, known)
+    return ConfigError(f"no run of the study has a figure for {path!r}", field=field, help=help)
 
 
 def _find(value: Any, steps: list[str]) -> Any:

@@ -26,14 +26,12 @@ from vtsim.study.sweep.intervals import is_tight
 from vtsim.study.sweep.metrics import figure
 from vtsim.study.sweep.store import Store
 from vtsim.study.sweep.study import Study, store_of
-from vtsim.study.sweep.worker import Outcome, Task, work
+from vtsim.study.sweep.worker import DIED, Outcome, Task, work
 
 LOOK_S: Final = 0.2  # between two looks at the world while nothing ends
 AHEAD: Final = 2  # tasks that wait or run, for each that can run: no worker waits for the next
 LEAST_FOR_AN_INTERVAL: Final = 3  # replicates; two that happen to agree say little
 MOST_DEATHS: Final = 3  # workers that end one after another with no result in between
-DIED: Final = "the worker process ended before the run did: it was killed, or this computer has too little memory"
-
 NEVER_START: Final = "worker processes end before they have done anything"
 SAME_EVERYWHERE: Final = (
     "install the same version everywhere; if sources were edited meanwhile, start the sweep again, and it goes on"
@@ -345,11 +343,8 @@ def sweep(
     elif executor is not None:
         workers = Given(executor, jobs or 1)
     path = Path(store) if store else store_of(Path(study))
-    held = Store(path)
-    try:
+    with Store(path) as held:
         Sweep(design, held, workers, watch=watch, retry_failed=retry_failed).run()
-    finally:
-        held.close()
     return Study(path)
 
 

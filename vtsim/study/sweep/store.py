@@ -32,6 +32,8 @@ TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 MADE: Final = tuple(table.replace("IF NOT EXISTS ", "") for table in TABLES)  # as SQLite keeps them
+SQLITE: Final = b"SQLite format 3\0"  # how a store begins
+NAME_ANOTHER: Final = "a store is one SQLite file, as in --store results/study.sqlite"
 FAST: Final = 1  # zlib's level: a fifth of the size in a third of a millisecond
 
 
@@ -52,6 +54,9 @@ class Store:
     """A point is there with its result or its error once `put` has returned, and not at all before."""
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device or a pipe"
+            raise ConfigError(f"this is {what}, and no store of a study", file=str(path), help=NAME_ANOTHER)
         self.path, self.lock = path, None if reading else _locked(path)
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=60)
@@ -68,8 +73,10 @@ class Store:
                 raise self._no_room(error) from None
             self._read_as_it_is()
         except sqlite3.Error as error:
-            self._unlock()
-            raise ConfigError(f"this is no store of a study: {error}", file=str(path)) from None
+            self.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                raise self._damaged(error) from None
+            raise ConfigError(f"this is no store of a study: {error}", file=str(path), help=NAME_ANOTHER) from None
 
     def _read_as_it_is(self) -> None:
         """Where nothing can be written, as on a read-only disk, a store can be read that nobody else changes."""
@@ -90,6 +97,14 @@ class Store:
                     file=str(self.path),
                     help="choose another file by --store, or move this one away",
                 )
+
+    def _damaged(self, error: Exception) -> ConfigError:
+        """Half of a file, or one that something else has written to: what is left of it is not for us to judge."""
+        return ConfigError(
+            f"the store of the study is damaged: {error}",
+            file=str(self.path),
+            help="bring back a copy of it, or move it away and sweep again",
+        )
 
     def _no_room(self, error: sqlite3.Error) -> ConfigError:
         """The disk is full, or the file is no longer one that can be written: what is there stays whole."""
@@ -202,8 +217,10 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         self.close()
+        if isinstance(error, sqlite3.DatabaseError | zlib.error):
+            raise self._damaged(error) from None
 
     def close(self) -> None:
         """Let go of the file."""
@@ -215,6 +232,15 @@ class Store:
             _lock_path(self.path).unlink(missing_ok=True)
             os.close(self.lock)
             self.lock = None
+
+
+def is_store(path: Path) -> bool:
+    """A store may have any name: what it is follows from its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False
 
 
 def packed(result: str) -> bytes:

@@ -13,33 +13,40 @@ from attrs import frozen
 
 from vtsim.base.errors import ConfigError
 from vtsim.config.load import nearby
-from vtsim.config.study import StudyFile
+from vtsim.config.study import StudyFile, load_study
 from vtsim.study.extras import needed
 from vtsim.study.sweep.metrics import column, figure
-from vtsim.study.sweep.store import Run, Store
+from vtsim.study.sweep.store import Run, Store, is_store
 from vtsim.study.sweep.table import Column, Row, StudyTable, Value
 
 SUFFIX: Final = ".sqlite"
-SQLITE: Final = b"SQLite format 3\0"  # how a store begins
 SETTINGS: Final = (".yaml", ".yml")  # endings of files that output does not replace
 SHOWN_ROWS: Final = 20  # of a table in a notebook
 NO_RESULTS: Final = "run it with: vtsim sweep"
+EITHER: Final = "give a study, which is YAML, or the SQLite file that vtsim sweep made of one"
 
 
 def store_of(study: Path) -> Path:
     """Return where the results of a study file are kept if nobody says otherwise."""
     if not study.name:
-        raise ConfigError("this is the name of a folder, and of no study", file=str(study))
-    return study if study.suffix == SUFFIX or _is_store(study) else study.with_suffix(SUFFIX)
+        raise ConfigError("this is a folder, and no study", file=str(study), help=EITHER)
+    return study if study.suffix == SUFFIX or is_store(study) else study.with_suffix(SUFFIX)
 
 
-def _is_store(path: Path) -> bool:
-    """A store may have any name: what it is follows from its first bytes."""
+def _without_results(file: Path) -> ConfigError:
+    """Say what a file is that no results belong to: only of a study it helps to run it."""
+    if not file.exists():
+        return ConfigError("cannot be read: No such file or directory", file=str(file), help=nearby(file))
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "a device or a pipe"
+        return ConfigError(f"this is {what}, and no study", file=str(file), help=EITHER)
     try:
-        with path.open("rb") as file:
-            return file.read(len(SQLITE)) == SQLITE
-    except OSError:
-        return False
+        load_study(file)
+    except ConfigError as error:
+        if file.suffix in SETTINGS:
+            return error
+        return ConfigError("this is neither a study nor the store of one", file=str(file), help=EITHER)
+    return ConfigError("there are no results of this study", file=str(file), help=f"{NO_RESULTS} {file}")
 
 
 @frozen(kw_only=True)
@@ -67,23 +74,25 @@ class Study:
     def __init__(self, path: str | Path) -> None:
         self.file = Path(path)
         self.path = store_of(self.file)
-        if not self.path.is_file() and not self.file.exists():
-            raise ConfigError("cannot be read: No such file or directory", file=str(path), help=nearby(self.file))
         if not self.path.is_file():
-            raise ConfigError("there are no results of this study", file=str(path), help=f"{NO_RESULTS} {path}")
+            raise _without_results(self.file)
         found = None
         if self.path.stat().st_size:  # an empty file stays as it is
             with self._reading() as store:
                 found = store.about()
         if found is None:
-            raise ConfigError("no study was swept into it", file=str(self.path))
+            raise ConfigError("no study was swept into it", file=str(self.path), help=EITHER)
         self.about: Mapping[str, Any] = found
 
     def _reading(self) -> Store:
         return Store(self.path, reading=True)
 
-    def refuse_to_replace(self, output: Path) -> None:
-        """Raise `ConfigError` where output would be written over the results, which are hours of work, or a study."""
+    def check_output(self, output: Path) -> None:
+        """Raise `ConfigError` where no file can be, or over the results, which are hours of work, or a study."""
+        if output.is_dir():
+            raise ConfigError(f"{output} is a folder", field="--output", help="name a file in it")
+        if not output.parent.is_dir():
+            raise ConfigError(f"there is no folder {output.parent}", field="--output", help="make it, or name another")
         beside = {self.path.with_name(f"{self.path.name}{end}").resolve() for end in ("", "-wal", "-shm", "-lock")}
         what = "has the results of the study" if output.resolve() in beside else ""
         if output.exists() and (output.suffix in SETTINGS or output.samefile(self.file)):

@@ -28,6 +28,7 @@ from vtsim.study.sweep.store import packed
 PR_SET_PDEATHSIG: Final = 1
 LOOK_S: Final = 1.0  # between two looks whether the parent lives, where the system does not tell
 NATIVE: Final[Kept[Result]] = Kept(64)  # baselines: what points differ in is often below the guest
+DIED: Final = "the worker process ended before the run did: it was killed, or this computer has too little memory"
 SHOWN_LINES: Final = 12  # of the traceback of a mistake of ours
 
 
