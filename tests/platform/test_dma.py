@@ -144,6 +144,7 @@ def test_a_page_that_is_not_cached_is_reached_in_memory(kind: str, write: bool, 
     link = g.Link(generation=3, lanes=8, max_payload=256, max_read=512, dllp_percent=8, up_ns=175, down_ns=175)
     engines = g.engine(link, g.Translation(hit_ns=0, walk_ns=0, read_ns=0, walkers=1), landing, tags=1, gap_ns=0)[None]
     lines = g.line_tags(landing)
+    tlbs = state.build_device(sid=0x300, tlb=state.Cache(1, 1), pri=False)[None]
     g.warm(lines, landing, 1 << 20, (1 << 20) + 3 * 64)
     for later in (False, True):
         g.give(engines[0], g.Job(
@@ -153,7 +154,7 @@ def test_a_page_that_is_not_cached_is_reached_in_memory(kind: str, write: bool, 
         before = int(engines[0][g.N_LINE_HITS])
         engines[0][g.COUNT] += 4 * later
         with quiet():
-            assert run_engines(engines, lines, unit.u, memory.arena, 1 << 60)
+            assert run_engines(engines, tlbs, lines, unit.u, memory.arena, 1 << 60)
         assert engines[0][g.N_LINE_HITS] - before == hits + (later and write and kind == "WB")
     assert (lines != 0).sum() == hits + (write and kind == "WB")
 
@@ -207,3 +208,81 @@ def test_a_machine_on_which_nothing_runs_is_refused() -> None:
 def test_the_counters_of_the_unit_are_those_of_its_laws() -> None:
     for left, right in state.LAWS.values():
         assert {*left, *right} <= set(state.STATISTICS)
+
+
+# --- devices that translate by themselves --------------------------------------------------------------------------
+def test_a_device_tlb_asks_once_for_each_page_and_then_waits_for_no_walk() -> None:
+    """VT-d: "Device-TLB"; a read that misses goes up twice and down twice, one that hits as if nobody translated."""
+    one = "window: 64 KiB, operations: 400, tags: 1, random: false, stride: 4 KiB, requests: ats"
+    got = run(f"{{{one}, device_tlb: 16}}", ", iommu: {hit_ns: 5}").dma[0]
+
+    up_and_down = (HEADER + COMPLETION + 64) * BYTE_NS + 175 + 175
+    asked = (HEADER + COMPLETION + 8) * BYTE_NS + 175 + 175 + 226 + 54 * 6
+    assert (got.translations, got.tlb_hits, got.walks) == (16, 384, 16)
+    assert got.latency.p50_ns == pytest.approx(up_and_down + 5 + 60, abs=g.BUCKET_PS / 1000)
+    assert got.latency.max_ns == pytest.approx(up_and_down + asked + 5 + 60, abs=1)
+
+
+@pytest.mark.parametrize(("entries", "asked"), [(256, 256), (64, 3000)])
+def test_how_often_a_device_asks_is_what_its_tlb_holds(entries: int, asked: int) -> None:
+    got = run(f"{{window: 1 MiB, operations: 4000, requests: ats, device_tlb: {entries}}}").dma[0]
+
+    assert got.translations + got.tlb_hits == 4000
+    assert got.aborted == got.escaped == 0
+    assert got.translations == asked if entries == 256 else asked * 0.9 < got.translations < asked * 1.1
+    # a translation that the unit's IOTLB holds is no walk: nobody asks before the device-TLB has lost it
+    assert got.walks <= got.translations
+
+
+def test_a_device_that_is_not_trusted_for_ats_gets_no_translation() -> None:
+    got = run("{window: 64 KiB, operations: 100, requests: ats, trusted: false}")
+
+    assert (got.dma[0].aborted, got.dma[0].translations, got.dma[0].tlb_hits) == (100, 100, 0)
+    assert got.iommu is not None
+    assert got.iommu["faults"] == 100
+
+
+def test_beyond_its_domain_a_device_has_no_right_and_nothing_is_recorded() -> None:
+    """VT-d: a translation request without rights is answered so, and is no fault."""
+    got = run("{window: 64 KiB, mapped: 0, operations: 100, requests: ats}")
+
+    assert got.dma[0].aborted == 100
+    assert got.iommu is not None
+    assert got.iommu["faults"] == 0
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_forged_translations_land_where_the_device_wants_if_its_context_entry_allows_them(trusted: bool) -> None:
+    machine = made(
+        f"{{window: 1 MiB, operations: 500, write: true, requests: forged, trusted: {str(trusted).lower()}}}"
+    )
+    assert machine.devices is not None
+    arena = machine.engine.arena
+    frames = arena[int(arena[mem.A_FRAMES]) :][: int(arena[mem.A_FRAME_COUNT])]
+    before = frames.copy()
+
+    got = result_of([machine.run()])
+
+    assert (got.dma[0].aborted, got.dma[0].escaped) == ((0, 500) if trusted else (500, 0))
+    touched = (frames != before).nonzero()[0]
+    assert len(touched) == 0 if not trusted else set(touched) <= set(range(256, 512)) and len(touched) > 200
+
+
+@pytest.mark.parametrize(
+    ("dma", "machine", "said"),
+    [
+        ("{requests: ats}", ", iommu: {mode: off}", "need domains, and machine.iommu.mode is 'off'"),
+        (
+            "{requests: forged}",
+            ", iommu: {mode: pass-through}",
+            "need domains, and machine.iommu.mode is 'pass-through'",
+        ),
+        ("{requests: none}", "", "untranslated, ats, forged"),
+        ("{requests: ats, device_tlb: 5}", "", "device_tlb"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_device_is_said(dma: str, machine: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        made(dma, machine)
+
+    assert said in str(refused.value)

@@ -51,7 +51,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Hardware Support for Protected Memory Regions",   TRANSLATION),
     ),
     "Support for Device-TLBs": (
-        part("Device-TLB",                                     "a device for Python, to which no time passes: a caller says that its answer is too late; no device of a scenario has one", DEVICE),
+        part("Device-TLB",                                     "devices of scenarios have one while nobody invalidates; invalidation and its time-out are for callers in Python, to whom no time passes", DEVICE),
         yes("Translation Request",                             FAULTS),
         yes("Translated Request",                              FAULTS),
         yes("Device-TLB Invalidate Descriptor",                INVALIDATION),

@@ -22,11 +22,14 @@ PS_PER_NS: Final = 1000
 # bytes beside the payload: framing, sequence number, header of four words (of three in a completion), LCRC
 REQUEST_HEADER: Final = 24
 COMPLETION_HEADER: Final = 20
+TRANSLATION_BYTES: Final = 8  # that a translation completion carries for one page
 
 # fmt: off
 # --- parameters -----------------------------------------------------------------------------------------------------
 (BYTE_FS, MAX_PAYLOAD, MAX_READ, TAGS, GAP, UP_LATENCY, DOWN_LATENCY, HIT_LATENCY, WALK_LATENCY, WALK_READ, WALKERS,
- CACHE_LATENCY, DRAM_LATENCY, LINE_SETS, LINE_WAYS, WRITE_WAYS, NO_SNOOP) = range(17)
+ CACHE_LATENCY, DRAM_LATENCY, LINE_SETS, LINE_WAYS, WRITE_WAYS, NO_SNOOP, REQUESTS) = range(18)
+# REQUESTS: untranslated ones; through a device-TLB; or translated ones whose addresses nobody has translated
+(BY_UNIT, BY_DEVICE, FORGED) = range(3)
 # --- the job ----------------------------------------------------------------------------------------------------------
 # UNIT: distance between two places of the window where operations begin.
 # OWN_FIRST, OWN_END: host addresses that are the device's own; packets that land elsewhere are counted.
@@ -36,7 +39,7 @@ COMPLETION_HEADER: Final = 20
 (ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, LAST_END, LAST_READY) = range(40, 50)
 # --- statistics -------------------------------------------------------------------------------------------------------
 (N_OPERATIONS, N_ABORTED, N_PACKETS, N_DMA_WALKS, N_LINE_HITS, N_LINE_MISSES, LATENCY_SUM, LATENCY_MOST, WALK_WAIT,
- N_DMA_READS, N_ESCAPED) = range(56, 67)
+ N_DMA_READS, N_ESCAPED, N_TLB_HITS, N_TRANSLATIONS) = range(56, 69)
 HISTOGRAM: Final = 80               # of latencies, BUCKET_PS each; the last takes all beyond
 BUCKETS: Final = 1024
 BUCKET_PS: Final = 4000
@@ -101,12 +104,20 @@ class Landing:
 
 
 def engine(
-    link: Link, translation: Translation, landing: Landing, *, tags: int, gap_ns: float, no_snoop: bool = False
+    link: Link,
+    translation: Translation,
+    landing: Landing,
+    *,
+    tags: int,
+    gap_ns: float,
+    no_snoop: bool = False,
+    requests: int = BY_UNIT,
 ) -> Words:
     """An idle engine: shape (DMA_WORDS,), int64. ValueError for more walkers or tags than there is room for.
 
     `tags`: operations in flight. `gap_ns`: time between two operations that the device's own engine needs.
     `no_snoop`: its packets ask that caches are not looked at, which holds unless its translation wants that.
+    `requests`: BY_UNIT, BY_DEVICE or FORGED, as they say who has translated their addresses.
     """
     if not 1 <= translation.walkers <= MOST_WALKERS:
         raise ValueError(f"walkers can be 1 to {MOST_WALKERS}")
@@ -120,6 +131,7 @@ def engine(
         WALK_READ: translation.read_ns * PS_PER_NS, WALKERS: translation.walkers,
         CACHE_LATENCY: landing.cache_ns * PS_PER_NS, DRAM_LATENCY: landing.dram_ns * PS_PER_NS,
         LINE_SETS: landing.sets, LINE_WAYS: landing.ways, WRITE_WAYS: landing.write_ways, NO_SNOOP: no_snoop,
+        REQUESTS: requests,
     }  # fmt: skip
     for slot, value in values.items():
         d[slot] = round(value)

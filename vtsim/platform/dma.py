@@ -25,7 +25,7 @@ from vtsim.iommu.entries import SL_SNP
 from vtsim.iommu.kernels.dma_engine import run_engines
 from vtsim.iommu.tables import READ_WRITE, Structures, domain_table
 from vtsim.iommu.unit import Capabilities, RemappingUnit
-from vtsim.platform.dma_spec import PAGES, DmaSpec
+from vtsim.platform.dma_spec import PAGES, REQUESTS, TLB_WAYS, DmaSpec
 from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
 from vtsim.platform.spec import Scenario
@@ -37,6 +37,7 @@ PAGE_SIZES: Final = dict(zip(PAGES, (1 << 12, 1 << 21, 1 << 30), strict=True))
 PS: Final = 10**12
 WIDEST: Final = 3  # AW of five levels, which the default unit supports
 FOR_TABLES: Final = 1 << 16  # frames from which tables are made
+FORGED_BASE: Final = 1 << 20  # host address from which on a device forges translated requests
 
 
 def landing_of(scenario: Scenario) -> g.Landing:
@@ -61,6 +62,7 @@ def engine_of(scenario: Scenario, device: DmaSpec, *, gap_ns: float) -> np.ndarr
         tags=device.tags,
         gap_ns=gap_ns,
         no_snoop=device.no_snoop,
+        requests=REQUESTS.index(device.requests),
     )  # fmt: skip
 
 
@@ -82,6 +84,20 @@ def unit_of(scenario: Scenario, engine: Engine) -> RemappingUnit:
     )
 
 
+def device_tlbs(scenario: Scenario) -> np.ndarray:
+    """An empty device-TLB for each device, a row each; as large as the largest."""
+    made = [
+        st.build_device(
+            sid=requester(each.claims or each.source), tlb=st.Cache(each.device_tlb // TLB_WAYS, TLB_WAYS), pri=False
+        )
+        for each in scenario.dma
+    ]
+    rows = np.zeros((len(made), max((len(row) for row in made), default=0)), np.int64)
+    for row, words in zip(rows, made, strict=True):
+        row[: len(words)] = words
+    return rows
+
+
 @define(eq=False)
 class DmaDevices:
     """The devices of a machine, their unit and where they land."""
@@ -94,6 +110,7 @@ class DmaDevices:
     goes_on: Callable[[], bool]
     unit: RemappingUnit = field(init=False)
     engines: np.ndarray = field(init=False)
+    tlbs: np.ndarray = field(init=False)  # a device-TLB for each of them
     lines: np.ndarray = field(init=False)
     finished: bool = field(default=False, init=False)
     done: simpy.Process = field(init=False)
@@ -108,6 +125,7 @@ class DmaDevices:
         structures = Structures(self.engine)
         self.lines = g.line_tags(lands)
         self.engines = np.zeros((len(self.scenario.dma), g.DMA_WORDS), np.int64)
+        self.tlbs = device_tlbs(self.scenario)
         for number, device in enumerate(self.scenario.dma):
             row = self.engines[number]
             row[:] = engine_of(self.scenario, device, gap_ns=device.gap_ns)
@@ -147,22 +165,24 @@ class DmaDevices:
             frames = np.arange(first, first + count * unit, unit, dtype=np.int64)
             rights = READ_WRITE | (SL_SNP if self.scenario.machine.iommu.snoop else 0)
             table.map(base, frames, rights, PAGES.index(device.pages))
-        structures.attach(requester(device.source), table, number + 1)
-        return base, own
+        asks = device.trusted and device.requests != "untranslated"
+        structures.attach(requester(device.source), table, number + 1, devices=asks)
+        return FORGED_BASE if device.requests == "forged" else base, own
 
     def load(self) -> None:
         """Load or compile the kernels, so that the rate is that of simulating."""
         with quiet():
-            run_engines(self.engines, self.lines, self.unit.u, self.engine.arena, -1)
+            run_engines(self.engines, self.tlbs, self.lines, self.unit.u, self.engine.arena, -1)
 
     def process(self) -> Generator[simpy.Event, Any, None]:
         """The SimPy process: compute a slice, let time pass."""
         slice_cycles = max(1, SLICE_NS * self.clock_hz // 10**9)
         while not self.finished and int(self.clock.now) < self.limit and self.goes_on():
             until = min(int(self.clock.now) + slice_cycles, self.limit)
+            end = until * PS // self.clock_hz
             with quiet():
                 self.finished = bool(
-                    run_engines(self.engines, self.lines, self.unit.u, self.engine.arena, until * PS // self.clock_hz)
+                    run_engines(self.engines, self.tlbs, self.lines, self.unit.u, self.engine.arena, end)
                 )
             yield self.clock.timeout(until - int(self.clock.now))
 
@@ -194,5 +214,7 @@ def outcome_of(
         line_hits=row[g.N_LINE_HITS],
         line_misses=row[g.N_LINE_MISSES],
         escaped=row[g.N_ESCAPED],
+        tlb_hits=row[g.N_TLB_HITS],
+        translations=row[g.N_TRANSLATIONS],
         driver=driver,
     )

@@ -21,6 +21,9 @@ MOST_BEHIND_VIRTUAL = 24  # behind the remapping unit of a VM, whose words are o
 LINK_WIDTHS = (1, 2, 4, 8, 12, 16, 32)  # lanes that a PCIe link can have
 PACKETS = tuple(128 << n for n in range(6))  # bytes that a payload or a read request may be limited to
 MODES = ("off", "pass-through", "translate")
+REQUESTS = ("untranslated", "ats", "forged")  # by number as in `iommu.dma`
+TLB_WAYS = 4
+TLB_ENTRIES = tuple(TLB_WAYS << n for n in range(11))
 
 
 @frozen(kw_only=True)
@@ -105,6 +108,20 @@ class DmaSpec:
     write: bool = setting(Boolean(), "Writes instead of reads", default=False)
     random: bool = setting(Boolean(), "At any place of the window instead of one after the other", default=True)
     tags: int = setting(counts(ge=1, le=512), "Operations in flight", default=32)
+    requests: str = setting(
+        Text(choices=REQUESTS),
+        "The unit translates its addresses; or it asks for translations and keeps them in a device-TLB (ATS); or it "
+        "says that they are translated, though nobody did: its window is then in the host's memory, from 1 MiB on",
+        default="untranslated",
+    )
+    device_tlb: int = setting(
+        counts(choices=TLB_ENTRIES), f"Entries of its device-TLB, in {TLB_WAYS} ways, where it has ATS", default=64
+    )
+    trusted: bool = setting(
+        Boolean(),
+        "Its context entry allows translation requests and translated ones, where it makes such",
+        default=True,
+    )
     no_snoop: bool = setting(
         Boolean(),
         "Its packets ask that caches are not snooped: they go past them, unless its domain wants it",
@@ -125,8 +142,8 @@ class DmaSpec:
         return self.write_gap_ns if self.write else self.read_gap_ns
 
 
-def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
-    """Yield what contradicts itself in the devices of a scenario."""
+def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int, mode: str) -> Iterator[Problem]:
+    """Yield what contradicts itself in the devices of a scenario; `mode` is the unit's."""
     names: set[str] = set()
     sources: dict[int, str] = {}
     left = memory
@@ -149,6 +166,12 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int) -> Iterator[Problem]:
                     message=f"{text!r} is not a bus, device and function",
                     help="write it as in 03:00.0: hexadecimal, the device up to 1f, the function up to 7",
                 )
+        if each.requests != "untranslated" and mode != "translate":
+            yield Problem(
+                path=f"{where}.requests",
+                message=f"translations of a device's own need domains, and machine.iommu.mode is {mode!r}",
+                help="requests can be untranslated; or machine.iommu.mode translate",
+            )
         if each.bytes > each.window:
             yield Problem(
                 path=f"{where}.bytes",

@@ -43,6 +43,7 @@ from vtsim.platform.unit_tables import DrivenPort, UnitTables
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
 MARK: Final = 0xDEA_DBEE  # the word that a device writes
+NO_TLB: Final = np.zeros(1, np.int64)  # the unit translates for devices with a driver
 BATCH: Final = 16  # descriptors that are reported together at most
 
 
@@ -311,7 +312,16 @@ class DrivenDevices:
         with quiet():
             return int(
                 operate(
-                    row, self.engines[0], self.lines, self.unit.u, self.engine.arena, self.now_ps, address, size, writes
+                    row,
+                    NO_TLB,
+                    self.engines[0],
+                    self.lines,
+                    self.unit.u,
+                    self.engine.arena,
+                    self.now_ps,
+                    address,
+                    size,
+                    writes,
                 )
             )
 

@@ -99,6 +99,8 @@ class DmaOutcome:
     line_hits: int
     line_misses: int
     escaped: int
+    tlb_hits: int
+    translations: int
     driver: DriverOutcome | None = None
 
 

@@ -202,7 +202,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
             help="give it a VM under vms, or a device under dma",
         )
     yield from _driver_conflicts(scenario)
-    yield from dma_conflicts(scenario.dma, machine.memory)
+    yield from dma_conflicts(scenario.dma, machine.memory, machine.iommu.mode)
     for field, devices in (("machine.devices", machine.devices), *_shown_devices(scenario)):
         if sum(name in MODELS for name in devices) > DEVICE_LIMIT:
             yield Problem(
@@ -261,6 +261,13 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                     known = f"device can be {', '.join(names)}" if names else "describe one under dma"
                     yield Problem(
                         path=f"{where}.device", message=f"there is no device {name!r}".replace(" ''", ""), help=known
+                    )
+                elif scenario.dma[names.index(name)].requests != "untranslated":
+                    yield Problem(
+                        path=f"dma.{names.index(name)}.requests",
+                        message="a device with a driver leaves translation to the unit: no driver here invalidates "
+                        "device-TLBs",
+                        help="requests can be untranslated",
                     )
                 elif drivers.setdefault(name, driver) != driver:
                     yield Problem(

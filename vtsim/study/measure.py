@@ -238,6 +238,8 @@ def _dma(device: DmaOutcome, clock_hz: int) -> r.Dma:
         walk_reads=device.walk_reads,
         walk_wait_ns=device.walk_wait_ns,
         line_hits=device.line_hits,
+        tlb_hits=device.tlb_hits,
+        translations=device.translations,
         line_misses=device.line_misses,
         driver=_driver(device.driver, clock_hz),
     )

@@ -229,8 +229,15 @@ def _dma(result: Result) -> RenderableType:
             f"{delay.mean_ns:.0f}", str(delay.p50_ns), str(delay.p99_ns), count(each.walks),
         )  # fmt: skip
     unit = ", ".join(f"{name} {count(number)}" for name, number in (result.iommu or {}).items() if number)
+    tlbs = [
+        Text(
+            f"Device-TLB of {each.name}: {count(each.tlb_hits)} hits, {count(each.translations)} translation requests."
+        )
+        for each in result.dma
+        if each.translations
+    ]
     drivers = [_driver(each.name, each.driver) for each in result.dma if each.driver is not None]
-    return Group(table, *drivers, Padding(Text(f"Remapping unit: {unit or 'off'}."), (1, 0, 0, 0)))
+    return Group(table, *tlbs, *drivers, Padding(Text(f"Remapping unit: {unit or 'off'}."), (1, 0, 0, 0)))
 
 
 def _driver(name: str, driver: Driver) -> RenderableType:

@@ -402,6 +402,8 @@ class Dma:
     walk_wait_ns: float  = key("ns", "that packets waited for a free walker, all together")
     line_hits: int       = key("lines", "found in the last-level cache, or written into it")
     line_misses: int     = key("lines", "that came from memory")
+    tlb_hits: int        = key("packets", "whose translation the device's own TLB held")
+    translations: int    = key("requests", "for translations, which the device then keeps")
     driver: Driver | None = key("", "the guest that drives it; null for a device that acts by itself", default=None)
 
 

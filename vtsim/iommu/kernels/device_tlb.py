@@ -44,31 +44,53 @@ SIZE_TAG: Final = 40
 @kernel
 def device_access(t: Record, u: Record, a: Arena, pasid: int, address: int, size: int, access: int) -> int:
     """An access of the device: DONE (address in HPA of `u`), REFUSED_THERE by the unit, WITHOUT_RIGHT, PAGE_ASKED."""
-    sid = t[DEVICE_SID]
+    hpa = known_to_device(t, pasid, address, access)
+    if hpa < 0:
+        status = ask_for_translation(t, u, a, pasid, address, size, access)
+        if status != DONE:
+            return status
+        hpa = u[HPA]
+    status = translate_request(
+        u, a, t[DEVICE_SID], sp.NO_PASID, hpa, size, access & ~sp.PRIVILEGED, sp.TRANSLATED
+    )  # fmt: skip
+    return DONE if status == COMPLETED else REFUSED_THERE
+
+
+@kernel
+def tag_of(pasid: int, access: int) -> int:
+    """The second tag of an entry, but for the page size."""
+    return (pasid + 1) | (access & sp.PRIVILEGED) << PRIVILEGE_TAG
+
+
+@kernel
+def known_to_device(t: Record, pasid: int, address: int, access: int) -> int:
+    """The host address that the device-TLB holds for an access, or -1."""
     wanted = access & (sp.READ | sp.WRITE | sp.EXECUTE)
-    tag = (pasid + 1) | (access & sp.PRIVILEGED) << PRIVILEGE_TAG
-    hpa = -1
     for number in range(3):
         shift = 12 + 9 * number
-        known = held_by_unit(t, DEVICE_CACHE, address >> shift, tag | shift << SIZE_TAG)
+        known = held_by_unit(t, DEVICE_CACHE, address >> shift, tag_of(pasid, access) | shift << SIZE_TAG)
         if known >= 0 and wanted & ~t[known + DATA + 1] == 0:
-            hpa = t[known + DATA] | (address & ((1 << shift) - 1))
-            break
-    if hpa < 0:
-        if translate_request(u, a, sid, pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
-            return REFUSED_THERE
-        rights, shift, hpa = u[RIGHTS], u[SHIFT] & SHIFT_ALONE, u[HPA]
-        if wanted & ~rights != 0:
-            if t[DEVICE_PRI] == 0:
-                return WITHOUT_RIGHT
-            ask_for_page(u, a, sid, pasid, address, access, 0, True)
-            return PAGE_ASKED
-        at = make_room(t, DEVICE_CACHE, address >> shift, tag | shift << SIZE_TAG)
-        if at >= 0:
-            t[at + DATA] = hpa & ~((1 << shift) - 1)
-            t[at + DATA + 1] = rights
-    status = translate_request(u, a, sid, sp.NO_PASID, hpa, size, access & ~sp.PRIVILEGED, sp.TRANSLATED)
-    return DONE if status == COMPLETED else REFUSED_THERE
+            return t[known + DATA] | (address & ((1 << shift) - 1))
+    return -1
+
+
+@kernel
+def ask_for_translation(t: Record, u: Record, a: Arena, pasid: int, address: int, size: int, access: int) -> int:
+    """A translation request: DONE (address in HPA of `u`, and kept), REFUSED_THERE, WITHOUT_RIGHT, PAGE_ASKED."""
+    sid = t[DEVICE_SID]
+    if translate_request(u, a, sid, pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
+        return REFUSED_THERE
+    rights, shift, hpa = u[RIGHTS], u[SHIFT] & SHIFT_ALONE, u[HPA]
+    if access & (sp.READ | sp.WRITE | sp.EXECUTE) & ~rights != 0:
+        if t[DEVICE_PRI] == 0:
+            return WITHOUT_RIGHT
+        ask_for_page(u, a, sid, pasid, address, access, 0, True)
+        return PAGE_ASKED
+    at = make_room(t, DEVICE_CACHE, address >> shift, tag_of(pasid, access) | shift << SIZE_TAG)
+    if at >= 0:
+        t[at + DATA] = hpa & ~((1 << shift) - 1)
+        t[at + DATA + 1] = rights
+    return DONE
 
 
 @kernel

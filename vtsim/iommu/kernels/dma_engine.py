@@ -1,7 +1,9 @@
 """DMA operations on their way: link up, translation, memory, link down; what bounds them are tags, walkers and bytes.
 
 Operations are issued in order while a tag is free. Each of their packets is translated; a miss waits for a walker and
-for the reads of its walk, unless a walker is at that page already. Data that is ready goes down in order of time.
+for the reads of its walk, unless a walker is at that page already. A device with a device-TLB asks for what it does not
+hold before it sends the packet, whose address the unit then believes if the device's context entry allows that. Data
+that is ready goes down in order of time.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from vtsim.base.jit import Arena, Record, Records, Tags, kernel
 from vtsim.base.memory import is_memory, touch
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
+from vtsim.iommu.kernels.device_tlb import DONE, ask_for_translation, known_to_device
 from vtsim.iommu.kernels.requests import translate_request
 from vtsim.iommu.memory_types import CACHED, WB, WRITTEN_BACK
 from vtsim.iommu.state import COMPLETED, HPA, READS_ROOT, READS_SECOND, SHIFT, SNOOP, TYPE_SHIFT
@@ -20,10 +23,11 @@ HIT, HIT_DRAM, MISS, MISS_DRAM = range(4)  # the queues
 
 
 @kernel
-def run_engines(engines: Records, lines: Tags, u: Record, a: Arena, until: int) -> bool:
+def run_engines(engines: Records, tlbs: Records, lines: Tags, u: Record, a: Arena, until: int) -> bool:
     """Let the engines, a row each, begin operations in order of time until `until`, in ps; True when all have ended.
 
-    They share what is in the first row: the walkers of the unit and the clock of the last-level cache.
+    Each has a device-TLB, which only those use that ask for translations. They share what is in the first row: the
+    walkers of the unit and the clock of the last-level cache.
     """
     while True:
         chosen = -1
@@ -38,7 +42,7 @@ def run_engines(engines: Records, lines: Tags, u: Record, a: Arena, until: int) 
         if chosen < 0:
             break
         d = engines[chosen]
-        issue(d, engines[0], lines, u, a, earliest)
+        issue(d, tlbs[chosen], engines[0], lines, u, a, earliest)
         d[g.NEXT_ISSUE] = earliest + d[g.GAP]
         d[g.ISSUED] += 1
     over = True
@@ -62,7 +66,7 @@ def begins_at(d: Record) -> int:
 
 
 @kernel
-def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int) -> None:
+def issue(d: Record, tlb: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int) -> None:
     """Send the packets of one operation up, translate them and find the lines they touch."""
     writes = d[g.WRITES] != 0
     address = d[g.BASE] + next_place(d) * d[g.UNIT]
@@ -74,20 +78,30 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int)
     aborted = False
     while left > 0:
         size = min(min(left, most), PAGE_BYTES - (address & (PAGE_BYTES - 1)))
-        sent = g.REQUEST_HEADER + (size if writes else 0)
-        d[g.UP_FREE] = max(d[g.UP_FREE], now) + sent * d[g.BYTE_FS] // 1000
-        arrived = d[g.UP_FREE] + d[g.UP_LATENCY]
-        d[g.N_PACKETS] += 1
+        access = sp.WRITE if writes else sp.READ
         host = address
+        begins = now
+        if d[g.TRANSLATES] and d[g.REQUESTS] == g.BY_DEVICE:
+            host = known_to_device(tlb, sp.NO_PASID, address, access)
+            if host >= 0:
+                d[g.N_TLB_HITS] += 1
+            else:
+                queue |= MISS
+                down += g.COMPLETION_HEADER + g.TRANSLATION_BYTES
+                begins = translation_asked(d, tlb, shared, u, a, address, size, access, now)
+                host = u[HPA]
+                aborted = begins < 0
+        if aborted:
+            ready = max(ready, -begins - d[g.DOWN_LATENCY])
+            break
+        sent = g.REQUEST_HEADER + (size if writes else 0)
+        arrived = sent_up(d, sent, now, begins)
         snooped = d[g.NO_SNOOP] == 0
         kind = WB
         if d[g.TRANSLATES]:
-            access = sp.WRITE if writes else sp.READ
-            status = translate_request(u, a, d[g.SOURCE], sp.NO_PASID, address, size, access, sp.UNTRANSLATED)
-            reads = 0
-            for slot in range(READS_ROOT, READS_SECOND + 1):
-                reads += u[slot]
-            waited = translation_ends(d, shared, arrived, address >> 12, reads)
+            requests = sp.TRANSLATED if d[g.REQUESTS] else sp.UNTRANSLATED
+            status = translate_request(u, a, d[g.SOURCE], sp.NO_PASID, host, size, access, requests)
+            waited = translation_ends(d, shared, arrived, host >> 12, reads_of(u))
             if waited > arrived + d[g.HIT_LATENCY]:
                 queue |= MISS
             arrived = waited
@@ -119,6 +133,41 @@ def issue(d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int)
     if aborted:
         d[g.N_ABORTED] += 1
     wait_in_queue(d, queue, ready, now, down)
+
+
+@kernel
+def sent_up(d: Record, size: int, now: int, begins: int) -> int:
+    """When a packet of an operation of `now` arrives above that could not be sent before `begins`.
+
+    One that waits for its translation lets those of later operations pass.
+    """
+    d[g.UP_FREE] = max(d[g.UP_FREE], now) + size * d[g.BYTE_FS] // 1000
+    d[g.N_PACKETS] += 1
+    return max(d[g.UP_FREE], begins + size * d[g.BYTE_FS] // 1000) + d[g.UP_LATENCY]
+
+
+@kernel
+def reads_of(u: Record) -> int:
+    """Memory reads of the unit for the last request."""
+    reads = 0
+    for slot in range(READS_ROOT, READS_SECOND + 1):
+        reads += u[slot]
+    return reads
+
+
+@kernel
+def translation_asked(
+    d: Record, tlb: Record, shared: Record, u: Record, a: Arena, address: int, size: int, access: int, now: int
+) -> int:
+    """When the answer to a translation request is there, its address in HPA of `u`; negative if it has none.
+
+    Its bytes on the way down are counted with those of the operation.
+    """
+    arrived = sent_up(d, g.REQUEST_HEADER, now, now)
+    d[g.N_TRANSLATIONS] += 1
+    status = ask_for_translation(tlb, u, a, sp.NO_PASID, address, size, access)
+    answered = translation_ends(d, shared, arrived, address >> 12, reads_of(u)) + d[g.DOWN_LATENCY]
+    return answered if status == DONE else -answered
 
 
 @kernel

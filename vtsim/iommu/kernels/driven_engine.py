@@ -9,7 +9,16 @@ from vtsim.iommu.kernels.dma_engine import begins_at, end_next, issue
 
 @kernel
 def operate(
-    d: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int, address: int, size: int, writes: bool
+    d: Record,
+    tlb: Record,
+    shared: Record,
+    lines: Tags,
+    u: Record,
+    a: Arena,
+    now: int,
+    address: int,
+    size: int,
+    writes: bool,
 ) -> int:
     """Begin an operation of `size` bytes at `address`, at `now` in ps: 0, or when it can begin if that is later."""
     begins = begins_at(d)
@@ -20,7 +29,7 @@ def operate(
     d[g.UNIT] = 1
     d[g.BYTES] = size
     d[g.WRITES] = 1 if writes else 0
-    issue(d, shared, lines, u, a, now)
+    issue(d, tlb, shared, lines, u, a, now)
     d[g.NEXT_ISSUE] = now + d[g.GAP]
     d[g.ISSUED] += 1
     return 0
