@@ -47,7 +47,11 @@ WRONG = (
         "vmm.features.exit_clustering",
         f"exit clustering on shadow tables {OTHERS}",
     ),
-    ("vmm.paging=agile", "vmm.paging", f"paging 'agile' {OTHERS}"),
+    (
+        "vmm={paging: agile, features: {exit_clustering: true}}",
+        "vmm.features.exit_clustering",
+        f"exit clustering on shadow tables {OTHERS}",
+    ),
     ("vmm.paging=direct-pv", "vmm.paging", f"paging 'direct-pv' {OTHERS}"),
     ("vmm.technique=trap-and-emulate", "vmm.technique", f"technique 'trap-and-emulate' {OTHERS}"),
     ("vmm.technique=binary-translation", "vmm.technique", f"technique 'binary-translation' {OTHERS}"),
