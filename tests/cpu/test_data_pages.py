@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
@@ -47,20 +49,26 @@ def test_invlpg_is_seen_when_nothing_is_filled_any_more() -> None:
     assert counted(bench, k.DTLB_MISSES) >= 2 * ROUNDS
 
 
-@pytest.mark.parametrize("pages", [4, 5])
-def test_pages_beyond_the_tlb_miss_it_each_time(pages: int) -> None:
-    bench = native({"tlb.dtlb4k.entries": 4, "tlb.dtlb4k.ways": 4})
+def loads_of_each(offsets: Sequence[int]) -> Callable[[Assembler], None]:
+    """A program that loads each place of DATA twice, one after the other, again and again."""
 
     def write(a: Assembler) -> None:
         a.mov(s.RCX, ROUNDS)
         a.label("again")
-        for page in range(pages):
-            a.ld(s.RAX, o_mem(DATA + 0x1000 * page))
-            a.ld(s.RAX, o_mem(DATA + 0x1000 * page))
+        for offset in offsets:
+            a.ld(s.RAX, o_mem(DATA + offset))
+            a.ld(s.RAX, o_mem(DATA + offset))
         a.loop("again")
         a.op(o.STOP_OP)
 
-    assert bench.run(write) == 4
+    return write
+
+
+@pytest.mark.parametrize("pages", [4, 5])
+def test_pages_beyond_the_tlb_miss_it_each_time(pages: int) -> None:
+    bench = native({"tlb.dtlb4k.entries": 4, "tlb.dtlb4k.ways": 4})
+
+    assert bench.run(loads_of_each([0x1000 * page for page in range(pages)])) == 4
     again = counted(bench, k.DTLB_MISSES) - pages
     assert again == 0 if pages <= 4 else again >= ROUNDS - 1
 
@@ -70,16 +78,7 @@ def test_lines_beyond_l1d_miss_it_each_time(lines: int) -> None:
     bench = native({"cache.l1d.bytes": 128, "cache.l1d.ways": 2})
     bench.engine.cpus[0, s.WALKS_IN_L1D] = 0
 
-    def write(a: Assembler) -> None:
-        a.mov(s.RCX, ROUNDS)
-        a.label("again")
-        for line in range(lines):
-            a.ld(s.RAX, o_mem(DATA + 64 * line))
-            a.ld(s.RAX, o_mem(DATA + 64 * line))
-        a.loop("again")
-        a.op(o.STOP_OP)
-
-    assert bench.run(write) == 4
+    assert bench.run(loads_of_each([64 * line for line in range(lines)])) == 4
     missed = sum(counted(bench, counter) for counter in (k.DATA_L2, k.DATA_L2 + 1, k.DATA_L2 + 2))
     assert missed == lines if lines <= 2 else missed >= lines + ROUNDS - 1
 

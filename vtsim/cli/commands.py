@@ -356,23 +356,17 @@ def iommu_walk(
 ) -> None:
     """Show the translation of one request of a device, entry by entry."""
     from vtsim.base.errors import ConfigError
-    from vtsim.cli.iommu import show_in_scenario, show_request
+    from vtsim.cli.iommu import Asked, show_in_scenario, show_request
 
     if (file is None) == (scenario is None):
         raise ConfigError("one of the two describes the unit", field="FILE", help="give a FILE, or --scenario")
+    asked = Asked(pasid=pasid, access=access, privileged=privileged, request=request, warm=warm)
     if scenario is not None:
-        status = show_in_scenario(
-            scenario, device, address, after=after or "0 s", pasid=pasid, access=access, privileged=privileged,
-            request=request, warm=warm, json=json,
-        )  # fmt: skip
-        raise typer.Exit(status)
+        raise typer.Exit(show_in_scenario(scenario, device, address, asked, after=after or "0 s", json=json))
     assert file is not None
     if after is not None:
         raise ConfigError("a unit by itself does not run", field="--after", help="only --scenario FILE has a run")
-    status = show_request(
-        file, device, address, pasid=pasid, access=access, privileged=privileged, request=request, warm=warm, json=json
-    )
-    raise typer.Exit(status)
+    raise typer.Exit(show_request(file, device, address, asked, json=json))
 
 
 @analyze.command("isa")

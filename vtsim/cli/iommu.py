@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypedDict
 
 from attrs import evolve
 
@@ -27,28 +28,23 @@ def _number(address: str) -> int:
     return number
 
 
-def show_in_scenario(
-    scenario: Path,
-    device: str,
-    address: str,
-    *,
-    after: str,
-    pasid: int | None,
-    access: str,
-    privileged: bool,
-    request: str,
-    warm: bool,
-    json: bool,
-) -> int:
+class Asked(TypedDict):
+    """What a request is beside its device and its address, as the options say."""
+
+    pasid: int | None
+    access: str
+    privileged: bool
+    request: str
+    warm: bool
+
+
+def show_in_scenario(scenario: Path, device: str, address: str, asked: Asked, *, after: str, json: bool) -> int:
     """Translate a request of a device of a scenario and print it."""
     loaded = load_scenario(scenario)
     number = _number(address)
     try:
         ns = int(DURATION.parse(after))
-        found = observe_in_scenario(
-            loaded, device, number, after=ns, pasid=pasid, access=access, privileged=privileged, request=request,
-            warm=warm,
-        )  # fmt: skip
+        found = observe_in_scenario(loaded, device, number, after=ns, **asked)
     except ConfigError as error:
         raise ConfigError.of(
             evolve(each, path=f"--{each.path}" if each.path in ARGUMENTS else "--after") for each in error.problems
@@ -64,25 +60,12 @@ def _print(found: IommuWalk, json: bool) -> None:
         show(iommu_text(found))
 
 
-def show_request(
-    file: Path,
-    device: str,
-    address: str,
-    *,
-    pasid: int | None,
-    access: str,
-    privileged: bool,
-    request: str,
-    warm: bool,
-    json: bool,
-) -> int:
+def show_request(file: Path, device: str, address: str, asked: Asked, *, json: bool) -> int:
     """Translate the request and print it."""
     spec, root = load_iommu(file)
     number = _number(address)
     try:
-        found = observe_request(
-            spec, device, number, pasid=pasid, access=access, privileged=privileged, request=request, warm=warm
-        )
+        found = observe_request(spec, device, number, **asked)
     except ConfigError as error:
         if any(problem.path in ARGUMENTS for problem in error.problems):
             raise ConfigError.of(evolve(each, path=f"--{each.path}") for each in error.problems) from None

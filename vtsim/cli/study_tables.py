@@ -48,7 +48,7 @@ def table_of(study: Study, metrics: Sequence[str], where: Sequence[str]) -> Stud
     if not table.rows:
         raise ConfigError("no run of the study is finished", file=str(study.path), help="vtsim sweep runs it")
     for column in table.metrics:
-        if {column.path, column.label} & {*metrics} and all(row.metrics[column.path] is None for row in table.rows):
+        if {column.path, column.label} & {*metrics} and table.lacks(column):
             raise absent(column.path, study.results())
     return only(table, _pairs(where)) if where else table
 

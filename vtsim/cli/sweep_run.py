@@ -96,12 +96,8 @@ def _run(design: Design, store: Store, workers: Workers, options: Options) -> bo
 def _note_absent(design: Design, study: Study, table: StudyTable) -> None:
     """Say which metrics that the study names no run has: the name of an entry may be mistyped."""
     for column in table.metrics:
-        if column.path in design.spec.metrics and table.rows and _is_empty(table, column):
+        if column.path in design.spec.metrics and table.rows and table.lacks(column):
             note(str(absent(column.path, study.results(), "metrics")))
-
-
-def _is_empty(table: StudyTable, column: Column) -> bool:
-    return all(row.metrics[column.path] is None for row in table.rows)
 
 
 def _note_loose(design: Design, study: Study) -> None:
@@ -111,7 +107,7 @@ def _note_loose(design: Design, study: Study) -> None:
         return
     values: dict[tuple[Value, ...], list[float]] = {}
     table = study.table([until.metric])
-    if table.rows and _is_empty(table, table.metrics[0]):
+    if table.rows and table.lacks(table.metrics[0]):
         note(str(absent(until.metric, study.results(), "until.metric")))
     for row in table.rows:
         value = figure_of(row.metrics[until.metric])

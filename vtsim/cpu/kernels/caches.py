@@ -108,6 +108,13 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
 
 
 @kernel
+def fill_l1d(m: Record, t: Tags, line: int) -> None:
+    """The same of L1D: what is known of its lines holds no more."""
+    fill(m, t, L1D, line)
+    m[DATA_GENERATION] += 1
+
+
+@kernel
 def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
     """Cycles until a line that missed its first-level cache arrives; fills L2 and L3.
 
@@ -144,8 +151,7 @@ def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
         a[m[OWNER] + served] += 1
         return m[L1D + LATENCY]
     cycles = beyond_l1(m, a, t, line, served + 1)
-    fill(m, t, L1D, line)
-    m[DATA_GENERATION] += 1
+    fill_l1d(m, t, line)
     return cycles
 
 
@@ -153,8 +159,7 @@ def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
 def data_miss(m: Record, a: Arena, t: Tags, line: int) -> int:
     """Cycles beyond an L1D hit of a data access that missed L1D."""
     cycles = beyond_l1(m, a, t, line, DATA_L2) - m[L1D + LATENCY]
-    fill(m, t, L1D, line)
-    m[DATA_GENERATION] += 1
+    fill_l1d(m, t, line)
     return cycles if cycles > 0 else 0
 
 

@@ -115,12 +115,17 @@ def hypervisor_sees(m: Record) -> bool:
 
 
 @kernel
+def stream_now(m: Record) -> int:
+    """Whose values the program's are."""
+    return BY_APPLICATIONS if m[s.PRIVILEGE] & 1 and m[s.BELIEVED] == 0 else BY_KERNELS
+
+
+@kernel
 def saw_leaf(m: Record, a: Arena, leaf: int) -> None:
     """The program saw the four registers that CPUID wrote."""
     if not hypervisor_sees(m):
-        stream = BY_APPLICATIONS if m[s.PRIVILEGE] & 1 and m[s.BELIEVED] == 0 else BY_KERNELS
         g = s.GPR
-        roll_leaf(m, a, stream, leaf, m[g + s.RAX], m[g + s.RBX], m[g + s.RCX], m[g + s.RDX], m[s.RIP])
+        roll_leaf(m, a, stream_now(m), leaf, m[g + s.RAX], m[g + s.RBX], m[g + s.RCX], m[g + s.RDX], m[s.RIP])
 
 
 @kernel
@@ -144,10 +149,8 @@ def roll_leaf(m: Record, a: Arena, stream: int, leaf: int, rax: int, rbx: int, r
 @kernel
 def saw(m: Record, a: Arena, op: int, of: int, part: int, value: int) -> None:
     """The program saw a value: what `op` reads `of`, its `part`. What a hypervisor sees is nobody's."""
-    ring3 = m[s.PRIVILEGE] & 1
-    if hypervisor_sees(m):
-        return
-    roll(m, a, 0 if ring3 and m[s.BELIEVED] == 0 else 1, op, of, part, value, m[s.RIP])
+    if not hypervisor_sees(m):
+        roll(m, a, stream_now(m), op, of, part, value, m[s.RIP])
 
 
 @kernel

@@ -34,8 +34,6 @@ from vtsim.cpu.slots import (
     CONTEXT,
     CONTEXT_GLOBAL,
     DATA_GENERATION,
-    DTLB1G,
-    DTLB2M,
     DTLB4K,
     FAULT_GVA,
     FAULT_KIND,
@@ -119,18 +117,13 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
     number = (gva >> (12 + 9 * size)) & (VPN_MASK >> (9 * size))
     context = m[CONTEXT_GLOBAL] if (found >> DATA_GLOBAL) & 1 else m[CONTEXT]
     tag = number << TAG_SHIFT | context << CONTEXT_SHIFT | size
-    within = (1 << (12 + 9 * size)) - 1
     if code:
         keep(m, a, ITLB4K if size == 0 else ITLB2M, number, tag, found)
         m[FETCH_GENERATION] += 1
-        return (found & ADDRESS & ~within) | (gva & within)
-    m[DATA_GENERATION] += 1
-    if size == 0:
-        keep(m, a, DTLB4K, number, tag, found)
-    elif size == 1:
-        keep(m, a, DTLB2M, number, tag, found)
     else:
-        keep(m, a, DTLB1G, number, tag, found)
+        keep(m, a, DTLB4K + 4 * size, number, tag, found)
+        m[DATA_GENERATION] += 1
+    within = (1 << (12 + 9 * size)) - 1
     return (found & ADDRESS & ~within) | (gva & within)
 
 

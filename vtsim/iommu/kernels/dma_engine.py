@@ -13,9 +13,9 @@ from vtsim.base.memory import is_memory, touch
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.device_tlb import DONE, ask_for_translation, known_to_device
-from vtsim.iommu.kernels.requests import translate_request
+from vtsim.iommu.kernels.requests import reads_of, translate_request
 from vtsim.iommu.memory_types import CACHED, WB, WRITTEN_BACK
-from vtsim.iommu.state import COMPLETED, HPA, READS_ROOT, READS_SECOND, SHIFT, SNOOP, TYPE_SHIFT
+from vtsim.iommu.state import COMPLETED, HPA, SHIFT, SNOOP, TYPE_SHIFT
 
 PAGE_BYTES: int = 4096
 LEHMER, MODULUS = 48271, 2147483647
@@ -144,15 +144,6 @@ def sent_up(d: Record, size: int, now: int, begins: int) -> int:
     d[g.UP_FREE] = max(d[g.UP_FREE], now) + size * d[g.BYTE_FS] // 1000
     d[g.N_PACKETS] += 1
     return max(d[g.UP_FREE], begins + size * d[g.BYTE_FS] // 1000) + d[g.UP_LATENCY]
-
-
-@kernel
-def reads_of(u: Record) -> int:
-    """Memory reads of the unit for the last request."""
-    reads = 0
-    for slot in range(READS_ROOT, READS_SECOND + 1):
-        reads += u[slot]
-    return reads
 
 
 @kernel

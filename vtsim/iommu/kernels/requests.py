@@ -68,6 +68,8 @@ from vtsim.iommu.state import (
     PASID_2,
     PENDING_COUNT,
     PROTECTING,
+    READS_ROOT,
+    READS_SECOND,
     REGISTERS,
     RIGHTS,
     ROOT_TABLE,
@@ -415,3 +417,12 @@ def keep_translation(u: Record, address: int, more: int, data: int) -> None:
             u[at + DATA + 1] = u[SHIFT]
             u[IOTLB_SIZES] |= 1 << size
         return
+
+
+@kernel
+def reads_of(u: Record) -> int:
+    """Memory reads of the unit for the last request."""
+    reads = 0
+    for slot in range(READS_ROOT, READS_SECOND + 1):
+        reads += u[slot]
+    return reads

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
-from vtsim.iommu.kernels.requests import translate_request
+from vtsim.iommu.kernels.requests import reads_of, translate_request
 from vtsim.iommu.spec import UNTRANSLATED
-from vtsim.iommu.state import READS_ROOT, READS_SECOND
 
 
 @kernel
@@ -21,6 +20,5 @@ def sweep_requests(
             state = (state * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
             page = (state * pages) >> 31
         translate_request(u, a, sid, pasid, base + (page << 12), 64, access, UNTRANSLATED)
-        for slot in range(READS_ROOT, READS_SECOND + 1):
-            reads += u[slot]
+        reads += reads_of(u)
     return reads

@@ -55,8 +55,7 @@ class Store:
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
         if path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "a device or a pipe"
-            raise ConfigError(f"this is {what}, and no store of a study", file=str(path), help=NAME_ANOTHER)
+            raise ConfigError(f"this is {no_file(path)}, and no store of a study", file=str(path), help=NAME_ANOTHER)
         self.path, self.lock = path, None if reading else _locked(path)
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=60)
@@ -232,6 +231,11 @@ class Store:
             _lock_path(self.path).unlink(missing_ok=True)
             os.close(self.lock)
             self.lock = None
+
+
+def no_file(path: Path) -> str:
+    """What stands at a place that is there and is no file."""
+    return "a folder" if path.is_dir() else "a device or a pipe"
 
 
 def is_store(path: Path) -> bool:

@@ -16,7 +16,7 @@ from vtsim.config.load import nearby
 from vtsim.config.study import StudyFile, load_study
 from vtsim.study.extras import needed
 from vtsim.study.sweep.metrics import column, figure
-from vtsim.study.sweep.store import Run, Store, is_store
+from vtsim.study.sweep.store import Run, Store, is_store, no_file
 from vtsim.study.sweep.table import Column, Row, StudyTable, Value
 
 SUFFIX: Final = ".sqlite"
@@ -38,8 +38,7 @@ def _without_results(file: Path) -> ConfigError:
     if not file.exists():
         return ConfigError("cannot be read: No such file or directory", file=str(file), help=nearby(file))
     if not file.is_file():
-        what = "a folder" if file.is_dir() else "a device or a pipe"
-        return ConfigError(f"this is {what}, and no study", file=str(file), help=EITHER)
+        return ConfigError(f"this is {no_file(file)}, and no study", file=str(file), help=EITHER)
     try:
         load_study(file)
     except ConfigError as error:

@@ -44,3 +44,7 @@ class StudyTable:
     rows: tuple[Row, ...]
     failed: int = 0
     missing: int = 0
+
+    def lacks(self, column: Column) -> bool:
+        """Does no run have this metric?"""
+        return all(row.metrics[column.path] is None for row in self.rows)

@@ -217,13 +217,18 @@ def flush_as_asked(a: Assembler, path: Path) -> None:
     """Drop what was cached of the VM's tables because another vCPU has changed them. Changes RAX and RCX."""
     count(a, "REMOTE_FLUSHES")
     if path.vmm.on_shadow:
-        flush_vpid(a, path)
-        if path.vmm.paging == "agile":
-            flush_here(a, path)
+        flush_on_shadow(a, path)
         if path.vmm.huge_pages == "never":  # the process may have a page where all had the one of zeroes
             a.emit(ops.MOV_FROM_CR, RAX, imm=3)
             a.emit(ops.MOV_TO_CR, RAX, imm=3)
     else:
+        flush_here(a, path)
+
+
+def flush_on_shadow(a: Assembler, path: Path) -> None:
+    """Drop what this CPU has cached of shadow tables, and with agile paging of EPT. Changes RAX and RCX."""
+    flush_vpid(a, path)
+    if path.vmm.paging == "agile":
         flush_here(a, path)
 
 

@@ -232,9 +232,7 @@ def subroutines(a: Assembler, path: Path) -> None:
         a.label("settle_root")
         shared.load_root(a, path)
     a.label("flush_guest")
-    several.flush_vpid(a, path)
-    if path.vmm.paging == "agile":
-        several.flush_here(a, path)
+    several.flush_on_shadow(a, path)
     a.ret()
     if path.vmm.paging == "agile":
         agile.scan(a, path)
