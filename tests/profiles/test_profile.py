@@ -162,7 +162,7 @@ def test_all_mistakes_in_overrides_are_reported_at_once() -> None:
         )
 
     assert str(caught.value) == (
-        "clock_hz: 'fast' is not a whole number of Hz\n help: write a whole number\n\n"
+        "clock_hz: 'fast' is not a whole number of Hz\n help: write a whole number, 1000000 to 20000000000\n\n"
         "walkers: 9 walkers is out of range\n help: walkers can be 1 to 8 walkers\n\n"
         "features.pcid: 1 is not true or false\n help: write true or false\n\n"
         "tlb.stlb.ways: 1536 entries in 10 ways is 153.6 sets, and the set index needs a power of two\n"

@@ -142,3 +142,15 @@ def test_an_exit_that_the_processor_cannot_take_is_refused() -> None:
 def test_every_control_that_an_exit_needs_is_one_that_processors_report() -> None:
     for control in REQUIRES.values():
         assert control in FEATURES
+
+
+def test_stated_ranges_are_shown_below_the_values_with_their_source() -> None:
+    lines = plain_text(profile_values("skx-4114"), 80).splitlines()
+    below = lines[next(n for n, line in enumerate(lines) if line.startswith("stated ranges")) :]
+    legend = dict(line.split(maxsplit=1) for line in below if line[0:1].isdecimal())
+    shown = {words[0]: words[1:] for words in map(str.split, below) if words and words[0] in LEAVES}
+
+    assert list(shown) == [path for path in LEAVES if PROFILE.sourced(path).stated]
+    low, high, unit, number = shown["prices.VMREAD"]
+    assert (low, high, unit, legend[number].split()[0]) == ("20", "30", "cycles", "Generally")
+    assert "stated ranges" not in plain_text(profile_values("xeon-2003"), 80)

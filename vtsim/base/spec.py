@@ -30,6 +30,7 @@ from vtsim.base.units import (
 )
 
 HEXADECIMAL = re.compile("0x[0-9A-Fa-f]{1,16}", re.ASCII)
+FREE_VALUES = f"write a number (at most {LARGEST:,}), true, false, or a name"
 Scalar = int | float | bool | str
 Overrides = tuple[tuple[str, Scalar], ...]
 
@@ -222,7 +223,7 @@ class Free:
             elif isinstance(inner, int | float) and (isinstance(inner, bool) or abs(inner) <= LARGEST):
                 found = {path: inner}
             else:
-                raise ConfigError(f"{shown(inner)} is not a value", field=path, help=f"write {self.noun}: value")
+                raise ConfigError(f"{shown(inner)} is not a {self.noun}", field=path, help=FREE_VALUES)
             if clash := flat.keys() & found.keys():
                 raise ConfigError(f"{min(clash)} is given twice", field=path)
             flat |= found

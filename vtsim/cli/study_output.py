@@ -28,6 +28,10 @@ Sets = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=0, help="Runs at a time; one for each CPU if 0.")]
+BeyondStated = Annotated[
+    bool,
+    typer.Option("--beyond-stated-range", help="Costs of the processor may be more or less than their sources say."),
+]
 Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", parser=path, help="A scenario.", show_default=False)]
 
 
@@ -131,8 +135,9 @@ def sensitivity(
     metric: Metric,
     axis: Annotated[
         list[str] | None,
-        typer.Option("--axis", metavar="PATH=RANGE", help="What changes: LOW..HIGH, or a,b,c. Repeatable."),
+        typer.Option("--axis", metavar="PATH=RANGE", help="What changes: LOW..HIGH, a,b,c, or stated. Repeatable."),
     ] = None,
+    beyond_stated_range: BeyondStated = False,
     method: Annotated[str, typer.Option(metavar="NAME", help="sobol or morris, with --axis.")] = "sobol",
     samples: Annotated[
         int, typer.Option(metavar="N", min=2, help="Each is as many runs as there are axes, and 1 or 2.")
@@ -146,7 +151,18 @@ def sensitivity(
     from vtsim.cli.study_tables import show_sensitivity
 
     raise typer.Exit(
-        show_sensitivity(file, metric, axis or (), method, samples, seed, tuple(sets or ()), jobs, json=json)
+        show_sensitivity(
+            file,
+            metric,
+            axis or (),
+            method,
+            samples,
+            seed,
+            tuple(sets or ()),
+            jobs,
+            json=json,
+            beyond_stated=beyond_stated_range,
+        )
     )
 
 
@@ -164,6 +180,7 @@ def crossover(
     tolerance: Annotated[
         float, typer.Option(metavar="SHARE", min=1e-9, max=1, help="How closely, of the interval.")
     ] = 0.01,
+    beyond_stated_range: BeyondStated = False,
     sets: Sets = None,
     json: Json = False,
 ) -> None:
@@ -172,6 +189,16 @@ def crossover(
 
     raise typer.Exit(
         show_crossover(
-            scenario, axis, between, tuple(a), tuple(b), metric, step, tolerance, tuple(sets or ()), json=json
+            scenario,
+            axis,
+            between,
+            tuple(a),
+            tuple(b),
+            metric,
+            step,
+            tolerance,
+            tuple(sets or ()),
+            json=json,
+            beyond_stated=beyond_stated_range,
         )
     )

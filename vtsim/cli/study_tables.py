@@ -182,7 +182,7 @@ def show_fit(file: Path, measurements: Path, metric: str, column: str, where: Se
 # --- on the model ---------------------------------------------------------------------------------------------
 def show_sensitivity(
     file: Path, metric: str, axes: Sequence[str], method: str, samples: int, seed: int, sets: Sequence[str], jobs: int,
-    *, json: bool,
+    *, json: bool, beyond_stated: bool = False,
 ) -> int:  # fmt: skip
     """Print the exact shares of a whole grid, or what a method finds on the model."""
     from vtsim.study.analysis.sensitivity import MeanChange, VarianceShare, morris, shares_of_variance, sobol
@@ -200,12 +200,13 @@ def show_sensitivity(
 
         if method not in METHODS:
             raise ConfigError.unknown("method", method, METHODS, field="--method")
-        column, ranges = result_column(metric), parse_ranges(axes)
+        column, ranges = result_column(metric), parse_ranges(axes, file, sets, beyond_stated=beyond_stated)
         _note_compiling()
         workers = Local(jobs or cpus())
         analyse: Callable[..., Sequence[VarianceShare | MeanChange]] = sobol if method == "sobol" else morris
         try:
-            found = analyse(ranges, evaluator(file, sets, metric, workers), samples, seed=seed)
+            run = evaluator(file, sets, metric, workers, beyond_stated=beyond_stated)
+            found = analyse(ranges, run, samples, seed=seed)
         except BaseException:
             workers.drop()
             raise
@@ -238,7 +239,7 @@ def _share_text(share: float | None) -> str:
 
 def show_crossover(
     scenario: Path, axis: str, between: tuple[str, str], a: Sequence[str], b: Sequence[str], metric: str, step: str,
-    tolerance: float, sets: Sequence[str], *, json: bool,
+    tolerance: float, sets: Sequence[str], *, json: bool, beyond_stated: bool = False,
 ) -> int:  # fmt: skip
     """Print where the sign changes; every run is noted as it ends."""
     from vtsim.base.spec import kind_of
@@ -266,7 +267,7 @@ def show_crossover(
             note(f"{text(value)}: A {figure_text(first, figure)}, B {figure_text(second, figure)}")
 
     _note_compiling()
-    run = difference(scenario, sets, axis, metric, a, b, tell)
+    run = difference(scenario, sets, axis, metric, a, b, tell, beyond_stated=beyond_stated)
 
     found = crossover(
         lambda value: run(int(value) if value == int(value) else value),

@@ -18,9 +18,16 @@ MOST_SAMPLES = 1_000_000
 axes: Registry[str, type[Any]] = Registry("kind of axis")
 
 
+@frozen(kw_only=True)
+class _Axis:
+    beyond_stated_range: bool = setting(
+        Boolean(), "Costs of the processor may be more or less than their sources say", default=False
+    )
+
+
 @axes.register("grid")
 @frozen(kw_only=True)
-class GridSpec:
+class GridSpec(_Axis):
     """Each value of one setting, with every value of the other axes."""
 
     path: str = setting(Text(), "The setting, as after `--set`")
@@ -50,7 +57,7 @@ def _refuse_twice(values: Iterable[Any], field: str) -> None:
 
 @axes.register("zip")
 @frozen(kw_only=True)
-class ZipSpec:
+class ZipSpec(_Axis):
     """Several settings that change together: the first values of all, then the second values …"""
 
     values: Mapping[str, tuple[Any, ...]] = setting(
@@ -71,7 +78,7 @@ class ZipSpec:
 
 @axes.register("list")
 @frozen(kw_only=True)
-class ListSpec:
+class ListSpec(_Axis):
     """Points written out one by one, each with the same settings."""
 
     points: tuple[Mapping[str, Any], ...] = setting(Many(item=ByPath(least=1), least=1), "The points")
@@ -99,15 +106,23 @@ class RangeSpec:
     values: tuple[Any, ...] = setting(
         Many(item=Anything()), "One of these, each as often, instead of min and max", default=()
     )
+    stated: bool = setting(
+        Boolean(), "The range that the sources of a cost of the processor state, instead of min and max", default=False
+    )
 
     def __attrs_post_init__(self) -> None:
+        if self.stated:
+            for key in ("min", "max", "values"):
+                if getattr(self, key) not in (None, ()):
+                    raise ConfigError("the range is stated", field=key, help=f"leave out {key}, or stated")
+            return
         if self.values:
             for key in ("min", "max", "log", "integer"):
                 if getattr(self, key) not in (None, False):
                     raise ConfigError("values are drawn as they are", field=key, help=f"leave out {key}, or values")
             return
         if self.min is None or self.max is None:
-            raise ConfigError("there is nothing to draw from", help="give min and max, or values")
+            raise ConfigError("there is nothing to draw from", help="give min and max, or values, or stated: true")
         if self.min >= self.max:
             raise ConfigError(f"{self.max} is not more than min, which is {self.min}", field="max")
         if self.log and self.min <= 0:
@@ -130,7 +145,7 @@ class RangeSpec:
 
 
 @frozen(kw_only=True)
-class _Drawn:
+class _Drawn(_Axis):
     samples: int = setting(counts(ge=1, le=MOST_SAMPLES), "How many points")
     ranges: Mapping[str, RangeSpec] = setting(
         ByPath(item=Group(spec=RangeSpec), least=1), "Where each setting is drawn from"

@@ -17,10 +17,10 @@ import attrs
 
 from vtsim.base.errors import ConfigError, Problem, alternatives
 from vtsim.cpu import profile_file
-from vtsim.cpu.profile_file import Sourced
+from vtsim.cpu.profile_file import Sourced, StatedRange
 from vtsim.cpu.profile_spec import LEAVES, OPERATIONS, Values, build, problems
 
-__all__ = ["OPERATIONS", "Profile", "Row", "Sourced", "explain", "load_profile", "profile_names"]
+__all__ = ["OPERATIONS", "Profile", "Row", "Sourced", "StatedRange", "explain", "load_profile", "profile_names"]
 
 NANOSECONDS_PER_SECOND = 1_000_000_000
 
@@ -68,7 +68,7 @@ class Profile(Values):
         if wrong:
             raise ConfigError.of(wrong)
         changed = {
-            path: Sourced(value=value, unit=LEAVES[path].unit, source="set by the scenario", confidence="set")
+            path: attrs.evolve(self.sources[path], value=value, source="set by the scenario", confidence="set")
             for path, value in overrides.items()
         }
         return _assemble(self.name, self.description, {**self.sources, **changed}, ())
@@ -99,6 +99,7 @@ class Row:
     confidence: str
     source: str
     meaning: str
+    stated: StatedRange | None
 
 
 def profile_names() -> list[str]:
@@ -135,6 +136,7 @@ def explain(profile: Profile) -> list[Row]:
             confidence=sourced.confidence,
             source=sourced.source,
             meaning=LEAVES[path].meaning,
+            stated=sourced.stated,
         )
         for path, sourced in ((path, profile.sources[path]) for path in LEAVES)
     ]

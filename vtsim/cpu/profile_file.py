@@ -17,18 +17,31 @@ SHIPPED: Final = Path(__file__).parent / "profiles"
 SOURCES: Final = SHIPPED / "sources.toml"
 CONFIDENCES: Final = ("measured", "vendor", "paper", "estimated")
 KEYS: Final = ("value", "unit", "source", "confidence")
+RANGE: Final = "range"  # a key that a cost may have besides
+RANGE_KEYS: Final = ("low", "high", "source")
+COST_UNITS: Final = ("cycles", "ns")
 _HEAD: Final = ("description", "extends", "sources")
 _DEPTH: Final = 8
 
 
 @attrs.frozen(kw_only=True)
+class StatedRange:
+    """The least and the largest figure that sources give for a cost, both included, in its unit."""
+
+    low: int
+    high: int
+    source: str
+
+
+@attrs.frozen(kw_only=True)
 class Sourced:
-    """A value with its unit, where it comes from, and how far to trust it."""
+    """A value with its unit, where it comes from, and how far to trust it; `stated` where sources give a range."""
 
     value: int | bool | str
     unit: str
     source: str
     confidence: str
+    stated: StatedRange | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -143,7 +156,7 @@ def _sourced(key: str, written: Any, citations: Mapping[str, str]) -> Sourced | 
     missing = [name for name in KEYS if name not in written]
     if missing:
         return "it has no " + ", ".join(missing), form
-    extra = sorted(set(written) - set(KEYS))
+    extra = sorted(set(written) - {*KEYS, RANGE})
     if extra:
         return f"unknown key {extra[0]!r}", form
     unit, source, confidence = (str(written[name]) for name in KEYS[1:])
@@ -156,8 +169,36 @@ def _sourced(key: str, written: Any, citations: Mapping[str, str]) -> Sourced | 
         return f"unknown source {name!r}", alternatives("source", name, citations)
     if confidence == "estimated" and not detail:
         return "an estimate needs its reason", f"write source = '{name}: how it was estimated'"
-    cited = f"{citations[name]}: {detail}" if detail else citations[name]
-    return Sourced(value=written["value"], unit=unit, source=cited, confidence=confidence)
+    stated = _stated(key, written, citations) if RANGE in written else None
+    if isinstance(stated, tuple):
+        return stated
+    cited = _cited(name, detail, citations)
+    return Sourced(value=written["value"], unit=unit, source=cited, confidence=confidence, stated=stated)
+
+
+def _cited(name: str, detail: str, citations: Mapping[str, str]) -> str:
+    return f"{citations[name]}: {detail}" if detail else citations[name]
+
+
+def _stated(key: str, written: Mapping[str, Any], citations: Mapping[str, str]) -> StatedRange | tuple[str, str]:
+    """Check the range that sources give for a cost: it holds the value, and says which figures it is made of."""
+    form = "write range = {low = …, high = …, source = 'NAME: which figures'}"
+    leaf, found = LEAVES[key], written[RANGE]
+    if leaf.unit not in COST_UNITS:
+        return f"a value in {leaf.unit} has no range", f"costs have one, which are in {' or '.join(COST_UNITS)}"
+    if not isinstance(found, dict) or set(found) != set(RANGE_KEYS):
+        return "its range has not low, high and source", form
+    low, high, value = found["low"], found["high"], written["value"]
+    if any(type(number) is not int for number in (low, high)) or not leaf.low <= low < high <= leaf.high:
+        return f"{low!r} to {high!r} is no range", f"whole numbers, the less first, from {leaf.low} to {leaf.high}"
+    if type(value) is int and not low <= value <= high:
+        return f"its value, {value}, is not in its range, {low} to {high}", "a range holds the value"
+    name, _, detail = (part.strip() for part in str(found["source"]).partition(":"))
+    if name not in citations:
+        return f"unknown source {name!r} of its range", alternatives("source", name, citations)
+    if not detail:
+        return "its range needs the figures it is made of", f"write source = '{name}: which figures'"
+    return StatedRange(low=low, high=high, source=_cited(name, detail, citations))
 
 
 def _places(path: Path) -> dict[str, Place]:

@@ -332,7 +332,8 @@ def problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             if not isinstance(value, str) or not value:
                 yield path, f"{value!r} is not a name", "write a name in quotes"
         elif isinstance(value, bool) or not isinstance(value, int):
-            yield path, f"{value!r} is not a whole number of {leaf.unit}", "write a whole number"
+            accepted = f"write a whole number, {leaf.low} to {leaf.high}"
+            yield path, f"{value!r} is not a whole number of {leaf.unit}", accepted
         elif not leaf.low <= value <= leaf.high:
             accepted = f"{leaf.path} can be {leaf.low} to {leaf.high} {leaf.unit}"
             yield path, f"{value} {leaf.unit} is out of range", accepted

@@ -54,18 +54,25 @@ def profile_values(name: str) -> RenderableType:
     """Every value of a profile with unit, confidence, source and meaning."""
     profile = load_profile(name)
     rows = explain(profile)
-    numbers = {source: number for number, source in enumerate(dict.fromkeys(row.source for row in rows), 1)}
+    texts = [text for row in rows for text in (row.source, row.stated.source if row.stated else "") if text]
+    numbers = {source: number for number, source in enumerate(dict.fromkeys(texts), 1)}
     table = section(profile.name, ("value",))
     for column in ("unit", "confidence"):
         table.add_column(column, no_wrap=True)
     table.add_column("source", justify="right")
+    ranges = section("stated ranges", ("low", "high"))
+    ranges.add_column("unit", no_wrap=True)
+    ranges.add_column("source", justify="right")
     for row in rows:
-        style = CONFIDENCE_STYLES.get(row.confidence, "none")
+        style, stated = CONFIDENCE_STYLES.get(row.confidence, "none"), row.stated
         table.add_row(row.path, row.value, row.unit, Text(row.confidence, style), str(numbers[row.source]))
+        if stated:
+            ranges.add_row(row.path, str(stated.low), str(stated.high), row.unit, str(numbers[stated.source]))
     sources = Table.grid(padding=(0, 2, 0, 0))
     for source, number in numbers.items():
         sources.add_row(str(number), source)
-    return Group(Text(profile.description, style="dim"), table, Padding(sources, (1, 0, 0, 0)))
+    shown = (table, Padding(ranges, (1, 0, 0, 0))) if ranges.row_count else (table,)
+    return Group(Text(profile.description, style="dim"), *shown, Padding(sources, (1, 0, 0, 0)))
 
 
 def exit_program(reason: str, personality: str, profile: str) -> RenderableType:

@@ -180,7 +180,12 @@ def parameters(outcome: Outcome) -> r.Parameters:
     counts: dict[str, int] = {}
     for each in values.values():
         counts[each.confidence] = counts.get(each.confidence, 0) + 1
-    return r.Parameters(confidence=dict(sorted(counts.items())), values=values)
+    ranges = {
+        row.path: r.Stated(low=row.stated.low, high=row.stated.high, source=row.stated.source)
+        for row in explain(outcome.profile)
+        if row.stated
+    }
+    return r.Parameters(confidence=dict(sorted(counts.items())), values=values, ranges=ranges)
 
 
 def compared(outcome: Outcome) -> r.Replay | None:

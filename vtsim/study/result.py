@@ -323,11 +323,23 @@ class Parameter:
 
 
 @frozen(kw_only=True)
+class Stated:
+    """The range that sources give for a cost, in its unit."""
+
+    low: int    = key("", "the least figure")
+    high: int   = key("", "the largest")
+    source: str = key("", "which figures")
+
+
+@frozen(kw_only=True)
 class Parameters:
     """The numbers behind the numbers."""
 
     confidence: Mapping[str, int]    = key("values", "{confidence: how many of the values below have it}")
     values: Mapping[str, Parameter]  = key("", "{dotted name: value with its source}")
+    ranges: Mapping[str, Stated] = key(
+        "", "{dotted name: range of its sources}, of costs that state one", default=attrs.Factory(dict)
+    )
 
 
 @frozen(kw_only=True)

@@ -133,7 +133,9 @@ def test_a_range_that_gives_no_whole_numbers_says_how_it_could(write: Write) -> 
 
     (found,) = raised.value.problems
     assert found.message.endswith("is not a whole number of ns")
-    assert found.help == ("write a whole number; integer: true draws whole numbers, values: […] from a list")
+    assert found.help == (
+        "write a whole number, 1 to 100000; integer: true draws whole numbers, values: […] from a list"
+    )
 
 
 @pytest.mark.parametrize("how", ["random", "latin_hypercube"])
@@ -321,7 +323,7 @@ CASES = {
         "axes: [{how: random, samples: 2, ranges: {seed: {max: 3}}}]",
         "study.yaml:3: axes.0.ranges.seed: there is nothing to draw from"
         + at(3, 48, "axes: [{how: random, samples: 2, ranges: {seed: {max: 3}}}]")
-        + "\n help: give min and max, or values",
+        + "\n help: give min and max, or values, or stated: true",
     ),
     "a list that is a range": (
         "axes: [{how: random, samples: 2, ranges: {seed: {max: 3, values: [1]}}}]",

@@ -11,7 +11,7 @@ from vtsim.vmm.build import PROGRAMS
 
 AXES = """set: {{run.work_scale: 1}}
 axes:
-- {{how: grid, path: machine.cpu.transitions.vm_exit_cycles, values: {prices}}}
+- {{how: grid, beyond_stated_range: true, path: machine.cpu.transitions.vm_exit_cycles, values: {prices}}}
 - {{how: grid, path: vmm.vpid, values: {vpids}}}
 metrics: [slowdown]
 """

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from vtsim.base.units import quantity
 from vtsim.config import load_scenario, located
 from vtsim.config.overrides import said_of
 from vtsim.config.paths import setting_at
+from vtsim.platform.spec import Scenario
 from vtsim.study.analysis.sensitivity import Range
 from vtsim.study.run import run
 from vtsim.study.sweep.executors import Workers
 from vtsim.study.sweep.identity import identity, model_version
 from vtsim.study.sweep.metrics import column, figure, figures
+from vtsim.study.sweep.stated import COSTS, PROFILE, Beyond, beyond, stated_range, stated_ranges
 from vtsim.study.sweep.store import unpacked
 from vtsim.study.sweep.table import Value
 from vtsim.study.sweep.worker import DIED, Task, work
 
+GO_BEYOND = "--beyond-stated-range goes beyond"
+STATED = "stated"  # instead of the ends of a range
 NEEDS_NATIVE = ("slowdown", "native.")
 
 
@@ -51,7 +56,7 @@ def figure_at(file: Path, sets: Sequence[str], metric: str) -> float:
 
 def difference(
     file: Path, sets: Sequence[str], path: str, metric: str, a: Sequence[str], b: Sequence[str],
-    tell: Callable[[Value, float, float], None] = lambda *_: None,
+    tell: Callable[[Value, float, float], None] = lambda *_: None, *, beyond_stated: bool = False,
 ) -> Callable[[Value], float]:  # fmt: skip
     """The metric under the settings `a` less that under `b`, as a function of the setting at `path`."""
     shared = settings_for(metric, sets)
@@ -61,6 +66,8 @@ def difference(
         for option, own in (("--a", a), ("--b", b)):
             here = setting(path, value)
             try:
+                if not beyond_stated:
+                    hold_to_stated(load_scenario(file, (*shared, here, *own)), path)
                 found.append(figure_at(file, (*shared, here, *own), metric))
             except ConfigError as error:
                 raise said_of(error, {here: "--axis", **dict.fromkeys(own, option)}) from None
@@ -72,9 +79,12 @@ def difference(
 
 
 def evaluator(
-    file: Path, sets: Sequence[str], metric: str, workers: Workers
+    file: Path, sets: Sequence[str], metric: str, workers: Workers, *, beyond_stated: bool = False
 ) -> Callable[[Sequence[Mapping[str, Value]]], list[float]]:
-    """A function from points to the metric there, whose runs are shared out among workers."""
+    """A function from points to the metric there, whose runs are shared out among workers.
+
+    Raises `ConfigError` where a cost at an axis is beyond what its sources state, unless `beyond_stated`.
+    """
     shared = settings_for(metric, sets)
 
     def evaluate(points: Sequence[Mapping[str, Value]]) -> list[float]:
@@ -85,6 +95,8 @@ def evaluator(
                 scenario = load_scenario(file, places[-1])
             except ConfigError as error:
                 raise said_of(error, dict.fromkeys(places[-1][len(shared) :], "--axis")) from None
+            for path in () if beyond_stated else point:
+                hold_to_stated(scenario, path)
             tasks.append(Task(identity=identity(scenario, version), version=version, scenario=scenario))
         found = []
         try:
@@ -131,9 +143,22 @@ def amount(text: str, path: str, field: str) -> float:
     raise ConfigError(f"{text!r} is not a value of {path}", field=field, help=help)
 
 
-def parse_ranges(texts: Sequence[str]) -> list[Range]:
-    """Read axes that set different things."""
-    ranges = [parse_range(text) for text in texts]
+def parse_ranges(
+    texts: Sequence[str], file: Path, sets: Sequence[str] = (), *, beyond_stated: bool = False
+) -> list[Range]:
+    """Read axes of a scenario that set different things, costs of its profile within their stated ranges."""
+    about_costs = any(text.strip().startswith(COSTS) for text in texts)
+    profile = load_scenario(file, sets).machine.profile if about_costs else ""
+    ranges = [each for text in texts for each in _ranges(text, profile)]
+    paths = [each.path for each in ranges]
+    if PROFILE in paths and any(_is_stated(text) for text in texts):
+        message = "the profile is an axis, so that no one range is stated"
+        raise ConfigError(message, field="--axis", help="give LOW..HIGH")
+    stated = {} if beyond_stated or not about_costs or PROFILE in paths else stated_ranges(profile)
+    for each in ranges:
+        if each.path in stated and not each.choices:
+            for end in (each.low, each.high):
+                _hold(Beyond.of(each.path, int(end) if each.whole else end, stated[each.path]))
     for number, each in enumerate(ranges):
         for other in ranges[:number]:
             outer, inner = sorted((each.path, other.path), key=len)
@@ -141,6 +166,36 @@ def parse_ranges(texts: Sequence[str]) -> list[Range]:
                 message = f"{each.path} and the axis {other.path} set the same"
                 raise ConfigError(message, field="--axis", help="make one axis of them")
     return ranges
+
+
+def _is_stated(text: str) -> bool:
+    return text.partition("=")[2].strip() == STATED
+
+
+def _ranges(text: str, profile: str) -> list[Range]:
+    """Read one axis; of `PATTERN=stated` all costs that it names."""
+    pattern = text.partition("=")[0].strip()
+    if not _is_stated(text):
+        return [parse_range(text)]
+    ranges = stated_ranges(profile)
+    paths = [path for path in ranges if fnmatchcase(path, pattern)] if "*" in pattern else [pattern]
+    if not paths:
+        message = f"no cost of {profile} that {pattern} names states a range"
+        raise ConfigError(message, field="--axis", help=f"costs that state one: {', '.join(ranges) or 'none'}")
+    found = [(path, stated_range(profile, path, "--axis")) for path in paths]
+    return [Range(path=path, low=stated.low, high=stated.high, whole=True) for path, stated in found]
+
+
+def hold_to_stated(scenario: Scenario, path: str) -> None:
+    """Raise `ConfigError` if a scenario has costs at an axis beyond their stated ranges."""
+    for each in beyond(scenario, path):
+        _hold(each)
+
+
+def _hold(each: Beyond | None) -> None:
+    if each is not None:
+        problem = each.error(GO_BEYOND).problems[0]
+        raise ConfigError(f"{each.path}: {problem.message}", field="--axis", help=problem.help)
 
 
 def parse_range(text: str) -> Range:

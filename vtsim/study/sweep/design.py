@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -30,17 +31,19 @@ from vtsim.config.study_spec import (
     UntilSpec,
     ZipSpec,
 )
-from vtsim.platform.spec import Scenario
+from vtsim.platform.spec import MachineSpec, Scenario
 from vtsim.study.extras import needed
 from vtsim.study.sweep.constraints import Constraint
 from vtsim.study.sweep.identity import named_files
 from vtsim.study.sweep.metrics import DEFAULT, column
+from vtsim.study.sweep.stated import PROFILE, beyond, stated_range
 from vtsim.study.sweep.store import is_store
 from vtsim.study.sweep.table import Column, Value
 
 CHECKED_IN_ADVANCE: Final = 1000  # points; of a larger study as many, evenly chosen
 SHOWN_PROBLEMS: Final = 20
 MOST_POINTS: Final = 10_000_000
+GO_BEYOND: Final = "beyond_stated_range: true on the axis goes beyond"
 EXCLUDED: Final = "give axes values that pass, or leave the constraint out"
 
 Drawn = RandomSpec | LatinHypercubeSpec | SobolSpec
@@ -136,10 +139,24 @@ class Design:
             if each.name == baseline:
                 choices += [Choice(path=path, place=f"baselines.{number}.set.{path}") for path in each.set]
         try:
-            return self.file.scenario(choices)
+            scenario = self.file.scenario(choices)
+            self._within_stated_ranges(point, scenario)
+            return scenario
         except ConfigError as error:
             where = ", ".join(f"{path}={value}" for path, value in point.values.items())
             raise ConfigError.of(_at_point(problem, str(self.file.path), where) for problem in error.problems) from None
+
+    def _within_stated_ranges(self, point: Point, scenario: Scenario) -> None:
+        """Raise `ConfigError` where an axis that does not say so goes beyond what sources state of a cost."""
+        free = {path for axis in self.spec.axes if axis.beyond_stated_range for path, _ in _places(axis)}
+        problems = []
+        for choice in point.choices:
+            node = self.file.study.find(choice.place)
+            for each in beyond(scenario, choice.path) if choice.path not in free else ():
+                problem = each.error(GO_BEYOND).problems[0]
+                problems.append(node.source.problem(node.at, problem.message, path=each.path, help=problem.help))
+        if problems:
+            raise ConfigError.of(problems)
 
     def check(self) -> None:
         """Raise `ConfigError` with what cannot be at any point; of many points, some are looked at."""
@@ -209,7 +226,7 @@ def load_design(path: str | Path) -> Design:
     if is_store(Path(path)):
         help = f"give the study that was swept into it; vtsim study status {path} shows how far it is"
         raise ConfigError("this is the store of a study, and no study", file=str(path), help=help)
-    file = load_study(path, _problems)
+    file = _with_stated_ranges(load_study(path, _problems))
     design = Design(file)
     if prod(map(len, design.steps)) > MOST_POINTS:
         sizes = " x ".join(str(len(steps)) for steps in design.steps)
@@ -219,6 +236,36 @@ def load_design(path: str | Path) -> Design:
     if not any(True for _ in design.points()):
         raise file.placed(design.excluded())
     return design
+
+
+def _with_stated_ranges(file: StudyFile) -> StudyFile:
+    """Put the profile's ranges where a study draws from what sources state."""
+    found: dict[tuple[int, str], RangeSpec] = {}
+    set_here = [path for axis in file.spec.axes for path, _ in _places(axis)]
+    written = file.base.find(PROFILE).value
+    profile = written if isinstance(written, str) else MachineSpec().profile
+    for number, axis in enumerate(file.spec.axes):
+        for path, each in axis.ranges.items() if isinstance(axis, Drawn) else ():
+            if each.stated:
+                where = f"axes.{number}.ranges.{path}"
+                try:
+                    if PROFILE in set_here or PROFILE.partition(".")[0] in set_here:
+                        message = "the profile is an axis, so that no one range is stated"
+                        raise ConfigError(message, field=where, help="give min and max; or a study to each profile")
+                    stated = stated_range(profile, path, where)
+                except ConfigError as error:
+                    raise file.placed(error) from None
+                found[number, path] = attrs.evolve(each, stated=False, integer=True, min=stated.low, max=stated.high)
+    if not found:
+        return file
+    axes = tuple(
+        attrs.evolve(axis, ranges={path: found.get((n, path), each) for path, each in axis.ranges.items()})
+        if isinstance(axis, Drawn) else axis
+        for n, axis in enumerate(file.spec.axes)
+    )  # fmt: skip
+    ranges = [(n, path, each.min, each.max) for (n, path), each in found.items()]
+    digest = hashlib.sha256(f"{file.digest}\0{ranges}".encode()).hexdigest()
+    return attrs.evolve(file, spec=attrs.evolve(file.spec, axes=axes), digest=digest)
 
 
 def metric_columns(spec: StudySpec) -> tuple[Column, ...]:
@@ -326,6 +373,8 @@ def _at_point(problem: Problem, study: str, where: str) -> Problem:
 
 def _of_a_range(problem: Problem, span: RangeSpec) -> Problem:
     """One number that was drawn cannot be: say how only those are drawn that can, once for all of the range."""
+    if problem.help.endswith(GO_BEYOND):
+        return problem
     ways = (
         "values: […] draws from a list"
         if span.integer
