@@ -178,6 +178,8 @@ def test_axes_of_the_command_are_held_and_take_stated_ranges(write: Write) -> No
         parse_ranges([f"{READ}=stated", "machine.profile=skx-4114,nehalem-ep"], file)
     with pytest.raises(ConfigError, match=r"no cost of skx-4114 that machine.cpu.tlb.\* names states a range"):
         parse_ranges(["machine.cpu.tlb.*=stated"], file)
+    with pytest.raises(ConfigError, match="no range is stated for seed of skx-4114"):
+        parse_ranges(["seed=stated"], file)
 
 
 def test_a_point_is_held_to_the_ranges_of_its_own_profile(write: Write) -> None:

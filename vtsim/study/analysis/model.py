@@ -147,7 +147,7 @@ def parse_ranges(
     texts: Sequence[str], file: Path, sets: Sequence[str] = (), *, beyond_stated: bool = False
 ) -> list[Range]:
     """Read axes of a scenario that set different things, costs of its profile within their stated ranges."""
-    about_costs = any(text.strip().startswith(COSTS) for text in texts)
+    about_costs = any(_is_stated(text) or text.strip().startswith(COSTS) for text in texts)
     profile = load_scenario(file, sets).machine.profile if about_costs else ""
     ranges = [each for text in texts for each in _ranges(text, profile)]
     paths = [each.path for each in ranges]
