@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 OF_ONE_VCPU = {
     ReplaySpec: "a recorded guest",
 }
+NO_EVENTS = {
+    "paravirtual": ": a kernel in ring 3 is told of its own timer only, and no vCPU can interrupt another"
+}  # fmt: skip
 OF_ONE_THREAD = {
     ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
 }  # fmt: skip
@@ -140,7 +143,7 @@ def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
 def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
     vmm = scenario.vmm
     native, technique = vmm.technique == "native", vmm.technique
-    pagings = ("auto", "ept", "shadow", "agile")
+    pagings = ("auto", "ept", "shadow", "agile", "direct-pv")
     wrong = (
         ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
         ("vmm.paging", vmm.paging not in (*pagings, "none"), f"paging {vmm.paging!r}", ", ".join(pagings)),
@@ -154,7 +157,8 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
         if found and (path == "vmm.technique" or not native):
             yield Problem(
                 path=path,
-                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}",
+                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}"
+                + (NO_EVENTS.get(technique, "") if path == "vmm.technique" else ""),
                 help=f"{path.rpartition('.')[2]} can be {allowed}; or {where}.vcpus 1",
             )
     if "i440fx" in vm.devices:
@@ -162,10 +166,4 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
             path=f"{where}.devices",
             message="a chipset whose registers move memory is built for VMs of one vCPU",
             help=f"leave i440fx out; or {where}.vcpus can be 1",
-        )
-    if vm.guest.kernel.interface == "paravirtual":
-        yield Problem(
-            path=f"{where}.guest.kernel.interface",
-            message="a paravirtual kernel has one vCPU",
-            help=f"interface can be auto, hardware; or {where}.vcpus 1",
         )
