@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
 
 from vtsim.base.errors import Problem
 from vtsim.base.units import SIZE
-from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, ReplaySpec
+from vtsim.guest.attack_spec import AttackStaleSpec
+from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, Phase, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import Scenario, VmSpec
@@ -18,6 +19,10 @@ OF_ONE_VCPU = {
 NO_EVENTS = {
     "paravirtual": ": a kernel in ring 3 is told of its own timer only, and no vCPU can interrupt another"
 }  # fmt: skip
+OF_TWO_THREADS: Final[Mapping[type[Phase], str]] = {
+    IpiSpec: "one thread interrupts another",
+    AttackStaleSpec: "one thread stores to what another makes a table",
+}
 OF_ONE_THREAD = {
     ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
 }  # fmt: skip
@@ -48,10 +53,10 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
                     message=f"{OF_ONE_VCPU[kind]} has one vCPU",
                     help=f"{where}.vcpus can be 1",
                 )
-            if kind is IpiSpec and process.threads != 2:
+            if kind in OF_TWO_THREADS and process.threads != 2:
                 yield Problem(
                     path=f"{at}.phases.{n}",
-                    message=f"one thread interrupts another, and the process has {process.threads}",
+                    message=f"{OF_TWO_THREADS[kind]}, and the process has {process.threads}",
                     help=f"{at}.threads can be 2",
                 )
             if process.threads > 1 and kind in OF_ONE_THREAD:

@@ -10,8 +10,8 @@ vCPUs have dropped what they may have cached by the earlier one; until some fram
 repeated. A root that any vCPU has loaded is not given up. A flush that a guest asks for may name other vCPUs.
 
 SDM: "VMCALL—Call to VM Monitor"; "Caching Translation Information".
-Source: Xen 3.4, xen/arch/x86/mm.c (do_mmu_update, do_mmuext_op, get_page_type).
-Not modelled: types and counts that change by compare-exchange, page by page (Xen from 4.0 on); a stamp of each frame's
+Source: Xen 3.0, xen/arch/x86/mm.c (do_mmu_update, do_mmuext_op, get_page_type).
+Not modelled: types and counts that change by compare-exchange alone, page by page (later Xen); a stamp of each frame's
 last flush (one word says whether any frame has lost its type since all vCPUs flushed); updates that keep the flags
 which a processor sets meanwhile (MMU_PT_UPDATE_PRESERVE_AD); large pages in direct tables; grants of pages between VMs;
 five levels; device memory of a paravirtual guest; string I/O of a paravirtual guest.
