@@ -346,6 +346,34 @@ def test_a_kernel_on_several_vcpus_sees_what_it_sees_natively(settings: tuple[st
     assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
 
 
+FILES = """
+machine: {cpus: 3, memory: 256 MiB}
+vmm: {paging: direct-pv}
+vms:
+  - memory: 64 MiB
+    vcpus: 3
+    guest:
+      kernel: {tick: 100 us}
+      processes:
+        - threads: 3
+          phases:
+            - {primitive: fill, region: 64 KiB}
+            - {primitive: map_file, region: 3 MiB, write: 0.4, iterations: 2}
+            - {primitive: pte_write, iterations: 50}
+            - {primitive: mov_to_cr3, iterations: 5}
+        - {name: other, vcpu: 1, phases: [{primitive: map_file, region: 1 MiB, iterations: 3}]}
+"""
+
+
+@SLOW
+@pytest.mark.parametrize("settings", [(), ("vmm.pv.batch=1", "run.work_scale=2")], ids=["", "singly, longer"])
+def test_threads_that_map_a_file_and_change_entries_see_what_they_see_natively(settings: tuple[str, ...]) -> None:
+    there = parse_scenario(FILES, settings)
+    found = equivalence.compare(without_hypervisor(there), there)
+
+    assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
+
+
 def test_in_ring_3_a_paravirtual_kernel_has_one_vcpu() -> None:
     with pytest.raises(ConfigError) as refused:
         parse_scenario(KERNELS, ("vmm.technique=paravirtual", "vmm.paging=direct-pv"))
