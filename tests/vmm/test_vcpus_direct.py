@@ -198,6 +198,8 @@ def test_who_remembers_a_table_cannot_use_what_is_written_to_it_as_memory(name: 
 
     assert answers(holder)[-1] == 0, "it is memory again"
     assert answers(holder, 1) == [0, 14, 0]
+    flushes = m.hypervisor.memory_statistics(m.vcpu)["flushes_for_types"]
+    assert flushes == 2, "one for all three that became tables, one for the one that became memory"
 
 
 @pytest.mark.parametrize("attack", [by_stale_translations, by_stale_tables])
