@@ -17,9 +17,10 @@ from vtsim.base import spec as kinds
 from vtsim.base.errors import ConfigError
 from vtsim.base.units import LARGEST
 from vtsim.config import dump, load_scenario, parse_scenario, reference, resolve, schema
-from vtsim.guest.spec import CpuidSpec, DmaBuffersSpec, GuestSpec, IpiSpec, ProcessSpec, primitives
+from vtsim.guest.spec import CpuidSpec, DmaBuffersSpec, GuestSpec, ProcessSpec, primitives
 from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.spec import MachineSpec, Scenario, VmSpec
+from vtsim.platform.vcpu_spec import OF_TWO_THREADS
 from vtsim.vmm.spec import VmmSpec
 
 SMALLEST = """\
@@ -89,7 +90,7 @@ def test_every_primitive_reads_back(name: str, data: st.DataObject) -> None:
     dma: list[DmaSpec] = []
     if isinstance(phase, DmaBuffersSpec):
         phase, dma = attrs.evolve(phase, device="nic"), [DmaSpec(name="nic")]
-    cpus = 2 if isinstance(phase, IpiSpec) else 1
+    cpus = 2 if type(phase) in OF_TWO_THREADS else 1
     guest = GuestSpec(processes=[ProcessSpec(phases=[phase], threads=cpus)])
     vmm = VmmSpec(technique="native", paging="none") if dma else VmmSpec()
     vms = [VmSpec(guest=guest, vcpus=cpus)]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.study.test_verdict import named, scenario
 from vtsim.base import memory as mem
+from vtsim.base.kept import nothing_kept
 from vtsim.base.memory import PAGE_BYTES
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
@@ -24,7 +25,7 @@ from vtsim.vmm.hypervisor import Hypervisor
 from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.monitor import layout as monitor
 from vtsim.vmm.monitor.virtual_cpus import Monitor
-from vtsim.vmm.programs import direct_tables
+from vtsim.vmm.programs import direct, direct_tables
 
 pytestmark = pytest.mark.compiled_only
 
@@ -155,6 +156,22 @@ def test_direct_tables_are_kept_by_the_types_and_owners_of_frames(way: str, monk
 
     assert before == [(), ()]
     assert [named(suite, "the host's memory", name).effects for name in names] == [READ, READ]
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+def test_direct_tables_are_kept_by_the_flush_of_other_vcpus_at_a_change_of_type(
+    personality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = Suite(scenario(*DIRECT["VMX"], f"vmm.personality={personality}"))
+    parts = [(whose, "a stale translation") for whose in ("the host's memory", "another VM's memory")]
+    before = [named(suite, *each).effects for each in parts]
+    monkeypatch.setattr(direct, "flush_for_types", lambda a: None)
+
+    assert before == [(), ()]
+    with nothing_kept():
+        of_host, of_other = (named(suite, *each).effects for each in parts)
+    assert of_host == READ
+    assert "the second VM's canary was overwritten" in of_other
 
 
 def test_ports_are_kept_by_the_control_that_makes_their_instructions_exit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from attrs import define, field
+from attrs import define, evolve, field
 
 from vtsim.base import memory as mem
 from vtsim.cpu import ops
@@ -22,7 +22,8 @@ from vtsim.vmm.memory import VmMemory
 
 MIB = 1 << 20
 MEMORY = 16 * MIB
-CODE, STACK, IDT, TSS, LOG, SHARED = (0x1000_0000 + n * 0x100_0000 for n in range(6))
+CODE, STACK, IDT, TSS, LOG, SHARED, PROGRESS = (0x1000_0000 + n * 0x100_0000 for n in range(7))
+NEXT_VCPU = 0x0800_0000  # from what a vCPU has of its own to that of the next: code, stack, log, shared page
 WINDOW = 0x4000_0000  # all of guest memory
 FREE = 0x400  # guest frames from here on are the guest's to play with
 P, W, U, A, D, PS = e.PTE_PRESENT, e.PTE_WRITE, e.PTE_USER, e.PTE_ACCESSED, e.PTE_DIRTY, e.PTE_LARGE
@@ -40,6 +41,23 @@ class DirectGuest:
     table: Table
     answers: int = 0
     ring3: bool = False
+    vcpu: int = 0
+    done: int = 0  # what it has told the other vCPUs
+
+    def tell(self) -> int:
+        """Let others know that it is here: how often it has, with this time."""
+        self.done += 1
+        self.a.st_value(Mem(displacement=PROGRESS + 8 * self.vcpu), self.done)
+        return self.done
+
+    def wait(self, vcpu: int, done: int) -> None:
+        """Until another vCPU has told so many times."""
+        name = f"wait_{self.a.here:x}"
+        self.a.label(name)
+        self.a.op(ops.PAUSE)
+        self.a.ld(s.RAX, Mem(displacement=PROGRESS + 8 * vcpu))
+        self.a.cmp(s.RAX, done)
+        self.a.jcc(ops.CC_B, name)
 
     def machine(self, gfn: int) -> int:
         """The host-physical address of a guest frame."""
@@ -69,7 +87,7 @@ class DirectGuest:
 
     def log(self, register: int) -> None:
         """Log a register."""
-        self.a.st(Mem(displacement=LOG + 8 * self.answers), register)
+        self.a.st(Mem(displacement=LOG + self.vcpu * NEXT_VCPU + 8 * self.answers), register)
         self.answers += 1
 
     def store(self, gfn: int, index: int, entry: int) -> None:
@@ -108,6 +126,11 @@ def _set_traps(a: Assembler) -> None:
 
 def direct_guest(steps: Steps, holder: dict[str, Any]) -> Callable[[Any], Start]:
     """A guest's builder; `holder` receives the guest, the frames of its tables' root and of its log."""
+    return direct_guests((steps,), holder)
+
+
+def direct_guests(steps: Sequence[Steps], holder: dict[str, Any]) -> Callable[[Any], Start]:
+    """The same for a guest with the steps of each vCPU; it ends when all have done theirs."""
 
     def build(memory: VmMemory) -> Start:
         offer = memory.direct
@@ -124,49 +147,76 @@ def direct_guest(steps: Steps, holder: dict[str, Any]) -> Callable[[Any], Start]
         words(root)
         table = Table(root=root, format=PAGING, take=take, words=words)
         table.map(WINDOW, offer.machine(np.arange(MEMORY >> 12)), KERNEL_PAGE)
-        a = Assembler("direct guest", CODE)
-        guest = DirectGuest(memory, a, table, ring3=offer.ring3)
-        if guest.ring3:
-            _set_traps(a)
-        steps(guest)
-        a.op(ops.STOP_OP)
-        for vector in VECTORS:
-            a.label(f"gate_{vector}")
-            a.mov(s.R14, vector)
-            a.add(s.RSP, 24 if guest.ring3 else 8)
-            a.st(Mem(s.RSP), s.R15)
-            if guest.ring3:
-                a.st_value(Mem(s.RSP, 8), RING_3_CODE)
-            a.op(ops.IRET)
-        program = a.assemble()
-        frames = {}
-        for page, _ in program.pages():
-            frames[page] = take()
-            table.map(page, [frames[page]], READ_ONLY)
-        memory.engine.place(program, frames.__getitem__)
-        idt, log, shared = next(numbers), next(numbers), next(numbers)
-        for address, hfn in (
-            (STACK - 4096, take()), (IDT, memory.frame(idt)), (TSS, take()), (LOG, memory.frame(log)),
-            (SHARED, memory.frame(shared)),
-        ):  # fmt: skip
+        guests = []
+        for vcpu, its_steps in enumerate(steps):
+            a = Assembler("direct guest", CODE + vcpu * NEXT_VCPU)
+            guests.append(DirectGuest(memory, a, table, ring3=offer.ring3, vcpu=vcpu))
+            if offer.ring3:
+                _set_traps(a)
+            its_steps(guests[-1])
+        _end(guests)
+        idt, logs, shared = next(numbers), [], []
+        for guest in guests:
+            program, shift = guest.a.assemble(), guest.vcpu * NEXT_VCPU
+            frames = {}
+            for page, _ in program.pages():
+                frames[page] = take()
+                table.map(page, [frames[page]], READ_ONLY)
+            memory.engine.place(program, frames.__getitem__)
+            logs.append([next(numbers) for _ in range(guest.answers // mem.PAGE_WORDS + 1)])
+            shared.append(next(numbers))
+            for address, hfns in (
+                (STACK - 4096, [take()]), (LOG, list(map(memory.frame, logs[-1]))),
+                (SHARED, [memory.frame(shared[-1])]),
+            ):  # fmt: skip
+                table.map(address + shift, hfns, KERNEL_PAGE)
+            for vector in VECTORS if guest.vcpu == 0 else ():
+                handler = program.labels[f"gate_{vector}"]
+                low = (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16) << 48
+                memory.store(idt * 4096 + 16 * vector, low)
+        for address, hfn in ((IDT, memory.frame(idt)), (TSS, take()), (PROGRESS, take())):
             table.map(address, [hfn], KERNEL_PAGE)
-        for vector in VECTORS:
-            handler = program.labels[f"gate_{vector}"]
-            memory.store(idt * 4096 + 16 * vector, (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16) << 48)
-        holder.update(guest=guest, root=root, log=log)
-        return Start(
+        holder.update(guest=guests[0], root=root, guests=guests, logs=logs)
+        first = Start(
             rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=root << 12, cr4=0xA0, efer=0xD01,
             idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
-            gs_base=0, fs_base=0, roots=(root << 12,), shared=shared << 12,
+            gs_base=0, fs_base=0, roots=(root << 12,), shared=shared[0] << 12,
         )  # fmt: skip
+        others = (
+            evolve(first, rip=CODE + n * NEXT_VCPU, rsp=STACK + n * NEXT_VCPU, shared=shared[n] << 12)
+            for n in range(1, len(steps))
+        )
+        return evolve(first, others=tuple(others))
 
     return build
 
 
-def answers(holder: dict[str, Any]) -> list[int]:
-    """What was logged."""
-    guest = holder["guest"]
-    return [guest.memory.load((holder["log"] << 12) + 8 * n) for n in range(guest.answers)]
+def _end(guests: Sequence[DirectGuest]) -> None:
+    """The first one stops when all have done their steps; handlers of exceptions are its."""
+    for guest in guests[1:]:
+        guest.tell()
+        guest.a.label("over")
+        guest.a.op(ops.PAUSE)
+        guest.a.jmp("over")
+        guests[0].wait(guest.vcpu, guest.done)
+    a, ring3 = guests[0].a, guests[0].ring3
+    a.op(ops.STOP_OP)
+    for vector in VECTORS:
+        a.label(f"gate_{vector}")
+        a.mov(s.R14, vector)
+        a.add(s.RSP, 24 if ring3 else 8)
+        a.st(Mem(s.RSP), s.R15)
+        if ring3:
+            a.st_value(Mem(s.RSP, 8), RING_3_CODE)
+        a.op(ops.IRET)
+
+
+def answers(holder: dict[str, Any], vcpu: int = 0) -> list[int]:
+    """What a vCPU has logged."""
+    guest = holder["guests"][vcpu]
+    pages = holder["logs"][vcpu]
+    per_page = mem.PAGE_WORDS
+    return [guest.memory.load((pages[n // per_page] << 12) + n % per_page * 8) for n in range(guest.answers)]
 
 
 @define(eq=False)
@@ -199,8 +249,11 @@ class Recount:
                     self.writable[target] = self.writable.get(target, 0) + 1
 
 
-def random_requests(seed: int, steps: int) -> Steps:
-    """Requests of every kind on a few frames, sensible ones and others; some stores to frames, while they can be."""
+def random_requests(seed: int, steps: int, roots: Sequence[int] = (d.PIN, d.UNPIN, d.LOAD)) -> Steps:
+    """Requests of every kind on a few frames, sensible ones and others; some stores to frames, while they can be.
+
+    `roots`: the kinds of those about roots.
+    """
 
     def emit(guest: DirectGuest) -> None:
         chance = random.Random(seed)
@@ -233,7 +286,7 @@ def random_requests(seed: int, steps: int) -> Steps:
             elif kind < 0.85:
                 guest.request(place() | d.UPDATE, entry())
             else:
-                guest.request(chance.choice((d.PIN, d.UNPIN, d.LOAD)), guest.machine(some()))
+                guest.request(chance.choice(roots), guest.machine(some()))
 
     return emit
 

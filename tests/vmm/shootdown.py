@@ -35,10 +35,12 @@ class Threads:
     settings: tuple[str, ...] = ()
     machine: Machine = field(init=False)
     looked: int = 0
+    direct: bool = False  # do the guest's tables hold the numbers of host frames?
 
     def __attrs_post_init__(self) -> None:
         scenario = parse_scenario(self.text, list(self.settings))
         native = scenario.vmm.technique == "native"
+        self.direct = scenario.vmm.paging == "direct-pv"
         with quiet():
             self.machine = Machine(alone(scenario, scenario.vms[0]) if native else scenario)
 
@@ -61,12 +63,12 @@ class Threads:
     def _table(self, gfn: int) -> NDArray[np.int64]:
         memory = self.machine.vms[0].memory
         assert memory is not None
-        return memory.contents(gfn, mem.TABLE)
+        return self.machine.engine.contents(gfn, mem.TABLE) if self.direct else memory.contents(gfn, mem.TABLE)
 
     def _frame(self, gfn: int) -> int:
         memory = self.machine.vms[0].memory
         assert memory is not None
-        return memory.frame(gfn)
+        return gfn if self.direct else memory.frame(gfn)
 
     def _load(self, gpa: int) -> int:
         return self.machine.engine.load(self._frame(gpa >> 12) << 12 | gpa & 0xFFF)

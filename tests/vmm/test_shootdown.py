@@ -7,8 +7,8 @@ import pytest
 from tests.vmm.shootdown import Threads, threads
 from vtsim.base.memory import PAGE_BYTES
 from vtsim.cpu import accounts as k
+from vtsim.guest.kernel import direct_flush, smp
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel import smp
 from vtsim.vmcs.reasons import REASON
 from vtsim.vmm.layout import STACK_BYTES, V
 from vtsim.vmm.programs import several
@@ -44,6 +44,11 @@ WAYS = (
     pytest.param(("vmm.paging=shadow",), id="on shadow tables", marks=SLOW),
     pytest.param(("vmm.paging=shadow", "vms.0.guest.kernel.kpti=true"), id="on shadow tables, KPTI", marks=SLOW),
     pytest.param(("vmm.paging=shadow", "vmm.personality=minimal"), id="on shadow tables, minimal", marks=SLOW),
+    pytest.param(("vmm.paging=direct-pv",), id="on direct tables", marks=SLOW),
+    pytest.param(("vmm.paging=direct-pv", "vmm.personality=minimal"), id="on direct tables, minimal", marks=SLOW),
+    pytest.param(
+        ("vmm.paging=direct-pv", "vms.0.guest.kernel.pcid=false", "vmm.pv.batch=1"), id="singly, no PCIDs", marks=SLOW
+    ),
 )
 
 
@@ -59,6 +64,14 @@ def test_a_kernel_whose_interrupt_handler_drops_nothing_is_found_out(monkeypatch
 
     with pytest.raises(AssertionError, match=r"^CPU [01] (has|may write)"):
         threads(ONE_REGION, "vmm.technique=native").run()
+
+
+@SLOW
+def test_a_paravirtual_kernel_that_has_no_other_vcpu_flush_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct_flush, "flush_others", lambda a: None)
+
+    with pytest.raises(AssertionError, match=r"^CPU [01] (has|may write)"):
+        threads(ONE_REGION, "vmm.paging=direct-pv").run()
 
 
 # --- how often ------------------------------------------------------------------------------------------------------
@@ -98,6 +111,17 @@ def test_each_unmapping_interrupts_the_other_cpu_once_for_all_frames_that_fit_in
     ran = threads(APART, "vmm.technique=native").run()
 
     assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) == 2 * ROUNDS * (PAGES // gathered)
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=SLOW), 64])
+def test_a_paravirtual_kernel_interrupts_nobody_and_asks_once_for_each_unmapping(batch: int) -> None:
+    ran = threads(APART, "vmm.paging=direct-pv", "vmm.personality=minimal", f"vmm.pv.batch={batch}").run()
+
+    assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) == 0
+    assert exits(ran, "MSR_WRITE") == ENABLING
+    hypervisor = ran.machine.hypervisor
+    assert hypervisor is not None
+    assert hypervisor.memory_statistics(hypervisor.vcpus[0])["flushes_for_guest"] == 2 * ROUNDS
 
 
 def test_a_process_with_one_thread_interrupts_nobody() -> None:

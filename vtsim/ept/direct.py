@@ -40,6 +40,8 @@ IN_SYSCALL: Final = 1 << 8                          # of its flags: RCX and R11 
 UPDATE: Final     = 0                               # the entry at this host-physical address <- second word
 FLUSH_PAGE: Final = 1                               # drop translations of the linear address in the second word
 FLUSH_ALL: Final  = 2                               # drop all but global translations
+VCPUS: Final      = 8                               # of a flush, from this bit of the first word on: other vCPUs by
+                                                    # number, which drop them (all, global ones too) instead of this one
 PIN: Final        = 3                               # the frame at the address in the second word is a root from now on
 UNPIN: Final      = 4                               # it is not any more
 LOAD: Final       = 5                               # the second word becomes CR3; its bit 63 keeps translations

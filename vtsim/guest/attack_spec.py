@@ -55,6 +55,14 @@ class AttackUpdateSpec(Phase):
     call: str = setting(Text(choices=CALLS), "Instruction by which its hypervisor is called", default="vmcall")
 
 
+@primitives.register("attack_stale")
+@frozen(kw_only=True)
+class AttackStaleSpec(Phase):
+    """A paravirtual kernel on two vCPUs: one makes a page into a table that the other has a translation to write to."""
+
+    target: int = setting(addresses(le=2**52 - 8), "Host-physical address that it wants to reach")
+
+
 @primitives.register("attack_state")
 @frozen(kw_only=True)
 class AttackStateSpec(Phase):

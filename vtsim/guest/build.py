@@ -94,7 +94,7 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     )
     tasks = (2 * len(spaces) + threads) * (at.KERNEL_STACK_PAGES + 8)
     if vm.vcpus > 1:
-        tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 4)
+        tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 5)
     return Needs(
         pool_pages=BASE_POOL
         + tables
@@ -431,8 +431,9 @@ class Builder:
     def _other(self, first: Start, idle: Task) -> Start:
         """The state in which another CPU starts: the same, with tables and data of its own."""
         shift = cpu_shift(idle.cpu)
+        shared = first.shared + idle.cpu * PAGE if first.shared else 0
         return evolve(
-            first, rsp=idle.stack_top, gs_base=first.gs_base + shift, idtr_base=first.idtr_base + shift,
+            first, shared=shared, rsp=idle.stack_top, gs_base=first.gs_base + shift, idtr_base=first.idtr_base + shift,
             gdtr_base=first.gdtr_base + shift, tr_base=first.tr_base + shift,
         )  # fmt: skip
 
@@ -503,12 +504,16 @@ class Builder:
         return KERNEL_PAGE | nx | (0 if self.kpti else e.PTE_GLOBAL)
 
     def _map_interface(self, root: int) -> int:
-        """Map what only a paravirtual kernel has: translations of frame numbers, and the shared page, its frame."""
+        """Map what only a paravirtual kernel has: translations of frame numbers, and a shared page for each CPU.
+
+        Returns the first one's frame; the others follow it.
+        """
         table = self._kernel_table(root)
         nx = e.PTE_NO_EXECUTE if self.nx else 0
-        shared = self.frames.reserve(1)
-        self._map_run(table, at.SHARED, shared, 1, KERNEL_PAGE | nx)
-        self._words_of_values(shared)
+        shared = self.frames.reserve(self.cpus)
+        for cpu in range(self.cpus):
+            self._map_run(table, at.SHARED + cpu_shift(cpu), shared + cpu, 1, KERNEL_PAGE | nx)
+            self._words_of_values(shared + cpu)
         if self.direct is None:  # the kernel will find that out
             return shared
         gfns = np.arange(self.frames.end)

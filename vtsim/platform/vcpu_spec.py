@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
 
 from vtsim.base.errors import Problem
 from vtsim.base.units import SIZE
-from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, ReplaySpec
+from vtsim.guest.attack_spec import AttackStaleSpec
+from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, Phase, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import Scenario, VmSpec
 
 OF_ONE_VCPU = {
     ReplaySpec: "a recorded guest",
+}
+NO_EVENTS = {
+    "paravirtual": ": a kernel in ring 3 is told of its own timer only, and no vCPU can interrupt another"
+}  # fmt: skip
+OF_TWO_THREADS: Final[Mapping[type[Phase], str]] = {
+    IpiSpec: "one thread interrupts another",
+    AttackStaleSpec: "one thread stores to what another makes a table",
 }
 OF_ONE_THREAD = {
     ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
@@ -45,10 +53,10 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
                     message=f"{OF_ONE_VCPU[kind]} has one vCPU",
                     help=f"{where}.vcpus can be 1",
                 )
-            if kind is IpiSpec and process.threads != 2:
+            if kind in OF_TWO_THREADS and process.threads != 2:
                 yield Problem(
                     path=f"{at}.phases.{n}",
-                    message=f"one thread interrupts another, and the process has {process.threads}",
+                    message=f"{OF_TWO_THREADS[kind]}, and the process has {process.threads}",
                     help=f"{at}.threads can be 2",
                 )
             if process.threads > 1 and kind in OF_ONE_THREAD:
@@ -140,7 +148,7 @@ def _places(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
 def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
     vmm = scenario.vmm
     native, technique = vmm.technique == "native", vmm.technique
-    pagings = ("auto", "ept", "shadow", "agile")
+    pagings = ("auto", "ept", "shadow", "agile", "direct-pv")
     wrong = (
         ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
         ("vmm.paging", vmm.paging not in (*pagings, "none"), f"paging {vmm.paging!r}", ", ".join(pagings)),
@@ -154,7 +162,8 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
         if found and (path == "vmm.technique" or not native):
             yield Problem(
                 path=path,
-                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}",
+                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}"
+                + (NO_EVENTS.get(technique, "") if path == "vmm.technique" else ""),
                 help=f"{path.rpartition('.')[2]} can be {allowed}; or {where}.vcpus 1",
             )
     if "i440fx" in vm.devices:
@@ -162,10 +171,4 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
             path=f"{where}.devices",
             message="a chipset whose registers move memory is built for VMs of one vCPU",
             help=f"leave i440fx out; or {where}.vcpus can be 1",
-        )
-    if vm.guest.kernel.interface == "paravirtual":
-        yield Problem(
-            path=f"{where}.guest.kernel.interface",
-            message="a paravirtual kernel has one vCPU",
-            help=f"interface can be auto, hardware; or {where}.vcpus 1",
         )

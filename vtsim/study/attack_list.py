@@ -19,6 +19,7 @@ from vtsim.guest.attack_spec import (
     AttackLinearSpec,
     AttackMemorySpec,
     AttackNativeSpec,
+    AttackStaleSpec,
     AttackStateSpec,
     AttackStateUserSpec,
     AttackTimeSpec,
@@ -44,6 +45,7 @@ class Attack:
     phases: Phases
     target: str = ""
     timed: bool = False  # is the second VM's share of the CPU measured?
+    threads: int = 1  # of the attacker, each on a vCPU of its own
 
 
 def attacks(scenario: Scenario) -> Iterator[Attack]:
@@ -59,6 +61,9 @@ def attacks(scenario: Scenario) -> Iterator[Attack]:
         if tables:
             for by, name in (("frame", "an entry asked for"), ("table", "a table made writable")):
                 yield Attack(f"{whose}, by {name}", after(partial(AttackUpdateSpec, by=by, call=call)), target)
+            if not techniques[vmm.technique].deprivileged:  # in ring 3 there is one vCPU
+                name = "a stale translation of another vCPU"
+                yield Attack(f"{whose}, by {name}", after(AttackStaleSpec), target, threads=2)
     yield Attack("the host's memory, by the host's own addresses", after(AttackLinearSpec), "direct")
     yield Attack("the host's memory, by native methods", after(AttackNativeSpec), "direct")
     for register in STATES:

@@ -82,10 +82,12 @@ def scenario_of(
     timed: bool = False,
     device: DmaSpec | None = None,
     first: VmSpec | None = None,
+    threads: int = 1,
 ) -> Scenario:
     """The scenario's machine and hypervisor with the attacker on CPU 0, and the second VM on a CPU.
 
-    `device`: what the attacker drives, if anything; `first`: the VM that it is like, the scenario's first if left out.
+    `device`: what the attacker drives, if anything; `first`: the VM that it is like, the scenario's first if left out;
+    `threads`: how many it has, each on a vCPU, the first of which is on CPU 0.
     Raises `ConfigError` where the hypervisor cannot have the two so.
     """
     first = first or scenario.vms[0]
@@ -95,18 +97,18 @@ def scenario_of(
     clock_hz = load_profile(scenario.machine.profile).clock_hz
     instructions = BYSTANDER_NS * clock_hz // 10**9 if timed else BRIEFLY
 
-    def vm(name: str, cpu: int, *work: Any) -> VmSpec:
-        guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work),))
-        return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=1, cpus=(), guest=guest)
+    def vm(name: str, cpu: int, *work: Any, threads: int = 1) -> VmSpec:
+        guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work, threads=threads),))
+        return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=threads, cpus=(), guest=guest)
 
-    vms = [vm("attacker", 0, *phases)]
+    vms = [vm("attacker", 0, *phases, threads=threads)]
     if other is not None:
         bystander = vm("bystander", other, g.WorkSpec(instructions=instructions))
         vms.append(attrs.evolve(bystander, assigned=(), viommu="none"))
     machine = attrs.evolve(
         scenario.machine,
         memory=max(scenario.machine.memory, 8 * size),
-        cpus=max(scenario.machine.cpus, (other or 0) + 1),
+        cpus=max(scenario.machine.cpus, (other or 0) + 1, threads),
     )
     run = RunSpec(limit=LIMIT_NS, baseline=False)
     devices = () if device is None else (device,)
@@ -167,17 +169,18 @@ class Suite:
         frames: Mapping[str, int] = {}
         at = 0
         if attack.target:
-            machine = Machine(scenario_of(self.scenario, attack.phases(0), self.other))
+            machine = Machine(scenario_of(self.scenario, attack.phases(0), self.other, threads=attack.threads))
             frames = canary_frames(machine)
             at = frames[attack.target if attack.target in frames else "host"] << 12 | PLACE
             if attack.target == "direct":
                 at = (at + (DIRECT if machine.below is None else machine.below.host.direct)) & (1 << 48) - 1
-        after = self._run(attack.phases(at), frames, timed=attack.timed)
-        effects = tuple(self._effects(attack, after))
+        after = self._run(attack.phases(at), frames, timed=attack.timed, threads=attack.threads)
+        calm = self._run(QUIET, frames, threads=attack.threads) if attack.threads > 1 else self.quiet
+        effects = tuple(self._effects(attack, after, calm))
         return Attempt(name=attack.name, contained=not effects, effects=effects, ended=ending(after))
 
-    def _effects(self, attack: Attack, after: _After, calm: _After | None = None) -> Iterator[str]:
-        quiet = (calm or self.quiet).state
+    def _effects(self, attack: Attack, after: _After, calm: _After) -> Iterator[str]:
+        quiet = calm.state
         for whose, value in after.canaries.items():
             text = {"host": "the host's canary", "other": "the second VM's canary"}[whose]
             planted = PLANTED[whose]
@@ -196,8 +199,10 @@ class Suite:
                 elif attack.timed and (share := promised(after.outcome))[0] < share[1]:
                     yield f"the second VM had {share[0]:.1%} of the CPU, not {share[1]:.1%} as promised"
 
-    def _run(self, phases: tuple[Any, ...], frames: Mapping[str, int], *, timed: bool = False) -> _After:
-        return self._measured(scenario_of(self.scenario, phases, self.other, timed=timed), frames)
+    def _run(
+        self, phases: tuple[Any, ...], frames: Mapping[str, int], *, timed: bool = False, threads: int = 1
+    ) -> _After:
+        return self._measured(scenario_of(self.scenario, phases, self.other, timed=timed, threads=threads), frames)
 
     def _measured(self, scenario: Scenario, frames: Mapping[str, int]) -> _After:
         machine = Machine(scenario, progress=self.progress)

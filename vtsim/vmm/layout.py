@@ -198,8 +198,14 @@ VCPU_WORDS: Final = (
     ("FLUSHES_FOR_WRITES", 1, "the same for a table of the guest that was written, and is shadowed"),
     ("FLUSHES_FOR_SYNC",  1, "the same for tables out of sync that were held against the guest's, all or one entry"),
     ("FLUSHES_FOR_ROOM",  1, "the same for shadow pages that were given up because few were free"),
+    ("FLUSHES_FOR_TYPES", 1, "the same for a frame that is to be a direct page table, or to be written again"),
+    ("FLUSHES_FOR_GUEST", 1, "times that a paravirtual guest had other vCPUs drop translations"),
     ("FLUSH_WAITS",       1, "times that another vCPU had not dropped them yet when it was looked at"),
     ("KICKS",             1, "interrupts to CPUs of other vCPUs, so that they leave their guest or go on"),
+    ("ASKED_PAGE",        1, "a request was to drop the translations of this address, bit 0 being set"),
+    ("LOOSE",             1, "may vCPUs of the VM have translations by what a direct page table or frame was before?"),
+    ("LOCK_WAITS",        1, "times that the lock of direct page tables was not free yet when it was looked at"),
+    ("PV_REQUESTS",       1, "requests of a paravirtual guest of several vCPUs, about its page tables"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -266,7 +272,11 @@ STATISTICS: Final = (
     "FLUSHES_FOR_WRITES",
     "FLUSHES_FOR_SYNC",
     "FLUSHES_FOR_ROOM",
+    "FLUSHES_FOR_TYPES",
+    "FLUSHES_FOR_GUEST",
     "FLUSH_WAITS",
+    "LOCK_WAITS",
+    "PV_REQUESTS",
     "KICKS",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
@@ -282,7 +292,7 @@ CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 # fmt: off
 # causes of flushes, in their order
 (FOR_FAULTS, FOR_LOG, FOR_SHARING, FOR_COLLAPSE, FOR_SWAP, FOR_BALLOON, FOR_SHADOWING, FOR_WRITES, FOR_SYNC,
- FOR_ROOM) = range(10)
+ FOR_ROOM, FOR_TYPES, FOR_GUEST) = range(12)
 RUNNABLE, HALTED, ENDED, WAITING = range(4)                                  # states of a vCPU
 REQUEST_EVENTS, REQUEST_STATE = 1, 2                                # bits of REQUEST: evaluate events, load the guest
 REQUEST_PORT, REQUEST_MEMORY = 1, 2                                 # what user space is asked

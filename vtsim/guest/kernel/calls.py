@@ -8,7 +8,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
-from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
+from vtsim.guest.kernel import KernelOptions, direct_flush, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.fault import find_entry, give_frame, put_entry
 from vtsim.guest.kernel.flush import FLUSH_CEILING, flush_range, flush_user_half
@@ -94,11 +94,11 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RBP, s.RSI)
     a.copy(s.R15, s.RSI)
     a.mov(s.R13, kernel.small_zone)
-    if kernel.paravirtual:
-        _unmap_by_requests(a, kernel)
-        return
     if kernel.several:
         _unmap_everywhere(a, kernel)
+        return
+    if kernel.paravirtual:
+        _unmap_by_requests(a, kernel)
         return
     a.mov(s.R8, at.DIRECT)
     a.mov(s.R10, e.PTE_PRESENT)
@@ -167,9 +167,10 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     a.test(s.RAX, e.PTE_WRITE if kernel.several else -1)
     a.jcc(ops.CC_Z, "protect_next")
     a.work(length("protect_page"))
-    if kernel.several:  # at once: another CPU may be setting flags of the entry
+    if kernel.several:  # at once, natively: another CPU may be setting flags of the entry
         a.test(s.R13, -1)
         a.jcc(ops.CC_NZ, "protect_next", comment="a write on another CPU came first: nobody flushes")
+    if kernel.several and not kernel.paravirtual:
         a.mov(s.RAX, -e.PTE_WRITE)
         a.xadd(Mem(s.RCX), s.RAX)
     else:
@@ -249,22 +250,33 @@ def _unmap_everywhere(a: Assembler, kernel: KernelOptions) -> None:
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "unmap_next")
     a.work(length("unmap_page"))
-    a.mov(s.RDX, e.ADDRESS)
-    a.and_(s.RDX, register=s.RAX)
+    if kernel.paravirtual:
+        a.copy(s.RDX, s.RAX)
+        hypercalls.to_physical(a, s.RDX)
+    else:
+        a.mov(s.RDX, e.ADDRESS)
+        a.and_(s.RDX, register=s.RAX)
     a.st(Mem(s.R14), s.RDX)
     a.add(s.R14, 8)
+    if kernel.paravirtual:
+        a.mov(s.RAX, 0)
+        put_entry(a, kernel)
     a.label("unmap_next")
     a.add(s.R12, 4096)
     a.sub(s.RBP, 1)
     a.jcc(ops.CC_NZ, "unmap_page")
-    a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
-    a.ld(s.RSI, Mem(s.RSP))
-    a.copy(s.RDX, s.R15)
-    a.mov(s.RAX, 0)
-    a.hook(hooks.TABLE_CLEAR)
+    if not kernel.paravirtual:
+        a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
+        a.ld(s.RSI, Mem(s.RSP))
+        a.copy(s.RDX, s.R15)
+        a.mov(s.RAX, 0)
+        a.hook(hooks.TABLE_CLEAR)
     a.ld(s.R12, Mem(s.RSP))
     a.copy(s.RBP, s.R15)
-    flush_range(a, kernel, "unmap", s.RBP)
+    if kernel.paravirtual:
+        direct_flush.flush_range(a, "unmap", s.RBP)
+    else:
+        flush_range(a, kernel, "unmap", s.RBP)
     a.ld(s.RDI, Mem(s.RSP))
     a.copy(s.RSI, s.R15)
     a.call("shoot_down")

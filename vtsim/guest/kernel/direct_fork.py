@@ -137,7 +137,7 @@ def direct_spaces(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_NZ, "child_table")
     a.ret()
     a.label("child_table")
-    take_table(a, "no_memory", s.R12)
+    take_table(a, kernel, "no_memory", s.R12)
     to_machine(a, s.RDX)
     a.or_(s.RDX, TO_TABLE)
     a.st(Mem(s.RBP), s.RDX)

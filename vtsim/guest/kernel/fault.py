@@ -90,7 +90,7 @@ def map_entry(a: Assembler, kernel: KernelOptions, empty: str = "no_memory") -> 
         a.copy(s.RSI, s.R12)
         a.call("pv_map")
         a.test(s.RAX, -1)
-        a.jcc(ops.CC_NZ, "no_memory")
+        a.jcc(ops.CC_NZ, empty)
         return
     a.ld(s.RCX, Mem(s.R14, at.A_LEVEL))
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))

@@ -24,7 +24,13 @@ from vtsim.guest.kernel.ring3 import hypercall
 
 SIGNATURE = int.from_bytes(b"vtsi", "little")
 HYPERVISOR_LEAF = 0x40000000
-COUNT = Mem(displacement=at.SHARED + d.SHARED_COUNT)
+
+
+def shared(kernel: KernelOptions, word: int, index: int = s.NO_REGISTER) -> Mem:
+    """A word of the page that this CPU shares with the hypervisor; `index`: a register with bytes beyond it."""
+    if kernel.several:
+        return Mem(displacement=at.SHARED - at.CPU_DATA + word, index=index, segment=2)
+    return Mem(displacement=at.SHARED + word, index=index)
 
 
 def request(a: Assembler, kind: int, value: int | None = None) -> None:
@@ -112,16 +118,17 @@ def hypercalls(a: Assembler, kernel: KernelOptions) -> None:
 
 
 def _requests(a: Assembler, kernel: KernelOptions) -> None:
+    waiting = shared(kernel, d.SHARED_COUNT)
     a.activity = ops.PAGE_FAULT_PATH
     a.label("pv_request")  # RDI, RSI; clobbers RAX, RCX
     if kernel.batch > 1:
-        a.ld(s.RAX, COUNT)
+        a.ld(s.RAX, waiting)
         a.copy(s.RCX, s.RAX)
         a.shl(s.RCX, 4)
-        a.st(Mem(displacement=at.SHARED + d.SHARED_REQUESTS, index=s.RCX), s.RDI)
-        a.st(Mem(displacement=at.SHARED + d.SHARED_REQUESTS + 8, index=s.RCX), s.RSI)
+        a.st(shared(kernel, d.SHARED_REQUESTS, s.RCX), s.RDI)
+        a.st(shared(kernel, d.SHARED_REQUESTS + 8, s.RCX), s.RSI)
         a.add(s.RAX, 1)
-        a.st(COUNT, s.RAX)
+        a.st(waiting, s.RAX)
         a.cmp(s.RAX, kernel.batch)
         a.jcc(ops.CC_AE, "pv_send")
         a.ret()
@@ -132,16 +139,16 @@ def _requests(a: Assembler, kernel: KernelOptions) -> None:
         a.ret()
     a.label("pv_send")  # what waits in the shared page; clobbers RAX, RSI
     if kernel.batch > 1:
-        a.ld(s.RSI, COUNT)
+        a.ld(s.RSI, waiting)
         a.test(s.RSI, -1)
         a.jcc(ops.CC_Z, "pv_sent")
         hypercall(a, kernel, d.CALL_MULTI)
-        a.st_value(COUNT, 0)
+        a.st_value(waiting, 0)
         a.cmp(s.RAX, register=s.RSI)
         a.jcc(ops.CC_NZ, "pv_refused")
         a.label("pv_sent")
     a.ret()
-    _map(a)
+    _map(a, kernel)
     _rights(a, kernel)
 
 
@@ -154,16 +161,24 @@ def _stop(a: Assembler, kernel: KernelOptions) -> None:
         a.jmp("pv_stop")
     a.label("pv_stop")
     a.ld(s.RSI, at.cpu_word(at.FIRST_TASK))
-    a.mov(s.RCX, kernel.tasks)
+    if kernel.several:
+        a.ld(s.RCX, at.cpu_word(at.TASKS_HERE))
+    else:
+        a.mov(s.RCX, kernel.tasks)
     a.label("pv_stop_task")
     a.ld(s.RDI, Mem(s.RSI, at.T_LOG))
+    if kernel.several:  # there may be an idle task only
+        a.test(s.RDI, -1)
+        a.jcc(ops.CC_Z, "pv_stop_next")
     a.st(Mem(s.RDI, at.L_REASON), s.RAX)
+    if kernel.several:
+        a.label("pv_stop_next")
     a.ld(s.RSI, Mem(s.RSI, at.T_NEXT))
     a.loop("pv_stop_task")
     a.op(ops.STOP_OP)
 
 
-def _map(a: Assembler) -> None:
+def _map(a: Assembler, kernel: KernelOptions) -> None:
     """`pv_map`: entry RDX, a guest-physical address and flags, for the address RSI of the task at RBX.
 
     RAX <- 0, or 1 if there is no frame for a table. RBX, RBP, R12 to R15 stay.
@@ -183,7 +198,7 @@ def _map(a: Assembler) -> None:
     a.cmp(s.RDX, 1)
     a.jcc(ops.CC_Z, "pv_map_leaf")
     a.push(s.R11)
-    take_table(a, "pv_map_empty")
+    take_table(a, kernel, "pv_map_empty")
     a.call("pv_protect")
     a.pop(s.RDI)
     a.copy(s.RSI, s.RDX)
@@ -207,16 +222,28 @@ def _map(a: Assembler) -> None:
     a.ret()
 
 
-def take_table(a: Assembler, empty: str, task: int = s.RBX) -> None:
+def take_table(a: Assembler, kernel: KernelOptions, empty: str, task: int = s.RBX) -> None:
     """RDX <- guest-physical address of a zeroed frame for a table of a task. Clobbers RAX, RDI, RSI."""
     a.ld(s.RSI, Mem(task, at.T_TABLES))
-    a.ld(s.RDX, Mem(s.RSI))
+    if kernel.several:  # processes on other CPUs take from the same
+        a.mov(s.RDX, 1)
+        a.xadd(Mem(s.RSI), s.RDX)
+    else:
+        a.ld(s.RDX, Mem(s.RSI))
     a.ld(s.RAX, Mem(s.RSI, 8))
     a.cmp(s.RDX, register=s.RAX)
-    a.jcc(ops.CC_AE, empty)
-    a.copy(s.RAX, s.RDX)
-    a.add(s.RAX, 1)
-    a.st(Mem(s.RSI), s.RAX)
+    if kernel.several:
+        there = f"table_{a.here:x}"
+        a.jcc(ops.CC_B, there)
+        a.mov(s.RDX, -1)
+        a.xadd(Mem(s.RSI), s.RDX)
+        a.jmp(empty)
+        a.label(there)
+    else:
+        a.jcc(ops.CC_AE, empty)
+        a.copy(s.RAX, s.RDX)
+        a.add(s.RAX, 1)
+        a.st(Mem(s.RSI), s.RAX)
     a.shl(s.RDX, 12)
     a.mov(s.RDI, at.DIRECT)
     a.add(s.RDI, register=s.RDX)

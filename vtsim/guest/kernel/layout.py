@@ -26,7 +26,8 @@ DOUBLE_FAULT_STACK: Final = ENTRY_AREA + 0x4000     # end
 ENTRY_PAGES: Final  = 4
 P2M: Final          = -0x7100_0000_0000             # paravirtual: from guest frame to host-physical address
 M2P: Final          = -0x7000_0000_0000             # paravirtual: from host frame to guest-physical address
-SHARED: Final       = -0x6F00_0000_0000             # paravirtual: the page shared with the hypervisor
+SHARED: Final       = -0x6F00_0000_0000             # paravirtual: the page shared with the hypervisor;
+                                                    # those of several CPUs are as far apart as their data
 USER_TEXT: Final    = 0x40_0000
 REGIONS: Final      = 0x10_0000_0000
 TRACES: Final       = 0x2000_0000_0000              # exclusive-or of recorded addresses, if nothing speaks against it

@@ -3,7 +3,7 @@
 A process has one thread on a CPU at most, so a thread's words are what that CPU keeps of the address space. Who has
 changed an entry drops its own translations, then asks every CPU where a thread of the process has its space loaded, and
 waits; the others answer from the interrupt. A CPU that is idle on a borrowed space, or runs another process, is not
-interrupted: it flushes when it switches back.
+interrupted: it flushes when it switches back. A paravirtual kernel interrupts nobody (`direct_flush`).
 
 Whoever waits for another CPU's answer or for the lock of an address space has interrupts on, and keeps its CPU. The
 locks of zones and of tables are held for a few instructions only, with interrupts off.
@@ -171,7 +171,7 @@ def shootdown(a: Assembler, kernel: KernelOptions) -> None:
 
     Called with interrupts off and the space's lock held, by which the task keeps its CPU. Keeps RBX, RBP, R12 to R15.
     """
-    if not kernel.several:
+    if not kernel.several or kernel.paravirtual:
         return
     a.activity = ops.SYSCALL_PATH
     a.label("shoot_down")
@@ -181,18 +181,7 @@ def shootdown(a: Assembler, kernel: KernelOptions) -> None:
     a.cmp(s.RSI, register=s.RBX)
     a.jcc(ops.CC_Z, "shot")
     a.work(length("call_others"))
-    a.label("shoot_next")
-    a.ld(s.RDI, Mem(s.RSI, at.T_CPU))
-    _ask_if_loaded(a, "shoot_unloaded")
-    a.label("shoot_unloaded")
-    _flush_when_loaded(a, kernel, s.RSI)
-    a.ld(s.RAX, Mem(s.RDI, at.LOADED_TASK))
-    a.cmp(s.RAX, register=s.RSI)
-    a.jcc(ops.CC_NZ, "shoot_other")
-    a.st_value(Mem(s.RDI, at.LOADED_CR3), 0, "so that whoever is idle on it loads it again")
-    _ask_if_loaded(a, "shoot_other")
-    a.jmp("shoot_other")
-    a.label("shoot_ask")
+    each_that_may_have_it(a, kernel)
     a.ld(s.RDX, Mem(s.RDI, at.APIC_ID))
     a.st(Mem(displacement=at.ASKED, index=s.RDX, scale=8, segment=2), s.RSI)
     a.ld(s.RAX, at.cpu_word(at.CALLS_SENT))
@@ -201,10 +190,7 @@ def shootdown(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RCX, X2APIC_ICR)
     a.mov(s.RAX, at.CALL_VECTOR)
     a.op(ops.WRMSR)
-    a.label("shoot_other")
-    a.ld(s.RSI, Mem(s.RSI, at.T_PEER))
-    a.cmp(s.RSI, register=s.RBX)
-    a.jcc(ops.CC_NZ, "shoot_next")
+    next_thread(a)
     a.op(ops.STI)
     a.ld(s.RSI, Mem(s.RBX, at.T_PEER))
     a.label("shoot_await")
@@ -223,6 +209,33 @@ def shootdown(a: Assembler, kernel: KernelOptions) -> None:
     a.op(ops.CLI)
     a.label("shot")
     a.ret()
+
+
+def each_that_may_have_it(a: Assembler, kernel: KernelOptions) -> None:
+    """Go through the other threads from that at RSI on. What follows asks the CPU whose data is at RDI to flush.
+
+    Whoever runs on the space has to be asked; others flush when they load it. Changes RAX and RCX.
+    """
+    a.label("shoot_next")
+    a.ld(s.RDI, Mem(s.RSI, at.T_CPU))
+    _ask_if_loaded(a, "shoot_unloaded")
+    a.label("shoot_unloaded")
+    _flush_when_loaded(a, kernel, s.RSI)
+    a.ld(s.RAX, Mem(s.RDI, at.LOADED_TASK))
+    a.cmp(s.RAX, register=s.RSI)
+    a.jcc(ops.CC_NZ, "shoot_other")
+    a.st_value(Mem(s.RDI, at.LOADED_CR3), 0, "so that whoever is idle on it loads it again")
+    _ask_if_loaded(a, "shoot_other")
+    a.jmp("shoot_other")
+    a.label("shoot_ask")
+
+
+def next_thread(a: Assembler) -> None:
+    """The end of what is done for each; behind it all threads but that at RBX were looked at."""
+    a.label("shoot_other")
+    a.ld(s.RSI, Mem(s.RSI, at.T_PEER))
+    a.cmp(s.RSI, register=s.RBX)
+    a.jcc(ops.CC_NZ, "shoot_next")
 
 
 def _ask_if_loaded(a: Assembler, otherwise: str) -> None:
@@ -245,6 +258,18 @@ def called(a: Assembler, kernel: KernelOptions) -> None:
         return
     a.activity = ops.INTERRUPT_PATH
     a.label("called")
+    if not kernel.paravirtual:
+        _see_to_calls(a, kernel)
+    a.jmp("interrupt_done")
+    a.label("ipi_arrived")
+    a.ld(s.RAX, at.cpu_word(at.IPIS))
+    a.add(s.RAX, 1)
+    a.st(at.cpu_word(at.IPIS), s.RAX)
+    a.jmp("interrupt_done")
+
+
+def _see_to_calls(a: Assembler, kernel: KernelOptions) -> None:
+    """Drop what other CPUs ask to drop, and tell them."""
     a.ld(s.R8, at.cpu_word(at.APIC_ID))
     a.mov(s.R9, at.CPU_DATA)
     a.mov(s.R10, kernel.cpus)
@@ -270,12 +295,6 @@ def called(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.R9, CPU_BYTES)
     a.sub(s.R10, 1)
     a.jcc(ops.CC_NZ, "called_by")
-    a.jmp("interrupt_done")
-    a.label("ipi_arrived")
-    a.ld(s.RAX, at.cpu_word(at.IPIS))
-    a.add(s.RAX, 1)
-    a.st(at.cpu_word(at.IPIS), s.RAX)
-    a.jmp("interrupt_done")
 
 
 def flush_as_asked(a: Assembler, kernel: KernelOptions) -> None:

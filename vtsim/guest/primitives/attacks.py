@@ -36,6 +36,8 @@ MACHINE_BITS: Final = 29                      # of an address that most machines
 # bits that are changed: write protection, time-stamp disable, SYSCALL enable
 CHANGED: Final = {"cr0": 1 << 16, "cr4": 1 << 2, "efer": 1}
 ELSEWHERE: Final = layout.DIRECT + PAGE       # where a descriptor table is said to be
+UNMAPPED: Final = layout.DIRECT + (1 << 30) - (1 << 21)  # with less than 1 GiB, an address that has no last-level table
+WAITS: Final = 20_000                         # looks for what another vCPU should have done
 # fmt: on
 
 
@@ -239,6 +241,67 @@ def attack_update(a: Assembler, phase: spec.AttackUpdateSpec, at: Stage) -> None
     a.copy(s.RSI, s.R12)
     a.add(s.RSI, phase.target & PAGE - 1)
     take(a)
+
+
+@lowering(spec.AttackStaleSpec, ring=0)
+def attack_stale(a: Assembler, phase: spec.AttackStaleSpec, at: Stage) -> None:
+    """A free page of the first thread's kernel stack is made read-only and a table; then the other thread stores to it.
+
+    The page above it says how far they are: written to by the second, made a table by the first, written to again.
+    """
+
+    def wait(word: int) -> None:
+        """Until the other is so far, or for so long that it never will be."""
+        a.mov(s.RCX, WAITS)
+        label = a.label(at.label(f"wait_{word}"))
+        a.ld(s.RAX, Mem(s.R12, PAGE + 8 * word))
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, at.label(f"come_{word}"))
+        a.op(ops.PAUSE)
+        a.loop(label)
+        a.label(at.label(f"come_{word}"))
+
+    a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
+    a.ld(s.RDI, Mem(s.RBX, layout.T_SPACE))
+    a.ld(s.R12, Mem(s.RDI, layout.T_STACK_TOP))
+    a.sub(s.R12, 3 * PAGE)
+    a.cmp(s.RDI, register=s.RBX)
+    a.jcc(ops.CC_Z, at.label("first"))
+    a.st_value(Mem(s.R12), 0)
+    a.st_value(Mem(s.R12, PAGE), 1)
+    wait(1)
+    a.mov(s.RAX, phase.target & -PAGE | LEAF | e.PTE_USER)
+    a.st(Mem(s.R12), s.RAX)
+    a.st_value(Mem(s.R12, PAGE + 16), 1)
+    a.jmp(at.label("done"))
+    a.label(at.label("first"))
+    wait(0)
+    a.copy(s.RSI, s.R12)
+    look_up(a)
+    a.copy(s.R13, s.RAX)
+    a.and_(s.R13, ~(e.PTE_WRITE | e.PTE_DIRTY))
+    update(a, s.R13)
+    a.mov(s.RCX, e.ADDRESS)
+    a.and_(s.R13, register=s.RCX)
+    a.or_(s.R13, TO_TABLE)
+    a.mov(s.R14, UNMAPPED)
+    a.copy(s.RSI, s.R14)
+    look_up(a)
+    update(a, s.R13)
+    a.st_value(Mem(s.R12, PAGE + 8), 1)
+    wait(2)
+    a.copy(s.RSI, s.R14)
+    a.add(s.RSI, phase.target & PAGE - 1)
+    take(a)
+    a.label(at.label("done"))
+
+
+def update(a: Assembler, entry: int) -> None:
+    """The entry that was looked up is to be the one in a register."""
+    a.copy(s.RDI, s.R11)
+    a.copy(s.RSI, entry)
+    a.mov(s.RAX, direct.CALL_REQUEST)
+    a.op(ops.VMCALL)
 
 
 def flush_page(a: Assembler, how: str) -> None:

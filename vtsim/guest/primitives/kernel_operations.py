@@ -94,19 +94,20 @@ def config_read(a: Assembler, phase: spec.ConfigReadSpec, at: Stage) -> None:
 
 
 def touch_page(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:
-    """The process writes its page, so that it is mapped and tables of a hypervisor know it."""
+    """The process writes its page, so that it is mapped and tables of a hypervisor know it; RDI <- its address."""
     touch(a, at, 1)
+    a.mov(s.RDI, at.base)
 
 
 @lowering(spec.PteWriteSpec, ring=0, memory=OWN, before=touch_page)
 def pte_write(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:
-    """Two stores a round to the entry of the process's page: with a bit that only software uses, and without.
+    """Two stores a round to the entry of the page at RDI: with a bit that only software uses, and without.
 
     A paravirtual kernel makes a request of each and sends it, as Linux does under Xen (__xen_set_pte).
     """
     times = -(-at.scaled(phase.iterations) // 2)
     a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
-    a.mov(s.RSI, at.base)
+    a.copy(s.RSI, s.RDI)
     if at.paravirtual:
         hypercalls.look_up(a)
         a.copy(s.R13, s.R11)

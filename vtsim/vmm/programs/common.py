@@ -84,6 +84,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
             sharing.subroutines(a, path)
     elif path.vmm.paging == "direct-pv":
         direct.subroutines(a, path)
+        if path.remote:
+            several.subroutines(a, path)
     else:
         a.activity = ops.MEMORY_MANAGEMENT
         shadow.control_registers(a, path)

@@ -33,7 +33,8 @@ class Ground(ABC):
     `direct`: linear address of physical address 0. `words`: that of the frames' words, `frames`: how many there are.
     `own`: the first and the last entry of a root that the hypervisor keeps for itself, where it is mapped in the
     guest's tables; the guest's kernel then runs in ring 3, and what it maps is user memory. `keeps`: do translations of
-    processes stay there when CR3 is loaded?
+    processes stay there when CR3 is loaded? `shared`: are tables those of several vCPUs, of which only one at a time
+    carries requests out?
     """
 
     direct: int
@@ -41,6 +42,7 @@ class Ground(ABC):
     frames: int
     own: tuple[int, int] | None = None
     keeps: bool = True
+    shared: bool = False
 
     @abstractmethod
     def vcpu(self, field: str) -> Mem:
@@ -71,7 +73,22 @@ class Ground(ABC):
         return
 
     def begun(self, a: Assembler) -> None:
-        """A request of the kind in RAX begins. Changes RCX, RDI."""
+        """A request of the kind in RAX begins. Changes RCX, RDI and flags."""
+        return
+
+    def others(self, a: Assembler, name: str) -> None:
+        """A flush, R12 and R13, that is to be made by other vCPUs: they have made it, on to `request_done`.
+
+        Changes RAX, RCX, RDX, RSI, RDI and R10, of which one that is not to be made by others only RAX and R10.
+        """
+        return
+
+    def lost_type(self, a: Assembler) -> None:
+        """A frame has lost its type; vCPUs may still have translations by it. Changes RDI."""
+        return
+
+    def retype(self, a: Assembler) -> None:
+        """A frame without a type is to have one: no vCPU has translations by an earlier type. Changes RAX, RDI."""
         return
 
 
@@ -123,7 +140,7 @@ def _request(a: Assembler, ground: Ground) -> None:
     a.label("direct_request")
     a.copy(RAX, R12)
     a.and_(RAX, d.KIND)
-    if ground.own:
+    if ground.own or ground.shared:
         ground.begun(a)
         a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "direct_other")
@@ -183,9 +200,11 @@ def _other_requests(a: Assembler, ground: Ground) -> None:
     a.jmp("request_refused")
     a.label("request_flush_page")
     ground.work(a, "invlpg")
+    ground.others(a, "flush_page_of_some")
     ground.drop_page(a)
     a.jmp("request_done")
     a.label("request_flush")
+    ground.others(a, "flush_some")
     a.or_(RBP, DROP)
     a.jmp("request_done")
 
@@ -209,10 +228,7 @@ def _other_requests(a: Assembler, ground: Ground) -> None:
     for current in (*ground.loaded(a), ground.vcpu("KERNEL_ROOT")):
         if current is not None:
             a.ld(RAX, current)
-        a.and_(RAX, e.ADDRESS)
-        a.shr(RAX, 12)
-        a.cmp(RAX, register=RSI)
-        a.jcc(ops.CC_Z, "request_refused")
+        refused_if_used(a)
     a.mov(R8, 4)
     a.call("type_put")
     a.jmp("request_done")
@@ -298,6 +314,7 @@ def _frames(a: Assembler, ground: Ground) -> None:
     a.mov(RAX, REFUSED)
     a.ret()
     a.label("type_new")
+    ground.retype(a)
     ground.work(a, "validate_table")
     a.copy(RAX, R8)
     a.shl(RAX, d.TYPE)
@@ -374,6 +391,7 @@ def _frames(a: Assembler, ground: Ground) -> None:
     a.shr(RCX, d.OWNER)
     a.shl(RCX, d.OWNER)
     a.st(Mem(RDX), RCX)
+    ground.lost_type(a)
     a.ret()
 
     a.label("let_go")  # nothing relies any more on what the R10 first entries of the table at R9 lead to
@@ -391,6 +409,14 @@ def _frames(a: Assembler, ground: Ground) -> None:
     a.jcc(ops.CC_Z, "let_go_next")
     a.call("entry_put")
     a.jmp("let_go_next")
+
+
+def refused_if_used(a: Assembler) -> None:
+    """A request about the root in frame RSI is refused if that is the one in RAX. Changes RAX."""
+    a.and_(RAX, e.ADDRESS)
+    a.shr(RAX, 12)
+    a.cmp(RAX, register=RSI)
+    a.jcc(ops.CC_Z, "request_refused")
 
 
 def root_or_refused(a: Assembler, bits: int) -> None:
@@ -446,7 +472,7 @@ def _entries(a: Assembler, ground: Ground) -> None:
     a.copy(RAX, RCX)
     a.shr(RAX, d.TYPE)
     a.and_(RAX, d.TYPE_MASK)
-    a.jcc(ops.CC_Z, "leaf_writable")
+    a.jcc(ops.CC_Z, "leaf_new" if ground.shared else "leaf_writable")
     a.cmp(RAX, d.WRITABLE)
     a.jcc(ops.CC_NZ, "type_refused")
     a.label("leaf_writable")
@@ -456,6 +482,10 @@ def _entries(a: Assembler, ground: Ground) -> None:
     a.st(Mem(RDX), RCX)
     zero(a, RAX)
     a.ret()
+    if ground.shared:
+        a.label("leaf_new")
+        ground.retype(a)
+        a.jmp("leaf_writable")
 
     if ground.own:
         a.label("entry_for_ring_3")  # RSI as the processor needs it

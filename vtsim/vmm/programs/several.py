@@ -7,8 +7,8 @@ EPT drops translations here, asks the others, and waits until each has dropped t
 will drop them before it enters again. So no frame is used for something else while a translation leads there.
 
 Not modelled: delivery modes other than fixed, and logical destinations; one address space for the threads of the device
-process (each has its own root, stack and shared page, with the same memory); paravirtual flushes; ICR writes that are
-handled before interrupts are on again.
+process (each has its own root, stack and shared page, with the same memory); paravirtual flushes of guests whose tables
+are not direct; ICR writes that are handled before interrupts are on again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R10, R12, R13, R15, RAX, RBX, RCX, RDI, RDX, RSI
 from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted
@@ -48,8 +48,8 @@ def vm_word(a: Assembler, path: Path, field: str, register: int) -> Mem:
     return Mem(register, at.V[field])
 
 
-def lock(a: Assembler, ticket: Mem, serving: Mem) -> None:
-    """Take a ticket and wait for its turn. Changes RAX and RCX."""
+def lock(a: Assembler, ticket: Mem, serving: Mem, waits: str = "") -> None:
+    """Take a ticket and wait for its turn, counting looks in vain in a word if one is named. Changes RAX and RCX."""
     name = f"lock_{a.here:x}"
     a.mov(RAX, 1)
     a.xadd(ticket, RAX)
@@ -57,6 +57,10 @@ def lock(a: Assembler, ticket: Mem, serving: Mem) -> None:
     a.ld(RCX, serving)
     a.cmp(RCX, register=RAX)
     a.jcc(ops.CC_Z, f"{name}_ours")
+    if waits:
+        a.ld(RCX, vcpu(waits))
+        a.add(RCX, 1)
+        a.st(vcpu(waits), RCX)
     a.op(ops.PAUSE)
     a.jmp(name)
     a.label(f"{name}_ours")
@@ -69,11 +73,11 @@ def unlock(a: Assembler, serving: Mem, spare: int = RAX) -> None:
     a.st(serving, spare)
 
 
-def lock_tables(a: Assembler, path: Path) -> None:
+def lock_tables(a: Assembler, path: Path, waits: str = "") -> None:
     """The VM's tables are ours, where it may have several vCPUs. Changes RAX, RCX and RDI."""
     if path.several:
         a.ld(RDI, vcpu("VM"))
-        lock(a, Mem(RDI, at.V["TABLES_TICKET"]), Mem(RDI, at.V["TABLES_SERVING"]))
+        lock(a, Mem(RDI, at.V["TABLES_TICKET"]), Mem(RDI, at.V["TABLES_SERVING"]), waits)
 
 
 def unlock_tables(a: Assembler, path: Path) -> None:
@@ -126,6 +130,8 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.st(vcpu("ASKED_FLUSH"), RCX)
     flush_as_asked(a, path)
     a.label("asked_flushed")
+    if path.vmm.paging == "direct-pv":
+        drop_page_as_asked(a, path)
     if path.several and path.vmm.on_shadow:
         a.call("root_as_asked")
     _log_as_asked(a, path)
@@ -143,6 +149,9 @@ def subroutines(a: Assembler, path: Path) -> None:
 
     a.activity = ops.MEMORY_MANAGEMENT
     ask_others(a, path, "flush_others", "ASKED_FLUSH")
+    if path.vmm.paging == "direct-pv":
+        ask_others(a, path, "flush_some", "ASKED_FLUSH", some=True)
+        ask_others(a, path, "flush_page_of_some", "ASKED_PAGE", some=True)
     if path.vmm.dirty_log.method == "pml":
         ask_others(a, path, "log_others", "ASKED_LOG")
 
@@ -159,26 +168,36 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.jmp("reenter")
 
 
-def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
+def ask_others(a: Assembler, path: Path, name: str, word: str, *, some: bool = False) -> None:
     """Subroutine: ask every other vCPU of the VM by a word, and wait until each has seen to it, or is out of its guest.
 
-    Whoever is out of its guest sees to it before it enters.
+    Whoever is out of its guest sees to it before it enters. If only `some` are asked, R10 has a bit for each; what is
+    asked by ASKED_PAGE is the address in R13.
 
-    Changes RAX, RCX, RDX and RDI.
+    Changes RAX, RCX, RDX and RDI, with `some` RSI as well.
     """
     a.label(name)
     a.ld(RDI, vcpu("PEER"))
     a.cmp(RDI, register=R15)
     a.jcc(ops.CC_Z, f"{name}_alone")
     work(a, path, "ask_others")
-    if word == "ASKED_FLUSH":
+    if word != "ASKED_LOG":
         a.ld(RCX, vcpu("FLUSH_CAUSE"))
         counted = Mem(R15, at.V["FLUSHES_FOR_FAULTS"], index=RCX, scale=8)
         a.ld(RAX, counted)
         a.add(RAX, 1)
         a.st(counted, RAX)
     a.label(f"{name}_ask")
-    a.st_value(Mem(RDI, at.V[word]), 1)
+    if some:
+        a.ld(RCX, Mem(RDI, at.V["INDEX"]))
+        a.mov(RSI, 1)
+        a.emit(ops.SHL, RSI, RCX)
+        a.test(RSI, register=R10)
+        a.jcc(ops.CC_Z, f"{name}_next")
+    if word == "ASKED_PAGE":
+        _ask_page(a, name)
+    else:
+        a.st_value(Mem(RDI, at.V[word]), 1)
     a.mov(RAX, 1)
     a.xadd(Mem(RDI, at.V["ASKED"]), RAX)
     a.ld(RAX, Mem(RDI, at.V["IN_GUEST"]))
@@ -195,6 +214,9 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, f"{name}_seen")
     a.ld(RAX, Mem(RDI, at.V[word]))
+    if word == "ASKED_PAGE":
+        a.ld(RCX, Mem(RDI, at.V["ASKED_FLUSH"]))
+        a.or_(RAX, register=RCX)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, f"{name}_seen")
     count(a, "FLUSH_WAITS")
@@ -206,6 +228,20 @@ def ask_others(a: Assembler, path: Path, name: str, word: str) -> None:
     a.jcc(ops.CC_NZ, f"{name}_wait")
     a.label(f"{name}_alone")
     a.ret()
+
+
+def _ask_page(a: Assembler, name: str) -> None:
+    """Of the vCPU at RDI: drop the translations of the address in R13; all, if another address waits. Changes RAX."""
+    a.ld(RAX, Mem(RDI, at.V["ASKED_PAGE"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, f"{name}_first")
+    a.st_value(Mem(RDI, at.V["ASKED_FLUSH"]), 1)
+    a.jmp(f"{name}_asked")
+    a.label(f"{name}_first")
+    a.copy(RAX, R13)
+    a.or_(RAX, 1)
+    a.st(Mem(RDI, at.V["ASKED_PAGE"]), RAX)
+    a.label(f"{name}_asked")
 
 
 def kick_others(a: Assembler) -> None:
@@ -221,8 +257,33 @@ def flush_as_asked(a: Assembler, path: Path) -> None:
         if path.vmm.huge_pages == "never":  # the process may have a page where all had the one of zeroes
             a.emit(ops.MOV_FROM_CR, RAX, imm=3)
             a.emit(ops.MOV_TO_CR, RAX, imm=3)
+    elif path.vmm.paging == "direct-pv":
+        flush_vpid(a, path)
     else:
         flush_here(a, path)
+
+
+def drop_page_as_asked(a: Assembler, path: Path) -> None:
+    """Drop the translations of an address that a guest had this vCPU asked to drop. Changes RAX and RCX."""
+    a.ld(RAX, vcpu("ASKED_PAGE"))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "asked_no_page")
+    a.st_value(vcpu("ASKED_PAGE"), 0)
+    a.and_(RAX, ~1)
+    a.st(vcpu("DESCRIPTOR", 1), RAX)
+    count(a, "REMOTE_FLUSHES")
+    drop_address(a, path)
+    a.label("asked_no_page")
+
+
+def drop_address(a: Assembler, path: Path) -> None:
+    """Drop the translations of the guest's address in the descriptor, or all of its VPID. Changes RAX and RCX."""
+    if path.vmm.vpid:  # without, VM entry does
+        by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
+        a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
+        a.vmread(RAX, "VPID")
+        a.st(vcpu("DESCRIPTOR"), RAX)
+        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
 
 
 def flush_on_shadow(a: Assembler, path: Path) -> None:

@@ -372,12 +372,8 @@ def control_registers(a: Assembler, path: Path) -> None:
 def drop_address(a: Assembler, path: Path, address: int) -> None:
     """Drop the translations of a guest's address, or all of its VPID where that is all there is. Changes RAX RCX."""
     if path.vmm.vpid:
-        by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
-        a.mov(RCX, several.INDIVIDUAL if by_address else several.SINGLE)
-        a.vmread(RAX, "VPID")
-        a.st(vcpu("DESCRIPTOR"), RAX)
         a.st(vcpu("DESCRIPTOR", 1), address)
-        a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
+        several.drop_address(a, path)
 
 
 def invlpg(a: Assembler, path: Path) -> None:

@@ -1,0 +1,385 @@
+"""Direct page tables with several vCPUs: one at a time changes them, and nobody uses what a frame was before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.vmm.changing_direct import plans
+from tests.vmm.direct_guest import (
+    FREE,
+    MEMORY,
+    READ_ONLY,
+    A,
+    D,
+    DirectGuest,
+    P,
+    Recount,
+    Steps,
+    W,
+    answers,
+    check_words,
+    direct_guests,
+    kept_words,
+    random_requests,
+)
+from tests.vmm.machines import MIB, Machine, machine
+from tests.vmm.test_vcpus_shadow import KERNELS, SLOW, nothing, run
+from vtsim.base import jit
+from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError
+from vtsim.base.kept import nothing_kept
+from vtsim.config import parse_scenario
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler
+from vtsim.ept import direct as d
+from vtsim.ept.tables import KERNEL_PAGE
+from vtsim.study import equivalence
+from vtsim.study.run import without_hypervisor
+from vtsim.vmm.programs import direct, several
+from vtsim.vmm.programs.words import vcpu
+from vtsim.vmm.registry import Path
+
+ONE, TWO, THREE, ROOT = FREE, FREE + 1, FREE + 2, FREE + 3
+LINK = 8  # of the entry of a root that leads nowhere
+SEEDS = range(1 if jit.DISABLED else 3)
+STEPS = 12 if jit.DISABLED else 150
+MACHINES: dict[str, dict[str, Any]] = {
+    "minimal": {"personality": "minimal"},
+    "minimal without VPID": {"personality": "minimal", "vpid": False},
+    "kvm": {"personality": "kvm"},
+}
+FIRST = ("minimal", "minimal without VPID")
+NAMES = [name if name in FIRST else pytest.param(name, marks=SLOW) for name in MACHINES]
+
+
+def ran(*steps: Steps, **options: Any) -> tuple[Machine, dict[str, Any]]:
+    """A machine whose vCPUs have done these steps."""
+    holder: dict[str, Any] = {}
+    count = len(steps)
+    m = machine(
+        direct_guests(steps, holder), paging="direct-pv", memory=MEMORY, host_memory=64 * MIB, cpus=count, vcpus=count,
+        **{"personality": "minimal", **options},
+    )  # fmt: skip
+    cpu = run(m.engine)
+    assert cpu == 0 and m.hypervisor.in_guest(0), [m.hypervisor.death(vcpu) for vcpu in m.hypervisor.vcpus]
+    return m, holder
+
+
+def check_frames(m: Machine) -> None:
+    """What the hypervisor keeps of frames is what the tables imply; all roots that are loaded are roots."""
+    host, memory = m.hypervisor.host, m.vcpu.memory
+    first = (m.hypervisor.path.addresses["frame_words"] - 0xFFFF_8880_0000_0000) >> 12
+    owned = {int(frame) for frame in memory.frames}
+    kept = kept_words(host.words, first, iter(sorted(owned)))
+    for each in m.hypervisor.vcpus:
+        recount = Recount(lambda frame: host.words(frame, mem.TABLE))
+        check_words(recount, kept, owned, m.field(each, "GUEST_CR3") >> 12)
+
+
+def at_random(seed: int) -> tuple[Steps, Steps]:
+    """Requests of two vCPUs; roots that they make need not map what they run, so they load none."""
+    first, second = (random_requests(seed + n, STEPS, (d.PIN, d.UNPIN)) for n in (0, 100))
+    return first, second
+
+
+# --- requests of vCPUs at once --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_vcpus_ask_for_at_once_counts_are_right(name: str) -> None:
+    good = 0
+    for seed in SEEDS:
+        m, holder = ran(*at_random(seed), **MACHINES[name])
+        check_frames(m)
+        good += sum(answer == 1 for n in (0, 1) for answer in answers(holder, n))
+
+    assert good > 3 * STEPS // 10
+    assert m.hypervisor.memory_statistics(m.vcpu)["lock_waits"] > 0
+
+
+def same_entry(guest: DirectGuest) -> None:
+    """Update one entry again and again: with another frame each time, writable or not."""
+    for n in range(STEPS):
+        frame = (ONE, TWO, THREE)[(n + guest.vcpu) % 3]
+        guest.request(guest.entry_of(ONE), guest.machine(frame) | P | (W | A | D if (n + guest.vcpu) % 2 else 0))
+
+
+def test_who_updates_one_entry_at_once_leaves_one_of_the_two_results() -> None:
+    m, holder = ran(same_entry, same_entry)
+    check_frames(m)
+
+    guest: DirectGuest = holder["guest"]
+    left = m.engine.load(guest.entry_of(ONE)) & ~(A | D)
+    assert all(answer == 1 for n in (0, 1) for answer in answers(holder, n))
+    last = [(STEPS - 1 + n) for n in (0, 1)]
+    wanted = {guest.machine((ONE, TWO, THREE)[n % 3]) | P | (W if n % 2 else 0) for n in last}
+    assert left in wanted
+
+
+LOCK: tuple[tuple[ModuleType, str, Callable[..., None]], ...] = (
+    (several, "lock_tables", nothing),
+    (several, "unlock_tables", nothing),
+)
+
+
+@pytest.mark.parametrize("steps", [same_entry, None], ids=["one entry", "at random"])
+@SLOW
+def test_a_hypervisor_without_the_lock_counts_wrong(steps: Steps | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, instead in LOCK:
+        monkeypatch.setattr(module, name, instead)
+
+    with nothing_kept(), pytest.raises(AssertionError):
+        for seed in SEEDS:
+            check_frames(ran(*((steps, steps) if steps else at_random(seed)))[0])
+
+
+# --- what a frame was before ----------------------------------------------------------------------------------------
+def by_stale_translations(guest: DirectGuest) -> None:
+    """vCPU 0 makes a table of a frame; vCPU 1, which has a translation to write to it, writes an entry of its own."""
+    host = 1 << 12 | P | W
+    if guest.vcpu:
+        guest.attempt(lambda: guest.store(ONE, 1, 0))
+        guest.wait(0, guest.tell())
+        guest.attempt(lambda: guest.store(ONE, 0, host))
+        guest.tell()
+        return
+    guest.wait(1, 1)
+    guest.request(guest.entry_of(ONE), guest.machine(ONE) | READ_ONLY)
+    guest.request(guest.table.root << 12 | LINK, guest.machine(ONE) | P)
+    guest.tell()
+    guest.wait(1, 2)
+
+
+def by_stale_tables(guest: DirectGuest) -> None:
+    """vCPU 1 uses tables that vCPU 0 then gives up and writes to; it goes on by those that its processor remembers.
+
+    The address is one of a page of its own beside the one that its processor has a translation of.
+    """
+    tables, address = (ONE, TWO, THREE), 1 << 39
+    if guest.vcpu:
+        guest.wait(0, 1)
+        guest.attempt(lambda: guest.load(address))
+        guest.wait(0, guest.tell() + 1)
+        guest.a.mov(s.RAX, 0)
+        guest.attempt(lambda: guest.load(address + 0x1000))
+        guest.log(s.RAX)
+        guest.tell()
+        return
+    for upper, lower in zip(tables, (*tables[1:], ROOT), strict=True):
+        guest.store(upper, 0, guest.machine(lower) | P | (W | A | D if upper != THREE else A))
+    for gfn in tables:
+        guest.request(guest.entry_of(gfn), guest.machine(gfn) | READ_ONLY)
+    guest.request(guest.table.root << 12 | LINK, guest.machine(ONE) | P | W | A)
+    guest.tell()
+    guest.wait(1, 1)
+    guest.request(guest.table.root << 12 | LINK, 0)
+    guest.request(guest.entry_of(THREE), guest.machine(THREE) | KERNEL_PAGE)
+    guest.attempt(lambda: guest.store(THREE, 1, 1 << 12 | P | A))
+    guest.tell()
+    guest.wait(1, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_has_a_stale_translation_cannot_write_to_a_table(name: str) -> None:
+    m, holder = ran(by_stale_translations, by_stale_translations, **MACHINES[name])
+    check_frames(m)
+
+    assert answers(holder) == [1, 1]
+    assert answers(holder, 1) == [0, 14]
+    assert m.hypervisor.memory_statistics(m.vcpu)["flushes_for_types"] == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_remembers_a_table_cannot_use_what_is_written_to_it_as_memory(name: str) -> None:
+    m, holder = ran(by_stale_tables, by_stale_tables, **MACHINES[name])
+    check_frames(m)
+
+    assert answers(holder)[-1] == 0, "it is memory again"
+    assert answers(holder, 1) == [0, 14, 0]
+    flushes = m.hypervisor.memory_statistics(m.vcpu)["flushes_for_types"]
+    assert flushes == 2, "one for all three that became tables, one for the one that became memory"
+
+
+@pytest.mark.parametrize("attack", [by_stale_translations, by_stale_tables])
+def test_without_the_flush_at_a_change_of_type_both_get_through(attack: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "flush_for_types", nothing)
+    with nothing_kept():
+        m, holder = ran(attack, attack)
+
+    assert answers(holder, 1)[1] == 0
+    if attack is by_stale_translations:
+        with pytest.raises(AssertionError):
+            check_frames(m)
+
+
+# --- roots and flushes ----------------------------------------------------------------------------------------------
+def root_of_another(guest: DirectGuest) -> None:
+    """vCPU 0 makes a root, vCPU 1 loads it; vCPU 0 wants to give it up, then and when vCPU 1 has another one."""
+    root = guest.machine(ROOT)
+    if guest.vcpu:
+        for loaded in (root, guest.table.root << 12):
+            guest.wait(0, guest.done + 1)
+            guest.request(d.LOAD, loaded)
+            guest.tell()
+        return
+    entry = int(guest.memory.engine.contents(guest.table.root, mem.TABLE)[0])
+    guest.store(ROOT, 0, entry)
+    guest.request(guest.entry_of(ROOT), guest.machine(ROOT) | READ_ONLY)
+    guest.request(d.PIN, root)
+    for told in (1, 2):
+        guest.tell()
+        guest.wait(1, told)
+        guest.request(d.UNPIN, root)
+
+
+def test_a_root_that_another_vcpu_has_loaded_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, holder = ran(root_of_another, root_of_another)
+    check_frames(m)
+    assert answers(holder) == [1, 1, 0, 1]
+    assert answers(holder, 1) == [1, 1]
+
+    monkeypatch.setattr(direct, "loaded_anywhere", nothing)
+    with nothing_kept():
+        _, holder = ran(root_of_another, root_of_another)
+    assert answers(holder)[2] == 1
+
+
+def flushed_by(kind: int, mask: int) -> tuple[Steps, Steps]:
+    """vCPU 1 has translations of two pages, whose entries vCPU 0 changes; then vCPU 0 asks for a flush."""
+    pages = (ONE, TWO)
+
+    def first(guest: DirectGuest) -> None:
+        guest.store(THREE, 0, 7)
+        guest.wait(1, 1)
+        for gfn in pages:
+            guest.request(guest.entry_of(gfn), guest.machine(THREE) | READ_ONLY)
+        guest.request(kind | mask << d.VCPUS, 0x4000_0000 + (ONE << 12) if kind == d.FLUSH_PAGE else 0)
+        guest.tell()
+        guest.wait(1, 2)
+
+    def second(guest: DirectGuest) -> None:
+        for again in (False, True):
+            for gfn in pages:
+                guest.load(0x4000_0000 + (gfn << 12))
+                guest.log(s.RAX)
+            guest.tell()
+            if not again:
+                guest.wait(0, 1)
+
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "seen"),
+    [
+        (d.FLUSH_PAGE, 0b10, (7, 0)), (d.FLUSH_ALL, 0b10, (7, 7)), (d.FLUSH_PAGE, 0, (0, 0)), (d.FLUSH_ALL, 0, (0, 0)),
+        (d.FLUSH_ALL, 0b101, (0, 0)),
+    ],
+)  # fmt: skip
+def test_a_flush_is_made_by_those_vcpus_that_it_names(kind: int, mask: int, seen: tuple[int, int]) -> None:
+    """Where nobody else is to drop anything, vCPU 1 still has the translations that it had."""
+    m, holder = ran(*flushed_by(kind, mask))
+
+    assert answers(holder, 1) == [0, 0, *seen]
+    counts = m.hypervisor.memory_statistics(m.vcpu)
+    assert counts.get("flushes_for_guest", 0) == (mask != 0)
+    assert counts.get("remote_flushes", 0) == (mask >> 1 & 1)
+    assert counts["pv_requests"] == 3
+
+
+# --- random guests against the slow walker -----------------------------------------------------------------------------
+WALKS = 40 if jit.DISABLED else 300
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_two_vcpus_see_what_the_slow_walker_says(seed: int, name: str) -> None:
+    plan = plans(seed, WALKS)
+    m, holder = ran(*plan.steps, **MACHINES[name])
+    check_frames(m)
+
+    for n in (0, 1):
+        assert answers(holder, n) == plan.expected[n]
+    counts = m.hypervisor.memory_statistics(m.vcpu)
+    assert counts["flushes_for_guest"] > 0
+    assert jit.DISABLED or counts["flushes_for_types"] > 0
+
+
+def forgotten(a: Assembler, path: Path) -> None:
+    """What another vCPU asked for counts as done."""
+    a.st_value(vcpu("ASKED_PAGE"), 0)
+
+
+WITHOUT: dict[str, tuple[ModuleType, str, Callable[..., None]]] = {
+    "flush as asked": (several, "flush_as_asked", nothing),
+    "page as asked": (several, "drop_page_as_asked", forgotten),
+    "kick": (several, "kick_others", nothing),
+    "flush for types": (direct, "flush_for_types", nothing),
+}
+
+
+@SLOW
+@pytest.mark.parametrize("left_out", WITHOUT)
+def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*WITHOUT[left_out])
+
+    with nothing_kept(), pytest.raises(AssertionError):
+        for seed in SEEDS:
+            plan = plans(seed, WALKS)
+            _, holder = ran(*plan.steps)
+            for n in (0, 1):
+                assert answers(holder, n) == plan.expected[n]
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+@SLOW
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("vmm.personality=minimal", "vmm.pv.batch=1"), ("vmm.vpid=false", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2",
+     "vms.0.guest.processes.2.vcpu=0")],
+    ids=["four", "minimal, singly", "two, without VPID"],
+)  # fmt: skip
+def test_a_kernel_on_several_vcpus_sees_what_it_sees_natively(settings: tuple[str, ...]) -> None:
+    there = parse_scenario(KERNELS, ("vmm.paging=direct-pv", *settings))
+    found = equivalence.compare(without_hypervisor(there), there)
+
+    assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
+
+
+FILES = """
+machine: {cpus: 3, memory: 256 MiB}
+vmm: {paging: direct-pv}
+vms:
+  - memory: 64 MiB
+    vcpus: 3
+    guest:
+      kernel: {tick: 100 us}
+      processes:
+        - threads: 3
+          phases:
+            - {primitive: fill, region: 64 KiB}
+            - {primitive: map_file, region: 3 MiB, write: 0.4, iterations: 2}
+            - {primitive: pte_write, iterations: 50}
+            - {primitive: mov_to_cr3, iterations: 5}
+        - {name: other, vcpu: 1, phases: [{primitive: map_file, region: 1 MiB, iterations: 3}]}
+"""
+
+
+@SLOW
+@pytest.mark.parametrize("settings", [(), ("vmm.pv.batch=1", "run.work_scale=2")], ids=["", "singly, longer"])
+def test_threads_that_map_a_file_and_change_entries_see_what_they_see_natively(settings: tuple[str, ...]) -> None:
+    there = parse_scenario(FILES, settings)
+    found = equivalence.compare(without_hypervisor(there), there)
+
+    assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
+
+
+def test_in_ring_3_a_paravirtual_kernel_has_one_vcpu() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario(KERNELS, ("vmm.technique=paravirtual", "vmm.paging=direct-pv"))
+
+    why = "technique 'paravirtual' is built for VMs of one vCPU, and vms.0 has 4: a kernel in ring 3 is told of its own"
+    assert f"{why} timer only, and no vCPU can interrupt another" in str(refused.value)
+    assert "technique can be hardware, native; or vms.0.vcpus 1" in str(refused.value)
