@@ -178,6 +178,10 @@ class Assembler:
         self._labels[name] = self._at
         return name
 
+    def defines(self, name: str) -> bool:
+        """Has an instruction this label?"""
+        return name in self._labels
+
     def align(self, size: int) -> None:
         """Leave a hole up to the next multiple of `size`."""
         self._at = -(-self._at // size) * size

@@ -18,7 +18,8 @@ from vtsim.guest import primitives as primitives_package
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.primitives import DmaPlace, Stage, lowerings
+from vtsim.guest.paging import ROWS
+from vtsim.guest.primitives import DmaPlace, Stage, call_stub, enter_kernel, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
 
 import_all(kernel_package)
@@ -105,11 +106,11 @@ def kernel_text(
 
 def _paths(options: KernelOptions) -> tuple[Program, int, int]:
     """What does not depend on phases, how many of its pages user page tables map, and the address after it."""
-    a = Assembler("guest kernel", at.TEXT)
+    a = Assembler("guest kernel", options.places.text)
     for path in kernel_paths.values():
         if path.entry:
             path.emit(a, options)
-    entry_pages = -(-(a.here - at.TEXT) // PAGE)
+    entry_pages = -(-(a.here - options.places.text) // PAGE)
     a.align(PAGE)
     for path in kernel_paths.values():
         if not path.entry:
@@ -139,6 +140,8 @@ def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int
     """The program of a process: for each thread (labels `thread_N`) its phases one after the other, then exit."""
     process: ProcessSpec = guest.processes[number]
     a = Assembler(f"process {process.name}", at.USER_TEXT)
+    if ROWS[guest.kernel.paging].protected:
+        call_stub(a)
     calls = {(p, i): at.FIRST_LOOP + n for n, (p, i, _) in enumerate(kernel_loops(guest))}
     for thread, bases in enumerate(by_thread):
         a.label(f"thread_{thread}")
@@ -147,9 +150,9 @@ def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int
             if (number, index) in calls:
                 how.before(a, phase, stage)
                 a.mov(s.RAX, calls[number, index])
-                a.op(ops.SYSCALL)
+                enter_kernel(a)
             else:
                 how.emit(a, phase, stage)
         a.mov(s.RAX, at.CALL_EXIT)
-        a.op(ops.SYSCALL)
+        enter_kernel(a)
     return a.assemble()

@@ -25,7 +25,7 @@ from vtsim.base.spec import (
 )
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
+PAGE_SIZES = (4 * KIB, 2 * MIB, 4 * MIB, GIB)
 CPU_LIMIT = 16  # of one guest
 PATTERNS = ("uniform", "sequential", "strided", "zipf", "chase")
 
@@ -517,7 +517,11 @@ class KernelSpec:
         "Addresses for devices from caches before the tree (Linux since 4.8), or from the tree each time",
         default="cached",
     )
-    paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)
+    paging: str = setting(
+        Text(choices=("4-level", "5-level", "PAE", "32-bit")),
+        "Paging mode; 5-level needs LA57; with PAE and 32-bit paging guest and processor are in 32-bit protected mode",
+        default="4-level",
+    )
 
 
 @frozen(kw_only=True)

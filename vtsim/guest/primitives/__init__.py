@@ -18,6 +18,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.profile import Profile
 
+CALL_STUB, CALL_RETURN = "kernel_call", "kernel_call_return"
 SHARED, OWN, TRACED, FILE = "shared", "own", "traced", "file"
 
 
@@ -106,6 +107,27 @@ def again(a: Assembler, label: str) -> None:
     """Count in R12 and go round."""
     a.sub(s.R12, 1)
     a.jcc(ops.CC_NZ, label)
+
+
+def enter_kernel(a: Assembler) -> None:
+    """SYSCALL, or in 32-bit protected mode a call of the process's stub."""
+    if a.defines(CALL_STUB):
+        a.call(CALL_STUB)
+    else:
+        a.op(ops.SYSCALL)
+
+
+def call_stub(a: Assembler) -> None:
+    """SYSENTER as in Linux's `__kernel_vsyscall`: what SYSEXIT needs is saved, the kernel finds the stack in RBP."""
+    a.label(CALL_STUB)
+    for register in (s.RCX, s.RDX, s.RBP):
+        a.push(register)
+    a.copy(s.RBP, s.RSP)
+    a.op(ops.SYSENTER)
+    a.label(CALL_RETURN)
+    for register in (s.RBP, s.RDX, s.RCX):
+        a.pop(register)
+    a.ret()
 
 
 def registers(a: Assembler, values: Mapping[int, int]) -> None:
