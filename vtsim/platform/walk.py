@@ -54,9 +54,10 @@ EVERY_ENTRY: Final = tuple(
 class Walk:
     """An observed translation, with the sizes and counts in the units of the names.
 
-    `address` is unsigned. `pdpte` is the one that PAE paging had loaded before the walk, which reads none. `fault` is empty, or what ended the translation, then with `error_code` of a page fault or
-    `qualification` of an EPT violation and `fault_gpa`. `tlb` names the TLB that had the translation (no walk then),
-    `cache` the paging-structure cache that the walk began with.
+    `address` is unsigned. `pdpte` is what PAE paging has loaded before the walk, which reads none. `fault` is empty, or
+    what ended the translation, then with `error_code` of a page fault or `qualification` of an EPT violation and
+    `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the paging-structure cache that
+    the walk began with.
     """
 
     scenario: str

@@ -274,8 +274,8 @@ def _rows(walk: Walk) -> Iterator[tuple[str, str, str, str, str, str, str, str, 
         if step.entry is not None:
             r = step.entry
             yield (
-                str(r.number), f"{r.dimension} {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r, walk), leads_to(r, walk),
-                r.served, str(r.cycles), "bold",
+                str(r.number), f"{r.dimension} {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r, walk),
+                leads_to(r, walk), r.served, str(r.cycles), "bold",
             )  # fmt: skip
         for nested in step.nested[len(first) :]:
             yield from _nested_rows(nested, walk)
