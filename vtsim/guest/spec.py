@@ -25,7 +25,7 @@ from vtsim.base.spec import (
 )
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-PAGE_SIZES = (4 * KIB, 2 * MIB, 4 * MIB, GIB)
+PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
 CPU_LIMIT = 16  # of one guest
 PATTERNS = ("uniform", "sequential", "strided", "zipf", "chase")
 
@@ -483,7 +483,9 @@ class KernelSpec:
 
     kpti: bool = setting(Boolean(), "Separate page tables for user mode; a CR3 switch per system call", default=False)
     pcid: bool | None = setting(Boolean(auto=True), "Tag translations with the process", default=None)
-    page_size: int = setting(sizes(choices=PAGE_SIZES), "Pages that user memory is mapped with", default=4 * KIB)
+    page_size: int = setting(
+        sizes(choices=(4 * KIB, 2 * MIB, 4 * MIB, GIB)), "Pages that user memory is mapped with", default=4 * KIB
+    )
     tick: int = setting(durations(ge=1000, words={"off": 0}), "Period of the timer interrupt", default=4_000_000)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),

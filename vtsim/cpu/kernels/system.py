@@ -104,7 +104,7 @@ def return_from_interrupt(m: Record, a: Arena, t: Tags) -> int:
 def system_call(m: Record, a: Arena, op: int) -> int:
     """SYSCALL, SYSRET, SYSENTER, SYSEXIT.
 
-    SDM: "Fast System Calls in 64-Bit Mode"; "Fast System Calls in Protected Mode".
+    SDM: "Fast System Calls in 64-Bit Mode".
     """
     before = m[s.PRIVILEGE]
     if op == o.SYSCALL:
