@@ -9,7 +9,7 @@ import pytest
 
 from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
 from tests.vmm.machines import MIB, machine
-from tests.vmm.narrow_tables import NarrowPaging, narrow_plan
+from tests.vmm.narrow_tables import TABLES, NarrowPaging, NarrowPlan, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
@@ -122,6 +122,25 @@ def test_natively_a_guest_in_protected_mode_sees_what_the_slow_walker_says(pagin
         assert engine.run() == PROGRAM_END
     assert engine.cpus[0][s.PAGING_LEVELS] == (3 if NARROW[paging].pae else 2)
     check(made, lambda gpa: engine.load(gpa))
+
+
+@pytest.mark.parametrize("name", ["ept", "kvm", "minimal"])
+def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: str) -> None:
+    """An access before the load finds what was loaded, one behind it what is there now."""
+    made = NarrowPlan(random.Random(3), NARROW["protected PAE"], 0)
+    made.seed = 3
+    address = next(at for at in made.addresses if at >> 30 == 2)
+    for load in (made.change_cr4, lambda: made.load_root(0, False)):
+        for directory in (TABLES[2][1] << 12 | P, 0, TABLES[2][0] << 12 | P):
+            made.write(made.place(made.roots[0], 2), directory)
+            made.touch(address, False)
+            load()
+            made.touch(address, False)
+    m = machine(made.guest, **MACHINES[name]).run()
+
+    assert len({(access.error, access.value) for access in made.log}) >= 2
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
 
 
 def shared_leaf(made: Plan, address: int) -> int:
