@@ -15,6 +15,7 @@ from vtsim.ept import spec as e
 from vtsim.platform.machine import Machine
 from vtsim.platform.walk import EVERY_ENTRY
 from vtsim.vmcs import bits as b
+from vtsim.vmcs import state as h
 from vtsim.vmcs.fields import SLOT
 
 TEXT = """
@@ -68,6 +69,13 @@ def run(paging: str, guest: str, *sets: str, memory: str = "256 MiB") -> Machine
     return machine
 
 
+def exceptions(machine: Machine) -> int:
+    """The digest of the exceptions that the guest got."""
+    if machine.hypervisor is None:
+        return int(machine.engine.cpus[0][s.DIGEST_EXCEPTION])
+    return int(machine.engine.contents(machine.hypervisor.vcpus[0].vmcs, 0)[h.V_DIGEST_EXCEPTION])
+
+
 def counter(machine: Machine, number: int) -> int:
     return int(machine.engine.arena[machine.vms[0].owner + number])
 
@@ -79,13 +87,24 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(paging: str, guest: 
     there, natively = run(paging, guest, *WAYS[way]), run(paging, guest, *NATIVE, *processor)
 
     assert digests(there) == digests(natively)
+    assert exceptions(there) == exceptions(natively)
     assert page_faults(there) == page_faults(natively)
     assert counter(there, k.SYSCALLS) == counter(natively, k.SYSCALLS) > 0
 
 
 @pytest.mark.parametrize("paging", PAGING)
-def test_applications_see_what_they_see_with_four_levels(paging: str) -> None:
-    assert digests(run(paging, "fork", *NATIVE))[0] == digests(run("4-level", "fork", *NATIVE))[0]
+@pytest.mark.parametrize("guest", GUESTS)
+def test_applications_see_what_they_see_with_four_levels(paging: str, guest: str) -> None:
+    there, long = run(paging, guest, *NATIVE), run("4-level", guest, *NATIVE)
+
+    assert digests(there)[0] == digests(long)[0]
+    for number in (k.PAGE_FAULTS, k.EXCEPTIONS, k.SYSCALLS):
+        assert counter(there, number) == counter(long, number)
+
+
+@pytest.mark.parametrize("paging", PAGING)
+def test_exceptions_are_seen_in_the_kernel_s_digest_of_them(paging: str) -> None:
+    assert exceptions(run(paging, "faults", *NATIVE)) != exceptions(run(paging, "switches", *NATIVE))
 
 
 @pytest.mark.parametrize("paging", PAGING)

@@ -153,13 +153,15 @@ FIELDS_BY_ENCODING: Final = {f.encoding: f.name for f in FIELDS.values()}
 class Assembler:
     """Collects instructions from `base` on; `assemble` resolves labels.
 
-    `activity` is what following instructions are charged to until it is changed.
+    `activity` is what following instructions are charged to until it is changed. `bits`: 32 for a program of 32-bit
+    protected mode.
     """
 
     name: str
     base: int
     activity: int = ops.APPLICATION
     externals: dict[str, int] = field(factory=dict)
+    bits: int = 64
     _at: int = field(init=False)
     _instructions: list[Instruction] = field(factory=list, init=False)
     _labels: dict[str, int] = field(factory=dict, init=False)
@@ -177,10 +179,6 @@ class Assembler:
             raise ModelError(f"program {self.name}: label {name!r} is defined twice", {})
         self._labels[name] = self._at
         return name
-
-    def defines(self, name: str) -> bool:
-        """Has an instruction this label?"""
-        return name in self._labels
 
     def align(self, size: int) -> None:
         """Leave a hole up to the next multiple of `size`."""

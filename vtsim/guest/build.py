@@ -45,7 +45,7 @@ from vtsim.guest.kernel_data import (
 )
 from vtsim.guest.machine_view import DirectTables, DmaMachine, PhysicalMemory, Space, Start
 from vtsim.guest.paging import FIVE, OF_32_BIT, OF_PAE, ROWS, GuestPaging
-from vtsim.guest.primitives import CALL_RETURN, lowerings
+from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
 from vtsim.guest.services import FilePhase
@@ -371,7 +371,6 @@ class Builder:
             protected=self.paging.protected,
             user_entries=self.paging.user_entries,
             entry_bytes=PAGE // self.paging.format.entries,
-            call_return=texts[0].labels[CALL_RETURN] if self.paging.protected else 0,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
@@ -617,7 +616,6 @@ class Builder:
             elif self.ring3:
                 self._words(top + 1)
             cr3 = self._address(self._named(top, pair=True))
-            owner = number if parents[number] is None else forks[number - len(spaces)]
             tasks.append(
                 Task(
                     at=self.frames.reserve(1) << 12,
@@ -630,8 +628,7 @@ class Builder:
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
                     parent=parents[number],
-                    cpu=self._cpu_of(owner),
-                    rip=texts[owner].labels["thread_0"],
+                    cpu=self._cpu_of(number if parents[number] is None else parents[number]),
                 )
             )
         for number, process in enumerate(self.guest.processes):

@@ -19,7 +19,7 @@ from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.paging import ROWS
-from vtsim.guest.primitives import DmaPlace, Stage, call_stub, enter_kernel, lowerings
+from vtsim.guest.primitives import DmaPlace, Stage, enter_kernel, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
 
 import_all(kernel_package)
@@ -139,9 +139,8 @@ def call_count(guest: GuestSpec) -> int:
 def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int]], stages: Stages) -> Program:
     """The program of a process: for each thread (labels `thread_N`) its phases one after the other, then exit."""
     process: ProcessSpec = guest.processes[number]
-    a = Assembler(f"process {process.name}", at.USER_TEXT)
-    if ROWS[guest.kernel.paging].protected:
-        call_stub(a)
+    bits = 32 if ROWS[guest.kernel.paging].protected else 64
+    a = Assembler(f"process {process.name}", at.USER_TEXT, bits=bits)
     calls = {(p, i): at.FIRST_LOOP + n for n, (p, i, _) in enumerate(kernel_loops(guest))}
     for thread, bases in enumerate(by_thread):
         a.label(f"thread_{thread}")

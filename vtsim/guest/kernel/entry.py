@@ -84,19 +84,20 @@ def _leave_by_sysret(a: Assembler, kernel: KernelOptions) -> None:
 
 
 def _take_sysenter(a: Assembler, kernel: KernelOptions) -> None:
-    """The same from what SYSENTER leaves; the process's stub has put its stack pointer into RBP."""
+    """The same from what SYSENTER leaves, and the process has said in RCX and R11; RDX goes back to it in R11."""
     a.ld(s.RSP, at.cpu_word(at.STACK_TOP))
     a.sub(s.RSP, kernel.frame_bytes)
     a.stm(Mem(s.RSP), at.SAVED)
     a.st(kernel.word(at.F_ERROR), s.RAX, "call number")
-    a.st(kernel.word(at.F_RSP), s.RBP)
-    values = (at.F_RIP, kernel.call_return), (at.F_CS, at.PROTECTED_CODE), (at.F_RFLAGS, USER_FLAGS)
-    for word, value in (*values, (at.F_SS, at.USER_DATA)):
+    a.st(kernel.word(at.F_RSP), s.RCX)
+    a.st(kernel.word(at.F_RIP), s.R11)
+    a.st(Mem(s.RSP, at.AT[s.R11]), s.RDX)
+    for word, value in ((at.F_CS, at.PROTECTED_CODE), (at.F_RFLAGS, USER_FLAGS), (at.F_SS, at.USER_DATA)):
         a.st_value(kernel.word(word), value)
 
 
 def _leave_by_sysexit(a: Assembler, kernel: KernelOptions) -> None:
-    """To the stub of the process that made the call. Interrupts are on behind SYSEXIT, which STI holds off so long."""
+    """To the process that made the call. Interrupts are on behind SYSEXIT: STI holds them off so long."""
     a.ldm(Mem(s.RSP), at.SAVED)
     a.ld(s.RDX, kernel.word(at.F_RIP))
     a.ld(s.RCX, kernel.word(at.F_RSP))

@@ -96,7 +96,6 @@ AT: Final = {register: 8 * n for n, register in enumerate(SAVED)}
 (F_VECTOR, F_ERROR, F_RIP, F_CS, F_RFLAGS, F_RSP, F_SS) = range(120, 176, 8)
 FRAME_BYTES: Final = 176
 PROTECTED_FRAME_BYTES: Final = 152                  # where vector, error code and what the CPU pushed have 4 bytes each
-STUB_BYTES: Final = 32                              # that a call of the stub around SYSENTER has on the user's stack
 CALLEE: Final = (s.RBX, s.RBP, s.R12, s.R13, s.R14, s.R15)
 SWITCH_BYTES: Final = 8 * len(CALLEE)
 CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15))  # 11: half a frame at a time

@@ -61,8 +61,6 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
     a.work(length("sigreturn"))
     disable(a, kernel)
     a.ld(s.RSI, kernel.word(at.F_RSP, more=RETURN_BYTES))
-    if kernel.protected:
-        a.add(s.RSI, at.STUB_BYTES)
     a.lea(s.RDI, Mem(s.RSP, RETURN_BYTES))
     copy_frame(a, kernel, s.RSI, s.RDI)
     a.add(s.RSP, RETURN_BYTES)

@@ -18,7 +18,6 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.profile import Profile
 
-CALL_STUB, CALL_RETURN = "kernel_call", "kernel_call_return"
 SHARED, OWN, TRACED, FILE = "shared", "own", "traced", "file"
 
 
@@ -110,24 +109,22 @@ def again(a: Assembler, label: str) -> None:
 
 
 def enter_kernel(a: Assembler) -> None:
-    """SYSCALL, or in 32-bit protected mode a call of the process's stub."""
-    if a.defines(CALL_STUB):
-        a.call(CALL_STUB)
-    else:
+    """SYSCALL, or in 32-bit protected mode SYSENTER.
+
+    The kernel is told the stack in RCX and where to return in R11, so that nothing is written to the stack, and gives
+    RDX, which SYSEXIT takes, back in R11.
+
+    Not modelled: the stub of Linux around SYSENTER, which saves registers on the user's stack.
+    """
+    if a.bits == 64:
         a.op(ops.SYSCALL)
-
-
-def call_stub(a: Assembler) -> None:
-    """SYSENTER as in Linux's `__kernel_vsyscall`: what SYSEXIT needs is saved, the kernel finds the stack in RBP."""
-    a.label(CALL_STUB)
-    for register in (s.RCX, s.RDX, s.RBP):
-        a.push(register)
-    a.copy(s.RBP, s.RSP)
+        return
+    after = f"after_{a.here:x}"
+    a.copy(s.RCX, s.RSP)
+    a.mov(s.R11, after)
     a.op(ops.SYSENTER)
-    a.label(CALL_RETURN)
-    for register in (s.RBP, s.RDX, s.RCX):
-        a.pop(register)
-    a.ret()
+    a.label(after)
+    a.copy(s.RDX, s.R11)
 
 
 def registers(a: Assembler, values: Mapping[int, int]) -> None:
