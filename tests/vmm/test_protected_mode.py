@@ -41,6 +41,8 @@ GUESTS = {
     "protection": "[{phases: [{primitive: protect, region: 48 KiB, iterations: 3}]}]",
     "switches": SWITCHES,
     "stream": "[{phases: [{primitive: stream, pattern: uniform, region: 4 MiB, accesses: 40, write: 0.5}]}]",
+    "file": "[{phases: [{primitive: map_file, region: 5 MiB, order: strided, stride: 256 KiB, write: 0.3, iterations: 2}]}]",
+    "entries of a table": TRAPS % "pte_write",
     "sleep": "[{phases: [{primitive: idle, duration: 40 us}]}]",
     "signals": TRAPS % "signal_handle",
     "exceptions of the kernel": TRAPS % "divide_error",
@@ -233,8 +235,8 @@ REFUSED = [
     ("vms.0.guest.processes.0.phases.0={primitive: mmio_read, address: 0xFEC00000}",
      "vms.0.guest.processes.0.phases.0", "maps no registers of devices",
      "choose others, as page_fault, fork, exec, protect, context_switch, stream"),
-    ("vms.0.guest.processes.0.phases.0={primitive: map_file}", "vms.0.guest.processes.0.phases.0",
-     "does this with entries of 8 bytes only",
+    ("vms.0.guest.processes.0.phases.0={primitive: sensitive}", "vms.0.guest.processes.0.phases.0",
+     "has other descriptors, gates and registers than this wants",
      "choose others, as page_fault, fork, exec, protect, context_switch, stream"),
 ]  # fmt: skip
 

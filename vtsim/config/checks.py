@@ -17,8 +17,7 @@ from vtsim.guest.attack_spec import (
     AttackStateSpec,
     AttackUpdateSpec,
 )
-from vtsim.guest.file_mappings import MapFileSpec
-from vtsim.guest.kernel_operations import ConfigReadSpec, PteWriteSpec
+from vtsim.guest.kernel_operations import ConfigReadSpec
 from vtsim.guest.paging import LOW_MEMORY, ROWS
 from vtsim.guest.spec import (
     DmaBuffersSpec,
@@ -65,7 +64,7 @@ NOT_IN_SOFTWARE = (
 BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
 NOT_IN_PROTECTED_MODE = (
     MemoryTraceSpec, ReplaySpec, MmioReadSpec, MmioWriteSpec, DmaBuffersSpec, SensitiveSpec, AttackMemorySpec,
-    AttackLinearSpec, AttackNativeSpec, AttackUpdateSpec, AttackStateSpec, MapFileSpec, PteWriteSpec,
+    AttackLinearSpec, AttackNativeSpec, AttackUpdateSpec, AttackStateSpec,
 )  # fmt: skip
 NOT_FOR_HYPERCALLS = "has no kernel that is built for hypercalls"
 NOT_FIVE = "paging can be 4-level, PAE, 32-bit"
@@ -519,8 +518,6 @@ def _why_not(phase: Phase) -> str:
         return "replays nothing that was recorded in 64-bit mode"
     if isinstance(phase, MmioReadSpec | MmioWriteSpec | DmaBuffersSpec):
         return "maps no registers of devices"
-    if isinstance(phase, MapFileSpec | PteWriteSpec):
-        return "does this with entries of 8 bytes only"
     return "has other descriptors, gates and registers than this wants"
 
 

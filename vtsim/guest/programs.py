@@ -93,7 +93,10 @@ def kernel_text(
     paths, entry_pages, end = PATHS.get(options, lambda: _paths(options))
     a = Assembler("guest kernel", end, externals=paths.labels)
     for number, index, phase in kernel_loops(guest):
-        stage = evolve(stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual)
+        stage = evolve(
+            stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual,
+            direct=options.places.direct, entry_bytes=options.entry_bytes,
+        )  # fmt: skip
         a.activity = ops.APPLICATION
         a.label(stage.name)
         lowerings[type(phase)].emit(a, phase, stage)

@@ -69,6 +69,11 @@ class KernelOptions:
         return 0, self.frame_bytes - 8 * len(at.CARRIERS)
 
     @property
+    def table_reach(self) -> int:
+        """Bytes that a last-level table maps."""
+        return at.PAGE * (at.PAGE // self.entry_bytes)
+
+    @property
     def entry(self) -> Mem:
         """An entry of a page table at RCX."""
         return Mem(s.RCX, size=self.entry_bytes)

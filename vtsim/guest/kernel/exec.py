@@ -90,7 +90,7 @@ def _next_area(a: Assembler, name: str) -> None:
 def _forget_tables(a: Assembler, kernel: KernelOptions) -> None:
     """The entries of page directories are cleared, area by area. The directories themselves stay, with PAE paging."""
     pae = kernel.entry_bytes == 8
-    reach = 21 if pae else 22
+    reach = kernel.table_reach.bit_length() - 1
     _areas(a, "exec_forget")
     a.ld(s.R12, Mem(s.R14, at.A_START))
     a.and_(s.R12, -(1 << reach))

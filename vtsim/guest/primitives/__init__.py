@@ -17,6 +17,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.profile import Profile
+from vtsim.guest.kernel import layout
 
 SHARED, OWN, TRACED, FILE = "shared", "own", "traced", "file"
 
@@ -36,6 +37,7 @@ class Stage:
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
     integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
     there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables.
+    `direct` is where the kernel maps all memory, `entry_bytes` the size of an entry of its tables.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Stage:
     place_table: Callable[..., int] = field(repr=False)
     dma: DmaPlace | None = None
     paravirtual: bool = False
+    direct: int = layout.DIRECT
+    entry_bytes: int = 8
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""
