@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import vtsim
 from tests.vmm.test_shadow_guests import EPT, NATIVE, SHADOW, digests, exits, page_faults
+from vtsim.base import jit
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import modes
 from vtsim.ept import spec as e
+from vtsim.guest.build import build_guest
+from vtsim.guest.machine_view import Start
 from vtsim.platform.machine import Machine
 from vtsim.platform.walk import EVERY_ENTRY
 from vtsim.vmcs import bits as b
@@ -59,7 +64,11 @@ WAYS = {
     "shadow without EPT": WITHOUT_EPT,
 }
 CASES = [
-    (guest, way) for guest in GUESTS for way in WAYS if guest == "fork" or way in ("ept", "shadow", "shadow of kvm")
+    (guest, way)
+    for guest in GUESTS
+    for way in WAYS
+    if (guest == "fork" or way in ("ept", "shadow", "shadow of kvm"))
+    and (not jit.DISABLED or (guest in ("fork", "exec", "switches", "signals") and way in ("ept", "shadow")))
 ]
 
 
@@ -102,6 +111,63 @@ def test_applications_see_what_they_see_with_four_levels(paging: str, guest: str
     assert digests(there)[0] == digests(long)[0]
     for number in (k.PAGE_FAULTS, k.EXCEPTIONS, k.SYSCALLS):
         assert counter(there, number) == counter(long, number)
+
+
+# every other primitive that such a guest may have, in short
+TWICE = (
+    "cpuid", "rdtsc", "pause", "mov_from_cr8", "mov_to_cr8", "mov_to_cr3", "syscall", "empty", "call_return",
+    "invalid_opcode", "kernel_fault", "signal_install", "protection_fault", "null_io", "stat", "open_close", "select",
+)  # fmt: skip
+OTHERS = {
+    **{name: f"{name}, iterations: 2" for name in TWICE},
+    "work": "work, instructions: 3000", "mix": "mix, instructions: 3000, region: 64 KiB",
+    "fill": "fill, region: 64 KiB", "rdmsr": "rdmsr, msr: 0x10, iterations: 2",
+    "port_out": "port_out, port: 0x80, iterations: 2", "process": "process, iterations: 2, pages: 6",
+    "config_read": "config_read, iterations: 2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("paging", PAGING)
+@pytest.mark.parametrize("phase", OTHERS)
+def test_what_a_process_does_does_not_depend_on_how_its_kernel_pages(paging: str, phase: str) -> None:
+    processes = f"[{{phases: [{{primitive: {OTHERS[phase]}}}, {{primitive: page_fault, region: 16 KiB}}]}}]"
+    there, long = (
+        Machine(parse_scenario(TEXT.format(memory="256 MiB", profile="nehalem-ep", paging=p, processes=processes), [
+            *NATIVE, "machine.devices=[vga]"
+        ]))
+        for p in (paging, "4-level")
+    )  # fmt: skip
+    assert [vm.stopped for machine in (there, long) for vm in machine.run().vms] == [None, None]
+    assert digests(there)[0] == digests(long)[0]
+    for number in (k.PAGE_FAULTS, k.EXCEPTIONS, k.SYSCALLS):
+        assert counter(there, number) == counter(long, number)
+
+
+@pytest.mark.parametrize(("paging", "guest"), [(paging, guest) for paging in PAGING for guest in ("fork", "exec")])
+def test_a_child_has_page_directories_from_the_start_and_loses_its_page_tables_by_exec(
+    paging: str, guest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Start] = []
+
+    def build(*arguments: Any, **more: Any) -> Start:
+        starts.append(build_guest(*arguments, **more))
+        return starts[-1]
+
+    monkeypatch.setattr("vtsim.platform.machine.build_guest", build)
+    text = TEXT.format(memory="256 MiB", profile="nehalem-ep", paging=paging, processes=GUESTS[guest])
+    machine = Machine(parse_scenario(text, [*NATIVE, f"{KERNEL}.populate=prebuilt"]))
+    root = starts[0].roots[-1]
+    if paging == "PAE":
+        pdptes = [machine.engine.load(root + 8 * n) for n in range(4)]
+        assert [pdpte & 0xFFF for pdpte in pdptes] == [e.PTE_PRESENT] * 4
+        assert len(set(pdptes)) == 4
+    machine.run()
+
+    at = (pdptes[2] & e.ADDRESS) + 8 * 511 if paging == "PAE" else root + 4 * 767  # of the stack, which is not used
+    word = machine.engine.load(at & ~7)
+    assert (word >> 8 * (at & 4) & e.PTE_PRESENT) == (guest == "fork")
+    if paging == "PAE":
+        assert [machine.engine.load(root + 8 * n) for n in range(4)] == pdptes
 
 
 @pytest.mark.parametrize("paging", PAGING)

@@ -84,14 +84,13 @@ def _leave_by_sysret(a: Assembler, kernel: KernelOptions) -> None:
 
 
 def _take_sysenter(a: Assembler, kernel: KernelOptions) -> None:
-    """The same from what SYSENTER leaves, and the process has said in RCX and R11; RDX goes back to it in R11."""
+    """The same from what SYSENTER leaves, and from RCX and R11, in which the process says what SYSEXIT wants."""
     a.ld(s.RSP, at.cpu_word(at.STACK_TOP))
     a.sub(s.RSP, kernel.frame_bytes)
     a.stm(Mem(s.RSP), at.SAVED)
     a.st(kernel.word(at.F_ERROR), s.RAX, "call number")
     a.st(kernel.word(at.F_RSP), s.RCX)
     a.st(kernel.word(at.F_RIP), s.R11)
-    a.st(Mem(s.RSP, at.AT[s.R11]), s.RDX)
     for word, value in ((at.F_CS, at.PROTECTED_CODE), (at.F_RFLAGS, USER_FLAGS), (at.F_SS, at.USER_DATA)):
         a.st_value(kernel.word(word), value)
 

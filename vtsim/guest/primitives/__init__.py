@@ -115,8 +115,8 @@ def again(a: Assembler, label: str) -> None:
 def enter_kernel(a: Assembler) -> None:
     """SYSCALL, or in 32-bit protected mode SYSENTER.
 
-    The kernel is told the stack in RCX and where to return in R11, so that nothing is written to the stack, and gives
-    RDX, which SYSEXIT takes, back in R11.
+    The kernel is told the stack in RCX and where to return in R11, so that nothing is written to the stack. RCX, RDX
+    (which SYSEXIT takes) and R11 are lost.
 
     Not modelled: the stub of Linux around SYSENTER, which saves registers on the user's stack.
     """
@@ -128,7 +128,6 @@ def enter_kernel(a: Assembler) -> None:
     a.mov(s.R11, after)
     a.op(ops.SYSENTER)
     a.label(after)
-    a.copy(s.RDX, s.R11)
 
 
 def registers(a: Assembler, values: Mapping[int, int]) -> None:
