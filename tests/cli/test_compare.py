@@ -37,7 +37,7 @@ def test_a_technique_that_cannot_have_the_scenario_is_listed_with_its_reason(
     vtsim: Command, engine: Engine, scenario: str
 ) -> None:
     done = vtsim(
-        "compare", scenario, "--techniques", "hardware,trap-and-emulate", "--set", "vms.0.guest.kernel.paging_levels=5",
+        "compare", scenario, "--techniques", "hardware,trap-and-emulate", "--set", "vms.0.guest.kernel.paging=5-level",
         "--set", "machine.cpu={features.la57: true, vmx.generation: ice-lake-sp}",
     )  # fmt: skip
 

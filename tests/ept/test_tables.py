@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.bench import machine
+from tests.oracle.legacy_walker import LegacyWalker
+from tests.oracle.walker import W, Words
 from vtsim.base.errors import ModelError
+from vtsim.base.memory import TABLE
 from vtsim.ept import spec as e
 from vtsim.ept.tables import (
     EPT,
     EPT_PAGE,
     KERNEL_PAGE,
+    PAE_PAGING,
     PAGING,
+    PAGING_32,
     SIZE_1G,
     SIZE_2M,
     SIZE_4K,
+    USER_PAGE,
     Format,
     Table,
     host_table,
@@ -104,6 +112,39 @@ def test_an_unmapped_page_is_gone_and_its_neighbours_stay() -> None:
     built.unmap(0x3000, 2)
 
     assert [built.find(n << 12) is not None for n in range(10)] == [True] * 3 + [False] * 2 + [True] * 5
+
+
+@pytest.mark.parametrize(("format", "levels", "bits"), [(PAE_PAGING, 3, 9), (PAGING_32, 2, 10)], ids=["PAE", "32-bit"])
+@given(
+    page=st.integers(0, (1 << 20) - 1),
+    frame=st.integers(0, (1 << 20) - 1),
+    count=st.integers(1, 3000),
+    largest=st.sampled_from((SIZE_4K, SIZE_2M)),
+)
+@settings(max_examples=20)
+def test_tables_for_32_bit_addresses_are_those_that_the_slow_walker_reads(
+    format: Format, levels: int, bits: int, page: int, frame: int, count: int, largest: int
+) -> None:
+    count = min(count, (1 << 20) - page, (1 << 20) - frame)
+    engine = machine()
+
+    def words(hfn: int) -> Any:
+        found = engine.contents(hfn, TABLE)
+        return found.view(np.uint32) if bits == 10 else found
+
+    root = engine.allocate()
+    built = Table(root=root, format=format, take=engine.allocate, words=words, levels=levels)
+    built.map_range(page << 12, frame, count, USER_PAGE, largest)
+    frames = {hfn: [int(word) for word in engine.contents(hfn, TABLE)] for hfn in built.tables()}
+    pdptes = [int(words(root)[n]) for n in range(4)] if bits == 9 else [0] * 4
+    walker = LegacyWalker(Words(frames), root << 12, pae=bits == 9, pdptes=(pdptes[0], pdptes[1], pdptes[2], pdptes[3]))
+
+    assert all(pdpte & 0xFFF in (0, e.PTE_PRESENT) for pdpte in pdptes)  # what else is there is reserved
+    for n in {0, 1, count // 2, count - 1} & set(range(count)):
+        assert walker.translate((page + n) << 12 | 0x123, W, True) == (frame + n) << 12 | 0x123
+        leaf = built.find((page + n) << 12)
+        assert leaf is not None
+        assert leaf.frame + ((page + n) & ((1 << bits * leaf.size) - 1)) == frame + n
 
 
 def test_five_levels_reach_57_bits() -> None:

@@ -278,7 +278,7 @@ def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_
     assert 1 <= own <= 3
     assert order[: 4 - own] == [SHADOW] * (4 - own)
     assert order.count(EPT) == 4 * own  # of each table of the guest but the first, and of the page
-    assert walk_view.flags(switch).endswith(" switch")
+    assert walk_view.flags(switch, shown).endswith(" switch")
     assert f"table hpa {switch.value & 0xFFFFFFFFF000:#x}" == walk_view.leads_to(switch, shown)
     assert f"{4 - own} shadow, {own} guest, {4 * own} EPT" in walk_view.totals(shown)
 

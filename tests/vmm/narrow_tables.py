@@ -1,6 +1,7 @@
 """A guest with 32-bit addresses, PAE or 32-bit paging, that changes its own paging structures at random.
 
-As `changing_tables`: what it must see is worked out by a slow walker. The first 2 GiB are fixed.
+As `changing_tables`: what it must see is worked out by a slow walker. The first 2 GiB are fixed. Its code is 64-bit code,
+which a recorded guest on shadow tables is like, or runs in 32-bit protected mode.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from tests.vmm.changing_tables import (
 from vtsim.base import memory as mem
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.assembler import NO_MEMORY, Assembler, Mem
+from vtsim.guest.kernel.entry import OPERANDS_OF_4_BYTES
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
 # fmt: off
@@ -50,6 +52,7 @@ LARGE_FRAMES = (1024, 2048)
 NX, FLAG_63_TO_52 = 1 << 63, 1 << 60
 WIDE_RESERVED = 1 << 21
 CR0, CR0_WP, PGE = 0x80050033, 1 << 16, 1 << 7
+GDT = IDT + 0x800
 # indexes that change, by level
 PAE_INDEXES = {3: (2, 3), 2: (0, 1, 2), 1: (0, 1, 7, 511)}
 WIDE_INDEXES = {2: (512, 513, 514, 1023), 1: (0, 7, 512, 1023)}
@@ -65,6 +68,7 @@ class NarrowPaging:
     pse: bool = True
     smap: bool = False
     pcid: bool = False
+    protected: bool = False
 
     @property
     def cr4(self) -> int:
@@ -76,6 +80,7 @@ class NarrowPlan(Plan):
     """A random program and its expected log."""
 
     loaded: tuple[int, int, int, int] = (0, 0, 0, 0)  # PDPTEs
+    started: tuple[int, int, int, int] = (0, 0, 0, 0)  # those before the first instruction
     held: dict[int, list[int]] = field(factory=dict)
     global_pages: bool = True
     write_protect: bool = True
@@ -93,7 +98,7 @@ class NarrowPlan(Plan):
             for table in TABLES[level]:
                 for index in self.indexes[level]:
                     self.put(self.place(table << 12, index), self.entry(level))
-        self.loaded = self.pdptes(0)
+        self.loaded = self.started = self.pdptes(0)
 
     # --- the format
     @property
@@ -315,15 +320,16 @@ class NarrowPlan(Plan):
         for emit in self.emits:
             emit(a)
         a.op(ops.STOP_OP)
-        a.label("gate_13")
-        a.pop(s.R14)
-        a.st(Mem(s.RSP), s.R15)
-        a.op(ops.IRET)
-        a.label("gate_14")
-        a.pop(s.R14)
-        a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
-        a.st(Mem(s.RSP), s.R15)
-        a.op(ops.IRET)
+        protected = self.paging.protected
+        word = Mem(s.RSP, size=4 if protected else 8)
+        for vector in (13, 14):
+            a.label(f"gate_{vector}")
+            a.ld(s.R14, word)
+            a.add(s.RSP, word.size)
+            if vector == 14:
+                a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
+            a.st(word, s.R15)
+            a.op(ops.IRET, mem=Mem(attributes=OPERANDS_OF_4_BYTES) if protected else NO_MEMORY)
         program = a.assemble()
         frames = {}
         for page, _ in program.pages():
@@ -345,12 +351,17 @@ class NarrowPlan(Plan):
                 memory.store(first + index << 12, STAMP + first + index)
         for vector in (13, 14):
             gate = program.labels[f"gate_{vector}"]
-            memory.store(idt * 4096 + 16 * vector, (gate & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (gate >> 16) << 48)
-            memory.store(idt * 4096 + 16 * vector + 8, gate >> 32)
+            at = idt * 4096 + (8 if protected else 16) * vector
+            memory.store(at, (gate & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (gate >> 16) << 48)
+            if not protected:
+                memory.store(at + 8, gate >> 32)
+        for index, descriptor in ((2, 0xCF9B000000FFFF), (3, 0xCF93000000FFFF)):
+            memory.store(idt * 4096 + GDT - IDT + 8 * index, descriptor)
         return Start(
             rip=CODE, rsp=STACK, rflags=2, cr0=CR0, cr3=self.roots[0], cr4=self.paging.cr4, efer=0x801,
-            idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
-            gs_base=0, fs_base=0,
+            idtr_base=IDT, idtr_limit=0x7FF if protected else 0xFFF, gdtr_base=GDT, gdtr_limit=0x7F, tr_base=TSS,
+            cpl=0, msrs={}, gs_base=0, fs_base=0, protected=protected,
+            pdptes=self.started if protected and self.paging.pae else (),
         )  # fmt: skip
 
     def leaves(self) -> Iterator[tuple[int, int]]:

@@ -29,7 +29,7 @@ vms:
 def test_levels_change_no_page_fault_and_nothing_that_processes_see(technique: str) -> None:
     sets = [f"vmm.technique={technique}"]
     four = Machine(parse_scenario(GUEST, sets)).run()
-    five = Machine(parse_scenario(GUEST, [*sets, "vms.0.guest.kernel.paging_levels=5", "vmm.ept.levels=5"])).run()
+    five = Machine(parse_scenario(GUEST, [*sets, "vms.0.guest.kernel.paging=5-level", "vmm.ept.levels=5"])).run()
     before, after = four.owners["vm0"], five.owners["vm0"]
 
     assert [vm.stopped for vm in five.vms] == [None]
@@ -40,7 +40,7 @@ def test_levels_change_no_page_fault_and_nothing_that_processes_see(technique: s
 @pytest.mark.parametrize(("guest", "ept", "references"), [(4, 4, 24), (4, 5, 29), (5, 4, 29), (5, 5, 35)])
 def test_a_walk_of_a_whole_guest_has_a_reference_for_every_crossing(guest: int, ept: int, references: int) -> None:
     sets = (
-        f"vms.0.guest.kernel.paging_levels={guest}", f"vmm.ept.levels={ept}", "vmm.ept.populate=prebuilt",
+        f"vms.0.guest.kernel.paging={guest}-level", f"vmm.ept.levels={ept}", "vmm.ept.populate=prebuilt",
         "vms.0.guest.kernel.populate=prebuilt", *EVERY_ENTRY,
     )  # fmt: skip
     found = vtsim.walk(parse_scenario(GUEST, sets), 0x400000, access="fetch")
@@ -51,13 +51,13 @@ def test_a_walk_of_a_whole_guest_has_a_reference_for_every_crossing(guest: int, 
 def test_a_processor_without_them_is_refused_with_what_would_do() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_scenario(
-            GUEST, ["machine.cpu={}", "vms.0.guest.kernel.paging_levels=5", "vmm.ept.levels=5"]
+            GUEST, ["machine.cpu={}", "vms.0.guest.kernel.paging=5-level", "vmm.ept.levels=5"]
         )  # fmt: skip
 
     assert [(problem.path, problem.message) for problem in raised.value.problems] == [
         ("vmm.ept.levels", "this needs EPT of five levels (EPT_WALK_LENGTH_5), which profile 'skx-4114' does not have"),
         (
-            "vms.0.guest.kernel.paging_levels",
+            "vms.0.guest.kernel.paging",
             "this needs 57-bit linear addresses, which profile 'skx-4114' does not have",
         ),
     ]

@@ -9,9 +9,10 @@ import pytest
 
 from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
 from tests.vmm.machines import MIB, machine
-from tests.vmm.narrow_tables import NarrowPaging, narrow_plan
+from tests.vmm.narrow_tables import TABLES, NarrowPaging, NarrowPlan, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
+from vtsim.cpu import slots as s
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
@@ -82,17 +83,22 @@ NARROW = {
     "32-bit": NarrowPaging(),
     "32-bit with SMAP": NarrowPaging(smap=True),
     "32-bit of small pages": NarrowPaging(pse=False),
+    "protected PAE": NarrowPaging(pae=True, protected=True),
+    "protected 32-bit": NarrowPaging(protected=True),
 }
+PROTECTED = [name for name, paging in NARROW.items() if paging.protected]
 
 
 NARROW_CASES = [
     (paging, name)
     for paging in NARROW
     for name in MACHINES
-    if name != "ept"
+    if (name != "ept" or NARROW[paging].protected)
     and not (NARROW[paging].smap and name.endswith("without EPT"))  # that processor has no SMAP
     and (
-        name == "kvm" or not jit.DISABLED or (paging in ("PAE", "32-bit") and name in ("minimal", "kvm in large pages"))
+        name in ("kvm", "ept")
+        or not jit.DISABLED
+        or (paging in ("PAE", "32-bit", *PROTECTED) and name in ("minimal", "kvm in large pages"))
     )
 ]
 
@@ -102,6 +108,37 @@ NARROW_CASES = [
 def test_a_guest_with_narrow_addresses_never_sees_a_wrong_frame(paging: str, name: str, seed: int) -> None:
     made = narrow_plan(seed, 120 if jit.DISABLED else STEPS, NARROW[paging])
     m = machine(made.guest, **MACHINES[name]).run()
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+
+
+@pytest.mark.parametrize("paging", PROTECTED)
+@pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 3))
+def test_natively_a_guest_in_protected_mode_sees_what_the_slow_walker_says(paging: str, seed: int) -> None:
+    made = narrow_plan(seed, 120 if jit.DISABLED else STEPS, NARROW[paging])
+    engine = Engine(NEWER, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
+    with quiet():
+        apply(engine, 0, made.guest(NativeMemory(engine, 64 * MIB)))
+        assert engine.run() == PROGRAM_END
+    assert engine.cpus[0][s.PAGING_LEVELS] == (3 if NARROW[paging].pae else 2)
+    check(made, lambda gpa: engine.load(gpa))
+
+
+@pytest.mark.parametrize("name", ["ept", "kvm", "minimal"])
+def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: str) -> None:
+    """An access before the load finds what was loaded, one behind it what is there now."""
+    made = NarrowPlan(random.Random(3), NARROW["protected PAE"], 0)
+    made.seed = 3
+    address = next(at for at in made.addresses if at >> 30 == 2)
+    for load in (made.change_cr4, lambda: made.load_root(0, False)):
+        for directory in (TABLES[2][1] << 12 | P, 0, TABLES[2][0] << 12 | P):
+            made.write(made.place(made.roots[0], 2), directory)
+            made.touch(address, False)
+            load()
+            made.touch(address, False)
+    m = machine(made.guest, **MACHINES[name]).run()
+
+    assert len({(access.error, access.value) for access in made.log}) >= 2
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
 

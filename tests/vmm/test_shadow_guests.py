@@ -93,7 +93,7 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(guest: str, way: str
 @pytest.mark.parametrize("guest", ["fork with KPTI", "switches", "stream of large pages"])
 def test_a_guest_with_five_levels_ends_with_the_results_that_it_has_natively(guest: str, paging: str) -> None:
     kernel, processes = GUESTS[guest]
-    five = (f"{kernel[:-1]}, paging_levels: 5}}", processes)
+    five = (f"{kernel[:-1]}, paging: 5-level}}", processes)
     sets = ("machine.cpu={features: {la57: true, agile_paging: true}, vmx.generation: ice-lake-sp}",)
     there, natively = run(five, (*sets, f"vmm.paging={paging}")), run(five, (*sets, *NATIVE))
 

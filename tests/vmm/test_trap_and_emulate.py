@@ -119,7 +119,7 @@ def test_ports_that_nobody_gave_the_guest_are_emulated() -> None:
     [
         ("vmm.paging=ept", "technique 'trap-and-emulate' translates by shadow tables"),
         ("vmm.vpid=true", "technique 'trap-and-emulate' uses nothing of VT-x"),
-        ("vms.0.guest.kernel.paging_levels=5", "technique 'trap-and-emulate' has shadow tables of four levels"),
+        ("vms.0.guest.kernel.paging=5-level", "technique 'trap-and-emulate' has shadow tables of four levels"),
     ],
 )
 def test_a_monitor_is_not_asked_for_what_it_cannot_do(change: str, message: str) -> None:

@@ -10,8 +10,17 @@ from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.registry import import_all
 from vtsim.base.units import SIZE
 from vtsim.cpu.profile import Profile, load_profile, profile_names
+from vtsim.guest.attack_spec import (
+    AttackLinearSpec,
+    AttackMemorySpec,
+    AttackNativeSpec,
+    AttackStateSpec,
+    AttackUpdateSpec,
+)
 from vtsim.guest.kernel_operations import ConfigReadSpec
+from vtsim.guest.paging import LOW_MEMORY, ROWS
 from vtsim.guest.spec import (
+    DmaBuffersSpec,
     HltSpec,
     IpiSpec,
     MemoryTraceSpec,
@@ -53,6 +62,12 @@ NOT_IN_SOFTWARE = (
     MmioWriteSpec,
 )  # fmt: skip
 BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
+NOT_IN_PROTECTED_MODE = (
+    MemoryTraceSpec, ReplaySpec, MmioReadSpec, MmioWriteSpec, DmaBuffersSpec, SensitiveSpec, AttackMemorySpec,
+    AttackLinearSpec, AttackNativeSpec, AttackUpdateSpec, AttackStateSpec,
+)  # fmt: skip
+NOT_FOR_HYPERCALLS = "has no kernel that is built for hypercalls"
+NOT_FIVE = "paging can be 4-level, PAE, 32-bit"
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -117,7 +132,8 @@ def _with_features(scenario: Scenario, profile: Profile) -> Scenario:
         raise ConfigError.of(_under("vmm", error)) from None
     vms = []
     for vm in scenario.vms:
-        kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, profile.features.pcid))
+        has_pcid = profile.features.pcid and not ROWS[vm.guest.kernel.paging].protected
+        kernel = attrs.evolve(vm.guest.kernel, pcid=_given(vm.guest.kernel.pcid, has_pcid))
         vms.append(attrs.evolve(vm, guest=attrs.evolve(vm.guest, kernel=kernel)))
     return attrs.evolve(scenario, vmm=vmm, vms=tuple(vms))
 
@@ -324,10 +340,10 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         message = f"under technique {vmm.technique!r} every VM needs a CPU of its own"
         yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
     for number, vm in enumerate(scenario.vms):
-        if vm.guest.kernel.paging_levels == 5:
+        if vm.guest.kernel.paging == "5-level":
             message = f"technique {vmm.technique!r} has {kind} of four levels"
-            path = f"vms.{number}.guest.kernel.paging_levels"
-            yield Problem(path=path, message=message, help="paging_levels can be 4")
+            path = f"vms.{number}.guest.kernel.paging"
+            yield Problem(path=path, message=message, help="paging can be 4-level")
         for process in vm.guest.processes:
             if any(isinstance(phase, ReplaySpec) for phase in process.phases):
                 yield Problem(path="vmm.technique", message="a recorded guest needs VT-x", help=others)
@@ -349,19 +365,19 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 message=f"this needs PCIDs, which profile {profile.name!r} does not have",
                 help="pcid can be false, auto",
             )
-        if kernel.paging_levels == 5 and not profile.features.la57:
+        if kernel.paging == "5-level" and not profile.features.la57:
             yield Problem(
-                path=f"vms.{number}.guest.kernel.paging_levels",
+                path=f"vms.{number}.guest.kernel.paging",
                 message=f"this needs 57-bit linear addresses, which profile {profile.name!r} does not have",
-                help="paging_levels can be 4; or machine.cpu: {features.la57: true, vmx.generation: ice-lake-sp}",
+                help=f"{NOT_FIVE}; or machine.cpu: {{features.la57: true, vmx.generation: ice-lake-sp}}",
             )
-        elif kernel.paging_levels == 5 and scenario.vmm.technique != "native":
+        elif kernel.paging == "5-level" and scenario.vmm.technique != "native":
             _, allowed = _capabilities(profile).cr4_fixed()
             if not allowed & CR4_LA57:
                 yield Problem(
-                    path=f"vms.{number}.guest.kernel.paging_levels",
+                    path=f"vms.{number}.guest.kernel.paging",
                     message="this needs CR4.LA57 in VMX operation",
-                    help="paging_levels can be 4; or machine.cpu: {vmx.generation: ice-lake-sp}",
+                    help=f"{NOT_FIVE}; or machine.cpu: {{vmx.generation: ice-lake-sp}}",
                 )
         if kernel.page_size == GIB and not profile.features.pages_1g:
             yield Problem(
@@ -396,7 +412,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for setting, wrong, words, legal in (
             ("kpti", kernel.kpti and not ring3, NO_KPTI, "kpti can be false"),
             ("page_size", kernel.page_size > 4096, NO_LARGE_PAGES, "page_size can be 4 KiB"),
-            ("paging_levels", kernel.paging_levels == 5, "has tables of four levels", "paging_levels can be 4"),
+            ("paging", kernel.paging != "4-level", "has tables of four levels", "paging can be 4-level"),
         ):
             if wrong:
                 yield Problem(
@@ -451,6 +467,58 @@ def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     message="a recorded guest's tables are not in memory, where a walk could go on in them",
                     help="choose vmm.paging 'ept', 'shadow'",
                 )
+
+
+def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """What a guest cannot have whose processor is in 32-bit protected mode, and page sizes of each paging mode."""
+    vmm = scenario.vmm
+    for number, vm in enumerate(scenario.vms):
+        kernel, paging = vm.guest.kernel, ROWS[vm.guest.kernel.paging]
+        guest, where = f"a guest with {paging.name} paging", f"vms.{number}.guest.kernel"
+        instead = "; or guest.kernel.paging '4-level'"
+        if kernel.page_size not in paging.sizes:
+            legal = ", ".join(map(SIZE.format, paging.sizes))
+            message = f"{paging.name} paging has no pages of {SIZE.format(kernel.page_size)}"
+            yield Problem(path=f"{where}.page_size", message=message, help=f"page_size can be {legal}")
+        if not paging.protected:
+            continue
+        native = vmm.technique == "native"
+        by_events = vmm.pv.events and not native and kernel.interface != "hardware"
+        for path, wrong, words, legal in (
+            ("vmm.technique", vmm.technique not in ("native", "hardware"), "has ring 0, or VT-x below it",
+             "technique can be native, hardware"),
+            ("vmm.paging", vmm.paging in ("direct-pv", "agile"), "has tables of its own, which it writes itself",
+             "paging can be auto, ept, shadow"),
+            ("vmm.pv.events", by_events, NOT_FOR_HYPERCALLS, "events can be false"),
+            ("vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "ept",
+             "has tables by which exit clusters find no instruction", "exit_clustering can be false"),
+            (f"vms.{number}.vcpus", vm.vcpus > 1, "has one CPU", "vcpus can be 1"),
+            (f"vms.{number}.memory", vm.memory > LOW_MEMORY, "maps all its memory above 3 GiB",
+             f"memory can be at most {SIZE.format(LOW_MEMORY)}"),
+            (f"{where}.kpti", kernel.kpti, "has one root for kernel and user mode", "kpti can be false"),
+            (f"{where}.pcid", bool(kernel.pcid), "has no PCIDs, which need IA-32e mode", "pcid can be false, auto"),
+            (f"{where}.interface", kernel.interface == "paravirtual", NOT_FOR_HYPERCALLS,
+             "interface can be auto, hardware"),
+            (f"{where}.sensitive", bool(kernel.sensitive), "has other descriptors, gates and frames than these want",
+             "sensitive can be []"),
+        ):  # fmt: skip
+            if wrong:
+                yield Problem(path=path, message=f"{guest} {words}", help=legal + instead)
+        for path, phase in _phases(number, vm):
+            if isinstance(phase, NOT_IN_PROTECTED_MODE):
+                yield Problem(
+                    path=path,
+                    message=f"{guest} {_why_not(phase)}",
+                    help="choose others, as page_fault, fork, exec, protect, context_switch, stream" + instead,
+                )
+
+
+def _why_not(phase: Phase) -> str:
+    if isinstance(phase, MemoryTraceSpec | ReplaySpec):
+        return "replays nothing that was recorded in 64-bit mode"
+    if isinstance(phase, MmioReadSpec | MmioWriteSpec | DmaBuffersSpec):
+        return "maps no registers of devices"
+    return "has other descriptors, gates and registers than this wants"
 
 
 def _memory_is_addressable(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -533,6 +601,7 @@ CHECKS: tuple[Check, ...] = (
     _kernels_can_run,
     _direct_tables,
     _agile_paging,
+    _protected_mode,
     _memory_is_addressable,
     _memory_can_be_placed,
     _parameters_exist,

@@ -153,13 +153,15 @@ FIELDS_BY_ENCODING: Final = {f.encoding: f.name for f in FIELDS.values()}
 class Assembler:
     """Collects instructions from `base` on; `assemble` resolves labels.
 
-    `activity` is what following instructions are charged to until it is changed.
+    `activity` is what following instructions are charged to until it is changed. `bits`: 32 for a program of 32-bit
+    protected mode.
     """
 
     name: str
     base: int
     activity: int = ops.APPLICATION
     externals: dict[str, int] = field(factory=dict)
+    bits: int = 64
     _at: int = field(init=False)
     _instructions: list[Instruction] = field(factory=list, init=False)
     _labels: dict[str, int] = field(factory=dict, init=False)

@@ -153,8 +153,8 @@ CLOCKS: Final = 716
  SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE, SHADOW_SWITCHES, SHADOW_VM, SHADOW_SEVERAL) = range(736, 751)
 SEEN: Final = 728          # arena offset of the log of what the guest of this CPU sees now (0 none): see kernels.digest
 SHADOW_STACK: Final = 752
-# the store of a hook that was refused last: its address and value. An emulator may have done it meanwhile.
-REFUSED_AT, REFUSED_VALUE = 760, 761
+# the store of a hook that was refused last: its address, value and bytes. An emulator may have done it meanwhile.
+REFUSED_AT, REFUSED_VALUE, REFUSED_BYTES = 760, 761, 767
 SHADOW_MARKS: Final = 762  # a second stack, of five words
 
 MISS_ISSUED: Final = 768   # of each outstanding miss: instructions that had retired before it

@@ -112,7 +112,9 @@ MODE_AGILE: Final = 256                             # the VM has agile paging: o
 MODE_LA57: Final = 512                              # walks begin one level higher: of no role
 MODE_SMAP: Final = 1024                             # of no role: the processor has it, too
 MODE_LEGACY: Final = 2048                           # IA32_EFER.LME is clear: of no role
-MODE_SHIFT: Final = 52                              # of the mode beside CR3 in LOADED, MODE_LEGACY apart
+MODE_PAE_ROOT: Final = 4096                         # the processor has PAE paging, and roots three levels: of no role
+MODE_SHIFT: Final = 52                              # of the mode beside CR3 in LOADED
+OF_NO_ROOT: Final = MODE_LEGACY | MODE_PAE_ROOT     # what is left out there
 NARROW: Final = MODE_32BIT | MODE_PAE               # of linear addresses with 32 bits
 
 # --- the word of a guest frame with agile paging: writes to it as a table | nested | next nested frame plus 1
@@ -132,6 +134,7 @@ HOST_WRITABLE: Final = 1 << 10
 MONITOR: Final = 1 << 52                            # of a root: leads to the monitor's own tables
 DEVICE: Final = 1 << 51                             # reserved: the access faults, and the frame is a device's
 UPPER: Final = PTE_PRESENT | PTE_WRITE | PTE_USER | PTE_ACCESSED | LEADS_TO_TABLE
+UPPER_PDPTE: Final = PTE_PRESENT | LEADS_TO_TABLE   # of PAE paging, where rights are reserved bits
 LOADED_ROOTS: Final = 4                             # the one in use, and three whose translations may be stale
 MIN_FREE, REFILL = 5, 25                            # shadow pages: evict when fewer are free, until so many are
 # fmt: on

@@ -22,23 +22,39 @@ from vtsim.ept import spec as e
 
 Words = npt.NDArray[np.int64]
 BITS: Final = 9
-ENTRIES: Final = 1 << BITS
 SIZE_4K, SIZE_2M, SIZE_1G = range(3)
 
 
 @frozen(kw_only=True)
 class Format:
-    """A kind of entry: the bits that make it present, that make it a large page, and that lead to a table."""
+    """A kind of entry: the bits that make it present, that make it a large page, and that lead to a table.
+
+    An entry has 8 bytes, or 4 where a table of 4 KiB has 1024 of them.
+    """
 
     present: int
     large: int
     interior: int
+    root: int | None = None  # of a root, where it differs
+    bits: int = BITS  # of an address that the index in a table takes
+
+    @property
+    def above(self) -> int:
+        """The bits of an entry of a root that leads to a table."""
+        return self.interior if self.root is None else self.root
+
+    @property
+    def entries(self) -> int:
+        """How many entries a table has."""
+        return 1 << self.bits
 
 
 # fmt: off
 TO_TABLE: Final = e.PTE_PRESENT | e.PTE_WRITE | e.PTE_USER | e.PTE_ACCESSED
 PAGING: Final   = Format(present=e.PTE_PRESENT, large=e.PTE_LARGE, interior=TO_TABLE)
 EPT: Final      = Format(present=e.EPT_RWX,     large=e.EPT_LARGE, interior=e.EPT_RWX)
+PAE_PAGING: Final = Format(present=e.PTE_PRESENT, large=e.PTE_LARGE, interior=TO_TABLE, root=e.PTE_PRESENT)
+PAGING_32: Final  = Format(present=e.PTE_PRESENT, large=e.PTE_LARGE, interior=TO_TABLE, bits=10)
 KERNEL_PAGE: Final = e.PTE_PRESENT | e.PTE_WRITE | e.PTE_ACCESSED | e.PTE_DIRTY
 USER_PAGE: Final   = KERNEL_PAGE | e.PTE_USER
 EPT_PAGE: Final    = e.EPT_RWX | 6 << e.EPT_TYPE                # read, write, execute; write-back
@@ -53,16 +69,17 @@ class Leaf:
     index: int
     entry: int
     size: int
+    bits: int = BITS
 
     @property
     def frame(self) -> int:
         """The first frame of the page, in 4 KiB frames of the table's dimension."""
-        return (self.entry & e.ADDRESS) >> (PAGE_SHIFT + BITS * self.size) << (BITS * self.size)
+        return (self.entry & e.ADDRESS) >> (PAGE_SHIFT + self.bits * self.size) << (self.bits * self.size)
 
 
 @frozen(kw_only=True)
 class Table:
-    """A radix table: `take` gives a new table page's frame number, `words` the 512 entries in a frame."""
+    """A radix table: `take` gives a new table page's frame number, `words` the entries in a frame."""
 
     root: int
     format: Format
@@ -77,50 +94,55 @@ class Table:
         the page size, and where a page of another size is in the way.
         """
         targets = np.atleast_1d(np.asarray(frames, np.int64))
-        first = (address & ((1 << (PAGE_SHIFT + BITS * self.levels)) - 1)) >> (PAGE_SHIFT + BITS * size)
-        if address & ((1 << (PAGE_SHIFT + BITS * size)) - 1) or (targets & ((1 << BITS * size) - 1)).any():
+        bits = self.format.bits
+        first = self._page(address, size)
+        if address & ((1 << (PAGE_SHIFT + bits * size)) - 1) or (targets & ((1 << bits * size) - 1)).any():
             raise ModelError("a page is not aligned to its size", {"address": address, "size": size})
-        if first + len(targets) > 1 << (BITS * (self.levels - size)):
+        if first + len(targets) > 1 << (bits * (self.levels - size)):
             raise ModelError("pages end beyond the table", {"address": address, "pages": len(targets)})
         entries = targets << PAGE_SHIFT | (flags | (self.format.large if size else 0))
         self._write(self.root, self.levels - 1, first, entries, size)
 
     def map_range(self, address: int, frame: int, count: int, flags: int, largest: int = SIZE_4K) -> None:
         """Map `count` 4 KiB pages from `address` on to consecutive frames, in the largest pages that fit."""
-        page = (address & ((1 << (PAGE_SHIFT + BITS * self.levels)) - 1)) >> PAGE_SHIFT
+        page, bits = self._page(address, SIZE_4K), self.format.bits
         while count:
             size = largest
-            while size and ((page | frame) & ((1 << BITS * size) - 1) or count < 1 << BITS * size):
+            while size and ((page | frame) & ((1 << bits * size) - 1) or count < 1 << bits * size):
                 size -= 1
-            step = 1 << BITS * size
+            step = 1 << bits * size
             pages = count // step
-            if size < largest and not (page ^ frame) & ((1 << BITS * (size + 1)) - 1):
-                above = step << BITS
+            if size < largest and not (page ^ frame) & ((1 << bits * (size + 1)) - 1):
+                above = step << bits
                 pages = min(pages, (-page % above or above) // step)  # then larger pages fit again
             self.map(page << PAGE_SHIFT, np.arange(frame, frame + pages * step, step), flags, size)
             page, frame, count = page + pages * step, frame + pages * step, count - pages * step
 
     def unmap(self, address: int, count: int, size: int = SIZE_4K) -> None:
         """Clear `count` entries of this page size from `address` on."""
-        first = (address & ((1 << (PAGE_SHIFT + BITS * self.levels)) - 1)) >> (PAGE_SHIFT + BITS * size)
-        self._write(self.root, self.levels - 1, first, np.zeros(count, np.int64), size)
+        self._write(self.root, self.levels - 1, self._page(address, size), np.zeros(count, np.int64), size)
 
     def set_entry(self, address: int, entry: int, level: int) -> None:
         """Store a raw entry at `level` (1 the last, as the manuals count), making the tables above it."""
         size = level - 1
-        first = (address & ((1 << (PAGE_SHIFT + BITS * self.levels)) - 1)) >> (PAGE_SHIFT + BITS * size)
-        self._write(self.root, self.levels - 1, first, np.array([signed(entry)], np.int64), size)
+        entries = np.array([signed(entry)], np.int64)
+        self._write(self.root, self.levels - 1, self._page(address, size), entries, size)
+
+    def _page(self, address: int, size: int) -> int:
+        """The number of the page of a size that an address lies in."""
+        within = address & ((1 << (PAGE_SHIFT + self.format.bits * self.levels)) - 1)
+        return within >> (PAGE_SHIFT + self.format.bits * size)
 
     def find(self, address: int) -> Leaf | None:
         """The leaf that maps `address`, or None."""
         table = self.root
         for depth in range(self.levels - 1, -1, -1):
-            index = (address >> (PAGE_SHIFT + BITS * depth)) & (ENTRIES - 1)
+            index = (address >> (PAGE_SHIFT + self.format.bits * depth)) & (self.format.entries - 1)
             entry = int(self.words(table)[index])
             if not entry & self.format.present:
                 return None
             if depth == 0 or (entry & self.format.large and depth <= SIZE_1G):
-                return Leaf(table=table, index=index, entry=entry, size=depth)
+                return Leaf(table=table, index=index, entry=entry, size=depth, bits=self.format.bits)
             table = (entry & e.ADDRESS) >> PAGE_SHIFT
         return None
 
@@ -140,21 +162,22 @@ class Table:
     def _write(self, table: int, depth: int, first: int, entries: Words, size: int) -> None:
         words = self.words(table)
         if depth == size:
-            at = first & (ENTRIES - 1)
+            at = first & (self.format.entries - 1)
             new = words[at : at + len(entries)]
             if size and ((new & self.format.present != 0) & (new & self.format.large == 0)).any():
                 raise ModelError("smaller pages are mapped there", {"page": first, "size": size})
             new[:] = entries
             return
-        below = BITS * (depth - size)  # pages of this size under one entry: 1 << below
+        below = self.format.bits * (depth - size)  # pages of this size under one entry: 1 << below
         done = 0
         while done < len(entries):
             page = first + done
-            index = (page >> below) & (ENTRIES - 1)
+            index = (page >> below) & (self.format.entries - 1)
             count = min(len(entries) - done, (1 << below) - (page & ((1 << below) - 1)))
             entry = int(words[index])
             if not entry & self.format.present:
-                entry = self.take() << PAGE_SHIFT | self.format.interior
+                top = depth == self.levels - 1
+                entry = self.take() << PAGE_SHIFT | (self.format.above if top else self.format.interior)
                 words[index] = entry
             elif entry & self.format.large and depth <= SIZE_1G:
                 raise ModelError("a larger page is mapped there", {"page": page, "size": size})

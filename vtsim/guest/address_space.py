@@ -6,21 +6,19 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vtsim.base.errors import ConfigError
 from vtsim.ept import spec as e
 from vtsim.ept.tables import USER_PAGE
 from vtsim.guest.file_mappings import MapFileSpec
-from vtsim.guest.frames import SIZES
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.paging import FOUR, ROWS, GuestPaging
 from vtsim.guest.primitives import FILE, OWN, SHARED, TRACED, lowerings
 from vtsim.guest.spec import KernelSpec, Phase, ProcessSpec
 
-GIB: Final = 1 << 30
 TOP_ENTRY: Final = 1 << 39
 USER_ENTRIES: Final = 256
-LEVEL_SHIFTS: Final = (21, 30, 39)  # what one table of level 1, 2, 3 maps
 
 
 @frozen(kw_only=True)
@@ -35,16 +33,22 @@ class Area:
     text: bool = False
     file: bool = False  # mapped and unmapped by system calls
     name: str = field(default="region", kw_only=True)
+    paging: GuestPaging = ROWS[FOUR]
+
+    @property
+    def page_bytes(self) -> int:
+        """How large its pages are."""
+        return self.paging.sizes[self.size]
 
     @property
     def pages(self) -> int:
         """How many pages it has."""
-        return -(-self.bytes // SIZES[self.size])
+        return -(-self.bytes // self.page_bytes)
 
     @property
     def end(self) -> int:
         """The address after the last."""
-        return self.start + self.pages * SIZES[self.size]
+        return self.start + self.pages * self.page_bytes
 
     def leaf(self, nx: bool) -> int:
         """The bits of an entry that maps one of its pages."""
@@ -54,7 +58,7 @@ class Area:
     @property
     def tables(self) -> int:
         """How many tables below the top level its mapping needs at most."""
-        return sum(((self.end - 1) >> shift) - (self.start >> shift) + 1 for shift in LEVEL_SHIFTS[self.size :])
+        return sum(((self.end - 1) >> shift) - (self.start >> shift) + 1 for shift in self.paging.reach[self.size :])
 
 
 @frozen(kw_only=True)
@@ -63,6 +67,7 @@ class AddressSpace:
 
     areas: tuple[Area, ...]
     by_thread: tuple[tuple[int, ...], ...]
+    paging: GuestPaging = ROWS[FOUR]
 
     @property
     def bases(self) -> tuple[int, ...]:
@@ -83,43 +88,45 @@ class AddressSpace:
 
     @property
     def top_entries(self) -> set[int]:
-        """The entries of the top-level table that are in use."""
-        return {index for area in self.areas for index in range(area.start >> 39, ((area.end - 1) >> 39) + 1)}
+        """The user entries of the top-level table that lead to tables from the start."""
+        return self.paging.prepared([(area.start, area.end - 1) for area in self.areas])
 
 
 def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pages_1g: bool) -> AddressSpace:
     """Lay out a process: text, regions, recorded ranges, stacks. Floating regions share one place."""
-    prebuilt = kernel.populate == "prebuilt"
-    largest = min(SIZES.index(kernel.page_size), 2 if pages_1g else 1)
-    areas = [Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")]
+    prebuilt, paging = kernel.populate == "prebuilt", ROWS[kernel.paging]
+    largest = min(paging.sizes.index(kernel.page_size), 2 if pages_1g else 1)
+    text = Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")
+    areas = [evolve(text, paging=paging)]
     floating = max((_wanted(phase) for phase in process.phases if _is(phase, SHARED)), default=0)
     bases: list[list[int]] = [[] for _ in range(process.threads)]
     placed: dict[int, Area] = {}
-    here = at.REGIONS
+    here = paging.places.regions
     if floating:
-        areas.append(_region(here, floating, largest, prebuilt))
-        here = _beyond(areas[-1].end)
+        areas.append(_region(here, floating, largest, prebuilt, paging))
+        here = _beyond(areas[-1].end, paging)
     for phase in process.phases:
         how = lowerings[type(phase)]
         at_address = phase.span[0] if phase.span else None
-        base = at.REGIONS
+        base = paging.places.regions
         if at_address is not None:
             base = at_address
             if base not in placed:
                 size = largest if how.memory == SHARED else 0
-                while base % SIZES[size]:
+                while base % paging.sizes[size]:
                     size -= 1
-                placed[base] = _region(base, how.region(phase), size, prebuilt and how.memory == SHARED)
+                placed[base] = _region(base, how.region(phase), size, prebuilt and how.memory == SHARED, paging)
                 areas.append(placed[base])
         for mine in bases:
             if at_address is None and how.memory in (OWN, FILE):
                 base = here
-                areas.append(_own(base, phase))
-                here = _beyond(areas[-1].end)
+                areas.append(_own(base, phase, paging))
+                here = _beyond(areas[-1].end, paging)
             mine.append(base)
     stack = at.USER_STACK_PAGES << 12
     areas += [
-        Area(start=user_stack(n) - stack, bytes=stack, prebuilt=prebuilt, name="stack") for n in range(process.threads)
+        Area(start=user_stack(n, paging.places) - stack, bytes=stack, prebuilt=prebuilt, name="stack", paging=paging)
+        for n in range(process.threads)
     ]
     for index, phase in enumerate(process.phases):
         how = lowerings[type(phase)]
@@ -131,13 +138,13 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
             areas += [
                 Area(start=moved ^ start, bytes=end - start, prebuilt=prebuilt, name="recorded") for start, end in parts
             ]
-    _check(areas, process)
-    return AddressSpace(areas=tuple(areas), by_thread=tuple(map(tuple, bases)))
+    _check(areas, process, paging)
+    return AddressSpace(areas=tuple(areas), by_thread=tuple(map(tuple, bases)), paging=paging)
 
 
-def user_stack(thread: int) -> int:
+def user_stack(thread: int, places: at.Places = at.LONG) -> int:
     """The end of a thread's stack."""
-    return at.USER_STACK - 2 * thread * (at.USER_STACK_PAGES << 12)
+    return places.user_stack - 2 * thread * (at.USER_STACK_PAGES << 12)
 
 
 def _split(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -171,31 +178,40 @@ def _wanted(phase: Phase) -> int:
     return lowerings[type(phase)].region(phase)
 
 
-def _region(start: int, length: int, largest: int, prebuilt: bool) -> Area:
+def _region(start: int, length: int, largest: int, prebuilt: bool, paging: GuestPaging) -> Area:
     size = largest
-    while size and length < SIZES[size]:
+    while size and length < paging.sizes[size]:
         size -= 1
-    return Area(start=start, bytes=length, size=size, prebuilt=prebuilt)
+    return Area(start=start, bytes=length, size=size, prebuilt=prebuilt, paging=paging)
 
 
-def _own(start: int, phase: Phase) -> Area:
+def _own(start: int, phase: Phase, paging: GuestPaging) -> Area:
     """Memory of one phase alone, or the addresses where it maps the file."""
     length = lowerings[type(phase)].region(phase)
     if not isinstance(phase, MapFileSpec):
-        return Area(start=start, bytes=length)
-    return Area(start=start, bytes=length, writable=phase.write > 0, file=True, name="mapped file")
+        return Area(start=start, bytes=length, paging=paging)
+    write = phase.write > 0
+    return Area(start=start, bytes=length, writable=write, file=True, name="mapped file", paging=paging)
 
 
-def _beyond(end: int) -> int:
-    return -(-end // GIB) * GIB + GIB
+def _beyond(end: int, paging: GuestPaging) -> int:
+    return -(-end // paging.gap) * paging.gap + paging.gap
 
 
-def _check(areas: list[Area], process: ProcessSpec) -> None:
+def _check(areas: list[Area], process: ProcessSpec, paging: GuestPaging) -> None:
+    places = paging.places
+    for area in areas:
+        if paging.protected and area.end > places.user_stack:
+            raise ConfigError(
+                f"process {process.name!r}: the {area.name} at {area.start:#x} to {area.end - 1:#x} does not lie below "
+                f"{places.user_stack:#x}, where user space ends",
+                help=f"regions can be placed from {places.regions:#x} on; or choose guest.kernel.paging '4-level'",
+            )
     for first, second in _overlaps(sorted(areas, key=lambda area: area.start)):
         raise ConfigError(
             f"process {process.name!r}: the {second.name} at {second.start:#x} overlaps the {first.name} at "
             f"{first.start:#x} to {first.end - 1:#x}",
-            help=f"regions can be placed from {at.REGIONS:#x} on",
+            help=f"regions can be placed from {places.regions:#x} on",
         )
 
 

@@ -1,7 +1,8 @@
 """Lays a guest into its memory: kernel, page tables, tasks, processes. The same natively and in a VM.
 
-Not modelled: INIT and start-up IPIs of a guest (its other CPUs start in the kernel, too); 32-bit guests; linear
-addresses beyond 47 bits; the boot of a real kernel.
+Not modelled: INIT and start-up IPIs of a guest (its other CPUs start in the kernel, too); operands of 32 bits in guests
+in 32-bit protected mode, whose programs compute in sixteen 64-bit registers, call with stack slots of 8 bytes and keep
+words of 8 bytes; linear addresses beyond 47 bits; the boot of a real kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.guest.address_space import AddressSpace, address_space
 from vtsim.guest.file_mappings import MapFileSpec
-from vtsim.guest.frames import SIZES, Frames, Supply
+from vtsim.guest.frames import Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.files import Files
@@ -43,6 +44,7 @@ from vtsim.guest.kernel_data import (
     write_tasks,
 )
 from vtsim.guest.machine_view import DirectTables, DmaMachine, PhysicalMemory, Space, Start
+from vtsim.guest.paging import FIVE, OF_32_BIT, OF_PAE, ROWS, GuestPaging
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
@@ -58,9 +60,10 @@ Refill = Callable[[NDArray[np.int64], int], None]
 NS: Final = 1_000_000_000
 FOUR_GIB_FRAMES: Final = 1 << 20
 CR0: Final = 0x8005_0033
-CR4_PAE, CR4_PGE, CR4_FX, CR4_LA57, CR4_PCIDE = 1 << 5, 1 << 7, 3 << 9, 1 << 12, 1 << 17
+CR4_PSE, CR4_PAE, CR4_PGE, CR4_FX, CR4_LA57, CR4_PCIDE = 1 << 4, 1 << 5, 1 << 7, 3 << 9, 1 << 12, 1 << 17
 EFER_SYSCALL, EFER_LONG, EFER_NX = 1 << 0, 5 << 8, 1 << 11
 STAR, LSTAR, FMASK, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000102
+SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0x174, 0x175, 0x176
 FLAGS_CLEARED: Final = 0x47700  # by SYSCALL
 USER_FIRST_SELECTOR: Final = 0x23
 SPAN: Final = 1 << 16  # pages that are mapped in one go
@@ -203,7 +206,7 @@ def build_guest(
         foreign=foreign,
         cpus=vm.vcpus,
         dma=dma,
-        frames=Frames(size=memory.size, shuffled=shuffled, seed=seed),
+        frames=Frames(size=memory.size, shuffled=shuffled, seed=seed, sizes=ROWS[vm.guest.kernel.paging].sizes),
     ).build()
 
 
@@ -238,9 +241,17 @@ class Builder:
 
     # --- what follows from the scenario and the profile ---------------------------------------------------------
     @property
+    def paging(self) -> GuestPaging:
+        return ROWS[self.guest.kernel.paging]
+
+    @property
+    def places(self) -> at.Places:
+        return self.paging.places
+
+    @property
     def pcid(self) -> bool:
         chosen = self.guest.kernel.pcid
-        return not self.ring3 and (self.profile.features.pcid if chosen is None else chosen)
+        return not (self.ring3 or self.paging.protected) and (self.profile.features.pcid if chosen is None else chosen)
 
     @property
     def paravirtual(self) -> bool:
@@ -268,11 +279,14 @@ class Builder:
 
     @property
     def nx(self) -> bool:
-        return self.profile.features.nx
+        return self.profile.features.nx and self.paging.name != OF_32_BIT
 
     @property
     def five_levels(self) -> bool:
-        return self.guest.kernel.paging_levels == 5
+        return self.paging.name == FIVE
+
+    def _linear(self, gfn: int) -> int:
+        return linear(gfn, self.places)
 
     @property
     def tick_cycles(self) -> int:
@@ -335,9 +349,9 @@ class Builder:
             timer=bool(self.tick_cycles) or _sleeps(guest),
             deadline=self.profile.features.tsc_deadline,
             tasks=len(spaces) + len(forks),
-            call_table=linear(calls),
+            call_table=self._linear(calls),
             calls=call_count(guest),
-            small_zone=linear(zones),
+            small_zone=self._linear(zones),
             top_entries=tuple(sorted(set[int]().union(*(space.top_entries for space in spaces)))),
             paravirtual=self.paravirtual,
             ring3=self.ring3,
@@ -345,21 +359,25 @@ class Builder:
             batch=self.direct.batch if self.direct else 1,
             on_host=self.direct is not None and self.direct.on_host,
             direct_page=self._direct_page,
-            files=linear(file_frames),
+            files=self._linear(file_frames),
             probe=bool(self.guest.kernel.probe),
             sensitive=guest.kernel.sensitive,
             tries=guest.tries_sensitive,
             cpus=self.cpus,
-            alive=linear(zones) + ALIVE_AT,
+            alive=self._linear(zones) + ALIVE_AT,
             dma=self._dma_layout.options if self._dma_layout else None,
             file=file,
+            places=self.places,
+            protected=self.paging.protected,
+            user_entries=self.paging.user_entries,
+            entry_bytes=PAGE // self.paging.format.entries,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
         fill(self.memory, calls, call_table(guest, text))
         if files:
-            fill(self.memory, file_frames, files.words(linear(file_frames), text.labels))
-        self._place(text, at.TEXT, text_frame)
+            fill(self.memory, file_frames, files.words(self._linear(file_frames), text.labels))
+        self._place(text, self.places.text, text_frame)
 
         root = frames.reserve(1)
         cr3 = self._address(self._named(root))
@@ -370,7 +388,7 @@ class Builder:
         self._supply(spaces, forks, tasks, texts, zones)
         for cpu in range(self.cpus):
             stack = at.ENTRY_STACK + cpu_shift(cpu) if kpti else next(t.stack_top for t in tasks if t.cpu == cpu)
-            write_descriptors(self.memory, text, entry + cpu * at.ENTRY_PAGES, stack, cpu)
+            write_descriptors(self.memory, text, entry + cpu * at.ENTRY_PAGES, stack, self.paging, cpu)
         write_tasks(
             self.memory,
             tasks,
@@ -379,9 +397,10 @@ class Builder:
             leave=text.labels["leave"],
             pcid=self.pcid,
             nx=self.nx,
+            paging=self.paging,
             file=file.mapping if file else 0,
         )
-        write_cpu_data(self.memory, entry, tasks, self._address(root), gather)
+        write_cpu_data(self.memory, entry, tasks, self._address(root), self.places, gather)
         if self.cpus > 1:
             self.memory.store((zones << 12) + ALIVE_AT, sum(bool(t.space) and t.parent is None for t in tasks))
         idles = [task for task in tasks if not task.space]
@@ -391,21 +410,16 @@ class Builder:
             rflags=2,
             cr0=CR0,
             cr3=cr3,
-            cr4=CR4_PAE | CR4_PGE | CR4_FX | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0),
-            efer=EFER_SYSCALL | EFER_LONG | (EFER_NX if self.nx else 0),
-            idtr_base=at.IDT,
+            cr4=self._cr4,
+            efer=(0 if self.paging.protected else EFER_SYSCALL | EFER_LONG) | (EFER_NX if self.nx else 0),
+            idtr_base=self.places.entry(at.IDT),
             idtr_limit=0 if self.foreign else PAGE - 1,
-            gdtr_base=at.GDT,
+            gdtr_base=self.places.entry(at.GDT),
             gdtr_limit=8 * GDT_WORDS - 1,
-            tr_base=at.TSS,
+            tr_base=self.places.entry(at.TSS),
             cpl=0,
-            msrs={
-                STAR: USER_FIRST_SELECTOR << 48 | at.KERNEL_CODE << 32,
-                LSTAR: text.labels["syscall_entry"],
-                FMASK: FLAGS_CLEARED,
-                KERNEL_GS_BASE: 0,
-            },
-            gs_base=at.CPU_DATA,
+            msrs=self._call_msrs(text.labels["syscall_entry"]),
+            gs_base=self.places.entry(at.CPU_DATA),
             fs_base=0,
             roots=self._roots(root, tasks),
             log=log << 12,
@@ -415,6 +429,8 @@ class Builder:
             texts=(text, *texts),
             log_lines=tuple(self._process_of(task, tasks) for task in tasks if task.space),
             dma=self._dma_layout.memory if self._dma_layout else None,
+            protected=self.paging.protected,
+            pdptes=tuple(int(word) for word in self._words(root)[:4]) if self.paging.name == OF_PAE else (),
         )
         return evolve(first, others=tuple(self._other(first, idle) for idle in idles[1:]))
 
@@ -425,8 +441,8 @@ class Builder:
             return None
         known = self.frames.reserve(_cache_pages(self.guest))
         first = self.frames.reserve(file.pages)
-        fill(self.memory, known, file.words(linear(known)))
-        return FileOptions(mapping=linear(known), first=first, levels=file.levels)
+        fill(self.memory, known, file.words(self._linear(known)))
+        return FileOptions(mapping=self._linear(known), first=first, levels=file.levels)
 
     def _other(self, first: Start, idle: Task) -> Start:
         """The state in which another CPU starts: the same, with tables and data of its own."""
@@ -467,8 +483,26 @@ class Builder:
             program = evolve(program, instructions=tuple(evolve(i, op=ops.UD) for i in program.instructions))
         self.memory.engine.place(program, lambda page: self.memory.frame(gfn + (page - base) // PAGE))
 
-    def _words(self, gfn: int) -> NDArray[np.int64]:
-        return self.memory.contents(gfn, mem.TABLE)
+    @property
+    def _cr4(self) -> int:
+        bits = CR4_PGE | CR4_FX | (0 if self.paging.name == OF_32_BIT else CR4_PAE)
+        bits |= CR4_PSE if self.paging.protected else 0
+        return bits | (CR4_LA57 if self.five_levels else 0) | (CR4_PCIDE if self.pcid else 0)
+
+    def _call_msrs(self, entry: int) -> dict[int, int]:
+        """What system calls need: SYSCALL's registers, or in 32-bit protected mode SYSENTER's."""
+        if self.paging.protected:
+            stack = self.places.entry(at.ENTRY_STACK)
+            return {SYSENTER_CS: at.KERNEL_CODE, SYSENTER_ESP: stack, SYSENTER_EIP: entry}
+        return {
+            STAR: USER_FIRST_SELECTOR << 48 | at.KERNEL_CODE << 32, LSTAR: entry, FMASK: FLAGS_CLEARED,
+            KERNEL_GS_BASE: 0,
+        }  # fmt: skip
+
+    def _words(self, gfn: int) -> NDArray[Any]:
+        """The entries of a table in a guest frame."""
+        words = self.memory.contents(gfn, mem.TABLE)
+        return words.view(np.uint32) if self.paging.name == OF_32_BIT else words
 
     def _address(self, gfn: int) -> int:
         """The address that an entry or CR3 has for a guest frame."""
@@ -481,7 +515,7 @@ class Builder:
     def _table(self, root: int, take: Callable[[], int]) -> Table:
         """A table of the guest with its root in a guest frame."""
         if self.direct is None:
-            return Table(root=root, format=PAGING, take=take, words=self._words)
+            return Table(root=root, format=self.paging.format, take=take, words=self._words, levels=self.paging.levels)
         engine = self.memory.engine
         return Table(
             root=self._address(root) >> 12, format=PAGING, take=lambda: self._address(take()) >> 12,
@@ -536,8 +570,9 @@ class Builder:
         kept = 0 if self.kpti else e.PTE_GLOBAL
         table = self._kernel_table(root)
         count = self._map_memory(table)
-        self._map_run(table, at.TEXT, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
-        self._map_run(table, at.ENTRY_AREA, entry, at.ENTRY_PAGES * self.cpus, KERNEL_PAGE | nx | kept)
+        places = self.places
+        self._map_run(table, places.text, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
+        self._map_run(table, places.entry_area, entry, at.ENTRY_PAGES * self.cpus, KERNEL_PAGE | nx | kept)
         for phase in (phase for process in self.guest.processes for phase in process.phases):
             device = getattr(phase, "address", 0) >> 12
             if device >= count:
@@ -551,6 +586,10 @@ class Builder:
                 if first < last:
                     self._map_run(table, at.DIRECT + (first << 12), first, last - first, self._direct_page)
             return end
+        if self.paging.protected:  # no device's registers
+            count = -(-end // self.paging.format.entries) * self.paging.format.entries
+            table.map_range(self.places.direct, 0, count, self._direct_page, SIZE_2M)
+            return count
         largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
         step = 1 << 9 * largest
         count = -(-max(end, FOUR_GIB_FRAMES) // step) * step
@@ -572,10 +611,10 @@ class Builder:
     ) -> list[Task]:
         """The processes, the children that fork makes, further threads, and last the idle tasks."""
         tasks = []
-        half = mem.PAGE_WORDS // 2
+        half = self.paging.user_entries
         parents = [None] * len(spaces) + forks
         for number, space in enumerate([*spaces, *(spaces[n] for n in forks)]):
-            top = self._pair()
+            top = self.frames.reserve(1) if self.paging.protected else self._pair()
             self._words(top)[half:] = self._words(root)[half:]
             if trampoline >= 0:
                 self._words(top + 1)[half:] = self._words(trampoline)[half:]
@@ -637,7 +676,7 @@ class Builder:
 
     def _stack(self) -> int:
         first = self.frames.reserve(at.KERNEL_STACK_PAGES)
-        return linear(first + at.KERNEL_STACK_PAGES)
+        return self._linear(first + at.KERNEL_STACK_PAGES)
 
     def _supply(
         self, spaces: list[AddressSpace], forks: list[int], tasks: list[Task], texts: list[Program], zones: int
@@ -645,8 +684,9 @@ class Builder:
         """Give every process its text, the pages that are mapped beforehand, and the zones the pages for faults."""
         frames = self.frames
         copies = sum(_copies(self.guest.processes[n].phases) + CHILD_PAGES for n in forks)
-        built = [sum(space.pages(size, prebuilt=True) for space in spaces) for size in range(3)]
-        free = [sum(space.pages(size, prebuilt=False) for space in spaces) for size in range(3)]
+        kinds = range(len(self.paging.sizes))
+        built = [sum(space.pages(size, prebuilt=True) for space in spaces) for size in kinds]
+        free = [sum(space.pages(size, prebuilt=False) for space in spaces) for size in kinds]
         free[0] += copies
         more = sum(
             process.threads - 1 for process in self.guest.processes
@@ -663,20 +703,23 @@ class Builder:
         for n in range(len(spaces), len(spaces) + len(forks)):
             self._child_tables(tasks[n], spaces[tasks[n].parent or 0])
         pages: dict[int, Supply] = {}
-        for size in (2, 1, 0):
+        for size in reversed(kinds):
             pages[size] = frames.take(built[size] + free[size] + (tables if size == 0 else 0), size)
             zone = (zones << 12) + size * ZONE_BYTES
             for start in range(0, free[size], SPAN):
                 part = pages[size].draw(min(SPAN, free[size] - start))
                 fill(self.memory, lists[size] + start // mem.PAGE_WORDS, part << 12)
-            self.memory.store(zone + at.Z_BOTTOM, linear(lists[size]))
-            self.memory.store(zone + at.Z_TOP, linear(lists[size]) + 8 * free[size])
+            self.memory.store(zone + at.Z_BOTTOM, self._linear(lists[size]))
+            self.memory.store(zone + at.Z_TOP, self._linear(lists[size]) + 8 * free[size])
         self._tables = iter(pages[0].draw(tables).tolist())
         for task, space, text, gfn in zip(tasks, spaces, texts, text_frames, strict=False):
             self._place(text, at.USER_TEXT, gfn)
             self._map_process(task, space, gfn, pages)
 
     def _child_tables(self, task: Task, space: AddressSpace) -> None:
+        if self.paging.name == OF_PAE:  # page directories are there from the start, as Linux prepares them
+            for index in space.top_entries:
+                self._words(task.table)[index] = self.frames.reserve(1) << 12 | e.PTE_PRESENT
         count = space.tables(prebuilt=False) + space.tables(prebuilt=True) + 1
         first = self.frames.reserve(count)
         self._future_tables += range(first, first + count)
@@ -697,11 +740,11 @@ class Builder:
                 for first in range(0, area.pages, SPAN):
                     part = pages[area.size].draw(min(SPAN, area.pages - first))
                     frames = self._named_in_entries(part)
-                    table.map(area.start + first * SIZES[area.size], frames, flags, area.size)
+                    table.map(area.start + first * area.page_bytes, frames, flags, area.size)
         for index in sorted(space.top_entries):
             words = self._words(top)
             if not words[index]:
-                words[index] = self._address(next(self._tables)) | PAGING.interior
+                words[index] = self._address(next(self._tables)) | self.paging.format.above
             if self.two_roots:
                 self._words(top + 1)[index] = words[index]
 

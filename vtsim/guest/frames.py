@@ -31,6 +31,7 @@ class Frames:
     size: int
     shuffled: bool
     seed: int
+    sizes: tuple[int, ...] = SIZES
     _next: int = field(default=FIRST, init=False)
     _large: list[tuple[int, Numbers]] = field(factory=list, init=False)  # frames of a page, first frames
     _handed_out: bool = field(default=False, init=False)
@@ -66,16 +67,16 @@ class Frames:
         )
 
     def take(self, count: int, size: int) -> Supply:
-        """Set aside pages of size 0, 1 or 2 (4 KiB, 2 MiB, 1 GiB): each size once, the largest first."""
+        """Set aside pages of size 0, 1 or 2 (`sizes`): each size once, the largest first."""
         self._handed_out = True
-        step = SIZES[size] // PAGE_BYTES
+        step = self.sizes[size] // PAGE_BYTES
         first = -(-self._next // step)
         jump = max(first, (HOLE_LAST + 1) // step) if self.end > HOLE_FIRST else self.end // step
         low = max(0, min(HOLE_FIRST, self.end) // step - first)  # pages below the hole
         pages = low + max(0, self.end // step - jump)
         blocked = sum(len(taken) * frames // step for frames, taken in self._large)
         if pages - blocked < count:
-            raise self.short(f"{count} pages of {SIZE.format(SIZES[size])}")
+            raise self.short(f"{count} pages of {SIZE.format(self.sizes[size])}")
         seed = np.random.SeedSequence([self.seed, size])
         numbers = scattered(pages, seed) if self.shuffled else in_order(pages)
         supply = Supply(self._free(numbers, first, low, jump, step, list(self._large)))

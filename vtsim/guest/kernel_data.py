@@ -13,9 +13,9 @@ from vtsim.base import memory as mem
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.segment_descriptors import system_descriptor
 from vtsim.guest.address_space import AddressSpace, user_stack
-from vtsim.guest.frames import SIZES
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.machine_view import PhysicalMemory
+from vtsim.guest.paging import GuestPaging
 
 USER_FLAGS: Final = 0x202
 FIRST_THREAD: Final = at.USER_TEXT
@@ -25,6 +25,7 @@ IRET_BYTES: Final = 40  # what IRET takes from the stack
 DOUBLE_FAULT: Final = 8
 # descriptors of the GDT, by selector / 8; two words of the task state and two of the LDT follow
 DESCRIPTORS: Final = (0, 0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0, 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0)
+PROTECTED_DESCRIPTORS: Final = (0, 0, 0xCF9B000000FFFF, 0xCF93000000FFFF, 0xCFFB000000FFFF, 0xCFF3000000FFFF, 0, 0)
 GDT_WORDS: Final = len(DESCRIPTORS) + 4
 LOCAL_DESCRIPTORS: Final = (0, 0x40F30000000FFF)  # a data segment of 4 KiB
 
@@ -49,14 +50,9 @@ class Task:
     rip: int = FIRST_THREAD
 
 
-def linear(gfn: int) -> int:
+def linear(gfn: int, places: at.Places = at.LONG) -> int:
     """The address of a frame in the kernel's direct map."""
-    return at.DIRECT + (gfn << 12)
-
-
-def physical(gpa: int) -> int:
-    """The address of guest-physical memory in the kernel's direct map."""
-    return at.DIRECT + gpa
+    return places.direct + (gfn << 12)
 
 
 def fill(memory: PhysicalMemory, gfn: int, words: Sequence[int] | NDArray[np.int64]) -> None:
@@ -76,6 +72,7 @@ def write_tasks(
     leave: int,
     pcid: bool,
     nx: bool,
+    paging: GuestPaging,
     file: int = 0,
 ) -> None:
     """Write the tasks' words and areas, and the stacks from which threads start; without a space, a task is idle.
@@ -83,7 +80,8 @@ def write_tasks(
     `file` is the linear address of what is known of the file that is mapped.
     """
     ring = [task for task in tasks if task.space]
-    store = memory.store
+    store, direct = memory.store, paging.places.direct
+    log_at, zones_at = linear(log, paging.places), linear(zones, paging.places)
     keep = at.NOFLUSH if pcid else 0
     for number, task in enumerate(ring):
         child = next((other for other in ring if other.parent == number), None)
@@ -93,34 +91,34 @@ def write_tasks(
             at.T_USER_CR3: task.user_cr3 | (task.pcid | 0x800 if pcid else 0) | keep,
             at.T_STACK_TOP: task.stack_top,
             at.T_STATE: at.FREE if parent else at.RUNNABLE,
-            at.T_NEXT: physical(_after(task, [other for other in ring if other.cpu == task.cpu]).at),
-            at.T_LOG: linear(log) + number * at.LOG_BYTES,
-            at.T_AREAS: linear(task.areas),
-            at.T_ROOT: task.root,
-            at.T_TABLES: physical(task.at) + at.T_TABLES_NEXT if parent else linear(zones) + TABLES_AT,
-            at.T_CHILD: physical(child.at) if child else 0,
-            at.T_PARENT: physical(parent.at) if parent else 0,
+            at.T_NEXT: direct + _after(task, [other for other in ring if other.cpu == task.cpu]).at,
+            at.T_LOG: log_at + number * at.LOG_BYTES,
+            at.T_AREAS: linear(task.areas, paging.places),
+            at.T_ROOT: task.root | paging.root_bits,
+            at.T_TABLES: direct + task.at + at.T_TABLES_NEXT if parent else zones_at + TABLES_AT,
+            at.T_CHILD: direct + child.at if child else 0,
+            at.T_PARENT: direct + parent.at if parent else 0,
             at.T_SHARED: int(parent is not None),
         }
         if task.space:
             words[at.T_AREA_COUNT] = len(task.space.areas)
         if task.space and task.leader is None:
-            fill(memory, task.areas, list(_area_words(task.space, zones, nx, file)))
+            fill(memory, task.areas, list(_area_words(task.space, zones_at, nx, file)))
         if len({other.cpu for other in tasks}) > 1:
             first = number if task.leader is None else task.leader
             threads = [other for n, other in enumerate(ring) if first in (n, other.leader)]
             words |= {
-                at.T_SPACE: physical(ring[first].at), at.T_PEER: physical(_after(task, threads).at),
+                at.T_SPACE: direct + ring[first].at, at.T_PEER: direct + _after(task, threads).at,
                 at.T_CPU: at.CPU_DATA + cpu_shift(task.cpu),
             }  # fmt: skip
         for word, value in words.items():
             store(task.at + word, value)
         if parent is None:
-            _write_first_frame(memory, task, leave)
+            _write_first_frame(memory, task, leave, paging)
     for idle in (task for task in tasks if not task.space):
         store(idle.at + at.T_STACK_TOP, idle.stack_top)
         store(idle.at + at.T_STATE, at.FREE)
-        store(idle.at + at.T_NEXT, physical(_first(tasks, idle.cpu).at))
+        store(idle.at + at.T_NEXT, direct + _first(tasks, idle.cpu).at)
 
 
 def _after(task: Task, ring: Sequence[Task]) -> Task:
@@ -141,54 +139,68 @@ def cpu_shift(cpu: int) -> int:
 def _area_words(space: AddressSpace, zones: int, nx: bool, file: int) -> Iterator[int]:
     """The rows of the table of areas. Where a file will be mapped is nothing yet."""
     for area in space.areas:
-        zone = 0 if area.text else linear(zones) + area.size * ZONE_BYTES
+        zone = 0 if area.text else zones + area.size * ZONE_BYTES
         end = area.start if area.file else area.end
-        row = [area.start, end, area.leaf(nx), area.size + 1, zone, SIZES[area.size], file if area.file else 0]
+        row = [area.start, end, area.leaf(nx), area.size + 1, zone, area.page_bytes, file if area.file else 0]
         yield from row + [0] * (at.AREA_BYTES // 8 - len(row))
 
 
-def _write_first_frame(memory: PhysicalMemory, task: Task, leave: int) -> None:
+def _write_first_frame(memory: PhysicalMemory, task: Task, leave: int, paging: GuestPaging) -> None:
     """Prepare the kernel stack so that the first switch to the task goes to user mode."""
-    frame = task.stack_top - at.FRAME_BYTES
-    words = {
-        frame + at.F_RIP: task.rip,
-        frame + at.F_CS: at.USER_CODE,
-        frame + at.F_RFLAGS: USER_FLAGS,
-        frame + at.F_RSP: user_stack(task.thread) - 16,
-        frame + at.F_SS: at.USER_DATA,
-        frame - 8: leave,
-    }
-    for address, value in words.items():
-        memory.store(address - at.DIRECT, value)
+    stack = user_stack(task.thread, paging.places) - 16
+    if paging.protected:  # words of 4 bytes, from the error code on
+        frame = task.stack_top - at.PROTECTED_FRAME_BYTES
+        pushed = (0, task.rip, at.PROTECTED_CODE, USER_FLAGS, stack, at.USER_DATA)
+        words = {
+            task.stack_top - 4 * (len(pushed) - n): pushed[n] | pushed[n + 1] << 32 for n in range(0, len(pushed), 2)
+        }
+    else:
+        frame = task.stack_top - at.FRAME_BYTES
+        words = {
+            frame + at.F_RIP: task.rip, frame + at.F_CS: at.USER_CODE, frame + at.F_RFLAGS: USER_FLAGS,
+            frame + at.F_RSP: stack, frame + at.F_SS: at.USER_DATA,
+        }  # fmt: skip
+    for address, value in (words | {frame - 8: leave}).items():
+        memory.store(address - paging.places.direct, value)
     memory.store(task.at + at.T_RSP, frame - 8 - at.SWITCH_BYTES)
 
 
-def write_descriptors(memory: PhysicalMemory, text: Program, entry: int, stack: int, cpu: int = 0) -> None:
+def write_descriptors(
+    memory: PhysicalMemory, text: Program, entry: int, stack: int, paging: GuestPaging, cpu: int = 0
+) -> None:
     """Write IDT, GDT, LDT and TSS into a CPU's entry area; `stack` is where exceptions in user mode arrive.
 
-    SDM: "64-Bit Mode IDT"; "TSS Descriptor in 64-bit mode"; "64-Bit Mode Stack Frame".
+    SDM: "64-Bit Mode IDT"; "TSS Descriptor in 64-bit mode"; "64-Bit Mode Stack Frame"; "Segment Descriptors".
+    Not modelled: a task gate for double faults in 32-bit protected mode.
     """
     gates: list[int] = []
+    moved = paging.places.entry
     for vector in range(256):
         handler = text.labels.get(f"vector_{vector}", text.labels["vector_other"]) & ((1 << 64) - 1)
         table = 1 if vector == DOUBLE_FAULT else 0
-        low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | table << 32 | INTERRUPT_GATE
-        gates += [low | (handler >> 16 & 0xFFFF) << 48, handler >> 32]
+        low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | INTERRUPT_GATE | (handler >> 16 & 0xFFFF) << 48
+        gates += [low] if paging.protected else [low | table << 32, handler >> 32]
     fill(memory, entry, gates)
     words = memory.contents(entry + 1, mem.VALUES)
     gdt, tss = at.GDT - at.CPU_DATA, at.TSS - at.CPU_DATA
-    state = system_descriptor(0x8B, 0x67, at.TSS + cpu_shift(cpu))
-    local = system_descriptor(0x82, 8 * len(LOCAL_DESCRIPTORS) - 1, at.LDT + cpu_shift(cpu))
-    for n, descriptor in enumerate((*DESCRIPTORS, *state, *local)):
+    state = system_descriptor(0x8B, 0x67, moved(at.TSS) + cpu_shift(cpu))
+    local = system_descriptor(0x82, 8 * len(LOCAL_DESCRIPTORS) - 1, moved(at.LDT) + cpu_shift(cpu))
+    flat = PROTECTED_DESCRIPTORS if paging.protected else DESCRIPTORS
+    for n, descriptor in enumerate((*flat, *state, *local)):
         words[gdt // 8 + n] = mem.signed(descriptor)
     for n, descriptor in enumerate(LOCAL_DESCRIPTORS):
         words[(at.LDT - at.CPU_DATA) // 8 + n] = descriptor
     as_bytes = words.view(np.uint8)
-    for offset, value in ((tss + 4, stack), (tss + 36, at.DOUBLE_FAULT_STACK + cpu_shift(cpu))):
+    stacks = {tss + 4: stack, tss + 36: moved(at.DOUBLE_FAULT_STACK) + cpu_shift(cpu)}
+    if paging.protected:  # ESP0, SS0
+        stacks = {tss + 4: stack | at.KERNEL_STACK << 32}
+    for offset, value in stacks.items():
         as_bytes[offset : offset + 8] = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
 
 
-def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], root: int, gather: int = -1) -> None:
+def write_cpu_data(
+    memory: PhysicalMemory, entry: int, tasks: Sequence[Task], root: int, places: at.Places, gather: int = -1
+) -> None:
     """Write every CPU's words: its idle task runs, on the kernel's own root.
 
     `gather` is the first frame of their lists, with several CPUs.
@@ -196,9 +208,9 @@ def write_cpu_data(memory: PhysicalMemory, entry: int, tasks: Sequence[Task], ro
     for idle in (task for task in tasks if not task.space):
         here = [task for task in tasks if task.cpu == idle.cpu and task.space]
         words = {
-            at.CURRENT: physical(idle.at),
-            at.IDLE_TASK: physical(idle.at),
-            at.FIRST_TASK: physical(_first(tasks, idle.cpu).at),
+            at.CURRENT: places.direct + idle.at,
+            at.IDLE_TASK: places.direct + idle.at,
+            at.FIRST_TASK: places.direct + _first(tasks, idle.cpu).at,
             at.STACK_TOP: idle.stack_top,
             at.KERNEL_ROOT: root,
             at.ALIVE: sum(task.parent is None for task in here),

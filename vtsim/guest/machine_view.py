@@ -130,6 +130,7 @@ class Start:
     `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
     `texts` are the programs: the kernel's, then those of the processes.
     `others` are the states of the other vCPUs, `log_lines` the processes whose ends are recorded, in order.
+    `protected`: programs run in 32-bit protected mode, with flat segments; `pdptes` are loaded then, with PAE paging.
     """
 
     rip: int
@@ -158,3 +159,5 @@ class Start:
     others: tuple[Start, ...] = ()
     log_lines: tuple[int, ...] = ()
     dma: DmaMemory | None = None
+    protected: bool = False
+    pdptes: tuple[int, ...] = ()

@@ -18,7 +18,8 @@ from vtsim.guest import primitives as primitives_package
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.primitives import DmaPlace, Stage, lowerings
+from vtsim.guest.paging import ROWS
+from vtsim.guest.primitives import DmaPlace, Stage, enter_kernel, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
 
 import_all(kernel_package)
@@ -92,7 +93,10 @@ def kernel_text(
     paths, entry_pages, end = PATHS.get(options, lambda: _paths(options))
     a = Assembler("guest kernel", end, externals=paths.labels)
     for number, index, phase in kernel_loops(guest):
-        stage = evolve(stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual)
+        stage = evolve(
+            stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual,
+            direct=options.places.direct, entry_bytes=options.entry_bytes,
+        )  # fmt: skip
         a.activity = ops.APPLICATION
         a.label(stage.name)
         lowerings[type(phase)].emit(a, phase, stage)
@@ -105,11 +109,11 @@ def kernel_text(
 
 def _paths(options: KernelOptions) -> tuple[Program, int, int]:
     """What does not depend on phases, how many of its pages user page tables map, and the address after it."""
-    a = Assembler("guest kernel", at.TEXT)
+    a = Assembler("guest kernel", options.places.text)
     for path in kernel_paths.values():
         if path.entry:
             path.emit(a, options)
-    entry_pages = -(-(a.here - at.TEXT) // PAGE)
+    entry_pages = -(-(a.here - options.places.text) // PAGE)
     a.align(PAGE)
     for path in kernel_paths.values():
         if not path.entry:
@@ -138,7 +142,8 @@ def call_count(guest: GuestSpec) -> int:
 def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int]], stages: Stages) -> Program:
     """The program of a process: for each thread (labels `thread_N`) its phases one after the other, then exit."""
     process: ProcessSpec = guest.processes[number]
-    a = Assembler(f"process {process.name}", at.USER_TEXT)
+    bits = 32 if ROWS[guest.kernel.paging].protected else 64
+    a = Assembler(f"process {process.name}", at.USER_TEXT, bits=bits)
     calls = {(p, i): at.FIRST_LOOP + n for n, (p, i, _) in enumerate(kernel_loops(guest))}
     for thread, bases in enumerate(by_thread):
         a.label(f"thread_{thread}")
@@ -147,9 +152,9 @@ def process_text(guest: GuestSpec, number: int, by_thread: Sequence[Sequence[int
             if (number, index) in calls:
                 how.before(a, phase, stage)
                 a.mov(s.RAX, calls[number, index])
-                a.op(ops.SYSCALL)
+                enter_kernel(a)
             else:
                 how.emit(a, phase, stage)
         a.mov(s.RAX, at.CALL_EXIT)
-        a.op(ops.SYSCALL)
+        enter_kernel(a)
     return a.assemble()

@@ -483,7 +483,9 @@ class KernelSpec:
 
     kpti: bool = setting(Boolean(), "Separate page tables for user mode; a CR3 switch per system call", default=False)
     pcid: bool | None = setting(Boolean(auto=True), "Tag translations with the process", default=None)
-    page_size: int = setting(sizes(choices=PAGE_SIZES), "Pages that user memory is mapped with", default=4 * KIB)
+    page_size: int = setting(
+        sizes(choices=(4 * KIB, 2 * MIB, 4 * MIB, GIB)), "Pages that user memory is mapped with", default=4 * KIB
+    )
     tick: int = setting(durations(ge=1000, words={"off": 0}), "Period of the timer interrupt", default=4_000_000)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
@@ -517,7 +519,11 @@ class KernelSpec:
         "Addresses for devices from caches before the tree (Linux since 4.8), or from the tree each time",
         default="cached",
     )
-    paging_levels: int = setting(counts(choices=(4, 5)), "Levels of the paging structures; 5 needs LA57", default=4)
+    paging: str = setting(
+        Text(choices=("4-level", "5-level", "PAE", "32-bit")),
+        "Paging mode; 5-level needs LA57; with PAE and 32-bit paging guest and processor are in 32-bit protected mode",
+        default="4-level",
+    )
 
 
 @frozen(kw_only=True)

@@ -24,8 +24,10 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine, Geometry, stop_name
+from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, PORTS, port_in
 from vtsim.cpu.profile import Profile, load_profile
+from vtsim.ept.tables import Words
 from vtsim.guest.build import build_guest, needs, recorded
 from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
 VALUE_PAGES: Final = 1 << 16  # frames in which programs may store values beyond what the builders laid out
 SLICE: Final = 1 << 24  # cycles between two looks at the world; fixed, because slices are seen by several CPUs
 MSR_SLOTS: Final = {
+    0x174: s.SYSENTER_CS,
+    0x175: s.SYSENTER_ESP,
+    0x176: s.SYSENTER_EIP,
     0xC0000081: s.MSR_STAR,
     0xC0000082: s.MSR_LSTAR,
     0xC0000083: s.MSR_CSTAR,
@@ -539,7 +544,19 @@ def apply(engine: Engine, cpu: int, start: Start) -> None:
         m[slot] = mem.signed(value)
     m[s.PRIVILEGE] = o.R3 if start.cpl else o.R0
     m[s.SS_ACCESS_RIGHTS] = 0xC093 | start.cpl << 5
+    if start.protected:
+        _protect(m, start)
     engine.sync(cpu)
+
+
+def _protect(m: Words, start: Start) -> None:
+    """Put a CPU into 32-bit protected mode: flat segments that every ring may use, a 32-bit TSS, PDPTEs."""
+    m[modes.RIGHTS : modes.RIGHTS + modes.LDTR] = 0xC0F3
+    m[modes.LIMITS_AT : modes.LIMITS_AT + modes.LDTR] = modes.LOW32
+    m[s.SS_ACCESS_RIGHTS], m[s.CS_ACCESS_RIGHTS] = 0xC093, 0xC09B
+    m[modes.RIGHTS + modes.TR], m[modes.LIMITS_AT + modes.TR] = 0x8B, 0x67
+    m[s.PDPTE0 : s.PDPTE0 + len(start.pdptes)] = start.pdptes
+    modes.set_mode(m)
 
 
 def alone(scenario: Scenario, vm: VmSpec) -> Scenario:

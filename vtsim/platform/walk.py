@@ -24,6 +24,7 @@ from vtsim.cpu.kernels.contexts import CR4_PCIDE, NO_CONTEXT
 from vtsim.cpu.kernels.rights import DATA_SIZE
 from vtsim.ept import spec as e
 from vtsim.guest.machine_view import Space
+from vtsim.guest.paging import ROWS
 from vtsim.platform.machine import Machine, alone
 from vtsim.platform.observed import Function, Observed
 from vtsim.platform.spec import Scenario
@@ -53,9 +54,10 @@ EVERY_ENTRY: Final = tuple(
 class Walk:
     """An observed translation, with the sizes and counts in the units of the names.
 
-    `address` is unsigned. `fault` is empty, or what ended the translation, then with `error_code` of a page fault or
-    `qualification` of an EPT violation and `fault_gpa`. `tlb` names the TLB that had the translation (no walk then),
-    `cache` the paging-structure cache that the walk began with.
+    `address` is unsigned. `pdpte` is what PAE paging has loaded before the walk, which reads none. `fault` is empty, or
+    what ended the translation, then with `error_code` of a page fault or `qualification` of an EPT violation and
+    `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the paging-structure cache that
+    the walk began with.
     """
 
     scenario: str
@@ -68,6 +70,7 @@ class Walk:
     ring: int
     caches: str
     cr3: int
+    pdpte: int | None
     eptp: int
     guest_levels: int
     ept_levels: int
@@ -135,6 +138,10 @@ def walk(
         raise ConfigError(f"pages know no ring {ring}", field="ring", help="ring can be 0, 3")
     if not 0 <= address <= UNSIGNED:
         raise ConfigError("a linear address has 64 bits", field="address", help="as in 0x10000000")
+    paging = ROWS[scenario.vms[number].guest.kernel.paging]
+    if paging.protected and address >> 32:
+        message = f"a linear address has 32 bits with {paging.name} paging"
+        raise ConfigError(message, field="address", help=f"as in {paging.places.regions:#x}")
     machine = Machine(scenario)
     target = machine.vms[number]
     if not target.spaces:
@@ -148,7 +155,7 @@ def walk(
         machine.run()
     engine, cpu, deprivileged = machine.engine, target.spec.cpu or 0, machine.monitor is not None
     if ring is None:
-        ring = 0 if address >> 63 else 3
+        ring = 0 if address >= paging.places.direct & UNSIGNED else 3
     _become_guest(machine, number, space, ring)
     if cold or not after_run:
         empty_caches(engine, cpu)
@@ -168,6 +175,7 @@ def walk(
         ring=ring,
         caches="cold" if cold or not after_run else "as the run left them",
         cr3=int(m[s.CR3]),
+        pdpte=int(m[s.PDPTE0 + (address >> 30 & 3)]) if m[s.PAGING_LEVELS] == 3 else None,
         eptp=int(m[s.EPTP]) if m[s.NONROOT] else 0,
         guest_levels=int(m[s.PAGING_LEVELS]),
         ept_levels=((int(m[s.EPTP]) >> e.EPTP_LEVELS) & 7) + 1 if m[s.NONROOT] and m[s.EPTP] else 0,
@@ -235,6 +243,9 @@ def _become_guest(machine: Machine, number: int, space: Space, ring: int) -> Non
     m[s.RIP] = 0  # of no recorded row
     m[s.CONTEXT_KEY] = NO_CONTEXT
     engine.sync(cpu)
+    if m[s.PAGING_LEVELS] == 3:
+        load = hypervisor.vcpus[number].memory.load if hypervisor is not None and m[s.EPTP] else engine.load
+        m[s.PDPTE0 : s.PDPTE0 + 4] = [load((loaded & e.PDPT_ADDRESS) + 8 * n) for n in range(4)]
 
 
 def _loaded(machine: Machine, number: int, space: Space, ring: int) -> int:

@@ -51,7 +51,8 @@ class Attack:
 def attacks(scenario: Scenario) -> Iterator[Attack]:
     """The suite for a machine."""
     profile, vmm = load_profile(scenario.machine.profile), scenario.vmm
-    sizes, levels = PAGES if profile.features.pages_1g else PAGES[:2], scenario.vms[0].guest.kernel.paging_levels
+    sizes = PAGES if profile.features.pages_1g else PAGES[:2]
+    levels = 5 if scenario.vms[0].guest.kernel.paging == "5-level" else 4
     tables = vmm.paging == "direct-pv"
     call = CALLS[tables and techniques[vmm.technique].deprivileged]
     for target, whose in WHOSE.items():

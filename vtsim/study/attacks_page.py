@@ -22,7 +22,7 @@ vms:
       kernel: {tick: off, dma: strict}
       processes: [{phases: [{primitive: syscall, iterations: 3}]}]
 """
-LA57: Final = ("vms.0.guest.kernel.paging_levels=5", "machine.cpu={features.la57: true, vmx.generation: ice-lake-sp}")
+LA57: Final = ("vms.0.guest.kernel.paging=5-level", "machine.cpu={features.la57: true, vmx.generation: ice-lake-sp}")
 NATIVE: Final = "vmm.technique=native"
 TRANSLATION: Final = "vmm.technique=dynamic-translation"
 WAYS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -48,11 +48,13 @@ ERROR_BITS: Final = (
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def flags(reference: Reference) -> str:
+def flags(reference: Reference, walk: Walk) -> str:
     """The flags of an entry as letters; those that the walk set are marked with a plus."""
     value, now = reference.value, reference.value if reference.stored is None else reference.stored
     leaf = reference.level == 1 or bool(value & e.PTE_LARGE and reference.level in LARGE_NAMES)
     large = [LARGE_NAMES[reference.level]] if leaf and reference.level > 1 else []
+    if large and reference.dimension == GUEST and walk.guest_levels == 2:
+        large = ["4M"]
     if reference.dimension == EPT:
         if not value & e.EPT_RWX:
             return "not present"
@@ -118,12 +120,20 @@ def _count(number: int, noun: str) -> str:
 
 def indexes(walk: Walk) -> str:
     """How the linear address is cut into indexes."""
-    if walk.guest_levels < 4:
-        return f"offset {walk.address & 0xFFF:#x}"
+    wide = walk.guest_levels == 2  # tables of 1024 entries
+    shift, last = (2, 1023) if wide else (3, 511)
     parts = [
-        f"{ENTRY_NAMES[level]} {walk.address >> (3 + 9 * level) & 511}" for level in range(walk.guest_levels, 0, -1)
+        f"{ENTRY_NAMES[level]} {walk.address >> (shift + (10 if wide else 9) * level) & last}"
+        for level in range(walk.guest_levels, 0, -1)
     ]
     return " · ".join([*parts, f"offset {walk.address & 0xFFF:#x}"])
+
+
+def paging_of(walk: Walk) -> str:
+    """What the manual calls the paging mode."""
+    return {0: "no paging", 2: "32-bit paging", 3: "PAE paging"}.get(
+        walk.guest_levels, f"{walk.guest_levels}-level paging"
+    )
 
 
 def _title(level: Level) -> str:
@@ -152,12 +162,14 @@ class WalkText:
 
 def _parts(walk: Walk, *, wide: bool) -> Iterator[RenderableType]:
     yield Text(f"{walk.address:#x}: {walk.access} from ring {walk.ring} by {walk.process} in {walk.vm}", style="bold")
-    dimensions = f"{walk.guest_levels}-level paging"
+    dimensions = paging_of(walk)
     if walk.eptp:
         dimensions += f" behind {walk.ept_levels}-level EPT"
     yield Text(f"{walk.profile}, {walk.technique}, {dimensions}; caches {walk.caches}")
     yield Text(indexes(walk))
     roots = f"CR3 {walk.cr3:#x}" + (f"   EPTP {walk.eptp:#x}" if walk.eptp else "")
+    if walk.pdpte is not None:
+        roots += f"   PDPTE {walk.pdpte:#x}, loaded by VM entry or MOV to CR3"
     yield Text(roots)
     yield Text("")
     if walk.levels:
@@ -262,8 +274,8 @@ def _rows(walk: Walk) -> Iterator[tuple[str, str, str, str, str, str, str, str, 
         if step.entry is not None:
             r = step.entry
             yield (
-                str(r.number), f"{r.dimension} {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r), leads_to(r, walk),
-                r.served, str(r.cycles), "bold",
+                str(r.number), f"{r.dimension} {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r, walk),
+                leads_to(r, walk), r.served, str(r.cycles), "bold",
             )  # fmt: skip
         for nested in step.nested[len(first) :]:
             yield from _nested_rows(nested, walk)
@@ -280,7 +292,7 @@ def _nested_rows(nested: NestedWalk, walk: Walk) -> Iterator[tuple[str, str, str
         yield "", "EPT", "", at, why, "", "", "", ""
     for r in nested.references:
         yield (
-            str(r.number), f"EPT {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r), leads_to(r, walk), r.served,
+            str(r.number), f"EPT {r.name}", f"{r.hpa:#x}", f"{r.value:#x}", flags(r, walk), leads_to(r, walk), r.served,
             str(r.cycles), "dim",
         )  # fmt: skip
 

@@ -24,6 +24,7 @@ from vtsim.ept.shadow import NARROW
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, USER_PAGE, Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmcs import state as h
+from vtsim.vmcs.bits import ENTRY_IA32E_MODE_GUEST
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import board, vmcs
 from vtsim.vmm import layout as at
@@ -360,6 +361,8 @@ def _fill_vmcs(
         "MSR_BITMAPS": bitmap << 12, "VIRTUAL_APIC_ADDRESS": apic_page << 12,
         "VPID": hypervisor.vcpus.index(vcpu) + 1 if vmm.vpid else 0,
     }  # fmt: skip
+    if start.protected:
+        fields["ENTRY_CONTROLS"] &= ~ENTRY_IA32E_MODE_GUEST
     if vcpu.ept is not None:
         fields["EPT_POINTER"] = vcpu.ept_top << 12 | vmm.ept.pointer_bits
     values: dict[str, int] = {}
@@ -393,7 +396,7 @@ def _fill_vmcs(
         fields["GUEST_CR4"] |= CR4_PAE
         if host.profile.features.nx:
             fields["GUEST_IA32_EFER"] |= EFER_NX
-        if narrow:  # assembled programs are 64-bit code, whatever paging they believe in
+        if narrow and not start.protected:  # 64-bit code, whatever paging it believes in
             fields["GUEST_IA32_EFER"] |= EFER_LME | EFER_LMA
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address

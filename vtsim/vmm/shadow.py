@@ -145,6 +145,7 @@ def mode_of(start: Start) -> int:
         (d.MODE_PAE, legacy and start.cr4 & CR4_PAE),
         (d.MODE_32BIT, legacy and not start.cr4 & CR4_PAE),
         (d.MODE_PSE, legacy and not start.cr4 & CR4_PAE and start.cr4 & CR4_PSE),
+        (d.MODE_PAE_ROOT, start.protected),
     )
     return sum(mode for mode, present in flags if present)
 
@@ -175,7 +176,7 @@ def fill_pool(
     records[-1, d.RECORD["NEXT"] // 8] = 0
     direct = not mode & d.MODE_PAGING or bool(mode & d.NARROW)
     frame = 0 if direct else (start.cr3 & e.ADDRESS) // mem.PAGE_BYTES
-    top = 5 if mode & d.MODE_LA57 else 4
+    top = 3 if mode & d.MODE_PAE_ROOT else 5 if mode & d.MODE_LA57 else 4
     role = top | d.ALL_RIGHTS << d.ROLE_RIGHTS | (mode & d.ROLE_MODES) << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
     records[0, d.RECORD["KEY"] // 8] = frame << d.KEY_FRAME | role
     records[0, d.RECORD["STATE"] // 8] = d.IN_USE
@@ -188,7 +189,7 @@ def fill_pool(
         host.store(host.address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
-        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | (mode & ~d.MODE_LEGACY) << d.MODE_SHIFT,
+        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT,
         "DIRECT": host.direct, "GUEST": guest,
         "TABLES": pool.tables << 12, "NOTES": host.address(pool.notes),
         "RECORDS": host.address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,

@@ -25,6 +25,8 @@ from vtsim.vmm import layout as at
 WORDS: Final = (PIN, PRIMARY, SECONDARY, EXIT, ENTRY)
 EXCEPTIONS: Final = {"DB": 1, "UD": 6, "PF": 14, "AC": 17, "MC": 18}
 PASS_READ, PASS_WRITE = 1, 2
+CS_L, CS_D = 1 << 13, 1 << 14
+SYSENTER: Final = {0x174: "SYSENTER_CS", 0x175: "SYSENTER_ESP", 0x176: "SYSENTER_EIP"}
 
 
 @frozen(kw_only=True)
@@ -81,6 +83,9 @@ def host_state(*, root: int, stack: int, exit_address: int, cpu_page: int, idt: 
 def guest_state(start: Start) -> dict[str, int]:
     """What the first VM entry loads: a vCPU as its guest's builder left it."""
     code, data = (0xA09B, 0xC093) if start.cpl == 0 else (0xA0FB, 0xC0F3)
+    others = data
+    if start.protected:  # ring 3 may use the data segments of a flat kernel
+        code, others = code ^ CS_L ^ CS_D, 0xC0F3
     state = {
         "GUEST_RIP": start.rip, "GUEST_RSP": start.rsp, "GUEST_RFLAGS": start.rflags | 2,
         "GUEST_CR0": start.cr0, "GUEST_CR3": start.cr3, "GUEST_CR4": start.cr4 | 1 << 13,
@@ -96,9 +101,11 @@ def guest_state(start: Start) -> dict[str, int]:
         "VMCS_LINK_POINTER": -1, "CR0_READ_SHADOW": start.cr0, "CR4_READ_SHADOW": start.cr4,
     }  # fmt: skip
     for segment in ("DS", "ES", "FS", "GS"):
-        state[f"GUEST_{segment}_ACCESS_RIGHTS"] = data
+        state[f"GUEST_{segment}_ACCESS_RIGHTS"] = others
         state[f"GUEST_{segment}_LIMIT"] = 0xFFFF_FFFF
-    return state
+    for index, name in SYSENTER.items():
+        state[f"GUEST_IA32_{name}"] = start.msrs.get(index, 0)
+    return state | {f"GUEST_PDPTE{n}": pdpte for n, pdpte in enumerate(start.pdptes)}
 
 
 def msr_bitmap(passed: Mapping[int, int]) -> list[int]:

@@ -1,8 +1,7 @@
 """Control registers: reads, writes, CLTS and LMSW, and what a change drops.
 
 SDM: "Guest/Host Masks and Read Shadows for CR0 and CR4"; "CR3-Target Controls".
-Not modelled: CR4 bits that a processor does not have, outside VMX operation; PAE page-directory-pointer loads by
-assembled programs, which use 64-bit mode.
+Not modelled: CR4 bits that a processor does not have, outside VMX operation.
 """
 
 from __future__ import annotations
@@ -215,7 +214,7 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             flush_linear(m, a)
         if number == 0 and (old ^ value) & (PE | PG):
             change_mode(m)
-        if decoded and m[s.PAGING_LEVELS] and m[s.MODE] and needs_pdptes(m, old ^ value, number):
+        if m[s.MODE] and m[s.PAGING_LEVELS] and needs_pdptes(m, old ^ value, number) and not recorded(m, a):
             fault = load_pdptes(m, a, t, m[s.CR3])
             if fault:
                 m[slot] = old
@@ -236,7 +235,7 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return raise_exception(m, GP, 1, 0)
         if decoded and value < 0 and m[s.CR4] & CR4_PCIDE == 0:
             return raise_exception(m, GP, 1, 0)
-        if decoded and m[s.MODE] and m[s.CR4] & PAE and m[s.CR0] & PG and m[s.EFER] & LMA == 0:
+        if m[s.MODE] and m[s.CR4] & PAE and m[s.CR0] & PG and m[s.EFER] & LMA == 0 and not recorded(m, a):
             fault = load_pdptes(m, a, t, value)
             if fault:
                 return fault

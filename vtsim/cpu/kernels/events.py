@@ -1,7 +1,7 @@
 """Exceptions and interrupts: what exits, what goes through the IDT, what becomes a double fault.
 
 SDM: "Interrupt and Exception Handling".
-Not modelled: descriptor loads from the GDT and LDT on delivery; task gates; 16- and 32-bit gates.
+Not modelled: descriptor loads from the GDT and LDT on delivery in 64-bit mode to assembled programs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def through_idt(m: Record, a: Arena, t: Tags) -> int:
     """
     if recorded(m, a):
         return recorded_delivery(m, a, t)
-    if a[A_DECODE]:
+    if a[A_DECODE] or m[s.MODE]:
         return through_gates(m, a, t)
     injected = m[s.INJECTED]
     m[s.INJECTED] = 0

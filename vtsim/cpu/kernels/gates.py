@@ -37,6 +37,7 @@ from vtsim.cpu.codes import (
 )
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
+from vtsim.cpu.kernels.digest import saw_exception
 from vtsim.cpu.kernels.exceptions import (
     becomes_double_fault,
     exception_exit,
@@ -103,6 +104,8 @@ def through_gates(m: Record, a: Arena, t: Tags) -> int:
             if kind == NMI_EVENT:
                 m[s.NMI_BLOCKED] = 1
             a[m[s.OWNER] + (k.INTERRUPTS if kind == EXTERNAL else k.EXCEPTIONS)] += 1
+            if kind == HARDWARE_EXCEPTION:
+                saw_exception(m, a, vector, error if m[s.EVENT_HAS_ERROR] else -1)
             m[s.VECTORING] = 0
             m[s.HALTED] = 0
             m[s.INTERRUPT_SHADOW] = 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.base.memory import CODE, PAGE_WORDS, PLAIN, contents, kind_of, set_kind, touch
+from vtsim.base.memory import CODE, PAGE_WORDS, PLAIN, contents, is_memory, kind_of, set_kind, store, touch
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
+from vtsim.cpu.codes import OUT_OF_MEMORY
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.ept_walk import WRITE
@@ -36,7 +37,33 @@ def hook_store(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
     m[s.CYCLE] += m[s.PRICE + o.ST]
     m[s.FAULT_KIND] = write64(m, a, t, gva, value)
     if m[s.FAULT_KIND]:
-        m[s.REFUSED_AT], m[s.REFUSED_VALUE] = gva, value
+        m[s.REFUSED_AT], m[s.REFUSED_VALUE], m[s.REFUSED_BYTES] = gva, value, 8
+    return m[s.FAULT_KIND]
+
+
+@kernel
+def load_half(m: Record, a: Arena, t: Tags, gva: int) -> int:
+    """As `hook_load`, of 4 bytes."""
+    word = hook_load(m, a, t, gva & ~7)
+    return (word >> 32 if gva & 4 else word) & 0xFFFFFFFF
+
+
+@kernel
+def store_half(m: Record, a: Arena, t: Tags, gva: int, value: int) -> int:
+    """As `hook_store`, of 4 bytes."""
+    if m[s.REFUSED_AT] == gva and m[s.REFUSED_VALUE] == value:
+        m[s.REFUSED_AT] = 0
+        if load_half(m, a, t, gva) == value and m[s.FAULT_KIND] == 0:
+            return 0
+    m[s.RETIRED] += 1
+    m[s.CYCLE] += m[s.PRICE + o.ST]
+    hpa = timed_access(m, a, t, gva, WRITE)
+    m[s.FAULT_KIND] = 0
+    if hpa < 0:
+        m[s.REFUSED_AT], m[s.REFUSED_VALUE], m[s.REFUSED_BYTES] = gva, value, 4
+        m[s.FAULT_KIND] = hpa
+    elif is_memory(a, hpa) and store(a, hpa, 4, value) < 0:
+        m[s.STOP] = OUT_OF_MEMORY
     return m[s.FAULT_KIND]
 
 

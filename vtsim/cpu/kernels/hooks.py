@@ -2,7 +2,8 @@
 
 A hook sees registers and simulated memory only. Every load and store that it stands for goes through TLBs and caches
 and counts as an instruction. It may refuse (a fault delivered at the hook's RIP); it never sets RIP or privilege.
-Page-table hooks see the tables through a linear map of physical memory that starts at R8. What a refused hook had done
+Page-table hooks see the tables through a linear map of physical memory that starts at R8; bits 53:52 of the root say of
+which paging mode they are (`table_hooks`). What a refused hook had done
 stands in registers, so that it goes on when it is made again. The hooks of shadow paging are in `shadow_hooks`, those
 of memory management in `memory_hooks`.
 """
@@ -211,7 +212,7 @@ def decode(m: Record, a: Arena, t: Tags) -> int:
         if m[s.GPR + s.RAX] == o.HOOK and m[s.REFUSED_AT] and number <= TABLE_CLEAR:
             m[s.GPR + s.RAX] = o.ST  # the store in it that was refused; the hook goes on by itself
             m[s.GPR + s.RCX] = 16
-            m[s.GPR + s.RDX] = 8
+            m[s.GPR + s.RDX] = m[s.REFUSED_BYTES]
             m[s.GPR + s.RBX] = m[s.REFUSED_VALUE]
             m[s.GPR + s.R9] = 0
     return 0

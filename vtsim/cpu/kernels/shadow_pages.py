@@ -434,7 +434,8 @@ def link_page(m: Record, a: Arena, t: Tags, entry: int, page: int) -> None:
     at = record_at(m, page)
     shadow_put(m, a, t, note_at(m, entry), shadow_get(m, a, t, at + R_PARENTS))
     shadow_put(m, a, t, at + R_PARENTS, entry + 1)
-    shadow_put(m, a, t, entry_at(m, entry), m[s.SHADOW_TABLES] + (page << 12) | d.UPPER)
+    pdpte = m[s.SHADOW_MODE] & d.MODE_PAE_ROOT and shadow_get(m, a, t, at) & d.ROLE_LEVEL == 2
+    shadow_put(m, a, t, entry_at(m, entry), m[s.SHADOW_TABLES] + (page << 12) | (d.UPPER_PDPTE if pdpte else d.UPPER))
     if shadow_get(m, a, t, at + R_STATE) & d.UNSYNC or shadow_get(m, a, t, at + R_BELOW):
         if not mark_entry(m, a, t, entry):
             mark_above(m, a, t, entry >> 9)

@@ -166,6 +166,8 @@ def top_level(m: Record) -> int:
 @kernel
 def top_of(mode: int) -> int:
     """The same in any paging mode."""
+    if mode & d.MODE_PAE_ROOT:
+        return 3
     return 5 if mode & d.MODE_LA57 else 4
 
 

@@ -4,7 +4,10 @@ The roots of PAE and of 32-bit paging are the four page directories, or the quad
 have; above them stand shadow pages of no table of the guest.
 
 SDM: "Memory Virtualization"; "PDPTE Registers".
-Not modelled: PAE paging of the processor itself for guests with 32-bit addresses: their shadow tables have four levels.
+Guests in 32-bit protected mode have roots of three levels, which the processor walks with PAE paging.
+
+Not modelled: PAE paging of the processor itself for recorded guests with 32-bit addresses, whose shadow tables have
+four levels.
 """
 
 from __future__ import annotations
@@ -108,7 +111,7 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     if not direct and not has_frame(m, a, t, frame):
         frame = 0
         direct = True
-    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | (mode & ~d.MODE_LEGACY) << d.MODE_SHIFT):
+    if not loaded_before(m, a, t, m[s.GPR + s.RSI] | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT):
         m[s.SHADOW_FLAGS] |= STRANGE_ROOT
     root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct))
     if m[s.SHADOW_SEVERAL]:

@@ -53,6 +53,7 @@ from vtsim.vmcs.events import BLOCKING_BY_STI, HLT_STATE
 CR4_TSD, CR4_PCE, CR4_SMXE, CR4_OSXSAVE = 1 << 2, 1 << 8, 1 << 14, 1 << 18
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CODE_64: int = 0xA09B                    # access rights of a 64-bit code segment of ring 0
+CODE_32, STACK_32 = 0xC09B, 0xC093        # and of a 32-bit one, and of its stack
 COUNTERS: int = 2                  # of processors that do not enumerate them
 # fmt: on
 
@@ -132,8 +133,12 @@ def system_call(m: Record, a: Arena, op: int) -> int:
         m[s.GPR + s.RSP] = m[s.SYSENTER_ESP]
         m[s.RFLAGS] &= ~RF_IF
         a[m[s.OWNER] + k.SYSCALLS] += 1
+        if m[s.MODE]:
+            load_flat(m, 0, m[s.SYSENTER_CS] & 0xFFFC)
         set_privilege(m, a, 0)
     else:
+        if m[s.MODE]:
+            load_flat(m, 3, (m[s.SYSENTER_CS] & 0xFFFC) + 16)
         m[s.RIP] = m[s.GPR + s.RDX]
         m[s.GPR + s.RSP] = m[s.GPR + s.RCX]
         set_privilege(m, a, 3)
@@ -142,6 +147,18 @@ def system_call(m: Record, a: Arena, op: int) -> int:
     if m[s.TRACE_ON]:
         record(m, a, before, tr.SYSRET if op == o.SYSRET or op == o.SYSEXIT else tr.SYSCALL, m[s.GPR + s.RAX], 0, 0, 0)
     return JUMPED
+
+
+@kernel
+def load_flat(m: Record, ring: int, selector: int) -> None:
+    """CS and SS of SYSENTER and SYSEXIT outside 64-bit mode: no descriptor is read. IA-32e mode enters 64-bit code.
+
+    SDM: "SYSENTER—Fast System Call"; "SYSEXIT—Fast Return from Fast System Call".
+    """
+    code = CODE_64 if ring == 0 and m[s.EFER] & modes.LMA else CODE_32
+    modes.flat(m, modes.CS, selector | ring, code | ring << 5)
+    modes.flat(m, modes.SS, selector + 8 | ring, STACK_32 | ring << 5)
+    modes.set_mode(m)
 
 
 @kernel
@@ -194,7 +211,7 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     if op == o.IRET:
         return interrupt_return(m, a, t, r) if decoded else return_from_interrupt(m, a, t)
     if op == o.SYSCALL or op == o.SYSRET or op == o.SYSENTER or op == o.SYSEXIT:
-        if (a[A_DECODE] or m[s.MONITORED]) and (op == o.SYSENTER or op == o.SYSEXIT):
+        if (a[A_DECODE] or m[s.MODE] or m[s.MONITORED]) and (op == o.SYSENTER or op == o.SYSEXIT):
             if m[s.MODE] & modes.REAL or m[s.SYSENTER_CS] & 0xFFFC == 0:
                 return raise_exception(m, GP, 1, 0)
         return system_call(m, a, op)

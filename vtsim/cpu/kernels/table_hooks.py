@@ -1,16 +1,60 @@
 """Hooks on radix tables: map, look up, copy, clear. Whoever is refused goes on where it stood, in registers.
 
-SDM: "4-Level Paging and 5-Level Paging".
+Bits 53:52 of a root say how its tables are read: with four levels, or as those of PAE or of 32-bit paging. With PAE
+paging the page directories exist before: a new PDPTE would have no effect until CR3 is loaded.
+
+SDM: "4-Level Paging and 5-Level Paging"; "PAE Paging"; "32-Bit Paging".
+Not modelled: kernels of PAE paging that store the halves of an entry one after the other, as Linux does for leaves.
 """
 
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.hook_access import hook_load, hook_store, zero_page
+from vtsim.cpu.kernels.hook_access import hook_load, hook_store, load_half, store_half, zero_page
 from vtsim.ept.spec import ADDRESS
 
 PRESENT_ANY: int = 7
+MODE_SHIFT: int = 52  # of a root
+FOUR_LEVELS, PAE, NARROW = range(3)  # NARROW: 32-bit paging
+
+
+@kernel
+def mode_of(root: int) -> int:
+    """How the tables below a root are read."""
+    return (root >> MODE_SHIFT) & 3
+
+
+@kernel
+def shift_of(mode: int, level: int) -> int:
+    """The lowest bit of an address that is part of the index at a level."""
+    return 2 + 10 * level if mode == NARROW else 3 + 9 * level
+
+
+@kernel
+def last_index(mode: int) -> int:
+    """The last index of a table."""
+    return 1023 if mode == NARROW else 511
+
+
+@kernel
+def offset_at(mode: int, level: int, address: int) -> int:
+    """Where in its table the entry for an address stands."""
+    if mode == NARROW:
+        return ((address >> (2 + 10 * level)) & 1023) * 4
+    return ((address >> (3 + 9 * level)) & 511) * 8
+
+
+@kernel
+def load_entry(m: Record, a: Arena, t: Tags, mode: int, at: int) -> int:
+    """Load an entry. FAULT_KIND says whether it worked."""
+    return load_half(m, a, t, at) if mode == NARROW else hook_load(m, a, t, at)
+
+
+@kernel
+def store_entry(m: Record, a: Arena, t: Tags, mode: int, at: int, entry: int) -> int:
+    """Store an entry: 0 or a fault."""
+    return store_half(m, a, t, at, entry) if mode == NARROW else hook_store(m, a, t, at, entry)
 
 
 @kernel
@@ -37,14 +81,15 @@ def table_map(m: Record, a: Arena, t: Tags) -> int:
     table = m[s.GPR + s.RDI] & ADDRESS
     address = m[s.GPR + s.RSI]
     leaf = m[s.GPR + s.RCX]
-    level = 4
+    mode = mode_of(m[s.GPR + s.RDI])
+    level = 4 - mode
     while True:
-        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
-        entry = hook_load(m, a, t, at)
+        at = m[s.GPR + s.R8] + table + offset_at(mode, level, address)
+        entry = load_entry(m, a, t, mode, at)
         if m[s.FAULT_KIND]:
             return m[s.FAULT_KIND]
         if level == leaf:
-            if hook_store(m, a, t, at, m[s.GPR + s.RDX]):
+            if store_entry(m, a, t, mode, at, m[s.GPR + s.RDX]):
                 return m[s.FAULT_KIND]
             m[s.GPR + s.RDX] = entry
             m[s.GPR + s.RAX] = 0
@@ -61,7 +106,7 @@ def table_map(m: Record, a: Arena, t: Tags) -> int:
                     return 0
             m[s.GPR + s.R11] = frame << 3 | level
             entry = frame << 12 | m[s.GPR + s.R10]
-            if hook_store(m, a, t, at, entry):
+            if store_entry(m, a, t, mode, at, entry):
                 return m[s.FAULT_KIND]
             m[s.GPR + s.R11] = 0
         elif waiting & 7 == level:  # whoever refused the store has made it
@@ -75,10 +120,11 @@ def table_lookup(m: Record, a: Arena, t: Tags) -> int:
     """Find the leaf entry of an address: a fault or 0."""
     table = m[s.GPR + s.RDI] & ADDRESS
     address = m[s.GPR + s.RSI]
-    level = 4
+    mode = mode_of(m[s.GPR + s.RDI])
+    level = 4 - mode
     while True:
-        at = m[s.GPR + s.R8] + table + ((address >> (3 + 9 * level)) & 511) * 8
-        entry = hook_load(m, a, t, at)
+        at = m[s.GPR + s.R8] + table + offset_at(mode, level, address)
+        entry = load_entry(m, a, t, mode, at)
         if m[s.FAULT_KIND]:
             return m[s.FAULT_KIND]
         if entry & m[s.GPR + s.R10] == 0 or level == 1 or (level <= 3 and entry & 0x80):
@@ -121,71 +167,73 @@ def table_copy(m: Record, a: Arena, t: Tags) -> int:
     base = m[s.GPR + s.R8]
     sources, targets, index = s.COPY_SOURCES, s.COPY_TARGETS, s.COPY_INDEX  # one word a level
     cursor = m[s.GPR + s.R11]  # linear address of the entry to go on with, its level from bit 1 on, and 1
-    m[sources + 4] = m[s.GPR + s.RDI] & ADDRESS
-    m[targets + 4] = m[s.GPR + s.RSI] & ADDRESS
-    m[index + 4] = (cursor >> 39) & 511 if cursor else m[s.GPR + s.RDX]
-    level = 4
+    mode = mode_of(m[s.GPR + s.RDI])
+    top, end, size = 4 - mode, last_index(mode), 4 if mode == NARROW else 8
+    m[index + top] = (cursor >> shift_of(mode, top)) & end if cursor else m[s.GPR + s.RDX]
+    m[sources + top] = m[s.GPR + s.RDI] & ADDRESS
+    m[targets + top] = m[s.GPR + s.RSI] & ADDRESS
+    level = top
     while True:
-        last = m[s.GPR + s.RCX] if level == 4 else 511
+        last = m[s.GPR + s.RCX] if level == top else end
         if m[index + level] > last:
-            if level == 4:
+            if level == top:
                 break
             level += 1
             m[index + level] += 1
             continue
-        at = m[sources + level] + m[index + level] * 8
-        to = m[targets + level] + m[index + level] * 8
-        entry = hook_load(m, a, t, base + at)
+        at = m[sources + level] + m[index + level] * size
+        to = m[targets + level] + m[index + level] * size
+        entry = load_entry(m, a, t, mode, base + at)
         if m[s.FAULT_KIND]:
-            return stand(m, level, cursor)
+            return stand(m, mode, level, cursor)
         if entry & 1 == 0:
             m[index + level] += 1
             cursor = 0
             continue
         if level == 1 or entry & 0x80:
             shared = entry & ~m[s.GPR + s.R10]
-            if shared != entry and hook_store(m, a, t, base + at, shared):
-                return stand(m, level, cursor)
-            if hook_store(m, a, t, base + to, shared):
-                return stand(m, level, cursor)
+            if shared != entry and store_entry(m, a, t, mode, base + at, shared):
+                return stand(m, mode, level, cursor)
+            if store_entry(m, a, t, mode, base + to, shared):
+                return stand(m, mode, level, cursor)
             m[s.GPR + s.RAX] += 1
             m[index + level] += 1
             cursor = 0
             continue
         frame = 0
-        if level > (cursor >> 1) & 7 and cursor:  # on the way to where it stood
-            frame = (hook_load(m, a, t, base + to) & ADDRESS) >> 12
+        if (level > (cursor >> 1) & 7 and cursor) or (mode == PAE and level == 3):  # on the way to where it stood
+            frame = (load_entry(m, a, t, mode, base + to) & ADDRESS) >> 12
             if m[s.FAULT_KIND]:
-                return stand(m, level, cursor)
+                return stand(m, mode, level, cursor)
         if frame == 0:
             cursor = 0
             frame = m[s.GPR + s.RBX]
             if frame == 0:
                 frame = new_table(m, a, t)
                 if frame < 0:
-                    return stand(m, level, cursor)
+                    return stand(m, mode, level, cursor)
                 if frame == 0:
                     m[s.GPR + s.RAX] = -1
                     break
                 m[s.GPR + s.RBX] = frame
-            if hook_store(m, a, t, base + to, frame << 12 | (entry & 0xFFF)):
-                return stand(m, level, cursor)
+            if store_entry(m, a, t, mode, base + to, frame << 12 | (entry & 0xFFF)):
+                return stand(m, mode, level, cursor)
             m[s.GPR + s.RBX] = 0
         level -= 1
         m[sources + level] = entry & ADDRESS
         m[targets + level] = frame << 12
-        m[index + level] = (cursor >> (3 + 9 * level)) & 511
+        m[index + level] = (cursor >> shift_of(mode, level)) & end
     m[s.GPR + s.R11] = 0
     return 0
 
 
 @kernel
-def stand(m: Record, level: int, cursor: int) -> int:
+def stand(m: Record, mode: int, level: int, cursor: int) -> int:
     """A copy was refused: R11 says where it stands, which on the way there is where it stood; the fault."""
     if cursor == 0 or level <= (cursor >> 1) & 7:
         cursor = level << 1 | 1
-        for above in range(level, 5):
-            cursor |= m[s.COPY_INDEX + above] << (3 + 9 * above)
+        for above in range(level, 5 - mode):
+            cursor |= m[s.COPY_INDEX + above] << shift_of(mode, above)
     m[s.GPR + s.R11] = cursor
     return m[s.FAULT_KIND]
 
@@ -194,17 +242,18 @@ def stand(m: Record, level: int, cursor: int) -> int:
 def table_clear(m: Record, a: Arena, t: Tags) -> int:
     """Clear the 4 KiB leaves of a range: a fault or 0. Tables stay. Registers say how far it is."""
     base = m[s.GPR + s.R8]
+    mode = mode_of(m[s.GPR + s.RDI])
     while m[s.GPR + s.RDX] > 0:
         table = m[s.GPR + s.RDI] & ADDRESS
-        for level in range(4, 0, -1):
-            at = base + table + ((m[s.GPR + s.RSI] >> (3 + 9 * level)) & 511) * 8
-            entry = hook_load(m, a, t, at)
+        for level in range(4 - mode, 0, -1):
+            at = base + table + offset_at(mode, level, m[s.GPR + s.RSI])
+            entry = load_entry(m, a, t, mode, at)
             if m[s.FAULT_KIND]:
                 return m[s.FAULT_KIND]
             if entry & 1 == 0:
                 break
             if level == 1:
-                if hook_store(m, a, t, at, 0):
+                if store_entry(m, a, t, mode, at, 0):
                     return m[s.FAULT_KIND]
                 m[s.GPR + s.RAX] += 1
             table = entry & ADDRESS

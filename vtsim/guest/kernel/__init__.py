@@ -12,7 +12,9 @@ from typing import Final
 from attrs import frozen
 
 from vtsim.base.registry import Registry
-from vtsim.cpu.assembler import Assembler
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.dma_layout import DmaOptions
 from vtsim.guest.kernel.page_cache import FileOptions
 
@@ -45,6 +47,36 @@ class KernelOptions:
     alive: int = 0  # with several: linear address of how many tasks have not ended
     dma: DmaOptions | None = None  # where the guest drives devices
     file: FileOptions | None = None  # that processes map
+    places: at.Places = at.LONG
+    protected: bool = False  # does it run in 32-bit protected mode?
+    user_entries: int = 256  # of a root
+    entry_bytes: int = 8  # of an entry of its tables
+
+    def word(self, word: int, base: int = s.RSP, more: int = 0) -> Mem:
+        """A word of the frame on the kernel stack that the CPU or the way in has stored, from F_VECTOR on."""
+        if not self.protected:
+            return Mem(base, more + word)
+        return Mem(base, more + self.frame_bytes - (at.FRAME_BYTES - word) // 2, size=4)
+
+    @property
+    def frame_bytes(self) -> int:
+        """How large that frame is."""
+        return at.PROTECTED_FRAME_BYTES if self.protected else at.FRAME_BYTES
+
+    @property
+    def frame_parts(self) -> tuple[int, int]:
+        """Where the two parts begin in which eleven registers carry a frame."""
+        return 0, self.frame_bytes - 8 * len(at.CARRIERS)
+
+    @property
+    def table_reach(self) -> int:
+        """Bytes that a last-level table maps."""
+        return at.PAGE * (at.PAGE // self.entry_bytes)
+
+    @property
+    def entry(self) -> Mem:
+        """An entry of a page table at RCX."""
+        return Mem(s.RCX, size=self.entry_bytes)
 
     @property
     def several(self) -> bool:

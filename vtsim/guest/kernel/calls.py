@@ -100,7 +100,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     if kernel.paravirtual:
         _unmap_by_requests(a, kernel)
         return
-    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R8, kernel.places.direct)
     a.mov(s.R10, e.PTE_PRESENT)
     a.mov(s.R14, e.ADDRESS)
     a.label("unmap_page")

@@ -3,6 +3,9 @@
 Under KPTI user page tables hold only these programs and the entry area. Exceptions then arrive on the entry stack,
 and the frame is copied to the task's own stack, as Linux does.
 
+A kernel in 32-bit protected mode is called by SYSENTER, and has its words through a GS that never changes: with one CPU
+they would be at fixed addresses.
+
 SDM: "Fast System Calls in 64-Bit Mode"; "Exception- and Interrupt-Handler Procedures".
 Not modelled: return-speculation mitigations; non-maskable interrupts; debug exceptions of user programs.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.assembler import NO_MEMORY, Assembler, Mem
 from vtsim.ept import direct as d
 from vtsim.guest.kernel import KernelOptions, path, ring3
 from vtsim.guest.kernel import layout as at
@@ -19,6 +22,8 @@ from vtsim.guest.kernel.dma_layout import DMA_VECTOR
 from vtsim.guest.kernel.lengths import length
 
 INVALID_OPCODE = 6
+USER_FLAGS = 0x202
+OPERANDS_OF_4_BYTES = ops.MEM_DECODED | 1 << ops.MEM_OPERAND_SIZE
 
 
 def to_kernel_tables(a: Assembler, kernel: KernelOptions, register: int) -> None:
@@ -78,6 +83,27 @@ def _leave_by_sysret(a: Assembler, kernel: KernelOptions) -> None:
     a.op(ops.SYSRET)
 
 
+def _take_sysenter(a: Assembler, kernel: KernelOptions) -> None:
+    """The same from what SYSENTER leaves, and from RCX and R11, in which the process says what SYSEXIT wants."""
+    a.ld(s.RSP, at.cpu_word(at.STACK_TOP))
+    a.sub(s.RSP, kernel.frame_bytes)
+    a.stm(Mem(s.RSP), at.SAVED)
+    a.st(kernel.word(at.F_ERROR), s.RAX, "call number")
+    a.st(kernel.word(at.F_RSP), s.RCX)
+    a.st(kernel.word(at.F_RIP), s.R11)
+    for word, value in ((at.F_CS, at.PROTECTED_CODE), (at.F_RFLAGS, USER_FLAGS), (at.F_SS, at.USER_DATA)):
+        a.st_value(kernel.word(word), value)
+
+
+def _leave_by_sysexit(a: Assembler, kernel: KernelOptions) -> None:
+    """To the process that made the call. Interrupts are on behind SYSEXIT: STI holds them off so long."""
+    a.ldm(Mem(s.RSP), at.SAVED)
+    a.ld(s.RDX, kernel.word(at.F_RIP))
+    a.ld(s.RCX, kernel.word(at.F_RSP))
+    a.op(ops.STI)
+    a.op(ops.SYSEXIT)
+
+
 def _take_call(a: Assembler) -> None:
     """The same where the hypervisor has built the frame."""
     ring3.entered(a)
@@ -94,6 +120,8 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
     a.label("syscall_entry")
     if kernel.ring3:
         _take_call(a)
+    elif kernel.protected:
+        _take_sysenter(a, kernel)
     else:
         _take_syscall(a, kernel)
     ring3.enable(a, kernel)
@@ -114,6 +142,8 @@ def system_call(a: Assembler, kernel: KernelOptions) -> None:
         a.ldm(Mem(s.RSP), at.SAVED)
         a.add(s.RSP, at.F_RIP)
         ring3.leave_by_hypercall(a, d.IN_SYSCALL, to_process=kernel.on_host)
+    elif kernel.protected:
+        _leave_by_sysexit(a, kernel)
     else:
         _leave_by_sysret(a, kernel)
     a.label("syscall_reschedule")
@@ -138,19 +168,16 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
             ring3.entered(a)
         elif (kernel.paravirtual or kernel.events) and vector == INVALID_OPCODE:
             _while_booting(a)
-        if vector not in at.WITH_ERROR:
-            a.push(value=0)
-        a.push(value=vector)
+        _name_vector(a, kernel, vector)
         a.jmp("enter")
     if kernel.tries:
         a.label(f"vector_{at.NOTHING_VECTOR}")
         a.op(ops.IRET)
     a.label("vector_other")
-    a.push(value=0)
-    a.push(value=255)
+    _name_vector(a, kernel, 255)
     a.label("enter")
     way_in(a, kernel, "entered")
-    a.ld(s.RAX, Mem(s.RSP, at.F_VECTOR))
+    a.ld(s.RAX, kernel.word(at.F_VECTOR))
     a.cmp(s.RAX, 32)
     a.jcc(ops.CC_AE, "interrupt")
     a.jmp("kill")
@@ -164,17 +191,31 @@ def page_fault_entry(a: Assembler, kernel: KernelOptions) -> None:
     a.label(f"vector_{at.PAGE_FAULT_VECTOR}")
     if kernel.ring3:
         ring3.entered(a)
-    a.push(value=at.PAGE_FAULT_VECTOR)
+    _name_vector(a, kernel, at.PAGE_FAULT_VECTOR)
     way_in(a, kernel, "fault_entered")
     a.jmp("page_fault")
     way_out(a, kernel, "fault_leave")
 
 
+def _name_vector(a: Assembler, kernel: KernelOptions, vector: int) -> None:
+    """Vector and error code on the stack, as far as the CPU has not pushed the latter."""
+    known = vector in at.WITH_ERROR
+    if kernel.protected:  # words of 4 bytes
+        a.sub(s.RSP, 4 if known else 8)
+        if not known:
+            a.st_value(Mem(s.RSP, 4, size=4), 0)
+        a.st_value(Mem(s.RSP, size=4), vector)
+        return
+    if not known:
+        a.push(value=0)
+    a.push(value=vector)
+
+
 def way_in(a: Assembler, kernel: KernelOptions, entered: str) -> None:
     """Save the registers; from user mode also switch GS, the tables and the stack."""
-    a.sub(s.RSP, at.F_VECTOR)
+    a.sub(s.RSP, kernel.word(at.F_VECTOR).displacement)
     a.stm(Mem(s.RSP), at.SAVED)
-    if kernel.ring3:
+    if kernel.ring3 or kernel.protected:  # which keeps GS
         return
     a.ld(s.RAX, Mem(s.RSP, at.F_CS))
     a.test(s.RAX, 3)
@@ -203,7 +244,7 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
     a.jcc(ops.CC_NZ, f"{name}_reschedule")
     if kernel.several:
         a.label(f"{name}_stay")
-    a.ld(s.RAX, Mem(s.RSP, at.F_CS))
+    a.ld(s.RAX, kernel.word(at.F_CS))
     a.test(s.RAX, 3)
     a.jcc(ops.CC_Z, f"{name}_to_kernel")
     if kernel.ring3:
@@ -214,11 +255,11 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
         _leave_by_iret(a, kernel)
     a.label(f"{name}_to_kernel")
     a.ldm(Mem(s.RSP), at.SAVED)
-    a.add(s.RSP, at.F_RIP)
+    a.add(s.RSP, kernel.word(at.F_RIP).displacement)
     if kernel.ring3:
         ring3.return_to_kernel(a, name)
     else:
-        a.op(ops.IRET)
+        _return(a, kernel)
     a.label(f"{name}_reschedule")
     a.call("schedule")
     a.jmp(name)
@@ -239,9 +280,15 @@ def _leave_by_iret(a: Assembler, kernel: KernelOptions) -> None:
             a.mov(s.RSP, at.ENTRY_STACK - 8 * len(words))
     else:
         a.ldm(Mem(s.RSP), at.SAVED)
-        a.add(s.RSP, at.F_RIP)
-    a.op(ops.SWAPGS)
-    a.op(ops.IRET)
+        a.add(s.RSP, kernel.word(at.F_RIP).displacement)
+    if not kernel.protected:
+        a.op(ops.SWAPGS)
+    _return(a, kernel)
+
+
+def _return(a: Assembler, kernel: KernelOptions) -> None:
+    """IRETQ, or IRETD."""
+    a.op(ops.IRET, mem=Mem(attributes=OPERANDS_OF_4_BYTES) if kernel.protected else NO_MEMORY)
 
 
 def _while_booting(a: Assembler) -> None:

@@ -51,12 +51,15 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
 
 def _replace_tables(a: Assembler, kernel: KernelOptions) -> None:
     """The tables of the task at RBX are emptied where they stand, and its text is mapped again."""
-    _clear(a)
-    a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
-    a.add(s.RSI, register=s.R8)
-    for index in kernel.top_entries:
-        for root in (0, at.PAGE) if kernel.kpti else (0,):
-            a.st_value(Mem(s.RSI, root + 8 * index), 0)
+    _clear(a, kernel)
+    if kernel.protected:
+        _forget_tables(a, kernel)
+    else:
+        a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
+        a.add(s.RSI, register=s.R8)
+        for index in kernel.top_entries:
+            for root in (0, at.PAGE) if kernel.kpti else (0,):
+                a.st_value(Mem(s.RSI, root + 8 * index), 0)
     a.ld(s.RAX, Mem(s.RBX, at.T_TABLES_FIRST))
     a.st(Mem(s.RBX, at.T_TABLES_NEXT), s.RAX)
     _map_text(a)
@@ -84,9 +87,39 @@ def _next_area(a: Assembler, name: str) -> None:
     a.jcc(ops.CC_NZ, name)
 
 
-def _clear(a: Assembler) -> None:
+def _forget_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """The entries of page directories are cleared, area by area. The directories themselves stay, with PAE paging."""
+    pae = kernel.entry_bytes == 8
+    reach = kernel.table_reach.bit_length() - 1
+    _areas(a, "exec_forget")
+    a.ld(s.R12, Mem(s.R14, at.A_START))
+    a.and_(s.R12, -(1 << reach))
+    a.label("exec_forget_table")
+    a.ld(s.RSI, Mem(s.RBX, at.T_ROOT))
+    a.mov(s.RDX, e.ADDRESS)
+    a.and_(s.RSI, register=s.RDX)
+    a.add(s.RSI, register=s.R8)
+    if pae:
+        a.copy(s.RCX, s.R12)
+        a.shr(s.RCX, 30)
+        a.ld(s.RSI, Mem(s.RSI, index=s.RCX, scale=8))
+        a.and_(s.RSI, register=s.RDX)
+        a.add(s.RSI, register=s.R8)
+    a.copy(s.RCX, s.R12)
+    a.shr(s.RCX, reach)
+    if pae:
+        a.and_(s.RCX, 511)
+    a.st_value(Mem(s.RSI, index=s.RCX, scale=kernel.entry_bytes, size=kernel.entry_bytes), 0)
+    a.add(s.R12, 1 << reach)
+    a.ld(s.RAX, Mem(s.R14, at.A_END))
+    a.cmp(s.R12, register=s.RAX)
+    a.jcc(ops.CC_B, "exec_forget_table")
+    _next_area(a, "exec_forget")
+
+
+def _clear(a: Assembler, kernel: KernelOptions) -> None:
     """Clear the entries of data and stack. R8 <- where memory is mapped."""
-    a.mov(s.R8, at.DIRECT)
+    a.mov(s.R8, kernel.places.direct)
     _areas(a, "exec_clear")
     a.jcc(ops.CC_Z, "exec_clear_next")
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))

@@ -29,8 +29,7 @@ from vtsim.guest.kernel.ring3 import disable, enable
 
 AROUND: Final = 16  # pages: fault_around_bytes is 64 KiB
 WINDOW: Final = AROUND << 12
-TABLE: Final = 1 << 21  # bytes that a last-level table maps
-SPANS: Final = {level: 1 << (12 + 9 * (level - 1)) for level in (2, 3, 4)}
+SPANS: Final = {level: 1 << (12 + 9 * (level - 1)) for level in (3, 4)}  # what an entry above a page directory maps
 
 
 def _number(a: Assembler, register: int) -> None:
@@ -128,8 +127,8 @@ def _around(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     for limit in ("table", "area"):
         if limit == "table":
             a.copy(s.RAX, s.RDI)
-            a.and_(s.RAX, -TABLE)
-            a.add(s.RAX, TABLE)
+            a.and_(s.RAX, -kernel.table_reach)
+            a.add(s.RAX, kernel.table_reach)
         else:
             a.ld(s.RAX, Mem(s.R14, at.A_END))
         a.cmp(s.RBP, register=s.RAX)
@@ -140,7 +139,7 @@ def _around(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.shr(s.RBP, 12)
     a.copy(s.RAX, s.R12)
     a.sub(s.RAX, register=s.RDI)
-    a.shr(s.RAX, 12 - 3)
+    a.shr(s.RAX, 12 - (kernel.entry_bytes.bit_length() - 1))
     a.sub(s.R13, register=s.RAX)
     if kernel.paravirtual:
         a.sub(s.R11, register=s.RAX)
@@ -156,7 +155,7 @@ def _around(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.jcc(ops.CC_NZ, "around_next")
     a.work(length("map_file_page"))
     cache.change(a, s.RSI, cache.P_COUNT, 1)
-    a.ld(s.RAX, Mem(s.R13))
+    a.ld(s.RAX, Mem(s.R13, size=kernel.entry_bytes))
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, "around_put")
     cache.change(a, s.RSI, cache.P_MAPPED, 1)
@@ -168,13 +167,13 @@ def _around(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.copy(s.RDI, s.R11)
         a.call("pv_request")
     else:
-        a.st(Mem(s.R13), s.RSI)
+        a.st(Mem(s.R13, size=kernel.entry_bytes), s.RSI)
     a.jmp("around_next")
     a.label("around_put")
     cache.change(a, s.RSI, cache.P_COUNT, -1)
     a.label("around_next")
     a.add(s.RDX, 8)
-    a.add(s.R13, 8)
+    a.add(s.R13, kernel.entry_bytes)
     if kernel.paravirtual:
         a.add(s.R11, 8)
     a.sub(s.RBP, 1)
@@ -330,7 +329,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     """Clear the entries from R12 to RBP, a table after the other. R15 <- how many there were. Clobbers R13, too."""
     a.label("drop_table")
     find_entry(a, kernel, s.RBX, s.R12)
-    for level, span in SPANS.items():
+    for level, span in {2: kernel.table_reach, **SPANS}.items():
         a.cmp(s.RDX, level)
         a.jcc(ops.CC_NZ, f"drop_not_{level}")
         a.and_(s.R12, -span)
@@ -339,7 +338,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.label(f"drop_not_{level}")
     a.copy(s.R13, s.RCX)
     a.label("drop_page")
-    a.ld(s.RDX, Mem(s.R13))
+    a.ld(s.RDX, Mem(s.R13, size=kernel.entry_bytes))
     a.test(s.RDX, e.PTE_PRESENT)
     a.jcc(ops.CC_Z, "drop_next")
     a.work(length("unmap_page"))
@@ -348,7 +347,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.mov(s.RSI, 0)
         a.call("pv_request")
     else:
-        a.st_value(Mem(s.R13), 0)
+        a.st_value(Mem(s.R13, size=kernel.entry_bytes), 0)
     a.copy(s.RSI, s.RDX)
     _to_descriptor(a, kernel, file, spare=s.RAX)
     a.test(s.RDX, e.PTE_DIRTY)
@@ -360,12 +359,12 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.add(s.R15, 1)
     a.label("drop_next")
     a.add(s.R12, 4096)
-    a.add(s.R13, 8)
+    a.add(s.R13, kernel.entry_bytes)
     if kernel.paravirtual:
         a.add(s.R11, 8)
     a.cmp(s.R12, register=s.RBP)
     a.jcc(ops.CC_AE, "drop_done")
-    a.test(s.R12, TABLE - 1)
+    a.test(s.R12, kernel.table_reach - 1)
     a.jcc(ops.CC_NZ, "drop_page")
     a.jmp("drop_table")
     a.label("drop_beyond")

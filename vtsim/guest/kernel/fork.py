@@ -22,7 +22,6 @@ from vtsim.guest.kernel.fault import find_entry, give_frame
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.ring3 import disable, enable
 
-LAST_USER_ENTRY = 255  # of the top-level table
 RETURN_BYTES = 8
 
 
@@ -64,8 +63,8 @@ def _copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
     a.ld(s.RSI, Mem(s.R12, at.T_ROOT))
     a.mov(s.RDX, 0)
-    a.mov(s.RCX, LAST_USER_ENTRY)
-    a.mov(s.R8, at.DIRECT)
+    a.mov(s.RCX, kernel.user_entries - 1)
+    a.mov(s.R8, kernel.places.direct)
     a.lea(s.R9, Mem(s.R12, at.T_TABLES_NEXT))
     a.mov(s.R10, e.PTE_WRITE)
     for register in (s.RAX, s.RBX, s.R11):
@@ -94,10 +93,10 @@ def fork(a: Assembler, kernel: KernelOptions) -> None:
     else:
         _copy_space(a, kernel)
     a.ld(s.RDI, Mem(s.R12, at.T_STACK_TOP))
-    a.sub(s.RDI, at.FRAME_BYTES)
-    for half in (0, at.FRAME_BYTES // 2):
-        a.ldm(Mem(s.RSP, RETURN_BYTES + half), at.CARRIERS)
-        a.stm(Mem(s.RDI, half), at.CARRIERS)
+    a.sub(s.RDI, kernel.frame_bytes)
+    for part in kernel.frame_parts:
+        a.ldm(Mem(s.RSP, RETURN_BYTES + part), at.CARRIERS)
+        a.stm(Mem(s.RDI, part), at.CARRIERS)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.R12, Mem(s.RBX, at.T_CHILD))
     a.st_value(Mem(s.RDI, at.AT[s.RAX]), 0)

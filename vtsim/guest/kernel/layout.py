@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from attrs import frozen
+
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Mem
 
@@ -36,9 +38,14 @@ USER_STACK_PAGES: Final = 16
 KERNEL_STACK_PAGES: Final = 4
 GATHER_PAGES: Final = 20                            # 10,240 frames: Linux gathers at most 10,000
 
+# of a kernel in 32-bit protected mode: user space below 3 GiB, memory mapped from there on, the rest above it
+PROTECTED_DIRECT, PROTECTED_TEXT, PROTECTED_ENTRY_AREA = 0xC000_0000, 0xF900_0000, 0xFE00_0000
+PROTECTED_REGIONS, PROTECTED_STACK = 0x1000_0000, 0xBFFF_F000
+
 # --- selectors ------------------------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_STACK, USER_CODE, USER_DATA, TASK_STATE = 0x10, 0x18, 0x33, 0x2B, 0x40
 LOCAL_TABLE, IN_LOCAL_TABLE = 0x50, 0xC
+PROTECTED_CODE: Final = 0x23                        # of ring 3, where SYSEXIT wants it
 
 # --- per-CPU words, at GS base in the kernel --------------------------------------------------------------------
 (SCRATCH, STACK_TOP, CURRENT, NEED_RESCHED, JIFFIES, ALIVE, LOADED_CR3, NEXT_TICK, USER_CR3_NOW, SWITCHES, IDLE_TASK,
@@ -89,6 +96,7 @@ SAVED: Final = tuple(r for r in range(16) if r != s.RSP)
 AT: Final = {register: 8 * n for n, register in enumerate(SAVED)}
 (F_VECTOR, F_ERROR, F_RIP, F_CS, F_RFLAGS, F_RSP, F_SS) = range(120, 176, 8)
 FRAME_BYTES: Final = 176
+PROTECTED_FRAME_BYTES: Final = 152                  # where vector, error code and what the CPU pushed have 4 bytes each
 CALLEE: Final = (s.RBX, s.RBP, s.R12, s.R13, s.R14, s.R15)
 SWITCH_BYTES: Final = 8 * len(CALLEE)
 CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15))  # 11: half a frame at a time
@@ -109,6 +117,28 @@ NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program 
 PAGE: Final = 4096
 USER_HALF: Final = 0x1800                       # KPTI: the user root is the next page, its PCID has bit 11 set
 # fmt: on
+
+
+@frozen(kw_only=True)
+class Places:
+    """Linear addresses in a kind of kernel: all memory, its text, the entry area; the first region, the stack's end."""
+
+    direct: int
+    text: int
+    entry_area: int
+    regions: int
+    user_stack: int
+
+    def entry(self, address: int) -> int:
+        """Where that stands which stands at an address of ENTRY_AREA in a 64-bit kernel."""
+        return address - ENTRY_AREA + self.entry_area
+
+
+LONG: Final = Places(direct=DIRECT, text=TEXT, entry_area=ENTRY_AREA, regions=REGIONS, user_stack=USER_STACK)
+PROTECTED: Final = Places(
+    direct=PROTECTED_DIRECT, text=PROTECTED_TEXT, entry_area=PROTECTED_ENTRY_AREA, regions=PROTECTED_REGIONS,
+    user_stack=PROTECTED_STACK,
+)  # fmt: skip
 
 
 def cpu_word(offset: int) -> Mem:

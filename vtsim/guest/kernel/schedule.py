@@ -5,6 +5,8 @@ Not modelled: priorities and fair shares (tasks take turns); FPU state; migratio
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
@@ -97,7 +99,8 @@ def context_switch(a: Assembler, kernel: KernelOptions) -> None:
         a.pop(s.RSI)
         a.pop(s.RDI)
     elif not kernel.kpti:
-        a.st(at.cpu_word(at.TSS - at.CPU_DATA + 4), s.RAX, "RSP0")
+        stack = at.cpu_word(at.TSS - at.CPU_DATA + 4)
+        a.st(evolve(stack, size=4) if kernel.protected else stack, s.RAX, "RSP0")
     a.st(at.cpu_word(at.CURRENT), s.RSI)
     a.work(length("switch_to"))
     a.sub(s.RSP, at.SWITCH_BYTES)

@@ -23,11 +23,11 @@ INFORMATION_WORDS: Final = 16  # of struct siginfo
 RETURN_BYTES: Final = 8
 
 
-def copy_frame(a: Assembler, source: int, target: int) -> None:
+def copy_frame(a: Assembler, kernel: KernelOptions, source: int, target: int) -> None:
     """The kernel's frame of a task from one place to another; RSI, RDI, R14 and R15 alone stay."""
-    for half in (0, at.FRAME_BYTES // 2):
-        a.ldm(Mem(source, half), at.CARRIERS)
-        a.stm(Mem(target, half), at.CARRIERS)
+    for part in kernel.frame_parts:
+        a.ldm(Mem(source, part), at.CARRIERS)
+        a.stm(Mem(target, part), at.CARRIERS)
 
 
 @path("signal calls")
@@ -60,9 +60,9 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
     a.label("call_sigreturn")
     a.work(length("sigreturn"))
     disable(a, kernel)
-    a.ld(s.RSI, Mem(s.RSP, RETURN_BYTES + at.F_RSP))
+    a.ld(s.RSI, kernel.word(at.F_RSP, more=RETURN_BYTES))
     a.lea(s.RDI, Mem(s.RSP, RETURN_BYTES))
-    copy_frame(a, s.RSI, s.RDI)
+    copy_frame(a, kernel, s.RSI, s.RDI)
     a.add(s.RSP, RETURN_BYTES)
     a.jmp("leave")
 
@@ -74,26 +74,26 @@ def deliver(a: Assembler, kernel: KernelOptions) -> None:
     a.label("signal_to_caller")
     a.and_(s.RAX, ~at.SIGNAL_PENDING)
     a.st(at.cpu_word(at.NEED_RESCHED), s.RAX)
-    _to_handler(a)
+    _to_handler(a, kernel)
     a.jmp("syscall_exit")
     a.activity = ops.PAGE_FAULT_PATH
     a.label("signal_for_fault")
     a.work(length("send_signal"))
-    _to_handler(a)
+    _to_handler(a, kernel)
     a.jmp("leave")
 
 
-def _to_handler(a: Assembler) -> None:
+def _to_handler(a: Assembler, kernel: KernelOptions) -> None:
     """The interrupted registers onto the user's stack; the handler's address and stack into the kernel's frame."""
     a.work(length("signal_frame"))
-    a.ld(s.RSI, Mem(s.RSP, at.F_RSP))
-    a.sub(s.RSI, RED_ZONE + at.FRAME_BYTES + 8 * INFORMATION_WORDS)
-    copy_frame(a, s.RSP, s.RSI)
+    a.ld(s.RSI, kernel.word(at.F_RSP))
+    a.sub(s.RSI, RED_ZONE + kernel.frame_bytes + 8 * INFORMATION_WORDS)
+    copy_frame(a, kernel, s.RSP, s.RSI)
     a.mov(s.RAX, 0)
     for word in range(INFORMATION_WORDS):
-        a.st(Mem(s.RSI, at.FRAME_BYTES + 8 * word), s.RAX)
+        a.st(Mem(s.RSI, kernel.frame_bytes + 8 * word), s.RAX)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.ld(s.RAX, Mem(s.RBX, at.T_ACTION))
-    for word in (at.F_RIP, at.AT[s.RCX]):  # SYSRET goes to RCX
-        a.st(Mem(s.RSP, word), s.RAX)
-    a.st(Mem(s.RSP, at.F_RSP), s.RSI)
+    a.st(kernel.word(at.F_RIP), s.RAX)
+    a.st(Mem(s.RSP, at.AT[s.RCX]), s.RAX, "where SYSRET goes")
+    a.st(kernel.word(at.F_RSP), s.RSI)

@@ -17,6 +17,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.profile import Profile
+from vtsim.guest.kernel import layout
 
 SHARED, OWN, TRACED, FILE = "shared", "own", "traced", "file"
 
@@ -36,6 +37,7 @@ class Stage:
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
     integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
     there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables.
+    `direct` is where the kernel maps all memory, `entry_bytes` the size of an entry of its tables.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Stage:
     place_table: Callable[..., int] = field(repr=False)
     dma: DmaPlace | None = None
     paravirtual: bool = False
+    direct: int = layout.DIRECT
+    entry_bytes: int = 8
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""
@@ -106,6 +110,24 @@ def again(a: Assembler, label: str) -> None:
     """Count in R12 and go round."""
     a.sub(s.R12, 1)
     a.jcc(ops.CC_NZ, label)
+
+
+def enter_kernel(a: Assembler) -> None:
+    """SYSCALL, or in 32-bit protected mode SYSENTER.
+
+    The kernel is told the stack in RCX and where to return in R11, so that nothing is written to the stack. RCX, RDX
+    (which SYSEXIT takes) and R11 are lost.
+
+    Not modelled: the stub of Linux around SYSENTER, which saves registers on the user's stack.
+    """
+    if a.bits == 64:
+        a.op(ops.SYSCALL)
+        return
+    after = f"after_{a.here:x}"
+    a.copy(s.RCX, s.RSP)
+    a.mov(s.R11, after)
+    a.op(ops.SYSENTER)
+    a.label(after)
 
 
 def registers(a: Assembler, values: Mapping[int, int]) -> None:

@@ -113,7 +113,7 @@ def pte_write(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:
         a.copy(s.R13, s.R11)
     else:
         a.ld(s.RDI, Mem(s.RBX, layout.T_ROOT))
-        registers(a, {s.R8: layout.DIRECT, s.R10: e.PTE_PRESENT})
+        registers(a, {s.R8: at.direct, s.R10: e.PTE_PRESENT})
         a.hook(hooks.TABLE_LOOKUP)
         a.copy(s.RBX, s.RCX)
     a.copy(s.RDX, s.RAX)
@@ -129,6 +129,6 @@ def pte_write(a: Assembler, phase: spec.PteWriteSpec, at: Stage) -> None:
         again(a, label)
         return
     label = counted(a, at, times)
-    a.st(Mem(s.RBX), s.RDX)
-    a.st(Mem(s.RBX), s.RAX)
+    a.st(Mem(s.RBX, size=at.entry_bytes), s.RDX)
+    a.st(Mem(s.RBX, size=at.entry_bytes), s.RAX)
     a.loop(label)

@@ -7,7 +7,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.guest import spec
 from vtsim.guest.kernel import layout
-from vtsim.guest.primitives import OWN, Stage, again, counted_in_r12, lowering, registers
+from vtsim.guest.primitives import OWN, Stage, again, counted_in_r12, enter_kernel, lowering, registers
 
 PAGE = 4096
 WORD = 4  # an int of the array that lat_ctx sums
@@ -17,7 +17,7 @@ NS = 1_000_000_000
 def call(a: Assembler, number: int) -> None:
     """A system call; its arguments are in RDI and RSI."""
     a.mov(s.RAX, number)
-    a.op(ops.SYSCALL)
+    enter_kernel(a)
 
 
 def touch(a: Assembler, at: Stage, pages: int) -> None:

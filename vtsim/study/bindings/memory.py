@@ -46,8 +46,8 @@ bind(
     _references("native_4level", "native_4level", *SMALL, NATIVE),
     _references("nested_4x4", "nested_4x4", *SMALL),
     _references("nested_2M_guest_2M_host", "nested_2M_guest_2M_host", *LARGE),
-    _references("native_5level", "native_5level", *SMALL, *FIVE, NATIVE, "vms.0.guest.kernel.paging_levels=5"),
-    _references("nested_5x5", "nested_5x5", *SMALL, *FIVE, "vms.0.guest.kernel.paging_levels=5", "vmm.ept.levels=5"),
+    _references("native_5level", "native_5level", *SMALL, *FIVE, NATIVE, "vms.0.guest.kernel.paging=5-level"),
+    _references("nested_5x5", "nested_5x5", *SMALL, *FIVE, "vms.0.guest.kernel.paging=5-level", "vmm.ept.levels=5"),
     unbound="sv39 is another architecture",
 )
 

@@ -297,7 +297,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.label("paging_mode")
     a.ld(RDI, vcpu("SHADOW"))
     a.ld(RBX, Mem(RDI, d.POOL["MODE"]))
-    a.and_(RBX, d.MODE_NX | d.MODE_AGILE | d.MODE_LEGACY)
+    a.and_(RBX, d.MODE_NX | d.MODE_AGILE | d.MODE_LEGACY | d.MODE_PAE_ROOT)
     a.label("paging_mode_nx")
     a.vmread(RAX, "CR0_READ_SHADOW")
     a.vmread(RCX, "CR4_READ_SHADOW")
