@@ -199,6 +199,8 @@ VCPU_WORDS: Final = (
     ("FLUSHES_FOR_SYNC",  1, "the same for tables out of sync that were held against the guest's, all or one entry"),
     ("FLUSHES_FOR_ROOM",  1, "the same for shadow pages that were given up because few were free"),
     ("FLUSH_WAITS",       1, "times that another vCPU had not dropped them yet when it was looked at"),
+    ("FAST_FAULTS",       1, "pages that logging alone protected, made writable without the lock of the tables"),
+    ("FAST_RETRIES",      1, "times that somebody had changed their leaf since it was read"),
     ("KICKS",             1, "interrupts to CPUs of other vCPUs, so that they leave their guest or go on"),
 )
 
@@ -267,6 +269,8 @@ STATISTICS: Final = (
     "FLUSHES_FOR_SYNC",
     "FLUSHES_FOR_ROOM",
     "FLUSH_WAITS",
+    "FAST_FAULTS",
+    "FAST_RETRIES",
     "KICKS",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
