@@ -210,6 +210,7 @@ def test_a_leaf_that_changed_since_it_was_read_is_not_overwritten(
     cpu = m.engine.cpus[0]
     at, gfn, read = int(cpu[s.GPR + s.RCX]) & MASK, int(cpu[s.GPR + s.R13]) >> 12, int(cpu[s.GPR + s.RAX])
     assert read & dirty_log.WAS_WRITABLE and not read & e.EPT_WRITE
+    assert gfn not in bitmap(m), "marked before it is writable: who takes the bitmap now never hears of the write"
     m.hypervisor.host.store(at, changed := change(read))
     step(m)
     step(m)

@@ -19,6 +19,7 @@ from vtsim.vmm.programs import dirty_log, locked_fault, several
 
 SLOW = pytest.mark.compiled_only
 LEAST_ROUNDS = 4
+STACK_WORDS = 32  # of a CPU that handles an interrupt, in which the address that it returns to stands
 SCENARIO = """
 machine: {cpus: %(cpus)d, memory: 256 MiB}
 vmm:
@@ -57,7 +58,7 @@ class Logged(Threads):
         first = hypervisor.vcpus[0]
         if hypervisor.word(first, "TABLES_TICKET") != hypervisor.word(first, "TABLES_SERVING"):
             return
-        if not hypervisor.word(first, "LOGGING"):
+        if not hypervisor.word(first, "LOGGING") or self.interrupted():
             return
         arena, frames = self.machine.engine.arena, first.memory.frames
         assert frames is not None
@@ -73,13 +74,27 @@ class Logged(Threads):
             self.written = len(written)
             self.looked += self.written
 
-    def noting(self) -> set[int]:
-        """Guest frames that a CPU has made writable without the lock, and is about to mark."""
+    def between(self, address: int) -> bool:
+        """Has a CPU at this address of the hypervisor made a page writable without the lock, and not marked it yet?"""
         hypervisor = self.machine.hypervisor
         assert hypervisor is not None
         labels = hypervisor.program.labels
         first, end = (mem.signed(labels.get(name, 0)) for name in ("fast_exchanged", "fast_noted"))
-        return {int(m[s.GPR + s.R13]) >> 12 for m in self.machine.engine.cpus if first <= m[s.RIP] < end}
+        return first <= address < end
+
+    def noting(self) -> set[int]:
+        """Guest frames that are about to be marked."""
+        return {int(m[s.GPR + s.R13]) >> 12 for m in self.machine.engine.cpus if self.between(int(m[s.RIP]))}
+
+    def interrupted(self) -> bool:
+        """Does a CPU handle an interrupt that came there? Where its registers are by now is not looked for."""
+        hypervisor = self.machine.hypervisor
+        assert hypervisor is not None
+        engine, load = self.machine.engine, hypervisor.host.load
+        stacks = [int(m[s.GPR + s.RSP]) & (1 << 64) - 1 for m in engine.cpus if not m[s.NONROOT]]
+        end = hypervisor.host.direct + engine.geometry.memory_bytes - 8 * STACK_WORDS
+        ours = [at for at in stacks if hypervisor.host.direct <= at < end]
+        return any(self.between(load(at + 8 * n)) for at in ours for n in range(STACK_WORDS))
 
     def marked(self) -> set[int]:
         """Guest frames in the bitmap, or in the log of a vCPU."""
