@@ -53,6 +53,7 @@ ENCODINGS = [
     (32, "9a000000008000", o.CALL_FAR,   7),
     (64, "9a",           o.UD,           1),
     (64, "f00fc101",     o.EXCHANGE,     4),   # LOCK XADD
+    (64, "f0480fb111",   o.EXCHANGE,     5),   # LOCK CMPXCHG
     (64, "f08901",       o.UD,           3),   # LOCK MOV
     (64, "f00fa2",       o.UD,           3),   # LOCK CPUID
     (64, "66f30f01c1",   o.UD,           5),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,6 +134,45 @@ def test_stores_and_loads_of_any_size_at_any_place_agree_with_bytes(at: int, siz
     for n in range(-8, 16):
         if 0 <= at + n < 0x2000:
             assert space.get(DATA + at + n, 1) == image[at + n]
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    size=st.sampled_from((1, 2, 4, 8)), held=edges, compared=edges, given_value=edges, same=st.booleans(),
+    register=st.booleans(),
+)  # fmt: skip
+def test_compare_and_exchange_writes_where_it_is_equal_and_else_loads_what_is_there(
+    size: int, held: int, compared: int, given_value: int, same: bool, register: bool
+) -> None:
+    """CMPXCHG of the SDM: ZF says which of both; an accumulator of 4 bytes that is loaded is zero-extended."""
+    bench, part = native(), (1 << 8 * size) - 1
+    compared = compared & ~part | held & part if same else compared
+    bench.space.put(DATA, held)
+    attributes = o.MEM_DECODED | 2 << o.MEM_ADDRESS_SIZE | (o.MEM_REGISTER if register else 0)
+    place = o_mem(DATA, size)
+    place = evolve(place, attributes=place.attributes | attributes)
+
+    def write(a: Assembler) -> None:
+        a.mov(s.RAX, compared)
+        a.mov(s.RBX, held)
+        a.mov(s.RCX, given_value)
+        a.emit(o.EXCHANGE, s.RCX, s.RBX, mem=place, extra=o.X_COMPARE)
+        a.op(o.PUSHF)
+        a.pop(s.RDX)
+        a.ld(s.RSI, o_mem(DATA, 8))
+        a.op(o.STOP_OP)
+
+    bench.run(write)
+    finished(bench)
+    equal = compared & part == held & part
+    wide = size == 4 and register  # a register of 4 bytes that is written is zero-extended
+    left = (given_value if equal else held) & part
+    found = bench.reg(s.RBX if register else s.RSI) & M
+    assert found == (left if wide else held & ~part | left)
+    loaded = held & part if size == 4 else compared & ~part | held & part
+    assert bench.reg(s.RAX) & M == (compared if equal else loaded)
+    assert bool(bench.reg(s.RDX) & ZF) == equal
+    assert bool(bench.reg(s.RDX) & CF) == (compared & part < held & part)
 
 
 @pytest.mark.parametrize("op", [o.LD, o.ST, o.XADD, o.LDM, o.STM, o.PUSH, o.POP])

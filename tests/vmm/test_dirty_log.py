@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,14 +10,17 @@ import pytest
 from tests.vmm.machines import DATA, MIB, Machine, machine, tiny_guest
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.base.kept import nothing_kept
 from vtsim.config import parse_scenario
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops
+from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.slots import RAX, RBX, RCX
+from vtsim.cpu.slots import RAX, RBX, RCX, RDX
+from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, Table
 from vtsim.vmcs import reasons as x
-from vtsim.vmm.programs import locked_fault
+from vtsim.vmm.programs import dirty_log, locked_fault
 from vtsim.vmm.spec import DirtyLogSpec
 
 METHODS = ("write-protect", "pml")
@@ -169,6 +173,88 @@ def test_without_lockless_faults_the_same_exits_take_longer() -> None:
     assert tickets == [len(written)] * 2
     noted = [hfn for hfn in range(slow.engine.geometry.frame_count) if word(hfn, locked_fault.D_PRIVATE)]
     assert len(noted) == len({gfn >> 9 for gfn in written})
+
+
+MASK = (1 << 64) - 1
+READ_ONLY = ~e.EPT_WRITE & (1 << 57) - 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda leaf: leaf ^ e.EPT_DIRTY,
+        lambda leaf: leaf & READ_ONLY,
+        lambda leaf: leaf & READ_ONLY | e.EPT_WRITE,
+        lambda leaf: 0,
+    ],
+    ids=["the dirty flag is another", "write protection of another kind", "fixed by another vCPU", "unmapped"],
+)
+@pytest.mark.parametrize("blindly", [False, True])
+def test_a_leaf_that_changed_since_it_was_read_is_not_overwritten(
+    change: Callable[[int], int], blindly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between load and compare-and-exchange another CPU changes the leaf: its change is there when the guest goes on.
+
+    A hypervisor that stores blindly loses the dirty flag of a processor, or write protection, or maps again what is gone.
+    """
+    if blindly:
+        monkeypatch.setattr(dirty_log, "exchange_leaf", stored_blindly)
+    with nothing_kept():
+        m = machine(
+            writer(8),
+            populate="prebuilt",
+            personality="kvm",
+            dirty_log=DirtyLogSpec(method="write-protect", period=LONG),
+        )
+    reach(m, "fast_exchange")
+    cpu = m.engine.cpus[0]
+    at, gfn, read = int(cpu[s.GPR + s.RCX]) & MASK, int(cpu[s.GPR + s.R13]) >> 12, int(cpu[s.GPR + s.RAX])
+    assert read & dirty_log.WAS_WRITABLE and not read & e.EPT_WRITE
+    assert gfn not in bitmap(m), "marked before it is writable: who takes the bitmap now never hears of the write"
+    m.hypervisor.host.store(at, changed := change(read))
+    step(m)
+    step(m)
+    lost = m.hypervisor.host.load(at) != changed
+    assert lost == (blindly and changed != read & ~dirty_log.WAS_WRITABLE | e.EPT_WRITE)
+    if blindly:
+        return
+    m.run()
+
+    assert m.hypervisor.word(m.vcpu, "FAST_RETRIES") == 1
+    assert [m.data(0, page=n) for n in range(8)] == [1] * 8
+    if changed & dirty_log.WAS_WRITABLE:
+        assert gfn in bitmap(m)
+
+
+def stored_blindly(a: Assembler) -> None:
+    a.st(Mem(RCX), RDX)
+    a.cmp(RDX, register=RDX)
+
+
+def step(m: Machine) -> None:
+    """One instruction of CPU 0."""
+    m.engine.run(0, until=int(m.engine.cpus[0][s.CYCLE]) + 1)
+
+
+def reach(m: Machine, label: str) -> None:
+    """Run CPU 0 up to a label of the hypervisor."""
+    at = mem.signed(m.hypervisor.program.labels[label])
+    while m.engine.cpus[0][s.RIP] != at:
+        step(m)
+
+
+def test_after_so_many_changes_the_lock_is_taken() -> None:
+    m = machine(writer(1), populate="prebuilt", dirty_log=DirtyLogSpec(method="write-protect", period=LONG))
+    for n in range(dirty_log.FAST_TRIES):
+        reach(m, "fast_exchange")
+        at = int(m.engine.cpus[0][s.GPR + s.RCX]) & MASK
+        m.hypervisor.host.store(at, m.hypervisor.host.load(at) ^ (1 << 52 + n))  # bits that the processor ignores
+        step(m)
+    reach(m, "not_protected")
+    m.run()
+
+    assert m.hypervisor.word(m.vcpu, "FAST_RETRIES") == dirty_log.FAST_TRIES
+    assert m.hypervisor.host.load(at) & e.EPT_WRITE
 
 
 def exit_cycles(m: Machine) -> int:

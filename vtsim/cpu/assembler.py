@@ -288,6 +288,18 @@ class Assembler:
     def xadd(self, mem: Mem, register: int) -> None:
         self.emit(ops.XADD, register, mem=mem)
 
+    def xchg(self, mem: Mem, register: int) -> None:
+        """Exchange `register` with memory, at once."""
+        self._exchange(mem, register, ops.X_CHANGE)
+
+    def cmpxchg(self, mem: Mem, register: int) -> None:
+        """CC_Z, and memory <- `register`, where RAX is what stands there; else RAX <- that. At once."""
+        self._exchange(mem, register, ops.X_COMPARE)
+
+    def _exchange(self, mem: Mem, register: int, kind: int) -> None:
+        mem = evolve(mem, attributes=mem.attributes | ops.MEM_DECODED | 2 << ops.MEM_ADDRESS_SIZE)
+        self.emit(ops.EXCHANGE, register, mem=mem, extra=kind, length=5)
+
     def push(self, register: int = NO_REGISTER, value: int = 0) -> None:
         self.emit(ops.PUSH, register, imm=value)
 

@@ -170,7 +170,7 @@ _TABLE: Final = (
     # what decoded code needs beyond the above: operands of any size, r/m operands, every segment
     ("MOVE",              3, "MOV",           "destination <- source (R1, IMM or r/m)"),
     ("ARITHMETIC",        3, "ADD",           "destination <- destination by source, kind EXTRA (see ARITHMETIC_KINDS); flags"),
-    ("EXCHANGE",          3, "ATOMIC",        "exchange, or exchange and add (EXTRA 1), of R1 with r/m"),
+    ("EXCHANGE",          3, "ATOMIC",        "of R1 with r/m: exchange, exchange and add, compare with RAX and exchange (EXTRA, below)"),
     ("DIVIDE",            3, "ADD",           "RAX, RDX <- RDX:RAX by r/m, unsigned; #DE"),
     ("PUSH_OPERAND",      2, "PUSH",          "push R1, IMM or r/m"),
     ("POP_OPERAND",       2, "POP",           "pop into r/m"),
@@ -226,6 +226,7 @@ BY_NAME: Final = {op.name: op for op in OPS}
 # kinds of ARITHMETIC and TOUCH
 (K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
 ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")
+X_CHANGE, X_ADD, X_COMPARE = range(3)  # kinds of EXCHANGE
 TOUCH_PREFETCH, TOUCH_FLUSH, TOUCH_FXSAVE = range(3)
 TOUCH_KINDS: Final = ("PREFETCH", "CLFLUSH", "FXSAVE")
 

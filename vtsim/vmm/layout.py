@@ -201,6 +201,8 @@ VCPU_WORDS: Final = (
     ("FLUSHES_FOR_TYPES", 1, "the same for a frame that is to be a direct page table, or to be written again"),
     ("FLUSHES_FOR_GUEST", 1, "times that a paravirtual guest had other vCPUs drop translations"),
     ("FLUSH_WAITS",       1, "times that another vCPU had not dropped them yet when it was looked at"),
+    ("FAST_FAULTS",       1, "pages that logging alone protected, made writable without the lock of the tables"),
+    ("FAST_RETRIES",      1, "times that somebody had changed their leaf since it was read"),
     ("KICKS",             1, "interrupts to CPUs of other vCPUs, so that they leave their guest or go on"),
     ("ASKED_PAGE",        1, "a request was to drop the translations of this address, bit 0 being set"),
     ("LOOSE",             1, "may vCPUs of the VM have translations by what a direct page table or frame was before?"),
@@ -277,6 +279,8 @@ STATISTICS: Final = (
     "FLUSH_WAITS",
     "LOCK_WAITS",
     "PV_REQUESTS",
+    "FAST_FAULTS",
+    "FAST_RETRIES",
     "KICKS",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32

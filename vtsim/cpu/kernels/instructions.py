@@ -254,15 +254,18 @@ def arithmetic_op(m: Record, a: Arena, t: Tags, r: int) -> int:
 
 @kernel
 def exchange(m: Record, a: Arena, t: Tags, r: int) -> int:
-    """XCHG and XADD."""
+    """XCHG, XADD and CMPXCHG."""
     packed = a[r + o.ROW_MEM]
     size = max((packed >> o.MEM_SIZE) & 15, 1)
     r1 = a[r + o.ROW_R1]
     r2 = a[r + o.ROW_R2]
+    kind = a[r + o.ROW_EXTRA]
+    if kind == o.X_COMPARE:
+        return compare_exchange(m, a, t, r, size)
     mine = get_register(m, r1, size)
     if packed & o.MEM_REGISTER:
         theirs = get_register(m, r2, size)
-        if a[r + o.ROW_EXTRA]:
+        if kind == o.X_ADD:
             set_register(m, r1, size, theirs)
             set_register(m, r2, size, arithmetic_result(m, theirs, mine, o.K_ADD, size))
         else:
@@ -273,12 +276,39 @@ def exchange(m: Record, a: Arena, t: Tags, r: int) -> int:
     if m[s.FAULT_KIND]:
         return refuse(m, a, t, m[s.FAULT_KIND], size, False, 0, 16)
     flags = m[s.RFLAGS]
-    value = arithmetic_result(m, theirs, mine, o.K_ADD, size) if a[r + o.ROW_EXTRA] else mine
+    value = arithmetic_result(m, theirs, mine, o.K_ADD, size) if kind == o.X_ADD else mine
     fault = store_operand(m, a, t, r, size, value)
     if fault:
         m[s.RFLAGS] = flags
         return refuse(m, a, t, fault, size, True, value, 16)
     set_register(m, r1, size, theirs)
+    return NEXT
+
+
+@kernel
+def compare_exchange(m: Record, a: Arena, t: Tags, r: int, size: int) -> int:
+    """CMPXCHG: the destination is written in either case, with R1 or with what it was; flags are those of a comparison.
+
+    SDM: "CMPXCHG—Compare and Exchange".
+    """
+    packed = a[r + o.ROW_MEM]
+    r2 = a[r + o.ROW_R2]
+    in_register = packed & o.MEM_REGISTER != 0
+    theirs = get_register(m, r2, size) if in_register else load_for_update(m, a, t, r, size)
+    if not in_register and m[s.FAULT_KIND]:
+        return refuse(m, a, t, m[s.FAULT_KIND], size, False, 0, 16)
+    flags = m[s.RFLAGS]
+    equal = arithmetic_result(m, get_register(m, s.RAX, size), theirs, o.K_CMP, size) == 0
+    value = get_register(m, a[r + o.ROW_R1], size) if equal else theirs
+    if in_register:
+        set_register(m, r2, size, value)
+    else:
+        fault = store_operand(m, a, t, r, size, value)
+        if fault:
+            m[s.RFLAGS] = flags
+            return refuse(m, a, t, fault, size, True, value, 16)
+    if not equal:
+        set_register(m, s.RAX, size, theirs)
     return NEXT
 
 

@@ -27,13 +27,14 @@ from vtsim.vmcs import bits as b
 from vtsim.vmm.programs import collapse, daemons, several
 from vtsim.vmm.programs.ept_leaf import LARGE, leaf_of
 from vtsim.vmm.programs.timer import begin_daemon, end_daemon, now
-from vtsim.vmm.programs.words import vcpu, work, zero
+from vtsim.vmm.programs.words import count, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
 LOG_EMPTY: Final      = LOG_ENTRIES - 1      # index of the page-modification log when nothing stands in it
 WAS_WRITABLE: Final   = 1 << 57      # in a leaf that the processor ignores this bit of: only logging protects it
 PAGES_OF_WORD: Final  = 64
+FAST_TRIES: Final     = 5            # compares and exchanges before the lock is taken: fast_page_fault's retry_count
 # fmt: on
 
 
@@ -65,32 +66,54 @@ def _note_page(a: Assembler, path: Path) -> None:
 
 
 def protected_page(a: Assembler, path: Path) -> None:
-    """A write to a page that only logging protects: note it, let it be written, and go on. R12, R13 as in `ept`.
+    """A write to a page that only logging protects: let it be written, note it, and go on. R12, R13 as in `ept`.
 
-    A hypervisor that cannot do this without its lock finds slot and page, and maps, as for any violation: with several
-    vCPUs it takes a compare and exchange, so that nobody's change of the leaf is undone.
-    Not modelled: lockless faults in VMs of several vCPUs.
+    The VM's lock is not taken: the leaf is changed by compare and exchange, so that nobody's change of it is undone.
+    Where that fails the leaf is read again; after so many times, as where the page is not there or not protected by
+    logging alone, slot and page are found under the lock. The page is noted when its leaf is writable: whoever takes
+    the bitmap in between finds it the next time. Where another vCPU has seen to the page there is nothing to do.
+
+    Source: Linux 6.1, arch/x86/kvm/mmu/mmu.c, fast_page_fault.
     """
-    if path.several or not path.parameters.get("lockless_faults", 1):
+    if not path.parameters.get("lockless_faults", 1):
         return
     if not path.vmm.dirty_log.ends:
-        a.ld(RAX, vcpu("LOGGING"))
+        a.ld(RAX, several.vm_word(a, path, "LOGGING", RAX))
         a.test(RAX, register=RAX)
         a.jcc(ops.CC_Z, "not_protected")
     a.test(R12, e.Q_WRITE)
     a.jcc(ops.CC_Z, "not_protected")
     work(a, path, "fast_page_fault")
+    a.mov(RBP, FAST_TRIES)
+    a.label("fast_again")
     leaf_of(a, R13)
+    a.test(RAX, e.EPT_WRITE)
+    a.jcc(ops.CC_NZ, "reenter", comment="another vCPU was faster")
     a.mov(RBX, WAS_WRITABLE)
     a.test(RAX, register=RBX)
     a.jcc(ops.CC_Z, "not_protected")
+    a.copy(RDX, RAX)
     a.mov(RBX, ~WAS_WRITABLE)
-    a.and_(RAX, register=RBX)
-    a.or_(RAX, e.EPT_WRITE)
-    a.st(Mem(RCX), RAX)
-    mark(a, path, "reenter")
+    a.and_(RDX, register=RBX)
+    a.or_(RDX, e.EPT_WRITE)
+    a.label("fast_exchange")
+    exchange_leaf(a)
+    a.label("fast_exchanged")
+    a.jcc(ops.CC_NZ, "fast_failed")
+    mark(a, path, "fast_noted")
+    a.label("fast_noted")
+    count(a, "FAST_FAULTS")
     a.jmp("reenter")
+    a.label("fast_failed")
+    count(a, "FAST_RETRIES")
+    a.sub(RBP, 1)
+    a.jcc(ops.CC_NZ, "fast_again")
     a.label("not_protected")
+
+
+def exchange_leaf(a: Assembler) -> None:
+    """CC_Z, and the leaf at RCX <- RDX, if it is still RAX."""
+    a.cmpxchg(Mem(RCX), RDX)
 
 
 def log_full(a: Assembler, path: Path) -> None:

@@ -9,7 +9,7 @@ header are read, and the leaf is stored.
 
 Source: Linux 3.4, arch/x86/kvm/mmu.c, virt/kvm/kvm_main.c, arch/x86/mm/gup.c.
 Not modelled: asynchronous page faults of such a hypervisor; the reverse map, which stays as it is; refilling the
-caches, which no such fault empties; VMs of several vCPUs, whose faults take the lock, but no other of these steps.
+caches, which no such fault empties.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def _descriptor(a: Assembler, path: Path, register: int) -> None:
 
 def protected_page(a: Assembler, path: Path) -> None:
     """The write at R13 with qualification R12, if it is one to a protected page; else on at the common handler."""
-    if path.several or not wanted(path.vmm, dict(path.parameters)):
+    if not wanted(path.vmm, dict(path.parameters)):
         return
-    a.ld(RAX, vcpu("LOGGING"))
+    a.ld(RAX, several.vm_word(a, path, "LOGGING", RAX))
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_Z, "not_protected")
     a.test(R12, e.Q_WRITE)
@@ -71,17 +71,17 @@ def protected_page(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_B, "not_protected")
     find_slot(a, "level_slot", "not_protected")
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]), comment="is its log on? no large page, then")
-    a.ld(RBX, vcpu("NOTIFIER_SEQUENCE"))
+    a.ld(RBX, several.vm_word(a, path, "NOTIFIER_SEQUENCE", RBX))
     find_slot(a, "hva_slot", "not_protected")
     _pin_page(a, path)
-    several.lock(a, vcpu("TABLES_TICKET"), vcpu("TABLES_SERVING"))
-    a.ld(RAX, vcpu("NOTIFIER_COUNT"), comment="mmu_notifier_retry")
+    _lock(a, path)
+    a.ld(RAX, several.vm_word(a, path, "NOTIFIER_COUNT", RAX), comment="mmu_notifier_retry")
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "locked_other")
-    a.ld(RAX, vcpu("NOTIFIER_SEQUENCE"))
+    a.ld(RAX, several.vm_word(a, path, "NOTIFIER_SEQUENCE", RAX))
     a.cmp(RAX, register=RBX)
     a.jcc(ops.CC_NZ, "locked_other")
-    a.ld(RAX, vcpu("TABLES_LEFT"), comment="kvm_mmu_free_some_pages")
+    a.ld(RAX, several.vm_word(a, path, "TABLES_LEFT", RAX), comment="kvm_mmu_free_some_pages")
     work(a, path, "map_page")
     leaf_of(a, R13)
     a.copy(R9, RCX)
@@ -92,13 +92,29 @@ def protected_page(a: Assembler, path: Path) -> None:
     _set_leaf(a, path)
     a.mov(RAX, -1)
     a.xadd(Mem(RBP, D_COUNT), RAX)
-    several.unlock(a, vcpu("TABLES_SERVING"))
+    _unlock(a, path)
     a.jmp("reenter")
     a.label("locked_other")
     a.mov(RAX, -1)
     a.xadd(Mem(RBP, D_COUNT), RAX)
-    several.unlock(a, vcpu("TABLES_SERVING"))
+    _unlock(a, path)
     a.label("not_protected")
+
+
+def _lock(a: Assembler, path: Path) -> None:
+    """The VM's lock, mmu_lock. Changes RAX, RCX and RDI."""
+    if path.several:
+        several.lock_tables(a, path)
+    else:
+        several.lock(a, vcpu("TABLES_TICKET"), vcpu("TABLES_SERVING"))
+
+
+def _unlock(a: Assembler, path: Path) -> None:
+    """The lock is free again. Changes RAX and RDI."""
+    if path.several:
+        several.unlock_tables(a, path)
+    else:
+        several.unlock(a, vcpu("TABLES_SERVING"))
 
 
 def _pin_page(a: Assembler, path: Path) -> None:
@@ -135,13 +151,17 @@ def _set_leaf(a: Assembler, path: Path) -> None:
     a.and_(RSI, HASH_BUCKETS - 1)
     a.mov(RDI, path.addresses["frame_hash"])
     a.ld(R11, Mem(RDI, index=RSI, scale=8), comment="mmu_need_write_protect: no table of the guest is shadowed")
-    find_slot(a, "dirty_slot", "not_protected")
+    find_slot(a, "dirty_slot", "locked_other")
     dirty_log.note_page(a, path)
-    a.mov(RAX, ~dirty_log.WAS_WRITABLE)
-    a.and_(RBX, register=RAX)
-    a.or_(RBX, e.EPT_WRITE)
-    a.st(Mem(R9), RBX)
-    find_slot(a, "header_slot", "not_protected")
+    if path.vmm.ept.accessed_dirty:  # flags that processors set meanwhile stay: mmu_spte_update
+        a.mov(RAX, e.EPT_WRITE - dirty_log.WAS_WRITABLE)
+        a.xadd(Mem(R9), RAX)
+    else:
+        a.mov(RAX, ~dirty_log.WAS_WRITABLE)
+        a.and_(RBX, register=RAX)
+        a.or_(RBX, e.EPT_WRITE)
+        a.st(Mem(R9), RBX)
+    find_slot(a, "header_slot", "locked_other")
     a.copy(RSI, R9)
     a.mov(RAX, at.HOST_DIRECT)
     a.sub(RSI, register=RAX)
