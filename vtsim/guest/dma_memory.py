@@ -112,6 +112,7 @@ class DmaBuilder:
             ports=tuple(linear(port.words >> 12) for port in ports),
             owners=tuple(owners),
             rights=USER_PAGE if self.machine.first_level else READ_WRITE,
+            device_tlbs=self.maps and any(device.ats for device in self.machine.devices),
             wide=self.machine.first_level,
             large=any(phase.page_bytes > mem.PAGE_BYTES for *_, phase in phases),
             timeout_ticks=-(-d.QUEUE_TIMEOUT_NS // tick),
@@ -169,7 +170,7 @@ class DmaBuilder:
                 structures.enable(device.source)
                 structures.assign(device.source, 0, domain, first=table)
             else:
-                structures.attach(device.source, table, domain)
+                structures.attach(device.source, table, domain, devices=device.ats)
             spare = 8 + 2 * sum(map(_table_pages, phases))
             tables = self.frames.reserve(spare)
             first |= {d.P_ROOT: root, d.P_TABLES: tables, d.P_TABLES_END: tables + spare}
@@ -181,6 +182,8 @@ class DmaBuilder:
                 page_low, _ = descriptor("IOTLB", DW=1, DR=1, **pages)
                 domain_low, _ = descriptor("IOTLB", DW=1, DR=1, **whole)
             first |= {d.P_PAGE_LOW: page_low, d.P_DOMAIN_LOW: domain_low}
+            if device.ats:
+                first[d.P_DEVICE_LOW], _ = descriptor("DEVICE_TLB", SID=device.source)
         elif structures.scalable:
             structures.enable(device.source)
             structures.assign(device.source, 0, domain)

@@ -34,11 +34,15 @@ class PhysicalMemory(Protocol):
 
 @frozen(kw_only=True)
 class DmaDevice:
-    """A device that the guest drives: its name, its source-id, and the guest-physical address of its doorbell."""
+    """A device that the guest drives: its name, its source-id, and the guest-physical address of its doorbell.
+
+    `ats`: may it ask for translations and keep them?
+    """
 
     name: str
     source: int
     doorbell: int
+    ats: bool = False
 
 
 @frozen(kw_only=True)

@@ -51,7 +51,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Hardware Support for Protected Memory Regions",   TRANSLATION),
     ),
     "Support for Device-TLBs": (
-        part("Device-TLB",                                     "devices of scenarios have one while nobody invalidates; invalidation and its time-out are for callers in Python, to whom no time passes", DEVICE),
+        part("Device-TLB",                                     "drivers natively invalidate it, with a time-out on the clock; no driver in a VM does, nor one with PASIDs", DEVICE),
         yes("Translation Request",                             FAULTS),
         yes("Translated Request",                              FAULTS),
         yes("Device-TLB Invalidate Descriptor",                INVALIDATION),

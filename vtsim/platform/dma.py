@@ -84,14 +84,15 @@ def unit_of(scenario: Scenario, engine: Engine) -> RemappingUnit:
     )
 
 
+def device_tlb_of(device: DmaSpec) -> np.ndarray:
+    """A device's empty device-TLB: shape (words,), int64."""
+    cache = st.Cache(device.device_tlb // TLB_WAYS, TLB_WAYS)
+    return st.build_device(sid=requester(device.claims or device.source), tlb=cache, pri=False)
+
+
 def device_tlbs(scenario: Scenario) -> np.ndarray:
     """An empty device-TLB for each device, a row each; as large as the largest."""
-    made = [
-        st.build_device(
-            sid=requester(each.claims or each.source), tlb=st.Cache(each.device_tlb // TLB_WAYS, TLB_WAYS), pri=False
-        )
-        for each in scenario.dma
-    ]
+    made = [device_tlb_of(each) for each in scenario.dma]
     rows = np.zeros((len(made), max((len(row) for row in made), default=0)), np.int64)
     for row, words in zip(rows, made, strict=True):
         row[: len(words)] = words

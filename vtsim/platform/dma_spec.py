@@ -44,6 +44,11 @@ class IommuSpec:
     invalidate_ns: float = setting(
         factors(ge=0, le=1e6), "Time that one descriptor of an invalidation takes, in ns", default=600.0
     )
+    device_timeout_ns: float = setting(
+        factors(ge=1000, le=1e12),
+        "Time in which a device has to answer an invalidation of its device-TLB, in ns; PCIe gives it a minute",
+        default=6e10,
+    )
     snoop: bool = setting(
         Boolean(), "Entries of domains that are mapped before the run have each access snooped (SNP)", default=False
     )
@@ -116,6 +121,18 @@ class DmaSpec:
     )
     device_tlb: int = setting(
         counts(choices=TLB_ENTRIES), f"Entries of its device-TLB, in {TLB_WAYS} ways, where it has ATS", default=64
+    )
+    device_answer_ns: float = setting(
+        factors(ge=0, le=1e12),
+        "Of a device with a driver: time that it takes to find what an invalidation names in its device-TLB, in ns "
+        "(an estimate); it answers when operations in flight have ended as well",
+        default=500.0,
+    )
+    unanswered: int = setting(
+        counts(ge=0, le=1 << 20),
+        "Of a device with a driver: invalidations of its device-TLB, from the first on, that it neither obeys nor "
+        "answers",
+        default=0,
     )
     trusted: bool = setting(
         Boolean(),

@@ -30,9 +30,10 @@ from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
+from vtsim.iommu.kernels.device_tlb import device_forget
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
-from vtsim.iommu.unit import RemappingUnit
-from vtsim.platform.dma import PS, engine_of, landing_of, outcome_of, unit_of
+from vtsim.iommu.unit import Message, RemappingUnit
+from vtsim.platform.dma import PS, device_tlb_of, engine_of, landing_of, outcome_of, unit_of
 from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
@@ -43,7 +44,6 @@ from vtsim.platform.unit_tables import DrivenPort, UnitTables
 LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
 MARK: Final = 0xDEA_DBEE  # the word that a device writes
-NO_TLB: Final = np.zeros(1, np.int64)  # the unit translates for devices with a driver
 BATCH: Final = 16  # descriptors that are reported together at most
 
 
@@ -56,6 +56,8 @@ class DrivenDevice:
     port: DmaPort
     memory: PhysicalMemory  # of the guest that drives it
     row: np.ndarray  # its engine
+    tlb: np.ndarray = field(init=False)  # its device-TLB, asked where it has ATS
+    invalidated: int = field(default=0, init=False)  # invalidations of it that came
     wanted: int = field(default=0, init=False)  # descriptors that the doorbell told of
     fetched: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
@@ -73,6 +75,7 @@ class DrivenDevice:
 
     def __attrs_post_init__(self) -> None:
         clock = self.platform.clock
+        self.tlb = device_tlb_of(self.spec)
         self.rung, self.filled = clock.event(), clock.event()
         clock.process(self.fetch())
         clock.process(self.move())
@@ -88,10 +91,26 @@ class DrivenDevice:
         platform = self.platform
         aborted = int(self.row[g.N_ABORTED])
         while True:
-            later = platform.operate(self.row, address, size, writes)
+            later = platform.operate(self.row, self.tlb, address, size, writes)
             if not later:
                 return int(self.row[g.N_ABORTED]) == aborted
             yield platform.until(later)
+
+    def invalidate(self, word: int) -> Generator[simpy.Event, Any, None]:
+        """Obey an invalidation of the device-TLB, and answer when what is in flight has ended: PCIe, ATS."""
+        platform = self.platform
+        self.invalidated += 1
+        if self.invalidated <= self.spec.unanswered:
+            return
+        yield platform.clock.timeout(platform.cycles(self.spec.link.down_ns + self.spec.device_answer_ns))
+        with quiet():
+            device_forget(self.tlb, word, sp.NO_PASID)
+        rows = [self.row] if self.hostile is None else [self.row, self.hostile.row]
+        with quiet():
+            ended = max(max(int(all_ended(row)), int(row[g.LAST_READY])) for row in rows)
+        yield platform.until(ended)
+        yield platform.clock.timeout(platform.cycles(self.spec.link.up_ns))
+        platform.registers.answered(int(self.tlb[st.DEVICE_SID]))
 
     def ended(self) -> int:
         """When everything that has begun will have ended, in ps."""
@@ -231,12 +250,13 @@ class Hostile:
                 self.started = platform.clock.event()
                 yield self.started
             yield platform.clock.timeout(self.every)
-            platform.operate(self.row, self.address, LINE, True)
+            aborted = int(self.row[g.N_ABORTED])
+            platform.operate(self.row, self.device.tlb, self.address, LINE, True)
             with quiet():
                 all_ended(self.row)
             self.writes += 1
             u, now = platform.unit.u, int(platform.clock.now)
-            if int(u[st.STATUS]) != st.COMPLETED:
+            if int(self.row[g.N_ABORTED]) > aborted:
                 self.refused += 1
                 self.address = -1
             elif self._given() or (self.device.port.root and self.device.leads_to(self.address) == int(u[st.HPA])):
@@ -291,7 +311,7 @@ class DrivenDevices:
             self.doorbells[each.port.device.doorbell] = device
         self.registers = RemappingRegisters(
             self.engine, self.clock, self.unit, self.cycles(iommu.invalidate_ns), self.cycles(iommu.read_ns),
-            self._landed,
+            self._landed, self._deliver, self.cycles(iommu.device_timeout_ns),
         )  # fmt: skip
         if iommu.mode != "off":
             self._enable()
@@ -307,13 +327,18 @@ class DrivenDevices:
         unit.command(set=sp.IRE)
         unit.enable(self.tables.rtaddr)
 
-    def operate(self, row: np.ndarray, address: int, size: int, writes: bool) -> int:
+    def _deliver(self, message: Message) -> None:
+        for device in self.devices:
+            if message.first == device.tlb[st.DEVICE_SID]:
+                self.clock.process(device.invalidate(message.second))
+
+    def operate(self, row: np.ndarray, tlb: np.ndarray, address: int, size: int, writes: bool) -> int:
         """Begin an operation of an engine: 0, or when it can begin, in ps."""
         with quiet():
             return int(
                 operate(
                     row,
-                    NO_TLB,
+                    tlb,
                     self.engines[0],
                     self.lines,
                     self.unit.u,

@@ -581,7 +581,12 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
     mode = iommu.mode if native or vm.viommu != "none" else "off"
     return DmaMachine(
         devices=tuple(
-            DmaDevice(name=each.name, source=requester(each.source), doorbell=DOORBELLS + PAGE * number)
+            DmaDevice(
+                name=each.name,
+                source=requester(each.source),
+                doorbell=DOORBELLS + PAGE * number,
+                ats=each.requests == "ats" and each.trusted,
+            )
             for number, each in enumerate(scenario.dma)
             if each.name in driven_by(vm)
         ),

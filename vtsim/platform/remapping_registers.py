@@ -4,8 +4,12 @@ Descriptors of the invalidation queue are executed one after the other, each whe
 what came before also waits until requests that were translated before have reached memory, where the invalidation asks
 for that; of a PASID, each does.
 
-VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor".
-Not modelled: time that registers other than the queue's tail take.
+A device-TLB invalidation goes to its device. Until it is answered the queue stands at the wait descriptor behind it; a
+device that does not answer in time is given up, which stops the queue until software has cleared the error.
+
+VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor"; "Queued Invalidation Error Handling".
+Not modelled: time that registers other than the queue's tail take; which invalidation an answer is for (a
+late one is taken for the next of its device).
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from attrs import define, field
 from vtsim.cpu.engine import Engine
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import IOTLB_TYPE, WAIT
-from vtsim.iommu.unit import RemappingUnit
+from vtsim.iommu.state import DEVICE_INVALIDATION
+from vtsim.iommu.unit import Message, RemappingUnit
 from vtsim.platform.dma_spec import REGISTERS
 
 QUEUE_BYTES: Final = 4096
@@ -36,6 +41,9 @@ class RemappingRegisters:
     invalidate_cycles: int
     write_cycles: int
     landed: Callable[[], int]
+    deliver: Callable[[Message], None] = lambda message: None  # an invalidation, to its device
+    timeout_cycles: int = 0
+    owed: list[tuple[int, int]] = field(factory=list, init=False)  # requester and deadline of each answer
     tail: int = field(default=0, init=False)
     rung: simpy.Event = field(init=False)
 
@@ -55,19 +63,46 @@ class RemappingRegisters:
         """What a CPU writes has its effect, the tail of the queue in time."""
         if hpa - REGISTERS != sp.IQT:
             self.unit.write_at(hpa - REGISTERS, size, value)
+            if hpa - REGISTERS == sp.FSTS:
+                self._wake()
             return
         self.tail = value
+        self._wake()
+
+    def answered(self, sid: int) -> None:
+        """A device has answered; what it does not owe any more is an error that is told."""
+        due = next((each for each in self.owed if each[0] == sid), None)
+        if due is not None:
+            self.owed.remove(due)
+        self.unit.device_completed(sid)
+        self._wake()
+
+    def _wake(self) -> None:
         if not self.rung.triggered:
             self.rung.succeed()
+
+    def _pause(self) -> Generator[simpy.Event, Any, None]:
+        """Until something happens to the queue, or an answer is overdue."""
+        self.rung = self.clock.event()
+        if self.owed:
+            due = min(deadline for _, deadline in self.owed)
+            yield self.rung | self.clock.timeout(max(0, due - int(self.clock.now)))
+        else:
+            yield self.rung
+        for sid in {sid for sid, deadline in self.owed if deadline <= self.clock.now}:
+            self.owed = [each for each in self.owed if each[0] != sid]
+            self.unit.device_timed_out(sid)
+
+    def _stopped(self) -> bool:
+        return bool(self.unit.read("FSTS") & (sp.IQE | sp.ITE))
 
     def process(self) -> Generator[simpy.Event, Any, None]:
         """The SimPy process: one descriptor after the other, until the tail or an error."""
         drained = 0
         while True:
             head = self.unit.read("IQH")
-            if head == self.tail or self.unit.read("FSTS") & (sp.IQE | sp.ITE | sp.ICE):
-                self.rung = self.clock.event()
-                yield self.rung
+            if head == self.tail or self._stopped():
+                yield from self._pause()
                 continue
             queue = self.unit.read("IQA")
             low = self.engine.load((queue & ~0xFFF) + head)
@@ -79,3 +114,9 @@ class RemappingRegisters:
                 if low & 0xF != IOTLB_TYPE or low & DRAIN:
                     drained = max(drained, self.landed())
             self.unit.write_at(sp.IQT, 4, (head + (32 if queue & sp.IQA_WIDE else 16)) % QUEUE_BYTES)
+            for message in self.unit.messages():
+                if message.kind == DEVICE_INVALIDATION:
+                    self.owed.append((message.first, int(self.clock.now) + self.timeout_cycles))
+                    self.deliver(message)
+            while self.owed and self.unit.read("IQH") == head and not self._stopped():
+                yield from self._pause()

@@ -262,12 +262,18 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                     yield Problem(
                         path=f"{where}.device", message=f"there is no device {name!r}".replace(" ''", ""), help=known
                     )
-                elif scenario.dma[names.index(name)].requests != "untranslated":
+                elif (requests := scenario.dma[names.index(name)].requests) == "forged":
                     yield Problem(
                         path=f"dma.{names.index(name)}.requests",
-                        message="a device with a driver leaves translation to the unit: no driver here invalidates "
-                        "device-TLBs",
-                        help="requests can be untranslated",
+                        message="a device with a driver has no addresses to forge",
+                        help="requests can be untranslated, or ats",
+                    )
+                elif requests == "ats" and (scenario.vmm.technique != "native" or vm.guest.kernel.dma == "identity"):
+                    yield Problem(
+                        path=f"dma.{names.index(name)}.requests",
+                        message="a device-TLB needs a driver that has the machine to itself and maps",
+                        help="requests can be untranslated; or vmm.technique native, with kernel.dma strict, deferred "
+                        "or never",
                     )
                 elif drivers.setdefault(name, driver) != driver:
                     yield Problem(

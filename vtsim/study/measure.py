@@ -213,6 +213,8 @@ def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
         invalidations=n["invalidations"],
         invalidation_cycles=n["invalidation_cycles"] / (n["invalidations"] or 1),
         invalidation_share=n["invalidation_cycles"] / elapsed,
+        device_invalidations=n["device_invalidations"],
+        timeouts=n["timeouts"],
         flushes=n["flushes"],
         interrupts=driver.interrupts,
         interrupts_blocked=driver.interrupts_blocked,

@@ -389,6 +389,8 @@ class Driver:
     invalidations: int          = key("invalidations", "that the kernel asked for, each with a wait")
     invalidation_cycles: float  = key("cycles", "that one took")
     invalidation_share: float   = key("", "of the elapsed cycles, those of invalidations")
+    device_invalidations: int   = key("invalidations", "of the device-TLB that follow these, each with a wait")
+    timeouts: int               = key("errors", "of the queue that the kernel cleared: a device did not answer in time")
     flushes: int                = key("flushes", "of a whole domain, for what was deferred")
     interrupts: int             = key("interrupts", "that the device sent")
     interrupts_blocked: int     = key("interrupts", "of these, that interrupt remapping blocked")

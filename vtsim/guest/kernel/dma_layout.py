@@ -14,11 +14,13 @@ from attrs import frozen
 # --- words of a port ------------------------------------------------------------------------------------------------
 # P_ROOT: physical address of the domain's table. P_TABLES: next frame for a table, end. P_TREE, P_CACHED: nodes of the
 # tree of addresses in use. P_NODES, P_MAGAZINES: lists of free ones. P_PAGE_LOW, P_DOMAIN_LOW: first words of
-# invalidation descriptors. P_RING, P_DOORBELL, P_STATUS, P_SLOTS: linear addresses. P_POST, P_REAP: bytes from there to
+# invalidation descriptors; P_DEVICE_LOW: of that for its device-TLB, 0 without one.
+# P_RING, P_DOORBELL, P_STATUS, P_SLOTS: linear addresses. P_POST, P_REAP: bytes from there to
 # the next slot.
 (P_ROOT, P_TABLES, P_TABLES_END, P_TREE, P_CACHED, P_NODES, P_MAGAZINES, P_LOCK, P_PAGE_LOW, P_DOMAIN_LOW, P_RING,
  P_PRODUCER, P_DOORBELL, P_STATUS, P_WAITER, P_CONSUMER,
- Q_HEAD, Q_TAIL, Q_ENTRIES, Q_STARTED, Q_FINISHED, Q_ON, Q_EXPIRES, Q_LOCK, P_SLOTS, P_POST, P_REAP) = range(0, 216, 8)
+ Q_HEAD, Q_TAIL, Q_ENTRIES, Q_STARTED, Q_FINISHED, Q_ON, Q_EXPIRES, Q_LOCK, P_SLOTS, P_POST, P_REAP,
+ P_DEVICE_LOW) = range(0, 224, 8)
 (SLOT_ADDRESS, SLOT_BUFFER) = range(0, 16, 8)   # of each buffer: where the device finds it, where it is
 SLOT_BYTES: Final = 16
 CLASSES: Final = 0x100        # of sizes: 1, 2, 4 … 32 pages
@@ -28,10 +30,10 @@ CLASS_COUNT: Final = 6
 STATISTICS: Final = 0x300
 STATISTIC_NAMES: Final = (
     "maps", "map_cycles", "unmaps", "unmap_cycles", "invalidations", "invalidation_cycles", "flushes", "interrupts",
-    "started", "elapsed", "spins",
+    "started", "elapsed", "spins", "device_invalidations", "timeouts",
 )
 (S_MAPS, S_MAP_CYCLES, S_UNMAPS, S_UNMAP_CYCLES, S_INVALIDATIONS, S_INVALIDATION_CYCLES, S_FLUSHES, S_INTERRUPTS,
- S_STARTED, S_ELAPSED, S_SPINS) = range(STATISTICS, STATISTICS + 88, 8)
+ S_STARTED, S_ELAPSED, S_SPINS, S_DEVICE_INVALIDATIONS, S_TIMEOUTS) = range(STATISTICS, STATISTICS + 104, 8)
 DEPOTS: Final = 0x800         # full magazines of each class, DEPOT_LIMIT words
 DEPOT_LIMIT: Final = 32       # MAX_GLOBAL_MAGS
 MAGAZINE_LIMIT: Final = 127   # IOVA_MAG_SIZE
@@ -55,7 +57,8 @@ DEVICE_WRITES, CARRIES = 1 << 32, 1 << 33
 (U_TICKET, U_SERVING, U_NEXT) = range(0, 24, 8)
 U_STATUS: Final = 0x800       # four bytes for each descriptor of the queue
 UNIT_ENTRIES: Final = 256     # QI_LENGTH; half of it where descriptors are wide, so that the queue is a page
-IN_USE, DONE = 1, 2           # status words
+IN_USE, DONE, ABORTED = 1, 2, 3   # status words
+WHOLE: Final = 0x7FFF_FFFF_FFFF_F001  # second word of a device-TLB invalidation: every address
 # --- addresses of devices -------------------------------------------------------------------------------------------
 FIRST_PAGE, LAST_PAGE = 1, 0xF_FFFF            # of 4 KiB, below 4 GiB: what Linux tries first
 INTERRUPT_PAGES: Final = (0xF_EE00, 0xF_EEFF)  # no address of a device: what is written there is an interrupt
@@ -89,5 +92,6 @@ class DmaOptions:
     owners: tuple[int, ...]  # of each port: the CPU of the process that drives the device
     large: bool
     rights: int  # bits of an entry that leads to a table or to a page
+    device_tlbs: bool  # has any device one that invalidations must reach?
     wide: bool  # descriptors of 32 bytes, which scalable mode has
     timeout_ticks: int

@@ -233,6 +233,8 @@ def _flush_queue(a: Assembler, kernel: KernelOptions) -> None:
         if word == d.Q_FINISHED:
             a.ld(s.RAX, _port(d.P_DOMAIN_LOW))
             a.mov(s.RDX, 0)
+            if kernel.dma.device_tlbs:
+                a.mov(s.R11, d.WHOLE)
             a.call("invalidate")
         a.mov(s.RAX, 1)
         a.xadd(_port(word), s.RAX)

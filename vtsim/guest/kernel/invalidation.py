@@ -1,9 +1,14 @@
 """Invalidation of translations of devices, as Linux does it: a descriptor, a wait descriptor, the tail, and a wait.
 
+Where the device has a device-TLB, its invalidation follows when that of the IOTLB is done, with a wait of its own: what
+the device asks for in between must not come from the IOTLB. One that is not answered in time stops the queue
+(Invalidation Time-out Error): whoever sees it marks the waits that were aborted, clears the error, and who waited for
+these queues them again, as often as it takes.
+
 The status word that the unit writes is polled; between two looks the fault status register is read, which is a
 read of a device. CPUs take turns at the queue, and let go of it between two looks.
 
-VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor".
+VT-d: "Queued Invalidation Interface"; "Invalidation Wait Descriptor"; "Queued Invalidation Error Handling".
 Not modelled: a queue that is full (each CPU waits for each of its invalidations).
 """
 
@@ -45,16 +50,27 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.RDX, 1)
     a.jmp("invalidate_order")
     a.label("invalidate_known")
+    if dma.device_tlbs:
+        _range_of_device(a)
     a.or_(s.RDX, register=s.RDI)
     a.ld(s.RAX, Mem(s.R15, d.P_PAGE_LOW))
 
     a.label("invalidate")
     a.work(length("invalidate"))
+    if dma.device_tlbs:
+        a.push(s.R11)
     a.push(s.RAX)
     a.push(s.RDX)
     read_tsc(a, s.R8)
     a.pop(s.RDX)
     a.pop(s.RCX)
+    if dma.device_tlbs:
+        a.label("invalidate_submit")
+        a.push(s.RCX)
+        a.push(s.RDX)
+        a.label("invalidate_again")
+        a.ld(s.RDX, Mem(s.RSP))
+        a.ld(s.RCX, Mem(s.RSP, 8))
     lock(a, *turn, s.RDI)
     a.ld(s.R9, Mem(displacement=unit + d.U_NEXT))
     a.copy(s.R10, s.R9)
@@ -83,9 +99,13 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(displacement=unit + d.U_STATUS, index=s.R9, scale=4, size=4))
     a.cmp(s.RAX, d.DONE)
     a.jcc(ops.CC_Z, "invalidated")
+    if dma.device_tlbs:
+        a.cmp(s.RAX, d.ABORTED)
+        a.jcc(ops.CC_Z, "invalidate_aborted")
     a.ld(s.RAX, Mem(displacement=dma.registers + sp.FSTS, size=4))
     a.test(s.RAX, ERRORS)
-    a.jcc(ops.CC_NZ, "dma_exhausted")
+    a.jcc(ops.CC_NZ, "invalidate_error" if dma.device_tlbs else "dma_exhausted")
+    a.label("invalidate_looked")
     count(a, d.S_SPINS)
     unlock(a, turn[1])
     a.op(ops.PAUSE)
@@ -93,11 +113,84 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("invalidate_wait")
     a.label("invalidated")
     unlock(a, turn[1])
+    if dma.device_tlbs:
+        _then_device(a)
     read_tsc(a, s.RCX)
     a.sub(s.RCX, register=s.R8)
     add_to(a, d.S_INVALIDATION_CYCLES, s.RCX)
     count(a, d.S_INVALIDATIONS)
     a.ret()
+    if dma.device_tlbs:
+        _error(a, dma)
+        a.label("invalidate_aborted")
+        unlock(a, turn[1])
+        a.jmp("invalidate_again")
+
+
+def _range_of_device(a: Assembler) -> None:
+    """R11 <- second word of the device-TLB invalidation of RAX pages, 2 to the RDX, from RDI on."""
+    a.copy(s.R11, s.RAX)
+    a.shl(s.R11, 11)
+    a.sub(s.R11, 1)
+    a.and_(s.R11, ~0xFFF)
+    a.or_(s.R11, register=s.RDI)
+    a.test(s.RDX, -1)
+    a.jcc(ops.CC_Z, "invalidate_single")
+    a.or_(s.R11, 1)
+    a.label("invalidate_single")
+
+
+def _then_device(a: Assembler) -> None:
+    """What was invalidated, the IOTLB or the device-TLB, is on the stack, and below it the range: on to the second."""
+    a.pop(s.RDX)
+    a.pop(s.RCX)
+    a.ld(s.RAX, Mem(s.R15, d.P_DEVICE_LOW))
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_Z, "invalidate_over")
+    a.cmp(s.RCX, register=s.RAX)
+    a.jcc(ops.CC_Z, "invalidate_over")
+    a.copy(s.RCX, s.RAX)
+    a.ld(s.RDX, Mem(s.RSP))
+    count(a, d.S_DEVICE_INVALIDATIONS)
+    a.jmp("invalidate_submit")
+    a.label("invalidate_over")
+    a.pop(s.R11)
+
+
+def _error(a: Assembler, dma: d.DmaOptions) -> None:
+    """RAX is the fault status, with an error. Waits stand at odd places of the queue; R9 is one's own."""
+    entries, order = d.UNIT_ENTRIES >> dma.wide, 4 + dma.wide
+    status = Mem(displacement=dma.unit + d.U_STATUS, index=s.R10, scale=4, size=4)
+    faults = Mem(displacement=dma.registers + sp.FSTS, size=4)
+    a.label("invalidate_error")
+    a.test(s.RAX, sp.IQE)
+    a.jcc(ops.CC_NZ, "dma_exhausted")
+    a.test(s.RAX, sp.ITE)
+    a.jcc(ops.CC_Z, "invalidate_unexpected")
+    for register, where in ((s.R10, sp.IQH), (s.RDI, sp.IQT)):
+        a.ld(register, Mem(displacement=dma.registers + where, size=4))
+        a.shr(register, order)
+        a.sub(register, 1)
+        a.and_(register, entries - 1)
+        a.or_(register, 1)
+    a.mov(s.RAX, sp.ITE)
+    a.st(faults, s.RAX, "the queue goes on")
+    a.label("invalidate_abort")
+    a.ld(s.RAX, status)
+    a.cmp(s.RAX, d.IN_USE)
+    a.jcc(ops.CC_NZ, "invalidate_before")
+    a.st_value(status, d.ABORTED)
+    a.label("invalidate_before")
+    a.sub(s.R10, 2)
+    a.and_(s.R10, entries - 1)
+    a.cmp(s.R10, register=s.RDI)
+    a.jcc(ops.CC_NZ, "invalidate_abort")
+    count(a, d.S_TIMEOUTS)
+    a.jmp("invalidate_wait")
+    a.label("invalidate_unexpected")
+    a.mov(s.RAX, sp.ICE)
+    a.st(faults, s.RAX)
+    a.jmp("invalidate_looked")
 
 
 def count(a: Assembler, word: int) -> None:

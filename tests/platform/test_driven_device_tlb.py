@@ -1,0 +1,188 @@
+"""Drivers that invalidate device-TLBs: who is reached until when, and what becomes of a device that does not answer.
+
+VT-d: "Device-TLB Invalidate Descriptor"; "Queued Invalidation Error Handling".
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import simpy
+
+from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler
+from vtsim.guest.kernel import invalidation
+from vtsim.iommu import spec as sp
+from vtsim.iommu import state as st
+from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.tables import Memory
+from vtsim.iommu.unit import Message, RemappingUnit
+from vtsim.platform import driven
+from vtsim.platform.dma_spec import REGISTERS
+from vtsim.platform.machine import Machine
+from vtsim.platform.remapping_registers import RemappingRegisters
+from vtsim.study.measure import result_of
+from vtsim.study.result import Driver
+
+SID, STATUS, QUEUE = 0x300, 0x3000, 0x1000
+
+
+def drivers(
+    kernel: str, device: str, *, iommu: str = "", names: str = "a", technique: str = "native", iterations: int = 6
+) -> list[Driver]:
+    devices = ", ".join(
+        f"{{name: {name}, source: '0{n + 3}:00.0', requests: ats, {device}}}" for n, name in enumerate(names)
+    )
+    phase = f"primitive: dma_buffers, groups: 2, group: 4, iterations: {iterations}, bytes: 256, wait: poll"
+    processes = ", ".join(f"{{name: {name}, phases: [{{{phase}, device: {name}}}]}}" for name in names)
+    machine = Machine(
+        parse_scenario(
+            f"machine: {{memory: 256 MiB, cpus: {len(names)}, iommu: {{{iommu}}}}}\nvmm: {{technique: {technique}}}\n"
+            f"dma: [{devices}]\nvms: [{{memory: 128 MiB, vcpus: {len(names)}, guest: {{kernel: {{{kernel}}}, "
+            f"processes: [{processes}]}}}}]"
+        )
+    )
+    result = result_of([machine.run()])
+    assert not result.stopped
+    found = [device.driver for device in result.dma if device.driver is not None]
+    assert len(found) == len(names)
+    return found
+
+
+@pytest.mark.parametrize("entries", [4, 64])
+@pytest.mark.parametrize("answer_ns", [0, 3000])
+def test_after_an_invalidation_that_was_waited_for_nothing_goes_to_what_is_unmapped(
+    entries: int, answer_ns: int
+) -> None:
+    """Whether a write goes through is judged by a walk of the driver's table in Python."""
+    (driver,) = drivers(
+        "dma: strict, iova: tree", f"device_tlb: {entries}, device_answer_ns: {answer_ns}, hostile_ns: 100"
+    )
+
+    assert driver.done == driver.descriptors == driver.unmaps == 32
+    assert driver.invalidations == driver.device_invalidations == 32
+    assert driver.hostile_writes > 20 and driver.hostile_through == 0
+    assert driver.invalidation_cycles > answer_ns * 2.2
+
+
+def test_a_driver_that_leaves_the_device_tlb_out_is_reached_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def left_out(a: Assembler) -> None:
+        for register in (s.RDX, s.RCX, s.R11):
+            a.pop(register)
+
+    monkeypatch.setattr(invalidation, "_then_device", left_out)
+
+    (driver,) = drivers("dma: strict, iova: tree", "hostile_ns: 100")
+
+    assert driver.device_invalidations == 0
+    assert driver.hostile_through > 0 and driver.window_ns >= 100
+
+
+def test_a_device_that_answers_and_forgets_nothing_still_reaches_what_is_unmapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driven, "device_forget", lambda tlb, word, pasid: None)
+
+    (driver,) = drivers("dma: strict, iova: tree", "hostile_ns: 100")
+
+    assert driver.device_invalidations == 32 and driver.hostile_through > 0
+
+
+def test_a_flush_of_the_domain_reaches_every_entry_of_the_device_tlb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words that come are kept: a flush names every address."""
+    words: list[int] = []
+    forget = driven.device_forget
+
+    def kept(tlb: Any, word: int, pasid: int) -> None:
+        words.append(int(word))
+        forget(tlb, word, pasid)
+
+    monkeypatch.setattr(driven, "device_forget", kept)
+
+    (driver,) = drivers("dma: deferred, iova: tree", "", iterations=64)
+
+    assert driver.flushes == driver.invalidations == driver.device_invalidations == len(words) == 1
+    assert set(words) == {0x7FFF_FFFF_FFFF_F001}
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_a_device_that_is_late_stops_the_queue_and_its_driver_asks_again(names: str) -> None:
+    found = drivers(
+        "dma: strict, iova: tree", "unanswered: 2, hostile_ns: 100", iommu="device_timeout_ns: 5000", names=names
+    )
+
+    assert sum(driver.timeouts for driver in found) == 2 * len(names)  # whoever holds the queue sees it
+    for driver in found:
+        assert driver.done == driver.unmaps == driver.device_invalidations == 32
+        assert driver.hostile_through == 0  # the unmap does not return before the answer
+
+
+@pytest.mark.parametrize("kernel", ["dma: identity", "dma: strict"])
+def test_a_device_tlb_needs_a_driver_that_maps_and_has_the_machine(kernel: str) -> None:
+    technique = "native" if "identity" in kernel else "hardware"
+    with pytest.raises(ConfigError, match="a device-TLB needs a driver that has the machine to itself and maps"):
+        drivers(kernel, "", technique=technique)
+
+
+class World:
+    """A queue with a device-TLB invalidation and a wait, which takes 10 and 5 cycles."""
+
+    def __init__(self) -> None:
+        self.memory, self.clock, self.sent = Memory(1 << 20), simpy.Environment(), list[Message]()
+        self.unit = RemappingUnit(self.memory.arena)
+        self.unit.write("IQA", QUEUE)
+        self.unit.command(set=sp.QIE)
+        engine: Any = SimpleNamespace(load=self.memory.word)
+        self.registers = RemappingRegisters(
+            engine, self.clock, self.unit, 10, 5, lambda: 0, self.sent.append, timeout_cycles=100
+        )
+        wait = descriptor("WAIT", SW=1, STDATA=7, STADDR=STATUS >> 2)
+        self.memory.store(QUEUE, *descriptor("DEVICE_TLB", SID=SID), *wait)
+        self.registers.write(REGISTERS + sp.IQT, 4, 32)
+
+    @property
+    def status(self) -> int:
+        return self.memory.word(STATUS)
+
+    def faults(self) -> int:
+        return self.registers.read(REGISTERS + sp.FSTS, 4) & (sp.ITE | sp.ICE | sp.IQE)
+
+
+@pytest.mark.parametrize("when", [12, 60, 109])
+def test_a_wait_is_done_when_the_device_has_answered_and_not_before(when: int) -> None:
+    world = World()
+    world.clock.run(until=when)
+    assert [(each.kind, each.first) for each in world.sent] == [(st.DEVICE_INVALIDATION, SID)]
+    assert world.status == 0
+
+    world.registers.answered(SID)
+    world.clock.run(until=max(when + 1, 16))
+
+    assert (world.status, world.faults()) == (7, 0)
+    world.clock.run(until=1000)
+    assert world.faults() == 0  # nobody is late any more
+
+
+def test_the_time_out_aborts_the_wait_and_stops_the_queue_until_the_error_is_cleared() -> None:
+    world = World()
+    world.clock.run(until=110)
+    assert world.faults() == 0
+    world.clock.run(until=111)
+    assert (world.status, world.faults()) == (0, sp.ITE)
+    assert world.unit.read("IQERCD") >> 32 & 0xFFFF == SID
+    assert world.registers.read(REGISTERS + sp.IQH, 4) == 32  # behind the wait, which never completes
+
+    world.memory.store(QUEUE + 32, *descriptor("WAIT", SW=1, STDATA=9, STADDR=STATUS >> 2))
+    world.registers.write(REGISTERS + sp.IQT, 4, 48)
+    world.clock.run(until=500)
+    assert world.status == 0
+    world.registers.write(REGISTERS + sp.FSTS, 4, sp.ITE)
+    world.clock.run(until=600)
+    assert (world.status, world.faults()) == (9, 0)
+
+    world.registers.answered(SID)  # nobody waits for it any more
+    assert world.faults() == sp.ICE
