@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.bench import machine
+from tests.oracle.examples import MORE_EXAMPLES
 from tests.oracle.test_walk import SIZES
 from vtsim.base import jit
 from vtsim.base import memory as mem
@@ -28,7 +29,7 @@ from vtsim.cpu.kernels import control_registers, ept_walk, invalidate
 from vtsim.cpu.kernels import translate as k
 
 STEPS = 60 if jit.DISABLED else 250
-EXAMPLES = 8 if jit.DISABLED else 60
+EXAMPLES = 8 if jit.DISABLED else 25 * MORE_EXAMPLES
 EPT_ROOTS = (16, 17)
 EPT_FRAMES = {4: EPT_ROOTS, 3: (18, 19), 2: (20, 21), 1: (22, 23, 24)}
 GUEST_FRAMES = tuple(range(32, 40))

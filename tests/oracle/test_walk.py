@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.bench import OFF, machine
+from tests.oracle.examples import MORE_EXAMPLES
 from tests.oracle.legacy_walker import LegacyWalker
 from tests.oracle.walker import (
     Misconfiguration,
@@ -34,7 +35,7 @@ from vtsim.cpu.kernels import ept_walk, invalidate
 from vtsim.cpu.kernels import translate as k
 
 KINDS = (R, W, X)
-EXAMPLES = 10 if jit.DISABLED else 120
+EXAMPLES = 10 if jit.DISABLED else 40 * MORE_EXAMPLES
 ACCESSES = 12 if jit.DISABLED else 60
 SMALL = {
     "tlb.dtlb4k.entries": 4, "tlb.dtlb4k.ways": 2, "tlb.dtlb2m.entries": 2, "tlb.dtlb2m.ways": 1, "tlb.dtlb1g.entries": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vtsim.base import jit
 from vtsim.config import parse_scenario
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -40,6 +41,7 @@ GUESTS = {
     "protection": (PLAIN, PROTECTION), "exec": (KPTI, EXEC), "switches with KPTI": (KPTI, SWITCHES), "stream": (PREBUILT, STREAM), "stream of large pages": (LARGE, STREAM),
 }  # fmt: skip
 LIKE_FORK = ("exec", "protection")  # their tables are written as those of fork and faults are
+LONG_INTERPRETED = ("switches", "switches with KPTI", "stream")  # in large host pages, each of which is looked through
 NATIVE = ("vmm.technique=native",)
 EPT, SHADOW = (("vmm.paging=ept",), ("vmm.paging=shadow",))
 WAYS = {
@@ -80,7 +82,13 @@ def page_faults(machine: Machine) -> int:
 
 @pytest.mark.parametrize(
     ("guest", "way"),
-    [(guest, way) for guest in GUESTS for way in WAYS if guest not in LIKE_FORK or way in ("ept", "shadow")],
+    [
+        (guest, way)
+        for guest in GUESTS
+        for way in WAYS
+        if (guest not in LIKE_FORK or way in ("ept", "shadow"))
+        and not (jit.DISABLED and guest in LONG_INTERPRETED and way == "shadow in large host pages")
+    ],
 )
 def test_a_guest_ends_with_the_results_that_it_has_natively(guest: str, way: str) -> None:
     there, natively = run(GUESTS[guest], WAYS[way]), run(GUESTS[guest], NATIVE)
