@@ -21,6 +21,7 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
+from vtsim.cpu.profile_spec import LEAVES
 from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
 from vtsim.platform.dma_spec import MOST_BEHIND_VIRTUAL, MOST_DRIVEN, DmaSpec, IommuSpec, LandingSpec, dma_conflicts
@@ -65,7 +66,7 @@ class MachineSpec:
     iommu: IommuSpec = setting(Group(spec=IommuSpec), "The DMA-remapping unit", factory=IommuSpec)
     landing: LandingSpec = setting(Group(spec=LandingSpec), "Where DMA lands", factory=LandingSpec)
     cpu: Overrides = setting(
-        Free(noun="profile value"),
+        Free(noun="profile value", known=LEAVES.get),
         "Profile values to change, as in `pwc.pde.entries: 0`; `vtsim explain profile NAME` lists them",
         default=(),
     )

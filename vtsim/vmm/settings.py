@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vtsim.base.errors import ConfigError, alternatives
+from vtsim.base.units import shown
 from vtsim.vmm.registry import personalities
 from vtsim.vmm.spec import VmmSpec
 
@@ -18,7 +19,11 @@ def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
                 field=f"vmm.parameters.{name}",
                 help=alternatives("parameter", name, values),
             )
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if known[name].unit.startswith("flag"):
+            if isinstance(value, bool) or value not in (0, 1):
+                message = f"{shown(value)} is neither 0 nor 1"
+                raise ConfigError(message, field=f"vmm.parameters.{name}", help=f"{name} is a switch: 0 or 1")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigError(
                 f"{value!r} is not a whole number that is not negative",
                 field=f"vmm.parameters.{name}",
