@@ -148,7 +148,7 @@ def test_memory_that_cannot_be_backed_beforehand_is_refused(page_size: int) -> N
     )
 
 
-@pytest.mark.parametrize(("value", "written"), [(2, "2"), (-1, "-1"), (True, "true"), (0.5, "0.5"), ("off", "'off'")])
+@pytest.mark.parametrize(("value", "written"), [(2, "2"), (-1, "-1"), (True, "True"), (0.5, "0.5"), ("off", "'off'")])
 def test_a_switch_of_a_personality_is_0_or_1(value: object, written: str) -> None:
     with pytest.raises(ConfigError) as raised:
         resolve_parameters(VmmSpec(parameters=(("lockless_faults", value),)))  # type: ignore[arg-type]

@@ -288,6 +288,13 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message="without a timer tick nothing flushes what is deferred",
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
+    for number, each in enumerate(scenario.dma):
+        if each.unanswered and each.requests == "ats" and names[number] not in drivers:
+            yield Problem(
+                path=f"dma.{number}.unanswered",
+                message="a device without a driver is asked to invalidate nothing",
+                help="unanswered can be 0; or let a process drive it with primitive dma_buffers",
+            )
     if scenario.vms and scenario.dma:
         yield from _assignment_conflicts(scenario)
     if len(drivers) > MOST_DRIVEN:
