@@ -16,13 +16,17 @@ import pytest
 from tests.study.sweep.conftest import SCENARIO, Engine, Now
 from vtsim.base import jit
 from vtsim.base.errors import ConfigError
+from vtsim.cli.study_tables import _sensitivity_table
 from vtsim.platform.spec import Scenario
 from vtsim.study.analysis import model
+from vtsim.study.analysis.sensitivity import MeanChange, VarianceShare
+from vtsim.study.report import plain_text
 from vtsim.study.sweep import worker
 from vtsim.study.sweep.design import load_design
 from vtsim.study.sweep.executors import Given
 from vtsim.study.sweep.run import Sweep
 from vtsim.study.sweep.store import Store
+from vtsim.study.sweep.table import Column
 
 ITERATIONS = "vms.0.guest.processes.0.phases.0.iterations"
 STUDY = f"""question: How much?
@@ -275,3 +279,21 @@ def test_help_of_study_imports_nothing_that_takes_long() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_long_paths_take_a_further_line_and_no_figure_is_cut(*, drawn: bool) -> None:
+    path = "machine.cpu.transitions." + "x" * 60
+    found = (
+        [VarianceShare(path=path, alone=0.1234, total=0.2345, alone_half_width=0.0111, total_half_width=0.0222)]
+        if drawn
+        else [MeanChange(path=path, mean=1234.5, half_width=0.25, spread=77.125)]
+    )
+    column = Column(path="slowdown", label="slowdown", unit="")
+
+    text = plain_text(_sensitivity_table(found, column, {}), 80)
+
+    figures = ("12.3 %", "1.1 %", "2.2 %", "± 95 %") if drawn else ("± 95 %", "spread")
+    assert all(figure in text for figure in figures)
+    assert "…" not in text
+    assert "".join(line[:80].split("  ")[0].strip() for line in text.splitlines()).count("x") == 60

@@ -194,6 +194,62 @@ CASES = {
         + at(4, 22, "    pwc.pde.entriess: 0")
         + " help: did you mean 'pwc.pde.entries'?",
     ),
+    "a time for cycles": (
+        CPUID + "machine:\n  cpu:\n    transitions.vm_exit_cycles: 2ns\n",
+        "s.yaml:4: machine.cpu.transitions.vm_exit_cycles: '2ns' is not a count: unknown unit 'ns'"
+        + at(4, 32, "    transitions.vm_exit_cycles: 2ns")
+        + " help: write a whole number of cycles, 0 to 1099511627776",
+    ),
+    "a size for nanoseconds": (
+        CPUID + "machine:\n  cpu: {dram: {local_ns: 4 KiB}}\n",
+        "s.yaml:3: machine.cpu.dram.local_ns: '4 KiB' is not a duration: unknown unit 'KiB'"
+        + at(3, 25, "  cpu: {dram: {local_ns: 4 KiB}}")
+        + " help: write a whole number of ns, 1 to 100000, or a duration like '250 us'",
+    ),
+    "a time for a capacity": (
+        CPUID + "machine:\n  cpu: {cache.l2.bytes: 2 ms}\n",
+        "s.yaml:3: machine.cpu.cache.l2.bytes: '2 ms' is not a size: unknown unit 'ms'"
+        + at(3, 24, "  cpu: {cache.l2.bytes: 2 ms}")
+        + " help: write a whole number of bytes, 0 to 17179869184, or a size like '2 MiB'",
+    ),
+    "a profile value that is too large for any": (
+        CPUID + "machine:\n  cpu: {walkers: 1e30}\n",
+        "s.yaml:3: machine.cpu.walkers: 1e+30 is not a profile value"
+        + at(3, 17, "  cpu: {walkers: 1e30}")
+        + " help: write a whole number of walkers, 1 to 8",
+    ),
+    "nothing for a feature": (
+        CPUID + "machine:\n  cpu: {features.nx: }\n",
+        "s.yaml:3: machine.cpu.features.nx: nothing is not a profile value"
+        + at(3, 20, "  cpu: {features.nx: }")
+        + " help: write true or false",
+    ),
+    "a time for a path length": (
+        CPUID + "vmm:\n  parameters: {cpuid: 2ns}\n",
+        "s.yaml:3: vmm.parameters.cpuid: '2ns' is not a count: unknown unit 'ns'"
+        + at(3, 22, "  parameters: {cpuid: 2ns}")
+        + " help: write a whole number that is not negative",
+    ),
+    "VM exits of no cycles": (
+        CPUID + "machine:\n  cpu: {transitions.vm_exit_cycles: -0}\n",
+        "s.yaml:3: machine.cpu.transitions.vm_exit_cycles: 0 cycles for a VM exit is a processor without VMX, "
+        "which technique 'hardware' needs"
+        + at(3, 36, "  cpu: {transitions.vm_exit_cycles: -0}")
+        + " help: write 1 or more; or vmm.technique can be binary-translation, dynamic-translation, interpreter, "
+        "native, paravirtual, trap-and-emulate, user-mode",
+    ),
+    "the former key of paging modes": (
+        "vms:\n- guest:\n    kernel: {paging_levels: 5}\n    processes: [{phases: [{primitive: cpuid}]}]\n",
+        "s.yaml:3: vms.0.guest.kernel: unknown key 'paging_levels'"
+        + at(3, 13, "    kernel: {paging_levels: 5}")
+        + " help: this is paging now: write 'paging: 5-level'",
+    ),
+    "the former key of paging modes with a value that never was": (
+        "vms:\n- guest:\n    kernel: {paging_levels: 3}\n    processes: [{phases: [{primitive: cpuid}]}]\n",
+        "s.yaml:3: vms.0.guest.kernel: unknown key 'paging_levels'"
+        + at(3, 13, "    kernel: {paging_levels: 3}")
+        + " help: this is paging now: write 'paging: 4-level' or 'paging: 5-level'",
+    ),
     "an impossible TLB": (
         CPUID + "machine:\n  cpu: {tlb: {stlb: {ways: 7}}}\n",
         "s.yaml:3: machine.cpu.tlb.stlb.ways: 1536 entries in 7 ways is 219.429 sets, "

@@ -279,6 +279,16 @@ def test_forged_translations_land_where_the_device_wants_if_its_context_entry_al
         ),
         ("{requests: none}", "", "untranslated, ats, forged"),
         ("{requests: ats, device_tlb: 5}", "", "device_tlb"),
+        (
+            "{unanswered: 1}",
+            "",
+            "dma.0.unanswered: a device without ATS has no device-TLB whose invalidation it could leave unanswered",
+        ),
+        (
+            "{requests: ats, unanswered: 1}",
+            "",
+            "dma.0.unanswered: a device without a driver is asked to invalidate nothing",
+        ),
     ],
 )
 def test_what_cannot_be_asked_of_a_device_is_said(dma: str, machine: str, said: str) -> None:

@@ -146,3 +146,13 @@ def test_memory_that_cannot_be_backed_beforehand_is_refused(page_size: int) -> N
         "machine.memory: there is not enough memory to back all of every VM's before it starts\n"
         " help: raise machine.memory, or choose vmm.ept.populate 'demand'"
     )
+
+
+@pytest.mark.parametrize(("value", "written"), [(2, "2"), (-1, "-1"), (True, "True"), (0.5, "0.5"), ("off", "'off'")])
+def test_a_switch_of_a_personality_is_0_or_1(value: object, written: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolve_parameters(VmmSpec(parameters=(("lockless_faults", value),)))  # type: ignore[arg-type]
+
+    assert str(raised.value) == (
+        f"vmm.parameters.lockless_faults: {written} is neither 0 nor 1\n help: lockless_faults is a switch: 0 or 1"
+    )

@@ -7,7 +7,7 @@ says what users may write, what is inside, how it is printed and how its schema 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -25,7 +25,6 @@ from vtsim.base.units import (
     SIZE,
     Dimension,
     Hex,
-    quantity,
     shown,
 )
 
@@ -196,11 +195,24 @@ class Boolean:
         return "true | false | auto" if self.auto else "true | false"
 
 
+class Meaning(Protocol):
+    """What is known of the value at one path: what it measures, None when it is no number, and what is accepted."""
+
+    @property
+    def dimension(self) -> Dimension | None: ...
+    @property
+    def accepted(self) -> str: ...
+
+
 @frozen(kw_only=True)
 class Free:
-    """Dotted paths to values whose meaning something else knows; nested mappings are flattened."""
+    """Dotted paths to values whose meaning something else knows; nested mappings are flattened.
+
+    `known` tells what it knows of a path, so that a quantity of another kind is refused; None: nothing.
+    """
 
     noun: str
+    known: Callable[[str], Meaning | None]
 
     def convert(self, value: Any) -> Overrides:
         if value is None:
@@ -218,16 +230,26 @@ class Free:
             if isinstance(inner, Mapping):
                 found = self._flat(inner, path)
             elif isinstance(inner, str):
-                number = quantity(inner)
-                found = {path: inner if number is None else number}
+                found = {path: self._measured(inner, path)}
             elif isinstance(inner, int | float) and (isinstance(inner, bool) or abs(inner) <= LARGEST):
                 found = {path: inner}
             else:
-                raise ConfigError(f"{shown(inner)} is not a {self.noun}", field=path, help=FREE_VALUES)
+                known = self.known(path)
+                help = known.accepted if known else FREE_VALUES
+                raise ConfigError(f"{shown(inner)} is not a {self.noun}", field=path, help=help)
             if clash := flat.keys() & found.keys():
                 raise ConfigError(f"{min(clash)} is given twice", field=path)
             flat |= found
         return flat
+
+    def _measured(self, text: str, path: str) -> Scalar:
+        known = self.known(path)
+        if known is None or known.dimension is None:
+            return text
+        try:
+            return known.dimension.parse(text)
+        except ConfigError as error:
+            raise ConfigError(error.problems[0].message, field=path, help=known.accepted) from None
 
     def plain(self, value: Any) -> Any:
         return dict(value)

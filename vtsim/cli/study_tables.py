@@ -221,16 +221,23 @@ def show_sensitivity(
 def _sensitivity_table(found: Sequence[Any], column: Column, labels: Mapping[str, str]) -> Any:
     if found and hasattr(found[0], "alone"):
         shown = section(f"Shares of the variance of {column.label}", ["alone", "± 95 %", "with interactions", "± 95 %"])
+        _fold_names(shown)
         for each in found:
             widths = [_share_text(width) for width in (each.alone_half_width, each.total_half_width)]
             name = labels.get(each.path, each.path)
             shown.add_row(name, _share_text(each.alone), widths[0], _share_text(each.total), widths[1])
         return shown
     shown = section(f"Changes of {axis_title(column)}", ["mean", "± 95 %", "spread"])
+    _fold_names(shown)
     for each in found:
         texts = [figure_text(value, column) for value in (each.mean, each.half_width, each.spread)]
         shown.add_row(each.path, *texts)
     return shown
+
+
+def _fold_names(table: Any) -> None:
+    """Long paths go on in a further line, so that no figure is cut."""
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
 
 
 def _share_text(share: float | None) -> str:

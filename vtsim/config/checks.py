@@ -46,6 +46,7 @@ from vtsim.vmm.techniques import techniques
 Check = Callable[[Scenario, Profile], Iterable[Problem]]
 
 CR4_LA57 = 1 << 12
+EXIT_COST = "transitions.vm_exit_cycles"
 NO_KPTI = "keeps no separate tables for user mode: Linux turns KPTI off under Xen"
 NO_LARGE_PAGES = "has 4 KiB pages only: Xen's CPUID has no PSE, and none of its updates takes a large entry"
 NO_DEVICE_MEMORY = "finds no emulated device memory: Xen's reach theirs by shared pages, or map a real device's"
@@ -189,6 +190,11 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         return
     if not profile.has_vmx:
         others = ", ".join(name for name in techniques if name != "hardware")
+        if EXIT_COST in dict(scenario.machine.cpu):
+            message = "0 cycles for a VM exit is a processor without VMX, which technique 'hardware' needs"
+            help = f"write 1 or more; or vmm.technique can be {others}"
+            yield Problem(path=f"machine.cpu.{EXIT_COST}", message=message, help=help)
+            return
         message = f"technique 'hardware' needs VMX, which profile {profile.name!r} does not have"
         yield Problem(path="vmm.technique", message=message, help=f"technique can be {others}")
         return

@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from vtsim.base.spec import Kind, Many, Quantity, kind_of, settings
-from vtsim.base.units import SHARE
+from vtsim.base.spec import Free, Kind, Many, Quantity, kind_of, settings
+from vtsim.base.units import SHARE, Dimension
 from vtsim.config.schema import specs_inside
 from vtsim.platform.spec import Scenario
 
@@ -33,6 +33,21 @@ def _found(spec: type[Any], steps: list[str]) -> Iterator[attrs.Attribute[Any]]:
         return
     for inner, _, _ in specs_inside(kind):
         yield from _found(inner, rest)
+
+
+def dimension_at(path: str) -> Dimension | None:
+    """Return what the number at a path measures, inside of free mappings too; None where none is known."""
+    found = setting_at(path)
+    if found is not None:
+        kind = kind_of(found)
+        return kind.dimension if isinstance(kind, Quantity) else None
+    steps = path.split(".")
+    for count in range(1, len(steps)):
+        outer = setting_at(".".join(steps[:count]))
+        if outer is not None and isinstance(kind := kind_of(outer), Free):
+            known = kind.known(".".join(steps[count:]))
+            return known.dimension if known else None
+    return None
 
 
 def shown_value(kind: Kind | None, value: Any) -> Any:

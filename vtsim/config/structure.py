@@ -14,6 +14,7 @@ from vtsim.base.units import shown
 from vtsim.config.kinds import Anything, ByPath
 from vtsim.config.nodes import Node
 
+FORMER = {"paging_levels": ("paging", {4: "4-level", 5: "5-level"})}  # key that was: (key, value by value that was)
 FAILED = object()  # stands for a value whose problem has been reported
 
 
@@ -125,7 +126,8 @@ class Structuring:
 
     def _unknown_key(self, node: Node, key: str, inner: Node, path: str, legal: list[str]) -> Any:
         """Report a key at the key; a --set has no line to show, so it names every legal key."""
-        help = _spaced(key, legal) or alternatives("key", key, legal).replace("key can be", "keys here are")
+        help = _spaced(key, legal) or _former(key, inner.plain(), legal)
+        help = help or alternatives("key", key, legal).replace("key can be", "keys here are")
         at = inner.source.problem(node.keys.get(key, inner.at), f"unknown key {shown(key)}", path=path, help=help)
         if at.line is None and help.startswith("did you mean"):
             at = attrs.evolve(at, help=f"{help} keys here are {', '.join(legal)}")
@@ -149,6 +151,15 @@ def _spaced(key: str, legal: Sequence[str]) -> str:
     """Say how a legal key is written where YAML took `key:value` for one word."""
     name, colon, value = key.partition(":")
     return f"write '{name}: {value}', with a space after the colon" if colon and name in legal else ""
+
+
+def _former(key: str, value: Any, legal: Sequence[str]) -> str:
+    """Say how what a former key said is written now."""
+    now, values = FORMER.get(key, ("", {}))
+    if now not in legal:
+        return ""
+    written = [values[value]] if isinstance(value, int) and value in values else values.values()
+    return f"this is {now} now: write " + " or ".join(f"'{now}: {each}'" for each in written)
 
 
 def _is_file(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from vtsim.config.checks import resolve
 from vtsim.config.load import nearby, read_text, study_key
 from vtsim.config.nodes import Node, Source, compose
 from vtsim.config.overrides import put
+from vtsim.config.paths import dimension_at
 from vtsim.config.structure import FAILED, Structuring, place
 from vtsim.config.study_spec import StudySpec
 from vtsim.platform.spec import Scenario
@@ -76,6 +77,20 @@ class StudyFile:
         return self.study.find(where).plain()
 
 
+def _ends_of_ranges(spec: StudySpec, root: Node) -> Iterator[Problem]:
+    """Find ends of ranges that are written in units of something else than their setting measures."""
+    for number, axis in enumerate(spec.axes):
+        for path in getattr(axis, "ranges", {}):
+            for end in ("min", "max"):
+                where = f"axes.{number}.ranges.{path}.{end}"
+                written, dimension = root.find(where).value, dimension_at(path)
+                if dimension is not None and isinstance(written, str):
+                    try:
+                        dimension.parse(written)
+                    except ConfigError as error:
+                        yield attrs.evolve(error.problems[0], path=where)
+
+
 def load_study(path: str | Path, check: Callable[[StudySpec], Iterable[Problem]] = lambda _: ()) -> StudyFile:
     """Read a study; every problem of it is in the one `ConfigError`, those that `check` finds included."""
     path = Path(path)
@@ -93,7 +108,7 @@ def load_study(path: str | Path, check: Callable[[StudySpec], Iterable[Problem]]
     spec = Structuring(path.parent, problems).build(Group(spec=StudySpec), root, "")
     if spec is FAILED:
         raise _sorted(problems)
-    problems += [place(problem, root, "") for problem in check(spec)]
+    problems += [place(problem, root, "") for problem in (*_ends_of_ranges(spec, root), *check(spec))]
     base, file, scenario_text = Node(value=None, source=source, at=root.at), path, ""
     if spec.scenario:
         node, file = root.find("scenario"), path.parent / spec.scenario

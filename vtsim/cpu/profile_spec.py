@@ -11,6 +11,10 @@ from typing import Any, Final
 
 import attrs
 
+from vtsim.base.units import COUNT, DURATION, FREQUENCY, SIZE, Dimension
+
+DIMENSION_OF: Final = {"ns": DURATION, "bytes": SIZE, "Hz": FREQUENCY}  # of a leaf's unit; others are counts
+
 
 @attrs.frozen(kw_only=True)
 class Leaf:
@@ -21,6 +25,19 @@ class Leaf:
     meaning: str
     low: int = 0
     high: int = 1 << 40
+
+    @property
+    def dimension(self) -> Dimension | None:
+        """What the number measures; None: it is no number."""
+        return None if self.unit in ("flag", "name") else DIMENSION_OF.get(self.unit, COUNT)
+
+    @property
+    def accepted(self) -> str:
+        """Say in words what a scenario may write."""
+        if self.dimension is None:
+            return "write true or false" if self.unit == "flag" else "write a name in quotes"
+        other = "" if self.dimension is COUNT else f", or a {self.dimension.name} like {self.dimension.example!r}"
+        return f"write a whole number of {self.unit}, {self.low} to {self.high}{other}"
 
 
 def _value(unit: str, meaning: str, low: int = 0, high: int = 1 << 40) -> Any:

@@ -189,6 +189,12 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int, mode: str) -> Iterator[
                 message=f"translations of a device's own need domains, and machine.iommu.mode is {mode!r}",
                 help="requests can be untranslated; or machine.iommu.mode translate",
             )
+        if each.unanswered and each.requests != "ats":
+            yield Problem(
+                path=f"{where}.unanswered",
+                message="a device without ATS has no device-TLB whose invalidation it could leave unanswered",
+                help="unanswered can be 0; or requests ats",
+            )
         if each.bytes > each.window:
             yield Problem(
                 path=f"{where}.bytes",

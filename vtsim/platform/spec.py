@@ -21,6 +21,7 @@ from vtsim.base.spec import (
     sizes,
 )
 from vtsim.base.units import SIZE
+from vtsim.cpu.profile_spec import LEAVES
 from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
 from vtsim.platform.dma_spec import MOST_BEHIND_VIRTUAL, MOST_DRIVEN, DmaSpec, IommuSpec, LandingSpec, dma_conflicts
@@ -65,7 +66,7 @@ class MachineSpec:
     iommu: IommuSpec = setting(Group(spec=IommuSpec), "The DMA-remapping unit", factory=IommuSpec)
     landing: LandingSpec = setting(Group(spec=LandingSpec), "Where DMA lands", factory=LandingSpec)
     cpu: Overrides = setting(
-        Free(noun="profile value"),
+        Free(noun="profile value", known=LEAVES.get),
         "Profile values to change, as in `pwc.pde.entries: 0`; `vtsim explain profile NAME` lists them",
         default=(),
     )
@@ -287,6 +288,13 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message="without a timer tick nothing flushes what is deferred",
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
+    for number, each in enumerate(scenario.dma):
+        if each.unanswered and each.requests == "ats" and names[number] not in drivers:
+            yield Problem(
+                path=f"dma.{number}.unanswered",
+                message="a device without a driver is asked to invalidate nothing",
+                help="unanswered can be 0; or let a process drive it with primitive dma_buffers",
+            )
     if scenario.vms and scenario.dma:
         yield from _assignment_conflicts(scenario)
     if len(drivers) > MOST_DRIVEN:

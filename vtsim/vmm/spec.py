@@ -8,6 +8,7 @@ import vtsim.vmm.techniques
 from vtsim.base.errors import ConfigError
 from vtsim.base.registry import import_all
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
+from vtsim.base.units import COUNT, Dimension
 from vtsim.ept.direct import BATCH_LIMIT
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
 from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
@@ -17,6 +18,14 @@ import_all(vtsim.vmm.techniques)
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
+
+
+@frozen
+class PathLength:
+    """What is known of every path length of a personality."""
+
+    dimension: Dimension = COUNT
+    accepted: str = "write a whole number that is not negative"
 
 
 @frozen(kw_only=True)
@@ -165,7 +174,7 @@ class VmmSpec:
         default=False,
     )
     parameters: Overrides = setting(
-        Free(noun="parameter"),
+        Free(noun="parameter", known=lambda _: PathLength()),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",
         default=(),
     )

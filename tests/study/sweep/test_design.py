@@ -126,6 +126,29 @@ def test_a_drawn_value_that_cannot_be_is_shown_at_its_range(write: Write) -> Non
     assert found[0].message in ("300 is more than 256", "301 is more than 256")
 
 
+@pytest.mark.parametrize(
+    ("path", "end", "message", "help"),
+    [
+        ("machine.memory", "900 ms", "'900 ms' is not a size: unknown unit 'ms'", "a size is written like '2 MiB'"),
+        (
+            "machine.cpu.transitions.vm_exit_cycles", "900 ns", "'900 ns' is not a count: unknown unit 'ns'",
+            "a count is written like '10 M' (k, M, G, T)",
+        ),
+    ],
+)  # fmt: skip
+def test_ends_of_a_range_are_in_units_of_its_setting(
+    write: Write, path: str, end: str, message: str, help: str
+) -> None:
+    text = f"axes: [{{how: random, samples: 9, ranges: {{{path}: {{min: {end}, max: 1 T}}}}}}]"
+    with pytest.raises(ConfigError) as raised:
+        load_design(write(text))
+
+    found = raised.value.problems[0]
+    assert (found.line, found.column, found.message) == (3, text.index(end), message)
+    assert found.path == f"axes.0.ranges.{path}.min"
+    assert found.help.startswith(help)
+
+
 def test_a_range_that_gives_no_whole_numbers_says_how_it_could(write: Write) -> None:
     text = "axes: [{how: latin_hypercube, samples: 9, ranges: {machine.cpu.dram.local_ns: {min: 60, max: 140}}}]"
     with pytest.raises(ConfigError) as raised:

@@ -16,7 +16,7 @@ from vtsim.base.spec import Quantity, kind_of
 from vtsim.base.units import quantity
 from vtsim.config import load_scenario, located
 from vtsim.config.overrides import said_of
-from vtsim.config.paths import setting_at
+from vtsim.config.paths import dimension_at, setting_at
 from vtsim.platform.spec import Scenario
 from vtsim.study.analysis.sensitivity import Range
 from vtsim.study.run import run
@@ -132,14 +132,13 @@ def is_whole(path: str, *values: float) -> bool:
 
 def amount(text: str, path: str, field: str) -> float:
     """A number of whatever unit the setting at `path` has, in its base unit."""
-    found = setting_at(path)
-    kind = None if found is None else kind_of(found)
+    dimension = dimension_at(path)
     with suppress(ConfigError, ValueError):
-        number = kind.dimension.parse(text) if isinstance(kind, Quantity) else quantity(text)
+        number = dimension.parse(text) if dimension else quantity(text)
         number = float(text) if number is None else float(number)
         if isfinite(number):
             return number
-    help = kind.dimension.accepted if isinstance(kind, Quantity) else "write a number, or one with a unit as in '4 KiB'"
+    help = dimension.accepted if dimension else "write a number, or one with a unit as in '4 KiB'"
     raise ConfigError(f"{text!r} is not a value of {path}", field=field, help=help)
 
 
