@@ -241,7 +241,7 @@ class GuestBench(Bench):
         chosen = vmcs.controls(wanted, self.capabilities, self.engine.profile.name)
         words = self.engine.contents(self.vmcs, mem.VMCS_REGION)
         selectors = dict(zip(SELECTORS, (CS3, SS3, TASK, 0) if ring == o.N3 else (CS0, SS0, TASK, 0), strict=True))
-        vmcs.write(words, {**self.fields, **vmcs.guest_state(start), **selectors, **masks, **chosen})
+        vmcs.write(words, {**vmcs.guest_state(start), **self.fields, **selectors, **masks, **chosen})
         self.registers(setup)
 
 
