@@ -5,6 +5,7 @@ VT-d: "Device-TLB Invalidate Descriptor"; "Queued Invalidation Error Handling".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,3 +187,29 @@ def test_the_time_out_aborts_the_wait_and_stops_the_queue_until_the_error_is_cle
 
     world.registers.answered(SID)  # nobody waits for it any more
     assert world.faults() == sp.ICE
+
+
+def test_a_device_answers_when_what_it_sent_with_old_translations_has_landed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PCIe, ATS: writes that were under way when it forgot are in memory before the driver may go on."""
+    under_way: list[tuple[int, int, int]] = []  # when it forgot, when what was sent lands, when it answered
+    invalidate, forget = driven.DrivenDevice.invalidate, driven.device_forget
+    moment = [0, 0]
+
+    def watched(device: driven.DrivenDevice, word: int) -> Iterator[Any]:
+        platform = device.platform
+
+        def forgets(tlb: Any, word: int, pasid: int) -> None:
+            moment[:] = int(platform.clock.now), platform.registers.landed()
+            forget(tlb, word, pasid)
+
+        monkeypatch.setattr(driven, "device_forget", forgets)
+        yield from invalidate(device, word)
+        under_way.append((moment[0], moment[1], int(platform.clock.now)))
+
+    monkeypatch.setattr(driven.DrivenDevice, "invalidate", watched)
+
+    drivers("dma: strict, iova: tree", "hostile_ns: 100, device_answer_ns: 0")
+
+    assert len(under_way) == 32
+    assert any(lands > forgot for forgot, lands, _ in under_way)
+    assert all(lands <= answered for _, lands, answered in under_way)
