@@ -10,7 +10,7 @@ from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.guest.kernel import KernelOptions, direct_flush, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.fault import find_entry, give_frame, put_entry
+from vtsim.guest.kernel.fault import find_entry, frame_of, give_frame, put_entry
 from vtsim.guest.kernel.flush import FLUSH_CEILING, flush_range, flush_user_half
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.ring3 import disable, enable
@@ -209,8 +209,7 @@ def _unmap_by_requests(a: Assembler, kernel: KernelOptions) -> None:
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "unmap_next")
     a.work(length("unmap_page"))
-    a.copy(s.RDX, s.RAX)
-    hypercalls.to_physical(a, s.RDX)
+    frame_of(a, kernel)
     give_frame(a, kernel)
     a.copy(s.RDI, s.R11)
     a.mov(s.RSI, 0)
@@ -250,12 +249,7 @@ def _unmap_everywhere(a: Assembler, kernel: KernelOptions) -> None:
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "unmap_next")
     a.work(length("unmap_page"))
-    if kernel.paravirtual:
-        a.copy(s.RDX, s.RAX)
-        hypercalls.to_physical(a, s.RDX)
-    else:
-        a.mov(s.RDX, e.ADDRESS)
-        a.and_(s.RDX, register=s.RAX)
+    frame_of(a, kernel)
     a.st(Mem(s.R14), s.RDX)
     a.add(s.R14, 8)
     if kernel.paravirtual:

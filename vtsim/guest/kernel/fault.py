@@ -127,6 +127,16 @@ def put_entry(a: Assembler, kernel: KernelOptions) -> None:
         a.st(kernel.entry, s.RAX)
 
 
+def frame_of(a: Assembler, kernel: KernelOptions) -> None:
+    """RDX <- the physical address of the page that the entry RAX maps, for the guest's own lists. Keeps RAX."""
+    if kernel.paravirtual:
+        a.copy(s.RDX, s.RAX)
+        hypercalls.to_physical(a, s.RDX)
+    else:
+        a.mov(s.RDX, e.ADDRESS)
+        a.and_(s.RDX, register=s.RAX)
+
+
 @path("page fault")
 def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     """Page fault: find the area, take a frame, zero it, map it; or copy-on-write; or the end of the task."""

@@ -14,11 +14,11 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.ept import spec as e
-from vtsim.guest.kernel import KernelOptions, hypercalls, path
+from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import direct_fork as direct
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
-from vtsim.guest.kernel.fault import find_entry, give_frame
+from vtsim.guest.kernel.fault import find_entry, frame_of, give_frame
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.ring3 import disable, enable
 
@@ -39,12 +39,7 @@ def free_own_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
     a.test(s.RAX, e.PTE_WRITE)
     a.jcc(ops.CC_Z, f"{name}_next_page")
     a.work(length("unmap_page"))
-    if kernel.paravirtual:
-        a.copy(s.RDX, s.RAX)
-        hypercalls.to_physical(a, s.RDX)
-    else:
-        a.mov(s.RDX, e.ADDRESS)
-        a.and_(s.RDX, register=s.RAX)
+    frame_of(a, kernel)
     give_frame(a, kernel)
     a.label(f"{name}_next_page")
     a.ld(s.RAX, Mem(s.R14, at.A_BYTES))
