@@ -118,9 +118,10 @@ if not DISABLED:
     os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
     import numba
 
-    from vtsim.base import parts
+    from vtsim.base import parts, together
 
     numba.config.CACHE_DIR = str(CACHE)  # type: ignore[attr-defined]  # numba may have been imported before us
+    TUPLE: Any = numba.types.UniTuple
     NUMBA_TYPES = {
         "Record": numba.int64[::1],
         "Records": numba.int64[:, ::1],
@@ -128,6 +129,7 @@ if not DISABLED:
         "Tags": numba.int32[::1],
         "int": numba.int64,
         "bool": numba.boolean,
+        "tuple[int, int, int, int]": TUPLE(numba.int64, 4),
     }
 
 
@@ -165,6 +167,8 @@ def _with_one_signature(compiled: Any, function: F) -> F:
     compile_for = compiled.compile
 
     def compile_ours(found: Any) -> Any:
+        if not isinstance(compiled, parts.Part) and not kernels_are_cached(compiled):
+            together.compile_kernels_of(compiled)
         with parts.ours():
             return compile_for(annotated if fixed else found)
 
