@@ -8,29 +8,21 @@ that every run tries. Where the model keeps to the manual against the recorder, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from vtsim.study.vmx.base_states import BaseStates
-from vtsim.study.vmx.cases import read_cases
-from vtsim.study.vmx.replay import AGREE, SKIPPED, Verdict, replay
+from tests.oracle.replays import DATA, EXITS, replays_of
+from vtsim.study.vmx.replay import AGREE, SKIPPED, Verdict
 
-DATA = Path(__file__).parent / "data"
-CASES, TABLE = DATA / "exit_cases.jsonl.gz", DATA / "exit_agreement.txt"
+TABLE = DATA / "exit_agreement.txt"
 STRIDE = 30
 LEAST = 0.97  # of all cases
 
 Row = tuple[int, int, int, int]  # cases, agree; of the sample: cases, agree
 
 
-def verdicts(stride: int) -> list[Verdict]:
-    cases = [case for n, case in enumerate(read_cases(CASES)) if n % stride == 0]
-    return list(replay(cases, BaseStates.beside(CASES)))
-
-
-def counted(found: list[Verdict]) -> dict[str, tuple[int, int]]:
+def counted(found: Sequence[Verdict]) -> dict[str, tuple[int, int]]:
     """Cases that were run, and that agree, by category."""
     run = Counter(verdict.category for verdict in found if verdict.status != SKIPPED)
     agree = Counter(verdict.category for verdict in found if verdict.status == AGREE)
@@ -45,12 +37,12 @@ def table() -> dict[str, Row]:
 def test_a_sample_of_the_recorded_exits_agrees_as_the_table_says() -> None:
     expected = {name: row[2:] for name, row in table().items() if row[2]}
 
-    assert counted(verdicts(STRIDE)) == expected
+    assert counted(replays_of(EXITS, STRIDE)[1]) == expected
 
 
 @pytest.mark.slow
 def test_the_recorded_exits_agree_as_the_table_says() -> None:
-    assert counted(verdicts(1)) == {name: row[:2] for name, row in table().items()}
+    assert counted(replays_of(EXITS, 1)[1]) == {name: row[:2] for name, row in table().items()}
 
 
 def test_the_table_speaks_of_nearly_all_cases() -> None:
@@ -60,7 +52,7 @@ def test_the_table_speaks_of_nearly_all_cases() -> None:
 
 
 def lines() -> Iterator[str]:
-    found = verdicts(1)
+    found = replays_of(EXITS, 1)[1]
     everything, sample = counted(found), counted(found[::STRIDE])
     yield "# category               cases  agree  sampled  agree"
     for name, (cases, agree) in everything.items():

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from scripts.generate_docs import DOCS
+from tests.oracle.replays import DATA, EXITS, replays_of
 from vtsim.base import jit
 from vtsim.cli import main
 from vtsim.study.vmx import replay as module
 from vtsim.study.vmx.base_states import BaseStates
-from vtsim.study.vmx.cases import Case, read_cases
 from vtsim.study.vmx.evidence import Seen
 from vtsim.study.vmx.known_differences import KNOWN, MODEL, NOBODY, RECORDER, rows_for
 
-DATA = Path(__file__).parents[1] / "oracle" / "data"
-FILES = ("vmxroot_cases.jsonl.gz", "vmentry_cases.jsonl.gz", "exit_cases.jsonl.gz")
+FILES = ("vmxroot_cases.jsonl.gz", "vmentry_cases.jsonl.gz", EXITS)
 SAMPLE = 1 if not jit.DISABLED else 97
 MODEL_NAME = "corei7_skylake_x"
 LIDT: dict[str, Any] = {
@@ -62,10 +61,10 @@ def test_no_row_names_a_case() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_each_recorded_difference_has_exactly_one_cause(name: str) -> None:
     where = BaseStates.beside(DATA / name)
-    cases = {case.id: case for n, case in enumerate(read_cases(DATA / name)) if n % SAMPLE == 0}
+    cases, verdicts = replays_of(name, SAMPLE)
     causes: dict[tuple[str, str], list[str]] = {}
-    for verdict in module.replay(cases.values(), where):
-        case: Case = cases[verdict.id]
+    for verdict in verdicts:
+        case = cases[verdict.id]
         for each in verdict.differences:
             seen = Seen(case, where.environment(case), each, verdict.recorded[0], verdict.model[0])
             causes[case.id, each.path] = [known.name for known in rows_for(seen)]
