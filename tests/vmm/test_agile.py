@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cpu.bench import OFF
 from tests.vmm.changing_tables import Paging, plan
 from tests.vmm.machines import CODE, FIRST_GFN, STACK, Machine, machine
 from tests.vmm.test_shadow import NEWER
@@ -66,14 +67,14 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
 
 
 @pytest.mark.compiled_only
-def test_a_fork_exits_for_its_address_space_and_not_for_the_pages_that_it_copies() -> None:
-    """Where many pages are copied, their tables are nested."""
+def test_forks_do_not_exit_for_their_tables_once_roots_are_nested() -> None:
+    def faults(*sets: str) -> int:
+        few, many = (f"[{{phases: [{{primitive: fork, pages: 16, iterations: {n}}}]}}]" for n in (10, 20))
+        counts = [exits(run((PLAIN, forks), (*AGILE, *sets)), "EXCEPTION_NMI") for forks in (few, many)]
+        return counts[1] - counts[0]
 
-    def faults(pages: int) -> int:
-        few, many = (f"[{{phases: [{{primitive: fork, pages: {pages}, iterations: {n}}}]}}]" for n in (10, 20))
-        return exits(run((PLAIN, many), AGILE), "EXCEPTION_NMI") - exits(run((PLAIN, few), AGILE), "EXCEPTION_NMI")
-
-    assert 0 < faults(16) == faults(64) < 10 * 16
+    assert faults() == 0
+    assert faults("vmm.parameters.agile_writes=60000") > 10 * 16  # no table is
 
 
 def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_difference() -> None:
@@ -143,6 +144,87 @@ def aliasing(steps: Callable[[Assembler, Table], None]) -> Callable[[PhysicalMem
 
 def window(gfn: int, offset: int = 0) -> Mem:
     return Mem(displacement=WINDOW + (gfn - FIRST_GFN << 12) + offset)
+
+
+def tables_to(table: Table, address: int) -> dict[int, int]:
+    """Guest frames of the tables that a walk to an address reads, by level."""
+    found = {4: table.root}
+    for level in (4, 3, 2):
+        found[level - 1] = int(table.words(found[level])[(address >> (3 + 9 * level)) & 511]) >> 12 & 0xFFFFFFFFF
+    return found
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_a_walk_reads_as_many_entries_as_published_for_a_switch_at_each_level(level: int) -> None:
+    """4, 8, 12 and 16 where tables up to that level are nested, 20 with the root; level 0: all are shadowed."""
+
+    def references(loads: int) -> tuple[int, int]:
+        def steps(a: Assembler, table: Table) -> None:
+            a.ld(s.RAX, Mem(displacement=ONE))
+            for index in (200, 201) if level else ():
+                a.st_value(window(tables_to(table, ONE)[level], 8 * index), 0)
+            for _ in range(1 + loads):
+                a.ld(s.RAX, Mem(displacement=ONE))
+
+        made = machine(aliasing(steps), paging="agile", profile=NEWER.with_overrides(OFF)).run()
+        assert made.finished == ["vm0"]
+        assert (of_pool(made, "ROOTS_NESTED") > 0) == (level == 4)
+        return made.counter("guest_references"), made.counter("ept_references")
+
+    few, many = references(5), references(15)
+    assert [(b - a) // 10 for a, b in zip(few, many, strict=True)] == [4, 4 * level]
+
+
+OTHER_WAYS = 200  # unused entries of the root from there on
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+@pytest.mark.parametrize("vpid", [True, False])
+def test_stores_to_a_root_that_is_written_often_do_not_exit_any_more(personality: str, vpid: bool) -> None:
+    """Each of them gives the table below the root a further address, which is used, and takes the last one away."""
+
+    def ran(stores: int) -> Machine:
+        def steps(a: Assembler, table: Table) -> None:
+            root, below = tables_to(table, TWO)[4], tables_to(table, TWO)[3]
+            for n in range(stores):
+                a.st_value(window(root, 8 * (OTHER_WAYS + n)), below << 12 | KERNEL_PAGE)
+                a.ld(s.RAX, Mem(displacement=OTHER_WAYS + n << 39 | TWO))
+                a.st(window(LOGGED, 8 * n), s.RAX)
+
+        return machine(aliasing(steps), paging="agile", personality=personality, vpid=vpid).run()
+
+    few, many = ran(3), ran(12)
+    for made, stores in ((few, 3), (many, 12)):
+        assert made.finished == ["vm0"]
+        assert [made.vcpu.memory.load((LOGGED << 12) + 8 * n) for n in range(stores)] == [OLD] * stores
+        assert [of_pool(made, name) for name in ("ROOTS_NESTED", "WRITES")] == [1, 2]
+    assert many.exits() == few.exits()
+
+
+def test_a_root_that_is_quiet_is_shadowed_again_without_any_exit_of_the_guest() -> None:
+    """The host's timer ends the interval. Tables below follow, one level an interval; then a store to each exits."""
+
+    def ran(interval: int) -> Machine:
+        def steps(a: Assembler, table: Table) -> None:
+            tables = tables_to(table, ONE)
+            a.ld(s.RAX, Mem(displacement=ONE))
+            for index in (OTHER_WAYS, OTHER_WAYS + 1):
+                a.st_value(window(tables[4], 8 * index), 0)
+            a.ld(s.RAX, Mem(displacement=ONE))
+            for _ in range(8):
+                a.mov(s.RCX, 3 * 10**6)
+                a.emit(ops.LONG_WORK, length=64)
+                a.ld(s.RAX, Mem(displacement=ONE))
+            for level in (4, 3, 2, 1):
+                a.st_value(window(tables[level], 8 * OTHER_WAYS), 0)
+
+        return machine(aliasing(steps), paging="agile", parameters=(("agile_interval", interval),)).run()
+
+    often, seldom = ran(200), ran(10**6)
+    assert often.finished == seldom.finished == ["vm0"]
+    assert of_pool(often, "TO_SHADOW") == of_pool(often, "TO_NESTED") == of_pool(seldom, "TO_NESTED") > 4
+    assert of_pool(seldom, "TO_SHADOW") == 0
+    assert [of_pool(each, "WRITES") for each in (often, seldom)] == [6, 2]
 
 
 def through_the_nested_part(a: Assembler, table: Table) -> None:

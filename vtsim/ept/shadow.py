@@ -69,6 +69,7 @@ POOL_WORDS: Final = (
     ("PREFETCHED",        1, "leaf entries filled beside it"),
     ("TO_NESTED",         1, "tables of the guest that became nested"),
     ("TO_SHADOW",         1, "tables of the guest that became shadowed again"),
+    ("ROOTS_NESTED",      1, "times that a root was loaded which is nested"),
     # with PAE paging
     ("PDPTE",             4, "the page-directory-pointer table as the guest loaded it last"),
 )
@@ -80,6 +81,7 @@ RECORD_WORDS: Final = (
     ("BELOW",             1, "entries below which something is out of sync"),
     ("BITMAP",            8, "which ones"),
     ("ROOTS",             1, "vCPUs that have it as their root, where pools are shared"),
+    ("ORPHAN",            1, "agile paging: next of those that nothing leads to any more, plus 1"),
 )
 RECORD_BYTES: Final = 128
 BUCKET_COUNT: Final = 4096

@@ -123,6 +123,7 @@ def build_hypervisor(
         "balloon_start": profile.cycles(vmm.balloon.start), "balloon_stop": profile.cycles(vmm.balloon.stop or 0),
         "collapse_period": profile.cycles(vmm.collapse.period),
         "share_period": profile.cycles(vmm.sharing.period),
+        "agile_period": profile.cycles(parameters.get("agile_interval", 0) * 1000),
     }  # fmt: skip
     if vmm.memory.buddy:
         addresses |= reserve_zones(host)
@@ -419,7 +420,7 @@ def _fill_vmcs(
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
-    words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
+    words[h.V_AGILE] = int(vmm.paging == "agile")
     if vmm.paging == "agile" and hypervisor.path.profile.features.agile_cr3:
         words[h.V_CR3_LIST] = vcpu.address + at.V["SHADOW_CR3"] - at.HOST_DIRECT
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
@@ -462,6 +463,7 @@ def _first_times(path: Path) -> dict[str, int]:
         "LOG_AT": (vmm.dirty_log.on, path.profile.cycles(vmm.dirty_log.start) + 1),
         "COLLAPSE_AT": (vmm.collapse.on, addresses["collapse_period"]),
         "SHARE_AT": (vmm.sharing.on, addresses["share_period"]),
+        "AGILE_AT": (vmm.paging == "agile", addresses["agile_period"]),
     }
     return {name: when for name, (on, when) in wanted.items() if on}
 

@@ -10,7 +10,7 @@ from typing import Final
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
-from vtsim.cpu.kernels.agile import ept_written, map_switch, nest_table, scan_nested
+from vtsim.cpu.kernels.agile import ept_written, map_switch, note_write, scan_nested
 from vtsim.cpu.kernels.shadow_map import find_device, map_device, map_shadow
 from vtsim.cpu.kernels.shadow_pages import evict, free_given_up
 from vtsim.cpu.kernels.shadow_pool import begin_shadow
@@ -100,7 +100,7 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     elif number == SHADOW_ZAP_ALL:
         fault = zap_all(m, a, t)
     elif number == AGILE_NOTE:
-        fault = nest_table(m, a, t)
+        fault = note_write(m, a, t)
     elif number == AGILE_WRITE:
         fault = ept_written(m, a, t)
     elif number == AGILE_SCAN:

@@ -39,6 +39,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     R_BELOW,
     R_BITMAP,
     R_NEXT,
+    R_ORPHAN,
     R_PARENTS,
     R_ROOTS,
     R_STATE,
@@ -95,7 +96,7 @@ def unlist(m: Record, a: Arena, t: Tags, entry: int, at: int) -> None:
 
 @kernel
 def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
-    """Clear an entry; what it led to stays."""
+    """Clear an entry; what it led to stays. Where somebody asks for orphans, a page that nothing leads to is one."""
     at = entry_at(m, entry)
     word = shadow_get(m, a, t, at)
     if word == 0:
@@ -105,7 +106,11 @@ def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
         return
     m[s.SHADOW_FLAGS] |= FLUSH
     if word & d.LEADS_TO_TABLE:
-        unlist(m, a, t, entry, record_at(m, page_behind(m, word)) + R_PARENTS)
+        below = page_behind(m, word)
+        unlist(m, a, t, entry, record_at(m, below) + R_PARENTS)
+        if m[s.SHADOW_ORPHANS] >= 0 and shadow_get(m, a, t, record_at(m, below) + R_PARENTS) & LOW == 0:
+            shadow_put(m, a, t, record_at(m, below) + R_ORPHAN, m[s.SHADOW_ORPHANS])
+            m[s.SHADOW_ORPHANS] = below + 1
     else:
         frame = (shadow_get(m, a, t, note_at(m, entry)) >> 32) & LOW
         unlist(m, a, t, entry, leaves_of(m, frame, word & PTE_LARGE != 0))

@@ -31,6 +31,7 @@ R_STATE: int   = d.RECORD["STATE"]
 R_BELOW: int   = d.RECORD["BELOW"]
 R_BITMAP: int  = d.RECORD["BITMAP"]
 R_ROOTS: int   = d.RECORD["ROOTS"]
+R_ORPHAN: int  = d.RECORD["ORPHAN"]
 P_ROOT: int    = d.POOL["ROOT"]
 P_CR3: int     = d.POOL["CR3"]
 P_PAGES: int   = d.POOL["PAGES"]
@@ -88,6 +89,7 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     pool = m[s.GPR + s.RDI]
     m[s.SHADOW_POOL] = pool
     m[s.SHADOW_FLAGS] = 0
+    m[s.SHADOW_ORPHANS] = -1
     m[s.SHADOW_DIRECT] = shadow_get(m, a, t, pool + P_DIRECT)
     m[s.SHADOW_GUEST] = shadow_get(m, a, t, pool + P_GUEST)
     m[s.SHADOW_TABLES] = shadow_get(m, a, t, pool + P_TABLES)
@@ -124,11 +126,31 @@ def follow_cr3(m: Record, a: Arena, t: Tags) -> None:
     if cr3_list == 0 or m[s.SHADOW_ROOT] < 0:
         return
     m[s.CYCLE] += m[s.PRICE + o.VMREAD]
-    root = page_behind(m, a[m[s.VMCS] + v.GUEST_CR3])
+    cr3 = a[m[s.VMCS] + v.GUEST_CR3]
+    if cr3 & h.CR3_SWITCHES:
+        believed = shadow_get(m, a, t, m[s.SHADOW_DIRECT] + cr3_list)
+        root = nested_root(m, a, t, (believed & ADDRESS) >> 12)
+    else:
+        root = page_behind(m, cr3)
     if root != m[s.SHADOW_ROOT]:
         m[s.SHADOW_ROOT] = root
         shadow_put(m, a, t, m[s.SHADOW_POOL] + P_ROOT, root + 1)
         shadow_put(m, a, t, m[s.SHADOW_POOL] + P_CR3, shadow_get(m, a, t, m[s.SHADOW_DIRECT] + cr3_list))
+
+
+@kernel
+def nested_root(m: Record, a: Arena, t: Tags, frame: int) -> int:
+    """With agile paging: the shadow page that stands for a root which is nested itself, -1 if there is none.
+
+    Nothing walks its table. It is a root as others are, so that vCPUs which have it are told when that ends.
+    """
+    wanted = frame << KEY_FRAME | role_in(m[s.SHADOW_MODE], top_level(m), d.ALL_RIGHTS, True)
+    page = shadow_get(m, a, t, bucket_at(m, frame))
+    while page:
+        if shadow_get(m, a, t, record_at(m, page - 1)) == wanted:
+            return page - 1
+        page = shadow_get(m, a, t, record_at(m, page - 1) + R_NEXT)
+    return -1
 
 
 @kernel
@@ -172,6 +194,13 @@ def top_of(mode: int) -> int:
 
 
 @kernel
+def role_in(mode: int, level: int, rights: int, direct: bool) -> int:
+    """The role of a shadow page in a paging mode."""
+    modes = (mode & d.ROLE_MODES) << d.ROLE_MODE
+    return level | rights << d.ROLE_RIGHTS | modes | (d.ROLE_DIRECT if direct else 0)
+
+
+@kernel
 def record_at(m: Record, page: int) -> int:
     """The linear address of a shadow page's record; its key stands first."""
     return m[s.SHADOW_RECORDS] + page * RECORD_BYTES
@@ -199,6 +228,12 @@ def page_behind(m: Record, word: int) -> int:
 def bucket_at(m: Record, frame: int) -> int:
     """The linear address of the bucket of a guest frame."""
     return m[s.SHADOW_BUCKETS] + 8 * ((frame ^ frame >> 12) & (d.BUCKET_COUNT - 1))
+
+
+@kernel
+def switch_of(m: Record, frame: int) -> int:
+    """With agile paging: the linear address of a guest frame's word."""
+    return m[s.SHADOW_SWITCHES] + 8 * frame
 
 
 @kernel
