@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.vmm.changing_vcpus import pair
-from tests.vmm.test_agile import SUPPOSED, of_pool
+from tests.vmm.test_agile import LARGE, SUPPOSED, of_pool
 from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_vcpus_shadow import KERNELS, PAGING, SEEDS, SLOW, STEPS, check, few_pages, nothing, ran
 from vtsim.base import jit
@@ -28,6 +28,7 @@ MACHINES: dict[str, dict[str, Any]] = {
     "minimal, back and forth": {"personality": "minimal", "parameters": (BACK_AND_FORTH,)},
     "kvm in few pages, back and forth": {"personality": "kvm", "parameters": (BACK_AND_FORTH, ("shadow_permille", 0))},
     "without VPID, back and forth": {"vpid": False, "parameters": (BACK_AND_FORTH,)},
+    "kvm in large pages, back and forth": {"personality": "kvm", "parameters": (BACK_AND_FORTH,), **LARGE},
 }
 FIRST = ("kvm, back and forth",)
 
@@ -44,6 +45,7 @@ def test_two_vcpus_see_what_the_slow_walker_says(paging: str, seed: int, name: s
     if "few pages" not in name and not jit.DISABLED:  # few are given up before their tables are written twice
         assert of_pool(m, "TO_NESTED") > 0
         assert (of_pool(m, "TO_SHADOW") > 0) == name.endswith("forth")
+        assert (of_pool(m, "EPT_SPLIT") > 0) == ("large" in name)
     assert m.hypervisor.memory_statistics(m.vcpu)["remote_flushes"] > 0
 
 

@@ -163,12 +163,12 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         yield "paging", "EPT", "ENABLE_EPT"
     if vmm.paging == "agile":
         yield "paging", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
+    if vmm.paging in ("ept", "agile") and vmm.ept.page_size in PAGE_FEATURES:
+        pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
+        yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
     if vmm.paging == "ept":
         if vmm.ept.accessed_dirty:
             yield "ept.accessed_dirty", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
-        if vmm.ept.page_size in PAGE_FEATURES:
-            pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
-            yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
         if vmm.ept.levels == 5:
             yield "ept.levels", "EPT of five levels", "EPT_WALK_LENGTH_5"
         if vmm.dirty_log.method == "pml":

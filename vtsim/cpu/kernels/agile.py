@@ -6,7 +6,7 @@ not written for an interval is shadowed again. Guest frames that are shadowed ta
 no nested part of an address space lets them be written unseen. A table that is shadowed for one address space and met
 in a nested walk of another is nested for both: a walk reads it as what it may have to set flags in.
 
-Not modelled: large pages of EPT under agile paging.
+Not modelled: under agile paging, large pages of EPT made again from those that were split.
 """
 
 from __future__ import annotations
