@@ -460,12 +460,6 @@ def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if wrong:
             yield Problem(path=path, message=f"agile paging needs {words}", help=legal)
     for number, vm in enumerate(scenario.vms):
-        if vm.vcpus > 1 and profile.features.agile_cr3:
-            yield Problem(
-                path=f"vms.{number}.vcpus",
-                message="loads of CR3 that do not exit, by features.agile_cr3, are built for VMs of one vCPU",
-                help="vcpus can be 1; or agile_cr3 false",
-            )
         for path, phase in _phases(number, vm):
             if isinstance(phase, ReplaySpec):
                 yield Problem(

@@ -47,6 +47,8 @@ POOL_WORDS: Final = (
     ("EPT",               1, "host-physical address of the root of EPT"),
     ("EPT_TABLES",        1, "linear address of two words: the next frame for a table of EPT, and the end of those"),
     ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 52 on"),
+    ("HELD",              1, "where pools are shared: shadow page of the root that was loaded last, plus 1; 0 none"),
+    ("LISTED",            4, "shadow pages of the roots in the processor's list, plus 1; 0 where a pair is none"),
     ("VM",                1, "linear address of the words of the VM's first vCPU; 0 where nothing is shared"),
     ("GIVEN_UP",          1, "first shadow page that is free once all vCPUs have dropped translations, plus 1"),
     # what the last walk of the guest's tables found
@@ -82,7 +84,7 @@ RECORD_WORDS: Final = (
     ("STATE",             1, "see the states; writes since it was last used from bit 8 on"),
     ("BELOW",             1, "entries below which something is out of sync"),
     ("BITMAP",            8, "which ones"),
-    ("ROOTS",             1, "vCPUs that have it as their root, where pools are shared"),
+    ("ROOTS",             1, "where pools are shared: vCPUs that have loaded it as their root, and lists where it is"),
     ("ORPHAN",            1, "agile paging: next of those that nothing leads to any more, plus 1"),
 )
 RECORD_BYTES: Final = 128

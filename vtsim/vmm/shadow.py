@@ -190,7 +190,8 @@ def fill_pool(
         host.store(host.address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
-        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT,
+        "MODE": mode, "ROOT": 1, "HELD": int(shared), "CR3": start.cr3,
+        "LOADED": start.cr3 | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT,
         "DIRECT": host.direct, "GUEST": guest,
         "TABLES": pool.tables << 12, "NOTES": host.address(pool.notes),
         "RECORDS": host.address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,

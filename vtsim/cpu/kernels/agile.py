@@ -24,7 +24,6 @@ from vtsim.cpu.kernels.shadow_pool import (
     R_STATE,
     entry_at,
     has_frame,
-    nested_root,
     note_at,
     record_at,
     shadow_count,
@@ -34,6 +33,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     top_level,
 )
 from vtsim.cpu.kernels.shadow_sync import zap_tables
+from vtsim.cpu.kernels.shadow_use import nested_root
 from vtsim.cpu.kernels.shadow_walk import P_LEVEL, P_PATH, P_TABLE
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (

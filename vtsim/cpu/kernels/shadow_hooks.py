@@ -26,6 +26,7 @@ from vtsim.cpu.kernels.shadow_sync import (
     unprotect,
     zap_all,
 )
+from vtsim.cpu.kernels.shadow_use import find_root, follow_cr3
 from vtsim.cpu.kernels.shadow_walk import walk_guest
 from vtsim.ept.shadow import MODE_AGILE
 
@@ -73,6 +74,9 @@ SHADOW_HOOKS: Final = (
 def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     """Run a hook of shadow paging: 0, or a fault."""
     begin_shadow(m, a, t)
+    follow_cr3(m, a, t)
+    if m[s.SHADOW_SEVERAL]:
+        find_root(m, a, t)
     fault = 0
     if number == SHADOW_WALK:
         return walk_guest(m, a, t)

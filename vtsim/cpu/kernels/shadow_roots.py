@@ -17,7 +17,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_formats import format_of, guest_entry, quadrant_of
 from vtsim.cpu.kernels.shadow_leaves import find_page, role_of
 from vtsim.cpu.kernels.shadow_map import host_leaf
-from vtsim.cpu.kernels.shadow_pages import change_root, drop_entry, keep_free, link_page
+from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, link_page
 from vtsim.cpu.kernels.shadow_pool import (
     NO_ROOT,
     P_CR3,
@@ -26,15 +26,14 @@ from vtsim.cpu.kernels.shadow_pool import (
     STRANGE_ROOT,
     entry_at,
     has_frame,
-    list_root,
     page_behind,
     shadow_count,
     shadow_get,
     shadow_put,
     switch_of,
     top_level,
-    unlist_roots,
 )
+from vtsim.cpu.kernels.shadow_use import change_root, list_root, unlist_roots, unlist_what_is_gone
 from vtsim.cpu.kernels.shadow_walk import P_PDPTE, P_RESERVED
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS, PDPT_ADDRESS, PTE_PRESENT
@@ -118,6 +117,8 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
             shadow_put(m, a, t, pool + P_PDPTE + 8 * n, m[s.SHADOW_STACK + n])
     if m[s.SHADOW_MODE] != mode:
         unlist_roots(m, a, t)
+    else:
+        unlist_what_is_gone(m, a, t)
     m[s.SHADOW_MODE] = mode
     shadow_put(m, a, t, pool + P_MODE, mode)
     shadow_put(m, a, t, pool + P_CR3, m[s.GPR + s.RSI])
@@ -141,5 +142,5 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     m[s.SHADOW_FLAGS] &= ~NO_ROOT
     m[s.GPR + s.RAX] = host if host else m[s.SHADOW_TABLES] + (root << 12)
     if not direct:
-        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX])
+        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX], root)
     return 0

@@ -6,7 +6,7 @@ again.
 
 SDM: "EPT Violations".
 Not modelled: under agile paging, a walker that sets flags in shadow and guest tables at once; host memory that is given
-on demand (all of it is mapped before the guest starts); with several vCPUs, loads of CR3 that do not exit.
+on demand (all of it is mapped before the guest starts).
 """
 
 from __future__ import annotations
