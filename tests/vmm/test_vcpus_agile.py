@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from tests.vmm.changing_vcpus import pair
+from tests.vmm.machines import Machine
 from tests.vmm.test_agile import LARGE, LISTED, SUPPOSED, of_pool
 from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_vcpus_shadow import KERNELS, PAGING, SEEDS, SLOW, STEPS, check, few_pages, nothing, ran
 from vtsim.base import jit
 from vtsim.base.kept import nothing_kept
 from vtsim.config import parse_scenario
+from vtsim.ept import shadow as d
 from vtsim.study import equivalence
 from vtsim.study.run import without_hypervisor
+from vtsim.vmcs.state import CR3_PAIRS
 from vtsim.vmm.programs import several
 
 __all__ = ("few_pages",)  # a fixture
@@ -37,6 +41,25 @@ MACHINES: dict[str, dict[str, Any]] = {
 FIRST = ("kvm, back and forth",)
 
 
+def check_roots(m: Machine) -> None:
+    """Roots count who has loaded them and whose lists they are in; what was given up, nobody lists unless asked to go."""
+    load, first = m.hypervisor.host.load, m.vcpu.shadow
+    assert first is not None
+
+    def record(page: int, name: str) -> int:
+        return load(m.hypervisor.host.address(first.records) + page * d.RECORD_BYTES + d.RECORD[name])
+
+    uses: Counter[int] = Counter()
+    for vcpu in m.hypervisor.vcpus:
+        assert vcpu.shadow is not None
+        held = load(vcpu.shadow.address + d.POOL["HELD"])
+        listed = [load(vcpu.shadow.address + d.POOL["LISTED"] + 8 * n) for n in range(CR3_PAIRS)]
+        uses.update(page - 1 for page in (held, *listed) if page)
+        if not m.hypervisor.word(vcpu, "ASKED_ROOT"):
+            assert all(record(page - 1, "STATE") & d.IN_USE for page in listed if page)
+    assert {page: record(page, "ROOTS") for page in range(first.pages) if record(page, "ROOTS")} == uses
+
+
 @pytest.mark.usefixtures("few_pages")
 @pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=SLOW) for name in MACHINES])
 @pytest.mark.parametrize("paging", PAGING)
@@ -52,6 +75,7 @@ def test_two_vcpus_see_what_the_slow_walker_says(paging: str, seed: int, name: s
         assert (of_pool(m, "TO_SHADOW") > 0) == name.endswith("forth")
         assert (of_pool(m, "EPT_SPLIT") > 0) == ("large" in name)
     assert m.hypervisor.memory_statistics(m.vcpu)["remote_flushes"] > 0
+    check_roots(m)
 
 
 @pytest.mark.usefixtures("few_pages")
