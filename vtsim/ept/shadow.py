@@ -45,10 +45,7 @@ POOL_WORDS: Final = (
     ("SWITCHES",          1, "agile paging: linear address of a word for each guest frame: see the switches"),
     ("NESTED",            1, "first guest frame of a table that is nested, plus 1; 0 none"),
     ("EPT",               1, "host-physical address of the root of EPT"),
-    ("EPT_TABLES",        1, "linear address of two words: the next frame for a table of EPT, and the end of those"),
     ("LOADED",            4, "roots loaded last: CR3, and the paging mode from bit 52 on"),
-    ("HELD",              1, "where pools are shared: shadow page of the root that was loaded last, plus 1; 0 none"),
-    ("LISTED",            4, "shadow pages of the roots in the processor's list, plus 1; 0 where a pair is none"),
     ("VM",                1, "linear address of the words of the VM's first vCPU; 0 where nothing is shared"),
     ("GIVEN_UP",          1, "first shadow page that is free once all vCPUs have dropped translations, plus 1"),
     # what the last walk of the guest's tables found
@@ -72,10 +69,15 @@ POOL_WORDS: Final = (
     ("PREFETCHED",        1, "leaf entries filled beside it"),
     ("TO_NESTED",         1, "tables of the guest that became nested"),
     ("TO_SHADOW",         1, "tables of the guest that became shadowed again"),
-    ("ROOTS_NESTED",      1, "times that a root was loaded which is nested"),
-    ("EPT_SPLIT",         1, "large pages of EPT that were split"),
     # with PAE paging
     ("PDPTE",             4, "the page-directory-pointer table as the guest loaded it last"),
+    # roots in use
+    ("HELD",              1, "where pools are shared: shadow page of the root that was loaded last, plus 1; 0 none"),
+    ("LISTED",            4, "shadow pages of the roots in the processor's list, plus 1; 0 where a pair is none"),
+    # with agile paging
+    ("EPT_TABLES",        1, "linear address of two words: the next frame for a table of EPT, and the end of those"),
+    ("ROOTS_NESTED",      1, "times that a root was loaded which is nested"),
+    ("EPT_SPLIT",         1, "large pages of EPT that were split"),
 )
 RECORD_WORDS: Final = (
     ("KEY",               1, "guest frame and role"),
