@@ -17,10 +17,11 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
-from vtsim.cpu.kernels.ept_walk import AGILE, AGILE_ROOT
+from vtsim.cpu.kernels.ept_walk import AGILE
 from vtsim.cpu.kernels.rights import READ
 from vtsim.ept.spec import ADDRESS, PTE_SWITCHES
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
+from vtsim.vmcs.state import CR3_SWITCHES
 
 AT = 1 << 30  # of the page that is walked to; divisible by every page size
 SIZES = pytest.mark.parametrize("guest_size", [0, 1, 2])
@@ -127,8 +128,8 @@ def agile_tables(engine: Any, m: Any, ept_size: int, nested: int) -> None:
         own, table = below >> 12, (int(shadow.words(table)[index]) & ADDRESS) >> 12
         if nested >= level - 1:
             break
-    m[s.CR3] = (guest if nested == 4 else shadow).root << 12
-    m[s.EPT_FEATURES] = AGILE | (AGILE_ROOT if nested == 4 else 0)
+    m[s.CR3] = guest.root << 12 | CR3_SWITCHES if nested == 4 else shadow.root << 12
+    m[s.EPT_FEATURES] = AGILE
     behind_ept(engine, m, ept.root, 4)
 
 

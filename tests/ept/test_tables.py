@@ -147,6 +147,23 @@ def test_tables_for_32_bit_addresses_are_those_that_the_slow_walker_reads(
         assert leaf.frame + ((page + n) & ((1 << bits * leaf.size) - 1)) == frame + n
 
 
+@pytest.mark.parametrize("size", [SIZE_4K, SIZE_2M, SIZE_1G])
+def test_a_page_that_is_split_leads_where_it_led_with_its_flags(size: int) -> None:
+    built, first = table(EPT), 3 << 18
+    built.map(1 << 30, first, EPT_PAGE | e.EPT_ACCESSED, size)
+    pages = [p for p in (0, 5, 511, 512, 1000, (1 << 18) - 1) if p < 1 << 9 * size]
+    leaf = built.split((1 << 30) + (pages[-1] << 12) + 0x123)
+    found = [built.find((1 << 30) + (page << 12)) for page in pages]
+
+    assert leaf == found[-1]
+    assert leaf is not None and leaf.size == SIZE_4K
+    for page, each in zip(pages, found, strict=True):
+        assert each is not None
+        assert each.frame + page % (1 << 9 * each.size) == first + page
+        assert each.entry & 0x7F == EPT_PAGE and each.entry & e.EPT_ACCESSED
+    assert built.split(2 << 30) is None
+
+
 def test_five_levels_reach_57_bits() -> None:
     built = table(levels=5)
     built.map((1 << 56) - 0x1000, 77, KERNEL_PAGE)

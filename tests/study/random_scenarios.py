@@ -96,6 +96,11 @@ def _vmm(r: Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _supposed(r: Random) -> dict[str, Any]:
+    """What agile paging wants of a processor, and what it can use."""
+    return {"agile_paging": True, "agile_cr3": r.random() < 0.5}
+
+
 def _kernel(r: Random) -> dict[str, Any]:
     return {
         **_some(r, 0.3, {"kpti": True}),
@@ -130,6 +135,7 @@ def scenario(r: Random) -> dict[str, Any]:
             "memory": "1 GiB", "cpus": 8,
             "isa": "virtualizable" if vmm["technique"] == "trap-and-emulate" else "x86",
             **_some(r, 0.3, {"profile": r.choice(["snb-e5-2450", "nehalem-ep", "clx-6252", "p4-672"])}),
+            **({"cpu": {"features": _supposed(r)}} if vmm.get("paging") == "agile" else {}),
         },
         "vmm": vmm,
         "vms": [_vm(r) for _ in range(r.choice([1, 1, 2]))],

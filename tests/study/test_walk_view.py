@@ -24,6 +24,7 @@ from vtsim.platform import steps
 from vtsim.platform.steps import EPT, GUEST, SHADOW, WALK_CACHE, Recorder
 from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
 from vtsim.study import walk_view
+from vtsim.vmcs.state import CR3_SWITCHES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 AT = 0x10_0000_0000  # of the first region
@@ -281,6 +282,14 @@ def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_
     assert walk_view.flags(switch, shown).endswith(" switch")
     assert f"table hpa {switch.value & 0xFFFFFFFFF000:#x}" == walk_view.leads_to(switch, shown)
     assert f"{4 - own} shadow, {own} guest, {4 * own} EPT" in walk_view.totals(shown)
+
+
+def test_a_root_that_is_the_guests_own_is_told_from_a_shadow_one(tmp_path: Path) -> None:
+    shown = vtsim.walk(churning(tmp_path), AT, sets=("vmm.paging=agile",), after_run=True, cold=True)
+    nested = evolve(shown, cr3=shown.cr3 | CR3_SWITCHES)
+
+    assert walk_view.roots(shown) == f"CR3 {shown.cr3:#x}   EPTP {shown.eptp:#x}"
+    assert walk_view.roots(nested) == f"CR3 {shown.cr3:#x} switch   EPTP {shown.eptp:#x}"
 
 
 @pytest.mark.compiled_only

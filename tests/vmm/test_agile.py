@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cpu.bench import OFF
 from tests.vmm.changing_tables import Paging, plan
-from tests.vmm.machines import CODE, FIRST_GFN, STACK, Machine, machine
+from tests.vmm.machines import CODE, FIRST_GFN, MIB, STACK, Machine, machine
 from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_shadow_guests import FORK, PLAIN, digests, exits, page_faults, run
 from vtsim.base import jit
@@ -19,18 +20,22 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import shadow as d
-from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.ept.spec import EPT_DIRTY, EPT_LARGE, EPT_WRITE
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_2M, SIZE_4K, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
+from vtsim.vmm.memory import EPT_WRITTEN
 
 SUPPOSED = "machine.cpu.features.agile_paging=true"
 AGILE = ("vmm.paging=agile", SUPPOSED)
 SHADOW = ("vmm.paging=shadow",)
 LISTED = NEWER.with_overrides({"features.agile_cr3": True})
+LARGE: dict[str, Any] = {"page_size": 2 * MIB, "populate": "prebuilt"}
 MACHINES: dict[str, dict[str, Any]] = {
     "kvm": {"personality": "kvm"},
     "minimal, back and forth": {"personality": "minimal", "parameters": (("agile_interval", 10),)},
     "without VPID, back and forth": {"vpid": False, "parameters": (("agile_interval", 10),)},
     "roots listed, back and forth": {"profile": LISTED, "parameters": (("agile_interval", 10),)},
+    "large pages, back and forth": {**LARGE, "profile": LISTED, "parameters": (("agile_interval", 10),)},
 }
 
 
@@ -42,7 +47,7 @@ def of_pool(made: Any, name: str) -> int:
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> None:
-    nested = shadowed = 0
+    nested = shadowed = roots = split = 0
     for seed in range(1 if jit.DISABLED else 8):
         for paging in (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True)):
             made = plan(seed, 100 if jit.DISABLED else 600, paging)
@@ -51,8 +56,11 @@ def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> 
             for expected, found in made.seen(m.vcpu.memory.load):
                 assert found == expected
             nested, shadowed = nested + of_pool(m, "TO_NESTED"), shadowed + of_pool(m, "TO_SHADOW")
+            roots, split = roots + of_pool(m, "ROOTS_NESTED"), split + of_pool(m, "EPT_SPLIT")
 
     assert nested > 0
+    assert roots > 0 or jit.DISABLED
+    assert (split > 0) == name.startswith("large")
     assert (shadowed > 0) == name.endswith("forth")
 
 
@@ -66,14 +74,14 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
 
 
 @pytest.mark.compiled_only
-def test_a_fork_exits_for_its_address_space_and_not_for_the_pages_that_it_copies() -> None:
-    """Where many pages are copied, their tables are nested."""
+def test_forks_do_not_exit_for_their_tables_once_roots_are_nested() -> None:
+    def faults(*sets: str) -> int:
+        few, many = (f"[{{phases: [{{primitive: fork, pages: 16, iterations: {n}}}]}}]" for n in (10, 20))
+        counts = [exits(run((PLAIN, forks), (*AGILE, *sets)), "EXCEPTION_NMI") for forks in (few, many)]
+        return counts[1] - counts[0]
 
-    def faults(pages: int) -> int:
-        few, many = (f"[{{phases: [{{primitive: fork, pages: {pages}, iterations: {n}}}]}}]" for n in (10, 20))
-        return exits(run((PLAIN, many), AGILE), "EXCEPTION_NMI") - exits(run((PLAIN, few), AGILE), "EXCEPTION_NMI")
-
-    assert 0 < faults(16) == faults(64) < 10 * 16
+    assert faults() == 0
+    assert faults("vmm.parameters.agile_writes=60000") > 10 * 16  # no table is
 
 
 def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_difference() -> None:
@@ -145,6 +153,136 @@ def window(gfn: int, offset: int = 0) -> Mem:
     return Mem(displacement=WINDOW + (gfn - FIRST_GFN << 12) + offset)
 
 
+def tables_to(table: Table, address: int) -> dict[int, int]:
+    """Guest frames of the tables that a walk to an address reads, by level."""
+    found = {4: table.root}
+    for level in (4, 3, 2):
+        found[level - 1] = int(table.words(found[level])[(address >> (3 + 9 * level)) & 511]) >> 12 & 0xFFFFFFFFF
+    return found
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("level", range(5))
+def test_a_walk_reads_as_many_entries_as_published_for_a_switch_at_each_level(level: int, large: bool) -> None:
+    """4, 8, 12 and 16 where tables up to that level are nested, 20 with the root; level 0: all are shadowed.
+
+    A large page of EPT with data in it has an entry less; where tables of the guest are it was split.
+    """
+
+    def references(loads: int) -> tuple[int, int]:
+        def steps(a: Assembler, table: Table) -> None:
+            a.ld(s.RAX, Mem(displacement=ONE))
+            for index in (200, 201) if level else ():
+                a.st_value(window(tables_to(table, ONE)[level], 8 * index), 0)
+            for _ in range(1 + loads):
+                a.ld(s.RAX, Mem(displacement=ONE))
+
+        sizes = LARGE if large else {}
+        made = machine(aliasing(steps), paging="agile", profile=NEWER.with_overrides(OFF), **sizes).run()
+        assert made.finished == ["vm0"]
+        assert (of_pool(made, "ROOTS_NESTED") > 0) == (level == 4)
+        return made.counter("guest_references"), made.counter("ept_references")
+
+    few, many = references(5), references(15)
+    assert [(b - a) // 10 for a, b in zip(few, many, strict=True)] == [4, 4 * level - (level > 0 and large)]
+
+
+OTHER_WAYS = 200  # unused entries of the root from there on
+OTHER_ROOT = FIRST_GFN + 420
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+@pytest.mark.parametrize("vpid", [True, False])
+def test_stores_to_a_root_that_is_written_often_do_not_exit_any_more(personality: str, vpid: bool) -> None:
+    """Each of them gives the table below the root a further address, which is used, and takes the last one away."""
+
+    def ran(stores: int) -> Machine:
+        def steps(a: Assembler, table: Table) -> None:
+            root, below = tables_to(table, TWO)[4], tables_to(table, TWO)[3]
+            for n in range(stores):
+                a.st_value(window(root, 8 * (OTHER_WAYS + n)), below << 12 | KERNEL_PAGE)
+                a.ld(s.RAX, Mem(displacement=OTHER_WAYS + n << 39 | TWO))
+                a.st(window(LOGGED, 8 * n), s.RAX)
+
+        return machine(aliasing(steps), paging="agile", personality=personality, vpid=vpid).run()
+
+    few, many = ran(3), ran(12)
+    for made, stores in ((few, 3), (many, 12)):
+        assert made.finished == ["vm0"]
+        assert [made.vcpu.memory.load((LOGGED << 12) + 8 * n) for n in range(stores)] == [OLD] * stores
+        assert [of_pool(made, name) for name in ("ROOTS_NESTED", "WRITES")] == [1, 2]
+    assert many.exits() == few.exits()
+
+
+def load_cr3(a: Assembler, root: int) -> None:
+    a.mov(s.RAX, root << 12)
+    a.op(ops.MOV_TO_CR, s.RAX, imm=3)
+
+
+def nest_the_root(a: Assembler, table: Table) -> None:
+    for index in (OTHER_WAYS, OTHER_WAYS + 1):
+        a.st_value(window(table.root, 8 * index), 0)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_root_that_is_quiet_is_shadowed_again_without_any_exit_of_the_guest(listed: bool) -> None:
+    """The host's timer ends the interval. Tables below follow, one level an interval; then a store to each exits.
+
+    Where roots are listed, the guest comes to this one without an exit.
+    """
+
+    def ran(interval: int) -> Machine:
+        def steps(a: Assembler, table: Table) -> None:
+            tables = tables_to(table, ONE)
+            table.words(OTHER_ROOT)[:] = table.words(table.root)
+            a.ld(s.RAX, Mem(displacement=ONE))
+            nest_the_root(a, table)
+            for root in (OTHER_ROOT, table.root) if listed else ():
+                load_cr3(a, root)
+            a.ld(s.RAX, Mem(displacement=ONE))
+            for _ in range(8):
+                a.mov(s.RCX, 3 * 10**6)
+                a.emit(ops.LONG_WORK, length=64)
+                a.ld(s.RAX, Mem(displacement=ONE))
+            for level in (4, 3, 2, 1):
+                a.st_value(window(tables[level], 8 * OTHER_WAYS), 0)
+
+        how = {"profile": LISTED} if listed else {}
+        return machine(aliasing(steps), paging="agile", parameters=(("agile_interval", interval),), **how).run()
+
+    often, seldom = ran(200), ran(10**6)
+    assert often.finished == seldom.finished == ["vm0"]
+    assert often.exits("CR_ACCESS") == seldom.exits("CR_ACCESS") == int(listed)
+    assert of_pool(often, "TO_SHADOW") == of_pool(often, "TO_NESTED") == of_pool(seldom, "TO_NESTED") > 4
+    assert of_pool(seldom, "TO_SHADOW") == 0
+    assert [of_pool(each, "WRITES") for each in (often, seldom)] == [6, 2]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_tables_below_a_nested_root_and_a_shadowed_one_stay_nested_while_both_use_them(listed: bool) -> None:
+    """Else each change of address space would take them away from the other; what exits is the load of CR3, or none."""
+
+    def ran(changes: int) -> Machine:
+        def steps(a: Assembler, table: Table) -> None:
+            table.words(OTHER_ROOT)[:] = table.words(table.root)
+            for change in range(3 + changes):
+                for root in (OTHER_ROOT, table.root):
+                    load_cr3(a, root)
+                    a.ld(s.RAX, Mem(displacement=TWO))
+                if change == 0:  # both lead to the tables below, which are shadowed
+                    nest_the_root(a, table)
+            a.st(window(LOGGED), s.RAX)
+
+        made = machine(aliasing(steps), paging="agile", **({"profile": LISTED} if listed else {})).run()
+        assert made.finished == ["vm0"]
+        assert made.vcpu.memory.load(LOGGED << 12) == OLD
+        return made
+
+    few, many = ran(1).exits(), ran(9).exits()
+    few["CR_ACCESS"] += 0 if listed else 16
+    assert many == few
+
+
 def through_the_nested_part(a: Assembler, table: Table) -> None:
     """The table below ONE becomes nested, maps the one below TWO, and is the way by which that is written."""
     first, second = table.find(ONE), table.find(TWO)
@@ -163,14 +301,68 @@ def through_the_nested_part(a: Assembler, table: Table) -> None:
     a.st(window(LOGGED, 8), s.RAX)
 
 
+def by_an_address_written_before(a: Assembler, table: Table) -> None:
+    """The same, but the processor knows the nested part's way there before the table is used, and shadowed."""
+    first, second = table.find(ONE), table.find(TWO)
+    assert first is not None and second is not None
+    a.ld(s.RAX, Mem(displacement=ONE))
+    for index in (1, 2, 3):
+        a.st_value(window(first.table, 8 * (first.index + index)), 0)
+    a.st_value(window(first.table, 8 * (first.index + 5)), second.table << 12 | KERNEL_PAGE)
+    a.st_value(Mem(displacement=ONE + (5 << 12) + 8 * OTHER_WAYS), 0)
+    a.ld(s.RAX, Mem(displacement=TWO))
+    a.st(window(LOGGED), s.RAX)
+    a.st_value(Mem(displacement=ONE + (5 << 12) + 8 * second.index), NEW << 12 | KERNEL_PAGE)
+    a.op(ops.INVLPG, mem=Mem(displacement=TWO))
+    a.ld(s.RAX, Mem(displacement=TWO))
+    a.st(window(LOGGED, 8), s.RAX)
+
+
+@pytest.mark.parametrize("steps", [through_the_nested_part, by_an_address_written_before])
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("vpid", [True, False])
-def test_a_table_that_is_shadowed_is_not_written_unseen_through_a_nested_part(personality: str, vpid: bool) -> None:
-    made: Machine = machine(aliasing(through_the_nested_part), paging="agile", personality=personality, vpid=vpid).run()
+def test_a_table_that_is_shadowed_is_not_written_unseen_through_a_nested_part(
+    personality: str, vpid: bool, large: bool, steps: Callable[[Assembler, Table], None]
+) -> None:
+    how = LARGE if large else {}
+    made: Machine = machine(aliasing(steps), paging="agile", personality=personality, vpid=vpid, **how).run()
 
     assert made.finished == ["vm0"]
     assert [made.vcpu.memory.load((LOGGED << 12) + at) for at in (0, 8)] == [OLD, NEW]
     assert of_pool(made, "TO_NESTED") == 1
     assert made.exits("EPT_VIOLATION") == 1
+
+
+def test_a_large_page_of_ept_is_split_when_a_table_of_the_guest_in_it_is_shadowed() -> None:
+    """There are leaves of the same rights, type and flags, but for the table's; other large pages stay."""
+    elsewhere = FIRST_GFN + 300  # in the second 2 MiB, where all else is data
+    gfns = (FIRST_GFN, elsewhere, elsewhere + 1, 1 << 10)
+    pages: list[list[tuple[int, int]]] = []
+    splits = []
+    for moved in (False, True):
+
+        def steps(a: Assembler, table: Table, moved: bool = moved) -> None:
+            entries = tables_to(table, ONE)
+            if moved:  # the last table to ONE is copied there before it is used
+                table.words(elsewhere)[:] = table.words(entries[1])
+                table.words(entries[2])[(ONE >> 21) & 511] = elsewhere << 12 | PAGING.interior
+            a.ld(s.RAX, Mem(displacement=ONE))
+
+        made = machine(aliasing(steps), paging="agile", **LARGE).run()
+        assert made.finished == ["vm0"]
+        assert made.vcpu.ept is not None
+        leaves = [leaf for gfn in gfns if (leaf := made.vcpu.ept.find(gfn << 12))]
+        pages.append([(leaf.size, leaf.entry & 0xFFF & ~EPT_LARGE) for leaf in leaves])
+        splits.append(of_pool(made, "EPT_SPLIT"))
+        assert [leaf.frame + (gfn & ((1 << 9 * leaf.size) - 1)) for gfn, leaf in zip(gfns, leaves, strict=True)] == [
+            made.vcpu.memory.frame(gfn) for gfn in gfns
+        ]
+
+    kept, protected = EPT_WRITTEN, EPT_WRITTEN & ~(EPT_WRITE | EPT_DIRTY)
+    root = (SIZE_4K, EPT_WRITTEN & ~EPT_WRITE)  # as it was before the guest began
+    assert pages[0] == [root, (SIZE_2M, kept), (SIZE_2M, kept), (SIZE_2M, kept)]
+    assert pages[1] == [root, (SIZE_4K, protected), (SIZE_4K, kept), (SIZE_2M, kept)]
+    assert splits == [0, 1]
 
 
 def test_a_table_that_is_quiet_is_shadowed_again_and_then_a_write_to_it_exits() -> None:

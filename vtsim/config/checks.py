@@ -163,12 +163,12 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
         yield "paging", "EPT", "ENABLE_EPT"
     if vmm.paging == "agile":
         yield "paging", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
+    if vmm.paging in ("ept", "agile") and vmm.ept.page_size in PAGE_FEATURES:
+        pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
+        yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
     if vmm.paging == "ept":
         if vmm.ept.accessed_dirty:
             yield "ept.accessed_dirty", "accessed and dirty flags for EPT", "EPT_ACCESSED_DIRTY"
-        if vmm.ept.page_size in PAGE_FEATURES:
-            pages = f"{SIZE.format(vmm.ept.page_size)} pages in EPT"
-            yield "ept.page_size", pages, PAGE_FEATURES[vmm.ept.page_size]
         if vmm.ept.levels == 5:
             yield "ept.levels", "EPT of five levels", "EPT_WALK_LENGTH_5"
         if vmm.dirty_log.method == "pml":
@@ -460,12 +460,6 @@ def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if wrong:
             yield Problem(path=path, message=f"agile paging needs {words}", help=legal)
     for number, vm in enumerate(scenario.vms):
-        if vm.vcpus > 1 and profile.features.agile_cr3:
-            yield Problem(
-                path=f"vms.{number}.vcpus",
-                message="loads of CR3 that do not exit, by features.agile_cr3, are built for VMs of one vCPU",
-                help="vcpus can be 1; or agile_cr3 false",
-            )
         for path, phase in _phases(number, vm):
             if isinstance(phase, ReplaySpec):
                 yield Problem(

@@ -150,7 +150,8 @@ MTRR_DEFAULT: Final = 715
 CLOCKS: Final = 716
 # work area of the shadow-paging hooks: what they loaded of the pool, what they tell their program, a word for each level
 (SHADOW_POOL, SHADOW_DIRECT, SHADOW_GUEST, SHADOW_TABLES, SHADOW_NOTES, SHADOW_RECORDS, SHADOW_FRAMES, SHADOW_BUCKETS,
- SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE, SHADOW_SWITCHES, SHADOW_VM, SHADOW_SEVERAL) = range(736, 751)
+ SHADOW_MODE, SHADOW_ROOT, SHADOW_FLAGS, SHADOW_LARGE, SHADOW_SWITCHES, SHADOW_VM, SHADOW_SEVERAL,
+ SHADOW_ORPHANS) = range(736, 752)
 SEEN: Final = 728          # arena offset of the log of what the guest of this CPU sees now (0 none): see kernels.digest
 SHADOW_STACK: Final = 752
 # the store of a hook that was refused last: its address, value and bytes. An emulator may have done it meanwhile.

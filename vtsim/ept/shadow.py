@@ -71,6 +71,13 @@ POOL_WORDS: Final = (
     ("TO_SHADOW",         1, "tables of the guest that became shadowed again"),
     # with PAE paging
     ("PDPTE",             4, "the page-directory-pointer table as the guest loaded it last"),
+    # roots in use
+    ("HELD",              1, "where pools are shared: shadow page of the root that was loaded last, plus 1; 0 none"),
+    ("LISTED",            4, "shadow pages of the roots in the processor's list, plus 1; 0 where a pair is none"),
+    # with agile paging
+    ("EPT_TABLES",        1, "linear address of two words: the next frame for a table of EPT, and the end of those"),
+    ("ROOTS_NESTED",      1, "times that a root was loaded which is nested"),
+    ("EPT_SPLIT",         1, "large pages of EPT that were split"),
 )
 RECORD_WORDS: Final = (
     ("KEY",               1, "guest frame and role"),
@@ -79,7 +86,8 @@ RECORD_WORDS: Final = (
     ("STATE",             1, "see the states; writes since it was last used from bit 8 on"),
     ("BELOW",             1, "entries below which something is out of sync"),
     ("BITMAP",            8, "which ones"),
-    ("ROOTS",             1, "vCPUs that have it as their root, where pools are shared"),
+    ("ROOTS",             1, "where pools are shared: vCPUs that have loaded it as their root, and lists where it is"),
+    ("ORPHAN",            1, "agile paging: next of those that nothing leads to any more, plus 1"),
 )
 RECORD_BYTES: Final = 128
 BUCKET_COUNT: Final = 4096

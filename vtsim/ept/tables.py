@@ -146,6 +146,15 @@ class Table:
             table = (entry & e.ADDRESS) >> PAGE_SHIFT
         return None
 
+    def split(self, address: int) -> Leaf | None:
+        """The leaf of the smallest size that maps `address`, or None; a larger page is split, with its flags."""
+        while (leaf := self.find(address)) is not None and leaf.size:
+            below = self.take()
+            kept = leaf.entry & ~(self.format.large if leaf.size == SIZE_2M else 0)
+            self.words(below)[:] = kept + (np.arange(self.format.entries) << (PAGE_SHIFT + leaf.bits * (leaf.size - 1)))
+            self.words(leaf.table)[leaf.index] = below << PAGE_SHIFT | self.format.interior
+        return leaf
+
     def tables(self) -> Iterator[int]:
         """The frames of all table pages, the root first."""
         return self._tables(self.root, self.levels - 1)

@@ -17,6 +17,7 @@ from vtsim.platform.steps import ENTRY_NAMES, EPT, GUEST, SHADOW, WALK_CACHE, Le
 from vtsim.platform.walk import EPT_VIOLATION, FETCH, PAGE_FAULT, WRITE, Walk
 from vtsim.study.table import section
 from vtsim.vmcs import qualification, reasons
+from vtsim.vmcs.state import CR3_SWITCHES
 
 WIDE: Final = 110  # columns from which on there is room for where an entry leads
 STYLES: Final[Mapping[str, str]] = {
@@ -79,6 +80,17 @@ def leads_to(reference: Reference, walk: Walk) -> str:
     space = "gpa" if reference.dimension == GUEST and walk.eptp else "hpa"
     leaf = reference.level == 1 or (reference.value & e.PTE_LARGE and reference.level in LARGE_NAMES)
     return f"{'page' if leaf else 'table'} {space} {reference.value & e.ADDRESS:#x}"
+
+
+def roots(walk: Walk) -> str:
+    """Where the walk begins in each dimension."""
+    switch = bool(walk.cr3 & CR3_SWITCHES)
+    found = f"CR3 {walk.cr3 & ~CR3_SWITCHES:#x}{' switch' if switch else ''}"
+    if walk.eptp:
+        found += f"   EPTP {walk.eptp:#x}"
+    if walk.pdpte is not None:
+        found += f"   PDPTE {walk.pdpte:#x}, loaded by VM entry or MOV to CR3"
+    return found
 
 
 def outcome(walk: Walk) -> str:
@@ -167,10 +179,7 @@ def _parts(walk: Walk, *, wide: bool) -> Iterator[RenderableType]:
         dimensions += f" behind {walk.ept_levels}-level EPT"
     yield Text(f"{walk.profile}, {walk.technique}, {dimensions}; caches {walk.caches}")
     yield Text(indexes(walk))
-    roots = f"CR3 {walk.cr3:#x}" + (f"   EPTP {walk.eptp:#x}" if walk.eptp else "")
-    if walk.pdpte is not None:
-        roots += f"   PDPTE {walk.pdpte:#x}, loaded by VM entry or MOV to CR3"
-    yield Text(roots)
+    yield Text(roots(walk))
     yield Text("")
     if walk.levels:
         if walk.eptp:

@@ -15,11 +15,13 @@ from typing import Final
 # Arena offset of the log of what its guest sees (0 none); what the guest waits for since an exit: op (0 none), of what,
 # at which RIP.
 (V_SEEN, V_AWAITED, V_AWAITED_OF, V_AWAITED_AT) = range(280, 284)
-# V_AGILE stands for controls that no processor has: AGILE_TABLES, AGILE_ROOT.
+# V_AGILE stands for a control that no processor has: CR3 names a shadow table; or with CR3_SWITCHES the guest's own
+# root, by its host-physical address.
 # V_CR3_LIST is a field that none has: host-physical address of the CR3 that the guest believes in, which the processor
 # stores, and of CR3_PAIRS pairs behind it: CR3 that the guest loads, and what CR3 then holds (0: no pair).
 V_CR3_LIST: Final = 284
 CR3_PAIRS: Final = 4
+CR3_SWITCHES: Final = 1 << 60
 # Groups of checks (`vtsim.vmcs.groups`) that held when they were last made and whose fields were not written since; the
 # controls that guest checks depend on, as they were then; the check that failed the last VM entry, 0 if none.
 (V_CHECKED, V_CHECKED_MODE, V_FAILED_CHECK) = range(272, 275)
@@ -29,6 +31,4 @@ REVISION: Final = 0x7FFF_FFFF
 SHADOW: Final = 1 << 31
 ABORT_SHIFT: Final = 32
 CLEAR, LAUNCHED = range(2)
-# Agile paging: CR3 names a shadow table; or the guest's own root, by its host-physical address.
-AGILE_TABLES, AGILE_ROOT = 1, 2
 # fmt: on

@@ -104,15 +104,13 @@ def build_hypervisor(
     host = Host(engine, profile)
     parameters = resolve_parameters(vmm)
     handlers, wire, zero_page = host.reserve(), host.reserve(), host.zero_page
-    large = vmm.ept.page_size > 4096
+    direct = vmm.paging == "direct-pv"
+    beforehand = vmm.ept.populate == "prebuilt" or vmm.paging in ("direct-pv", "agile")
+    large = vmm.ept.page_size > 4096 and not direct and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
     gib = vmm.ept.page_size == GIB and vmm.ept.populate == "prebuilt"
     size = GIB // 4096 if gib else BLOCK
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
-    direct = vmm.paging == "direct-pv"
-    small = vmm.paging in ("direct-pv", "agile")  # all memory is there beforehand, in pages of 4 KiB
-    if not large or small or (vmm.huge_pages == "never" and vmm.ept.populate == "demand"):
-        wanted_blocks = 0
-    if vmm.memory.buddy:
+    if not large or vmm.memory.buddy:
         wanted_blocks = 0
     block_list = host.area(2 + wanted_blocks)
     addresses = {
@@ -123,6 +121,7 @@ def build_hypervisor(
         "balloon_start": profile.cycles(vmm.balloon.start), "balloon_stop": profile.cycles(vmm.balloon.stop or 0),
         "collapse_period": profile.cycles(vmm.collapse.period),
         "share_period": profile.cycles(vmm.sharing.period),
+        "agile_period": profile.cycles(parameters.get("agile_interval", 0) * 1000),
     }  # fmt: skip
     if vmm.memory.buddy:
         addresses |= reserve_zones(host)
@@ -178,7 +177,7 @@ def build_hypervisor(
     blocks = Blocks(host, first, first + 16, len(free), size) if len(free) else None
     for vcpu in parts:
         vcpu.memory.blocks = blocks
-        vcpu.memory.large = large and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
+        vcpu.memory.large = large
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
     vcpus = (*parts, *(vcpu for more in others for vcpu in more))
@@ -200,9 +199,9 @@ def build_hypervisor(
     bitmap = host.reserve_late(mem.BITMAP)
     host.words(bitmap, mem.BITMAP)[:] = vmcs.msr_bitmap(wanted.passed_msrs)
     for number, (vcpu, guest) in enumerate(zip(parts, guests, strict=True)):
-        if vmm.ept.populate == "prebuilt" or small or guest.assigned:
-            whole = GIB if gib else min(vmm.ept.page_size, BLOCK * mem.PAGE_BYTES)
-            vcpu.memory.back_all(mem.PAGE_BYTES if small else whole)
+        whole = GIB if gib else BLOCK * mem.PAGE_BYTES if large else mem.PAGE_BYTES
+        if beforehand or guest.assigned:
+            vcpu.memory.back_all(whole)
         if tables is not None:
             vcpu.memory.direct = tables.offer(vcpu.memory, number, vmm.pv.batch)
         start = guest.build(vcpu.memory)
@@ -210,9 +209,9 @@ def build_hypervisor(
             vcpu.memory.place_table(gfn)
         if tables is not None:
             tables.validate(vcpu.memory, number, start)
-        if vcpu.ept is not None and (vmm.ept.populate == "prebuilt" or small):
+        if vcpu.ept is not None and beforehand:
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
-            vcpu.memory.map_all(vcpu.ept, mem.PAGE_BYTES if small else vmm.ept.page_size, flags)
+            vcpu.memory.map_all(vcpu.ept, whole, flags)
         if vcpu.ept is not None:
             for frame in guest.assigned:
                 vcpu.ept.map(frame << 12, frame, EPT_DEVICE)
@@ -386,7 +385,8 @@ def _fill_vmcs(
         if vcpu.index == 0:
             root = fill_pool(
                 host, vcpu.shadow, start, host.profile, hypervisor.path.parameters, its_slots, vcpu.process.root,
-                ept=vcpu.ept.root if vcpu.ept is not None else 0, shared=hypervisor.path.several, pdptes=pdptes,
+                ept=vcpu.ept.root if vcpu.ept is not None else 0, ept_tables=vcpu.address + at.V["EPT_ALLOCATOR"],
+                shared=hypervisor.path.several, pdptes=pdptes,
             )  # fmt: skip
         else:
             first = next(other.shadow for other in hypervisor.vcpus if other.shadow and other.name == vcpu.name)
@@ -400,7 +400,7 @@ def _fill_vmcs(
             fields["GUEST_IA32_EFER"] |= EFER_LME | EFER_LMA
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
-        if vcpu.ept is not None and (leaf := vcpu.ept.find(start.cr3 & e.ADDRESS)) is not None:
+        if vcpu.ept is not None and (leaf := vcpu.ept.split(start.cr3 & e.ADDRESS)) is not None:
             vcpu.ept.words(leaf.table)[leaf.index] &= ~e.EPT_WRITE  # the root is shadowed from the start
     if start.shared:
         values["SHARED_PAGE"] = at.direct(vcpu.memory.frame(start.shared >> 12) << 12)
@@ -419,7 +419,7 @@ def _fill_vmcs(
     _devices(hypervisor, vcpu)
     words[h.V_OWNER] = engine.owner(vcpu.name)
     words[h.V_EXIT_REASON] = -1
-    words[h.V_AGILE] = h.AGILE_TABLES if vmm.paging == "agile" else 0
+    words[h.V_AGILE] = int(vmm.paging == "agile")
     if vmm.paging == "agile" and hypervisor.path.profile.features.agile_cr3:
         words[h.V_CR3_LIST] = vcpu.address + at.V["SHADOW_CR3"] - at.HOST_DIRECT
     words[h.V_REVISION] = int(engine.cpus[vcpu.cpu][s.VMX_REVISION])
@@ -462,6 +462,7 @@ def _first_times(path: Path) -> dict[str, int]:
         "LOG_AT": (vmm.dirty_log.on, path.profile.cycles(vmm.dirty_log.start) + 1),
         "COLLAPSE_AT": (vmm.collapse.on, addresses["collapse_period"]),
         "SHARE_AT": (vmm.sharing.on, addresses["share_period"]),
+        "AGILE_AT": (vmm.paging == "agile", addresses["agile_period"]),
     }
     return {name: when for name, (on, when) in wanted.items() if on}
 

@@ -156,7 +156,7 @@ VCPU_WORDS: Final = (
     ("NOTIFIER_SEQUENCE", 1, "times that the host has changed mappings of the process"),
     ("NOTIFIER_COUNT",    1, "changes that go on"),
     ("TABLES_LEFT",       1, "tables that the VM may still have"),
-    ("AGILE_AT",          1, "TSC at which an interval of agile paging ends"),
+    ("AGILE_AT",          1, "TSC at which an interval of agile paging ends; 0 never"),
     ("SHARED_PAGE",       1, "linear address of the page that a paravirtual guest shares"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all direct roots"),
     ("REFUSALS",          1, "requests of a paravirtual guest that were refused"),
@@ -208,6 +208,7 @@ VCPU_WORDS: Final = (
     ("LOOSE",             1, "may vCPUs of the VM have translations by what a direct page table or frame was before?"),
     ("LOCK_WAITS",        1, "times that the lock of direct page tables was not free yet when it was looked at"),
     ("PV_REQUESTS",       1, "requests of a paravirtual guest of several vCPUs, about its page tables"),
+    ("AGILE_DUE",         1, "an interval of agile paging has ended"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

@@ -44,7 +44,7 @@ TEXTBOOK: Final = "the simplest monitor: no guess, no delay"
 # words that each vCPU has for itself where they share a pool, and that are as the first one's to begin with
 OF_EACH: Final = (
     "MODE", "CR3", "DIRECT", "GUEST", "TABLES", "NOTES", "RECORDS", "PAGES", "FRAMES", "FRAME_COUNT", "LARGE",
-    "LARGE_NX", "BUCKETS", "PREFETCH", "OUT_OF_SYNC", "SWITCHES", "EPT", "RESERVED", "VM",
+    "LARGE_NX", "BUCKETS", "PREFETCH", "OUT_OF_SYNC", "SWITCHES", "EPT", "EPT_TABLES", "RESERVED", "VM",
 )  # fmt: skip
 # fmt: off
 KVM_PARAMETERS: Final[Mapping[str, Parameter]] = {
@@ -160,15 +160,16 @@ def fill_pool(
     root: int,
     guest: int = at.USER_RAM,
     ept: int = 0,
+    ept_tables: int = 0,
     pdptes: Sequence[int] = (0, 0, 0, 0),
     shared: bool = False,
 ) -> int:
     """Write the pool's words, all pages free but the root; the host-physical address of the root.
 
     `slots` is the linear address of two words, the memory slots and how many; `root` the frame of the root through
-    which guest memory is seen from the linear address `guest` on, `ept` that of the root of EPT, with agile paging;
-    `pdptes` what a guest starts with that has PAE paging. A pool that is `shared` has words for each vCPU (see
-    `join_pool`).
+    which guest memory is seen from the linear address `guest` on, `ept` that of the root of EPT, with agile paging,
+    and `ept_tables` the linear address of the words that give frames for its tables; `pdptes` what a guest starts with
+    that has PAE paging. A pool that is `shared` has words for each vCPU (see `join_pool`).
     """
     mode = mode_of(start) | (d.MODE_AGILE if pool.switches is not None else 0)
     records = np.zeros((pool.pages, d.RECORD_BYTES // 8), np.int64)
@@ -189,7 +190,8 @@ def fill_pool(
         host.store(host.address(pool.frames) + 8 * (pool.frame_count + frame // BLOCK), 1 << d.TABLES_INSIDE)
     host.words(pool.tables, mem.TABLE)
     words = {
-        "MODE": mode, "ROOT": 1, "CR3": start.cr3, "LOADED": start.cr3 | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT,
+        "MODE": mode, "ROOT": 1, "HELD": int(shared), "CR3": start.cr3,
+        "LOADED": start.cr3 | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT,
         "DIRECT": host.direct, "GUEST": guest,
         "TABLES": pool.tables << 12, "NOTES": host.address(pool.notes),
         "RECORDS": host.address(pool.records), "PAGES": pool.pages, "FREE": 2, "FREE_COUNT": pool.pages - 1,
@@ -198,7 +200,7 @@ def fill_pool(
         "LARGE_NX": int(profile.features.nx and parameters.get("nx_huge_pages", 0) > 0),
         "BUCKETS": host.address(pool.buckets), "PREFETCH": parameters["shadow_prefetch"],
         "OUT_OF_SYNC": parameters["out_of_sync"] if pool.switches is None else 0,
-        "SWITCHES": host.address(pool.switches or 0), "EPT": ept << 12,
+        "SWITCHES": host.address(pool.switches or 0), "EPT": ept << 12, "EPT_TABLES": ept_tables,
         "HOST_ROOT": root << 12, "SLOTS": slots, "VM": host.address(pool.block) if shared else 0,
         "RESERVED": ((1 << 52) - 1) & ~((1 << profile.physical_address_bits) - 1),
     }  # fmt: skip

@@ -35,7 +35,8 @@ class EptSpec:
     page_size: int = setting(sizes(choices=PAGE_SIZES), "Largest page that EPT maps guest memory with", default=4 * KIB)
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
-        "Give and map guest memory when an access asks for it, or before the guest starts (shadow entries never are)",
+        "Give and map guest memory when an access asks for it, or before the guest starts (shadow entries never are); "
+        "under agile paging always before",
         default="demand",
     )
     levels: int = setting(counts(choices=(4, 5)), "Levels of the EPT paging structures", default=4)

@@ -1,11 +1,12 @@
 """Agile paging: which tables of the guest are nested, and the entries of shadow tables that lead to them.
 
-A table that the guest writes often ceases to be shadowed: the shadow entry above it leads to the guest's own table, and
-the walk is two-dimensional from there on. One that it has not written for an interval is shadowed again. Guest frames
-that are shadowed tables are read-only in EPT too, so that no nested part of an address space lets them be written
-unseen.
+A table that the guest writes often ceases to be shadowed, and so do those that only it leads to: the shadow entry above
+it, or CR3 for a root, leads to the guest's own table, and the walk is two-dimensional from there on. One that it has
+not written for an interval is shadowed again. Guest frames that are shadowed tables are read-only in EPT too, so that
+no nested part of an address space lets them be written unseen. A table that is shadowed for one address space and met
+in a nested walk of another is nested for both: a walk reads it as what it may have to set flags in.
 
-Not modelled: under agile paging, roots of the guest that are nested themselves; large pages of EPT.
+Not modelled: under agile paging, large pages of EPT made again from those that were split.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.agile_ept import set_ept_flags
 from vtsim.cpu.kernels.shadow_map import host_leaf, way_down
-from vtsim.cpu.kernels.shadow_pages import ASKED, drop_entry, keep_free, leaves_of, list_leaf, stays_protected
+from vtsim.cpu.kernels.shadow_pages import ASKED, drop_entry, keep_free, leaves_of, list_leaf, stays_protected, zap_page
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
     KEY_FRAME,
     LOW,
-    R_NEXT,
-    bucket_at,
+    R_ORPHAN,
+    R_STATE,
     entry_at,
     has_frame,
     note_at,
@@ -28,9 +29,11 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
+    switch_of,
     top_level,
 )
-from vtsim.cpu.kernels.shadow_sync import unprotect
+from vtsim.cpu.kernels.shadow_sync import zap_tables
+from vtsim.cpu.kernels.shadow_use import nested_root
 from vtsim.cpu.kernels.shadow_walk import P_LEVEL, P_PATH, P_TABLE
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (
@@ -53,12 +56,6 @@ P_TO_SHADOW: int = d.POOL["TO_SHADOW"]
 
 
 @kernel
-def switch_of(m: Record, frame: int) -> int:
-    """The linear address of a guest frame's word."""
-    return m[s.SHADOW_SWITCHES] + 8 * frame
-
-
-@kernel
 def map_switch(m: Record, a: Arena, t: Tags) -> bool:
     """If the address of the last walk lies below a nested table, let the entry above it lead there.
 
@@ -69,12 +66,15 @@ def map_switch(m: Record, a: Arena, t: Tags) -> bool:
     leaf = shadow_get(m, a, t, pool + P_LEVEL)
     if leaf == 0 or m[s.SHADOW_ROOT] < 0:
         return False
-    for level in range(top_level(m), leaf, -1):
+    for level in range(top_level(m) + 1, leaf, -1):
         frame = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
         if not has_frame(m, a, t, frame):
             continue
         if shadow_get(m, a, t, switch_of(m, frame)) & d.SWITCH_NESTED == 0:
             continue
+        if level > top_level(m):  # the root: another vCPU has had it nested, and here it is loaded before VM entry
+            m[s.GPR + s.RAX] = 0
+            return True
         host = host_leaf(m, a, t, frame)
         if host == 0:
             return False
@@ -99,37 +99,45 @@ def map_switch(m: Record, a: Arena, t: Tags) -> bool:
 
 
 @kernel
-def is_root(m: Record, a: Arena, t: Tags, frame: int) -> bool:
-    """Does a shadow page stand for a guest frame as a root?"""
-    page = shadow_get(m, a, t, bucket_at(m, frame))
-    while page:
-        key = shadow_get(m, a, t, record_at(m, page - 1))
-        if key >> KEY_FRAME == frame and key & d.ROLE_LEVEL == top_level(m) and key & d.ROLE_DIRECT == 0:
-            return True
-        page = shadow_get(m, a, t, record_at(m, page - 1) + R_NEXT)
-    return False
+def nest_table(m: Record, a: Arena, t: Tags, frame: int) -> None:
+    """A table of the guest is nested: nothing shadows it, and the guest writes it without an exit."""
+    pool = m[s.SHADOW_VM]
+    if shadow_get(m, a, t, switch_of(m, frame)) & d.SWITCH_NESTED == 0:
+        following = shadow_get(m, a, t, pool + P_NESTED)
+        shadow_put(m, a, t, switch_of(m, frame), following << d.SWITCH_NEXT | d.SWITCH_NESTED)
+        shadow_put(m, a, t, pool + P_NESTED, frame + 1)
+        shadow_count(m, a, t, P_TO_NESTED)
+    zap_tables(m, a, t, frame)
+    set_ept_flags(m, a, t, frame, 0, EPT_WRITE)
 
 
 @kernel
-def nest_table(m: Record, a: Arena, t: Tags) -> int:
+def nest_with_those_below(m: Record, a: Arena, t: Tags, frame: int) -> None:
+    """A table is nested, and so are tables that nothing leads to any more: walks reach them in two dimensions now."""
+    m[s.SHADOW_ORPHANS] = 0
+    nest_table(m, a, t, frame)
+    while m[s.SHADOW_ORPHANS] > 0 and m[s.STOP] == 0:
+        at = record_at(m, m[s.SHADOW_ORPHANS] - 1)
+        m[s.SHADOW_ORPHANS] = shadow_get(m, a, t, at + R_ORPHAN)
+        key = shadow_get(m, a, t, at)
+        root = key & d.ROLE_LEVEL == top_level(m)
+        if shadow_get(m, a, t, at + R_STATE) & d.IN_USE and key & d.ROLE_DIRECT == 0 and not root:
+            nest_table(m, a, t, key >> KEY_FRAME)
+    m[s.SHADOW_ORPHANS] = -1
+
+
+@kernel
+def note_write(m: Record, a: Arena, t: Tags) -> int:
     """AGILE_NOTE: the table at RSI was written; after RCX times in an interval it is nested. RAX <- is it now?"""
     frame = m[s.GPR + s.RSI] >> 12
     m[s.GPR + s.RAX] = 0
     if not has_frame(m, a, t, frame):
         return 0
-    if is_root(m, a, t, frame):
-        return 0
     word = shadow_get(m, a, t, switch_of(m, frame)) + 1
     if word & d.SWITCH_WRITES < m[s.GPR + s.RCX] or word & d.SWITCH_NESTED:
         shadow_put(m, a, t, switch_of(m, frame), word)
         return 0
-    pool = m[s.SHADOW_VM]
-    following = shadow_get(m, a, t, pool + P_NESTED)
-    shadow_put(m, a, t, switch_of(m, frame), following << d.SWITCH_NEXT | d.SWITCH_NESTED)
-    shadow_put(m, a, t, pool + P_NESTED, frame + 1)
-    unprotect(m, a, t)
-    set_ept_flags(m, a, t, frame, 0, EPT_WRITE)
-    shadow_count(m, a, t, P_TO_NESTED)
+    nest_with_those_below(m, a, t, frame)
     m[s.GPR + s.RAX] = 1
     return 0
 
@@ -142,7 +150,7 @@ def ept_written(m: Record, a: Arena, t: Tags) -> int:
         m[s.GPR + s.RAX] = 1
         return 0
     if m[s.GPR + s.RDX] & Q_FINAL == 0:
-        unprotect(m, a, t)  # the processor's own flags: they cannot be emulated, so the table is shadowed no more
+        nest_with_those_below(m, a, t, frame)  # a walk that is nested leads there, and its flags cannot be emulated
     elif stays_protected(m, a, t, frame, ASKED):
         m[s.GPR + s.RAX] = 1
         return 0
@@ -198,6 +206,9 @@ def scan_nested(m: Record, a: Arena, t: Tags) -> int:
             before = shadow_get(m, a, t, at)
             shadow_put(m, a, t, at, before & LOW | following << shift if shift else following)
             drop_switches(m, a, t, frame)
+            root = nested_root(m, a, t, frame)
+            if root >= 0:
+                zap_page(m, a, t, root)
             shadow_count(m, a, t, P_TO_SHADOW)
             back += 1
         frame = following - 1

@@ -222,6 +222,7 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         set_context(m, a)
         return NEXT
     if number == 3:
+        root = 0
         if primary & b.CR3_LOAD_EXITING:
             listed = False
             for n in range(min(a[at + v.CR3_TARGET_COUNT], 4)):
@@ -230,7 +231,6 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
                 root = listed_root(m, a, t, value & 0x7FFF_FFFF_FFFF_FFFF) if a[at + h.V_CR3_LIST] else 0
                 if root == 0:
                     return cr_exit(m, a, q)
-                value = (value & ~ADDRESS) | root
         if decoded and m[s.MODE] == 0 and value & 0x7FFF_FFFF_FFFF_FFFF & (m[s.RESERVED_BITS] | 0x7FF << 52):
             return raise_exception(m, GP, 1, 0)
         if decoded and value < 0 and m[s.CR4] & CR4_PCIDE == 0:
@@ -239,6 +239,8 @@ def move_cr(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             fault = load_pdptes(m, a, t, value)
             if fault:
                 return fault
+        if root:
+            value = (value & ~(ADDRESS | h.CR3_SWITCHES)) | root
         m[s.CYCLE] += m[s.P_MOV_TO_CR3_NOFLUSH if value < 0 else s.P_MOV_TO_CR + 3]
         load_cr3(m, a, value)
         return NEXT

@@ -100,7 +100,7 @@ def load_translation(m: Record, a: Arena, vmcs: Arena, secondary: int) -> None:
     m[s.EPT_AD] = (m[s.EPTP] >> 6) & 1
     m[s.EPT_FEATURES] = ept_features(a, secondary) if secondary & EPT_EXTRAS else 0
     if vmcs[h.V_AGILE] and m[s.EPTP]:
-        m[s.EPT_FEATURES] |= vmcs[h.V_AGILE] * ept_walk.AGILE
+        m[s.EPT_FEATURES] |= ept_walk.AGILE
     m[s.VPID] = vmcs[v.VPID] if secondary & b.ENABLE_VPID else 0
 
 

@@ -75,7 +75,7 @@ from vtsim.vmcs import slots as v
 # a translation is its address, or one of
 PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL, ON_APIC_ACCESS_PAGE = -1, -2, -3, -4, -5, -6
 # EPT_FEATURES: what the controls and capabilities add to EPT
-MODE_BASED, LOGGING, EXCEPTION, ADVANCED, APIC_PAGE, AGILE, AGILE_ROOT = 1, 2, 4, 8, 16, 32, 64
+MODE_BASED, LOGGING, EXCEPTION, ADVANCED, APIC_PAGE, AGILE = 1, 2, 4, 8, 16, 32
 EPT_EXECUTE_USER: int = 1 << 10    # with mode-based execute control; also in data words and cached rights
 EPT_RIGHTS: int = EPT_RWX | EPT_EXECUTE_USER
 LOG_ENTRIES: int = 512

@@ -10,7 +10,7 @@ from typing import Final
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
-from vtsim.cpu.kernels.agile import ept_written, map_switch, nest_table, scan_nested
+from vtsim.cpu.kernels.agile import ept_written, map_switch, note_write, scan_nested
 from vtsim.cpu.kernels.shadow_map import find_device, map_device, map_shadow
 from vtsim.cpu.kernels.shadow_pages import evict, free_given_up
 from vtsim.cpu.kernels.shadow_pool import begin_shadow
@@ -26,6 +26,7 @@ from vtsim.cpu.kernels.shadow_sync import (
     unprotect,
     zap_all,
 )
+from vtsim.cpu.kernels.shadow_use import find_root, follow_cr3
 from vtsim.cpu.kernels.shadow_walk import walk_guest
 from vtsim.ept.shadow import MODE_AGILE
 
@@ -73,6 +74,9 @@ SHADOW_HOOKS: Final = (
 def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     """Run a hook of shadow paging: 0, or a fault."""
     begin_shadow(m, a, t)
+    follow_cr3(m, a, t)
+    if m[s.SHADOW_SEVERAL]:
+        find_root(m, a, t)
     fault = 0
     if number == SHADOW_WALK:
         return walk_guest(m, a, t)
@@ -100,7 +104,7 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     elif number == SHADOW_ZAP_ALL:
         fault = zap_all(m, a, t)
     elif number == AGILE_NOTE:
-        fault = nest_table(m, a, t)
+        fault = note_write(m, a, t)
     elif number == AGILE_WRITE:
         fault = ept_written(m, a, t)
     elif number == AGILE_SCAN:

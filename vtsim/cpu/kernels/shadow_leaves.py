@@ -32,6 +32,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     entry_at,
     note_at,
     record_at,
+    role_in,
     shadow_count,
     shadow_get,
     shadow_put,
@@ -195,10 +196,3 @@ def find_page(m: Record, a: Arena, t: Tags, frame: int, role: int) -> int:
 def role_of(m: Record, level: int, rights: int, direct: bool) -> int:
     """The role of a shadow page, in the paging mode of the guest."""
     return role_in(m[s.SHADOW_MODE], level, rights, direct)
-
-
-@kernel
-def role_in(mode: int, level: int, rights: int, direct: bool) -> int:
-    """The same in any paging mode."""
-    modes = (mode & d.ROLE_MODES) << d.ROLE_MODE
-    return level | rights << d.ROLE_RIGHTS | modes | (d.ROLE_DIRECT if direct else 0)

@@ -19,7 +19,6 @@ from vtsim.cpu.kernels.agile_ept import set_ept_flags
 from vtsim.cpu.kernels.hook_access import zero_page
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
-    GIVEN_UP,
     KEY_FRAME,
     LOW,
     NO_ROOT,
@@ -39,6 +38,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     R_BELOW,
     R_BITMAP,
     R_NEXT,
+    R_ORPHAN,
     R_PARENTS,
     R_ROOTS,
     R_STATE,
@@ -50,8 +50,8 @@ from vtsim.cpu.kernels.shadow_pool import (
     shadow_count,
     shadow_get,
     shadow_put,
-    unlist_roots,
 )
+from vtsim.cpu.kernels.shadow_use import P_HELD, free_page, give_up, unlist_roots
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import EPT_DIRTY, EPT_WRITE, PTE_LARGE, PTE_PRESENT, PTE_SWITCHES, PTE_WRITE
 
@@ -95,7 +95,7 @@ def unlist(m: Record, a: Arena, t: Tags, entry: int, at: int) -> None:
 
 @kernel
 def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
-    """Clear an entry; what it led to stays."""
+    """Clear an entry; what it led to stays. Where somebody asks for orphans, a page that nothing leads to is one."""
     at = entry_at(m, entry)
     word = shadow_get(m, a, t, at)
     if word == 0:
@@ -105,7 +105,11 @@ def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
         return
     m[s.SHADOW_FLAGS] |= FLUSH
     if word & d.LEADS_TO_TABLE:
-        unlist(m, a, t, entry, record_at(m, page_behind(m, word)) + R_PARENTS)
+        below = page_behind(m, word)
+        unlist(m, a, t, entry, record_at(m, below) + R_PARENTS)
+        if m[s.SHADOW_ORPHANS] >= 0 and shadow_get(m, a, t, record_at(m, below) + R_PARENTS) & LOW == 0:
+            shadow_put(m, a, t, record_at(m, below) + R_ORPHAN, m[s.SHADOW_ORPHANS])
+            m[s.SHADOW_ORPHANS] = below + 1
     else:
         frame = (shadow_get(m, a, t, note_at(m, entry)) >> 32) & LOW
         unlist(m, a, t, entry, leaves_of(m, frame, word & PTE_LARGE != 0))
@@ -239,9 +243,10 @@ def release_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         m[s.SHADOW_ROOT] = -1
         m[s.SHADOW_FLAGS] |= NO_ROOT
         shadow_put(m, a, t, m[s.SHADOW_POOL] + P_ROOT, 0)
-        if users:
-            users -= 1
-            shadow_put(m, a, t, at + R_ROOTS, users)
+    if users and shadow_get(m, a, t, m[s.SHADOW_POOL] + P_HELD) == page + 1:
+        shadow_put(m, a, t, m[s.SHADOW_POOL] + P_HELD, 0)
+        users -= 1
+        shadow_put(m, a, t, at + R_ROOTS, users)
     if users:
         m[s.SHADOW_FLAGS] |= OTHER_ROOTS
         shadow_put(m, a, t, at + R_STATE, d.GONE)
@@ -249,28 +254,6 @@ def release_page(m: Record, a: Arena, t: Tags, page: int) -> None:
         give_up(m, a, t, page)
     else:
         free_page(m, a, t, page)
-
-
-@kernel
-def free_page(m: Record, a: Arena, t: Tags, page: int) -> None:
-    """A shadow page may be used for something else."""
-    vm = m[s.SHADOW_VM]
-    at = record_at(m, page)
-    shadow_put(m, a, t, at + R_STATE, 0)
-    shadow_put(m, a, t, at + R_NEXT, shadow_get(m, a, t, vm + P_FREE))
-    shadow_put(m, a, t, vm + P_FREE, page + 1)
-    shadow_put(m, a, t, vm + P_FREE_COUNT, shadow_get(m, a, t, vm + P_FREE_COUNT) + 1)
-
-
-@kernel
-def give_up(m: Record, a: Arena, t: Tags, page: int) -> None:
-    """A shadow page that nothing leads to may still be in what other CPUs have cached: it waits for their flush."""
-    vm = m[s.SHADOW_VM]
-    at = record_at(m, page)
-    shadow_put(m, a, t, at + R_STATE, 0)
-    shadow_put(m, a, t, at + R_NEXT, shadow_get(m, a, t, vm + P_GIVEN_UP))
-    shadow_put(m, a, t, vm + P_GIVEN_UP, page + 1)
-    m[s.SHADOW_FLAGS] |= GIVEN_UP
 
 
 @kernel
@@ -284,23 +267,6 @@ def free_given_up(m: Record, a: Arena, t: Tags) -> int:
         free_page(m, a, t, page - 1)
         page = following
     return 0
-
-
-@kernel
-def change_root(m: Record, a: Arena, t: Tags, root: int) -> None:
-    """Where vCPUs share a pool: this one leaves its root, which may have been given up, for another one."""
-    old = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_ROOT) - 1
-    if old == root:
-        return
-    at = record_at(m, root) + R_ROOTS
-    shadow_put(m, a, t, at, shadow_get(m, a, t, at) + 1)
-    if old < 0:
-        return
-    at = record_at(m, old)
-    users = shadow_get(m, a, t, at + R_ROOTS) - 1
-    shadow_put(m, a, t, at + R_ROOTS, users)
-    if users == 0 and shadow_get(m, a, t, at + R_STATE) == d.GONE:
-        give_up(m, a, t, old)
 
 
 @kernel

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS
-from vtsim.vmcs import slots as v
-from vtsim.vmcs import state as h
 
 # fmt: off
 # what SHADOW_FLAGS says: drop translations; the root in use was given up; the root was not among those loaded last
@@ -31,6 +28,7 @@ R_STATE: int   = d.RECORD["STATE"]
 R_BELOW: int   = d.RECORD["BELOW"]
 R_BITMAP: int  = d.RECORD["BITMAP"]
 R_ROOTS: int   = d.RECORD["ROOTS"]
+R_ORPHAN: int  = d.RECORD["ORPHAN"]
 P_ROOT: int    = d.POOL["ROOT"]
 P_CR3: int     = d.POOL["CR3"]
 P_PAGES: int   = d.POOL["PAGES"]
@@ -88,6 +86,7 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     pool = m[s.GPR + s.RDI]
     m[s.SHADOW_POOL] = pool
     m[s.SHADOW_FLAGS] = 0
+    m[s.SHADOW_ORPHANS] = -1
     m[s.SHADOW_DIRECT] = shadow_get(m, a, t, pool + P_DIRECT)
     m[s.SHADOW_GUEST] = shadow_get(m, a, t, pool + P_GUEST)
     m[s.SHADOW_TABLES] = shadow_get(m, a, t, pool + P_TABLES)
@@ -102,59 +101,8 @@ def begin_shadow(m: Record, a: Arena, t: Tags) -> None:
     m[s.SHADOW_SEVERAL] = shadow_get(m, a, t, pool + P_VM)
     if m[s.SHADOW_SEVERAL]:
         m[s.SHADOW_VM] = m[s.SHADOW_SEVERAL]
-        find_root(m, a, t)
     if m[s.SHADOW_MODE] & d.MODE_AGILE:
         m[s.SHADOW_SWITCHES] = shadow_get(m, a, t, pool + P_SWITCHES)
-        follow_cr3(m, a, t)
-
-
-@kernel
-def find_root(m: Record, a: Arena, t: Tags) -> None:
-    """Another vCPU may have given up the root of this one, which is not there any more then."""
-    root = m[s.SHADOW_ROOT]
-    if root < 0 or shadow_get(m, a, t, record_at(m, root) + R_STATE) & d.IN_USE == 0:
-        m[s.SHADOW_ROOT] = -1
-        m[s.SHADOW_FLAGS] |= NO_ROOT
-
-
-@kernel
-def follow_cr3(m: Record, a: Arena, t: Tags) -> None:
-    """The guest may have gone to another root without an exit: its CR3 in the VMCS says to which."""
-    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST]
-    if cr3_list == 0 or m[s.SHADOW_ROOT] < 0:
-        return
-    m[s.CYCLE] += m[s.PRICE + o.VMREAD]
-    root = page_behind(m, a[m[s.VMCS] + v.GUEST_CR3])
-    if root != m[s.SHADOW_ROOT]:
-        m[s.SHADOW_ROOT] = root
-        shadow_put(m, a, t, m[s.SHADOW_POOL] + P_ROOT, root + 1)
-        shadow_put(m, a, t, m[s.SHADOW_POOL] + P_CR3, shadow_get(m, a, t, m[s.SHADOW_DIRECT] + cr3_list))
-
-
-@kernel
-def list_root(m: Record, a: Arena, t: Tags, cr3: int, root: int) -> None:
-    """The processor may from now on go to a root by itself when the guest loads this CR3: first of the pairs."""
-    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST] if m[s.SHADOW_MODE] & d.MODE_AGILE else 0
-    if cr3_list == 0:
-        return
-    at = m[s.SHADOW_DIRECT] + cr3_list + 8
-    for _ in range(h.CR3_PAIRS):
-        other, its_root = shadow_get(m, a, t, at), shadow_get(m, a, t, at + 8)
-        shadow_put(m, a, t, at, cr3)
-        shadow_put(m, a, t, at + 8, root)
-        if other == cr3 or its_root == 0:
-            return
-        cr3, root = other, its_root
-        at += 16
-
-
-@kernel
-def unlist_roots(m: Record, a: Arena, t: Tags) -> None:
-    """A root is given up, or roots of another mode are needed: no load of CR3 goes by itself."""
-    cr3_list = a[m[s.VMCS] + h.V_CR3_LIST] if m[s.SHADOW_MODE] & d.MODE_AGILE else 0
-    if cr3_list:
-        for n in range(h.CR3_PAIRS):
-            shadow_put(m, a, t, m[s.SHADOW_DIRECT] + cr3_list + 16 + 16 * n, 0)
 
 
 @kernel
@@ -169,6 +117,13 @@ def top_of(mode: int) -> int:
     if mode & d.MODE_PAE_ROOT:
         return 3
     return 5 if mode & d.MODE_LA57 else 4
+
+
+@kernel
+def role_in(mode: int, level: int, rights: int, direct: bool) -> int:
+    """The role of a shadow page in a paging mode."""
+    modes = (mode & d.ROLE_MODES) << d.ROLE_MODE
+    return level | rights << d.ROLE_RIGHTS | modes | (d.ROLE_DIRECT if direct else 0)
 
 
 @kernel
@@ -199,6 +154,12 @@ def page_behind(m: Record, word: int) -> int:
 def bucket_at(m: Record, frame: int) -> int:
     """The linear address of the bucket of a guest frame."""
     return m[s.SHADOW_BUCKETS] + 8 * ((frame ^ frame >> 12) & (d.BUCKET_COUNT - 1))
+
+
+@kernel
+def switch_of(m: Record, frame: int) -> int:
+    """With agile paging: the linear address of a guest frame's word."""
+    return m[s.SHADOW_SWITCHES] + 8 * frame
 
 
 @kernel

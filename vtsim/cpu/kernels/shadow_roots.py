@@ -1,7 +1,7 @@
 """Roots of shadow tables: found again or made when the guest loads CR3 or changes its paging mode.
 
 The roots of PAE and of 32-bit paging are the four page directories, or the quadrants of the one, that 32-bit addresses
-have; above them stand shadow pages of no table of the guest.
+have; above them stand shadow pages of no table of the guest. With agile paging a root may be the guest's own.
 
 SDM: "Memory Virtualization"; "PDPTE Registers".
 Guests in 32-bit protected mode have roots of three levels, which the processor walks with PAE paging.
@@ -16,7 +16,8 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_formats import format_of, guest_entry, quadrant_of
 from vtsim.cpu.kernels.shadow_leaves import find_page, role_of
-from vtsim.cpu.kernels.shadow_pages import change_root, drop_entry, keep_free, link_page
+from vtsim.cpu.kernels.shadow_map import host_leaf
+from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, link_page
 from vtsim.cpu.kernels.shadow_pool import (
     NO_ROOT,
     P_CR3,
@@ -25,18 +26,21 @@ from vtsim.cpu.kernels.shadow_pool import (
     STRANGE_ROOT,
     entry_at,
     has_frame,
-    list_root,
     page_behind,
+    shadow_count,
     shadow_get,
     shadow_put,
+    switch_of,
     top_level,
-    unlist_roots,
 )
+from vtsim.cpu.kernels.shadow_use import change_root, list_root, unlist_roots, unlist_what_is_gone
 from vtsim.cpu.kernels.shadow_walk import P_PDPTE, P_RESERVED
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS, PDPT_ADDRESS, PTE_PRESENT
+from vtsim.vmcs.state import CR3_SWITCHES
 
 P_LOADED: int = d.POOL["LOADED"]
+P_ROOTS_NESTED: int = d.POOL["ROOTS_NESTED"]
 PDPTE_RESERVED: int = 0x1E6 | -(1 << 52)
 
 
@@ -82,6 +86,18 @@ def link_directories(m: Record, a: Arena, t: Tags) -> None:
 
 
 @kernel
+def own_root(m: Record, a: Arena, t: Tags, frame: int) -> int:
+    """With agile paging: what CR3 holds for a root of the guest that is nested itself; 0 if it is shadowed."""
+    if shadow_get(m, a, t, switch_of(m, frame)) & d.SWITCH_NESTED == 0:
+        return 0
+    host = host_leaf(m, a, t, frame)
+    if host == 0:
+        return 0
+    shadow_count(m, a, t, P_ROOTS_NESTED)
+    return (host & ADDRESS) | CR3_SWITCHES
+
+
+@kernel
 def load_root(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_LOAD_ROOT: the root for CR3 in RSI and the paging mode in RBX, found again or made.
 
@@ -101,6 +117,8 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
             shadow_put(m, a, t, pool + P_PDPTE + 8 * n, m[s.SHADOW_STACK + n])
     if m[s.SHADOW_MODE] != mode:
         unlist_roots(m, a, t)
+    else:
+        unlist_what_is_gone(m, a, t)
     m[s.SHADOW_MODE] = mode
     shadow_put(m, a, t, pool + P_MODE, mode)
     shadow_put(m, a, t, pool + P_CR3, m[s.GPR + s.RSI])
@@ -113,7 +131,8 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
         direct = True
     if not loaded_before(m, a, t, m[s.GPR + s.RSI] | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT):
         m[s.SHADOW_FLAGS] |= STRANGE_ROOT
-    root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct))
+    host = own_root(m, a, t, frame) if mode & d.MODE_AGILE and not direct else 0
+    root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct or host != 0))
     if m[s.SHADOW_SEVERAL]:
         change_root(m, a, t, root)
     shadow_put(m, a, t, pool + P_ROOT, root + 1)
@@ -121,7 +140,7 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
     if mode & d.NARROW:
         link_directories(m, a, t)
     m[s.SHADOW_FLAGS] &= ~NO_ROOT
-    m[s.GPR + s.RAX] = m[s.SHADOW_TABLES] + (root << 12)
+    m[s.GPR + s.RAX] = host if host else m[s.SHADOW_TABLES] + (root << 12)
     if not direct:
-        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX])
+        list_root(m, a, t, m[s.GPR + s.RSI], m[s.GPR + s.RAX], root)
     return 0

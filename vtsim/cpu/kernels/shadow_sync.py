@@ -8,7 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_formats import first_entry, mode_in
-from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, protect_below, role_in, synchronize_below
+from vtsim.cpu.kernels.shadow_leaves import bring_into_sync, protect_below, synchronize_below
 from vtsim.cpu.kernels.shadow_map import fill_beside
 from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, protect_frame, unmap_frame, zap_page
 from vtsim.cpu.kernels.shadow_pool import (
@@ -22,6 +22,7 @@ from vtsim.cpu.kernels.shadow_pool import (
     has_frame,
     page_behind,
     record_at,
+    role_in,
     shadow_count,
     shadow_get,
     shadow_put,
@@ -77,7 +78,13 @@ def table_written(m: Record, a: Arena, t: Tags) -> int:
 @kernel
 def unprotect(m: Record, a: Arena, t: Tags) -> int:
     """SHADOW_UNPROTECT: give up every shadow page of the guest frame of RSI."""
-    frame = m[s.GPR + s.RSI] >> 12
+    m[s.GPR + s.RAX] = zap_tables(m, a, t, m[s.GPR + s.RSI] >> 12)
+    return 0
+
+
+@kernel
+def zap_tables(m: Record, a: Arena, t: Tags, frame: int) -> int:
+    """Give up every shadow page that stands for a guest frame as a table: how many."""
     zapped = 0
     page = shadow_get(m, a, t, bucket_at(m, frame)) if has_frame(m, a, t, frame) else 0
     while page:
@@ -89,8 +96,7 @@ def unprotect(m: Record, a: Arena, t: Tags) -> int:
             zapped += 1
             following = shadow_get(m, a, t, bucket_at(m, frame))
         page = following
-    m[s.GPR + s.RAX] = zapped
-    return 0
+    return zapped
 
 
 @kernel

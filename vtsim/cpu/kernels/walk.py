@@ -2,6 +2,7 @@
 
 Agile paging (AGILE16), which no processor has: the walk begins in shadow tables, in one dimension; an entry with the
 switching bit holds the host-physical address of a table of the guest's own, and from there on it is two-dimensional.
+With that bit in CR3 it is so from the root on.
 
 SDM: "4-Level Paging and 5-Level Paging"; "EPT Translation Mechanism"; "Accessed and Dirty Flags for EPT";
 "EPT Violations"; "EPT Misconfigurations".
@@ -23,7 +24,6 @@ from vtsim.cpu.kernels.caches import read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import (
     AGILE,
-    AGILE_ROOT,
     APIC_PAGE,
     EFER_NXE,
     FRACTURED,
@@ -96,6 +96,7 @@ from vtsim.ept.spec import (
     PTE_WRITE,
 )
 from vtsim.vmcs import slots as v
+from vtsim.vmcs.state import CR3_SWITCHES
 
 
 @kernel
@@ -105,7 +106,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
     agile = through_ept and m[EPT_FEATURES] & AGILE != 0
     if agile:
-        through_ept = m[EPT_FEATURES] & AGILE_ROOT != 0
+        through_ept = m[CR3] & CR3_SWITCHES != 0
     m[FAULT_NESTED] = 1 if agile and through_ept else 0
     levels = m[PAGING_LEVELS]
     if levels < 4 and levels:
@@ -204,7 +205,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 ):  # the cache forgot the table's guest-physical address: start at the root
                     level, table, rights = levels, m[CR3] & ADDRESS, UP_WRITE | UP_USER
                     if agile:
-                        through_ept = m[EPT_FEATURES] & AGILE_ROOT != 0
+                        through_ept = m[CR3] & CR3_SWITCHES != 0
                         m[FAULT_NESTED] = 1 if through_ept else 0
                     switched = agile and through_ept
                     translated, writable = not through_ept or switched, True

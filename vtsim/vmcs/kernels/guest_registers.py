@@ -9,6 +9,7 @@ from vtsim.base.jit import Arena, kernel
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.execution_controls import effective_secondary
 from vtsim.vmcs.kernels.values import (
     CR0_PE,
@@ -70,7 +71,8 @@ def guest_registers_failure(a: Arena, at: int, beyond: int) -> int:
             return c.GUEST_IA32E_PAGING
     elif cr4 & CR4_PCIDE:
         return c.GUEST_PCIDE
-    if bad_cr3(a, a[at + v.GUEST_CR3], beyond):
+    cr3 = a[at + v.GUEST_CR3] & ~h.CR3_SWITCHES if a[at + h.V_AGILE] else a[at + v.GUEST_CR3]
+    if bad_cr3(a, cr3, beyond):
         return c.GUEST_CR3_RESERVED
     if controls & b.ENTRY_LOAD_DEBUG_CONTROLS and a[at + v.GUEST_DR7] >> 32:
         return c.GUEST_DR7_HIGH

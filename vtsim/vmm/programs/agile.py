@@ -1,12 +1,12 @@
 """Agile paging: what the hypervisor does beside shadow paging, to move tables of the guest between both ways.
 
 Writes to a shadowed table exit and are emulated; after so many in an interval the table is nested, and the guest writes
-it without an exit. At the end of an interval, seen at the next exit that concerns memory, tables that were not written
-are shadowed again.
+it without an exit. At the end of an interval, which is a timer of the host's, tables that were not written are shadowed
+again.
 
 SDM: "EPT Violations".
 Not modelled: under agile paging, a walker that sets flags in shadow and guest tables at once; host memory that is given
-on demand (all of it is mapped before the guest starts); with several vCPUs, loads of CR3 that do not exit.
+on demand (all of it is mapped before the guest starts).
 """
 
 from __future__ import annotations
@@ -17,44 +17,23 @@ from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.slots import R12, R13, RAX, RCX, RDI, RDX, RSI
 from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import several
+from vtsim.vmm.programs import daemons
 from vtsim.vmm.programs import shadow_shared as shared
-from vtsim.vmm.programs.timer import now
+from vtsim.vmm.programs.timer import begin_daemon, end_daemon
 from vtsim.vmm.programs.words import vcpu, work
 from vtsim.vmm.registry import Path
 
 
-def look(a: Assembler, path: Path, where: str) -> None:
-    """Is an interval over? Clobbers RAX, RCX, RDX, RSI, RDI, R10 and R11."""
-    if path.vmm.paging != "agile":
-        return
-    now(a)
-    a.ld(RCX, several.vm_word(a, path, "AGILE_AT", RCX))
-    a.cmp(RAX, register=RCX)
-    a.jcc(ops.CC_B, f"agile_interval_{where}")
-    a.call("agile_scan")
-    a.label(f"agile_interval_{where}")
-
-
 def scan(a: Assembler, path: Path) -> None:
-    """`agile_scan`: who sees first that an interval is over, at the TSC in RAX, looks at the tables of the VM."""
-    a.label("agile_scan")
-    shared.begin(a, path, at.FOR_SHADOWING)
-    if path.several:  # another vCPU may have seen it first
-        now(a)
-        a.ld(RCX, several.vm_word(a, path, "AGILE_AT", RCX))
-        a.cmp(RAX, register=RCX)
-        a.jcc(ops.CC_B, "agile_scanned")
-    a.mov(RCX, path.profile.cycles(path["agile_interval"] * 1000))
-    a.add(RAX, register=RCX)
-    a.st(several.vm_word(a, path, "AGILE_AT", RCX), RAX)
+    """`agile_due`: an interval is over; tables of the VM that were not written in it are shadowed again."""
+    begin_daemon(a, path, daemons.AGILE)
+    shared.begin(a, path, daemons.AGILE.cause)
     work(a, path, "synchronize")
     a.ld(RDI, vcpu("SHADOW"))
     a.hook(h.AGILE_SCAN)
     a.call("shadow_settle")
-    a.label("agile_scanned")
     shared.end(a, path)
-    a.ret()
+    end_daemon(a, path, daemons.AGILE, "agile_period")
 
 
 def note(a: Assembler, path: Path) -> None:

@@ -24,11 +24,15 @@ class Daemon:
 LOGGING = Daemon("LOG_AT", "LOG_DUE", "log_due", at.FOR_LOG)
 SHARING = Daemon("SHARE_AT", "SHARE_DUE", "share_due", at.FOR_SHARING)
 COLLAPSE = Daemon("COLLAPSE_AT", "COLLAPSE_DUE", "collapse_due", at.FOR_COLLAPSE)
+AGILE = Daemon("AGILE_AT", "AGILE_DUE", "agile_due", at.FOR_SHADOWING)
 
 
 def daemons(path: Path) -> tuple[Daemon, ...]:
     """Those that the scenario asks for."""
-    chosen = {LOGGING: path.vmm.dirty_log.on, SHARING: path.vmm.sharing.on, COLLAPSE: path.vmm.collapse.on}
+    vmm = path.vmm
+    chosen = {
+        LOGGING: vmm.dirty_log.on, SHARING: vmm.sharing.on, COLLAPSE: vmm.collapse.on, AGILE: vmm.paging == "agile",
+    }  # fmt: skip
     return tuple(daemon for daemon, on in chosen.items() if on)
 
 

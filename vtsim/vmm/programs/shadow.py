@@ -80,7 +80,6 @@ def fault(a: Assembler, path: Path) -> None:
     """
     a.activity = ops.MEMORY_MANAGEMENT
     a.label("shadow_fault")
-    agile.look(a, path, "fault")
     work(a, path, "shadow_fault")
     a.vmread(RSI, "EXIT_QUALIFICATION")
     a.vmread(R12, "EXIT_INTERRUPTION_ERROR_CODE")
@@ -273,7 +272,6 @@ def control_registers(a: Assembler, path: Path) -> None:
     shared.synchronize(a, path, h.SHADOW_SYNC)
     shared.end(a, path)
     a.call("flush_guest")
-    agile.look(a, path, "cr3")
     a.jmp("skip")
     a.label("cr3_kept")
     a.test(RDX, STRANGE_ROOT)
