@@ -39,8 +39,8 @@ from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
-from vtsim.platform.witness import WORDS as WITNESS_WORDS
 from vtsim.platform.witness import Wanted, Witnessed, attach, read
+from vtsim.platform.witness import words as witness_words
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
@@ -108,6 +108,7 @@ class Vm:
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
     log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
+    process_roots: tuple[tuple[int, tuple[int, ...]], ...] = ()  # as in `Start`
     dma: DmaMemory | None = None  # of the devices that its kernel drives
     texts: tuple[Program, ...] = ()
     finished_at: int | None = None
@@ -159,7 +160,7 @@ class Machine:
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
         try:
             space = geometry(self.scenario, self.profile)
-            logs = 0 if self.wanted is None else WITNESS_WORDS * vcpu_count(self.scenario)
+            logs = 0 if self.wanted is None else witness_words(self.scenario.vms)
             self.engine = Engine(self.profile, evolve(space, extra_words=space.extra_words + logs))
         except MemoryError:
             raise ConfigError(
@@ -270,6 +271,7 @@ class Machine:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
         vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
         vm.spaces, vm.dma, vm.texts = start.spaces, start.dma, start.texts
+        vm.process_roots = start.process_roots
         return start
 
     def witnessed(self) -> dict[tuple[str, int], Witnessed]:
