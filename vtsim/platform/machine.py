@@ -356,21 +356,24 @@ class Machine:
     def _killed(self, vm: Vm) -> Iterator[str]:
         """From the log of the guest's kernel: why it stopped at boot, or which processes it ended before their time."""
         for number, of in enumerate(vm.log_lines):
-            if number >= len(vm.spec.guest.processes) and vm.spec.guest.processes[of].threads == 1:
-                continue  # a child
             process = vm.spec.guest.processes[of]
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
-            reason, vector, _, rip, cr2 = line
-            if reason == layout.NO_INTERFACE:
+            reason, vector, _, rip, cr2, _, cause, killed = line
+            who = f"process {process.name!r} was"
+            if number >= len(vm.spec.guest.processes) and process.threads == 1:
+                who = f"a child of process {process.name!r} was"
+                if killed > 1:
+                    who = f"{killed} children of process {process.name!r} were killed; the last was"
+            elif reason == layout.NO_INTERFACE:
                 yield layout.REASONS[reason]
                 return
-            if reason == layout.NO_MEMORY:
-                yield f"process {process.name!r} was killed: the guest's memory is used up"
             elif reason == layout.REFUSED:
-                yield f"process {process.name!r} was {layout.REASONS[reason]}"
-            elif reason == layout.KILLED:
+                yield f"{who} {layout.REASONS[reason]}"
+            if killed and cause == layout.NO_MEMORY:
+                yield f"{who} killed: the guest's memory is used up"
+            elif killed:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")
-                yield f"process {process.name!r} was killed by {fault}, rip {rip:#x}"
+                yield f"{who} killed by {fault}, rip {rip:#x}"
 
     def _word(self, vm: Vm, gpa: int) -> int:
         """A word of a guest's memory."""
@@ -513,11 +516,6 @@ class Machine:
             return None
         recording = recorded(self.vms[0].spec.guest, self.profile, shadow=on_shadow(self.scenario))
         return None if recording is None else replayed_exits(self.engine, recording)
-
-
-def vcpu_count(scenario: Scenario) -> int:
-    """How many vCPUs there are."""
-    return sum(vm.vcpus for vm in scenario.vms)
 
 
 def on_shadow(scenario: Scenario) -> bool:
