@@ -148,7 +148,8 @@ class DmaSpec:
     write_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two writes, in ns", default=0.0)
     hostile_ns: float = setting(
         factors(ge=0, le=1e9),
-        "Of a device with a driver: time between two writes to an address after its buffer is done, in ns; 0 for none",
+        "Of a device with a driver: time between two writes to an address after its buffer is done, in ns, or what its "
+        "tags and its link take; 0 for none",
         default=0.0,
     )
     link: LinkSpec = setting(Group(spec=LinkSpec), "Its link", factory=LinkSpec)
