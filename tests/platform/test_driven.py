@@ -137,6 +137,21 @@ def test_a_device_sends_no_more_writes_than_its_link_carries_however_many_it_is_
     assert driver.hostile_through > 0
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("bytes", "128"), ("write", "true"), ("window", "2 MiB"), ("operations", "9")]
+)
+def test_what_a_device_would_do_of_its_own_is_refused_of_one_with_a_driver(key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        made(HOSTILE, "", f", {key}: {value}")
+
+    line = f"dma: [{{name: nic, {key}: {value}}}]"
+    assert str(raised.value) == (
+        f"scenario:3: dma.0.{key}: a device with a driver moves the buffers that it is given, and does nothing of its own\n"
+        f"    3 | {line}\n      | {' ' * line.index(value)}^\n"
+        f" help: leave {key} out; what a driver gives it is said of its phase, primitive dma_buffers"
+    )
+
+
 def test_without_the_wait_for_the_invalidation_a_device_still_reaches_what_is_unmapped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
