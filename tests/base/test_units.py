@@ -58,6 +58,10 @@ def test_text_with_a_unit_becomes_a_number_of_the_base_unit(dimension: Dimension
         (FREQUENCY, 2_200_000_000, "2.2 GHz"),
         (SHARE, 0.3, "30 %"),
         (COUNT, 12, "12"),
+        (COUNT, 1024, "1024"),
+        (COUNT, 65_536, "65536"),
+        (COUNT, 25_000, "25 k"),
+        (COUNT, 1_500_000, "1500 k"),
     ],
 )
 def test_a_number_is_written_in_the_largest_exact_unit(dimension: Dimension, value: float, text: str) -> None:

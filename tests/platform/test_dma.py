@@ -289,6 +289,43 @@ def test_forged_translations_land_where_the_device_wants_if_its_context_entry_al
             "",
             "dma.0.unanswered: a device without a driver is asked to invalidate nothing",
         ),
+        (
+            "{device_tlb: 1024}",
+            "",
+            "dma.0.device_tlb: a device without ATS has no device-TLB\n"
+            "    2 | dma: [{device_tlb: 1024}]\n"
+            "      |                    ^\n"
+            " help: device_tlb can be 64; or requests ats",
+        ),
+        (
+            "{requests: forged, device_answer_ns: 20}",
+            "",
+            "dma.0.device_answer_ns: a device without ATS has no device-TLB that it is to invalidate\n"
+            "    2 | dma: [{requests: forged, device_answer_ns: 20}]\n"
+            "      |                                            ^\n"
+            " help: device_answer_ns can be 500; or requests ats",
+        ),
+        (
+            "{requests: ats, device_answer_ns: 20}",
+            "",
+            "dma.0.device_answer_ns: a device without a driver is asked to invalidate nothing",
+        ),
+        (
+            "{trusted: false}",
+            "",
+            "dma.0.trusted: a device that neither asks for translations nor says that it has them needs no trust\n"
+            "    2 | dma: [{trusted: false}]\n"
+            "      |                 ^\n"
+            " help: trusted can be true; or requests ats, forged",
+        ),
+        (
+            "{hostile_ns: 20}",
+            "",
+            "dma.0.hostile_ns: a device without a driver has no buffers that are done\n"
+            "    2 | dma: [{hostile_ns: 20}]\n"
+            "      |                    ^\n"
+            " help: hostile_ns can be 0; or let a process drive it with primitive dma_buffers",
+        ),
     ],
 )
 def test_what_cannot_be_asked_of_a_device_is_said(dma: str, machine: str, said: str) -> None:

@@ -126,6 +126,32 @@ def test_where_nothing_is_mapped_a_device_reaches_a_buffer_that_its_driver_has_t
     assert unit.get("blocked", 0) == 0
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_device_sends_no_more_writes_than_its_link_carries_however_many_it_is_to(lanes: int) -> None:
+    link = f", link: {{generation: 3, lanes: {lanes}, dllp_percent: 8}}"
+    _, driver, _ = ended(made(HOSTILE, "dma: never", f", hostile_ns: 1, tags: 8{link}"))
+
+    bytes_per_ns = lanes * 8 * (128 / 130) * 0.92 / 8  # PCIe 3: 8 GT/s a lane, 128 of 130 bits
+    elapsed_ns = driver.elapsed_cycles / 2.2
+    assert 20 < driver.hostile_writes <= elapsed_ns * bytes_per_ns / (64 + 24) + 8
+    assert driver.hostile_through > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("bytes", "128"), ("write", "true"), ("window", "2 MiB"), ("operations", "9")]
+)
+def test_what_a_device_would_do_of_its_own_is_refused_of_one_with_a_driver(key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        made(HOSTILE, "", f", {key}: {value}")
+
+    line = f"dma: [{{name: nic, {key}: {value}}}]"
+    assert str(raised.value) == (
+        f"scenario:3: dma.0.{key}: a device with a driver moves the buffers that it is given, and does nothing of its own\n"
+        f"    3 | {line}\n      | {' ' * line.index(value)}^\n"
+        f" help: leave {key} out; what a driver gives it is said of its phase, primitive dma_buffers"
+    )
+
+
 def test_without_the_wait_for_the_invalidation_a_device_still_reaches_what_is_unmapped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,6 +6,10 @@ import pytest
 
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
+from vtsim.cpu import ops
+from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.guest.primitives import Stage, processes
 from vtsim.platform import machine as module
 from vtsim.platform.machine import Machine
 
@@ -29,6 +33,54 @@ def test_a_process_that_touches_what_it_may_not_is_reported_and_the_others_go_on
     assert vm.stopped is not None
     assert vm.stopped.startswith("process 'reader' was killed by #GP, rip 0xffffffff81")
     assert ";" not in vm.stopped
+
+
+PARENT = """
+machine: {memory: 128 MiB}
+vms:
+  - memory: 64 MiB
+    guest:
+      kernel: {tick: off}
+      processes: [{name: shell, phases: [{primitive: fork, iterations: 4, pages: 2}]}]
+"""
+ASTRAY = 0x1000  # where nothing is mapped
+KILLED = f"killed by #PF on address {ASTRAY:#x}, rip 0x"
+
+
+@pytest.mark.parametrize("technique", ["hardware", "native"])
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (ops.CC_Z, f"a child of process 'shell' was {KILLED}"),  # the first of four, so that three others end behind it
+        (ops.CC_NZ, f"3 children of process 'shell' were killed; the last was {KILLED}"),
+    ],
+)
+def test_a_child_that_touches_what_it_may_not_is_reported_though_others_end_well(
+    technique: str, condition: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch, calls = processes.touch, iter((False, True))
+
+    def child_strays(a: Assembler, at: Stage, pages: int) -> None:
+        if next(calls):  # R12 counts iterations down
+            a.cmp(s.R12, 4)
+            a.jcc(condition ^ 1, "no_stray")
+            a.mov(s.RSI, ASTRAY)
+            a.st(Mem(s.RSI), s.RSI)
+            a.label("no_stray")
+        touch(a, at, pages)
+
+    monkeypatch.setattr(processes, "touch", child_strays)
+    (vm,) = Machine(parse_scenario(PARENT, [f"vmm.technique={technique}"])).run().vms
+
+    assert vm.stopped is not None
+    assert vm.stopped.startswith(said)
+    assert ";" not in vm.stopped.removeprefix(said)
+
+
+def test_children_that_end_well_are_not_reported() -> None:
+    (vm,) = Machine(parse_scenario(PARENT)).run().vms
+
+    assert vm.stopped is None
 
 
 def test_a_machine_that_this_computer_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

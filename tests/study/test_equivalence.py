@@ -13,7 +13,7 @@ from vtsim.cpu.kernels import digest as d
 from vtsim.cpu.kernels.digest import mix
 from vtsim.cpu.visible import EXCEPTION, LEFT_OUT, RULES, page
 from vtsim.platform.spec import Scenario
-from vtsim.platform.witness import APPLICATION, Seen, Stream, Wanted, Witnessed
+from vtsim.platform.witness import APPLICATION, EVERY_SPACE, Seen, Stream, Wanted, Witnessed
 from vtsim.study import equivalence as e
 from vtsim.study.delivered import deliveries, differing
 from vtsim.study.run import without_hypervisor
@@ -161,8 +161,8 @@ def _stream(values: list[int], wanted: Wanted) -> Stream:
         digest = int(mix(digest, value))
         n = step - first
         if n >= 0 and not n & ((1 << shift) - 1) and len(rows) < d.SEEN_ROWS:
-            rows.append(Seen(step=step, digest=digest, op=o.CPUID, of=0, part=0, value=value, rip=0, cr3=0))
-    return Stream(count=count, every=1 << shift, digest=digest, total=sum(values), rows=tuple(rows))
+            rows.append(Seen(step=step, digest=digest, op=o.CPUID, of=0, part=0, value=value, rip=0, space=0))
+    return Stream(count=count, every=1 << shift, digest=digest, rows=tuple(rows))
 
 
 @pytest.mark.parametrize("length", [10, 2 * d.SEEN_ROWS + 3])
@@ -174,12 +174,11 @@ def test_the_localiser_finds_the_one_value_that_differs_in_a_log_of_any_length(l
 
     def runs(wanted: Wanted) -> tuple[e._Run, e._Run]:
         return tuple(  # type: ignore[return-value]
-            e._Run({("vm", 0): Witnessed(streams={APPLICATION: _stream(values, wanted)}, texts=(), spaces=())}, {})
+            e._Run({("vm", 0): Witnessed(streams={APPLICATION: _stream(values, wanted)})}, {})
             for values in (first, second)
         )
 
-    here, there = (run.logs["vm", 0].streams[APPLICATION] for run in runs(Wanted()))
-    found = e._localise(runs, ("vm", 0), APPLICATION, here, there, whole=True)
+    found = e._localise(runs, ("vm", 0), APPLICATION, EVERY_SPACE, whole=True)
 
     assert found is not None
     step, ours, theirs, *_ = found
@@ -207,18 +206,56 @@ def _natively(processes: str) -> Scenario:
     return without_hypervisor(resolve(parse_scenario(IN_ORDER.replace("{processes}", processes), []), "test"))
 
 
-def test_tasks_that_a_kernel_switches_between_may_see_the_same_in_another_order() -> None:
-    a, b = LEAVES
-    first, second = (
-        _natively(f"[{{name: one, phases: [{x}]}}, {{name: two, phases: [{y}]}}]") for x, y in ((a, b), (b, a))
-    )
-    found = e.compare(first, second)
+SWITCHED = """
+machine: {memory: 128 MiB}
+vmm: {technique: hardware, personality: minimal}
+vms:
+  - memory: 64 MiB
+    guest:
+      kernel: {tick: 100 us}
+      processes:
+        - {name: one, phases: [{primitive: cpuid, iterations: 400}, &calls {primitive: syscall, iterations: 40}, FIRST]}
+        - {name: two, phases: [*calls, {primitive: cpuid, leaf: 7, iterations: 400}, SECOND,
+            {primitive: exec, iterations: 1, pages: 2}]}
+"""
+UNDER = {
+    "EPT": (),
+    "EPT, KPTI": ("vms.0.guest.kernel.kpti=true",),
+    "shadow paging": ("vmm.paging=shadow",),
+    "agile paging": (
+        "vmm.paging=agile",
+        "machine.cpu.features.agile_paging=true",
+        "machine.cpu.features.agile_cr3=true",
+    ),
+    "direct tables": ("vmm.paging=direct-pv",),
+    **{name: (f"vmm.technique={name}",) for name in ("binary-translation", "paravirtual", "user-mode", "interpreter")},
+}
 
-    assert found.equivalent
-    assert found.left_out == (e.ANY_ORDER,)
+
+def _switched(first: str, second: str, *sets: str) -> Scenario:
+    return resolve(parse_scenario(SWITCHED.replace("FIRST", first).replace("SECOND", second), list(sets)), "test")
 
 
-def test_one_task_may_not() -> None:
+@pytest.mark.parametrize("way", UNDER)
+def test_what_each_of_two_processes_saw_is_compared_whenever_a_kernel_switches_between_them(way: str) -> None:
+    there = _switched(*LEAVES, *UNDER[way])
+    found = e.compare(without_hypervisor(there), there)
+
+    assert found.differences == ()
+    assert e.ANY_ORDER in found.left_out  # they had their turns otherwise, or nothing is tested
+
+
+@pytest.mark.parametrize("way", UNDER)
+def test_two_processes_that_saw_what_the_other_should_have_seen_are_a_difference_that_is_found(way: str) -> None:
+    first, second = without_hypervisor(_switched(*LEAVES, *UNDER[way])), _switched(*LEAVES[::-1], *UNDER[way])
+    (difference,) = e.compare(first, second).differences
+
+    assert difference.stream == APPLICATION
+    assert difference.operation == "CPUID leaf 0x0, EAX"
+    assert difference.second.startswith("CPUID leaf 0x80000008, EAX")
+
+
+def test_one_task_sees_values_in_their_order() -> None:
     a, b = LEAVES
     first, second = (_natively(f"[{{phases: [{x}, {y}]}}]") for x, y in ((a, b), (b, a)))
 
@@ -303,13 +340,11 @@ def _log(vcpus: list[list[tuple[int, int, int]]], wanted: Wanted) -> dict[tuple[
         every = 1 if wanted.fixed or len(rows) <= d.SEEN_ROWS else 2
         last = wanted.exception + d.SEEN_ROWS if wanted.fixed else None
         seen = [
-            Seen(step=n, digest=0, op=EXCEPTION, of=vector, part=part, value=value, rip=0, cr3=0)
+            Seen(step=n, digest=0, op=EXCEPTION, of=vector, part=part, value=value, rip=0, space=0)
             for n, (vector, part, value) in enumerate(rows)
         ]
-        stream = Stream(
-            count=len(rows), every=every, digest=0, total=0, rows=tuple(seen[wanted.exception : last : every])
-        )
-        logs["vm", number] = Witnessed(streams={"exception": stream}, texts=(), spaces=())
+        stream = Stream(count=len(rows), every=every, digest=0, rows=tuple(seen[wanted.exception : last : every]))
+        logs["vm", number] = Witnessed(streams={"exception": stream})
     return logs
 
 

@@ -23,6 +23,7 @@ class Dimension:
     example: str
     written: tuple[str, ...]  # the units used when a value is printed, largest first
     whole: bool = True  # is the value an integer of the base unit?
+    fractions: bool = True  # may it be written as a fraction of a larger unit?
 
     @property
     def base(self) -> str:
@@ -69,6 +70,8 @@ class Dimension:
         for unit in self.written:
             scaled = number / self.units[unit]
             digits = format(scaled.normalize(), "f")
+            if "." in digits and not self.fractions and self.units[unit] > 1:
+                continue
             if abs(scaled) >= 1 and len(digits) <= 6 and Decimal(digits) * self.units[unit] == number:
                 return f"{digits} {unit}".strip()
         smallest = self.written[-1]
@@ -128,7 +131,7 @@ DURATION = Dimension(
     ("s", "ms", "us", "ns"),
 )
 FREQUENCY = Dimension("frequency", _powers(1000, "Hz", "kHz", "MHz", "GHz"), "2.2 GHz", ("GHz", "MHz", "kHz", "Hz"))
-COUNT = Dimension("count", _powers(1000, "", "k", "M", "G", "T"), "10 M", ("T", "G", "M", "k", ""))
+COUNT = Dimension("count", _powers(1000, "", "k", "M", "G", "T"), "10 M", ("T", "G", "M", "k", ""), fractions=False)
 SHARE = Dimension("share", {"": Decimal(1), "%": Decimal(1) / 100}, "30 %", ("%",), whole=False)
 NUMBER = Dimension("number", {"": Decimal(1)}, "0x608", ("",))
 FACTOR = Dimension("number", {"": Decimal(1)}, "0.99", ("",), whole=False)

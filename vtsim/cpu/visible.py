@@ -134,7 +134,7 @@ HEAD: Final = (
 TAIL: Final = (
     "",
     "Also free: when interrupts come, and with them how often a kernel handles them, and in which order tasks that it",
-    "switches between saw what they saw (then the values of applications, and exceptions, are compared in any order);",
+    "switches between had their turns (then what each process saw, and each child, is compared by itself);",
     "which of several vCPUs is first to touch a page, so that of such a VM only this is compared: which pages faulted,",
     "on whichever vCPU, and how often each other exception came on all of them; what its applications also see",
     "otherwise in the first run at another speed, as the file descriptor that each of two threads gets; how far",

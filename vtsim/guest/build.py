@@ -428,6 +428,11 @@ class Builder:
             shared=shared << 12,
             texts=(text, *texts),
             log_lines=tuple(self._process_of(task, tasks) for task in tasks if task.space),
+            process_roots=tuple(
+                (number if task.parent is None else task.parent, (task.cr3, task.user_cr3)[: 1 + self.kpti])
+                for number, task in enumerate(tasks)
+                if task.space and task.leader is None
+            ),
             dma=self._dma_layout.memory if self._dma_layout else None,
             protected=self.paging.protected,
             pdptes=tuple(int(word) for word in self._words(root)[:4]) if self.paging.name == OF_PAE else (),

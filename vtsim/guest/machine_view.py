@@ -130,7 +130,8 @@ class Start:
 
     `roots` are the guest-physical addresses of every paging hierarchy that the guest may load, `log` that of the page
     in which the guest's kernel records how its processes ended, `tables` the frames that it will make page tables of.
-    in which the guest's kernel records how its processes ended. With direct tables `cr3` and `roots` are host-physical,
+    `process_roots` are, for each process and each child that is set aside, the number of the process and what CR3 holds
+    in its address space, without PCID (two values with KPTI). With direct tables `cr3` and all roots are host-physical,
     `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
     `texts` are the programs: the kernel's, then those of the processes.
     `others` are the states of the other vCPUs, `log_lines` the processes whose ends are recorded, in order.
@@ -157,6 +158,7 @@ class Start:
     roots: tuple[int, ...] = ()
     log: int = 0
     spaces: tuple[Space, ...] = ()
+    process_roots: tuple[tuple[int, tuple[int, ...]], ...] = ()
     tables: tuple[int, ...] = ()
     shared: int = 0
     texts: tuple[Program, ...] = ()

@@ -148,7 +148,8 @@ class DmaSpec:
     write_gap_ns: float = setting(factors(ge=0, le=1e9), "Least time between two writes, in ns", default=0.0)
     hostile_ns: float = setting(
         factors(ge=0, le=1e9),
-        "Of a device with a driver: time between two writes to an address after its buffer is done, in ns; 0 for none",
+        "Of a device with a driver: time between two writes to an address after its buffer is done, in ns, or what its "
+        "tags and its link take; 0 for none",
         default=0.0,
     )
     link: LinkSpec = setting(Group(spec=LinkSpec), "Its link", factory=LinkSpec)
@@ -157,6 +158,25 @@ class DmaSpec:
     def gap_ns(self) -> float:
         """Least time between two operations of the kind that it does."""
         return self.write_gap_ns if self.write else self.read_gap_ns
+
+
+DEFAULT = DmaSpec()
+
+
+def _without_effect(each: DmaSpec, where: str) -> Iterator[Problem]:
+    """Yield what is said of a device-TLB, or of translations of its own, that the device does not have."""
+    no_tlb, own = each.requests != "ats", each.requests != "untranslated"
+    for key, wrong, message, legal in (
+        ("device_tlb", no_tlb, "a device without ATS has no device-TLB", "requests ats"),
+        ("device_answer_ns", no_tlb, "a device without ATS has no device-TLB that it is to invalidate", "requests ats"),
+        ("unanswered", no_tlb, "a device without ATS has no device-TLB whose invalidation it could leave unanswered",
+         "requests ats"),
+        ("trusted", not own, "a device that neither asks for translations nor says that it has them needs no trust",
+         "requests ats, forged"),
+    ):  # fmt: skip
+        if wrong and getattr(each, key) != (default := getattr(DEFAULT, key)):
+            said = str(default).lower() if isinstance(default, bool) else f"{default:g}"
+            yield Problem(path=f"{where}.{key}", message=message, help=f"{key} can be {said}; or {legal}")
 
 
 def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int, mode: str) -> Iterator[Problem]:
@@ -189,12 +209,7 @@ def dma_conflicts(dma: tuple[DmaSpec, ...], memory: int, mode: str) -> Iterator[
                 message=f"translations of a device's own need domains, and machine.iommu.mode is {mode!r}",
                 help="requests can be untranslated; or machine.iommu.mode translate",
             )
-        if each.unanswered and each.requests != "ats":
-            yield Problem(
-                path=f"{where}.unanswered",
-                message="a device without ATS has no device-TLB whose invalidation it could leave unanswered",
-                help="unanswered can be 0; or requests ats",
-            )
+        yield from _without_effect(each, where)
         if each.bytes > each.window:
             yield Problem(
                 path=f"{where}.bytes",

@@ -19,6 +19,7 @@ import numpy as np
 import simpy
 from attrs import define, field
 
+from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
@@ -212,7 +213,7 @@ class DrivenDevice:
 
 @define(eq=False)
 class Hostile:
-    """Writes to an address after its buffer was done, again and again, until it is refused.
+    """Writes to an address after its buffer was done, again and again, until it is refused, as fast as its tags allow.
 
     `through` counts the writes that went through although the address was no buffer's any more and the table, if there
     is one, led elsewhere or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to
@@ -228,6 +229,9 @@ class Hostile:
     through: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
     window: int = field(default=0, init=False)
+    slots: np.ndarray = field(
+        factory=lambda: np.zeros(0, np.int64), init=False
+    )  # where in the arena the driver's stand
     started: simpy.Event = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -251,7 +255,9 @@ class Hostile:
                 yield self.started
             yield platform.clock.timeout(self.every)
             aborted = int(self.row[g.N_ABORTED])
-            platform.operate(self.row, self.device.tlb, self.address, LINE, True)
+            if begins := platform.operate(self.row, self.device.tlb, self.address, LINE, True):
+                yield platform.until(begins)  # no tag is free
+                continue
             with quiet():
                 all_ended(self.row)
             self.writes += 1
@@ -267,8 +273,12 @@ class Hostile:
 
     def _given(self) -> bool:
         """Does the driver think that the address is the device's, for this buffer or for another?"""
-        slots = (first + n * d.SLOT_BYTES for first, count in self.device.port.slots for n in range(count))
-        return any(self.device.word(slot) == self.address for slot in slots)
+        arena = self.device.platform.engine.arena
+        if not len(self.slots):
+            places = (first + n * d.SLOT_BYTES for first, count in self.device.port.slots for n in range(count))
+            addresses = [self.device.hpa(place) for place in places]
+            self.slots = np.array([mem.contents(arena, hpa >> 12) + ((hpa & 0xFFF) >> 3) for hpa in addresses])
+        return bool((arena[self.slots] == self.address).any())
 
 
 @define(eq=False)

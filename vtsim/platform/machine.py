@@ -39,8 +39,8 @@ from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
-from vtsim.platform.witness import WORDS as WITNESS_WORDS
 from vtsim.platform.witness import Wanted, Witnessed, attach, read
+from vtsim.platform.witness import words as witness_words
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
@@ -108,6 +108,7 @@ class Vm:
     log: int = 0  # guest-physical address where its kernel writes how its processes ended
     log_lines: tuple[int, ...] = ()  # of which process each line is
     spaces: tuple[Space, ...] = ()
+    process_roots: tuple[tuple[int, tuple[int, ...]], ...] = ()  # as in `Start`
     dma: DmaMemory | None = None  # of the devices that its kernel drives
     texts: tuple[Program, ...] = ()
     finished_at: int | None = None
@@ -159,7 +160,7 @@ class Machine:
         self.profile = load_profile(machine.profile).with_overrides(dict(machine.cpu))
         try:
             space = geometry(self.scenario, self.profile)
-            logs = 0 if self.wanted is None else WITNESS_WORDS * vcpu_count(self.scenario)
+            logs = 0 if self.wanted is None else witness_words(self.scenario.vms)
             self.engine = Engine(self.profile, evolve(space, extra_words=space.extra_words + logs))
         except MemoryError:
             raise ConfigError(
@@ -270,6 +271,7 @@ class Machine:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
         vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
         vm.spaces, vm.dma, vm.texts = start.spaces, start.dma, start.texts
+        vm.process_roots = start.process_roots
         return start
 
     def witnessed(self) -> dict[tuple[str, int], Witnessed]:
@@ -354,21 +356,24 @@ class Machine:
     def _killed(self, vm: Vm) -> Iterator[str]:
         """From the log of the guest's kernel: why it stopped at boot, or which processes it ended before their time."""
         for number, of in enumerate(vm.log_lines):
-            if number >= len(vm.spec.guest.processes) and vm.spec.guest.processes[of].threads == 1:
-                continue  # a child
             process = vm.spec.guest.processes[of]
             line = [self._word(vm, vm.log + number * layout.LOG_BYTES + word) for word in layout.LOG_LINE]
-            reason, vector, _, rip, cr2 = line
-            if reason == layout.NO_INTERFACE:
+            reason, vector, _, rip, cr2, _, cause, killed = line
+            who = f"process {process.name!r} was"
+            if number >= len(vm.spec.guest.processes) and process.threads == 1:
+                who = f"a child of process {process.name!r} was"
+                if killed > 1:
+                    who = f"{killed} children of process {process.name!r} were killed; the last was"
+            elif reason == layout.NO_INTERFACE:
                 yield layout.REASONS[reason]
                 return
-            if reason == layout.NO_MEMORY:
-                yield f"process {process.name!r} was killed: the guest's memory is used up"
             elif reason == layout.REFUSED:
-                yield f"process {process.name!r} was {layout.REASONS[reason]}"
-            elif reason == layout.KILLED:
+                yield f"{who} {layout.REASONS[reason]}"
+            if killed and cause == layout.NO_MEMORY:
+                yield f"{who} killed: the guest's memory is used up"
+            elif killed:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")
-                yield f"process {process.name!r} was killed by {fault}, rip {rip:#x}"
+                yield f"{who} killed by {fault}, rip {rip:#x}"
 
     def _word(self, vm: Vm, gpa: int) -> int:
         """A word of a guest's memory."""
@@ -511,11 +516,6 @@ class Machine:
             return None
         recording = recorded(self.vms[0].spec.guest, self.profile, shadow=on_shadow(self.scenario))
         return None if recording is None else replayed_exits(self.engine, recording)
-
-
-def vcpu_count(scenario: Scenario) -> int:
-    """How many vCPUs there are."""
-    return sum(vm.vcpus for vm in scenario.vms)
 
 
 def on_shadow(scenario: Scenario) -> bool:

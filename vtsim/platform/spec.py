@@ -24,7 +24,16 @@ from vtsim.base.units import SIZE
 from vtsim.cpu.profile_spec import LEAVES
 from vtsim.guest import attack_spec  # noqa: F401  (registers its primitives)
 from vtsim.guest.spec import CPU_LIMIT, DmaBuffersSpec, GuestSpec, Phase
-from vtsim.platform.dma_spec import MOST_BEHIND_VIRTUAL, MOST_DRIVEN, DmaSpec, IommuSpec, LandingSpec, dma_conflicts
+from vtsim.platform.dma_spec import (
+    DEFAULT,
+    MOST_BEHIND_VIRTUAL,
+    MOST_DRIVEN,
+    REQUESTS,
+    DmaSpec,
+    IommuSpec,
+    LandingSpec,
+    dma_conflicts,
+)
 from vtsim.platform.vcpu_spec import memory_conflicts, vcpu_conflicts
 from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
 from vtsim.vmm.spec import VmmSpec
@@ -247,6 +256,14 @@ def driven_by(vm: VmSpec) -> set[str]:
     return {phase.device for phase in phases if isinstance(phase, DmaBuffersSpec)}
 
 
+OF_ITS_OWN = ("window", "mapped", "pages", "bytes", "stride", "operations", "write", "random")
+OF_DRIVEN_DEVICES = (  # and of which requests: without these it is refused for another reason
+    ("unanswered", ("ats",), "is asked to invalidate nothing"),
+    ("device_answer_ns", ("ats",), "is asked to invalidate nothing"),
+    ("hostile_ns", REQUESTS, "has no buffers that are done"),
+)
+
+
 def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
     """Yield what contradicts itself between devices and the guests that drive them."""
     names = [each.name or f"dma{number}" for number, each in enumerate(scenario.dma)]
@@ -289,11 +306,27 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
     for number, each in enumerate(scenario.dma):
-        if each.unanswered and each.requests == "ats" and names[number] not in drivers:
+        for key in OF_ITS_OWN:
+            if names[number] in drivers and getattr(each, key) != getattr(DEFAULT, key):
+                yield Problem(
+                    path=f"dma.{number}.{key}",
+                    message="a device with a driver moves the buffers that it is given, and does nothing of its own",
+                    help=f"leave {key} out; what a driver gives it is said of its phase, primitive dma_buffers",
+                )
+        for key, only, message in OF_DRIVEN_DEVICES:
+            default = getattr(DEFAULT, key)
+            if getattr(each, key) != default and each.requests in only and names[number] not in drivers:
+                yield Problem(
+                    path=f"dma.{number}.{key}",
+                    message=f"a device without a driver {message}",
+                    help=f"{key} can be {default:g}; or let a process drive it with primitive dma_buffers",
+                )
+    for number, vm in enumerate(scenario.vms):
+        if vm.viommu != "none" and not driven_by(vm):
             yield Problem(
-                path=f"dma.{number}.unanswered",
-                message="a device without a driver is asked to invalidate nothing",
-                help="unanswered can be 0; or let a process drive it with primitive dma_buffers",
+                path=f"vms.{number}.viommu",
+                message="a VM that drives no device has none that its remapping unit could be in front of",
+                help="viommu can be none; or let a process of it drive a device with primitive dma_buffers",
             )
     if scenario.vms and scenario.dma:
         yield from _assignment_conflicts(scenario)
@@ -347,7 +380,7 @@ def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:
             message="a hypervisor does not flush write buffers here",
             help="technique can be native",
         )
-    units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none"]
+    units = [number for number, vm in enumerate(scenario.vms) if vm.viommu != "none" and driven_by(vm)]
     for number in units:
         yield from _viommu_conflicts(scenario.vms[number], f"vms.{number}", alone=number == units[0])
 

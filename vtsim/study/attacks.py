@@ -99,7 +99,8 @@ def scenario_of(
 
     def vm(name: str, cpu: int, *work: Any, threads: int = 1) -> VmSpec:
         guest = g.GuestSpec(kernel=kernel, processes=(g.ProcessSpec(name=name, phases=work, threads=threads),))
-        return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=threads, cpus=(), guest=guest)
+        unit = first.viommu if device is not None else "none"
+        return attrs.evolve(first, name=name, memory=size, cpu=cpu, vcpus=threads, cpus=(), guest=guest, viommu=unit)
 
     vms = [vm("attacker", 0, *phases, threads=threads)]
     if other is not None:

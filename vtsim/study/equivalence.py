@@ -19,11 +19,10 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import visible
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.kernels.digest import SEEN_ROWS
-from vtsim.guest.spec import ExecSpec, ForkSpec
 from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.outcome import Outcome
-from vtsim.platform.spec import Scenario, VmSpec
-from vtsim.platform.witness import APPLICATION, EXCEPTION, KERNEL, STREAMS, Seen, Stream, Wanted, Witnessed
+from vtsim.platform.spec import Scenario
+from vtsim.platform.witness import APPLICATION, EVERY_SPACE, EXCEPTION, KERNEL, STREAMS, Seen, Stream, Wanted, Witnessed
 from vtsim.study.delivered import WINDOWS, deliveries, differing, page_at
 from vtsim.study.json_object import key, plain
 from vtsim.vmm import pci
@@ -31,7 +30,9 @@ from vtsim.vmm import pci
 ROUNDS: Final = 8
 PARTS: Final = ("EAX", "EBX", "ECX", "EDX")
 SEEN_BY: Final = {APPLICATION: "by applications", KERNEL: "by kernels", EXCEPTION: "of exceptions"}
-ANY_ORDER: Final = "the order in which tasks of one vCPU saw the same values, which the time decides that each takes"
+ANY_ORDER: Final = (
+    "in which order tasks of one vCPU had their turns: time decides when their kernel switches between them"
+)
 RACES: Final = "how often a page faulted in a VM with several vCPUs, and on which: time decides who touches it first"
 TOO_MANY: Final = f"exceptions of a VM with several vCPUs, of which one had more than {WINDOWS * SEEN_ROWS:,}"
 NOT_ENDED: Final = "exceptions of a VM with several vCPUs that did not come to its end"
@@ -45,7 +46,6 @@ SPEEDS: Final = (2, 3, 5, 9)  # how many times as long instructions take then
 SLOWEST: Final = 1000  # of run.work_scale
 PLACE_IN_KERNEL: Final = re.compile(", rip 0xffff[0-9a-f]{12}")
 LIMITS: Final = ("time limit", "interrupted")
-ANY_ORDER_STREAMS: Final = (APPLICATION, EXCEPTION)
 Logs = dict[tuple[str, int], Witnessed]
 
 
@@ -123,7 +123,6 @@ def compare_and_measure(
     runs = lambda wanted: (_run(first, wanted, progress), _run_second(second, wanted, progress))  # noqa: E731
     a, b = runs(Wanted())
     found, left_out, compared = [], set[str](), dict.fromkeys(STREAMS, 0)
-    switching = {vm.name for vm in first.vms if _has_tasks(vm)}
     limited = {name for name in names[0] if any(run.stopped.get(name, "") in LIMITS for run in (a, b))}
     several = {vm.name for vm in first.vms if vm.vcpus > 1}
     retimed = cache(lambda speed: _run(_at(first, speed), Wanted(), progress).logs)
@@ -141,17 +140,20 @@ def compare_and_measure(
                 whole = here.count == there.count
                 left_out |= set() if whole else {BEHIND}
             compared[stream] += min(here.count, there.count)
-            reordered = here.digest != there.digest and (here.count, here.total) == (there.count, there.total)
-            if reordered and stream in ANY_ORDER_STREAMS and vcpu[0] in switching:
-                left_out.add(ANY_ORDER)
-                continue
-            if (step := _localise(runs, vcpu, stream, here, there, whole)) is not None:
+            spaces, parted = _otherwise(a.logs[vcpu], b.logs[vcpu], stream), None
+            left_out |= {ANY_ORDER} if not spaces and here.digest != there.digest else set()
+            for space in spaces:
+                if (step := _localise(runs, vcpu, stream, space, whole)) is None:
+                    continue
                 if stream == APPLICATION and vcpu[0] in several:
-                    others = (retimed(speed)[vcpu].streams[stream] for speed in SPEEDS)
-                    if any((other.count, other.digest) != (here.count, here.digest) for other in others):
+                    ours = _seen(a.logs[vcpu], stream, space)
+                    if any(_seen(retimed(speed)[vcpu], stream, space) != ours for speed in SPEEDS):
                         left_out.add(BY_TIME)
                         continue
-                found.append(_describe(vcpu, stream, *step, tuple(run.stopped.get(vcpu[0], "") for run in (a, b))))
+                parted = _describe(vcpu, stream, *step, tuple(run.stopped.get(vcpu[0], "") for run in (a, b)))
+                break
+            if parted is not None:
+                found.append(parted)
                 break
         if vcpu[0] in several and vcpu[1] == 0 and EXCEPTION in streams:
             count, why, difference = _exceptions(vcpu[0], runs, (a, b), limited)
@@ -211,11 +213,16 @@ def _at(scenario: Scenario, speed: int) -> Scenario:
     return evolve(scenario, run=evolve(scenario.run, work_scale=scaled))
 
 
-def _has_tasks(vm: VmSpec) -> bool:
-    """May its kernel switch between tasks whenever a timer ticks?"""
-    processes = vm.guest.processes
-    phases = [phase for process in processes for phase in process.phases]
-    return len(processes) > vm.vcpus or any(isinstance(phase, ForkSpec | ExecSpec) for phase in phases)
+def _seen(log: Witnessed, stream: str, space: int) -> tuple[int, int]:
+    """How many values of a stream an address space saw, and their digest."""
+    whole = log.streams[stream]
+    return (whole.count, whole.digest) if space == EVERY_SPACE else log.seen[stream][space]
+
+
+def _otherwise(first: Witnessed, second: Witnessed, stream: str) -> list[int]:
+    """The address spaces that did not see the same; all as one where there is no other process to switch to."""
+    spaces = range(len(first.processes) + 1) if len(first.processes) > 1 else (EVERY_SPACE,)
+    return [space for space in spaces if _seen(first, stream, space) != _seen(second, stream, space)]
 
 
 def _run_second(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:
@@ -265,17 +272,18 @@ def _localise(
     runs: Callable[[Wanted], tuple[_Run, _Run]],
     vcpu: tuple[str, int],
     stream: str,
-    here: Stream,
-    there: Stream,
+    space: int,
     whole: bool,
 ) -> tuple[int, Seen | None, Seen | None, Witnessed, Witnessed] | None:
-    """The first step at which two streams differ, with what each saw then."""
+    """The first step at which two streams of an address space differ, with what each saw then."""
+    here, there = (run.logs[vcpu].streams[stream] for run in runs(Wanted(space=space)))
     parted = _parting(here, there, whole)
     if parted is None:
         return None
     for _ in range(ROUNDS):
         same, other = parted
-        wanted = Wanted(fixed=other - same <= SEEN_ROWS, **dict.fromkeys(STREAMS, 1 << 60) | {stream: same + 1})
+        firsts = dict.fromkeys(STREAMS, 1 << 60) | {stream: same + 1}
+        wanted = Wanted(fixed=other - same <= SEEN_ROWS, space=space, **firsts)
         a, b = (run.logs[vcpu] for run in runs(wanted))
         ours, theirs = ({row.step: row for row in each.streams[stream].rows} for each in (a, b))
         steps = range(same + 1, other + 1)
@@ -356,10 +364,7 @@ def place(seen: Seen, there: Witnessed) -> str:
 def _programs(seen: Seen, there: Witnessed) -> tuple[Program, ...]:
     if seen.rip < 0 or len(there.texts) == 2:
         return there.texts[:1] if seen.rip < 0 else there.texts[1:]
-    mine = [
-        text for text, space in zip(there.texts[1:], there.spaces, strict=False) if not (space.cr3 ^ seen.cr3) >> 12
-    ]
-    return tuple(mine)
+    return (there.texts[1 + there.processes[seen.space - 1]],) if seen.space else ()
 
 
 def equivalence_json(found: Equivalence) -> str:

@@ -112,6 +112,12 @@ class Host:
         """The word at a linear address of the direct map."""
         return self.engine.load(linear - self.direct)
 
+    def place(self, linear: int) -> int:
+        """Where in the arena the word at a linear address of the direct map stands."""
+        hpa = linear - self.direct
+        view, arena = self.words(hpa >> mem.PAGE_SHIFT), self.engine.arena
+        return (view.ctypes.data - arena.ctypes.data + (hpa & mem.PAGE_BYTES - 1)) // arena.itemsize
+
     def store_many(self, hfn: int, values: Words) -> None:
         """Fill consecutive frames with words."""
         for start in range(0, len(values), mem.PAGE_WORDS):

@@ -124,6 +124,10 @@ class Hypervisor:
         believed = self.word(vcpu, "SHADOW_CR3") & ADDRESS
         return int(words[SLOT["GUEST_CR3"]]) if believed == root else None
 
+    def believed_root(self, number: int) -> int:
+        """Where in the arena stands what the guest of a vCPU believes that CR3 holds; 0: in CR3 itself."""
+        return self.host.place(self.vcpus[number].address + at.V["SHADOW_CR3"]) if self.path.vmm.on_shadow else 0
+
     def finish(self, cpu: int) -> Vcpu:
         """The guest that runs on a CPU came to its end (the engine stopped with PROGRAM_END): go on with the others.
 

@@ -21,14 +21,21 @@ from vtsim.vmcs import state as h
 
 # fmt: off
 # A log is three streams, of applications, of the kernel and of exceptions: header words, then rows.
-# values seen; first one logged; of 2**SHIFT one is logged; does a full log stay as it is?; digest of all, and another
-# that does not depend on their order
-(SEEN_COUNT, SEEN_FIRST, SEEN_SHIFT, SEEN_FIXED, SEEN_LAST, SEEN_SUM) = range(6)
+# values seen; first one logged; of 2**SHIFT one is logged; does a full log stay as it is?; digest of all
+(SEEN_COUNT, SEEN_FIRST, SEEN_SHIFT, SEEN_FIXED, SEEN_LAST) = range(5)
 SEEN_HEADER: Final = 8
 SEEN_ROWS: Final = 4096
-(SEEN_DIGEST, SEEN_OP, SEEN_OF, SEEN_PART, SEEN_VALUE, SEEN_RIP, SEEN_CR3) = range(7)
+(SEEN_DIGEST, SEEN_OP, SEEN_OF, SEEN_PART, SEEN_VALUE, SEEN_RIP, SEEN_SPACE) = range(7)
 SEEN_WORDS: Final = 8
 SEEN_STREAM: Final = SEEN_HEADER + SEEN_ROWS * SEEN_WORDS
+# Behind the streams, what each address space saw: arena offset of the word that says what CR3 holds, as the guest
+# believes (0: CR3 itself); the only space whose values are in the streams (-1: all are); how many there are. Then a row
+# for each, the first of which is of none: two values of CR3; number of values and digest of each stream.
+SEEN_TABLE: Final = 3 * SEEN_STREAM
+(SEEN_ROOT, SEEN_ONLY, SEEN_SPACES, SEEN_TABLE_HEADER) = range(4)
+(SPACE_ROOT, SPACE_OTHER, SPACE_STREAMS) = range(3)
+SPACE_WORDS: Final = SPACE_STREAMS + 2 * 3
+ROOT_BITS: Final = 0xFFFFFFFFFF000
 CONFIG_PORT: Final = 0xCF8
 BY_APPLICATIONS, BY_KERNELS, BY_EXCEPTIONS = range(3)   # streams
 # fmt: on
@@ -51,13 +58,33 @@ def left_out(op: int, of: int, part: int) -> int:
 
 
 @kernel
+def space_now(m: Record, a: Arena, table: int) -> int:
+    """The number of the address space that the guest believes is loaded; 0 where it is none of a process."""
+    root = a[a[table + SEEN_ROOT]] if a[table + SEEN_ROOT] else m[s.CR3]
+    for space in range(1, a[table + SEEN_SPACES]):
+        row = table + SEEN_TABLE_HEADER + space * SPACE_WORDS
+        if (a[row + SPACE_ROOT] ^ root) & ROOT_BITS == 0 or (a[row + SPACE_OTHER] ^ root) & ROOT_BITS == 0:
+            return space
+    return 0
+
+
+@kernel
 def log_seen(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: int, rip: int) -> None:
     """Log a value; a full log that is not fixed to its values keeps every second one."""
     at = m[s.SEEN] + stream * SEEN_STREAM
+    table = m[s.SEEN] + SEEN_TABLE
+    space = space_now(m, a, table)
+    digest = m[s.DIGEST_APPLICATION + stream]
+    mine = table + SEEN_TABLE_HEADER + space * SPACE_WORDS + SPACE_STREAMS + 2 * stream
+    a[mine] += 1
+    a[mine + 1] = mix(a[mine + 1], value)
+    if a[table + SEEN_ONLY] >= 0:
+        if a[table + SEEN_ONLY] != space:
+            return
+        digest = a[mine + 1]
     n = a[at + SEEN_COUNT] - a[at + SEEN_FIRST]
     a[at + SEEN_COUNT] += 1
-    a[at + SEEN_LAST] = m[s.DIGEST_APPLICATION + stream]
-    a[at + SEEN_SUM] += mix(mix(mix(op << 8 | part, of & 0xFFFFFFFF), value), 0)
+    a[at + SEEN_LAST] = digest
     if n < 0 or n & ((1 << a[at + SEEN_SHIFT]) - 1):
         return
     row = n >> a[at + SEEN_SHIFT]
@@ -71,13 +98,13 @@ def log_seen(m: Record, a: Arena, stream: int, op: int, of: int, part: int, valu
         a[at + SEEN_SHIFT] += 1
         row >>= 1
     line = at + SEEN_HEADER + row * SEEN_WORDS
-    a[line + SEEN_DIGEST] = m[s.DIGEST_APPLICATION + stream]
+    a[line + SEEN_DIGEST] = digest
     a[line + SEEN_OP] = op
     a[line + SEEN_OF] = of
     a[line + SEEN_PART] = part
     a[line + SEEN_VALUE] = value
     a[line + SEEN_RIP] = rip
-    a[line + SEEN_CR3] = m[s.CR3]
+    a[line + SEEN_SPACE] = space
 
 
 @kernel

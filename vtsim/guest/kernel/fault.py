@@ -137,6 +137,15 @@ def frame_of(a: Assembler, kernel: KernelOptions) -> None:
         a.and_(s.RDX, register=s.RAX)
 
 
+def page_of(a: Assembler, kernel: KernelOptions, entry: int, spare: int) -> None:
+    """The entry in a register becomes the address that `frame_of` gives. Clobbers `spare`."""
+    if kernel.paravirtual:
+        hypercalls.to_physical(a, entry)
+    else:
+        a.mov(spare, e.ADDRESS)
+        a.and_(entry, register=spare)
+
+
 @path("page fault")
 def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     """Page fault: find the area, take a frame, zero it, map it; or copy-on-write; or the end of the task."""
@@ -266,11 +275,7 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RAX, kernel.places.direct)
     a.copy(s.RDI, s.RDX)
     a.add(s.RDI, register=s.RAX)
-    if kernel.paravirtual:
-        hypercalls.to_physical(a, s.RBP)
-    else:
-        a.mov(s.RCX, e.ADDRESS)
-        a.and_(s.RBP, register=s.RCX)
+    page_of(a, kernel, s.RBP, s.RCX)
     a.copy(s.RSI, s.RBP)
     a.add(s.RSI, register=s.RAX)
     each_page(a, hooks.PAGE_COPY, "copy_next")
@@ -327,5 +332,9 @@ def kill(a: Assembler, kernel: KernelOptions) -> None:
         a.st(Mem(s.RDI, line), s.RAX)
     ring3.fault_address(a, kernel, s.RAX)
     a.st(Mem(s.RDI, at.L_CR2), s.RAX)
+    a.st(Mem(s.RDI, at.L_CAUSE), s.R15)
+    a.ld(s.RAX, Mem(s.RDI, at.L_KILLED))
+    a.add(s.RAX, 1)
+    a.st(Mem(s.RDI, at.L_KILLED), s.RAX)
     a.work(length("kill"))
     a.jmp("end_task")

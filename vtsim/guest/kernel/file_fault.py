@@ -21,7 +21,7 @@ from vtsim.ept import spec as e
 from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel import page_cache as cache
-from vtsim.guest.kernel.fault import find_entry, map_entry
+from vtsim.guest.kernel.fault import find_entry, map_entry, page_of
 from vtsim.guest.kernel.flush import flush_range
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.page_cache import FileOptions
@@ -49,11 +49,7 @@ def _descriptor(a: Assembler, file: FileOptions, address: int, to: int) -> None:
 
 def _to_descriptor(a: Assembler, kernel: KernelOptions, file: FileOptions, spare: int) -> None:
     """RSI, an entry that maps a page of the file, becomes the address of the page's descriptor. Clobbers `spare`."""
-    if kernel.paravirtual:
-        hypercalls.to_physical(a, s.RSI)
-    else:
-        a.mov(spare, e.ADDRESS)
-        a.and_(s.RSI, register=spare)
+    page_of(a, kernel, s.RSI, spare)
     cache.to_descriptor(a, file, s.RSI)
 
 

@@ -80,8 +80,9 @@ AREA_BYTES: Final = 64
 (Z_TOP, Z_BOTTOM, Z_BALLOON, Z_TICKET, Z_SERVING) = range(0, 40, 8)   # the list's beginning to its bottom: the balloon
 
 # --- words of a task's line in the log page: how it ended -----------------------------------------------------------
-LOG_LINE: Final = range(0, 40, 8)
-(L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2) = LOG_LINE
+# Children have one line, one after another: why the last was killed stays there, and how many were. L_LOOT: attacks.
+LOG_LINE: Final = range(0, 64, 8)
+(L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2, L_LOOT, L_CAUSE, L_KILLED) = LOG_LINE
 LOG_BYTES: Final = 64
 PANIC: Final = "guest panic"
 RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED = range(6)

@@ -23,7 +23,7 @@ from vtsim.guest.primitives import Stage, again, counted_in_r12, lowering
 # fmt: off
 TOP_INDEX: Final = 384                        # an entry of the fourth-level table that no kernel here uses
 WINDOW: Final = signed(0xFFFF << 48 | TOP_INDEX << 39)
-LOOT: Final = 40                              # offset in the log line: what was read
+LOOT: Final = layout.L_LOOT                  # offset in the log line: what was read
 MARK: Final = 0x5AFE_5AFE                     # what is written
 TO_TABLE: Final = e.PTE_PRESENT | e.PTE_WRITE | e.PTE_ACCESSED
 LEAF: Final = TO_TABLE | e.PTE_DIRTY

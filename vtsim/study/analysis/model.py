@@ -17,6 +17,7 @@ from vtsim.base.units import quantity
 from vtsim.config import load_scenario, located
 from vtsim.config.overrides import said_of
 from vtsim.config.paths import dimension_at, setting_at
+from vtsim.cpu.profile_spec import LEAVES
 from vtsim.platform.spec import Scenario
 from vtsim.study.analysis.sensitivity import Range
 from vtsim.study.run import run
@@ -60,6 +61,7 @@ def difference(
 ) -> Callable[[Value], float]:  # fmt: skip
     """The metric under the settings `a` less that under `b`, as a function of the setting at `path`."""
     shared = settings_for(metric, sets)
+    values_of = "--between" if _is_known(path) else "--axis"
 
     def at(value: Value) -> float:
         found = []
@@ -67,10 +69,10 @@ def difference(
             here = setting(path, value)
             try:
                 if not beyond_stated:
-                    hold_to_stated(load_scenario(file, (*shared, here, *own)), path)
+                    hold_to_stated(load_scenario(file, (*shared, here, *own)), path, "--between")
                 found.append(figure_at(file, (*shared, here, *own), metric))
             except ConfigError as error:
-                raise said_of(error, {here: "--axis", **dict.fromkeys(own, option)}) from None
+                raise said_of(error, {here: values_of, **dict.fromkeys(own, option)}) from None
         first, second = found
         tell(value, first, second)
         return first - second
@@ -119,6 +121,11 @@ def _number(result: Mapping[str, Any], metric: str, sets: Sequence[str]) -> floa
         return float(value)
     help = alternatives("figure", metric, figures(result))
     raise ConfigError(f"the run has no figure {metric!r} with {', '.join(sets)}", field="--metric", help=help)
+
+
+def _is_known(path: str) -> bool:
+    """Is there such a setting, or value of a profile?"""
+    return path.removeprefix(COSTS) in LEAVES if path.startswith(COSTS) else setting_at(path) is not None
 
 
 def is_whole(path: str, *values: float) -> bool:
@@ -174,7 +181,7 @@ def _is_stated(text: str) -> bool:
 def _ranges(text: str, profile: str) -> list[Range]:
     """Read one axis; of `PATTERN=stated` all costs that it names."""
     pattern = text.partition("=")[0].strip()
-    if not _is_stated(text):
+    if not _is_stated(text) or not pattern:
         return [parse_range(text)]
     ranges = stated_ranges(profile)
     paths = [path for path in ranges if fnmatchcase(path, pattern)] if "*" in pattern else [pattern]
@@ -185,16 +192,16 @@ def _ranges(text: str, profile: str) -> list[Range]:
     return [Range(path=path, low=stated.low, high=stated.high, whole=True) for path, stated in found]
 
 
-def hold_to_stated(scenario: Scenario, path: str) -> None:
-    """Raise `ConfigError` if a scenario has costs at an axis beyond their stated ranges."""
+def hold_to_stated(scenario: Scenario, path: str, option: str = "--axis") -> None:
+    """Raise `ConfigError`, said of an option, if a scenario has costs at an axis beyond their stated ranges."""
     for each in beyond(scenario, path):
-        _hold(each)
+        _hold(each, option)
 
 
-def _hold(each: Beyond | None) -> None:
+def _hold(each: Beyond | None, option: str = "--axis") -> None:
     if each is not None:
         problem = each.error(GO_BEYOND).problems[0]
-        raise ConfigError(f"{each.path}: {problem.message}", field="--axis", help=problem.help)
+        raise ConfigError(f"{each.path}: {problem.message}", field=option, help=problem.help)
 
 
 def parse_range(text: str) -> Range:
@@ -202,7 +209,8 @@ def parse_range(text: str) -> Range:
     path, equals, values = (part.strip() for part in text.partition("="))
     low, dots, high = values.partition("..")
     if not path or not equals or not values:
-        raise ConfigError(f"{text!r} is no axis", field="--axis", help="PATH=LOW..HIGH, or PATH=a,b,c")
+        ways = "PATH=LOW..HIGH, PATH=a,b,c, or PATH=stated of a cost of the profile"
+        raise ConfigError(f"{text!r} is no axis", field="--axis", help=ways)
     if dots:
         ends = [amount(end.strip(), path, "--axis") for end in (low, high)]
         if ends[0] >= ends[1]:

@@ -77,6 +77,7 @@ class Monitor:
     vcpus: tuple[VirtualCpu, ...]
     caches: tuple[Cache, ...] = ()  # of translations, one for each vCPU; none where kernels run as they are
     offsets: ClassVar[Mapping[str, int]] = at.V  # of the words of a vCPU's structure
+    root: ClassVar[str] = "CR3"  # the word that says which tables the guest's kernel has loaded
 
     def address(self, vcpu: VirtualCpu) -> int:
         """The linear address of a vCPU's structure."""
@@ -99,6 +100,10 @@ class Monitor:
         """What CR3 holds while the guest of a vCPU believes in a root and a ring; None unless it has been in both."""
         vcpu, view = self.vcpus[number], 0 if ring else at.VIEW_WORDS
         return self.word(vcpu, "VIEWS", view) or None if self.word(vcpu, "CR3") & e.ADDRESS == root else None
+
+    def believed_root(self, number: int) -> int:
+        """Where in the arena stands what the guest's kernel believes that CR3 holds."""
+        return self.host.place(self.address(self.vcpus[number]) + self.offsets[self.root])
 
     def in_guest(self, cpu: int) -> bool:
         """Does a guest run on a CPU, and not the monitor or a process of the host?"""

@@ -41,6 +41,7 @@ class ParavirtualMonitor(Monitor):
     """The hypervisor as the platform sees it while it runs."""
 
     offsets = V
+    root = "KERNEL_CR3"
 
     def hypercalls(self) -> dict[str, dict[str, int]]:
         """What guests asked for, over all of them: hypercalls, requests, events."""
