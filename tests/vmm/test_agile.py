@@ -25,6 +25,7 @@ from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_2M, SIZE_4K, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.vmm.memory import EPT_WRITTEN
 
+COMPILED = pytest.mark.compiled_only
 SUPPOSED = "machine.cpu.features.agile_paging=true"
 AGILE = ("vmm.paging=agile", SUPPOSED)
 SHADOW = ("vmm.paging=shadow",)
@@ -64,7 +65,17 @@ def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> 
     assert (shadowed > 0) == name.endswith("forth")
 
 
-@pytest.mark.parametrize("more", [(), ("vmm.personality=minimal", "vmm.parameters.agile_interval=20")])
+IN_GIB = (
+    "machine.memory=4 GiB", "vms.0.memory=2 GiB", "vmm.ept.page_size=1 GiB", "vmm.ept.populate=prebuilt",
+    "vmm.personality=kvm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(), ("vmm.personality=minimal", "vmm.parameters.agile_interval=20"), pytest.param(IN_GIB, marks=COMPILED)],
+    ids=["", "minimal, back and forth", "1 GiB pages"],
+)
 def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...]) -> None:
     guest = ("{tick: off, kpti: true}", FORK)
     there, natively = run(guest, (*AGILE, *more)), run(guest, ("vmm.technique=native",))

@@ -18,8 +18,10 @@ from vtsim.cpu.slots import R8, R9, R10, R12, R13, R14, R15, RAX, RBX, RCX, RDI,
 from vtsim.ept import spec as e
 from vtsim.ept.shadow import NARROW, POOL
 from vtsim.vmm import layout as at
+from vtsim.vmm.memory import GIB
 from vtsim.vmm.programs import several, shadow_shared, viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
+from vtsim.vmm.programs.ept_leaf import LARGE
 from vtsim.vmm.programs.ports import DEVICE_WORDS
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -264,11 +266,18 @@ def fetch(a: Assembler, path: Path) -> None:
     a.copy(RDI, RSI)
     a.cmp(RDX, 2)
     a.jcc(ops.CC_Z, "guest_memory_large")
+    if path.vmm.ept.page_size > LARGE:
+        a.jcc(ops.CC_A, "guest_memory_larger")
     a.and_(RDI, 0xFFF)
     a.jmp("guest_memory_found")
+    if path.vmm.ept.page_size > LARGE:
+        a.label("guest_memory_larger")
+        a.and_(RAX, ~(GIB - 1))
+        a.and_(RDI, GIB - 1)
+        a.jmp("guest_memory_found")
     a.label("guest_memory_large")
-    a.and_(RAX, ~0x1FFFFF)
-    a.and_(RDI, 0x1FFFFF)
+    a.and_(RAX, ~(LARGE - 1))
+    a.and_(RDI, LARGE - 1)
     a.label("guest_memory_found")
     a.add(RDI, register=RAX)
     a.add(RDI, register=R8)
