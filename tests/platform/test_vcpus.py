@@ -139,6 +139,7 @@ vms:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["skx-4114", "snb-e5-2450"])
 def test_a_lock_between_vcpus_is_handed_on_in_time(profile: str) -> None:
     """Each page of a thread's own is an EPT violation under the VM's lock, which the others wait for meanwhile."""
@@ -151,6 +152,7 @@ def test_a_lock_between_vcpus_is_handed_on_in_time(profile: str) -> None:
     assert default.elapsed == pytest.approx(fine.elapsed, rel=0.005)
 
 
+@pytest.mark.slow
 def test_a_quantum_in_which_a_lock_changes_hands_is_stated() -> None:
     outcome = Machine(parse_scenario(LOCKS, ["machine.quantum=1100"])).run()
 
