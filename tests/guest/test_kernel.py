@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -246,3 +249,12 @@ def test_every_kernel_path_says_what_it_is() -> None:
 
 def test_every_length_says_what_it_stands_for() -> None:
     assert all(length.instructions > 0 and length.what and length.source for length in LENGTHS.values())
+
+
+@pytest.mark.parametrize("first", ["smp", "timer"])
+def test_a_kernels_text_is_laid_out_in_one_order_whoever_imports_a_part_of_it_first(first: str) -> None:
+    """In a process of its own, for here all are imported."""
+    program = f"import vtsim.guest.kernel.{first}, vtsim.guest.kernel as k; print(*k.kernel_paths, sep='/')"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip().split("/") == list(kernel_paths)

@@ -47,7 +47,7 @@ ASTRAY = 0x1000  # where nothing is mapped
 KILLED = f"killed by #PF on address {ASTRAY:#x}, rip 0x"
 
 
-@pytest.mark.parametrize("technique", ["hardware", "native"])
+@pytest.mark.parametrize("technique", [pytest.param("hardware", marks=pytest.mark.slow), "native"])
 @pytest.mark.parametrize(
     ("condition", "said"),
     [

@@ -127,6 +127,40 @@ BESIDE = """
 """
 
 
+LOCKS = """
+machine: {memory: 512 MiB, cpus: 3}
+vms:
+  - memory: 128 MiB
+    vcpus: 3
+    guest:
+      kernel: {tick: off, populate: prebuilt}
+      processes:
+        - {threads: 3, phases: [{primitive: stream, pattern: strided, stride: 4 KiB, write: 100 %, region: 1536 KiB, accesses: 384}]}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["skx-4114", "snb-e5-2450"])
+def test_a_lock_between_vcpus_is_handed_on_in_time(profile: str) -> None:
+    """Each page of a thread's own is an EPT violation under the VM's lock, which the others wait for meanwhile."""
+    default, fine = (
+        Machine(parse_scenario(LOCKS, [f"machine.profile={profile}", *sets])).run()
+        for sets in ((), ("machine.quantum=8",))
+    )
+
+    assert default.approximations == ()
+    assert default.elapsed == pytest.approx(fine.elapsed, rel=0.005)
+
+
+@pytest.mark.slow
+def test_a_quantum_in_which_a_lock_changes_hands_is_stated() -> None:
+    outcome = Machine(parse_scenario(LOCKS, ["machine.quantum=1100"])).run()
+
+    assert outcome.approximations == (
+        "CPUs advance by a quantum of 1100 cycles; the smallest latency between them is 49",
+    )
+
+
 def test_when_a_vcpu_dies_its_vm_does() -> None:
     text = TWO.replace("{primitive: cpuid, iterations: 3}", "{primitive: stream, region: 64 KiB, accesses: 1000}")
     machine = Machine(parse_scenario(text, ["vmm.personality=minimal"]))

@@ -236,7 +236,7 @@ def _switched(first: str, second: str, *sets: str) -> Scenario:
     return resolve(parse_scenario(SWITCHED.replace("FIRST", first).replace("SECOND", second), list(sets)), "test")
 
 
-@pytest.mark.parametrize("way", UNDER)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if "shadow" in way else pytest.mark.slow) for way in UNDER])
 def test_what_each_of_two_processes_saw_is_compared_whenever_a_kernel_switches_between_them(way: str) -> None:
     there = _switched(*LEAVES, *UNDER[way])
     found = e.compare(without_hypervisor(there), there)
@@ -245,7 +245,8 @@ def test_what_each_of_two_processes_saw_is_compared_whenever_a_kernel_switches_b
     assert e.ANY_ORDER in found.left_out  # they had their turns otherwise, or nothing is tested
 
 
-@pytest.mark.parametrize("way", UNDER)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["EPT, KPTI", "shadow paging", "binary-translation", "paravirtual"])
 def test_two_processes_that_saw_what_the_other_should_have_seen_are_a_difference_that_is_found(way: str) -> None:
     first, second = without_hypervisor(_switched(*LEAVES, *UNDER[way])), _switched(*LEAVES[::-1], *UNDER[way])
     (difference,) = e.compare(first, second).differences

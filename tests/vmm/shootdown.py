@@ -102,6 +102,8 @@ class Threads:
         space = self.machine.vms[0].spaces[0]
         running = {}
         for cpu in range(len(self.machine.engine.cpus)):
+            if not self.machine.engine.cpus[cpu][s.PRIVILEGE] & 1:
+                continue  # a kernel that switches to the process has not dropped yet what it will
             if hypervisor is not None and not hypervisor.in_guest(cpu):
                 continue
             task = self.cpu_word(cpu, at.LOADED_TASK)

@@ -134,7 +134,8 @@ def test_what_any_vcpu_writes_is_marked_and_collected(method: str, cpus: int, pe
 @SLOW
 @pytest.mark.parametrize("lockless", [0, 1])
 def test_each_page_that_logging_protects_is_fixed_once_with_the_lock_and_without(lockless: int) -> None:
-    ran = logged("write-protect", 4, "vmm.personality=kvm", f"vmm.parameters.lockless_faults={lockless}").run()
+    cpus = 4
+    ran = logged("write-protect", cpus, "vmm.personality=kvm", f"vmm.parameters.lockless_faults={lockless}").run()
 
     assert ran.rounds >= LEAST_ROUNDS
     hypervisor = ran.machine.hypervisor
@@ -143,17 +144,19 @@ def test_each_page_that_logging_protects_is_fixed_once_with_the_lock_and_without
     counts = hypervisor.memory_statistics(first)
     fixed = sum(hypervisor.word(vcpu, "FAST_FAULTS") for vcpu in hypervisor.vcpus)
     assert (fixed >= counts["dirty_pages"]) == bool(lockless)
-    assert hypervisor.word(first, "TABLES_TICKET") == hypervisor.word(first, "TABLES_SERVING")
+    inside = hypervisor.word(first, "TABLES_TICKET") - hypervisor.word(first, "TABLES_SERVING")
+    assert 0 <= inside < cpus  # others may be there when the first one ends
     if lockless:
         assert hypervisor.word(first, "TABLES_TICKET") <= ran.rounds + LEAST_ROUNDS
         return
     assert fixed == 0
     frames = hypervisor.path.addresses["frames"]
-    counted = {
+    counted = [
         hypervisor.host.load(frames + locked_fault.DESCRIPTOR_BYTES * first.memory.frame(gfn) + locked_fault.D_COUNT)
         for gfn in range(first.memory.size >> 12)
-    }
-    assert counted == {0}
+    ]
+    assert min(counted) == 0
+    assert sum(counted) < cpus
 
 
 @SLOW

@@ -168,7 +168,9 @@ class Latency:
 
     wake_ns: int = _value("ns", "from an interrupt to the first instruction of a halted CPU")
     ipi_ns: int = _value("ns", "from the ICR write to the interrupt at another CPU")
-    cross_cpu_ns: int = _value("ns", "smallest modelled latency between CPUs: the largest exact quantum", 1)
+    cross_cpu_ns: int = _value(
+        "ns", "smallest latency of interrupts between CPUs: the largest quantum where they meet otherwise nowhere", 1
+    )
     port_ns: int = _value("ns", "round trip of IN or OUT to a chipset device")
     mmio_ns: int = _value("ns", "round trip of an uncached read of a device register")
     posted_ns: int = _value("ns", "store to a device register, which does not wait for the device")

@@ -13,7 +13,6 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Assembler, Program
 from vtsim.cpu.profile import Profile
-from vtsim.guest import kernel as kernel_package
 from vtsim.guest import primitives as primitives_package
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
@@ -22,7 +21,6 @@ from vtsim.guest.paging import ROWS
 from vtsim.guest.primitives import DmaPlace, Stage, enter_kernel, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
 
-import_all(kernel_package)
 import_all(primitives_package)
 
 CALLS = {

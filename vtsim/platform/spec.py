@@ -59,7 +59,8 @@ class MachineSpec:
     )
     quantum: int | None = setting(
         counts(ge=1, le=2**40, words={"default": None}),
-        "Cycles that one CPU may run ahead; the default is the profile's smallest cross-CPU latency",
+        "Cycles that one CPU may run ahead; the default is in what one can hear of another at the earliest: of an "
+        "interrupt, or where vCPUs of one VM share memory, of a word in the last-level cache",
         default=None,
     )
     isa: str = setting(

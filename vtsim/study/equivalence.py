@@ -44,6 +44,7 @@ NOTHING: Final = "anything: the time limit came before a value was seen"
 BEHIND: Final = "what the kernel would have seen on a further vCPU if the VM had not ended before"
 SPEEDS: Final = (2, 3, 5, 9)  # how many times as long instructions take then
 SLOWEST: Final = 1000  # of run.work_scale
+AHEAD: Final = 500  # cycles of machine.quantum
 PLACE_IN_KERNEL: Final = re.compile(", rip 0xffff[0-9a-f]{12}")
 LIMITS: Final = ("time limit", "interrupted")
 Logs = dict[tuple[str, int], Witnessed]
@@ -207,10 +208,14 @@ def _exceptions(
 
 
 def _at(scenario: Scenario, speed: int) -> Scenario:
-    """The scenario with ordinary instructions that take so many times as long, or where that is too long, a part."""
+    """The scenario with ordinary instructions that take so many times as long, or where that is too long, a part.
+
+    CPUs are let run so much farther ahead of each other, too: one that is always first may then be late.
+    """
     scale = scenario.run.work_scale
     scaled = speed * scale if speed * scale <= SLOWEST else scale // speed
-    return evolve(scenario, run=evolve(scenario.run, work_scale=scaled))
+    machine = evolve(scenario.machine, quantum=speed * AHEAD)
+    return evolve(scenario, run=evolve(scenario.run, work_scale=scaled), machine=machine)
 
 
 def _seen(log: Witnessed, stream: str, space: int) -> tuple[int, int]:

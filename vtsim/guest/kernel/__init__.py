@@ -6,12 +6,14 @@ are off wherever a path touches what another path touches, so a task may be pree
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Final
 
 from attrs import frozen
 
-from vtsim.base.registry import Registry
+from vtsim.base.registry import Registry, import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import layout as at
@@ -108,3 +110,8 @@ def path(name: str, *, entry: bool = False) -> Callable[[Emit], Emit]:
         return emit
 
     return add
+
+
+# The kernel's text is laid out in the order in which paths are registered: the same, whoever imports one of them first.
+import_module(f"{__name__}.files")
+import_all(sys.modules[__name__])
