@@ -251,6 +251,7 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
     """Yield what contradicts itself between devices and the guests that drive them."""
     names = [each.name or f"dma{number}" for number, each in enumerate(scenario.dma)]
     drivers: dict[str, str] = {}
+    served: set[str] = set()
     for number, vm in enumerate(scenario.vms):
         for place, process in enumerate(vm.guest.processes):
             for index, phase in enumerate(process.phases):
@@ -282,6 +283,9 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message=f"{name!r} is driven by another process",
                         help="give each process a device of its own",
                     )
+                served.add(name)
+                if name in names and scenario.dma[names.index(name)].page_requests:
+                    yield from _page_request_conflicts(vm, f"vms.{number}", phase, where, names.index(name))
                 if vm.guest.kernel.dma == "deferred" and not vm.guest.kernel.tick:
                     yield Problem(
                         path=f"vms.{number}.guest.kernel.tick",
@@ -289,11 +293,17 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         help="give the kernel a tick, like '4 ms', or choose another kernel.dma",
                     )
     for number, each in enumerate(scenario.dma):
-        if each.unanswered and each.requests == "ats" and names[number] not in drivers:
+        if each.unanswered and each.requests == "ats" and names[number] not in served:
             yield Problem(
                 path=f"dma.{number}.unanswered",
                 message="a device without a driver is asked to invalidate nothing",
                 help="unanswered can be 0; or let a process drive it with primitive dma_buffers",
+            )
+        if each.page_requests and each.requests == "ats" and names[number] not in served:
+            yield Problem(
+                path=f"dma.{number}.page_requests",
+                message="nobody serves the page requests of a device without a driver",
+                help="page_requests can be 0; or let a process drive it with primitive dma_buffers",
             )
     if scenario.vms and scenario.dma:
         yield from _assignment_conflicts(scenario)
@@ -310,12 +320,28 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
             help="posted_interrupts can be false; or let a process drive a device with primitive dma_buffers",
         )
     for number, name in enumerate(names):
-        if scenario.vms and name not in drivers:
+        if scenario.vms and name not in served:
             yield Problem(
                 path=f"dma.{number}",
                 message="devices that do DMA by themselves have the machine to themselves",
                 help="leave vms out, or let a process drive it with primitive dma_buffers",
             )
+
+
+def _page_request_conflicts(vm: VmSpec, of: str, phase: DmaBuffersSpec, where: str, number: int) -> Iterator[Problem]:
+    """Yield why a kernel cannot map pages of a phase when the device of a number asks for them."""
+    if vm.guest.kernel.dma in ("deferred", "never"):
+        yield Problem(
+            path=f"{of}.guest.kernel.dma",
+            message="pages that are mapped when a device asks for them are unmapped strictly",
+            help=f"dma can be strict; or dma.{number}.page_requests 0",
+        )
+    if phase.pages != "4 KiB":
+        yield Problem(
+            path=f"{where}.pages",
+            message="a device asks for pages of 4 KiB",
+            help=f"pages can be 4 KiB; or dma.{number}.page_requests 0",
+        )
 
 
 def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:

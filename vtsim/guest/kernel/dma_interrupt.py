@@ -53,6 +53,9 @@ def completion(a: Assembler, kernel: KernelOptions) -> None:
 
     a.activity = ops.INTERRUPT_PATH
     a.label("dma_done")  # RBX: the vector
+    if kernel.dma.askers:
+        a.cmp(s.RBX, d.PAGE_REQUEST_VECTOR)
+        a.jcc(ops.CC_Z, "page_request_event")
     for number, port in enumerate(kernel.dma.ports):
         a.mov(s.R15, port)
         a.cmp(s.RBX, d.DMA_VECTOR + number)

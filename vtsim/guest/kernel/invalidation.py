@@ -23,7 +23,7 @@ from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.smp import lock, unlock
 from vtsim.guest.kernel.timer import read_tsc
 from vtsim.iommu import spec as sp
-from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.descriptors import PAGE_GROUP_RESPONSE, descriptor
 
 ERRORS = sp.IQE | sp.ITE | sp.ICE
 
@@ -31,6 +31,8 @@ ERRORS = sp.IQE | sp.ITE | sp.ICE
 @path("invalidation")
 def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     """`invalidate`: the descriptor in RAX and RDX, and wait; `invalidate_pages`: RSI pages from address RDI on.
+
+    A page group response is queued as an invalidation is, and counts as none.
 
     Interrupts are off. R15 is the port; all but callee-saved registers change.
     """
@@ -113,6 +115,11 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("invalidate_wait")
     a.label("invalidated")
     unlock(a, turn[1])
+    if dma.askers:
+        a.ld(s.RAX, Mem(s.RSP, 8))
+        a.and_(s.RAX, 0xF)
+        a.cmp(s.RAX, PAGE_GROUP_RESPONSE)
+        a.jcc(ops.CC_Z, "invalidate_answered")
     if dma.device_tlbs:
         _then_device(a)
     read_tsc(a, s.RCX)
@@ -120,6 +127,11 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     add_to(a, d.S_INVALIDATION_CYCLES, s.RCX)
     count(a, d.S_INVALIDATIONS)
     a.ret()
+    if dma.askers:
+        a.label("invalidate_answered")
+        a.add(s.RSP, 16)
+        a.pop(s.R11)
+        a.ret()
     if dma.device_tlbs:
         _error(a, dma)
         a.label("invalidate_aborted")
