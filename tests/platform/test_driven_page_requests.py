@@ -6,7 +6,8 @@ VT-d: "Page Request Queue"; "Page Request Event"; "Page Group Response Descripto
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -23,11 +24,13 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest import dma_memory
 from vtsim.guest.kernel import dma_layout as d
+from vtsim.guest.kernel.lengths import length
 from vtsim.iommu import descriptors as q
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as unit_state
 from vtsim.iommu.unit import RemappingUnit
 from vtsim.platform import page_asking
+from vtsim.platform.driven import DrivenDevice
 from vtsim.platform.machine import Machine
 from vtsim.platform.witness import Wanted
 from vtsim.study.measure import result_of
@@ -388,6 +391,116 @@ def test_the_report_says_what_was_asked_and_answered() -> None:
     text = " ".join(plain_text(report(result), 400).split())
 
     assert f"96 page requests in 32 groups, of which 32 were answered with success, {pages.wait_mean_ns:.0f} ns" in text
+
+
+Script = Callable[[DrivenDevice, int], Iterator[Any]]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, script: Script, **how: Any) -> tuple[Machine, list[tuple[int, int]]]:
+    """A machine whose device does something else before it moves a buffer of three pages; answers: group, code."""
+    transfer, answer = DrivenDevice.transfer, page_asking.PageRequests.answer
+    answers: list[tuple[int, int]] = []
+
+    def first(device: DrivenDevice, address: int, size: int, word: int) -> Iterator[Any]:
+        yield from script(device, address)
+        yield from transfer(device, address, size, word)
+
+    def noted(pages: page_asking.PageRequests, index: int, code: int) -> Iterator[Any]:
+        answers.append((index, code))
+        yield from answer(pages, index, code)
+
+    monkeypatch.setattr(DrivenDevice, "transfer", first)
+    monkeypatch.setattr(page_asking.PageRequests, "answer", noted)
+    phase = "groups: 1, group: 1, iterations: 2, bytes: 10000"
+    return made("page_requests: 64", phase, kernel=SMALL_QUEUE, **how), answers
+
+
+def later(device: DrivenDevice) -> simpy.Event:
+    """When everything in the queue has been answered."""
+    return device.platform.clock.timeout(2_000_000)
+
+
+def test_an_answer_is_for_all_pages_of_its_group_and_for_that_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pages are allowed of four that the address has; of one index several groups come one after the other."""
+    found: list[bool] = []
+
+    def script(device: DrivenDevice, address: int) -> Iterator[Any]:
+        assert device.pages is not None
+        fourth, before = address + 3 * 4096, address - 4096
+        for pages in ([fourth], [before], [fourth, address], [address, fourth], [address], [address, address + 4096]):
+            device.pages.free = deque([5])
+            found.append((yield from device.pages.ask(pages, sp.READ)))
+
+    machine, _ = scripted(monkeypatch, script)
+    ((driver, pages),) = ended(machine)
+
+    assert found == [False, False, False, False, True, True] * 3
+    assert driver.done == 3 and driver.refused == 0 and pages.mapped == 9
+
+
+def test_a_request_with_a_pasid_is_invalid_and_a_stop_marker_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(device: DrivenDevice, address: int) -> Iterator[Any]:
+        assert device.pages is not None
+        send = device.pages.way.send
+        send(address, sp.READ, 7, 9, True)
+        send(0, 0, 7, 10, True)
+        send(address, 0, sp.NO_PASID, 11, True)
+        yield later(device)
+
+    machine, answers = scripted(monkeypatch, script)
+    ((driver, pages),) = ended(machine)
+
+    assert driver.done == 3 and pages.mapped == 9
+    assert [each for each in answers if each[0] in (9, 10, 11)] == [(9, 1), (11, 0)] * 3
+
+
+def test_a_group_of_which_a_part_overflowed_does_not_answer_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[int, bool]] = []
+
+    def script(device: DrivenDevice, address: int) -> Iterator[Any]:
+        pages, unit = device.pages, device.platform.unit
+        assert pages is not None
+        pages.way.send(1 << 40, sp.READ, sp.NO_PASID, 5, False)
+        for _ in range(200):
+            pages.way.send(1 << 40, sp.READ, sp.NO_PASID, 6, True)
+        overflows = unit.statistics()["page request overflows"]
+        yield later(device)
+        pages.free = deque([5])
+        found.append((overflows, (yield from pages.ask([address], sp.READ))))
+
+    machine, _ = scripted(monkeypatch, script)
+    ended(machine)
+
+    assert found == [(1, True), (2, True), (3, True)]
+
+
+def test_a_page_is_not_mapped_behind_the_back_of_an_unmap_on_another_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device asks for what it has or had; its driver unmaps on one CPU while another one, which is slow, maps."""
+    monkeypatch.setattr(f"{PROGRAM}.length", lambda name: 20_000 if name == "dma_map_run" else length(name))
+    machine = made(phase="groups: 2, group: 4, iterations: 8, bytes: 256", kernel=", iova: tree", names="ab")
+    assert machine.driven is not None
+    device = machine.driven.devices[1]
+    wrong, seen = [], set[int]()
+
+    def asks() -> Iterator[Any]:
+        assert device.pages is not None
+        while True:
+            yield machine.clock.timeout(30_011)
+            if device.last < 0:
+                continue
+            seen.add(device.last)
+            device.pages.way.send(device.last, sp.READ, sp.NO_PASID, 400, True)
+            given = {device.word(slot + 16 * n) for slot, count in device.port.slots for n in range(count)}
+            for page in seen:
+                owned = device.allows(page) or page in given
+                if device.leads_to(page) >= 0 and not owned:
+                    wrong.append((int(machine.clock.now), page))
+
+    machine.clock.process(asks())
+    (_, (driver, pages)) = ended(machine)
+
+    assert driver.done == 40 and pages.unexpected > 5 and len(seen) > 1
+    assert wrong == []
 
 
 @settings(max_examples=6)
