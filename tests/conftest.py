@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+# registers paths of kernels in their order, whatever a test imports first
+import vtsim.guest.programs  # noqa: F401
 from vtsim.base import jit
 from vtsim.base.kept import nothing_kept
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest import dma_memory
 from vtsim.guest.kernel import dma_layout as d
+from vtsim.guest.kernel import page_requests as program
 from vtsim.guest.kernel.lengths import length
 from vtsim.iommu import descriptors as q
 from vtsim.iommu import spec as sp
@@ -37,7 +37,6 @@ from vtsim.study.measure import result_of
 from vtsim.study.report import plain_text, report
 from vtsim.study.result import Driver, PageRequests
 
-PROGRAM = "vtsim.guest.kernel.page_requests"  # not imported here: paths of kernels are registered in an order
 SMALL_QUEUE = ", page_request_queue: 4 KiB"
 
 
@@ -257,7 +256,7 @@ def test_the_unit_sees_a_new_page_before_the_device_is_answered(iommu: str) -> N
 
 
 def test_a_page_that_is_not_flushed_out_of_a_write_buffer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{PROGRAM}.flush_writes", lambda a, registers, name: None)
+    monkeypatch.setattr(program, "flush_writes", lambda a, registers, name: None)
 
     machine = made(iommu="write_buffers: true")
     machine.scenario = evolve(machine.scenario, run=evolve(machine.scenario.run, limit=150_000))
@@ -299,7 +298,6 @@ def test_twice_the_ordinary_work_changes_no_count_and_nothing_that_a_process_see
 
 
 def test_a_driver_that_answers_twice_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = import_module(PROGRAM)
     answer = program._answer
 
     def twice(a: Assembler) -> None:
@@ -322,8 +320,6 @@ def test_a_driver_that_answers_twice_is_found_out(monkeypatch: pytest.MonkeyPatc
 
 def test_a_handler_that_looks_nothing_up_maps_what_was_never_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It maps frame 16 MiB wherever a device asks; then a hostile device reaches addresses that are nobody's."""
-
-    program = import_module(PROGRAM)
 
     def careless(a: Assembler, kernel: Any) -> None:
         program.lock(a, program.port(d.P_LOCK))
@@ -476,7 +472,7 @@ def test_a_group_of_which_a_part_overflowed_does_not_answer_for_the_next_one(mon
 
 def test_a_page_is_not_mapped_behind_the_back_of_an_unmap_on_another_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device asks for what it has or had; its driver unmaps on one CPU while another one, which is slow, maps."""
-    monkeypatch.setattr(f"{PROGRAM}.length", lambda name: 20_000 if name == "dma_map_run" else length(name))
+    monkeypatch.setattr(program, "length", lambda name: 20_000 if name == "dma_map_run" else length(name))
     machine = made(phase="groups: 2, group: 4, iterations: 8, bytes: 256", kernel=", iova: tree", names="ab")
     assert machine.driven is not None
     device = machine.driven.devices[1]

@@ -118,7 +118,9 @@ class DmaBuilder:
             ports=tuple(linear(port.words >> 12) for port in ports),
             owners=tuple(owners),
             rights=USER_PAGE if self.machine.first_level else READ_WRITE,
-            device_tlbs=self.maps and any(device.ats for device in self.machine.devices),
+            device_tlbs=tuple(
+                (port.device.source, linear(port.words >> 12)) for port in ports if self.maps and port.device.ats
+            ),
             wide=self.machine.first_level,
             page_queue=linear(asked),
             page_queue_bytes=asked_bytes,
@@ -201,6 +203,8 @@ class DmaBuilder:
                 first[d.P_GROUPS] = linear(self._page(mem.VALUES))
             if device.ats:
                 first[d.P_DEVICE_LOW], _ = descriptor("DEVICE_TLB", SID=device.source)
+                first[d.P_CONTEXT] = linear(0) + structures.context_address(device.source)
+                first[d.P_CONTEXT_LOW], _ = descriptor("CONTEXT_CACHE", G=3, DID=domain, SID=device.source)
         elif structures.scalable:
             structures.enable(device.source)
             structures.assign(device.source, 0, domain)

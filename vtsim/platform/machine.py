@@ -364,7 +364,7 @@ class Machine:
                 return
             if reason == layout.NO_MEMORY:
                 yield f"process {process.name!r} was killed: the guest's memory is used up"
-            elif reason == layout.REFUSED:
+            elif reason in (layout.REFUSED, layout.DEVICE_GONE):
                 yield f"process {process.name!r} was {layout.REASONS[reason]}"
             elif reason == layout.KILLED:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")

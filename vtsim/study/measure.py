@@ -223,6 +223,7 @@ def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
         invalidation_share=n["invalidation_cycles"] / elapsed,
         device_invalidations=n["device_invalidations"],
         timeouts=n["timeouts"],
+        given_up=n["given_up"],
         flushes=n["flushes"],
         interrupts=driver.interrupts,
         interrupts_blocked=driver.interrupts_blocked,

@@ -251,6 +251,8 @@ def _driver(name: str, driver: Driver) -> RenderableType:
             f"Of {count(driver.hostile_writes)} writes after their buffers were done, {count(driver.hostile_through)} "
             f"went through after the unmap, up to {driver.window_ns:.0f} ns later."
         )
+    if driver.given_up:
+        lines.append("The kernel gave the device up, which answered no invalidation: its context entry is not present.")
     if driver.pages is not None:
         lines += _page_requests(driver.pages)
     return Padding(Text("\n".join(lines)), (1, 0, 0, 0))

@@ -416,6 +416,7 @@ class Driver:
     invalidation_share: float   = key("", "of the elapsed cycles, those of invalidations")
     device_invalidations: int   = key("invalidations", "of the device-TLB that follow these, each with a wait")
     timeouts: int               = key("errors", "of the queue that the kernel cleared: a device did not answer in time")
+    given_up: int               = key("devices", "1 if the kernel blocked the device, which answered no invalidation")
     flushes: int                = key("flushes", "of a whole domain, for what was deferred")
     interrupts: int             = key("interrupts", "that the device sent")
     interrupts_blocked: int     = key("interrupts", "of these, that interrupt remapping blocked")

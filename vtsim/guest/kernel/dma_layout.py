@@ -15,13 +15,15 @@ from attrs import frozen
 # P_ROOT: physical address of the domain's table. P_TABLES: next frame for a table, end. P_TREE, P_CACHED: nodes of the
 # tree of addresses in use. P_NODES, P_MAGAZINES: lists of free ones. P_PAGE_LOW, P_DOMAIN_LOW: first words of
 # invalidation descriptors; P_DEVICE_LOW: of that for its device-TLB, 0 without one. P_GROUPS: a word for each page
-# request group that is not complete: how it will be answered.
+# request group that is not complete: how it will be answered. P_CONTEXT: the device's context entry; P_CONTEXT_LOW: the
+# first word of its invalidation; P_TRIES: how often the last invalidation of the device-TLB was not answered.
 # P_RING, P_DOORBELL, P_STATUS, P_SLOTS: linear addresses. P_POST, P_REAP: bytes from there to
 # the next slot.
 (P_ROOT, P_TABLES, P_TABLES_END, P_TREE, P_CACHED, P_NODES, P_MAGAZINES, P_LOCK, P_PAGE_LOW, P_DOMAIN_LOW, P_RING,
  P_PRODUCER, P_DOORBELL, P_STATUS, P_WAITER, P_CONSUMER,
  Q_HEAD, Q_TAIL, Q_ENTRIES, Q_STARTED, Q_FINISHED, Q_ON, Q_EXPIRES, Q_LOCK, P_SLOTS, P_POST, P_REAP,
- P_DEVICE_LOW, P_GROUPS) = range(0, 232, 8)
+ P_DEVICE_LOW, P_GROUPS, P_CONTEXT, P_CONTEXT_LOW, P_TRIES) = range(0, 256, 8)
+TRIES: Final = 4              # invalidations of a device-TLB until a device is given up
 (SLOT_ADDRESS, SLOT_BUFFER) = range(0, 16, 8)   # of each buffer: where the device finds it, where it is
 SLOT_BYTES: Final = 16
 CLASSES: Final = 0x100        # of sizes: 1, 2, 4 … 32 pages
@@ -32,11 +34,11 @@ STATISTICS: Final = 0x300
 STATISTIC_NAMES: Final = (
     "maps", "map_cycles", "unmaps", "unmap_cycles", "invalidations", "invalidation_cycles", "flushes", "interrupts",
     "started", "elapsed", "spins", "device_invalidations", "timeouts", "page_requests", "page_request_cycles",
-    "pages_mapped", "page_requests_invalid",
+    "pages_mapped", "page_requests_invalid", "given_up",
 )
 (S_MAPS, S_MAP_CYCLES, S_UNMAPS, S_UNMAP_CYCLES, S_INVALIDATIONS, S_INVALIDATION_CYCLES, S_FLUSHES, S_INTERRUPTS,
  S_STARTED, S_ELAPSED, S_SPINS, S_DEVICE_INVALIDATIONS, S_TIMEOUTS, S_PAGE_REQUESTS, S_PAGE_REQUEST_CYCLES,
- S_PAGES_MAPPED, S_PAGE_REQUESTS_INVALID) = range(STATISTICS, STATISTICS + 136, 8)
+ S_PAGES_MAPPED, S_PAGE_REQUESTS_INVALID, S_GIVEN_UP) = range(STATISTICS, STATISTICS + 144, 8)
 DEPOTS: Final = 0x800         # full magazines of each class, DEPOT_LIMIT words
 DEPOT_LIMIT: Final = 32       # MAX_GLOBAL_MAGS
 MAGAZINE_LIMIT: Final = 127   # IOVA_MAG_SIZE
@@ -98,7 +100,7 @@ class DmaOptions:
     owners: tuple[int, ...]  # of each port: the CPU of the process that drives the device
     large: bool
     rights: int  # bits of an entry that leads to a table or to a page
-    device_tlbs: bool  # has any device one that invalidations must reach?
+    device_tlbs: tuple[tuple[int, int], ...]  # of each device with one that invalidations must reach: source-id, port
     wide: bool  # descriptors of 32 bytes, which scalable mode has
     page_queue: int  # of page requests, and how many bytes of it
     page_queue_bytes: int

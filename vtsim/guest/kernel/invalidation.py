@@ -3,7 +3,8 @@
 Where the device has a device-TLB, its invalidation follows when that of the IOTLB is done, with a wait of its own: what
 the device asks for in between must not come from the IOTLB. One that is not answered in time stops the queue
 (Invalidation Time-out Error): whoever sees it marks the waits that were aborted, clears the error, and who waited for
-these queues them again, as often as it takes.
+these queues them again. A device that has answered none of `TRIES` is given up: its context entry is no longer present,
+which blocks all that it sends, and its process ends when it waits for the device.
 
 The status word that the unit writes is polled; between two looks the fault status register is read, which is a
 read of a device. CPUs take turns at the queue, and let go of it between two looks.
@@ -136,7 +137,7 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
         _error(a, dma)
         a.label("invalidate_aborted")
         unlock(a, turn[1])
-        a.jmp("invalidate_again")
+        a.jmp("invalidate_unless_silent")
 
 
 def _range_of_device(a: Assembler) -> None:
@@ -163,6 +164,7 @@ def _then_device(a: Assembler) -> None:
     a.jcc(ops.CC_Z, "invalidate_over")
     a.copy(s.RCX, s.RAX)
     a.ld(s.RDX, Mem(s.RSP))
+    a.st_value(Mem(s.R15, d.P_TRIES), 0)
     count(a, d.S_DEVICE_INVALIDATIONS)
     a.jmp("invalidate_submit")
     a.label("invalidate_over")
@@ -179,6 +181,16 @@ def _error(a: Assembler, dma: d.DmaOptions) -> None:
     a.jcc(ops.CC_NZ, "dma_exhausted")
     a.test(s.RAX, sp.ITE)
     a.jcc(ops.CC_Z, "invalidate_unexpected")
+    a.ld(s.RAX, Mem(displacement=dma.registers + sp.IQERCD + 4, size=4), "of which device")
+    a.and_(s.RAX, 0xFFFF)
+    for source, port in dma.device_tlbs:
+        a.cmp(s.RAX, source)
+        a.jcc(ops.CC_NZ, f"invalidate_not_{source:x}")
+        a.mov(s.RDI, port)
+        a.ld(s.R10, Mem(s.RDI, d.P_TRIES))
+        a.add(s.R10, 1)
+        a.st(Mem(s.RDI, d.P_TRIES), s.R10)
+        a.label(f"invalidate_not_{source:x}")
     for register, where in ((s.R10, sp.IQH), (s.RDI, sp.IQT)):
         a.ld(register, Mem(displacement=dma.registers + where, size=4))
         a.shr(register, order)
