@@ -118,14 +118,16 @@ def test_a_flush_of_the_domain_reaches_every_entry_of_the_device_tlb(monkeypatch
     assert set(words) == {0x7FFF_FFFF_FFFF_F001}
 
 
+@pytest.mark.parametrize("late", [2, d.TRIES - 1])
 @pytest.mark.parametrize("names", ["a", "abc"])
-def test_a_device_that_is_late_stops_the_queue_and_its_driver_asks_again(names: str) -> None:
+def test_a_device_that_is_late_stops_the_queue_and_its_driver_asks_again(names: str, late: int) -> None:
     found = drivers(
-        "dma: strict, iova: tree", "unanswered: 2, hostile_ns: 100", iommu="device_timeout_ns: 5000", names=names
+        "dma: strict, iova: tree", f"unanswered: {late}, hostile_ns: 100", iommu="device_timeout_ns: 5000", names=names
     )
 
-    assert sum(driver.timeouts for driver in found) == 2 * len(names)  # whoever holds the queue sees it
+    assert sum(driver.timeouts for driver in found) == late * len(names)  # whoever holds the queue sees it
     for driver in found:
+        assert driver.given_up == 0  # what others are late with does not count
         assert driver.done == driver.unmaps == driver.device_invalidations == 32
         assert driver.hostile_through == 0  # the unmap does not return before the answer
 
@@ -273,3 +275,20 @@ def test_a_device_whose_context_stays_present_is_not_blocked(monkeypatch: pytest
 
     assert device.driver is not None and device.driver.given_up == 1
     assert device.driver.hostile_through > 0
+
+
+def test_a_device_that_is_late_now_and_then_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    invalidate = driven.DrivenDevice.invalidate
+    come: list[int] = []
+
+    def answers_every_other(device: driven.DrivenDevice, word: int) -> Iterator[Any]:
+        come.append(word)
+        if len(come) % 2:
+            return
+        yield from invalidate(device, word)
+
+    monkeypatch.setattr(driven.DrivenDevice, "invalidate", answers_every_other)
+
+    (driver,) = drivers("dma: strict, iova: tree", "", iommu="device_timeout_ns: 5000")
+
+    assert driver.done == driver.timeouts == 32 and driver.given_up == 0 and len(come) == 64
