@@ -26,6 +26,7 @@ from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import page_requests as program
 from vtsim.guest.kernel.lengths import length
 from vtsim.iommu import descriptors as q
+from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as unit_state
 from vtsim.iommu.unit import RemappingUnit
@@ -90,8 +91,7 @@ def queued(machine: Machine) -> list[int]:
     return [machine.engine.load((queue & ~0xFFF) + place % size + 8) for place in places]
 
 
-@pytest.mark.parametrize("allowed", [1, 3, 64])
-@pytest.mark.parametrize("bytes_", [256, 10000])
+@pytest.mark.parametrize(("allowed", "bytes_"), [(1, 256), (3, 10000), (64, 10000)])
 def test_each_page_is_mapped_once_when_its_device_asks_and_each_group_is_answered_once(
     allowed: int, bytes_: int
 ) -> None:
@@ -110,6 +110,9 @@ def test_each_page_is_mapped_once_when_its_device_asks_and_each_group_is_answere
         assert total <= pages.requests and pages.most == allowed
     assert 0 < pages.wait_mean_ns <= pages.wait_max_ns
     assert driver.invalidations == driver.device_invalidations == 32  # responses are none
+    assert machine.driven is not None
+    device = machine.driven.devices[0]  # whose every operation ended once, though it was held before
+    assert device.moved == 32 * bytes_ and device.row[g.ISSUED] == device.row[g.ENDED] == device.row[g.N_OPERATIONS]
     unit = unit_of(machine)
     assert unit["page requests"] == unit["page requests queued"] == pages.requests == pages.handled
     assert unit["page group responses"] == pages.groups
@@ -211,12 +214,12 @@ def test_what_was_never_allowed_is_answered_as_invalid_and_maps_nothing(
 
 def test_what_overflows_is_asked_for_again_and_ends() -> None:
     """Sixteen descriptors of sixteen pages in a queue of 127: a group of which a part was taken is not completed."""
-    machine = made("page_requests: 256", "groups: 1, group: 16, iterations: 2, bytes: 64 KiB", kernel=SMALL_QUEUE)
+    machine = made("page_requests: 256", "groups: 1, group: 16, iterations: 1, bytes: 64 KiB", kernel=SMALL_QUEUE)
     ((driver, pages),) = ended(machine)
     unit = unit_of(machine)
 
-    assert driver.done == 48 and driver.refused == pages.failed == 0
-    assert pages.mapped == 48 * 16 < pages.requests and pages.most == 256
+    assert driver.done == 32 and driver.refused == pages.failed == 0
+    assert pages.mapped == 32 * 16 < pages.requests and pages.most == 256
     assert unit["page request overflows"] > 0
     assert unit["page requests"] == unit["page requests queued"] + unit["page requests dropped"] == pages.requests
     assert unit["page group responses"] == pages.groups == pages.succeeded
@@ -224,7 +227,7 @@ def test_what_overflows_is_asked_for_again_and_ends() -> None:
 
 
 def test_an_overflow_that_nobody_clears_keeps_a_device_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = made("page_requests: 256", "groups: 1, group: 16, iterations: 2, bytes: 64 KiB", kernel=SMALL_QUEUE)
+    machine = made("page_requests: 256", "groups: 1, group: 16, iterations: 1, bytes: 64 KiB", kernel=SMALL_QUEUE)
     machine.scenario = evolve(machine.scenario, run=evolve(machine.scenario.run, limit=150_000))
     write = RemappingUnit.write_at
 
@@ -268,7 +271,7 @@ def test_a_page_that_is_not_flushed_out_of_a_write_buffer_is_asked_for_again(mon
 
 
 def test_drivers_on_several_cpus_are_served_by_the_one_that_is_interrupted() -> None:
-    machine = made("page_requests: 4", "bytes: 5000", names="abc")
+    machine = made("page_requests: 4", "bytes: 5000", names="ab")
     found = ended(machine)
 
     for driver, pages in found:
@@ -411,9 +414,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: Script, **how: Any) -> tup
     return made("page_requests: 64", phase, kernel=SMALL_QUEUE, **how), answers
 
 
-def later(device: DrivenDevice) -> simpy.Event:
-    """When everything in the queue has been answered."""
-    return device.platform.clock.timeout(2_000_000)
+def later(device: DrivenDevice, requests: int) -> simpy.Event:
+    """When so many have been answered."""
+    return device.platform.clock.timeout(20_000 + 5_000 * requests)
 
 
 def test_an_answer_is_for_all_pages_of_its_group_and_for_that_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +444,7 @@ def test_a_request_with_a_pasid_is_invalid_and_a_stop_marker_is_not_answered(mon
         send(address, sp.READ, 7, 9, True)
         send(0, 0, 7, 10, True)
         send(address, 0, sp.NO_PASID, 11, True)
-        yield later(device)
+        yield later(device, 3)
 
     machine, answers = scripted(monkeypatch, script)
     ((driver, pages),) = ended(machine)
@@ -460,7 +463,7 @@ def test_a_group_of_which_a_part_overflowed_does_not_answer_for_the_next_one(mon
         for _ in range(200):
             pages.way.send(1 << 40, sp.READ, sp.NO_PASID, 6, True)
         overflows = unit.statistics()["page request overflows"]
-        yield later(device)
+        yield later(device, 127)
         pages.free = deque([5])
         found.append((overflows, (yield from pages.ask([address], sp.READ))))
 
@@ -499,7 +502,7 @@ def test_a_page_is_not_mapped_behind_the_back_of_an_unmap_on_another_cpu(monkeyp
     assert wrong == []
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     allowed=st.integers(1, 256), entries=st.sampled_from((4, 64)), bytes_=st.sampled_from((1, 4096, 4097, 40000)),
     group=st.integers(1, 5), mapping=st.sampled_from(("single", "once")), iova=st.sampled_from(("cached", "tree")),
