@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import simpy
+from attrs import evolve
 
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
+from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import invalidation
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
@@ -32,21 +34,27 @@ from vtsim.study.result import Driver
 SID, STATUS, QUEUE = 0x300, 0x3000, 0x1000
 
 
-def drivers(
-    kernel: str, device: str, *, iommu: str = "", names: str = "a", technique: str = "native", iterations: int = 6
-) -> list[Driver]:
+def made(
+    kernel: str, device: str, iommu: str = "", names: str = "a", technique: str = "native", iterations: int = 6
+) -> Machine:
     devices = ", ".join(
         f"{{name: {name}, source: '0{n + 3}:00.0', requests: ats, {device}}}" for n, name in enumerate(names)
     )
     phase = f"primitive: dma_buffers, groups: 2, group: 4, iterations: {iterations}, bytes: 256, wait: poll"
     processes = ", ".join(f"{{name: {name}, phases: [{{{phase}, device: {name}}}]}}" for name in names)
-    machine = Machine(
+    return Machine(
         parse_scenario(
             f"machine: {{memory: 256 MiB, cpus: {len(names)}, iommu: {{{iommu}}}}}\nvmm: {{technique: {technique}}}\n"
             f"dma: [{devices}]\nvms: [{{memory: 128 MiB, vcpus: {len(names)}, guest: {{kernel: {{{kernel}}}, "
             f"processes: [{processes}]}}}}]"
         )
     )
+
+
+def drivers(
+    kernel: str, device: str, *, iommu: str = "", names: str = "a", technique: str = "native", iterations: int = 6
+) -> list[Driver]:
+    machine = made(kernel, device, iommu, names, technique, iterations)
     result = result_of([machine.run()])
     assert not result.stopped
     found = [device.driver for device in result.dma if device.driver is not None]
@@ -110,14 +118,16 @@ def test_a_flush_of_the_domain_reaches_every_entry_of_the_device_tlb(monkeypatch
     assert set(words) == {0x7FFF_FFFF_FFFF_F001}
 
 
+@pytest.mark.parametrize("late", [2, d.TRIES - 1])
 @pytest.mark.parametrize("names", ["a", "abc"])
-def test_a_device_that_is_late_stops_the_queue_and_its_driver_asks_again(names: str) -> None:
+def test_a_device_that_is_late_stops_the_queue_and_its_driver_asks_again(names: str, late: int) -> None:
     found = drivers(
-        "dma: strict, iova: tree", "unanswered: 2, hostile_ns: 100", iommu="device_timeout_ns: 5000", names=names
+        "dma: strict, iova: tree", f"unanswered: {late}, hostile_ns: 100", iommu="device_timeout_ns: 5000", names=names
     )
 
-    assert sum(driver.timeouts for driver in found) == 2 * len(names)  # whoever holds the queue sees it
+    assert sum(driver.timeouts for driver in found) == late * len(names)  # whoever holds the queue sees it
     for driver in found:
+        assert driver.given_up == 0  # what others are late with does not count
         assert driver.done == driver.unmaps == driver.device_invalidations == 32
         assert driver.hostile_through == 0  # the unmap does not return before the answer
 
@@ -213,3 +223,72 @@ def test_a_device_answers_when_what_it_sent_with_old_translations_has_landed(mon
     assert len(under_way) == 32
     assert any(lands > forgot for forgot, lands, _ in under_way)
     assert all(lands <= answered for _, lands, answered in under_way)
+
+
+def test_a_device_tlb_that_is_invalidated_before_the_iotlb_is_filled_from_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """VT-d wants the IOTLB first. Of one page both descriptors have the same second word, so the first ones change."""
+    words = {"P_PAGE_LOW": d.P_DEVICE_LOW, "P_DEVICE_LOW": d.P_PAGE_LOW}
+    monkeypatch.setattr(invalidation, "d", SimpleNamespace(**{**vars(d), **words}))
+
+    (driver,) = drivers("dma: strict, iova: tree", "device_answer_ns: 0, hostile_ns: 100")
+
+    assert driver.invalidations == driver.device_invalidations == 32
+    assert driver.hostile_through > 0
+
+
+@pytest.mark.parametrize("more", ["", ", page_requests: 8"])
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_a_device_that_never_answers_is_given_up_and_blocked_and_others_go_on(more: str, names: str) -> None:
+    machine = made("dma: strict, iova: tree", "hostile_ns: 100" + more, "device_timeout_ns: 5000", names)
+    assert machine.driven is not None
+    silent = machine.driven.devices[-1]
+    silent.spec = evolve(silent.spec, unanswered=1 << 20)
+
+    result = result_of([machine.run()])
+
+    assert result.stopped == {
+        "vm0": f"process {names[-1]!r} was stopped: its device answered no invalidation and was given up"
+    }
+    *others, gone = (device.driver for device in result.dma if device.driver is not None)
+    assert gone.given_up == 1 and gone.done < 32 and gone.hostile_writes > 0
+    assert gone.hostile_through == 0  # the unmap does not return before the device is blocked
+    assert [(each.given_up, each.done, each.hostile_through) for each in others] == [(0, 32, 0)] * len(others)
+    assert gone.timeouts + sum(each.timeouts for each in others) == d.TRIES
+    assert silent.invalidated == d.TRIES
+    answer = machine.driven.unit.translate(int(silent.tlb[st.DEVICE_SID]), 0x1000, sp.READ, at=sp.TRANSLATED)
+    assert answer.status == st.BLOCKED
+
+
+def test_a_device_whose_context_stays_present_is_not_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Assembler.st_value
+
+    def left_out(a: Assembler, mem: Any, value: int, comment: str = "") -> None:
+        if comment != "not present":
+            store(a, mem, value, comment)
+
+    monkeypatch.setattr(Assembler, "st_value", left_out)
+    machine = made("dma: strict, iova: tree", "hostile_ns: 100, unanswered: 1000", "device_timeout_ns: 5000", "a")
+
+    (device,) = result_of([machine.run()]).dma
+
+    assert device.driver is not None and device.driver.given_up == 1
+    assert device.driver.hostile_through > 0
+
+
+def test_a_device_that_is_late_now_and_then_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    invalidate = driven.DrivenDevice.invalidate
+    come: list[int] = []
+
+    def answers_every_other(device: driven.DrivenDevice, word: int) -> Iterator[Any]:
+        come.append(word)
+        if len(come) % 2:
+            return
+        yield from invalidate(device, word)
+
+    monkeypatch.setattr(driven.DrivenDevice, "invalidate", answers_every_other)
+
+    (driver,) = drivers("dma: strict, iova: tree", "", iommu="device_timeout_ns: 5000")
+
+    assert driver.done == driver.timeouts == 32 and driver.given_up == 0 and len(come) == 64

@@ -22,6 +22,7 @@ from vtsim.guest.primitives import DmaPlace
 from vtsim.guest.spec import DmaBuffersSpec, GuestSpec
 from vtsim.iommu import spec as sp
 from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.entries import DTE, PASIDE, PRE, PWSNP
 from vtsim.iommu.interrupts import SVT_SOURCE, compatible_request, remappable_request, remapped_entry
 from vtsim.iommu.tables import READ_WRITE, USER_PAGE, Structures, domain_table, process_table
 
@@ -95,9 +96,14 @@ class DmaBuilder:
             for (process, index), phase in mine:
                 at = self._slots(phase)
                 slots.append((at << 12, phase.buffers))
-                places[process, index] = DmaPlace(port=linear(port.words >> 12), slots=linear(at))
+                places[process, index] = DmaPlace(
+                    port=linear(port.words >> 12), slots=linear(at), on_request=device.pri
+                )
             ports.append(evolve(port, slots=tuple(slots)))
         unit, queue = self._page(mem.VALUES), self._page(mem.VALUES)
+        askers = [port for port in ports if port.device.pri]
+        asked_bytes = self.guest.kernel.page_request_queue
+        asked = self._page(mem.VALUES, asked_bytes // mem.PAGE_BYTES) if askers else 0
         tick = max(self.tick_ns, 1)
         options = d.DmaOptions(
             mode=self.guest.kernel.dma if self.maps else "identity",
@@ -112,8 +118,13 @@ class DmaBuilder:
             ports=tuple(linear(port.words >> 12) for port in ports),
             owners=tuple(owners),
             rights=USER_PAGE if self.machine.first_level else READ_WRITE,
-            device_tlbs=self.maps and any(device.ats for device in self.machine.devices),
+            device_tlbs=tuple(
+                (port.device.source, linear(port.words >> 12)) for port in ports if self.maps and port.device.ats
+            ),
             wide=self.machine.first_level,
+            page_queue=linear(asked),
+            page_queue_bytes=asked_bytes,
+            askers=tuple((port.device.source, linear(port.words >> 12)) for port in askers),
             large=any(phase.page_bytes > mem.PAGE_BYTES for *_, phase in phases),
             timeout_ticks=-(-d.QUEUE_TIMEOUT_NS // tick),
         )
@@ -121,7 +132,12 @@ class DmaBuilder:
             options=options,
             places=places,
             memory=DmaMemory(
-                ports=tuple(ports), rtaddr=structures.rtaddr, irta=interrupts << 12 | EXTENDED, iqa=queue << 12
+                ports=tuple(ports),
+                rtaddr=structures.rtaddr,
+                irta=interrupts << 12 | EXTENDED,
+                iqa=queue << 12,
+                pqa=asked << 12 | (asked_bytes // mem.PAGE_BYTES).bit_length() - 1 if askers else 0,
+                page_event=compatible_request(d.PAGE_REQUEST_VECTOR, askers[0].cpu) if askers else (0, 0),
             ),
         )
 
@@ -167,8 +183,9 @@ class DmaBuilder:
             table.map(ring_address, range(ring, ring + d.RING_PAGES), rights)
             table.map(status_address, status, rights)
             if self.machine.first_level:
-                structures.enable(device.source)
-                structures.assign(device.source, 0, domain, first=table)
+                asks = (DTE if device.ats else 0) | (PRE if device.pri else 0)
+                structures.enable(device.source, flags=PASIDE | asks)
+                structures.assign(device.source, 0, domain, first=table, middle=PWSNP)
             else:
                 structures.attach(device.source, table, domain, devices=device.ats)
             spare = 8 + 2 * sum(map(_table_pages, phases))
@@ -182,8 +199,12 @@ class DmaBuilder:
                 page_low, _ = descriptor("IOTLB", DW=1, DR=1, **pages)
                 domain_low, _ = descriptor("IOTLB", DW=1, DR=1, **whole)
             first |= {d.P_PAGE_LOW: page_low, d.P_DOMAIN_LOW: domain_low}
+            if device.pri:
+                first[d.P_GROUPS] = linear(self._page(mem.VALUES))
             if device.ats:
                 first[d.P_DEVICE_LOW], _ = descriptor("DEVICE_TLB", SID=device.source)
+                first[d.P_CONTEXT] = linear(0) + structures.context_address(device.source)
+                first[d.P_CONTEXT_LOW], _ = descriptor("CONTEXT_CACHE", G=3, DID=domain, SID=device.source)
         elif structures.scalable:
             structures.enable(device.source)
             structures.assign(device.source, 0, domain)

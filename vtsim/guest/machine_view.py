@@ -36,13 +36,14 @@ class PhysicalMemory(Protocol):
 class DmaDevice:
     """A device that the guest drives: its name, its source-id, and the guest-physical address of its doorbell.
 
-    `ats`: may it ask for translations and keep them?
+    `ats`: may it ask for translations and keep them? `pri`: for pages as well, which are mapped when it does?
     """
 
     name: str
     source: int
     doorbell: int
     ats: bool = False
+    pri: bool = False
 
 
 @frozen(kw_only=True)
@@ -52,7 +53,7 @@ class DmaMachine:
     `registers`: guest-physical address of the unit's registers; `translates`: may domains map pages, or do devices use
     physical addresses? `remaps`: are interrupts remapped? `coherent`: does the unit snoop; `write_buffers`: do stores
     stand in buffers until they are flushed; `caching_mode`: may it cache what is not present?
-    `first_level`: are domains first-level tables, which the real unit nests in the VM's memory?
+    `first_level`: is the unit in scalable mode, with first-level tables, which a real unit nests in a VM's memory?
     """
 
     devices: tuple[DmaDevice, ...]
@@ -85,12 +86,17 @@ class DmaPort:
 
 @frozen(kw_only=True)
 class DmaMemory:
-    """Where a kernel keeps what belongs to a remapping unit; what its registers are to hold, and its ports."""
+    """Where a kernel keeps what belongs to a remapping unit; what its registers are to hold, and its ports.
+
+    `pqa`, `page_event`: page request queue, 0 where none is, and address and data of its event.
+    """
 
     ports: tuple[DmaPort, ...]
     rtaddr: int = 0
     irta: int = 0
     iqa: int = 0
+    pqa: int = 0
+    page_event: tuple[int, int] = (0, 0)
 
 
 @frozen(kw_only=True)

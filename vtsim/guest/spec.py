@@ -446,7 +446,9 @@ class DmaBuffersSpec(Phase):
         Text(choices=("4 KiB", "2 MiB")), "Size of the pages that map it for the device", default="4 KiB"
     )
     mapping: str = setting(
-        Text(choices=("single", "group")), "Map each buffer by itself, or a group at once as a list", default="single"
+        Text(choices=("single", "group", "once")),
+        "Map each buffer by itself each time, or a group at once as a list, or each buffer once for the whole phase",
+        default="single",
     )
     direction: str = setting(
         Text(choices=("receive", "transmit")), "The device writes the buffers, or reads them", default="receive"
@@ -513,6 +515,11 @@ class KernelSpec:
         "After a DMA buffer is unmapped: invalidate and wait, invalidate all of 255 or of 10 ms at once, do not "
         "invalidate; or map none, because devices use physical addresses",
         default="deferred",
+    )
+    page_request_queue: int = setting(
+        sizes(choices=(4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB)),
+        "Size of the queue in which a remapping unit puts page requests of devices, 32 bytes each",
+        default=64 * KIB,
     )
     iova: str = setting(
         Text(choices=("cached", "tree")),

@@ -26,6 +26,7 @@ TYPES: Final = "tests/iommu/test_memory_types.py"
 BUFFERS: Final = "tests/iommu/test_write_buffers.py"
 IO_APIC: Final = "tests/iommu/test_io_apic.py"
 COMMANDS: Final = "tests/iommu/test_virtual_commands.py"
+ASKED: Final = "tests/platform/test_driven_page_requests.py"
 DRIVEN: Final = "tests/platform/test_driven.py"
 
 # fmt: off
@@ -57,7 +58,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Device-TLB Invalidate Descriptor",                INVALIDATION),
         yes("PASID-based-Device-TLB Invalidate Descriptor",    INVALIDATION),
         yes("Device-TLB Invalidation Throttling",              INVALIDATION),
-        part("Page Request Queue",                             "served by callers in Python; no driver of a guest serves it", PAGE_REQUESTS),
+        part("Page Request Queue",                             "drivers natively serve it, from its event; no driver in a VM does, nor one with PASIDs", ASKED),
         yes("Page Request Event",                              PAGE_REQUESTS),
         yes("Page Group Response Descriptor",                  INVALIDATION),
         no("Page Request Private Data",                        "gone since revision 4.0, and in no product: a response that has it stops the queue as reserved"),

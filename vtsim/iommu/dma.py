@@ -37,9 +37,9 @@ TRANSLATION_BYTES: Final = 8  # that a translation completion carries for one pa
 # --- what changes -----------------------------------------------------------------------------------------------------
 # LAST_READY: when everything that was sent has reached memory.
 (ISSUED, ENDED, RANDOM_STATE, PLACE, NEXT_ISSUE, UP_FREE, DOWN_FREE, LINE_CLOCK, LAST_END, LAST_READY) = range(40, 50)
-# --- statistics -------------------------------------------------------------------------------------------------------
+# --- statistics; N_HELD: times that an operation was not begun because its page was not there -------------------------
 (N_OPERATIONS, N_ABORTED, N_PACKETS, N_DMA_WALKS, N_LINE_HITS, N_LINE_MISSES, LATENCY_SUM, LATENCY_MOST, WALK_WAIT,
- N_DMA_READS, N_ESCAPED, N_TLB_HITS, N_TRANSLATIONS) = range(56, 69)
+ N_DMA_READS, N_ESCAPED, N_TLB_HITS, N_TRANSLATIONS, N_HELD) = range(56, 70)
 HISTOGRAM: Final = 80               # of latencies, BUCKET_PS each; the last takes all beyond
 BUCKETS: Final = 1024
 BUCKET_PS: Final = 4000

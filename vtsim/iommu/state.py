@@ -58,7 +58,8 @@ INTERRUPT_STATUSES: Final = ("remapped", "posted", "passed on", "blocked")
 (N_REQUESTS, N_COMPLETED, N_BLOCKED, N_INTERRUPTS, N_DROPPED, N_FAULTS, N_RECORDED, N_OVERFLOWED, N_SILENCED,
  N_IOTLB_HITS, N_IOTLB_MISSES, N_WALKS, N_READS, N_FLAG_WRITES, N_CONTEXT_HITS, N_CONTEXT_MISSES, N_PASID_HITS,
  N_PASID_MISSES, N_STRUCTURE_HITS, N_DESCRIPTORS, N_INVALIDATED, N_MESSAGES, N_COMPRESSED,
- N_PAGE_REQUESTS, N_REFUSED, N_INTERRUPTS_BLOCKED, N_FLUSHES, N_HELD) = range(72, 100)
+ N_PAGE_REQUESTS, N_REFUSED, N_INTERRUPTS_BLOCKED, N_FLUSHES, N_HELD, N_QUEUED, N_UNQUEUED, N_PAGE_OVERFLOWS,
+ N_RESPONSES) = range(72, 104)
 STATISTICS: Final = {
     "requests": N_REQUESTS, "completed": N_COMPLETED, "blocked": N_BLOCKED, "interrupts": N_INTERRUPTS,
     "dropped": N_DROPPED, "faults": N_FAULTS, "faults recorded": N_RECORDED, "faults overflowed": N_OVERFLOWED,
@@ -67,8 +68,9 @@ STATISTICS: Final = {
     "context hits": N_CONTEXT_HITS, "context misses": N_CONTEXT_MISSES, "PASID hits": N_PASID_HITS,
     "PASID misses": N_PASID_MISSES, "paging-structure hits": N_STRUCTURE_HITS, "descriptors": N_DESCRIPTORS,
     "entries invalidated": N_INVALIDATED, "messages": N_MESSAGES, "page requests": N_PAGE_REQUESTS,
-    "page requests refused": N_REFUSED, "interrupt requests": N_INTERRUPT_REQUESTS,
-    "interrupt requests remapped": N_INTERRUPTS_REMAPPED, "interrupt requests posted": N_INTERRUPTS_POSTED,
+    "page requests refused": N_REFUSED, "page requests queued": N_QUEUED, "page requests dropped": N_UNQUEUED,
+    "page request overflows": N_PAGE_OVERFLOWS, "page group responses": N_RESPONSES,
+    "interrupt requests": N_INTERRUPT_REQUESTS, "interrupt requests remapped": N_INTERRUPTS_REMAPPED, "interrupt requests posted": N_INTERRUPTS_POSTED,
     "interrupt requests passed on": N_INTERRUPTS_COMPATIBLE, "interrupt requests blocked": N_INTERRUPTS_BLOCKED,
     "interrupt entry hits": N_INTERRUPT_HITS, "interrupt entry misses": N_INTERRUPT_MISSES,
     "notifications": N_NOTIFICATIONS, "write buffer flushes": N_FLUSHES, "reads of held words": N_HELD,
@@ -86,6 +88,8 @@ LAWS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("interrupt requests remapped", "interrupt requests posted", "interrupt requests passed on",
          "interrupt requests blocked")),
     "every walk begins with a miss": (("walks",), ("IOTLB misses",)),
+    "every page request ends exactly once": (
+        ("page requests",), ("page requests queued", "page requests dropped", "page requests refused")),
 }
 
 # --- caches: BASE, SETS, WAYS; an entry is TAG, TAG_MORE, STAMP (0: empty), and words of its own -------------------------

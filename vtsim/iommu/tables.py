@@ -111,6 +111,13 @@ class Structures:
         size, number = (4, sid & 0x7F) if self.scalable else (2, sid & 0xFF)
         return page[size * number : size * (number + 1)]
 
+    def context_address(self, sid: int) -> int:
+        """The physical address of a requester's context entry."""
+        self.context(sid)
+        half = (sid >> 7) & 1 if self.scalable else 0
+        page = int(self.memory.contents(self.root, mem.TABLE)[2 * (sid >> 8) + half] & e.POINTER)
+        return page + (32 * (sid & 0x7F) if self.scalable else 16 * (sid & 0xFF))
+
     def pasid(self, sid: int, pasid: int) -> Words:
         """The words of a PASID table entry: a view of 8 words; a page of the directory holds 512 tables of 64."""
         directory = self._directory(sid, pasid)

@@ -87,7 +87,7 @@ def unit_of(scenario: Scenario, engine: Engine) -> RemappingUnit:
 def device_tlb_of(device: DmaSpec) -> np.ndarray:
     """A device's empty device-TLB: shape (words,), int64."""
     cache = st.Cache(device.device_tlb // TLB_WAYS, TLB_WAYS)
-    return st.build_device(sid=requester(device.claims or device.source), tlb=cache, pri=False)
+    return st.build_device(sid=requester(device.claims or device.source), tlb=cache, pri=device.page_requests > 0)
 
 
 def device_tlbs(scenario: Scenario) -> np.ndarray:

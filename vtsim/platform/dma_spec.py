@@ -23,6 +23,7 @@ PACKETS = tuple(128 << n for n in range(6))  # bytes that a payload or a read re
 MODES = ("off", "pass-through", "translate")
 REQUESTS = ("untranslated", "ats", "forged")  # by number as in `iommu.dma`
 TLB_WAYS = 4
+MOST_PAGE_REQUESTS = 256  # below FLOOD_GROUP of `page_requests`
 TLB_ENTRIES = tuple(TLB_WAYS << n for n in range(11))
 
 
@@ -134,6 +135,12 @@ class DmaSpec:
         "answers",
         default=0,
     )
+    page_requests: int = setting(
+        counts(le=MOST_PAGE_REQUESTS),
+        "Of a device with a driver: page requests that it may have outstanding (PRI, Outstanding Page Request "
+        "Allocation); its driver then allows buffers and maps their pages when it asks. 0: it cannot ask",
+        default=0,
+    )
     trusted: bool = setting(
         Boolean(),
         "Its context entry allows translation requests and translated ones, where it makes such",
@@ -151,6 +158,17 @@ class DmaSpec:
         "Of a device with a driver: time between two writes to an address after its buffer is done, in ns, or what its "
         "tags and its link take; 0 for none",
         default=0.0,
+    )
+    flood_ns: float = setting(
+        factors(ge=0, le=1e9),
+        "Of a device that asks for pages: time between two bursts of page requests for addresses that its driver never "
+        "allowed, in ns; 0 for none",
+        default=0.0,
+    )
+    flood: int = setting(
+        counts(ge=1, le=1 << 16),
+        "Page requests of such a burst, whatever the device may have outstanding",
+        default=1,
     )
     link: LinkSpec = setting(Group(spec=LinkSpec), "Its link", factory=LinkSpec)
 
@@ -171,6 +189,10 @@ def _without_effect(each: DmaSpec, where: str) -> Iterator[Problem]:
         ("device_answer_ns", no_tlb, "a device without ATS has no device-TLB that it is to invalidate", "requests ats"),
         ("unanswered", no_tlb, "a device without ATS has no device-TLB whose invalidation it could leave unanswered",
          "requests ats"),
+        ("page_requests", no_tlb, "a device without ATS learns of no page that is not there", "requests ats"),
+        ("flood_ns", not each.page_requests, "a device that cannot ask for pages floods nothing",
+         "page_requests 1 and more"),
+        ("flood", not each.flood_ns, "a device that does not flood has no bursts", "flood_ns more than 0"),
         ("trusted", not own, "a device that neither asks for translations nor says that it has them needs no trust",
          "requests ats, forged"),
     ):  # fmt: skip

@@ -1,7 +1,8 @@
 """Devices that a guest's driver gives buffers: doorbell, ring of descriptors, DMA, write-back, interrupt.
 
 A device fetches descriptors, moves data and reports, each of these at its own pace. A hostile one goes on writing to an
-address that was its own, to find out how long it can.
+address that was its own, to find out how long it can. One that asks for pages moves the data of descriptors that it
+reports together side by side: an operation whose page is missing waits for it alone.
 
 Of a descriptor that carries values the first word is moved: the device keeps what it reads, and writes `MARK`.
 
@@ -11,6 +12,7 @@ Not modelled: moderation of interrupts; descriptors that are written back one by
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any, Final
@@ -19,33 +21,36 @@ import numpy as np
 import simpy
 from attrs import define, field
 
-from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.apic import request
 from vtsim.guest.kernel import dma_layout as d
+from vtsim.guest.kernel_data import linear
 from vtsim.guest.machine_view import DmaPort, PhysicalMemory
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.entries import ADDRESS, SL_PS, SL_R, SL_W
-from vtsim.iommu.kernels.device_tlb import device_forget
+from vtsim.iommu.kernels.device_tlb import device_forget, known_to_device
 from vtsim.iommu.kernels.driven_engine import all_ended, last_landing, operate
 from vtsim.iommu.unit import Message, RemappingUnit
 from vtsim.platform.dma import PS, device_tlb_of, engine_of, landing_of, outcome_of, unit_of
 from vtsim.platform.dma_spec import DmaSpec
+from vtsim.platform.hostile import LINE, Hostile
 from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import DmaOutcome, DriverOutcome
+from vtsim.platform.page_asking import Flood, PageRequests, Way
 from vtsim.platform.remapping_registers import RemappingRegisters
 from vtsim.platform.spec import Scenario
 from vtsim.platform.unit_tables import DrivenPort, UnitTables
 
-LINE: Final = 64
 LARGEST: Final = 4096  # bytes of one operation
 MARK: Final = 0xDEA_DBEE  # the word that a device writes
 BATCH: Final = 16  # descriptors that are reported together at most
+NODE: Final = (d.N_LOW, d.N_HIGH, d.N_BUFFER, d.N_PAGES)
+EVENTS: Final = (st.FAULT_EVENT, st.INVALIDATION_EVENT, st.PAGE_REQUEST_EVENT)
 
 
 @define(eq=False)
@@ -68,6 +73,8 @@ class DrivenDevice:
     moved: int = field(default=0, init=False)  # bytes
     refused: int = field(default=0, init=False)  # descriptors with an operation that was blocked
     interrupts: int = field(default=0, init=False)
+    pages: PageRequests | None = field(default=None, init=False)  # where it asks for pages
+    failed: int = field(default=0, init=False)  # operations that got no page
     lost: int = field(default=0, init=False)  # interrupts that were blocked
     merged: int = field(default=0, init=False)  # interrupts whose vector was pending already
     seen: int = field(default=0, init=False)  # the word that it read last
@@ -87,15 +94,33 @@ class DrivenDevice:
         if not self.rung.triggered:
             self.rung.succeed()
 
-    def operate(self, address: int, size: int, writes: bool) -> Generator[simpy.Event, Any, bool]:
-        """Begin an operation as soon as one can begin; was it let through?"""
-        platform = self.platform
-        aborted = int(self.row[g.N_ABORTED])
+    def operate(
+        self, address: int, size: int, writes: bool, beyond: Sequence[int] = ()
+    ) -> Generator[simpy.Event, Any, bool]:
+        """Begin an operation as soon as one can begin; was it let through?
+
+        `beyond`: where the device goes on behind it; pages that are missing there are asked for together.
+        """
+        platform, since = self.platform, 0
         while True:
-            later = platform.operate(self.row, self.tlb, address, size, writes)
+            aborted, now = int(self.row[g.N_ABORTED]), platform.now_ps
+            later = platform.operate(self.row, self.tlb, address, size, writes, since)
             if not later:
                 return int(self.row[g.N_ABORTED]) == aborted
-            yield platform.until(later)
+            yield platform.until(abs(later))
+            if later < 0:
+                since = since or now
+                if not (yield from self.ask([address, *beyond], writes)):
+                    self.failed += 1
+                    return False
+
+    def ask(self, addresses: Sequence[int], writes: bool) -> Generator[simpy.Event, Any, bool]:
+        """Ask for the page of the first address, and for those of the others that the device-TLB does not hold."""
+        assert self.pages is not None
+        access = sp.WRITE if writes else sp.READ
+        with quiet():
+            missing = [each for each in addresses[1:] if known_to_device(self.tlb, sp.NO_PASID, each, access) < 0]
+        return (yield from self.pages.ask([addresses[0], *missing], access))
 
     def invalidate(self, word: int) -> Generator[simpy.Event, Any, None]:
         """Obey an invalidation of the device-TLB, and answer when what is in flight has ended: PCIe, ATS."""
@@ -148,20 +173,29 @@ class DrivenDevice:
             if not self.waiting:
                 self.filled = self.platform.clock.event()
                 yield self.filled
-            count = 0
+            count, under_way = 0, []
             while self.waiting and count < BATCH:
-                address, size, word = self.waiting.popleft()
-                passed, writes = True, bool(word & d.DEVICE_WRITES)
-                for offset in range(0, size, LARGEST):
-                    part = min(LARGEST, size - offset)
-                    passed &= yield from self.operate(address + offset, part, writes)
-                if passed and word & d.CARRIES:
-                    self.carry(address, writes)
                 count += 1
-                self.refused += not passed
-                self.moved += size if passed else 0
-                self.last = address
+                transfer = self.transfer(*self.waiting.popleft())
+                if self.pages is None:
+                    yield from transfer
+                else:
+                    under_way.append(self.platform.clock.process(transfer))
+            if under_way:
+                yield self.platform.clock.all_of(under_way)
             self.platform.clock.process(self.report(self.ended(), count, self.last))
+
+    def transfer(self, address: int, size: int, word: int) -> Generator[simpy.Event, Any, None]:
+        """Move the data of one descriptor."""
+        passed, writes = True, bool(word & d.DEVICE_WRITES)
+        parts = range(address, address + size, LARGEST)
+        for number, at in enumerate(parts, 1):
+            passed &= yield from self.operate(at, min(LARGEST, address + size - at), writes, parts[number:])
+        if passed and word & d.CARRIES:
+            self.carry(address, writes)
+        self.refused += not passed
+        self.moved += size if passed else 0
+        self.last = address
 
     def carry(self, address: int, writes: bool) -> None:
         """Move the word at an address that the last operation was let through to; there is nothing beyond memory."""
@@ -197,6 +231,17 @@ class DrivenDevice:
         """A word of the guest's memory, unsigned."""
         return self.platform.engine.load(self.hpa(gpa)) & (1 << 64) - 1
 
+    def allows(self, address: int) -> bool:
+        """Does the driver allow an address whose pages it maps when they are asked for?"""
+        page, node = address >> 12, self.word(self.port.words + d.P_TREE)
+        while node:
+            at = node - linear(0) & (1 << 64) - 1
+            low, high, buffer, pages = (self.word(at + word) for word in NODE)
+            if low <= page <= high:
+                return bool(buffer) and page - low < pages
+            node = self.word(at + (d.N_LEFT if page < low else d.N_RIGHT))
+        return False
+
     def leads_to(self, address: int) -> int:
         """The host-physical address to which the driver's table lets an address lead now, or -1."""
         table = self.port.root
@@ -209,76 +254,6 @@ class DrivenDevice:
                 return self.hpa((entry & ADDRESS & ~within) | (address & within))
             table = entry
         raise ModelError("a table has no last level", {"address": address})
-
-
-@define(eq=False)
-class Hostile:
-    """Writes to an address after its buffer was done, again and again, until it is refused, as fast as its tags allow.
-
-    `through` counts the writes that went through although the address was no buffer's any more and the table, if there
-    is one, led elsewhere or nowhere; `window` is the longest time, in cycles, from the last write that was allowed to
-    one of these.
-    """
-
-    device: DrivenDevice
-    row: np.ndarray
-    every: int  # cycles between two writes
-    address: int = field(default=-1, init=False)
-    allowed_at: int = field(default=0, init=False)
-    writes: int = field(default=0, init=False)
-    through: int = field(default=0, init=False)
-    refused: int = field(default=0, init=False)
-    window: int = field(default=0, init=False)
-    slots: np.ndarray = field(
-        factory=lambda: np.zeros(0, np.int64), init=False
-    )  # where in the arena the driver's stand
-    started: simpy.Event = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        clock = self.device.platform.clock
-        self.started = clock.event()
-        clock.process(self.process())
-
-    def begin(self, address: int) -> None:
-        """A buffer at this address is done; keep it, unless another is being tried."""
-        if self.address < 0:
-            self.address, self.allowed_at = address, int(self.device.platform.clock.now)
-            if not self.started.triggered:
-                self.started.succeed()
-
-    def process(self) -> Generator[simpy.Event, Any, None]:
-        """The SimPy process."""
-        platform = self.device.platform
-        while True:
-            if self.address < 0:
-                self.started = platform.clock.event()
-                yield self.started
-            yield platform.clock.timeout(self.every)
-            aborted = int(self.row[g.N_ABORTED])
-            if begins := platform.operate(self.row, self.device.tlb, self.address, LINE, True):
-                yield platform.until(begins)  # no tag is free
-                continue
-            with quiet():
-                all_ended(self.row)
-            self.writes += 1
-            u, now = platform.unit.u, int(platform.clock.now)
-            if int(self.row[g.N_ABORTED]) > aborted:
-                self.refused += 1
-                self.address = -1
-            elif self._given() or (self.device.port.root and self.device.leads_to(self.address) == int(u[st.HPA])):
-                self.allowed_at = now
-            else:
-                self.through += 1
-                self.window = max(self.window, now - self.allowed_at)
-
-    def _given(self) -> bool:
-        """Does the driver think that the address is the device's, for this buffer or for another?"""
-        arena = self.device.platform.engine.arena
-        if not len(self.slots):
-            places = (first + n * d.SLOT_BYTES for first, count in self.device.port.slots for n in range(count))
-            addresses = [self.device.hpa(place) for place in places]
-            self.slots = np.array([mem.contents(arena, hpa >> 12) + ((hpa & 0xFFF) >> 3) for hpa in addresses])
-        return bool((arena[self.slots] == self.address).any())
 
 
 @define(eq=False)
@@ -317,6 +292,8 @@ class DrivenDevices:
             if spec.hostile_ns:
                 every = max(1, self.cycles(spec.hostile_ns))
                 device.hostile = Hostile(device, self.engines[len(ports) + number], every)
+            if spec.page_requests:
+                self._let_ask(device)
             self.devices.append(device)
             self.doorbells[each.port.device.doorbell] = device
         self.registers = RemappingRegisters(
@@ -337,13 +314,48 @@ class DrivenDevices:
         unit.command(set=sp.IRE)
         unit.enable(self.tables.rtaddr)
 
-    def _deliver(self, message: Message) -> None:
-        for device in self.devices:
-            if message.first == device.tlb[st.DEVICE_SID]:
-                self.clock.process(device.invalidate(message.second))
+        if self.tables.pqa:
+            address, data = self.tables.page_event
+            for name, value in {"PQA": self.tables.pqa, "PEADDR": address, "PEDATA": data, "PECTL": 0}.items():
+                unit.write(name, value)
 
-    def operate(self, row: np.ndarray, tlb: np.ndarray, address: int, size: int, writes: bool) -> int:
-        """Begin an operation of an engine: 0, or when it can begin, in ps."""
+    def _let_ask(self, device: DrivenDevice) -> None:
+        """Let a device ask for pages, and perhaps for others than its own."""
+        spec, sid = device.spec, int(device.tlb[st.DEVICE_SID])
+
+        def send(address: int, access: int, pasid: int, group: int, last: bool) -> None:
+            self.unit.page_request(sid, address, access, pasid=pasid, group=group, last=last)
+            self.registers.send()
+
+        way = Way(up=self.cycles(spec.link.up_ns), down=self.cycles(spec.link.down_ns), send=send)
+        device.pages = PageRequests(self.clock, spec.page_requests, way)
+        if spec.flood_ns:
+            order = random.Random(f"{self.scenario.seed} {spec.name}")
+            device.pages.flood = Flood(device.pages, spec.flood, max(1, self.cycles(spec.flood_ns)), order)
+
+    def _deliver(self, message: Message) -> None:
+        """What the unit sends goes to a device, by its source-id, or it is an event of the unit, for a CPU."""
+        if message.kind in EVENTS:
+            self.clock.process(self._event(message.first, message.second))
+            return
+        for device in self.devices:
+            if message.first & 0xFFFF != device.tlb[st.DEVICE_SID]:
+                continue
+            if message.kind == st.DEVICE_INVALIDATION:
+                self.clock.process(device.invalidate(message.second))
+            elif device.pages is not None:
+                self.clock.process(device.pages.answer(message.second, message.third))
+
+    def _event(self, address: int, data: int) -> Generator[simpy.Event, Any, None]:
+        """An event of the unit: its message is not remapped, and comes after what the unit wrote to memory."""
+        yield self.clock.timeout(self.cycles(self.scenario.machine.iommu.read_ns))
+        self.interrupt_cpu(address, data)
+
+    def operate(self, row: np.ndarray, tlb: np.ndarray, address: int, size: int, writes: bool, since: int = 0) -> int:
+        """Begin an operation of an engine: 0, or when it can begin, in ps; negative, when it knows of no page.
+
+        `since`: when it was tried first, in ps, if not now.
+        """
         with quiet():
             return int(
                 operate(
@@ -357,6 +369,7 @@ class DrivenDevices:
                     address,
                     size,
                     writes,
+                    since or self.now_ps,
                 )
             )
 
@@ -412,11 +425,15 @@ class DrivenDevices:
                 return
             address, data = answer.message
             yield self.clock.timeout(self.cycles(answer.reads * self.scenario.machine.iommu.read_ns))
+        device.merged += self.interrupt_cpu(address, data) and not self.posts
+
+    def interrupt_cpu(self, address: int, data: int) -> bool:
+        """A message reaches a local APIC; was its vector pending there already?"""
         m, vector = self.engine.cpus[address >> 32 or address >> 12 & 0xFF], data & 0xFF
-        if not self.posts:
-            device.merged += int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
+        pending = int(m[s.APIC_IRR + (vector >> 6)]) >> (vector & 63) & 1
         with quiet():
             request(m, self.engine.arena, vector)
+        return bool(pending)
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def outcome(self) -> tuple[DmaOutcome, ...]:
@@ -427,7 +444,7 @@ class DrivenDevices:
     def _outcome(self, device: DrivenDevice) -> DmaOutcome:
         device.ended()
         words = [device.word(device.port.words + d.STATISTICS + 8 * n) for n in range(len(d.STATISTIC_NAMES))]
-        hostile = device.hostile
+        hostile, pages = device.hostile, device.pages
         return outcome_of(
             device.spec,
             device.row.tolist(),
@@ -443,5 +460,6 @@ class DrivenDevices:
                 hostile_writes=hostile.writes if hostile else 0,
                 hostile_through=hostile.through if hostile else 0,
                 window=hostile.window if hostile else 0,
+                pages=None if pages is None else pages.outcome(int(device.row[g.N_HELD]), device.failed),
             ),
         )

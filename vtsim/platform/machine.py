@@ -380,7 +380,7 @@ class Machine:
             elif reason == layout.NO_INTERFACE:
                 yield layout.REASONS[reason]
                 return
-            elif reason == layout.REFUSED:
+            elif reason in (layout.REFUSED, layout.DEVICE_GONE):
                 yield f"{who} {layout.REASONS[reason]}"
             if killed and cause == layout.NO_MEMORY:
                 yield f"{who} killed: the guest's memory is used up"
@@ -599,6 +599,7 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
                 source=requester(each.source),
                 doorbell=DOORBELLS + PAGE * number,
                 ats=each.requests == "ats" and each.trusted,
+                pri=each.page_requests > 0 and each.trusted,
             )
             for number, each in enumerate(scenario.dma)
             if each.name in driven_by(vm)
@@ -609,5 +610,5 @@ def dma_machine(scenario: Scenario, vm: VmSpec) -> DmaMachine:
         coherent=iommu.coherent or not native,
         write_buffers=iommu.write_buffers and native,
         caching_mode=not native and vm.viommu == "caching",
-        first_level=not native and vm.viommu == "nested",
+        first_level=any(each.page_requests for each in scenario.dma) if native else vm.viommu == "nested",
     )

@@ -63,6 +63,32 @@ class VmOutcome:
 
 
 @frozen(kw_only=True)
+class PageRequestOutcome:
+    """What a device asked of pages. `waiting`: groups that have no answer at the end; `most`: requests outstanding.
+
+    `held`: times that an operation found its page missing; `failed`: operations that got none. `wait_sum`, `wait_most`:
+    cycles from the first request of a group to its response. `flood…`: requests for what its driver never allowed, of
+    these those that are to be answered, and how they were.
+    """
+
+    requests: int
+    groups: int
+    succeeded: int
+    refused: int
+    waiting: int
+    unexpected: int
+    most: int
+    held: int
+    failed: int
+    wait_sum: int
+    wait_most: int
+    flood: int
+    flood_owed: int
+    flood_succeeded: int
+    flood_refused: int
+
+
+@frozen(kw_only=True)
 class DriverOutcome:
     """What a guest's driver and its device did: words that the kernel counted, descriptors, interrupts.
 
@@ -79,6 +105,7 @@ class DriverOutcome:
     hostile_writes: int
     hostile_through: int
     window: int
+    pages: PageRequestOutcome | None = None
 
 
 @frozen(kw_only=True)

@@ -41,7 +41,7 @@ class RemappingRegisters:
     invalidate_cycles: int
     write_cycles: int
     landed: Callable[[], int]
-    deliver: Callable[[Message], None] = lambda message: None  # an invalidation, to its device
+    deliver: Callable[[Message], None] = lambda message: None  # to the device, or to the CPU, that it is for
     timeout_cycles: int = 0
     owed: list[tuple[int, int]] = field(factory=list, init=False)  # requester and deadline of each answer
     tail: int = field(default=0, init=False)
@@ -63,11 +63,19 @@ class RemappingRegisters:
         """What a CPU writes has its effect, the tail of the queue in time."""
         if hpa - REGISTERS != sp.IQT:
             self.unit.write_at(hpa - REGISTERS, size, value)
+            self.send()
             if hpa - REGISTERS == sp.FSTS:
                 self._wake()
             return
         self.tail = value
         self._wake()
+
+    def send(self) -> None:
+        """Hand on what the unit sends."""
+        for message in self.unit.messages():
+            if message.kind == DEVICE_INVALIDATION:
+                self.owed.append((message.first, int(self.clock.now) + self.timeout_cycles))
+            self.deliver(message)
 
     def answered(self, sid: int) -> None:
         """A device has answered; what it does not owe any more is an error that is told."""
@@ -114,9 +122,6 @@ class RemappingRegisters:
                 if low & 0xF != IOTLB_TYPE or low & DRAIN:
                     drained = max(drained, self.landed())
             self.unit.write_at(sp.IQT, 4, (head + (32 if queue & sp.IQA_WIDE else 16)) % QUEUE_BYTES)
-            for message in self.unit.messages():
-                if message.kind == DEVICE_INVALIDATION:
-                    self.owed.append((message.first, int(self.clock.now) + self.timeout_cycles))
-                    self.deliver(message)
+            self.send()
             while self.owed and self.unit.read("IQH") == head and not self._stopped():
                 yield from self._pause()

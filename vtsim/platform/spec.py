@@ -261,6 +261,7 @@ OF_ITS_OWN = ("window", "mapped", "pages", "bytes", "stride", "operations", "wri
 OF_DRIVEN_DEVICES = (  # and of which requests: without these it is refused for another reason
     ("unanswered", ("ats",), "is asked to invalidate nothing"),
     ("device_answer_ns", ("ats",), "is asked to invalidate nothing"),
+    ("page_requests", ("ats",), "has nobody who serves its page requests"),
     ("hostile_ns", REQUESTS, "has no buffers that are done"),
 )
 
@@ -269,6 +270,7 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
     """Yield what contradicts itself between devices and the guests that drive them."""
     names = [each.name or f"dma{number}" for number, each in enumerate(scenario.dma)]
     drivers: dict[str, str] = {}
+    served: set[str] = set()
     for number, vm in enumerate(scenario.vms):
         for place, process in enumerate(vm.guest.processes):
             for index, phase in enumerate(process.phases):
@@ -300,6 +302,9 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                         message=f"{name!r} is driven by another process",
                         help="give each process a device of its own",
                     )
+                served.add(name)
+                if name in names and scenario.dma[names.index(name)].page_requests:
+                    yield from _page_request_conflicts(vm, f"vms.{number}", phase, where, names.index(name))
                 if vm.guest.kernel.dma == "deferred" and not vm.guest.kernel.tick:
                     yield Problem(
                         path=f"vms.{number}.guest.kernel.tick",
@@ -316,7 +321,7 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
                 )
         for key, only, message in OF_DRIVEN_DEVICES:
             default = getattr(DEFAULT, key)
-            if getattr(each, key) != default and each.requests in only and names[number] not in drivers:
+            if getattr(each, key) != default and each.requests in only and names[number] not in served:
                 yield Problem(
                     path=f"dma.{number}.{key}",
                     message=f"a device without a driver {message}",
@@ -344,12 +349,28 @@ def _driver_conflicts(scenario: Scenario) -> Iterator[Problem]:
             help="posted_interrupts can be false; or let a process drive a device with primitive dma_buffers",
         )
     for number, name in enumerate(names):
-        if scenario.vms and name not in drivers:
+        if scenario.vms and name not in served:
             yield Problem(
                 path=f"dma.{number}",
                 message="devices that do DMA by themselves have the machine to themselves",
                 help="leave vms out, or let a process drive it with primitive dma_buffers",
             )
+
+
+def _page_request_conflicts(vm: VmSpec, of: str, phase: DmaBuffersSpec, where: str, number: int) -> Iterator[Problem]:
+    """Yield why a kernel cannot map pages of a phase when the device of a number asks for them."""
+    if vm.guest.kernel.dma in ("deferred", "never"):
+        yield Problem(
+            path=f"{of}.guest.kernel.dma",
+            message="pages that are mapped when a device asks for them are unmapped strictly",
+            help=f"dma can be strict; or dma.{number}.page_requests 0",
+        )
+    if phase.pages != "4 KiB":
+        yield Problem(
+            path=f"{where}.pages",
+            message="a device asks for pages of 4 KiB",
+            help=f"pages can be 4 KiB; or dma.{number}.page_requests 0",
+        )
 
 
 def _assignment_conflicts(scenario: Scenario) -> Iterator[Problem]:

@@ -39,17 +39,22 @@ class DrivenPort:
 
 @frozen(kw_only=True)
 class UnitTables:
-    """Host-physical: what a unit's registers are to hold; no queue is in use where `iqa` is 0."""
+    """Host-physical: what a unit's registers are to hold; no queue is in use where `iqa` or `pqa` is 0."""
 
     rtaddr: int
     irta: int
     iqa: int = 0
+    pqa: int = 0
+    page_event: tuple[int, int] = (0, 0)  # address and data of the message
 
 
 def native(layout: DmaMemory, memory: PhysicalMemory) -> tuple[tuple[DrivenPort, ...], UnitTables]:
     """The devices of a guest that has the machine to itself; its kernel has made the unit's tables."""
     ports = tuple(DrivenPort(port=port, memory=memory) for port in layout.ports)
-    return ports, UnitTables(rtaddr=layout.rtaddr, irta=layout.irta, iqa=layout.iqa)
+    wide = sp.IQA_WIDE if layout.rtaddr >> 10 & 3 == sp.TTM_SCALABLE else 0
+    return ports, UnitTables(
+        rtaddr=layout.rtaddr, irta=layout.irta, iqa=layout.iqa | wide, pqa=layout.pqa, page_event=layout.page_event
+    )
 
 
 def assigned(

@@ -9,7 +9,15 @@ from vtsim import __version__
 from vtsim.cpu.ops import ACTIVITIES, PRIVILEGES
 from vtsim.cpu.profile import explain
 from vtsim.guest.traces.recorded_exits import RecordedExits
-from vtsim.platform.outcome import LEVELS, DmaOutcome, DriverOutcome, ExitCounts, Outcome, OwnerCounts
+from vtsim.platform.outcome import (
+    LEVELS,
+    DmaOutcome,
+    DriverOutcome,
+    ExitCounts,
+    Outcome,
+    OwnerCounts,
+    PageRequestOutcome,
+)
 from vtsim.study import result as r
 from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import reason_name
@@ -215,6 +223,7 @@ def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
         invalidation_share=n["invalidation_cycles"] / elapsed,
         device_invalidations=n["device_invalidations"],
         timeouts=n["timeouts"],
+        given_up=n["given_up"],
         flushes=n["flushes"],
         interrupts=driver.interrupts,
         interrupts_blocked=driver.interrupts_blocked,
@@ -223,6 +232,32 @@ def _driver(driver: DriverOutcome | None, clock_hz: int) -> r.Driver | None:
         hostile_writes=driver.hostile_writes,
         hostile_through=driver.hostile_through,
         window_ns=driver.window * 1e9 / clock_hz,
+        pages=None if driver.pages is None else _pages(driver.pages, n, clock_hz),
+    )
+
+
+def _pages(pages: PageRequestOutcome, n: Mapping[str, int], clock_hz: int) -> r.PageRequests:
+    ended = pages.succeeded + pages.refused
+    return r.PageRequests(
+        requests=pages.requests,
+        groups=pages.groups,
+        succeeded=pages.succeeded,
+        refused=pages.refused,
+        waiting=pages.waiting,
+        unexpected=pages.unexpected,
+        most=pages.most,
+        held=pages.held,
+        failed=pages.failed,
+        wait_mean_ns=pages.wait_sum * 1e9 / clock_hz / (ended or 1),
+        wait_max_ns=pages.wait_most * 1e9 / clock_hz,
+        handled=n["page_requests"],
+        handled_cycles=n["page_request_cycles"] / (n["page_requests"] or 1),
+        mapped=n["pages_mapped"],
+        invalid=n["page_requests_invalid"],
+        flood=pages.flood,
+        flood_owed=pages.flood_owed,
+        flood_refused=pages.flood_refused,
+        flood_succeeded=pages.flood_succeeded,
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtsim.base.trace import PRIVILEGES
-from vtsim.study.result import Driver, Exit, Hypercalls, Replay, Result, ServedBy, VmResult
+from vtsim.study.result import Driver, Exit, Hypercalls, PageRequests, Replay, Result, ServedBy, VmResult
 from vtsim.study.table import section
 
 # fmt: off
@@ -251,7 +251,25 @@ def _driver(name: str, driver: Driver) -> RenderableType:
             f"Of {count(driver.hostile_writes)} writes after their buffers were done, {count(driver.hostile_through)} "
             f"went through after the unmap, up to {driver.window_ns:.0f} ns later."
         )
+    if driver.given_up:
+        lines.append("The kernel gave the device up, which answered no invalidation: its context entry is not present.")
+    if driver.pages is not None:
+        lines += _page_requests(driver.pages)
     return Padding(Text("\n".join(lines)), (1, 0, 0, 0))
+
+
+def _page_requests(pages: PageRequests) -> list[str]:
+    lines = [
+        f"{count(pages.requests)} page requests in {count(pages.groups)} groups, of which {count(pages.succeeded)} "
+        f"were answered with success, {pages.wait_mean_ns:.0f} ns after the request, and {count(pages.refused)} as "
+        f"invalid; {count(pages.mapped)} pages mapped, {pages.handled_cycles:.0f} cycles each request."
+    ]
+    if pages.flood:
+        lines.append(
+            f"Of {count(pages.flood)} page requests for what was never allowed, {count(pages.flood_refused)} were "
+            f"answered as invalid and {count(pages.flood_succeeded)} by the unit, whose queue was full."
+        )
+    return lines
 
 
 def _replay(replay: Replay) -> RenderableType:

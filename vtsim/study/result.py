@@ -374,6 +374,31 @@ class Latency:
 
 
 @frozen(kw_only=True)
+class PageRequests:
+    """What a device asked of pages, and how its driver's kernel served it."""
+
+    requests: int            = key("requests", "for a page that was not mapped, or mapped by then")
+    groups: int              = key("groups", "of these, each of which is answered once")
+    succeeded: int           = key("groups", "answered with success, by the kernel or because the queue was full")
+    refused: int             = key("groups", "answered as invalid: an address that was not allowed")
+    waiting: int             = key("groups", "that had no answer when the run ended")
+    unexpected: int          = key("responses", "to no group that waited")
+    most: int                = key("requests", "that were outstanding at a time")
+    held: int                = key("operations", "that found their page missing, each time that one did")
+    failed: int              = key("operations", "that moved nothing, because their page was refused")
+    wait_mean_ns: float      = key("ns", "mean time from the first request of a group to its response")
+    wait_max_ns: float       = key("ns", "longest")
+    handled: int             = key("requests", "that the kernel read from the queue")
+    handled_cycles: float    = key("cycles", "that one took in the kernel, with the response of its group")
+    mapped: int              = key("pages", "that the kernel mapped for them")
+    invalid: int             = key("requests", "of those that it read, for addresses that were not allowed")
+    flood: int               = key("requests", "of a hostile device, for what its driver never allowed")
+    flood_owed: int          = key("requests", "of these, that are to be answered: the last of their group")
+    flood_refused: int       = key("requests", "of these, answered as invalid")
+    flood_succeeded: int     = key("requests", "of these, answered by the unit because its queue was full")
+
+
+@frozen(kw_only=True)
 class Driver:
     """What a guest's kernel did to drive a device. Cycles of one are means, and hold one RDTSC."""
 
@@ -391,6 +416,7 @@ class Driver:
     invalidation_share: float   = key("", "of the elapsed cycles, those of invalidations")
     device_invalidations: int   = key("invalidations", "of the device-TLB that follow these, each with a wait")
     timeouts: int               = key("errors", "of the queue that the kernel cleared: a device did not answer in time")
+    given_up: int               = key("devices", "1 if the kernel blocked the device, which answered no invalidation")
     flushes: int                = key("flushes", "of a whole domain, for what was deferred")
     interrupts: int             = key("interrupts", "that the device sent")
     interrupts_blocked: int     = key("interrupts", "of these, that interrupt remapping blocked")
@@ -399,6 +425,7 @@ class Driver:
     hostile_writes: int         = key("writes", "of a hostile device, to addresses whose buffers were done")
     hostile_through: int        = key("writes", "of these, that went through after the unmap")
     window_ns: float            = key("ns", "longest time from the last allowed to the last of these")
+    pages: PageRequests | None  = key("", "of a device that asks for pages; else null", default=None)
 
 
 @frozen(kw_only=True)

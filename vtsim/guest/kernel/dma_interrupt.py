@@ -24,6 +24,7 @@ def completion(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(s.RDX))
     a.cmp(s.RAX, register=s.RSI)
     a.jcc(ops.CC_AE, "dma_polled")
+    _unless_gone(a, kernel.dma)
     a.op(ops.PAUSE)
     a.jmp("dma_poll_again")
     a.label("dma_polled")
@@ -39,6 +40,7 @@ def completion(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(s.RDX))
     a.cmp(s.RAX, register=s.RBP)
     a.jcc(ops.CC_AE, "dma_slept")
+    _unless_gone(a, kernel.dma)
     a.work(length("wait_event"))
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.st(Mem(s.R15, d.P_WAITER), s.RBX)
@@ -53,6 +55,9 @@ def completion(a: Assembler, kernel: KernelOptions) -> None:
 
     a.activity = ops.INTERRUPT_PATH
     a.label("dma_done")  # RBX: the vector
+    if kernel.dma.askers:
+        a.cmp(s.RBX, d.PAGE_REQUEST_VECTOR)
+        a.jcc(ops.CC_Z, "page_request_event")
     for number, port in enumerate(kernel.dma.ports):
         a.mov(s.R15, port)
         a.cmp(s.RBX, d.DMA_VECTOR + number)
@@ -69,3 +74,11 @@ def completion(a: Assembler, kernel: KernelOptions) -> None:
     a.st_value(Mem(s.RSI, at.T_STATE), at.RUNNABLE)
     a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
     a.jmp("interrupt_done")
+
+
+def _unless_gone(a: Assembler, dma: d.DmaOptions) -> None:
+    """A task waits in vain for a device that was given up."""
+    if dma.device_tlbs:
+        a.ld(s.RAX, Mem(s.R15, d.S_GIVEN_UP))
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, "dma_gone")

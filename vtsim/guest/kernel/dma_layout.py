@@ -14,13 +14,16 @@ from attrs import frozen
 # --- words of a port ------------------------------------------------------------------------------------------------
 # P_ROOT: physical address of the domain's table. P_TABLES: next frame for a table, end. P_TREE, P_CACHED: nodes of the
 # tree of addresses in use. P_NODES, P_MAGAZINES: lists of free ones. P_PAGE_LOW, P_DOMAIN_LOW: first words of
-# invalidation descriptors; P_DEVICE_LOW: of that for its device-TLB, 0 without one.
+# invalidation descriptors; P_DEVICE_LOW: of that for its device-TLB, 0 without one. P_GROUPS: a word for each page
+# request group that is not complete: how it will be answered. P_CONTEXT: the device's context entry; P_CONTEXT_LOW: the
+# first word of its invalidation; P_TRIES: how often the last invalidation of the device-TLB was not answered.
 # P_RING, P_DOORBELL, P_STATUS, P_SLOTS: linear addresses. P_POST, P_REAP: bytes from there to
 # the next slot.
 (P_ROOT, P_TABLES, P_TABLES_END, P_TREE, P_CACHED, P_NODES, P_MAGAZINES, P_LOCK, P_PAGE_LOW, P_DOMAIN_LOW, P_RING,
  P_PRODUCER, P_DOORBELL, P_STATUS, P_WAITER, P_CONSUMER,
  Q_HEAD, Q_TAIL, Q_ENTRIES, Q_STARTED, Q_FINISHED, Q_ON, Q_EXPIRES, Q_LOCK, P_SLOTS, P_POST, P_REAP,
- P_DEVICE_LOW) = range(0, 224, 8)
+ P_DEVICE_LOW, P_GROUPS, P_CONTEXT, P_CONTEXT_LOW, P_TRIES) = range(0, 256, 8)
+TRIES: Final = 4              # invalidations of a device-TLB until a device is given up
 (SLOT_ADDRESS, SLOT_BUFFER) = range(0, 16, 8)   # of each buffer: where the device finds it, where it is
 SLOT_BYTES: Final = 16
 CLASSES: Final = 0x100        # of sizes: 1, 2, 4 … 32 pages
@@ -30,16 +33,19 @@ CLASS_COUNT: Final = 6
 STATISTICS: Final = 0x300
 STATISTIC_NAMES: Final = (
     "maps", "map_cycles", "unmaps", "unmap_cycles", "invalidations", "invalidation_cycles", "flushes", "interrupts",
-    "started", "elapsed", "spins", "device_invalidations", "timeouts",
+    "started", "elapsed", "spins", "device_invalidations", "timeouts", "page_requests", "page_request_cycles",
+    "pages_mapped", "page_requests_invalid", "given_up",
 )
 (S_MAPS, S_MAP_CYCLES, S_UNMAPS, S_UNMAP_CYCLES, S_INVALIDATIONS, S_INVALIDATION_CYCLES, S_FLUSHES, S_INTERRUPTS,
- S_STARTED, S_ELAPSED, S_SPINS, S_DEVICE_INVALIDATIONS, S_TIMEOUTS) = range(STATISTICS, STATISTICS + 104, 8)
+ S_STARTED, S_ELAPSED, S_SPINS, S_DEVICE_INVALIDATIONS, S_TIMEOUTS, S_PAGE_REQUESTS, S_PAGE_REQUEST_CYCLES,
+ S_PAGES_MAPPED, S_PAGE_REQUESTS_INVALID, S_GIVEN_UP) = range(STATISTICS, STATISTICS + 144, 8)
 DEPOTS: Final = 0x800         # full magazines of each class, DEPOT_LIMIT words
 DEPOT_LIMIT: Final = 32       # MAX_GLOBAL_MAGS
 MAGAZINE_LIMIT: Final = 127   # IOVA_MAG_SIZE
 MAGAZINE_BYTES: Final = 1024  # how many, then page numbers
 # --- a node of the tree of addresses in use -------------------------------------------------------------------------
-(N_PARENT, N_LEFT, N_RIGHT, N_COLOUR, N_LOW, N_HIGH) = range(0, 48, 8)
+# N_BUFFER: physical address of what the driver allows there, 0 for nothing; N_PAGES: of so many pages
+(N_PARENT, N_LEFT, N_RIGHT, N_COLOUR, N_LOW, N_HIGH, N_BUFFER, N_PAGES) = range(0, 64, 8)
 NODE_BYTES: Final = 64
 RED, BLACK = 0, 1
 # --- an entry of the flush queue ------------------------------------------------------------------------------------
@@ -65,6 +71,8 @@ INTERRUPT_PAGES: Final = (0xF_EE00, 0xF_EEFF)  # no address of a device: what is
 ANCHOR: Final = 1 << 52
 RING_PAGE: Final = LAST_PAGE - RING_PAGES      # where ring and status page are mapped
 STATUS_PAGE: Final = LAST_PAGE
+PAGE_REQUEST_VECTOR: Final = 0x40
+PAGE_REQUEST_BYTES: Final = 32  # of a descriptor of the page request queue
 DMA_VECTOR: Final = 0x41      # of the first port, then upwards
 # fmt: on
 
@@ -92,6 +100,9 @@ class DmaOptions:
     owners: tuple[int, ...]  # of each port: the CPU of the process that drives the device
     large: bool
     rights: int  # bits of an entry that leads to a table or to a page
-    device_tlbs: bool  # has any device one that invalidations must reach?
+    device_tlbs: tuple[tuple[int, int], ...]  # of each device with one that invalidations must reach: source-id, port
     wide: bool  # descriptors of 32 bytes, which scalable mode has
+    page_queue: int  # of page requests, and how many bytes of it
+    page_queue_bytes: int
+    askers: tuple[tuple[int, int], ...]  # of each device that asks for pages: source-id, port
     timeout_ticks: int

@@ -10,6 +10,8 @@ Not modelled: bounce buffers; flush queues of other CPUs.
 
 from __future__ import annotations
 
+from typing import Final
+
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
@@ -24,7 +26,7 @@ from vtsim.iommu import entries as e
 from vtsim.iommu import spec as sp
 
 SIZES = {1: 1 << 12, 2: 1 << 21}  # by level of the entry
-KEPT = (s.RBX, s.RBP, s.R12, s.R13, s.R14)
+KEPT: Final = (s.RBX, s.RBP, s.R12, s.R13, s.R14)
 
 
 def _port(word: int) -> Mem:
@@ -90,14 +92,14 @@ def _map(a: Assembler, kernel: KernelOptions, leaf: int) -> None:
         a.call("invalidate_pages")
         a.op(ops.STI)
     elif kernel.dma.write_buffers:
-        _flush_writes(a, kernel.dma.registers, name)
+        flush_writes(a, kernel.dma.registers, name)
     a.copy(s.RAX, s.R12)
     for register in reversed(KEPT):
         a.pop(register)
     a.ret()
 
 
-def _flush_writes(a: Assembler, registers: int, name: str) -> None:
+def flush_writes(a: Assembler, registers: int, name: str) -> None:
     """Have the unit see the new entries: a command, with what is enabled as it is, and a wait until it is done."""
     a.mov(s.RAX, sp.TE | sp.QIE | sp.IRE | sp.WBF)
     a.st(Mem(displacement=registers + sp.GCMD, size=4), s.RAX, "flush write buffers")

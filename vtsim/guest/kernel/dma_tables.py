@@ -32,28 +32,17 @@ def flush_line(a: Assembler, kernel: KernelOptions, mem: Mem) -> None:
 def tables(a: Assembler, kernel: KernelOptions) -> None:
     """`dma_entry_1`, `dma_entry_2`: RCX <- where the entry of address RSI stands that maps 4 KiB, or 2 MiB.
 
-    Clobbers RAX, RDX, RDI.
+    `dma_known_1`: the same, or 0 where no table leads there. Clobbers RAX, RDX, RDI.
     """
     if kernel.dma is None or kernel.dma.mode == "identity":
         return
     a.activity = ops.DMA_MAP
     for leaf in (1, 2) if kernel.dma.large else (1,):
-        a.label(f"dma_entry_{leaf}")
-        a.ld(s.RDX, Mem(s.R15, d.P_ROOT))
-        for level in range(4, leaf - 1, -1):
-            a.mov(s.RAX, at.DIRECT)
-            a.add(s.RDX, register=s.RAX)
-            a.copy(s.RCX, s.RSI)
-            a.shr(s.RCX, 9 * level)
-            a.and_(s.RCX, 0xFF8)
-            a.add(s.RCX, register=s.RDX)
-            if level > leaf:
-                a.ld(s.RDX, Mem(s.RCX))
-                a.test(s.RDX, kernel.dma.rights)
-                a.jcc(ops.CC_NZ, f"dma_entry_{leaf}_{level}")
-                a.call("dma_table")
-                a.label(f"dma_entry_{leaf}_{level}")
-                a.and_(s.RDX, e.ADDRESS)
+        _way_down(a, f"dma_entry_{leaf}", leaf, kernel.dma.rights, make=True)
+    if kernel.dma.askers:
+        _way_down(a, "dma_known_1", 1, kernel.dma.rights, make=False)
+        a.label("dma_unknown")
+        a.mov(s.RCX, 0)
         a.ret()
     a.label("dma_table")  # the entry at RCX leads to a new table; RDX <- the entry
     a.work(length("page_get"))
@@ -82,3 +71,26 @@ def tables(a: Assembler, kernel: KernelOptions) -> None:
     a.label("dma_exhausted")  # no address, no table: the task ends
     a.mov(s.R15, at.NO_MEMORY)
     a.jmp("write_log")
+
+
+def _way_down(a: Assembler, name: str, leaf: int, rights: int, *, make: bool) -> None:
+    a.label(name)
+    a.ld(s.RDX, Mem(s.R15, d.P_ROOT))
+    for level in range(4, leaf - 1, -1):
+        a.mov(s.RAX, at.DIRECT)
+        a.add(s.RDX, register=s.RAX)
+        a.copy(s.RCX, s.RSI)
+        a.shr(s.RCX, 9 * level)
+        a.and_(s.RCX, 0xFF8)
+        a.add(s.RCX, register=s.RDX)
+        if level > leaf:
+            a.ld(s.RDX, Mem(s.RCX))
+            a.test(s.RDX, rights)
+            if make:
+                a.jcc(ops.CC_NZ, f"{name}_{level}")
+                a.call("dma_table")
+                a.label(f"{name}_{level}")
+            else:
+                a.jcc(ops.CC_Z, "dma_unknown")
+            a.and_(s.RDX, e.ADDRESS)
+    a.ret()

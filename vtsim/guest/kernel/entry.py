@@ -18,7 +18,7 @@ from vtsim.cpu.assembler import NO_MEMORY, Assembler, Mem
 from vtsim.ept import direct as d
 from vtsim.guest.kernel import KernelOptions, path, ring3
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.dma_layout import DMA_VECTOR
+from vtsim.guest.kernel.dma_layout import DMA_VECTOR, PAGE_REQUEST_VECTOR
 from vtsim.guest.kernel.lengths import length
 
 INVALID_OPCODE = 6
@@ -162,6 +162,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     a.activity = ops.INTERRUPT_PATH
     vectors = [*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR]
     vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
+    vectors += [PAGE_REQUEST_VECTOR] if kernel.dma and kernel.dma.askers else []
     for vector in vectors + [at.CALL_VECTOR, at.IPI_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
         if kernel.ring3:

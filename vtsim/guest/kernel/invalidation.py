@@ -3,7 +3,8 @@
 Where the device has a device-TLB, its invalidation follows when that of the IOTLB is done, with a wait of its own: what
 the device asks for in between must not come from the IOTLB. One that is not answered in time stops the queue
 (Invalidation Time-out Error): whoever sees it marks the waits that were aborted, clears the error, and who waited for
-these queues them again, as often as it takes.
+these queues them again. A device that has answered none of `TRIES` is given up: its context entry is no longer present,
+which blocks all that it sends, and its process ends when it waits for the device.
 
 The status word that the unit writes is polled; between two looks the fault status register is read, which is a
 read of a device. CPUs take turns at the queue, and let go of it between two looks.
@@ -23,7 +24,7 @@ from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.smp import lock, unlock
 from vtsim.guest.kernel.timer import read_tsc
 from vtsim.iommu import spec as sp
-from vtsim.iommu.descriptors import descriptor
+from vtsim.iommu.descriptors import PAGE_GROUP_RESPONSE, descriptor
 
 ERRORS = sp.IQE | sp.ITE | sp.ICE
 
@@ -31,6 +32,8 @@ ERRORS = sp.IQE | sp.ITE | sp.ICE
 @path("invalidation")
 def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     """`invalidate`: the descriptor in RAX and RDX, and wait; `invalidate_pages`: RSI pages from address RDI on.
+
+    A page group response is queued as an invalidation is, and counts as none.
 
     Interrupts are off. R15 is the port; all but callee-saved registers change.
     """
@@ -113,6 +116,11 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("invalidate_wait")
     a.label("invalidated")
     unlock(a, turn[1])
+    if dma.askers:
+        a.ld(s.RAX, Mem(s.RSP, 8))
+        a.and_(s.RAX, 0xF)
+        a.cmp(s.RAX, PAGE_GROUP_RESPONSE)
+        a.jcc(ops.CC_Z, "invalidate_answered")
     if dma.device_tlbs:
         _then_device(a)
     read_tsc(a, s.RCX)
@@ -120,11 +128,16 @@ def invalidation(a: Assembler, kernel: KernelOptions) -> None:
     add_to(a, d.S_INVALIDATION_CYCLES, s.RCX)
     count(a, d.S_INVALIDATIONS)
     a.ret()
+    if dma.askers:
+        a.label("invalidate_answered")
+        a.add(s.RSP, 16)
+        a.pop(s.R11)
+        a.ret()
     if dma.device_tlbs:
         _error(a, dma)
         a.label("invalidate_aborted")
         unlock(a, turn[1])
-        a.jmp("invalidate_again")
+        a.jmp("invalidate_unless_silent")
 
 
 def _range_of_device(a: Assembler) -> None:
@@ -151,6 +164,7 @@ def _then_device(a: Assembler) -> None:
     a.jcc(ops.CC_Z, "invalidate_over")
     a.copy(s.RCX, s.RAX)
     a.ld(s.RDX, Mem(s.RSP))
+    a.st_value(Mem(s.R15, d.P_TRIES), 0)
     count(a, d.S_DEVICE_INVALIDATIONS)
     a.jmp("invalidate_submit")
     a.label("invalidate_over")
@@ -167,6 +181,16 @@ def _error(a: Assembler, dma: d.DmaOptions) -> None:
     a.jcc(ops.CC_NZ, "dma_exhausted")
     a.test(s.RAX, sp.ITE)
     a.jcc(ops.CC_Z, "invalidate_unexpected")
+    a.ld(s.RAX, Mem(displacement=dma.registers + sp.IQERCD + 4, size=4), "of which device")
+    a.and_(s.RAX, 0xFFFF)
+    for source, port in dma.device_tlbs:
+        a.cmp(s.RAX, source)
+        a.jcc(ops.CC_NZ, f"invalidate_not_{source:x}")
+        a.mov(s.RDI, port)
+        a.ld(s.R10, Mem(s.RDI, d.P_TRIES))
+        a.add(s.R10, 1)
+        a.st(Mem(s.RDI, d.P_TRIES), s.R10)
+        a.label(f"invalidate_not_{source:x}")
     for register, where in ((s.R10, sp.IQH), (s.RDI, sp.IQT)):
         a.ld(register, Mem(displacement=dma.registers + where, size=4))
         a.shr(register, order)

@@ -85,11 +85,12 @@ LOG_LINE: Final = range(0, 64, 8)
 (L_REASON, L_VECTOR, L_ERROR, L_RIP, L_CR2, L_LOOT, L_CAUSE, L_KILLED) = LOG_LINE
 LOG_BYTES: Final = 64
 PANIC: Final = "guest panic"
-RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED = range(6)
+RUNNING, ENDED, KILLED, NO_MEMORY, NO_INTERFACE, REFUSED, DEVICE_GONE = range(7)
 REASONS: Final = (
     "running", "ended", "killed by an exception", "killed: the guest's memory is used up",
     f"{PANIC}: hypervisor interface vtsim-direct not found (CPUID leaves 40000000H and 40000001H)",
     "stopped: the hypervisor refused a request of the paravirtual kernel",
+    "stopped: its device answered no invalidation and was given up",
 )
 
 # --- the frame on the kernel stack: general registers, vector, error code, what the CPU pushed -----------------------

@@ -24,10 +24,14 @@ SHARED, OWN, TRACED, FILE = "shared", "own", "traced", "file"
 
 @frozen(kw_only=True)
 class DmaPlace:
-    """Linear addresses of what a kernel has for a device: its page of words, slots of the buffers of a phase."""
+    """Linear addresses of what a kernel has for a device: its page of words, slots of the buffers of a phase.
+
+    `on_request`: are pages of buffers mapped when the device asks for them?
+    """
 
     port: int
     slots: int
+    on_request: bool = False
 
 
 @frozen(kw_only=True)

@@ -46,6 +46,8 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     a.label(at.label("drain"))
     a.call(at.label("reap"))
     again(a, at.label("drain"))
+    if phase.mapping == "once":
+        _release(a, phase, at)
     read_tsc(a, s.RCX)
     a.ld(s.RAX, _port(d.S_STARTED))
     a.sub(s.RCX, register=s.RAX)
@@ -56,9 +58,9 @@ def dma_buffers(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     _reap(a, phase, at)
 
 
-def _next_slot(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage, word: int) -> None:
+def _next_slot(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage, word: int, name: str = "") -> None:
     """RBP <- what is kept of the next buffer; after the last comes the first again. Clobbers RAX."""
-    name = at.label(f"slot_{word}")
+    name = at.label(name or f"slot_{word}")
     a.ld(s.RAX, _port(word))
     a.ld(s.RBP, _port(d.P_SLOTS))
     a.add(s.RBP, register=s.RAX)
@@ -72,7 +74,6 @@ def _next_slot(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage, word: int) -
 
 def _post(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     """Map a group and ring the doorbell."""
-    leaf = 1 if phase.pages == "4 KiB" else 2
     stride, whole = phase.buffer_pages * phase.page_bytes, phase.mapping == "group"
     writes = d.DEVICE_WRITES if phase.direction == "receive" else 0
     a.activity = ops.DRIVER
@@ -83,10 +84,14 @@ def _post(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     if whole:  # at the first buffer of a group
         a.cmp(s.R13, phase.group)
         a.jcc(ops.CC_NZ, at.label("mapped"))
+    elif phase.mapping == "once":
+        a.ld(s.RBX, Mem(s.RBP))
+        a.test(s.RBX, -1)
+        a.jcc(ops.CC_NZ, at.label("mapped"))
     a.ld(s.RDI, Mem(s.RBP, d.SLOT_BUFFER))
     a.mov(s.RSI, phase.buffer_pages * (phase.group if whole else 1))
     read_tsc(a, s.R14)
-    a.call(name_of("map", leaf))
+    a.call(_routine(phase, at, "map"))
     a.copy(s.RBX, s.RAX)
     read_tsc(a, s.RCX)
     a.sub(s.RCX, register=s.R14)
@@ -114,8 +119,7 @@ def _post(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
 
 
 def _reap(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
-    """Wait until the oldest group is done, and unmap it."""
-    leaf = 1 if phase.pages == "4 KiB" else 2
+    """Wait until the oldest group is done, and unmap it, unless buffers stay mapped."""
     whole = phase.mapping == "group"
     a.activity = ops.DRIVER
     a.label(at.label("reap"))
@@ -131,19 +135,49 @@ def _reap(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
     if whole:
         a.cmp(s.R13, phase.group)
         a.jcc(ops.CC_NZ, at.label("unmapped"))
-    a.ld(s.RDI, Mem(s.RBP))
-    a.mov(s.RSI, phase.buffer_pages * (phase.group if whole else 1))
-    read_tsc(a, s.R14)
-    a.call(name_of("unmap", leaf))
-    read_tsc(a, s.RCX)
-    a.sub(s.RCX, register=s.R14)
-    add_to(a, d.S_UNMAP_CYCLES, s.RCX)
-    count(a, d.S_UNMAPS)
-    a.label(at.label("unmapped"))
-    a.st_value(Mem(s.RBP), 0, "the buffer is the driver's again")
+    if phase.mapping != "once":
+        _unmap(a, phase, at)
+        a.label(at.label("unmapped"))
+        a.st_value(Mem(s.RBP), 0, "the buffer is the driver's again")
     if phase.work:
         a.mov(s.RCX, phase.work)
         a.emit(ops.LONG_WORK, length=64)
     a.sub(s.R13, 1)
     a.jcc(ops.CC_NZ, at.label("reap_next"))
     a.ret()
+
+
+def _unmap(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
+    """Unmap the buffer, or the group, whose slot is at RBP."""
+    a.ld(s.RDI, Mem(s.RBP))
+    a.mov(s.RSI, phase.buffer_pages * (phase.group if phase.mapping == "group" else 1))
+    read_tsc(a, s.R14)
+    a.call(_routine(phase, at, "unmap"))
+    read_tsc(a, s.RCX)
+    a.sub(s.RCX, register=s.R14)
+    add_to(a, d.S_UNMAP_CYCLES, s.RCX)
+    count(a, d.S_UNMAPS)
+
+
+def _release(a: Assembler, phase: spec.DmaBuffersSpec, at: Stage) -> None:
+    """Unmap all buffers that were mapped once."""
+    a.st_value(_port(d.P_REAP), 0)
+    a.mov(s.R13, phase.buffers)
+    a.label(at.label("release"))
+    _next_slot(a, phase, at, d.P_REAP, "release_slot")
+    a.ld(s.RDI, Mem(s.RBP))
+    a.test(s.RDI, -1)
+    a.jcc(ops.CC_Z, at.label("released"))
+    _unmap(a, phase, at)
+    a.st_value(Mem(s.RBP), 0, "the buffer is the driver's again")
+    a.label(at.label("released"))
+    a.sub(s.R13, 1)
+    a.jcc(ops.CC_NZ, at.label("release"))
+
+
+def _routine(phase: spec.DmaBuffersSpec, at: Stage, what: str) -> str:
+    """The kernel's routine that maps or unmaps a buffer of this phase, or lets its pages be asked for."""
+    assert at.dma is not None
+    if at.dma.on_request:
+        return {"map": "dma_allow", "unmap": "dma_forbid"}[what]
+    return name_of(what, 1 if phase.pages == "4 KiB" else 2)

@@ -47,6 +47,9 @@ def device_access(t: Record, u: Record, a: Arena, pasid: int, address: int, size
     hpa = known_to_device(t, pasid, address, access)
     if hpa < 0:
         status = ask_for_translation(t, u, a, pasid, address, size, access)
+        if status == WITHOUT_RIGHT and t[DEVICE_PRI] != 0:
+            ask_for_page(u, a, t[DEVICE_SID], pasid, address, access, 0, True)
+            return PAGE_ASKED
         if status != DONE:
             return status
         hpa = u[HPA]
@@ -76,16 +79,12 @@ def known_to_device(t: Record, pasid: int, address: int, access: int) -> int:
 
 @kernel
 def ask_for_translation(t: Record, u: Record, a: Arena, pasid: int, address: int, size: int, access: int) -> int:
-    """A translation request: DONE (address in HPA of `u`, and kept), REFUSED_THERE, WITHOUT_RIGHT, PAGE_ASKED."""
-    sid = t[DEVICE_SID]
-    if translate_request(u, a, sid, pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
+    """A translation request: DONE (address in HPA of `u`, and kept), REFUSED_THERE, WITHOUT_RIGHT."""
+    if translate_request(u, a, t[DEVICE_SID], pasid, address, size, access, sp.TRANSLATION_REQUEST) != COMPLETED:
         return REFUSED_THERE
     rights, shift, hpa = u[RIGHTS], u[SHIFT] & SHIFT_ALONE, u[HPA]
     if access & (sp.READ | sp.WRITE | sp.EXECUTE) & ~rights != 0:
-        if t[DEVICE_PRI] == 0:
-            return WITHOUT_RIGHT
-        ask_for_page(u, a, sid, pasid, address, access, 0, True)
-        return PAGE_ASKED
+        return WITHOUT_RIGHT
     at = make_room(t, DEVICE_CACHE, address >> shift, tag_of(pasid, access) | shift << SIZE_TAG)
     if at >= 0:
         t[at + DATA] = hpa & ~((1 << shift) - 1)

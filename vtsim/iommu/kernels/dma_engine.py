@@ -2,8 +2,9 @@
 
 Operations are issued in order while a tag is free. Each of their packets is translated; a miss waits for a walker and
 for the reads of its walk, unless a walker is at that page already. A device with a device-TLB asks for what it does not
-hold before it sends the packet, whose address the unit then believes if the device's context entry allows that. Data
-that is ready goes down in order of time.
+hold before it sends the packet, whose address the unit then believes if the device's context entry allows that. An
+operation whose page is not there is not begun by a device that can ask for pages. Data that is ready goes down in order
+of time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.device_tlb import DONE, ask_for_translation, known_to_device
 from vtsim.iommu.kernels.requests import reads_of, translate_request
 from vtsim.iommu.memory_types import CACHED, WB, WRITTEN_BACK
-from vtsim.iommu.state import COMPLETED, HPA, SHIFT, SNOOP, TYPE_SHIFT
+from vtsim.iommu.state import COMPLETED, DEVICE_PRI, HPA, SHIFT, SNOOP, STATUS, TYPE_SHIFT
 
 PAGE_BYTES: int = 4096
 LEHMER, MODULUS = 48271, 2147483647
@@ -42,7 +43,7 @@ def run_engines(engines: Records, tlbs: Records, lines: Tags, u: Record, a: Aren
         if chosen < 0:
             break
         d = engines[chosen]
-        issue(d, tlbs[chosen], engines[0], lines, u, a, earliest)
+        issue(d, tlbs[chosen], engines[0], lines, u, a, earliest, earliest)
         d[g.NEXT_ISSUE] = earliest + d[g.GAP]
         d[g.ISSUED] += 1
     over = True
@@ -66,8 +67,12 @@ def begins_at(d: Record) -> int:
 
 
 @kernel
-def issue(d: Record, tlb: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int) -> None:
-    """Send the packets of one operation up, translate them and find the lines they touch."""
+def issue(d: Record, tlb: Record, shared: Record, lines: Tags, u: Record, a: Arena, now: int, since: int) -> int:
+    """Send the packets of one operation up, translate them and find the lines they touch: 0.
+
+    Of a device with PRI, whose operations stay within a page: where the page is not there, nothing begins, and the
+    time when the device knows is returned, negative. `since`: from when on its latency counts.
+    """
     writes = d[g.WRITES] != 0
     address = d[g.BASE] + next_place(d) * d[g.UNIT]
     left = d[g.BYTES]
@@ -90,6 +95,9 @@ def issue(d: Record, tlb: Record, shared: Record, lines: Tags, u: Record, a: Are
                 down += g.COMPLETION_HEADER + g.TRANSLATION_BYTES
                 begins = translation_asked(d, tlb, shared, u, a, address, size, access, now)
                 host = u[HPA]
+                if begins < 0 and tlb[DEVICE_PRI] != 0 and u[STATUS] == COMPLETED:
+                    d[g.N_HELD] += 1
+                    return begins
                 aborted = begins < 0
         if aborted:
             ready = max(ready, -begins - d[g.DOWN_LATENCY])
@@ -132,7 +140,8 @@ def issue(d: Record, tlb: Record, shared: Record, lines: Tags, u: Record, a: Are
         left -= size
     if aborted:
         d[g.N_ABORTED] += 1
-    wait_in_queue(d, queue, ready, now, down)
+    wait_in_queue(d, queue, ready, since, down)
+    return 0
 
 
 @kernel

@@ -19,8 +19,12 @@ def operate(
     address: int,
     size: int,
     writes: bool,
+    since: int,
 ) -> int:
-    """Begin an operation of `size` bytes at `address`, at `now` in ps: 0, or when it can begin if that is later."""
+    """Begin an operation of `size` bytes at `address`, at `now` in ps: 0, or when it can begin if that is later.
+
+    Negative: its page is not there, which the device knows at this time. `since`: when it was tried first.
+    """
     begins = begins_at(d)
     if begins > now:
         return begins
@@ -29,10 +33,11 @@ def operate(
     d[g.UNIT] = 1
     d[g.BYTES] = size
     d[g.WRITES] = 1 if writes else 0
-    issue(d, tlb, shared, lines, u, a, now)
+    held = issue(d, tlb, shared, lines, u, a, now, since)
     d[g.NEXT_ISSUE] = now + d[g.GAP]
-    d[g.ISSUED] += 1
-    return 0
+    if held == 0:
+        d[g.ISSUED] += 1
+    return held
 
 
 @kernel

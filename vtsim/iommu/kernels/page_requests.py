@@ -30,8 +30,12 @@ from vtsim.iommu.state import (
     CONTEXT_0,
     FPD_SEEN,
     HAS_PASID,
+    N_PAGE_OVERFLOWS,
     N_PAGE_REQUESTS,
+    N_QUEUED,
     N_REFUSED,
+    N_RESPONSES,
+    N_UNQUEUED,
     PAGE_REQUEST_EVENT,
     PAGE_RESPONSE,
     PASID,
@@ -63,6 +67,7 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
     u[N_PAGE_REQUESTS] += 1
     answered = last and (pasid < 0 or access & (sp.READ | sp.WRITE) != 0)
     if register_low(u, sp.GSTS) & sp.TE == 0:
+        u[N_UNQUEUED] += 1
         respond(u, sid, pasid, group, d.RESPONSE_INVALID, answered)
         return ANSWERED
     reason = page_request_reason(u, a, sid, pasid)
@@ -79,7 +84,9 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
     where = (queue & e.POINTER) + tail
     after = (tail + 32) & (size - 1)
     if status & sp.PRS_PRO != 0 or after == head or not is_memory(a, where):
+        u[N_UNQUEUED] += 1
         if status & sp.PRS_PRO == 0:
+            u[N_PAGE_OVERFLOWS] += 1
             set_unit_register(u, sp.PRS, status | sp.PRS_PRO)
             if status == 0:
                 raise_event(u, PAGE_REQUEST_EVENT)
@@ -100,6 +107,7 @@ def ask_for_page(u: Record, a: Arena, sid: int, pasid: int, address: int, access
     store_word(a, where + 16, 0)
     store_word(a, where + 24, 0)
     u[REGISTERS + (sp.PQT >> 3)] = after
+    u[N_QUEUED] += 1
     if status & sp.PRS_PPR == 0:
         set_unit_register(u, sp.PRS, status | sp.PRS_PPR)
         if status == 0:
@@ -134,4 +142,5 @@ def page_request_reason(u: Record, a: Arena, sid: int, pasid: int) -> int:
 def respond(u: Record, sid: int, pasid: int, group: int, code: int, answered: bool) -> None:
     """Send a page group response to the device, if the request is one that is answered."""
     if answered:
+        u[N_RESPONSES] += 1
         send(u, PAGE_RESPONSE, sid | (pasid & 0x1F_FFFF) << 16, group, code)
