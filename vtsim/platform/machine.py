@@ -380,10 +380,10 @@ class Machine:
             elif reason == layout.NO_INTERFACE:
                 yield layout.REASONS[reason]
                 return
-            elif reason in (layout.REFUSED, layout.DEVICE_GONE):
+            elif reason == layout.REFUSED:
                 yield f"{who} {layout.REASONS[reason]}"
-            if killed and cause == layout.NO_MEMORY:
-                yield f"{who} killed: the guest's memory is used up"
+            if killed and cause in (layout.NO_MEMORY, layout.DEVICE_GONE):
+                yield f"{who} {layout.REASONS[cause]}"
             elif killed:
                 fault = EXCEPTIONS[vector] + (f" on address {cr2:#x}" if EXCEPTIONS[vector] == "#PF" else "")
                 yield f"{who} killed by {fault}, rip {rip:#x}"
