@@ -71,6 +71,26 @@ def counted(found: Walk) -> tuple[int, int]:
     return dimensions.count(GUEST), dimensions.count(EPT)
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("pcid", [True, False])
+def test_with_kpti_ring_3_has_a_root_of_its_own_in_which_the_kernel_is_not(
+    scenario: Callable[..., Path], pcid: bool, native: bool
+) -> None:
+    sets = ("vms.0.guest.kernel.kpti=true", f"machine.cpu.features.pcid={str(pcid).lower()}", *EVERY_ENTRY)
+
+    def shown(address: int, ring: int) -> Walk:
+        return vtsim.walk(scenario(), address, ring=ring, sets=sets, native=native)
+
+    of_kernel, of_user = shown(AT, 0), shown(AT, 3)
+    assert of_user.cr3 - of_kernel.cr3 == 0x1000 + (0x800 if pcid else 0)
+    assert (of_user.hpa, of_user.fault) == (of_kernel.hpa, "")
+    direct = 0xFFFF_8880_0000_0000 + 0x10_0000
+    assert shown(direct, 0).fault == ""
+    missing = shown(direct, 3)
+    assert missing.fault == PAGE_FAULT and missing.error_code == 4  # of user mode, not present
+    assert len(missing.levels) == 1
+
+
 @pytest.mark.parametrize(("ept", "h"), [("4 KiB", 4), ("2 MiB", 3)])
 @pytest.mark.parametrize(("guest", "g"), [("4 KiB", 4), ("2 MiB", 3)])
 def test_without_walk_caches_every_crossing_of_the_dimensions_is_read(
@@ -238,7 +258,7 @@ def test_a_shadow_that_the_guest_has_not_used_yet_is_the_users_mistake(scenario:
         vtsim.walk(scenario(), AT, sets=("vmm.personality=minimal", "vmm.paging=shadow"))
 
     assert str(caught.value) == (
-        "vmm.paging: shadow tables come with use: only the process that ran last has any loaded\n"
+        "vmm.paging: shadow tables come with use: only the root that was loaded last has any\n"
         " help: walk after the run (--after-run), or choose paging 'ept'"
     )
 

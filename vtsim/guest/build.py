@@ -34,6 +34,7 @@ from vtsim.guest.kernel_data import (
     ALIVE_AT,
     GDT_WORDS,
     TABLES_AT,
+    USER_PCID,
     ZONE_BYTES,
     Task,
     cpu_shift,
@@ -476,11 +477,16 @@ class Builder:
             Space(
                 name=process.name or f"process {number}",
                 cr3=task.cr3 | (task.pcid if self.pcid else 0),
-                user_cr3=task.user_cr3 if self.ring3 else 0,
+                user_cr3=self._user_cr3(task),
                 areas=tuple((area.name, area.start, area.end) for area in space.areas),
             )
             for number, (process, space, task) in enumerate(zip(self.guest.processes, spaces, tasks, strict=False))
         )
+
+    def _user_cr3(self, task: Task) -> int:
+        if not (self.ring3 or self.kpti):
+            return 0
+        return task.user_cr3 | (task.pcid | USER_PCID if self.pcid else 0)
 
     # --- memory -----------------------------------------------------------------------------------------------------
     def _place(self, program: Program, base: int, gfn: int) -> None:

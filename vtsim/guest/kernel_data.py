@@ -18,6 +18,7 @@ from vtsim.guest.machine_view import PhysicalMemory
 from vtsim.guest.paging import GuestPaging
 
 USER_FLAGS: Final = 0x202
+USER_PCID: Final = 0x800  # beside the PCID of a process, with KPTI: of its other root
 FIRST_THREAD: Final = at.USER_TEXT
 INTERRUPT_GATE: Final = 0x8E00 << 32
 ZONE_BYTES, TABLES_AT, ALIVE_AT = 64, 0x100, 0x140  # in the zones' frame
@@ -88,7 +89,7 @@ def write_tasks(
         parent = None if task.parent is None else ring[task.parent]
         words = {
             at.T_CR3: task.cr3 | (task.pcid if pcid else 0) | keep,
-            at.T_USER_CR3: task.user_cr3 | (task.pcid | 0x800 if pcid else 0) | keep,
+            at.T_USER_CR3: task.user_cr3 | (task.pcid | USER_PCID if pcid else 0) | keep,
             at.T_STACK_TOP: task.stack_top,
             at.T_STATE: at.FREE if parent else at.RUNNABLE,
             at.T_NEXT: direct + _after(task, [other for other in ring if other.cpu == task.cpu]).at,

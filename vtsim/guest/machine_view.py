@@ -121,7 +121,7 @@ class Space:
     """A process's address space: what CR3 holds while its kernel half is loaded, and its areas.
 
     An area is its name, its first linear address and the address after its last. `user_cr3` is what CR3 holds while the
-    process runs under a kernel in ring 3; else 0.
+    process itself runs, where its kernel has a root for that: with KPTI, and in ring 3; else 0.
     """
 
     name: str

@@ -250,14 +250,16 @@ def _become_guest(machine: Machine, number: int, space: Space, ring: int) -> Non
 
 def _loaded(machine: Machine, number: int, space: Space, ring: int) -> int:
     """What the processor's CR3 holds while the guest has loaded a process's."""
+    cr3 = space.user_cr3 if space.user_cr3 and ring == 3 else space.cr3
     if not machine.scenario.vmm.on_shadow:
-        return space.user_cr3 if space.user_cr3 and ring == 3 else space.cr3
+        return cr3
     assert machine.below is not None
-    shadow = machine.below.shadow_root(number, space.cr3 & e.ADDRESS, ring)
+    shadow = machine.below.shadow_root(number, cr3 & e.ADDRESS, ring)
     if shadow is None:
-        message = "shadow tables come with use: only the process that ran last has any loaded"
+        message = "shadow tables come with use: only the root that was loaded last has any"
+        after = "(--after-run)" if cr3 == space.cr3 else "(--after-run), with --ring 0: it ends in the kernel's root"
         other = "" if machine.monitor is not None else ", or choose paging 'ept'"
-        raise inside("vmm", ConfigError(message, field="paging", help=f"walk after the run (--after-run){other}"))
+        raise inside("vmm", ConfigError(message, field="paging", help=f"walk after the run {after}{other}"))
     return shadow
 
 
