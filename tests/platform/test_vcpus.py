@@ -99,6 +99,7 @@ def test_vcpus_are_pinned_where_the_scenario_says_or_from_the_first_on(setting: 
     assert parse_scenario(TWO, [setting]).vms[0].cpus == cpus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("personality", ["kvm", "minimal"])
 def test_when_a_guest_of_two_vcpus_ends_both_do_and_other_vms_go_on(personality: str) -> None:
     settings = (f"vmm.personality={personality}", "vms.1.memory=64MiB", "vms.1.cpu=1", "vms.0.guest.kernel.tick=off")
