@@ -201,6 +201,15 @@ def test_a_request_of_a_scenario_s_device_is_translated_by_the_tables_that_its_d
         observe_in_scenario(scenario, "nice", 0)
 
 
+def test_the_mode_is_the_one_that_the_driver_has_put_the_unit_in() -> None:
+    modes = {
+        name: observe_in_scenario(load_scenario(STORM.with_name(name)), "nic", 0xFFFF_F000).mode
+        for name in ("map_unmap.yaml", "page_requests.yaml")
+    }
+
+    assert modes == {"map_unmap.yaml": "legacy", "page_requests.yaml": "scalable"}
+
+
 def test_what_is_asked_of_a_unit_can_be_asked_in_a_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     """Its unit is in legacy mode, where no request has a PASID, and its devices have no device-TLB."""
     walk = ["iommu", "walk", "--scenario", str(STORM), "--device", "nic", "--address", "0xffffb000"]

@@ -122,7 +122,7 @@ def observe_request(
         write(unit.u, memory.arena, sp.RTADDR, 8, structures.rtaddr)
         for command in (sp.SRTP, sp.TE):
             write(unit.u, memory.arena, sp.GCMD, 4, command)
-    return asked.observed(unit, mode=spec.mode, warm=warm)
+    return asked.observed(unit, warm=warm)
 
 
 def observe_in_scenario(
@@ -157,7 +157,7 @@ def observe_in_scenario(
         machine.run()
     devices = machine.devices or machine.driven
     assert devices is not None
-    return asked.observed(devices.unit, mode=LEGACY, warm=warm)
+    return asked.observed(devices.unit, warm=warm)
 
 
 @frozen(kw_only=True)
@@ -177,7 +177,7 @@ class Request:
             if chosen not in legal:
                 raise ConfigError.unknown(name, chosen, legal, field=name)
 
-    def observed(self, unit: RemappingUnit, *, mode: str, warm: bool) -> IommuWalk:
+    def observed(self, unit: RemappingUnit, *, warm: bool) -> IommuWalk:
         """Translate it; with `warm` the same request went before."""
         translate = Observed(lambda caller, callee, function: function).copy(translate_request)
         words = ACCESSES[self.access] | (sp.PRIVILEGED if self.privileged else 0)
@@ -189,13 +189,14 @@ class Request:
                 translate(
                     unit.u, unit.arena, self.sid, pasid, _signed(self.address), size, words, REQUESTS[self.request]
                 )
-        return _walk(self, unit, mode)
+        return _walk(self, unit)
 
 
-def _walk(asked: Request, unit: RemappingUnit, mode: str) -> IommuWalk:
+def _walk(asked: Request, unit: RemappingUnit) -> IommuWalk:
     answer = unit.answer()
     done = answer.status == st.COMPLETED
     fault = f.BY_CODE.get(answer.reason)
+    scalable = int(unit.u[st.ROOT_TABLE]) >> 10 & 3 == sp.TTM_SCALABLE
     return IommuWalk(
         device=asked.device,
         sid=asked.sid,
@@ -203,7 +204,7 @@ def _walk(asked: Request, unit: RemappingUnit, mode: str) -> IommuWalk:
         address=asked.address,
         access=("privileged " if asked.privileged else "") + asked.access,
         request=asked.request,
-        mode=mode,
+        mode=SCALABLE if scalable else LEGACY,
         steps=tuple(_steps(unit)),
         status=st.STATUSES[answer.status],
         hpa=answer.hpa if done else None,
