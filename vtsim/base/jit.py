@@ -118,7 +118,7 @@ if not DISABLED:
     os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
     import numba
 
-    from vtsim.base import parts, together
+    from vtsim.base import parts
 
     numba.config.CACHE_DIR = str(CACHE)  # type: ignore[attr-defined]  # numba may have been imported before us
     TUPLE: Any = numba.types.UniTuple
@@ -168,6 +168,8 @@ def _with_one_signature(compiled: Any, function: F) -> F:
 
     def compile_ours(found: Any) -> Any:
         if not isinstance(compiled, parts.Part) and not kernels_are_cached(compiled):
+            from vtsim.base import together  # no other run needs it
+
             together.compile_kernels_of(compiled)
         with parts.ours():
             return compile_for(annotated if fixed else found)

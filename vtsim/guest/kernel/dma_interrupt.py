@@ -66,14 +66,19 @@ def completion(a: Assembler, kernel: KernelOptions) -> None:
     a.label("dma_device")
     a.work(length("device_interrupt"))
     count(a, d.S_INTERRUPTS)
+    wake_waiter(a, "interrupt_done")
+    a.jmp("interrupt_done")
+
+
+def wake_waiter(a: Assembler, nobody: str) -> None:
+    """Wake the task that waits for the device of the port R15, or go to a label if none does; clobbers RSI."""
     a.ld(s.RSI, Mem(s.R15, d.P_WAITER))
     a.test(s.RSI, -1)
-    a.jcc(ops.CC_Z, "interrupt_done")
+    a.jcc(ops.CC_Z, nobody)
     a.work(length("wake"))
     a.st_value(Mem(s.R15, d.P_WAITER), 0)
     a.st_value(Mem(s.RSI, at.T_STATE), at.RUNNABLE)
     a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
-    a.jmp("interrupt_done")
 
 
 def _unless_gone(a: Assembler, dma: d.DmaOptions) -> None:

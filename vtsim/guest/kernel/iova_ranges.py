@@ -10,7 +10,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import dma_layout as d
-from vtsim.guest.kernel.iova_tree import lock, port, unlock
+from vtsim.guest.kernel.iova_tree import find_node, lock, port, unlock
 from vtsim.guest.kernel.lengths import length
 
 
@@ -75,19 +75,7 @@ def from_tree(a: Assembler, kernel: KernelOptions) -> None:
     a.push(s.RBP)
     lock(a, port(d.P_LOCK))
     a.ld(s.RBX, port(d.P_TREE))
-    a.label("give_look")
-    a.ld(s.RAX, Mem(s.RBX, d.N_LOW))
-    a.cmp(s.RDI, register=s.RAX)
-    a.jcc(ops.CC_AE, "give_not_left")
-    a.ld(s.RBX, Mem(s.RBX, d.N_LEFT))
-    a.jmp("give_look")
-    a.label("give_not_left")
-    a.ld(s.RAX, Mem(s.RBX, d.N_HIGH))
-    a.cmp(s.RDI, register=s.RAX)
-    a.jcc(ops.CC_BE, "give_found")
-    a.ld(s.RBX, Mem(s.RBX, d.N_RIGHT))
-    a.jmp("give_look")
-    a.label("give_found")
+    find_node(a, s.RBX, "give")
     a.ld(s.RSI, port(d.P_CACHED))
     a.ld(s.RAX, Mem(s.RSI, d.N_LOW))
     a.ld(s.RCX, Mem(s.RBX, d.N_LOW))

@@ -42,6 +42,29 @@ def unlock(a: Assembler, at: Mem) -> None:
     a.st_value(at, 0)
 
 
+def find_node(a: Assembler, node: int, name: str, missing: str = "") -> None:
+    """Go down from the node in a register to the one that has page RDI; `missing`: where to if none may have it.
+
+    Clobbers RAX.
+    """
+    a.label(f"{name}_look")
+    if missing:
+        a.test(node, -1)
+        a.jcc(ops.CC_Z, missing)
+    a.ld(s.RAX, Mem(node, d.N_LOW))
+    a.cmp(s.RDI, register=s.RAX)
+    a.jcc(ops.CC_AE, f"{name}_not_left")
+    a.ld(node, Mem(node, d.N_LEFT))
+    a.jmp(f"{name}_look")
+    a.label(f"{name}_not_left")
+    a.ld(s.RAX, Mem(node, d.N_HIGH))
+    a.cmp(s.RDI, register=s.RAX)
+    a.jcc(ops.CC_BE, f"{name}_found")
+    a.ld(node, Mem(node, d.N_RIGHT))
+    a.jmp(f"{name}_look")
+    a.label(f"{name}_found")
+
+
 @path("address tree")
 def tree(a: Assembler, kernel: KernelOptions) -> None:
     """Neighbours, rotation, insertion and removal: `iova_previous`, `iova_next`, `iova_insert`, `iova_remove`."""

@@ -26,7 +26,7 @@ from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.dma_map import KEPT, flush_writes
 from vtsim.guest.kernel.dma_tables import flush_line
 from vtsim.guest.kernel.invalidation import add_to, count
-from vtsim.guest.kernel.iova_tree import lock, port, unlock
+from vtsim.guest.kernel.iova_tree import find_node, lock, port, unlock
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.timer import read_tsc
 from vtsim.iommu import descriptors as q
@@ -121,21 +121,7 @@ def allowed(a: Assembler, kernel: KernelOptions) -> None:
 
     a.label("iova_find")  # RCX <- the node that has page RDI, or 0; clobbers RAX
     a.ld(s.RCX, port(d.P_TREE))
-    a.label("find_here")
-    a.test(s.RCX, -1)
-    a.jcc(ops.CC_Z, "find_done")
-    a.ld(s.RAX, Mem(s.RCX, d.N_LOW))
-    a.cmp(s.RDI, register=s.RAX)
-    a.jcc(ops.CC_AE, "find_not_left")
-    a.ld(s.RCX, Mem(s.RCX, d.N_LEFT))
-    a.jmp("find_here")
-    a.label("find_not_left")
-    a.ld(s.RAX, Mem(s.RCX, d.N_HIGH))
-    a.cmp(s.RDI, register=s.RAX)
-    a.jcc(ops.CC_BE, "find_done")
-    a.ld(s.RCX, Mem(s.RCX, d.N_RIGHT))
-    a.jmp("find_here")
-    a.label("find_done")
+    find_node(a, s.RCX, "iova_find", missing="iova_find_found")
     a.ret()
 
 

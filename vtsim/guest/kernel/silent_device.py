@@ -16,9 +16,9 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import dma_layout as d
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.dma_interrupt import wake_waiter
 from vtsim.guest.kernel.dma_tables import flush_line
 from vtsim.guest.kernel.invalidation import count
-from vtsim.guest.kernel.lengths import length
 
 
 @path("silent devices")
@@ -40,13 +40,7 @@ def silent_devices(a: Assembler, kernel: KernelOptions) -> None:
     flush_line(a, kernel, Mem(s.RDI))
     a.st_value(Mem(s.R15, d.P_DEVICE_LOW), 0)
     count(a, d.S_GIVEN_UP)
-    a.ld(s.RSI, Mem(s.R15, d.P_WAITER))
-    a.test(s.RSI, -1)
-    a.jcc(ops.CC_Z, "invalidate_nobody")
-    a.work(length("wake"))
-    a.st_value(Mem(s.R15, d.P_WAITER), 0)
-    a.st_value(Mem(s.RSI, at.T_STATE), at.RUNNABLE)
-    a.st_value(at.cpu_word(at.NEED_RESCHED), 1)
+    wake_waiter(a, "invalidate_nobody")
     a.label("invalidate_nobody")
     a.ld(s.RAX, Mem(s.R15, d.P_CONTEXT_LOW))
     a.st(Mem(s.RSP, 8), s.RAX)
