@@ -11,8 +11,9 @@ from tests.cpu.bench import machine
 from vtsim.base import jit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.caches import data_miss, drop, fill, find, keep, probe, read_line, remove
+from vtsim.cpu.kernels.caches import drop, fill, find, keep, probe, remove
 from vtsim.cpu.kernels.entry import histogram_bucket
+from vtsim.cpu.kernels.lines import data_miss, read_line
 
 EXAMPLES = 15 if jit.DISABLED else 60
 

@@ -21,6 +21,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.codes import FOREVER, HORIZON, STOPS, WINDOW_EMPTY
+from vtsim.cpu.kernels.coherence import PEER_WORDS
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
@@ -34,6 +35,7 @@ from vtsim.vmcs.fields import Area, Width
 from vtsim.vmcs.generations import GENERATIONS
 
 NS: Final = 1_000_000_000
+DIRECTORY_WAYS: Final = 16
 COMPARED_AT_ONCE: Final = 16  # tags, also of a set with fewer ways
 HOLE: Final = range(3 << 30, 4 << 30)
 BLOCK: Final = 512  # frames of 2 MiB
@@ -129,6 +131,8 @@ class Engine:
         code_maps = tags.take(g.code_pages * PAGE)
         records = np.zeros((g.cpus, s.RECORD_SLOTS), np.int64)
         shared_l3 = self._carve_cache(tags, "l3")
+        directory = self._carve_directory(tags)
+        peers = carve.take(g.cpus * PEER_WORDS)
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):
             fills += self._lay_out_cpu(records[number], number, carve, tags, shared_l3)
@@ -139,10 +143,14 @@ class Engine:
         t[code_maps : code_maps + g.code_pages * PAGE] = -1
         for start, length in fills:
             a[start : start + length] = -1
-        for record in records:
-            for cache in (s.L1I, s.L1D, s.L2, s.L3):
+        for number, record in enumerate(records):
+            record[s.DIRECTORY : s.DIRECTORY + len(directory)] = directory
+            record[s.PEERS] = peers if g.cpus > 1 else 0
+            for cache in (s.L1I, s.L1D, s.L2, s.L3, s.DIRECTORY):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
+            at = peers + number * PEER_WORDS
+            a[at : at + PEER_WORDS] = record[s.L1D], record[s.L2], g.node_of(number), 0
         header = {
             mem.A_FRAMES: frames, mem.A_FRAME_COUNT: g.frame_count, mem.A_CODE_OF: code_of, mem.A_POOL: pool,
             mem.A_POOL_NEXT: 1, mem.A_POOL_LIMIT: g.pool_pages + 1, mem.A_ROWS: rows, mem.A_ROW_COUNT: 1,
@@ -171,6 +179,16 @@ class Engine:
         base = tags.take(sets * ways, align=16)
         referenced = tags.take(sets)
         return base, sets, ways, level.hit_cycles, referenced, sets - 1 if sets & (sets - 1) == 0 else -1
+
+    def _carve_directory(self, tags: Carver) -> tuple[int, ...]:
+        """A directory of the lines that all CPUs can hold, with an owner for each; empty with one CPU."""
+        cache, cpus = self.profile.cache, self.geometry.cpus
+        if cpus == 1:
+            return (0,) * (s.OWNERS + 1)
+        lines = cpus * sum(level.bytes for level in (cache.l1i, cache.l1d, cache.l2)) // cache.line_bytes
+        sets = 1 << (lines // DIRECTORY_WAYS).bit_length()
+        base = tags.take(sets * DIRECTORY_WAYS, align=16)
+        return base, sets, DIRECTORY_WAYS, 0, tags.take(sets), sets - 1, tags.take(sets * DIRECTORY_WAYS)
 
     def _lay_out_cpu(
         self, m: np.ndarray, number: int, carve: Carver, tags: Carver, l3: tuple[int, ...]
@@ -223,6 +241,8 @@ class Engine:
         }  # fmt: skip
         values[s.NODE_FIRST], values[s.NODE_END] = self.geometry.node_frames(self.geometry.node_of(number))
         values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)
+        values[s.TRANSFER_CYCLES] = p.cycles(p.latency.transfer_ns)
+        values[s.REMOTE_TRANSFER_CYCLES] = p.cycles(p.latency.remote_transfer_ns)
         for slot, value in values.items():
             m[slot] = value
         for op in o.OPS:

@@ -171,6 +171,8 @@ class Latency:
     cross_cpu_ns: int = _value(
         "ns", "smallest latency of interrupts between CPUs: the largest quantum where they meet otherwise nowhere", 1
     )
+    transfer_ns: int = _value("ns", "load-to-use of a line that the cache of another core of the socket holds alone")
+    remote_transfer_ns: int = _value("ns", "the same of a core of the other socket")
     port_ns: int = _value("ns", "round trip of IN or OUT to a chipset device")
     mmio_ns: int = _value("ns", "round trip of an uncached read of a device register")
     posted_ns: int = _value("ns", "store to a device register, which does not wait for the device")

@@ -8,8 +8,8 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import OUT_OF_MEMORY
-from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.lines import data_line
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 from vtsim.vmcs import slots as v
@@ -70,8 +70,9 @@ def access_as(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) ->
         return hpa
     if is_memory(a, hpa):
         a[m[s.OWNER] + k.ACCESSES] += 1
-        if not probe(m, t, s.L1D, hpa >> 6):
-            charge(m, a, o.DATA_STALL, data_miss(m, a, t, hpa >> 6))
+        stall = data_line(m, a, t, hpa >> 6, access)
+        if stall:
+            charge(m, a, o.DATA_STALL, stall)
     return hpa
 
 

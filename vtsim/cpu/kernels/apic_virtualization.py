@@ -15,6 +15,7 @@ from vtsim.cpu.kernels.active_controls import secondary_controls, tertiary_contr
 from vtsim.cpu.kernels.apic import REG_EOI, write_register
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.posted_interrupts import NOTIFY, OUTSTANDING, post_interrupt, touch_physical
+from vtsim.cpu.kernels.rights import WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -310,11 +311,11 @@ def process_posted(m: Record, a: Arena, t: Tags) -> None:
     if not is_memory(a, descriptor):
         write_register(m, a, REG_EOI, 0)
         return
-    touch_physical(m, a, t, descriptor)
+    touch_physical(m, a, t, descriptor, WRITE)
     store(a, descriptor + NOTIFY, 8, load(a, descriptor + NOTIFY, 8) & ~OUTSTANDING)
     write_register(m, a, REG_EOI, 0)
-    touch_physical(m, a, t, virtual_page(m, a) + IRR)
-    touch_physical(m, a, t, virtual_page(m, a) + IRR + 64)
+    touch_physical(m, a, t, virtual_page(m, a) + IRR, WRITE)
+    touch_physical(m, a, t, virtual_page(m, a) + IRR + 64, WRITE)
     highest = -1
     for n in range(8):
         posted = load(a, descriptor + 4 * n, 4)

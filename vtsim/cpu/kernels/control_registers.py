@@ -14,13 +14,13 @@ from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
 from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
-from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
 from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.lines import data_line
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.operands import get_register, linear, load_operand, offset_of, segment_of
 from vtsim.cpu.kernels.register_checks import (
@@ -35,6 +35,7 @@ from vtsim.cpu.kernels.register_checks import (
     cr0_refused,
     cr4_refused,
 )
+from vtsim.cpu.kernels.rights import READ
 from vtsim.cpu.kernels.vmx_capabilities import HIGH_32, cr0_supported
 from vtsim.ept.spec import ADDRESS, EPT_READ, Q_FINAL, Q_LINEAR_VALID
 from vtsim.vmcs import bits as b
@@ -329,8 +330,9 @@ def keep_pdptes(m: Record, loaded: tuple[int, int, int, int]) -> None:
 @kernel
 def listed_word(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     """A word of the list of CR3 values, which the processor loads as it loads data."""
-    if not probe(m, t, s.L1D, hpa >> 6):
-        charge(m, a, o.DATA_STALL, data_miss(m, a, t, hpa >> 6))
+    stall = data_line(m, a, t, hpa >> 6, READ)
+    if stall:
+        charge(m, a, o.DATA_STALL, stall)
     return load_word(a, hpa)
 
 

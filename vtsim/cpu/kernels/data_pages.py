@@ -2,7 +2,7 @@
 
 A hit on an entry of a TLB or a line of L1D whose reference bit is set changes nothing, and it stays one until something
 is filled there or invalidated. So a page that was translated, and a line that was found, since the last of these are
-known without a search. This is no hardware, only the simulator's memory.
+known without a search, until another CPU takes one. This is no hardware, only the simulator's memory.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import A_FRAMES, A_POOL, SLOT_MASK, is_memory, touch
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.caches import probe, way_bit
+from vtsim.cpu.kernels.coherence import owner_of
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.kernels.translate import quickly
 
-(PAGE, STAMP, FRAME, WRITABLE, LINES) = range(5)  # LINES: a bit for each of the page's lines
+(PAGE, STAMP, FRAME, WRITABLE, LINES, OWNED) = range(
+    6
+)  # LINES: a bit for each of the page's lines; OWNED: to be written
 WORDS: int = 8
 
 
@@ -41,6 +44,7 @@ def words_at(m: Record, a: Arena, t: Tags, gva: int, size: int, access: int, sta
         m[at + FRAME] = hpa >> 12
         m[at + WRITABLE] = access == WRITE
         m[at + LINES] = 0
+        m[at + OWNED] = 0 if m[s.PEERS] else -1
     hfn = m[at + FRAME]
     slot = a[a[A_FRAMES] + hfn] & SLOT_MASK
     if slot == 0 and access == WRITE:
@@ -53,6 +57,10 @@ def words_at(m: Record, a: Arena, t: Tags, gva: int, size: int, access: int, sta
             if not probe(m, t, s.L1D, hfn << 6 | line):
                 return -1
             seen |= way_bit(line)
+        if access == WRITE and (m[at + OWNED] >> line) & 1 == 0:
+            if owner_of(m, t, hfn << 6 | line) != m[s.CPU]:
+                return -1
+            m[at + OWNED] |= way_bit(line)
     m[at + LINES] = seen
     if access == WRITE:
         touch(a, hfn)

@@ -16,9 +16,10 @@ from vtsim.cpu.accounts import (
     NESTED_TLB_HITS,
     NESTED_TLB_MISSES,
 )
-from vtsim.cpu.kernels.caches import find, keep, read_line
+from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT
 from vtsim.cpu.kernels.foresight import NESTED, remember
+from vtsim.cpu.kernels.lines import own_line, read_line
 from vtsim.cpu.kernels.rights import EXECUTE, UP_NX, UP_USER, UP_WRITE, WRITE
 from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, held_entry, keep_entry, keep_table
 from vtsim.cpu.slots import (
@@ -219,7 +220,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
                     return LOG_FULL
                 entry |= flags
                 store_word(a, at, entry)
-                m[WALK_LATENCY] += m[ATOMIC_CYCLES]
+                m[WALK_LATENCY] += m[ATOMIC_CYCLES] + own_line(m, a, t, at >> 6)
         if leaf:
             break
         table = entry & ADDRESS

@@ -20,10 +20,11 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EVENT, UD, UNDECODED
 from vtsim.cpu.kernels.apic_virtualization import fetch_exit, on_apic_page
-from vtsim.cpu.kernels.caches import fetch_line, probe
+from vtsim.cpu.kernels.caches import probe
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.events import raise_exception, raise_fault
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.lines import fetch_line
 from vtsim.cpu.kernels.modes import code_address
 from vtsim.cpu.kernels.translate import translate_code
 

@@ -8,8 +8,8 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import OUT_OF_MEMORY
 from vtsim.cpu.kernels.access import read64, timed_access, write64
-from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.ept_walk import WRITE
+from vtsim.cpu.kernels.lines import data_line
 from vtsim.cpu.kernels.stream import drain, overlapped
 
 
@@ -92,7 +92,8 @@ def sweep(m: Record, a: Arena, t: Tags, hpa: int) -> None:
     """Access the 64 lines of a page, overlapped."""
     first = (hpa >> 12) << 6
     for line in range(first, first + 64):
-        if not probe(m, t, s.L1D, line):
-            overlapped(m, a, 0, data_miss(m, a, t, line))
+        miss = data_line(m, a, t, line, WRITE)
+        if miss:
+            overlapped(m, a, 0, miss)
     m[s.CYCLE] += 64
     m[s.RETIRED] += 64

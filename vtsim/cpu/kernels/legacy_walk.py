@@ -8,7 +8,6 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, load_word, store, store_word
 from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES, PWC_HITS
-from vtsim.cpu.kernels.caches import read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP
 from vtsim.cpu.kernels.ept_walk import (
     CR4_PSE,
@@ -19,6 +18,7 @@ from vtsim.cpu.kernels.ept_walk import (
     nested,
     page_fault,
 )
+from vtsim.cpu.kernels.lines import own_line, read_line
 from vtsim.cpu.kernels.rights import (
     DATA_GLOBAL,
     DATA_SIZE,
@@ -167,7 +167,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
                 store_word(a, host, entry)
             else:
                 store(a, host, 4, entry)
-            m[WALK_LATENCY] += m[ATOMIC_CYCLES]
+            m[WALK_LATENCY] += m[ATOMIC_CYCLES] + own_line(m, a, t, host >> 6)
         if leaf:
             break
         table = entry & (ADDRESS if pae else 0xFFFFF000)

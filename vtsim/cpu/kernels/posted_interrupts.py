@@ -11,8 +11,9 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, store
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.caches import data_miss, probe
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.lines import data_line
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 
@@ -28,10 +29,11 @@ ADDRESSES_BEYOND: int = -(1 << 52)
 
 
 @kernel
-def touch_physical(m: Record, a: Arena, t: Tags, hpa: int) -> None:
+def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
     """Charge the CPU's own access to a physical address."""
-    if not probe(m, t, s.L1D, hpa >> 6):
-        charge(m, a, o.DATA_STALL, data_miss(m, a, t, hpa >> 6))
+    stall = data_line(m, a, t, hpa >> 6, access)
+    if stall:
+        charge(m, a, o.DATA_STALL, stall)
 
 
 @kernel
@@ -58,14 +60,14 @@ def post_interrupt(m: Record, a: Arena, t: Tags, vector: int, target: int) -> bo
     entry = a[at + v.PID_POINTER_TABLE_ADDRESS] + 8 * target
     if not is_memory(a, entry):
         return False
-    touch_physical(m, a, t, entry)
+    touch_physical(m, a, t, entry, READ)
     pointer = load(a, entry, 8)
     if pointer & (m[s.RESERVED_BITS] | ADDRESSES_BEYOND) or pointer & 0x3F != POINTER_VALID:
         return False
     descriptor = pointer & ~0x3F
     if not is_memory(a, descriptor):
         return False
-    touch_physical(m, a, t, descriptor)
+    touch_physical(m, a, t, descriptor, WRITE)
     word = descriptor + (vector >> 6) * 8
     store(a, word, 8, load(a, word, 8) | 1 << (vector & 63))
     notify = load(a, descriptor + NOTIFY, 8)

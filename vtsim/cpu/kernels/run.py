@@ -25,6 +25,7 @@ from vtsim.cpu.codes import (
     WINDOW_EMPTY,
 )
 from vtsim.cpu.kernels.boundary import boundary
+from vtsim.cpu.kernels.coherence import forget_taken
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.fetch import locate
@@ -49,6 +50,8 @@ def run(m: Record, a: Arena, t: Tags) -> int:
     m[s.STOP] = 0
     r = m[s.ROW]
     set_limit(m, a)
+    if m[s.PEERS]:
+        forget_taken(m, a)
     while True:
         if m[s.OPS_LEFT] <= 0:  # before the boundary: what that decides belongs to the op after it
             m[s.ROW] = r

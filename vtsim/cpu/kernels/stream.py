@@ -16,10 +16,11 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, MODEL_FAULT, NEXT, STOPPED, WINDOW_EMPTY
-from vtsim.cpu.kernels.caches import data_miss, probe, probe_at_once
+from vtsim.cpu.kernels.caches import probe, probe_at_once
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
 from vtsim.cpu.kernels.ledger import charge
+from vtsim.cpu.kernels.lines import data_miss, own_line
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 
@@ -235,10 +236,12 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             ended = 1
             break
         line = hpa >> 6
+        taken = 0
         if access == WRITE:
             touch(a, hpa >> 12)
+            taken = own_line(m, a, t, line)
         hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_at_once(m, t, s.L1D, line)
-        if hit:
+        if hit and taken == 0:
             if walk:
                 if pattern == o.CHASE:
                     charge(m, a, o.PAGE_WALK, walk)
@@ -247,7 +250,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             if pattern == o.CHASE:
                 charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
         else:
-            miss = data_miss(m, a, t, line)
+            miss = taken if hit else max(taken, data_miss(m, a, t, line))
             if pattern == o.CHASE:
                 charge(m, a, o.PAGE_WALK, walk)
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)

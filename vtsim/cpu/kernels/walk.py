@@ -20,7 +20,6 @@ from vtsim.cpu.accounts import (
     GUEST_REFERENCES,
     PWC_HITS,
 )
-from vtsim.cpu.kernels.caches import read_line
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import (
     AGILE,
@@ -35,6 +34,7 @@ from vtsim.cpu.kernels.ept_walk import (
 )
 from vtsim.cpu.kernels.foresight import GUEST, remember
 from vtsim.cpu.kernels.legacy_walk import walk_legacy
+from vtsim.cpu.kernels.lines import own_line, read_line
 from vtsim.cpu.kernels.rights import (
     DATA_GLOBAL,
     DATA_SIZE,
@@ -220,7 +220,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                     a[owner + DIRTY_ASSISTS] += 1
                 entry |= flags
                 store_word(a, at, entry)
-                m[WALK_LATENCY] += m[ATOMIC_CYCLES]
+                m[WALK_LATENCY] += m[ATOMIC_CYCLES] + own_line(m, a, t, at >> 6)
             if leaf:
                 break
             if single:

@@ -1,0 +1,172 @@
+"""Which CPU holds a line of memory, and what it costs another one to have it: MESI, as one directory sees it.
+
+The directory is a cache of tags with the owner of each line beside it: the one CPU that may write it, or SHARED. A load
+that only another CPU holds comes from that CPU's caches and is shared then; a store takes the line from all others. A
+line that the directory has no room for leaves all caches, as with a processor's snoop filter. Owners drop lines without
+a word, so that a CPU is asked whether it still has one. With one CPU there is no directory, and none of this is asked.
+
+SDM: "Cache Control Protocol".
+Not modelled: how busy caches and mesh are; owned copies of code in L1I alone; devices, which take no line away.
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
+from vtsim.cpu.accounts import LINES_FROM_OTHERS, LINES_TAKEN
+from vtsim.cpu.kernels.caches import fill, held, probe_at_once, set_of, victim
+from vtsim.cpu.slots import (
+    CPU,
+    CPUS,
+    DATA_GENERATION,
+    DIRECTORY,
+    L1D,
+    L2,
+    L3,
+    LATENCY,
+    OWNER,
+    OWNERS,
+    PEERS,
+    REFERENCED,
+    REMOTE_TRANSFER_CYCLES,
+    TRANSFER_CYCLES,
+    WAYS,
+)
+
+SHARED, NOBODY = -1, -2
+# of each CPU: where its caches are, its node, and how often lines were taken from it since it ran last
+(PEER_L1D, PEER_L2, PEER_NODE, PEER_TAKEN) = range(4)
+PEER_WORDS: int = 4
+
+
+@kernel
+def remove_line(m: Record, t: Tags, cache: int, base: int, line: int) -> bool:
+    """Remove a line from a CPU's cache at `base`, of the shape of this CPU's own; was it there?"""
+    where = set_of(m, cache, line)
+    first = base + where * m[cache + WAYS]
+    hit = held(t, first, m[cache + WAYS], line)
+    if hit:
+        t[first + lowest_bit(hit)] = -1
+        t[base - m[cache] + m[cache + REFERENCED] + where] &= ~hit
+    return hit != 0
+
+
+@kernel
+def transfer_cycles(m: Record, a: Arena, other: int) -> int:
+    """Cycles until a line that the caches of another CPU hold is here."""
+    node = a[m[PEERS] + m[CPU] * PEER_WORDS + PEER_NODE]
+    same = a[m[PEERS] + other * PEER_WORDS + PEER_NODE] == node
+    return m[TRANSFER_CYCLES] if same else m[REMOTE_TRANSFER_CYCLES]
+
+
+@kernel
+def take_from(m: Record, a: Arena, t: Tags, other: int, line: int) -> int:
+    """Remove a line from the caches of a CPU: cycles until it is here, 0 if it was not there."""
+    peer = m[PEERS] + other * PEER_WORDS
+    in_l1d = remove_line(m, t, L1D, a[peer + PEER_L1D], line)
+    if not (remove_line(m, t, L2, a[peer + PEER_L2], line) or in_l1d):
+        return 0
+    a[peer + PEER_TAKEN] += 1
+    return transfer_cycles(m, a, other)
+
+
+@kernel
+def take_from_all(m: Record, a: Arena, t: Tags, line: int, but: int) -> int:
+    """Remove a line from the caches of all CPUs but one: cycles until the last has answered, 0 if none had it."""
+    cycles = 0
+    for other in range(m[CPUS]):
+        if other != but:
+            cycles = max(cycles, take_from(m, a, t, other, line))
+    return cycles
+
+
+@kernel
+def has_line(m: Record, a: Arena, t: Tags, other: int, line: int) -> bool:
+    """Do the data caches of a CPU hold a line?"""
+    peer = m[PEERS] + other * PEER_WORDS
+    ways = m[L1D + WAYS]
+    if held(t, a[peer + PEER_L1D] + set_of(m, L1D, line) * ways, ways, line):
+        return True
+    ways = m[L2 + WAYS]
+    return held(t, a[peer + PEER_L2] + set_of(m, L2, line) * ways, ways, line) != 0
+
+
+@kernel
+def owner_of(m: Record, t: Tags, line: int) -> int:
+    """The CPU that owns a line, SHARED or NOBODY."""
+    ways = m[DIRECTORY + WAYS]
+    first = set_of(m, DIRECTORY, line) * ways
+    hit = held(t, m[DIRECTORY] + first, ways, line)
+    return t[m[DIRECTORY + OWNERS] + first + lowest_bit(hit)] if hit else NOBODY
+
+
+@kernel
+def set_owner(m: Record, a: Arena, t: Tags, line: int, owner: int) -> None:
+    """Enter the owner of a line; one that it takes the place of leaves all caches."""
+    where = set_of(m, DIRECTORY, line)
+    ways = m[DIRECTORY + WAYS]
+    first = where * ways
+    hit = held(t, m[DIRECTORY] + first, ways, line)
+    if hit:
+        way = lowest_bit(hit)
+        t[m[DIRECTORY + REFERENCED] + where] |= hit
+    else:
+        way = victim(m, t, DIRECTORY, where)
+        gone = t[m[DIRECTORY] + first + way]
+        if gone >= 0:
+            last = t[m[DIRECTORY + OWNERS] + first + way]
+            if last == SHARED:
+                take_from_all(m, a, t, gone, NOBODY)
+            else:
+                take_from(m, a, t, last, gone)
+        t[m[DIRECTORY] + first + way] = line
+    t[m[DIRECTORY + OWNERS] + first + way] = owner
+
+
+@kernel
+def load_shared(m: Record, a: Arena, t: Tags, line: int) -> int:
+    """A load that missed this CPU's caches: cycles until the one other CPU that holds the line has sent it, or 0."""
+    owner = owner_of(m, t, line)
+    if owner == m[CPU] or owner == SHARED:
+        return 0
+    if owner == NOBODY or not has_line(m, a, t, owner, line):
+        set_owner(m, a, t, line, m[CPU])
+        return 0
+    set_owner(m, a, t, line, SHARED)
+    a[m[PEERS] + owner * PEER_WORDS + PEER_TAKEN] += 1
+    a[m[OWNER] + LINES_FROM_OTHERS] += 1
+    into_l3(m, t, line)
+    return transfer_cycles(m, a, owner)
+
+
+@kernel
+def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
+    """A store: cycles beyond an L1D hit until no other CPU holds the line, which this one owns then."""
+    owner = owner_of(m, t, line)
+    if owner == m[CPU]:
+        return 0
+    cycles = 0
+    if owner == SHARED:
+        cycles = max(m[L3 + LATENCY], take_from_all(m, a, t, line, m[CPU]))
+    elif owner != NOBODY:
+        cycles = take_from(m, a, t, owner, line)
+    set_owner(m, a, t, line, m[CPU])
+    if cycles == 0:
+        return 0
+    a[m[OWNER] + LINES_TAKEN] += 1
+    into_l3(m, t, line)
+    return max(cycles - m[L1D + LATENCY], 0)
+
+
+@kernel
+def into_l3(m: Record, t: Tags, line: int) -> None:
+    """A line that moves between CPUs goes through L3, and stays there."""
+    if m[L3 + WAYS] > 0 and not probe_at_once(m, t, L3, line):
+        fill(m, t, L3, line)
+
+
+@kernel
+def forget_taken(m: Record, a: Arena) -> None:
+    """What this CPU knows of lines that it found holds no more, if others took some while it did not run."""
+    at = m[PEERS] + m[CPU] * PEER_WORDS + PEER_TAKEN
+    m[DATA_GENERATION] += a[at]
+    a[at] = 0

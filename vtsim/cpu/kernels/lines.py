@@ -1,0 +1,109 @@
+"""The cycles that an access to a line of memory takes: through the caches of this CPU, of others, and to DRAM.
+
+SDM: "Cache Control Protocol"; "Memory Types and Their Properties": everything is write-back.
+"""
+
+from __future__ import annotations
+
+from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu.accounts import DATA_L2, FETCH_L2
+from vtsim.cpu.kernels.caches import fill, fill_l1d, probe, probe_at_once
+from vtsim.cpu.kernels.coherence import load_shared, store_owned
+from vtsim.cpu.kernels.rights import WRITE
+from vtsim.cpu.slots import (
+    DRAM_CYCLES,
+    FETCH_GENERATION,
+    L1D,
+    L1I,
+    L2,
+    L3,
+    LATENCY,
+    NODE_END,
+    NODE_FIRST,
+    OWNER,
+    PEERS,
+    REMOTE_CYCLES,
+    WALKS_IN_L1D,
+    WAYS,
+)
+
+
+@kernel
+def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
+    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3.
+
+    `served` is the counter of what L2 serves; those of L3, DRAM and DRAM of another node come after it.
+    """
+    at = m[OWNER] + served
+    if probe_at_once(m, t, L2, line):
+        a[at] += 1
+        return m[L2 + LATENCY]
+    cycles = m[L3 + LATENCY]
+    moved = load_shared(m, a, t, line) if m[PEERS] else 0
+    if moved:
+        a[at + 1] += 1
+        cycles = moved
+    elif m[L3 + WAYS] > 0 and probe_at_once(m, t, L3, line):
+        a[at + 1] += 1
+    else:
+        a[at + 2] += 1
+        cycles = m[DRAM_CYCLES]
+        if line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]:
+            a[at + 3] += 1
+            cycles = m[REMOTE_CYCLES]
+        fill(m, t, L3, line)
+    fill(m, t, L2, line)
+    return cycles
+
+
+@kernel
+def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
+    """Cycles of a page-walker read: paging-structure lines are cached like any other, or from L2 on.
+
+    `served` is the first of the dimension's counters, GUEST_L1D or EPT_L1D.
+    """
+    line = hpa >> 6
+    if m[WALKS_IN_L1D] == 0:
+        return beyond_l1(m, a, t, line, served + 1)
+    if probe_at_once(m, t, L1D, line):
+        a[m[OWNER] + served] += 1
+        return m[L1D + LATENCY]
+    cycles = beyond_l1(m, a, t, line, served + 1)
+    fill_l1d(m, t, line)
+    return cycles
+
+
+@kernel
+def data_miss(m: Record, a: Arena, t: Tags, line: int) -> int:
+    """Cycles beyond an L1D hit of a data access that missed L1D."""
+    cycles = beyond_l1(m, a, t, line, DATA_L2) - m[L1D + LATENCY]
+    fill_l1d(m, t, line)
+    return cycles if cycles > 0 else 0
+
+
+@kernel
+def own_line(m: Record, a: Arena, t: Tags, line: int) -> int:
+    """Cycles beyond an L1D hit until no other CPU holds a line that is to be written."""
+    return store_owned(m, a, t, line) if m[PEERS] else 0
+
+
+@kernel
+def data_line(m: Record, a: Arena, t: Tags, line: int, access: int) -> int:
+    """Cycles beyond an L1D hit of a data access; a store waits until no other CPU has the line."""
+    taken = own_line(m, a, t, line) if access == WRITE else 0
+    if probe(m, t, L1D, line):
+        return taken
+    return max(taken, data_miss(m, a, t, line))
+
+
+@kernel
+def fetch_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
+    """Stall cycles of fetching one code line; a fill starts a new fetch generation."""
+    line = hpa >> 6
+    if probe(m, t, L1I, line):
+        return 0
+    cycles = beyond_l1(m, a, t, line, FETCH_L2) - m[L1I + LATENCY]
+    if m[L1I + WAYS] > 0:
+        fill(m, t, L1I, line)
+        m[FETCH_GENERATION] += 1
+    return cycles if cycles > 0 else 0
