@@ -261,11 +261,16 @@ def called(a: Assembler, kernel: KernelOptions) -> None:
     if not kernel.paravirtual:
         _see_to_calls(a, kernel)
     a.jmp("interrupt_done")
-    a.label("ipi_arrived")
+
+
+def count_ipi(a: Assembler) -> None:
+    """Count the interrupt whose vector is in RBX, if it is one that another CPU waits for."""
+    a.cmp(s.RBX, at.IPI_VECTOR)
+    a.jcc(ops.CC_NZ, "no_ipi")
     a.ld(s.RAX, at.cpu_word(at.IPIS))
     a.add(s.RAX, 1)
     a.st(at.cpu_word(at.IPIS), s.RAX)
-    a.jmp("interrupt_done")
+    a.label("no_ipi")
 
 
 def _see_to_calls(a: Assembler, kernel: KernelOptions) -> None:
