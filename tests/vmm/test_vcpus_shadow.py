@@ -32,7 +32,7 @@ from vtsim.vmm.registry import Path
 
 SEEDS = range(1 if jit.DISABLED else 2)
 STEPS = 60 if jit.DISABLED else 600
-QUANTUM, LONGEST = 40, 1 << 24  # cycles between two looks at which CPU is behind; of a run
+QUANTUM, LONGEST = 40, 1 << 26  # cycles between two looks at which CPU is behind; of a run
 SLOW = pytest.mark.compiled_only
 PROFILE = load_profile("skx-4114")
 PAGING = {"": Paging(), "pcid": Paging(pcid=True)}
