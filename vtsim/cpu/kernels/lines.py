@@ -1,6 +1,6 @@
 """The cycles that an access to a line of memory takes: through the caches of this CPU, of others, and to DRAM.
 
-SDM: "Cache Control Protocol"; "Memory Types and Their Properties": everything is write-back.
+SDM: "Cache Control Protocol".
 """
 
 from __future__ import annotations

@@ -77,10 +77,11 @@ bind(
         "An in-kernel device is 60 instructions here, of which nothing is published: io_kernel takes 2516 cycles "
         "with 1500. Of the way to QEMU and back, SYSCALL, XSAVE, MSRs and the VMCS are executed, the rest are "
         "estimated lengths: with three times as many instructions io_user takes 5067 cycles, and what QEMU did "
-        "beyond is unknown. virtual_ipi: the way of an interrupt message to another CPU is an estimate "
-        "(latency.ipi_ns), and the receiver ends its interrupt, which exits, before it says that it came: the "
-        "sender's loop of PAUSE lasts until it exits by that once, 2000 cycles (5900 in all with a quantum of 1050, in "
-        "which it saw too early that the interrupt came, and did not exit)"
+        "beyond is unknown. virtual_ipi: the published time ends where the "
+        "receiver handles the interrupt, ours where the sender sees it and sends the next, which finds the receiver "
+        "still ending the last one, with interrupts off: each of them waits for an interrupt window, an exit of 2860 "
+        "cycles. The way of an interrupt message to another CPU is an estimate (latency.ipi_ns); with 250 ns "
+        "each causes an exit for an external interrupt beside, and it is 6940"
     ),
 )
 
@@ -90,8 +91,7 @@ bind(
     unbound="fastpath and ultra_fastpath handle the write of ICR before interrupts are on again, which the personality "
     "does not",
     deviates="there the receiver wakes from HLT, which took it no exit; the way of an interrupt message is an estimate "
-    "(latency.ipi_ns), and with a quantum of 8 or 20 cycles, in which the loops of the two fall in step otherwise, it "
-    "is 2825; with one of 1100, as it was, sender and receiver saw each other's words so much late or early, and 3401",
+    "(latency.ipi_ns: with 250 ns in place of 500 it is 2500)",
 )
 
 bind(
