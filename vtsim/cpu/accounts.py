@@ -67,8 +67,8 @@ COUNTERS: Final = (
     ("halts",              "events",     "HLT executed"),
     ("guest_entry_hits",   "hits",       "entries of the guest's tables that a walk cache of entries held"),
     ("ept_entry_hits",     "hits",       "entries of the EPT tables that a walk cache of entries held"),
-    ("lines_from_others",  "lines",      "of what L3 served: lines that the caches of one other CPU alone held"),
-    ("lines_taken",        "lines",      "lines that a store took from the caches of other CPUs"),
+    ("lines_from_other_cpus", "lines",   "of what L3 served: lines that the caches of one other CPU alone held"),
+    ("lines_taken_from_other_cpus", "lines", "lines that a store took from the caches of other CPUs"),
 )
 (WALKS, WALKS_COMPLETED, WALKS_FAULTED, WALKS_VIOLATED, WALKS_MISCONFIGURED, GUEST_REFERENCES, EPT_REFERENCES,
  GUEST_L1D, GUEST_L2, GUEST_L3, GUEST_DRAM, GUEST_DRAM_REMOTE, EPT_L1D, EPT_L2, EPT_L3, EPT_DRAM, EPT_DRAM_REMOTE,
