@@ -28,6 +28,19 @@ def stamp_now(m: Record) -> int:
 
 
 @kernel
+def found(m: Record, t: Tags, at: int, line: int, access: int) -> bool:
+    """Does L1D hold a line of the page remembered at `at`, and, for a store, no other CPU? It is remembered."""
+    if not probe(m, t, s.L1D, line):
+        return False
+    m[at + LINES] |= way_bit(line & 63)
+    if access == WRITE and m[s.PEERS]:
+        if owner_of(m, t, line) != m[s.CPU]:
+            return False
+        m[at + OWNED] |= way_bit(line & 63)
+    return True
+
+
+@kernel
 def words_at(m: Record, a: Arena, t: Tags, gva: int, size: int, access: int, stamp: int) -> int:
     """The arena offset of the word at an address, if its `size` bytes, of one page, hit everywhere; else -1.
 
@@ -51,17 +64,10 @@ def words_at(m: Record, a: Arena, t: Tags, gva: int, size: int, access: int, sta
         return -1
     first = (gva >> 6) & 63
     last = ((gva + size - 1) >> 6) & 63
-    seen = m[at + LINES]
+    known = m[at + LINES] & m[at + OWNED] if access == WRITE else m[at + LINES]
     for line in range(first, last + 1):
-        if (seen >> line) & 1 == 0:
-            if not probe(m, t, s.L1D, hfn << 6 | line):
-                return -1
-            seen |= way_bit(line)
-        if access == WRITE and (m[at + OWNED] >> line) & 1 == 0:
-            if owner_of(m, t, hfn << 6 | line) != m[s.CPU]:
-                return -1
-            m[at + OWNED] |= way_bit(line)
-    m[at + LINES] = seen
+        if (known >> line) & 1 == 0 and not found(m, t, at, hfn << 6 | line, access):
+            return -1
     if access == WRITE:
         touch(a, hfn)
     return a[A_POOL] + (slot << 9) + ((gva >> 3) & 511)  # of a frame without contents: in the page of zeroes
