@@ -177,9 +177,9 @@ bind(
         )
     ),
     deviates=(
-        "KVM lets leaf tables go out of sync and fills entries ahead, ESX of 2009 traced every store to a table, as the "
-        "minimal personality does. The most is mmap's, with three exits a page; fork has 237, exec 280, page_fault 189 "
-        "and context_switch 154 % under KVM's. Which microbenchmark had 600 % the abstract does not say"
+        "KVM lets leaf tables go out of sync and fills entries ahead, ESX of 2009 traced every store to a table, as "
+        "the minimal personality does. The most is mmap's, with three exits a page; fork has 237, exec 280, page_fault "
+        "189 and context_switch 154 % under KVM's. Which microbenchmark had 600 % the abstract does not say"
     ),
     unbound="of its whole applications (compiling, databases, terminal servers) none is simulated",
 )
