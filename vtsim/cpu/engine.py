@@ -146,7 +146,7 @@ class Engine:
         for number, record in enumerate(records):
             record[s.DIRECTORY : s.DIRECTORY + len(directory)] = directory
             record[s.PEERS] = peers if g.cpus > 1 else 0
-            for cache in (s.L1I, s.L1D, s.L2, s.L3, s.DIRECTORY):
+            for cache in (s.L1I, s.L1D, s.L2) if number else (s.L1I, s.L1D, s.L2, s.L3, s.DIRECTORY):  # two are shared
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
             at = peers + number * PEER_WORDS

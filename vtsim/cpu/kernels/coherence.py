@@ -60,19 +60,19 @@ def transfer_cycles(m: Record, a: Arena, other: int) -> int:
 
 @kernel
 def take_from(m: Record, a: Arena, t: Tags, other: int, line: int) -> int:
-    """Remove a line from the caches of a CPU: cycles until it is here, 0 if it was not there."""
+    """Remove a line from the caches of a CPU: cycles until it is here, -1 if it was not there."""
     peer = m[PEERS] + other * PEER_WORDS
     in_l1d = remove_line(m, t, L1D, a[peer + PEER_L1D], line)
     if not (remove_line(m, t, L2, a[peer + PEER_L2], line) or in_l1d):
-        return 0
+        return -1
     a[peer + PEER_TAKEN] += 1
     return transfer_cycles(m, a, other)
 
 
 @kernel
 def take_from_all(m: Record, a: Arena, t: Tags, line: int, but: int) -> int:
-    """Remove a line from the caches of all CPUs but one: cycles until the last has answered, 0 if none had it."""
-    cycles = 0
+    """Remove a line from the caches of all CPUs but one: cycles until the last has answered, -1 if none had it."""
+    cycles = -1
     for other in range(m[CPUS]):
         if other != but:
             cycles = max(cycles, take_from(m, a, t, other, line))
@@ -118,6 +118,7 @@ def set_owner(m: Record, a: Arena, t: Tags, line: int, owner: int) -> None:
                 take_from_all(m, a, t, gone, NOBODY)
             else:
                 take_from(m, a, t, last, gone)
+            forget_taken(m, a)  # it may have been in this CPU's own
         t[m[DIRECTORY] + first + way] = line
     t[m[DIRECTORY + OWNERS] + first + way] = owner
 
@@ -144,16 +145,17 @@ def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
     owner = owner_of(m, t, line)
     if owner == m[CPU]:
         return 0
-    cycles = 0
+    cycles = -1
     if owner == SHARED:
-        cycles = max(m[L3 + LATENCY], take_from_all(m, a, t, line, m[CPU]))
+        cycles = take_from_all(m, a, t, line, m[CPU])
     elif owner != NOBODY:
         cycles = take_from(m, a, t, owner, line)
     set_owner(m, a, t, line, m[CPU])
-    if cycles == 0:
-        return 0
-    a[m[OWNER] + LINES_TAKEN] += 1
-    into_l3(m, t, line)
+    if cycles >= 0:
+        a[m[OWNER] + LINES_TAKEN] += 1
+        into_l3(m, t, line)
+    if owner == SHARED:
+        cycles = max(cycles, m[L3 + LATENCY])  # who asks does not know who has it yet
     return max(cycles - m[L1D + LATENCY], 0)
 
 
