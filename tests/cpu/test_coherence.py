@@ -346,8 +346,9 @@ def at_random(chance: random.Random) -> Write:
 def sharing(seed: int) -> Pair:
     """CPUs that run such programs, in caches of many shapes."""
     chance = random.Random(seed)
-    small = {"cache.l1d.bytes": 512, "cache.l1d.ways": 4, "cache.l1i.bytes": 1024, "cache.l1i.ways": 4}
-    shape = chance.choice((TINY, small | {"cache.l2.bytes": 1024, "cache.l2.ways": 4, "cache.l3.bytes": 0}, {}))
+    code = {"cache.l1i.bytes": 1024, "cache.l1i.ways": 4}
+    larger = {"cache.l1d.bytes": 512, "cache.l1d.ways": 4, "cache.l2.bytes": 1024, "cache.l2.ways": 4}
+    shape = chance.choice((TINY | code, TINY | code | larger, {}))
     walks = {"features.walks_in_l1d": chance.random() < 0.5}
     return together(*(at_random(chance) for _ in range(CPUS)), changes={**shape, **walks})
 
