@@ -23,7 +23,7 @@ from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import reason_name
 
 EVENTS: Final = ("exceptions", "page_faults", "interrupts", "injections", "syscalls", "entries", "halts",
-                 "device_accesses", "port_accesses", "dirty_assists")  # fmt: skip
+                 "device_accesses", "port_accesses", "dirty_assists", "lines_from_others", "lines_taken")  # fmt: skip
 PURPOSES: Final = {"data": "data_dram", "guest_tables": "guest_dram", "ept_tables": "ept_dram", "code": "fetch_dram"}
 By = dict[str, dict[str, int]]
 

@@ -9,7 +9,7 @@ Whoever waits for another CPU's answer or for the lock of an address space has i
 locks of zones and of tables are held for a few instructions only, with interrupts off.
 
 Not modelled: waiters for the lock of an address space sleep in Linux; per-CPU lists of free pages; moving tasks between
-CPUs, and waking one from another; coherence of caches.
+CPUs, and waking one from another.
 """
 
 from __future__ import annotations
