@@ -135,6 +135,19 @@ def test_what_has_no_room_in_the_directory_any_more_is_not_remembered() -> None:
     assert int(m[s.DATA_GENERATION]) > known
 
 
+def test_the_directory_keeps_what_is_loaded_again_and_again() -> None:
+    engine = machine(TINY, cpus=2)
+    hot = 10  # the fifth way of its set
+    for line in range(2, hot + 1, 2):
+        cycles_of(engine, 0, READ, line)
+    for first in range(100, 600, 6):
+        for line in (first, first + 2, first + 4):
+            cycles_of(engine, 0, READ, line)
+        assert int(owner_of(engine.cpus[0], engine.tags, hot)) == 0
+        assert not has_line(engine.cpus[0], engine.arena, engine.tags, 0, hot)
+        cycles_of(engine, 0, READ, hot)
+
+
 @pytest.mark.parametrize("transfer_ns", [0, 1])
 def test_lines_that_move_in_no_time_are_counted(transfer_ns: int) -> None:
     engine = machine({"latency.transfer_ns": transfer_ns}, cpus=2)

@@ -139,6 +139,7 @@ def load_shared(m: Record, a: Arena, t: Tags, line: int) -> int:
     at = place_of(m, t, line)
     owner = owner_at(m, t, at)
     if owner == m[CPU] or owner == SHARED:
+        set_owner(m, a, t, line, at, owner)  # which says that it was used
         return 0
     if owner == NOBODY or not has_line(m, a, t, owner, line):
         set_owner(m, a, t, line, at, m[CPU])
