@@ -302,7 +302,7 @@ class Machine:
     def smallest_latency(self) -> int:
         """Cycles in which one CPU can hear of another at the earliest: by an interrupt, or by a word of shared memory.
 
-        No time is modelled for a line to move between CPUs; it takes no less than a load of what they share.
+        A line that moves between them takes no less than a load of what they share.
         """
         profile, shared, scenario = self.profile, self.profile.cache.l3, self.scenario
         by_interrupt = profile.cycles(profile.latency.cross_cpu_ns)
