@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tests.cpu.bench import (
     DATA,
@@ -20,6 +21,7 @@ from tests.cpu.bench import (
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import hooks
 from vtsim.vmcs import bits as b
 
@@ -430,7 +432,13 @@ def loaded_at_random(chance: random.Random, length: int, changes: dict[str, int]
 HOW = (s.OPS, s.OPS_LEFT, s.UNTIL, s.LIMIT, s.BEGUN_AT)  # slots that say how a machine was run
 
 
-def bytes_of(bench: Virtual, leave_out: Sequence[int] = HOW) -> tuple[bytes, bytes, bytes]:
+class Machine(Protocol):
+    """What has an engine."""
+
+    engine: Engine
+
+
+def bytes_of(bench: Machine, leave_out: Sequence[int] = HOW) -> tuple[bytes, bytes, bytes]:
     """All state of a machine, but for what says how it was run."""
     cpus = bench.engine.cpus.copy()
     cpus[:, list(leave_out)] = 0

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.bench import DATA, TEXT, Space, Write, machine, o_mem
+from tests.cpu.programs import bytes_of
 from tests.cpu.test_ipi import Pair
 from vtsim.base import jit
 from vtsim.cpu import accounts as k
@@ -17,13 +18,16 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels import hooks, memory_hooks
 from vtsim.cpu.kernels.caches import probe
 from vtsim.cpu.kernels.coherence import NOBODY, SHARED, has_line, owner_of
-from vtsim.cpu.kernels.lines import data_line
+from vtsim.cpu.kernels.data_pages import WORDS
+from vtsim.cpu.kernels.lines import data_line, read_line
 from vtsim.cpu.kernels.rights import READ, WRITE
 
 EXAMPLES = 15 if jit.DISABLED else 60
 CPUS = 3
+REMEMBERED = slice(s.DATA_PAGES, s.DATA_PAGES + s.DATA_PAGE_COUNT * WORDS)
 TINY = {
     "cache.l1i.bytes": 0, "cache.l1d.bytes": 128, "cache.l1d.ways": 1, "cache.l2.bytes": 256, "cache.l2.ways": 2,
     "cache.l3.bytes": 0,
@@ -115,6 +119,47 @@ def test_a_store_to_a_line_that_was_shared_asks_l3_though_nobody_else_has_it_any
     pushed_out(engine, 0)
 
     assert cycles_of(engine, 1, WRITE, 1) == p.cache.l3.hit_cycles - p.cache.l1d.hit_cycles
+    assert int(engine.arena[engine.owners["host"] + k.LINES_TAKEN]) == 0
+
+
+def test_what_has_no_room_in_the_directory_any_more_is_not_remembered() -> None:
+    """Page walks that begin at L2 fill no L1D, but the directory: a line that it loses leaves this CPU's L1D, too."""
+    engine = machine({**TINY, "features.walks_in_l1d": False}, cpus=2)
+    m, a, t = engine.cpus[0], engine.arena, engine.tags
+    cycles_of(engine, 0, WRITE, 0)
+    known = int(m[s.DATA_GENERATION])
+    for line in range(2, 100, 2):
+        read_line(m, a, t, line << 6, k.GUEST_L1D)
+
+    assert not has_line(m, a, t, 0, 0)
+    assert int(m[s.DATA_GENERATION]) > known
+
+
+def test_the_directory_keeps_what_is_loaded_again_and_again() -> None:
+    engine = machine(TINY, cpus=2)
+    hot = 10  # the fifth way of its set
+    for line in range(2, hot + 1, 2):
+        cycles_of(engine, 0, READ, line)
+    for first in range(100, 600, 6):
+        for line in (first, first + 2, first + 4):
+            cycles_of(engine, 0, READ, line)
+        assert int(owner_of(engine.cpus[0], engine.tags, hot)) == 0
+        assert not has_line(engine.cpus[0], engine.arena, engine.tags, 0, hot)
+        cycles_of(engine, 0, READ, hot)
+
+
+@pytest.mark.parametrize("transfer_ns", [0, 1])
+def test_lines_that_move_in_no_time_are_counted(transfer_ns: int) -> None:
+    engine = machine({"latency.transfer_ns": transfer_ns}, cpus=2)
+    p = engine.profile
+    for cpu in (0, 1, 0):
+        cycles_of(engine, cpu, WRITE, 1)
+    cycles_of(engine, 1, READ, 1)
+    host = engine.owners["host"]
+
+    assert cycles_of(engine, 0, READ, 1) == 0
+    assert [int(engine.arena[host + counter]) for counter in (k.LINES_TAKEN, k.LINES_FROM_OTHERS)] == [2, 1]
+    assert cycles_of(engine, 1, WRITE, 1) == p.cache.l3.hit_cycles - p.cache.l1d.hit_cycles
 
 
 @pytest.mark.parametrize("access", [READ, WRITE])
@@ -190,8 +235,7 @@ def adds(offset: int, rounds: int, gap: int) -> Write:
         a.st(o_mem(DATA + offset), s.RAX)
         a.work(gap)
         a.loop("again")
-        a.label("done")
-        a.jmp("done")
+        a.op(o.HLT)
 
     return write
 
@@ -227,8 +271,7 @@ def test_a_store_after_another_cpu_looked_waits_though_the_page_is_remembered() 
         a.ld(s.RAX, o_mem(DATA))
         a.work(3000)
         a.loop("again")
-        a.label("done")
-        a.jmp("done")
+        a.op(o.HLT)
 
     pair = together(writer, reader)
     pair.run(80_000)
@@ -254,8 +297,7 @@ def test_a_load_after_another_cpu_stored_waits_though_the_page_is_remembered() -
         a.st(o_mem(DATA), s.RCX)
         a.work(3000)
         a.loop("again")
-        a.label("done")
-        a.jmp("done")
+        a.op(o.HLT)
 
     pair = together(reader, writer)
     pair.run(1500)  # both programs are in the caches
@@ -263,3 +305,80 @@ def test_a_load_after_another_cpu_stored_waits_though_the_page_is_remembered() -
     pair.run(80_000)
 
     assert counted(pair, k.LINES_FROM_OTHERS) - before in (stores - 1, stores)
+
+
+SOURCE, TARGETS = DATA + 0x2000, DATA + 0x3000
+LINES_OF_A_PAGE = 64
+
+
+@pytest.mark.parametrize("number", [hooks.PAGE_COPY, memory_hooks.PAGE_SUM], ids=["copied", "summed up"])
+def test_a_page_that_many_read_over_is_taken_from_nobody(number: int) -> None:
+    rounds = 5
+
+    def reader(cpu: int) -> Write:
+        def write(a: Assembler) -> None:
+            source = s.RSI if number == hooks.PAGE_COPY else s.RDI
+            a.mov(s.RDI, TARGETS + 0x1000 * cpu)
+            a.mov(source, SOURCE)
+            a.mov(s.RCX, rounds)
+            a.label("again")
+            a.hook(number)
+            a.loop("again")
+            a.op(o.HLT)
+
+        return write
+
+    pair = together(reader(0), reader(1))
+    pair.run(150_000, quantum=200)
+
+    assert [int(m[s.GPR + s.RCX]) for m in pair.cpus] == [0, 0]
+    assert counted(pair, k.LINES_FROM_OTHERS) >= LINES_OF_A_PAGE
+    assert counted(pair, k.LINES_TAKEN) <= 8  # entries of tables, whose flags are set
+
+
+def at_random(chance: random.Random) -> Write:
+    """A program without end of loads, stores and sums over lines that others use as well, a few and many."""
+    r1 = (s.RAX, s.RBX, s.RDX)
+
+    def write(a: Assembler) -> None:
+        a.label("again")
+        for _ in range(40):
+            few = chance.random() < 0.7
+            at = DATA + (chance.randrange(4) * 0x1040 + chance.randrange(8) * 8 if few else chance.randrange(4096) * 8)
+            op = chance.choice((o.LD, o.LD, o.ST, o.XADD))
+            a.emit(op, chance.choice(r1), mem=o_mem(at), length=2)
+            if chance.random() < 0.05:
+                a.mov(s.RDI, DATA + 0x1000 * chance.randrange(8))
+                a.hook(memory_hooks.PAGE_SUM)
+            a.work(chance.randrange(20))
+        a.jmp("again")
+
+    return write
+
+
+def sharing(seed: int) -> Pair:
+    """CPUs that run such programs, in caches of many shapes."""
+    chance = random.Random(seed)
+    code = {"cache.l1i.bytes": 1024, "cache.l1i.ways": 4}
+    larger = {"cache.l1d.bytes": 512, "cache.l1d.ways": 4, "cache.l2.bytes": 1024, "cache.l2.ways": 4}
+    shape = chance.choice((TINY | code, TINY | code | larger, {}))
+    walks = {"features.walks_in_l1d": chance.random() < 0.5}
+    return together(*(at_random(chance) for _ in range(CPUS)), changes={**shape, **walks})
+
+
+@given(st.integers(0, 1 << 30))
+@settings(max_examples=4 if jit.DISABLED else 40)
+def test_pages_that_are_remembered_change_nothing_where_lines_move(seed: int) -> None:
+    """Some ops of one CPU, then of another: at a time, or each with nothing remembered."""
+    chance = random.Random(seed)
+    known, searched = sharing(seed), sharing(seed)
+    for _ in range(30):
+        cpu, ops = chance.randrange(CPUS), chance.randint(1, 15 if jit.DISABLED else 150)
+        known.engine.run(cpu, ops=ops)
+        for _ in range(ops):
+            searched.engine.run(cpu, ops=1)
+            searched.cpus[cpu, REMEMBERED] = 0
+    for pair in (known, searched):
+        pair.cpus[:, REMEMBERED] = 0
+
+    assert bytes_of(known) == bytes_of(searched)

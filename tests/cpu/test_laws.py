@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.cpu.bench import DATA, Virtual, native, o_mem, profile
 from tests.cpu.programs import HOW, bytes_of, loaded_at_random, loaded_with_every_op
+from tests.cpu.test_coherence import sharing
 from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.cpu import accounts as k
@@ -194,6 +195,11 @@ def digest_of_runs() -> str:
         bench = loaded_at_random(random.Random(seed), 60)
         digest.update(repr(finish(bench, 400)).encode())
         for part in bytes_of(bench, ()):
+            digest.update(part)
+    for seed in range(6):
+        several = sharing(seed)
+        several.run(6000, quantum=100)
+        for part in bytes_of(several, ()):
             digest.update(part)
     return digest.hexdigest()
 

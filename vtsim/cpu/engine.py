@@ -143,10 +143,11 @@ class Engine:
         t[code_maps : code_maps + g.code_pages * PAGE] = -1
         for start, length in fills:
             a[start : start + length] = -1
+        t[directory[0] : directory[0] + directory[s.SETS] * 2 * directory[s.WAYS]] = -1
         for number, record in enumerate(records):
             record[s.DIRECTORY : s.DIRECTORY + len(directory)] = directory
             record[s.PEERS] = peers if g.cpus > 1 else 0
-            for cache in (s.L1I, s.L1D, s.L2, s.L3, s.DIRECTORY):
+            for cache in (s.L1I, s.L1D, s.L2, s.L3):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
             at = peers + number * PEER_WORDS
@@ -184,11 +185,11 @@ class Engine:
         """A directory of the lines that all CPUs can hold, with an owner for each; empty with one CPU."""
         cache, cpus = self.profile.cache, self.geometry.cpus
         if cpus == 1:
-            return (0,) * (s.OWNERS + 1)
+            return (0,) * (s.POWER + 1)
         lines = cpus * sum(level.bytes for level in (cache.l1i, cache.l1d, cache.l2)) // cache.line_bytes
         sets = 1 << (lines // DIRECTORY_WAYS).bit_length()
-        base = tags.take(sets * DIRECTORY_WAYS, align=16)
-        return base, sets, DIRECTORY_WAYS, 0, tags.take(sets), sets - 1, tags.take(sets * DIRECTORY_WAYS)
+        base = tags.take(sets * 2 * DIRECTORY_WAYS, align=16)
+        return base, sets, DIRECTORY_WAYS, 0, tags.take(sets), sets - 1
 
     def _lay_out_cpu(
         self, m: np.ndarray, number: int, carve: Carver, tags: Carver, l3: tuple[int, ...]

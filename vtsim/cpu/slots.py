@@ -162,9 +162,8 @@ MISS_ISSUED: Final = 768   # of each outstanding miss: instructions that had ret
 # pages that straight rows loaded and stored lately (host speed only): see kernels.data_pages
 DATA_PAGES: Final = 800
 DATA_PAGE_COUNT: Final = 16
-# who holds which line: a cache of tags, and where in the tags their owners are; 0 with one CPU: see kernels.coherence
+# who holds which line: a cache of tags and, behind those of each set, owners; 0 with one CPU: see kernels.coherence
 DIRECTORY: Final = DATA_PAGES + DATA_PAGE_COUNT * 8
-OWNERS: Final = 6
 # arena offset of where the caches of all CPUs are (0: there is one CPU); until a line of another CPU's cache is here
 PEERS, TRANSFER_CYCLES, REMOTE_TRANSFER_CYCLES = range(DIRECTORY + 8, DIRECTORY + 11)
 RECORD_SLOTS: Final = DIRECTORY + 16

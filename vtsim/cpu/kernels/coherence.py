@@ -1,9 +1,10 @@
 """Which CPU holds a line of memory, and what it costs another one to have it: MESI, as one directory sees it.
 
-The directory is a cache of tags with the owner of each line beside it: the one CPU that may write it, or SHARED. A load
-that only another CPU holds comes from that CPU's caches and is shared then; a store takes the line from all others. A
-line that the directory has no room for leaves all caches, as with a processor's snoop filter. Owners drop lines without
-a word, so that a CPU is asked whether it still has one. With one CPU there is no directory, and none of this is asked.
+The directory is a cache of tags with the owners of a set's lines behind them: the one CPU that may write a line, or
+SHARED. A load of what only another CPU holds comes from that CPU's caches and is shared then; a store takes the line
+from all others. A line that the directory has no room for leaves all caches, as with a processor's snoop filter. Owners
+drop lines without a word, so that a CPU is asked whether it still has one. With one CPU there is no directory, and none
+of this is asked.
 
 SDM: "Cache Control Protocol".
 Not modelled: how busy caches and mesh are; owned copies of code in L1I alone; devices, which take no line away.
@@ -24,7 +25,6 @@ from vtsim.cpu.slots import (
     L3,
     LATENCY,
     OWNER,
-    OWNERS,
     PEERS,
     REFERENCED,
     REMOTE_TRANSFER_CYCLES,
@@ -60,19 +60,19 @@ def transfer_cycles(m: Record, a: Arena, other: int) -> int:
 
 @kernel
 def take_from(m: Record, a: Arena, t: Tags, other: int, line: int) -> int:
-    """Remove a line from the caches of a CPU: cycles until it is here, 0 if it was not there."""
+    """Remove a line from the caches of a CPU: cycles until it is here, -1 if it was not there."""
     peer = m[PEERS] + other * PEER_WORDS
     in_l1d = remove_line(m, t, L1D, a[peer + PEER_L1D], line)
     if not (remove_line(m, t, L2, a[peer + PEER_L2], line) or in_l1d):
-        return 0
+        return -1
     a[peer + PEER_TAKEN] += 1
     return transfer_cycles(m, a, other)
 
 
 @kernel
 def take_from_all(m: Record, a: Arena, t: Tags, line: int, but: int) -> int:
-    """Remove a line from the caches of all CPUs but one: cycles until the last has answered, 0 if none had it."""
-    cycles = 0
+    """Remove a line from the caches of all CPUs but one: cycles until the last has answered, -1 if none had it."""
+    cycles = -1
     for other in range(m[CPUS]):
         if other != but:
             cycles = max(cycles, take_from(m, a, t, other, line))
@@ -91,47 +91,60 @@ def has_line(m: Record, a: Arena, t: Tags, other: int, line: int) -> bool:
 
 
 @kernel
-def owner_of(m: Record, t: Tags, line: int) -> int:
-    """The CPU that owns a line, SHARED or NOBODY."""
+def place_of(m: Record, t: Tags, line: int) -> int:
+    """Where the directory has a line, or -1; its owner is a set's ways further on."""
     ways = m[DIRECTORY + WAYS]
-    first = set_of(m, DIRECTORY, line) * ways
-    hit = held(t, m[DIRECTORY] + first, ways, line)
-    return t[m[DIRECTORY + OWNERS] + first + lowest_bit(hit)] if hit else NOBODY
+    first = m[DIRECTORY] + set_of(m, DIRECTORY, line) * 2 * ways
+    hit = held(t, first, ways, line)
+    return first + lowest_bit(hit) if hit else -1
 
 
 @kernel
-def set_owner(m: Record, a: Arena, t: Tags, line: int, owner: int) -> None:
-    """Enter the owner of a line; one that it takes the place of leaves all caches."""
+def owner_at(m: Record, t: Tags, at: int) -> int:
+    """The CPU that owns the line at a place of the directory, SHARED or NOBODY."""
+    return t[at + m[DIRECTORY + WAYS]] if at >= 0 else NOBODY
+
+
+@kernel
+def owner_of(m: Record, t: Tags, line: int) -> int:
+    """The CPU that owns a line, SHARED or NOBODY."""
+    return owner_at(m, t, place_of(m, t, line))
+
+
+@kernel
+def set_owner(m: Record, a: Arena, t: Tags, line: int, at: int, owner: int) -> None:
+    """Enter the owner of a line, at its place if it has one; else one that it takes the place of leaves all caches."""
     where = set_of(m, DIRECTORY, line)
     ways = m[DIRECTORY + WAYS]
-    first = where * ways
-    hit = held(t, m[DIRECTORY] + first, ways, line)
-    if hit:
-        way = lowest_bit(hit)
-        t[m[DIRECTORY + REFERENCED] + where] |= hit
+    first = m[DIRECTORY] + where * 2 * ways
+    if at >= 0:
+        t[m[DIRECTORY + REFERENCED] + where] |= 1 << (at - first)
     else:
-        way = victim(m, t, DIRECTORY, where)
-        gone = t[m[DIRECTORY] + first + way]
+        at = first + victim(m, t, DIRECTORY, where)
+        gone = t[at]
         if gone >= 0:
-            last = t[m[DIRECTORY + OWNERS] + first + way]
+            last = t[at + ways]
             if last == SHARED:
                 take_from_all(m, a, t, gone, NOBODY)
             else:
                 take_from(m, a, t, last, gone)
-        t[m[DIRECTORY] + first + way] = line
-    t[m[DIRECTORY + OWNERS] + first + way] = owner
+            forget_taken(m, a)  # it may have been in this CPU's own
+        t[at] = line
+    t[at + ways] = owner
 
 
 @kernel
 def load_shared(m: Record, a: Arena, t: Tags, line: int) -> int:
     """A load that missed this CPU's caches: cycles until the one other CPU that holds the line has sent it, or 0."""
-    owner = owner_of(m, t, line)
+    at = place_of(m, t, line)
+    owner = owner_at(m, t, at)
     if owner == m[CPU] or owner == SHARED:
+        set_owner(m, a, t, line, at, owner)  # which says that it was used
         return 0
     if owner == NOBODY or not has_line(m, a, t, owner, line):
-        set_owner(m, a, t, line, m[CPU])
+        set_owner(m, a, t, line, at, m[CPU])
         return 0
-    set_owner(m, a, t, line, SHARED)
+    set_owner(m, a, t, line, at, SHARED)
     a[m[PEERS] + owner * PEER_WORDS + PEER_TAKEN] += 1
     a[m[OWNER] + LINES_FROM_OTHERS] += 1
     into_l3(m, t, line)
@@ -141,19 +154,21 @@ def load_shared(m: Record, a: Arena, t: Tags, line: int) -> int:
 @kernel
 def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
     """A store: cycles beyond an L1D hit until no other CPU holds the line, which this one owns then."""
-    owner = owner_of(m, t, line)
+    at = place_of(m, t, line)
+    owner = owner_at(m, t, at)
     if owner == m[CPU]:
         return 0
-    cycles = 0
+    cycles = -1
     if owner == SHARED:
-        cycles = max(m[L3 + LATENCY], take_from_all(m, a, t, line, m[CPU]))
+        cycles = take_from_all(m, a, t, line, m[CPU])
     elif owner != NOBODY:
         cycles = take_from(m, a, t, owner, line)
-    set_owner(m, a, t, line, m[CPU])
-    if cycles == 0:
-        return 0
-    a[m[OWNER] + LINES_TAKEN] += 1
-    into_l3(m, t, line)
+    set_owner(m, a, t, line, at, m[CPU])
+    if cycles >= 0:
+        a[m[OWNER] + LINES_TAKEN] += 1
+        into_l3(m, t, line)
+    if owner == SHARED:
+        cycles = max(cycles, m[L3 + LATENCY])  # who asks does not know who has it yet
     return max(cycles - m[L1D + LATENCY], 0)
 
 

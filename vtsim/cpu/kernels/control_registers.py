@@ -19,10 +19,9 @@ from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
-from vtsim.cpu.kernels.ledger import charge
-from vtsim.cpu.kernels.lines import data_line
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.operands import get_register, linear, load_operand, offset_of, segment_of
+from vtsim.cpu.kernels.posted_interrupts import touch_physical
 from vtsim.cpu.kernels.register_checks import (
     CR0_DEFINED,
     ET,
@@ -35,7 +34,7 @@ from vtsim.cpu.kernels.register_checks import (
     cr0_refused,
     cr4_refused,
 )
-from vtsim.cpu.kernels.rights import READ
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.vmx_capabilities import HIGH_32, cr0_supported
 from vtsim.ept.spec import ADDRESS, EPT_READ, Q_FINAL, Q_LINEAR_VALID
 from vtsim.vmcs import bits as b
@@ -330,9 +329,7 @@ def keep_pdptes(m: Record, loaded: tuple[int, int, int, int]) -> None:
 @kernel
 def listed_word(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     """A word of the list of CR3 values, which the processor loads as it loads data."""
-    stall = data_line(m, a, t, hpa >> 6, READ)
-    if stall:
-        charge(m, a, o.DATA_STALL, stall)
+    touch_physical(m, a, t, hpa, READ)
     return load_word(a, hpa)
 
 
@@ -349,6 +346,7 @@ def listed_root(m: Record, a: Arena, t: Tags, cr3: int) -> int:
         if root == 0:
             return 0
         if listed_word(m, a, t, at) == cr3:
+            touch_physical(m, a, t, cr3_list, WRITE)
             store_word(a, cr3_list, cr3)
             return root
     return 0

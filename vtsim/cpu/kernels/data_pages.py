@@ -15,9 +15,8 @@ from vtsim.cpu.kernels.coherence import owner_of
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.kernels.translate import quickly
 
-(PAGE, STAMP, FRAME, WRITABLE, LINES, OWNED) = range(
-    6
-)  # LINES: a bit for each of the page's lines; OWNED: to be written
+# LINES: a bit for each of the page's lines that is in L1D; OWNED: for each that this CPU may write
+(PAGE, STAMP, FRAME, WRITABLE, LINES, OWNED) = range(6)
 WORDS: int = 8
 
 

@@ -107,7 +107,7 @@ def ept_fault(m: Record, kind: int, gpa: int, access: int, rights: int, walking:
 
 
 @kernel
-def log_write(m: Record, a: Arena, gpa: int, dirty: bool) -> bool:
+def log_write(m: Record, a: Arena, t: Tags, gpa: int, dirty: bool) -> bool:
     """An accessed or dirty flag is being set: False if the log is full; the address is logged for a dirty flag.
 
     SDM: "Page-Modification Logging".
@@ -121,6 +121,7 @@ def log_write(m: Record, a: Arena, gpa: int, dirty: bool) -> bool:
     place = (a[at + v.PML_ADDRESS] & ADDRESS) + 8 * index
     if is_memory(a, place):
         store_word(a, place, gpa & ~0xFFF)
+        m[WALK_LATENCY] += own_line(m, a, t, place >> 6)
     a[at + v.PML_INDEX] = (index - 1) & 0xFFFF
     return True
 
@@ -215,7 +216,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             if leaf and need & EPT_WRITE:
                 flags |= EPT_DIRTY
             if entry & flags != flags:
-                if m[EPT_FEATURES] & LOGGING and not log_write(m, a, gpa, flags & ~entry & EPT_DIRTY != 0):
+                if m[EPT_FEATURES] & LOGGING and not log_write(m, a, t, gpa, flags & ~entry & EPT_DIRTY != 0):
                     m[FAULT_KIND] = LOG_FULL
                     return LOG_FULL
                 entry |= flags

@@ -38,12 +38,18 @@ def leaf_of(m: Record, a: Arena, whose: int, address: int) -> int:
 
 @kernel
 def ask(m: Record, t: Tags, hpa: int) -> None:
-    """The sets in which L2 and L3 will look for this line."""
+    """The sets in which L2, L3 and the directory will look for this line."""
     line = hpa >> 6
     for cache in (s.L2, s.L3):
         where = set_of(m, cache, line)
         prefetch(t, m[cache] + where * m[cache + s.WAYS])
         prefetch(t, m[cache + s.REFERENCED] + where)
+    if m[s.PEERS]:
+        where = set_of(m, s.DIRECTORY, line)
+        ways = m[s.DIRECTORY + s.WAYS]
+        prefetch(t, m[s.DIRECTORY] + where * 2 * ways)
+        prefetch(t, m[s.DIRECTORY] + (where * 2 + 1) * ways)
+        prefetch(t, m[s.DIRECTORY + s.REFERENCED] + where)
 
 
 @kernel

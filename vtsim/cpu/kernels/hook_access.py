@@ -75,7 +75,7 @@ def zero_page(m: Record, a: Arena, t: Tags, gva: int) -> int:
     if hpa < 0:
         m[s.REFUSED_AT] = 0
         return hpa
-    sweep(m, a, t, hpa)
+    sweep(m, a, t, hpa, WRITE)
     drain(m, a)
     at = contents(a, hpa >> 12)
     if at:
@@ -88,11 +88,11 @@ def zero_page(m: Record, a: Arena, t: Tags, gva: int) -> int:
 
 
 @kernel
-def sweep(m: Record, a: Arena, t: Tags, hpa: int) -> None:
-    """Access the 64 lines of a page, overlapped."""
+def sweep(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
+    """Load or store over the 64 lines of a page, overlapped."""
     first = (hpa >> 12) << 6
     for line in range(first, first + 64):
-        miss = data_line(m, a, t, line, WRITE)
+        miss = data_line(m, a, t, line, access)
         if miss:
             overlapped(m, a, 0, miss)
     m[s.CYCLE] += 64

@@ -162,8 +162,8 @@ def copy_page(m: Record, a: Arena, t: Tags) -> int:
     target = timed_access(m, a, t, m[s.GPR + s.RDI], WRITE)
     if target < 0:
         return target
-    sweep(m, a, t, source)
-    sweep(m, a, t, target)
+    sweep(m, a, t, source, READ)
+    sweep(m, a, t, target, WRITE)
     drain(m, a)
     held = contents(a, source >> 12)
     if held:

@@ -58,7 +58,7 @@ def read_page(m: Record, a: Arena, t: Tags, gva: int) -> int:
     hpa = timed_access(m, a, t, gva, READ)
     if hpa < 0:
         return hpa
-    sweep(m, a, t, hpa)
+    sweep(m, a, t, hpa, READ)
     drain(m, a)
     return hpa >> 12
 
