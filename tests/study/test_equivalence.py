@@ -224,7 +224,6 @@ UNDER = {
     "shadow paging": ("vmm.paging=shadow",),
     "agile paging": (
         "vmm.paging=agile",
-        "machine.cpu.features.agile_paging=true",
         "machine.cpu.features.agile_cr3=true",
     ),
     "direct tables": ("vmm.paging=direct-pv",),

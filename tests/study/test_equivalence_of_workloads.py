@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.compiled_only]
 WAYS = {
     "as it is": (),
     "shadow paging": ("vmm.paging=shadow",),
-    "agile paging": ("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "agile paging": ("vmm.paging=agile",),
     "direct tables": ("vmm.paging=direct-pv",),
     "trap and emulate": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary translation": ("vmm.technique=binary-translation",),

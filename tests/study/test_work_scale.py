@@ -29,7 +29,7 @@ WAYS: Final = {
     "native": ("vmm.technique=native",),
     "EPT": ("vmm.paging=ept",),
     "shadow paging": ("vmm.paging=shadow",),
-    "agile paging": ("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "agile paging": ("vmm.paging=agile",),
     "direct tables": ("vmm.paging=direct-pv",),
     "trap and emulate": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary translation": ("vmm.technique=binary-translation",),

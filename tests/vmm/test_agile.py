@@ -26,8 +26,7 @@ from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.vmm.memory import EPT_WRITTEN
 
 COMPILED = pytest.mark.compiled_only
-SUPPOSED = "machine.cpu.features.agile_paging=true"
-AGILE = ("vmm.paging=agile", SUPPOSED)
+AGILE = ("vmm.paging=agile",)
 SHADOW = ("vmm.paging=shadow",)
 LISTED = NEWER.with_overrides({"features.agile_cr3": True})
 LARGE: dict[str, Any] = {"page_size": 2 * MIB, "populate": "prebuilt"}
@@ -416,14 +415,16 @@ def test_no_table_is_out_of_sync_so_invlpg_needs_no_exit_under_agile_paging() ->
     assert (agile.exits("INVLPG"), shadow.exits("INVLPG")) == (0, 1)
 
 
-def test_agile_paging_is_only_for_who_supposes_that_the_processor_has_it() -> None:
-    with pytest.raises(ConfigError) as caught:
-        run((PLAIN, FORK), AGILE[:1])
+def test_agile_paging_supposes_a_processor_that_has_it_and_says_so() -> None:
+    without = "machine.cpu.features.agile_paging=false"
+    result = run((PLAIN, FORK), AGILE)
 
+    assert list(result.approximations) == ["agile paging supposes a walker that no processor has"]
+    with pytest.raises(ConfigError) as caught:
+        run((PLAIN, FORK), (*AGILE, without))
     (problem,) = caught.value.problems
     assert (problem.path, problem.message, problem.help) == (
         "vmm.paging",
-        "this needs a walker that goes on from shadow tables to the guest's own, which no processor has, "
-        "and profile 'skx-4114' neither",
-        "machine.cpu: {features.agile_paging: true} supposes that it has; or vmm.paging 'ept', 'shadow'",
+        "this needs a walker that goes on from shadow tables to the guest's own, and machine.cpu says that there is none",
+        "leave features.agile_paging out, or let it be true; or choose vmm.paging 'ept', 'shadow'",
     )

@@ -26,7 +26,7 @@ vms:
 WAYS = {
     "EPT": ("vmm.paging=ept",),
     "shadow": ("vmm.paging=shadow",),
-    "agile": ("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "agile": ("vmm.paging=agile",),
     "direct": ("vmm.paging=direct-pv",),
     "trap and emulate": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),
     "binary translation": ("vmm.technique=binary-translation",),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.vmm.changing_vcpus import pair
 from tests.vmm.machines import Machine
-from tests.vmm.test_agile import LARGE, LISTED, SUPPOSED, of_pool
+from tests.vmm.test_agile import LARGE, LISTED, of_pool
 from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_vcpus_shadow import KERNELS, PAGING, SEEDS, SLOW, STEPS, check, few_pages, nothing, ran
 from vtsim.base import jit
@@ -101,7 +101,7 @@ def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, mo
     ids=["", "minimal, back and forth", "KPTI, roots listed"],
 )
 def test_a_kernel_on_four_vcpus_sees_what_it_sees_natively(settings: tuple[str, ...]) -> None:
-    there = parse_scenario(KERNELS, ("vmm.paging=agile", SUPPOSED, *settings))
+    there = parse_scenario(KERNELS, ("vmm.paging=agile", *settings))
     found = equivalence.compare(without_hypervisor(there), there)
 
     assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]

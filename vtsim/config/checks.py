@@ -78,12 +78,24 @@ PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 def resolve(scenario: Scenario, name: str) -> Scenario:
     """Return the scenario with nothing left open, or raise `ConfigError` with all that cannot be."""
+    scenario = _with_agile_walker(scenario)
     profile = _profile(scenario)
     complete = _with_features(scenario.resolved(name), profile)
     problems = [problem for check in CHECKS for problem in check(complete, profile)]
     if problems:
         raise ConfigError.of(problems)
     return complete
+
+
+AGILE_WALKER = "features.agile_paging"
+
+
+def _with_agile_walker(scenario: Scenario) -> Scenario:
+    """Who chooses agile paging supposes a processor with its walker, unless `machine.cpu` says that it has none."""
+    machine, vmm = scenario.machine, scenario.vmm
+    if vmm.technique == "native" or vmm.paging != "agile" or AGILE_WALKER in dict(machine.cpu):
+        return scenario
+    return attrs.evolve(scenario, machine=attrs.evolve(machine, cpu=(*machine.cpu, (AGILE_WALKER, True))))
 
 
 def _profile(scenario: Scenario) -> Profile:
@@ -467,15 +479,15 @@ def _ept_is_there(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
 
 
 def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
-    """Agile paging is a proposal: whoever wants it says that the processor has it."""
+    """Agile paging is a proposal: it needs a processor that is supposed to have it."""
     if scenario.vmm.technique == "native" or scenario.vmm.paging != "agile":
         return
     if not profile.features.agile_paging:
         yield Problem(
             path="vmm.paging",
-            message="this needs a walker that goes on from shadow tables to the guest's own, which no processor has, "
-            f"and profile {profile.name!r} neither",
-            help="machine.cpu: {features.agile_paging: true} supposes that it has; or vmm.paging 'ept', 'shadow'",
+            message="this needs a walker that goes on from shadow tables to the guest's own, and machine.cpu says that "
+            "there is none",
+            help="leave features.agile_paging out, or let it be true; or choose vmm.paging 'ept', 'shadow'",
         )
     for path, wrong, words, legal in (
         ("vmm.ept.levels", scenario.vmm.ept.levels != 4, "EPT of four levels", "levels can be 4"),

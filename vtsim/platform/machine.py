@@ -474,6 +474,8 @@ class Machine:
             owners[name] = evolve(owners[name], emulated=(kernel + done["instructions"], process))
         for owner in owners.values():
             check_laws(owner)
+        if self.scenario.vmm.paging == "agile":
+            self.approximations.append("agile paging supposes a walker that no processor has")
         if self.scenario.machine.cpus > 1 and self.quantum > self.smallest_latency:
             self.approximations.append(
                 f"CPUs advance by a quantum of {self.quantum} cycles; "

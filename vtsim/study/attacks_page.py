@@ -34,7 +34,7 @@ WAYS: Final[Mapping[str, tuple[str, ...]]] = {
     "EPT, five levels": ("vmm.paging=ept", *LA57),
     "EPT, no remapping unit": ("vmm.paging=ept", "machine.iommu.mode=off"),
     "shadow": ("vmm.paging=shadow",),
-    "agile": ("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "agile": ("vmm.paging=agile",),
     "direct-pv": ("vmm.paging=direct-pv",),
     "trap-and-emulate": ("vmm.technique=trap-and-emulate",),
     "trap-and-emulate, virtualizable": ("vmm.technique=trap-and-emulate", "machine.isa=virtualizable"),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from vtsim.study.binding import PHASE, Figure, Run, bind
 
 AGILE: Final = (
-    *("vmm.paging=agile", "machine.cpu.features.agile_paging=true"),
+    "vmm.paging=agile",
     "machine.cpu.features.agile_cr3=true",  # which the proposal has beside the walker
 )
 WAYS: Final[tuple[tuple[str, ...], ...]] = (
