@@ -77,6 +77,14 @@ def access_as(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) ->
 
 
 @kernel
+def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
+    """Charge the CPU's own access to a physical address."""
+    stall = data_line(m, a, t, hpa >> 6, access)
+    if stall:
+        charge(m, a, o.DATA_STALL, stall)
+
+
+@kernel
 def read64(m: Record, a: Arena, t: Tags, gva: int) -> int:
     """Load 8 bytes as ring 0. FAULT_KIND is 0 if it worked."""
     return read_as(m, a, t, gva, 0)

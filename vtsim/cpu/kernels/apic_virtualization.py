@@ -11,10 +11,11 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, store
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import EXTERNAL, RF_IF, RF_RF
+from vtsim.cpu.kernels.access import touch_physical
 from vtsim.cpu.kernels.active_controls import secondary_controls, tertiary_controls
 from vtsim.cpu.kernels.apic import REG_EOI, write_register
 from vtsim.cpu.kernels.exit import vm_exit
-from vtsim.cpu.kernels.posted_interrupts import NOTIFY, OUTSTANDING, post_interrupt, touch_physical
+from vtsim.cpu.kernels.posted_interrupts import NOTIFY, OUTSTANDING, post_interrupt
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x

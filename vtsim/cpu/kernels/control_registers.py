@@ -11,6 +11,7 @@ from vtsim.base.memory import is_memory, load_word, store_word
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import GP, JUMPED, NEXT, RF_RF, RF_TF
+from vtsim.cpu.kernels.access import touch_physical
 from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
@@ -21,7 +22,6 @@ from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
 from vtsim.cpu.kernels.modes import set_mode
 from vtsim.cpu.kernels.operands import get_register, linear, load_operand, offset_of, segment_of
-from vtsim.cpu.kernels.posted_interrupts import touch_physical
 from vtsim.cpu.kernels.register_checks import (
     CR0_DEFINED,
     ET,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, store
-from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.ledger import charge
-from vtsim.cpu.kernels.lines import data_line
+from vtsim.cpu.kernels.access import touch_physical
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
@@ -26,14 +24,6 @@ X2APIC: int = 1 << 10                      # of IA32_APIC_BASE
 POINTER_VALID: int = 1                     # in bits 5:0 of an entry of the PID-pointer table
 ADDRESSES_BEYOND: int = -(1 << 52)
 # fmt: on
-
-
-@kernel
-def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
-    """Charge the CPU's own access to a physical address."""
-    stall = data_line(m, a, t, hpa >> 6, access)
-    if stall:
-        charge(m, a, o.DATA_STALL, stall)
 
 
 @kernel
