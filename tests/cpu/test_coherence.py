@@ -20,7 +20,7 @@ from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import hooks, memory_hooks
 from vtsim.cpu.kernels.caches import probe
-from vtsim.cpu.kernels.coherence import NOBODY, SHARED, has_line, owner_of
+from vtsim.cpu.kernels.coherence import NOBODY, PEER_NODE, PEER_WORDS, SHARED, has_line, owner_of
 from vtsim.cpu.kernels.data_pages import WORDS
 from vtsim.cpu.kernels.lines import data_line, read_line
 from vtsim.cpu.kernels.rights import READ, WRITE
@@ -188,7 +188,7 @@ def test_the_place_of_a_line_that_was_taken_is_filled_first() -> None:
 def test_a_node_away_takes_longer() -> None:
     engine = machine(cpus=4, memory=64 << 20)
     for number, node in enumerate((0, 0, 1, 1)):
-        engine.arena[int(engine.cpus[0][s.PEERS]) + 4 * number + 2] = node
+        engine.arena[int(engine.cpus[0][s.PEERS]) + PEER_WORDS * number + PEER_NODE] = node
     p = engine.profile
     l1 = p.cache.l1d.hit_cycles
 

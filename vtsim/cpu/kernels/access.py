@@ -53,6 +53,14 @@ def effective(m: Record, a: Arena, r: int) -> int:
 
 
 @kernel
+def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
+    """Charge an access to a host-physical address of memory."""
+    stall = data_line(m, a, t, hpa >> 6, access)
+    if stall:
+        charge(m, a, o.DATA_STALL, stall)
+
+
+@kernel
 def timed_access(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
     """Translate and access memory as ring 0, charging walk and stall; the host-physical address or a fault."""
     return access_as(m, a, t, gva, access, 0)
@@ -70,18 +78,8 @@ def access_as(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) ->
         return hpa
     if is_memory(a, hpa):
         a[m[s.OWNER] + k.ACCESSES] += 1
-        stall = data_line(m, a, t, hpa >> 6, access)
-        if stall:
-            charge(m, a, o.DATA_STALL, stall)
+        touch_physical(m, a, t, hpa, access)
     return hpa
-
-
-@kernel
-def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
-    """Charge the CPU's own access to a physical address."""
-    stall = data_line(m, a, t, hpa >> 6, access)
-    if stall:
-        charge(m, a, o.DATA_STALL, stall)
 
 
 @kernel

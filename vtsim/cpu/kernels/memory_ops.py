@@ -8,11 +8,10 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, DEVICE_WRITE, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY, STOPPED
-from vtsim.cpu.kernels.access import effective, load_across, store_across
+from vtsim.cpu.kernels.access import effective, load_across, store_across, touch_physical
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.events import raise_fault
 from vtsim.cpu.kernels.ledger import charge
-from vtsim.cpu.kernels.lines import data_line
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 
@@ -27,9 +26,7 @@ def data_at(m: Record, a: Arena, t: Tags, gva: int, access: int) -> int:
     if hpa >= 0:
         if is_memory(a, hpa):
             a[m[s.OWNER] + k.ACCESSES] += 1
-            stall = data_line(m, a, t, hpa >> 6, access)
-            if stall:
-                charge(m, a, o.DATA_STALL, stall)
+            touch_physical(m, a, t, hpa, access)
     return hpa
 
 

@@ -19,14 +19,13 @@ from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import AGAIN, JUMPED, MODEL_FAULT, NEXT, OUT_OF_MEMORY, RF_IF, STOPPED
 from vtsim.cpu.exit_rules import REASON
-from vtsim.cpu.kernels.access import access_as
+from vtsim.cpu.kernels.access import access_as, touch_physical
 from vtsim.cpu.kernels.apic import request
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
 from vtsim.cpu.kernels.ept_walk import nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import charge, record
-from vtsim.cpu.kernels.lines import data_line
 from vtsim.cpu.kernels.rights import EXECUTE, RFLAGS_AC, WRITE
 from vtsim.cpu.kernels.sensitive import exits_by_rule
 from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
@@ -94,9 +93,7 @@ def physical_access(m: Record, a: Arena, t: Tags, gpa: int, gva: int, access: in
         hpa = (host & ADDRESS) | (gpa & 0xFFF)
     if access != EXECUTE and is_memory(a, hpa):
         a[m[s.OWNER] + k.ACCESSES] += 1
-        stall = data_line(m, a, t, hpa >> 6, access)
-        if stall:
-            charge(m, a, o.DATA_STALL, stall)
+        touch_physical(m, a, t, hpa, access)
     return hpa
 
 
