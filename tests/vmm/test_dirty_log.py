@@ -24,6 +24,7 @@ from vtsim.vmm.programs import dirty_log, locked_fault
 from vtsim.vmm.spec import DirtyLogSpec
 
 METHODS = ("write-protect", "pml")
+MEMORY = 16 * MIB  # all of it is protected when logging starts
 LONG = 1 << 40  # ns: the log is not collected within a test
 OFTEN = {"period": 100_000}
 TABLES = 12  # of the guest, at most: with accessed and dirty flags of EPT a walk of them is a write
@@ -52,7 +53,7 @@ def writer(pages: int, rounds: int = 1, pause: int = 0) -> Any:
 
 def logged(guest: Any, method: str, **options: Any) -> Machine:
     log = {"start": 0, "period": LONG, **options.pop("log", {})}
-    return machine(guest, dirty_log=DirtyLogSpec(method=method, **log), **options).run()
+    return machine(guest, dirty_log=DirtyLogSpec(method=method, **log), memory=MEMORY, **options).run()
 
 
 def bitmap(m: Machine) -> set[int]:
@@ -204,9 +205,10 @@ def test_a_leaf_that_changed_since_it_was_read_is_not_overwritten(
             writer(8),
             populate="prebuilt",
             personality="kvm",
+            memory=MEMORY,
             dirty_log=DirtyLogSpec(method="write-protect", period=LONG),
         )
-    reach(m, "fast_exchange")
+    reach_first(m, "fast_exchange")
     cpu = m.engine.cpus[0]
     at, gfn, read = int(cpu[s.GPR + s.RCX]) & MASK, int(cpu[s.GPR + s.R13]) >> 12, int(cpu[s.GPR + s.RAX])
     assert read & dirty_log.WAS_WRITABLE and not read & e.EPT_WRITE
@@ -231,9 +233,23 @@ def stored_blindly(a: Assembler) -> None:
     a.cmp(RDX, register=RDX)
 
 
-def step(m: Machine) -> None:
-    """One instruction of CPU 0."""
-    m.engine.run(0, until=int(m.engine.cpus[0][s.CYCLE]) + 1)
+def step(m: Machine, cycles: int = 1) -> None:
+    """One instruction of CPU 0, or as many as take so long."""
+    m.engine.run(0, until=int(m.engine.cpus[0][s.CYCLE]) + cycles)
+
+
+def reach_first(m: Machine, label: str) -> None:
+    """Run CPU 0 up to a label of the hypervisor's handler of the first VM exit; the guest in strides that end before it."""
+    cpu, stride = m.engine.cpus[0], 4**8
+    while not cpu[s.NONROOT]:
+        step(m, 256)
+    while stride:
+        before = m.engine.save()
+        step(m, stride)
+        if not cpu[s.NONROOT] or m.exits():
+            m.engine.restore(before)
+            stride //= 4
+    reach(m, label)
 
 
 def reach(m: Machine, label: str) -> None:
@@ -244,7 +260,9 @@ def reach(m: Machine, label: str) -> None:
 
 
 def test_after_so_many_changes_the_lock_is_taken() -> None:
-    m = machine(writer(1), populate="prebuilt", dirty_log=DirtyLogSpec(method="write-protect", period=LONG))
+    log = DirtyLogSpec(method="write-protect", period=LONG)
+    m = machine(writer(1), populate="prebuilt", memory=MEMORY, dirty_log=log)
+    reach_first(m, "fast_exchange")
     for n in range(dirty_log.FAST_TRIES):
         reach(m, "fast_exchange")
         at = int(m.engine.cpus[0][s.GPR + s.RCX]) & MASK
