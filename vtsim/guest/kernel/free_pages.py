@@ -6,12 +6,13 @@ finds its own list and the zone empty moves what the lists of all CPUs have into
 if need be, because pages may be on their way. A list has a lock, which nobody else takes but who does that.
 
 A kernel of one CPU has the zone's list alone, and neither locks. It takes the same pages in the same order: a list and
-the zone behind it are one stack, within which a batch moves the boundary. What it saves is the moving of batches.
+the zone behind it are one stack, within which a batch moves the boundary.
 Pages of 2 MiB and 1 GiB do not stay in a CPU's list.
 
 Sources: Linux 6.1, mm/page_alloc.c: rmqueue_pcplist, rmqueue_bulk, free_unref_page, free_pcppages_bulk and
 drain_all_pages.
-Not modelled: the buddy system behind the lists; links in struct page; a CPU's list of 2 MiB pages, at most two of
+Not modelled: moving batches in a kernel of one CPU, some 60 instructions for a page from the zone; the buddy system
+behind the lists; links in struct page; a CPU's list of 2 MiB pages, at most two of
 them; that who gives back repeatedly gives back more (`free_factor`), and who does not get a list's lock at once goes to
 the zone.
 """
