@@ -372,3 +372,49 @@ def test_a_kernel_that_drains_no_list_or_looks_only_once_is_found_out(
 
     with pytest.raises(AssertionError):
         check_pages(monkeypatch, "vmm.technique=native")
+
+
+# --- the balloon ----------------------------------------------------------------------------------------------------
+BALLOON = f"""
+machine: {{cpus: {CPUS}, memory: 128 MiB}}
+vmm: {{personality: minimal, balloon: {{size: 1 MiB, stop: 400 us}}}}
+vms:
+  - memory: 16 MiB
+    vcpus: {CPUS}
+    guest:
+      kernel: {{tick: off}}
+      processes:
+        - vcpu: 0
+          phases:
+            - {{primitive: page_fault, region: 160 KiB}}
+            - {{primitive: balloon, iterations: 2, period: 400 us}}
+"""
+BALLOON += "".join(PROCESS.format(cpu=n, region=4 * PAGES, pages=PAGES, rounds=3) for n in range(1, CPUS))
+
+
+def inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A balloon that may be larger than what is free gets all of it."""
+    monkeypatch.setattr(build, "sizes", lambda pages, cpus: SMALL)
+    ran = threads(BALLOON)
+    free = len(free_frames(ran))
+    ran.machine.run()
+
+    assert [vm.stopped for vm in ran.machine.vms] == [None]
+    hypervisor = ran.machine.hypervisor
+    assert hypervisor is not None
+    counts = hypervisor.memory_statistics(hypervisor.vcpus[0])
+    assert counts["pages_ballooned"] == counts["pages_deflated"] == free - 2 * PAGES
+    assert len(free_frames(ran)) == free - 2 * PAGES
+
+
+@SLOW
+def test_the_balloon_gets_what_lies_in_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    inflated(monkeypatch)
+
+
+@SLOW
+def test_a_balloon_that_drains_no_list_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(free_pages, "_drain_all", _no_drain)
+
+    with pytest.raises(AssertionError):
+        inflated(monkeypatch)
