@@ -51,11 +51,16 @@ class Threads:
         leaf = kernel.find(address)
         assert leaf is not None
         within = address & ((4096 << 9 * leaf.size) - 1)
-        return self._load((leaf.frame << 12) + within)
+        return self.load((leaf.frame << 12) + within)
 
     def cpu_word(self, cpu: int, word: int) -> int:
         """A word of a vCPU's data."""
         return self.word(at.CPU_DATA + cpu * at.ENTRY_PAGES * at.PAGE + word)
+
+    def tables(self, process: int = 0) -> Table:
+        """The tables of a process."""
+        root = self.machine.vms[0].spaces[process].cr3 >> 12 & (1 << 40) - 1
+        return Table(root=root, format=PAGING, take=lambda: 0, words=self._table)
 
     def _kernel_root(self) -> int:
         return self.machine.vms[0].spaces[0].cr3 & e.ADDRESS
@@ -65,13 +70,15 @@ class Threads:
         assert memory is not None
         return self.machine.engine.contents(gfn, mem.TABLE) if self.direct else memory.contents(gfn, mem.TABLE)
 
-    def _frame(self, gfn: int) -> int:
+    def frame(self, gfn: int) -> int:
+        """The host frame of a frame as entries name it."""
         memory = self.machine.vms[0].memory
         assert memory is not None
         return gfn if self.direct else memory.frame(gfn)
 
-    def _load(self, gpa: int) -> int:
-        return self.machine.engine.load(self._frame(gpa >> 12) << 12 | gpa & 0xFFF)
+    def load(self, gpa: int) -> int:
+        """A word at an address whose frame is numbered as entries do."""
+        return self.machine.engine.load(self.frame(gpa >> 12) << 12 | gpa & 0xFFF)
 
     # --- running
     def run(self, longest: int = 6_000, seed: int = 1) -> Threads:
@@ -112,12 +119,12 @@ class Threads:
         words = {self.word(task + at.T_SPACE) for task in running.values()}
         if any(self.word(at_space + at.M_TICKET) != self.word(at_space + at.M_SERVING) for at_space in words):
             return
-        tables = Table(root=space.cr3 >> 12 & (1 << 40) - 1, format=PAGING, take=lambda: 0, words=self._table)
+        tables = self.tables()
         for cpu in running:
             for gva, frame, writes in self._held(cpu, space.cr3 & 0xFFF):
                 leaf = tables.find(gva)
                 assert leaf is not None, f"CPU {cpu} has a translation of {gva:#x}, which is not mapped"
-                assert self._frame(leaf.frame) == frame, f"CPU {cpu} has an old translation of {gva:#x}"
+                assert self.frame(leaf.frame) == frame, f"CPU {cpu} has an old translation of {gva:#x}"
                 assert leaf.entry & e.PTE_WRITE or not writes, f"CPU {cpu} may write {gva:#x}, which is read-only"
                 self.looked += 1
 

@@ -29,6 +29,7 @@ from vtsim.guest.frames import Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.files import Files
+from vtsim.guest.kernel.free_pages import Sizes, sizes
 from vtsim.guest.kernel.page_cache import CachedFile, FileOptions
 from vtsim.guest.kernel_data import (
     ALIVE_AT,
@@ -40,8 +41,10 @@ from vtsim.guest.kernel_data import (
     cpu_shift,
     fill,
     linear,
+    list_frames,
     write_cpu_data,
     write_descriptors,
+    write_page_lists,
     write_tasks,
 )
 from vtsim.guest.machine_view import DirectTables, DmaMachine, PhysicalMemory, Space, Start
@@ -98,7 +101,9 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     )
     tasks = (2 * len(spaces) + threads) * (at.KERNEL_STACK_PAGES + 8)
     if vm.vcpus > 1:
-        tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + 5)
+        free = sizes(vm.memory // PAGE, vm.vcpus)
+        lists += free.low_watermark
+        tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + list_frames(free) + 5)
     return Needs(
         pool_pages=BASE_POOL
         + tables
@@ -286,6 +291,11 @@ class Builder:
     def five_levels(self) -> bool:
         return self.paging.name == FIVE
 
+    @property
+    def list_sizes(self) -> Sizes:
+        """How large the lists of free pages of several CPUs are."""
+        return sizes(self.frames.count, self.cpus)
+
     def _linear(self, gfn: int) -> int:
         return linear(gfn, self.places)
 
@@ -325,6 +335,7 @@ class Builder:
 
         entry = frames.reserve(at.ENTRY_PAGES * self.cpus)
         gather = frames.reserve(at.GATHER_PAGES * self.cpus) if self.cpus > 1 else -1
+        lists = [frames.reserve(list_frames(self.list_sizes)) for _ in range(self.cpus)] if self.cpus > 1 else []
         zones = frames.reserve(1)
         threads = sum(process.threads - 1 for process in guest.processes)
         log = frames.reserve(-(-(len(spaces) + len(forks) + threads) * at.LOG_BYTES // PAGE))
@@ -401,7 +412,9 @@ class Builder:
             paging=self.paging,
             file=file.mapping if file else 0,
         )
-        write_cpu_data(self.memory, entry, tasks, self._address(root), self.places, gather)
+        write_cpu_data(self.memory, entry, tasks, self._address(root), self.places, gather=gather, lists=lists)
+        for first_of_cpu in lists:
+            write_page_lists(self.memory, first_of_cpu, self.list_sizes)
         if self.cpus > 1:
             self.memory.store((zones << 12) + ALIVE_AT, sum(bool(t.space) and t.parent is None for t in tasks))
         idles = [task for task in tasks if not task.space]
@@ -703,6 +716,8 @@ class Builder:
             process.threads - 1 for process in self.guest.processes
         )  # who faults on one page at once takes one, too
         free = [count + more if count else 0 for count in free]
+        if self.cpus > 1:  # what may lie in the others' lists: as much as Linux keeps free
+            free[0] += self.list_sizes.low_watermark
         tables = sum(space.tables(prebuilt=True) + len(space.top_entries) for space in spaces)
         text_frames = [frames.reserve(_pages(text)) for text in texts]
         lists = [frames.reserve(-(-max(count, 1) // mem.PAGE_WORDS)) for count in free]

@@ -14,6 +14,7 @@ from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.segment_descriptors import system_descriptor
 from vtsim.guest.address_space import AddressSpace, user_stack
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.free_pages import Sizes
 from vtsim.guest.machine_view import PhysicalMemory
 from vtsim.guest.paging import GuestPaging
 
@@ -21,7 +22,8 @@ USER_FLAGS: Final = 0x202
 USER_PCID: Final = 0x800  # beside the PCID of a process, with KPTI: of its other root
 FIRST_THREAD: Final = at.USER_TEXT
 INTERRUPT_GATE: Final = 0x8E00 << 32
-ZONE_BYTES, TABLES_AT, ALIVE_AT = 64, 0x100, 0x140  # in the zones' frame
+ZONES, ZONE_BYTES, TABLES_AT, ALIVE_AT = 3, 64, 0x100, 0x140  # in the zones' frame
+PLACES_AT = 0x200  # in the frame of a CPU's lists: places of those of larger pages
 IRET_BYTES: Final = 40  # what IRET takes from the stack
 DOUBLE_FAULT: Final = 8
 # descriptors of the GDT, by selector / 8; two words of the task state and two of the LDT follow
@@ -200,11 +202,19 @@ def write_descriptors(
 
 
 def write_cpu_data(
-    memory: PhysicalMemory, entry: int, tasks: Sequence[Task], root: int, places: at.Places, gather: int = -1
+    memory: PhysicalMemory,
+    entry: int,
+    tasks: Sequence[Task],
+    root: int,
+    places: at.Places,
+    *,
+    gather: int = -1,
+    lists: Sequence[int] = (),
 ) -> None:
     """Write every CPU's words: its idle task runs, on the kernel's own root.
 
-    `gather` is the first frame of their lists, with several CPUs.
+    With several CPUs, `gather` is the first frame of their lists of frames to be freed, `lists` where those of free
+    pages are.
     """
     for idle in (task for task in tasks if not task.space):
         here = [task for task in tasks if task.cpu == idle.cpu and task.space]
@@ -219,8 +229,24 @@ def write_cpu_data(
         if gather >= 0:
             words |= {
                 at.TASKS_HERE: max(len(here), 1), at.APIC_ID: idle.cpu, at.LAZY: 1,
-                at.GATHER: linear(gather + idle.cpu * at.GATHER_PAGES),
+                at.GATHER: linear(gather + idle.cpu * at.GATHER_PAGES), at.PAGE_LISTS: linear(lists[idle.cpu]),
                 at.ENTRY_TOP: at.ENTRY_STACK + cpu_shift(idle.cpu) - IRET_BYTES,
             }  # fmt: skip
         for word, value in words.items():
             memory.store(((entry + 1) << 12) + cpu_shift(idle.cpu) + word, value)
+
+
+def list_frames(sizes: Sizes) -> int:
+    """How many frames a CPU's lists of free pages take: one, and the places of the list of 4 KiB pages."""
+    return 1 + -(-sizes.places // mem.PAGE_WORDS)
+
+
+def write_page_lists(memory: PhysicalMemory, first: int, sizes: Sizes) -> None:
+    """Write a CPU's lists of free pages into frames from `first` on: all are empty, those of larger pages stay so."""
+    alone = Sizes(batch=1, high=1, low_watermark=0)
+    for size in range(ZONES):
+        of = alone if size else sizes
+        places = linear(first) + PLACES_AT + size * ZONE_BYTES if size else linear(first + 1)
+        words = {at.P_PLACES: places, at.P_MASK: of.places - 1, at.P_BATCH: of.batch, at.P_HIGH: of.high}
+        for word, value in words.items():
+            memory.store((first << 12) + size * ZONE_BYTES + word, value)

@@ -10,8 +10,9 @@ from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.guest.kernel import KernelOptions, direct_flush, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.fault import find_entry, frame_of, give_frame, put_entry
+from vtsim.guest.kernel.fault import find_entry, frame_of, put_entry
 from vtsim.guest.kernel.flush import FLUSH_CEILING, flush_range, flush_user_half
+from vtsim.guest.kernel.free_pages import give_frame
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.ring3 import disable, enable
 

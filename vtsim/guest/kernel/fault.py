@@ -20,39 +20,8 @@ from vtsim.ept.tables import TO_TABLE
 from vtsim.guest.kernel import KernelOptions, hypercalls, path, ring3, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.flush import flush_user_half
+from vtsim.guest.kernel.free_pages import give_frame, take_frame
 from vtsim.guest.kernel.lengths import length
-
-
-def take_frame(a: Assembler, kernel: KernelOptions, empty: str) -> None:
-    """RDX <- physical address of a page from the zone at R13; to `empty` if there is none. Clobbers RAX."""
-    a.work(length("page_get"))
-    smp.lock_zone(a, kernel, s.RDX)
-    a.ld(s.RAX, Mem(s.R13, at.Z_TOP))
-    a.ld(s.RDX, Mem(s.R13, at.Z_BOTTOM))
-    a.cmp(s.RAX, register=s.RDX)
-    if kernel.several:
-        some = f"some_{a.here:x}"
-        a.jcc(ops.CC_NZ, some)
-        smp.unlock_zone(a, kernel)
-        a.jmp(empty)
-        a.label(some)
-    else:
-        a.jcc(ops.CC_Z, empty)
-    a.sub(s.RAX, 8)
-    a.ld(s.RDX, Mem(s.RAX))
-    a.st(Mem(s.R13, at.Z_TOP), s.RAX)
-    smp.unlock_zone(a, kernel)
-
-
-def give_frame(a: Assembler, kernel: KernelOptions) -> None:
-    """Put the page at physical address RDX back into the zone at R13. Clobbers RAX; with several CPUs, RCX."""
-    a.work(length("page_put"))
-    smp.lock_zone(a, kernel, s.RCX)
-    a.ld(s.RAX, Mem(s.R13, at.Z_TOP))
-    a.st(Mem(s.RAX), s.RDX)
-    a.add(s.RAX, 8)
-    a.st(Mem(s.R13, at.Z_TOP), s.RAX)
-    smp.unlock_zone(a, kernel)
 
 
 def each_page(a: Assembler, hook: int, name: str) -> None:

@@ -18,7 +18,8 @@ from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import direct_fork as direct
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
-from vtsim.guest.kernel.fault import find_entry, frame_of, give_frame
+from vtsim.guest.kernel.fault import find_entry, frame_of
+from vtsim.guest.kernel.free_pages import give_frame
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.ring3 import disable, enable
 

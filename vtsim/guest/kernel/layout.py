@@ -60,6 +60,7 @@ ASKED: Final        = 192
 CPU_LIMIT: Final    = 16
 # of a kernel built with hypercalls: has it found its hypervisor; bit of the timer's event; root of the kernel alone
 (BOOTED, TIMER_EVENT, KERNEL_ROOT) = range(ASKED + 8 * CPU_LIMIT, ASKED + 8 * CPU_LIMIT + 24, 8)
+PAGE_LISTS: Final   = KERNEL_ROOT + 8               # with several CPUs: address of this one's lists of free pages
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
@@ -78,6 +79,9 @@ RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be
 (A_START, A_END, A_LEAF, A_LEVEL, A_ZONE, A_BYTES, A_FILE) = range(0, 56, 8)  # A_FILE: what is mapped, 0: no file
 AREA_BYTES: Final = 64
 (Z_TOP, Z_BOTTOM, Z_BALLOON, Z_TICKET, Z_SERVING) = range(0, 40, 8)   # the list's beginning to its bottom: the balloon
+# of a CPU's list, as far behind the CPU's lists as the zone is behind the first: how many pages, the place after the
+# page that was put last, a lock, where the places are and the mask of their numbers, pages that move at once, too many
+(P_COUNT, P_HEAD, P_TICKET, P_SERVING, P_PLACES, P_MASK, P_BATCH, P_HIGH) = range(0, 64, 8)
 
 # --- words of a task's line in the log page: how it ended -----------------------------------------------------------
 # Children have one line, one after another: why the last was killed stays there, and how many were. L_LOOT: attacks.

@@ -8,8 +8,8 @@ interrupted: it flushes when it switches back. A paravirtual kernel interrupts n
 Whoever waits for another CPU's answer or for the lock of an address space has interrupts on, and keeps its CPU. The
 locks of zones and of tables are held for a few instructions only, with interrupts off.
 
-Not modelled: waiters for the lock of an address space sleep in Linux; per-CPU lists of free pages; moving tasks between
-CPUs, and waking one from another.
+Not modelled: waiters for the lock of an address space sleep in Linux; moving tasks between CPUs, and waking one from
+another.
 """
 
 from __future__ import annotations
