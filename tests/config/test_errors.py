@@ -20,7 +20,7 @@ PRIMITIVES = (
     "memory_trace, dma_buffers, map_file, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
     "null_io, stat, open_close, select, "
     "signal_install, signal_handle, protection_fault, process, "
-    "btree, netlist_swaps, cross_sections, graph_gather, key_values, "
+    "updates, btree, netlist_swaps, cross_sections, graph_gather, key_values, "
     "attack_memory, attack_linear, attack_native, attack_dma, attack_update, attack_stale, attack_state, attack_state_user, attack_interrupts, "
     "attack_hypercalls, attack_time"
 )

@@ -36,7 +36,14 @@ from vtsim.guest.spec import (
     SensitiveSpec,
     WrmsrSpec,
 )
-from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
+from vtsim.guest.structures import (
+    BTreeSpec,
+    CrossSectionsSpec,
+    GraphGatherSpec,
+    KeyValuesSpec,
+    NetlistSwapsSpec,
+    UpdatesSpec,
+)
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario, VmSpec
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -59,8 +66,8 @@ NOT_IN_A_PROCESS = (
     ConfigReadSpec, HltSpec, IpiSpec, MovFromCr8Spec, MovToCr8Spec, PortInSpec, PortOutSpec, RdmsrSpec, WrmsrSpec,
 )  # fmt: skip
 NOT_IN_SOFTWARE = (
-    MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
-    MmioWriteSpec,
+    MemoryTraceSpec, UpdatesSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec,
+    MmioReadSpec, MmioWriteSpec,
 )  # fmt: skip
 BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
 NOT_IN_PROTECTED_MODE = (
