@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import HORIZON
 from vtsim.cpu.kernels.stream import overlapped, passes
 from vtsim.guest import structures as g
+from vtsim.guest.address_space import address_space
 from vtsim.guest.primitives.btree import btree_steps
 from vtsim.guest.primitives.cross_sections import MATERIALS, cross_section_steps, material_order
 from vtsim.guest.primitives.graph_gather import graph_steps
@@ -262,6 +264,10 @@ core = st.builds(Core, mlp=st.integers(1, 12), walkers=st.integers(1, 4), reorde
 @settings(max_examples=60, deadline=None)
 @given(core=core, accesses=st.lists(access, min_size=1, max_size=30))
 @example(core=Core(1, 1, 1), accesses=[Access(200, 0, 42, True, 0)] * 3)
+@example(
+    core=Core(12, 2, 224),
+    accesses=[Access(200, 0, 0, False, 70), Access(60, 0, 0, False, 70), Access(60, 0, 0, True, 0)],
+)
 @example(core=Core(12, 2, 224), accesses=[Access(200, 178, 42, True, 48), Access(200, 178, 42, True, 3)] * 6)
 def test_overlap_is_that_of_the_whole_history(core: Core, accesses: list[Access]) -> None:
     assert shown(core, accesses) == waited(core, accesses)
@@ -310,6 +316,18 @@ def test_an_update_changes_the_line_that_it_loads() -> None:
 
 
 def test_elements_in_slabs_lie_where_their_slab_lies() -> None:
-    """The kernel's places are those of `place`, byte for byte, in order of the draws."""
     step = Step(64, 40, 96, draws=True, slab=256, gap=4096)
     assert [step.place(n) for n in (0, 1, 2, 3, 39)] == [64, 160, 256, 64 + 288 + 4096, 64 + 39 * 96 + 14 * 4096]
+
+
+def test_slabs_are_mapped_where_the_look_ups_go_and_nothing_between_them() -> None:
+    """Records in three slabs: no look-up faults, each slab has 64 pages and a table, and 2 MiB lie from one to the next."""
+    tree = g.BTreeSpec(records=40_000, children=8, slabs=True, accesses=2000)
+    harness = native((tree,), populate="prebuilt", memory=128 << 20)
+    space = address_space(harness.vm.guest.processes[0], harness.vm.guest.kernel, 1, pages_1g=True)
+    (area,) = [area for area in space.areas if area.name == "slabs"]
+    slabs = (tree.structures_bytes + 40_000 * tree.RECORD) / SLAB
+    assert list(area.runs(1 << 20)) == [
+        (area.start + n * SLABS_APART, min(64, round((slabs - n) * 64 + 0.49))) for n in range(ceil(slabs))
+    ]
+    assert ended(harness).count(k.WALKS_FAULTED) == 0
