@@ -156,6 +156,18 @@ CASES = {
         + at(5, 36, "      - {primitive: stream, region: 10 GiB}")
         + " help: make the region smaller or raise vms.0.memory",
     ),
+    "a table without a line": (
+        phase("{primitive: updates, table: 63 B}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.table: '63 B' is less than 64 B"
+        + at(5, 36, "      - {primitive: updates, table: 63 B}")
+        + " help: a size is written like '2 MiB' (B, KiB, MiB, GiB, TiB, kB, MB, GB), from 64 B",
+    ),
+    "a division that does not end": (
+        phase("{primitive: updates, division: 1001}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.division: 1001 is more than 1 k"
+        + at(5, 39, "      - {primitive: updates, division: 1001}")
+        + " help: a count is written like '10 M' (k, M, G, T), from 0 to 1 k",
+    ),
     "a guest larger than the machine": (
         CPUID + "machine: {memory: 512 MiB}\n",
         "s.yaml:1: vms.0.memory: 1 GiB is more than the 512 MiB of memory of the machine"

@@ -20,6 +20,7 @@ from vtsim.guest.attack_spec import (
 from vtsim.guest.kernel_operations import ConfigReadSpec
 from vtsim.guest.paging import LOW_MEMORY, ROWS
 from vtsim.guest.spec import (
+    SLABS,
     DmaBuffersSpec,
     HltSpec,
     IpiSpec,
@@ -553,6 +554,12 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     path=path,
                     message=f"{guest} {_why_not(phase)}",
                     help="choose others, as page_fault, fork, exec, protect, context_switch, stream" + instead,
+                )
+            elif phase.slab_bytes:
+                yield Problem(
+                    path=f"{path}.slabs",
+                    message=f"{guest} has no linear addresses where these lie, from {SLABS:#x} on",
+                    help="slabs can be false" + instead,
                 )
 
 
