@@ -20,7 +20,7 @@ PRIMITIVES = (
     "memory_trace, dma_buffers, map_file, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
     "null_io, stat, open_close, select, "
     "signal_install, signal_handle, protection_fault, process, "
-    "btree, netlist_swaps, cross_sections, graph_gather, key_values, "
+    "updates, btree, netlist_swaps, cross_sections, graph_gather, key_values, "
     "attack_memory, attack_linear, attack_native, attack_dma, attack_update, attack_stale, attack_state, attack_state_user, attack_interrupts, "
     "attack_hypercalls, attack_time"
 )
@@ -155,6 +155,18 @@ CASES = {
         "s.yaml:5: vms.0.guest.processes.0.phases.0.region: the processes touch 10 GiB, but the VM has 1 GiB"
         + at(5, 36, "      - {primitive: stream, region: 10 GiB}")
         + " help: make the region smaller or raise vms.0.memory",
+    ),
+    "a table without a line": (
+        phase("{primitive: updates, table: 63 B}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.table: '63 B' is less than 64 B"
+        + at(5, 36, "      - {primitive: updates, table: 63 B}")
+        + " help: a size is written like '2 MiB' (B, KiB, MiB, GiB, TiB, kB, MB, GB), from 64 B",
+    ),
+    "a division that does not end": (
+        phase("{primitive: updates, division: 1001}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.division: 1001 is more than 1 k"
+        + at(5, 39, "      - {primitive: updates, division: 1001}")
+        + " help: a count is written like '10 M' (k, M, G, T), from 0 to 1 k",
     ),
     "a guest larger than the machine": (
         CPUID + "machine: {memory: 512 MiB}\n",

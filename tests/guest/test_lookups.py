@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 import pytest
+from attrs import evolve, frozen
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.cpu.programs import HOW
 from tests.guest.conftest import Harness, native
@@ -16,16 +20,20 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import HORIZON
+from vtsim.cpu.kernels.stream import overlapped, passes
 from vtsim.guest import structures as g
+from vtsim.guest.address_space import address_space
 from vtsim.guest.primitives.btree import btree_steps
 from vtsim.guest.primitives.cross_sections import MATERIALS, cross_section_steps, material_order
 from vtsim.guest.primitives.graph_gather import graph_steps
 from vtsim.guest.primitives.key_values import key_value_steps
 from vtsim.guest.primitives.lookups import Step
 from vtsim.guest.primitives.netlist_swaps import DECISION_WORK, NEIGHBOUR_WORK, netlist_steps
-from vtsim.guest.spec import StreamSpec
+from vtsim.guest.primitives.updates import update_steps
+from vtsim.guest.spec import SLAB, SLABS, SLABS_APART, StreamSpec, WorkSpec
 
 SMALL: dict[Any, Callable[[Any], Sequence[Step]]] = {
+    g.UpdatesSpec(table=1 << 20, accesses=900): update_steps,
     g.BTreeSpec(records=5000, accesses=900): btree_steps,
     g.BTreeSpec(records=5000, children=8, slabs=True, accesses=900): btree_steps,
     g.NetlistSwapsSpec(elements=3000, accesses=900): netlist_steps,
@@ -46,8 +54,13 @@ def state(harness: Harness) -> tuple[bytes, bytes, bytes]:
 def test_every_step_stays_in_its_programs_memory(phase: Any) -> None:
     steps = SMALL[phase](phase)
     assert all(step.offset >= 0 for step in steps)
-    last = max(step.offset + (step.count - 1) * step.stride for step in steps)
-    assert phase.region_bytes - 256 <= last < phase.region_bytes  # and uses all of it
+    solid = phase.region_bytes - phase.slab_bytes
+    last = max(step.place(step.count - 1) for step in steps if not step.slab)
+    assert solid - 256 <= last < solid  # and uses all of it
+    for step in steps:
+        if step.slab:
+            slab, within = divmod(step.place(step.count - 1) - SLABS, SLABS_APART)
+            assert within < SLAB and slab * SLAB + within < phase.slab_bytes
 
 
 @programs
@@ -96,8 +109,12 @@ def test_in_slabs_a_node_lies_among_those_that_it_leads_to_unless_a_second_pass_
 
     for later, steps in enumerate(of_passes):
         arrays = [step for step in steps[1::3]][:depth]
+        structures = [step for step in steps[::3]][:depth]
         heap = arrays[0].offset
-        assert heap >= nodes * tree.STRUCTURE and heap % g.LINE == 0
+        assert heap == 0 and tree.slab_bytes >= nodes * tree.STRUCTURE
+        assert {(step.slab, step.slab + step.gap, step.offset % SLABS_APART) for step in structures} == {
+            (SLAB, SLABS_APART, 0)
+        }
         assert arrays[-1].count == (leaves // 2 if later else leaves - leaves // 2)
         for fraction in (0.0, 0.3, 0.999):
             parent, leaf = (place(step, fraction) - heap for step in arrays[-2:])
@@ -167,3 +184,150 @@ def test_as_many_misses_overlap_as_fit_the_reorder_buffer(together: int) -> None
     dram = profile.cycles(profile.dram.local_ns) - profile.cache.l1d.hit_cycles
     issue = 1 + 49 * profile.work.cycles_per_100_instructions / 100
     assert (cycles(3000) - cycles(1000)) / 2000 == pytest.approx(max(dram / together, issue), rel=0.02)
+
+
+@frozen
+class Access:
+    """An independent access as `overlapped` is told of it, and the instructions after it."""
+
+    walk: int
+    miss: int
+    after: int
+    updates: bool
+    work: int
+
+
+@frozen
+class Core:
+    """What bounds the overlap of accesses."""
+
+    mlp: int
+    walkers: int
+    reorder_buffer: int
+    stlb_hit: int = 9
+
+
+def waited(core: Core, accesses: Sequence[Access]) -> tuple[list[int], int, int]:
+    """When each access is complete, the clock after the last, and how long stores walked beside their loads.
+
+    From the whole history: a buffer is that of the access `mlp` before, a walker that of the walk `walkers` before.
+    """
+    clock = retired = of_stores = 0
+    entered: list[int] = []
+    done: list[int] = []
+    busy: list[list[int]] = [[0] for _ in range(core.walkers)]  # until when each walker was, at each of its walks
+    turn = 0
+    for each in accesses:
+        far = [end for n, end in zip(entered, done, strict=True) if n <= retired - core.reorder_buffer]
+        clock = max([clock, *far, *done[: max(len(done) - core.mlp + 1, 0)][-1:]])
+        known = clock + each.after
+        begin = known
+        if each.walk > core.stlb_hit:
+            mine, beside = busy[turn % core.walkers], busy[(turn + 1) % core.walkers]
+            begin = max(known, mine[-1])
+            alone = each.updates and core.walkers > 1 and mine[-1] <= known and beside[-1] <= known
+            for walker in (mine, beside) if alone else (mine,):
+                walker.append(begin + each.walk)
+            of_stores += each.walk * alone
+            turn += 1
+        entered.append(retired)
+        done.append(begin + each.walk + each.miss)
+        clock += each.work
+        retired += each.work
+    return done, clock, of_stores
+
+
+def shown(core: Core, accesses: Sequence[Access]) -> tuple[list[int], int, int]:
+    """The same of the kernel, where a cycle is an instruction."""
+    harness = native((WorkSpec(),))
+    m, a = harness.engine.cpus[0], harness.engine.arena
+    m[[s.MLP, s.WALKERS, s.ROB, s.STLB_HIT_CYCLES]] = core.mlp, core.walkers, core.reorder_buffer, core.stlb_hit
+    m[[s.CYCLE, s.RETIRED, s.FRACTION]] = 0
+    m[s.CPI_NUMERATOR] = 100
+    before = harness.count(k.WALK_CYCLES)
+    done = []
+    for each in accesses:
+        slot = s.MISS_WINDOW + m[s.MISS_NEXT]
+        overlapped(m, a, each.walk, each.miss, each.after, int(each.updates))
+        done.append(int(m[slot]))
+        passes(m, each.work)
+    return done, int(m[s.CYCLE]), harness.count(k.WALK_CYCLES) - before
+
+
+few = st.integers(0, 4).map(lambda n: (0, 1, 9, 60, 200)[n])
+access = st.builds(
+    Access, walk=few, miss=few, after=st.sampled_from((0, 1, 42)), updates=st.booleans(), work=st.integers(0, 60)
+)
+core = st.builds(Core, mlp=st.integers(1, 12), walkers=st.integers(1, 4), reorder_buffer=st.integers(1, 224))
+
+
+@settings(max_examples=60, deadline=None)
+@given(core=core, accesses=st.lists(access, min_size=1, max_size=30))
+@example(core=Core(1, 1, 1), accesses=[Access(200, 0, 42, True, 0)] * 3)
+@example(
+    core=Core(12, 2, 224),
+    accesses=[Access(200, 0, 0, False, 70), Access(60, 0, 0, False, 70), Access(60, 0, 0, True, 0)],
+)
+@example(core=Core(12, 2, 224), accesses=[Access(200, 178, 42, True, 48), Access(200, 178, 42, True, 3)] * 6)
+def test_overlap_is_that_of_the_whole_history(core: Core, accesses: list[Access]) -> None:
+    assert shown(core, accesses) == waited(core, accesses)
+
+
+def test_a_store_walks_by_itself_where_a_walker_is_idle_when_its_address_is_known() -> None:
+    """By hand: walks of 100 cycles of one update, of two at once, and with one walker."""
+    alone = [Access(100, 0, 42, True, 0)]
+    assert shown(Core(12, 2, 224), alone) == ([142], 0, 100)
+    assert shown(Core(12, 1, 224), alone) == ([142], 0, 0)
+    assert shown(Core(12, 2, 224), alone * 2) == ([142, 242], 0, 100)  # the second waits for both, and finds one busy
+    assert shown(Core(12, 2, 224), [evolve(alone[0], updates=False)] * 2) == ([142, 142], 0, 0)
+
+
+def cycles_of_updates(reorder_buffer: int, **phase: Any) -> float:
+    """Cycles of an update, in the middle of many."""
+
+    def cycles(accesses: int) -> int:
+        spec = g.UpdatesSpec(accesses=accesses, **phase)
+        harness = native((spec,), page_size=2 << 20, populate="prebuilt", memory=256 << 20)
+        profile = harness.profile.with_overrides({"work.reorder_buffer": reorder_buffer})
+        return int(ended(Harness(profile, harness.vm)).engine.cpus[0][s.CYCLE])
+
+    return (cycles(1500) - cycles(500)) / 1000
+
+
+def test_each_update_waits_for_its_division_where_none_fits_beside_another() -> None:
+    """With a reorder buffer of one instruction nothing overlaps: each waits for its place, then for its data."""
+    waits = [cycles_of_updates(1, division=division, table=1 << 20) for division in (0, 42, 142)]
+    assert waits[1] - waits[0] == pytest.approx(42, abs=25)  # less what passes meanwhile
+    assert waits[2] - waits[1] == pytest.approx(100, rel=0.02)  # a few lines are hit again
+
+
+def test_updates_of_one_line_wait_for_nothing() -> None:
+    """A table of one line: no walk and no miss, only instructions."""
+    phase = g.UpdatesSpec(table=64, division=0)
+    issue = 1 + sum(step.work for step in update_steps(phase)) / 2 * 0.5
+    assert cycles_of_updates(224, table=64, division=0) == pytest.approx(issue, rel=0.01)
+    assert cycles_of_updates(224, table=64, division=42) == pytest.approx(issue, rel=0.01)
+
+
+def test_an_update_changes_the_line_that_it_loads() -> None:
+    one = ended(native((g.UpdatesSpec(table=1 << 20, accesses=1),), populate="prebuilt"))
+    none = ended(native((WorkSpec(instructions=1),), populate="prebuilt"))
+    assert one.count(k.ACCESSES) - none.count(k.ACCESSES) == 1
+
+
+def test_elements_in_slabs_lie_where_their_slab_lies() -> None:
+    step = Step(64, 40, 96, draws=True, slab=256, gap=4096)
+    assert [step.place(n) for n in (0, 1, 2, 3, 39)] == [64, 160, 256, 64 + 288 + 4096, 64 + 39 * 96 + 14 * 4096]
+
+
+def test_slabs_are_mapped_where_the_look_ups_go_and_nothing_between_them() -> None:
+    """Records in three slabs: no look-up faults, each slab has 64 pages and a table, and 2 MiB lie from one to the next."""
+    tree = g.BTreeSpec(records=40_000, children=8, slabs=True, accesses=2000)
+    harness = native((tree,), populate="prebuilt", memory=128 << 20)
+    space = address_space(harness.vm.guest.processes[0], harness.vm.guest.kernel, 1, pages_1g=True)
+    (area,) = [area for area in space.areas if area.name == "slabs"]
+    slabs = (tree.structures_bytes + 40_000 * tree.RECORD) / SLAB
+    assert list(area.runs(1 << 20)) == [
+        (area.start + n * SLABS_APART, min(64, round((slabs - n) * 64 + 0.49))) for n in range(ceil(slabs))
+    ]
+    assert ended(harness).count(k.WALKS_FAULTED) == 0

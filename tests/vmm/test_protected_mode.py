@@ -326,6 +326,8 @@ REFUSED = [
     ("vms.0.guest.processes.0.phases.0={primitive: sensitive}", "vms.0.guest.processes.0.phases.0",
      "has other descriptors, gates and registers than this wants",
      "choose others, as page_fault, fork, exec, protect, context_switch, stream"),
+    ("vms.0.guest.processes.0.phases.0={primitive: btree, records: 1000, slabs: true}", "vms.0.guest.processes.0.phases.0.slabs",
+     "has no linear addresses where these lie, from 0x10000000000 on", "slabs can be false"),
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from vtsim.guest.attack_spec import (
 from vtsim.guest.kernel_operations import ConfigReadSpec
 from vtsim.guest.paging import LOW_MEMORY, ROWS
 from vtsim.guest.spec import (
+    SLABS,
     DmaBuffersSpec,
     HltSpec,
     IpiSpec,
@@ -36,7 +37,14 @@ from vtsim.guest.spec import (
     SensitiveSpec,
     WrmsrSpec,
 )
-from vtsim.guest.structures import BTreeSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, NetlistSwapsSpec
+from vtsim.guest.structures import (
+    BTreeSpec,
+    CrossSectionsSpec,
+    GraphGatherSpec,
+    KeyValuesSpec,
+    NetlistSwapsSpec,
+    UpdatesSpec,
+)
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario, VmSpec
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -59,8 +67,8 @@ NOT_IN_A_PROCESS = (
     ConfigReadSpec, HltSpec, IpiSpec, MovFromCr8Spec, MovToCr8Spec, PortInSpec, PortOutSpec, RdmsrSpec, WrmsrSpec,
 )  # fmt: skip
 NOT_IN_SOFTWARE = (
-    MemoryTraceSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec, MmioReadSpec,
-    MmioWriteSpec,
+    MemoryTraceSpec, UpdatesSpec, BTreeSpec, NetlistSwapsSpec, CrossSectionsSpec, GraphGatherSpec, KeyValuesSpec,
+    MmioReadSpec, MmioWriteSpec,
 )  # fmt: skip
 BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
 NOT_IN_PROTECTED_MODE = (
@@ -546,6 +554,12 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     path=path,
                     message=f"{guest} {_why_not(phase)}",
                     help="choose others, as page_fault, fork, exec, protect, context_switch, stream" + instead,
+                )
+            elif phase.slab_bytes:
+                yield Problem(
+                    path=f"{path}.slabs",
+                    message=f"{guest} has no linear addresses where these lie, from {SLABS:#x} on",
+                    help="slabs can be false" + instead,
                 )
 
 

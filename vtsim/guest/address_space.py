@@ -15,7 +15,7 @@ from vtsim.guest.file_mappings import MapFileSpec
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.paging import FOUR, ROWS, GuestPaging
 from vtsim.guest.primitives import FILE, OWN, SHARED, TRACED, lowerings
-from vtsim.guest.spec import KernelSpec, Phase, ProcessSpec
+from vtsim.guest.spec import SLAB, SLABS, SLABS_APART, KernelSpec, Phase, ProcessSpec
 
 TOP_ENTRY: Final = 1 << 39
 USER_ENTRIES: Final = 256
@@ -23,10 +23,15 @@ USER_ENTRIES: Final = 256
 
 @frozen(kw_only=True)
 class Area:
-    """Linear addresses of one kind: pages of size 0, 1 or 2, mapped at their fault or before the process starts."""
+    """Linear addresses of one kind: pages of size 0, 1 or 2, mapped at their fault or before the process starts.
+
+    `piece`: bytes that lie together, the next `apart` bytes further on; 0 if all do.
+    """
 
     start: int
     bytes: int
+    piece: int = 0
+    apart: int = 0
     size: int = 0
     prebuilt: bool = False
     writable: bool = True
@@ -48,7 +53,16 @@ class Area:
     @property
     def end(self) -> int:
         """The address after the last."""
+        if self.piece:
+            return self.start + -(-self.bytes // self.piece) * self.apart
         return self.start + self.pages * self.page_bytes
+
+    def runs(self, most: int) -> Iterator[tuple[int, int]]:
+        """Its pages, as addresses and how many lie together from there on, at most `most`."""
+        together = self.piece // self.page_bytes or most
+        apart = self.apart or together * self.page_bytes
+        for n, first in enumerate(range(0, self.pages, together)):
+            yield self.start + n * apart, min(together, self.pages - first)
 
     def leaf(self, nx: bool) -> int:
         """The bits of an entry that maps one of its pages."""
@@ -98,13 +112,17 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
     largest = min(paging.sizes.index(kernel.page_size), 2 if pages_1g else 1)
     text = Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")
     areas = [evolve(text, paging=paging)]
-    floating = max((_wanted(phase) for phase in process.phases if _is(phase, SHARED)), default=0)
+    shared = [phase for phase in process.phases if _is(phase, SHARED)]
+    floating = max((_wanted(phase) - phase.slab_bytes for phase in shared), default=0)
+    in_slabs = max((phase.slab_bytes for phase in shared), default=0)
     bases: list[list[int]] = [[] for _ in range(process.threads)]
     placed: dict[int, Area] = {}
     here = paging.places.regions
     if floating:
         areas.append(_region(here, floating, largest, prebuilt, paging))
         here = _beyond(areas[-1].end, paging)
+    if in_slabs:
+        areas.append(_slabs(paging.places.regions + SLABS, in_slabs, largest, prebuilt, paging))
     for phase in process.phases:
         how = lowerings[type(phase)]
         at_address = phase.span[0] if phase.span else None
@@ -183,6 +201,14 @@ def _region(start: int, length: int, largest: int, prebuilt: bool, paging: Guest
     while size and length < paging.sizes[size]:
         size -= 1
     return Area(start=start, bytes=length, size=size, prebuilt=prebuilt, paging=paging)
+
+
+def _slabs(start: int, length: int, largest: int, prebuilt: bool, paging: GuestPaging) -> Area:
+    """Slabs in 4 KiB pages; larger pages reach from one slab to the next."""
+    if largest:
+        return evolve(_region(start, -(-length // SLAB) * SLABS_APART, largest, prebuilt, paging), name="slabs")
+    area = Area(start=start, bytes=length, prebuilt=prebuilt, paging=paging, name="slabs")
+    return evolve(area, piece=SLAB, apart=SLABS_APART)
 
 
 def _own(start: int, phase: Phase, paging: GuestPaging) -> Area:

@@ -763,10 +763,9 @@ class Builder:
             if area.text:
                 self._map_run(table, area.start, text, area.pages, flags)
             elif area.prebuilt:
-                for first in range(0, area.pages, SPAN):
-                    part = pages[area.size].draw(min(SPAN, area.pages - first))
-                    frames = self._named_in_entries(part)
-                    table.map(area.start + first * area.page_bytes, frames, flags, area.size)
+                for address, together in area.runs(SPAN):
+                    frames = self._named_in_entries(pages[area.size].draw(together))
+                    table.map(address, frames, flags, area.size)
         for index in sorted(space.top_entries):
             words = self._words(top)
             if not words[index]:

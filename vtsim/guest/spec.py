@@ -34,6 +34,10 @@ ROBIN_IRVINE = (  # their list, MOV to and from a segment register apart
     "ret", "str", "mov_from", "mov_to",
 )  # fmt: skip
 
+# An allocator's slabs: so many bytes, each at a boundary of so many more, so that 4 KiB pages of each have a table of
+# their own; the first of a process lies so far behind where its regions begin.
+SLAB, SLABS_APART, SLABS = 256 * KIB, 2 * MIB, 1 << 40
+
 primitives: Registry[str, type[Any]] = Registry("primitive")
 
 
@@ -70,6 +74,11 @@ class Phase:
     def region_bytes(self) -> int:
         """How much memory of its own the phase touches."""
         return int(getattr(self, "region", 0))
+
+    @property
+    def slab_bytes(self) -> int:
+        """How much of it lies in slabs (`SLAB`), not side by side."""
+        return 0
 
 
 def _must_be_aligned(phase: Phase) -> None:

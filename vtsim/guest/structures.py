@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from vtsim.base.spec import Boolean, counts, setting
-from vtsim.guest.spec import Phase, primitives
+from vtsim.base.spec import Boolean, counts, setting, sizes
+from vtsim.guest.spec import SLAB, Phase, primitives
 
 LINE = 64
 
@@ -25,6 +25,22 @@ def elements(default: int, meaning: str, least: int = 1) -> int:
     """Declare how many of something a data structure has: times a random fraction of 31 bits it fits 64."""
     value: int = setting(counts(ge=least, le=2**32 - 1), meaning, default=default)
     return value
+
+
+@primitives.register("updates")
+@frozen(kw_only=True)
+class UpdatesSpec(Phase):
+    """Updates of random words of a table, in pairs whose places come from one random number and one division."""
+
+    table: int = setting(sizes(ge=64), "Bytes of the table", default=64 << 20)
+    division: int = setting(
+        counts(le=1000), "Cycles from where a division can begin until the places of its updates are known", default=42
+    )
+    accesses: int = setting(counts(ge=1), "Updates, each a load and a store of one word", default=1_000_000)
+
+    @property
+    def region_bytes(self) -> int:
+        return self.table
 
 
 @primitives.register("btree")
@@ -42,7 +58,8 @@ class BTreeSpec(Phase):
     record_lines: int = setting(counts(ge=1, le=16), "Cache lines of a record", default=2)
     slabs: bool = setting(
         Boolean(),
-        "Nodes' structures and records in slabs, arrays of all levels in one heap, as in vMitosis",
+        "Nodes' structures and records in slabs of 256 KiB with a page table each, arrays of all levels in one heap, "
+        "as in vMitosis",
         default=False,
     )
     accesses: int = accesses()
@@ -61,16 +78,30 @@ class BTreeSpec(Phase):
         first, nodes = leaves - leaves // 2, sum(self.levels) - leaves // 2
         return -(-part * nodes // (first * alignment)) * alignment
 
-    def part_bytes(self, part: int, alignment: int) -> int:
-        """Bytes of one part of all nodes; that of leaves of the second pass comes last."""
-        second = self.levels[-1] // 2
-        return -(-((self.levels[-1] - second) * self.apart(part, alignment) + second * part) // LINE) * LINE
+    def second_pass(self, part: int, alignment: int) -> int:
+        """Where one part of the leaves that the second pass made begins, in bytes from that of the first leaf."""
+        leaves = self.levels[-1]
+        return -(-(leaves - leaves // 2) * self.apart(part, alignment) // alignment) * alignment
+
+    @property
+    def arrays_bytes(self) -> int:
+        """Bytes of the heap that the nodes' arrays take."""
+        return self.second_pass(self.ARRAYS, LINE) + self.levels[-1] // 2 * self.ARRAYS
+
+    @property
+    def structures_bytes(self) -> int:
+        """Bytes of whole slabs that the nodes' structures take; the second pass begins a slab."""
+        first = -(-self.second_pass(self.STRUCTURE, 2) // SLAB) * SLAB
+        return -(-(first + self.levels[-1] // 2 * self.STRUCTURE) // SLAB) * SLAB
+
+    @property
+    def slab_bytes(self) -> int:
+        return self.structures_bytes + self.records * self.RECORD if self.slabs else 0
 
     @property
     def region_bytes(self) -> int:
         if self.slabs:
-            nodes = self.part_bytes(self.STRUCTURE, 2) + self.part_bytes(self.ARRAYS, LINE)
-            return nodes + self.records * 2 * self.RECORD
+            return self.arrays_bytes + self.records * self.RECORD + self.slab_bytes
         return LINE * (sum(self.levels) * self.node_lines + self.records * self.record_lines)
 
 

@@ -94,6 +94,6 @@ def sweep(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
     for line in range(first, first + 64):
         miss = data_line(m, a, t, line, access)
         if miss:
-            overlapped(m, a, 0, miss)
+            overlapped(m, a, 0, miss, 0, 0)
     m[s.CYCLE] += 64
     m[s.RETIRED] += 64

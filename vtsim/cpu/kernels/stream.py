@@ -1,8 +1,11 @@
 """Streams of memory accesses in one tight loop, with as much overlap as the profile's miss buffers and walkers allow.
 
 An independent access waits only for a free miss buffer and for room in the reorder buffer, which instructions leave in
-order; its walk waits for a free walker. A pointer chase waits for every access. A stream that ends or is interrupted
-waits for what is still outstanding.
+order; its walk waits for a free walker. Where an address is computed first, walk and access begin when it is known;
+what hits everywhere waits for nothing. An update has one address for its load and its store, so that both miss the TLB
+at once: the load's walk begins first, and where another walker is idle then, the store begins a walk of its own, which
+waits for the same lines and ends with it; else the store finds the translation when that has ended. A pointer chase
+waits for every access. A stream that ends or is interrupted waits for what is still outstanding.
 
 SDM: "Interrupts During REP".
 Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches and DRAM.
@@ -68,8 +71,11 @@ def room(m: Record) -> int:
 
 
 @kernel
-def overlapped(m: Record, a: Arena, walk: int, miss: int) -> None:
-    """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers."""
+def overlapped(m: Record, a: Arena, walk: int, miss: int, after: int, updates: int) -> None:
+    """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers.
+
+    Its address is known after `after` cycles; has it a load and a store (`updates`)?
+    """
     now = m[s.CYCLE]
     slot = s.MISS_WINDOW + m[s.MISS_NEXT]
     wait = max(room(m), m[slot]) - now
@@ -78,13 +84,19 @@ def overlapped(m: Record, a: Arena, walk: int, miss: int) -> None:
         charge(m, a, o.PAGE_WALK, share)
         charge(m, a, o.DATA_STALL, wait - share)
         now += wait
-    ready = now + walk
+    known = now + after
+    ready = known + walk
     if walk > m[s.STLB_HIT_CYCLES]:
         walker = s.WALK_WINDOW + m[s.WALK_NEXT]
-        ready = max(now, m[walker]) + walk
+        idle = m[walker] <= known
+        ready = max(known, m[walker]) + walk
         m[walker] = ready
         turn = m[s.WALK_NEXT] + 1
         m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
+        other = s.WALK_WINDOW + m[s.WALK_NEXT]
+        if updates and idle and m[other] <= known:  # with one walker that is the load's, which is busy
+            m[other] = ready
+            a[m[s.OWNER] + k.WALK_CYCLES] += walk
     m[slot] = ready + miss
     m[s.MISS_ISSUED + m[s.MISS_NEXT]] = m[s.RETIRED]
     m[s.MISS_HELD] = min(m[s.MISS_HELD] + 1, m[s.MLP])
@@ -158,6 +170,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             return STOPPED
     fraction = 0
     turn = 0
+    after = 0
+    updates = 0
     if pattern == o.LOOKUP:
         last = a[table]
         if position < 0 or position >= last or table + 1 + last * o.STEP_WORDS > a.shape[0]:
@@ -196,7 +210,13 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             half = a[step + o.STEP_HALF]
             if half:
                 element = min((element & -2 * half) + half, count - 1)
-            gva = base + a[step + o.STEP_OFFSET] + element * a[step + o.STEP_STRIDE]
+            within = element * a[step + o.STEP_STRIDE]
+            slab = a[step + o.STEP_SLAB]
+            if slab:
+                within += within // slab * a[step + o.STEP_GAP]
+            gva = base + a[step + o.STEP_OFFSET] + within
+            after = a[step + o.STEP_AFTER]
+            updates = flags & o.STEP_LOADS
             if flags & o.STEP_STORES:
                 access = WRITE
             if flags & o.STEP_NEEDS:
@@ -246,7 +266,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 if pattern == o.CHASE:
                     charge(m, a, o.PAGE_WALK, walk)
                 else:
-                    overlapped(m, a, walk, 0)
+                    overlapped(m, a, walk, 0, after, updates)
             if pattern == o.CHASE:
                 charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
         else:
@@ -255,7 +275,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 charge(m, a, o.PAGE_WALK, walk)
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)
             else:
-                overlapped(m, a, walk, miss)
+                overlapped(m, a, walk, miss, after, updates)
         m[s.CYCLE] += price * batch
         m[s.RETIRED] += batch
         if work:

@@ -3,13 +3,17 @@
 Every node is a structure, an array of keys and an array of pointers; a look-up reads them in turn on each level.
 Ascending insertion leaves nodes half full. Mitosis' order 6 has 3 children; the three parts are allocations side by
 side, and a record has 15 words. vMitosis' tree (`slabs`, of order 16: set 8 children) keeps structures of 48 bytes
-and records of 16 in slabs, each record points to 16 bytes more, and arrays of all levels lie in the heap in the order
-in which they were made: a node is near its middle child. Keys come in two passes, even ones from below with odd ones
-from above, so that half of the leaves were made by the second, elsewhere.
+and records of 16 in slabs of 256 KiB, each record points to 16 bytes more, and arrays of all levels lie in the heap in
+the order in which they were made: a node is near its middle child. Every slab is allocated at a boundary of 2 MiB, and
+2 MiB or more lie from one to the next: its 64 pages have a page table of their own. Keys come in two passes, even ones
+from below with odd ones from above, so that half of the leaves were made by the second, elsewhere. Arrays that a split
+needs for a while leave holes: of a leaf the two arrays lie in different pages in 25 of 100 cases, of another node in
+16 (seen in the program itself, a thousandth as large), as if 1024 and 640 bytes lay between them.
 Source: Mitosis-Project, mitosis-workload-btree, src/btree1.c, config.h (order 6, tuples of 15 words);
 vmitosis-workloads, btree/btree.c, and instructions of find_leaf counted in the artifact's binary.
 Not modelled: nodes of different levels lie among each other in the heap, without `slabs`; branches that are
-mispredicted.
+mispredicted, and the walks of what was then loaded for nothing; parents of leaves with more children than others; that
+arrays fill the addresses between slabs.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ from attrs import evolve
 from vtsim.cpu.assembler import Assembler
 from vtsim.guest.primitives import Stage, lowering
 from vtsim.guest.primitives.lookups import Step, lines, look_up, step_words
+from vtsim.guest.spec import SLAB, SLABS, SLABS_APART
 from vtsim.guest.structures import LINE, BTreeSpec
 
 WORK = 6  # compare, branch and address for each of a node's parts
 KEY_WORK = 6  # for each key that is compared, half of a node's
-POINTERS = 2 * LINE  # of an array of pointers behind the keys'
+LEAF_POINTERS, POINTERS = 16 * LINE, 10 * LINE  # of an array of pointers behind the keys'
 
 
 def btree_steps(phase: BTreeSpec) -> list[Step]:
@@ -43,29 +48,42 @@ def btree_steps(phase: BTreeSpec) -> list[Step]:
     return [*steps, *lines(record, phase.record_lines)]
 
 
-def _part(phase: BTreeSpec, depth: int, second: bool, part: int, alignment: int) -> Step:
-    """Where one part of the nodes of a level lies: a node at the first of those that it leads to."""
-    apart, leaves = phase.apart(part, alignment), phase.levels[-1]
-    above = len(phase.levels) - 1 - depth
-    if above:
-        return Step(0, phase.levels[depth], apart * phase.children**above // 2, needs=True)
+def _arrays(phase: BTreeSpec, depth: int, second: bool) -> Step:
+    """Where the arrays of the nodes of a level lie: a node's at the first of those that it leads to."""
+    apart, leaves = phase.apart(phase.ARRAYS, LINE), phase.levels[-1]
+    if above := len(phase.levels) - 1 - depth:
+        return Step(0, phase.levels[depth], apart * phase.children**above // 2)
     if second:
-        return Step((leaves - leaves // 2) * apart, max(leaves // 2, 1), part, needs=True)
-    return Step(0, leaves - leaves // 2, apart, needs=True)
+        return Step(phase.second_pass(phase.ARRAYS, LINE), max(leaves // 2, 1), phase.ARRAYS)
+    return Step(0, leaves - leaves // 2, apart)
+
+
+def _structures(phase: BTreeSpec, depth: int, second: bool) -> Step:
+    """Where the structures of the nodes of a level lie, in the same order."""
+    apart, leaves = phase.apart(phase.STRUCTURE, 2), phase.levels[-1]
+    if above := len(phase.levels) - 1 - depth:
+        return _in_slabs(0, Step(0, phase.levels[depth], apart * phase.children**above // 2))
+    if second:
+        start = -(-phase.second_pass(phase.STRUCTURE, 2) // SLAB)
+        return _in_slabs(start, Step(0, max(leaves // 2, 1), phase.STRUCTURE))
+    return _in_slabs(0, Step(0, leaves - leaves // 2, apart))
+
+
+def _in_slabs(first: int, step: Step) -> Step:
+    """The same elements in slabs from one with this number on."""
+    return evolve(step, offset=SLABS + first * SLABS_APART, slab=SLAB, gap=SLABS_APART - SLAB, needs=True)
 
 
 def _slab_steps(phase: BTreeSpec, second: bool) -> Iterator[Step]:
     """A look-up whose leaf was made by the first or the second pass."""
-    heap = phase.part_bytes(phase.STRUCTURE, 2)
-    records = heap + phase.part_bytes(phase.ARRAYS, LINE)
     for depth in range(len(phase.levels)):
-        structure = _part(phase, depth, second, phase.STRUCTURE, 2)
-        arrays = _part(phase, depth, second, phase.ARRAYS, LINE)
-        yield evolve(structure, draws=depth == 0, needs=depth > 0, work=WORK)
-        yield evolve(arrays, offset=heap + arrays.offset, work=KEY_WORK * phase.children // 2)
-        yield evolve(arrays, offset=heap + arrays.offset + POINTERS, work=WORK)
-    record = Step(records, phase.records, phase.RECORD, needs=True, work=WORK)
-    yield from (record, evolve(record, offset=records + phase.records * phase.RECORD))
+        arrays = _arrays(phase, depth, second)
+        yield evolve(_structures(phase, depth, second), draws=depth == 0, needs=depth > 0, work=WORK)
+        yield evolve(arrays, needs=True, work=KEY_WORK * phase.children // 2)
+        pointers = LEAF_POINTERS if depth == len(phase.levels) - 1 else POINTERS
+        yield evolve(arrays, offset=arrays.offset + pointers, needs=True, work=WORK)
+    record = Step(0, phase.records, phase.RECORD, needs=True, work=WORK)
+    yield from (_in_slabs(phase.structures_bytes // SLAB, record), evolve(record, offset=phase.arrays_bytes))
 
 
 @lowering(BTreeSpec, table_words=lambda phase: step_words(btree_steps(phase)))

@@ -2,7 +2,9 @@
 
 A step's place is `offset + n * stride` for one of `count` elements: the one at the random fraction that was drawn last,
 so that an element and its parent, or one thing in two arrays, belong together; or the one whose turn it is. A step that
-needs what was loaded waits for all that is outstanding; others overlap as far as miss buffers and walkers allow.
+needs what was loaded waits for all that is outstanding; others overlap as far as miss buffers and walkers allow. An
+address may have to be computed first (`after`): that holds up the access, its walk too, but nothing behind it except by
+the room that it takes in the reorder buffer.
 """
 
 from __future__ import annotations
@@ -32,15 +34,24 @@ class Step:
     by_turn: bool = False  # the element whose turn it is, not that of the fraction
     needs: bool = False  # what was loaded before
     stores: bool = False
+    updates: bool = False  # loads and stores the same place, by one instruction
     work: int = 0
     half: int = 0  # of a search's interval: its middle is read, not the element; a power of two
+    after: int = 0  # cycles from its turn until its address is known
+    slab: int = 0  # bytes of the elements that lie together, in a slab; 0 for all
+    gap: int = 0  # bytes from a slab to the next one
 
     @property
     def words(self) -> tuple[int, ...]:
         """As a stream reads it."""
-        flags = (self.draws, self.turns, self.by_turn, self.needs, self.stores)
+        flags = (self.draws, self.turns, self.by_turn, self.needs, self.stores or self.updates, self.updates)
         packed = sum(flag << bit for bit, flag in enumerate(flags)) | self.work << ops.STEP_WORK
-        return self.offset, self.count, self.stride, packed, self.half
+        return self.offset, self.count, self.stride, packed, self.half, self.after, self.slab, self.gap
+
+    def place(self, element: int) -> int:
+        """Where an element lies, in bytes from the beginning of the program's memory."""
+        within = element * self.stride
+        return self.offset + within + (within // self.slab * self.gap if self.slab else 0)
 
 
 def lines(step: Step, count: int, apart: int = 64) -> Iterator[Step]:
