@@ -20,7 +20,7 @@ from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
 from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 
-SEEDS = range(2 if jit.DISABLED else 40)
+SEEDS = range(2 if jit.DISABLED else 24)
 STEPS = 150 if jit.DISABLED else 600
 WITHOUT_EPT = {"personality": "minimal", "profile": "p4-672", "vpid": False, "tpr_shadow": False}
 MACHINES: dict[str, dict[str, Any]] = {
