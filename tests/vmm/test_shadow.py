@@ -20,7 +20,8 @@ from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
 from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 
-SEEDS = range(2 if jit.DISABLED else 24)
+SEEDS = range(3 if jit.DISABLED else 40)
+OFTEN = 2 if jit.DISABLED else 24  # seeds; the others take their minutes only when asked for
 STEPS = 150 if jit.DISABLED else 600
 WITHOUT_EPT = {"personality": "minimal", "profile": "p4-672", "vpid": False, "tpr_shadow": False}
 MACHINES: dict[str, dict[str, Any]] = {
@@ -46,7 +47,12 @@ PAGING = {
     "five levels": Paging(pcid=True, five=True),
 }
 NEWER = load_profile("skx-4114").with_overrides({"features.la57": True, "vmx.generation": "ice-lake-sp"})
-CASES = [(paging, seed) for paging in PAGING for seed in SEEDS if paging in ("", "pcid") or seed < 10]
+CASES = [
+    pytest.param(paging, seed, marks=pytest.mark.long if seed >= OFTEN else ())
+    for paging in PAGING
+    for seed in SEEDS
+    if paging in ("", "pcid") or seed < 10
+]
 
 
 def check(made: Any, load: Any) -> None:
