@@ -95,6 +95,26 @@ def test_one_writes_or_many_read_whatever_is_pushed_out(seed: int) -> None:
                 assert holders <= {owner}
 
 
+@pytest.mark.parametrize("behind", [0, 1, 48])
+@pytest.mark.parametrize("access", [READ, WRITE])
+def test_a_line_is_sent_no_earlier_than_it_was_taken(access: int, behind: int) -> None:
+    """CPUs are ahead of each other by up to a quantum: who is behind gets what another has written when that is done."""
+    engine = machine(cpus=CPUS)
+    p = engine.profile
+    moved = p.cycles(p.latency.transfer_ns) - p.cache.l1d.hit_cycles
+    for cpu, cycle in enumerate((1000, 1000 - behind, 1000 - behind)):
+        engine.cpus[cpu, s.CYCLE] = cycle
+    cycles_of(engine, 0, WRITE, 1)
+
+    assert cycles_of(engine, 1, access, 1) == moved + behind
+    assert cycles_of(engine, 1, READ, 1) == 0
+    engine.cpus[1, s.CYCLE] += moved + behind
+    if access == READ:  # it comes from L3, and was not there before either
+        assert cycles_of(engine, 2, READ, 1) == p.cache.l3.hit_cycles - p.cache.l1d.hit_cycles + behind
+    else:
+        assert cycles_of(engine, 2, READ, 1) == moved
+
+
 def pushed_out(engine: Engine, cpu: int) -> None:
     """Fill a CPU's caches with other lines."""
     for line in range(1000, 1100):
@@ -382,3 +402,33 @@ def test_pages_that_are_remembered_change_nothing_where_lines_move(seed: int) ->
         pair.cpus[:, REMEMBERED] = 0
 
     assert bytes_of(known) == bytes_of(searched)
+
+
+@pytest.mark.parametrize("quantum", [16, 49])
+def test_who_pauses_sees_a_store_with_the_same_look_whatever_the_quantum(quantum: int) -> None:
+    """A CPU ahead by a part of a pause would have its store seen by a look before it, a whole pause too early."""
+
+    def waiter(a: Assembler) -> None:
+        a.label("again")
+        a.ld(s.RAX, o_mem(DATA))
+        a.test(s.RAX, register=s.RAX)
+        a.jcc(o.CC_NZ, "seen")
+        a.op(o.PAUSE)
+        a.jmp("again")
+        a.label("seen")
+        a.op(o.RDTSC)
+        a.op(o.HLT)
+
+    def seen_at(work: int, quantum: int) -> int:
+        def storer(a: Assembler) -> None:
+            a.work(work)
+            a.mov(s.RAX, 1)
+            a.st(o_mem(DATA), s.RAX)
+            a.op(o.HLT)
+
+        pair = together(storer, waiter)
+        pair.run(20_000, quantum)
+        return int(pair.cpus[1][s.GPR + s.RAX])
+
+    works = range(6000, 6300, 7)  # two rounds of the loop, whatever a look is when the store is done
+    assert [seen_at(work, quantum) for work in works] == [seen_at(work, 1) for work in works]

@@ -133,6 +133,7 @@ class Engine:
         shared_l3 = self._carve_cache(tags, "l3")
         directory = self._carve_directory(tags)
         peers = carve.take(g.cpus * PEER_WORDS)
+        owned_since = carve.take(directory[s.SETS] * directory[s.WAYS])
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):
             fills += self._lay_out_cpu(records[number], number, carve, tags, shared_l3)
@@ -147,6 +148,7 @@ class Engine:
         for number, record in enumerate(records):
             record[s.DIRECTORY : s.DIRECTORY + len(directory)] = directory
             record[s.PEERS] = peers if g.cpus > 1 else 0
+            record[s.OWNED_SINCE] = owned_since
             for cache in (s.L1I, s.L1D, s.L2, s.L3):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1

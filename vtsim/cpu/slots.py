@@ -164,8 +164,9 @@ DATA_PAGES: Final = 800
 DATA_PAGE_COUNT: Final = 16
 # who holds which line: a cache of tags and, behind those of each set, owners; 0 with one CPU: see kernels.coherence
 DIRECTORY: Final = DATA_PAGES + DATA_PAGE_COUNT * 8
-# arena offset of where the caches of all CPUs are (0: there is one CPU); until a line of another CPU's cache is here
-PEERS, TRANSFER_CYCLES, REMOTE_TRANSFER_CYCLES = range(DIRECTORY + 8, DIRECTORY + 11)
+# arena offset of where the caches of all CPUs are (0: there is one CPU); until a line of another CPU's cache is here;
+# arena offset of when lines of the directory came to their owners; when this CPU paused last
+PEERS, TRANSFER_CYCLES, REMOTE_TRANSFER_CYCLES, OWNED_SINCE, PAUSED = range(DIRECTORY + 8, DIRECTORY + 13)
 RECORD_SLOTS: Final = DIRECTORY + 16
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------

@@ -6,6 +6,9 @@ from all others. A line that the directory has no room for leaves all caches, as
 drop lines without a word, so that a CPU is asked whether it still has one. With one CPU there is no directory, and none
 of this is asked.
 
+CPUs run ahead of each other by up to a quantum, so that a line may be asked for before the cycle in which a CPU took it
+to write it. It is sent no earlier than that: what another CPU has yet to do cannot be seen.
+
 SDM: "Cache Control Protocol".
 Not modelled: how busy caches and mesh are; owned copies of code in L1I alone; devices, which take no line away.
 """
@@ -18,12 +21,14 @@ from vtsim.cpu.kernels.caches import fill, held, probe_at_once, set_of, victim
 from vtsim.cpu.slots import (
     CPU,
     CPUS,
+    CYCLE,
     DATA_GENERATION,
     DIRECTORY,
     L1D,
     L2,
     L3,
     LATENCY,
+    OWNED_SINCE,
     OWNER,
     PEERS,
     REFERENCED,
@@ -112,6 +117,20 @@ def owner_of(m: Record, t: Tags, line: int) -> int:
 
 
 @kernel
+def since(m: Record, at: int) -> int:
+    """The word of the arena with the cycle in which a CPU came to own the line at a place of the directory."""
+    ways = m[DIRECTORY + WAYS]
+    offset = at - m[DIRECTORY]
+    return m[OWNED_SINCE] + offset - offset // (2 * ways) * ways
+
+
+@kernel
+def cycles_ahead(m: Record, a: Arena, at: int) -> int:
+    """Cycles until the line at a place of the directory has become what it is for this CPU, which may be behind."""
+    return max(a[since(m, at)] - m[CYCLE], 0) if at >= 0 else 0
+
+
+@kernel
 def set_owner(m: Record, a: Arena, t: Tags, line: int, at: int, owner: int) -> None:
     """Enter the owner of a line, at its place if it has one; else one that it takes the place of leaves all caches."""
     where = set_of(m, DIRECTORY, line)
@@ -131,12 +150,16 @@ def set_owner(m: Record, a: Arena, t: Tags, line: int, at: int, owner: int) -> N
             forget_taken(m, a)  # it may have been in this CPU's own
         t[at] = line
     t[at + ways] = owner
+    if owner != SHARED:
+        a[since(m, at)] = m[CYCLE]
 
 
 @kernel
-def load_shared(m: Record, a: Arena, t: Tags, line: int) -> int:
-    """A load that missed this CPU's caches: cycles until the one other CPU that holds the line has sent it, or 0."""
-    at = place_of(m, t, line)
+def load_shared(m: Record, a: Arena, t: Tags, line: int, at: int) -> int:
+    """A load that missed this CPU's caches, of the line at a place of the directory, -1 if it is not there.
+
+    Cycles until the one other CPU that holds it alone has sent it, or 0.
+    """
     owner = owner_at(m, t, at)
     if owner == m[CPU] or owner == SHARED:
         set_owner(m, a, t, line, at, owner)  # which says that it was used
@@ -158,6 +181,7 @@ def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
     owner = owner_at(m, t, at)
     if owner == m[CPU]:
         return 0
+    ahead = cycles_ahead(m, a, at)
     cycles = -1
     if owner == SHARED:
         cycles = take_from_all(m, a, t, line, m[CPU])
@@ -169,7 +193,7 @@ def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
         into_l3(m, t, line)
     if owner == SHARED:
         cycles = max(cycles, m[L3 + LATENCY])  # who asks does not know who has it yet
-    return max(cycles - m[L1D + LATENCY], 0)
+    return max(cycles - m[L1D + LATENCY], 0) + ahead
 
 
 @kernel

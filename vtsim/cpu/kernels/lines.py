@@ -8,7 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu.accounts import DATA_L2, FETCH_L2
 from vtsim.cpu.kernels.caches import fill, fill_l1d, probe, probe_at_once
-from vtsim.cpu.kernels.coherence import load_shared, store_owned
+from vtsim.cpu.kernels.coherence import cycles_ahead, load_shared, place_of, store_owned
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
     DRAM_CYCLES,
@@ -39,7 +39,11 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
         a[at] += 1
         return m[L2 + LATENCY]
     cycles = m[L3 + LATENCY]
-    moved = load_shared(m, a, t, line) if m[PEERS] else 0
+    ahead = moved = 0
+    if m[PEERS]:
+        place = place_of(m, t, line)
+        ahead = cycles_ahead(m, a, place)
+        moved = load_shared(m, a, t, line, place)
     if moved:
         a[at + 1] += 1
         cycles = moved
@@ -53,7 +57,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
             cycles = m[REMOTE_CYCLES]
         fill(m, t, L3, line)
     fill(m, t, L2, line)
-    return cycles
+    return cycles + ahead
 
 
 @kernel

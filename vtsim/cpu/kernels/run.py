@@ -141,6 +141,8 @@ def execute(m: Record, a: Arena, t: Tags, r: int) -> int:
         m[s.RETIRED] -= 1
         ended = STOPPED
     else:
+        if op == o.PAUSE:
+            m[s.PAUSED] = m[s.CYCLE]
         ended = system(m, a, t, r, op)
     if ended != EVENT:
         m[s.IN_FLIGHT] = 0
@@ -170,7 +172,9 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
     Returns why it stopped, with the number of the CPU from bit 8 on; HORIZON says that all arrived.
 
     A CPU whose window is empty goes on where it stopped, as if it had never stopped: to the horizon that it had.
-    With one CPU there is no quantum. A CPU that interrupts are on their way to stops where the first arrives.
+    With one CPU there is no quantum. A CPU that interrupts are on their way to stops where the first arrives. Nobody
+    runs ahead of a CPU that has paused and looks next at what it waits for: it would see what is done later, and save a
+    pause by it.
     """
     count = cpus.shape[0]
     refilled = -1
@@ -190,12 +194,11 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
                     chosen = n
             if cpus[chosen, s.CYCLE] >= until:
                 return HORIZON
-            if count > 1:
-                second = until
-                for n in range(count):
-                    if n != chosen and cpus[n, s.CYCLE] < second:
-                        second = cpus[n, s.CYCLE]
-                horizon = min(until, second + quantum)
+            for n in range(count):
+                if n != chosen:
+                    now = cpus[n, s.CYCLE]
+                    looks_next = now - cpus[n, s.PAUSED] < quantum
+                    horizon = min(horizon, now + (1 if looks_next else quantum))
         refilled = -1
         m = cpus[chosen]
         if m[s.IPI_AT] <= m[s.CYCLE]:
