@@ -131,7 +131,7 @@ def test_a_hypervisor_without_the_lock_counts_wrong(steps: Steps | None, monkeyp
         monkeypatch.setattr(module, name, instead)
 
     with nothing_kept(), pytest.raises(AssertionError):
-        for seed in SEEDS:
+        for seed in range(20):  # every other one finds it
             check_frames(ran(*((steps, steps) if steps else at_random(seed)))[0])
 
 
