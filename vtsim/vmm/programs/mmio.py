@@ -93,9 +93,9 @@ def emulator(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "emulate")
     a.label("retry")
     work(a, path, "retry")
-    _keep_pages(a, path)
+    keep_pages(a, path)
     a.call("fetch_instruction")
-    _release_pages(a, path)
+    release_pages(a, path)
     a.st(vcpu("RETRY_RIP"), R14)
     a.st(vcpu("RETRY_GPA"), R13)
     a.jmp("reenter")
@@ -104,11 +104,11 @@ def emulator(a: Assembler, path: Path) -> None:
     zero(a, RAX)
     a.st(vcpu("RETRY_RIP"), RAX)
     work(a, path, "emulate")
-    _keep_pages(a, path)
+    keep_pages(a, path)
     a.call("fetch_instruction")
     a.copy(RSI, R14)
     a.hook(hooks.DECODE)
-    _release_pages(a, path)
+    release_pages(a, path)
     a.st(vcpu("DECODED", 0), RCX)
     a.st(vcpu("DECODED", 1), RDX)
     a.st(vcpu("DECODED", 2), R9)
@@ -292,13 +292,13 @@ def _pages_go(path: Path) -> bool:
     return path.several and path.vmm.takes_back
 
 
-def _keep_pages(a: Assembler, path: Path) -> None:
+def keep_pages(a: Assembler, path: Path) -> None:
     """While the hypervisor reads the guest's memory, no other vCPU takes it away. Changes RAX, RCX and RDI."""
     if _pages_go(path):
         several.lock_tables(a, path)
 
 
-def _release_pages(a: Assembler, path: Path) -> None:
+def release_pages(a: Assembler, path: Path) -> None:
     """It has read what it wanted. Changes RDI."""
     if _pages_go(path):
         a.push(RAX)

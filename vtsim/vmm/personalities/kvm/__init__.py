@@ -13,7 +13,7 @@ from attrs import frozen
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDX, RSP
+from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDI, RDX, RSP
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
@@ -35,7 +35,7 @@ from vtsim.vmm.programs import (
 )
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
-from vtsim.vmm.programs.words import ALL, VALID, saved, vcpu, work, zero
+from vtsim.vmm.programs.words import ALL, INVALID_OPCODE, VALID, saved, vcpu, work, zero
 from vtsim.vmm.registry import ExitPath, Parameter, Path, exit_paths, personalities
 from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
 
@@ -67,6 +67,34 @@ def hypercall(a: Assembler, path: Path) -> None:
     a.jmp("skip")
 
 
+def exception(a: Assembler, path: Path) -> None:
+    """An exception: an invalid opcode may be an instruction that only another vendor's processors have.
+
+    So the emulator decodes what stands there, and gives the exception back where it is nothing of that kind.
+    Not modelled: an instruction that is of that kind; reading the bytes outside of IA-32e mode.
+    """
+    a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
+    a.and_(RAX, 0xFF)
+    a.cmp(RAX, INVALID_OPCODE & 0xFF)
+    a.jcc(ops.CC_Z, "invalid_opcode")
+    shadow.exception(a, path)
+    a.activity = ops.EXIT_HANDLER
+    a.label("invalid_opcode")
+    work(a, path, "decode_refused")
+    a.vmread(RAX, "ENTRY_CONTROLS")
+    a.test(RAX, b.ENTRY_IA32E_MODE_GUEST)
+    a.jcc(ops.CC_Z, "refused")
+    mmio.keep_pages(a, path)
+    a.call("fetch_instruction")
+    a.test(RDI, register=RDI)
+    a.jcc(ops.CC_Z, "bytes_read")
+    a.ld(RAX, Mem(RDI))
+    a.label("bytes_read")
+    mmio.release_pages(a, path)
+    a.label("refused")
+    instructions.undefined(a, path)
+
+
 def pause(a: Assembler, path: Path) -> None:
     """A vCPU that spins: let another one run."""
     work(a, path, "pause")
@@ -76,7 +104,7 @@ def pause(a: Assembler, path: Path) -> None:
 
 # fmt: off
 HANDLERS: Final[Mapping[int, ExitPath]] = {
-    x.EXCEPTION_NMI:       shadow.exception,
+    x.EXCEPTION_NMI:       exception,
     x.EXTERNAL_INTERRUPT:  done,
     x.TRIPLE_FAULT:        instructions.triple_fault,
     x.INVALID_STATE:       instructions.triple_fault,
