@@ -21,8 +21,8 @@ done:	out %al, $0x10
 	vmcall
 	again 1b
 
-	test cpuid
-1:	mov $1, %eax
+	test cpuid			# leaf 0, the first entry of the table
+1:	xor %eax, %eax
 	xor %ecx, %ecx
 	cpuid
 	again 1b
@@ -225,28 +225,33 @@ done:	out %al, $0x10
 	mov 0x30(%rsi), %eax
 	again 1b
 
-	test send			# an interrupt to the vCPU with APIC ID 1, which halts; RSI loops between
+	test send			# an interrupt to the vCPU with APIC ID 1, and HLT until it answers
 	mov $0x80f, %ecx
 	mov $0x1ff, %eax
 	xor %edx, %edx
 	wrmsr
-1:	mov $0x830, %ecx
+1:	cli
+	mov $0x830, %ecx
 	mov $0x42, %eax
 	mov $1, %edx
 	wrmsr
-	mov %rsi, %r8
-2:	dec %r8
-	jnz 2b
+	sti
+	hlt
 	again 1b
 
-	test wait			# the other side of it, forever
+	test answer			# the other side of it
 	mov $0x80f, %ecx
 	mov $0x1ff, %eax
 	xor %edx, %edx
 	wrmsr
 1:	sti
 	hlt
-	jmp 1b
+	cli
+	mov $0x830, %ecx
+	mov $0x42, %eax
+	xor %edx, %edx
+	wrmsr
+	again 1b
 
 	test spin
 1:	again 1b

@@ -27,7 +27,7 @@ enum {
 	RANGE = 0x2000000,		// pages that tests touch
 	DEVICE = 0xD0000000, EVENT = 0xD0100000, FAST_EVENT = 0xD0100008, PRIVATE = 16,
 };
-enum { X2APIC = 1, UNTOUCHED = 2, TWO = 4, LOG = 8, SHARED_TABLES = 16, SETS = 32, DROPS = 64, EVENTS = 128 };
+enum { X2APIC = 1, UNTOUCHED = 2, TWO = 4, LOG = 8, SHARED_TABLES = 16, SETS = 32, DROPS = 64, EVENTS = 128, AGAIN = 256 };
 
 extern const char guest_start[], guest_end[], handler_interrupt[], handler_ud[], handler_fault[];
 
@@ -189,6 +189,8 @@ static void make_machine(struct machine *m, unsigned flags)
 	if (flags & EVENTS) {
 		add_event(m, EVENT, 4, 0, m->event = eventfd(0, EFD_NONBLOCK));
 		add_event(m, FAST_EVENT, 0, 0, m->fast_event = eventfd(0, EFD_NONBLOCK));
+		struct kvm_coalesced_mmio_zone zone = {.addr = 0x70, .size = 1, .pio = 1};
+		check(ioctl(m->vm, KVM_REGISTER_COALESCED_MMIO, &zone), "coalesced");
 		add_event(m, 0x600, 1, KVM_IOEVENTFD_FLAG_PIO, eventfd(0, EFD_NONBLOCK));
 	}
 }
@@ -224,7 +226,7 @@ static void *second(void *unused)
 TEST(vmcall) TEST(cpuid) TEST(rdmsr) TEST(wrmsr) TEST(cr0) TEST(cr4) TEST(dr) TEST(xsetbv) TEST(wbinvd) TEST(pause)
 TEST(ud) TEST(out) TEST(in) TEST(outs) TEST(store) TEST(load) TEST(touch) TEST(touch8) TEST(read) TEST(device_pages)
 TEST(cr3) TEST(cr3_two) TEST(invlpg) TEST(write_leaf) TEST(write_leaves) TEST(write_directory) TEST(true_fault)
-TEST(halt) TEST(self_ipi) TEST(apic_msr) TEST(apic_memory) TEST(send) TEST(wait) TEST(spin)
+TEST(halt) TEST(self_ipi) TEST(apic_msr) TEST(apic_memory) TEST(send) TEST(answer) TEST(spin)
 
 struct test {
 	const char *name, *code;
@@ -247,6 +249,7 @@ static const struct test TESTS[] = {
 	{"out_kernel", test_out, 64, 0x21, 0},
 	{"in_kernel", test_in, 64, 0x21, 0},
 	{"out_event", test_out, 64, 0x600, EVENTS},
+	{"out_coalesced", test_out, 64, 0x70, EVENTS},
 	{"out_user", test_out, 64, 0x80, 0},
 	{"in_user", test_in, 64, 0x80, 0},
 	{"outs_user", test_outs, 64, 0x80, 0},
@@ -255,16 +258,16 @@ static const struct test TESTS[] = {
 	{"store_event", test_store, 64, EVENT, EVENTS},
 	{"store_fast_event", test_store, 64, FAST_EVENT, EVENTS},
 	{"device_pages", test_device_pages, 64, DEVICE, 0},
-	{"touch", test_touch, 256, RANGE, 0},
-	{"read", test_read, 256, RANGE, 0},
+	{"touch", test_touch, 256, RANGE, AGAIN},
+	{"read", test_read, 256, RANGE, AGAIN},
 	{"touch_untouched", test_touch, 256, RANGE, UNTOUCHED},
 	{"touch_logged", test_touch, 256, RANGE, LOG},
-	{"sets", test_spin, 1, 0, SETS},
+	{"sets", test_touch, 256, RANGE, SETS | AGAIN},
 	{"drops", test_touch, 256, RANGE, DROPS},
 	{"cr3", test_cr3, 64, 0, 0},
 	{"true_fault", test_true_fault, 64, 0x5000000, 0},
 	{"cr3_two", test_cr3_two, 32, OTHER_ROOT, 0},
-	{"touch8", test_touch8, 256, RANGE, 0},
+	{"touch8", test_touch8, 256, RANGE, AGAIN},
 	{"invlpg", test_invlpg, 64, RANGE, 0},
 	{"write_leaf", test_write_leaf, 64, RANGE, 0},
 	{"write_leaves", test_write_leaves, 32, RANGE, 0},
@@ -273,15 +276,15 @@ static const struct test TESTS[] = {
 	{"apic_memory", test_apic_memory, 64, 0, 0},
 	{"self_ipi", test_self_ipi, 64, 0, X2APIC},
 	{"halt", test_halt, 32, 300000, X2APIC},
-	{"send", test_send, 32, 20000, X2APIC | TWO},
+	{"send", test_send, 32, 0, X2APIC | TWO},
 	{"spin", test_spin, 4000000, 0, 0},
 	{"pause", test_pause, 200000, 0, 0},
 };
 
-static void dirty_log(struct machine *m)
+static void dirty_log(struct machine *m, unsigned slot)
 {
 	static uint64_t bits[MEMORY / 4096 / 64];
-	struct kvm_dirty_log log = {.slot = 0, .dirty_bitmap = bits};
+	struct kvm_dirty_log log = {.slot = slot, .dirty_bitmap = bits};
 	check(ioctl(m->vm, KVM_GET_DIRTY_LOG, &log), "dirty log");
 }
 
@@ -293,11 +296,11 @@ static void test(const struct test *t, unsigned number)
 	make_machine(m, t->flags);
 	set_up_cpu(m, 0, t->code, t->count, t->argument, t->flags);
 	if (t->flags & TWO) {
-		set_up_cpu(m, 1, test_wait, 0, 0, t->flags);
+		set_up_cpu(m, 1, test_answer, t->count, 0, t->flags);
 		pthread_create(&thread, NULL, second, NULL);
 		usleep(50000);
 	}
-	if (t->flags & (LOG | DROPS)) {		// everything mapped, then protected or given back
+	if (t->flags & (LOG | DROPS | AGAIN)) {		// everything was mapped once
 		run(m, 0);
 		struct kvm_regs r;
 		ioctl(m->cpu[0], KVM_GET_REGS, &r);
@@ -306,24 +309,28 @@ static void test(const struct test *t, unsigned number)
 		r.rsi = t->argument;
 		ioctl(m->cpu[0], KVM_SET_REGS, &r);
 	}
+	if (t->flags & AGAIN && !(t->flags & SETS)) {	// and is no more, but the host has used its pages
+		set_slot(m, 0, 0, 0, m->memory, 0);
+		set_slot(m, 0, 0, MEMORY, m->memory, 0);
+	}
 	outl(number, MARK_PORT);
 	if (t->flags & LOG)
-		dirty_log(m);
+		dirty_log(m, 0);
 	if (t->flags & SETS) {
 		set_slot(m, 0, 0, MEMORY, m->memory, KVM_MEM_LOG_DIRTY_PAGES);
 		set_slot(m, 0, 0, MEMORY, m->memory, 0);
-		set_slot(m, 1, PRIVATE << 24, 0x100000, m->memory, 0);
-		set_slot(m, 1, PRIVATE << 24, 0, m->memory, 0);
+		set_slot(m, 1, (uint64_t) PRIVATE << 28, 0x40000, m->memory, KVM_MEM_LOG_DIRTY_PAGES);
+		dirty_log(m, 1);		// one word of bits
+		set_slot(m, 1, (uint64_t) PRIVATE << 28, 0, m->memory, 0);
 	}
 	if (t->flags & DROPS)
 		for (unsigned n = 0; n < t->count; n++)
 			madvise(m->memory + t->argument + 4096 * n, 4096, MADV_DONTNEED);
 	run(m, 0);
 	if (t->flags & LOG)
-		dirty_log(m);
+		dirty_log(m, 0);
 	outl(END, MARK_PORT);
 	if (t->flags & TWO) {
-		pthread_cancel(thread);
 		pthread_join(thread, NULL);
 	}
 	for (int n = 0; n < (t->flags & TWO ? 2 : 1); n++) {

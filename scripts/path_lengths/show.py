@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 
-from trace import Symbols, Tree, episodes, tests_of
+from scripts.path_lengths.trace import Symbols, Tree, episodes, tests_of
 
 
 def main() -> None:

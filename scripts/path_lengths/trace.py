@@ -1,8 +1,9 @@
-"""Read a trace of the instrumentation: instructions of the host by call path, an episode for each VM exit.
+"""Read a trace of the instrumentation: instructions of the host by call path, episodes for each VM exit.
 
-An episode runs from a VM exit, or a mark, to the next VM entry. Its counts are by call path: a node of a tree whose
-root is the system call, one node for each function called from another. Functions that only jump to another one at
-their end keep it as a child. Interrupts and exceptions are nodes of their own, `interrupt` and `exception`.
+Counts are by call path: a node of a tree whose root is the system call, one node for each function called from
+another. Functions that only jump to another one at their end keep it as a child. Interrupts and exceptions are nodes
+of their own, `interrupt` and `exception`. What follows a VM exit is cut into episodes by its phase: up to the
+handler, in the handler, after it, and after each system call.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ ADDRESS: Final = (1 << 48) - 1
 USER, CALL, RETURN, VMREAD, VMWRITE, LOCKED, RING, ENTRY = (1 << bit for bit in range(48, 56))
 INTERRUPT, VM_EXIT, MARK, EXCEPTION = 1, 2, 3, 4
 END: Final = 0xFFFFFFFF
+AFTER_EXIT, IN_HANDLER, BEFORE_ENTRY, SYSTEM_CALL = range(4)
 # fmt: on
 PART: Final = re.compile(r"\.(cold|part|isra|constprop)(\.\d+)?")
+HANDLER: Final = "vmx_handle_exit"
 MADE_BY_KVM: Final = "vmx_do_interrupt"  # it calls a handler of interrupts, that ends with IRET
 
 
@@ -74,14 +77,14 @@ class Tree:
 
 @frozen
 class Episode:
-    """What was executed since a VM exit: instructions by node, VMREAD and VMWRITE apart, and entries of each node."""
+    """What was executed in a phase: instructions by node, VMREAD and VMWRITE apart, and entries of each node."""
 
-    test: int
-    reason: int  # -1 where it begins with the mark
+    event: int  # the VM exits before it
+    reason: int  # -1 before the first one
+    phase: int
     work: Counter[int] = field(factory=Counter)
     vmx: Counter[int] = field(factory=Counter)
     calls: Counter[int] = field(factory=Counter)
-    user: Counter[str] = field(factory=Counter)
 
 
 class _Stack:
@@ -130,8 +133,8 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
     numbers, starts = symbols.of(words).tolist(), symbols.starts(words).tolist()
     names, all_names, parents = symbols.names, tree.names, tree.parents
     stack = _Stack(tree)
-    now = Episode(-1, -1)
-    last, test = 0, -1
+    now = Episode(0, -1, SYSTEM_CALL)
+    last = 0
 
     def ended_by_iret(node: int) -> bool:
         return all_names[node] in ("interrupt", "exception") or all_names[parents[node]].startswith(MADE_BY_KVM)
@@ -140,33 +143,38 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
         if word >> 63:
             kind, value = word >> 60 & 7, word & 0xFFFFFFFF
             if kind == MARK or kind == VM_EXIT:
-                if now.test >= 0:
-                    yield now
-                if kind == MARK:
-                    test = -1 if value == END else value
-                now = Episode(test, value if kind == VM_EXIT else -1)
+                yield now
+                now = Episode(now.event + (kind == VM_EXIT), value if kind == VM_EXIT else -1, AFTER_EXIT)
             elif kind == INTERRUPT or kind == EXCEPTION:
                 stack.push("interrupt" if kind == INTERRUPT else "exception")
                 last = word
             continue
         if word & USER:
-            now.user["user"] += 1
             last = word
             continue
         name = names[number]
         if last & USER or (last & RING and "SYSCALL" in name):
             if last >> 63 == 0 and name.startswith("entry_SYSCALL"):
+                yield now
+                now = Episode(now.event, now.reason, SYSTEM_CALL)
                 stack.reset(name)
                 now.calls[stack.nodes[-1]] += 1
         elif last >> 63:
             stack.push(name)
             now.calls[stack.nodes[-1]] += 1
         elif last & CALL:
+            if name == HANDLER:
+                yield now
+                now = Episode(now.event, now.reason, IN_HANDLER)
             stack.push(name)
             now.calls[stack.nodes[-1]] += 1
         elif last & (RETURN | RING):
             if last & RETURN:
+                handled = now.phase == IN_HANDLER and all_names[stack.nodes[-1]] == HANDLER
                 stack.pop()
+                if handled:
+                    yield now
+                    now = Episode(now.event, now.reason, BEFORE_ENTRY)
             else:
                 stack.cut(ended_by_iret)
             if all_names[stack.nodes[-1]] != name:
@@ -186,5 +194,4 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
         else:
             now.work[node] += 1
         last = word
-    if now.test >= 0:
-        yield now
+    yield now
