@@ -6,21 +6,23 @@ Without a folder: what the file says beside the parameters.
 
 from __future__ import annotations
 
+import math
 import sys
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Final
 
+import numpy as np
 from attrs import field, frozen
 
-from scripts.path_lengths.trace import Episode, Symbols, Tree, episodes, tests_of
+from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, tests_of
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 DATA: Final = Path(__file__).with_name("lengths.toml")
-PHASES: Final = ("after exit", "in handler", "before entry", "system call")
+PHASES: Final = ("after exit", "in handler", "before entry", "system call", "interrupt")
 INTERRUPTIONS: Final = ("interrupt", "exception")
 
 
@@ -28,22 +30,27 @@ INTERRUPTIONS: Final = ("interrupt", "exception")
 class Length:
     """How one length is counted; see lengths.toml."""
 
-    test: str
-    functions: Sequence[str]
     instructions: int
+    test: str = ""
+    functions: Sequence[str] = ()
     run: str = "ept"
     reason: int | None = None
     apart: Sequence[str] = ()
-    phases: Sequence[str] = PHASES
-    per: str = ""  # a function: instructions for each call of it, not for each VM exit
+    phases: Sequence[str] = PHASES[:-1]
+    having: Sequence[str] = ()
+    without: Sequence[str] = ()
+    per: str = ""
     less: Mapping[str, int] = field(factory=dict)
+    over: int = 1
+    ops: int = 0
+    mean_of: Sequence[str] = ()
     note: str = ""
 
 
-def read_lengths() -> dict[str, Length]:
-    """The lengths of lengths.toml by name."""
+def read_lengths(kind: str) -> dict[str, Length]:
+    """What lengths.toml has under [length.X] or [count.X], by X."""
     found: dict[str, Any] = tomllib.loads(DATA.read_text())
-    return {name: Length(**entry) for name, entry in found["length"].items()}
+    return {name: Length(**entry) for name, entry in found[kind].items()}
 
 
 def test_numbers() -> dict[str, int]:
@@ -63,7 +70,7 @@ class Run:
         """The call paths and episodes of a test."""
         if name not in self._read:
             tree = Tree()
-            words = self._tests[test_numbers()[name]]
+            words = self._tests.get(test_numbers()[name], np.empty(0, np.uint64))
             self._read[name] = tree, list(episodes(words, self._symbols, tree))
         return self._read[name]
 
@@ -80,42 +87,53 @@ def counted_nodes(tree: Tree, functions: Iterable[str], apart: Iterable[str]) ->
 
 
 def count(length: Length, run: Run) -> float | None:
-    """Instructions for each VM exit, the median, or for each call of `per`, the mean; None where there are none."""
+    """Instructions for each VM exit or interrupt, or for each call of `per` in it: the median; None without any."""
     tree, found = run.test(length.test)
     nodes = counted_nodes(tree, length.functions, length.apart)
-    sums: defaultdict[int, int] = defaultdict(int)
-    calls: defaultdict[int, int] = defaultdict(int)
-    for episode in found:
-        if length.reason not in (None, episode.reason) or PHASES[episode.phase] not in length.phases:
-            continue
-        work = sum(number for node, number in episode.work.items() if node in nodes)
-        sums[episode.event] += work
-        calls[episode.event] += sum(n for node, n in episode.calls.items() if tree.names[node] == length.per)
-    values = [value for event, value in sums.items() if value and (not length.per or calls[event])]
+    groups: defaultdict[int, list[Episode]] = defaultdict(list)  # of an event; or each interrupt by itself
+    for n, episode in enumerate(found):
+        if length.reason in (None, episode.reason) and PHASES[episode.phase] in length.phases:
+            groups[-n if episode.phase == IN_INTERRUPT else episode.event].append(episode)
+    values = []
+    for group in groups.values():
+        calls: Counter[str] = Counter()
+        for episode in group:
+            for node, times in episode.calls.items():
+                calls[tree.names[node]] += times
+        work = sum(times for episode in group for node, times in episode.work.items() if node in nodes)
+        times = calls[length.per] if length.per else 1
+        if work and times and all(map(calls.__getitem__, length.having)) and not any(map(calls.get, length.without)):
+            values.append(work / times)
     if not values:
         return None
-    if length.per:
-        return median(value / calls[event] for event, value in sums.items() if calls[event])
     return median(values)
+
+
+def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Run]) -> float:
+    """What the traces give for a length: not a number where the event is not in them."""
+    length = lengths[name]
+    if length.mean_of:
+        return mean(in_trace(one, lengths, runs) for one in length.mean_of)
+    found = count(length, runs[length.run])
+    if found is None:
+        return math.nan
+    found -= sum(times * in_trace(other, lengths, runs) for other, times in length.less.items())
+    return found / length.over - length.ops
 
 
 def main() -> None:
     """Print the table; with a folder the counts of its traces too, and status 1 where one differs from the file."""
-    lengths = read_lengths()
+    lengths = read_lengths("count") | read_lengths("length")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     runs = {name: Run(folder / name) for name in ("ept", "shadow")} if folder else {}
-    print(f"{'length':20} {'file':>6} {'parameter':>9} {'trace':>6}  functions")
+    print(f"{'length':24} {'file':>6} {'parameter':>9} {'traces':>7}  functions")
     differ = False
     for name, length in lengths.items():
-        found = ""
-        if runs:
-            value = count(length, runs[length.run])
-            if value is not None:
-                value -= sum(times * lengths[other].instructions for other, times in length.less.items())
-            found = "none" if value is None else f"{value:.0f}"
-            differ |= found != str(length.instructions)
+        found = f"{in_trace(name, lengths, runs):.0f}" if runs else ""
+        differ |= bool(runs) and found != str(length.instructions)
         parameter = PARAMETERS[name].value if name in PARAMETERS else ""
-        print(f"{name:20} {length.instructions:6} {parameter:>9} {found:>6}  {', '.join(length.functions)}")
+        functions = ", ".join(length.functions or length.mean_of)
+        print(f"{name:24} {length.instructions:6} {parameter:>9} {found:>7}  {functions}")
     sys.exit(differ)
 
 

@@ -155,6 +155,15 @@ done:	out %al, $0x10
 	mov %rbx, (%rsi)
 	again 1b
 
+	test write_leaf_of_64		# the same where 64 pages are mapped
+	mov %rsi, %r9
+	mov $64, %ecx
+1:	mov %rbx, (%r9)
+	add $4096, %r9
+	dec %ecx
+	jnz 1b
+	jmp test_write_leaf
+
 	test write_leaves		# 64 leaf entries from R10 on get other pages, then CR3
 1:	mov $64, %ecx
 	mov %r10, %r9

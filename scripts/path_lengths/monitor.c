@@ -225,8 +225,8 @@ static void *second(void *unused)
 #define TEST(name) extern const char test_##name[];
 TEST(vmcall) TEST(cpuid) TEST(rdmsr) TEST(wrmsr) TEST(cr0) TEST(cr4) TEST(dr) TEST(xsetbv) TEST(wbinvd) TEST(pause)
 TEST(ud) TEST(out) TEST(in) TEST(outs) TEST(store) TEST(load) TEST(touch) TEST(touch8) TEST(read) TEST(device_pages)
-TEST(cr3) TEST(cr3_two) TEST(invlpg) TEST(write_leaf) TEST(write_leaves) TEST(write_directory) TEST(true_fault)
-TEST(halt) TEST(self_ipi) TEST(apic_msr) TEST(apic_memory) TEST(send) TEST(answer) TEST(spin)
+TEST(cr3) TEST(cr3_two) TEST(invlpg) TEST(write_leaf) TEST(write_leaf_of_64) TEST(write_leaves) TEST(write_directory)
+TEST(true_fault) TEST(halt) TEST(self_ipi) TEST(apic_msr) TEST(apic_memory) TEST(send) TEST(answer) TEST(spin)
 
 struct test {
 	const char *name, *code;
@@ -270,6 +270,7 @@ static const struct test TESTS[] = {
 	{"touch8", test_touch8, 256, RANGE, AGAIN},
 	{"invlpg", test_invlpg, 64, RANGE, 0},
 	{"write_leaf", test_write_leaf, 64, RANGE, 0},
+	{"write_leaf_of_64", test_write_leaf_of_64, 64, RANGE, 0},
 	{"write_leaves", test_write_leaves, 32, RANGE, 0},
 	{"write_directory", test_write_directory, 64, RANGE, SHARED_TABLES},
 	{"apic_msr", test_apic_msr, 64, 0, X2APIC},

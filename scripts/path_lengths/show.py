@@ -15,7 +15,7 @@ def main() -> None:
     reason = int(sys.argv[3]) if len(sys.argv) > 3 else None
     tree = Tree()
     chosen = list(episodes(tests_of(run / "trace.bin")[wanted], Symbols(run / "guest.out"), tree))
-    print(Counter(e.reason for e in chosen))
+    print(Counter((e.reason, e.phase) for e in chosen))
     if reason is None:
         return
     chosen = [e for e in chosen if e.reason == reason]

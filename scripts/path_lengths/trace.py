@@ -3,7 +3,7 @@
 Counts are by call path: a node of a tree whose root is the system call, one node for each function called from
 another. Functions that only jump to another one at their end keep it as a child. Interrupts and exceptions are nodes
 of their own, `interrupt` and `exception`. What follows a VM exit is cut into episodes by its phase: up to the
-handler, in the handler, after it, and after each system call.
+handler, in the handler, after it, and after each system call; an interrupt is one episode, and what it interrupted two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ADDRESS: Final = (1 << 48) - 1
 USER, CALL, RETURN, VMREAD, VMWRITE, LOCKED, RING, ENTRY = (1 << bit for bit in range(48, 56))
 INTERRUPT, VM_EXIT, MARK, EXCEPTION = 1, 2, 3, 4
 END: Final = 0xFFFFFFFF
-AFTER_EXIT, IN_HANDLER, BEFORE_ENTRY, SYSTEM_CALL = range(4)
+AFTER_EXIT, IN_HANDLER, BEFORE_ENTRY, SYSTEM_CALL, IN_INTERRUPT = range(5)
 # fmt: on
 PART: Final = re.compile(r"\.(cold|part|isra|constprop)(\.\d+)?")
 HANDLER: Final = "vmx_handle_exit"
@@ -134,6 +134,7 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
     names, all_names, parents = symbols.names, tree.names, tree.parents
     stack = _Stack(tree)
     now = Episode(0, -1, SYSTEM_CALL)
+    interrupted: list[tuple[int, int]] = []  # depth of the stack, and phase
     last = 0
 
     def ended_by_iret(node: int) -> bool:
@@ -146,6 +147,10 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
                 yield now
                 now = Episode(now.event + (kind == VM_EXIT), value if kind == VM_EXIT else -1, AFTER_EXIT)
             elif kind == INTERRUPT or kind == EXCEPTION:
+                if kind == INTERRUPT:
+                    yield now
+                    interrupted.append((len(stack.nodes), now.phase))
+                    now = Episode(now.event, now.reason, IN_INTERRUPT)
                 stack.push("interrupt" if kind == INTERRUPT else "exception")
                 last = word
             continue
@@ -157,13 +162,18 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
             if last >> 63 == 0 and name.startswith("entry_SYSCALL"):
                 yield now
                 now = Episode(now.event, now.reason, SYSTEM_CALL)
+                interrupted.clear()
                 stack.reset(name)
                 now.calls[stack.nodes[-1]] += 1
         elif last >> 63:
             stack.push(name)
             now.calls[stack.nodes[-1]] += 1
         elif last & CALL:
-            if name == HANDLER:
+            if all_names[stack.nodes[-1]].startswith(MADE_BY_KVM) and name.startswith("asm_"):
+                yield now
+                interrupted.append((len(stack.nodes), now.phase))
+                now = Episode(now.event, now.reason, IN_INTERRUPT)
+            elif name == HANDLER:
                 yield now
                 now = Episode(now.event, now.reason, IN_HANDLER)
             stack.push(name)
@@ -177,6 +187,9 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
                     now = Episode(now.event, now.reason, BEFORE_ENTRY)
             else:
                 stack.cut(ended_by_iret)
+            if interrupted and len(stack.nodes) <= interrupted[-1][0]:
+                yield now
+                now = Episode(now.event, now.reason, interrupted.pop()[1])
             if all_names[stack.nodes[-1]] != name:
                 for n in range(len(stack.nodes) - 1, 0, -1):
                     if all_names[stack.nodes[n]] == name:
