@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from attrs import field, frozen
@@ -53,10 +53,16 @@ def read_lengths(kind: str) -> dict[str, Length]:
     return {name: Length(**entry) for name, entry in found[kind].items()}
 
 
-def test_numbers() -> dict[str, int]:
+def numbers_of_tests() -> dict[str, int]:
     """The tests of monitor.c, by name."""
     table = Path(__file__).with_name("monitor.c").read_text().split("TESTS[] = {")[1].split("};")[0]
     return {line.split('"')[1]: n for n, line in enumerate(one for one in table.splitlines() if '{"' in one)}
+
+
+class Tests(Protocol):
+    """What a run has of each test."""
+
+    def test(self, name: str) -> tuple[Tree, list[Episode]]: ...
 
 
 class Run:
@@ -70,7 +76,7 @@ class Run:
         """The call paths and episodes of a test."""
         if name not in self._read:
             tree = Tree()
-            words = self._tests.get(test_numbers()[name], np.empty(0, np.uint64))
+            words = self._tests.get(numbers_of_tests()[name], np.empty(0, np.uint64))
             self._read[name] = tree, list(episodes(words, self._symbols, tree))
         return self._read[name]
 
@@ -86,7 +92,7 @@ def counted_nodes(tree: Tree, functions: Iterable[str], apart: Iterable[str]) ->
     return {node for node, one in enumerate(inside) if one}
 
 
-def count(length: Length, run: Run) -> float | None:
+def count(length: Length, run: Tests) -> float | None:
     """Instructions for each VM exit or interrupt, or for each call of `per` in it: the median; None without any."""
     tree, found = run.test(length.test)
     nodes = counted_nodes(tree, length.functions, length.apart)
@@ -109,7 +115,7 @@ def count(length: Length, run: Run) -> float | None:
     return median(values)
 
 
-def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Run]) -> float:
+def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Tests]) -> float:
     """What the traces give for a length: not a number where the event is not in them."""
     length = lengths[name]
     if length.mean_of:
@@ -125,7 +131,7 @@ def main() -> None:
     """Print the table; with a folder the counts of its traces too, and status 1 where one differs from the file."""
     lengths = read_lengths("count") | read_lengths("length")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    runs = {name: Run(folder / name) for name in ("ept", "shadow")} if folder else {}
+    runs: dict[str, Tests] = {name: Run(folder / name) for name in ("ept", "shadow")} if folder else {}
     print(f"{'length':24} {'file':>6} {'parameter':>9} {'traces':>7}  functions")
     differ = False
     for name, length in lengths.items():

@@ -1,4 +1,7 @@
-"""Print the call tree of the episodes of a test with a VM exit's reason: medians of instructions, inclusive and own."""
+"""Print the call tree of the VM exits of a test with a reason: medians of instructions, calls for each VM exit.
+
+Usage: python -m scripts.path_lengths.show FOLDER TEST REASON [ROOT], with the run's trace in FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +10,39 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 
-from scripts.path_lengths.trace import Symbols, Tree, episodes, tests_of
+from scripts.path_lengths.count import Run
 
 
 def main() -> None:
-    run, wanted = Path(sys.argv[1]), int(sys.argv[2])
-    reason = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    tree = Tree()
-    chosen = list(episodes(tests_of(run / "trace.bin")[wanted], Symbols(run / "guest.out"), tree))
-    print(Counter((e.reason, e.phase) for e in chosen))
-    if reason is None:
-        return
-    chosen = [e for e in chosen if e.reason == reason]
-    total = defaultdict(list)
-    for e in chosen:
-        sums: Counter[int] = Counter()
-        for node, count in e.work.items():
-            while node >= 0:
-                sums[node] += count
+    """Print the tree."""
+    folder, test, reason = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    root = sys.argv[4] if len(sys.argv) > 4 else "entry_SYSCALL_64"
+    tree, found = Run(folder).test(test)
+    print(Counter(one.reason for one in found))
+    sums: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    calls: Counter[int] = Counter()
+    for episode in found:
+        if episode.reason != reason:
+            continue
+        calls.update(episode.calls)
+        for node, work in episode.work.items():
+            while node > 0:
+                sums[episode.event][node] += work
                 node = tree.parents[node]
-        for node, s in sums.items():
-            total[node].append(s)
-    n = len(chosen)
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for node in range(1, len(tree.names)):
+        children[tree.parents[node]].append(node)
 
     def show(node: int, depth: int) -> None:
-        values = total[node]
-        own = median(e.work[node] for e in chosen)
-        calls = sum(e.calls[node] for e in chosen) / n
-        vmx = sum(e.vmx[node] for e in chosen) / n
-        print(f"{'  ' * depth}{tree.names[node]}  incl {median(values):.0f} own {own:.0f} calls {calls:.2f} vmx {vmx:.1f} in {len(values)}")
-        for child in range(node + 1, len(tree.names)):
-            if tree.parents[child] == node and len(total[child]) * 4 > n:
+        values = [one[node] for one in sums.values() if one[node]]
+        if values:
+            print(f"{'  ' * depth}{tree.names[node]} {median(values):.0f} calls {calls[node] / len(sums):.2f}")
+            for child in children[node]:
                 show(child, depth + 1)
 
-    show(0, 0)
+    for node in range(1, len(tree.names)):
+        if tree.names[node] == root and root not in tree.path(tree.parents[node]):
+            show(node, 0)
 
 
 main()
