@@ -84,11 +84,12 @@ class Run:
 def counted_nodes(tree: Tree, functions: Iterable[str], apart: Iterable[str]) -> set[int]:
     """The nodes below one of the functions with none of `apart`, and no interrupt, between."""
     wanted, unwanted = set(functions), set(apart)
-    inside = [False] * len(tree.names)
+    inside, outside = [False] * len(tree.names), [False] * len(tree.names)
     for node in range(1, len(tree.names)):
-        name = tree.names[node]
-        below = inside[tree.parents[node]] and name not in INTERRUPTIONS or name in wanted
-        inside[node] = below and name not in unwanted
+        name, parent = tree.names[node], tree.parents[node]
+        outside[node] = outside[parent] or name in unwanted
+        below = inside[parent] and name not in INTERRUPTIONS
+        inside[node] = not outside[node] and (below or name in wanted)
     return {node for node, one in enumerate(inside) if one}
 
 

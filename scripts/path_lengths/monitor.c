@@ -278,7 +278,7 @@ static const struct test TESTS[] = {
 	{"self_ipi", test_self_ipi, 64, 0, X2APIC},
 	{"halt", test_halt, 32, 300000, X2APIC},
 	{"send", test_send, 32, 0, X2APIC | TWO},
-	{"spin", test_spin, 4000000, 0, 0},
+	{"spin", test_spin, 100000000, 0, 0},
 	{"pause", test_pause, 200000, 0, 0},
 };
 

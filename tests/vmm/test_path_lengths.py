@@ -17,7 +17,9 @@ OFF: Final = {"rsb_fill"}
 
 
 def test_every_count_is_a_parameter_and_its_value() -> None:
-    assert {name: one.instructions for name, one in LENGTHS.items()} == {name: PARAMETERS[name].value for name in LENGTHS}
+    assert {name: one.instructions for name, one in LENGTHS.items()} == {
+        name: PARAMETERS[name].value for name in LENGTHS
+    }
 
 
 def test_every_length_is_counted_or_calibrated_or_called_an_estimate() -> None:
@@ -65,7 +67,8 @@ def small_tree() -> tuple[Tree, dict[str, int]]:
         (["handle"], ["walk"], {"handle"}),
         (["walk"], [], {"walk", "read", "other"}),
         (["walk"], ["read"], {"walk", "other"}),
-        (["handle", "read"], ["walk"], {"handle", "read"}),
+        (["handle", "read"], ["walk"], {"handle"}),
+        (["read"], ["walk"], set()),
         ([], [], set()),
     ],
 )
