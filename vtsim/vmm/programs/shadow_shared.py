@@ -145,7 +145,10 @@ def count_entries(a: Assembler, path: Path) -> None:
 
 
 def entries(a: Assembler, path: Path) -> None:
-    """`shadow_entries`: the code around every entry that a hook has counted in RDX. Changes R11."""
+    """`shadow_entries`: the code around every entry that a hook has counted in RDX. Changes R11.
+
+    What is around a page that is synchronized, `synchronize_page`, comes once for all the pages of a hook.
+    """
     if not _counts(path):
         return
     a.label("shadow_entries")
@@ -155,6 +158,8 @@ def entries(a: Assembler, path: Path) -> None:
         a.shr(R11, 64 - bits)
         a.test(R11, register=R11)
         a.jcc(ops.CC_Z, f"{name}_done")
+        if name == "synchronize_entry":
+            work(a, path, "synchronize_page")
         a.label(name)
         work(a, path, name)
         a.sub(R11, 1)
