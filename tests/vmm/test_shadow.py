@@ -21,7 +21,7 @@ from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 
 SEEDS = range(3 if jit.DISABLED else 40)
-OFTEN = 2 if jit.DISABLED else 24  # seeds; the others take their minutes only when asked for
+OFTEN = 2 if jit.DISABLED else 12  # seeds; the others take their minutes only when asked for
 STEPS = 150 if jit.DISABLED else 600
 WITHOUT_EPT = {"personality": "minimal", "profile": "p4-672", "vpid": False, "tpr_shadow": False}
 MACHINES: dict[str, dict[str, Any]] = {
