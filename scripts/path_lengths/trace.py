@@ -114,6 +114,14 @@ class _Stack:
                 return True
         return False
 
+    def return_to(self, name: str) -> None:
+        """Be in the innermost function of that name, or in it alone: of another stack, after a switch of threads."""
+        for n in range(len(self.nodes) - 1, 0, -1):
+            if self._tree.names[self.nodes[n]] == name:
+                del self.nodes[n + 1 :], self._jumped[n + 1 :]
+                return
+        self.reset(name)
+
     def reset(self, name: str) -> None:
         self.nodes, self._jumped = [0], [False]
         self.push(name)
@@ -143,10 +151,10 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
     for word, number, first in zip(words.tolist(), numbers, starts, strict=True):
         if word >> 63:
             kind, value = word >> 60 & 7, word & 0xFFFFFFFF
-            if kind == MARK or kind == VM_EXIT:
+            if kind in (MARK, VM_EXIT):
                 yield now
                 now = Episode(now.event + (kind == VM_EXIT), value if kind == VM_EXIT else -1, AFTER_EXIT)
-            elif kind == INTERRUPT or kind == EXCEPTION:
+            elif kind in (INTERRUPT, EXCEPTION):
                 if kind == INTERRUPT:
                     yield now
                     interrupted.append((len(stack.nodes), now.phase))
@@ -191,12 +199,7 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
                 yield now
                 now = Episode(now.event, now.reason, interrupted.pop()[1])
             if all_names[stack.nodes[-1]] != name:
-                for n in range(len(stack.nodes) - 1, 0, -1):
-                    if all_names[stack.nodes[n]] == name:
-                        del stack.nodes[n + 1 :], stack._jumped[n + 1 :]
-                        break
-                else:
-                    stack.reset(name)
+                stack.return_to(name)
         if all_names[stack.nodes[-1]] != name:
             stack.push(name, jumped=True)
             if first:
