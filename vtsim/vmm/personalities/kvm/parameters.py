@@ -68,7 +68,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "get_user_page":       _counted(654, "__gfn_to_pfn_memslot, kvm_release_pfn_clean"),
     "map_page":            _counted(815, "kvm_tdp_mmu_map"),
     "host_page_fault":     _counted(2092, "get_user_pages_unlocked; follow_page_mask, clearing the page apart"),
-    "unmap_notifier":      _counted(1950, "__mmu_notifier_invalidate_range_start and _end for one page"),
+    "unmap_notifier":      _counted(1946, "__mmu_notifier_invalidate_range_start and _end for one page"),
     "set_memory":          _length(2000, "kvm_set_memory_region, kvm_mmu_zap_all_fast, synchronize_srcu apart", SIZE),
     "mark_dirty":          _counted(23, "mark_page_dirty_in_slot"),
     "fast_page_fault":     _counted(523, "direct_page_fault as far as fast_page_fault; marking dirty apart"),
@@ -121,7 +121,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     # host
     "interrupt_entry":     _counted(122, "asm_sysvec_apic_timer_interrupt; the handler and interrupt_exit apart"),
     "interrupt_exit":      _counted(60, "irq_exit_rcu, irqentry_exit, error_return"),
-    "scheduler_tick":      _length(600, "tick_sched_timer, scheduler_tick", SIZE),
+    "scheduler_tick":      _counted(1925, "tick_sched_timer"),
     "schedule":            _counted(1713, "schedule; context_switch apart"),
     "context_switch":      _counted(517, "kvm_sched_out, __switch_to_asm, finish_task_switch; vmx_vcpu_put apart"),
     "wake_up":             _counted(1371, "wake_up_process"),
