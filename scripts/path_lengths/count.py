@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from attrs import field, frozen
 
-from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, tests_of
+from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, words_of_tests
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 DATA: Final = Path(__file__).with_name("lengths.toml")
@@ -69,7 +69,7 @@ class Run:
     """The traces of one run, a test at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._symbols, self._tests = Symbols(folder / "guest.out"), tests_of(folder / "trace.bin")
+        self._symbols, self._tests = Symbols(folder / "guest.out"), words_of_tests(folder / "trace.bin")
         self._read: dict[str, tuple[Tree, list[Episode]]] = {}
 
     def test(self, name: str) -> tuple[Tree, list[Episode]]:
