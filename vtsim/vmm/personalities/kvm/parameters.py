@@ -15,6 +15,7 @@ from vtsim.vmm.registry import Parameter
 from vtsim.vmm.shadow import KVM_PARAMETERS
 
 COUNTED: Final = "counted: Debian Linux 6.1.176"
+QEMU: Final = "counted: Debian QEMU 7.2"
 SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
 CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
 ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB multihit erratum"
@@ -115,9 +116,9 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "ioctl_return":        _counted(372, "from vmx_handle_exit to SYSRET; vmx_vcpu_put apart"),
     "ioctl_enter":         _counted(734, "from SYSCALL to VM entry; entry_common, load_guest, complete apart"),
     "complete":            _counted(107, "complete_fast_pio_in"),
-    "user_dispatch":       _length(400, "kvm_cpu_exec, address_space_rw, flat view look-up, locks apart", SIZE),
+    "user_dispatch":       _length(747, "kvm_handle_io, address_space_rw", f"{QEMU}, kvm_handle_io", "measured"),
     "user_device":         _length(100, "a device's register", SIZE),
-    "user_again":          _length(300, "kvm_arch_post_run, kvm_arch_pre_run, ioctl of the C library", SIZE),
+    "user_again":          _length(1116, "kvm_arch_post_run, _pre_run, ioctl", f"{QEMU}, kvm_cpu_exec", "measured"),
     # host
     "interrupt_entry":     _counted(122, "asm_sysvec_apic_timer_interrupt; the handler and interrupt_exit apart"),
     "interrupt_exit":      _counted(60, "irq_exit_rcu, irqentry_exit, error_return"),
