@@ -117,7 +117,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "ioctl_enter":         _counted(734, "from SYSCALL to VM entry; entry_common, load_guest, complete apart"),
     "complete":            _counted(107, "complete_fast_pio_in"),
     "user_dispatch":       _length(747, "kvm_handle_io, address_space_rw", f"{QEMU}, kvm_handle_io", "measured"),
-    "user_device":         _length(100, "a device's register", SIZE),
+    "user_device":         _length(893, "a register of a device", f"{QEMU}, of the CMOS memory", "measured"),
     "user_again":          _length(1116, "kvm_arch_post_run, _pre_run, ioctl", f"{QEMU}, kvm_cpu_exec", "measured"),
     # host
     "interrupt_entry":     _counted(122, "asm_sysvec_apic_timer_interrupt; the handler and interrupt_exit apart"),
