@@ -1,7 +1,7 @@
-"""Count the path lengths of lengths.toml in the traces of two runs, and print them beside the kvm personality's.
+"""Count the path lengths of lengths.toml in the traces of three runs, and print them beside the kvm personality's.
 
-Usage: python -m scripts.path_lengths.count FOLDER, with the runs in FOLDER/ept and FOLDER/shadow (see README.md).
-Without a folder: what the file says beside the parameters.
+Usage: python -m scripts.path_lengths.count FOLDER, with the runs in FOLDER/ept, FOLDER/shadow and FOLDER/qemu as
+README.md says. Without a folder: what the file says beside the parameters.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any, Final, Protocol
 import numpy as np
 from attrs import field, frozen
 
-from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, tests_of
+from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, words_of_tests
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 DATA: Final = Path(__file__).with_name("lengths.toml")
 PHASES: Final = ("after exit", "in handler", "before entry", "system call", "interrupt")
+FIRST_OF_QEMU: Final = 100  # QEMU in monitor.c
 INTERRUPTIONS: Final = ("interrupt", "exception")
 
 
@@ -44,6 +45,7 @@ class Length:
     over: int = 1
     ops: int = 0
     mean_of: Sequence[str] = ()
+    by_hand: bool = False
     note: str = ""
 
 
@@ -54,9 +56,13 @@ def read_lengths(kind: str) -> dict[str, Length]:
 
 
 def numbers_of_tests() -> dict[str, int]:
-    """The tests of monitor.c, by name."""
-    table = Path(__file__).with_name("monitor.c").read_text().split("TESTS[] = {")[1].split("};")[0]
-    return {line.split('"')[1]: n for n, line in enumerate(one for one in table.splitlines() if '{"' in one)}
+    """The tests of monitor.c, by name: its loops, and what it gives to QEMU."""
+    source = Path(__file__).with_name("monitor.c").read_text()
+    found = {}
+    for table, first in (("TESTS[] = {", 0), ("ROMS[] = {", FIRST_OF_QEMU)):
+        lines = source.split(table)[1].split("};")[0].splitlines()
+        found |= {line.split('"')[1]: first + n for n, line in enumerate(one for one in lines if '{"' in one)}
+    return found
 
 
 class Tests(Protocol):
@@ -69,7 +75,7 @@ class Run:
     """The traces of one run, a test at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._symbols, self._tests = Symbols(folder / "guest.out"), tests_of(folder / "trace.bin")
+        self._symbols, self._tests = Symbols(folder / "guest.out"), words_of_tests(folder / "trace.bin")
         self._read: dict[str, tuple[Tree, list[Episode]]] = {}
 
     def test(self, name: str) -> tuple[Tree, list[Episode]]:
@@ -119,6 +125,8 @@ def count(length: Length, run: Tests) -> float | None:
 def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Tests]) -> float:
     """What the traces give for a length: not a number where the event is not in them."""
     length = lengths[name]
+    if length.by_hand:
+        return length.instructions
     if length.mean_of:
         return mean(in_trace(one, lengths, runs) for one in length.mean_of)
     found = count(length, runs[length.run])
@@ -132,7 +140,7 @@ def main() -> None:
     """Print the table; with a folder the counts of its traces too, and status 1 where one differs from the file."""
     lengths = read_lengths("count") | read_lengths("length")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    runs: dict[str, Tests] = {name: Run(folder / name) for name in ("ept", "shadow")} if folder else {}
+    runs: dict[str, Tests] = {name: Run(folder / name) for name in ("ept", "shadow", "qemu")} if folder else {}
     print(f"{'length':24} {'file':>6} {'parameter':>9} {'traces':>7}  functions")
     differ = False
     for name, length in lengths.items():

@@ -2,8 +2,9 @@
 
 Counts are by call path: a node of a tree whose root is the system call, one node for each function called from
 another. Functions that only jump to another one at their end keep it as a child. Interrupts and exceptions are nodes
-of their own, `interrupt` and `exception`. What follows a VM exit is cut into episodes by its phase: up to the
-handler, in the handler, after it, and after each system call; an interrupt is one episode, and what it interrupted two.
+of their own, `interrupt` and `exception`, and user mode is one, `user`. What follows a VM exit is cut into episodes by
+its phase: up to the handler, in the handler, after it, and after each system call; an interrupt is one episode, and
+what it interrupted two.
 """
 
 from __future__ import annotations
@@ -114,12 +115,20 @@ class _Stack:
                 return True
         return False
 
+    def return_to(self, name: str) -> None:
+        """Be in the innermost function of that name, or in it alone: of another stack, after a switch of threads."""
+        for n in range(len(self.nodes) - 1, 0, -1):
+            if self._tree.names[self.nodes[n]] == name:
+                del self.nodes[n + 1 :], self._jumped[n + 1 :]
+                return
+        self.reset(name)
+
     def reset(self, name: str) -> None:
         self.nodes, self._jumped = [0], [False]
         self.push(name)
 
 
-def tests_of(trace: Path) -> dict[int, NDArray[np.uint64]]:
+def words_of_tests(trace: Path) -> dict[int, NDArray[np.uint64]]:
     """The words of each test, from its mark to the mark of its end."""
     words: NDArray[np.uint64] = np.memmap(trace, np.uint64, "r", shape=trace.stat().st_size // 8)
     marks = np.flatnonzero(words >> np.uint64(60) == 8 | MARK)
@@ -132,10 +141,10 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
     """The episodes of a test in their order."""
     numbers, starts = symbols.of(words).tolist(), symbols.starts(words).tolist()
     names, all_names, parents = symbols.names, tree.names, tree.parents
-    stack = _Stack(tree)
+    stack, user = _Stack(tree), tree.child(0, "user")
     now = Episode(0, -1, SYSTEM_CALL)
     interrupted: list[tuple[int, int]] = []  # depth of the stack, and phase
-    last = 0
+    last = depth_of_handler = 0
 
     def ended_by_iret(node: int) -> bool:
         return all_names[node] in ("interrupt", "exception") or all_names[parents[node]].startswith(MADE_BY_KVM)
@@ -143,10 +152,10 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
     for word, number, first in zip(words.tolist(), numbers, starts, strict=True):
         if word >> 63:
             kind, value = word >> 60 & 7, word & 0xFFFFFFFF
-            if kind == MARK or kind == VM_EXIT:
+            if kind in (MARK, VM_EXIT):
                 yield now
                 now = Episode(now.event + (kind == VM_EXIT), value if kind == VM_EXIT else -1, AFTER_EXIT)
-            elif kind == INTERRUPT or kind == EXCEPTION:
+            elif kind in (INTERRUPT, EXCEPTION):
                 if kind == INTERRUPT:
                     yield now
                     interrupted.append((len(stack.nodes), now.phase))
@@ -155,6 +164,7 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
                 last = word
             continue
         if word & USER:
+            now.work[user] += 1
             last = word
             continue
         name = names[number]
@@ -176,13 +186,13 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
             elif name == HANDLER:
                 yield now
                 now = Episode(now.event, now.reason, IN_HANDLER)
+                depth_of_handler = len(stack.nodes)
             stack.push(name)
             now.calls[stack.nodes[-1]] += 1
         elif last & (RETURN | RING):
             if last & RETURN:
-                handled = now.phase == IN_HANDLER and all_names[stack.nodes[-1]] == HANDLER
                 stack.pop()
-                if handled:
+                if now.phase == IN_HANDLER and len(stack.nodes) <= depth_of_handler:
                     yield now
                     now = Episode(now.event, now.reason, BEFORE_ENTRY)
             else:
@@ -191,12 +201,7 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
                 yield now
                 now = Episode(now.event, now.reason, interrupted.pop()[1])
             if all_names[stack.nodes[-1]] != name:
-                for n in range(len(stack.nodes) - 1, 0, -1):
-                    if all_names[stack.nodes[n]] == name:
-                        del stack.nodes[n + 1 :], stack._jumped[n + 1 :]
-                        break
-                else:
-                    stack.reset(name)
+                stack.return_to(name)
         if all_names[stack.nodes[-1]] != name:
             stack.push(name, jumped=True)
             if first:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pytest
 
 from scripts.path_lengths.count import Length, count, counted_nodes, in_trace, numbers_of_tests, read_lengths
-from scripts.path_lengths.trace import AFTER_EXIT, IN_HANDLER, IN_INTERRUPT, Episode, Tree
+from scripts.path_lengths.trace import (
+    AFTER_EXIT,
+    BEFORE_ENTRY,
+    CALL,
+    END,
+    ENTRY,
+    IN_HANDLER,
+    IN_INTERRUPT,
+    INTERRUPT,
+    MARK,
+    RETURN,
+    RING,
+    SYSTEM_CALL,
+    USER,
+    VM_EXIT,
+    VMREAD,
+    Episode,
+    Symbols,
+    Tree,
+    episodes,
+    words_of_tests,
+)
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.shadow import KVM_PARAMETERS
 
@@ -37,7 +60,7 @@ def test_every_length_is_counted_or_calibrated_or_called_an_estimate() -> None:
 def test_every_counted_length_names_tests_that_there_are() -> None:
     known = numbers_of_tests()
     for one in (LENGTHS | read_lengths("count")).values():
-        assert one.mean_of or one.test in known
+        assert one.mean_of or one.by_hand or one.test in known
 
 
 def test_what_is_taken_off_or_averaged_is_in_the_file() -> None:
@@ -143,3 +166,63 @@ def test_a_length_is_what_is_left_of_a_count() -> None:
     assert in_trace("rest", lengths, runs) == (150 - 2 * 50) / 5 - 3
     assert in_trace("both", lengths, runs) == (50 + 7) / 2
     assert in_trace("none", lengths, runs) != in_trace("none", lengths, runs)  # not a number
+
+
+LISTING: Final = """\
+0000000000001000 t run	[kvm]
+0000000000002000 t leaf.isra.0	[kvm]
+0000000000003000 t vmx_handle_exit	[kvm_intel]
+0000000000004000 T entry_SYSCALL_64
+0000000000005000 T asm_timer
+0000000000006000 d data
+"""
+
+
+def event(kind: int, value: int) -> int:
+    return 1 << 63 | kind << 60 | value
+
+
+# fmt: off
+TRACE: Final = (
+    event(MARK, 7),
+    0x9000 | USER, 0x9002 | USER | RING,          # SYSCALL
+    0x4000, 0x4001 | CALL,
+    0x1000, 0x1001 | VMREAD, 0x1002 | CALL,
+    0x2000, 0x2001 | RETURN,
+    0x1003 | ENTRY,
+    event(VM_EXIT, 10),
+    0x1004, 0x1005 | CALL,
+    0x3000,                                       # which jumps to
+    0x2000, 0x2001 | RETURN,
+    0x1006,
+    event(INTERRUPT, 0xEC),
+    0x5000, 0x5001 | RING,                        # IRET
+    0x1007, 0x1008 | ENTRY,
+    event(MARK, END),
+    0x1009,
+)
+# fmt: on
+
+
+def test_a_trace_is_cut_into_episodes_and_counted_by_call_path(tmp_path: Path) -> None:
+    (tmp_path / "symbols").write_text(LISTING)
+    np.array(TRACE, np.uint64).tofile(tmp_path / "trace")
+    tests = words_of_tests(tmp_path / "trace")
+    tree = Tree()
+    found = [
+        (one.event, one.reason, one.phase, {"/".join(tree.path(node)): n for node, n in one.work.items()})
+        for one in episodes(tests[7], Symbols(tmp_path / "symbols"), tree)
+        if one.work
+    ]
+
+    assert list(tests) == [7]
+    run = "entry_SYSCALL_64/run"
+    assert found == [
+        (0, -1, AFTER_EXIT, {"user": 2}),
+        (0, -1, SYSTEM_CALL, {"entry_SYSCALL_64": 2, run: 3, f"{run}/leaf": 2}),
+        (1, 10, AFTER_EXIT, {run: 2}),
+        (1, 10, IN_HANDLER, {f"{run}/vmx_handle_exit": 1, f"{run}/vmx_handle_exit/leaf": 2}),
+        (1, 10, BEFORE_ENTRY, {run: 1}),
+        (1, 10, IN_INTERRUPT, {f"{run}/interrupt/asm_timer": 2}),
+        (1, 10, BEFORE_ENTRY, {run: 2}),
+    ]

@@ -155,7 +155,10 @@ def test_shadow_pages_are_evicted_when_there_are_few_and_the_guest_does_not_noti
 
 
 def test_code_around_an_entry_is_executed_for_every_entry_that_is_filled_beside_or_held_against_the_guest() -> None:
-    """Longer by so many instructions: what comes more is a multiple of them, for prefetching as many as there were."""
+    """Longer by so many instructions: what comes more is a multiple of them, for prefetching as many as there were.
+
+    What is around a page comes at most once for each entry that is held against the guest.
+    """
     longer = 1000
 
     def instructions(**lengths: int) -> tuple[int, int]:
@@ -173,6 +176,9 @@ def test_code_around_an_entry_is_executed_for_every_entry_that_is_filled_beside_
     assert instructions(prefetch_entry=longer, synchronize_entry=0)[0] - short == longer * filled
     held = instructions(prefetch_entry=0, synchronize_entry=longer)[0] - short
     assert held > 0 and held % longer == 0
+    pages = instructions(prefetch_entry=0, synchronize_entry=0, synchronize_page=longer)[0]
+    pages -= instructions(prefetch_entry=0, synchronize_entry=0, synchronize_page=0)[0]
+    assert 0 < pages <= held and pages % longer == 0
 
 
 PROCESS = "[{phases: [{primitive: process, iterations: 1, pages: 8, written: 0, fresh: 1}, {primitive: select, iterations: 1}]}]"

@@ -15,6 +15,7 @@ from vtsim.vmm.registry import Parameter
 from vtsim.vmm.shadow import KVM_PARAMETERS
 
 COUNTED: Final = "counted: Debian Linux 6.1.176"
+QEMU: Final = "counted: Debian QEMU 7.2"
 SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
 CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
 ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB multihit erratum"
@@ -68,7 +69,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "get_user_page":       _counted(654, "__gfn_to_pfn_memslot, kvm_release_pfn_clean"),
     "map_page":            _counted(815, "kvm_tdp_mmu_map"),
     "host_page_fault":     _counted(2092, "get_user_pages_unlocked; follow_page_mask, clearing the page apart"),
-    "unmap_notifier":      _counted(1950, "__mmu_notifier_invalidate_range_start and _end for one page"),
+    "unmap_notifier":      _counted(1946, "__mmu_notifier_invalidate_range_start and _end for one page"),
     "set_memory":          _length(2000, "kvm_set_memory_region, kvm_mmu_zap_all_fast, synchronize_srcu apart", SIZE),
     "mark_dirty":          _counted(23, "mark_page_dirty_in_slot"),
     "fast_page_fault":     _counted(523, "direct_page_fault as far as fast_page_fault; marking dirty apart"),
@@ -116,13 +117,13 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "ioctl_return":        _counted(372, "from vmx_handle_exit to SYSRET; vmx_vcpu_put apart"),
     "ioctl_enter":         _counted(734, "from SYSCALL to VM entry; entry_common, load_guest, complete apart"),
     "complete":            _counted(107, "complete_fast_pio_in"),
-    "user_dispatch":       _length(400, "kvm_cpu_exec, address_space_rw, flat view look-up, locks apart", SIZE),
-    "user_device":         _length(100, "a device's register", SIZE),
-    "user_again":          _length(300, "kvm_arch_post_run, kvm_arch_pre_run, ioctl of the C library", SIZE),
+    "user_dispatch":       _length(747, "kvm_handle_io, address_space_rw", f"{QEMU}, kvm_handle_io", "measured"),
+    "user_device":         _length(893, "a register of a device", f"{QEMU}, of the CMOS memory", "measured"),
+    "user_again":          _length(1116, "kvm_arch_post_run, _pre_run, ioctl", f"{QEMU}, kvm_cpu_exec", "measured"),
     # host
     "interrupt_entry":     _counted(122, "asm_sysvec_apic_timer_interrupt; the handler and interrupt_exit apart"),
     "interrupt_exit":      _counted(60, "irq_exit_rcu, irqentry_exit, error_return"),
-    "scheduler_tick":      _length(600, "tick_sched_timer, scheduler_tick", SIZE),
+    "scheduler_tick":      _counted(1925, "tick_sched_timer"),
     "schedule":            _counted(1713, "schedule; context_switch apart"),
     "context_switch":      _counted(517, "kvm_sched_out, __switch_to_asm, finish_task_switch; vmx_vcpu_put apart"),
     "wake_up":             _counted(1371, "wake_up_process"),
