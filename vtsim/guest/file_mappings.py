@@ -34,6 +34,9 @@ class MapFileSpec(Phase):
     stride: int = setting(sizes(ge=64, le=GIB), "Distance between touches in order strided", default=4 * KIB)
     write: float = setting(shares(), "Touches that store; the mapping is writable where any does", default=0.0)
     invalidate: bool = setting(Boolean(), "Call msync with MS_INVALIDATE before the touches", default=False)
+    sync: bool = setting(
+        Boolean(), "Call msync with MS_SYNC behind them, where kernel.file_system writes pages", default=False
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.order == "strided" and self.stride > self.span_touched:

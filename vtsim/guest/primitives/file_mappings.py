@@ -23,7 +23,7 @@ ADDED: Final = 0x1F35  # odd
 
 @lowering(spec.MapFileSpec, memory=FILE)
 def map_file(a: Assembler, phase: spec.MapFileSpec, at: Stage) -> None:
-    """Three system calls a round, and the touches between them."""
+    """Two to four system calls a round, and the touches between them."""
     a.mov(s.RBX, start_of_random(at))
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     for number in (layout.CALL_MAP_FILE, layout.CALL_MSYNC)[: 1 + phase.invalidate]:
@@ -36,6 +36,8 @@ def map_file(a: Assembler, phase: spec.MapFileSpec, at: Stage) -> None:
         a.emit(ops.STREAM, imm=ops.STRIDED | writes)
     elif phase.order == "permutation":
         _shuffled(a, phase.pages_touched, at, writes)
+    if phase.sync:
+        call(a, layout.CALL_SYNC)
     registers(a, {s.RDI: at.base, s.RSI: phase.pages})
     call(a, layout.CALL_UNMAP_FILE)
     again(a, label)

@@ -83,6 +83,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "map_dma":             _length(600, "vfio_iommu_type1 for one page: its tree of mappings, iommu_map"),
     "in_kernel_device":    _length(60, "kvm_io_bus_read, kvm_io_bus_write, and a device behind it"),
     "eventfd":             _length(60, "ioeventfd_write, eventfd_signal with nobody asleep"),
+    "wake_server":         _length(250, "a server that waits for the event: try_to_wake_up, an IPI"),
     "port":                _length(60, "handle_io, kvm_fast_pio"),
     "string_port":         _length(400, "emulator for INS and OUTS", SIZE),
     "coalesced":           _length(40, "coalesced_mmio_write"),
