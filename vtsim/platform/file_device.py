@@ -1,9 +1,10 @@
 """The device that has the file which a guest's processes map: a disk, or a server on the host.
 
 It takes requests from a queue in the guest's memory, in order, as long as there are any, and does not want its
-doorbell meanwhile. A request is done when its time is over; the guest is interrupted after each. Natively the doorbell and the
-interrupt are the device's own. A hypervisor's are an event, which wakes the server on another processor, and a message to
-the host, whose handler makes the vector pending for the vCPU, as for a device that is assigned.
+doorbell meanwhile. A request is done when its time is over; the guest is interrupted after each. Natively doorbell and
+interrupt are the device's own. Under a hypervisor the doorbell is an event, which wakes the server on another
+processor, and the interrupt a message to the host, whose handler makes the vector pending for the vCPU, as for a
+device that is assigned.
 
 Not modelled: reads; errors; the server's use of processors and caches; fewer interrupts than requests.
 """
