@@ -18,7 +18,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario, resolve
 from vtsim.cpu import accounts as k
 from vtsim.guest.file_mappings import MapFileSpec
-from vtsim.guest.file_system import FileSystemSpec
+from vtsim.guest.file_system import ENTRIES, FileSystemSpec
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel import page_cache as cache
 from vtsim.guest.kernel import write_back as q
@@ -188,7 +188,7 @@ def faults(machine: Machine) -> int:
 )
 def test_after_msync_the_device_has_every_page_once_a_round_and_nothing_is_dirty(way: str, kind: str) -> None:
     machine = run(
-        f"{{kind: {kind}, write: 3 us}}",
+        f"{{kind: {kind}, write: 50 us, at_once: 1}}",
         phase(region="300 KiB", touched="80 %", stride="8 KiB", iterations=2, sync=True),
         sets=WAYS[way],
     )
@@ -240,9 +240,10 @@ def test_a_page_is_written_once_for_each_time_it_became_dirty(
         passes=passes, sync=sync,
     )  # fmt: skip
     system = FileSystemSpec(kind=kind, background=background / 100, limit=background / 100)
+    write = "1 ns" if background else "2 us"  # a page that is being written would stay dirty
     expected = Oracle(kind, system.pages(16 * MIB)[0]).run(spec)
     machine = run(
-        f"{{kind: {kind}, write: 2 us, at_once: {at_once}, background: {background} %, limit: {background} %}}",
+        f"{{kind: {kind}, write: {write}, at_once: {at_once}, background: {background} %, limit: {background} %}}",
         phase(region=f"{4 * pages} KiB", stride=f"{spec.stride} B", iterations=iterations, passes=passes, sync=sync),
         sets=WAYS[way],
     )
@@ -301,6 +302,61 @@ def test_the_doorbell_is_rung_while_the_device_is_idle_only() -> None:
         kicks[write] = Cached(machine).word(queue + q.Q_KICKS)
 
     assert kicks == {"1 ns": 16, "200 us": 1}
+
+
+@pytest.mark.parametrize("kind", ["disk", "host"])
+def test_more_pages_than_the_queue_has_room_for_are_all_written(kind: str) -> None:
+    pages = ENTRIES + 72
+    machine = run(
+        f"{{kind: {kind}, write: 5 us, at_once: 2, background: 100 %, limit: 100 %}}",
+        phase(region=f"{4 * pages} KiB", stride="4 KiB", iterations=1, sync=True),
+    )
+    cached = Cached(machine)
+
+    spec = MapFileSpec(region=pages * PAGE, order="strided", write=1.0, iterations=1, sync=True)
+    assert device(machine).writes == Oracle(kind, FileSystemSpec(kind=kind).pages(16 * 10 * MIB)[0]).run(spec).writes
+    assert {cached.flags(page) for page in range(pages)} == {cache.UPTODATE}
+    assert cached.counters() == (0, 0)
+
+
+def test_who_dirties_more_than_may_be_dirty_waits_until_it_is_written_and_others_do_not() -> None:
+    """Of 64 pages those of two balances, 1 ms each with one server; with room for all nobody waits."""
+    elapsed = {}
+    for limit in (0, 100):
+        machine = run(
+            f"{{kind: disk, write: 1 ms, at_once: 1, background: 0 %, limit: {limit} %}}, pcid: false",
+            phase(region="256 KiB", stride="4 KiB", iterations=1),
+        )
+        elapsed[limit] = machine.vms[0].finished_at or 0
+    a_page = machine.profile.cycles(1_000_000)
+
+    assert elapsed[0] > 64 * a_page
+    assert elapsed[100] < a_page
+
+
+def test_a_page_that_is_under_way_to_the_disk_is_written_again_when_it_was() -> None:
+    """The device itself says where a page is written twice at a time."""
+    machine = run(
+        "{kind: disk, write: 1 ms, at_once: 200, background: 0 %, limit: 100 %}",
+        phase(region="128 KiB", stride="4 KiB", passes=3, iterations=1, sync=True),
+    )
+    spec = MapFileSpec(region=128 * KIB, order="strided", write=1.0, iterations=1, passes=3, sync=True)
+
+    assert device(machine).writes == Oracle("disk", 0).run(spec).writes
+    assert (machine.vms[0].finished_at or 0) > 3 * machine.profile.cycles(1_000_000)
+
+
+def test_a_store_to_a_page_of_the_host_waits_until_its_last_write_is_done() -> None:
+    """Linux, fuse_page_mkwrite: half a write's time later the page is not dirty, though somebody stores to it."""
+    phases = (phase(region="4 KiB", stride="4 KiB", iterations=2),)
+    limited = (*WAYS["native"], "run.limit=500 us")
+    machine = Machine(scenario("{kind: host, write: 1 ms, at_once: 1}", *phases, sets=limited))
+    machine.run()
+    assert Cached(machine).flags(0) == cache.UPTODATE | cache.WRITEBACK
+    assert faults(machine) == 2
+
+    whole = run("{kind: host, write: 1 ms, at_once: 1}", *phases, phase(region="4 KiB", sync=True, iterations=1))
+    assert device(whole).writes == {0: 3}
 
 
 def test_writers_wait_half_way_to_the_limit() -> None:

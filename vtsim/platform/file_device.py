@@ -18,6 +18,7 @@ import simpy
 from attrs import define, field
 
 from vtsim.base import memory as mem
+from vtsim.base.errors import ModelError
 from vtsim.cpu.engine import Engine
 from vtsim.guest.file_system import ENTRIES
 from vtsim.guest.kernel import write_back as q
@@ -38,13 +39,18 @@ class FileDevice:
     taken: int = field(default=0, init=False)
     contents: dict[int, tuple[int, int]] = field(factory=dict, init=False)
     writes: dict[int, int] = field(factory=dict, init=False)  # how often each page was written
+    under_way: set[int] = field(factory=set, init=False)  # pages
 
     def ring(self) -> None:
         """Take what is posted; while there is something to do, the device does not want to be told of more."""
         posted = self._word(q.Q_POSTED)
         while self.taken < posted:
             entry = q.Q_ENTRIES + self.taken % ENTRIES * q.ENTRY_BYTES
-            self.clock.process(self._serve(self._word(entry), self._word(entry + 8)))
+            gpa, page = self._word(entry), self._word(entry + 8)
+            if page in self.under_way:
+                raise ModelError("a page is written twice at a time", {"page": page, "requests": self.taken})
+            self.under_way.add(page)
+            self.clock.process(self._serve(gpa, page))
             self.taken += 1
         self._store(q.Q_NOTIFY, int(self.taken == self._word(q.Q_DONE)))
 
@@ -54,6 +60,7 @@ class FileDevice:
             data = self.data(self.memory.frame(gpa >> mem.PAGE_SHIFT))
             yield self.clock.timeout(self.write_cycles)
         self.contents[page] = data
+        self.under_way.remove(page)
         self.writes[page] = self.writes.get(page, 0) + 1
         self._store(q.Q_DONE, self._word(q.Q_DONE) + 1)
         self.ring()

@@ -343,6 +343,7 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
         a.call("shoot_down")
     a.label("file_unmapped")
     if kernel.file.bounce:
+        a.mov(s.R15, 1)
         a.call("write_dirty")
     _done(a, kernel)
 

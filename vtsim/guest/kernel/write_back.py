@@ -94,12 +94,15 @@ def dirty_pages(a: Assembler, kernel: KernelOptions) -> None:
     a.cmp(s.RAX, RATE)
     a.jcc(ops.CC_B, "balanced")
     a.st_value(Mem(s.R8, cache.X_RATE), 0)
+    a.label("balance_again")
     a.work(length("balance_dirty"))
+    a.mov(s.R8, file.mapping)
     a.ld(s.RAX, Mem(s.R8, cache.X_DIRTY))
     a.cmp(s.RAX, file.background)
-    a.jcc(ops.CC_BE, "balanced")
+    a.jcc(ops.CC_BE, "balance_written")
+    a.mov(s.R15, 0)
     a.call("write_dirty")
-    a.label("balance_again")
+    a.label("balance_written")
     a.mov(s.R8, file.mapping)
     a.ld(s.RAX, Mem(s.R8, cache.X_DIRTY))
     a.ld(s.RCX, Mem(s.R8, cache.X_WRITEBACK))
@@ -114,7 +117,11 @@ def dirty_pages(a: Assembler, kernel: KernelOptions) -> None:
 
 @path("write-back")
 def write_back(a: Assembler, kernel: KernelOptions) -> None:
-    """`write_dirty`: begin to write all dirty pages, in order. Interrupts are off; clobbers all but R11."""
+    """`write_dirty`: begin to write all dirty pages, in order.
+
+    One that is being written is left dirty where R15 is 0 (WB_SYNC_NONE), else waited for. Interrupts are off; clobbers
+    all but R11.
+    """
     file = written(kernel)
     if file is None:
         return
@@ -154,6 +161,16 @@ def _write_level(a: Assembler, level: int) -> None:
         a.jcc(ops.CC_NZ, f"{name}_next")
         _clear_bit(a)
     else:
+        a.label("write_when_idle")
+        a.ld(s.RAX, Mem(s.R13, cache.P_FLAGS))
+        a.test(s.RAX, cache.WRITEBACK)
+        a.jcc(ops.CC_Z, "write_idle_page")
+        a.test(s.R15, -1)
+        a.jcc(ops.CC_Z, f"{name}_next")
+        a.call("ring_for_file")
+        a.call("sleep_for_file")
+        a.jmp("write_when_idle")
+        a.label("write_idle_page")
         _clear_bit(a)
         a.call("write_page")
     a.label(f"{name}_next")
@@ -177,14 +194,7 @@ def _write_page(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     """`write_page`: make a request of the page whose descriptor is at R13; `ring_for_file`: tell the device."""
     a.label("write_page")
     a.work(length("write_page"))
-    a.label("write_page_again")
     a.ld(s.RAX, Mem(s.R13, cache.P_FLAGS))
-    a.test(s.RAX, cache.WRITEBACK)
-    a.jcc(ops.CC_Z, "write_page_now")
-    a.call("ring_for_file")
-    a.call("sleep_for_file")
-    a.jmp("write_page_again")
-    a.label("write_page_now")
     a.and_(s.RAX, ~cache.DIRTY)
     a.or_(s.RAX, cache.WRITEBACK)
     a.st(Mem(s.R13, cache.P_FLAGS), s.RAX)
@@ -320,6 +330,7 @@ def end(a: Assembler, kernel: KernelOptions) -> None:
     a.label("call_sync")
     a.work(length("msync"))
     a.op(ops.CLI)
+    a.mov(s.R15, 1)
     a.call("write_dirty")
     a.label("sync_wait")
     a.mov(s.R8, file.mapping)
