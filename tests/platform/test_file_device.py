@@ -13,6 +13,7 @@ from attrs import define, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario, resolve
@@ -27,6 +28,7 @@ from vtsim.platform.machine import Machine
 from vtsim.platform.spec import Scenario
 
 KIB, PAGE, MIB = 1 << 10, 4096, 1 << 20
+EXAMPLES, LARGEST = (4, 70) if jit.DISABLED else (20, 150)
 WAYS = {
     "native": ("vmm.technique=native",),
     "EPT": ("vmm.paging=ept",),
@@ -212,10 +214,10 @@ def test_without_msync_a_disk_gets_nothing_below_the_limit_and_the_host_all_when
         assert Cached(machine).counters()[0] == (30 if kind == "disk" else 0)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kind=st.sampled_from(["disk", "host"]),
-    pages=st.integers(1, 150),
+    pages=st.integers(1, LARGEST),
     stride=st.sampled_from([1, 2, 4, 8, 12]),
     background=st.sampled_from([0, 1, 3, 10]),  # percent
     iterations=st.integers(1, 2),
