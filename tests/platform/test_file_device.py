@@ -390,12 +390,14 @@ def test_what_a_device_for_files_cannot_be_combined_with(
     assert help_ in str(raised.value)
 
 
-def test_what_is_never_written_cannot_be_synced() -> None:
-    with pytest.raises(ConfigError) as raised:
-        parse_scenario(TEXT % ("{kind: memory}", PROCESS % (0, phase(sync=True))))
-    assert "pages of this file are never written" in str(raised.value)
-    assert "file_system.kind can be disk or host; or sync can be false" in str(raised.value)
+def test_msync_of_a_file_in_memory_has_nothing_to_write() -> None:
+    machine = run("{kind: memory}", phase(region="64 KiB", stride="4 KiB", passes=2, iterations=1, sync=True))
 
+    assert machine.files == {}
+    assert faults(machine) == 16
+
+
+def test_pages_are_written_in_the_background_before_there_are_too_many() -> None:
     with pytest.raises(ConfigError) as raised:
-        parse_scenario(TEXT % ("{kind: disk, background: 30 %}", PROCESS % (0, phase())))
+        scenario("{kind: disk, background: 30 %}", phase())
     assert "background can be at most 20 %" in str(raised.value)

@@ -35,9 +35,7 @@ class MapFileSpec(Phase):
     write: float = setting(shares(), "Touches that store; the mapping is writable where any does", default=0.0)
     invalidate: bool = setting(Boolean(), "Call msync with MS_INVALIDATE before the touches", default=False)
     passes: int = setting(counts(ge=1, le=1024), "How often its pages are touched before it is unmapped", default=1)
-    sync: bool = setting(
-        Boolean(), "Call msync with MS_SYNC behind the touches, where kernel.file_system writes pages", default=False
-    )
+    sync: bool = setting(Boolean(), "Call msync with MS_SYNC behind the touches of each pass", default=False)
 
     def __attrs_post_init__(self) -> None:
         if self.order == "strided" and self.stride > self.span_touched:

@@ -19,16 +19,8 @@ def keeps_file(vm: VmSpec) -> bool:
 
 
 def file_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
-    """Yield why a VM's file cannot be written, or not synced."""
+    """Yield why a VM's file cannot be written."""
     if not vm.guest.kernel.file_system.written:
-        for p, process in enumerate(vm.guest.processes):
-            for n, phase in enumerate(process.phases):
-                if isinstance(phase, MapFileSpec) and phase.sync:
-                    yield Problem(
-                        path=f"{where}.guest.processes.{p}.phases.{n}.sync",
-                        message="pages of this file are never written",
-                        help=f"{where}.guest.kernel.file_system.kind can be disk or host; or sync can be false",
-                    )
         return
     vmm, kernel = scenario.vmm, vm.guest.kernel
     field = f"{where}.guest.kernel.file_system.kind"

@@ -307,6 +307,8 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
     _done(a, kernel)
 
     a.label("call_msync")
+    if not kernel.file.queue:  # there is nothing to write
+        a.label("call_sync")
     a.work(length("msync"))
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     _find_area(a, kernel, "msync_area")

@@ -40,6 +40,7 @@ def map_file(a: Assembler, phase: spec.MapFileSpec, at: Stage) -> None:
     elif phase.order == "permutation":
         _shuffled(a, phase.pages_touched, at, writes)
     if phase.sync:
+        registers(a, {s.RDI: at.base, s.RSI: phase.pages})
         call(a, layout.CALL_SYNC)
     if phase.passes > 1:
         a.sub(s.RBP, 1)
