@@ -20,7 +20,7 @@ def keeps_file(vm: VmSpec) -> bool:
 
 def file_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]:
     """Yield why a VM's file cannot be written."""
-    if not vm.guest.kernel.file_system.written:
+    if not keeps_file(vm):
         return
     vmm, kernel = scenario.vmm, vm.guest.kernel
     field = f"{where}.guest.kernel.file_system.kind"
