@@ -16,7 +16,7 @@ from vtsim.platform.machine import Machine
 WORKLOADS = Path(__file__).parents[2] / "workloads"
 SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path.parent.name not in ("real", "studies"))
 NEED_A_HYPERVISOR = {"vmcall", "rd_unknown_msr"}
-NEED_DEVICES = {"mmio_event", "mmio_to_user"}
+NEED_DEVICES = {"mmio_event", "mmio_to_user", "mmap_file"}
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)

@@ -43,6 +43,7 @@ FILES: Final = sorted(str(path) for path in Path("workloads").rglob("*.yaml") if
 TIMED: Final = {
     "workloads/two_vms.yaml": "two VMs take turns on a CPU, which a timer interrupts",
     "workloads/paging/fault_threads.yaml": "threads fault at the same pages, and wait for each other's locks",
+    "workloads/paging/mmap_file.yaml": "a server takes its time",
     "workloads/paging/shootdown.yaml": "threads wait for each other's locks and acknowledgements",
     "workloads/vmexit/ipi.yaml": "a CPU looks for what another one answers",
     "workloads/overcommit/balloon.yaml": "a balloon driver wakes by the clock",

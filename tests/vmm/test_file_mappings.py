@@ -65,3 +65,16 @@ def test_threads_that_map_files_beside_each_other_see_what_they_see_natively() -
 
     assert found.differences == ()
     assert found.compared[APPLICATION] >= 2 * CALLS
+
+
+@pytest.mark.parametrize("kind", ["disk", "host"])
+@pytest.mark.parametrize("way", ["EPT", "shadow"])
+def test_a_guest_whose_file_is_written_back_sees_what_it_sees_natively(way: str, kind: str) -> None:
+    """Its own faults, too: a page that is being written is taken from it in every way."""
+    found = compared(
+        (*WAYS[way], "vms.0.guest.processes.0.phases.1.sync=true", "vms.0.guest.processes.0.phases.2.passes=2"),
+        kernel=f"{{tick: off, file_system: {{kind: {kind}, write: 5 us, at_once: 1, background: 0 %}}}}",
+    )
+
+    assert found.differences == ()
+    assert found.compared[APPLICATION] >= CALLS + 1

@@ -25,12 +25,14 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.guest.address_space import AddressSpace, address_space
 from vtsim.guest.file_mappings import MapFileSpec
+from vtsim.guest.file_system import ENTRIES, HOST
 from vtsim.guest.frames import Frames, Supply
 from vtsim.guest.kernel import KernelOptions
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.files import Files
 from vtsim.guest.kernel.free_pages import Sizes, sizes
 from vtsim.guest.kernel.page_cache import CachedFile, FileOptions
+from vtsim.guest.kernel.write_back import queue_words
 from vtsim.guest.kernel_data import (
     ALIVE_AT,
     GDT_WORDS,
@@ -152,7 +154,8 @@ def _cached(guest: GuestSpec) -> CachedFile | None:
 
 def _cache_pages(guest: GuestSpec) -> int:
     file = _cached(guest)
-    return -(-file.bytes // PAGE) if file else 0
+    requests = 1 + ENTRIES if guest.kernel.file_system.written else 0
+    return -(-file.bytes // PAGE) + requests if file else 0
 
 
 def _table_words(phase: Any) -> int:
@@ -448,6 +451,7 @@ class Builder:
                 if task.space and task.leader is None
             ),
             dma=self._dma_layout.memory if self._dma_layout else None,
+            file_queue=file.queue - self._linear(0) if file and file.queue else 0,
             protected=self.paging.protected,
             pdptes=tuple(int(word) for word in self._words(root)[:4]) if self.paging.name == OF_PAE else (),
         )
@@ -458,10 +462,23 @@ class Builder:
         file = _cached(self.guest)
         if file is None:
             return None
-        known = self.frames.reserve(_cache_pages(self.guest))
+        known = self.frames.reserve(-(-file.bytes // PAGE))
         first = self.frames.reserve(file.pages)
         fill(self.memory, known, file.words(self._linear(known)))
-        return FileOptions(mapping=self._linear(known), first=first, levels=file.levels)
+        options = FileOptions(mapping=self._linear(known), first=first, levels=file.levels)
+        system = self.guest.kernel.file_system
+        if not system.written:
+            return options
+        queue = self.frames.reserve(1)
+        fill(self.memory, queue, queue_words())
+        background, ceiling = system.pages(self.memory.size)
+        return evolve(
+            options,
+            queue=self._linear(queue),
+            bounce=self.frames.reserve(ENTRIES) if system.kind == HOST else 0,
+            background=background,
+            ceiling=ceiling,
+        )
 
     def _other(self, first: Start, idle: Task) -> Start:
         """The state in which another CPU starts: the same, with tables and data of its own."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.base.spec import Boolean, Text, setting, shares, sizes
+from vtsim.base.spec import Boolean, Text, counts, setting, shares, sizes
 from vtsim.guest.spec import GIB, KIB, MIB, Phase, primitives, repeated
 
 TOUCHES = ("permutation", "strided", "none")
@@ -34,6 +34,8 @@ class MapFileSpec(Phase):
     stride: int = setting(sizes(ge=64, le=GIB), "Distance between touches in order strided", default=4 * KIB)
     write: float = setting(shares(), "Touches that store; the mapping is writable where any does", default=0.0)
     invalidate: bool = setting(Boolean(), "Call msync with MS_INVALIDATE before the touches", default=False)
+    passes: int = setting(counts(ge=1, le=1024), "How often its pages are touched before it is unmapped", default=1)
+    sync: bool = setting(Boolean(), "Call msync with MS_SYNC behind the touches of each pass", default=False)
 
     def __attrs_post_init__(self) -> None:
         if self.order == "strided" and self.stride > self.span_touched:

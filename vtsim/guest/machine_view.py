@@ -140,6 +140,7 @@ class Start:
     in its address space, without PCID (two values with KPTI). With direct tables `cr3` and all roots are host-physical,
     `roots` are those that are pinned; `shared` is the guest-physical address of the page shared with the hypervisor.
     `texts` are the programs: the kernel's, then those of the processes.
+    `file_queue` is the guest-physical address of the queue to the device that has the mapped file, 0 where none has.
     `others` are the states of the other vCPUs, `log_lines` the processes whose ends are recorded, in order.
     `protected`: programs run in 32-bit protected mode, with flat segments; `pdptes` are loaded then, with PAE paging.
     """
@@ -171,5 +172,6 @@ class Start:
     others: tuple[Start, ...] = ()
     log_lines: tuple[int, ...] = ()
     dma: DmaMemory | None = None
+    file_queue: int = 0
     protected: bool = False
     pdptes: tuple[int, ...] = ()

@@ -45,6 +45,7 @@ CALLS = {
     at.CALL_MAP_FILE: "call_map_file",
     at.CALL_UNMAP_FILE: "call_unmap_file",
     at.CALL_MSYNC: "call_msync",
+    at.CALL_SYNC: "call_sync",
 }
 PLAIN_CALL = "call_plain"
 PATHS: Final[Kept[tuple[Program, int, int]]] = Kept(8)  # of the kernel, without loops of phases

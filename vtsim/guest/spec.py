@@ -23,6 +23,7 @@ from vtsim.base.spec import (
     shares,
     sizes,
 )
+from vtsim.guest.file_system import FileSystemSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGE_SIZES = (4 * KIB, 2 * MIB, GIB)
@@ -534,6 +535,9 @@ class KernelSpec:
         Text(choices=("cached", "tree")),
         "Addresses for devices from caches before the tree (Linux since 4.8), or from the tree each time",
         default="cached",
+    )
+    file_system: FileSystemSpec = setting(
+        Group(spec=FileSystemSpec), "Where the file of primitive map_file is kept", factory=FileSystemSpec
     )
     paging: str = setting(
         Text(choices=("4-level", "5-level", "PAE", "32-bit")),

@@ -25,6 +25,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine, Geometry, stop_name
 from vtsim.cpu.kernels import modes
+from vtsim.cpu.kernels.apic import request
 from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, PORTS, port_in
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.ept.tables import Words
@@ -34,6 +35,8 @@ from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalM
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
 from vtsim.platform.disk import Disk
 from vtsim.platform.dma_spec import DOORBELLS, PAGE, REGISTERS
+from vtsim.platform.file_device import FileDevice
+from vtsim.platform.file_spec import keeps_file
 from vtsim.platform.identity import identify
 from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
@@ -44,9 +47,12 @@ from vtsim.platform.witness import words as witness_words
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
+from vtsim.vmm.layout import DEVICE_VECTOR, FILE_DOORBELL, HOST_SERVER, SERVER_FRAME, V
 from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
+from vtsim.vmm.programs.events import ASSIGNED_BYTES
+from vtsim.vmm.programs.ports import FILE_SERVER
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
 
@@ -110,6 +116,7 @@ class Vm:
     spaces: tuple[Space, ...] = ()
     process_roots: tuple[tuple[int, tuple[int, ...]], ...] = ()  # as in `Start`
     dma: DmaMemory | None = None  # of the devices that its kernel drives
+    file_queue: int = 0  # guest-physical address of the queue to the device that has its file, if one has
     texts: tuple[Program, ...] = ()
     finished_at: int | None = None
     stopped: str | None = None
@@ -150,6 +157,7 @@ class Machine:
     hypervisor: Hypervisor | None = field(default=None, init=False)  # that uses VT-x
     monitor: Monitor | None = field(default=None, init=False)  # of deprivileged guests
     disk: Disk | None = field(default=None, init=False)
+    files: dict[int, FileDevice] = field(factory=dict, init=False)  # by the address of their doorbell
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     driven: DrivenDevices | None = field(default=None, init=False)  # that the guest drives
     approximations: list[str] = field(factory=list, init=False)
@@ -204,6 +212,8 @@ class Machine:
         for cpu, start in enumerate((first, *first.others)):
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
+        if vm.file_queue:
+            self._serve_file(vm, memory, FILE_DOORBELL, 0, layout.FILE_VECTOR)
         if first.dma is not None:
             from vtsim.platform.unit_tables import native
 
@@ -227,7 +237,7 @@ class Machine:
                     cpu=spec.cpu or 0,
                     memory=spec.memory,
                     build=build,
-                    devices=spec.devices,
+                    devices=(*spec.devices, *([FILE_SERVER] if keeps_file(spec) else [])),
                     assigned=assigned_to(scenario, spec),
                     viommu=spec.viommu if driven_by(spec) else "none",
                     recorded=recorded(spec.guest, self.profile, shadow=on_shadow(scenario)) is not None,
@@ -248,9 +258,37 @@ class Machine:
             from vtsim.platform.unit_tables import assigned
 
             self._drive(*assigned(below, [(vm.spec.name, vm.dma) for vm in self.vms if vm.dma is not None]))
+        self._serve_files(below)
         if scenario.vmm.swap.on:
             sizes = [vm.memory for vm in scenario.vms]
             self.disk = Disk.of(self.hypervisor, self.clock, self.engine.extra + extra, sizes)
+
+    def _serve_files(self, hypervisor: Hypervisor) -> None:
+        """Each VM whose file is written has a server, whose message comes behind those of devices that are assigned."""
+        number = sum(len(assigned_to(self.scenario, vm.spec)) for vm in self.vms)
+        for vcpu in (vcpu for vcpu in hypervisor.vcpus if vcpu.index == 0):
+            vm = self._named(vcpu.name)
+            if not vm.file_queue:
+                continue
+            doorbell = (SERVER_FRAME << mem.PAGE_SHIFT) + 8 * len(self.files)
+            row = hypervisor.path.addresses["assigned"] + ASSIGNED_BYTES * number
+            for word, value in enumerate((vcpu.address, layout.FILE_VECTOR)):
+                hypervisor.host.store(row + 8 * word, value)
+            hypervisor.host.store(vcpu.address + V["SERVER"], HOST_SERVER + doorbell % mem.PAGE_BYTES)
+            self._serve_file(vm, vcpu.memory, doorbell, vcpu.cpu, DEVICE_VECTOR + number)
+            number += 1
+
+    def _serve_file(self, vm: Vm, memory: PhysicalMemory, doorbell: int, cpu: int, vector: int) -> None:
+        system, m = vm.spec.guest.kernel.file_system, self.engine.cpus[cpu]
+
+        def interrupt() -> None:
+            with quiet():
+                request(m, self.engine.arena, vector)
+
+        self.files[doorbell] = FileDevice(
+            self.engine, self.clock, memory, vm.file_queue, self.profile.cycles(system.write),
+            simpy.Resource(self.clock, system.at_once), interrupt,
+        )  # fmt: skip
 
     @property
     def below(self) -> Hypervisor | Monitor | None:
@@ -270,7 +308,7 @@ class Machine:
         except ConfigError as error:
             raise inside("vms", inside(str(self.vms.index(vm)), error)) from None
         vm.memory, vm.log, vm.log_lines = memory, start.log, start.log_lines
-        vm.spaces, vm.dma, vm.texts = start.spaces, start.dma, start.texts
+        vm.spaces, vm.dma, vm.texts, vm.file_queue = start.spaces, start.dma, start.texts, start.file_queue
         vm.process_roots = start.process_roots
         return start
 
@@ -445,6 +483,8 @@ class Machine:
             else:
                 m[s.GPR + register] = mem.signed(self.driven.read(int(m[s.STOP_A]), size))
             return
+        if code == codes.DEVICE_WRITE and (device := self.files.get(int(m[s.STOP_A]))):
+            device.ring()
         if self.disk is not None and code == codes.DEVICE_WRITE and self.disk.answers(int(m[s.STOP_A])):
             self.disk.ring(int(m[s.STOP_A]), int(m[s.STOP_C]))
         if code == codes.DEVICE_READ and register < 16:

@@ -34,6 +34,7 @@ from vtsim.platform.dma_spec import (
     LandingSpec,
     dma_conflicts,
 )
+from vtsim.platform.file_spec import file_conflicts
 from vtsim.platform.vcpu_spec import memory_conflicts, vcpu_conflicts
 from vtsim.vmm.pci import DEVICE_LIMIT, MODELS
 from vtsim.vmm.spec import VmmSpec
@@ -243,6 +244,7 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
             yield Problem(path=f"{where}.name", message=f"two VMs are named {name!r}", help="give each VM its own name")
         names.add(name)
         yield from vcpu_conflicts(scenario, vm, where)
+        yield from file_conflicts(scenario, vm, where)
         yield from memory_conflicts(vm, where, scenario.vmm.balloon.size)
 
 

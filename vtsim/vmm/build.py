@@ -40,7 +40,7 @@ from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log, locked_fault
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
-from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, KERNEL_PORTS, LATCH, port_entries
+from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, FILE_SERVER, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.programs.viommu_words import PAGES as UNIT_PAGES
@@ -133,9 +133,13 @@ def build_hypervisor(
         addresses["frames"] = addresses["frame_hash"] + 8 * locked_fault.HASH_BUCKETS
     if vmm.swap.on:
         host.kernel.map(at.HOST_DISK, [at.DISK_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
+    served = sum(FILE_SERVER in guest.devices for guest in guests)
+    if served:
+        host.kernel.map(at.HOST_SERVER, [at.SERVER_FRAME], KERNEL_PAGE | e.PTE_NO_EXECUTE)
+        addresses["server"] = at.HOST_SERVER
     assigned = sum(len(guest.assigned) for guest in guests)
-    if assigned and not vmm.posted_interrupts:
-        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned}
+    if assigned + served and not vmm.posted_interrupts:
+        addresses |= {"assigned": at.frame_address(host.reserve()), "assigned_count": assigned + served}
     if units := [guest.viommu for guest in guests if guest.viommu != "none"]:
         addresses["viommu"] = at.frame_address(host.reserve(UNIT_PAGES))
         addresses["viommu_step"] = 32 if "nested" in units else 16  # bytes of a descriptor in the real unit's queue

@@ -22,6 +22,7 @@ USER_STACK: Final   = 0x0000_0000_0080_0000   # grows down from here
 USER_RAM: Final     = 0x0000_7F00_0000_0000   # guest memory: guest-physical address 0
 
 HOST_DISK: Final    = 0xFFFF_C900_0000_0000   # registers of the disk
+HOST_SERVER: Final  = 0xFFFF_C900_0020_0000   # where a server is told of requests of a VM
 HOST_UNIT: Final    = 0xFFFF_C900_0010_0000   # registers of the remapping unit
 
 # --- selectors of the host ---------------------------------------------------------------------------------
@@ -38,6 +39,8 @@ DEVICE_VECTOR: Final = 0x50                   # the first device that is assigne
 
 # --- disk: a queue of commands and, a page behind, one of what is done; an entry is command, frame, place, vCPU ------
 DISK_FRAME: Final = 0xFE000                   # of its registers
+SERVER_FRAME: Final = 0xFE001                  # of the servers of VMs' files: a word each
+FILE_DOORBELL: Final = 0xFEBE_0000            # guest-physical address that a guest writes to for its server
 DISK_READ, DISK_WRITE = 1, 2
 DISK_ENTRIES, DISK_ENTRY_BYTES, DISK_DONE_TAIL = 64, 32, 4088
 
@@ -77,6 +80,7 @@ VCPU_WORDS: Final = (
     ("PORT_ENTRIES",      1, "how many"),
     ("EVENTS",            1, "linear address of the device memory whose writes only raise an event for somebody"),
     ("EVENT_ENTRIES",     1, "how many"),
+    ("SERVER",            1, "linear address where the server of the VM's file is told of requests"),
     ("EPT_ROOT",          1, "host-physical address of the EPT PML4 table"),
     ("EPT_TOP",           1, "host-physical address of the table that the EPTP names: the same, or the PML5 table"),
     ("EPT_ALLOCATOR",     2, "frames for EPT tables: next, end"),

@@ -163,6 +163,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     vectors = [*range(at.PAGE_FAULT_VECTOR), *range(at.PAGE_FAULT_VECTOR + 1, 32), at.TIMER_VECTOR]
     vectors += [DMA_VECTOR + n for n in range(len(kernel.dma.ports))] if kernel.dma else []
     vectors += [PAGE_REQUEST_VECTOR] if kernel.dma and kernel.dma.askers else []
+    vectors += [at.FILE_VECTOR] if kernel.file and kernel.file.queue else []
     for vector in vectors + [at.CALL_VECTOR, at.IPI_VECTOR] * kernel.several:
         a.label(f"vector_{vector}")
         if kernel.ring3:

@@ -237,7 +237,10 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     else:
         put_entry(a, kernel)
         flush_user_page(a, kernel)
-    a.jmp("fault_unlock" if kernel.several else "fault_done")
+    if kernel.file and kernel.file.queue:
+        a.jmp("file_dirtied")
+    else:
+        a.jmp("fault_unlock" if kernel.several else "fault_done")
     a.label("copy_page")
     smp.unlock_tables(a, kernel)
     take_frame(a, kernel, "no_memory")

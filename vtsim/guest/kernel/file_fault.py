@@ -5,8 +5,8 @@ A read maps the pages around the one that was asked for, too, as far as they are
 is charged to anybody, for the file has it already. A write maps one page, after the file system has had its say. An
 entry that goes gives the page back to the cache, not to a zone.
 
-Not modelled: private mappings of files; fork while a file is mapped; last-level tables that munmap frees; throttling of
-whoever dirties pages; waiting for a page that is locked.
+Not modelled: private mappings of files; fork while a file is mapped; last-level tables that munmap frees; waiting for a
+page that is locked.
 """
 
 from __future__ import annotations
@@ -178,21 +178,42 @@ def _around(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.call("pv_send")
 
 
-def _dirty(a: Assembler, descriptor: int, *, unlock: bool) -> None:
-    """Mark a page as dirty, and let it go where it was locked. Clobbers RAX."""
-    a.ld(s.RAX, Mem(descriptor, cache.P_FLAGS))
-    a.or_(s.RAX, cache.DIRTY)
+def _dirty(a: Assembler, file: FileOptions, *, unlock: bool) -> None:
+    """Mark the page at RSI as dirty, and let it go where it was locked.
+
+    Clobbers RAX; where pages are written RCX RDX RDI R8, too.
+    """
+    if file.queue:
+        a.call("page_dirtied")
+        if not unlock:
+            return
+    a.ld(s.RAX, Mem(s.RSI, cache.P_FLAGS))
+    if not file.queue:
+        a.or_(s.RAX, cache.DIRTY)
     if unlock:
         a.and_(s.RAX, ~cache.LOCKED)
-    a.st(Mem(descriptor, cache.P_FLAGS), s.RAX)
+    a.st(Mem(s.RSI, cache.P_FLAGS), s.RAX)
 
 
-def _say(a: Assembler) -> None:
-    """Lock the page at RSI while the file system makes it ready for a write. Clobbers RAX."""
+def _say(a: Assembler, file: FileOptions, name: str) -> None:
+    """Lock the page at RSI while the file system makes it ready for a write, or waits for an earlier one.
+
+    Clobbers RAX, and where it waits all that `schedule` does not keep but RSI.
+    """
+    if file.bounce:
+        a.label(name)
+        a.ld(s.RAX, Mem(s.RSI, cache.P_FLAGS))
+        a.test(s.RAX, cache.WRITEBACK)
+        a.jcc(ops.CC_Z, f"{name}_now")
+        a.push(s.RSI)
+        a.call("sleep_for_file")
+        a.pop(s.RSI)
+        a.jmp(name)
+        a.label(f"{name}_now")
     a.ld(s.RAX, Mem(s.RSI, cache.P_FLAGS))
     a.or_(s.RAX, cache.LOCKED)
     a.st(Mem(s.RSI, cache.P_FLAGS), s.RAX)
-    a.work(length("page_mkwrite"))
+    a.work(length("fuse_mkwrite" if file.bounce else "page_mkwrite"))
 
 
 def _write(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
@@ -201,7 +222,7 @@ def _write(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.work(length("file_write_fault"))
     _descriptor(a, file, s.R12, s.RSI)
     cache.change(a, s.RSI, cache.P_COUNT, 1)
-    _say(a)
+    _say(a, file, "write_waits")
     if kernel.several:
         a.copy(s.R13, s.RSI)
         smp.lock_tables(a, kernel)
@@ -209,13 +230,16 @@ def _write(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.copy(s.RSI, s.R13)
         a.test(s.RAX, -1)
         a.jcc(ops.CC_Z, "file_write_first")
-        _dirty(a, s.RSI, unlock=True)
+        _dirty(a, file, unlock=True)
         cache.change(a, s.RSI, cache.P_COUNT, -1)
         a.jmp("file_mapped")
         a.label("file_write_first")
     cache.change(a, s.RSI, cache.P_MAPPED, 1)
-    _dirty(a, s.RSI, unlock=True)
+    _dirty(a, file, unlock=True)
     _map_page(a, kernel, file)
+    if file.queue:
+        a.label("file_dirtied")
+        a.call("balance_dirty")
 
 
 def _page_of_file(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
@@ -225,8 +249,8 @@ def _page_of_file(a: Assembler, kernel: KernelOptions, file: FileOptions) -> Non
     a.push(s.R11)
     a.copy(s.RSI, s.RAX)
     _to_descriptor(a, kernel, file, spare=s.RDX)
-    _say(a)
-    _dirty(a, s.RSI, unlock=True)
+    _say(a, file, "mapped_waits")
+    _dirty(a, file, unlock=True)
     a.pop(s.R11)
     a.pop(s.RCX)
     a.copy(s.RAX, s.RBP)
@@ -283,6 +307,8 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
     _done(a, kernel)
 
     a.label("call_msync")
+    if not kernel.file.queue:  # there is nothing to write
+        a.label("call_sync")
     a.work(length("msync"))
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     _find_area(a, kernel, "msync_area")
@@ -318,6 +344,9 @@ def calls(a: Assembler, kernel: KernelOptions) -> None:
         a.copy(s.RSI, s.RBP)
         a.call("shoot_down")
     a.label("file_unmapped")
+    if kernel.file.bounce:
+        a.mov(s.R15, 1)
+        a.call("write_dirty")
     _done(a, kernel)
 
 
@@ -348,7 +377,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     _to_descriptor(a, kernel, file, spare=s.RAX)
     a.test(s.RDX, e.PTE_DIRTY)
     a.jcc(ops.CC_Z, "drop_clean")
-    _dirty(a, s.RSI, unlock=False)
+    _dirty(a, file, unlock=False)
     a.label("drop_clean")
     cache.change(a, s.RSI, cache.P_MAPPED, -1)
     cache.change(a, s.RSI, cache.P_COUNT, -1)

@@ -109,14 +109,15 @@ CARRIERS: Final = tuple(r for r in SAVED if r not in (s.RSI, s.RDI, s.R14, s.R15
 
 # --- vectors, system calls ---------------------------------------------------------------------------------------
 PAGE_FAULT_VECTOR, TIMER_VECTOR, CALL_VECTOR, IPI_VECTOR = 14, 0xEC, 0xFB, 0xFA
+FILE_VECTOR: Final = 0x61                       # of the device that has the mapped file
 NOTHING_VECTOR: Final = 0x80                    # of a kernel that tries sensitive instructions: its handler returns
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17, 21)
 # Numbers above 511 belong to the primitives: every number of the primitive `syscall` is free.
 USER_CALLS: Final = 512
 (CALL_YIELD, CALL_EXIT, CALL_FORK, CALL_WAIT, CALL_UNMAP, CALL_SLEEP, CALL_PROTECT, CALL_EXEC,
  CALL_BALLOON, CALL_SIGACTION, CALL_KILL, CALL_SIGRETURN, CALL_STAT, CALL_OPEN, CALL_CLOSE, CALL_READ, CALL_WRITE,
- CALL_SELECT, CALL_MAP_FILE, CALL_UNMAP_FILE, CALL_MSYNC) = range(512, 533)
-FIRST_LOOP: Final = 533
+ CALL_SELECT, CALL_MAP_FILE, CALL_UNMAP_FILE, CALL_MSYNC, CALL_SYNC) = range(512, 534)
+FIRST_LOOP: Final = 534
 SIGUSR1: Final = 10
 NOFLUSH: Final = 1 << 63
 NATIVE_LOAD, NATIVE_STORE = 0x4A01, 0x4A02      # native methods of the program that runs a guest, by VMCALL

@@ -4,7 +4,7 @@ The layout is that of Linux: a slot holds the address of a page's descriptor, wh
 frame.
 
 Not modelled: more than one file; pages that are not in the cache, or in another order in memory than in the file;
-large folios; write-back.
+large folios; a tag for pages being written.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from vtsim.cpu.assembler import Assembler, Mem
 # fmt: off
 SLOTS, SLOT_BITS = 64, 6                            # XA_CHUNK_SIZE
 NODE_BYTES, NODE_HEADER = 576, 64                   # of struct xa_node
-MAPPING_BYTES: Final = 64                           # of struct address_space, what is read here
-(X_ROOT, X_PAGES) = range(0, 16, 8)
+NODE_DIRTY: Final = 8                               # a bit for each slot: is a page there or below dirty?
+MAPPING_BYTES: Final = 64                           # of struct address_space, what is read here, and of the counters
+# dirty pages, pages being written, pages that became dirty since it was last looked whether they are too many
+(X_ROOT, X_PAGES, X_DIRTY, X_WRITEBACK, X_RATE) = range(0, 40, 8)
 PAGE_BYTES: Final = 64                              # of struct page
 (P_FLAGS, P_MAPPING, P_INDEX, P_MAPPED, P_COUNT) = range(0, 40, 8)
 LOCKED, UPTODATE, DIRTY = 1, 4, 16                  # of the flags: PG_locked, PG_uptodate, PG_dirty
+WRITEBACK: Final = 1 << 15                          # PG_writeback
 FRAME_BITS, PAGE_BITS = 12, 6                       # of the bytes of a frame, and of a descriptor
 # fmt: on
 
@@ -82,6 +85,10 @@ class FileOptions:
     mapping: int
     first: int
     levels: int
+    queue: int = 0  # linear address of the queue to the device that has the file; 0: no page is written
+    bounce: int = 0  # the first frame of copies that the device reads, one for each request; 0: it reads the pages
+    background: int = 0  # dirty pages beyond which they are written
+    ceiling: int = 0  # dirty pages and pages being written beyond which writers wait
 
     @property
     def descriptors(self) -> int:

@@ -154,7 +154,7 @@ def take_space(a: Assembler) -> None:
     a.st(at.cpu_word(at.LOADED_TASK), s.RSI)
 
 
-def _flush_when_loaded(a: Assembler, kernel: KernelOptions, task: int) -> None:
+def flush_when_loaded(a: Assembler, kernel: KernelOptions, task: int) -> None:
     """The next load of a task's CR3 flushes. Clobbers RAX and RCX."""
     if not kernel.pcid:
         return
@@ -220,7 +220,7 @@ def each_that_may_have_it(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RDI, Mem(s.RSI, at.T_CPU))
     _ask_if_loaded(a, "shoot_unloaded")
     a.label("shoot_unloaded")
-    _flush_when_loaded(a, kernel, s.RSI)
+    flush_when_loaded(a, kernel, s.RSI)
     a.ld(s.RAX, Mem(s.RDI, at.LOADED_TASK))
     a.cmp(s.RAX, register=s.RSI)
     a.jcc(ops.CC_NZ, "shoot_other")
@@ -292,7 +292,7 @@ def _see_to_calls(a: Assembler, kernel: KernelOptions) -> None:
     flush_as_asked(a, kernel)
     a.jmp("called_done")
     a.label("called_late")
-    _flush_when_loaded(a, kernel, s.RBX)
+    flush_when_loaded(a, kernel, s.RBX)
     a.label("called_done")
     a.mov(s.RAX, 0)
     a.st(Mem(s.R9, at.ASKED, index=s.R8, scale=8), s.RAX)

@@ -101,7 +101,8 @@ def _acknowledge(a: Assembler, kernel: KernelOptions) -> None:
         a.cmp(s.RBX, at.CALL_VECTOR)
         a.jcc(ops.CC_Z, "called")
     a.cmp(s.RBX, at.TIMER_VECTOR)
-    a.jcc(ops.CC_NZ, "dma_done" if kernel.dma else "interrupt_done")
+    device = "dma_done" if kernel.dma else "interrupt_done"
+    a.jcc(ops.CC_NZ, "file_written" if kernel.file and kernel.file.queue else device)
 
 
 @path("timer deadline")

@@ -23,12 +23,15 @@ ADDED: Final = 0x1F35  # odd
 
 @lowering(spec.MapFileSpec, memory=FILE)
 def map_file(a: Assembler, phase: spec.MapFileSpec, at: Stage) -> None:
-    """Three system calls a round, and the touches between them."""
+    """Two or three system calls a round, and the touches between them; one for each pass that is synced."""
     a.mov(s.RBX, start_of_random(at))
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     for number in (layout.CALL_MAP_FILE, layout.CALL_MSYNC)[: 1 + phase.invalidate]:
         registers(a, {s.RDI: at.base, s.RSI: phase.pages})
         call(a, number)
+    if phase.passes > 1:
+        a.mov(s.RBP, phase.passes)
+        a.label(at.label("pass"))
     writes = round(phase.write * 1024) << ops.STREAM_WRITES
     if phase.order == "strided":
         count = -(-phase.span_touched // phase.stride)
@@ -36,6 +39,12 @@ def map_file(a: Assembler, phase: spec.MapFileSpec, at: Stage) -> None:
         a.emit(ops.STREAM, imm=ops.STRIDED | writes)
     elif phase.order == "permutation":
         _shuffled(a, phase.pages_touched, at, writes)
+    if phase.sync:
+        registers(a, {s.RDI: at.base, s.RSI: phase.pages})
+        call(a, layout.CALL_SYNC)
+    if phase.passes > 1:
+        a.sub(s.RBP, 1)
+        a.jcc(ops.CC_NZ, at.label("pass"))
     registers(a, {s.RDI: at.base, s.RSI: phase.pages})
     call(a, layout.CALL_UNMAP_FILE)
     again(a, label)

@@ -22,7 +22,7 @@ from vtsim.vmm.memory import GIB
 from vtsim.vmm.programs import several, shadow_shared, viommu
 from vtsim.vmm.programs.ept import MMIO_ENTRY
 from vtsim.vmm.programs.ept_leaf import LARGE
-from vtsim.vmm.programs.ports import DEVICE_WORDS
+from vtsim.vmm.programs.ports import DEVICE_WORDS, wake_server
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -38,6 +38,7 @@ def misconfiguration(a: Assembler, path: Path) -> None:
         find_event(a, "slow_mmio")
         work(a, path, "in_kernel_device")
         work(a, path, "eventfd")
+        wake_server(a, path)
         a.jmp("skip")
         a.label("slow_mmio")
     work(a, path, "misconfiguration")

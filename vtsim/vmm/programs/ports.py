@@ -12,9 +12,10 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.vmm import layout as at
 from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, WINDOW_KEY, configuration
 from vtsim.vmm.programs.timer import now
-from vtsim.vmm.programs.words import saved, vcpu
+from vtsim.vmm.programs.words import saved, vcpu, work
 from vtsim.vmm.registry import Path
 
 LATCH, COUNTER, CONFIG, WINDOW = range(4)  # CONFIG: the host bridge of the kvm personality; WINDOW: see vmm.pci
@@ -29,7 +30,9 @@ DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
     "i440fx":   ((0xCF8, LATCH), (0xCFC, CONFIG), (0xCFD, CONFIG), (0xCFE, CONFIG), (0xCFF, CONFIG)),
     "testdev":  ((0xE0, LATCH), (0xE4, LATCH), (0xE8, LATCH), (0xF1, LATCH), (0xF4, LATCH)),
 }
-EVENTS: Final = {"testdev": (0xFEBF_0000,)}  # device memory whose writes wake somebody, whatever is written
+FILE_SERVER: Final = "file server"
+# device memory whose writes wake somebody, whatever is written
+EVENTS: Final = {"testdev": (0xFEBF_0000,), FILE_SERVER: (at.FILE_DOORBELL,)}
 # fmt: on
 
 
@@ -187,10 +190,24 @@ def find_entry(a: Assembler) -> None:
     a.hook(hooks.FIND)
 
 
+def wake_server(a: Assembler, path: Path) -> None:
+    """A write to R13 is an event: wake the server of the VM's files, if it is its doorbell. Changes RDI."""
+    if "server" not in path.addresses:
+        return
+    name = f"no_server_{a.here:x}"
+    a.cmp(R13, at.FILE_DOORBELL)
+    a.jcc(ops.CC_NZ, name)
+    work(a, path, "wake_server")
+    a.ld(RDI, vcpu("SERVER"))
+    a.st(Mem(RDI), RDI, "on another processor")
+    a.label(name)
+
+
 def memory_in_hypervisor(a: Assembler, path: Path) -> None:
     """`memory_request`: device memory where all devices are in the hypervisor. R13 address, R12 write?, RAX value."""
     a.label("memory_request")
     a.copy(R14, RAX)
+    wake_server(a, path)
     a.copy(RCX, R13)
     find_port(a)
     a.test(RAX, register=RAX)

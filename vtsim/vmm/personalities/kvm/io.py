@@ -14,7 +14,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, RAX, RBX, RCX, RDI, RDX
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import mmio
-from vtsim.vmm.programs.ports import decode, find_entry, find_port, load_by_size, merge, read_device
+from vtsim.vmm.programs.ports import decode, find_entry, find_port, load_by_size, merge, read_device, wake_server
 from vtsim.vmm.programs.words import saved, vcpu, work
 from vtsim.vmm.registry import Path
 
@@ -110,6 +110,7 @@ def memory(a: Assembler, path: Path) -> None:
     mmio.find_event(a, "memory_of_user")
     work(a, path, "in_kernel_device")
     work(a, path, "eventfd")
+    wake_server(a, path)
     a.jmp("skip_decoded")
     a.label("memory_of_user")
     a.copy(RAX, RBX)
