@@ -531,8 +531,8 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for path, wrong, words, legal in (
             ("vmm.technique", vmm.technique not in ("native", "hardware"), "has ring 0, or VT-x below it",
              "technique can be native, hardware"),
-            ("vmm.paging", vmm.paging in ("direct-pv", "agile"), "has tables of its own, which it writes itself",
-             "paging can be auto, ept, shadow"),
+            ("vmm.paging", vmm.paging == "direct-pv", "has tables of its own, which it writes itself",
+             "paging can be auto, ept, shadow, agile"),
             ("vmm.pv.events", by_events, NOT_FOR_HYPERCALLS, "events can be false"),
             ("vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "ept",
              "has tables by which exit clusters find no instruction", "exit_clustering can be false"),

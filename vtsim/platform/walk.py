@@ -244,7 +244,8 @@ def _become_guest(machine: Machine, number: int, space: Space, ring: int) -> Non
     m[s.CONTEXT_KEY] = NO_CONTEXT
     engine.sync(cpu)
     if m[s.PAGING_LEVELS] == 3:
-        load = hypervisor.vcpus[number].memory.load if hypervisor is not None and m[s.EPTP] else engine.load
+        own = hypervisor is not None and m[s.EPTP] and not machine.scenario.vmm.on_shadow  # in the guest's memory?
+        load = hypervisor.vcpus[number].memory.load if hypervisor is not None and own else engine.load
         m[s.PDPTE0 : s.PDPTE0 + 4] = [load((loaded & e.PDPT_ADDRESS) + 8 * n) for n in range(4)]
 
 
