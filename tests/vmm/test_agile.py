@@ -97,11 +97,17 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
     assert page_faults(there) == page_faults(natively)
 
 
+MODES = pytest.mark.parametrize("mode", ["4-level", "PAE", "32-bit"])
+
+
 @pytest.mark.compiled_only
-def test_forks_do_not_exit_for_their_tables_once_roots_are_nested() -> None:
+@MODES
+def test_forks_do_not_exit_for_their_tables_once_roots_are_nested(mode: str) -> None:
+    kernel = f"{{tick: off, paging: {mode}}}"
+
     def faults(*sets: str) -> int:
         few, many = (f"[{{phases: [{{primitive: fork, pages: 16, iterations: {n}}}]}}]" for n in (10, 20))
-        counts = [exits(run((PLAIN, forks), (*AGILE, *sets)), "EXCEPTION_NMI") for forks in (few, many)]
+        counts = [exits(run((kernel, forks), (*AGILE, *sets)), "EXCEPTION_NMI") for forks in (few, many)]
         return counts[1] - counts[0]
 
     assert faults() == 0
@@ -121,10 +127,12 @@ def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_differe
     assert digests(those[1]) == digests(run(many, ("vmm.technique=native",)))
 
 
-def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested() -> None:
+@MODES
+def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested(mode: str) -> None:
+    kernel = f"{{tick: off, paging: {mode}}}"
     few, many = (f"[{{phases: [{{primitive: page_fault, region: 48 KiB, iterations: {n}}}]}}]" for n in (2, 4))
     exit_counts = {
-        sets: [exits(run((PLAIN, faults), sets), "EXCEPTION_NMI") for faults in (few, many)] for sets in (AGILE, SHADOW)
+        sets: [exits(run((kernel, faults), sets), "EXCEPTION_NMI") for faults in (few, many)] for sets in (AGILE, SHADOW)
     }
 
     assert exit_counts[AGILE][0] == exit_counts[AGILE][1]
