@@ -311,8 +311,7 @@ def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_
 
 
 DIRECTORY_WRITTEN = (  # a page table for each 4 MiB
-    "vms.0.guest.processes.0.phases="
-    "[{primitive: stream, pattern: strided, stride: 4 MiB, region: 16 MiB, accesses: 4}]"
+    "vms.0.guest.processes.0.phases=[{primitive: stream, pattern: strided, stride: 4 MiB, region: 16 MiB, accesses: 4}]"
 )
 
 

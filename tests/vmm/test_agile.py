@@ -53,7 +53,11 @@ WIDE = (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=T
 NARROW = tuple(paging for paging in NARROW_MODES.values() if paging.protected)
 CHANGING: dict[str, tuple[Callable[[int, int, Any], Plan], tuple[Any, ...], int]] = {  # guests, their modes, seeds
     "four and five levels": (plan, WIDE, 8),
-    "two levels": (narrow_plan, (*NARROW, *(evolve(each, smap=True) for each in NARROW), evolve(NARROW[1], pse=False)), 3),
+    "two levels": (
+        narrow_plan,
+        (*NARROW, *(evolve(each, smap=True) for each in NARROW), evolve(NARROW[1], pse=False)),
+        3,
+    ),
 }
 
 
@@ -132,7 +136,8 @@ def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested(mode: s
     kernel = f"{{tick: off, paging: {mode}}}"
     few, many = (f"[{{phases: [{{primitive: page_fault, region: 48 KiB, iterations: {n}}}]}}]" for n in (2, 4))
     exit_counts = {
-        sets: [exits(run((kernel, faults), sets), "EXCEPTION_NMI") for faults in (few, many)] for sets in (AGILE, SHADOW)
+        sets: [exits(run((kernel, faults), sets), "EXCEPTION_NMI") for faults in (few, many)]
+        for sets in (AGILE, SHADOW)
     }
 
     assert exit_counts[AGILE][0] == exit_counts[AGILE][1]

@@ -54,11 +54,11 @@ EVERY_ENTRY: Final = tuple(
 class Walk:
     """An observed translation, with the sizes and counts in the units of the names.
 
-    `address` is unsigned. `guest_levels` are those that the processor walks, `paging` the mode of the guest's own
-    tables, which may be another one on shadow tables. `pdpte` is what PAE paging has loaded before the walk, which reads none. `fault` is empty, or
-    what ended the translation, then with `error_code` of a page fault or `qualification` of an EPT violation and
-    `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the paging-structure cache that
-    the walk began with.
+    `address` is unsigned. `guest_levels` are those that the processor walks, `paging` is the mode of the guest's own
+    tables, on shadow tables perhaps another one. `pdpte` is what PAE paging has loaded before the walk, which reads
+    none. `fault` is empty, or what ended the translation, then with `error_code` of a page fault or `qualification` of
+    an EPT violation and `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the
+    paging-structure cache that the walk began with.
     """
 
     scenario: str

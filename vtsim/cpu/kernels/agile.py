@@ -15,7 +15,15 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.agile_ept import set_ept_flags
 from vtsim.cpu.kernels.shadow_map import host_leaf, way_down
-from vtsim.cpu.kernels.shadow_pages import ASKED, drop_entry, keep_free, leaves_of, put_switch, stays_protected, zap_page
+from vtsim.cpu.kernels.shadow_pages import (
+    ASKED,
+    drop_entry,
+    keep_free,
+    leaves_of,
+    put_switch,
+    stays_protected,
+    zap_page,
+)
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
     KEY_FRAME,
@@ -37,13 +45,11 @@ from vtsim.cpu.kernels.shadow_use import nested_root
 from vtsim.cpu.kernels.shadow_walk import P_LEVEL, P_PATH, P_TABLE
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (
-    ADDRESS,
     EPT_DIRTY,
     EPT_WRITE,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_NO_EXECUTE,
-    PTE_PRESENT,
     PTE_SWITCHES,
     PTE_USER,
     PTE_WRITE,

@@ -155,7 +155,8 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
             host = (found & ADDRESS) | (place & 0xFFF)
             writable = found & EPT_WRITE != 0
         if level == 1 and up < 0 and m[ENTRY_CACHE] == 0:
-            kept = (host & ~0xFFF) | rights | (UP_HOST_WRITE if writable else 0) | (UP_NESTED if agile and through_ept else 0)
+            kept = (host & ~0xFFF) | rights | (UP_HOST_WRITE if writable else 0)
+            kept |= UP_NESTED if agile and through_ept else 0
             keep_table(m, a, PWC_PDE, number, 1, context, kept)
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
