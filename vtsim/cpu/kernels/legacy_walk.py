@@ -124,11 +124,10 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     level = 2
     context = m[CONTEXT] << CONTEXT_SHIFT
     number = linear_number(m, gva)
-    switches = agile and entry & PTE_SWITCHES != 0  # does the PDPTE lead to the guest's own page directory?
-    switched = switches  # is `table` the first one of the guest's own?
+    switched = agile and entry & PTE_SWITCHES != 0  # is `table` the first one of the guest's own, by a PDPTE yet?
     from_cache, writable = False, True  # the table's host-physical address comes from the PDE cache; EPT allows writes
     if agile:
-        through_ept = switches
+        through_ept = switched
     up = -1 if m[ENTRY_CACHE] else deepest(m, a, PWC_PDE, number, 2, context)
     if up >= 0:
         level, table, rights, writable = 1, up & ADDRESS, up & 7, up & UP_HOST_WRITE != 0
@@ -190,11 +189,11 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
                 return page_fault(m, gva, code | refused)
         flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
         if entry & flags != flags:
-            if not writable and from_cache:  # the cache forgot the table's guest-physical address: start at the root
+            # the cache forgot the table's guest-physical address: start at the root (with agile paging, which has
+            # flags of EPT, no table is met that may not be written)
+            if not writable and from_cache:
                 level, table, rights, up = 2, root, UP_WRITE | UP_USER, -1
                 from_cache, writable = False, True
-                if agile:
-                    through_ept = switched = switches
                 continue
             if not writable:
                 found = nested(m, a, t, table, EPT_WRITE, True)
