@@ -150,7 +150,10 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
     native, technique = vmm.technique == "native", vmm.technique
     pagings = ("auto", "ept", "shadow", "agile", "direct-pv")
     wrong = (
-        ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
+        (
+            "vmm.technique", technique not in ("native", "hardware", "paravirtual"), f"technique {technique!r}",
+            "hardware, paravirtual, native",
+        ),
         ("vmm.paging", vmm.paging not in (*pagings, "none"), f"paging {vmm.paging!r}", ", ".join(pagings)),
         (
             "vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.on_shadow,

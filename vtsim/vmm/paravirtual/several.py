@@ -1,0 +1,195 @@
+"""Several vCPUs of a VM whose kernel runs in ring 3: the lock of its tables, translations that other CPUs drop.
+
+Who is to have translations dropped elsewhere holds the lock, leaves word in the other vCPUs' structures, interrupts
+their CPUs, and waits. A CPU takes that interrupt in ring 3, or while it waits for an event. In the hypervisor, where
+interrupts are off, it goes on to use what it has cached and answers when it has left; only who waits for the lock
+looks at the word there. So nothing is used by a translation that was to be dropped when the wait is over.
+
+SDM: "Propagation of Paging-Structure Changes to Multiple Processors"; "Interrupt Command Register (ICR)".
+Source: Xen 3.0, xen/arch/x86/smp.c (flush_area_mask, smp_invalidate_interrupt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vtsim.cpu import ops
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.slots import R10, R13, R15, RAX, RBP, RCX, RDI, RDX, RSI, RSP
+from vtsim.vmm.monitor.crossing import X2APIC_EOI, from_ring_3, save, write_msr
+from vtsim.vmm.paravirtual.layout import ASKED_ALL, ASKED_PAGE, INVALIDATE_VECTOR, V, count, vcpu
+from vtsim.vmm.programs.direct_tables import DROP_ALL, refused_if_used
+
+X2APIC_ICR = 0x830
+
+
+def lock_tables(a: Assembler, name: str) -> None:
+    """The VM's tables are ours. Changes RAX, RCX, RDX and RDI."""
+    a.ld(RDI, vcpu("VM"))
+    a.mov(RAX, 1)
+    a.xadd(Mem(RDI, V["TABLES_TICKET"]), RAX)
+    a.label(name)
+    a.ld(RCX, Mem(RDI, V["TABLES_SERVING"]))
+    a.cmp(RCX, register=RAX)
+    a.jcc(ops.CC_Z, f"{name}_ours")
+    a.push(RAX)
+    count(a, "LOCK_WAITS")
+    a.call("drop_as_asked")
+    a.pop(RAX)
+    a.op(ops.PAUSE)
+    a.jmp(name)
+    a.label(f"{name}_ours")
+
+
+def unlock_tables(a: Assembler) -> None:
+    """They are free again. Changes RAX and RDI."""
+    a.ld(RDI, vcpu("VM"))
+    a.ld(RAX, Mem(RDI, V["TABLES_SERVING"]))
+    a.add(RAX, 1)
+    a.st(Mem(RDI, V["TABLES_SERVING"]), RAX)
+
+
+def loaded_anywhere(a: Assembler) -> None:
+    """A request about the root in frame RSI is refused if any vCPU of the VM has it, in either ring. Changes RAX, RDI."""
+    a.copy(RDI, R15)
+    a.label("loaded_by")
+    for field in ("KERNEL_CR3", "USER_CR3"):
+        a.ld(RAX, Mem(RDI, V[field]))
+        refused_if_used(a)
+    a.ld(RDI, Mem(RDI, V["PEER"]))
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "loaded_by")
+
+
+def subroutines(a: Assembler, drop_all: Callable[[Assembler], None]) -> None:
+    """`flush_others`; `flush_some` and `flush_page_of_some` of vCPUs by bits in R10, of the page at R13.
+
+    Called with the lock held. Change RAX, RCX, RDX and RDI, the latter two RSI as well. `drop_as_asked`: what another
+    vCPU wants dropped is. Changes RAX, RCX and RDX. And `settle_types`.
+    """
+    a.activity = ops.MEMORY_MANAGEMENT
+    for name in ("flush_others", "flush_some", "flush_page_of_some"):
+        _ask(a, name, page="page" in name, some="some" in name)
+    a.label("drop_as_asked")
+    a.ld(RCX, vcpu("ASKED"))
+    a.test(RCX, register=RCX)
+    a.jcc(ops.CC_Z, "dropped")
+    count(a, "REMOTE_FLUSHES")
+    a.cmp(RCX, ASKED_ALL)
+    a.jcc(ops.CC_Z, "drop_everything")
+    drop_page(a)
+    a.jmp("drop_done")
+    a.label("drop_everything")
+    drop_everything(a, drop_all)
+    a.label("drop_done")
+    a.st_value(vcpu("ASKED"), 0)
+    a.label("dropped")
+    a.ret()
+    settle_types(a)
+
+
+def drop_page(a: Assembler) -> None:
+    """Drop the translations of an address that another vCPU named, RCX. Changes RCX."""
+    a.and_(RCX, ~ASKED_PAGE)
+    a.op(ops.INVLPG, mem=Mem(RCX))
+
+
+def drop_everything(a: Assembler, drop_all: Callable[[Assembler], None]) -> None:
+    """Drop all translations, whoever's tables are loaded. Changes RAX, RCX and RDX."""
+    a.op(ops.MOV_FROM_CR, RAX, imm=3)
+    drop_all(a)
+
+
+def settle_types(a: Assembler) -> None:
+    """`settle_types`: no other vCPU has translations any more by a type that a frame has lost. Changes RAX and RDI.
+
+    This one drops its own before the guest goes on.
+    """
+    a.label("settle_types")
+    a.ld(RDI, vcpu("VM"))
+    a.ld(RAX, Mem(RDI, V["LOOSE"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "types_settled")
+    a.st_value(Mem(RDI, V["LOOSE"]), 0)
+    a.or_(RBP, DROP_ALL)
+    for register in (RCX, RDX):
+        a.push(register)
+    flush_for_types(a)
+    for register in (RDX, RCX):
+        a.pop(register)
+    a.label("types_settled")
+    a.ret()
+
+
+def flush_for_types(a: Assembler) -> None:
+    """All other vCPUs drop what they have cached. Changes RAX, RCX, RDX and RDI."""
+    a.call("flush_others")
+
+
+def _ask(a: Assembler, name: str, *, page: bool, some: bool) -> None:
+    a.label(name)
+    a.ld(RDI, vcpu("PEER"))
+    a.jmp(f"{name}_look")
+    a.label(f"{name}_next")
+    if some:
+        a.ld(RCX, Mem(RDI, V["INDEX"]))
+        a.mov(RSI, 1)
+        a.emit(ops.SHL, RSI, RCX)
+        a.test(RSI, register=R10)
+        a.jcc(ops.CC_Z, f"{name}_other")
+    if page:
+        a.copy(RAX, R13)
+        a.and_(RAX, ~0xFFF)
+        a.or_(RAX, ASKED_PAGE)
+        a.st(Mem(RDI, V["ASKED"]), RAX)
+    else:
+        a.st_value(Mem(RDI, V["ASKED"]), ASKED_ALL)
+    interrupt(a, INVALIDATE_VECTOR)
+    a.label(f"{name}_other")
+    a.ld(RDI, Mem(RDI, V["PEER"]))
+    a.label(f"{name}_look")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, f"{name}_next")
+    a.ld(RDI, vcpu("PEER"))
+    a.jmp(f"{name}_awaited")
+    a.label(f"{name}_wait")
+    a.op(ops.PAUSE)
+    a.label(f"{name}_await")
+    a.ld(RAX, Mem(RDI, V["ASKED"]))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, f"{name}_wait")
+    a.ld(RDI, Mem(RDI, V["PEER"]))
+    a.label(f"{name}_awaited")
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, f"{name}_await")
+    a.ret()
+
+
+def interrupt(a: Assembler, vector: int) -> None:
+    """Interrupt the CPU of the vCPU at RDI. Changes RAX, RCX and RDX."""
+    count(a, "KICKS")
+    a.ld(RDX, Mem(RDI, V["CPU"]))
+    a.mov(RAX, vector)
+    a.mov(RCX, X2APIC_ICR)
+    a.op(ops.WRMSR)
+
+
+def invalidate(a: Assembler) -> None:
+    """`invalidate`: another CPU wants translations dropped; the guest runs or waits."""
+    a.activity = ops.MEMORY_MANAGEMENT
+    a.label("invalidate")
+    a.push(value=0)
+    from_ring_3(a, 16, "invalidate_while_blocked")
+    save(a, 48)
+    a.st_value(vcpu("BY_SYSCALL"), 0)
+    _answer(a)
+    a.jmp("leave")
+    a.label("invalidate_while_blocked")
+    _answer(a)
+    a.add(RSP, 8)
+    a.op(ops.IRET)
+
+
+def _answer(a: Assembler) -> None:
+    write_msr(a, X2APIC_EOI, 0)
+    a.call("drop_as_asked")
