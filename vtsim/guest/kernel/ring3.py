@@ -5,8 +5,8 @@ R11 stand. It returns to processes by a hypercall, to itself by IRET, which ring
 flag is a word of the shared page; time is the scaled distance to a reading of the TSC that the hypervisor left there.
 In VMX non-root operation clock, timer and events are the same, where they are offered; the rest is as elsewhere.
 
-Not modelled: several kinds of events (the timer's only); a kernel in ring 3 that takes what the hypervisor should have
-masked.
+Not modelled: kinds of events other than the timer's and, of several CPUs, another CPU's; a kernel in ring 3 that takes
+what the hypervisor should have masked.
 """
 
 from __future__ import annotations
@@ -95,6 +95,43 @@ def bind_timer(a: Assembler, kernel: KernelOptions) -> None:
     a.st(at.cpu_word(at.TIMER_EVENT), s.RAX)
 
 
+def bind_ipi(a: Assembler, kernel: KernelOptions) -> None:
+    """At boot of one of several CPUs: by which event others interrupt it."""
+    a.mov(s.RDI, d.BIND_IPI)
+    hypercall(a, kernel, d.CALL_EVENT)
+    a.st(at.cpu_word(at.IPI_PORT), s.RAX)
+
+
+def interrupt_cpu(a: Assembler) -> None:
+    """Interrupt the CPU whose data is at RDI. Changes RAX, RDX and RSI."""
+    a.ld(s.RSI, Mem(s.RDI, at.IPI_PORT))
+    a.ld(s.RDX, Mem(s.RDI, at.APIC_ID))
+    a.shl(s.RDX, d.OF_VCPU)
+    a.or_(s.RSI, register=s.RDX)
+    a.push(s.RDI)
+    a.mov(s.RDI, d.SEND)
+    a.mov(s.RAX, d.CALL_EVENT)
+    a.call("hypercall")
+    a.pop(s.RDI)
+
+
+def _take_ipi_event(a: Assembler, kernel: KernelOptions) -> None:
+    """Count the event that another CPU has sent, if it is pending. Changes RAX and RCX."""
+    a.ld(s.RCX, at.cpu_word(at.IPI_PORT))
+    a.mov(s.RAX, 1)
+    a.emit(ops.SHL, s.RAX, s.RCX)
+    a.ld(s.RCX, shared(kernel, d.EVENTS))
+    a.test(s.RCX, register=s.RAX)
+    a.jcc(ops.CC_Z, "no_ipi_event")
+    a.mov(s.RCX, 0)
+    a.sub(s.RCX, register=s.RAX)
+    a.xadd(shared(kernel, d.EVENTS), s.RCX)
+    a.ld(s.RAX, at.cpu_word(at.IPIS))
+    a.add(s.RAX, 1)
+    a.st(at.cpu_word(at.IPIS), s.RAX)
+    a.label("no_ipi_event")
+
+
 def entered(a: Assembler) -> None:
     """The first instructions of every handler: what SYSRET to it would have lost."""
     for register in LOST:
@@ -139,6 +176,8 @@ def return_to_kernel(a: Assembler, kernel: KernelOptions, name: str) -> None:
 def take_timer_event(a: Assembler, kernel: KernelOptions, otherwise: str) -> None:
     """The timer's event is no longer pending; to `otherwise` if it was not. Changes RAX, RCX."""
     a.st_value(shared(kernel, d.UPCALL_PENDING), 0)
+    if kernel.several:
+        _take_ipi_event(a, kernel)
     a.ld(s.RAX, shared(kernel, d.EVENTS))
     a.ld(s.RCX, shared(kernel, d.EVENTS_MASKED))
     a.emit(ops.XOR, s.RCX, imm=-1)

@@ -29,7 +29,7 @@ from vtsim.vmm.monitor.virtual_cpus import (
     windows,
 )
 from vtsim.vmm.paravirtual import calls, emulate, entry, several
-from vtsim.vmm.paravirtual.layout import FIRST_OWN, INVALIDATE_VECTOR, LAST_OWN, V
+from vtsim.vmm.paravirtual.layout import EVENT_VECTOR, FIRST_OWN, INVALIDATE_VECTOR, LAST_OWN, V
 from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.spec import VmmSpec
 
@@ -124,6 +124,7 @@ def build_kind(
     gates(host, program)
     if more:
         host.gate(INVALIDATE_VECTOR, program.labels["invalidate"])
+        host.gate(EVENT_VECTOR, program.labels["event_check"])
     for number, (vcpu, guest) in enumerate(zip(vcpus[: len(guests)], guests, strict=True)):
         vcpu.memory.direct = tables.offer(
             vcpu.memory, number, kind.batch or vmm.pv.batch, ring3=True, on_host=kind.on_host
@@ -165,10 +166,10 @@ def emit(
     entry.toggle(a)
     entry.exceptions(a)
     entry.undefined(a)
-    entry.timer(a)
     shared = any(vcpu.index for vcpu in vcpus)
+    entry.timer(a, shared)
     if shared:
-        several.invalidate(a)
+        several.interrupts(a)
     on = calls.Ring3Ground(**ground(host, tables), shared=shared)
     handlers = calls.calls(a, on, deadline, host.profile.clock_hz)
     return handlers, emulate.emulation(a, host.address(words[1]))

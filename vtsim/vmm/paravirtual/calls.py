@@ -9,6 +9,7 @@ SDM: "Invalidation of TLBs and Paging-Structure Caches"; "TSC-Deadline Mode".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from attrs import frozen
@@ -27,7 +28,7 @@ from vtsim.vmm.paravirtual import several
 from vtsim.vmm.paravirtual.layout import V, count, count_one_of, vcpu
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, root_or_refused, subroutines
-from vtsim.vmm.programs.upcalls import send_or_unmask, to_tsc
+from vtsim.vmm.programs.upcalls import bit_of, send_or_unmask, to_tsc, unmask
 from vtsim.vmm.programs.words import zero
 
 OF_XEN: Final = ("update_entry", "validate_table", "pin_table", "load_cr3")
@@ -167,6 +168,7 @@ def tables(a: Assembler, ground: Ring3Ground) -> None:
     subroutines(a, ground)
     if ground.shared:
         several.subroutines(a, ground.drop_all)
+        several.send_event(a)
 
 
 def _drop(a: Assembler, ground: Ring3Ground) -> None:
@@ -340,11 +342,13 @@ def update_time(a: Assembler) -> None:
     a.ret()
 
 
-def event(a: Assembler) -> None:
-    """Ports: one for the timer, a port made pending by its owner, a port unmasked."""
+def event(a: Assembler, shared: bool) -> None:
+    """Ports: one for the timer, a port made pending by its owner, a port unmasked; of several vCPUs also by others."""
     a.ld(RBX, saved(RDI))
-    a.cmp(RBX, d.UNMASK)
+    a.cmp(RBX, d.BIND_IPI if shared else d.UNMASK)
     a.jcc(ops.CC_A, "refused")
+    if shared:
+        a.jcc(ops.CC_Z, "event_bind_ipi")
     a.test(RBX, register=RBX)
     a.jcc(ops.CC_NZ, "event_of_port")
     a.ld(RCX, vcpu("NEXT_PORT"))
@@ -354,11 +358,31 @@ def event(a: Assembler) -> None:
     a.emit(ops.SHL, RAX, RCX)
     a.st(vcpu("TIMER_BIT"), RAX)
     a.copy(RAX, RCX)
+    if shared:
+        a.st(vcpu("TIMER_PORT"), RAX)
+        a.label("event_bound")
     a.add(RCX, 1)
     a.st(vcpu("NEXT_PORT"), RCX)
     a.jmp("answer")
+    if shared:
+        a.label("event_bind_ipi")
+        a.ld(RCX, vcpu("NEXT_PORT"))
+        a.cmp(RCX, d.PORTS)
+        a.jcc(ops.CC_AE, "refused")
+        a.copy(RAX, RCX)
+        a.jmp("event_bound")
     a.label("event_of_port")
-    send_or_unmask(a, saved(RSI), vcpu("SHARED_PAGE"), refused="refused", then="done")
+    if shared:
+        a.cmp(RBX, d.SEND)
+        a.jcc(ops.CC_NZ, "event_unmask")
+        several.send(a, "refused")
+        a.jmp("done")
+        a.label("event_unmask")
+        bit_of(a, saved(RSI), "refused")
+        a.ld(RDI, vcpu("SHARED_PAGE"))
+        unmask(a, "done")
+    else:
+        send_or_unmask(a, saved(RSI), vcpu("SHARED_PAGE"), refused="refused", then="done")
     a.jmp("done")
 
 
@@ -367,7 +391,7 @@ def calls(a: Assembler, ground: Ring3Ground, deadline: bool, clock_hz: int) -> l
     tables(a, ground)
     handlers: dict[str, Callable[[Assembler], object]] = {
         "nothing": nothing, "set_traps": set_traps, "set_callbacks": set_callbacks, "iret": iret,
-        "schedule": schedule, "event": event, "mask": mask,
+        "schedule": schedule, "event": partial(event, shared=ground.shared), "mask": mask,
     }  # fmt: skip
     for name, handler in handlers.items():
         a.activity = ops.EXIT_HANDLER

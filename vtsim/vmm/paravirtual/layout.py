@@ -16,7 +16,8 @@ FIRST_OWN: Final = 256                          # entries of every root that are
 LAST_OWN: Final  = 271
 GUEST_KERNEL: Final = monitor.GUEST_CODE & ~3   # code segment of the kernel in frames: it believes in ring 0
 
-INVALIDATE_VECTOR: Final = 0xFD                 # another CPU wants translations dropped; as Xen's
+INVALIDATE_VECTOR: Final = 0xFD                 # another CPU wants translations dropped; as Xen's, and the next
+EVENT_VECTOR: Final = 0xFC                      # an event is pending that another CPU sent
 ASKED_ALL, ASKED_PAGE = 1, 2                    # of ASKED
 
 OF_SEVERAL: Final = (
@@ -31,7 +32,8 @@ OF_SEVERAL: Final = (
     ("LOCK_WAITS",        1, "looks in vain at that lock"),
     ("REMOTE_FLUSHES",    1, "times that translations were dropped for another vCPU"),
     ("KICKS",             1, "interrupts sent to other CPUs"),
-    ("SPARE",             5, ""),
+    ("TIMER_PORT",        1, "port of the timer; 0 where it has none"),
+    ("SPARE",             4, ""),
 )
 UNUSED: Final = "COPY"                          # of a software CPU, whose place these take
 WORDS: Final = (

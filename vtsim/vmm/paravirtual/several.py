@@ -1,4 +1,4 @@
-"""Several vCPUs of a VM whose kernel runs in ring 3: the lock of its tables, translations that other CPUs drop.
+"""Several vCPUs of a VM whose kernel runs in ring 3: the lock of its tables, dropped translations, events to others.
 
 Who is to have translations dropped elsewhere holds the lock, leaves word in the other vCPUs' structures, interrupts
 their CPUs, and waits. A CPU takes that interrupt in ring 3, or while it waits for an event. In the hypervisor, where
@@ -15,9 +15,12 @@ from collections.abc import Callable
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R10, R13, R15, RAX, RBP, RCX, RDI, RDX, RSI, RSP
+from vtsim.ept import direct as d
 from vtsim.vmm.monitor.crossing import X2APIC_EOI, from_ring_3, save, write_msr
-from vtsim.vmm.paravirtual.layout import ASKED_ALL, ASKED_PAGE, INVALIDATE_VECTOR, V, count, vcpu
+from vtsim.vmm.monitor.layout import saved
+from vtsim.vmm.paravirtual.layout import ASKED_ALL, ASKED_PAGE, EVENT_VECTOR, INVALIDATE_VECTOR, V, count, vcpu
 from vtsim.vmm.programs.direct_tables import DROP_ALL, refused_if_used
 
 X2APIC_ICR = 0x830
@@ -174,22 +177,86 @@ def interrupt(a: Assembler, vector: int) -> None:
     a.op(ops.WRMSR)
 
 
-def invalidate(a: Assembler) -> None:
-    """`invalidate`: another CPU wants translations dropped; the guest runs or waits."""
-    a.activity = ops.MEMORY_MANAGEMENT
-    a.label("invalidate")
-    a.push(value=0)
-    from_ring_3(a, 16, "invalidate_while_blocked")
-    save(a, 48)
-    a.st_value(vcpu("BY_SYSCALL"), 0)
-    _answer(a)
-    a.jmp("leave")
-    a.label("invalidate_while_blocked")
-    _answer(a)
-    a.add(RSP, 8)
-    a.op(ops.IRET)
+def interrupts(a: Assembler) -> None:
+    """`invalidate`: another CPU wants translations dropped. `event_check`: it has sent an event.
+
+    The guest runs or waits; events are looked at on the way back.
+    """
+    for name, activity in (("invalidate", ops.MEMORY_MANAGEMENT), ("event_check", ops.EXIT_DISPATCH)):
+        a.activity = activity
+        a.label(name)
+        a.push(value=0)
+        from_ring_3(a, 16, f"{name}_while_blocked")
+        save(a, 48)
+        a.st_value(vcpu("BY_SYSCALL"), 0)
+        _answer(a, name)
+        a.jmp("leave")
+        a.label(f"{name}_while_blocked")
+        _answer(a, name)
+        a.add(RSP, 8)
+        a.op(ops.IRET)
 
 
-def _answer(a: Assembler) -> None:
+def _answer(a: Assembler, name: str) -> None:
     write_msr(a, X2APIC_EOI, 0)
-    a.call("drop_as_asked")
+    if name == "invalidate":
+        a.call("drop_as_asked")
+
+
+def send_event(a: Assembler) -> None:
+    """`send_to`: the event of port RSI of the vCPU at RDI is pending. Changes RAX, RCX, RDX and RDI.
+
+    Of a vCPU on another CPU, which may be in its guest or wait, that CPU is interrupted, unless events wait already.
+
+    Source: Xen 3.0, xen/common/event_channel.c (evtchn_set_pending).
+    """
+    a.activity = ops.EXIT_HANDLER
+    a.label("send_to")
+    a.push(RDI)
+    a.ld(RDI, Mem(RDI, V["SHARED_PAGE"]))
+    a.push(RDI)
+    a.add(RDI, d.EVENTS)
+    a.hook(hooks.SET_BIT)
+    a.pop(RDI)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "sent_before")
+    count(a, "EVENTS_SENT")
+    a.mov(RCX, 1)
+    a.emit(ops.SHL, RCX, RSI)
+    a.ld(RAX, Mem(RDI, d.EVENTS_MASKED))
+    a.test(RAX, register=RCX)
+    a.jcc(ops.CC_NZ, "sent_before")
+    a.ld(RAX, Mem(RDI, d.UPCALL_PENDING))
+    a.st_value(Mem(RDI, d.UPCALL_PENDING), 1)
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_NZ, "sent_before")
+    a.pop(RDI)
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_Z, "sent_here")
+    interrupt(a, EVENT_VECTOR)
+    a.label("sent_here")
+    a.ret()
+    a.label("sent_before")
+    a.pop(RDI)
+    a.ret()
+
+
+def send(a: Assembler, refused: str) -> None:
+    """What a guest sends: its RSI is a port and a vCPU. Falls through; changes RAX, RCX, RDX, RSI and RDI."""
+    a.ld(RSI, saved(RSI))
+    a.copy(RCX, RSI)
+    a.shr(RCX, d.OF_VCPU)
+    a.and_(RSI, (1 << d.OF_VCPU) - 1)
+    a.cmp(RSI, d.PORTS)
+    a.jcc(ops.CC_AE, refused)
+    a.copy(RDI, R15)
+    a.label("send_look")
+    a.ld(RAX, Mem(RDI, V["INDEX"]))
+    a.cmp(RAX, register=RCX)
+    a.jcc(ops.CC_Z, "send_found")
+    a.ld(RDI, Mem(RDI, V["PEER"]))
+    a.cmp(RDI, register=R15)
+    a.jcc(ops.CC_NZ, "send_look")
+    a.jmp(refused)
+    a.label("send_found")
+    a.call("send_to")
