@@ -13,7 +13,9 @@ from tests.vmm.changing_direct import plans
 from tests.vmm.direct_guest import (
     FREE,
     MEMORY,
+    NEXT_VCPU,
     READ_ONLY,
+    SHARED,
     A,
     D,
     DirectGuest,
@@ -32,15 +34,18 @@ from tests.vmm.machines import MIB, Machine, machine
 from tests.vmm.test_vcpus_shadow import KERNELS, SLOW, nothing, run
 from vtsim.base import jit
 from vtsim.base import memory as mem
+from vtsim.base.errors import ConfigError
 from vtsim.base.jit import quiet
 from vtsim.base.kept import nothing_kept
 from vtsim.config import parse_scenario
+from vtsim.cpu import ops
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
 from vtsim.ept import direct as d
 from vtsim.ept.tables import KERNEL_PAGE
+from vtsim.platform.machine import Machine as PlatformMachine
 from vtsim.study import equivalence
 from vtsim.study.run import without_hypervisor
 from vtsim.vmm.build import Guest, needs
@@ -262,7 +267,9 @@ def test_who_remembers_a_table_cannot_use_what_is_written_to_it_as_memory(name: 
 
     assert answers(holder)[-1] == 0, "it is memory again"
     assert answers(holder, 1) == [0, 14, 0]
-    assert counted(m, "flushes_for_types") == 2, "one for all three that became tables, one for the one that became memory"
+    assert counted(m, "flushes_for_types") == 2, (
+        "one for all three that became tables, one for the one that became memory"
+    )
 
 
 @RINGS
@@ -348,9 +355,7 @@ def flushed_by(kind: int, mask: int) -> tuple[Steps, Steps]:
     ],
 )  # fmt: skip
 @RINGS
-def test_a_flush_is_made_by_those_vcpus_that_it_names(
-    kind: int, mask: int, seen: tuple[int, int], ring3: bool
-) -> None:
+def test_a_flush_is_made_by_those_vcpus_that_it_names(kind: int, mask: int, seen: tuple[int, int], ring3: bool) -> None:
     """Where nobody else is to drop anything, vCPU 1 still has the translations that it had."""
     m, holder = ran(*flushed_by(kind, mask), ring3=ring3)
 
@@ -456,3 +461,93 @@ def test_threads_that_map_a_file_and_change_entries_see_what_they_see_natively(s
     found = equivalence.compare(without_hypervisor(there), there)
 
     assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
+
+
+# --- events between vCPUs in ring 3 ---------------------------------------------------------------------------------
+def event_words(guest: DirectGuest) -> None:
+    """Log the ports that are pending, and whether events wait."""
+    for word in (d.EVENTS, d.UPCALL_PENDING):
+        guest.a.ld(s.RAX, Mem(displacement=SHARED + guest.vcpu * NEXT_VCPU + word))
+        guest.log(s.RAX)
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_an_event_goes_to_the_vcpu_and_the_port_that_are_named_and_ends_its_wait(halted: bool) -> None:
+    """A vCPU that is in its guest is interrupted there; one that waits goes on. One of a port that it masks does neither."""
+    to_one = 1 << d.OF_VCPU
+    wrong = (2 | 2 << d.OF_VCPU, d.PORTS | to_one, -1)
+
+    def sender(guest: DirectGuest) -> None:
+        guest.wait(1, 1)
+        guest.a.mov(s.RCX, 20_000)
+        guest.a.emit(ops.LONG_WORK, length=64)
+        for what in (*wrong, 3 | to_one, 2 | to_one, 2 | to_one):
+            guest.call(d.CALL_EVENT, d.SEND, what)
+        guest.tell()
+        guest.wait(1, 2)
+        event_words(guest)
+
+    def receiver(guest: DirectGuest) -> None:
+        guest.call(d.CALL_EVENT, d.BIND_TIMER)
+        guest.call(d.CALL_EVENT, d.BIND_IPI)
+        guest.a.st_value(Mem(displacement=SHARED + NEXT_VCPU + d.EVENTS_MASKED), 1 << 3)
+        guest.tell()
+        if halted:
+            guest.call(d.CALL_SCHEDULE, d.BLOCK)
+        guest.wait(0, 1)
+        event_words(guest)
+        guest.tell()
+
+    m, holder = in_ring_3(sender, receiver)
+    waited = [0] * halted
+
+    assert answers(holder) == [-1, -1, -1, 0, 0, 0, 0, 0]
+    assert answers(holder, 1) == [1, 2, *waited, 1 << 2 | 1 << 3, 1]
+    events = m.monitor.hypercalls()["events"]
+    assert (events["events_sent"], events["kicks"], events["blocks"]) == (2, 1, int(halted))
+
+
+INTERRUPTS = """
+machine: {cpus: 2, memory: 256 MiB}
+vmm: {technique: paravirtual}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {tick: 50 us}
+      processes: [{threads: 2, phases: [{primitive: ipi, iterations: 30}, {primitive: idle, duration: 30 us}]}]
+"""
+
+
+def test_an_interrupt_of_another_cpu_is_an_event_a_port_and_an_upcall_each() -> None:
+    there = parse_scenario(INTERRUPTS, ("vms.0.guest.kernel.tick=off",))
+    found = equivalence.compare(without_hypervisor(there), there)
+    assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
+
+    outcome = PlatformMachine(there).run()
+    assert outcome.hypercalls is not None
+    events, calls = outcome.hypercalls["events"], outcome.hypercalls["calls"]
+    sleeps = 2  # whose timer is an event, too
+    assert events["events_sent"] == 30 + sleeps
+    assert calls["event"] == 30 + 2 * 2  # each CPU binds its timer, and a port for others
+
+
+@SLOW
+def test_ticks_and_interrupts_of_others_do_not_take_events_from_each_other() -> None:
+    there = parse_scenario(INTERRUPTS, ("vms.0.guest.processes.0.phases.0.iterations=3000",))
+    outcome = PlatformMachine(there).run()
+
+    assert [vm.stopped for vm in outcome.vms] == [None]
+    assert outcome.hypercalls is not None
+    assert outcome.hypercalls["events"]["events_sent"] > 3000 + 100
+
+
+def test_vcpus_in_ring_3_have_a_cpu_each() -> None:
+    another = "  - {memory: 64 MiB, cpu: 1, guest: {processes: [{phases: [{primitive: syscall}]}]}}"
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario(INTERRUPTS + another)
+
+    (problem,) = refused.value.problems
+    assert (problem.path, problem.message, problem.help) == (
+        "machine.cpus", "under technique 'paravirtual' every vCPU needs a CPU of its own", "cpus can be 3 or more",
+    )  # fmt: skip

@@ -92,8 +92,8 @@ def kernel_text(
     a = Assembler("guest kernel", end, externals=paths.labels)
     for number, index, phase in kernel_loops(guest):
         stage = evolve(
-            stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual, ring3=options.ring3,
-            direct=options.places.direct, entry_bytes=options.entry_bytes,
+            stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual,
+            ring3=options.ring3, direct=options.places.direct, entry_bytes=options.entry_bytes,
         )  # fmt: skip
         a.activity = ops.APPLICATION
         a.label(stage.name)

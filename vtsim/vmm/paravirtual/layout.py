@@ -11,6 +11,7 @@ from vtsim.ept import direct as d
 from vtsim.vmm.monitor import layout as monitor
 from vtsim.vmm.monitor.crossing import VECTORS
 
+Row = tuple[str, int, str]
 # fmt: off
 FIRST_OWN: Final = 256                          # entries of every root that are the hypervisor's, as Xen has them
 LAST_OWN: Final  = 271
@@ -20,7 +21,7 @@ INVALIDATE_VECTOR: Final = 0xFD                 # another CPU wants translations
 EVENT_VECTOR: Final = 0xFC                      # an event is pending that another CPU sent
 ASKED_ALL, ASKED_PAGE = 1, 2                    # of ASKED
 
-OF_SEVERAL: Final = (
+OF_SEVERAL: Final[tuple[Row, ...]] = (
     ("INDEX",             1, "which vCPU of its VM"),
     ("PEER",              1, "linear address of the next vCPU of the VM; behind the last comes the first"),
     ("VM",                1, "that of the first one, which has the VM's words"),
@@ -36,8 +37,9 @@ OF_SEVERAL: Final = (
     ("SPARE",             4, ""),
 )
 UNUSED: Final = "COPY"                          # of a software CPU, whose place these take
+MONITORS: Final[tuple[Row, ...]] = monitor.VCPU_WORDS
 WORDS: Final = (
-    *(row for old in monitor.VCPU_WORDS for row in (OF_SEVERAL if old[0] == UNUSED else (old,))),
+    *(row for old in MONITORS for row in (OF_SEVERAL if old[0] == UNUSED else (old,))),
     # field           words  meaning
     ("NUMBER",            1, "which VM of the scenario"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all roots"),

@@ -53,7 +53,7 @@ def unlock_tables(a: Assembler) -> None:
 
 
 def loaded_anywhere(a: Assembler) -> None:
-    """A request about the root in frame RSI is refused if any vCPU of the VM has it, in either ring. Changes RAX, RDI."""
+    """A request about the root in frame RSI is refused if any vCPU has it, of kernel or process. Changes RAX, RDI."""
     a.copy(RDI, R15)
     a.label("loaded_by")
     for field in ("KERNEL_CR3", "USER_CR3"):
