@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
-from tests.vmm.machines import MIB, machine
+from tests.vmm.machines import MIB, Machine, machine
 from tests.vmm.narrow_tables import CR0, LARGE_FRAMES, TABLES, NarrowPaging, NarrowPlan, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
@@ -163,17 +163,23 @@ def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: s
 @pytest.mark.parametrize("name", ["kvm", "minimal", "agile", "agile of minimal"])
 def test_a_write_of_cr0_that_loads_the_pdptes_again_loads_those_that_there_are(name: str) -> None:
     """CR0.CD, which the minimal hypervisor leaves to the processor: there they are those of the shadow table."""
-    made = NarrowPlan(random.Random(3), NARROW["protected PAE"], 0)
-    made.seed = 3
-    address = next(each for each in made.addresses if made.expected(each, False).error == -1)
-    for value in (CR0 | 1 << 30, CR0):
-        made.write_register(0, value)
-        made.touch(address, False)
-    m = machine(made.guest, **NARROW_MACHINES[name]).run()
 
-    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
-    check(made, m.vcpu.memory.load)
-    assert m.exits().get("CR_ACCESS", 0) == (0 if "minimal" in name else 2)
+    def ran(*values: int) -> Machine:
+        made = NarrowPlan(random.Random(3), NARROW["protected PAE"], 0)
+        made.seed = 3
+        address = next(each for each in made.addresses if made.expected(each, False).error == -1)
+        made.touch(address, False)
+        for value in values:
+            made.write_register(0, value)
+        made.touch(address, False)
+        m = machine(made.guest, **NARROW_MACHINES[name]).run()
+        assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+        check(made, m.vcpu.memory.load)
+        return m
+
+    plain, changed = ran(), ran(CR0 | 1 << 30, CR0)
+    assert changed.exits().get("CR_ACCESS", 0) == (0 if "minimal" in name else 2)
+    assert changed.exits("EXCEPTION_NMI") == plain.exits("EXCEPTION_NMI")
 
 
 @pytest.mark.parametrize("name", ["native", "ept", "ept of large pages", "kvm", "minimal", "agile"])
