@@ -7,6 +7,8 @@ looks at the word there. So nothing is used by a translation that was to be drop
 
 SDM: "Propagation of Paging-Structure Changes to Multiple Processors"; "Interrupt Command Register (ICR)".
 Source: Xen 3.0, xen/arch/x86/smp.c (flush_area_mask, smp_invalidate_interrupt).
+Not modelled: in ring 3, vCPUs that another one brings up (VCPUOP_initialise, VCPUOP_up: all start in the kernel), waits
+for certain ports (SCHEDOP_poll), ports that may be bound to another vCPU later, events between VMs.
 """
 
 from __future__ import annotations
