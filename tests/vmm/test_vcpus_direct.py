@@ -416,13 +416,14 @@ def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, mo
 
 
 IN_RING_3 = ("vmm.technique=paravirtual",)
+APART = (*IN_RING_3, "machine.cpus=5", "vms.1.cpu=4")  # where every vCPU has a CPU of its own
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
 @SLOW
 @pytest.mark.parametrize(
     "settings",
-    [(), IN_RING_3, (*IN_RING_3, "vmm.pv.batch=1"), ("vmm.personality=minimal", "vmm.pv.batch=1"), ("vmm.vpid=false", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2",
+    [(), APART, (*APART, "vmm.pv.batch=1"), ("vmm.personality=minimal", "vmm.pv.batch=1"), ("vmm.vpid=false", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2",
      "vms.0.guest.processes.2.vcpu=0")],
     ids=["four", "in ring 3", "in ring 3, singly", "minimal, singly", "two, without VPID"],
 )  # fmt: skip
