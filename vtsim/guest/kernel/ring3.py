@@ -18,16 +18,12 @@ from vtsim.cpu.kernels import hooks
 from vtsim.ept import direct as d
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.interrupt_flag import disable as disable
+from vtsim.guest.kernel.interrupt_flag import enable as enable
+from vtsim.guest.kernel.interrupt_flag import shared as shared
 
 RF_IF = 1 << 9
 LOST = (s.RCX, s.R11)  # by SYSCALL
-
-
-def shared(kernel: KernelOptions, word: int, index: int = s.NO_REGISTER) -> Mem:
-    """A word of the page that this CPU shares with the hypervisor; `index`: a register with bytes beyond it."""
-    if kernel.several:
-        return Mem(displacement=at.SHARED - at.CPU_DATA + word, index=index, segment=2)
-    return Mem(displacement=at.SHARED + word, index=index)
 
 
 def hypercall(a: Assembler, kernel: KernelOptions, number: int) -> None:
@@ -37,24 +33,6 @@ def hypercall(a: Assembler, kernel: KernelOptions, number: int) -> None:
         a.call("hypercall")
     else:
         a.op(ops.VMCALL)
-
-
-def disable(a: Assembler, kernel: KernelOptions) -> None:
-    """Interrupts off."""
-    if kernel.on_host:
-        a.call("mask")
-    elif kernel.ring3:
-        a.st_value(shared(kernel, d.UPCALL_MASK), 1)
-    else:
-        a.op(ops.CLI)
-
-
-def enable(a: Assembler, kernel: KernelOptions) -> None:
-    """Interrupts on; one that waits comes at once. Changes flags."""
-    if kernel.ring3:
-        a.call("unmask")
-    else:
-        a.op(ops.STI)
 
 
 def fault_address(a: Assembler, kernel: KernelOptions, register: int) -> None:

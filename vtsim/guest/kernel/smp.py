@@ -23,8 +23,8 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.flush import flush_range
+from vtsim.guest.kernel.interrupt_flag import disable, enable
 from vtsim.guest.kernel.lengths import length
-from vtsim.guest.kernel.ring3 import disable, enable
 
 X2APIC_ICR: Final = 0x830
 CPU_BYTES: Final = at.ENTRY_PAGES * at.PAGE  # from the data of one CPU to that of the next
