@@ -49,6 +49,7 @@ WAYS = (
     pytest.param(
         ("vmm.paging=direct-pv", "vms.0.guest.kernel.pcid=false", "vmm.pv.batch=1"), id="singly, no PCIDs", marks=SLOW
     ),
+    pytest.param(("vmm.technique=paravirtual",), id="in ring 3", marks=SLOW),
 )
 
 
