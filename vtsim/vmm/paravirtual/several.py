@@ -5,7 +5,7 @@ their CPUs, and waits. A CPU takes that interrupt in ring 3, or while it waits f
 interrupts are off, it goes on to use what it has cached and answers when it has left; only who waits for the lock
 looks at the word there. So nothing is used by a translation that was to be dropped when the wait is over.
 
-SDM: "Propagation of Paging-Structure Changes to Multiple Processors"; "Interrupt Command Register (ICR)".
+SDM: "Operations that Invalidate TLBs and Paging-Structure Caches"; "Interrupt Command Register (ICR)".
 Source: Xen 3.0, xen/arch/x86/smp.c (flush_area_mask, smp_invalidate_interrupt).
 Not modelled: in ring 3, vCPUs that another one brings up (VCPUOP_initialise, VCPUOP_up: all start in the kernel), waits
 for certain ports (SCHEDOP_poll), ports that may be bound to another vCPU later, events between VMs.
