@@ -455,7 +455,9 @@ vms:
 
 @SLOW
 @pytest.mark.parametrize(
-    "settings", [(), ("vmm.pv.batch=1", "run.work_scale=2"), IN_RING_3], ids=["", "singly, longer", "in ring 3"]
+    "settings",
+    [(), ("vmm.pv.batch=1", "run.work_scale=2"), (*IN_RING_3, "run.work_scale=2")],
+    ids=["", "singly, longer", "in ring 3, longer"],
 )
 def test_threads_that_map_a_file_and_change_entries_see_what_they_see_natively(settings: tuple[str, ...]) -> None:
     there = parse_scenario(FILES, settings)
