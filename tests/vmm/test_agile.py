@@ -56,7 +56,7 @@ CHANGING: dict[str, tuple[Callable[[int, int, Any], Plan], tuple[Any, ...], int]
     "two levels": (
         narrow_plan,
         (*NARROW, *(evolve(each, smap=True) for each in NARROW), evolve(NARROW[1], pse=False)),
-        3,
+        2,
     ),
 }
 
