@@ -20,6 +20,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import ept_walk
+from vtsim.ept.spec import ADDRESS
 from vtsim.platform import steps
 from vtsim.platform.steps import EPT, GUEST, SHADOW, WALK_CACHE, Recorder
 from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
@@ -289,19 +290,50 @@ def test_under_shadow_paging_the_tables_that_are_read_are_the_hypervisors(tmp_pa
     assert [r.name for r in shown.references] == ["PML4E", "PDPTE", "PDE", "PTE"]
 
 
-def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_path: Path) -> None:
-    shown = vtsim.walk(churning(tmp_path), AT, sets=("vmm.paging=agile", *EVERY_ENTRY), after_run=True, cold=True)
+@pytest.mark.parametrize("paging", ["4-level", "PAE", "32-bit"])
+def test_an_agile_walk_goes_from_shadow_tables_to_the_guests_own_behind_ept(tmp_path: Path, paging: str) -> None:
+    at, levels = (AT, 4) if paging == "4-level" else (0x1000_0000, 2)
+    sets = ("vmm.paging=agile", f"vms.0.guest.kernel.paging={paging}", *EVERY_ENTRY)
+    shown = vtsim.walk(churning(tmp_path), at, sets=sets, after_run=True, cold=True)
     order = [r.dimension for r in shown.references]
     own = order.count(GUEST)  # levels
     switch = shown.references[order.count(SHADOW) - 1]
 
     assert shown.hpa is not None
-    assert 1 <= own <= 3
-    assert order[: 4 - own] == [SHADOW] * (4 - own)
+    assert 1 <= own < levels
+    assert order[: levels - own] == [SHADOW] * (levels - own)
     assert order.count(EPT) == 4 * own  # of each table of the guest but the first, and of the page
     assert walk_view.flags(switch, shown).endswith(" switch")
     assert f"table hpa {switch.value & 0xFFFFFFFFF000:#x}" == walk_view.leads_to(switch, shown)
-    assert f"{4 - own} shadow, {own} guest, {4 * own} EPT" in walk_view.totals(shown)
+    assert f"{levels - own} shadow, {own} guest, {4 * own} EPT" in walk_view.totals(shown)
+    modes = {"4-level": "4-level paging", "PAE": "PAE paging", "32-bit": "PAE paging over the guest's 32-bit paging"}
+    assert walk_view.paging_of(shown) == modes[paging]
+
+
+DIRECTORY_WRITTEN = (  # a page table for each 4 MiB
+    "vms.0.guest.processes.0.phases=[{primitive: stream, pattern: strided, stride: 4 MiB, region: 16 MiB, accesses: 4}]"
+)
+
+
+@pytest.mark.parametrize("paging", ["PAE", "32-bit"])
+def test_an_agile_walk_of_two_levels_may_begin_in_the_page_directory_that_a_pdpte_switches_to(
+    tmp_path: Path, paging: str
+) -> None:
+    sets = ("vmm.paging=agile", f"vms.0.guest.kernel.paging={paging}", DIRECTORY_WRITTEN, *EVERY_ENTRY)
+    shown = vtsim.walk(churning(tmp_path), 0x1000_0000, sets=sets, after_run=True, cold=True)
+
+    assert [r.dimension for r in shown.references] == [GUEST, *[EPT] * 4, GUEST, *[EPT] * 4]
+    assert shown.pdpte is not None
+    assert f"PDPTE {shown.pdpte:#x} switch, loaded by" in walk_view.roots(shown)
+    assert shown.pdpte & ADDRESS == shown.references[0].hpa & ~0xFFF
+
+
+def test_a_large_page_of_a_page_directory_of_the_guests_own_is_one_of_4_mib_with_32_bit_paging(tmp_path: Path) -> None:
+    sets = ("vmm.paging=agile", "vms.0.guest.kernel.paging=32-bit", DIRECTORY_WRITTEN, *EVERY_ENTRY)
+    shown = vtsim.walk(churning(tmp_path), 0xC010_0000, sets=sets, after_run=True, cold=True)
+
+    assert [r.dimension for r in shown.references] == [GUEST, *[EPT] * 4]
+    assert walk_view.flags(shown.references[0], shown).endswith("4M")
 
 
 def test_a_root_that_is_the_guests_own_is_told_from_a_shadow_one(tmp_path: Path) -> None:

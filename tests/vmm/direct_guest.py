@@ -192,16 +192,16 @@ def direct_guests(steps: Sequence[Steps], holder: dict[str, Any]) -> Callable[[A
 
 
 def _end(guests: Sequence[DirectGuest]) -> None:
-    """The first one stops when all have done their steps; handlers of exceptions are its."""
+    """The first one stops when all have done their steps; handlers of exceptions are its, in ring 3 each one's own."""
     for guest in guests[1:]:
         guest.tell()
         guest.a.label("over")
         guest.a.op(ops.PAUSE)
         guest.a.jmp("over")
         guests[0].wait(guest.vcpu, guest.done)
-    a, ring3 = guests[0].a, guests[0].ring3
-    a.op(ops.STOP_OP)
-    for vector in VECTORS:
+    ring3 = guests[0].ring3
+    guests[0].a.op(ops.STOP_OP)
+    for a, vector in ((guest.a, vector) for guest in (guests if ring3 else guests[:1]) for vector in VECTORS):
         a.label(f"gate_{vector}")
         a.mov(s.R14, vector)
         a.add(s.RSP, 24 if ring3 else 8)

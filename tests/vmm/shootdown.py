@@ -25,6 +25,7 @@ PCID_SHIFT = 16  # in a context's key
 USER_PCID = 0x800  # of the half for user mode under KPTI
 USER_WRITES = 0b1000  # of a TLB's data word: stores from ring 3
 TLBS = (s.DTLB4K, s.STLB)
+LOCK = ("TICKET", "SERVING")
 
 
 @define
@@ -101,17 +102,21 @@ class Threads:
         Nor one that EPT does not have, while nobody changes that. The half that KPTI keeps for user mode is flushed on
         the way there.
         """
-        hypervisor = self.machine.hypervisor
+        hypervisor, monitor = self.machine.hypervisor, self.machine.monitor
         if hypervisor is not None:
             first = hypervisor.vcpus[0]
             if hypervisor.word(first, "TABLES_TICKET") != hypervisor.word(first, "TABLES_SERVING"):
                 return
+        if monitor is not None and len({monitor.word(monitor.vcpus[0], f"TABLES_{n}") for n in LOCK}) > 1:
+            return
         space = self.machine.vms[0].spaces[0]
         running = {}
         for cpu in range(len(self.machine.engine.cpus)):
             if not self.machine.engine.cpus[cpu][s.PRIVILEGE] & 1:
                 continue  # a kernel that switches to the process has not dropped yet what it will
             if hypervisor is not None and not hypervisor.in_guest(cpu):
+                continue
+            if monitor is not None and monitor.word(monitor.current(cpu), "KERNEL"):
                 continue
             task = self.cpu_word(cpu, at.LOADED_TASK)
             if task and not self.cpu_word(cpu, at.LAZY) and (self.word(task + at.T_CR3) ^ space.cr3) & e.ADDRESS == 0:
@@ -132,6 +137,7 @@ class Threads:
         """(linear address, host frame, may it be stored to?) of 4 KiB translations of user memory in a CPU's TLBs."""
         record, arena = self.machine.engine.cpus[cpu], self.machine.engine.arena
         halves = (pcid, pcid | USER_PCID) if record[s.PRIVILEGE] & 1 else (pcid,)
+        others = 0 if self.machine.monitor is not None else GLOBAL_KEY  # in ring 3 entries of processes are global
         for structure in TLBS:
             first, data = int(record[structure]), int(record[structure + s.DATA])
             size = (int(record[structure + s.MASK]) + 1) * int(record[structure + s.WAYS])
@@ -139,7 +145,7 @@ class Threads:
             known = np.flatnonzero((tags >= 0) & (tags & 3 == 0) & (tags >> TAG_SHIFT < USER_PAGES))
             for tag, word in zip(tags[known].tolist(), held[known].tolist(), strict=True):
                 key = int(arena[int(record[s.CONTEXTS]) + ((tag & CONTEXT_MASK) >> CONTEXT_SHIFT)])
-                if key >= 0 and not key & GLOBAL_KEY and (key >> PCID_SHIFT & 0xFFF) in halves:
+                if key >= 0 and not key & others and (key >> PCID_SHIFT & 0xFFF) in halves:
                     yield tag >> TAG_SHIFT << 12, (word & e.ADDRESS) >> 12, bool(word & USER_WRITES)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from tests.cpu.bench import OFF
-from tests.vmm.changing_tables import Paging, plan
+from tests.vmm.changing_tables import Paging, Plan, plan
 from tests.vmm.machines import CODE, FIRST_GFN, MIB, STACK, Machine, machine
+from tests.vmm.narrow_tables import NarrowPaging, NarrowPlan, narrow_plan
+from tests.vmm.test_shadow import NARROW as NARROW_MODES
 from tests.vmm.test_shadow import NEWER
 from tests.vmm.test_shadow_guests import FORK, PLAIN, digests, exits, page_faults, run
 from vtsim.base import jit
@@ -20,7 +24,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import EPT_DIRTY, EPT_LARGE, EPT_WRITE
+from vtsim.ept.spec import EPT_DIRTY, EPT_LARGE, EPT_WRITE, PTE_WRITE
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_2M, SIZE_4K, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.vmm.memory import EPT_WRITTEN
@@ -45,12 +49,26 @@ def of_pool(made: Any, name: str) -> int:
     return int(made.hypervisor.host.load(vcpu.shadow.address + d.POOL[name]))
 
 
+WIDE = (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True))
+NARROW = tuple(paging for paging in NARROW_MODES.values() if paging.protected)
+CHANGING: dict[str, tuple[Callable[[int, int, Any], Plan], tuple[Any, ...], int]] = {  # guests, their modes, seeds
+    "four and five levels": (plan, WIDE, 8),
+    "two levels": (
+        narrow_plan,
+        (*NARROW, *(evolve(each, smap=True) for each in NARROW), evolve(NARROW[1], pse=False)),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("guests", CHANGING)
 @pytest.mark.parametrize("name", MACHINES)
-def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str) -> None:
+def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str, guests: str) -> None:
     nested = shadowed = roots = split = 0
-    for seed in range(1 if jit.DISABLED else 8):
-        for paging in (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True)):
-            made = plan(seed, 100 if jit.DISABLED else 600, paging)
+    guest, modes, seeds = CHANGING[guests]
+    for seed in range(1 if jit.DISABLED else seeds):
+        for paging in modes[:2] if jit.DISABLED else modes:
+            made = guest(seed, 100 if jit.DISABLED else 600, paging)
             m = machine(made.guest, paging="agile", **{"profile": NEWER, **MACHINES[name]}).run()
             assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
             for expected, found in made.seen(m.vcpu.memory.load):
@@ -83,11 +101,17 @@ def test_a_guest_ends_with_the_results_that_it_has_natively(more: tuple[str, ...
     assert page_faults(there) == page_faults(natively)
 
 
+MODES = pytest.mark.parametrize("mode", ["4-level", "PAE", "32-bit"])
+
+
 @pytest.mark.compiled_only
-def test_forks_do_not_exit_for_their_tables_once_roots_are_nested() -> None:
+@MODES
+def test_forks_do_not_exit_for_their_tables_once_roots_are_nested(mode: str) -> None:
+    kernel = f"{{tick: off, paging: {mode}}}"
+
     def faults(*sets: str) -> int:
         few, many = (f"[{{phases: [{{primitive: fork, pages: 16, iterations: {n}}}]}}]" for n in (10, 20))
-        counts = [exits(run((PLAIN, forks), (*AGILE, *sets)), "EXCEPTION_NMI") for forks in (few, many)]
+        counts = [exits(run((kernel, forks), (*AGILE, *sets)), "EXCEPTION_NMI") for forks in (few, many)]
         return counts[1] - counts[0]
 
     assert faults() == 0
@@ -107,10 +131,13 @@ def test_loads_of_a_cr3_that_is_listed_do_not_exit_and_the_guest_sees_no_differe
     assert digests(those[1]) == digests(run(many, ("vmm.technique=native",)))
 
 
-def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested() -> None:
+@MODES
+def test_page_faults_stay_inside_once_the_table_that_they_fill_is_nested(mode: str) -> None:
+    kernel = f"{{tick: off, paging: {mode}}}"
     few, many = (f"[{{phases: [{{primitive: page_fault, region: 48 KiB, iterations: {n}}}]}}]" for n in (2, 4))
     exit_counts = {
-        sets: [exits(run((PLAIN, faults), sets), "EXCEPTION_NMI") for faults in (few, many)] for sets in (AGILE, SHADOW)
+        sets: [exits(run((kernel, faults), sets), "EXCEPTION_NMI") for faults in (few, many)]
+        for sets in (AGILE, SHADOW)
     }
 
     assert exit_counts[AGILE][0] == exit_counts[AGILE][1]
@@ -195,6 +222,39 @@ def test_a_walk_reads_as_many_entries_as_published_for_a_switch_at_each_level(le
 
     few, many = references(5), references(15)
     assert [(b - a) // 10 for a, b in zip(few, many, strict=True)] == [4, 4 * level - (level > 0 and large)]
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize("paging", NARROW)
+def test_a_walk_of_two_levels_reads_a_nested_page_directory_as_it_reads_a_nested_root(
+    paging: NarrowPaging, level: int
+) -> None:
+    """2, 6 where the page table is nested, 10 with the page directory: a PDPTE is in a register; 14 are left to EPT."""
+
+    def references(loads: int) -> tuple[int, int]:
+        made = NarrowPlan(Random(3), paging, 0)
+        made.seed = 3
+        address = next(at for at in made.addresses if made.expected(at, False).error == -1 and small(made, at))
+
+        def load(a: Assembler) -> None:
+            a.ld(s.RAX, Mem(displacement=address))
+
+        made.emits.append(load)
+        above = (made.roots[0], *made.path(0, address))[-1 - level]
+        for _ in range(2 if level else 0):
+            made.write(made.place(above & ~0xFFF, 5), 0)
+        made.emits.extend([load] * (1 + loads))
+        there = machine(made.guest, paging="agile", profile=NEWER.with_overrides(OFF)).run()
+        assert there.finished == ["vm0"]
+        assert of_pool(there, "TO_NESTED") >= level
+        return there.counter("guest_references"), there.counter("ept_references")
+
+    few, many = references(5), references(15)
+    assert [(b - a) // 10 for a, b in zip(few, many, strict=True)] == [2, 4 * level]
+
+
+def small(made: NarrowPlan, address: int) -> bool:
+    return len(made.path(0, address)) == 2 + made.paging.pae
 
 
 OTHER_WAYS = 200  # unused entries of the root from there on
@@ -291,6 +351,26 @@ def test_tables_below_a_nested_root_and_a_shadowed_one_stay_nested_while_both_us
     few, many = ran(1).exits(), ran(9).exits()
     few["CR_ACCESS"] += 0 if listed else 16
     assert many == few
+
+
+def test_a_kernel_without_write_protection_writes_to_read_only_pages_of_a_nested_table() -> None:
+    """What counts there is the guest's CR0.WP; the processor has it set."""
+
+    def steps(a: Assembler, table: Table) -> None:
+        first = table.find(ONE)
+        assert first is not None
+        a.ld(s.RAX, Mem(displacement=ONE))
+        for _ in range(2):
+            a.st_value(window(first.table, 8 * first.index), SPARE << 12 | KERNEL_PAGE & ~PTE_WRITE)
+        a.op(ops.INVLPG, mem=Mem(displacement=ONE))
+        a.mov(s.RAX, 0x80050033 & ~(1 << 16))
+        a.op(ops.MOV_TO_CR, s.RAX, imm=0)
+        a.st_value(Mem(displacement=ONE), 77)
+
+    made = machine(aliasing(steps), paging="agile").run()
+    assert made.finished == ["vm0"], made.hypervisor.death(made.vcpu)
+    assert made.vcpu.memory.load(SPARE << 12) == 77
+    assert (of_pool(made, "TO_NESTED"), made.exits("CR_ACCESS")) == (1, 1)
 
 
 def through_the_nested_part(a: Assembler, table: Table) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
-from tests.vmm.machines import MIB, machine
-from tests.vmm.narrow_tables import TABLES, NarrowPaging, NarrowPlan, narrow_plan
+from tests.vmm.machines import MIB, Machine, machine
+from tests.vmm.narrow_tables import CR0, LARGE_FRAMES, TABLES, NarrowPaging, NarrowPlan, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.cpu import slots as s
@@ -92,6 +92,12 @@ NARROW = {
     "protected PAE": NarrowPaging(pae=True, protected=True),
     "protected 32-bit": NarrowPaging(protected=True),
 }
+NARROW_MACHINES = {
+    **MACHINES,
+    "agile": {"paging": "agile", "profile": NEWER},
+    "agile of minimal": {"paging": "agile", "personality": "minimal"},
+    "ept of large pages": {"paging": "ept", "page_size": 2 * MIB, "populate": "prebuilt"},
+}
 PROTECTED = [name for name, paging in NARROW.items() if paging.protected]
 
 
@@ -118,19 +124,24 @@ def test_a_guest_with_narrow_addresses_never_sees_a_wrong_frame(paging: str, nam
     check(made, m.vcpu.memory.load)
 
 
-@pytest.mark.parametrize("paging", PROTECTED)
-@pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 3))
-def test_natively_a_guest_in_protected_mode_sees_what_the_slow_walker_says(paging: str, seed: int) -> None:
-    made = narrow_plan(seed, 120 if jit.DISABLED else STEPS, NARROW[paging])
+def ran_natively(made: Plan) -> Engine:
     engine = Engine(NEWER, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
     with quiet():
         apply(engine, 0, made.guest(NativeMemory(engine, 64 * MIB)))
         assert engine.run() == PROGRAM_END
+    return engine
+
+
+@pytest.mark.parametrize("paging", PROTECTED)
+@pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 3))
+def test_natively_a_guest_in_protected_mode_sees_what_the_slow_walker_says(paging: str, seed: int) -> None:
+    made = narrow_plan(seed, 120 if jit.DISABLED else STEPS, NARROW[paging])
+    engine = ran_natively(made)
     assert engine.cpus[0][s.PAGING_LEVELS] == (3 if NARROW[paging].pae else 2)
     check(made, lambda gpa: engine.load(gpa))
 
 
-@pytest.mark.parametrize("name", ["ept", "kvm", "minimal"])
+@pytest.mark.parametrize("name", ["ept", "kvm", "minimal", "agile"])
 def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: str) -> None:
     """An access before the load finds what was loaded, one behind it what is there now."""
     made = NarrowPlan(random.Random(3), NARROW["protected PAE"], 0)
@@ -142,9 +153,53 @@ def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: s
             made.touch(address, False)
             load()
             made.touch(address, False)
-    m = machine(made.guest, **MACHINES[name]).run()
+    m = machine(made.guest, **NARROW_MACHINES[name]).run()
 
     assert len({(access.error, access.value) for access in made.log}) >= 2
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+
+
+@pytest.mark.parametrize("name", ["kvm", "minimal", "agile", "agile of minimal"])
+def test_a_write_of_cr0_that_loads_the_pdptes_again_loads_those_that_there_are(name: str) -> None:
+    """CR0.CD, which the minimal hypervisor leaves to the processor: there they are those of the shadow table."""
+
+    def ran(*values: int) -> Machine:
+        made = NarrowPlan(random.Random(3), NARROW["protected PAE"], 0)
+        made.seed = 3
+        address = next(each for each in made.addresses if made.expected(each, False).error == -1)
+        made.touch(address, False)
+        for value in values:
+            made.write_register(0, value)
+        made.touch(address, False)
+        m = machine(made.guest, **NARROW_MACHINES[name]).run()
+        assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+        check(made, m.vcpu.memory.load)
+        return m
+
+    plain, changed = ran(), ran(CR0 | 1 << 30, CR0)
+    assert changed.exits().get("CR_ACCESS", 0) == (0 if "minimal" in name else 2)
+    assert changed.exits("EXCEPTION_NMI") == plain.exits("EXCEPTION_NMI")
+
+
+@pytest.mark.parametrize("name", ["native", "ept", "ept of large pages", "kvm", "minimal", "agile"])
+def test_invlpg_of_one_half_of_a_page_of_4_mib_drops_the_other_half_too(name: str) -> None:
+    """A TLB has two pages of 2 MiB for it."""
+    made = NarrowPlan(random.Random(3), NARROW["protected 32-bit"], 0)
+    made.seed = 3
+    one, other = made.addresses[0], made.addresses[0] + (1 << 21)
+    place = made.place(made.roots[0], one >> 22)
+    for frame in (*LARGE_FRAMES, *LARGE_FRAMES):
+        made.write(place, frame << 12 | P | WRITABLE | A | D | PTE_LARGE)
+        made.invalidate(one)
+        for address in (one, other):
+            made.touch(address, False)
+
+    assert len({access.value for access in made.log}) == 4
+    if name == "native":
+        check(made, ran_natively(made).load)
+        return
+    m = machine(made.guest, **NARROW_MACHINES[name]).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
 

@@ -49,6 +49,7 @@ WAYS = (
     pytest.param(
         ("vmm.paging=direct-pv", "vms.0.guest.kernel.pcid=false", "vmm.pv.batch=1"), id="singly, no PCIDs", marks=SLOW
     ),
+    pytest.param(("vmm.technique=paravirtual",), id="in ring 3", marks=SLOW),
 )
 
 
@@ -67,11 +68,14 @@ def test_a_kernel_whose_interrupt_handler_drops_nothing_is_found_out(monkeypatch
 
 
 @SLOW
-def test_a_paravirtual_kernel_that_has_no_other_vcpu_flush_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["vmm.paging=direct-pv", "vmm.technique=paravirtual"])
+def test_a_paravirtual_kernel_that_has_no_other_vcpu_flush_is_found_out(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(direct_flush, "flush_others", lambda a: None)
 
     with pytest.raises(AssertionError, match=r"^CPU [01] (has|may write)"):
-        threads(ONE_REGION.replace(ROUND * 2, ROUND * 8), "vmm.paging=direct-pv").run()
+        threads(ONE_REGION.replace(ROUND * 2, ROUND * 8), way).run()
 
 
 # --- how often ------------------------------------------------------------------------------------------------------

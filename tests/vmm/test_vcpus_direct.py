@@ -7,18 +7,22 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from attrs import define
 
 from tests.vmm.changing_direct import plans
 from tests.vmm.direct_guest import (
     FREE,
     MEMORY,
+    NEXT_VCPU,
     READ_ONLY,
+    SHARED,
     A,
     D,
     DirectGuest,
     P,
     Recount,
     Steps,
+    U,
     W,
     answers,
     check_words,
@@ -31,17 +35,29 @@ from tests.vmm.test_vcpus_shadow import KERNELS, SLOW, nothing, run
 from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.base.jit import quiet
 from vtsim.base.kept import nothing_kept
 from vtsim.config import parse_scenario
+from vtsim.cpu import ops
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.engine import Engine, Geometry
+from vtsim.cpu.profile import load_profile
 from vtsim.ept import direct as d
 from vtsim.ept.tables import KERNEL_PAGE
+from vtsim.platform.machine import Machine as PlatformMachine
 from vtsim.study import equivalence
 from vtsim.study.run import without_hypervisor
+from vtsim.vmm.build import Guest, needs
+from vtsim.vmm.monitor import layout as ring_3
+from vtsim.vmm.monitor.virtual_cpus import VirtualCpu
+from vtsim.vmm.paravirtual import several as of_ring_3
+from vtsim.vmm.paravirtual.build import ParavirtualMonitor, build_paravirtual
+from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN
 from vtsim.vmm.programs import direct, several
 from vtsim.vmm.programs.words import vcpu
 from vtsim.vmm.registry import Path
+from vtsim.vmm.spec import VmmSpec
 
 ONE, TWO, THREE, ROOT = FREE, FREE + 1, FREE + 2, FREE + 3
 LINK = 8  # of the entry of a root that leads nowhere
@@ -51,13 +67,48 @@ MACHINES: dict[str, dict[str, Any]] = {
     "minimal": {"personality": "minimal"},
     "minimal without VPID": {"personality": "minimal", "vpid": False},
     "kvm": {"personality": "kvm"},
+    "ring 3": {"ring3": True},
 }
-FIRST = ("minimal", "minimal without VPID")
+FIRST = ("minimal", "minimal without VPID", "ring 3")
+RINGS = pytest.mark.parametrize("ring3", [False, True])
 NAMES = [name if name in FIRST else pytest.param(name, marks=SLOW) for name in MACHINES]
 
 
-def ran(*steps: Steps, **options: Any) -> tuple[Machine, dict[str, Any]]:
+@define(eq=False)
+class Ring3:
+    """A machine whose VM has its kernel in ring 3, with what the tests ask a machine for."""
+
+    engine: Engine
+    monitor: ParavirtualMonitor
+
+    @property
+    def vcpu(self) -> VirtualCpu:
+        return self.monitor.vcpus[0]
+
+
+def in_ring_3(*steps: Steps) -> tuple[Ring3, dict[str, Any]]:
+    """The same where nobody has VT-x."""
+    holder: dict[str, Any] = {}
+    vmm, profile, count = VmmSpec(technique="paravirtual", paging="direct-pv"), load_profile("skx-4114"), len(steps)
+    wants = needs(vmm, [MEMORY], 4 * MEMORY, count - 1)
+    geometry = Geometry(
+        cpus=count, memory_bytes=4 * MEMORY, pool_pages=wants.pool_pages + 4096, code_pages=wants.code_pages + 16,
+        rows=wants.rows + 4096, owners=wants.owners + 1,
+    )  # fmt: skip
+    with quiet():
+        engine = Engine(profile, geometry)
+        cpus = tuple(range(count))
+        guest = Guest(name="vm0", cpu=0, memory=MEMORY, build=direct_guests(steps, holder), cpus=cpus)
+        monitor = build_paravirtual(vmm=vmm, profile=profile, engine=engine, guests=[guest])
+        cpu = run(engine)
+    assert cpu == 0 and monitor.in_guest(0), [monitor.death(vcpu) for vcpu in monitor.vcpus]
+    return Ring3(engine, monitor), holder
+
+
+def ran(*steps: Steps, ring3: bool = False, **options: Any) -> tuple[Machine | Ring3, dict[str, Any]]:
     """A machine whose vCPUs have done these steps."""
+    if ring3:
+        return in_ring_3(*steps)
     holder: dict[str, Any] = {}
     count = len(steps)
     m = machine(
@@ -69,15 +120,27 @@ def ran(*steps: Steps, **options: Any) -> tuple[Machine, dict[str, Any]]:
     return m, holder
 
 
-def check_frames(m: Machine) -> None:
+def check_frames(m: Machine | Ring3) -> None:
     """What the hypervisor keeps of frames is what the tables imply; all roots that are loaded are roots."""
-    host, memory = m.hypervisor.host, m.vcpu.memory
-    first = (m.hypervisor.path.addresses["frame_words"] - 0xFFFF_8880_0000_0000) >> 12
-    owned = {int(frame) for frame in memory.frames}
-    kept = kept_words(host.words, first, iter(sorted(owned)))
-    for each in m.hypervisor.vcpus:
-        recount = Recount(lambda frame: host.words(frame, mem.TABLE))
-        check_words(recount, kept, owned, m.field(each, "GUEST_CR3") >> 12)
+    if isinstance(m, Ring3):
+        host, own = m.monitor.host, range(FIRST_OWN, LAST_OWN + 1)
+        words = next(i.imm for i in m.monitor.program.instructions if i.comment == "words of frames") - ring_3.DIRECT
+        roots = [m.monitor.word(each, "KERNEL_CR3") for each in m.monitor.vcpus]
+    else:
+        host, own = m.hypervisor.host, range(0)
+        words = m.hypervisor.path.addresses["frame_words"] - 0xFFFF_8880_0000_0000
+        roots = [m.field(each, "GUEST_CR3") for each in m.hypervisor.vcpus]
+    owned = {int(frame) for frame in m.vcpu.memory.frames}  # type: ignore[union-attr]
+    kept = kept_words(host.words, words >> 12, iter(sorted(owned)))
+    for root in roots:
+        check_words(Recount(lambda frame: host.words(frame, mem.TABLE), own=own), kept, owned, root >> 12)
+
+
+def counted(m: Machine | Ring3, name: str) -> int:
+    """A count of what several vCPUs do with each other; in ring 3 all flushes for others have one."""
+    if isinstance(m, Ring3):
+        return m.monitor.hypercalls()["events"]["lock_waits" if name == "lock_waits" else "remote_flushes"]
+    return m.hypervisor.memory_statistics(m.vcpu).get(name, 0)
 
 
 def at_random(seed: int) -> tuple[Steps, Steps]:
@@ -96,7 +159,7 @@ def test_whatever_vcpus_ask_for_at_once_counts_are_right(name: str) -> None:
         good += sum(answer == 1 for n in (0, 1) for answer in answers(holder, n))
 
     assert good > 3 * STEPS // 10
-    assert m.hypervisor.memory_statistics(m.vcpu)["lock_waits"] > 0
+    assert counted(m, "lock_waits") > 0
 
 
 def same_entry(guest: DirectGuest) -> None:
@@ -106,12 +169,13 @@ def same_entry(guest: DirectGuest) -> None:
         guest.request(guest.entry_of(ONE), guest.machine(frame) | P | (W | A | D if (n + guest.vcpu) % 2 else 0))
 
 
-def test_who_updates_one_entry_at_once_leaves_one_of_the_two_results() -> None:
-    m, holder = ran(same_entry, same_entry)
+@RINGS
+def test_who_updates_one_entry_at_once_leaves_one_of_the_two_results(ring3: bool) -> None:
+    m, holder = ran(same_entry, same_entry, ring3=ring3)
     check_frames(m)
 
     guest: DirectGuest = holder["guest"]
-    left = m.engine.load(guest.entry_of(ONE)) & ~(A | D)
+    left = m.engine.load(guest.entry_of(ONE)) & ~(A | D | U)
     assert all(answer == 1 for n in (0, 1) for answer in answers(holder, n))
     last = [(STEPS - 1 + n) for n in (0, 1)]
     wanted = {guest.machine((ONE, TWO, THREE)[n % 3]) | P | (W if n % 2 else 0) for n in last}
@@ -121,18 +185,23 @@ def test_who_updates_one_entry_at_once_leaves_one_of_the_two_results() -> None:
 LOCK: tuple[tuple[ModuleType, str, Callable[..., None]], ...] = (
     (several, "lock_tables", nothing),
     (several, "unlock_tables", nothing),
+    (of_ring_3, "lock_tables", nothing),
+    (of_ring_3, "unlock_tables", nothing),
 )
 
 
+@RINGS
 @pytest.mark.parametrize("steps", [same_entry, None], ids=["one entry", "at random"])
 @SLOW
-def test_a_hypervisor_without_the_lock_counts_wrong(steps: Steps | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hypervisor_without_the_lock_counts_wrong(
+    steps: Steps | None, ring3: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module, name, instead in LOCK:
         monkeypatch.setattr(module, name, instead)
 
     with nothing_kept(), pytest.raises(AssertionError):
         for seed in range(20):  # every other one finds it
-            check_frames(ran(*((steps, steps) if steps else at_random(seed)))[0])
+            check_frames(ran(*((steps, steps) if steps else at_random(seed)), ring3=ring3)[0])
 
 
 # --- what a frame was before ----------------------------------------------------------------------------------------
@@ -176,7 +245,7 @@ def by_stale_tables(guest: DirectGuest) -> None:
     guest.wait(1, 1)
     guest.request(guest.table.root << 12 | LINK, 0)
     guest.request(guest.entry_of(THREE), guest.machine(THREE) | KERNEL_PAGE)
-    guest.attempt(lambda: guest.store(THREE, 1, 1 << 12 | P | A))
+    guest.attempt(lambda: guest.store(THREE, 1, 1 << 12 | P | A | (U if guest.ring3 else 0)))
     guest.tell()
     guest.wait(1, 2)
 
@@ -188,7 +257,7 @@ def test_who_has_a_stale_translation_cannot_write_to_a_table(name: str) -> None:
 
     assert answers(holder) == [1, 1]
     assert answers(holder, 1) == [0, 14]
-    assert m.hypervisor.memory_statistics(m.vcpu)["flushes_for_types"] == 1
+    assert counted(m, "flushes_for_types") == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -198,15 +267,20 @@ def test_who_remembers_a_table_cannot_use_what_is_written_to_it_as_memory(name: 
 
     assert answers(holder)[-1] == 0, "it is memory again"
     assert answers(holder, 1) == [0, 14, 0]
-    flushes = m.hypervisor.memory_statistics(m.vcpu)["flushes_for_types"]
-    assert flushes == 2, "one for all three that became tables, one for the one that became memory"
+    assert counted(m, "flushes_for_types") == 2, (
+        "one for all three that became tables, one for the one that became memory"
+    )
 
 
+@RINGS
 @pytest.mark.parametrize("attack", [by_stale_translations, by_stale_tables])
-def test_without_the_flush_at_a_change_of_type_both_get_through(attack: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "flush_for_types", nothing)
+def test_without_the_flush_at_a_change_of_type_both_get_through(
+    attack: Steps, ring3: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (direct, of_ring_3):
+        monkeypatch.setattr(module, "flush_for_types", nothing)
     with nothing_kept():
-        m, holder = ran(attack, attack)
+        m, holder = ran(attack, attack, ring3=ring3)
 
     assert answers(holder, 1)[1] == 0
     if attack is by_stale_translations:
@@ -234,15 +308,17 @@ def root_of_another(guest: DirectGuest) -> None:
         guest.request(d.UNPIN, root)
 
 
-def test_a_root_that_another_vcpu_has_loaded_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    m, holder = ran(root_of_another, root_of_another)
+@RINGS
+def test_a_root_that_another_vcpu_has_loaded_is_not_given_up(ring3: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    m, holder = ran(root_of_another, root_of_another, ring3=ring3)
     check_frames(m)
     assert answers(holder) == [1, 1, 0, 1]
     assert answers(holder, 1) == [1, 1]
 
-    monkeypatch.setattr(direct, "loaded_anywhere", nothing)
+    for module in (direct, of_ring_3):
+        monkeypatch.setattr(module, "loaded_anywhere", nothing)
     with nothing_kept():
-        _, holder = ran(root_of_another, root_of_another)
+        _, holder = ran(root_of_another, root_of_another, ring3=ring3)
     assert answers(holder)[2] == 1
 
 
@@ -278,15 +354,18 @@ def flushed_by(kind: int, mask: int) -> tuple[Steps, Steps]:
         (d.FLUSH_ALL, 0b101, (0, 0)),
     ],
 )  # fmt: skip
-def test_a_flush_is_made_by_those_vcpus_that_it_names(kind: int, mask: int, seen: tuple[int, int]) -> None:
+@RINGS
+def test_a_flush_is_made_by_those_vcpus_that_it_names(kind: int, mask: int, seen: tuple[int, int], ring3: bool) -> None:
     """Where nobody else is to drop anything, vCPU 1 still has the translations that it had."""
-    m, holder = ran(*flushed_by(kind, mask))
+    m, holder = ran(*flushed_by(kind, mask), ring3=ring3)
 
     assert answers(holder, 1) == [0, 0, *seen]
-    counts = m.hypervisor.memory_statistics(m.vcpu)
-    assert counts.get("flushes_for_guest", 0) == (mask != 0)
-    assert counts.get("remote_flushes", 0) == (mask >> 1 & 1)
-    assert counts["pv_requests"] == 3
+    assert counted(m, "remote_flushes") == (mask >> 1 & 1)
+    if isinstance(m, Ring3):
+        assert sum(m.monitor.hypercalls()["requests"].values()) == 3
+    else:
+        assert counted(m, "flushes_for_guest") == (mask != 0)
+        assert counted(m, "pv_requests") == 3
 
 
 # --- random guests against the slow walker -----------------------------------------------------------------------------
@@ -302,9 +381,8 @@ def test_two_vcpus_see_what_the_slow_walker_says(seed: int, name: str) -> None:
 
     for n in (0, 1):
         assert answers(holder, n) == plan.expected[n]
-    counts = m.hypervisor.memory_statistics(m.vcpu)
-    assert counts["flushes_for_guest"] > 0
-    assert jit.DISABLED or counts["flushes_for_types"] > 0
+    assert counted(m, "flushes_for_guest") > 0
+    assert jit.DISABLED or counted(m, "flushes_for_types") > 0
 
 
 def forgotten(a: Assembler, path: Path) -> None:
@@ -317,6 +395,10 @@ WITHOUT: dict[str, tuple[ModuleType, str, Callable[..., None]]] = {
     "page as asked": (several, "drop_page_as_asked", forgotten),
     "kick": (several, "kick_others", nothing),
     "flush for types": (direct, "flush_for_types", nothing),
+    "flush as asked, in ring 3": (of_ring_3, "drop_everything", nothing),
+    "page as asked, in ring 3": (of_ring_3, "drop_page", nothing),
+    "interrupt, in ring 3": (of_ring_3, "interrupt", nothing),
+    "flush for types, in ring 3": (of_ring_3, "flush_for_types", nothing),
 }
 
 
@@ -328,18 +410,22 @@ def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, mo
     with nothing_kept(), pytest.raises(AssertionError):
         for seed in SEEDS:
             plan = plans(seed, WALKS)
-            _, holder = ran(*plan.steps)
+            _, holder = ran(*plan.steps, ring3=left_out.endswith("in ring 3"))
             for n in (0, 1):
                 assert answers(holder, n) == plan.expected[n]
+
+
+IN_RING_3 = ("vmm.technique=paravirtual",)
+APART = (*IN_RING_3, "machine.cpus=5", "vms.1.cpu=4")  # where every vCPU has a CPU of its own
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
 @SLOW
 @pytest.mark.parametrize(
     "settings",
-    [(), ("vmm.personality=minimal", "vmm.pv.batch=1"), ("vmm.vpid=false", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2",
+    [(), APART, (*APART, "vmm.pv.batch=1"), ("vmm.personality=minimal", "vmm.pv.batch=1"), ("vmm.vpid=false", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2",
      "vms.0.guest.processes.2.vcpu=0")],
-    ids=["four", "minimal, singly", "two, without VPID"],
+    ids=["four", "in ring 3", "in ring 3, singly", "minimal, singly", "two, without VPID"],
 )  # fmt: skip
 def test_a_kernel_on_several_vcpus_sees_what_it_sees_natively(settings: tuple[str, ...]) -> None:
     there = parse_scenario(KERNELS, ("vmm.paging=direct-pv", *settings))
@@ -368,7 +454,11 @@ vms:
 
 
 @SLOW
-@pytest.mark.parametrize("settings", [(), ("vmm.pv.batch=1", "run.work_scale=2")], ids=["", "singly, longer"])
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("vmm.pv.batch=1", "run.work_scale=2"), (*IN_RING_3, "run.work_scale=2")],
+    ids=["", "singly, longer", "in ring 3, longer"],
+)
 def test_threads_that_map_a_file_and_change_entries_see_what_they_see_natively(settings: tuple[str, ...]) -> None:
     there = parse_scenario(FILES, settings)
     found = equivalence.compare(without_hypervisor(there), there)
@@ -376,10 +466,91 @@ def test_threads_that_map_a_file_and_change_entries_see_what_they_see_natively(s
     assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
 
 
-def test_in_ring_3_a_paravirtual_kernel_has_one_vcpu() -> None:
-    with pytest.raises(ConfigError) as refused:
-        parse_scenario(KERNELS, ("vmm.technique=paravirtual", "vmm.paging=direct-pv"))
+# --- events between vCPUs in ring 3 ---------------------------------------------------------------------------------
+def event_words(guest: DirectGuest) -> None:
+    """Log the ports that are pending, and whether events wait."""
+    for word in (d.EVENTS, d.UPCALL_PENDING):
+        guest.a.ld(s.RAX, Mem(displacement=SHARED + guest.vcpu * NEXT_VCPU + word))
+        guest.log(s.RAX)
 
-    why = "technique 'paravirtual' is built for VMs of one vCPU, and vms.0 has 4: a kernel in ring 3 is told of its own"
-    assert f"{why} timer only, and no vCPU can interrupt another" in str(refused.value)
-    assert "technique can be hardware, native; or vms.0.vcpus 1" in str(refused.value)
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_an_event_goes_to_the_vcpu_and_the_port_that_are_named_and_ends_its_wait(halted: bool) -> None:
+    """A vCPU that is in its guest is interrupted there; one that waits goes on. One of a port that it masks does neither."""
+    to_one = 1 << d.OF_VCPU
+    wrong = (2 | 2 << d.OF_VCPU, d.PORTS | to_one, -1)
+
+    def sender(guest: DirectGuest) -> None:
+        guest.wait(1, 1)
+        guest.a.mov(s.RCX, 20_000)
+        guest.a.emit(ops.LONG_WORK, length=64)
+        for what in (*wrong, 3 | to_one, 2 | to_one, 2 | to_one):
+            guest.call(d.CALL_EVENT, d.SEND, what)
+        guest.tell()
+        guest.wait(1, 2)
+        event_words(guest)
+
+    def receiver(guest: DirectGuest) -> None:
+        guest.call(d.CALL_EVENT, d.BIND_TIMER)
+        guest.call(d.CALL_EVENT, d.BIND_IPI)
+        guest.a.st_value(Mem(displacement=SHARED + NEXT_VCPU + d.EVENTS_MASKED), 1 << 3)
+        guest.tell()
+        if halted:
+            guest.call(d.CALL_SCHEDULE, d.BLOCK)
+        guest.wait(0, 1)
+        event_words(guest)
+        guest.tell()
+
+    m, holder = in_ring_3(sender, receiver)
+    waited = [0] * halted
+
+    assert answers(holder) == [-1, -1, -1, 0, 0, 0, 0, 0]
+    assert answers(holder, 1) == [1, 2, *waited, 1 << 2 | 1 << 3, 1]
+    events = m.monitor.hypercalls()["events"]
+    assert (events["events_sent"], events["kicks"], events["blocks"]) == (2, 1, int(halted))
+
+
+INTERRUPTS = """
+machine: {cpus: 2, memory: 256 MiB}
+vmm: {technique: paravirtual}
+vms:
+  - memory: 64 MiB
+    vcpus: 2
+    guest:
+      kernel: {tick: 50 us}
+      processes: [{threads: 2, phases: [{primitive: ipi, iterations: 30}, {primitive: idle, duration: 30 us}]}]
+"""
+
+
+def test_an_interrupt_of_another_cpu_is_an_event_a_port_and_an_upcall_each() -> None:
+    there = parse_scenario(INTERRUPTS, ("vms.0.guest.kernel.tick=off",))
+    found = equivalence.compare(without_hypervisor(there), there)
+    assert found.equivalent, [each.sentence(found.first, found.second) for each in found.differences]
+
+    outcome = PlatformMachine(there).run()
+    assert outcome.hypercalls is not None
+    events, calls = outcome.hypercalls["events"], outcome.hypercalls["calls"]
+    sleeps = 2  # whose timer is an event, too
+    assert events["events_sent"] == 30 + sleeps
+    assert calls["event"] == 30 + 2 * 2  # each CPU binds its timer, and a port for others
+
+
+@SLOW
+def test_ticks_and_interrupts_of_others_do_not_take_events_from_each_other() -> None:
+    there = parse_scenario(INTERRUPTS, ("vms.0.guest.processes.0.phases.0.iterations=3000",))
+    outcome = PlatformMachine(there).run()
+
+    assert [vm.stopped for vm in outcome.vms] == [None]
+    assert outcome.hypercalls is not None
+    assert outcome.hypercalls["events"]["events_sent"] > 3000 + 100
+
+
+def test_vcpus_in_ring_3_have_a_cpu_each() -> None:
+    another = "  - {memory: 64 MiB, cpu: 1, guest: {processes: [{phases: [{primitive: syscall}]}]}}"
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario(INTERRUPTS + another)
+
+    (problem,) = refused.value.problems
+    assert (problem.path, problem.message, problem.help) == (
+        "machine.cpus", "under technique 'paravirtual' every vCPU needs a CPU of its own", "cpus can be 3 or more",
+    )  # fmt: skip

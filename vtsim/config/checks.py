@@ -366,9 +366,11 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     for path, message, found, allowed in wrong:
         if found:
             yield Problem(path=f"vmm.{path}", message=message, help=f"{path} can be {allowed}")
-    if len({vm.cpu for vm in scenario.vms}) < len(scenario.vms):
-        message = f"under technique {vmm.technique!r} every VM needs a CPU of its own"
-        yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(scenario.vms)} or more")
+    places = [cpu for vm in scenario.vms for cpu in vm.cpus or (vm.cpu,)]
+    if len(set(places)) < len(places):
+        who = "VM" if len(places) == len(scenario.vms) else "vCPU"
+        message = f"under technique {vmm.technique!r} every {who} needs a CPU of its own"
+        yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(places)} or more")
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging == "5-level":
             message = f"technique {vmm.technique!r} has {kind} of four levels"
@@ -531,8 +533,8 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for path, wrong, words, legal in (
             ("vmm.technique", vmm.technique not in ("native", "hardware"), "has ring 0, or VT-x below it",
              "technique can be native, hardware"),
-            ("vmm.paging", vmm.paging in ("direct-pv", "agile"), "has tables of its own, which it writes itself",
-             "paging can be auto, ept, shadow"),
+            ("vmm.paging", vmm.paging == "direct-pv", "has tables of its own, which it writes itself",
+             "paging can be auto, ept, shadow, agile"),
             ("vmm.pv.events", by_events, NOT_FOR_HYPERCALLS, "events can be false"),
             ("vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "ept",
              "has tables by which exit clusters find no instruction", "exit_clustering can be false"),

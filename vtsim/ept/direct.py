@@ -34,6 +34,8 @@ HOST_CALLS: Final = ("none", "getpid", "kill", "sigprocmask", "sigpending", "fcn
 HOST_VECTOR: Final = 0x80                           # INT 80H instead of SYSCALL where the kernel is a host's process
 YIELD, BLOCK = 0, 1                                 # CALL_SCHEDULE: give up the CPU; wait for an event, unmasked
 BIND_TIMER, SEND, UNMASK = 0, 1, 2                  # CALL_EVENT: port of the timer; make port RSI pending; unmask it
+BIND_IPI: Final   = 3                               # of several vCPUs: a port by which others reach this one
+OF_VCPU: Final    = 8                               # of several, SEND: from this bit of RSI on, to which one
 IRET_FRAME: Final = ("RAX", "R11", "RCX", "flags", "RIP", "CS", "RFLAGS", "RSP", "SS")
 IN_SYSCALL: Final = 1 << 8                          # of its flags: RCX and R11 may be lost, so SYSRET will do
 # --- requests: low bits of the first word ----------------------------------------------------------------------------

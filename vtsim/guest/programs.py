@@ -94,7 +94,7 @@ def kernel_text(
     for number, index, phase in kernel_loops(guest):
         stage = evolve(
             stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual,
-            direct=options.places.direct, entry_bytes=options.entry_bytes,
+            ring3=options.ring3, direct=options.places.direct, entry_bytes=options.entry_bytes,
         )  # fmt: skip
         a.activity = ops.APPLICATION
         a.label(stage.name)

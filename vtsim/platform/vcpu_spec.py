@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 OF_ONE_VCPU = {
     ReplaySpec: "a recorded guest",
 }
-NO_EVENTS = {
-    "paravirtual": ": a kernel in ring 3 is told of its own timer only, and no vCPU can interrupt another"
-}  # fmt: skip
 OF_TWO_THREADS: Final[Mapping[type[Phase], str]] = {
     IpiSpec: "one thread interrupts another",
     AttackStaleSpec: "one thread stores to what another makes a table",
@@ -150,7 +147,10 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
     native, technique = vmm.technique == "native", vmm.technique
     pagings = ("auto", "ept", "shadow", "agile", "direct-pv")
     wrong = (
-        ("vmm.technique", not native and technique != "hardware", f"technique {technique!r}", "hardware, native"),
+        (
+            "vmm.technique", technique not in ("native", "hardware", "paravirtual"), f"technique {technique!r}",
+            "hardware, paravirtual, native",
+        ),
         ("vmm.paging", vmm.paging not in (*pagings, "none"), f"paging {vmm.paging!r}", ", ".join(pagings)),
         (
             "vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.on_shadow,
@@ -162,8 +162,7 @@ def _hypervisor(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Problem]
         if found and (path == "vmm.technique" or not native):
             yield Problem(
                 path=path,
-                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}"
-                + (NO_EVENTS.get(technique, "") if path == "vmm.technique" else ""),
+                message=f"{words} is built for VMs of one vCPU, and {vm.name or where} has {vm.vcpus}",
                 help=f"{path.rpartition('.')[2]} can be {allowed}; or {where}.vcpus 1",
             )
     if "i440fx" in vm.devices:

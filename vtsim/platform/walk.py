@@ -54,10 +54,11 @@ EVERY_ENTRY: Final = tuple(
 class Walk:
     """An observed translation, with the sizes and counts in the units of the names.
 
-    `address` is unsigned. `pdpte` is what PAE paging has loaded before the walk, which reads none. `fault` is empty, or
-    what ended the translation, then with `error_code` of a page fault or `qualification` of an EPT violation and
-    `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the paging-structure cache that
-    the walk began with.
+    `address` is unsigned. `guest_levels` are those that the processor walks, `paging` is the mode of the guest's own
+    tables, on shadow tables perhaps another one. `pdpte` is what PAE paging has loaded before the walk, which reads
+    none. `fault` is empty, or what ended the translation, then with `error_code` of a page fault or `qualification` of
+    an EPT violation and `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the
+    paging-structure cache that the walk began with.
     """
 
     scenario: str
@@ -73,6 +74,7 @@ class Walk:
     pdpte: int | None
     eptp: int
     guest_levels: int
+    paging: str
     ept_levels: int
     tlb: str
     cache: str
@@ -178,6 +180,7 @@ def walk(
         pdpte=int(m[s.PDPTE0 + (address >> 30 & 3)]) if m[s.PAGING_LEVELS] == 3 else None,
         eptp=int(m[s.EPTP]) if m[s.NONROOT] else 0,
         guest_levels=int(m[s.PAGING_LEVELS]),
+        paging=paging.name,
         ept_levels=((int(m[s.EPTP]) >> e.EPTP_LEVELS) & 7) + 1 if m[s.NONROOT] and m[s.EPTP] else 0,
         tlb=recorder.tlb,
         cache=recorder.cache,
@@ -244,7 +247,8 @@ def _become_guest(machine: Machine, number: int, space: Space, ring: int) -> Non
     m[s.CONTEXT_KEY] = NO_CONTEXT
     engine.sync(cpu)
     if m[s.PAGING_LEVELS] == 3:
-        load = hypervisor.vcpus[number].memory.load if hypervisor is not None and m[s.EPTP] else engine.load
+        own = hypervisor is not None and m[s.EPTP] and not machine.scenario.vmm.on_shadow  # in the guest's memory?
+        load = hypervisor.vcpus[number].memory.load if hypervisor is not None and own else engine.load
         m[s.PDPTE0 : s.PDPTE0 + 4] = [load((loaded & e.PDPT_ADDRESS) + 8 * n) for n in range(4)]
 
 

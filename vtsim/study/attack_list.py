@@ -62,7 +62,7 @@ def attacks(scenario: Scenario) -> Iterator[Attack]:
         if tables:
             for by, name in (("frame", "an entry asked for"), ("table", "a table made writable")):
                 yield Attack(f"{whose}, by {name}", after(partial(AttackUpdateSpec, by=by, call=call)), target)
-            if not techniques[vmm.technique].deprivileged:  # in ring 3 there is one vCPU
+            if not techniques[vmm.technique].deprivileged:  # its program asks by VMCALL
                 name = "a stale translation of another vCPU"
                 yield Attack(f"{whose}, by {name}", after(AttackStaleSpec), target, threads=2)
     yield Attack("the host's memory, by the host's own addresses", after(AttackLinearSpec), "direct")

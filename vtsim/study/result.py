@@ -62,6 +62,9 @@ class Hypercalls:
     events_sent: int            = key("events", "that became pending on a port")
     upcalls: int                = key("upcalls", "that kernels were called back because events were pending")
     blocks: int                 = key("times", "that a kernel waited for an event")
+    lock_waits: int             = key("looks", "in vain at the lock of a VM's tables, of several vCPUs", default=0)
+    remote_flushes: int         = key("times", "that a vCPU dropped translations because another one asked", default=0)
+    kicks: int                  = key("interrupts", "from one CPU of the hypervisor to another", default=0)
     stops: Mapping[str, int]    = key("stops", "{reason: count} of traced processes, by ptrace", factory=dict)
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vtsim.base.units import SIZE
 from vtsim.ept import spec as e
+from vtsim.guest.paging import OF_32_BIT
 from vtsim.platform.steps import ENTRY_NAMES, EPT, GUEST, SHADOW, WALK_CACHE, Level, NestedWalk, Reference
 from vtsim.platform.walk import EPT_VIOLATION, FETCH, PAGE_FAULT, WRITE, Walk
 from vtsim.study.table import section
@@ -54,7 +55,7 @@ def flags(reference: Reference, walk: Walk) -> str:
     value, now = reference.value, reference.value if reference.stored is None else reference.stored
     leaf = reference.level == 1 or bool(value & e.PTE_LARGE and reference.level in LARGE_NAMES)
     large = [LARGE_NAMES[reference.level]] if leaf and reference.level > 1 else []
-    if large and reference.dimension == GUEST and walk.guest_levels == 2:
+    if large and reference.dimension == GUEST and walk.paging == OF_32_BIT:
         large = ["4M"]
     if reference.dimension == EPT:
         if not value & e.EPT_RWX:
@@ -89,7 +90,8 @@ def roots(walk: Walk) -> str:
     if walk.eptp:
         found += f"   EPTP {walk.eptp:#x}"
     if walk.pdpte is not None:
-        found += f"   PDPTE {walk.pdpte:#x}, loaded by VM entry or MOV to CR3"
+        switch = walk.technique == "agile" and bool(walk.pdpte & e.PTE_SWITCHES)
+        found += f"   PDPTE {walk.pdpte:#x}{' switch' if switch else ''}, loaded by VM entry or MOV to CR3"
     return found
 
 
@@ -142,10 +144,10 @@ def indexes(walk: Walk) -> str:
 
 
 def paging_of(walk: Walk) -> str:
-    """What the manual calls the paging mode."""
-    return {0: "no paging", 2: "32-bit paging", 3: "PAE paging"}.get(
-        walk.guest_levels, f"{walk.guest_levels}-level paging"
-    )
+    """What the manual calls the paging mode, and the guest's own where the processor walks other tables."""
+    names = {0: "no paging", 2: "32-bit paging", 3: "PAE paging"}
+    found = names.get(walk.guest_levels, f"{walk.guest_levels}-level paging")
+    return f"{found} over the guest's 32-bit paging" if walk.guest_levels == 3 and walk.paging == OF_32_BIT else found
 
 
 def _title(level: Level) -> str:

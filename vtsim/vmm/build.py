@@ -404,7 +404,7 @@ def _fill_vmcs(
             fields["GUEST_IA32_EFER"] |= EFER_LME | EFER_LMA
         fields["GUEST_CR3"] = root | (start.cr3 & 0xFFF if start.cr4 & CR4_PCIDE else 0)
         values["SHADOW"] = vcpu.shadow.address
-        if vcpu.ept is not None and (leaf := vcpu.ept.split(start.cr3 & e.ADDRESS)) is not None:
+        if vcpu.ept is not None and not narrow and (leaf := vcpu.ept.split(start.cr3 & e.ADDRESS)) is not None:
             vcpu.ept.words(leaf.table)[leaf.index] &= ~e.EPT_WRITE  # the root is shadowed from the start
     if start.shared:
         values["SHARED_PAGE"] = at.direct(vcpu.memory.frame(start.shared >> 12) << 12)

@@ -15,7 +15,15 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.agile_ept import set_ept_flags
 from vtsim.cpu.kernels.shadow_map import host_leaf, way_down
-from vtsim.cpu.kernels.shadow_pages import ASKED, drop_entry, keep_free, leaves_of, list_leaf, stays_protected, zap_page
+from vtsim.cpu.kernels.shadow_pages import (
+    ASKED,
+    drop_entry,
+    keep_free,
+    leaves_of,
+    put_switch,
+    stays_protected,
+    zap_page,
+)
 from vtsim.cpu.kernels.shadow_pool import (
     FLUSH,
     KEY_FRAME,
@@ -37,13 +45,11 @@ from vtsim.cpu.kernels.shadow_use import nested_root
 from vtsim.cpu.kernels.shadow_walk import P_LEVEL, P_PATH, P_TABLE
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import (
-    ADDRESS,
     EPT_DIRTY,
     EPT_WRITE,
     PTE_ACCESSED,
     PTE_DIRTY,
     PTE_NO_EXECUTE,
-    PTE_PRESENT,
     PTE_SWITCHES,
     PTE_USER,
     PTE_WRITE,
@@ -59,6 +65,7 @@ P_TO_SHADOW: int = d.POOL["TO_SHADOW"]
 def map_switch(m: Record, a: Arena, t: Tags) -> bool:
     """If the address of the last walk lies below a nested table, let the entry above it lead there.
 
+    With PAE and 32-bit paging the first such entry is a PDPTE, which has no rights and is loaded by VM entry.
     RAX <- 0, or 2 where other vCPUs must drop translations first.
     """
     keep_free(m, a, t)
@@ -66,7 +73,8 @@ def map_switch(m: Record, a: Arena, t: Tags) -> bool:
     leaf = shadow_get(m, a, t, pool + P_LEVEL)
     if leaf == 0 or m[s.SHADOW_ROOT] < 0:
         return False
-    for level in range(top_level(m) + 1, leaf, -1):
+    narrow = m[s.SHADOW_MODE] & d.NARROW != 0
+    for level in range(3 if narrow else top_level(m) + 1, leaf, -1):
         frame = shadow_get(m, a, t, pool + P_TABLE + 8 * (level - 1))
         if not has_frame(m, a, t, frame):
             continue
@@ -78,22 +86,19 @@ def map_switch(m: Record, a: Arena, t: Tags) -> bool:
         host = host_leaf(m, a, t, frame)
         if host == 0:
             return False
-        rights = shadow_get(m, a, t, pool + P_PATH + 8 * level)
-        word = (host & ADDRESS) | PTE_PRESENT | PTE_ACCESSED | PTE_SWITCHES
-        if rights & d.RIGHT_WRITE:
-            word |= PTE_WRITE
-        if rights & d.RIGHT_USER:
-            word |= PTE_USER
-        if rights & d.RIGHT_EXECUTE == 0:
-            word |= PTE_NO_EXECUTE
         entry = way_down(m, a, t, level)
         if entry < 0:
             m[s.GPR + s.RAX] = 2
             return True
         m[s.GPR + s.RAX] = 0
-        drop_entry(m, a, t, entry)
-        shadow_put(m, a, t, entry_at(m, entry), word)
-        list_leaf(m, a, t, entry, frame, False)
+        if narrow and level == 3:
+            put_switch(m, a, t, entry, frame, host, 0)
+        else:
+            rights = shadow_get(m, a, t, pool + P_PATH + 8 * level)
+            flags = PTE_ACCESSED | (PTE_WRITE if rights & d.RIGHT_WRITE else 0)
+            flags |= PTE_USER if rights & d.RIGHT_USER else 0
+            flags |= PTE_NO_EXECUTE if rights & d.RIGHT_EXECUTE == 0 else 0
+            put_switch(m, a, t, entry, frame, host, flags)
         return True
     return False
 

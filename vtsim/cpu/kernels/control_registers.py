@@ -16,7 +16,7 @@ from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
-from vtsim.cpu.kernels.ept_walk import nested
+from vtsim.cpu.kernels.ept_walk import AGILE, nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.invalidate import drop_contexts
@@ -298,12 +298,14 @@ def needs_pdptes(m: Record, changed: int, number: int) -> bool:
 def load_pdptes(m: Record, a: Arena, t: Tags, cr3: int) -> int:
     """Load the four PDPTEs of PAE paging: 0, EVENT for #GP, or JUMPED after an EPT violation.
 
+    With agile paging they are those of the shadow table that CR3 names by its host-physical address.
+
     SDM: "PDPTE Registers".
     """
     loaded = (m[s.PDPTE0], m[s.PDPTE0 + 1], m[s.PDPTE0 + 2], m[s.PDPTE0 + 3])
     for n in range(4):
         at = (cr3 & 0xFFFFFFE0) + 8 * n
-        if m[s.NONROOT] and m[s.EPTP]:
+        if m[s.NONROOT] and m[s.EPTP] and m[s.EPT_FEATURES] & AGILE == 0:
             host = nested(m, a, t, at & ~0xFFF, EPT_READ, False)
             if host < 0:  # no linear address is behind this access
                 m[s.FAULT_QUALIFICATION] &= ~(Q_LINEAR_VALID | Q_FINAL)

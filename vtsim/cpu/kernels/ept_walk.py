@@ -82,7 +82,8 @@ EPT_RIGHTS: int = EPT_RWX | EPT_EXECUTE_USER
 LOG_ENTRIES: int = 512
 CR4_PSE: int = 1 << 4
 EFER_NXE: int = 1 << 11
-FRACTURED = 8  # of PAGE_SIZES: some translation of a large page was kept as a smaller one
+# of PAGE_SIZES: some translation of a large page was kept as a smaller one; one of 4 MiB as two of 2 MiB
+FRACTURED, HALVED = 8, 16
 # fmt: on
 
 

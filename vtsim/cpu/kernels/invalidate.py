@@ -8,7 +8,7 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu.kernels.caches import drop, remove
 from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, TAG_SHIFT, VPN_MASK, known_context
-from vtsim.cpu.kernels.ept_walk import FRACTURED, PAGE_FAULT
+from vtsim.cpu.kernels.ept_walk import FRACTURED, HALVED, PAGE_FAULT
 from vtsim.cpu.kernels.walk_caches import forget_tables, linear_number
 from vtsim.cpu.slots import (
     CONTEXT,
@@ -112,6 +112,8 @@ def drop_page(m: Record, a: Arena, key: int, gva: int) -> None:
                 drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
         else:
             remove_page(m, a, n, gva)
+            if m[PAGE_SIZES] & HALVED:
+                remove_page(m, a, n, gva ^ 1 << 21)
         for structure in range(PWC_PML5E, PWC_PDE + 1, 4):
             drop(m, a, structure, CONTEXT_MASK, n << CONTEXT_SHIFT)
     m[FETCH_GENERATION] += 1

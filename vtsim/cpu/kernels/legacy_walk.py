@@ -1,5 +1,9 @@
 """Walks of the structures of 32-bit and PAE paging.
 
+With agile paging the processor has PAE paging. A PDPTE or a PDE with the switching bit leads to a table of the guest's
+own, whose entries have 4 bytes where CR4.PAE, as the guest reads it, is clear; from there on the walk is
+two-dimensional.
+
 SDM: "32-Bit Paging"; "PAE Paging".
 """
 
@@ -8,11 +12,13 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, load_word, store, store_word
 from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES, PWC_HITS
-from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP
+from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PAE, CR4_PGE, CR4_SMEP
 from vtsim.cpu.kernels.ept_walk import (
+    AGILE,
     CR4_PSE,
     EFER_NXE,
     FRACTURED,
+    HALVED,
     final_need,
     linear_rights,
     nested,
@@ -25,6 +31,7 @@ from vtsim.cpu.kernels.rights import (
     EXECUTE,
     NO_KEY,
     UP_HOST_WRITE,
+    UP_NESTED,
     UP_NX,
     UP_USER,
     UP_WRITE,
@@ -32,6 +39,7 @@ from vtsim.cpu.kernels.rights import (
     permissions_of,
     refusal,
     with_conditions,
+    write_protected,
 )
 from vtsim.cpu.kernels.walk_caches import deepest, keep_table, linear_number
 from vtsim.cpu.slots import (
@@ -41,9 +49,11 @@ from vtsim.cpu.slots import (
     CR4,
     EFER,
     ENTRY_CACHE,
+    EPT_FEATURES,
     EPTP,
     FAULT_GPA,
     FAULT_GVA,
+    FAULT_NESTED,
     FAULT_QUALIFICATION,
     NONROOT,
     OWNER,
@@ -53,6 +63,7 @@ from vtsim.cpu.slots import (
     PWC_HIT_CYCLES,
     PWC_PDE,
     RESERVED_BITS,
+    VMCS,
     WALK_LATENCY,
 )
 from vtsim.ept.spec import (
@@ -70,9 +81,23 @@ from vtsim.ept.spec import (
     PTE_LARGE,
     PTE_NO_EXECUTE,
     PTE_PRESENT,
+    PTE_SWITCHES,
     PTE_USER,
     PTE_WRITE,
 )
+from vtsim.vmcs import slots as v
+
+
+@kernel
+def first_code(m: Record, access: int, user: int, pae: bool) -> int:
+    """What the error code of a page fault says of the access itself.
+
+    SDM: "Page-Fault Exceptions".
+    """
+    code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
+    if access == EXECUTE and ((pae and m[EFER] & EFER_NXE) or m[CR4] & CR4_SMEP):
+        code |= PF_FETCH
+    return code
 
 
 @kernel
@@ -83,10 +108,11 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     """
     owner = m[OWNER]
     through_ept = m[NONROOT] != 0 and m[EPTP] != 0
+    agile = through_ept and m[EPT_FEATURES] & AGILE != 0
+    narrow = agile and a[m[VMCS] + v.CR4_READ_SHADOW] & CR4_PAE == 0  # have the guest's own entries 4 bytes?
     pae = m[PAGING_LEVELS] == 3
-    code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
-    if access == EXECUTE and ((pae and m[EFER] & EFER_NXE) or m[CR4] & CR4_SMEP):
-        code |= PF_FETCH
+    code = first_code(m, access, user, pae)
+    entry = 0
     table = m[CR3] & 0xFFFFF000
     if pae:
         entry = m[PDPTE0 + ((gva >> 30) & 3)]
@@ -98,19 +124,28 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     level = 2
     context = m[CONTEXT] << CONTEXT_SHIFT
     number = linear_number(m, gva)
+    switched = agile and entry & PTE_SWITCHES != 0  # is `table` the first one of the guest's own, by a PDPTE yet?
     from_cache, writable = False, True  # the table's host-physical address comes from the PDE cache; EPT allows writes
+    if agile:
+        through_ept = switched
     up = -1 if m[ENTRY_CACHE] else deepest(m, a, PWC_PDE, number, 2, context)
     if up >= 0:
         level, table, rights, writable = 1, up & ADDRESS, up & 7, up & UP_HOST_WRITE != 0
+        if agile:
+            through_ept, switched = up & UP_NESTED != 0, False
         from_cache = through_ept
         m[WALK_LATENCY] += m[PWC_HIT_CYCLES]
         a[owner + PWC_HITS] += 1
     while True:
+        if agile:
+            m[FAULT_NESTED] = 1 if through_ept else 0
+            pae = not (narrow and through_ept)
+            code = first_code(m, access, user, pae)
         shift = (12 if level == 1 else 21) if pae else (12 if level == 1 else 22)
         index = (gva >> shift) & (511 if pae else 1023)
         place = table | index << (3 if pae else 2)
         host = place
-        if through_ept and not from_cache:
+        if through_ept and not from_cache and not switched:
             found = nested(m, a, t, table, EPT_READ, True)
             if found < 0:
                 m[FAULT_GVA] = gva
@@ -120,6 +155,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
             writable = found & EPT_WRITE != 0
         if level == 1 and up < 0 and m[ENTRY_CACHE] == 0:
             kept = (host & ~0xFFF) | rights | (UP_HOST_WRITE if writable else 0)
+            kept |= UP_NESTED if agile and through_ept else 0
             keep_table(m, a, PWC_PDE, number, 1, context, kept)
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
@@ -147,12 +183,15 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if pae and entry & PTE_NO_EXECUTE:
             rights |= UP_NX
         if leaf:
-            refused = refusal(m, access, user, rights, NO_KEY)
+            protected = write_protected(m, a)
+            refused = refusal(m, access, user, rights, NO_KEY, protected)
             if refused:
                 return page_fault(m, gva, code | refused)
         flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
         if entry & flags != flags:
-            if not writable and from_cache:  # the cache forgot the table's guest-physical address: start at the root
+            # the cache forgot the table's guest-physical address: start at the root (with agile paging, which has
+            # flags of EPT, no table is met that may not be written)
+            if not writable and from_cache:
                 level, table, rights, up = 2, root, UP_WRITE | UP_USER, -1
                 from_cache, writable = False, True
                 continue
@@ -171,6 +210,9 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if leaf:
             break
         table = entry & (ADDRESS if pae else 0xFFFFF000)
+        switched = agile and not through_ept and entry & PTE_SWITCHES != 0
+        if switched:
+            through_ept = True
         level -= 1
     size = 0
     gpa = (entry & (ADDRESS if pae else 0xFFFFF000)) | (gva & 0xFFF)
@@ -180,8 +222,9 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
             gpa = (entry & ADDRESS & ~0x1FFFFF) | (gva & 0x1FFFFF)
         else:
             gpa = (entry & 0xFFC00000) | ((entry >> 13) & 0xFF) << 32 | (gva & 0x3FFFFF)
+            m[PAGE_SIZES] |= HALVED
     gpa &= ~0xFFF
-    permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0)
+    permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0, protected)
     is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
     hpa = gpa
     if through_ept:

@@ -10,10 +10,11 @@ RFLAGS.AC lets through as it does explicit ones.
 
 from __future__ import annotations
 
-from vtsim.base.jit import Record, kernel
+from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu.kernels.contexts import CR4_SMEP
-from vtsim.cpu.slots import CR0, CR4, PKRU, RFLAGS
+from vtsim.cpu.slots import CR0, CR4, FAULT_NESTED, PKRU, RFLAGS, VMCS
 from vtsim.ept.spec import PF_KEY, PF_PRESENT
+from vtsim.vmcs import slots as v
 
 # fmt: off
 READ, WRITE, EXECUTE = range(3)
@@ -45,8 +46,19 @@ def key_refuses(m: Record, access: int, user: int, key: int) -> bool:
 
 
 @kernel
-def refusal(m: Record, access: int, user: int, rights: int, key: int) -> int:
+def write_protected(m: Record, a: Arena) -> bool:
+    """Does CR0.WP hold where the walk stands: in the guest's own tables of agile paging it is the guest's that counts.
+
+    The processor has it set, for shadow tables; what the guest believes is in the read shadow.
+    """
+    return (a[m[VMCS] + v.CR0_READ_SHADOW] if m[FAULT_NESTED] else m[CR0]) & CR0_WP != 0
+
+
+@kernel
+def refusal(m: Record, access: int, user: int, rights: int, key: int, protected: bool) -> int:
     """What a page fault adds to its error code where these rights do not allow an access, or 0 where they do.
+
+    `protected`: does CR0.WP keep ring 0 from writing to read-only pages?
 
     SDM: "Determination of Access Rights"; "Page-Fault Exceptions".
     """
@@ -57,7 +69,7 @@ def refusal(m: Record, access: int, user: int, rights: int, key: int) -> int:
             return PF_PRESENT
     if user and rights & UP_USER == 0:
         return PF_PRESENT
-    if access == WRITE and rights & UP_WRITE == 0 and (user or m[CR0] & CR0_WP):
+    if access == WRITE and rights & UP_WRITE == 0 and (user or protected):
         return PF_PRESENT
     if access == EXECUTE and (rights & UP_NX or (user == 0 and rights & UP_USER and m[CR4] & CR4_SMEP)):
         return PF_PRESENT
@@ -65,8 +77,8 @@ def refusal(m: Record, access: int, user: int, rights: int, key: int) -> int:
 
 
 @kernel
-def permissions_of(m: Record, rights: int, dirty: bool) -> int:
-    """The permission bits that a translation with these rights has."""
+def permissions_of(m: Record, rights: int, dirty: bool, protected: bool) -> int:
+    """The permission bits that a translation with these rights has, with CR0.WP or without."""
     permissions = 1 | 1 << 4  # read, execute by ring 0
     if rights & UP_USER:
         permissions |= 2 | 1 << 5
@@ -75,7 +87,7 @@ def permissions_of(m: Record, rights: int, dirty: bool) -> int:
     if rights & UP_NX:
         permissions &= ANY_DATA
     if dirty:
-        if rights & UP_WRITE or m[CR0] & CR0_WP == 0:
+        if rights & UP_WRITE or not protected:
             permissions |= 1 << 2
         if rights & UP_WRITE and rights & UP_USER:
             permissions |= 1 << 3

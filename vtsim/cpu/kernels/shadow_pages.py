@@ -53,7 +53,7 @@ from vtsim.cpu.kernels.shadow_pool import (
 )
 from vtsim.cpu.kernels.shadow_use import P_HELD, free_page, give_up, unlist_roots
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import EPT_DIRTY, EPT_WRITE, PTE_LARGE, PTE_PRESENT, PTE_SWITCHES, PTE_WRITE
+from vtsim.ept.spec import ADDRESS, EPT_DIRTY, EPT_WRITE, PTE_LARGE, PTE_PRESENT, PTE_SWITCHES, PTE_WRITE
 
 ASKED, BESIDE, AGAIN = range(3)  # why a leaf is made: for an access, beside one, in synchronization
 
@@ -113,6 +113,14 @@ def drop_entry(m: Record, a: Arena, t: Tags, entry: int) -> None:
     else:
         frame = (shadow_get(m, a, t, note_at(m, entry)) >> 32) & LOW
         unlist(m, a, t, entry, leaves_of(m, frame, word & PTE_LARGE != 0))
+
+
+@kernel
+def put_switch(m: Record, a: Arena, t: Tags, entry: int, frame: int, host: int, flags: int) -> None:
+    """With agile paging: let an entry lead to the guest's own table in a frame; `host` is the host's entry for it."""
+    drop_entry(m, a, t, entry)
+    shadow_put(m, a, t, entry_at(m, entry), (host & ADDRESS) | flags | PTE_PRESENT | PTE_SWITCHES)
+    list_leaf(m, a, t, entry, frame, False)
 
 
 @kernel

@@ -17,7 +17,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.shadow_formats import format_of, guest_entry, quadrant_of
 from vtsim.cpu.kernels.shadow_leaves import find_page, role_of
 from vtsim.cpu.kernels.shadow_map import host_leaf
-from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, link_page
+from vtsim.cpu.kernels.shadow_pages import drop_entry, keep_free, link_page, put_switch
 from vtsim.cpu.kernels.shadow_pool import (
     NO_ROOT,
     P_CR3,
@@ -63,6 +63,7 @@ def loaded_before(m: Record, a: Arena, t: Tags, key: int) -> bool:
 def link_directories(m: Record, a: Arena, t: Tags) -> None:
     """With PAE or 32-bit paging: let the root in use lead to the page directories that CR3 or the PDPTEs name."""
     mode, pool = m[s.SHADOW_MODE], m[s.SHADOW_POOL]
+    counted = False
     for n in range(4):
         keep_free(m, a, t)
         page = m[s.SHADOW_ROOT]
@@ -78,6 +79,13 @@ def link_directories(m: Record, a: Arena, t: Tags) -> None:
                 role |= quadrant_of(mode, 2, n << 30)
                 if (mode & d.MODE_PAE and directory & PTE_PRESENT == 0) or not has_frame(m, a, t, frame):
                     break
+                host = nested_at(m, a, t, frame)
+                if host:
+                    put_switch(m, a, t, entry, frame, host, 0)
+                    if not counted:
+                        shadow_count(m, a, t, P_ROOTS_NESTED)
+                    counted = True
+                    break
             if word & PTE_PRESENT:
                 page = page_behind(m, word)
             else:
@@ -86,11 +94,17 @@ def link_directories(m: Record, a: Arena, t: Tags) -> None:
 
 
 @kernel
+def nested_at(m: Record, a: Arena, t: Tags, frame: int) -> int:
+    """With agile paging: the host's entry for a table of the guest that is nested; 0 if it is shadowed."""
+    if m[s.SHADOW_MODE] & d.MODE_AGILE == 0 or shadow_get(m, a, t, switch_of(m, frame)) & d.SWITCH_NESTED == 0:
+        return 0
+    return host_leaf(m, a, t, frame)
+
+
+@kernel
 def own_root(m: Record, a: Arena, t: Tags, frame: int) -> int:
     """With agile paging: what CR3 holds for a root of the guest that is nested itself; 0 if it is shadowed."""
-    if shadow_get(m, a, t, switch_of(m, frame)) & d.SWITCH_NESTED == 0:
-        return 0
-    host = host_leaf(m, a, t, frame)
+    host = nested_at(m, a, t, frame)
     if host == 0:
         return 0
     shadow_count(m, a, t, P_ROOTS_NESTED)
@@ -131,7 +145,7 @@ def load_root(m: Record, a: Arena, t: Tags) -> int:
         direct = True
     if not loaded_before(m, a, t, m[s.GPR + s.RSI] | (mode & ~d.OF_NO_ROOT) << d.MODE_SHIFT):
         m[s.SHADOW_FLAGS] |= STRANGE_ROOT
-    host = own_root(m, a, t, frame) if mode & d.MODE_AGILE and not direct else 0
+    host = 0 if direct else own_root(m, a, t, frame)
     root = find_page(m, a, t, frame, role_of(m, top_level(m), d.ALL_RIGHTS, direct or host != 0))
     if m[s.SHADOW_SEVERAL]:
         change_root(m, a, t, root)

@@ -50,6 +50,7 @@ from vtsim.cpu.kernels.rights import (
     permissions_of,
     refusal,
     with_conditions,
+    write_protected,
 )
 from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, held_entry, keep_entry, keep_table
 from vtsim.cpu.slots import (
@@ -116,6 +117,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     size = 2
     is_global = 0
     key = NO_KEY
+    protected = True
     rights = UP_WRITE | UP_USER
     if levels:
         code = (PF_WRITE if access == WRITE else 0) | (PF_USER if user else 0)
@@ -193,7 +195,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 rights |= UP_NX
             if leaf:
                 key = (entry >> KEY_SHIFT) & 15
-                refused = refusal(m, access, user, rights, key)
+                protected = write_protected(m, a)
+                refused = refusal(m, access, user, rights, key, protected)
                 if refused:
                     return page_fault(m, gva, code | refused)
             flags = PTE_ACCESSED
@@ -235,7 +238,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         size = level - 1
         within = (1 << shift) - 1
         gpa = (entry & ADDRESS & ~within) | (gva & within & ~0xFFF)
-        permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0)
+        permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0, protected)
         if entry & PTE_GLOBAL and m[CR4] & CR4_PGE:
             is_global = 1
     hpa = gpa

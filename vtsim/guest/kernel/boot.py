@@ -74,6 +74,8 @@ def boot(a: Assembler, kernel: KernelOptions) -> None:
         ring3.begin(a, kernel)
         if kernel.timer:
             ring3.bind_timer(a, kernel)
+        if kernel.several:
+            ring3.bind_ipi(a, kernel)
     elif kernel.timer or kernel.several:
         write_msr(a, X2APIC_SPURIOUS, APIC_ENABLED)
     if kernel.timer and not kernel.events:

@@ -259,7 +259,7 @@ def way_out(a: Assembler, kernel: KernelOptions, name: str) -> None:
     a.ldm(Mem(s.RSP), at.SAVED)
     a.add(s.RSP, kernel.word(at.F_RIP).displacement)
     if kernel.ring3:
-        ring3.return_to_kernel(a, name)
+        ring3.return_to_kernel(a, kernel, name)
     else:
         _return(a, kernel)
     a.label(f"{name}_reschedule")

@@ -20,17 +20,10 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import TO_TABLE
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
-from vtsim.guest.kernel.ring3 import hypercall
+from vtsim.guest.kernel.ring3 import hypercall, shared
 
 SIGNATURE = int.from_bytes(b"vtsi", "little")
 HYPERVISOR_LEAF = 0x40000000
-
-
-def shared(kernel: KernelOptions, word: int, index: int = s.NO_REGISTER) -> Mem:
-    """A word of the page that this CPU shares with the hypervisor; `index`: a register with bytes beyond it."""
-    if kernel.several:
-        return Mem(displacement=at.SHARED - at.CPU_DATA + word, index=index, segment=2)
-    return Mem(displacement=at.SHARED + word, index=index)
 
 
 def request(a: Assembler, kind: int, value: int | None = None) -> None:

@@ -61,6 +61,7 @@ CPU_LIMIT: Final    = 16
 # of a kernel built with hypercalls: has it found its hypervisor; bit of the timer's event; root of the kernel alone
 (BOOTED, TIMER_EVENT, KERNEL_ROOT) = range(ASKED + 8 * CPU_LIMIT, ASKED + 8 * CPU_LIMIT + 24, 8)
 PAGE_LISTS: Final   = KERNEL_ROOT + 8               # with several CPUs: address of this one's lists of free pages
+IPI_PORT: Final     = PAGE_LISTS + 8                # in ring 3: port by which other CPUs interrupt this one
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,

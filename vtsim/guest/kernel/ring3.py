@@ -5,8 +5,8 @@ R11 stand. It returns to processes by a hypercall, to itself by IRET, which ring
 flag is a word of the shared page; time is the scaled distance to a reading of the TSC that the hypervisor left there.
 In VMX non-root operation clock, timer and events are the same, where they are offered; the rest is as elsewhere.
 
-Not modelled: several kinds of events (the timer's only); a kernel in ring 3 that takes what the hypervisor should have
-masked.
+Not modelled: kinds of events other than the timer's and, of several CPUs, another CPU's; a kernel in ring 3 that takes
+what the hypervisor should have masked.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from vtsim.cpu.kernels import hooks
 from vtsim.ept import direct as d
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.interrupt_flag import disable as disable
+from vtsim.guest.kernel.interrupt_flag import enable as enable
+from vtsim.guest.kernel.interrupt_flag import shared as shared
 
 RF_IF = 1 << 9
 LOST = (s.RCX, s.R11)  # by SYSCALL
-
-
-def shared(word: int) -> Mem:
-    """A word of the page shared with the hypervisor."""
-    return Mem(displacement=at.SHARED + word)
 
 
 def hypercall(a: Assembler, kernel: KernelOptions, number: int) -> None:
@@ -37,28 +35,10 @@ def hypercall(a: Assembler, kernel: KernelOptions, number: int) -> None:
         a.op(ops.VMCALL)
 
 
-def disable(a: Assembler, kernel: KernelOptions) -> None:
-    """Interrupts off."""
-    if kernel.on_host:
-        a.call("mask")
-    elif kernel.ring3:
-        a.st_value(shared(d.UPCALL_MASK), 1)
-    else:
-        a.op(ops.CLI)
-
-
-def enable(a: Assembler, kernel: KernelOptions) -> None:
-    """Interrupts on; one that waits comes at once. Changes flags."""
-    if kernel.ring3:
-        a.call("unmask")
-    else:
-        a.op(ops.STI)
-
-
 def fault_address(a: Assembler, kernel: KernelOptions, register: int) -> None:
     """The address of the last page fault."""
     if kernel.ring3:
-        a.ld(register, shared(d.FAULT_ADDRESS))
+        a.ld(register, shared(kernel, d.FAULT_ADDRESS))
     else:
         a.op(ops.MOV_FROM_CR, register, imm=2)
 
@@ -93,6 +73,43 @@ def bind_timer(a: Assembler, kernel: KernelOptions) -> None:
     a.st(at.cpu_word(at.TIMER_EVENT), s.RAX)
 
 
+def bind_ipi(a: Assembler, kernel: KernelOptions) -> None:
+    """At boot of one of several CPUs: by which event others interrupt it."""
+    a.mov(s.RDI, d.BIND_IPI)
+    hypercall(a, kernel, d.CALL_EVENT)
+    a.st(at.cpu_word(at.IPI_PORT), s.RAX)
+
+
+def interrupt_cpu(a: Assembler) -> None:
+    """Interrupt the CPU whose data is at RDI. Changes RAX, RDX and RSI."""
+    a.ld(s.RSI, Mem(s.RDI, at.IPI_PORT))
+    a.ld(s.RDX, Mem(s.RDI, at.APIC_ID))
+    a.shl(s.RDX, d.OF_VCPU)
+    a.or_(s.RSI, register=s.RDX)
+    a.push(s.RDI)
+    a.mov(s.RDI, d.SEND)
+    a.mov(s.RAX, d.CALL_EVENT)
+    a.call("hypercall")
+    a.pop(s.RDI)
+
+
+def _take_ipi_event(a: Assembler, kernel: KernelOptions) -> None:
+    """Count the event that another CPU has sent, if it is pending. Changes RAX and RCX."""
+    a.ld(s.RCX, at.cpu_word(at.IPI_PORT))
+    a.mov(s.RAX, 1)
+    a.emit(ops.SHL, s.RAX, s.RCX)
+    a.ld(s.RCX, shared(kernel, d.EVENTS))
+    a.test(s.RCX, register=s.RAX)
+    a.jcc(ops.CC_Z, "no_ipi_event")
+    a.mov(s.RCX, 0)
+    a.sub(s.RCX, register=s.RAX)
+    a.xadd(shared(kernel, d.EVENTS), s.RCX)
+    a.ld(s.RAX, at.cpu_word(at.IPIS))
+    a.add(s.RAX, 1)
+    a.st(at.cpu_word(at.IPIS), s.RAX)
+    a.label("no_ipi_event")
+
+
 def entered(a: Assembler) -> None:
     """The first instructions of every handler: what SYSRET to it would have lost."""
     for register in LOST:
@@ -112,15 +129,15 @@ def host_calls(a: Assembler, kernel: KernelOptions, *names: str) -> None:
         hypercall(a, kernel, d.CALL_NOTHING)
 
 
-def return_to_kernel(a: Assembler, name: str) -> None:
+def return_to_kernel(a: Assembler, kernel: KernelOptions, name: str) -> None:
     """Return within the kernel from the frame at RSP: interrupts as they were, and IRET unless one waits."""
     cs, rflags = Mem(s.RSP, 16), Mem(s.RSP, 24)  # RAX is pushed
     a.push(s.RAX)
     a.ld(s.RAX, rflags)
     a.test(s.RAX, RF_IF)
     a.jcc(ops.CC_Z, f"{name}_masked")
-    a.st_value(shared(d.UPCALL_MASK), 0)
-    a.ld(s.RAX, shared(d.UPCALL_PENDING))
+    a.st_value(shared(kernel, d.UPCALL_MASK), 0)
+    a.ld(s.RAX, shared(kernel, d.UPCALL_PENDING))
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, f"{name}_event_waits")
     a.label(f"{name}_masked")
@@ -134,11 +151,13 @@ def return_to_kernel(a: Assembler, name: str) -> None:
     leave_by_hypercall(a, 0)
 
 
-def take_timer_event(a: Assembler, otherwise: str) -> None:
+def take_timer_event(a: Assembler, kernel: KernelOptions, otherwise: str) -> None:
     """The timer's event is no longer pending; to `otherwise` if it was not. Changes RAX, RCX."""
-    a.st_value(shared(d.UPCALL_PENDING), 0)
-    a.ld(s.RAX, shared(d.EVENTS))
-    a.ld(s.RCX, shared(d.EVENTS_MASKED))
+    a.st_value(shared(kernel, d.UPCALL_PENDING), 0)
+    if kernel.several:
+        _take_ipi_event(a, kernel)
+    a.ld(s.RAX, shared(kernel, d.EVENTS))
+    a.ld(s.RCX, shared(kernel, d.EVENTS_MASKED))
     a.emit(ops.XOR, s.RCX, imm=-1)
     a.and_(s.RAX, register=s.RCX)
     a.ld(s.RCX, at.cpu_word(at.TIMER_EVENT))
@@ -146,7 +165,7 @@ def take_timer_event(a: Assembler, otherwise: str) -> None:
     a.jcc(ops.CC_Z, otherwise)
     a.mov(s.RAX, 0)
     a.sub(s.RAX, register=s.RCX)
-    a.xadd(shared(d.EVENTS), s.RAX)
+    a.xadd(shared(kernel, d.EVENTS), s.RAX)
 
 
 def read_clock(a: Assembler, to: int) -> None:
@@ -155,34 +174,34 @@ def read_clock(a: Assembler, to: int) -> None:
     a.copy(to, s.RAX)
 
 
-def duration(a: Assembler, register: int) -> None:
+def duration(a: Assembler, kernel: KernelOptions, register: int) -> None:
     """A number of cycles becomes one of ns. Changes RAX and RCX."""
     a.copy(s.RAX, register)
-    a.ld(s.RCX, shared(d.TIME_SCALE))
+    a.ld(s.RCX, shared(kernel, d.TIME_SCALE))
     a.hook(hooks.SCALE)
     a.copy(register, s.RAX)
 
 
-def _clock(a: Assembler) -> None:
+def _clock(a: Assembler, kernel: KernelOptions) -> None:
     """`clock`: RAX <- time in ns. Changes RDX."""
     a.activity = ops.INTERRUPT_PATH
     a.label("clock")
     for register in (s.RCX, s.RSI):
         a.push(register)
     a.label("clock_again")
-    a.ld(s.RSI, shared(d.TIME_VERSION))
+    a.ld(s.RSI, shared(kernel, d.TIME_VERSION))
     a.test(s.RSI, 1)
     a.jcc(ops.CC_NZ, "clock_again")
     a.op(ops.RDTSC)
     a.shl(s.RDX, 32)
     a.or_(s.RAX, register=s.RDX)
-    a.ld(s.RCX, shared(d.TIME_STAMP))
+    a.ld(s.RCX, shared(kernel, d.TIME_STAMP))
     a.sub(s.RAX, register=s.RCX)
-    a.ld(s.RCX, shared(d.TIME_SCALE))
+    a.ld(s.RCX, shared(kernel, d.TIME_SCALE))
     a.hook(hooks.SCALE)
-    a.ld(s.RCX, shared(d.TIME_BASE))
+    a.ld(s.RCX, shared(kernel, d.TIME_BASE))
     a.add(s.RAX, register=s.RCX)
-    a.ld(s.RCX, shared(d.TIME_VERSION))
+    a.ld(s.RCX, shared(kernel, d.TIME_VERSION))
     a.cmp(s.RCX, register=s.RSI)
     a.jcc(ops.CC_NZ, "clock_again")
     for register in (s.RSI, s.RCX):
@@ -194,7 +213,7 @@ def _clock(a: Assembler) -> None:
 def ring_3(a: Assembler, kernel: KernelOptions) -> None:
     """The clock of the shared page; hypercalls, the interrupt flag and the way out of a kernel in ring 3."""
     if kernel.events:
-        _clock(a)
+        _clock(a, kernel)
     if not kernel.ring3:
         return
     a.activity = ops.SYSCALL_PATH
@@ -247,8 +266,8 @@ def _unmask(a: Assembler, kernel: KernelOptions) -> None:
     """`unmask`: upcalls again; one that waits comes at once."""
     a.label("unmask")
     a.push(s.RAX)
-    a.st_value(shared(d.UPCALL_MASK), 0)
-    a.ld(s.RAX, shared(d.UPCALL_PENDING))
+    a.st_value(shared(kernel, d.UPCALL_MASK), 0)
+    a.ld(s.RAX, shared(kernel, d.UPCALL_PENDING))
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "unmasked")
     hypercall(a, kernel, d.CALL_NOTHING)

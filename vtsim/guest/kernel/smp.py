@@ -23,6 +23,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.flush import flush_range
+from vtsim.guest.kernel.interrupt_flag import disable, enable
 from vtsim.guest.kernel.lengths import length
 
 X2APIC_ICR: Final = 0x830
@@ -92,18 +93,18 @@ def call(a: Assembler, kernel: KernelOptions, subroutine: str) -> None:
         a.call(subroutine)
 
 
-def _wait(a: Assembler, name: str, word: Mem, done: Callable[[], None]) -> None:
+def _wait(a: Assembler, kernel: KernelOptions, name: str, word: Mem, done: Callable[[], None]) -> None:
     """Until `done` (which looks at RCX, the word) finds CC_Z, spin with interrupts on."""
     a.ld(s.RCX, word)
     done()
     a.jcc(ops.CC_Z, f"{name}_over")
-    a.op(ops.STI)
+    enable(a, kernel)
     a.label(name)
     a.op(ops.PAUSE)
     a.ld(s.RCX, word)
     done()
     a.jcc(ops.CC_NZ, name)
-    a.op(ops.CLI)
+    disable(a, kernel)
     a.label(f"{name}_over")
 
 
@@ -122,13 +123,13 @@ def space_locks(a: Assembler, kernel: KernelOptions) -> None:
         a.st(at.cpu_word(at.HELD), s.RDI)
         a.mov(s.RAX, 1)
         a.xadd(Mem(s.RDI, at.M_TICKET), s.RAX)
-        _wait(a, f"lock_{kind}_turn", Mem(s.RDI, at.M_SERVING), lambda: a.cmp(s.RCX, register=s.RAX))
+        _wait(a, kernel, f"lock_{kind}_turn", Mem(s.RDI, at.M_SERVING), lambda: a.cmp(s.RCX, register=s.RAX))
         if kind == "read":
             a.mov(s.RAX, 1)
             a.xadd(Mem(s.RDI, at.M_READERS), s.RAX)
             unlock(a, Mem(s.RDI, at.M_SERVING))
         else:
-            _wait(a, "lock_write_readers", Mem(s.RDI, at.M_READERS), lambda: a.test(s.RCX, -1))
+            _wait(a, kernel, "lock_write_readers", Mem(s.RDI, at.M_READERS), lambda: a.test(s.RCX, -1))
         a.ret()
         a.label(f"unlock_{kind}")
         a.ld(s.RDI, at.cpu_word(at.HELD))

@@ -42,7 +42,7 @@ def interrupt(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RBX, s.RAX)
     a.work(length("irq_enter"))
     if kernel.events:
-        ring3.take_timer_event(a, "interrupt_done")
+        ring3.take_timer_event(a, kernel, "interrupt_done")
     else:
         _acknowledge(a, kernel)
     a.work(length("timer"))
@@ -167,7 +167,7 @@ def sleep(a: Assembler, kernel: KernelOptions) -> None:
     ring3.disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     if kernel.events:
-        ring3.duration(a, s.RDI)
+        ring3.duration(a, kernel, s.RDI)
     read_clock(a, kernel, s.RCX)
     a.add(s.RCX, register=s.RDI)
     a.st(Mem(s.RBX, at.T_WAKE), s.RCX)

@@ -40,8 +40,9 @@ class Stage:
 
     `name` is unique in the program, for labels; `base` is where the phase's memory begins; `place_table` stores
     integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
-    there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables.
-    `direct` is where the kernel maps all memory, `entry_bytes` the size of an entry of its tables.
+    there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables,
+    `ring3` that it runs in ring 3. `direct` is where the kernel maps all memory, `entry_bytes` the size of an entry
+    of its tables.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     place_table: Callable[..., int] = field(repr=False)
     dma: DmaPlace | None = None
     paravirtual: bool = False
+    ring3: bool = False
     direct: int = layout.DIRECT
     entry_bytes: int = 8
 

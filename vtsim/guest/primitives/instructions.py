@@ -7,7 +7,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import direct
 from vtsim.guest import spec
-from vtsim.guest.kernel import hypercalls, layout
+from vtsim.guest.kernel import hypercalls, layout, ring3
 from vtsim.guest.kernel.sensitive import execute
 from vtsim.guest.kernel.smp import X2APIC_ICR
 from vtsim.guest.primitives import Stage, again, counted, counted_in_r12, lowering, registers
@@ -92,7 +92,10 @@ def hlt(a: Assembler, phase: spec.HltSpec, at: Stage) -> None:
 
 @lowering(spec.IpiSpec, ring=0)
 def ipi(a: Assembler, phase: spec.IpiSpec, at: Stage) -> None:
-    """ICR written by the first thread, and loads until the other CPU has counted it, as in kvm-unit-tests."""
+    """ICR written by the first thread, and loads until the other CPU has counted it, as in kvm-unit-tests.
+
+    In ring 3 the hypervisor is asked instead.
+    """
     a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
     a.ld(s.R9, Mem(s.RBX, layout.T_ROUND))
     a.add(s.R9, 1)
@@ -104,9 +107,12 @@ def ipi(a: Assembler, phase: spec.IpiSpec, at: Stage) -> None:
     a.ld(s.RDI, Mem(s.RDI, layout.T_CPU))
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     a.ld(s.R9, Mem(s.RDI, layout.IPIS))
-    registers(a, {s.RCX: X2APIC_ICR, s.RAX: layout.IPI_VECTOR})
-    a.ld(s.RDX, Mem(s.RDI, layout.APIC_ID))
-    a.op(ops.WRMSR)
+    if at.ring3:
+        ring3.interrupt_cpu(a)
+    else:
+        registers(a, {s.RCX: X2APIC_ICR, s.RAX: layout.IPI_VECTOR})
+        a.ld(s.RDX, Mem(s.RDI, layout.APIC_ID))
+        a.op(ops.WRMSR)
     a.label(at.label("look"))
     a.ld(s.RAX, Mem(s.RDI, layout.IPIS))
     a.cmp(s.RAX, register=s.R9)

@@ -12,6 +12,7 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
 from vtsim.vmcs import events as ev
 from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.execution_controls import effective_secondary
 from vtsim.vmcs.kernels.guest_segments import LONG, RFLAGS_VM
 from vtsim.vmcs.kernels.values import (
@@ -216,8 +217,11 @@ def uses_pae(a: Arena, at: int) -> bool:
 
 @kernel
 def pdpte(a: Arena, at: int, n: int) -> int:
-    """A page-directory-pointer-table entry of a guest with PAE paging: from its field with EPT, else from memory."""
-    if effective_secondary(a, at) & b.ENABLE_EPT:
+    """A page-directory-pointer-table entry of a guest with PAE paging: from its field with EPT, else from memory.
+
+    With agile paging CR3 names a shadow table, as without EPT.
+    """
+    if effective_secondary(a, at) & b.ENABLE_EPT and a[at + h.V_AGILE] == 0:
         return a[at + v.GUEST_PDPTE0 + n]
     address = (a[at + v.GUEST_CR3] & 0xFFFFFFE0) + 8 * n
     return load_word(a, address) if is_memory(a, address) else -1

@@ -5,6 +5,7 @@ The monitor, the paravirtual hypervisor and software CPUs are built of these pie
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -64,6 +65,7 @@ class VirtualCpu:
     data: int
     memory: VmMemory
     devices: tuple[str, ...]
+    index: int = 0  # which of its VM
 
 
 @define(eq=False)
@@ -117,11 +119,27 @@ class Monitor:
             set_privilege(m, self.engine.arena, 0)
         m[s.GPR + s.R15], m[s.RIP] = self.address(vcpu), mem.signed(self.program.labels["ended"])
         self.engine.sync(cpu)
+        self._end_others(vcpu)
         return vcpu
+
+    def _end_others(self, vcpu: VirtualCpu) -> None:
+        """The other vCPUs of a VM that has ended stay halted: interrupts that are on their way wake nobody."""
+        for other in self.vcpus:
+            if other.name == vcpu.name and other.cpu != vcpu.cpu and not self.death(other):
+                m = self.engine.cpus[other.cpu]
+                with quiet():
+                    set_privilege(m, self.engine.arena, 0)
+                m[s.RFLAGS] &= ~at.RF_IF
+                m[s.HALTED], m[s.APIC_DEADLINE] = 1, FOREVER
+                self.put(other, {"DEATH": at.FINISHED})
+                self.engine.sync(other.cpu)
 
     def deaths(self, cpu: int) -> list[tuple[str, str]]:
         """The VM of a CPU, and why it ended."""
-        return [(vcpu.name, self.death(vcpu)) for vcpu in self.vcpus if vcpu.cpu == cpu]
+        ended = [vcpu for vcpu in self.vcpus if vcpu.cpu == cpu]
+        for vcpu in ended:
+            self._end_others(vcpu)
+        return [(vcpu.name, self.death(vcpu)) for vcpu in ended]
 
     def death(self, vcpu: VirtualCpu) -> str:
         """Why a VM ended; empty while it runs."""
@@ -134,6 +152,7 @@ class Monitor:
 
         What the processor delivered in ring 3 went to the monitor; what the guest got, the monitor delivered.
         """
+        totals: Counter[int] = Counter()
         for vcpu in self.vcpus:
             owner = self.engine.owner(vcpu.name)
             injected, faults, interrupts = (
@@ -144,8 +163,9 @@ class Monitor:
                 k.EXCEPTIONS: injected - interrupts, k.PAGE_FAULTS: faults, k.INTERRUPTS: interrupts,
                 k.SYSCALLS: self.word(vcpu, "SYSTEM_CALLS"),
             }  # fmt: skip
-            for slot, count in counts.items():
-                self.engine.arena[owner + slot] = count
+            totals.update({owner + slot: count for slot, count in counts.items()})
+        for place, count in totals.items():
+            self.engine.arena[place] = count
 
     def statistics(self) -> dict[str, int]:
         """What the monitor counted, over all guests."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from vtsim.base import memory as mem
 from vtsim.cpu.assembler import Assembler
@@ -28,8 +28,8 @@ from vtsim.vmm.monitor.virtual_cpus import (
     switch_off,
     windows,
 )
-from vtsim.vmm.paravirtual import calls, emulate, entry
-from vtsim.vmm.paravirtual.layout import FIRST_OWN, LAST_OWN, V
+from vtsim.vmm.paravirtual import calls, emulate, entry, several
+from vtsim.vmm.paravirtual.layout import EVENT_VECTOR, FIRST_OWN, INVALIDATE_VECTOR, LAST_OWN, V
 from vtsim.vmm.programs.upcalls import time_scales
 from vtsim.vmm.spec import VmmSpec
 
@@ -50,11 +50,13 @@ class ParavirtualMonitor(Monitor):
             counts = {name: sum(self.word(v, field, n) for v in self.vcpus) for n, name in enumerate(names)}
             return {name: count for name, count in counts.items() if count}
 
-        single = {name: sum(self.word(v, name.upper()) for v in self.vcpus) for name in COUNTED}
+        names = (*COUNTED, *(OF_OTHERS if len({v.name for v in self.vcpus}) < len(self.vcpus) else ()))
+        single = {name: sum(self.word(v, name.upper()) for v in self.vcpus) for name in names}
         return {"calls": words("HYPERCALLS", d.CALLS), "requests": words("REQUESTS", d.REQUESTS), "events": single}
 
 
 COUNTED: Final = ("refusals", "events_sent", "upcalls", "blocks")
+OF_OTHERS: Final = ("lock_waits", "remote_flushes", "kicks")
 
 
 @frozen(kw_only=True)
@@ -98,6 +100,7 @@ def build_kind(
     """The same for any hypervisor of the family."""
     host = Host(engine, profile, direct=at.DIRECT, text=at.TEXT)
     words = host.reserve(), host.reserve()  # of hypercalls, of emulators by op
+    more = [(guest, index) for guest in guests for index in range(1, len(guest.cpus))]
     pages, data = [host.reserve() for _ in guests], [host.reserve() for _ in guests]
     tables = DirectHost.reserve(host)
     roots = [host.process() for _ in guests]
@@ -107,6 +110,10 @@ def build_kind(
         VirtualCpu(name=guest.name, cpu=guest.cpu, page=page, data=own, memory=ram, devices=guest.devices)
         for guest, page, own, ram in zip(guests, pages, data, memories, strict=True)
     ]
+    vcpus += [
+        evolve(vcpus[guests.index(guest)], cpu=guest.cpus[index], page=host.reserve(), data=host.reserve(), index=index)
+        for guest, index in more
+    ]
     a = Assembler("hypervisor", at.TEXT)
     labelled = kind.emit(a, host, vcpus, tables, words)
     program = a.assemble()
@@ -115,7 +122,10 @@ def build_kind(
     for frame, labels in zip(words, labelled, strict=True):
         host.store_many(frame, np.array([mem.signed(program.labels[name]) for name in labels], np.int64))
     gates(host, program)
-    for number, (vcpu, guest) in enumerate(zip(vcpus, guests, strict=True)):
+    if more:
+        host.gate(INVALIDATE_VECTOR, program.labels["invalidate"])
+        host.gate(EVENT_VECTOR, program.labels["event_check"])
+    for number, (vcpu, guest) in enumerate(zip(vcpus[: len(guests)], guests, strict=True)):
         vcpu.memory.direct = tables.offer(
             vcpu.memory, number, kind.batch or vmm.pv.batch, ring3=True, on_host=kind.on_host
         )
@@ -125,9 +135,21 @@ def build_kind(
         tables.validate(vcpu.memory, number, start, own, keeps=kind.keeps)
         _fill(monitor, vcpu, number, start)
         kind.fill(monitor, vcpu, prepared[number])
-        boot_for_ring_3(monitor, vcpu, start, 0)
+        all_of_it = [vcpu, *(other for other in vcpus if other.name == vcpu.name and other.index)]
+        for each, its_start in zip(all_of_it, (start, *start.others), strict=True):
+            if each.index:
+                _fill(monitor, each, number, its_start)
+            boot_for_ring_3(monitor, each, its_start, 0)
+        _link(monitor, all_of_it)
     switch_off(engine, vcpus)
     return monitor
+
+
+def _link(monitor: Monitor, vcpus: Sequence[VirtualCpu]) -> None:
+    """Let the vCPUs of a VM know of each other."""
+    for vcpu, peer in zip(vcpus, (*vcpus[1:], vcpus[0]), strict=True):
+        first, following = monitor.address(vcpus[0]), monitor.address(peer)
+        monitor.put(vcpu, {"INDEX": vcpu.index, "PEER": following, "VM": first, "CPU": vcpu.cpu})
 
 
 def emit(
@@ -144,8 +166,12 @@ def emit(
     entry.toggle(a)
     entry.exceptions(a)
     entry.undefined(a)
-    entry.timer(a)
-    handlers = calls.calls(a, calls.Ring3Ground(**ground(host, tables)), deadline, host.profile.clock_hz)
+    shared = any(vcpu.index for vcpu in vcpus)
+    entry.timer(a, shared)
+    if shared:
+        several.interrupts(a)
+    on = calls.Ring3Ground(**ground(host, tables), shared=shared)
+    handlers = calls.calls(a, on, deadline, host.profile.clock_hz)
     return handlers, emulate.emulation(a, host.address(words[1]))
 
 

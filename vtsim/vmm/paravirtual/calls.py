@@ -9,6 +9,7 @@ SDM: "Invalidation of TLBs and Paging-Structure Caches"; "TSC-Deadline Mode".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from attrs import frozen
@@ -23,10 +24,11 @@ from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.crossing import VECTORS, die, idle
 from vtsim.vmm.monitor.layout import F_RFLAGS, F_RIP, saved
 from vtsim.vmm.monitor.virtual_state import POPPED
+from vtsim.vmm.paravirtual import several
 from vtsim.vmm.paravirtual.layout import V, count, count_one_of, vcpu
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs.direct_tables import DROP, Ground, requests, root_or_refused, subroutines
-from vtsim.vmm.programs.upcalls import send_or_unmask, to_tsc
+from vtsim.vmm.programs.upcalls import bit_of, send_or_unmask, to_tsc, unmask
 from vtsim.vmm.programs.words import zero
 
 OF_XEN: Final = ("update_entry", "validate_table", "pin_table", "load_cr3")
@@ -62,6 +64,9 @@ class Ring3Ground(Ground):
         a.op(ops.MOV_TO_CR, RCX, imm=4)
 
     def loaded(self, a: Assembler) -> Sequence[Mem | None]:
+        if self.shared:
+            several.loaded_anywhere(a)
+            return ()
         return (vcpu("KERNEL_CR3"), vcpu("USER_CR3"))
 
     def load(self, a: Assembler) -> None:
@@ -88,12 +93,34 @@ class Ring3Ground(Ground):
     def begun(self, a: Assembler) -> None:
         count_one_of(a, "REQUESTS", RAX, RCX)
 
+    def others(self, a: Assembler, name: str) -> None:
+        if not self.shared:
+            return
+        a.copy(R10, R12)
+        a.shr(R10, d.VCPUS)
+        a.test(R10, register=R10)
+        a.jcc(ops.CC_Z, f"{name}_not")
+        a.call(name)
+        a.jmp("request_done")
+        a.label(f"{name}_not")
+
+    def lost_type(self, a: Assembler) -> None:
+        if self.shared:
+            a.ld(RDI, vcpu("VM"))
+            a.st_value(Mem(RDI, V["LOOSE"]), 1)
+
+    def retype(self, a: Assembler) -> None:
+        if self.shared:
+            a.call("settle_types")
+
 
 def tables(a: Assembler, ground: Ring3Ground) -> None:
     """`call_request`, `call_multi`: page-table requests. `call_update_va`: the entry of a linear address."""
     a.activity = ops.MEMORY_MANAGEMENT
     for name in ("request", "multi"):
         a.label(f"call_{name}")
+        if ground.shared:
+            several.lock_tables(a, f"lock_{name}")
         a.ld(R12, saved(RDI))
         a.ld(R13, saved(RSI))
         for register in (R14, RBP):
@@ -102,9 +129,18 @@ def tables(a: Assembler, ground: Ring3Ground) -> None:
     requests(a, ground)
     a.label("direct_done")
     a.st(saved(RAX), R14)
+    if ground.shared:
+        several.unlock_tables(a)
     _drop(a, ground)
 
+    refused = "update_refused" if ground.shared else "refused"
+    if ground.shared:
+        a.label("update_refused")
+        several.unlock_tables(a)
+        a.jmp("refused")
     a.label("call_update_va")
+    if ground.shared:
+        several.lock_tables(a, "lock_update")
     zero(a, RBP)
     a.ld(RSI, saved(RDI))
     a.ld(RDI, vcpu("KERNEL_CR3"))
@@ -112,13 +148,13 @@ def tables(a: Assembler, ground: Ring3Ground) -> None:
     a.mov(R10, e.PTE_PRESENT)
     a.hook(hooks.TABLE_LOOKUP)
     a.cmp(RDX, 1)
-    a.jcc(ops.CC_NZ, "refused")
+    a.jcc(ops.CC_NZ, refused)
     a.sub(RCX, register=R8)
     a.copy(R12, RCX)
     a.ld(R13, saved(RSI))
     a.call("direct_request")
     a.test(RAX, register=RAX)
-    a.jcc(ops.CC_NZ, "refused")
+    a.jcc(ops.CC_NZ, refused)
     a.st_value(saved(RAX), 0)
     a.ld(RAX, saved(RDX))
     a.test(RAX, register=RAX)
@@ -126,8 +162,13 @@ def tables(a: Assembler, ground: Ring3Ground) -> None:
     a.ld(R13, saved(RDI))
     ground.drop_page(a)
     a.label("direct_drop")
+    if ground.shared:
+        several.unlock_tables(a)
     _drop(a, ground)
     subroutines(a, ground)
+    if ground.shared:
+        several.subroutines(a, ground.drop_all)
+        several.send_event(a)
 
 
 def _drop(a: Assembler, ground: Ring3Ground) -> None:
@@ -301,11 +342,13 @@ def update_time(a: Assembler) -> None:
     a.ret()
 
 
-def event(a: Assembler) -> None:
-    """Ports: one for the timer, a port made pending by its owner, a port unmasked."""
+def event(a: Assembler, shared: bool) -> None:
+    """Ports: one for the timer, a port made pending by its owner, a port unmasked; of several vCPUs also by others."""
     a.ld(RBX, saved(RDI))
-    a.cmp(RBX, d.UNMASK)
+    a.cmp(RBX, d.BIND_IPI if shared else d.UNMASK)
     a.jcc(ops.CC_A, "refused")
+    if shared:
+        a.jcc(ops.CC_Z, "event_bind_ipi")
     a.test(RBX, register=RBX)
     a.jcc(ops.CC_NZ, "event_of_port")
     a.ld(RCX, vcpu("NEXT_PORT"))
@@ -315,11 +358,31 @@ def event(a: Assembler) -> None:
     a.emit(ops.SHL, RAX, RCX)
     a.st(vcpu("TIMER_BIT"), RAX)
     a.copy(RAX, RCX)
+    if shared:
+        a.st(vcpu("TIMER_PORT"), RAX)
+        a.label("event_bound")
     a.add(RCX, 1)
     a.st(vcpu("NEXT_PORT"), RCX)
     a.jmp("answer")
+    if shared:
+        a.label("event_bind_ipi")
+        a.ld(RCX, vcpu("NEXT_PORT"))
+        a.cmp(RCX, d.PORTS)
+        a.jcc(ops.CC_AE, "refused")
+        a.copy(RAX, RCX)
+        a.jmp("event_bound")
     a.label("event_of_port")
-    send_or_unmask(a, saved(RSI), vcpu("SHARED_PAGE"), refused="refused", then="done")
+    if shared:
+        a.cmp(RBX, d.SEND)
+        a.jcc(ops.CC_NZ, "event_unmask")
+        several.send(a, "refused")
+        a.jmp("done")
+        a.label("event_unmask")
+        bit_of(a, saved(RSI), "refused")
+        a.ld(RDI, vcpu("SHARED_PAGE"))
+        unmask(a, "done")
+    else:
+        send_or_unmask(a, saved(RSI), vcpu("SHARED_PAGE"), refused="refused", then="done")
     a.jmp("done")
 
 
@@ -328,7 +391,7 @@ def calls(a: Assembler, ground: Ring3Ground, deadline: bool, clock_hz: int) -> l
     tables(a, ground)
     handlers: dict[str, Callable[[Assembler], object]] = {
         "nothing": nothing, "set_traps": set_traps, "set_callbacks": set_callbacks, "iret": iret,
-        "schedule": schedule, "event": event, "mask": mask,
+        "schedule": schedule, "event": partial(event, shared=ground.shared), "mask": mask,
     }  # fmt: skip
     for name, handler in handlers.items():
         a.activity = ops.EXIT_HANDLER

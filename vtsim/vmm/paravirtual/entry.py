@@ -330,7 +330,7 @@ def undefined(a: Assembler) -> None:
     a.jmp("exception")
 
 
-def timer(a: Assembler) -> None:
+def timer(a: Assembler, shared: bool = False) -> None:
     """`timer`: the interrupt of the physical timer is an event of the guest, which runs or waits."""
     a.activity = ops.EXIT_DISPATCH
     a.label("timer")
@@ -344,7 +344,23 @@ def timer(a: Assembler) -> None:
     a.call("take_timer")
     a.add(RSP, 8)
     a.op(ops.IRET)
-    take_timer(a)
+    if shared:
+        take_timer_of_several(a)
+    else:
+        take_timer(a)
+
+
+def take_timer_of_several(a: Assembler) -> None:
+    """`take_timer` where other vCPUs send events to this one, too. Changes RAX to RDX, RSI, RDI."""
+    a.label("take_timer")
+    write_msr(a, X2APIC_EOI, 0)
+    a.ld(RSI, vcpu("TIMER_PORT"))
+    a.test(RSI, register=RSI)
+    a.jcc(ops.CC_Z, "timer_of_nobody")
+    a.copy(RDI, R15)
+    a.call("send_to")
+    a.label("timer_of_nobody")
+    a.ret()
 
 
 def take_timer(a: Assembler) -> None:

@@ -11,13 +11,35 @@ from vtsim.ept import direct as d
 from vtsim.vmm.monitor import layout as monitor
 from vtsim.vmm.monitor.crossing import VECTORS
 
+Row = tuple[str, int, str]
 # fmt: off
 FIRST_OWN: Final = 256                          # entries of every root that are the hypervisor's, as Xen has them
 LAST_OWN: Final  = 271
 GUEST_KERNEL: Final = monitor.GUEST_CODE & ~3   # code segment of the kernel in frames: it believes in ring 0
 
+INVALIDATE_VECTOR: Final = 0xFD                 # another CPU wants translations dropped; as Xen's, and the next
+EVENT_VECTOR: Final = 0xFC                      # an event is pending that another CPU sent
+ASKED_ALL, ASKED_PAGE = 1, 2                    # of ASKED
+
+OF_SEVERAL: Final[tuple[Row, ...]] = (
+    ("INDEX",             1, "which vCPU of its VM"),
+    ("PEER",              1, "linear address of the next vCPU of the VM; behind the last comes the first"),
+    ("VM",                1, "that of the first one, which has the VM's words"),
+    ("CPU",               1, "the physical CPU"),
+    ("ASKED",             1, "what another vCPU wants dropped: all, or an address with ASKED_PAGE; 0 nothing"),
+    ("TABLES_TICKET",     1, "of the VM: the lock of its tables"),
+    ("TABLES_SERVING",    1, ""),
+    ("LOOSE",             1, "of the VM: has a frame lost its type since all vCPUs dropped translations?"),
+    ("LOCK_WAITS",        1, "looks in vain at that lock"),
+    ("REMOTE_FLUSHES",    1, "times that translations were dropped for another vCPU"),
+    ("KICKS",             1, "interrupts sent to other CPUs"),
+    ("TIMER_PORT",        1, "port of the timer; 0 where it has none"),
+    ("SPARE",             4, ""),
+)
+UNUSED: Final = "COPY"                          # of a software CPU, whose place these take
+MONITORS: Final[tuple[Row, ...]] = monitor.VCPU_WORDS
 WORDS: Final = (
-    *monitor.VCPU_WORDS,
+    *(row for old in MONITORS for row in (OF_SEVERAL if old[0] == UNUSED else (old,))),
     # field           words  meaning
     ("NUMBER",            1, "which VM of the scenario"),
     ("KERNEL_ROOT",       1, "host-physical address of a root whose kernel half is that of all roots"),

@@ -6,7 +6,8 @@ again.
 
 SDM: "EPT Violations".
 Not modelled: under agile paging, a walker that sets flags in shadow and guest tables at once; host memory that is given
-on demand (all of it is mapped before the guest starts).
+on demand (all of it is mapped before the guest starts); a guest that leaves IA32_EFER.NXE clear, of whose nested tables
+bit 63 refuses fetches, as in shadow tables, where it is reserved.
 """
 
 from __future__ import annotations

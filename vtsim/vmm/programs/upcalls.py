@@ -75,13 +75,18 @@ def unmask(a: Assembler, end: str) -> None:
     a.st_value(Mem(RDI, d.UPCALL_PENDING), 1)
 
 
-def send_or_unmask(a: Assembler, port: Mem, page: Mem, *, refused: str, then: str) -> None:
-    """What RBX asks of a port: its event becomes pending, or is unmasked; falls through or goes to `then`."""
+def bit_of(a: Assembler, port: Mem, refused: str) -> None:
+    """RSI <- the bit of a port; to `refused` if there is no such port. Changes RCX."""
     a.ld(RCX, port)
     a.cmp(RCX, d.PORTS)
     a.jcc(ops.CC_AE, refused)
     a.mov(RSI, 1)
     a.emit(ops.SHL, RSI, RCX)
+
+
+def send_or_unmask(a: Assembler, port: Mem, page: Mem, *, refused: str, then: str) -> None:
+    """What RBX asks of a port: its event becomes pending, or is unmasked; falls through or goes to `then`."""
+    bit_of(a, port, refused)
     a.cmp(RBX, d.SEND)
     a.jcc(ops.CC_NZ, "unmask_port")
     a.call("send_event")
