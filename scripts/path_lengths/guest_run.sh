@@ -12,11 +12,9 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
 gcc -O2 -shared -fPIC -o "$out/trace.so" "$here/guest_trace.c"
-mkdir -p "$root"/{dev,proc,sys,disk,modules,lib64,lib/x86_64-linux-gnu}
-gcc -O2 -pthread -o "$root/init" "$here/guest_init.c"
-echo 'int main(void) { return 0; }' | gcc -O2 -o "$root/hello" -x c -
-cp /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
-cp /lib/x86_64-linux-gnu/libc.so.6 "$root/lib/x86_64-linux-gnu/"
+mkdir -p "$root"/{dev,proc,sys,disk,modules}
+gcc -O2 -static -pthread -o "$root/init" "$here/guest_init.c"
+echo 'int main(void) { return 0; }' | gcc -O2 -static -o "$root/hello" -x c -
 for name in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk crc16 crc32c_generic \
     libcrc32c mbcache jbd2 ext4; do
     cp "$(find "$kernel/lib/modules" -name $name.ko)" "$root/modules/"

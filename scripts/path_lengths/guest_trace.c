@@ -1,7 +1,7 @@
 /* TCG plugin: which translation blocks of the kernel run between two marks that the guest's init sets.
  *
  * A mark is a NOP of eight bytes whose displacement says what it is (see guest_init.c). The trace is a file of 32-bit
- * words: the number of a block, or a mark with the top bit set. A second file describes each block: its address, the
+ * words: the number of a block, or a mark with the top bit set; one is for user programs running. A second file describes each block: its address, the
  * length of each instruction, and the bytes of the last. A repeated string instruction is one instruction: the blocks
  * of its own that its second element and those behind it run are left out.
  *
@@ -35,11 +35,13 @@ size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
-enum { BEGIN = 0xA1, END = 0xA2 };
+enum { BEGIN = 0xA1, END = 0xA2, USER = 0xA4 };
 static FILE *trace, *blocks;
 static uint32_t count;
 static volatile bool recording;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool in_user[8];
 
 static void put(uint32_t word)
 {
@@ -50,6 +52,15 @@ static void run(unsigned int cpu, void *number)
 {
     if (recording)
         put((uint32_t)(uintptr_t)number | cpu << 28);
+    in_user[cpu & 7] = false;
+}
+
+/* User programs leave one mark, however many blocks they run. */
+static void run_user(unsigned int cpu, void *unused)
+{
+    if (recording && !in_user[cpu & 7])
+        put(1u << 31 | (USER & 15) << 24 | cpu);
+    in_user[cpu & 7] = true;
 }
 
 static void mark(unsigned int cpu, void *what)
@@ -91,8 +102,10 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
                                                    (void *)(uintptr_t)(word & 0xFFFFFF));
     }
     uint64_t address = qemu_plugin_tb_vaddr(tb);
-    if (!(address >> 63))
+    if (!(address >> 63)) {
+        qemu_plugin_register_vcpu_tb_exec_cb(tb, run_user, QEMU_PLUGIN_CB_NO_REGS, NULL);
         return;
+    }
     struct qemu_plugin_insn *first = qemu_plugin_tb_get_insn(tb, 0), *last = qemu_plugin_tb_get_insn(tb, n - 1);
     if (repeated(qemu_plugin_insn_data(first), qemu_plugin_insn_size(first)))
         return;
