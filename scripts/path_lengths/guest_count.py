@@ -15,20 +15,22 @@ import tomllib
 from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from attrs import Factory, define, evolve, frozen
 from numpy.typing import NDArray
 
 TABLE: Final = Path(__file__).with_name("guest_paths.toml")
-BEGIN, END, ROUND = 1, 2, 3  # kinds of marks
+BEGIN, END, ROUND, USER = 1, 2, 3, 4  # kinds of marks
+SECOND: Final = 1000
 MARK: Final = 1 << 31
 NUMBER: Final = (1 << 28) - 1  # of a block; the bits above it say the CPU
 ENTRIES: Final = ("asm_exc_", "asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt", "entry_SYSCALL_64")
 SWITCH: Final = ("__switch_to", "__switch_to_asm")
 INTERRUPTS: Final = ("asm_sysvec_", "asm_common_interrupt")
 CALL, RET, IRET, SYSRET, OTHER = range(5)
+Table = dict[str, Any]
 LOST: Final = "(another task)"
 
 
@@ -137,8 +139,8 @@ def _instructions(block: Block, then: Block | None) -> int:
 class Walk:
     """A trace walked with a stack of calls."""
 
-    def __init__(self, paths: dict[str, str]) -> None:
-        self.paths = paths
+    def __init__(self, paths: dict[str, str], alone: dict[str, str]) -> None:
+        self.paths, self.alone = paths, alone
         self.loop = Loop(Call("", None, ""), [], [])
         self.here = self.loop.root
 
@@ -168,8 +170,8 @@ class Walk:
     def step(self, last: Block | None, block: Block) -> None:
         """From one block to the next."""
         here, function = self.here, block.function
-        if block.starts and function.startswith(ENTRIES):
-            self.here = self.enter(here, function)
+        if block.starts and function.startswith(ENTRIES):  # IRET to a page of a program that is not there shows none of it
+            self.here = self.enter(self.loop.root if last is not None and last.kind in (IRET, SYSRET) else here, function)
         elif last is None or last.kind == SYSRET:
             self.here = self.enter(self.loop.root, function)
         elif last.kind == RET:
@@ -205,13 +207,21 @@ class Walk:
             n = _instructions(block, then)
             self.here.instructions += n
             if self.loop.rounds:
-                self.loop.rounds[-1][self.here.path or f"({self.here.function})"] += n
+                self.loop.rounds[-1][self.alone.get(self.here.function) or self.here.path or f"({self.here.function})"] += n
             last = block if n == len(block.ends) else evolve(block, kind=OTHER)
         return self.loop
 
 
+def of_cpu(words: NDArray[np.uint32], cpu: int) -> NDArray[np.uint32]:
+    """The blocks that one CPU ran, with the marks of rounds."""
+    is_mark = words & np.uint32(MARK) != 0
+    is_user = is_mark & (words >> np.uint32(24) & np.uint32(15) == USER)
+    ours = np.where(is_user, words & np.uint32(15), words >> np.uint32(28)) == cpu
+    return words[ours | (is_mark & ~is_user)]
+
+
 def split(words: NDArray[np.uint32]) -> dict[int, NDArray[np.uint32]]:
-    """The words of each loop."""
+    """The words of each loop; what a second CPU ran meanwhile is loop SECOND and its number."""
     marks = np.flatnonzero(words & np.uint32(MARK))
     loops: dict[int, NDArray[np.uint32]] = {}
     begin = 0
@@ -220,7 +230,10 @@ def split(words: NDArray[np.uint32]) -> dict[int, NDArray[np.uint32]]:
         if word >> 24 & 15 == BEGIN:
             begin = int(at) + 1
         elif word >> 24 & 15 == END:
-            loops[word & 0xFFFF] = words[begin : int(at)]
+            number = word & 0xFFFF
+            loops[number] = of_cpu(words[begin : int(at)], 0)
+            if len(second := of_cpu(words[begin : int(at)], 1)) > len(loops[number]) // 1000 + 2 * len(marks):
+                loops[SECOND + number] = second
     return loops
 
 
@@ -250,6 +263,18 @@ def traces(folder: Path) -> dict[int, tuple[NDArray[np.uint32], list[Block]]]:
     return loops
 
 
+def run(table: Table, number: int, words: NDArray[np.uint32], blocks: list[Block]) -> Loop:
+    """What a loop ran, as the table says; a loop without functions of its own has those of the last one before it."""
+    own = max((int(known) for known in table["loops"] if int(known) <= number), default=0)
+    functions = table["functions"] | table["loops"].get(str(own), {}).get("functions", {})
+    return Walk(functions, table["alone"]).run(words, blocks)
+
+
+def value(row: dict[str, Any], loops: dict[int, Loop]) -> float:
+    """A length: the sum of its terms, less what the model's operations stand for."""
+    return sum(term[0] * loops[term[1]].of(*term[2:]) for term in row["terms"]) - row.get("less", 0)
+
+
 def main() -> None:
     """Print the lengths, or one loop."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -259,17 +284,15 @@ def main() -> None:
     options = parser.parse_args()
     table = tomllib.loads(TABLE.read_text())
     loops = traces(options.traces)
-    numbers = [options.loop] if options.loop is not None else sorted(loops)
-    found: dict[int, Loop] = {}
-    for number in numbers:
-        words, blocks = loops[number]
-        functions = table["loops"].get(str(number), {}).get("functions", {})
-        found[number] = Walk(functions).run(words, blocks)
+    found = {number: run(table, number, *loops[number]) for number in ([options.loop] if options.loop else sorted(loops))}
     if options.loop is not None:
         loop = found[options.loop]
         tree(loop.root, len(loop.rounds), least=options.least)
         for path in sorted({path for counts in loop.rounds for path in counts}):
             print(f"{loop.of(path):9.1f}  {path}")
+        return
+    for name, row in table["lengths"].items():
+        print(f"{name} = {round(value(row, found))}")
 
 
 if __name__ == "__main__":
