@@ -32,15 +32,16 @@ enum { WARM = 60, ROUNDS = 60, PAGE = 4096 }; /* folios join the LRU lists by fi
 #define BEGIN(id) MARK(0xA1, id)
 #define END(id) MARK(0xA2, id)
 #define ROUND() MARK(0xA3, 0)
-#define LOOP(id, name, ...) \
+#define LOOP_OF(warm, rounds, id, name, ...) \
     do { \
         printf("loop %d %s\n", id, name); \
         fflush(stdout); \
-        for (int round = 0; round < WARM; round++) { __VA_ARGS__; } \
+        for (int round = 0; round < (warm); round++) { __VA_ARGS__; } \
         BEGIN(id); \
-        for (int round = 0; round < ROUNDS; round++) { ROUND(); __VA_ARGS__; } \
+        for (int round = 0; round < (rounds); round++) { ROUND(); __VA_ARGS__; } \
         END(id); \
     } while (0)
+#define LOOP(id, name, ...) LOOP_OF(WARM, ROUNDS, id, name, __VA_ARGS__)
 
 static char *area;
 static volatile int shots;
@@ -163,6 +164,9 @@ static void selects(void)
     SELECT(21, "select of 100 sockets", 100);
     char byte = 0;
     LOOP(22, "a byte through TCP", write(one, &byte, 1); read(other, &byte, 1));
+    int on = 1, off = 0;
+    LOOP(25, "a timer added and deleted", setsockopt(one, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+         setsockopt(one, SOL_SOCKET, SO_KEEPALIVE, &off, sizeof off));
     for (int n = 0; n < 100; n++)
         close(sockets[n]);
     int file = open("/disk/aaaaaa/dddddd", O_RDONLY);
@@ -211,7 +215,7 @@ static void memory(void)
     touch(much, 64);
     LOOP(35, "map and unmap 1 page", much = map(1, 0); touch(much, 1); munmap(much, PAGE));
     LOOP(36, "map and unmap 32 pages", much = map(32, 0); touch(much, 32); munmap(much, 32 * PAGE));
-    LOOP(37, "map and unmap 256 pages", much = map(256, 0); touch(much, 256); munmap(much, 256 * PAGE));
+    LOOP_OF(1, 2, 37, "map and unmap 8192 pages", much = map(8192, 0); touch(much, 8192); munmap(much, 8192 * PAGE));
     area = map(1, MAP_POPULATE);
     struct sigaction action = {.sa_sigaction = fault_handler, .sa_flags = SA_SIGINFO};
     sigaction(SIGSEGV, &action, NULL);
@@ -304,6 +308,21 @@ static void shootdowns(void)
     pthread_join(other, NULL);
 }
 
+/* Behind an IOMMU: a sector read maps its buffer and takes the mapping back, at once or in batches. */
+static void strict_dma(void)
+{
+    int direct = open("/dev/vda", O_RDONLY | O_DIRECT);
+    char *aligned = map(1, MAP_POPULATE);
+    LOOP(70, "read of a sector behind an IOMMU", pread(direct, aligned, 512, 0));
+}
+
+static void deferred_dma(void)
+{
+    int direct = open("/dev/vda", O_RDONLY | O_DIRECT);
+    char *aligned = map(1, MAP_POPULATE);
+    LOOP(71, "the same, invalidated in batches", pread(direct, aligned, 512, 0));
+}
+
 /* The first process is none like others: a child of it does the work, with few areas of its own. */
 static void apart(void (*work)(void))
 {
@@ -329,7 +348,12 @@ int main(int count, char **words)
     int quiet = open("/proc/sys/debug/exception-trace", O_WRONLY);
     write(quiet, "0", 1);
     close(quiet);
-    if (sysconf(_SC_NPROCESSORS_ONLN) > 1) {
+    const char *loops = getenv("loops");
+    if (loops && !strcmp(loops, "dma")) {
+        apart(strict_dma);
+    } else if (loops) {
+        apart(deferred_dma);
+    } else if (sysconf(_SC_NPROCESSORS_ONLN) > 1) {
         apart(shootdowns);
     } else {
         apart(calls);

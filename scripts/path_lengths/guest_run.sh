@@ -24,7 +24,7 @@ done
 
 # What the model has no part for is off: mitigations, security modules, audit, debug-like hardening of the allocators.
 words="console=ttyS0 quiet panic=-1 nokaslr nopti mitigations=off audit=0 lsm= init_on_alloc=0 randomize_kstack_offset=off"
-words="$words transparent_hugepage=never intel_iommu=off tsc=reliable"
+words="$words transparent_hugepage=never tsc=reliable"
 run() {
     name=$1
     shift
@@ -32,9 +32,17 @@ run() {
     mke2fs -q -t ext4 "$out/disk" 64M
     timeout 3000 qemu-system-x86_64 -machine q35 -cpu Skylake-Server,-hypervisor -m 1G -nographic -no-reboot -nodefaults \
         -kernel "$(ls "$kernel"/boot/vmlinuz-*)" -initrd "$out/initramfs" -append "$words" \
-        -drive file="$out/disk",if=virtio,format=raw -serial "file:$out/$name.console" -serial "file:$out/$name.symbols" \
+        -drive file="$out/disk",if=none,id=disk,format=raw -serial "file:$out/$name.console" -serial "file:$out/$name.symbols" \
         -plugin "$out/trace.so,out=$out/$name" "$@"
     grep -q "end of loops" "$out/$name.console"
 }
-run one -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off
-run two -smp 2 -accel tcg,thread=single
+disk=virtio-blk-pci,drive=disk
+run one -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off -device $disk
+run two -smp 2 -accel tcg,thread=single -device $disk
+words="$words loops=dma intel_iommu=on iommu.strict=1"
+run dma -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off -device intel-iommu \
+    -device $disk,disable-legacy=on,iommu_platform=on
+words="${words/iommu.strict=1/iommu.strict=0}"
+words="${words/loops=dma/loops=deferred}"
+run dma_deferred -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off -device intel-iommu \
+    -device $disk,disable-legacy=on,iommu_platform=on
