@@ -1,6 +1,7 @@
 """Count the instructions of the guest kernel's paths in the traces that guest_run.sh has made.
 
     python -m scripts.path_lengths.guest_count TRACES            how long each path of guest_paths.toml is
+    python -m scripts.path_lengths.guest_count TRACES --kernel VERSION  the same into guest_counts.toml
     python -m scripts.path_lengths.guest_count TRACES --loop 30  what one loop runs, function by function
 
 The trace is walked with a stack of calls. guest_paths.toml says for each loop to which path a function belongs, with
@@ -127,7 +128,7 @@ def read_blocks(path: Path, symbols: tuple[list[int], list[str]]) -> list[Block]
 
 
 def _instructions(block: Block, then: Block | None) -> int:
-    """How many a block ran: not all if the next one begins within it, for QEMU starts again at an access to a device."""
+    """How many a block ran: not all if the next one begins within it, for QEMU begins again at a device."""
     if then is None or then.address == block.target:
         return len(block.ends)
     inside = then.address - block.address
@@ -170,8 +171,9 @@ class Walk:
     def step(self, last: Block | None, block: Block) -> None:
         """From one block to the next."""
         here, function = self.here, block.function
-        if block.starts and function.startswith(ENTRIES):  # IRET to a page of a program that is not there shows none of it
-            self.here = self.enter(self.loop.root if last is not None and last.kind in (IRET, SYSRET) else here, function)
+        if block.starts and function.startswith(ENTRIES):
+            left = last is not None and last.kind in (IRET, SYSRET)  # to a program that faults at once
+            self.here = self.enter(self.loop.root if left else here, function)
         elif last is None or last.kind == SYSRET:
             self.here = self.enter(self.loop.root, function)
         elif last.kind == RET:
@@ -207,7 +209,8 @@ class Walk:
             n = _instructions(block, then)
             self.here.instructions += n
             if self.loop.rounds:
-                self.loop.rounds[-1][self.alone.get(self.here.function) or self.here.path or f"({self.here.function})"] += n
+                path = self.alone.get(self.here.function) or self.here.path
+                self.loop.rounds[-1][path or f"({self.here.function})"] += n
             last = block if n == len(block.ends) else evolve(block, kind=OTHER)
         return self.loop
 
@@ -281,18 +284,24 @@ def main() -> None:
     parser.add_argument("traces", type=Path)
     parser.add_argument("--loop", type=int)
     parser.add_argument("--least", type=float, default=1.0)
+    parser.add_argument("--kernel", help="a version: write guest_counts.toml, and say so there")
     options = parser.parse_args()
     table = tomllib.loads(TABLE.read_text())
     loops = traces(options.traces)
-    found = {number: run(table, number, *loops[number]) for number in ([options.loop] if options.loop else sorted(loops))}
+    wanted = [options.loop] if options.loop else sorted(loops)
+    found = {number: run(table, number, *loops[number]) for number in wanted}
     if options.loop is not None:
         loop = found[options.loop]
         tree(loop.root, len(loop.rounds), least=options.least)
         for path in sorted({path for counts in loop.rounds for path in counts}):
             print(f"{loop.of(path):9.1f}  {path}")
         return
-    for name, row in table["lengths"].items():
-        print(f"{name} = {round(value(row, found))}")
+    counts = [f"{name} = {round(value(row, found))}" for name, row in table["lengths"].items()]
+    if options.kernel:
+        counts = ["# Written by guest_count.py: instructions of each path that guest_paths.toml names.",
+                  f'kernel = "{options.kernel}"', "", "[counts]", *counts]  # fmt: skip
+        TABLE.with_name("guest_counts.toml").write_text("\n".join(counts) + "\n")
+    print("\n".join(counts))
 
 
 if __name__ == "__main__":
