@@ -87,7 +87,8 @@ def read_symbols(path: Path) -> tuple[list[int], list[str]]:
     return addresses, [found[address] for address in addresses]
 
 
-def _kind(last: bytes) -> int:
+def kind_of(last: bytes) -> int:
+    """How an instruction ends a block."""
     body = last.lstrip(b"\x66\xf2\xf3\x2e\x3e\x65") or b"\x90"
     if body[:1] == b"\xe8":
         return CALL
@@ -102,7 +103,8 @@ def _kind(last: bytes) -> int:
     return {0xC3: RET, 0xC2: RET, 0xCB: RET, 0xCF: IRET}.get(body[0], OTHER)
 
 
-def _target(last: bytes, end: int) -> int:
+def target_of(last: bytes, end: int) -> int:
+    """Where a direct branch leads that ends at an address, or -1."""
     body = last.lstrip(b"\x66\xf2\xf3\x2e\x3e") or b"\x90"
     if body[0] in (0xE8, 0xE9):
         return end + int.from_bytes(body[1:5], "little", signed=True)
@@ -122,8 +124,8 @@ def read_blocks(path: Path, symbols: tuple[list[int], list[str]]) -> list[Block]
         address, last = int(first, 16), bytes.fromhex(last_bytes)
         at = max(bisect_right(addresses, address) - 1, 0)
         ends = tuple(int(end) for end in np.cumsum([int(length, 16) for length in lengths]))
-        target = _target(last, address + ends[-1])
-        blocks.append(Block(names[at], addresses[at] == address, address, ends, _kind(last), target))
+        target = target_of(last, address + ends[-1])
+        blocks.append(Block(names[at], addresses[at] == address, address, ends, kind_of(last), target))
     return blocks
 
 
@@ -266,11 +268,16 @@ def traces(folder: Path) -> dict[int, tuple[NDArray[np.uint32], list[Block]]]:
     return loops
 
 
-def run(table: Table, number: int, words: NDArray[np.uint32], blocks: list[Block]) -> Loop:
-    """What a loop ran, as the table says; a loop without functions of its own has those of the last one before it."""
+def functions_of(table: Table, number: int) -> dict[str, str]:
+    """To which path a function belongs in a loop; one that is not in the table has what the last before it has."""
     own = max((int(known) for known in table["loops"] if int(known) <= number), default=0)
-    functions = table["functions"] | table["loops"].get(str(own), {}).get("functions", {})
-    return Walk(functions, table["alone"]).run(words, blocks)
+    named: dict[str, str] = table["functions"] | table["loops"].get(str(own), {}).get("functions", {})
+    return named
+
+
+def run(table: Table, number: int, words: NDArray[np.uint32], blocks: list[Block]) -> Loop:
+    """What a loop ran, as the table says."""
+    return Walk(functions_of(table, number), table["alone"]).run(words, blocks)
 
 
 def value(row: dict[str, Any], loops: dict[int, Loop]) -> float:
