@@ -100,6 +100,7 @@ LENGTHS: Final[dict[str, Length]] = {
     "wait_event":     Length(  282, "prepare_to_wait_event up to the switch", COUNTED),
     "device_interrupt": Length(  965, "handle_edge_irq and virtblk_done, without the block layer", COUNTED),
     "unmap_page":     Length(  790, "zap_pte_range, page_remove_rmap, release_pages, one page", COUNTED),
+    "unmap_file_page": Length(  356, "the same of a page that stays in the page cache", COUNTED),
     "call_others":    Length(  326, "smp_call_function_many_cond around the requests, one other CPU", COUNTED),
     "call_flush":     Length(  145, "flush_smp_call_function_queue and flush_tlb_func, one request", COUNTED),
 }

@@ -271,7 +271,7 @@ bind(
         note="the size of the mapped file and its file system are not stated",
     ),
     *_column("prot_fault", PROT_FAULT, _protecting, _protection),
-    *_column("100fd_select", SELECT, lambda paging: _lmbench("slct_tcp", paging), _each(200)),
+    *_column("100fd_select", SELECT, lambda paging: _lmbench("slct_tcp", paging, f"{PHASE}.ordinary=true"), _each(200)),
     deviates=(
         "page_fault: for 16 pages the guest faults once here and exits 7.8 times on shadow tables: 4.8 for page "
         "faults (its own, stores to tables that are in step again, 8 entries a time filled) and 3 for CR3, 6.0 us in "
