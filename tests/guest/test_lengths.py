@@ -80,6 +80,7 @@ def test_a_jump_to_another_function_is_a_call_that_returns_for_the_first() -> No
         block("second", 5, g.RET, address=0x3000), block("outer", 7, g.RET, address=0x1002, starts=False),
     ]  # fmt: skip
     assert walked(blocks, [0, 1, 2, 3], outer="a", first="b", second="c") == {"a": 9, "b": 3, "c": 5}
+    assert walked(blocks, [0, 1, 2, 3], outer="a", first="b") == {"a": 14, "b": 3}
 
 
 def test_an_interrupt_is_nobodys_and_its_return_leads_back() -> None:
