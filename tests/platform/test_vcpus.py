@@ -143,14 +143,17 @@ vms:
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["skx-4114", "snb-e5-2450"])
 def test_a_lock_between_vcpus_is_handed_on_in_time(profile: str) -> None:
-    """Each page of a thread's own is an EPT violation under the VM's lock, which the others wait for meanwhile."""
+    """Each page of a thread's own is an EPT violation under the VM's lock, which the others wait for meanwhile.
+
+    With a lock that is seen late a third is missing. Who comes first decides about a few in a thousand.
+    """
     default, fine = (
         Machine(parse_scenario(LOCKS, [f"machine.profile={profile}", *sets])).run()
         for sets in ((), ("machine.quantum=8",))
     )
 
     assert default.approximations == ()
-    assert default.elapsed == pytest.approx(fine.elapsed, rel=0.005)
+    assert default.elapsed == pytest.approx(fine.elapsed, rel=0.01)
 
 
 @pytest.mark.slow
