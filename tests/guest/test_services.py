@@ -9,6 +9,7 @@ import pytest
 
 from tests.guest.conftest import Harness, native
 from tests.guest.test_kernel import ended
+from vtsim.base.errors import ConfigError
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.guest import kernel_operations as single
@@ -38,7 +39,8 @@ CALLS = [
     (g.NullIoSpec, {}, 2 * (1 + 1 + 2) + 2, 2),
     (g.StatSpec, {}, 3 + 2 + 2, 1),
     (g.OpenCloseSpec, {}, 2 + 2 + 1 + 2 + 2, 2),
-    (g.SelectSpec, {"sockets": 3}, 2 + 2 + 2, 1),
+    (g.SelectSpec, {"sockets": 3}, 3 + 2 + 2, 1),
+    (g.SelectSpec, {"sockets": 3, "ordinary": True}, 3 + 2 + 2, 1),
     (g.SignalInstallSpec, {}, 1 + 2 + 2, 1),
     (g.SignalHandleSpec, {}, 3 + 2 + (1 + 1 + 2), 2),
     (g.SignalHandleSpec, {"null": True}, 3 + 2, 1),
@@ -87,6 +89,29 @@ def test_select_asks_every_socket() -> None:
 
     loads = 4 + 3 + 2  # descriptor, mode, operations, poll; the socket and its lines; CALL and RET
     assert many - few == ROUNDS * 20 * (loads + 1)  # and the file's object
+
+
+def test_select_of_ordinary_files_polls_none() -> None:
+    few, many = (more(g.SelectSpec, counted(k.ACCESSES), sockets=n, ordinary=True) for n in (10, 30))
+
+    assert many - few == ROUNDS * 20 * 4  # descriptor, mode, operations, no poll
+
+
+def test_files_are_asked_about_beside_sockets_as_they_are_alone() -> None:
+    sockets = g.SelectSpec(iterations=1, sockets=30)
+    files = (g.SelectSpec(iterations=n, sockets=20, ordinary=True) for n in (2, 2 + ROUNDS))
+    few, many = (ended(native((sockets, phase))).count(k.ACCESSES) for phase in files)
+
+    assert many - few == more(g.SelectSpec, counted(k.ACCESSES), sockets=20, ordinary=True)
+
+
+def test_more_descriptors_than_there_is_room_for_are_refused() -> None:
+    both = (g.SelectSpec(sockets=200), g.SelectSpec(sockets=100, ordinary=True))
+    with pytest.raises(ConfigError) as error:
+        native(both)
+    assert str(error.value) == (
+        "processes ask about 200 sockets and 100 files\n help: a guest's kernel has room for 224 of both together"
+    )
 
 
 def test_a_child_copies_what_it_writes_and_a_new_program_faults_on_each_page() -> None:

@@ -17,7 +17,7 @@ from attrs import define, evolve, field, frozen
 from numpy.typing import NDArray
 
 from vtsim.base import memory as mem
-from vtsim.base.errors import ModelError
+from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.profile import Profile
@@ -54,7 +54,7 @@ from vtsim.guest.paging import FIVE, OF_32_BIT, OF_PAE, ROWS, GuestPaging
 from vtsim.guest.primitives import lowerings
 from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, process_text
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
-from vtsim.guest.services import FilePhase
+from vtsim.guest.services import MOST_SOCKETS, FilePhase
 from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
 
 if TYPE_CHECKING:
@@ -136,9 +136,17 @@ def _files(guest: GuestSpec) -> Files | None:
     asking = [phase for process in guest.processes for phase in process.phases if isinstance(phase, FilePhase)]
     if not asking:
         return None
-    return Files(
-        components=max(phase.path_components for phase in asking), sockets=max(phase.open_sockets for phase in asking)
+    files = Files(
+        components=max(phase.path_components for phase in asking),
+        sockets=max(phase.open_sockets for phase in asking),
+        ordinary=max(phase.open_files for phase in asking),
     )
+    if files.sockets + files.ordinary > MOST_SOCKETS:
+        raise ConfigError(
+            f"processes ask about {files.sockets} sockets and {files.ordinary} files",
+            help=f"a guest's kernel has room for {MOST_SOCKETS} of both together",
+        )
+    return files
 
 
 def _file_pages(guest: GuestSpec) -> int:
@@ -375,6 +383,7 @@ class Builder:
             on_host=self.direct is not None and self.direct.on_host,
             direct_page=self._direct_page,
             files=self._linear(file_frames),
+            first_file=files.first_file if files else 0,
             probe=bool(self.guest.kernel.probe),
             sensitive=guest.kernel.sensitive,
             tries=guest.tries_sensitive,

@@ -27,7 +27,11 @@ class FilePhase(Phase):
 
     @property
     def open_sockets(self) -> int:
-        return int(getattr(self, "sockets", 0))
+        return 0 if self.open_files else int(getattr(self, "sockets", 0))
+
+    @property
+    def open_files(self) -> int:
+        return int(getattr(self, "sockets", 0)) if getattr(self, "ordinary", False) else 0
 
 
 def components() -> int:
@@ -61,9 +65,10 @@ class OpenCloseSpec(FilePhase):
 @primitives.register("select")
 @frozen(kw_only=True)
 class SelectSpec(FilePhase):
-    """System calls that ask whether any of many sockets is ready."""
+    """System calls that ask whether any of many sockets is ready, or any of many files."""
 
     sockets: int = setting(counts(ge=1, le=MOST_SOCKETS), "TCP sockets that are asked about", default=100)
+    ordinary: bool = setting(Boolean(), "They are ordinary files instead, which have nothing to poll", default=False)
 
 
 @primitives.register("signal_install")

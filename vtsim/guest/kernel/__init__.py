@@ -45,6 +45,7 @@ class KernelOptions:
     tries: bool = False  # does it ever execute such a list?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
     files: int = 0  # linear address of what stands for files and sockets
+    first_file: int = 0  # descriptor of the first ordinary file
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended
     dma: DmaOptions | None = None  # where the guest drives devices

@@ -366,7 +366,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.ld(s.RDX, Mem(s.R13, size=kernel.entry_bytes))
     a.test(s.RDX, e.PTE_PRESENT)
     a.jcc(ops.CC_Z, "drop_next")
-    a.work(length("unmap_page"))
+    a.work(length("unmap_file_page"))
     if kernel.paravirtual:
         a.copy(s.RDI, s.R11)
         a.mov(s.RSI, 0)

@@ -1,4 +1,4 @@
-"""Files: a path walked through the cache of names, open and close, a byte read and written, many sockets polled.
+"""Files: a path walked through the cache of names, open and close, a byte read and written, many descriptors polled.
 
 What Linux finds by pointers is found by pointers here: a name's bucket, its dentry, its inode; a descriptor's file, its
 operations, its socket. Names are words instead of strings. All is in memory: no device is waited for.
@@ -37,6 +37,7 @@ DENTRY_BYTES, INODE_BYTES, FILE_BYTES, SOCKET_BYTES = 192, 640, 256, 2368  # of 
 STAT_WORDS: Final = 18                             # struct stat has 144 bytes
 SET_WORDS: Final = 6                               # three sets of 128 descriptors, and as many results
 FIRST_SOCKET_DESCRIPTOR: Final = 4
+READY: Final = 0x145                               # DEFAULT_POLLMASK
 # fmt: on
 
 
@@ -190,15 +191,20 @@ def read_write(a: Assembler, kernel: KernelOptions) -> None:
 
 @path("select")
 def select(a: Assembler, kernel: KernelOptions) -> None:
-    """System call: is any of RDI sockets ready? Sets of descriptors are at RSI in user memory; none is waited for."""
+    """System call: is any of RDI sockets ready, or with RDX of as many files? Sets of descriptors are at RSI in user
+    memory; none is waited for. What has nothing to poll, as ordinary files, is ready."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_select")
     a.work(length("select"))
     a.copy(s.R9, s.RDI)
     a.sub(s.RSP, 8 * SET_WORDS)
+    a.mov(s.R8, FIRST_SOCKET_DESCRIPTOR)
+    a.test(s.RDX, -1)
+    a.jcc(ops.CC_Z, "poll_sets")
+    a.mov(s.R8, kernel.first_file)
+    a.label("poll_sets")
     carry(a, s.RSP, s.RSI, SET_WORDS, (s.RAX, s.RCX, s.RDX))
     a.mov(s.R11, kernel.files)
-    a.mov(s.R8, FIRST_SOCKET_DESCRIPTOR)
     a.mov(s.R12, 0)
     a.label("poll_next")
     a.work(length("select_descriptor"))
@@ -206,7 +212,11 @@ def select(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(s.RDX, F_MODE))
     a.ld(s.RCX, Mem(s.RDX, F_OPERATIONS))
     a.ld(s.RCX, Mem(s.RCX, POLL))
+    a.mov(s.RAX, READY)
+    a.test(s.RCX, -1)
+    a.jcc(ops.CC_Z, "polled")
     a.op(ops.CALL_REG, s.RCX)
+    a.label("polled")
     a.or_(s.R12, register=s.RAX)
     a.add(s.R8, 1)
     a.sub(s.R9, 1)
@@ -227,16 +237,22 @@ def select(a: Assembler, kernel: KernelOptions) -> None:
 # --- what is in memory before the guest starts ----------------------------------------------------------------------
 @frozen(kw_only=True)
 class Files:
-    """How much there is: components of the longest path that is walked, sockets that are open."""
+    """How much there is: components of the longest path that is walked, sockets and ordinary files that are open."""
 
     components: int
     sockets: int
+    ordinary: int = 0
+
+    @property
+    def first_file(self) -> int:
+        """The descriptor of the first ordinary file."""
+        return FIRST_SOCKET_DESCRIPTOR + self.sockets
 
     @property
     def bytes(self) -> int:
         """How much memory that takes."""
-        names, files = self.components + 1, self.sockets + 8
-        return 4096 + names * (DENTRY_BYTES + INODE_BYTES) + files * FILE_BYTES + self.sockets * SOCKET_BYTES + 64
+        names, files = self.components + 1, self.sockets + self.ordinary + 8
+        return 4096 + names * (DENTRY_BYTES + INODE_BYTES) + files * FILE_BYTES + self.sockets * SOCKET_BYTES + 128
 
     def words(self, base: int, labels: dict[str, int]) -> NDArray[np.int64]:
         """The contents, for the address at which they will be."""
@@ -251,9 +267,11 @@ class Files:
         def put(address: int, value: int) -> None:
             words[(address - base) // 8] = value
 
-        operations = place(64)
+        operations, of_files = place(64), place(64)
         for word, label in ((READ, "read_zero"), (WRITE, "write_null"), (POLL, "poll_socket")):
             put(operations + word, labels[label])
+            if word != POLL:
+                put(of_files + word, labels[label])
         parent = 0
         for name in range(self.components + 1):  # the root is name 0
             dentry, inode = place(DENTRY_BYTES), place(INODE_BYTES)
@@ -263,11 +281,13 @@ class Files:
             put(base + (BUCKETS + 8 * name if name else ROOT), dentry)
             parent = dentry
         spare = 0
-        for number in range(self.sockets + 8):
+        for number in range(self.sockets + self.ordinary + 8):
             file = place(FILE_BYTES)
-            put(file + F_OPERATIONS, operations)
             socket = number - FIRST_SOCKET_DESCRIPTOR
-            if socket < self.sockets:
+            put(file + F_OPERATIONS, operations if socket < self.sockets else of_files)
+            if self.sockets <= socket < self.sockets + self.ordinary:
+                put(base + DESCRIPTORS + 8 * number, file)
+            elif socket < self.sockets:
                 put(base + DESCRIPTORS + 8 * number, file)
                 put(file + F_OBJECT, place(SOCKET_BYTES) if socket >= 0 else 0)
             else:

@@ -4,7 +4,7 @@ A task has at most one child at a time, whose task structure, root, stack and ta
 child has copied is its own and is freed when the parent has waited for it; what it still shares stays the parent's.
 
 Not modelled: children that live beside each other; reference counts of pages; children of children; fork by a process
-of several threads.
+of several threads; instructions for each page that stays shared, beside the accesses to its entry.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Pages of 2 MiB and 1 GiB do not stay in a CPU's list.
 
 Sources: Linux 6.1, mm/page_alloc.c: rmqueue_pcplist, rmqueue_bulk, free_unref_page, free_pcppages_bulk and
 drain_all_pages.
-Not modelled: moving batches in a kernel of one CPU, some 60 instructions for a page from the zone; the buddy system
+Not modelled: moving batches in a kernel of one CPU, some 200 instructions for a page from the zone; the buddy system
 behind the lists; links in struct page; a CPU's list of 2 MiB pages, at most two of
 them; that who gives back repeatedly gives back more (`free_factor`), and who does not get a list's lock at once goes to
 the zone.

@@ -77,6 +77,7 @@ def select(a: Assembler, phase: spec.SelectSpec, at: Stage) -> None:
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     a.mov(s.RDI, phase.sockets)
     a.copy(s.RSI, s.R14)
+    a.mov(s.RDX, int(phase.ordinary))
     call(a, layout.CALL_SELECT)
     again(a, label)
     _drop(a, 0)

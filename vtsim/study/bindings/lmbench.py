@@ -71,23 +71,20 @@ bind(
     *(_operation(name, column) for column in COLUMNS for name in OPERATIONS),
     *(_slowdown(name) for name in ("null_call", "fork", "exec", "sh")),
     deviates=(
-        "Linux 2.4 is entered by INT 80H, as the model's kernel never is, and its paths are of Linux 6.1: "
-        "with SYSCALL and SYSRET at 440 cycles null_call takes 0.52 us and stat 0.84; what else stat does there "
-        "is unknown. fork is the pages that are copied on write: 24 in place of 6 take 98.7 us natively, 374 "
-        "under translation. exec and sh are their "
-        "faults and instructions in the same way, and both numbers are remembered. Under translation, hosted or "
-        "not, for nothing here needs a device, a system call loads CR3 twice and has three call-outs by SYSCALL, as "
-        "AA06-NANO says: null_call takes 1.53 us with CR3 for nothing, 0.83 if SYSCALL and SYSRET are free, too. "
-        "In user mode a system call stops twice, which is four switches of context, six system calls of the tracing "
-        "thread and five of the guest's kernel; before INT 80H, the signal's frame and two of those calls were there "
-        "it was 7.2 us. UML.fork has the host unmap a new space entry by entry, 2,811 calls (a table of 32 bits has "
-        "twice as many entries), and map 120 pages, which the host "
-        "then takes no faults for; without the former it was 0.54 ms. Missing is the host's own copy of the process, "
-        "with an area for each page of it, and the walk of a space at each switch. A "
-        "paravirtual kernel is 64-bit and in ring 3 here, so that "
-        "each system call loads CR3 twice, where Xen had a gate straight into ring 1: with CR3 for nothing "
-        "Xen.null_call takes 0.66 us and Xen.stat 1.00; a signal returns by a hypercall and IRET, too; "
-        "Xen.fork takes 263 us with 24 pages copied"
+        "Linux 2.4 is entered by INT 80H, as the model's kernel never is, and its paths are of Linux 6.1: with "
+        "SYSCALL and SYSRET at 440 cycles null_call takes 0.56 us. stat, open_close and slct_tcp are longer by what "
+        "6.1 does more for a name, a file and a socket (a socket is 132 instructions, a descriptor 89). fork, exec "
+        "and sh are their pages copied on write, faults and instructions, and those numbers are remembered. Under "
+        "translation, hosted or not, for nothing here needs a device, a system call loads CR3 twice and has three "
+        "call-outs by SYSCALL, as AA06-NANO says: null_call takes 1.55 us with CR3 for nothing, 0.85 if SYSCALL and "
+        "SYSRET are free, too. In user mode a system call stops twice, which is four switches of context, six system "
+        "calls of the tracing thread and five of the guest's kernel; before INT 80H, the signal's frame and two of "
+        "those calls were there it was 7.2 us. UML.fork has the host unmap a new space entry by entry, 2,811 calls "
+        "(a table of 32 bits has twice as many entries), and map 120 pages, which the host then takes no faults for; "
+        "without the former it was 0.54 ms. Missing is the host's own copy of the process, with an area for each "
+        "page of it, and the walk of a space at each switch. A paravirtual kernel is 64-bit and in ring 3 here, so "
+        "that each system call loads CR3 twice, where Xen had a gate straight into ring 1: with CR3 for nothing "
+        "Xen.null_call takes 0.69 us and Xen.stat 2.31; a signal returns by a hypercall and IRET, too"
     ),
     unbound="L-SMP needs the locks of a kernel for several processors",
 )
