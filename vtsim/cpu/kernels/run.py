@@ -172,9 +172,9 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
     Returns why it stopped, with the number of the CPU from bit 8 on; HORIZON says that all arrived.
 
     A CPU whose window is empty goes on where it stopped, as if it had never stopped: to the horizon that it had.
-    With one CPU there is no quantum. A CPU that interrupts are on their way to stops where the first arrives. A CPU that
-    has paused and looks next at what it waits for runs ahead of nobody, and nobody of it: one that is behind would see
-    what is done later, and save a pause by it; one that is ahead would see too late what was done.
+    With one CPU there is no quantum. A CPU that interrupts are on their way to stops where the first arrives. A CPU
+    that has paused and looks next at what it waits for runs ahead of nobody, and nobody of it: one that is behind would
+    see what is done later, and save a pause by it; one that is ahead would see too late what was done.
     """
     count = cpus.shape[0]
     refilled = -1

@@ -92,7 +92,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "in_kernel_device":    _counted(287, "kvm_io_bus_read and a PIC behind it"),
     "eventfd":             _counted(86, "ioeventfd_write"),
     "wake_server":         _length(250, "a server that waits for the event: try_to_wake_up, an IPI"),
-    "decode_refused":      _length(150, "handle_ud, x86_decode_emulated_instruction up to its refusal; fetch apart", SIZE),
+    "decode_refused":      _counted(1685, "handle_ud; kvm_multiple_exception apart"),
     "port":                _counted(107, "handle_io; kvm_io_bus_read apart"),
     "string_port":         _counted(3969, "handle_io with the emulator; port apart"),
     "coalesced":           _counted(111, "coalesced_mmio_write"),
