@@ -72,7 +72,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "unmap_notifier":      _counted(1946, "__mmu_notifier_invalidate_range_start and _end for one page"),
     "set_memory":          _length(2000, "kvm_set_memory_region, kvm_mmu_zap_all_fast, synchronize_srcu apart", SIZE),
     "mark_dirty":          _counted(23, "mark_page_dirty_in_slot"),
-    "fast_page_fault":     _counted(523, "direct_page_fault as far as fast_page_fault; marking dirty apart"),
+    "fast_page_fault":     _counted(214, "handle_ept_violation with fast_page_fault, less ept_violation"),
     "start_dirty_log":     _length(2000, "kvm_mmu_slot_apply_flags, walking apart", SIZE),
     "collect_dirty_log":   _length(1500, "kvm_vm_ioctl_get_dirty_log, walking apart", SIZE),
     "stop_dirty_log":      _length(2000, "kvm_mmu_zap_collapsible_sptes, walking apart", SIZE),
