@@ -15,6 +15,7 @@ from vtsim.base.spec import Text, counts, durations, setting, shares
 
 MEMORY, DISK, HOST = "memory", "disk", "host"
 STRICT: Final = 0.01  # of the limits, for a file system in user space: its max_ratio, with BDI_CAP_STRICTLIMIT
+DOORBELL: Final = 0xFEBE_0000  # guest-physical address of the device's only register
 ENTRIES: Final = 128  # of the queue of requests, as virtio-blk and virtio-fs have it by default in QEMU
 
 

@@ -30,6 +30,7 @@ from vtsim.cpu.kernels.ports import PORT_COUNTER, PORT_LATCH, PORT_PLATFORM, POR
 from vtsim.cpu.profile import Profile, load_profile
 from vtsim.ept.tables import Words
 from vtsim.guest.build import build_guest, needs, recorded
+from vtsim.guest.file_system import DOORBELL
 from vtsim.guest.kernel import layout
 from vtsim.guest.machine_view import DmaDevice, DmaMachine, DmaMemory, PhysicalMemory, Space, Start
 from vtsim.guest.replay.exits import ReplayedExits, replayed_exits
@@ -47,7 +48,7 @@ from vtsim.platform.witness import words as witness_words
 from vtsim.vmcs.events import EXCEPTIONS
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.hypervisor import Guest, Hypervisor
-from vtsim.vmm.layout import DEVICE_VECTOR, FILE_DOORBELL, HOST_SERVER, SERVER_FRAME, V
+from vtsim.vmm.layout import DEVICE_VECTOR, HOST_SERVER, SERVER_FRAME, V
 from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
@@ -213,7 +214,7 @@ class Machine:
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
         if vm.file_queue:
-            self._serve_file(vm, memory, FILE_DOORBELL, 0, layout.FILE_VECTOR)
+            self._serve_file(vm, memory, DOORBELL, 0, layout.FILE_VECTOR)
         if first.dma is not None:
             from vtsim.platform.unit_tables import native
 

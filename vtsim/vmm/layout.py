@@ -40,7 +40,6 @@ DEVICE_VECTOR: Final = 0x50                   # the first device that is assigne
 # --- disk: a queue of commands and, a page behind, one of what is done; an entry is command, frame, place, vCPU ------
 DISK_FRAME: Final = 0xFE000                   # of its registers
 SERVER_FRAME: Final = 0xFE001                  # of the servers of VMs' files: a word each
-FILE_DOORBELL: Final = 0xFEBE_0000            # guest-physical address that a guest writes to for its server
 DISK_READ, DISK_WRITE = 1, 2
 DISK_ENTRIES, DISK_ENTRY_BYTES, DISK_DONE_TAIL = 64, 32, 4088
 

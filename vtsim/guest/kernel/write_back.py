@@ -21,7 +21,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
-from vtsim.guest.file_system import ENTRIES
+from vtsim.guest.file_system import DOORBELL, ENTRIES
 from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel import page_cache as cache
@@ -35,7 +35,6 @@ from vtsim.guest.kernel.page_cache import FileOptions
 (Q_POSTED, Q_DONE, Q_NOTIFY, Q_SEEN, Q_KICKS) = range(0, 40, 8)
 Q_ENTRIES, ENTRY_BYTES = 2048, 16
 QUEUE_BYTES: Final = Q_ENTRIES + ENTRIES * ENTRY_BYTES
-DOORBELL: Final = 0xFEBE_0000                      # guest-physical address; a hypervisor's layout has it, too
 PLUG: Final = 32                                   # requests that are gathered: BLK_MAX_REQUEST_COUNT
 # fmt: on
 

@@ -12,7 +12,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI
-from vtsim.vmm import layout as at
+from vtsim.guest.file_system import DOORBELL
 from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, WINDOW_KEY, configuration
 from vtsim.vmm.programs.timer import now
 from vtsim.vmm.programs.words import saved, vcpu, work
@@ -32,7 +32,7 @@ DEVICES: Final = {  # of a VM, by the scenario's name: port and kind
 }
 FILE_SERVER: Final = "file server"
 # device memory whose writes wake somebody, whatever is written
-EVENTS: Final = {"testdev": (0xFEBF_0000,), FILE_SERVER: (at.FILE_DOORBELL,)}
+EVENTS: Final = {"testdev": (0xFEBF_0000,), FILE_SERVER: (DOORBELL,)}
 # fmt: on
 
 
@@ -195,7 +195,7 @@ def wake_server(a: Assembler, path: Path) -> None:
     if "server" not in path.addresses:
         return
     name = f"no_server_{a.here:x}"
-    a.cmp(R13, at.FILE_DOORBELL)
+    a.cmp(R13, DOORBELL)
     a.jcc(ops.CC_NZ, name)
     work(a, path, "wake_server")
     a.ld(RDI, vcpu("SERVER"))
