@@ -165,7 +165,7 @@ vms:
   - memory: 64 MiB
     vcpus: 2
     guest:
-      kernel: {tick: 100 us}
+      kernel: {tick: 400 us}
       processes:
         - threads: 2
           phases:
