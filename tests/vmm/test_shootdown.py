@@ -173,25 +173,22 @@ vms:
       processes:
         - threads: 2
           phases:
-            - {primitive: page_fault, region: 8 KiB, iterations: %d, at: 0x100000000}
+            - {primitive: page_fault, region: 64 KiB, iterations: 3, at: 0x100000000}
             - {primitive: hlt, iterations: 1}
-            - {primitive: page_fault, region: 8 KiB, iterations: 9, at: 0x100000000}
+            - {primitive: page_fault, region: 64 KiB, iterations: 9, at: 0x100000000}
             - {primitive: idle, duration: 10 us}
-            - {primitive: page_fault, region: 8 KiB, iterations: 3, at: 0x100000000}
+            - {primitive: page_fault, region: 64 KiB, iterations: 3, at: 0x100000000}
 """
 
 
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 @pytest.mark.parametrize("settings", [(), APICV, IPIV], ids=["plain", "apicv", "ipi_virtualization"])
 def test_an_interrupt_of_another_vcpu_ends_a_halt(settings: tuple[str, ...], personality: str) -> None:
-    """Both halt for some time, and not a tick comes: but where they halt at once, with nobody left who interrupts."""
+    """Both halt for some time, and not a tick comes: a round takes longer than the way to HLT, so one is left who asks."""
+    ran = threads(HALTING, f"vmm.personality={personality}", *settings).run(longest=30_000)
 
-    def ticks(rounds: int) -> int:
-        ran = threads(HALTING % rounds, f"vmm.personality={personality}", *settings).run(longest=30_000)
-        assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) > 0
-        return calls_of(ran, at.JIFFIES)
-
-    assert any(ticks(rounds) == 0 for rounds in (3, 8, 13, 21))
+    assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) > 0
+    assert calls_of(ran, at.JIFFIES) == 0
 
 
 def test_a_posted_interrupt_descriptor_is_where_the_processor_takes_it() -> None:
