@@ -39,6 +39,7 @@ from vtsim.cpu.kernels.stream import passes, stream
 from vtsim.cpu.kernels.system import system
 
 EVERY_CPU: int = -1
+LOOK: int = 64  # cycles after PAUSE in which a loop that waits has looked again
 
 
 @kernel
@@ -141,8 +142,6 @@ def execute(m: Record, a: Arena, t: Tags, r: int) -> int:
         m[s.RETIRED] -= 1
         ended = STOPPED
     else:
-        if op == o.PAUSE:
-            m[s.PAUSED] = m[s.CYCLE]
         ended = system(m, a, t, r, op)
     if ended != EVENT:
         m[s.IN_FLIGHT] = 0
@@ -194,11 +193,12 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
                     chosen = n
             if cpus[chosen, s.CYCLE] >= until:
                 return HORIZON
-            looks = cpus[chosen, s.CYCLE] - cpus[chosen, s.PAUSED] < quantum
+            soon = min(quantum, LOOK)
+            looks = cpus[chosen, s.CYCLE] - cpus[chosen, s.PAUSED] < soon
             for n in range(count):
                 if n != chosen:
                     now = cpus[n, s.CYCLE]
-                    ahead = 1 if looks or now - cpus[n, s.PAUSED] < quantum else quantum
+                    ahead = 1 if looks or now - cpus[n, s.PAUSED] < soon else quantum
                     horizon = min(horizon, now + ahead)
         refilled = -1
         m = cpus[chosen]

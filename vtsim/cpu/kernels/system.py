@@ -338,6 +338,8 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         for cache in range(s.L1I, s.L3 + 8, 8):
             forget(m, t, cache)
         m[s.FETCH_GENERATION] += 1
+    elif op == o.PAUSE:
+        m[s.PAUSED] = m[s.CYCLE]
     elif op == o.RDRAND or op == o.RDSEED:
         state = m[s.CYCLE] * 0x9E3779B1 + 0x7F4A7C15
         m[g] = state ^ ((state >> 17) & 0xFFFF)
