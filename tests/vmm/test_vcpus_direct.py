@@ -545,12 +545,16 @@ def test_ticks_and_interrupts_of_others_do_not_take_events_from_each_other() -> 
     assert outcome.hypercalls["events"]["events_sent"] > 3000 + 100
 
 
-def test_vcpus_in_ring_3_have_a_cpu_each() -> None:
+@pytest.mark.parametrize(
+    ("cpus", "path", "help"),
+    [(2, "machine.cpus", "cpus can be 3 or more"), (4, "vms.1.cpu", "free are the CPUs 2, 3")],
+    ids=["too few", "enough"],
+)
+def test_vcpus_in_ring_3_have_a_cpu_each(cpus: int, path: str, help: str) -> None:
     another = "  - {memory: 64 MiB, cpu: 1, guest: {processes: [{phases: [{primitive: syscall}]}]}}"
     with pytest.raises(ConfigError) as refused:
-        parse_scenario(INTERRUPTS + another)
+        parse_scenario(INTERRUPTS + another, (f"machine.cpus={cpus}",))
 
     (problem,) = refused.value.problems
-    assert (problem.path, problem.message, problem.help) == (
-        "machine.cpus", "under technique 'paravirtual' every vCPU needs a CPU of its own", "cpus can be 3 or more",
-    )  # fmt: skip
+    message = "under technique 'paravirtual' every vCPU needs a CPU of its own"
+    assert (problem.path, problem.message, problem.help) == (path, message, help)

@@ -341,6 +341,11 @@ def without_vt_x(vmm: VmmSpec) -> bool:
     return techniques[vmm.technique].deprivileged or techniques[vmm.technique].in_software
 
 
+def _cpus_of(scenario: Scenario, *numbers: int) -> set[int | None]:
+    """The CPUs on which these VMs run."""
+    return {cpu for number in numbers for cpu in scenario.vms[number].cpus or (scenario.vms[number].cpu,)}
+
+
 def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a deprivileging monitor cannot do."""
     vmm = scenario.vmm
@@ -370,7 +375,13 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     if len(set(places)) < len(places):
         who = "VM" if len(places) == len(scenario.vms) else "vCPU"
         message = f"under technique {vmm.technique!r} every {who} needs a CPU of its own"
-        yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(places)} or more")
+        free = sorted(set(range(scenario.machine.cpus)) - set(places))
+        if scenario.machine.cpus < len(places):
+            yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(places)} or more")
+        else:  # there are enough, and a scenario says which ones
+            met = (n for n in range(1, len(scenario.vms)) if _cpus_of(scenario, n) & _cpus_of(scenario, *range(n)))
+            help = f"free are the CPUs {', '.join(map(str, free))}"
+            yield Problem(path=f"vms.{next(met, 0)}.cpu", message=message, help=help)
     for number, vm in enumerate(scenario.vms):
         if vm.guest.kernel.paging == "5-level":
             message = f"technique {vmm.technique!r} has {kind} of four levels"

@@ -45,7 +45,7 @@ class FileSystemSpec:
             raise ConfigError(
                 "pages are written in the background before there are too many",
                 field="background",
-                help=f"background can be at most {self.limit:.0%}".replace("%", " %"),
+                help=f"background can be at most {100 * self.limit:g} %",
             )
 
     @property
