@@ -253,10 +253,10 @@ def _run(scenario: Scenario, wanted: Wanted, progress: Progress | None) -> _Run:
 
 
 def _comparable(first: Witnessed, second: Witnessed) -> tuple[tuple[str, ...], str]:
-    """Which streams are compared: a kernel that was built for its hypervisor executes something else."""
+    """Which streams are compared: a kernel that was built for its hypervisor or its devices executes something else."""
     if first.texts[:1] == second.texts[:1]:
         return STREAMS, ""
-    return STREAMS[:1], "what kernels see: one was built for its hypervisor, so that the two are not the same program"
+    return STREAMS[:1], "what kernels see: they are not one program, but built for their hypervisor or their devices"
 
 
 def _parting(first: Stream, second: Stream, whole: bool) -> tuple[int, int] | None:
