@@ -30,15 +30,23 @@ class FileSystemSpec:
     kind: str = setting(
         Text(choices=(MEMORY, DISK, HOST)),
         "memory: no page is written; disk: pages are written when too many are dirty, or on request; host: the host "
-        "has the file, as with virtio-fs: pages are written when a mapping goes, too, and a store waits for its page",
+        "has the file, as with virtio-fs: pages are written when a mapping goes, too, and a store waits for its page. "
+        "disk and host need one vCPU, a 64-bit kernel, technique native or hardware with EPT or shadow tables, and a "
+        "host that takes no memory back",
         default=MEMORY,
     )
-    write: int = setting(durations(ge=1), "How long the device takes to write a page", default=20_000)
+    write: int = setting(
+        durations(ge=1),
+        "How long the device takes to write a page; nothing with kind: memory, as at_once",
+        default=20_000,
+    )
     at_once: int = setting(counts(ge=1, le=1024), "Requests that the device serves at a time", default=24)
     background: float = setting(
         shares(), "Share of memory that may be dirty before pages are written (vm.dirty_background_ratio)", default=0.1
     )
-    limit: float = setting(shares(), "Share of memory that may be dirty at most (vm.dirty_ratio)", default=0.2)
+    limit: float = setting(
+        shares(), "Share of memory that may be dirty at most, background or more (vm.dirty_ratio)", default=0.2
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.background > self.limit:
