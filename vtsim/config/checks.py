@@ -341,11 +341,6 @@ def without_vt_x(vmm: VmmSpec) -> bool:
     return techniques[vmm.technique].deprivileged or techniques[vmm.technique].in_software
 
 
-def _cpus_of(scenario: Scenario, *numbers: int) -> set[int | None]:
-    """The CPUs on which these VMs run."""
-    return {cpu for number in numbers for cpu in scenario.vms[number].cpus or (scenario.vms[number].cpu,)}
-
-
 def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a deprivileging monitor cannot do."""
     vmm = scenario.vmm
@@ -371,7 +366,8 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     for path, message, found, allowed in wrong:
         if found:
             yield Problem(path=f"vmm.{path}", message=message, help=f"{path} can be {allowed}")
-    places = [cpu for vm in scenario.vms for cpu in vm.cpus or (vm.cpu,)]
+    taken = [vm.cpus or (vm.cpu,) for vm in scenario.vms]
+    places = [cpu for each in taken for cpu in each]
     if len(set(places)) < len(places):
         who = "VM" if len(places) == len(scenario.vms) else "vCPU"
         message = f"under technique {vmm.technique!r} every {who} needs a CPU of its own"
@@ -379,7 +375,7 @@ def _monitor_can(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         if scenario.machine.cpus < len(places):
             yield Problem(path="machine.cpus", message=message, help=f"cpus can be {len(places)} or more")
         else:  # there are enough, and a scenario says which ones
-            met = (n for n in range(1, len(scenario.vms)) if _cpus_of(scenario, n) & _cpus_of(scenario, *range(n)))
+            met = (n for n, each in enumerate(taken) if set(each) & {cpu for before in taken[:n] for cpu in before})
             help = f"free are the CPUs {', '.join(map(str, free))}"
             yield Problem(path=f"vms.{next(met, 0)}.cpu", message=message, help=help)
     for number, vm in enumerate(scenario.vms):

@@ -22,8 +22,8 @@ USER_STACK: Final   = 0x0000_0000_0080_0000   # grows down from here
 USER_RAM: Final     = 0x0000_7F00_0000_0000   # guest memory: guest-physical address 0
 
 HOST_DISK: Final    = 0xFFFF_C900_0000_0000   # registers of the disk
-HOST_SERVER: Final  = 0xFFFF_C900_0020_0000   # where a server is told of requests of a VM
 HOST_UNIT: Final    = 0xFFFF_C900_0010_0000   # registers of the remapping unit
+HOST_SERVER: Final  = 0xFFFF_C900_0020_0000   # where a server is told of requests of a VM
 
 # --- selectors of the host ---------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B, 0x33, 0x40

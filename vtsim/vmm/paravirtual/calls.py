@@ -93,26 +93,6 @@ class Ring3Ground(Ground):
     def begun(self, a: Assembler) -> None:
         count_one_of(a, "REQUESTS", RAX, RCX)
 
-    def others(self, a: Assembler, name: str) -> None:
-        if not self.shared:
-            return
-        a.copy(R10, R12)
-        a.shr(R10, d.VCPUS)
-        a.test(R10, register=R10)
-        a.jcc(ops.CC_Z, f"{name}_not")
-        a.call(name)
-        a.jmp("request_done")
-        a.label(f"{name}_not")
-
-    def lost_type(self, a: Assembler) -> None:
-        if self.shared:
-            a.ld(RDI, vcpu("VM"))
-            a.st_value(Mem(RDI, V["LOOSE"]), 1)
-
-    def retype(self, a: Assembler) -> None:
-        if self.shared:
-            a.call("settle_types")
-
 
 def tables(a: Assembler, ground: Ring3Ground) -> None:
     """`call_request`, `call_multi`: page-table requests. `call_update_va`: the entry of a linear address."""

@@ -26,7 +26,7 @@ from attrs import frozen
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.slots import R10, R12, R13, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI
 from vtsim.ept import direct as d
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import direct_tables, several, upcalls
@@ -76,26 +76,8 @@ class VmxGround(Ground):
         a.add(RCX, 1)
         a.st(vcpu("PV_REQUESTS"), RCX)
 
-    def others(self, a: Assembler, name: str) -> None:
-        if not self.shared:
-            return
-        a.copy(R10, R12)
-        a.shr(R10, d.VCPUS)
-        a.test(R10, register=R10)
-        a.jcc(ops.CC_Z, f"{name}_not")
+    def asks_others(self, a: Assembler) -> None:
         several.because(a, self.path, at.FOR_GUEST)
-        a.call(name)
-        a.jmp("request_done")
-        a.label(f"{name}_not")
-
-    def lost_type(self, a: Assembler) -> None:
-        if self.shared:
-            a.ld(RDI, vcpu("VM"))
-            a.st_value(Mem(RDI, at.V["LOOSE"]), 1)
-
-    def retype(self, a: Assembler) -> None:
-        if self.shared:
-            a.call("settle_types")
 
 
 def vmx_ground(path: Path) -> VmxGround:

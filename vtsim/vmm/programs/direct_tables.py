@@ -46,7 +46,9 @@ class Ground(ABC):
 
     @abstractmethod
     def vcpu(self, field: str) -> Mem:
-        """A word of the vCPU: NUMBER, KERNEL_ROOT, SHARED_PAGE, REFUSALS; and TOP, where there are `own` entries."""
+        """A word of the vCPU: NUMBER, KERNEL_ROOT, SHARED_PAGE, REFUSALS; TOP, where there are `own` entries; VM and
+        LOOSE, where tables are shared.
+        """
 
     @abstractmethod
     def work(self, a: Assembler, name: str) -> None:
@@ -76,20 +78,36 @@ class Ground(ABC):
         """A request of the kind in RAX begins. Changes RCX, RDI and flags."""
         return
 
+    def asks_others(self, a: Assembler) -> None:
+        """Other vCPUs are asked for a flush. Changes RAX, RCX and RDI."""
+        return
+
     def others(self, a: Assembler, name: str) -> None:
         """A flush, R12 and R13, that is to be made by other vCPUs: they have made it, on to `request_done`.
 
         Changes RAX, RCX, RDX, RSI, RDI and R10, of which one that is not to be made by others only RAX and R10.
         """
-        return
+        if not self.shared:
+            return
+        a.copy(R10, R12)
+        a.shr(R10, d.VCPUS)
+        a.test(R10, register=R10)
+        a.jcc(ops.CC_Z, f"{name}_not")
+        self.asks_others(a)
+        a.call(name)
+        a.jmp("request_done")
+        a.label(f"{name}_not")
 
     def lost_type(self, a: Assembler) -> None:
         """A frame has lost its type; vCPUs may still have translations by it. Changes RDI."""
-        return
+        if self.shared:
+            a.ld(RDI, self.vcpu("VM"))
+            a.st_value(Mem(RDI, self.vcpu("LOOSE").displacement), 1)
 
     def retype(self, a: Assembler) -> None:
         """A frame without a type is to have one: no vCPU has translations by an earlier type. Changes RAX, RDI."""
-        return
+        if self.shared:
+            a.call("settle_types")
 
 
 def requests(a: Assembler, ground: Ground) -> None:
