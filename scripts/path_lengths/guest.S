@@ -89,6 +89,13 @@ done:	out %al, $0x10
 1:	in %dx, %al
 	again 1b
 
+	test in_emulated		# the same behind what makes KVM emulate it
+	mov %esi, %edx
+1:	ud2
+	.ascii "kvm"
+	in %dx, %al
+	again 1b
+
 	test outs
 	mov %esi, %edx
 1:	lea done(%rip), %rsi

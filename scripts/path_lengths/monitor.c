@@ -29,7 +29,10 @@ enum {
 	RANGE = 0x2000000,		// pages that tests touch
 	QEMU = 100, DEVICE = 0xD0000000, EVENT = 0xD0100000, FAST_EVENT = 0xD0100008, PRIVATE = 16,
 };
-enum { X2APIC = 1, UNTOUCHED = 2, TWO = 4, LOG = 8, SHARED_TABLES = 16, SETS = 32, DROPS = 64, EVENTS = 128, AGAIN = 256 };
+enum {
+	X2APIC = 1, UNTOUCHED = 2, TWO = 4, LOG = 8, SHARED_TABLES = 16, SETS = 32, DROPS = 64, EVENTS = 128, AGAIN = 256,
+	EMULATED = 512,
+};
 
 extern const char guest_start[], guest_end[], handler_interrupt[], handler_ud[], handler_fault[];
 
@@ -226,7 +229,7 @@ static void *second(void *unused)
 
 #define TEST(name) extern const char test_##name[];
 TEST(vmcall) TEST(cpuid) TEST(rdmsr) TEST(wrmsr) TEST(cr0) TEST(cr4) TEST(dr) TEST(xsetbv) TEST(wbinvd) TEST(pause)
-TEST(ud) TEST(out) TEST(in) TEST(outs) TEST(store) TEST(load) TEST(touch) TEST(touch8) TEST(read) TEST(device_pages)
+TEST(ud) TEST(out) TEST(in) TEST(in_emulated) TEST(outs) TEST(store) TEST(load) TEST(touch) TEST(touch8) TEST(read) TEST(device_pages)
 TEST(cr3) TEST(cr3_two) TEST(invlpg) TEST(write_leaf) TEST(write_leaf_of_64) TEST(write_leaves) TEST(write_directory)
 TEST(true_fault) TEST(halt) TEST(self_ipi) TEST(apic_msr) TEST(apic_memory) TEST(send) TEST(answer) TEST(spin)
 
@@ -255,6 +258,8 @@ static const struct test TESTS[] = {
 	{"out_user", test_out, 64, 0x80, 0},
 	{"in_user", test_in, 64, 0x80, 0},
 	{"outs_user", test_outs, 64, 0x80, 0},
+	{"in_emulated", test_in_emulated, 64, 0x21, EMULATED},
+	{"in_emulated_user", test_in_emulated, 64, 0x80, EMULATED},
 	{"store_user", test_store, 64, DEVICE, 0},
 	{"load_user", test_load, 64, DEVICE, 0},
 	{"store_event", test_store, 64, EVENT, EVENTS},
@@ -283,6 +288,15 @@ static const struct test TESTS[] = {
 	{"spin", test_spin, 100000000, 0, 0},
 	{"pause", test_pause, 200000, 0, 0},
 };
+
+// Whether an instruction behind UD2 and "kvm" is executed by the emulator.
+static void set_emulation(char flag)
+{
+	int fd = open("/sys/module/kvm/parameters/force_emulation_prefix", O_WRONLY);
+	check(fd, "force_emulation_prefix");
+	check(write(fd, &flag, 1), "force_emulation_prefix");
+	close(fd);
+}
 
 static void dirty_log(struct machine *m, unsigned slot)
 {
@@ -316,6 +330,8 @@ static void test(const struct test *t, unsigned number)
 		set_slot(m, 0, 0, 0, m->memory, 0);
 		set_slot(m, 0, 0, MEMORY, m->memory, 0);
 	}
+	if (t->flags & EMULATED)
+		set_emulation('1');
 	outl(number, MARK_PORT);
 	if (t->flags & LOG)
 		dirty_log(m, 0);
@@ -333,6 +349,8 @@ static void test(const struct test *t, unsigned number)
 	if (t->flags & LOG)
 		dirty_log(m, 0);
 	outl(END, MARK_PORT);
+	if (t->flags & EMULATED)
+		set_emulation('0');
 	if (t->flags & TWO) {
 		pthread_join(thread, NULL);
 	}
@@ -382,7 +400,9 @@ int main(void)
 	check(iopl(3), "iopl");
 	mkdir("/proc", 0755);
 	mkdir("/dev", 0755);
+	mkdir("/sys", 0755);
 	mount("proc", "/proc", "proc", 0, NULL);
+	mount("sysfs", "/sys", "sysfs", 0, NULL);
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
 	int fd = open("/proc/cmdline", O_RDONLY);
 	check(read(fd, line, sizeof line - 1), "cmdline");

@@ -42,5 +42,5 @@ def test_the_exit_benchmarks_of_kvm_unit_tests_are_there() -> None:
     names = {path.stem for path in SCENARIOS if path.parent.name == "vmexit"}
     assert names >= {
         "cpuid", "vmcall", "mov_from_cr8", "mov_to_cr8", "inl_from_pmtimer", "inl_from_qemu", "inl_from_kernel",
-        "outl_to_kernel", "wr_tsc_adjust_msr", "rd_tsc_adjust_msr",
+        "outl_to_kernel", "outl_to_qemu", "wr_tsc_adjust_msr", "rd_tsc_adjust_msr",
     }  # fmt: skip

@@ -12,6 +12,7 @@ from vtsim.cpu.profile import load_profile
 from vtsim.cpu.slots import R8, RAX, RBX, RCX, RDX
 from vtsim.vmcs import bits as b
 from vtsim.vmm.guest_view import HYPERVISOR_LEAF, SIGNATURE
+from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 TABLES = 4  # paging structures that lead to one page of the guest
 DEVICE = DATA + (1 << 30)
@@ -114,6 +115,32 @@ def test_a_port_of_the_kernel_never_reaches_user_space_and_holds_what_was_writte
     assert m.exits("IO_INSTRUCTION") == 2
     assert m.data(0) == 0x115A
     assert m.instructions("host", ops.R3) == 0
+
+
+@pytest.mark.parametrize("number", [0x4D0, 0x1234])
+def test_without_a_fast_way_the_emulator_reads_an_in_but_no_out(number: int) -> None:
+    def guest(op: int) -> Body:
+        def body(a: Assembler) -> None:
+            a.mov(RAX, 0x5A)
+            port(a, op, number)
+            keep(a, RAX, 0)
+
+        return once(body)
+
+    def ways(op: int) -> tuple[Machine, Machine]:
+        fast, slow = (machine(tiny_guest(guest(op)), parameters=(("fast_pio_in", n),)).run() for n in (1, 0))
+        assert fast.exits() == slow.exits()
+        assert fast.data(0) == slow.data(0)
+        return fast, slow
+
+    def instructions(m: Machine) -> int:
+        return m.instructions("host", ops.R0)
+
+    asked = {name: one.value for name, one in PARAMETERS.items()}["emulate_in"]
+    fast, slow = ways(ops.IN)
+    assert instructions(slow) - instructions(fast) > asked  # and reading its bytes by the guest's tables
+    fast, slow = ways(ops.OUT)
+    assert instructions(slow) - instructions(fast) < asked / 100
 
 
 def test_every_other_port_is_a_trip_to_user_space_and_back() -> None:

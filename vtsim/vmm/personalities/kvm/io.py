@@ -27,6 +27,8 @@ def port(a: Assembler, path: Path) -> None:
     """IN and OUT: R12 exit qualification, RBX bytes, R13 port."""
     work(a, path, "port")
     decode(a)
+    if not path.parameters["fast_pio_in"]:
+        _emulate_in(a, path)
     a.label("port_decoded")
     a.copy(R13, RCX)
     a.test(R12, STRING)
@@ -99,6 +101,23 @@ def port(a: Assembler, path: Path) -> None:
     a.st(Mem(RDI, at.RUN["WRITE"]), RAX)
     a.st_value(vcpu("COMPLETION"), at.COMPLETE_STRING)
     a.jmp("user_port_request")
+
+
+def _emulate_in(a: Assembler, path: Path) -> None:
+    """Before Linux 4.17 the emulator executes an IN, whose bytes it reads; R12 RBX RCX stay."""
+    a.copy(RAX, R12)
+    a.and_(RAX, IN | STRING)
+    a.cmp(RAX, IN)
+    a.jcc(ops.CC_NZ, "port_known")
+    work(a, path, "emulate_in")
+    a.push(RBX)
+    a.push(RCX)
+    mmio.keep_pages(a, path)
+    a.call("fetch_instruction")
+    mmio.release_pages(a, path)
+    a.pop(RCX)
+    a.pop(RBX)
+    a.label("port_known")
 
 
 def memory(a: Assembler, path: Path) -> None:

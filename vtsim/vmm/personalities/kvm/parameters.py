@@ -22,6 +22,7 @@ ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB
 LOCKLESS: Final = "KVM: fast page fault, Linux 3.6 on"
 RELOAD: Final = "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"
 FAST_MMIO: Final = "KVM: KVM_FAST_MMIO_BUS, Linux 3.15 and later"
+FAST_IN: Final = "KVM: kvm_fast_pio_in in handle_io, Linux 4.17 and later (commit 432baf60eee3)"
 IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
 SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
 
@@ -94,6 +95,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "wake_server":         _length(250, "a server that waits for the event: try_to_wake_up, an IPI"),
     "decode_refused":      _counted(1685, "handle_ud; kvm_multiple_exception apart"),
     "port":                _counted(107, "handle_io; kvm_io_bus_read apart"),
+    "emulate_in":          _counted(2215, "x86_emulate_instruction of an IN; port, skip, kvm_io_bus_read apart"),
     "string_port":         _counted(3969, "handle_io with the emulator; port apart"),
     "coalesced":           _counted(111, "coalesced_mmio_write"),
     # shadow paging
@@ -133,6 +135,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", ERRATUM),
     "lockless_faults":     _switch(1, "pages protected by dirty logging are fixed without mmu_lock", LOCKLESS),
     "fast_mmio":           _switch(1, "a write that only raises an event is not decoded", FAST_MMIO),
+    "fast_pio_in":         _switch(1, "IN is not decoded", FAST_IN),
     "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),
     "ignore_msrs":         _switch(0, "unknown MSRs read as 0 and are written in vain", IGNORE),
 }
