@@ -1,6 +1,6 @@
-"""Count the path lengths of lengths.toml in the traces of three runs, and print them beside the kvm personality's.
+"""Count the path lengths of lengths.toml in the traces of four runs, and print them beside the kvm personality's.
 
-Usage: python -m scripts.path_lengths.count FOLDER, with the runs in FOLDER/ept, FOLDER/shadow and FOLDER/qemu as
+Usage: python -m scripts.path_lengths.count FOLDER, with the runs in FOLDER/ept, shadow, qemu and host as
 README.md says. Without a folder: what the file says beside the parameters.
 """
 
@@ -23,7 +23,8 @@ from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 DATA: Final = Path(__file__).with_name("lengths.toml")
 PHASES: Final = ("after exit", "in handler", "before entry", "system call", "interrupt")
-FIRST_OF_QEMU: Final = 100  # QEMU in monitor.c
+RUNS: Final = ("ept", "shadow", "qemu", "host")
+FIRST_OF_QEMU, FIRST_OF_HOST = 100, 200  # QEMU and HOST in monitor.c
 INTERRUPTIONS: Final = ("interrupt", "exception")
 
 
@@ -59,7 +60,7 @@ def numbers_of_tests() -> dict[str, int]:
     """The tests of monitor.c, by name: its loops, and what it gives to QEMU."""
     source = Path(__file__).with_name("monitor.c").read_text()
     found = {}
-    for table, first in (("TESTS[] = {", 0), ("ROMS[] = {", FIRST_OF_QEMU)):
+    for table, first in (("TESTS[] = {", 0), ("ROMS[] = {", FIRST_OF_QEMU), ("HOSTS[] = {", FIRST_OF_HOST)):
         lines = source.split(table)[1].split("};")[0].splitlines()
         found |= {line.split('"')[1]: first + n for n, line in enumerate(one for one in lines if '{"' in one)}
     return found
@@ -140,7 +141,7 @@ def main() -> None:
     """Print the table; with a folder the counts of its traces too, and status 1 where one differs from the file."""
     lengths = read_lengths("count") | read_lengths("length")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    runs: dict[str, Tests] = {name: Run(folder / name) for name in ("ept", "shadow", "qemu")} if folder else {}
+    runs: dict[str, Tests] = {name: Run(folder / name) for name in RUNS} if folder else {}
     print(f"{'length':24} {'file':>6} {'parameter':>9} {'traces':>7}  functions")
     differ = False
     for name, length in lengths.items():

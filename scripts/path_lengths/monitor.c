@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <signal.h>
@@ -27,11 +29,11 @@ enum {
 	MARK_PORT = 0x8900, TEXT_PORT, END = -1,
 	MEMORY = 64 << 20, CODE = 0x1000, STACK = 0x9000, GDT = 0xA000, IDT = 0xB000, ROOT = 0x10000, OTHER_ROOT = 0x50000,
 	RANGE = 0x2000000,		// pages that tests touch
-	QEMU = 100, DEVICE = 0xD0000000, EVENT = 0xD0100000, FAST_EVENT = 0xD0100008, PRIVATE = 16,
+	QEMU = 100, HOST = 200, DEVICE = 0xD0000000, EVENT = 0xD0100000, FAST_EVENT = 0xD0100008, PRIVATE = 16,
 };
 enum {
 	X2APIC = 1, UNTOUCHED = 2, TWO = 4, LOG = 8, SHARED_TABLES = 16, SETS = 32, DROPS = 64, EVENTS = 128, AGAIN = 256,
-	EMULATED = 512,
+	EMULATED = 512, AWAITED = 1024,
 };
 
 extern const char guest_start[], guest_end[], handler_interrupt[], handler_ud[], handler_fault[];
@@ -227,6 +229,17 @@ static void *second(void *unused)
 	return NULL;
 }
 
+static void *server(void *unused)
+{
+	uint64_t times;
+	struct sched_param first = {.sched_priority = 1};	// it has run when the next event comes
+	(void) unused;
+	check(sched_setscheduler(0, SCHED_FIFO, &first), "SCHED_FIFO");
+	for (;;)
+		check(read(machine.event, &times, sizeof times), "event");
+	return NULL;
+}
+
 #define TEST(name) extern const char test_##name[];
 TEST(vmcall) TEST(cpuid) TEST(rdmsr) TEST(wrmsr) TEST(cr0) TEST(cr4) TEST(dr) TEST(xsetbv) TEST(wbinvd) TEST(pause)
 TEST(ud) TEST(out) TEST(in) TEST(in_emulated) TEST(outs) TEST(store) TEST(load) TEST(touch) TEST(touch8) TEST(read) TEST(device_pages)
@@ -263,6 +276,7 @@ static const struct test TESTS[] = {
 	{"store_user", test_store, 64, DEVICE, 0},
 	{"load_user", test_load, 64, DEVICE, 0},
 	{"store_event", test_store, 64, EVENT, EVENTS},
+	{"store_event_awaited", test_store, 64, EVENT, EVENTS | AWAITED},
 	{"store_fast_event", test_store, 64, FAST_EVENT, EVENTS},
 	{"device_pages", test_device_pages, 64, DEVICE, 0},
 	{"touch", test_touch, 256, RANGE, AGAIN},
@@ -289,13 +303,18 @@ static const struct test TESTS[] = {
 	{"pause", test_pause, 200000, 0, 0},
 };
 
-// Whether an instruction behind UD2 and "kvm" is executed by the emulator.
-static void set_emulation(char flag)
+static void set(const char *path, const char *value)
 {
-	int fd = open("/sys/module/kvm/parameters/force_emulation_prefix", O_WRONLY);
-	check(fd, "force_emulation_prefix");
-	check(write(fd, &flag, 1), "force_emulation_prefix");
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	check(fd, path);
+	check(write(fd, value, strlen(value)), path);
 	close(fd);
+}
+
+// Whether an instruction behind UD2 and "kvm" is executed by the emulator.
+static void set_emulation(const char *flag)
+{
+	set("/sys/module/kvm/parameters/force_emulation_prefix", flag);
 }
 
 static void dirty_log(struct machine *m, unsigned slot)
@@ -317,6 +336,11 @@ static void test(const struct test *t, unsigned number)
 		pthread_create(&thread, NULL, second, NULL);
 		usleep(50000);
 	}
+	if (t->flags & AWAITED) {
+		fcntl(m->event, F_SETFL, 0);
+		pthread_create(&thread, NULL, server, NULL);
+		usleep(10000);
+	}
 	if (t->flags & (LOG | DROPS | AGAIN)) {		// everything was mapped once
 		run(m, 0);
 		struct kvm_regs r;
@@ -331,7 +355,7 @@ static void test(const struct test *t, unsigned number)
 		set_slot(m, 0, 0, MEMORY, m->memory, 0);
 	}
 	if (t->flags & EMULATED)
-		set_emulation('1');
+		set_emulation("1");
 	outl(number, MARK_PORT);
 	if (t->flags & LOG)
 		dirty_log(m, 0);
@@ -350,10 +374,11 @@ static void test(const struct test *t, unsigned number)
 		dirty_log(m, 0);
 	outl(END, MARK_PORT);
 	if (t->flags & EMULATED)
-		set_emulation('0');
-	if (t->flags & TWO) {
+		set_emulation("0");
+	if (t->flags & AWAITED)
+		pthread_cancel(thread);
+	if (t->flags & (TWO | AWAITED))
 		pthread_join(thread, NULL);
-	}
 	for (int n = 0; n < (t->flags & TWO ? 2 : 1); n++) {
 		munmap(m->run[n], m->size);
 		close(m->cpu[n]);
@@ -394,6 +419,146 @@ static void qemu(unsigned n)
 	waitpid(child, NULL, 0);
 }
 
+// What the host does to pages of a process, without a guest; marks from HOST + n on.
+static char *pages(unsigned long count, int advice)
+{
+	char *all = mmap(NULL, (count << 12) + (2 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	all = (char *) (((unsigned long) all + (2 << 20) - 1) & -(2UL << 20));
+	check(madvise(all, count << 12, advice), "madvise");
+	return all;
+}
+
+static void fill(char *all, unsigned long count, unsigned long stride, unsigned long alike)
+{
+	for (unsigned long n = 0; n < count; n += stride)
+		memset(all + (n << 12), (int) (n / alike + 1), 4096);
+}
+
+static unsigned long number(const char *path)
+{
+	char text[32] = {0};
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	check(read(fd, text, sizeof text - 1), path);
+	close(fd);
+	return strtoul(text, NULL, 10);
+}
+
+static void measure(unsigned n, const char *path, const char *value, const char *counter, unsigned long goal)
+{
+	goal += number(counter);
+	outl(HOST + n, MARK_PORT);
+	set(path, value);
+	while (number(counter) < goal)
+		usleep(1000);
+	outl(END, MARK_PORT);
+	say("%s %lu\n", counter, number(counter));
+}
+
+#define KSM "/sys/kernel/mm/ksm/"
+#define HUGE "/sys/kernel/mm/transparent_hugepage/"
+
+static void merge(unsigned n, unsigned long count)	// pairs of pages that hold the same
+{
+	char *all = pages(count, MADV_NOHUGEPAGE);
+	fill(all, count, 1, 2);
+	check(madvise(all, count << 12, MADV_MERGEABLE), "mergeable");
+	set(KSM "pages_to_scan", "10000");
+	set(KSM "sleep_millisecs", "1");
+	measure(n, KSM "run", "1", KSM "pages_sharing", count / 2);
+	set(KSM "run", "2");
+	munmap(all, count << 12);
+}
+
+static void look_for_same(unsigned n, unsigned long count)	// pages that all differ, for the first time
+{
+	char *all = pages(count, MADV_NOHUGEPAGE);
+	for (unsigned long k = 0; k < count; k++)
+		((unsigned long *) all)[k << 9] = k + 1;
+	check(madvise(all, count << 12, MADV_MERGEABLE), "mergeable");
+	set(KSM "pages_to_scan", "10000");
+	set(KSM "sleep_millisecs", "1000");
+	measure(n, KSM "run", "1", KSM "full_scans", 1);
+	set(KSM "run", "2");
+	munmap(all, count << 12);
+}
+
+static void collapse(unsigned n, unsigned long stride)	// eight regions of 2 MiB with a page in each `stride`
+{
+	char *all = pages(8 * 512, MADV_NOHUGEPAGE);
+	fill(all, 8 * 512, stride, 1);
+	set(HUGE "enabled", "always");
+	set(HUGE "khugepaged/pages_to_scan", "100000");
+	set(HUGE "khugepaged/scan_sleep_millisecs", "1");
+	set(HUGE "khugepaged/alloc_sleep_millisecs", "1");
+	check(madvise(all, 8 << 21, MADV_HUGEPAGE), "huge");
+	measure(n, HUGE "khugepaged/scan_sleep_millisecs", "1", HUGE "khugepaged/pages_collapsed", 8);
+	munmap(all, 8 << 21);
+}
+
+static void reclaim(unsigned n, unsigned long count)	// of a control group, to a disk in memory
+{
+	static char header[4096];
+	uint32_t version_and_last[2] = {1, 16383};
+	char amount[16];
+	memcpy(header + 1024, version_and_last, sizeof version_and_last);
+	memcpy(header + 4086, "SWAPSPACE2", 10);
+	int fd = open("/dev/ram0", O_WRONLY);
+	check(fd, "/dev/ram0");
+	check(write(fd, header, sizeof header), "swap space");
+	close(fd);
+	check(swapon("/dev/ram0", 0), "swapon");
+	mkdir("/groups", 0755);
+	check(mount("none", "/groups", "cgroup2", 0, NULL), "cgroup2");
+	set("/groups/cgroup.subtree_control", "+memory");
+	mkdir("/groups/one", 0755);
+	set("/groups/one/cgroup.procs", "0");
+	char *all = pages(8 * count, MADV_NOHUGEPAGE);
+	fill(all, 8 * count, 1, 1);
+	snprintf(amount, sizeof amount, "%lu", count << 12);
+	outl(HOST + n, MARK_PORT);
+	fd = open("/groups/one/memory.reclaim", O_WRONLY);
+	check(fd, "memory.reclaim");
+	if (write(fd, amount, strlen(amount)) < 0)
+		say("reclaim: %m\n");
+	outl(END, MARK_PORT);
+	copy_out("/groups/one/memory.stat", "pgs");
+	copy_out("/proc/swaps", NULL);
+}
+
+// A slot of guest memory of which the guest touched `count` pages: its log is turned on, read and turned off.
+static void log_of_slot(unsigned n, unsigned long count)
+{
+	struct machine *m = &machine;
+	make_machine(m, 0);
+	set_up_cpu(m, 0, test_touch, count, RANGE, 0);
+	run(m, 0);
+	outl(HOST + n, MARK_PORT);
+	set_slot(m, 0, 0, MEMORY, m->memory, KVM_MEM_LOG_DIRTY_PAGES);
+	dirty_log(m, 0);
+	set_slot(m, 0, 0, MEMORY, m->memory, 0);
+	set_slot(m, 0, 0, 0, m->memory, 0);
+	outl(END, MARK_PORT);
+	munmap(m->run[0], m->size);
+	close(m->cpu[0]);
+	munmap(m->memory, MEMORY);
+	close(m->vm);
+}
+
+static const struct {
+	const char *name;
+	void (*run)(unsigned, unsigned long);
+	unsigned long count;
+} HOSTS[] = {
+	{"log_of_64", log_of_slot, 64},
+	{"log_of_2048", log_of_slot, 2048},
+	{"look_for_same", look_for_same, 512},
+	{"merge", merge, 512},
+	{"collapse_full", collapse, 1},
+	{"collapse_half", collapse, 2},
+	{"collapse_few", collapse, 64},
+	{"reclaim", reclaim, 1024},
+};
+
 int main(void)
 {
 	static char line[1024], ept[64];
@@ -412,6 +577,8 @@ int main(void)
 	load("irqbypass", "");
 	load("kvm", "halt_poll_ns=0");
 	load("kvm-intel", ept);
+	if (strstr(line, "hosts=1"))
+		load("brd", "rd_nr=1 rd_size=65536");
 	copy_out("/proc/kallsyms", NULL);
 	say("parameters %s\n", ept);
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -427,6 +594,10 @@ int main(void)
 		snprintf(name, sizeof name, ",%s,", TESTS[n].name);
 		if (!only || strstr(only, name))
 			test(TESTS + n, n);
+	}
+	for (unsigned n = 0; n < sizeof HOSTS / sizeof *HOSTS && strstr(line, "hosts=1"); n++) {
+		say("test %u %s\n", HOST + n, HOSTS[n].name);
+		HOSTS[n].run(n, HOSTS[n].count);
 	}
 	say("done\n");
 	reboot(RB_POWER_OFF);

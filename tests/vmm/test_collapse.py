@@ -8,6 +8,7 @@ from tests.vmm.machines import MIB, Machine, machine
 from tests.vmm.test_dirty_log import METHODS, data_frames, writer
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
+from vtsim.cpu import ops
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory_spec import CollapseSpec, HostMemorySpec
 from vtsim.vmm.spec import DirtyLogSpec
@@ -59,6 +60,24 @@ def test_small_pages_of_the_host_are_copied_into_a_large_one_code_and_all(person
     given_by_builders = sum(leaf is not None for leaf in old.values())
     assert free - m.hypervisor.host.load(zone) == 512 - given_by_builders
     assert m.exits("EPT_VIOLATION") > 1
+
+
+def test_each_page_that_is_there_is_looked_at_and_moved_for_its_length() -> None:
+    def instructions(*parameters: tuple[str, int]) -> tuple[int, int]:
+        m = machine(
+            writer(PAGES, ROUNDS, 30_000), memory=4 * MIB, page_size=2 * MIB,
+            placement=HostMemorySpec(allocator="buddy"), parameters=(*LARGE_CODE, *parameters),
+            collapse=CollapseSpec(on=True, period=100_000),
+        )  # fmt: skip
+        pages = sum(m.vcpu.process.find(at.USER_RAM + gfn * 4096) is not None for gfn in range(512))
+        m.run()
+        assert m.hypervisor.memory_statistics(m.vcpu)["regions_collapsed"] == 1
+        return pages, m.instructions("host", ops.R0)
+
+    rest = ("collapse_look", 0)
+    (pages, without), (_, with_length) = (instructions(rest, ("collapse_page", n)) for n in (0, 1000))
+    moved = (with_length - without) // 1000  # those that were there from the beginning, and what was written since
+    assert pages < moved <= pages + PAGES
 
 
 def test_logging_cannot_stop_before_it_starts() -> None:
