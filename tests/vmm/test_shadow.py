@@ -7,18 +7,36 @@ from typing import Any
 
 import pytest
 
-from tests.vmm.changing_tables import ADDRESSES, FIRST_DATA, ROOTS, USER, WRITABLE, A, D, P, Paging, Plan, plan
+from tests.vmm.changing_tables import (
+    ADDRESSES,
+    FIRST_DATA,
+    ROOTS,
+    USER,
+    WINDOW,
+    WRITABLE,
+    A,
+    D,
+    P,
+    Paging,
+    Plan,
+    plan,
+    signed,
+    table_frames,
+)
 from tests.vmm.machines import MIB, Machine, machine
 from tests.vmm.narrow_tables import CR0, LARGE_FRAMES, TABLES, NarrowPaging, NarrowPlan, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
+from vtsim.cpu import ops
 from vtsim.cpu import slots as s
+from vtsim.cpu.assembler import Mem
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
 from vtsim.cpu.profile import load_profile
 from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
 from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
+from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 SEEDS = range(3 if jit.DISABLED else 40)
 OFTEN = 2 if jit.DISABLED else 12  # seeds; the others take their minutes only when asked for
@@ -243,3 +261,75 @@ def test_invpcid_drops_what_it_names_in_the_address_space_in_use_and_in_others(n
     m = machine(made.guest, **MACHINES[name]).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
+
+
+UPPER_TABLES = [frame for level in (3, 2) for frame in table_frames(level)]
+EMULATED = 3  # stores to them: two are not in use
+# fields of the VMCS that KVM reads, each once, for a page fault of the guest's own, a store to a table, a load of CR3
+OF_A_FAULT = ("EXIT_REASON", "IDT_VECTORING_INFORMATION", "EXIT_INTERRUPTION_INFORMATION", "EXIT_QUALIFICATION",
+              "EXIT_INTERRUPTION_ERROR_CODE", "GUEST_RFLAGS")  # fmt: skip
+OF_AN_EMULATED_STORE = (*OF_A_FAULT, "GUEST_RIP", "CR0_READ_SHADOW")
+OF_A_LOAD_OF_CR3 = ("EXIT_REASON", "IDT_VECTORING_INFORMATION", "EXIT_QUALIFICATION", "GUEST_RFLAGS",
+                    "EXIT_INSTRUCTION_LENGTH", "GUEST_RIP", "GUEST_INTERRUPTIBILITY_STATE")  # fmt: skip
+
+
+def stores_to_tables(number: int, **options: Any) -> Machine:
+    """Everything is mapped, then the first entries of so many upper tables are stored once more as they are."""
+    made = Plan(random.Random(5), Paging(), 0)
+    made.seed = 5
+    for address in ADDRESSES:
+        made.touch(address, False)
+    for frame in UPPER_TABLES:
+        made.emits.append(lambda a, at=frame << 12: a.ld(s.RAX, Mem(displacement=WINDOW + at)))
+    for frame in UPPER_TABLES[:number]:
+        value = signed(made.words[frame << 12])
+        made.emits.append(lambda a, at=frame << 12, value=value: a.st_value(Mem(displacement=WINDOW + at), value))
+    m = machine(made.guest, paging="shadow", **options).run()
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+    return m
+
+
+def test_kvm_emulates_a_store_to_a_table_without_a_look_for_the_hosts_page_and_walks_for_its_operand() -> None:
+    """What it executes once more for each: instructions with a length that is longer by a hundred."""
+
+    def instructions(*parameters: tuple[str, int]) -> int:
+        first, more = (stores_to_tables(n, parameters=parameters) for n in (0, len(UPPER_TABLES)))
+        emulated = more.exits("EXCEPTION_NMI") - first.exits("EXCEPTION_NMI")
+        assert emulated == EMULATED
+        return (more.instructions("host", ops.R0) - first.instructions("host", ops.R0)) // emulated
+
+    names = ("tracked_write", "emulate", "emulate_paged", "table_written", "guest_walk", "get_user_page", "map_shadow")
+    executed = {name: (instructions((name, PARAMETERS[name].value + 100)) - instructions()) // 100 for name in names}
+
+    assert executed == {**dict.fromkeys(names, 1), "guest_walk": 2, "get_user_page": 0, "map_shadow": 0}
+
+
+def vmreads(run: Any) -> int:
+    """How often a run executes VMREAD."""
+
+    def cycles(price: int) -> int:
+        profile = load_profile("skx-4114").with_overrides({"prices.VMREAD": price})
+        return int(run(profile).engine.cpus[0][s.CYCLE])
+
+    return cycles(1001) - cycles(1000)
+
+
+def test_kvm_reads_each_field_of_an_exit_once() -> None:
+    def steps(number: int, *, load: bool) -> Any:
+        made = Plan(random.Random(5), Paging(pcid=True), 0)
+        made.seed = 5
+        address = next(each for each in ADDRESSES if made.expected(each, False).error == 0)
+        for _ in range(number):
+            if load:
+                made.load_root(0, False)
+            else:
+                made.touch(address, False)
+        return lambda profile: machine(made.guest, paging="shadow", profile=profile).run()
+
+    def stores(number: int) -> Any:
+        return lambda profile: stores_to_tables(number, profile=profile)
+
+    for load, fields in ((False, OF_A_FAULT), (True, OF_A_LOAD_OF_CR3)):
+        assert vmreads(steps(5, load=load)) - vmreads(steps(2, load=load)) == 3 * len(fields)
+    assert vmreads(stores(len(UPPER_TABLES))) - vmreads(stores(0)) == EMULATED * len(OF_AN_EMULATED_STORE)

@@ -32,6 +32,7 @@ from vtsim.vmm.programs.words import zero
 from vtsim.vmm.registry import Path
 
 SEEDS = range(1 if jit.DISABLED else 2)
+UNTIL_FOUND = range(8)  # of ten programs, seven find who does not flush
 STEPS = 60 if jit.DISABLED else 600
 QUANTUM, LONGEST = 40, 1 << 26  # cycles between two looks at which CPU is behind; of a run
 SLOW = pytest.mark.compiled_only
@@ -152,7 +153,7 @@ def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, mo
         monkeypatch.setattr(module, name, instead)
 
     with nothing_kept(), pytest.raises(AssertionError):
-        for seed in SEEDS:
+        for seed in UNTIL_FOUND:
             made = pair(seed, STEPS, PAGING[""])
             check(made, ran(made, **MACHINES["kvm in few pages"]).vcpu.memory.load)
 

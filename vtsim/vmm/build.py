@@ -451,6 +451,7 @@ def _fill_vmcs(
         "PRIMARY": controls["PRIMARY_PROC_CONTROLS"], "NUMBER": number, "XCR0": 7,
         "EPT_ROOT": vcpu.ept.root << 12 if vcpu.ept is not None else 0, "EPT_TOP": vcpu.ept_top << 12,
         "EPT_FIRST": vcpu.ept.root + 1 if vcpu.ept is not None else 0, "SHADOW_CR3": start.cr3,
+        "VPID": fields["VPID"], "GUEST_CR4": start.cr4,
     }  # fmt: skip
     values |= {name: locked_fault.CACHE_OBJECTS for name, _ in locked_fault.CACHES}
     for name, value in values.items():

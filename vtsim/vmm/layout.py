@@ -99,7 +99,7 @@ VCPU_WORDS: Final = (
     ("USER_RFLAGS",       1, "its flags there"),
     ("USER_RSP",          1, "its stack there"),
     ("DESCRIPTOR",        2, "of the INVEPT or INVVPID in progress"),
-    ("DECODED",           3, "the instruction being emulated: its register, bytes of its operand, length"),
+    ("DECODED",           3, "the instruction being emulated: its register, bytes of its operand, where it ends"),
     ("UNTIMED",           1, "virtual timers are not armed: a recording says when they fire"),
     ("IO_APIC_PAGE",      1, "linear address of the I/O APIC's registers"),
     ("EXITS",             1, "VM exits, as the hypervisor's own statistics count them"),
@@ -212,6 +212,8 @@ VCPU_WORDS: Final = (
     ("LOCK_WAITS",        1, "times that the lock of direct page tables was not free yet when it was looked at"),
     ("PV_REQUESTS",       1, "requests of a paravirtual guest of several vCPUs, about its page tables"),
     ("AGILE_DUE",         1, "an interval of agile paging has ended"),
+    ("VPID",              1, "its VPID; 0 where there are none"),
+    ("GUEST_CR4",         1, "CR4 of the guest, under shadow paging"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------

@@ -109,11 +109,11 @@ bind(
         "pgfault of a kernel are one exception and one return here, without a change of address space; what the "
         "published monitor does beside is unknown. cr8wr is one store here; what the published "
         "sequence does beside is unknown. Under VT-x, a port that a process answers (personality kvm) takes "
-        "12,625 cycles, and 16,600 with the access: what answers it there is further away than our device model. "
+        "15,000 cycles, and 19,000 with the access: what answers it there is further away than our device model. "
         "ptemod is decoded by a look-up here, not from bytes; VMREAD and VMWRITE are 1600 of its cycles, and what"
         " the published trace does beyond is unknown"
     ),
-    unbound="hardware_vtx_no_ept.cr8wr is not printed (ours exits, for there is no TPR shadow: 5749 cycles)",
+    unbound="hardware_vtx_no_ept.cr8wr is not printed (ours exits, for there is no TPR shadow: 5572 cycles)",
 )
 
 # --- what translating costs -------------------------------------------------------------------------------------------

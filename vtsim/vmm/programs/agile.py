@@ -21,7 +21,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.programs import daemons
 from vtsim.vmm.programs import shadow_shared as shared
 from vtsim.vmm.programs.timer import begin_daemon, end_daemon
-from vtsim.vmm.programs.words import vcpu, work
+from vtsim.vmm.programs.words import vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 
@@ -61,5 +61,6 @@ def violation(a: Assembler, path: Path) -> None:
     a.call("shadow_settle")
     shared.end(a, path)
     a.test(R12, register=R12)
-    a.jcc(ops.CC_NZ, "table_write")
-    a.jmp("reenter")
+    a.jcc(ops.CC_Z, "reenter")
+    zero(a, R12)
+    a.jmp("table_write_at")

@@ -131,7 +131,7 @@ def hypercall(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_Z, "direct_drop")
         a.mov(RCX, SINGLE)
         a.label("direct_drop")
-        a.vmread(RAX, "VPID")
+        a.ld(RAX, vcpu("VPID"))
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
     a.jmp("skip")

@@ -11,7 +11,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
-from vtsim.cpu.slots import R12, RAX, RBX, RCX, RDI, RDX, RSI
+from vtsim.cpu.slots import R12, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs.events import request
 from vtsim.vmm.programs.msr_switch import write_switched
@@ -188,11 +188,14 @@ def control_register(a: Assembler, path: Path) -> None:
     """
     work(a, path, "control_register")
     a.vmread(R12, "EXIT_QUALIFICATION")
-    a.vmread(RAX, "GUEST_RSP")
-    a.st(saved(4), RAX)
     a.copy(RBX, R12)
     a.shr(RBX, 8)
     a.and_(RBX, 15)
+    a.cmp(RBX, RSP, comment="which lives in the VMCS")
+    a.jcc(ops.CC_NZ, "cr_operand_known")
+    a.vmread(RAX, "GUEST_RSP")
+    a.st(saved(RSP), RAX)
+    a.label("cr_operand_known")
     a.copy(RCX, R12)
     a.and_(RCX, 15, comment="number")
     a.shr(R12, 4)
@@ -237,7 +240,7 @@ def control_register(a: Assembler, path: Path) -> None:
     a.shr(RAX, 4)
     a.label("cr_read")
     a.st(Mem(15, at.V["REGISTERS"], index=RBX, scale=8), RAX)
-    a.cmp(RBX, 4, comment="RSP lives in the VMCS")
+    a.cmp(RBX, RSP)
     a.jcc(ops.CC_NZ, "skip")
     a.vmwrite("GUEST_RSP", RAX)
     a.jmp("skip")
@@ -262,7 +265,7 @@ def load_cr3(a: Assembler, path: Path) -> None:
     a.vmwrite("GUEST_CR3", RAX)
     if path.vmm.vpid:
         a.mov(RCX, 1)
-        a.vmread(RAX, "VPID")
+        a.ld(RAX, vcpu("VPID"))
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
     a.jmp("skip")
@@ -280,11 +283,10 @@ def below_threshold(a: Assembler, path: Path) -> None:
 
 
 def reflect(a: Assembler, path: Path) -> None:
-    """An exception of the guest's own: back to it.
+    """An exception of the guest's own, whose interruption information is in RAX: back to it.
 
     SDM: "Information for VM Exits Due to Vectored Events".
     """
-    a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
     a.vmread(RDX, "EXIT_INTERRUPTION_ERROR_CODE")
     a.jmp("inject")
 

@@ -95,7 +95,7 @@ def emulator(a: Assembler, path: Path) -> None:
     a.label("retry")
     work(a, path, "retry")
     keep_pages(a, path)
-    a.call("fetch_instruction")
+    a.call("fetch_at")
     release_pages(a, path)
     a.st(vcpu("RETRY_RIP"), R14)
     a.st(vcpu("RETRY_GPA"), R13)
@@ -112,7 +112,7 @@ def emulator(a: Assembler, path: Path) -> None:
     release_pages(a, path)
     a.st(vcpu("DECODED", 0), RCX)
     a.st(vcpu("DECODED", 1), RDX)
-    a.st(vcpu("DECODED", 2), R9)
+    decoded_at(a)
     zero(a, R12)
     a.cmp(RAX, ops.LD)
     a.jcc(ops.CC_Z, "emulate_address")
@@ -174,11 +174,15 @@ def emulator(a: Assembler, path: Path) -> None:
     fetch(a, path)
 
 
+def decoded_at(a: Assembler) -> None:
+    """The guest goes on behind the instruction at R14, of which R9 bytes were decoded. Changes R9."""
+    a.add(R9, register=R14)
+    a.st(vcpu("DECODED", 2), R9)
+
+
 def _step_over_decoded(a: Assembler, path: Path) -> None:
-    """GUEST_RIP behind the instruction that was decoded, and on to the guest; RDX RSI change."""
-    a.vmread(RDX, "GUEST_RIP")
-    a.ld(RSI, vcpu("DECODED", 2))
-    a.add(RDX, register=RSI)
+    """GUEST_RIP behind the instruction that was decoded, and on to the guest; RDX changes."""
+    a.ld(RDX, vcpu("DECODED", 2))
     if path.vmm.features.exit_clustering:
         a.jmp("cluster")
         return
@@ -189,10 +193,12 @@ def _step_over_decoded(a: Assembler, path: Path) -> None:
 def fetch(a: Assembler, path: Path) -> None:
     """`fetch_instruction`: R14 <- the guest's RIP, RDI <- where the host sees its bytes, by the guest's own tables.
 
-    A recorded guest has no instruction bytes: RDI is 0 then. `linear_memory`: the same for the linear address R14.
+    A recorded guest has no instruction bytes: RDI is 0 then. `fetch_at`: the same with the guest's RIP in R14;
+    `linear_memory`: for the linear address R14.
     """
     a.label("fetch_instruction")
     a.vmread(R14, "GUEST_RIP")
+    a.label("fetch_at")
     zero(a, RDI)
     a.copy(RAX, R14)
     a.shr(RAX, 40)

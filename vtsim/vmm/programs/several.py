@@ -8,7 +8,7 @@ will drop them before it enters again. So no frame is used for something else wh
 
 Not modelled: delivery modes other than fixed, and logical destinations; one address space for the threads of the device
 process (each has its own root, stack and shared page, with the same memory); paravirtual flushes of guests whose tables
-are not direct; ICR writes that are handled before interrupts are on again.
+are not direct.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def drop_address(a: Assembler, path: Path) -> None:
     if path.vmm.vpid:  # without, VM entry does
         by_address = path.capabilities.supports("INVVPID_INDIVIDUAL_ADDRESS")
         a.mov(RCX, INDIVIDUAL if by_address else SINGLE)
-        a.vmread(RAX, "VPID")
+        a.ld(RAX, vcpu("VPID"))
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
 
@@ -297,7 +297,7 @@ def flush_vpid(a: Assembler, path: Path) -> None:
     """Drop the translations of this vCPU; without VPIDs VM entry does. Changes RAX and RCX."""
     if path.vmm.vpid:
         a.mov(RCX, SINGLE)
-        a.vmread(RAX, "VPID")
+        a.ld(RAX, vcpu("VPID"))
         a.st(vcpu("DESCRIPTOR"), RAX)
         a.emit(ops.INVVPID, RCX, mem=vcpu("DESCRIPTOR"))
 

@@ -17,13 +17,13 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.kernels import shadow_hooks as h
 from vtsim.cpu.kernels.shadow_pool import FLUSH, NO_ROOT, STRANGE_ROOT
-from vtsim.cpu.slots import R9, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from vtsim.cpu.slots import R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import agile, ept, instructions, several
+from vtsim.vmm.programs import agile, ept, instructions, mmio, several
 from vtsim.vmm.programs import shadow_shared as shared
 from vtsim.vmm.programs.cluster_table import remember_store
 from vtsim.vmm.programs.ept_leaf import find_slot
@@ -45,6 +45,7 @@ DOUBLE_FAULT, PAGE_FAULT = 8, 14
 DOUBLE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | DOUBLE_FAULT
 PAGE_FAULT_EVENT: Final = VALID | WITH_ERROR | HARDWARE_EXCEPTION | PAGE_FAULT
 MAPPED, TO_TABLE, TO_WALK_AGAIN = range(3)  # what SHADOW_MAP answers
+REFUSED_WRITE: Final = e.PF_PRESENT | e.PF_WRITE
 VMXE, PAE, CR4_LA57, PCIDE, RFLAGS_AC = 1 << 13, 1 << 5, 1 << 12, 1 << 17, 1 << 18
 MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
     (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
@@ -57,10 +58,16 @@ CR4_PDPTES: Final = PAE | 1 << 4 | 1 << 7 | 1 << 20
 
 def exception(a: Assembler, path: Path) -> None:
     """An exception: of the guest, or on its way through the shadow tables."""
+    a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
+    known_exception(a, path)
+
+
+def known_exception(a: Assembler, path: Path) -> None:
+    """The same, with the interruption information in RAX."""
     if path.vmm.on_shadow:
-        a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
-        a.and_(RAX, 0xFF)
-        a.cmp(RAX, PAGE_FAULT)
+        a.copy(RCX, RAX)
+        a.and_(RCX, 0xFF)
+        a.cmp(RCX, PAGE_FAULT)
         a.jcc(ops.CC_Z, "shadow_fault")
     instructions.reflect(a, path)
     if path.vmm.on_shadow:
@@ -95,6 +102,7 @@ def fault(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "true_fault")
     a.copy(R13, RCX)
     find_slot(a, "slot", "no_slot")
+    _leave_if_tracked(a)
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
@@ -139,11 +147,10 @@ def fault(a: Assembler, path: Path) -> None:
     a.jmp("emulate")
 
     a.label("true_fault")
-    a.vmread(RAX, "EXIT_QUALIFICATION")
-    a.st(vcpu("GUEST_CR2"), RAX)
+    a.st(vcpu("GUEST_CR2"), RSI)
     if path.vmm.personality != "kvm":  # which loads CR2 before every entry
-        a.emit(ops.MOV_TO_CR, RAX, imm=2)
-    a.vmread(RCX, "IDT_VECTORING_INFORMATION")
+        a.emit(ops.MOV_TO_CR, RSI, imm=2)
+    a.ld(RCX, vcpu("PENDING"), comment="what the exit interrupted")
     a.and_(RCX, VALID | 0x7FF)
     a.mov(RAX, DOUBLE_FAULT_EVENT)
     a.cmp(RCX, VALID | HARDWARE_EXCEPTION | DOUBLE_FAULT)
@@ -158,6 +165,26 @@ def fault(a: Assembler, path: Path) -> None:
     a.label("third_fault")
     kill(a, x.TRIPLE_FAULT + 1)
     write_table(a, path)
+
+
+def _leave_if_tracked(a: Assembler) -> None:
+    """To `tracked` if the fault, R12 at R13, is a write to an upper table of the guest, which no mapping allows.
+
+    Changes RAX, RCX and RDI.
+    """
+    a.copy(RAX, R12)
+    a.and_(RAX, REFUSED_WRITE | e.PF_RESERVED)
+    a.cmp(RAX, REFUSED_WRITE)
+    a.jcc(ops.CC_NZ, "not_tracked")
+    a.ld(RDI, vcpu("SHADOW"))
+    a.ld(RDI, Mem(RDI, d.POOL["FRAMES"]))
+    a.copy(RCX, R13)
+    a.shr(RCX, 12)
+    a.ld(RAX, Mem(RDI, index=RCX, scale=8))
+    a.shr(RAX, d.UPPER_TABLES)
+    a.test(RAX, d.COUNT_MASK)
+    a.jcc(ops.CC_NZ, "tracked")
+    a.label("not_tracked")
 
 
 def store_decoded(a: Assembler, registers: int, memory: int, name: str = "table") -> None:
@@ -180,23 +207,45 @@ def store_decoded(a: Assembler, registers: int, memory: int, name: str = "table"
 
 
 def write_table(a: Assembler, path: Path) -> None:
-    """`table_write`: a store to a table of the guest, at R13, is emulated; any other instruction ends the table."""
+    """`table_write`: a store to a table of the guest, at R13, is emulated; any other instruction ends the table.
+
+    `tracked`: the same without a look for the host's page. KVM's emulator walks the guest's tables once more for the
+    operand, unless EPT has told where it is: `table_write_at`. Where that walk leads elsewhere, the guest tries again.
+
+    Source: Linux 6.1, page_fault_handle_page_track, emulator_read_write_onepage.
+    """
+    walks = path.vmm.personality == "kvm"
     a.activity = ops.MEMORY_MANAGEMENT
+    a.label("tracked")
+    work(a, path, "tracked_write")
     a.label("table_write")
+    if walks:
+        a.ld(RDI, vcpu("SHADOW"))
+        a.ld(R12, Mem(RDI, d.POOL["ERROR"]))
+        a.ld(RBP, Mem(RDI, d.POOL["ADDRESS"]))
+    a.label("table_write_at")
     work(a, path, "emulate")
     a.call("fetch_instruction")
     a.copy(RSI, R14)
     a.hook(hooks.DECODE)
     a.cmp(RAX, ops.ST)
     a.jcc(ops.CC_NZ, "no_table")
-    a.st(vcpu("DECODED", 2), R9)
+    a.st(vcpu("DECODED", 0), RCX)
+    a.st(vcpu("DECODED", 1), RDX)
+    mmio.decoded_at(a)
     remember_store(a, path)
-    if path.several:
-        a.push(RCX)
-        a.push(RDX)
-        shared.begin(a, path, at.FOR_WRITES)
-        a.pop(RDX)
-        a.pop(RCX)
+    if walks:
+        a.test(R12, register=R12)
+        a.jcc(ops.CC_Z, "operand_known")
+        work(a, path, "emulate_paged")
+        a.copy(RSI, RBP)
+        a.copy(RDX, R12)
+        a.call("shadow_verify_at")
+        a.jcc(ops.CC_NZ, "reenter")
+        a.label("operand_known")
+    shared.begin(a, path, at.FOR_WRITES)
+    a.ld(RCX, vcpu("DECODED", 0))
+    a.ld(RDX, vcpu("DECODED", 1))
     store_decoded(a, at.V["REGISTERS"], at.USER_RAM)
     a.copy(RCX, RDX)
     a.copy(RSI, R13)
@@ -215,8 +264,9 @@ def write_table(a: Assembler, path: Path) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`, `shadow_entries`."""
+    """`shadow_settle` (what a hook left in RDX), `write_root` (root RAX), `flush_guest`, `shadow_verify`."""
     shared.entries(a, path)
+    shared.verify(a, path)
     if path.several:
         shared.subroutines(a, path)
     else:
@@ -237,7 +287,7 @@ def subroutines(a: Assembler, path: Path) -> None:
         agile.scan(a, path)
 
     a.label("write_root")
-    a.vmread(RCX, "GUEST_CR4")
+    a.ld(RCX, vcpu("GUEST_CR4"))
     a.test(RCX, PCIDE)
     a.jcc(ops.CC_Z, "root_without_pcid")
     a.ld(RCX, vcpu("SHADOW_CR3"))
@@ -252,7 +302,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     """`cr_to_0`, `cr_to_3`, `cr_to_4` with the guest's value in RAX; `paging_mode`; `efer_written`, `efer_read`."""
     a.label("cr_to_3")
     a.emit(ops.XOR, R12, R12)
-    a.vmread(RCX, "GUEST_CR4")
+    a.ld(RCX, vcpu("GUEST_CR4"))
     a.test(RCX, PCIDE)
     a.jcc(ops.CC_Z, "cr3_value")
     a.copy(R12, RAX)
@@ -288,6 +338,8 @@ def control_registers(a: Assembler, path: Path) -> None:
         a.emit(ops.XOR, R12, R13)
         a.and_(R12, watched)
         a.vmwrite(f"CR{register}_READ_SHADOW", RAX)
+        if register == 4:
+            a.st(vcpu("GUEST_CR4"), RAX)
         a.or_(RAX, forced)
         a.vmwrite(f"GUEST_CR{register}", RAX)
         if register == 0:
@@ -327,6 +379,7 @@ def control_registers(a: Assembler, path: Path) -> None:
     a.jmp("cr_refused")
     a.label("cr4_refused")
     a.vmwrite("CR4_READ_SHADOW", R13)
+    a.st(vcpu("GUEST_CR4"), R13)
     a.or_(R13, VMXE | PAE)
     a.vmwrite("GUEST_CR4", R13)
     a.jmp("cr_refused")

@@ -71,7 +71,7 @@ def synchronize(a: Assembler, path: Path, number: int) -> None:
 
 
 def subroutines(a: Assembler, path: Path) -> None:
-    """`shadow_settle` (what a hook left in RDX), `shadow_room`, `shadow_verify`, `root_as_asked`."""
+    """`shadow_settle` (what a hook left in RDX), `shadow_room`, `root_as_asked`."""
     a.label("shadow_settle")
     count_entries(a, path)
     a.push(RDX)
@@ -112,10 +112,6 @@ def subroutines(a: Assembler, path: Path) -> None:
     a.pop(RAX)
     a.st(vcpu("FLUSH_CAUSE"), RAX)
     a.label("shadow_room_there")
-    a.ret()
-
-    a.label("shadow_verify")
-    walk_again(a, path)
     a.ret()
 
     a.label("root_as_asked")
@@ -168,12 +164,24 @@ def entries(a: Assembler, path: Path) -> None:
     a.ret()
 
 
-def walk_again(a: Assembler, path: Path) -> None:
-    """CC_Z if the walk of the last fault still leads to R13. Changes RAX, RCX, RDX, RSI and RDI."""
-    work(a, path, "guest_walk")
+def verify(a: Assembler, path: Path) -> None:
+    """`shadow_verify`: CC_Z if the walk of the last fault still leads to R13. Changes RAX, RCX, RDX, RSI and RDI.
+
+    `shadow_verify_at`: one for the address RSI with error code RDX.
+    """
+    a.label("shadow_verify")
     a.ld(RDI, vcpu("SHADOW"))
     a.ld(RSI, Mem(RDI, d.POOL["ADDRESS"]))
     a.ld(RDX, Mem(RDI, d.POOL["ERROR"]))
+    a.label("shadow_verify_at")
+    walk_again(a, path)
+    a.ret()
+
+
+def walk_again(a: Assembler, path: Path) -> None:
+    """CC_Z if a walk for the address RSI with error code RDX leads to R13. Changes RAX, RCX, RDX and RDI."""
+    work(a, path, "guest_walk")
+    a.ld(RDI, vcpu("SHADOW"))
     a.hook(h.SHADOW_WALK)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "shadow_verified")

@@ -13,11 +13,11 @@ from attrs import frozen
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDI, RDX, RSP
+from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDI, RSP
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.personalities.kvm import io, user
+from vtsim.vmm.personalities.kvm import fast_path, io, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs import (
     balloon,
@@ -42,6 +42,7 @@ from vtsim.vmm.vmcs import PASS_READ, PASS_WRITE, Wanted
 NAME: Final = "kvm"
 ENTRY_FAILURE: Final = 1 << 31
 NO_SYSTEM_CALL: Final = -1000  # -KVM_ENOSYS
+WITH_LOG: Final = ("ept", "agile")  # enable_pml is clear without EPT
 # fmt: off
 CR0_GUEST_OWNED: Final = 1 << 3                                     # TS
 CR4_GUEST_OWNED: Final = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 16
@@ -73,11 +74,12 @@ def exception(a: Assembler, path: Path) -> None:
     So the emulator decodes what stands there, and gives the exception back where it is nothing of that kind.
     Not modelled: an instruction that is of that kind; reading the bytes outside of IA-32e mode.
     """
-    a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION")
-    a.and_(RAX, 0xFF)
-    a.cmp(RAX, INVALID_OPCODE & 0xFF)
+    a.vmread(RAX, "EXIT_INTERRUPTION_INFORMATION", comment="once: vmx_get_intr_info keeps it")
+    a.copy(RCX, RAX)
+    a.and_(RCX, 0xFF)
+    a.cmp(RCX, INVALID_OPCODE & 0xFF)
     a.jcc(ops.CC_Z, "invalid_opcode")
-    shadow.exception(a, path)
+    shadow.known_exception(a, path)
     a.activity = ops.EXIT_HANDLER
     a.label("invalid_opcode")
     work(a, path, "decode_refused")
@@ -168,6 +170,7 @@ class Kvm:
         a.label("external")
         events.external_interrupt(a, path)
         a.jmp("interrupts_on")
+        fast_path.write_msr(a, path)
         emit_paths(a, path, NAME)
         user.kernel_side(a, path)
         mmio.emulator(a, path)
@@ -197,15 +200,16 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.test(RCX, VALID)
     a.jcc(ops.CC_NZ, "recover")
     a.label("recovered")
-    a.op(ops.RDTSC)
-    a.stm(vcpu("LAST_TSC"), (RAX, RDX))
+    fast_path.look(a, path)
+    fast_path.note_time(a)
     a.cmp(RBX, x.EXTERNAL_INTERRUPT)
     a.jcc(ops.CC_Z, "external")
     a.label("interrupts_on")
     a.activity = ops.EXIT_DISPATCH
     a.op(ops.STI)
     work(a, path, "exit_common")
-    if path.capabilities.supports("ENABLE_PML") and not (path.several and dirty_log.uses_log(path)):
+    may_log = path.vmm.paging in WITH_LOG and path.capabilities.supports("ENABLE_PML")
+    if may_log and not (path.several and dirty_log.uses_log(path)):
         dirty_log.empty_at_exit(a, path)
     a.test(RBX, ENTRY_FAILURE)
     a.jcc(ops.CC_NZ, "unexpected")
@@ -217,15 +221,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.label("skip")
     a.activity = ops.REENTRY
     cluster_table.inside(a, path)
-    work(a, path, "skip")
-    a.vmread(RAX, "GUEST_RFLAGS", comment="trap flag?")
-    a.vmread(RCX, "EXIT_INSTRUCTION_LENGTH")
-    a.vmread(RDX, "GUEST_RIP")
-    a.add(RDX, register=RCX)
-    a.vmwrite("GUEST_RIP", RDX)
-    a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
-    a.test(RAX, 3)
-    a.jcc(ops.CC_NZ, "end_shadow")
+    fast_path.step_over(a, path, "end_shadow")
     cluster_table.look(a, path)
     a.label("reenter")
     a.activity = ops.REENTRY
@@ -249,8 +245,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.emit(ops.MOV_TO_CR, RCX, imm=2)
     a.jmp("cr2_loaded")
     a.label("end_shadow")
-    a.and_(RAX, ~3)
-    a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
+    fast_path.end_blocking(a)
     a.jmp("reenter")
     a.label("go_on")
     a.op(ops.STI)

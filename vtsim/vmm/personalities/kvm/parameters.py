@@ -21,6 +21,7 @@ CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM 
 ERRATUM: Final = "KVM: nx_huge_pages=auto is on where the processor has the iTLB multihit erratum"
 LOCKLESS: Final = "KVM: fast page fault, Linux 3.6 on"
 RELOAD: Final = "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"
+FAST_IPI: Final = "KVM: handle_fastpath_set_x2apic_icr_irqoff in vmx_vcpu_run, Linux 5.8 on"
 FAST_MMIO: Final = "KVM: KVM_FAST_MMIO_BUS, Linux 3.15 and later"
 FAST_IN: Final = "KVM: kvm_fast_pio_in in handle_io, Linux 4.17 and later (commit 432baf60eee3)"
 IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
@@ -64,6 +65,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "expire_timer":        _counted(506, "hrtimer_interrupt for one apic_timer_fn; tick_program_event, waking apart"),
     "pause":               _counted(571, "handle_pause of a VM with one vCPU"),
     "send_interrupt":      _counted(387, "kvm_x2apic_icr_write; waking apart"),
+    "fast_path":           _counted(44, "handle_fastpath_set_msr_irqoff; send_interrupt, skip apart"),
     "ask_others":          _length(120, "kvm_flush_remote_tlbs, kvm_make_vcpus_request_mask, smp_call_function_many"),
     # memory
     "ept_violation":       _counted(484, "handle_ept_violation; get_user_page, map_page apart"),
@@ -104,6 +106,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "shadow_fault":        _counted(201, "handle_exception_nmi; paging64_page_fault apart"),
     "guest_walk":          _counted(677, "paging64_walk_addr_generic, four levels"),
     "map_shadow":          _counted(2136, "paging64_page_fault; guest_walk, get_user_page, prefetch_entry apart"),
+    "tracked_write":       _counted(329, "paging64_page_fault for a write to a tracked table; guest_walk apart"),
+    "emulate_paged":       _counted(313, "x86_emulate_instruction of such a write, less emulate and guest_walk"),
     "table_written":       _counted(421, "kvm_page_track_write"),
     "load_root":           _counted(177, "kvm_set_cr3, vmx_load_mmu_pgd; a root that is kept"),
     "synchronize":         _counted(35, "kvm_mmu_sync_roots with nothing out of sync"),
@@ -136,6 +140,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     **KVM_PARAMETERS,
     "nx_huge_pages":       _switch(1, "no executable 2 MiB mappings: code splits them", ERRATUM),
     "lockless_faults":     _switch(1, "pages protected by dirty logging are fixed without mmu_lock", LOCKLESS),
+    "fast_ipi":            _switch(1, "an interrupt command for one CPU is sent before interrupts are on", FAST_IPI),
     "fast_mmio":           _switch(1, "a write that only raises an event is not decoded", FAST_MMIO),
     "fast_pio_in":         _switch(1, "IN is not decoded", FAST_IN),
     "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),
