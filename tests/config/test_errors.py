@@ -305,24 +305,6 @@ CASES = {
         + at(2, 53, "vmm: {paging: direct-pv, features: {exit_clustering: true}}")
         + " help: exit_clustering can be false; or choose paging ept, shadow",
     ),
-    "pages of EPT where none is walked": (
-        CPUID + "vmm: {paging: direct-pv, ept: {page_size: 2 MiB, populate: prebuilt}}\n",
-        "s.yaml:2: vmm.ept.page_size: direct page tables lead to frames of 4 KiB of the host, and no EPT is walked"
-        + at(2, 42, "vmm: {paging: direct-pv, ept: {page_size: 2 MiB, populate: prebuilt}}")
-        + " help: page_size can be 4 KiB; or choose vmm.paging 'ept'",
-    ),
-    "levels of EPT where shadow tables are walked": (
-        CPUID + "vmm: {paging: shadow, ept: {levels: 5, page_size: 2 MiB}}\n",
-        "s.yaml:2: vmm.ept.levels: shadow tables are walked instead of EPT"
-        + at(2, 36, "vmm: {paging: shadow, ept: {levels: 5, page_size: 2 MiB}}")
-        + " help: levels can be 4; or choose vmm.paging 'ept'",
-    ),
-    "flags of EPT where shadow tables are walked": (
-        CPUID + "vmm: {paging: shadow, ept: {accessed_dirty: false}}\n",
-        "s.yaml:2: vmm.ept.accessed_dirty: shadow tables are walked instead of EPT"
-        + at(2, 44, "vmm: {paging: shadow, ept: {accessed_dirty: false}}")
-        + " help: accessed_dirty can be auto; or choose vmm.paging 'ept'",
-    ),
     "a remapping unit in front of no device": (
         "vms:\n- viommu: caching\n  guest: {processes: [{phases: [{primitive: cpuid}]}]}\n",
         "s.yaml:2: vms.0.viommu: a VM that drives no device has none that its remapping unit could be in front of"

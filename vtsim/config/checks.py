@@ -77,10 +77,6 @@ NOT_IN_PROTECTED_MODE = (
 )  # fmt: skip
 NOT_FOR_HYPERCALLS = "has no kernel that is built for hypercalls"
 NOT_FIVE = "paging can be 4-level, PAE, 32-bit"
-NO_EPT = {  # how memory is translated then
-    "direct-pv": "direct page tables lead to frames of 4 KiB of the host, and no EPT is walked",
-    "shadow": "shadow tables are walked instead of EPT",
-}
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -475,26 +471,6 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     )
 
 
-def _ept_is_there(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
-    """What is said of EPT would change nothing where VMX does without it; other techniques may keep it, to be compared.
-
-    With direct tables all memory is there from the start, so that `populate` asks for nothing that is not so.
-    """
-    vmm = scenario.vmm
-    if vmm.technique != "hardware" or vmm.paging not in NO_EPT:
-        return
-    can, default = _capabilities(profile).supports("EPT_ACCESSED_DIRTY"), EptSpec()
-    direct = vmm.paging == "direct-pv"
-    for key, wrong, legal in (
-        ("page_size", direct and vmm.ept.page_size != default.page_size, SIZE.format(default.page_size)),
-        ("levels", vmm.ept.levels != default.levels, str(default.levels)),
-        ("accessed_dirty", vmm.ept.accessed_dirty != can, "auto"),
-    ):
-        if wrong:
-            help = f"{key} can be {legal}; or choose vmm.paging 'ept'"
-            yield Problem(path=f"vmm.ept.{key}", message=NO_EPT[vmm.paging], help=help)
-
-
 def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """Agile paging is a proposal: it needs a processor that is supposed to have it."""
     if scenario.vmm.technique == "native" or scenario.vmm.paging != "agile":
@@ -659,7 +635,6 @@ CHECKS: tuple[Check, ...] = (
     _kernels_are_built_for_ring_3,
     _kernels_can_run,
     _direct_tables,
-    _ept_is_there,
     _agile_paging,
     _protected_mode,
     _memory_is_addressable,

@@ -43,6 +43,7 @@ from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
 from vtsim.platform.tracing import Tracing, traced_machine
+from vtsim.platform.without_effect import without_effect
 from vtsim.platform.witness import Wanted, Witnessed, attach, read
 from vtsim.platform.witness import words as witness_words
 from vtsim.vmcs.events import EXCEPTIONS
@@ -54,6 +55,7 @@ from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import FILE_SERVER
+from vtsim.vmm.settings import unread_parameters
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
 
@@ -162,6 +164,7 @@ class Machine:
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     driven: DrivenDevices | None = field(default=None, init=False)  # that the guest drives
     approximations: list[str] = field(factory=list, init=False)
+    notes: list[str] = field(factory=list, init=False)
     logs: dict[tuple[str, int], int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -542,6 +545,7 @@ class Machine:
             wall_s=self.wall_s,
             partial=self.interrupted,
             approximations=tuple(self.approximations),
+            notes=(*self.notes, *self._without_effect()),
             replayed=self._replayed(),
             memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
             dma=() if devices is None else devices.outcome(),
@@ -552,6 +556,16 @@ class Machine:
             hypercalls=None if self.below is None else self.below.hypercalls(),
             software=None if self.monitor is None else self.monitor.software(),
         )
+
+    def _without_effect(self) -> Iterator[str]:
+        """What the scenario says in vain."""
+        for path, reason in without_effect(self.scenario, self.profile):
+            yield f"{path} has no effect here: {reason}"
+        set_in_vain = [name for name, _ in self.scenario.vmm.parameters] if self.monitor is not None else []
+        if self.hypervisor is not None:
+            set_in_vain = unread_parameters(self.hypervisor.path)
+        for name in set_in_vain:
+            yield f"vmm.parameters.{name} has no effect here: this hypervisor's programs do not ask for it"
 
     def _clusters(self) -> dict[str, dict[str, int]]:
         """What exit clusters have done, by VM; nothing where they are off."""
