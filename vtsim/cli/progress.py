@@ -54,6 +54,13 @@ class Watch:
             self._draw(done, instructions / max(now - self.stage_began, 1e-3))
         return not self.interrupted
 
+    def remark(self, sentence: str) -> None:
+        """Say at once what a run finds out, above the bar if there is one."""
+        if self.progress is None:
+            note(f"note: {sentence}")
+        else:
+            self.progress.console.print(f"note: {sentence}", markup=False, highlight=False)
+
     def _draw(self, done: float, rate: float) -> None:
         from vtsim.study.report import count
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import simpy
 from attrs import define, evolve, field
@@ -42,6 +42,7 @@ from vtsim.platform.identity import identify
 from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
+from vtsim.platform.starved import Starvation
 from vtsim.platform.tracing import Tracing, traced_machine
 from vtsim.platform.without_effect import without_effect
 from vtsim.platform.witness import Wanted, Witnessed, attach, read
@@ -87,6 +88,15 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: float, instructions: int) -> bool:
         """`done` is 0 to 1 within the stage; returning False asks for a partial result."""
+        ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A `Progress` that is told at once what a run finds out about its scenario."""
+
+    def remark(self, sentence: str) -> None:
+        """Take a sentence that will be among the result's notes."""
         ...
 
 
@@ -371,6 +381,7 @@ class Machine:
 
     def process(self) -> Generator[simpy.Event, Any, None]:
         """The SimPy process: compute, let time pass, act."""
+        starvation = Starvation(self.engine, self.scenario)
         while not self._over():
             until = min(int(self.clock.now) + SLICE, self.limit)
             if self.clock._queue:
@@ -387,6 +398,10 @@ class Machine:
                         self._finish(vm, until, "time limit")
             if not self._goes_on():
                 self.interrupted = True
+            stopped = self.interrupted or until >= self.limit
+            for sentence in starvation.look(int(self.clock.now), last=stopped):
+                self._remark(sentence)
+            if self.interrupted:
                 for vm in self.vms:
                     if vm.finished_at is None:
                         self._finish(vm, reached, "interrupted")
@@ -400,6 +415,11 @@ class Machine:
         share = min(int(self.clock.now) / max(self.limit, 1), 1.0)
         stage = "native" if self.below is None else "run"
         return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
+
+    def _remark(self, sentence: str) -> None:
+        self.notes.append(sentence)
+        if isinstance(self.progress, Listener):
+            self.progress.remark(sentence)
 
     def _devices_go_on(self) -> bool:
         self.interrupted = not self._goes_on()
