@@ -26,6 +26,7 @@ class Watch:
     def __init__(self, *, bar: bool) -> None:
         self.bar = bar and sys.stderr.isatty()
         self.interrupted = False
+        self.told: set[str] = set()
         self.began = time.monotonic()
         self.stage = ""
         self.stage_began = self.began
@@ -55,7 +56,10 @@ class Watch:
         return not self.interrupted
 
     def remark(self, sentence: str) -> None:
-        """Say at once what a run finds out, above the bar if there is one."""
+        """Say at once what a run finds out, above the bar if there is one; its baseline may find the same."""
+        if sentence in self.told:
+            return
+        self.told.add(sentence)
         if self.progress is None:
             note(f"note: {sentence}")
         else:
