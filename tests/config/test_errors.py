@@ -403,7 +403,7 @@ def test_every_unknown_parameter_of_the_personality_is_shown_with_its_line() -> 
         + " help: did you mean 'exit_common'?\n\n"
         "s.yaml:5: vmm.parameters.cpuid: -1 is not a whole number that is not negative"
         + at(5, 11, "    cpuid: -1")
-        + " help: cpuid is a number of instructions"
+        + " help: cpuid is a number of instructions, 0 or more"
     )
 
 
@@ -496,3 +496,32 @@ vms: [{guest: {processes: [{phases: [{primitive: process, pages: 1}]}]}}]
 
     assert [(each.path, each.line) for each in raised.value.problems] == [("vmm.dirty_log.method", 1)]
     assert [each.path for each in too_many.value.problems] == ["vms.0.guest.processes.0.phases.0.written"]
+
+
+@pytest.mark.parametrize(
+    ("paging", "sets", "expected"),
+    [
+        (
+            "PAE", ("vmm.technique=paravirtual",),
+            "--set vmm.technique=paravirtual: vmm.technique: a guest with PAE paging has ring 0, or VT-x below it\n"
+            " help: technique can be native, hardware; or guest.kernel.paging '4-level'",
+        ),
+        (
+            "32-bit", ("vmm.paging=direct-pv",),
+            "--set vmm.paging=direct-pv: vmm.paging: a guest with 32-bit paging has tables of its own, which it writes itself\n"
+            " help: paging can be auto, ept, shadow, agile; or guest.kernel.paging '4-level'",
+        ),
+        (
+            "5-level", ("vmm.technique=binary-translation",),
+            "--set vms.0.guest.kernel.paging=5-level: vms.0.guest.kernel.paging: technique 'binary-translation' has shadow "
+            "tables of four levels\n help: paging can be 4-level",
+        ),
+        (
+            "5-level", ("vmm.paging=direct-pv",),
+            "--set vms.0.guest.kernel.paging=5-level: vms.0.guest.kernel.paging: a paravirtual kernel has tables of four levels\n"
+            " help: paging can be 4-level; or choose vmm.paging 'ept', 'shadow'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_paging_mode_that_cannot_be_is_one_problem(paging: str, sets: tuple[str, ...], expected: str) -> None:
+    assert error(CPUID, f"vms.0.guest.kernel.paging={paging}", "vms.0.memory=64 MiB", *sets) == expected

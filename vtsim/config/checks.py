@@ -400,13 +400,14 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 message=f"this needs PCIDs, which profile {profile.name!r} does not have",
                 help="pcid can be false, auto",
             )
-        if kernel.paging == "5-level" and not profile.features.la57:
+        elsewhere = without_vt_x(scenario.vmm) or scenario.vmm.paging == "direct-pv"  # it is refused there
+        if kernel.paging == "5-level" and not profile.features.la57 and not elsewhere:
             yield Problem(
                 path=f"vms.{number}.guest.kernel.paging",
                 message=f"this needs 57-bit linear addresses, which profile {profile.name!r} does not have",
                 help=f"{NOT_FIVE}; or machine.cpu: {{features.la57: true, vmx.generation: ice-lake-sp}}",
             )
-        elif kernel.paging == "5-level" and scenario.vmm.technique != "native":
+        elif kernel.paging == "5-level" and scenario.vmm.technique != "native" and not elsewhere:
             _, allowed = _capabilities(profile).cr4_fixed()
             if not allowed & CR4_LA57:
                 yield Problem(
@@ -447,7 +448,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for setting, wrong, words, legal in (
             ("kpti", kernel.kpti and not ring3, NO_KPTI, "kpti can be false"),
             ("page_size", kernel.page_size > 4096, NO_LARGE_PAGES, "page_size can be 4 KiB"),
-            ("paging", kernel.paging != "4-level", "has tables of four levels", "paging can be 4-level"),
+            ("paging", kernel.paging == "5-level", "has tables of four levels", "paging can be 4-level"),
         ):
             if wrong:
                 yield Problem(
@@ -516,7 +517,8 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for path, wrong, words, legal in (
             ("vmm.technique", vmm.technique not in ("native", "hardware"), "has ring 0, or VT-x below it",
              "technique can be native, hardware"),
-            ("vmm.paging", vmm.paging == "direct-pv", "has tables of its own, which it writes itself",
+            ("vmm.paging", vmm.paging == "direct-pv" and not without_vt_x(vmm),
+             "has tables of its own, which it writes itself",
              "paging can be auto, ept, shadow, agile"),
             ("vmm.pv.events", by_events, NOT_FOR_HYPERCALLS, "events can be false"),
             ("vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "ept",

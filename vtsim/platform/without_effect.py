@@ -61,7 +61,8 @@ OF_MACHINES: Final = (
          "no monitor asks for traps in ring 3"),
 )
 OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of vmm says nothing
-    Rule(("vmm.ept",), _without_vt_x, "without VT-x no EPT is walked"),
+    Rule(("vmm.ept.page_size", "vmm.ept.levels", "vmm.ept.accessed_dirty"), _without_vt_x,
+         "without VT-x no EPT is walked"),
     Rule(("vmm.ept.levels", "vmm.ept.accessed_dirty"), _under("shadow"), "shadow tables are walked instead of EPT"),
     Rule(("vmm.ept.page_size", "vmm.ept.levels", "vmm.ept.accessed_dirty", "vmm.huge_pages"), _under("direct-pv"),
          "direct page tables lead to frames of 4 KiB of the host, and no EPT is walked"),

@@ -31,12 +31,16 @@ def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
                 help=alternatives("parameter", name, values),
             )
         switch = known[name].unit.startswith("flag")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (switch and value > 1):
             wanted = "neither 0 nor 1" if switch else "not a whole number that is not negative"
             raise ConfigError(
                 f"{value!r} is {wanted}",
                 field=f"vmm.parameters.{name}",
-                help=f"{name} is a switch: 0 or 1" if switch else f"{name} is a number of {known[name].unit}",
+                help=f"{name} is a switch: 0 or 1"
+                if switch
+                else f"{name} is a number of {known[name].unit}, 0 or more",
             )
         values[name] = value
     return values

@@ -186,6 +186,12 @@ class VmmSpec:
         return self.sharing.on or self.collapse.on or self.swap.on or self.balloon.size > 0
 
     @property
+    def taken_back_by(self) -> str:
+        """The setting by which it does, the first of several."""
+        ways = (("sharing.on", self.sharing.on), ("collapse.on", self.collapse.on), ("swap.on", self.swap.on))
+        return next((path for path, on in ways if on), "balloon.size")
+
+    @property
     def on_shadow(self) -> bool:
         """Does the processor walk shadow tables, at least to begin with?"""
         return self.paging in ("shadow", "agile")
