@@ -393,7 +393,7 @@ def test_writers_wait_half_way_to_the_limit() -> None:
             " help: exit_clustering can be false; or vms.0.guest.kernel.file_system.kind memory",
         ),
         ("", ("vms.0.guest.kernel.paging=PAE",), "a device for files needs a 64-bit kernel", "kind can be memory"),
-    ],  # fmt: skip
+    ],
 )
 def test_what_a_device_for_files_cannot_be_combined_with(
     vm: str, sets: tuple[str, ...], message: str, help_: str

@@ -61,7 +61,7 @@ def test_a_parameter_that_is_no_length_is_refused(value: object) -> None:
 
     assert str(raised.value) == (
         f"vmm.parameters.cpuid: {value!r} is not a whole number that is not negative\n"
-        " help: cpuid is a number of instructions"
+        " help: cpuid is a number of instructions, 0 or more"
     )
 
 
