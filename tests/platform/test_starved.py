@@ -113,3 +113,17 @@ def test_work_of_any_kind_and_rest_are_no_reason(phase: str) -> None:
 def test_interrupts_of_others_and_a_slow_disk_are_no_reason(file: str) -> None:
     path = FOLDER / file
     assert simulate(load_scenario(path, ["run.baseline=false"])).notes == ()
+
+
+def test_a_guest_that_its_monitor_lost_is_explained() -> None:
+    sets = (
+        "vmm.technique=trap-and-emulate",
+        "vms.0.guest.processes.0.phases.0={primitive: page_fault, region: 64 KiB}",
+    )
+    lost = simulate(parse_scenario(SCENARIO, sets))
+
+    assert lost.stopped
+    assert lost.notes == (
+        "sensitive operations of x86 do not trap in ring 3, and guests get lost; machine.isa can be virtualizable",
+    )
+    assert simulate(parse_scenario(SCENARIO, (*sets, "machine.isa=virtualizable"))).notes == ()

@@ -81,6 +81,7 @@ MSR_SLOTS: Final = {
 }
 PM_TIMER: Final = range(0x608, 0x60C)
 ELCR: Final = range(0x4D0, 0x4D2)
+NOT_LOST: Final = ("time limit", "interrupted")  # ends that say nothing of a guest
 
 
 class Progress(Protocol):
@@ -395,7 +396,7 @@ class Machine:
             elif until >= self.limit:
                 for vm in self.vms:
                     if vm.finished_at is None:
-                        self._finish(vm, until, "time limit")
+                        self._finish(vm, until, NOT_LOST[0])
             if not self._goes_on():
                 self.interrupted = True
             stopped = self.interrupted or until >= self.limit
@@ -404,7 +405,7 @@ class Machine:
             if self.interrupted:
                 for vm in self.vms:
                     if vm.finished_at is None:
-                        self._finish(vm, reached, "interrupted")
+                        self._finish(vm, reached, NOT_LOST[1])
 
     def _over(self) -> bool:
         return all(vm.finished_at is not None for vm in self.vms)
@@ -565,7 +566,7 @@ class Machine:
             wall_s=self.wall_s,
             partial=self.interrupted,
             approximations=tuple(self.approximations),
-            notes=(*self.notes, *self._without_effect()),
+            notes=(*self.notes, *self._lost(), *self._without_effect()),
             replayed=self._replayed(),
             memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
             dma=() if devices is None else devices.outcome(),
@@ -576,6 +577,14 @@ class Machine:
             hypercalls=None if self.below is None else self.below.hypercalls(),
             software=None if self.monitor is None else self.monitor.software(),
         )
+
+    def _lost(self) -> Iterator[str]:
+        """Why a guest may have got lost under a monitor that does not see all that it should."""
+        scenario = self.scenario
+        if scenario.vmm.technique != "trap-and-emulate" or scenario.machine.isa != "x86":
+            return
+        if any(vm.stopped not in (None, *NOT_LOST) for vm in self.vms):
+            yield "sensitive operations of x86 do not trap in ring 3, and guests get lost; machine.isa can be virtualizable"
 
     def _without_effect(self) -> Iterator[str]:
         """What the scenario says in vain."""
