@@ -226,7 +226,7 @@ CASES = {
     ),
     "a profile value that is too large for any": (
         CPUID + "machine:\n  cpu: {walkers: 1e30}\n",
-        "s.yaml:3: machine.cpu.walkers: 1e+30 is not a profile value"
+        "s.yaml:3: machine.cpu.walkers: 1e+30 is more than any profile value can be"
         + at(3, 17, "  cpu: {walkers: 1e30}")
         + " help: write a whole number of walkers, 1 to 8",
     ),
@@ -240,7 +240,7 @@ CASES = {
         CPUID + "vmm:\n  parameters: {cpuid: 2ns}\n",
         "s.yaml:3: vmm.parameters.cpuid: '2ns' is not a count: unknown unit 'ns'"
         + at(3, 22, "  parameters: {cpuid: 2ns}")
-        + " help: write a whole number that is not negative",
+        + " help: write a whole number, 0 to 4,611,686,018,427,387,904",
     ),
     "VM exits of no cycles": (
         CPUID + "machine:\n  cpu: {transitions.vm_exit_cycles: -0}\n",
@@ -401,9 +401,9 @@ def test_every_unknown_parameter_of_the_personality_is_shown_with_its_line() -> 
         "s.yaml:4: vmm.parameters.exit_comon: unknown parameter 'exit_comon'"
         + at(4, 16, "    exit_comon: 1")
         + " help: did you mean 'exit_common'?\n\n"
-        "s.yaml:5: vmm.parameters.cpuid: -1 is not a whole number that is not negative"
+        "s.yaml:5: vmm.parameters.cpuid: -1 is not a whole number, 0 or more"
         + at(5, 11, "    cpuid: -1")
-        + " help: cpuid is a number of instructions, 0 or more"
+        + " help: cpuid is a number of instructions, 0 to 4,611,686,018,427,387,904"
     )
 
 
@@ -525,3 +525,21 @@ vms: [{guest: {processes: [{phases: [{primitive: process, pages: 1}]}]}}]
 )  # fmt: skip
 def test_a_paging_mode_that_cannot_be_is_one_problem(paging: str, sets: tuple[str, ...], expected: str) -> None:
     assert error(CPUID, f"vms.0.guest.kernel.paging={paging}", "vms.0.memory=64 MiB", *sets) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("vmm.parameters.cpuid", "1e30", "1e+30 is more than any parameter can be"),
+        ("vmm.parameters.cpuid", "-1e30", "-1e+30 is less than any parameter can be"),
+        ("vmm.parameters.cpuid", "[1]", "a list is not a parameter"),
+    ],
+)
+def test_a_parameter_that_is_too_large_is_told_how_large_it_can_be(setting: str, value: str, message: str) -> None:
+    assert error(CPUID, f"{setting}={value}") == (
+        f"--set {setting}={value}: {setting}: {message}\n help: write a whole number, 0 to 4,611,686,018,427,387,904"
+    )
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten() -> None:
+    assert dict(parse_scenario(CPUID, ["vmm.parameters.cpuid=1e3"]).vmm.parameters) == {"cpuid": 1000.0}

@@ -584,7 +584,10 @@ class Machine:
         if scenario.vmm.technique != "trap-and-emulate" or scenario.machine.isa != "x86":
             return
         if any(vm.stopped not in (None, *NOT_LOST) for vm in self.vms):
-            yield "sensitive operations of x86 do not trap in ring 3, and guests get lost; machine.isa can be virtualizable"
+            yield (
+                "sensitive operations of x86 do not trap in ring 3, and guests get lost; "
+                "machine.isa can be virtualizable"
+            )
 
     def _without_effect(self) -> Iterator[str]:
         """What the scenario says in vain."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 import attrs
 
 from vtsim.base.errors import ConfigError, alternatives
+from vtsim.base.units import LARGEST
 from vtsim.cpu.assembler import Assembler
 from vtsim.vmm import layout as at
 from vtsim.vmm.registry import Path, personalities
@@ -34,13 +35,13 @@ def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (switch and value > 1):
-            wanted = "neither 0 nor 1" if switch else "not a whole number that is not negative"
+            wanted = "neither 0 nor 1" if switch else "not a whole number, 0 or more"
             raise ConfigError(
                 f"{value!r} is {wanted}",
                 field=f"vmm.parameters.{name}",
                 help=f"{name} is a switch: 0 or 1"
                 if switch
-                else f"{name} is a number of {known[name].unit}, 0 or more",
+                else f"{name} is a number of {known[name].unit}, 0 to {LARGEST:,}",
             )
         values[name] = value
     return values
