@@ -201,6 +201,12 @@ def test_ctrl_c_gives_a_partial_result_and_status_130(
     assert done.err == "\nstopping; the result will be partial (Ctrl-C again ends at once)\n"
 
 
+def test_what_a_run_finds_out_is_told_while_it_runs(vtsim: Command, engine: Engine, scenario: str) -> None:
+    engine.before = lambda progress: progress.remark("vm0 does nothing [but] handle interrupts")
+
+    assert vtsim("run", scenario, "--json").err == "note: vm0 does nothing [but] handle interrupts\n"
+
+
 def test_a_second_ctrl_c_ends_at_once(vtsim: Command, engine: Engine, scenario: str) -> None:
     def twice(progress: Any) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -226,7 +226,7 @@ CASES = {
     ),
     "a profile value that is too large for any": (
         CPUID + "machine:\n  cpu: {walkers: 1e30}\n",
-        "s.yaml:3: machine.cpu.walkers: 1e+30 is not a profile value"
+        "s.yaml:3: machine.cpu.walkers: 1e+30 is more than any profile value can be"
         + at(3, 17, "  cpu: {walkers: 1e30}")
         + " help: write a whole number of walkers, 1 to 8",
     ),
@@ -240,7 +240,7 @@ CASES = {
         CPUID + "vmm:\n  parameters: {cpuid: 2ns}\n",
         "s.yaml:3: vmm.parameters.cpuid: '2ns' is not a count: unknown unit 'ns'"
         + at(3, 22, "  parameters: {cpuid: 2ns}")
-        + " help: write a whole number that is not negative",
+        + " help: write a whole number, 0 to 4,611,686,018,427,387,904",
     ),
     "VM exits of no cycles": (
         CPUID + "machine:\n  cpu: {transitions.vm_exit_cycles: -0}\n",
@@ -304,24 +304,6 @@ CASES = {
         "the host's addresses"
         + at(2, 53, "vmm: {paging: direct-pv, features: {exit_clustering: true}}")
         + " help: exit_clustering can be false; or choose paging ept, shadow",
-    ),
-    "pages of EPT where none is walked": (
-        CPUID + "vmm: {paging: direct-pv, ept: {page_size: 2 MiB, populate: prebuilt}}\n",
-        "s.yaml:2: vmm.ept.page_size: direct page tables lead to frames of 4 KiB of the host, and no EPT is walked"
-        + at(2, 42, "vmm: {paging: direct-pv, ept: {page_size: 2 MiB, populate: prebuilt}}")
-        + " help: page_size can be 4 KiB; or choose vmm.paging 'ept'",
-    ),
-    "levels of EPT where shadow tables are walked": (
-        CPUID + "vmm: {paging: shadow, ept: {levels: 5, page_size: 2 MiB}}\n",
-        "s.yaml:2: vmm.ept.levels: shadow tables are walked instead of EPT"
-        + at(2, 36, "vmm: {paging: shadow, ept: {levels: 5, page_size: 2 MiB}}")
-        + " help: levels can be 4; or choose vmm.paging 'ept'",
-    ),
-    "flags of EPT where shadow tables are walked": (
-        CPUID + "vmm: {paging: shadow, ept: {accessed_dirty: false}}\n",
-        "s.yaml:2: vmm.ept.accessed_dirty: shadow tables are walked instead of EPT"
-        + at(2, 44, "vmm: {paging: shadow, ept: {accessed_dirty: false}}")
-        + " help: accessed_dirty can be auto; or choose vmm.paging 'ept'",
     ),
     "a remapping unit in front of no device": (
         "vms:\n- viommu: caching\n  guest: {processes: [{phases: [{primitive: cpuid}]}]}\n",
@@ -419,9 +401,9 @@ def test_every_unknown_parameter_of_the_personality_is_shown_with_its_line() -> 
         "s.yaml:4: vmm.parameters.exit_comon: unknown parameter 'exit_comon'"
         + at(4, 16, "    exit_comon: 1")
         + " help: did you mean 'exit_common'?\n\n"
-        "s.yaml:5: vmm.parameters.cpuid: -1 is not a whole number that is not negative"
+        "s.yaml:5: vmm.parameters.cpuid: -1 is not a whole number, 0 or more"
         + at(5, 11, "    cpuid: -1")
-        + " help: cpuid is a number of instructions"
+        + " help: cpuid is a number of instructions, 0 to 4,611,686,018,427,387,904"
     )
 
 
@@ -514,3 +496,50 @@ vms: [{guest: {processes: [{phases: [{primitive: process, pages: 1}]}]}}]
 
     assert [(each.path, each.line) for each in raised.value.problems] == [("vmm.dirty_log.method", 1)]
     assert [each.path for each in too_many.value.problems] == ["vms.0.guest.processes.0.phases.0.written"]
+
+
+@pytest.mark.parametrize(
+    ("paging", "sets", "expected"),
+    [
+        (
+            "PAE", ("vmm.technique=paravirtual",),
+            "--set vmm.technique=paravirtual: vmm.technique: a guest with PAE paging has ring 0, or VT-x below it\n"
+            " help: technique can be native, hardware; or guest.kernel.paging '4-level'",
+        ),
+        (
+            "32-bit", ("vmm.paging=direct-pv",),
+            "--set vmm.paging=direct-pv: vmm.paging: a guest with 32-bit paging has tables of its own, which it writes itself\n"
+            " help: paging can be auto, ept, shadow, agile; or guest.kernel.paging '4-level'",
+        ),
+        (
+            "5-level", ("vmm.technique=binary-translation",),
+            "--set vms.0.guest.kernel.paging=5-level: vms.0.guest.kernel.paging: technique 'binary-translation' has shadow "
+            "tables of four levels\n help: paging can be 4-level",
+        ),
+        (
+            "5-level", ("vmm.paging=direct-pv",),
+            "--set vms.0.guest.kernel.paging=5-level: vms.0.guest.kernel.paging: a paravirtual kernel has tables of four levels\n"
+            " help: paging can be 4-level; or choose vmm.paging 'ept', 'shadow'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_paging_mode_that_cannot_be_is_one_problem(paging: str, sets: tuple[str, ...], expected: str) -> None:
+    assert error(CPUID, f"vms.0.guest.kernel.paging={paging}", "vms.0.memory=64 MiB", *sets) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("vmm.parameters.cpuid", "1e30", "1e+30 is more than any parameter can be"),
+        ("vmm.parameters.cpuid", "-1e30", "-1e+30 is less than any parameter can be"),
+        ("vmm.parameters.cpuid", "[1]", "a list is not a parameter"),
+    ],
+)
+def test_a_parameter_that_is_too_large_is_told_how_large_it_can_be(setting: str, value: str, message: str) -> None:
+    assert error(CPUID, f"{setting}={value}") == (
+        f"--set {setting}={value}: {setting}: {message}\n help: write a whole number, 0 to 4,611,686,018,427,387,904"
+    )
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten() -> None:
+    assert dict(parse_scenario(CPUID, ["vmm.parameters.cpuid=1e3"]).vmm.parameters) == {"cpuid": 1000.0}

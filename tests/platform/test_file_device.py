@@ -374,7 +374,24 @@ def test_writers_wait_half_way_to_the_limit() -> None:
         ("vcpus: 2", (), "a guest that writes pages back has one vCPU", "kind can be memory"),
         ("", ("vmm.paging=direct-pv",), "a device for files is one of VMs on EPT or shadow tables", "technique can be"),
         ("", ("vmm.technique=interpreter",), "a device for files is one of VMs on EPT", "technique can be hardware"),
-        ("", ("vmm.sharing.on=true",), "memory that a device for files reaches is not taken back", "kind can be"),
+        (
+            "",
+            ("vmm.sharing.on=true",),
+            "vmm.sharing.on: memory that a device for files reaches is not taken back\n",
+            " help: on can be false; or vms.0.guest.kernel.file_system.kind memory",
+        ),
+        (
+            "",
+            ("vmm.balloon.size=1 MiB",),
+            "vmm.balloon.size: memory that a device for files reaches is not taken back\n",
+            " help: size can be 0; or vms.0.guest.kernel.file_system.kind memory",
+        ),
+        (
+            "",
+            ("vmm.features.exit_clustering=true",),
+            "vmm.features.exit_clustering: a doorbell of a device for files does not end an exit cluster\n",
+            " help: exit_clustering can be false; or vms.0.guest.kernel.file_system.kind memory",
+        ),
         ("", ("vms.0.guest.kernel.paging=PAE",), "a device for files needs a 64-bit kernel", "kind can be memory"),
     ],
 )

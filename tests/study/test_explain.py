@@ -16,6 +16,8 @@ from vtsim.study.explain import REQUIRES, exit_program, price, profile_values, p
 from vtsim.study.report import plain_text
 from vtsim.vmcs.capabilities import FEATURES
 from vtsim.vmcs.reasons import REASON
+from vtsim.vmm.listing import PAGINGS, exit_stages
+from vtsim.vmm.programs.common import OF_PAGING
 
 PROFILE = load_profile("skx-4114")
 
@@ -56,10 +58,23 @@ def test_every_op_of_the_table_has_a_price_in_every_profile() -> None:
 def test_an_exit_program_is_listed_op_by_op_with_privilege_and_price() -> None:
     stages = [Stretch(0, "in the kernel", assembled()), Stretch(1, "in user space", assembled()[:1])]
 
-    text = plain_text(program_listing(REASON["CPUID"], "kvm", PROFILE, stages), 100)
+    text = plain_text(program_listing(REASON["CPUID"], "kvm", PROFILE, stages, "ept"), 100)
 
     lines = text.splitlines()
-    assert lines[0].split() == ["CPUID", "under", "kvm", "on", "skx-4114", "op", "cycles", "charged", "to"]
+    assert lines[0].split() == [
+        "CPUID",
+        "under",
+        "kvm",
+        "with",
+        "paging",
+        "ept",
+        "on",
+        "skx-4114",
+        "op",
+        "cycles",
+        "charged",
+        "to",
+    ]
     vmread = next(line for line in lines if "VMREAD" in line)
     assert vmread.split() == [
         "R0",
@@ -111,16 +126,57 @@ def test_an_unknown_door_is_refused() -> None:
     assert str(error.value) == "unknown door 'profil'\n help: did you mean 'profile'?"
 
 
-def test_an_exit_path_on_a_processor_that_cannot_run_it_is_refused() -> None:
-    with pytest.raises(ConfigError) as refused:
-        exit_program("CPUID", "kvm", "p4-672")
+def heading(reason: str, profile: str, *paging: str) -> str:
+    return plain_text(exit_program(reason, "kvm", profile, *paging), 200).splitlines()[0].partition("  ")[0]
 
-    able = [name for name in profile_names() if name not in ("p4-672", "xeon-2003")]
-    assert str(refused.value) == (
-        "--profile: kvm needs EPT (ENABLE_EPT), which profile 'p4-672' does not have\n"
-        f" help: profiles that have it: {', '.join(able)}; or --personality minimal, which can do without"
+
+def test_the_paging_of_an_exit_path_is_what_the_processor_has_or_what_is_asked_for() -> None:
+    assert heading("CPUID", "skx-4114") == "CPUID under kvm with paging ept on skx-4114"
+    assert heading("CPUID", "p4-672") == "CPUID under kvm with paging shadow on p4-672"
+    assert heading("INVLPG", "skx-4114") == "INVLPG under kvm with paging shadow on skx-4114"
+    assert heading("EPT_VIOLATION", "skx-4114", "agile") == "EPT_VIOLATION under kvm with paging agile on skx-4114"
+
+
+def test_what_a_page_fault_of_the_guest_runs_depends_on_the_paging() -> None:
+    ept, shadow = (
+        plain_text(exit_program("EXCEPTION_NMI", "kvm", "skx-4114", each), 100) for each in ("ept", "shadow")
     )
-    exit_program("CPUID", "minimal", "p4-672")
+
+    assert "guest_walk" in shadow
+    assert "guest_walk" not in ept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("CPUID", "kvm", "p4-672", "ept"),
+            "--profile: paging 'ept' needs EPT (ENABLE_EPT), which profile 'p4-672' does not have\n"
+            f" help: profiles that have it: {', '.join(n for n in profile_names() if n not in ('p4-672', 'xeon-2003'))}; "
+            "or --paging shadow, which can do without",
+        ),
+        (
+            ("EPT_VIOLATION", "kvm", "skx-4114", "shadow"),
+            "--paging: no program handles a VM exit EPT_VIOLATION with paging 'shadow'\n"
+            " help: paging can be auto, ept, agile",
+        ),
+        (("CPUID", "kvm", "skx-4114", "shadwo"), "--paging: unknown paging 'shadwo'\n help: did you mean 'shadow'?"),
+    ],
+)
+def test_a_paging_that_an_exit_path_cannot_have_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        exit_program(*arguments)
+
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("personality", ["kvm", "minimal"])
+@pytest.mark.parametrize("paging", ["ept", "shadow", "agile", "direct-pv"])
+def test_every_exit_is_listed_with_every_paging_that_it_has(personality: str, paging: str) -> None:
+    profile = load_profile("skx-4114")
+    for reason in REASON.values():
+        if paging in OF_PAGING.get(reason.number, PAGINGS):
+            assert all(stage.instructions for stage in exit_stages(personality, reason.number, profile, paging))
 
 
 def test_an_exit_is_found_by_its_number() -> None:

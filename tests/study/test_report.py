@@ -55,6 +55,12 @@ def test_a_partial_result_says_so(result: Result) -> None:
     assert "\ninterrupted: this result is partial\n" in text
 
 
+def test_notes_stand_above_the_figures(result: Result) -> None:
+    text = plain_text(report(attrs.evolve(result, notes=("vmm.pv.batch has no effect here: so it is",))), 80)
+
+    assert text.index("\nnote: vmm.pv.batch has no effect here: so it is\n") < text.index("\nCycles")
+
+
 def test_a_run_that_did_nothing_still_has_a_report(result: Result) -> None:
     cycles = attrs.evolve(result.cycles, total=0, elapsed=0, by={}, by_owner={})
 

@@ -92,6 +92,13 @@ def test_with_kpti_ring_3_has_a_root_of_its_own_in_which_the_kernel_is_not(
     assert len(missing.levels) == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "ring"), [(0x1000, 3), ((1 << 47) - 1, 3), (1 << 47, 3), (0xFFFF_8000_0000_0000, 0), (1 << 63, 0)]
+)
+def test_the_half_of_the_address_space_decides_the_ring(scenario: Callable[..., Path], address: int, ring: int) -> None:
+    assert vtsim.walk(scenario(), address, native=True).ring == ring
+
+
 @pytest.mark.parametrize(("ept", "h"), [("4 KiB", 4), ("2 MiB", 3)])
 @pytest.mark.parametrize(("guest", "g"), [("4 KiB", 4), ("2 MiB", 3)])
 def test_without_walk_caches_every_crossing_of_the_dimensions_is_read(

@@ -60,8 +60,8 @@ def test_a_parameter_that_is_no_length_is_refused(value: object) -> None:
         resolve_parameters(VmmSpec(parameters=(("cpuid", value),)))  # type: ignore[arg-type]
 
     assert str(raised.value) == (
-        f"vmm.parameters.cpuid: {value!r} is not a whole number that is not negative\n"
-        " help: cpuid is a number of instructions"
+        f"vmm.parameters.cpuid: {value!r} is not a whole number, 0 or more\n"
+        " help: cpuid is a number of instructions, 0 to 4,611,686,018,427,387,904"
     )
 
 

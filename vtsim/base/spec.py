@@ -6,6 +6,7 @@ says what users may write, what is inside, how it is printed and how its schema 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -236,7 +237,10 @@ class Free:
             else:
                 known = self.known(path)
                 help = known.accepted if known else FREE_VALUES
-                raise ConfigError(f"{shown(inner)} is not a {self.noun}", field=path, help=help)
+                why = f"is not a {self.noun}"
+                if isinstance(inner, int | float) and math.isfinite(inner):
+                    why = f"is {'more' if inner > 0 else 'less'} than any {self.noun} can be"
+                raise ConfigError(f"{shown(inner)} {why}", field=path, help=help)
             if clash := flat.keys() & found.keys():
                 raise ConfigError(f"{min(clash)} is given twice", field=path)
             flat |= found

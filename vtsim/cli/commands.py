@@ -238,11 +238,14 @@ def explain_exit(
     reason: Annotated[str, typer.Argument(metavar="REASON", help="An exit reason, as in CPUID.", show_default=False)],
     personality: Annotated[str, typer.Option(metavar="NAME", help="Whose exit path.")] = "kvm",
     profile: Annotated[str, typer.Option(metavar="NAME", help="Whose prices.")] = "skx-4114",
+    paging: Annotated[
+        str, typer.Option(metavar="PAGING", help="ept, shadow, agile, direct-pv; auto: what the processor has.")
+    ] = "auto",
 ) -> None:
     """Show the hypervisor program for an exit reason, op by op, with privilege and price."""
     from vtsim.study.explain import exit_program
 
-    show(exit_program(reason, personality, profile))
+    show(exit_program(reason, personality, profile, paging))
 
 
 @explain.command("profile")

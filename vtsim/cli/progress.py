@@ -26,6 +26,7 @@ class Watch:
     def __init__(self, *, bar: bool) -> None:
         self.bar = bar and sys.stderr.isatty()
         self.interrupted = False
+        self.told: set[str] = set()
         self.began = time.monotonic()
         self.stage = ""
         self.stage_began = self.began
@@ -53,6 +54,16 @@ class Watch:
         if self.bar and now - self.began > PATIENCE_S:
             self._draw(done, instructions / max(now - self.stage_began, 1e-3))
         return not self.interrupted
+
+    def remark(self, sentence: str) -> None:
+        """Say at once what a run finds out, above the bar if there is one; its baseline may find the same."""
+        if sentence in self.told:
+            return
+        self.told.add(sentence)
+        if self.progress is None:
+            note(f"note: {sentence}")
+        else:
+            self.progress.console.print(f"note: {sentence}", markup=False, highlight=False)
 
     def _draw(self, done: float, rate: float) -> None:
         from vtsim.study.report import count

@@ -77,10 +77,6 @@ NOT_IN_PROTECTED_MODE = (
 )  # fmt: skip
 NOT_FOR_HYPERCALLS = "has no kernel that is built for hypercalls"
 NOT_FIVE = "paging can be 4-level, PAE, 32-bit"
-NO_EPT = {  # how memory is translated then
-    "direct-pv": "direct page tables lead to frames of 4 KiB of the host, and no EPT is walked",
-    "shadow": "shadow tables are walked instead of EPT",
-}
 PAGE_FEATURES = {2 * MIB: "EPT_2M_PAGES", GIB: "EPT_1G_PAGES"}
 
 
@@ -404,13 +400,14 @@ def _kernels_can_run(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 message=f"this needs PCIDs, which profile {profile.name!r} does not have",
                 help="pcid can be false, auto",
             )
-        if kernel.paging == "5-level" and not profile.features.la57:
+        elsewhere = without_vt_x(scenario.vmm) or scenario.vmm.paging == "direct-pv"  # it is refused there
+        if kernel.paging == "5-level" and not profile.features.la57 and not elsewhere:
             yield Problem(
                 path=f"vms.{number}.guest.kernel.paging",
                 message=f"this needs 57-bit linear addresses, which profile {profile.name!r} does not have",
                 help=f"{NOT_FIVE}; or machine.cpu: {{features.la57: true, vmx.generation: ice-lake-sp}}",
             )
-        elif kernel.paging == "5-level" and scenario.vmm.technique != "native":
+        elif kernel.paging == "5-level" and scenario.vmm.technique != "native" and not elsewhere:
             _, allowed = _capabilities(profile).cr4_fixed()
             if not allowed & CR4_LA57:
                 yield Problem(
@@ -451,7 +448,7 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for setting, wrong, words, legal in (
             ("kpti", kernel.kpti and not ring3, NO_KPTI, "kpti can be false"),
             ("page_size", kernel.page_size > 4096, NO_LARGE_PAGES, "page_size can be 4 KiB"),
-            ("paging", kernel.paging != "4-level", "has tables of four levels", "paging can be 4-level"),
+            ("paging", kernel.paging == "5-level", "has tables of four levels", "paging can be 4-level"),
         ):
             if wrong:
                 yield Problem(
@@ -473,26 +470,6 @@ def _direct_tables(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                         message=f"a paravirtual kernel {words}",
                         help=elsewhere if direct else "let interface be auto",
                     )
-
-
-def _ept_is_there(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
-    """What is said of EPT would change nothing where VMX does without it; other techniques may keep it, to be compared.
-
-    With direct tables all memory is there from the start, so that `populate` asks for nothing that is not so.
-    """
-    vmm = scenario.vmm
-    if vmm.technique != "hardware" or vmm.paging not in NO_EPT:
-        return
-    can, default = _capabilities(profile).supports("EPT_ACCESSED_DIRTY"), EptSpec()
-    direct = vmm.paging == "direct-pv"
-    for key, wrong, legal in (
-        ("page_size", direct and vmm.ept.page_size != default.page_size, SIZE.format(default.page_size)),
-        ("levels", vmm.ept.levels != default.levels, str(default.levels)),
-        ("accessed_dirty", vmm.ept.accessed_dirty != can, "auto"),
-    ):
-        if wrong:
-            help = f"{key} can be {legal}; or choose vmm.paging 'ept'"
-            yield Problem(path=f"vmm.ept.{key}", message=NO_EPT[vmm.paging], help=help)
 
 
 def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
@@ -540,7 +517,8 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         for path, wrong, words, legal in (
             ("vmm.technique", vmm.technique not in ("native", "hardware"), "has ring 0, or VT-x below it",
              "technique can be native, hardware"),
-            ("vmm.paging", vmm.paging == "direct-pv", "has tables of its own, which it writes itself",
+            ("vmm.paging", vmm.paging == "direct-pv" and not without_vt_x(vmm),
+             "has tables of its own, which it writes itself",
              "paging can be auto, ept, shadow, agile"),
             ("vmm.pv.events", by_events, NOT_FOR_HYPERCALLS, "events can be false"),
             ("vmm.features.exit_clustering", vmm.features.exit_clustering and vmm.paging == "ept",
@@ -659,7 +637,6 @@ CHECKS: tuple[Check, ...] = (
     _kernels_are_built_for_ring_3,
     _kernels_can_run,
     _direct_tables,
-    _ept_is_there,
     _agile_paging,
     _protected_mode,
     _memory_is_addressable,

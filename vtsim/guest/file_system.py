@@ -31,8 +31,9 @@ class FileSystemSpec:
         Text(choices=(MEMORY, DISK, HOST)),
         "memory: no page is written; disk: pages are written when too many are dirty, or on request; host: the host "
         "has the file, as with virtio-fs: pages are written when a mapping goes, too, and a store waits for its page. "
-        "disk and host need one vCPU, a 64-bit kernel, technique native or hardware with EPT or shadow tables, and a "
-        "host that takes no memory back",
+        "disk and host need one vCPU, a 64-bit kernel, technique native or hardware with EPT or shadow tables, "
+        "and a kernel that is not built for hypercalls; they do not go with sharing, collapse, swap or balloon, "
+        "posted_interrupts, exit_clustering",
         default=MEMORY,
     )
     write: int = setting(

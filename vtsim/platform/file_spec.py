@@ -40,17 +40,15 @@ def file_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
             message="a device for files is one of VMs on EPT or shadow tables",
             help=f"technique can be hardware with paging ept or shadow, or native; or {field} memory",
         )
-    for name, on in (
-        ("takes_back", vmm.takes_back),
-        ("posted", vmm.posted_interrupts),
-        ("clusters", vmm.features.exit_clustering),
+    for path, on, message in (
+        (f"vmm.{vmm.taken_back_by}", vmm.takes_back, "memory that a device for files reaches is not taken back"),
+        ("vmm.posted_interrupts", vmm.posted_interrupts, "interrupts of a device for files are not posted"),
+        (
+            "vmm.features.exit_clustering",
+            vmm.features.exit_clustering,
+            "a doorbell of a device for files does not end an exit cluster",
+        ),
     ):
         if on:
-            yield Problem(path="vmm", message=MESSAGES[name], help=f"{field} can be memory")
-
-
-MESSAGES = {
-    "takes_back": "memory that a device for files reaches is not taken back",
-    "posted": "interrupts of a device for files are not posted",
-    "clusters": "a doorbell of a device for files does not end an exit cluster",
-}
+            off = "size can be 0" if path.endswith("size") else f"{path.rpartition('.')[2]} can be false"
+            yield Problem(path=path, message=message, help=f"{off}; or {field} memory")

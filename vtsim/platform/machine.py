@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import simpy
 from attrs import define, evolve, field
@@ -42,7 +42,9 @@ from vtsim.platform.identity import identify
 from vtsim.platform.iommu_spec import requester
 from vtsim.platform.outcome import Outcome, VmOutcome, check_laws, owner_counts, sums
 from vtsim.platform.spec import MACHINE_ISA, Scenario, VmSpec, driven_by
+from vtsim.platform.starved import Starvation
 from vtsim.platform.tracing import Tracing, traced_machine
+from vtsim.platform.without_effect import without_effect
 from vtsim.platform.witness import Wanted, Witnessed, attach, read
 from vtsim.platform.witness import words as witness_words
 from vtsim.vmcs.events import EXCEPTIONS
@@ -54,6 +56,7 @@ from vtsim.vmm.needs import needs as hypervisor_needs
 from vtsim.vmm.pci import ADDRESS_PORT, DATA_PORT, NOTHING, configuration
 from vtsim.vmm.programs.events import ASSIGNED_BYTES
 from vtsim.vmm.programs.ports import FILE_SERVER
+from vtsim.vmm.settings import unread_parameters
 from vtsim.vmm.swap_disk import PLACE_WORDS, places
 from vtsim.vmm.techniques import techniques
 
@@ -78,6 +81,7 @@ MSR_SLOTS: Final = {
 }
 PM_TIMER: Final = range(0x608, 0x60C)
 ELCR: Final = range(0x4D0, 0x4D2)
+NOT_LOST: Final = ("time limit", "interrupted")  # ends that say nothing of a guest
 
 
 class Progress(Protocol):
@@ -85,6 +89,15 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: float, instructions: int) -> bool:
         """`done` is 0 to 1 within the stage; returning False asks for a partial result."""
+        ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A `Progress` that is told at once what a run finds out about its scenario."""
+
+    def remark(self, sentence: str) -> None:
+        """Take a sentence that will be among the result's notes."""
         ...
 
 
@@ -162,6 +175,7 @@ class Machine:
     devices: DmaDevices | None = field(default=None, init=False)  # that have the machine to themselves
     driven: DrivenDevices | None = field(default=None, init=False)  # that the guest drives
     approximations: list[str] = field(factory=list, init=False)
+    notes: list[str] = field(factory=list, init=False)
     logs: dict[tuple[str, int], int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -368,6 +382,7 @@ class Machine:
 
     def process(self) -> Generator[simpy.Event, Any, None]:
         """The SimPy process: compute, let time pass, act."""
+        starvation = Starvation(self.engine, self.scenario)
         while not self._over():
             until = min(int(self.clock.now) + SLICE, self.limit)
             if self.clock._queue:
@@ -381,12 +396,16 @@ class Machine:
             elif until >= self.limit:
                 for vm in self.vms:
                     if vm.finished_at is None:
-                        self._finish(vm, until, "time limit")
+                        self._finish(vm, until, NOT_LOST[0])
             if not self._goes_on():
                 self.interrupted = True
+            stopped = self.interrupted or until >= self.limit
+            for sentence in starvation.look(int(self.clock.now), last=stopped):
+                self._remark(sentence)
+            if self.interrupted:
                 for vm in self.vms:
                     if vm.finished_at is None:
-                        self._finish(vm, reached, "interrupted")
+                        self._finish(vm, reached, NOT_LOST[1])
 
     def _over(self) -> bool:
         return all(vm.finished_at is not None for vm in self.vms)
@@ -397,6 +416,11 @@ class Machine:
         share = min(int(self.clock.now) / max(self.limit, 1), 1.0)
         stage = "native" if self.below is None else "run"
         return self.progress(stage, share, int(self.engine.cpus[:, s.RETIRED].sum()))
+
+    def _remark(self, sentence: str) -> None:
+        self.notes.append(sentence)
+        if isinstance(self.progress, Listener):
+            self.progress.remark(sentence)
 
     def _devices_go_on(self) -> bool:
         self.interrupted = not self._goes_on()
@@ -542,6 +566,7 @@ class Machine:
             wall_s=self.wall_s,
             partial=self.interrupted,
             approximations=tuple(self.approximations),
+            notes=(*self.notes, *self._lost(), *self._without_effect()),
             replayed=self._replayed(),
             memory=self.hypervisor.sharing() if self.hypervisor is not None else {},
             dma=() if devices is None else devices.outcome(),
@@ -552,6 +577,27 @@ class Machine:
             hypercalls=None if self.below is None else self.below.hypercalls(),
             software=None if self.monitor is None else self.monitor.software(),
         )
+
+    def _lost(self) -> Iterator[str]:
+        """Why a guest may have got lost under a monitor that does not see all that it should."""
+        scenario = self.scenario
+        if scenario.vmm.technique != "trap-and-emulate" or scenario.machine.isa != "x86":
+            return
+        if any(vm.stopped not in (None, *NOT_LOST) for vm in self.vms):
+            yield (
+                "sensitive operations of x86 do not trap in ring 3, and guests get lost; "
+                "machine.isa can be virtualizable"
+            )
+
+    def _without_effect(self) -> Iterator[str]:
+        """What the scenario says in vain."""
+        for path, reason in without_effect(self.scenario, self.profile):
+            yield f"{path} has no effect here: {reason}"
+        set_in_vain = [name for name, _ in self.scenario.vmm.parameters] if self.monitor is not None else []
+        if self.hypervisor is not None:
+            set_in_vain = unread_parameters(self.hypervisor.path)
+        for name in set_in_vain:
+            yield f"vmm.parameters.{name} has no effect here: this hypervisor's programs do not ask for it"
 
     def _clusters(self) -> dict[str, dict[str, int]]:
         """What exit clusters have done, by VM; nothing where they are off."""

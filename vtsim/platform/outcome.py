@@ -143,6 +143,7 @@ class Outcome:
     wall_s: float
     partial: bool
     approximations: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     replayed: ReplayedExits | None = None
     memory: Mapping[str, int] = field(factory=dict)  # what is of the host, and of no single VM
     dma: tuple[DmaOutcome, ...] = ()

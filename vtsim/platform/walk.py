@@ -157,7 +157,7 @@ def walk(
         machine.run()
     engine, cpu, deprivileged = machine.engine, target.spec.cpu or 0, machine.monitor is not None
     if ring is None:
-        ring = 0 if address >= paging.places.direct & UNSIGNED else 3
+        ring = 0 if address >= (paging.places.direct if paging.protected else 1 << 63) & UNSIGNED else 3
     _become_guest(machine, number, space, ring)
     if cold or not after_run:
         empty_caches(engine, cpu)

@@ -75,19 +75,34 @@ def profile_values(name: str) -> RenderableType:
     return Group(Text(profile.description, style="dim"), *shown, Padding(sources, (1, 0, 0, 0)))
 
 
-def exit_program(reason: str, personality: str, profile: str) -> RenderableType:
-    """The program that a personality runs for an exit reason, with prices of a profile."""
-    from vtsim.vmm.listing import exit_stages
+def exit_program(reason: str, personality: str, profile: str, paging: str = "auto") -> RenderableType:
+    """The program that a personality runs for an exit reason, with prices of a profile.
+
+    `paging` is how the guests' memory is translated; auto: by EPT, or by shadow tables where the processor has none.
+    """
+    from vtsim.vmm.listing import PAGINGS, exit_stages, usual_paging
+    from vtsim.vmm.programs.common import OF_PAGING
 
     known = BY_NUMBER.get(int(reason)) if reason.isdecimal() else REASON.get(reason.upper())
     if known is None:
         raise ConfigError.unknown("exit reason", reason, REASON)
     prices = load_profile(profile)
-    if personality == "kvm":
-        _require("ENABLE_EPT", prices, "kvm needs EPT", "; or --personality minimal, which can do without")
+    if paging not in ("auto", *PAGINGS):
+        raise ConfigError.unknown("paging", paging, ("auto", *PAGINGS), field="--paging")
     if known.number in REQUIRES:
         _require(REQUIRES[known.number], prices, f"a VM exit {known.name} needs its control")
-    return program_listing(known, personality, prices, exit_stages(personality, known.number, prices))
+    if paging in ("ept", "agile"):
+        _require("ENABLE_EPT", prices, f"paging {paging!r} needs EPT", "; or --paging shadow, which can do without")
+    able = OF_PAGING.get(known.number, PAGINGS)
+    if paging not in ("auto", *able):
+        raise ConfigError(
+            f"no program handles a VM exit {known.name} with paging {paging!r}",
+            field="--paging",
+            help=f"paging can be auto, {', '.join(able)}",
+        )
+    chosen = usual_paging(known.number, prices) if paging == "auto" else paging
+    stages = exit_stages(personality, known.number, prices, chosen)
+    return program_listing(known, personality, prices, stages, chosen)
 
 
 def _require(control: str, profile: Profile, what: str, otherwise: str = "") -> None:
@@ -106,12 +121,14 @@ def _require(control: str, profile: Profile, what: str, otherwise: str = "") -> 
     )
 
 
-def program_listing(reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage]) -> RenderableType:
+def program_listing(
+    reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage], paging: str
+) -> RenderableType:
     """Op by op: privilege, program, price; then what share of the cycles comes from ops, WORK and hooks.
 
     Not modelled: memory stalls, which a listing cannot know.
     """
-    table = section(f"{reason.name} under {personality} on {profile.name}", ())
+    table = section(f"{reason.name} under {personality} with paging {paging} on {profile.name}", ())
     for heading in ("op", "cycles", "charged to"):
         table.add_column(heading, justify="right" if heading == "cycles" else "left", no_wrap=heading != "op")
     sums = {"ops": 0.0, "WORK": 0.0, "hooks": 0.0}

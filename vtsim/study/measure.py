@@ -354,6 +354,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
         stopped={vm.name: vm.stopped for outcome in outcomes for vm in outcome.vms if vm.stopped},
         partial=any(outcome.partial for outcome in outcomes),
         approximations=tuple(dict.fromkeys(a for outcome in outcomes for a in outcome.approximations)),
+        notes=tuple(dict.fromkeys(each for outcome in outcomes for each in outcome.notes)),
         parameters=parameters(first),
         replay=compared(first),
         dma=tuple(_dma(device, profile.clock_hz) for outcome in outcomes for device in outcome.dma),

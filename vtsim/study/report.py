@@ -43,7 +43,7 @@ def plain_text(renderable: RenderableType, width: int) -> str:
 
 def _sections(result: Result) -> Iterator[RenderableType]:
     yield _headline(result)
-    if result.partial or result.stopped:
+    if result.partial or result.stopped or result.notes:
         yield Group(*_warnings(result))
     if result.vms:
         yield _cycles(result)
@@ -99,6 +99,8 @@ def _warnings(result: Result) -> Iterator[RenderableType]:
         yield Text("interrupted: this result is partial", style="bold yellow")
     for name, reason in result.stopped.items():
         yield Text.assemble((f"{name} stopped early", "bold red"), f": {reason}")
+    for sentence in result.notes:
+        yield Text.assemble(("note", "bold yellow"), f": {sentence}")
 
 
 def _cycles(result: Result) -> RenderableType:

@@ -480,6 +480,8 @@ class Result(Run):
     stopped: Mapping[str, str]      = key("", "{VM: why it ended before its work was done}")
     partial: bool                   = key("", "true when the run was interrupted")
     approximations: tuple[str, ...] = key("", "sentences: what this run simplified")
+    notes: tuple[str, ...]          = key("", "sentences: settings that change nothing here, and what keeps "
+                                          "guests from their work", default=())
     parameters: Parameters          = key("", "values used, with sources")
     replay: Replay | None           = key("", "recorded against predicted exits", default=None)
     dma: tuple[Dma, ...]            = key("", "devices that did DMA", default=())

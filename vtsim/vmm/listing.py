@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -27,6 +28,7 @@ BACK: Final = ("skip", "skip_decoded", "reenter", "go_on", "die", "schedule", "t
 TAKEN: Final[Mapping[int, frozenset[str]]] = {
     x.CPUID: frozenset({"cpuid_found"}),
     x.IO_INSTRUCTION: frozenset({"user_port", "port_in", "user_port_in"}),
+    x.EXCEPTION_NMI: frozenset({"shadow_fault", "slot_found", "find_page", "synchronize_entry_done"}),
     x.EPT_VIOLATION: frozenset({"slot_found", "find_page", "make_page"}),
     x.MSR_WRITE: frozenset({"msr_write_apic", "apic_eoi"}),
 }
@@ -41,20 +43,29 @@ class ExitStage:
     instructions: tuple[Instruction, ...]
 
 
-def exit_stages(personality: str, reason: int, profile: Profile) -> Iterator[ExitStage]:
-    """The stages of a personality's path for an exit reason, on a machine with this profile."""
+PAGINGS: Final = ("ept", "shadow", "agile", "direct-pv")
+
+
+def usual_paging(reason: int, profile: Profile) -> str:
+    """How memory is translated where an exit occurs: by EPT if it can and the processor has it."""
+    able = OF_PAGING.get(reason, PAGINGS)
+    has_ept = GENERATIONS[profile.vmx.generation].capabilities().supports("ENABLE_EPT")
+    return able[0] if has_ept or "shadow" not in able else "shadow"
+
+
+def exit_stages(personality: str, reason: int, profile: Profile, paging: str = "") -> Iterator[ExitStage]:
+    """The stages of a personality's path for an exit reason, on a machine with this profile; `paging` or the usual."""
     import_all(vtsim.vmm.personalities)
     capabilities = GENERATIONS[profile.vmx.generation].capabilities()
     vmm = VmmSpec(
         personality=personality,
-        paging=OF_PAGING.get(reason, ("ept" if capabilities.supports("ENABLE_EPT") else "shadow",))[0],
+        paging=paging or usual_paging(reason, profile),
         vpid=capabilities.supports("ENABLE_VPID"),
         tpr_shadow=capabilities.supports("USE_TPR_SHADOW"),
         ept=EptSpec(accessed_dirty=reason == x.PML_FULL or capabilities.supports("EPT_ACCESSED_DIRTY")),
         dirty_log=DirtyLogSpec(method="pml" if reason == x.PML_FULL else "off"),
     )
-    names = ("idt", "handlers", "wire", "zero_page", "blocks", "tick_cycles", "log_period")
-    addresses = dict.fromkeys(names, at.HOST_DIRECT)
+    addresses = defaultdict[str, int](lambda: at.HOST_DIRECT)
     path = Path(
         vmm=vmm,
         profile=Processor.of(profile),
@@ -87,14 +98,19 @@ def exit_stages(personality: str, reason: int, profile: Profile) -> Iterator[Exi
 def follow(
     program: Program, start: str, ends: tuple[str, ...], taken: frozenset[str] = frozenset()
 ) -> tuple[Instruction, ...]:
-    """The instructions from a label on: jumps and calls followed, conditional jumps only to `taken`, each once."""
+    """The instructions from a label on: jumps and calls followed, conditional jumps only to `taken`, each once.
+
+    Where a jump leads back into a loop, the stretch ends.
+    """
     by_address = {i.at: i for i in program.instructions}
     stops = {program.labels[name] for name in ends if name in program.labels and name != start}
     usual = {program.labels[name] for name in taken if name in program.labels}
     found: list[Instruction] = []
     calls: list[int] = []
+    been: set[tuple[int, ...]] = set()
     at_ = program.labels[start]
-    while at_ in by_address:
+    while at_ in by_address and (at_, *calls) not in been:
+        been.add((at_, *calls))
         i = by_address[at_]
         found.append(i)
         target = i.target if isinstance(i.target, int) else 0

@@ -8,7 +8,7 @@ import vtsim.vmm.techniques
 from vtsim.base.errors import ConfigError
 from vtsim.base.registry import import_all
 from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durations, setting, sizes
-from vtsim.base.units import COUNT, Dimension
+from vtsim.base.units import COUNT, LARGEST, Dimension
 from vtsim.ept.direct import BATCH_LIMIT
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
 from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
@@ -25,7 +25,7 @@ class PathLength:
     """What is known of every path length of a personality."""
 
     dimension: Dimension = COUNT
-    accepted: str = "write a whole number that is not negative"
+    accepted: str = f"write a whole number, 0 to {LARGEST:,}"
 
 
 @frozen(kw_only=True)
@@ -184,6 +184,12 @@ class VmmSpec:
     def takes_back(self) -> bool:
         """Does the hypervisor take memory back from its VMs?"""
         return self.sharing.on or self.collapse.on or self.swap.on or self.balloon.size > 0
+
+    @property
+    def taken_back_by(self) -> str:
+        """The setting by which it does, the first of several."""
+        ways = (("sharing.on", self.sharing.on), ("collapse.on", self.collapse.on), ("swap.on", self.swap.on))
+        return next((path for path, on in ways if on), "balloon.size")
 
     @property
     def on_shadow(self) -> bool:
