@@ -117,7 +117,14 @@ LENGTHS: Final[dict[str, Length]] = {
 }
 # fmt: on
 
+# What a length has counted and a kernel with several CPUs executes as operations, beside those taken off for all:
+# locks, looks at entries under them, a list of pages in front of the zone's. So both kernels have as many instructions.
+OF_SEVERAL: Final = {
+    "page_get": 21, "page_put": 23, "fault_map": 80, "fault_copy": 104, "fault_reuse": 61, "file_fault": 65,
+    "file_write_fault": 80, "unmap": 60, "unmap_page": 14, "protect": 44, "protect_page": 10,
+}  # fmt: skip
 
-def length(name: str) -> int:
-    """Return how many instructions a stretch of kernel code has."""
-    return LENGTHS[name].instructions
+
+def length(name: str, *, several: bool = False) -> int:
+    """Return how many instructions a stretch of kernel code has, in a kernel with one CPU or with several."""
+    return LENGTHS[name].instructions - (OF_SEVERAL.get(name, 0) if several else 0)
