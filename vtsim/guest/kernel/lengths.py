@@ -108,13 +108,23 @@ LENGTHS: Final[dict[str, Length]] = {
     "wait_event":     Length(  282, "prepare_to_wait_event up to the switch", COUNTED),
     "device_interrupt": Length(  965, "handle_edge_irq and virtblk_done, without the block layer", COUNTED),
     "unmap_page":     Length(  790, "zap_pte_range, page_remove_rmap, release_pages, one page", COUNTED),
+    "copy_shared_page": Length(127, "copy_pte_range, page_dup_rmap, one page", COUNTED),
+    "unmap_shared_page": Length(248, "zap_pte_range at exit, one page that others map", COUNTED),
+    "unmap_own_page": Length(725, "the same, one page that is freed", COUNTED),
     "unmap_file_page": Length(  356, "the same of a page that stays in the page cache", COUNTED),
     "call_others":    Length(  326, "smp_call_function_many_cond around the requests, one other CPU", COUNTED),
     "call_flush":     Length(  145, "flush_smp_call_function_queue and flush_tlb_func, one request", COUNTED),
 }
 # fmt: on
 
+# What a length has counted and a kernel with several CPUs executes as operations, beside those taken off for all:
+# locks, looks at entries under them, a list of pages in front of the zone's. So both kernels have as many instructions.
+OF_SEVERAL: Final = {
+    "page_get": 21, "page_put": 23, "fault_map": 80, "fault_copy": 104, "fault_reuse": 61, "file_fault": 65,
+    "file_write_fault": 80, "unmap": 60, "unmap_page": 14, "protect": 44, "protect_page": 10,
+}  # fmt: skip
 
-def length(name: str) -> int:
-    """Return how many instructions a stretch of kernel code has."""
-    return LENGTHS[name].instructions
+
+def length(name: str, *, several: bool = False) -> int:
+    """Return how many instructions a stretch of kernel code has, in a kernel with one CPU or with several."""
+    return LENGTHS[name].instructions - (OF_SEVERAL.get(name, 0) if several else 0)

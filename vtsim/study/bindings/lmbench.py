@@ -76,7 +76,7 @@ bind(
         "6.1 does more for a name, a file and a socket (a socket is 132 instructions, a descriptor 89). fork, exec "
         "and sh are their pages copied on write, faults and instructions, and those numbers are remembered. Under "
         "translation, hosted or not, for nothing here needs a device, a system call loads CR3 twice and has three "
-        "call-outs by SYSCALL, as AA06-NANO says: null_call takes 1.55 us with CR3 for nothing, 0.85 if SYSCALL and "
+        "call-outs by SYSCALL, as AA06-NANO says: null_call takes 1.53 us with CR3 for nothing, 0.82 if SYSCALL and "
         "SYSRET are free, too. In user mode a system call stops twice, which is four switches of context, six system "
         "calls of the tracing thread and five of the guest's kernel; before INT 80H, the signal's frame and two of "
         "those calls were there it was 7.2 us. UML.fork has the host unmap a new space entry by entry, 2,811 calls "
