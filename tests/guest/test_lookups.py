@@ -20,7 +20,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import HORIZON
-from vtsim.cpu.kernels.stream import overlapped, passes
+from vtsim.cpu.kernels.overlap import overlapped, passes
 from vtsim.guest import structures as g
 from vtsim.guest.address_space import address_space
 from vtsim.guest.primitives.btree import btree_steps
@@ -248,7 +248,7 @@ def shown(core: Core, accesses: Sequence[Access]) -> tuple[list[int], int, int]:
     done = []
     for each in accesses:
         slot = s.MISS_WINDOW + m[s.MISS_NEXT]
-        overlapped(m, a, each.walk, each.miss, each.after, int(each.updates))
+        overlapped(m, a, each.walk, each.miss, each.after, int(each.updates), -1, 0)
         done.append(int(m[slot]))
         passes(m, each.work)
     return done, int(m[s.CYCLE]), harness.count(k.WALK_CYCLES) - before
