@@ -34,6 +34,7 @@ QUANTILES: int = 4096  # intervals of a zipf table
 LINE: int = 64
 RECORDED_ACCESS: int = (1 << o.RECORDED_WORK) - 1
 FOLLOWING: int = o.STEP_FOLLOWS | o.STEP_FOLLOWS_BEFORE
+DECIDING: int = o.STEP_BY_BEFORE | o.STEP_SUMS  # before their work
 FORESEEN_LINES, FORESEEN_ACCESSES = 1 << 15, 64  # 2 MiB: smaller regions are in the host's caches anyway
 
 
@@ -180,7 +181,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if pattern == o.LOOKUP:
             page = gva >> 12
             if walk <= m[s.STLB_HIT_CYCLES]:
-                translated = walked(m, page)
+                translated = walked(m, page) + price  # after the access that walks
             if m[s.WRONG_UNTIL] > m[s.CYCLE]:
                 late = arrival(m, line)
         taken = 0
@@ -211,7 +212,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if pattern == o.LOOKUP:
             m[s.LOADED_BEFORE] = m[s.LOADED]
             m[s.LOADED] = there
-            if flags & o.STEP_SUMS:
+            if flags & DECIDING:
                 decide(m, a, t, step, position + 1, fraction, random, turn)
         if work:
             passes(m, work * batch)
@@ -220,7 +221,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if pattern == o.RECORDED:
             position += 1
         elif pattern == o.LOOKUP:
-            if a[step + o.STEP_CHOICES] and flags & o.STEP_SUMS == 0:
+            if a[step + o.STEP_CHOICES] and flags & DECIDING == 0:
                 decide(m, a, t, step, position + 1, fraction, random, turn)
             stride = fraction
             region = turn

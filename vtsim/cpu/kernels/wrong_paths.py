@@ -1,6 +1,7 @@
 """Decisions of look-ups: branches on what was loaded, whose outcome no predictor knows, and what is loaded meanwhile.
 
-A step that decides is a branch that its own line resolves, or all lines that are outstanding (`SUMS`). Until then the
+A step that decides is a branch that its own line resolves, or the line of the access before (`BY_BEFORE`), or all that
+are outstanding (`SUMS`). Until then the
 program runs on as predicted. Predicted right, nothing waits for the branch. Predicted wrong, the same program runs with
 another element, and its loads begin as buffers, walkers and the reorder buffer allow; when the branch is resolved they
 are given up, and the right path begins `work.mispredict_cycles` later. What was begun goes on: a walk fills TLBs and
@@ -94,7 +95,8 @@ def decide(m: Record, a: Arena, t: Tags, step: int, position: int, fraction: int
     `position` is the step after it.
     """
     flags = a[step + o.STEP_FLAGS]
-    until = (outstanding(m) if flags & o.STEP_SUMS else m[s.LOADED]) + m[s.L1D + s.LATENCY]
+    loaded = m[s.LOADED_BEFORE] if flags & o.STEP_BY_BEFORE else m[s.LOADED]
+    until = (outstanding(m) if flags & o.STEP_SUMS else loaded) + m[s.L1D + s.LATENCY]
     wrong = predicted(a, step, fraction, random, position)
     if wrong == NEVER:
         return
@@ -161,7 +163,7 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     if max(now, m[slot]) >= until or known >= until:
         return until
     walk = 0
-    ready = max(known, walked(m, page))
+    ready = max(known, walked(m, page) + m[s.PRICE + o.LD])
     hpa = quickly(m, a, gva, READ, user)
     if hpa < 0:
         if max(known, m[walker]) >= until:

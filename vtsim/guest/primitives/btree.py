@@ -1,7 +1,7 @@
 """A B+ tree in memory, as the benchmarks of Mitosis and vMitosis walk it: dependent accesses, the first levels hot.
 
 Every node is a structure, an array of keys and an array of pointers. The structure says where both arrays are, so that
-they are read at once; a pointer's number comes from a loop over the keys that ends at the first one above the key, which
+they are read at once; a pointer's number comes from a loop over the keys that ends at the first one above the key, and
 is predicted to go on to the last. What was predicted decides which child is looked into before the keys are there.
 Ascending insertion leaves nodes half full. Mitosis' order 6 has 3 children; the three parts are allocations side by
 side, and a record has 15 words. vMitosis' tree (`slabs`, of order 16: set 8 children) keeps structures of 48 bytes
@@ -30,7 +30,7 @@ from vtsim.guest.spec import SLAB, SLABS, SLABS_APART
 from vtsim.guest.structures import LINE, BTreeSpec
 
 WORK = 6  # compare, branch and address for each of a node's parts
-KEY_WORK = 6  # for each key that is compared, half of a node's
+KEY_WORK = 6  # for each key that is compared, half of a node's: they are fetched before keys are there
 LEAF_POINTERS, POINTERS = 16 * LINE, 10 * LINE  # of an array of pointers behind the keys'
 
 
@@ -40,26 +40,22 @@ def btree_steps(phase: BTreeSpec) -> list[Step]:
         return [step for second in (False, True) for step in _slab_steps(phase, second)]
     steps: list[Step] = []
     offset, bytes_of_node = 0, LINE * phase.node_lines
-    last = phase.node_lines - 1
-    parts = (
-        [*range(last - 1), last, last - 1] if last > 1 else range(last + 1)
-    )  # the pointers' line before the last keys'
-    pointer = 2 if last > 1 else 1
+    last = phase.node_lines - 1  # the pointers' line
     for depth, nodes in enumerate(phase.levels):
-        for turn, part in enumerate(parts):
-            follows = (pointer if depth else 0) if turn == 0 else int(turn == 1)
+        for part in range(phase.node_lines):
+            follows = int(depth > 0 if part == 0 else part == 1)
             step = Step(
-                offset + LINE * part, nodes, bytes_of_node, draws=depth == turn == 0, follows=follows, work=WORK
+                offset + LINE * part, nodes, bytes_of_node, draws=depth == part == 0, follows=follows, work=WORK
             )
-            steps.append(_decides(step, phase, depth) if turn == last else step)
+            steps.append(_decides(step, phase, depth, 2 if last > 1 else 1) if part == last else step)
         offset += nodes * bytes_of_node
-    record = Step(offset, phase.records, LINE * phase.record_lines, follows=pointer, work=WORK)
+    record = Step(offset, phase.records, LINE * phase.record_lines, follows=1, work=WORK)
     return [*steps, *lines(record, phase.record_lines)]
 
 
-def _decides(step: Step, phase: BTreeSpec, depth: int) -> Step:
-    """The keys of a node: by them one of its children is chosen."""
-    return evolve(step, choices=phase.children, within=phase.levels[depth])
+def _decides(step: Step, phase: BTreeSpec, depth: int, by: int) -> Step:
+    """Where a node leads to, which its keys decide: they are the last access, or the one before it."""
+    return evolve(step, choices=phase.children, within=phase.levels[depth], by=by)
 
 
 def _arrays(phase: BTreeSpec, depth: int, second: bool) -> Step:
@@ -92,11 +88,13 @@ def _slab_steps(phase: BTreeSpec, second: bool) -> Iterator[Step]:
     """A look-up whose leaf was made by the first or the second pass."""
     for depth in range(len(phase.levels)):
         arrays = _arrays(phase, depth, second)
+        structure = _structures(phase, depth, second)
         pointers = LEAF_POINTERS if depth == len(phase.levels) - 1 else POINTERS
-        yield evolve(_structures(phase, depth, second), draws=depth == 0, follows=2 if depth else 0, work=WORK)
-        yield evolve(arrays, offset=arrays.offset + pointers, follows=1, work=WORK)
-        yield _decides(evolve(arrays, work=KEY_WORK * phase.children // 2), phase, depth)
-    record = Step(0, phase.records, phase.RECORD, follows=2, work=WORK)
+        looped = KEY_WORK * phase.children // 2
+        yield evolve(structure, draws=depth == 0, follows=int(depth > 0), work=WORK + looped - KEY_WORK)
+        yield evolve(arrays, follows=1, work=KEY_WORK)
+        yield _decides(evolve(arrays, offset=arrays.offset + pointers, work=WORK), phase, depth, 2)
+    record = Step(0, phase.records, phase.RECORD, follows=1, work=WORK)
     yield _in_slabs(phase.structures_bytes // SLAB, record)
     yield evolve(record, offset=phase.arrays_bytes, follows=1)
 

@@ -1,8 +1,9 @@
 """XSBench with the unionized grid: binary search of a random energy, then each nuclide of a random material.
 
 The first steps of a search are hot. Which half is next is a branch, as in the artifact's binary, and no predictor knows
-it; the place of what is read next needs nothing that was loaded. For each nuclide it reads a word of the energy's row of indexes and two
-neighbouring points of 48 bytes of the nuclide's own grid. Nuclides overlap, as many as a reorder buffer holds.
+it; where the next word lies needs nothing that was loaded. For each nuclide it reads a word of the energy's row of
+indexes and two neighbouring points of 48 bytes of the nuclide's own grid. Nuclides overlap, as many as a reorder buffer
+holds.
 Source: ANL-CESAR/XSBench, Simulation.c, Materials.c (materials of the large Hoogenboom-Martin reactor, and how often
 each is hit).
 Not modelled: which nuclides a material has: always the first ones.

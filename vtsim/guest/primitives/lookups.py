@@ -45,14 +45,14 @@ class Step:
     follows: int = 0  # the address was loaded by the last access (1) or by the one before it (2)
     choices: int = 0  # ways that the program may go, by what was loaded; of a search's interval two
     within: int = 0  # nodes among which the fraction was found: their children are the choices; 0: any element
-    sums: bool = False  # decides by all that was loaded, before its work
+    by: int = 1  # it decides by the last access, after its work; before it by the access before (2), by all (0)
 
     @property
     def words(self) -> tuple[int, ...]:
         """As a stream reads it."""
         flags = (
             *(self.draws, self.turns, self.by_turn, self.needs, self.stores or self.updates, self.updates),
-            *(self.follows == 1, self.follows == 2, self.sums),
+            *(self.follows == 1, self.follows == 2, self.by == 2, self.by == 0),
         )
         packed = sum(flag << bit for bit, flag in enumerate(flags)) | self.work << ops.STEP_WORK
         where = self.offset, self.count, self.stride, packed, self.half, self.after, self.slab, self.gap
