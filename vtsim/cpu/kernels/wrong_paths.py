@@ -138,7 +138,7 @@ def run_astray(m: Record, a: Arena, t: Tags, position: int, fraction: int, rando
         for n in range(m[s.MLP]):  # what holds the reorder buffer
             if m[s.MISS_ISSUED + n] != SQUASHED and m[s.MISS_ISSUED + n] <= retired - m[s.ROB]:
                 clock = max(clock, m[s.MISS_WINDOW + n])
-        if clock >= until:
+        if clock >= until or retired - m[s.RETIRED] >= m[s.ROB]:  # the branch itself has not retired
             return
         done = clock
         if flags & (o.STEP_STORES | o.STEP_LOADS) != o.STEP_STORES:

@@ -52,7 +52,12 @@ class Step:
         """As a stream reads it."""
         flags = (
             *(self.draws, self.turns, self.by_turn, self.needs, self.stores or self.updates, self.updates),
-            *(self.follows == 1, self.follows == 2, self.by == 2, self.by == 0),
+            *(
+                self.follows == 1,
+                self.follows == 2,
+                self.choices > 0 and self.by == 2,
+                self.choices > 0 and self.by == 0,
+            ),
         )
         packed = sum(flag << bit for bit, flag in enumerate(flags)) | self.work << ops.STEP_WORK
         where = self.offset, self.count, self.stride, packed, self.half, self.after, self.slab, self.gap
