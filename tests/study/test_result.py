@@ -74,7 +74,8 @@ def test_the_example_obeys_the_laws_that_its_tests_rely_on(result: Result) -> No
         owned = (by for ring in one.cycles.by_owner.values() for by in ring.values())
         assert one.cycles.total == sum(sum(activity.values()) for by in owned for activity in by.values())
         walks = one.walks
-        assert walks.count == walks.completed + walks.faults + walks.violations + walks.misconfigurations
+        ended = (walks.completed, walks.faults, walks.violations, walks.misconfigurations, walks.abandoned)
+        assert walks.count == sum(ended) and walks.abandoned <= walks.wrong_path
         assert walks.references == walks.guest.references + walks.ept.references
         for dimension in (walks.guest, walks.ept):
             assert dimension.references == sum(attrs.astuple(dimension.served_by))

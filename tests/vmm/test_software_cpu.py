@@ -16,7 +16,7 @@ from vtsim.config import parse_scenario, resolve
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.kernels import stream
+from vtsim.cpu.kernels import overlap
 from vtsim.cpu.slots import RAX, RCX, RSP
 from vtsim.guest.primitives import Stage, lowerings
 from vtsim.guest.spec import CpuidSpec
@@ -316,7 +316,7 @@ def test_what_a_program_does_not_execute_is_refused_beforehand() -> None:
 
 
 def test_the_generator_of_a_stream_is_the_engine_s() -> None:
-    function: Any = stream.next_random if DISABLED else stream.next_random.py_func  # type: ignore[attr-defined]
+    function: Any = overlap.next_random if DISABLED else overlap.next_random.py_func  # type: ignore[attr-defined]
     numbers = [1, -1, 1 << 62, -(1 << 63), 0x1234_5678_9ABC_DEF0]
 
     with quiet():

@@ -69,6 +69,10 @@ COUNTERS: Final = (
     ("ept_entry_hits",     "hits",       "entries of the EPT tables that a walk cache of entries held"),
     ("lines_from_other_cpus", "lines",   "of what L3 served: lines that the caches of one other CPU alone held"),
     ("lines_taken_from_other_cpus", "lines", "lines that a store took from the caches of other CPUs"),
+    ("mispredictions",     "branches",   "decisions of look-ups that were mispredicted"),
+    ("wrong_loads",        "loads",      "loads that wrong paths began"),
+    ("wrong_walks",        "walks",      "of the page walks started, those of wrong paths"),
+    ("walks_abandoned",    "walks",      "of these, those that would have faulted or set a flag"),
 )
 (WALKS, WALKS_COMPLETED, WALKS_FAULTED, WALKS_VIOLATED, WALKS_MISCONFIGURED, GUEST_REFERENCES, EPT_REFERENCES,
  GUEST_L1D, GUEST_L2, GUEST_L3, GUEST_DRAM, GUEST_DRAM_REMOTE, EPT_L1D, EPT_L2, EPT_L3, EPT_DRAM, EPT_DRAM_REMOTE,
@@ -77,7 +81,8 @@ COUNTERS: Final = (
  FETCH_L2, FETCH_L3, FETCH_DRAM, FETCH_DRAM_REMOTE,
  EXCEPTIONS, PAGE_FAULTS, INTERRUPTS, INJECTIONS, SYSCALLS, DEVICE_ACCESSES, PORT_ACCESSES, DIRTY_ASSISTS,
  TRANSLATIONS_DROPPED, ENTRIES, HALTS,
- GUEST_ENTRY_HITS, EPT_ENTRY_HITS, LINES_FROM_OTHERS, LINES_TAKEN) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
+ GUEST_ENTRY_HITS, EPT_ENTRY_HITS, LINES_FROM_OTHERS, LINES_TAKEN, MISPREDICTIONS, WRONG_LOADS, WRONG_WALKS,
+ WALKS_ABANDONED) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
 
 OWN_EXITS: Final = OWN_COUNTERS + 64
 REASONS: Final = 96                                 # basic exit reasons

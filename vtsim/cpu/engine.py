@@ -227,7 +227,7 @@ class Engine:
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
             s.WALKS_IN_L1D: int(p.features.walks_in_l1d), s.ENTRY_CACHE: int(p.features.entry_walk_cache),
-            s.ROB: p.work.reorder_buffer,
+            s.ROB: p.work.reorder_buffer, s.MISPREDICT_CYCLES: p.work.mispredict_cycles,
             s.CPI_NUMERATOR: p.work.cycles_per_100_instructions, s.PORT_CYCLES: p.cycles(p.latency.port_ns),
             s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.POSTED_CYCLES: p.cycles(p.latency.posted_ns),
             s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),

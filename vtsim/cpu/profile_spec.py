@@ -152,6 +152,7 @@ class Work:
     cycles_per_100_instructions: int = _value("cycles", "for 100 instructions that all hit L1", 1, 10_000)
     mlp: int = _value("misses", "L1D misses that independent accesses keep outstanding", 1, 32)
     reorder_buffer: int = _value("instructions", "in flight at once, from the oldest that waits on", 1, 4096)
+    mispredict_cycles: int = _value("cycles", "from where a mispredicted branch is known to its right path", 0, 1000)
 
 
 @attrs.frozen(kw_only=True)

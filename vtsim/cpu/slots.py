@@ -167,7 +167,13 @@ DIRECTORY: Final = DATA_PAGES + DATA_PAGE_COUNT * 8
 # arena offset of where the caches of all CPUs are (0: there is one CPU); until a line of another CPU's cache is here;
 # arena offset of when lines of the directory came to their owners; when this CPU paused last
 PEERS, TRANSFER_CYCLES, REMOTE_TRANSFER_CYCLES, OWNED_SINCE, PAUSED = range(DIRECTORY + 8, DIRECTORY + 13)
-RECORD_SLOTS: Final = DIRECTORY + 16
+# --- wrong paths: lines that they asked for, by miss buffer; 4 KiB pages that walkers walk for ----------------------------
+WRONG_LINE: Final = DIRECTORY + 16  # up to 32
+WALK_PAGE: Final = DIRECTORY + 48   # up to 8
+# when a look-up's last access is there, and the one before it; when all that wrong paths asked for is there; from a
+# mispredicted branch to its right path; does a walk stand on a wrong path, where it may change nothing?
+LOADED, LOADED_BEFORE, WRONG_UNTIL, MISPREDICT_CYCLES, SPECULATIVE = range(DIRECTORY + 56, DIRECTORY + 61)
+RECORD_SLOTS: Final = DIRECTORY + 64
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

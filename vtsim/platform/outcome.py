@@ -216,7 +216,11 @@ def check_laws(owner: OwnerCounts) -> None:
     n = owner.counters
     laws = {
         "every walk ends exactly once": n["walks"]
-        == n["walks_completed"] + n["walks_faulted"] + n["walks_violated"] + n["walks_misconfigured"],
+        == n["walks_completed"]
+        + n["walks_faulted"]
+        + n["walks_violated"]
+        + n["walks_misconfigured"]
+        + n["walks_abandoned"],
         "every guest reference is served once": n["guest_references"] == served(n, "guest"),
         "every EPT reference is served once": n["ept_references"] == served(n, "ept"),
         "a walk starts at the root or in one walk cache": n["pwc_hits"] <= n["walks"]

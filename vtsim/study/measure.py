@@ -135,6 +135,8 @@ def measured(
             faults=n["walks_faulted"],
             violations=n["walks_violated"],
             misconfigurations=n["walks_misconfigured"],
+            abandoned=n["walks_abandoned"],
+            wrong_path=n["wrong_walks"],
             cycles=n["walk_cycles"],
             references=references,
             references_per_walk=references / walks if walks else 0.0,

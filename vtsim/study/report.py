@@ -167,6 +167,8 @@ def _walks(result: Result) -> RenderableType:
         line.append(f", {count(walks.violations)} in an EPT violation")
     if walks.misconfigurations:
         line.append(f", {count(walks.misconfigurations)} in an EPT misconfiguration")
+    if walks.wrong_path:
+        line.append(f", {count(walks.wrong_path)} began on a wrong path")
     return Group(table, line)
 
 

@@ -232,11 +232,13 @@ class WalkDimension:
 class Walks:
     """Page walks in both dimensions together: a TLB miss starts one."""
 
-    count: int                 = key("walks", "started; each ends in exactly one of the four ways below")
+    count: int                 = key("walks", "started; each ends in exactly one of the five ways below")
     completed: int             = key("walks", "that ended in a translation")
     faults: int                = key("walks", "that ended in a page fault")
     violations: int            = key("walks", "that ended in an EPT violation")
     misconfigurations: int     = key("walks", "that ended in an EPT misconfiguration")
+    abandoned: int             = key("walks", "of wrong paths that would have faulted or set a flag")
+    wrong_path: int            = key("walks", "of all, those that began on the wrong path of a mispredicted branch")
     cycles: int                = key("cycles", "latency of walks, overlapped or not")
     references: int            = key("references", "paging-structure entries read")
     references_per_walk: float = key("references", "mean; 0 without walks")

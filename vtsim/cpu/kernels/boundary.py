@@ -18,10 +18,10 @@ from vtsim.cpu.kernels.cursor import deliverable, set_limit
 from vtsim.cpu.kernels.events import deliver, through_idt
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.ledger import TRACE_SLACK, charge, record
+from vtsim.cpu.kernels.overlap import drain
 from vtsim.cpu.kernels.pending import DELIVER, arm, begin, debug_exception, rare_event
 from vtsim.cpu.kernels.posted_interrupts import is_notification
 from vtsim.cpu.kernels.replay import assert_wire
-from vtsim.cpu.kernels.stream import drain
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v

@@ -44,6 +44,7 @@ from vtsim.cpu.slots import (
     NESTED_TLB,
     OWNER,
     RESERVED_BITS,
+    SPECULATIVE,
     VMCS,
     WALK_LATENCY,
 )
@@ -74,7 +75,7 @@ from vtsim.vmcs import slots as v
 
 # fmt: off
 # a translation is its address, or one of
-PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL, ON_APIC_ACCESS_PAGE = -1, -2, -3, -4, -5, -6
+PAGE_FAULT, VIOLATION, MISCONFIGURATION, NOT_CANONICAL, LOG_FULL, ON_APIC_ACCESS_PAGE, ABANDONED = range(-1, -8, -1)
 # EPT_FEATURES: what the controls and capabilities add to EPT
 MODE_BASED, LOGGING, EXCEPTION, ADVANCED, APIC_PAGE, AGILE = 1, 2, 4, 8, 16, 32
 EPT_EXECUTE_USER: int = 1 << 10    # with mode-based execute control; also in data words and cached rights
@@ -217,6 +218,8 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
             if leaf and need & EPT_WRITE:
                 flags |= EPT_DIRTY
             if entry & flags != flags:
+                if m[SPECULATIVE]:
+                    return ABANDONED
                 if m[EPT_FEATURES] & LOGGING and not log_write(m, a, t, gpa, flags & ~entry & EPT_DIRTY != 0):
                     m[FAULT_KIND] = LOG_FULL
                     return LOG_FULL

@@ -10,7 +10,7 @@ from vtsim.cpu.codes import OUT_OF_MEMORY
 from vtsim.cpu.kernels.access import read64, timed_access, write64
 from vtsim.cpu.kernels.ept_walk import WRITE
 from vtsim.cpu.kernels.lines import data_line
-from vtsim.cpu.kernels.stream import drain, overlapped
+from vtsim.cpu.kernels.overlap import drain, overlapped
 
 
 @kernel
@@ -94,6 +94,6 @@ def sweep(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
     for line in range(first, first + 64):
         miss = data_line(m, a, t, line, access)
         if miss:
-            overlapped(m, a, 0, miss, 0, 0)
+            overlapped(m, a, 0, miss, 0, 0, -1, 0)
     m[s.CYCLE] += 64
     m[s.RETIRED] += 64

@@ -38,9 +38,9 @@ from vtsim.cpu.kernels.digest import shown
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.hook_access import hook_load, hook_store, sweep, zero_page
 from vtsim.cpu.kernels.memory_hooks import FIRST_MEMORY_HOOK, memory_hook
+from vtsim.cpu.kernels.overlap import drain
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.shadow_hooks import FIRST_SHADOW_HOOK, FIRST_SHARED_SHADOW_HOOK, shadow_hook
-from vtsim.cpu.kernels.stream import drain
 from vtsim.cpu.kernels.table_hooks import table_clear, table_copy, table_lookup, table_lookup_direct, table_map
 from vtsim.cpu.kernels.translator import FIRST_TRANSLATION_HOOK, translation_hook
 

@@ -14,6 +14,7 @@ from vtsim.base.memory import is_memory, load, load_word, store, store_word
 from vtsim.cpu.accounts import GUEST_L1D, GUEST_REFERENCES, PWC_HITS
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PAE, CR4_PGE, CR4_SMEP
 from vtsim.cpu.kernels.ept_walk import (
+    ABANDONED,
     AGILE,
     CR4_PSE,
     EFER_NXE,
@@ -63,6 +64,7 @@ from vtsim.cpu.slots import (
     PWC_HIT_CYCLES,
     PWC_PDE,
     RESERVED_BITS,
+    SPECULATIVE,
     VMCS,
     WALK_LATENCY,
 )
@@ -189,6 +191,8 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
                 return page_fault(m, gva, code | refused)
         flags = PTE_ACCESSED | (PTE_DIRTY if leaf and access == WRITE else 0)
         if entry & flags != flags:
+            if m[SPECULATIVE]:
+                return ABANDONED
             # the cache forgot the table's guest-physical address: start at the root (with agile paging, which has
             # flags of EPT, no table is met that may not be written)
             if not writable and from_cache:

@@ -17,8 +17,8 @@ from vtsim.cpu.codes import MODEL_FAULT
 from vtsim.cpu.kernels.access import timed_access
 from vtsim.cpu.kernels.buddy import give_block, take_block
 from vtsim.cpu.kernels.hook_access import sweep
+from vtsim.cpu.kernels.overlap import drain, passes
 from vtsim.cpu.kernels.rights import READ
-from vtsim.cpu.kernels.stream import drain, passes
 
 FIRST_MEMORY_HOOK: Final = 48
 # fmt: off

@@ -33,9 +33,10 @@ from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
 from vtsim.cpu.kernels.ipi import land_interrupts, send_interrupts
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.cpu.kernels.memory_ops import memory_op
+from vtsim.cpu.kernels.overlap import passes
 from vtsim.cpu.kernels.replay import replay_event
 from vtsim.cpu.kernels.straight import straight
-from vtsim.cpu.kernels.stream import passes, stream
+from vtsim.cpu.kernels.stream import stream
 from vtsim.cpu.kernels.system import system
 
 EVERY_CPU: int = -1

@@ -5,7 +5,8 @@ order; its walk waits for a free walker. Where an address is computed first, wal
 what hits everywhere waits for nothing. An update has one address for its load and its store, so that both miss the TLB
 at once: the load's walk begins first, and where another walker is idle then, the store begins a walk of its own, which
 waits for the same lines and ends with it; else the store finds the translation when that has ended. A pointer chase
-waits for every access. A stream that ends or is interrupted waits for what is still outstanding.
+waits for every access, a look-up for what an address was loaded from and for decisions that were mispredicted
+(`wrong_paths`). A stream that ends or is interrupted waits for what is still outstanding.
 
 SDM: "Interrupts During REP".
 Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches and DRAM.
@@ -24,95 +25,17 @@ from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.lines import data_miss, own_line
+from vtsim.cpu.kernels.overlap import drain, next_random, overlapped, passes, walked
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
+from vtsim.cpu.kernels.wrong_paths import arrival, decide, drawn, step_place
 
 QUANTILES: int = 4096  # intervals of a zipf table
 LINE: int = 64
 RECORDED_ACCESS: int = (1 << o.RECORDED_WORK) - 1
+FOLLOWING: int = o.STEP_FOLLOWS | o.STEP_FOLLOWS_BEFORE
+DECIDING: int = o.STEP_BY_BEFORE | o.STEP_SUMS  # before their work
 FORESEEN_LINES, FORESEEN_ACCESSES = 1 << 15, 64  # 2 MiB: smaller regions are in the host's caches anyway
-
-
-@kernel
-def passes(m: Record, instructions: int) -> None:
-    """Let ordinary instructions retire and their cycles pass; fractions of a cycle are carried."""
-    total = m[s.FRACTION] + instructions * m[s.CPI_NUMERATOR]
-    cycles = total // 100
-    m[s.FRACTION] = total - cycles * 100
-    m[s.CYCLE] += cycles
-    m[s.RETIRED] += instructions
-
-
-@kernel
-def next_random(x: int) -> int:
-    """One step of a 64-bit xorshift generator (never zero)."""
-    x ^= x << 13
-    x ^= (x >> 7) & 0x1FF_FFFF_FFFF_FFFF
-    x ^= x << 17
-    return x
-
-
-@kernel
-def room(m: Record) -> int:
-    """When the reorder buffer has room: every miss that lies further back than it reaches is complete."""
-    free = m[s.CYCLE]
-    horizon = m[s.RETIRED] - m[s.ROB]
-    held = m[s.MISS_HELD]
-    while held > 0:
-        at = m[s.MISS_NEXT] - held
-        if at < 0:
-            at += m[s.MLP]
-        if m[s.MISS_ISSUED + at] > horizon:
-            break
-        free = max(free, m[s.MISS_WINDOW + at])
-        held -= 1
-    m[s.MISS_HELD] = held
-    return free
-
-
-@kernel
-def overlapped(m: Record, a: Arena, walk: int, miss: int, after: int, updates: int) -> None:
-    """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers.
-
-    Its address is known after `after` cycles; has it a load and a store (`updates`)?
-    """
-    now = m[s.CYCLE]
-    slot = s.MISS_WINDOW + m[s.MISS_NEXT]
-    wait = max(room(m), m[slot]) - now
-    if wait > 0:
-        share = wait * walk // (walk + miss) if walk else 0
-        charge(m, a, o.PAGE_WALK, share)
-        charge(m, a, o.DATA_STALL, wait - share)
-        now += wait
-    known = now + after
-    ready = known + walk
-    if walk > m[s.STLB_HIT_CYCLES]:
-        walker = s.WALK_WINDOW + m[s.WALK_NEXT]
-        idle = m[walker] <= known
-        ready = max(known, m[walker]) + walk
-        m[walker] = ready
-        turn = m[s.WALK_NEXT] + 1
-        m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
-        other = s.WALK_WINDOW + m[s.WALK_NEXT]
-        if updates and idle and m[other] <= known:  # with one walker that is the load's, which is busy
-            m[other] = ready
-            a[m[s.OWNER] + k.WALK_CYCLES] += walk
-    m[slot] = ready + miss
-    m[s.MISS_ISSUED + m[s.MISS_NEXT]] = m[s.RETIRED]
-    m[s.MISS_HELD] = min(m[s.MISS_HELD] + 1, m[s.MLP])
-    turn = m[s.MISS_NEXT] + 1
-    m[s.MISS_NEXT] = turn if turn < m[s.MLP] else 0
-
-
-@kernel
-def drain(m: Record, a: Arena) -> None:
-    """Wait for every outstanding access."""
-    last = m[s.CYCLE]
-    m[s.MISS_HELD] = 0
-    for n in range(m[s.MLP]):
-        last = max(last, m[s.MISS_WINDOW + n])
-    if last > m[s.CYCLE]:
-        charge(m, a, o.DATA_STALL, last - m[s.CYCLE])
 
 
 @kernel
@@ -170,6 +93,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             return STOPPED
     fraction = 0
     turn = 0
+    step = 0
+    flags = 0
     after = 0
     updates = 0
     if pattern == o.LOOKUP:
@@ -202,19 +127,10 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             turn = region
             if flags & o.STEP_DRAWS:
                 random = next_random(random)
-                fraction = (random >> 33) & 0x7FFFFFFF
+                fraction = drawn(random)
             if flags & o.STEP_TURNS:
                 turn += 1
-            count = a[step + o.STEP_COUNT]
-            element = turn % count if flags & o.STEP_BY_TURN else (fraction * count) >> 31
-            half = a[step + o.STEP_HALF]
-            if half:
-                element = min((element & -2 * half) + half, count - 1)
-            within = element * a[step + o.STEP_STRIDE]
-            slab = a[step + o.STEP_SLAB]
-            if slab:
-                within += within // slab * a[step + o.STEP_GAP]
-            gva = base + a[step + o.STEP_OFFSET] + within
+            gva = base + step_place(a, step, fraction, turn)
             after = a[step + o.STEP_AFTER]
             updates = flags & o.STEP_LOADS
             if flags & o.STEP_STORES:
@@ -222,6 +138,9 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             if flags & o.STEP_NEEDS:
                 drain(m, a)
                 charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
+            elif flags & FOLLOWING:
+                known = m[s.LOADED] if flags & o.STEP_FOLLOWS else m[s.LOADED_BEFORE]
+                charge(m, a, o.DATA_STALL, max(known - m[s.CYCLE], 0) + m[s.L1D + s.LATENCY] - price)
         else:
             if pattern == o.SEQUENTIAL or pattern == o.STRIDED:
                 gva = base + position
@@ -256,17 +175,29 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             ended = 1
             break
         line = hpa >> 6
+        page = -1
+        translated = 0
+        late = 0
+        if pattern == o.LOOKUP:
+            page = gva >> 12
+            if walk <= m[s.STLB_HIT_CYCLES]:
+                translated = walked(m, page) + price  # after the access that walks
+            if m[s.WRONG_UNTIL] > m[s.CYCLE]:
+                late = arrival(m, line)
         taken = 0
         if access == WRITE:
             touch(a, hpa >> 12)
             taken = own_line(m, a, t, line)
         hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_at_once(m, t, s.L1D, line)
+        there = m[s.CYCLE]
+        if hit and late:
+            taken = max(taken, late - max(there + after, translated))
         if hit and taken == 0:
-            if walk:
+            if walk or translated > there:
                 if pattern == o.CHASE:
                     charge(m, a, o.PAGE_WALK, walk)
                 else:
-                    overlapped(m, a, walk, 0, after, updates)
+                    there = overlapped(m, a, walk, 0, after, updates, page, translated)
             if pattern == o.CHASE:
                 charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
         else:
@@ -275,9 +206,14 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 charge(m, a, o.PAGE_WALK, walk)
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)
             else:
-                overlapped(m, a, walk, miss, after, updates)
+                there = overlapped(m, a, walk, miss, after, updates, page, translated)
         m[s.CYCLE] += price * batch
         m[s.RETIRED] += batch
+        if pattern == o.LOOKUP:
+            m[s.LOADED_BEFORE] = m[s.LOADED]
+            m[s.LOADED] = there
+            if flags & DECIDING:
+                decide(m, a, t, step, position + 1, fraction, random, turn)
         if work:
             passes(m, work * batch)
         left -= batch
@@ -285,6 +221,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if pattern == o.RECORDED:
             position += 1
         elif pattern == o.LOOKUP:
+            if a[step + o.STEP_CHOICES] and flags & DECIDING == 0:
+                decide(m, a, t, step, position + 1, fraction, random, turn)
             stride = fraction
             region = turn
             position += 1

@@ -19,10 +19,12 @@ from vtsim.cpu.accounts import (
     STLB_HITS,
     WALK_CYCLES,
     WALKS,
+    WALKS_ABANDONED,
     WALKS_COMPLETED,
     WALKS_FAULTED,
     WALKS_MISCONFIGURED,
     WALKS_VIOLATED,
+    WRONG_WALKS,
 )
 from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK
@@ -46,6 +48,7 @@ from vtsim.cpu.slots import (
     OWNER,
     PAGE_SIZES,
     PAGING_LEVELS,
+    SPECULATIVE,
     STALL,
     STLB,
     STLB1G,
@@ -89,6 +92,11 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
         found = walk(m, a, t, gva, access, user)
         m[STALL] += m[WALK_LATENCY]
         a[owner + WALK_CYCLES] += m[WALK_LATENCY]
+        if m[SPECULATIVE]:
+            a[owner + WRONG_WALKS] += 1
+            if found < 0:
+                a[owner + WALKS_ABANDONED] += 1
+                return found
         if found < 0:
             forget_faulting(m, a, gva, found)
             if found == PAGE_FAULT:

@@ -4,9 +4,12 @@ Agile paging (AGILE16), which no processor has: the walk begins in shadow tables
 switching bit holds the host-physical address of a table of the guest's own, and from there on it is two-dimensional.
 With that bit in CR3 it is so from the root on.
 
+A walk of a wrong path (`SPECULATIVE`) ends where it would set a flag: that takes an assist of microcode when the
+instruction retires, which none of a wrong path does. Where it would fault, nothing comes of it.
+
 SDM: "4-Level Paging and 5-Level Paging"; "EPT Translation Mechanism"; "Accessed and Dirty Flags for EPT";
 "EPT Violations"; "EPT Misconfigurations".
-Not modelled: speculative walks.
+Not modelled: speculative walks but those of mispredicted look-ups (`wrong_paths`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from vtsim.cpu.accounts import (
 )
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, CR4_PGE, CR4_SMEP, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import (
+    ABANDONED,
     AGILE,
     APIC_PAGE,
     EFER_NXE,
@@ -74,6 +78,7 @@ from vtsim.cpu.slots import (
     PWC_HIT_CYCLES,
     PWC_PDE,
     RESERVED_BITS,
+    SPECULATIVE,
     VMCS,
     WALK_LATENCY,
 )
@@ -203,6 +208,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             if leaf and access == WRITE:
                 flags |= PTE_DIRTY
             if entry & flags != flags:
+                if m[SPECULATIVE]:
+                    return ABANDONED
                 if (
                     not writable and from_cache
                 ):  # the cache forgot the table's guest-physical address: start at the root

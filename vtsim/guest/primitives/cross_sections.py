@@ -1,7 +1,9 @@
 """XSBench with the unionized grid: binary search of a random energy, then each nuclide of a random material.
 
-A search is a chain whose first steps are hot. For each nuclide it reads a word of the energy's row of indexes and two
-neighbouring points of 48 bytes of the nuclide's own grid. Nuclides overlap, as many as a reorder buffer holds.
+The first steps of a search are hot. Which half is next is a branch, as in the artifact's binary, and no predictor knows
+it; where the next word lies needs nothing that was loaded. For each nuclide it reads a word of the energy's row of
+indexes and two neighbouring points of 48 bytes of the nuclide's own grid. Nuclides overlap, as many as a reorder buffer
+holds.
 Source: ANL-CESAR/XSBench, Simulation.c, Materials.c (materials of the large Hoogenboom-Martin reactor, and how often
 each is hit).
 Not modelled: which nuclides a material has: always the first ones.
@@ -42,15 +44,16 @@ def cross_section_steps(phase: CrossSectionsSpec) -> list[Step]:
     steps = []
     for wanted in material_order():
         half = 1 << (phase.energies - 1).bit_length() - 1
-        search = Step(0, phase.energies, ENERGY, draws=True, half=half, work=SEARCH_WORK)
+        search = Step(0, phase.energies, ENERGY, draws=True, half=half, choices=2, work=SEARCH_WORK)
         while half:
-            steps.append(evolve(search, half=half, draws=half == search.half, needs=half < search.half))
+            steps.append(evolve(search, half=half, draws=half == search.half))
             half >>= 1
         here = [n % phase.nuclides for n in range(min(wanted, phase.nuclides))]
         for first in range(0, len(here), TOGETHER):
             part = here[first : first + TOGETHER]
             for nuclide in part:
-                steps.append(Step(grid + nuclide * INDEX, phase.energies, row, needs=nuclide == part[0]))
+                needs = nuclide == part[0] and first > 0
+                steps.append(Step(grid + nuclide * INDEX, phase.energies, row, needs=needs))
             for nuclide in part:
                 start = points + nuclide * phase.points * POINT
                 steps.append(Step(start, phase.points - 1, POINT, needs=nuclide == part[0]))

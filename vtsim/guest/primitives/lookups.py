@@ -2,9 +2,11 @@
 
 A step's place is `offset + n * stride` for one of `count` elements: the one at the random fraction that was drawn last,
 so that an element and its parent, or one thing in two arrays, belong together; or the one whose turn it is. A step that
-needs what was loaded waits for all that is outstanding; others overlap as far as miss buffers and walkers allow. An
-address may have to be computed first (`after`): that holds up the access, its walk too, but nothing behind it except by
-the room that it takes in the reorder buffer.
+needs what was loaded waits for all that is outstanding, one that follows for the last access or the one before it;
+others overlap as far as miss buffers and walkers allow. An address may have to be computed first (`after`): that holds
+up the access, its walk too, but nothing behind it except by the room that it takes in the reorder buffer. A step may be
+where the program decides by what it loaded: what comes after it then runs on as predicted, rightly or wrongly
+(`vtsim.cpu.kernels.wrong_paths`).
 """
 
 from __future__ import annotations
@@ -40,13 +42,26 @@ class Step:
     after: int = 0  # cycles from its turn until its address is known
     slab: int = 0  # bytes of the elements that lie together, in a slab; 0 for all
     gap: int = 0  # bytes from a slab to the next one
+    follows: int = 0  # the address was loaded by the last access (1) or by the one before it (2)
+    choices: int = 0  # ways that the program may go, by what was loaded; of a search's interval two
+    within: int = 0  # nodes among which the fraction was found: their children are the choices; 0: any element
+    by: int = 1  # it decides by the last access, after its work; before it by the access before (2), by all (0)
 
     @property
     def words(self) -> tuple[int, ...]:
         """As a stream reads it."""
-        flags = (self.draws, self.turns, self.by_turn, self.needs, self.stores or self.updates, self.updates)
+        flags = (
+            *(self.draws, self.turns, self.by_turn, self.needs, self.stores or self.updates, self.updates),
+            *(
+                self.follows == 1,
+                self.follows == 2,
+                self.choices > 0 and self.by == 2,
+                self.choices > 0 and self.by == 0,
+            ),
+        )
         packed = sum(flag << bit for bit, flag in enumerate(flags)) | self.work << ops.STEP_WORK
-        return self.offset, self.count, self.stride, packed, self.half, self.after, self.slab, self.gap
+        where = self.offset, self.count, self.stride, packed, self.half, self.after, self.slab, self.gap
+        return *where, self.choices, self.within
 
     def place(self, element: int) -> int:
         """Where an element lies, in bytes from the beginning of the program's memory."""
@@ -58,7 +73,7 @@ def lines(step: Step, count: int, apart: int = 64) -> Iterator[Step]:
     """A step, and the following lines of its element."""
     yield step
     for n in range(1, count):
-        yield evolve(step, offset=step.offset + n * apart, draws=False, turns=False, needs=False)
+        yield evolve(step, offset=step.offset + n * apart, draws=False, turns=False, needs=False, follows=0)
 
 
 def step_words(steps: Sequence[Step]) -> int:

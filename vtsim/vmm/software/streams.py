@@ -17,6 +17,7 @@ from vtsim.base.memory import PAGE_SHIFT, signed
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels import overlap
 from vtsim.cpu.kernels import stream as kernels
 from vtsim.cpu.slots import R8, R9, R10, R14, RAX, RCX, RDX, RSI
 from vtsim.vmm.monitor import layout as at
@@ -128,7 +129,7 @@ def batch(arena: NDArray[np.int64], packed: int, registers: dict[int, int], work
 
 def next_random(x: int) -> int:
     """One step of a stream's generator; of the kernel's result on unbounded integers only 64 bits are right."""
-    function: Any = kernels.next_random if DISABLED else kernels.next_random.py_func  # type: ignore[attr-defined]
+    function: Any = overlap.next_random if DISABLED else overlap.next_random.py_func  # type: ignore[attr-defined]
     return signed(int(function(x)))
 
 
