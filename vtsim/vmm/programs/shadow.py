@@ -5,7 +5,8 @@ and is made. Tables of the guest are read-only for it: a store to one is emulate
 until the guest flushes translations.
 
 SDM: "Memory Virtualization"; "Exception Bitmap"; "Exit Qualification for Control-Register Accesses".
-Not modelled: under shadow paging, an interrupt whose delivery meets a fault of the guest is lost.
+Not modelled: under shadow paging, an interrupt whose delivery meets a fault of the guest is lost; that a store to a
+table which is emulated has writes to the tables on its way counted anew.
 """
 
 from __future__ import annotations
