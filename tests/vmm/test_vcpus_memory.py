@@ -198,7 +198,7 @@ def test_a_hypervisor_that_takes_frames_and_asks_no_other_cpu_is_found_out(
 ) -> None:
     monkeypatch.setattr(several, "flush_as_asked", lambda a, path: None)
 
-    with pytest.raises(AssertionError, match=r"an old translation|TRIPLE_FAULT"):
+    with pytest.raises(AssertionError, match=r"an old translation|TRIPLE_FAULT|is used up"):  # or a list is broken
         looking(monkeypatch, *settings, text=text)
 
 
