@@ -87,14 +87,14 @@ def vmx_features(profile: str) -> set[str]:
 
 
 @pytest.mark.compiled_only
+@pytest.mark.parametrize("lengths", ["linux-6.1", "linux-4.19"])
 @pytest.mark.parametrize("name", ["vmexit/cpuid.yaml", "vmexit/inl_from_qemu.yaml", "page_fault.yaml", "syscall.yaml"])
-def test_twice_the_ordinary_work_changes_no_count(name: str) -> None:
+def test_twice_the_ordinary_work_changes_no_count(name: str, lengths: str) -> None:
     """Exits arise from operations, never from how long the work between them takes."""
 
     def counts(scale: int) -> tuple[object, ...]:
-        scenario = load_scenario(
-            WORKLOADS / name, [f"run.work_scale={scale}", "vms.0.guest.kernel.tick=off", "run.baseline=false"]
-        )
+        sets = [f"run.work_scale={scale}", "vms.0.guest.kernel.tick=off", "run.baseline=false"]
+        scenario = load_scenario(WORKLOADS / name, [*sets, f"vms.0.guest.kernel.lengths={lengths}"])
         machine = Machine(scenario)
         result = result_of([machine.run()])
         exits = {each.reason: each.count for each in result.exits}

@@ -3,6 +3,7 @@
     python -m scripts.path_lengths.guest_count TRACES            how long each path of guest_paths.toml is
     python -m scripts.path_lengths.guest_count TRACES --kernel VERSION  the same into guest_counts.toml
     python -m scripts.path_lengths.guest_count TRACES --loop 30  what one loop runs, function by function
+    python -m scripts.path_lengths.guest_count TRACES --of 4.19  with what guest_paths_4.19.toml says otherwise
 
 The trace is walked with a stack of calls. guest_paths.toml says for each loop to which path a function belongs, with
 all that it calls but for what another line of the table names; so an instruction belongs to one path. A path's length
@@ -27,9 +28,7 @@ BEGIN, END, ROUND, USER = 1, 2, 3, 4  # kinds of marks
 SECOND: Final = 1000
 MARK: Final = 1 << 31
 NUMBER: Final = (1 << 28) - 1  # of a block; the bits above it say the CPU
-ENTRIES: Final = ("asm_exc_", "asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt", "entry_SYSCALL_64")
 SWITCH: Final = ("__switch_to", "__switch_to_asm")
-INTERRUPTS: Final = ("asm_sysvec_", "asm_common_interrupt")
 CALL, RET, IRET, SYSRET, OTHER = range(5)
 Table = dict[str, Any]
 LOST: Final = "(another task)"
@@ -56,6 +55,7 @@ class Call:
     path: str
     instructions: int = 0
     calls: int = 0
+    called: bool = False  # has it called something by now?
     callees: dict[str, Call] = Factory(dict)
 
 
@@ -142,8 +142,11 @@ def _instructions(block: Block, then: Block | None) -> int:
 class Walk:
     """A trace walked with a stack of calls."""
 
-    def __init__(self, paths: dict[str, str], alone: dict[str, str]) -> None:
-        self.paths, self.alone = paths, alone
+    def __init__(self, table: Table, number: int) -> None:
+        self.paths, self.alone, self.after = functions_of(table, number), table["alone"], table.get("after", {})
+        entries = table["entries"]
+        self.interrupts = tuple(entries["interrupts"])
+        self.entries = (*self.interrupts, *entries["others"])
         self.loop = Loop(Call("", None, ""), [], [])
         self.here = self.loop.root
 
@@ -152,11 +155,12 @@ class Walk:
         call = parent.callees.get(function)
         if call is None:
             path = self.paths.get(function)
-            if path is None and function.startswith(INTERRUPTS):
+            if path is None and function.startswith(self.interrupts):
                 path = "(interrupt)"
             call = Call(function, parent, path or parent.path or "")
             parent.callees[function] = call
         call.calls += 1
+        call.called, parent.called = False, True
         if self.loop.calls:
             self.loop.calls[-1][function] += 1
         return call
@@ -173,7 +177,7 @@ class Walk:
     def step(self, last: Block | None, block: Block) -> None:
         """From one block to the next."""
         here, function = self.here, block.function
-        if block.starts and function.startswith(ENTRIES):
+        if block.starts and function.startswith(self.entries):
             left = last is not None and last.kind in (IRET, SYSRET)  # to a program that faults at once
             self.here = self.enter(self.loop.root if left else here, function)
         elif last is None or last.kind == SYSRET:
@@ -184,13 +188,13 @@ class Walk:
             elif here.parent is not None:
                 self.here = self.leave(here.parent, function)
         elif last.kind == IRET:
-            while here.parent is not None and not here.function.startswith(ENTRIES):
+            while here.parent is not None and not here.function.startswith(self.entries):
                 here = here.parent
             self.here = self.leave(here.parent, function)
         elif last.kind == CALL and block.starts:
             self.here = self.enter(here, function)
         elif function != here.function:
-            stays = here.parent is None or here.function.startswith(ENTRIES)
+            stays = here.parent is None or here.function.startswith(self.entries)
             self.here = self.enter(here if stays or here.parent is None else here.parent, function)
 
     def run(self, words: NDArray[np.uint32], blocks: list[Block]) -> Loop:
@@ -211,7 +215,8 @@ class Walk:
             n = _instructions(block, then)
             self.here.instructions += n
             if self.loop.rounds:
-                path = self.alone.get(self.here.function) or self.here.path
+                own = self.after if self.here.called and self.here.function in self.after else self.alone
+                path = own.get(self.here.function) or self.here.path
                 self.loop.rounds[-1][path or f"({self.here.function})"] += n
             last = block if n == len(block.ends) else evolve(block, kind=OTHER)
         return self.loop
@@ -268,6 +273,24 @@ def traces(folder: Path) -> dict[int, tuple[NDArray[np.uint32], list[Block]]]:
     return loops
 
 
+def read_paths(release: str = "") -> Table:
+    """The table of Linux 6.1, with what that of another release says otherwise."""
+
+    def over(table: Table, other: Table) -> Table:
+        return table | {
+            key: over(table[key], value) if isinstance(value, dict) and key in table else value
+            for key, value in other.items()
+        }
+
+    table = tomllib.loads(TABLE.read_text())
+    return over(table, tomllib.loads(of_release(TABLE, release).read_text())) if release else table
+
+
+def of_release(path: Path, release: str) -> Path:
+    """The file of another release beside one of Linux 6.1."""
+    return path.with_stem(f"{path.stem}_{release}") if release else path
+
+
 def functions_of(table: Table, number: int) -> dict[str, str]:
     """To which path a function belongs in a loop; one that is not in the table has what the last before it has."""
     own = max((int(known) for known in table["loops"] if int(known) <= number), default=0)
@@ -277,7 +300,7 @@ def functions_of(table: Table, number: int) -> dict[str, str]:
 
 def run(table: Table, number: int, words: NDArray[np.uint32], blocks: list[Block]) -> Loop:
     """What a loop ran, as the table says."""
-    return Walk(functions_of(table, number), table["alone"]).run(words, blocks)
+    return Walk(table, number).run(words, blocks)
 
 
 def value(row: dict[str, Any], loops: dict[int, Loop]) -> float:
@@ -291,9 +314,10 @@ def main() -> None:
     parser.add_argument("traces", type=Path)
     parser.add_argument("--loop", type=int)
     parser.add_argument("--least", type=float, default=1.0)
+    parser.add_argument("--of", default="", help="the release of the traced kernel, if not 6.1: 4.19")
     parser.add_argument("--kernel", help="a version: write guest_counts.toml, and say so there")
     options = parser.parse_args()
-    table = tomllib.loads(TABLE.read_text())
+    table = read_paths(options.of)
     loops = traces(options.traces)
     wanted = [options.loop] if options.loop else sorted(loops)
     found = {number: run(table, number, *loops[number]) for number in wanted}
@@ -303,11 +327,11 @@ def main() -> None:
         for path in sorted({path for counts in loop.rounds for path in counts}):
             print(f"{loop.of(path):9.1f}  {path}")
         return
-    counts = [f"{name} = {round(value(row, found))}" for name, row in table["lengths"].items()]
+    counts = [f"{name} = {round(value(row, found))}" for name, row in table["lengths"].items() if row["terms"]]
     if options.kernel:
         counts = ["# Written by guest_count.py: instructions of each path that guest_paths.toml names.",
                   f'kernel = "{options.kernel}"', "", "[counts]", *counts]  # fmt: skip
-        TABLE.with_name("guest_counts.toml").write_text("\n".join(counts) + "\n")
+        of_release(TABLE.with_name("guest_counts.toml"), options.of).write_text("\n".join(counts) + "\n")
     print("\n".join(counts))
 
 

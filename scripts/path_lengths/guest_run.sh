@@ -1,7 +1,8 @@
 #!/bin/bash
-# Run the loops of guest_init.c in Debian's Linux 6.1 under QEMU's translator, with and without a second CPU.
+# Run the loops of guest_init.c in a Linux kernel under QEMU's translator, with and without a second CPU.
 #
-#   guest_run.sh KERNEL OUT     KERNEL: an unpacked linux-image-6.1.0-*-amd64; OUT: a directory for traces
+#   guest_run.sh KERNEL OUT     KERNEL: an unpacked linux-image-6.1.0-*-amd64, or another directory with boot/vmlinuz-* and
+#                               such modules as are not built in; OUT: a directory for traces
 #
 # Needs qemu-system-x86, gcc, cpio, e2fsprogs. guest_count.py reads what this writes.
 set -eu
@@ -17,7 +18,9 @@ gcc -O2 -static -pthread -o "$root/init" "$here/guest_init.c"
 echo 'int main(void) { return 0; }' | gcc -O2 -static -o "$root/hello" -x c -
 for name in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk crc16 crc32c_generic \
     libcrc32c mbcache jbd2 ext4; do
-    cp "$(find "$kernel/lib/modules" -name $name.ko)" "$root/modules/"
+    module=$(find "$kernel" -name $name.ko)
+    [ -n "$module" ] || continue # it is built in
+    cp "$module" "$root/modules/"
     echo "/modules/$name.ko" >> "$root/modules/list"
 done
 (cd "$root" && find . | cpio --quiet -o -H newc) > "$out/initramfs"
@@ -39,10 +42,10 @@ run() {
 disk=virtio-blk-pci,drive=disk
 run one -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off -device $disk
 run two -smp 2 -accel tcg,thread=single -device $disk
-words="$words loops=dma intel_iommu=on iommu.strict=1"
+words="$words loops=dma intel_iommu=on,strict iommu.strict=1" # by its old name, too
 run dma -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off -device intel-iommu \
     -device $disk,disable-legacy=on,iommu_platform=on
-words="${words/iommu.strict=1/iommu.strict=0}"
+words="${words/,strict iommu.strict=1/ iommu.strict=0}"
 words="${words/loops=dma/loops=deferred}"
 run dma_deferred -smp 1 -accel tcg,thread=single -icount shift=0,sleep=off -device intel-iommu \
     -device $disk,disable-legacy=on,iommu_platform=on

@@ -14,11 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.path_lengths import guest_count as g
-from vtsim.guest.kernel.lengths import COUNTED, ESTIMATED, LENGTHS
+from tests.guest.conftest import native
+from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
+from vtsim.cpu import ops
+from vtsim.guest import spec
+from vtsim.guest.kernel.lengths import COUNTED, COUNTED_4_19, ESTIMATED, LENGTHS, TABLES, TAKEN, length, lengths_of
 
 KIT: Final = Path(g.__file__).parent
-PATHS: Final[dict[str, Any]] = tomllib.loads((KIT / "guest_paths.toml").read_text())
-COUNTS: Final[dict[str, int]] = tomllib.loads((KIT / "guest_counts.toml").read_text())["counts"]
+RELEASES: Final = {"linux-6.1": "", "linux-4.19": "4.19"}
+PATHS: Final[dict[str, Any]] = g.read_paths()
+
+
+def counts_of(release: str) -> dict[str, int]:
+    """What was counted in a kernel."""
+    found: dict[str, int] = tomllib.loads(g.of_release(KIT / "guest_counts.toml", release).read_text())["counts"]
+    return found
+
+
+COUNTS: Final = counts_of("")
 MOST_OPERATIONS: Final = 85  # that a row of the table takes off: fork's
 
 
@@ -29,21 +43,76 @@ def test_a_length_is_a_count_or_says_that_it_is_an_estimate() -> None:
     assert "ESTIMATE" in ESTIMATED
 
 
+def test_a_length_of_linux_4_19_is_a_count_or_says_that_it_is_that_of_6_1() -> None:
+    old = TABLES["linux-4.19"]
+    assert {name: one.instructions for name, one in old.items() if one.source == COUNTED_4_19} == counts_of("4.19")
+    assert {name: one.instructions for name, one in old.items() if one.source == TAKEN} == {
+        name: LENGTHS[name].instructions for name in LENGTHS.keys() - counts_of("4.19").keys()
+    }
+    assert "ESTIMATE" in TAKEN and TABLES["linux-6.1"] is LENGTHS
+
+
+def test_each_kernel_has_every_length_and_a_file_of_its_counts() -> None:
+    assert TABLES.keys() == RELEASES.keys()
+    assert all(table.keys() == LENGTHS.keys() for table in TABLES.values())
+
+
+def test_a_length_is_of_the_kernel_whose_text_is_being_written() -> None:
+    names = [name for name in LENGTHS if TABLES["linux-4.19"][name] != LENGTHS[name]]
+    with lengths_of("linux-4.19"):
+        assert {name: length(name) for name in names} == {
+            name: TABLES["linux-4.19"][name].instructions for name in names
+        }
+    assert {name: length(name) for name in names} == {name: LENGTHS[name].instructions for name in names}
+
+
+def works(lengths: str) -> list[int]:
+    """How long each stretch of a kernel's own code is, in the order of its text."""
+    text = native((spec.ForkSpec(iterations=1, pages=1),), lengths=lengths).start.texts[0]
+    return [one.imm for one in text.instructions if one.op == ops.WORK]
+
+
+def test_a_guest_has_the_lengths_of_the_kernel_that_its_scenario_names() -> None:
+    new, old = works("linux-6.1"), works("linux-4.19")
+    assert new == works("linux-6.1") != old and len(new) == len(old)
+    legal: dict[int, set[int]] = {}
+    for name, one in LENGTHS.items():
+        legal.setdefault(one.instructions, set()).add(TABLES["linux-4.19"][name].instructions)
+    assert all(was in legal.get(now, {now}) for now, was in zip(new, old, strict=True))
+
+
+def test_a_kernel_that_was_not_counted_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario(
+            "vms: [{guest: {kernel: {lengths: linux-4.91}, processes: [{phases: [{primitive: idle, duration: 1 us}]}]}}]"
+        )
+    assert "lengths" in str(refused.value) and "linux-4.19" in str(refused.value)
+
+
 def test_every_count_has_a_row_that_says_how_it_is_made() -> None:
-    assert list(COUNTS) == list(PATHS["lengths"])
+    for release in RELEASES.values():
+        rows = g.read_paths(release)["lengths"]
+        assert list(counts_of(release)) == [name for name in rows if rows[name]["terms"]]
 
 
-@pytest.mark.parametrize("name", PATHS["lengths"])
-def test_a_row_names_loops_that_are_run_and_paths_to_which_functions_belong(name: str) -> None:
+@pytest.mark.parametrize(
+    ("release", "name"), [(of, name) for of in RELEASES.values() for name in g.read_paths(of)["lengths"]]
+)
+def test_a_row_names_loops_that_are_run_and_paths_to_which_functions_belong(release: str, name: str) -> None:
     run = {int(number) for number in re.findall(r"\b(?:LOOP|SELECT)\((\d+),", (KIT / "guest_init.c").read_text())}
     run |= {int(number) for number in re.findall(r"LOOP_OF\(\d+, \d+, (\d+),", (KIT / "guest_init.c").read_text())}
     run |= {g.SECOND + number for number in run}
-    row = PATHS["lengths"][name]
+    paths = g.read_paths(release)
+    row = paths["lengths"][name]
+    if not row["terms"]:  # it was not counted in this kernel
+        assert name not in counts_of(release)
+        return
     assert set(row) <= {"terms", "less"}
     assert 0 <= row.get("less", 0) <= MOST_OPERATIONS
     for times, loop, path, *per in row["terms"]:
         assert times and loop in run
-        assert path in set(g.functions_of(PATHS, loop).values()) | set(PATHS["alone"].values())
+        known = {*g.functions_of(paths, loop).values(), *paths["alone"].values(), *paths.get("after", {}).values()}
+        assert path in known
         assert all(isinstance(function, str) for function in per)
 
 
@@ -57,9 +126,12 @@ ROUND: Final = g.MARK | g.ROUND << 24
 USER: Final = g.MARK | g.USER << 24
 
 
-def walked(blocks: list[g.Block], words: list[int], **paths: str) -> dict[str, int]:
+def walked(
+    blocks: list[g.Block], words: list[int], after: dict[str, str] | None = None, **paths: str
+) -> dict[str, int]:
     """Instructions of each path in one round of these words: numbers of blocks, or marks."""
-    loop = g.Walk(paths, {}).run(np.array([ROUND, *words], np.uint32), blocks)
+    table = {"functions": paths, "alone": {}, "after": after or {}, "loops": {}, "entries": PATHS["entries"]}
+    loop = g.run(table, 0, np.array([ROUND, *words], np.uint32), blocks)
     return dict(loop.rounds[0])
 
 
@@ -72,6 +144,15 @@ def test_what_a_function_calls_is_its_paths_until_another_is_named() -> None:
     ]  # fmt: skip
     found = walked(blocks, [USER, 0, 1, 2, 3, 4, 5, 6], outer="path", cut="other")
     assert found == {"path": 5 + 7 + 13 + 17, "other": 11, "(entry_SYSCALL_64)": 22}
+
+
+def test_what_a_function_does_after_its_first_call_can_belong_to_another_path() -> None:
+    blocks = [
+        block("outer", 3, g.CALL, address=0x1000), block("inner", 5, g.RET, address=0x2000),
+        block("outer", 7, g.RET, address=0x1003, starts=False),
+    ]  # fmt: skip
+    found = walked(blocks, [0, 1, 2, USER, 0, 1, 2], after={"outer": "way out"}, outer="way in", inner="inner")
+    assert found == {"way in": 6, "inner": 10, "way out": 14}
 
 
 def test_a_jump_to_another_function_is_a_call_that_returns_for_the_first() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.config import load_scenario
-from vtsim.study.binding import ITERATIONS, Binding, Figure, Run
+from vtsim.study.binding import ITERATIONS, Binding, Figure, Run, old_kernel
 from vtsim.study.published import published, row
 from vtsim.study.validate import (
     Comparison,
@@ -133,6 +133,25 @@ def test_every_run_of_every_binding_is_a_legal_scenario() -> None:
     runs = {run for binding in registered().values() for one in binding.figures for run in one.runs}
 
     assert all(load_scenario(shipped(run.scenario), run.sets) for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("id", "kernel"),
+    [
+        ("PVM-SYSCALL", "4.19"), ("VMITOSIS-RAW", "4.17"), ("XEN-LMBENCH-PROC", "2.4"), ("SPLITX-DIRECT", "2.6"),
+        ("KVM-SKX-VMCALL", "5.6"), ("KVM-SKX-2019-RT", "5.1"), ("EXITS-EPT-VS-SHADOW", ""), ("EXITS-SHADOW-2", ""),
+        ("RIOMMU-HEAD", ""), ("EPT-WHITEPAPER", ""),
+    ],
+)  # fmt: skip
+def test_a_row_is_of_an_old_kernel_if_it_states_one_that_is_nearer_to_4_19_than_to_6_1(id: str, kernel: str) -> None:
+    assert old_kernel(id) == kernel
+
+
+def test_all_runs_of_rows_of_old_kernels_have_their_lengths_and_no_others_do() -> None:
+    for id, binding in registered().items():
+        for run in (run for one in binding.figures for run in one.runs):
+            lengths = {vm.guest.kernel.lengths for vm in load_scenario(shipped(run.scenario), run.sets).vms}
+            assert lengths <= {"linux-4.19" if old_kernel(id) else "linux-6.1"}
 
 
 # --- comparing -----------------------------------------------------------------------------------------

@@ -403,6 +403,7 @@ class Builder:
             protected=self.paging.protected,
             user_entries=self.paging.user_entries,
             entry_bytes=PAGE // self.paging.format.entries,
+            lengths=guest.kernel.lengths,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))

@@ -17,6 +17,7 @@ from vtsim.guest import primitives as primitives_package
 from vtsim.guest.address_space import AddressSpace
 from vtsim.guest.kernel import KernelOptions, kernel_paths
 from vtsim.guest.kernel import layout as at
+from vtsim.guest.kernel.lengths import lengths_of
 from vtsim.guest.paging import ROWS
 from vtsim.guest.primitives import DmaPlace, Stage, enter_kernel, lowerings
 from vtsim.guest.spec import GuestSpec, Phase, ProcessSpec
@@ -109,14 +110,15 @@ def kernel_text(
 def _paths(options: KernelOptions) -> tuple[Program, int, int]:
     """What does not depend on phases, how many of its pages user page tables map, and the address after it."""
     a = Assembler("guest kernel", options.places.text)
-    for path in kernel_paths.values():
-        if path.entry:
-            path.emit(a, options)
-    entry_pages = -(-(a.here - options.places.text) // PAGE)
-    a.align(PAGE)
-    for path in kernel_paths.values():
-        if not path.entry:
-            path.emit(a, options)
+    with lengths_of(options.lengths):
+        for path in kernel_paths.values():
+            if path.entry:
+                path.emit(a, options)
+        entry_pages = -(-(a.here - options.places.text) // PAGE)
+        a.align(PAGE)
+        for path in kernel_paths.values():
+            if not path.entry:
+                path.emit(a, options)
     return a.assemble(), entry_pages, a.here
 
 

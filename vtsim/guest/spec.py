@@ -539,6 +539,11 @@ class KernelSpec:
     file_system: FileSystemSpec = setting(
         Group(spec=FileSystemSpec), "Where the file of primitive map_file is kept", factory=FileSystemSpec
     )
+    lengths: str = setting(
+        Text(choices=("linux-6.1", "linux-4.19")),
+        "Kernel in which the lengths of the paths between the model's operations were counted",
+        default="linux-6.1",
+    )
     paging: str = setting(
         Text(choices=("4-level", "5-level", "PAE", "32-bit")),
         "Paging mode; 5-level needs LA57; with PAE and 32-bit paging guest and processor are in 32-bit protected mode",

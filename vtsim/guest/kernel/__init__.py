@@ -55,6 +55,7 @@ class KernelOptions:
     protected: bool = False  # does it run in 32-bit protected mode?
     user_entries: int = 256  # of a root
     entry_bytes: int = 8  # of an entry of its tables
+    lengths: str = "linux-6.1"  # the kernel whose lengths its paths have
 
     def word(self, word: int, base: int = s.RSP, more: int = 0) -> Mem:
         """A word of the frame on the kernel stack that the CPU or the way in has stored, from F_VECTOR on."""

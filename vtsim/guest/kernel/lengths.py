@@ -1,18 +1,23 @@
 """How long the parts of the guest kernel are that programs only stand for with WORK: instructions, and from where.
 
 What a path does to page tables, stacks, queues, registers and MSRs is executed; these lengths are the C code around
-it. Most are counts of what Debian's Linux 6.1 executes (decision 0044); the rest are round numbers. One table is for
-guests of all years: code that a published kernel did not have yet is in it. They belong to no benchmark.
+it. Most are counts of what Linux 6.1 executes (decision 0044), or of what 4.19 does (decision 0050); the rest are
+round numbers. A guest has those of one kernel: `guest.kernel.lengths`. They belong to no benchmark.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 COUNTED: Final = "counted in Linux 6.1: scripts/path_lengths/guest_paths.toml"
 ESTIMATED: Final = "ESTIMATE: by reading Linux 6.1"
+COUNTED_4_19: Final = "counted in Linux 4.19: scripts/path_lengths/guest_paths.toml"
+TAKEN: Final = "ESTIMATE: not counted in Linux 4.19, as long as in 6.1"
 
 
 @frozen
@@ -124,7 +129,103 @@ OF_SEVERAL: Final = {
     "file_write_fault": 80, "unmap": 60, "unmap_page": 14, "protect": 44, "protect_page": 10,
 }  # fmt: skip
 
+LINUX_4_19: Final[dict[str, int]] = {
+    "syscall_enter": 13,
+    "syscall_exit": 18,
+    "fault_enter": 200,
+    "fault_map": 1168,
+    "fault_copy": 1740,
+    "fault_reuse": 557,
+    "fault_exit": 6,
+    "page_get": 308,
+    "page_put": 149,
+    "irq_enter": 69,
+    "irq_exit": 44,
+    "timer": 478,
+    "tick": 1688,
+    "timer_program": 70,
+    "wake": 973,
+    "pick": 1047,
+    "switch_mm": 97,
+    "switch_to": 140,
+    "yield": 215,
+    "sleep": 649,
+    "idle": 423,
+    "fork": 19681,
+    "exec": 52081,
+    "exit": 4530,
+    "wait": 953,
+    "reap": 9946,
+    "kill": 2476,
+    "unmap": 3443,
+    "unmap_page": 481,
+    "copy_shared_page": 82,
+    "unmap_shared_page": 140,
+    "unmap_own_page": 438,
+    "unmap_file_page": 276,
+    "protect": 3060,
+    "protect_page": 77,
+    "mmap_file": 1844,
+    "msync": 182,
+    "file_fault": 498,
+    "map_file_page": 231,
+    "file_write_fault": 1155,
+    "page_mkwrite": 1063,
+    "getname": 409,
+    "hash_name": 286,
+    "permission": 71,
+    "stat": 939,
+    "open": 1806,
+    "close": 884,
+    "read_write": 394,
+    "read_zero": 140,
+    "select": 755,
+    "select_descriptor": 76,
+    "poll_socket": 116,
+    "sigaction": 168,
+    "kill_allowed": 313,
+    "send_signal": 615,
+    "signal_frame": 1150,
+    "sigreturn": 408,
+    "object_get": 65,
+    "object_put": 55,
+    "timer_add": 213,
+    "wait_event": 97,
+    "bulk_get_page": 148,
+    "bulk_put_page": 301,
+    "call_others": 315,
+    "call_flush": 130,
+    "device_interrupt": 1164,
+    "dma_map": 142,
+    "dma_map_run": 239,
+    "dma_unmap": 87,
+    "dma_unmap_run": 243,
+    "invalidate": 195,
+}
+
+TABLES: Final[dict[str, dict[str, Length]]] = {
+    "linux-6.1": LENGTHS,
+    "linux-4.19": {
+        name: evolve(known, instructions=LINUX_4_19[name], source=COUNTED_4_19)
+        if name in LINUX_4_19
+        else evolve(known, source=TAKEN)
+        for name, known in LENGTHS.items()
+    },
+}
+
+_table: ContextVar[dict[str, Length]] = ContextVar("lengths of the kernel whose text is being written", default=LENGTHS)
+
+
+@contextmanager
+def lengths_of(kernel: str) -> Iterator[None]:
+    """Within it, `length` is of this kernel."""
+    token = _table.set(TABLES[kernel])
+    try:
+        yield
+    finally:
+        _table.reset(token)
+
 
 def length(name: str, *, several: bool = False) -> int:
-    """Return how many instructions a stretch of kernel code has, in a kernel with one CPU or with several."""
-    return LENGTHS[name].instructions - (OF_SEVERAL.get(name, 0) if several else 0)
+    """Return how many instructions a stretch has, in the kernel whose text is being written: of one CPU or several."""
+    return _table.get()[name].instructions - (OF_SEVERAL.get(name, 0) if several else 0)

@@ -71,12 +71,12 @@ bind(
     *(_operation(name, column) for column in COLUMNS for name in OPERATIONS),
     *(_slowdown(name) for name in ("null_call", "fork", "exec", "sh")),
     deviates=(
-        "Linux 2.4 is entered by INT 80H, as the model's kernel never is, and its paths are of Linux 6.1: with "
-        "SYSCALL and SYSRET at 440 cycles null_call takes 0.56 us. stat, open_close and slct_tcp are longer by what "
-        "6.1 does more for a name, a file and a socket (a socket is 132 instructions, a descriptor 89). fork, exec "
+        "Linux 2.4 is entered by INT 80H, as the model's kernel never is, and its paths are of Linux 4.19: with "
+        "SYSCALL and SYSRET at 440 cycles null_call takes 0.51 us. stat, open_close and slct_tcp are longer by what "
+        "4.19 does more for a name, a file and a socket (a socket is 116 instructions, a descriptor 76). fork, exec "
         "and sh are their pages copied on write, faults and instructions, and those numbers are remembered. Under "
         "translation, hosted or not, for nothing here needs a device, a system call loads CR3 twice and has three "
-        "call-outs by SYSCALL, as AA06-NANO says: null_call takes 1.53 us with CR3 for nothing, 0.82 if SYSCALL and "
+        "call-outs by SYSCALL, as AA06-NANO says: null_call takes 1.52 us with CR3 for nothing, 0.82 if SYSCALL and "
         "SYSRET are free, too. In user mode a system call stops twice, which is four switches of context, six system "
         "calls of the tracing thread and five of the guest's kernel; before INT 80H, the signal's frame and two of "
         "those calls were there it was 7.2 us. UML.fork has the host unmap a new space entry by entry, 2,811 calls "
@@ -84,7 +84,7 @@ bind(
         "without the former it was 0.54 ms. Missing is the host's own copy of the process, with an area for each "
         "page of it, and the walk of a space at each switch. A paravirtual kernel is 64-bit and in ring 3 here, so "
         "that each system call loads CR3 twice, where Xen had a gate straight into ring 1: with CR3 for nothing "
-        "Xen.null_call takes 0.69 us and Xen.stat 2.31; a signal returns by a hypercall and IRET, too"
+        "Xen.null_call takes 0.65 us and Xen.stat 2.19; a signal returns by a hypercall and IRET, too"
     ),
     unbound="L-SMP needs the locks of a kernel for several processors",
 )
@@ -131,9 +131,9 @@ bind(
     *(_context_switch(number, column) for column in COLUMNS for number in range(len(SWITCHES))),
     deviates=(
         "64K: the array is read with 8 misses in flight, an estimate for NetBurst: with 3, 8p64K takes 21.4 and "
-        "16p64K 38.9 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 0.98 "
-        "and 2p64K 0.99. Under translation a process's shadow tables are found again when it runs again; what "
-        "Workstation 3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.77 us, and "
+        "16p64K 39.0 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 1.03 "
+        "and 2p64K 1.04. Under translation a process's shadow tables are found again when it runs again; what "
+        "Workstation 3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.85 us, and "
         "no device, interrupt or idling leads to the host's world here; a pool of 64 shadow pages in place of 327 "
         "evicts at each switch, 8p16K then takes 26.9 and 16p16K 28.1 us, and 2p16K still 1.2. UML: a switch is "
         "17 system calls of the host, of which two wake the next process and put this one to sleep, the others move "
