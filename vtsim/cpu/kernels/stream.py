@@ -95,6 +95,9 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     turn = 0
     step = 0
     flags = 0
+    page = -1
+    there = 0
+    translated = 0
     after = 0
     updates = 0
     if pattern == o.LOOKUP:
@@ -122,7 +125,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         elif pattern == o.LOOKUP:
             step = table + 1 + position * o.STEP_WORDS
             flags = a[step + o.STEP_FLAGS]
-            work = flags >> o.STEP_WORK
+            work = 0 if flags & DECIDING else flags >> o.STEP_WORK
             fraction = stride
             turn = region
             if flags & o.STEP_DRAWS:
@@ -175,25 +178,23 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             ended = 1
             break
         line = hpa >> 6
-        page = -1
-        translated = 0
-        late = 0
+        taken = 0
         if pattern == o.LOOKUP:
             page = gva >> 12
+            there = m[s.CYCLE]
+            translated = 0
             if walk <= m[s.STLB_HIT_CYCLES]:
                 translated = walked(m, page) + price  # after the access that walks
-            if m[s.WRONG_UNTIL] > m[s.CYCLE]:
-                late = arrival(m, line)
-        taken = 0
+                if translated <= there:
+                    translated = 0
+            if m[s.WRONG_UNTIL] > there:
+                taken = max(arrival(m, line) - max(there + after, translated), 0)
         if access == WRITE:
             touch(a, hpa >> 12)
-            taken = own_line(m, a, t, line)
+            taken = max(taken, own_line(m, a, t, line))
         hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_at_once(m, t, s.L1D, line)
-        there = m[s.CYCLE]
-        if hit and late:
-            taken = max(taken, late - max(there + after, translated))
         if hit and taken == 0:
-            if walk or translated > there:
+            if walk or translated:
                 if pattern == o.CHASE:
                     charge(m, a, o.PAGE_WALK, walk)
                 else:
@@ -209,11 +210,6 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 there = overlapped(m, a, walk, miss, after, updates, page, translated)
         m[s.CYCLE] += price * batch
         m[s.RETIRED] += batch
-        if pattern == o.LOOKUP:
-            m[s.LOADED_BEFORE] = m[s.LOADED]
-            m[s.LOADED] = there
-            if flags & DECIDING:
-                decide(m, a, t, step, position + 1, fraction, random, turn)
         if work:
             passes(m, work * batch)
         left -= batch
@@ -221,8 +217,12 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if pattern == o.RECORDED:
             position += 1
         elif pattern == o.LOOKUP:
-            if a[step + o.STEP_CHOICES] and flags & DECIDING == 0:
+            m[s.LOADED_BEFORE] = m[s.LOADED]
+            m[s.LOADED] = there
+            if a[step + o.STEP_CHOICES]:
                 decide(m, a, t, step, position + 1, fraction, random, turn)
+                if flags & DECIDING:
+                    passes(m, flags >> o.STEP_WORK)
             stride = fraction
             region = turn
             position += 1

@@ -13,8 +13,7 @@ What is predicted: in a search by halves one half or the other, with equal chanc
 places, that the loop goes on to the last: at any place before it more outcomes lie ahead than the one here. Where both
 ways lead to a random element (`within` 0), they lead to different ones, for one way draws another number.
 
-SDM: "Recursive or speculative accesses" are in "Information That May Be Cached" of "Caching Translation Information":
-translations may be cached for accesses that are never executed.
+SDM: "Caching Translation Information": translations may be cached for accesses that are never executed.
 Not modelled: branches that are resolved on a wrong path; walks that end early where their load is given up; fetches of
 a wrong path; what a predictor learns.
 """
