@@ -17,7 +17,7 @@ from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.kernels import translate as tr
-from vtsim.cpu.kernels.ept_walk import AGILE
+from vtsim.cpu.kernels.ept_walk import ABANDONED, AGILE
 from vtsim.cpu.kernels.rights import READ
 from vtsim.ept.spec import ADDRESS, PTE_SWITCHES
 from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, PAGING, host_table
@@ -193,6 +193,28 @@ def test_pae_and_32_bit_paging_read_two_levels_because_pdptes_are_in_registers(
     assert walked(engine) == (small, 4 * (small + 1) * nested)
     assert read(engine, m, 2 << shift | 0x5000) == (4 << shift) + 0x5000
     assert walked(engine) == (small + large, 4 * (small + large + 2) * nested)
+
+
+@pytest.mark.parametrize("cr4", [1 << 5, 1 << 4], ids=["PAE", "32-bit"])
+def test_a_walk_of_a_wrong_path_sets_no_flag_with_pae_and_32_bit_paging_either(cr4: int) -> None:
+    bench = native(OFF)
+    engine, m = bench.engine, bench.m
+    directory, table = engine.allocate(), engine.allocate()
+    pae = cr4 >> 5
+    engine.contents(directory, mem.TABLE)[1 if pae else 0] = (table << 12 | 0x63) << (0 if pae else 32)
+    entries = engine.contents(table, mem.TABLE)
+    entries[3 if pae else 1] = 0x123003 << (0 if pae else 32)  # present, not accessed
+    before = entries.copy()
+    m[s.EFER], m[s.CR4], m[s.CR3], m[s.PDPTE0] = 0, cr4, directory << 12, directory << 12 | 1
+    engine.sync()
+    address = 1 << (21 if pae else 22) | 3 << 12
+
+    m[s.SPECULATIVE] = 1
+    assert read(engine, m, address) == ABANDONED
+    assert (entries == before).all()
+    m[s.SPECULATIVE] = 0
+    assert read(engine, m, address) == 0x123000
+    assert (entries != before).any()
 
 
 @SIZES
