@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from tests.replay.recordings import row, trace
+from vtsim.cpu import ops as o
+from vtsim.cpu.kernels import replay as e
 from vtsim.guest.replay.plan import Plan
+from vtsim.guest.replay.steps import WRITE, Step
 from vtsim.guest.traces.paging import LINUX_4 as DIRECT
 
 ROOT, TABLE, PAGES = 0x1000, 0x2000, 0x40_0000
-LEVEL_1 = 1
+OTHER, MIDDLE, UPPER, DIRECT_TABLE = 0x3000, 0x4000, 0x5000, 0x6000
+LEVEL_1, LEVEL_2, LEVEL_4 = 1, 2, 4
+USER_ADDRESS, OF_USER = 0x40_0000, 0x67
 
 
 def entry(index: int) -> int:
@@ -40,3 +45,87 @@ def test_an_entry_that_is_stored_before_its_use_is_not_there_earlier() -> None:
     found = filled([root, use(3, 2), store, use(5, 4)])
 
     assert (found[1], found[3]) == ({3}, set())
+
+
+def steps_of(rows: list[dict[str, int]]) -> dict[int, list[Step]]:
+    """What each row becomes, where the table of steps alone does not say it."""
+    plan = Plan(trace=trace(rows), clock_hz=10**9, literal=True, shadow=True)
+    return {n: [step for step, _ in segment] for n, segment in plan.segments.items()}
+
+
+def memory_map(frame: int, icount: int) -> dict[str, int]:
+    """The kernel reads a page through its map of all memory."""
+    at = DIRECT_TABLE + 8 * (frame >> 12)
+    return row("LEAF_R", icount, cr3=ROOT, a0=DIRECT + frame, a1=at | LEVEL_1, a2=frame | 0x63)
+
+
+def load(root: int, before: int, icount: int) -> list[dict[str, int]]:
+    """CR3 is loaded with what is a root from now on."""
+    return [
+        row("MOV_TO_CR", icount, cr3=before, a0=3, a1=root, a2=before),
+        row("ROOT", icount + 1, cr3=before, a0=root, a1=1),
+    ]
+
+
+def use_of_user(icount: int, table: int = TABLE) -> dict[str, int]:
+    return row(
+        "LEAF_R", icount, cr3=ROOT, cpl=3, a0=USER_ADDRESS, a1=table | LEVEL_1, a2=PAGES | OF_USER
+    )  # fmt: skip
+
+
+def overwrites(steps: list[Step], page: int) -> bool:
+    """Does the guest store to this page?"""
+    return any((s.op, s.r1, s.r2, s.imm) == (o.REPLAY_EVENT, e.ACCESS, WRITE, page) for s in steps)
+
+
+def fills(steps: list[Step], kind: int) -> set[int]:
+    """Which guest-physical addresses are filled or cleared unseen."""
+    return {int(s.imm) for s in steps if (s.op, s.r1) == (o.REPLAY_EVENT, kind)}
+
+
+def test_a_page_that_is_a_root_again_is_overwritten_and_cleared_before_it_is_loaded() -> None:
+    rows = [*load(ROOT, 0, 0), memory_map(ROOT, 2), *load(OTHER, ROOT, 3), *load(ROOT, OTHER, 5)]
+
+    again = steps_of(rows)[5]
+
+    assert overwrites(again, ROOT)
+    assert ROOT in fills(again, e.CLEAR)
+    assert [step.op for step in again][-1] == o.MOV_TO_CR
+    assert not steps_of(rows)[6]
+
+
+def test_the_way_to_a_table_leads_through_the_entry_that_ends_it() -> None:
+    entry_for_it = MIDDLE + 8 * (USER_ADDRESS >> 21)
+    end = row("PTW", 3, cr3=ROOT, a0=entry_for_it | LEVEL_2, a1=0, a2=TABLE | OF_USER)
+    elsewhere = row("PTW", 3, cr3=ROOT, a0=entry_for_it + 8 | LEVEL_2, a1=0, a2=TABLE | OF_USER)
+    begins_before = row("PTW", 3, cr3=ROOT, a0=UPPER | LEVEL_2, a1=TABLE | OF_USER, a2=0)
+
+    def known(*later: dict[str, int]) -> bool:
+        return entry_for_it in fills(steps_of([*load(ROOT, 0, 0), use_of_user(2), *later])[2], e.FILL)
+
+    assert known(end)
+    assert not known(elsewhere)
+    assert not known(begins_before, end)
+
+
+def test_a_table_of_the_kernel_is_not_cleared_where_another_way_to_it_is_found() -> None:
+    top = (DIRECT >> 39) & 511
+    other_way = row("PTW", 3, cr3=ROOT, a0=ROOT + 8 * top | LEVEL_4, a1=UPPER | 0x63, a2=0)
+
+    found = steps_of([*load(ROOT, 0, 0), use(3, 2), other_way, use(5, 4)])[4]
+
+    assert not fills(found, e.CLEAR)
+
+
+def test_a_page_that_a_program_gets_is_overwritten_if_it_was_a_table() -> None:
+    end = row("PTW", 4, cr3=ROOT, a0=MIDDLE + 8 * (USER_ADDRESS >> 21) | LEVEL_2, a1=0, a2=TABLE | OF_USER)
+    given = row("PTW", 5, cr3=ROOT, a0=OTHER | LEVEL_1, a1=TABLE | OF_USER, a2=0)
+    kept = row("PTW", 5, cr3=ROOT, a0=OTHER | LEVEL_1, a1=TABLE | OF_USER & ~4, a2=0)
+
+    def overwritten(*later: dict[str, int]) -> bool:
+        rows = [*load(ROOT, 0, 0), memory_map(TABLE, 2), use_of_user(3), *later]
+        return overwrites(steps_of(rows)[len(rows) - 1], TABLE)
+
+    assert overwritten(end, given)
+    assert not overwritten(given)  # a table in use
+    assert not overwritten(end, kept)  # a page of the kernel

@@ -32,7 +32,9 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Mem
 from vtsim.cpu.codes import PROGRAM_END
 from vtsim.cpu.engine import Engine, Geometry
+from vtsim.cpu.kernels.shadow_pool import role_in
 from vtsim.cpu.profile import load_profile
+from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
 from vtsim.ept.spec import PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
@@ -333,3 +335,11 @@ def test_kvm_reads_each_field_of_an_exit_once() -> None:
     for load, fields in ((False, OF_A_FAULT), (True, OF_A_LOAD_OF_CR3)):
         assert vmreads(steps(5, load=load)) - vmreads(steps(2, load=load)) == 3 * len(fields)
     assert vmreads(stores(len(UPPER_TABLES))) - vmreads(stores(0)) == EMULATED * len(OF_AN_EMULATED_STORE)
+
+
+def test_smep_makes_another_shadow_page_of_a_table_only_while_wp_is_clear() -> None:
+    def roles(mode: int) -> set[int]:
+        return {role_in(each, 2, d.ALL_RIGHTS, False) for each in (mode, mode | d.MODE_SMEP)}
+
+    assert len(roles(d.MODE_PAGING | d.MODE_WP)) == 1
+    assert len(roles(d.MODE_PAGING)) == 2

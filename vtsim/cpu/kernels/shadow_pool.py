@@ -121,9 +121,11 @@ def top_of(mode: int) -> int:
 
 @kernel
 def role_in(mode: int, level: int, rights: int, direct: bool) -> int:
-    """The role of a shadow page in a paging mode."""
-    modes = (mode & d.ROLE_MODES) << d.ROLE_MODE
-    return level | rights << d.ROLE_RIGHTS | modes | (d.ROLE_DIRECT if direct else 0)
+    """The role of a shadow page in a paging mode. CR4.SMEP makes another page of it only while CR0.WP is clear."""
+    modes = mode & d.ROLE_MODES
+    if mode & d.MODE_WP:
+        modes &= ~d.MODE_SMEP
+    return level | rights << d.ROLE_RIGHTS | modes << d.ROLE_MODE | (d.ROLE_DIRECT if direct else 0)
 
 
 @kernel

@@ -103,6 +103,7 @@ class Follower:
         self.dropped = touches & ~flat
         self.loads = self._loads_of_pdptes(running)
         self._use_touches(np.nonzero(unknown)[0].tolist(), spare)
+        self._stores_of_links()
         self._follow(flat)
         self._put_early()
 
@@ -194,11 +195,15 @@ class Follower:
         columns = (self.kind[rows], self.shape[rows], self._roots()[rows], self.a0[rows], self.a1[rows], self.a2[rows])
         for row, number, key, root, a0, a1, a2 in zip(rows, *(each.tolist() for each in columns), strict=True):
             kind, tables, shape = NAME[number], self.tables[key], SHAPES[key]
+            tables.row = row
             if kind == "MOV_TO_CR":
                 self._load(row, a1 if a0 == 3 else int(self.trace.cr3[row]))
                 continue
             if kind == "ROOT":
-                found = [fill_step(f, shape.size) for f in tables.new_root(a0 & shape.root, root)]
+                found = self._with_zeroes(tables, root, tables.new_root(a0 & shape.root, root))
+                if key != PAE and (before := self._load_of(row, a0 & shape.root)) is not None:
+                    self.steps[before] = (*((step, before) for step in found), *self.ordinary([before]))
+                    found = []
             elif kind == "PTW":
                 found = self._store(tables, row, root)
             elif kind in LEAVES:
@@ -228,6 +233,15 @@ class Follower:
             if key == PAE:
                 found = self._loaded_earlier(row, kind, root, found)
             self.steps[row] = tuple((step, row) for step in found)
+
+    def _load_of(self, row: int, root: int) -> int | None:
+        """The MOV to CR3 before a row that says that what it loaded is a root now: that was filled before."""
+        t = self.trace
+        load = row - 1
+        while load >= 0 and not (t.kind[load] == NUMBER["MOV_TO_CR"] and t.a0[load] == 3):
+            load -= 1
+        loads = load >= 0 and int(t.a1[load]) & SHAPES[int(self.shape[row])].root == root
+        return load if loads and t.icount[row] - t.icount[load] <= 1 else None
 
     # --- PDPTEs, which are read when they are loaded and at no other time
     def _load_before(self, row: int) -> int:
@@ -279,6 +293,7 @@ class Follower:
         t, shape = self.trace, tables.shape
         at, level, value = shape.place_of(int(t.a0[row])), shape.level_of(int(t.a0[row])), int(t.a1[row])
         found = self._with_zeroes(tables, root, tables.link(at, level, value))
+        found += self._overwritten(tables, root, level, value)
         place = tables.linear(root, at, 0 <= int(t.rip[row]) < 1 << 46)
         tables.store(at, value)
         if value & e_spec.PTE_PRESENT == 0 and value & RESERVED:
@@ -291,6 +306,16 @@ class Follower:
         if string:
             return [*found, event(e.ACCESS, WRITE, at, place), fill]
         return [*found, Step(o.ST, imm=value, mem=ABSOLUTE if shape.size == 8 else ABSOLUTE_4, disp=place)]
+
+    def _overwritten(self, tables: GuestTables, root: int, level: int, value: int) -> list[Step]:
+        """A page that user programs get holds no table any more: the kernel has overwritten it."""
+        frame = (value & e_spec.ADDRESS) >> 12
+        given = value & e_spec.PTE_PRESENT and value & e_spec.PTE_USER and tables.is_page(value, level)
+        if not given or frame not in tables.tables or frame == root >> 12 or tables.is_live(frame):
+            return []
+        tables.retire(frame)
+        place = tables.linear(root, frame << 12, False)
+        return [] if place is None else [event(e.ACCESS, WRITE, frame << 12, place)]
 
     def _iterates(self, row: int) -> bool:
         """Is this a further iteration of a string instruction that stores into tables?"""
@@ -339,6 +364,20 @@ class Follower:
             value = -1 if stored or not shape.is_kernel(a0 & LOW_32 if shape.narrow else a0) else a2
             uses.setdefault((key, at >> 12), {}).setdefault(at, []).append((row, value))
         return uses
+
+    def _stores_of_links(self) -> None:
+        """For each table, the stores after which an entry does not lead to it any more: where that entry is and its
+        level. -1 for a store after which one does.
+        """
+        t = self.trace
+        rows = np.nonzero(self.of("PTW"))[0]
+        columns = (rows, self.shape[rows], t.a0[rows], t.a1[rows], t.a2[rows])
+        for row, key, a0, after, before in zip(*(each.tolist() for each in columns), strict=True):
+            shape, tables = SHAPES[key], self.tables[key]
+            level = shape.level_of(a0)
+            for entry, at in ((before, shape.place_of(a0) | level), (after, -1)):
+                if level > 1 and entry & e_spec.PTE_PRESENT and not tables.is_page(entry, level):
+                    tables.links.setdefault((entry & e_spec.ADDRESS) >> 12, []).append((row, at))
 
     def _untouched(self) -> Iterator[int]:
         """Frames of memory that no row names, from the end."""

@@ -8,6 +8,7 @@ SDM: "4-Level Paging and 5-Level Paging"; "PAE Paging"; "32-Bit Paging".
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator
 from typing import Final
 
@@ -38,6 +39,8 @@ class GuestTables:
     leads: dict[int, int] = field(factory=dict)  # frame of a table: address of the entry that leads to it
     kernel: dict[tuple[int, int], int] = field(factory=dict)  # level and part of the address: frame
     retired: set[int] = field(factory=set)
+    links: dict[int, list[tuple[int, int]]] = field(factory=dict)  # frame: rows that store to what led to it, or -1
+    row: int = -1  # of the recording, that is being followed
     places: dict[int, int] = field(factory=dict)  # frame: linear address at which the kernel used it last
     devices: dict[int, int] = field(factory=dict)  # page of a device: linear address, with 32-bit ones
 
@@ -107,14 +110,15 @@ class GuestTables:
             self.retired.discard(frame)
 
     def new_root(self, root: int, old: int) -> Iterator[Fill]:
-        """A table becomes a root: the kernel's half is that of the root before."""
+        """A table becomes a root, a page that was one before again: the kernel's half is that of the root before."""
         frame = root >> 12
-        if frame not in self.leads:
-            held = None if self.shares_pages else self.tables.pop(frame, None)
-            if held:
+        if not self.shares_pages:
+            if self.tables.pop(frame, None):
                 yield ZERO, frame << 12, 0
             self.leads[frame] = -1
-            self.retired.discard(frame)
+        elif frame not in self.leads:
+            self.leads[frame] = -1
+        self.retired.discard(frame)
         first = (old & 0xFFF) // self.shape.size
         end = first + (4 if self.shares_pages else 1 << self.shape.bits)
         for index, value in list(self.tables.get(old >> 12, {}).items()):
@@ -141,7 +145,10 @@ class GuestTables:
             wanted = at >> 12 if above - 1 == level else below or self._guess(address, above, at, level)
             if below != wanted:
                 entry = wanted << 12 | self.table_entry(above, kernel)
-                yield from self.link(place, above, entry)
+                if kernel and self.kernel.get((above, self.part(address, above))) == wanted:
+                    self.leads[wanted] = place  # the same table, on another way
+                else:
+                    yield from self.link(place, above, entry)
                 yield from self.fill(place, entry)
             if kernel:
                 self.kernel[above, self.part(address, above)] = wanted
@@ -166,17 +173,25 @@ class GuestTables:
                 yield from self.fill(at, value)
 
     def _guess(self, address: int, above: int, at: int, level: int) -> int:
-        """The frame of a table that is known from elsewhere: another root, or the stores that made it; else a spare."""
+        """The frame of a table, as other roots or stores that made or end it tell; else a spare."""
         known = self.kernel.get((above, self.part(address, above)))
         if known is not None:
             return known
         frame = at >> 12
         for step in range(level + 1, above):
-            parent = self.leads.get(frame, -1)
+            parent = self._parent(frame, step)
             if parent < 0 or self.index_at(parent, step) != self.shape.index(address, step):
                 return next(self.spare)
             frame = parent >> 12
         return frame
+
+    def _parent(self, frame: int, level: int) -> int:
+        """The entry at a level that leads to a table: which holds it when it is next stored to, or the last known."""
+        stores = self.links.get(frame, ())
+        place = bisect(stores, (self.row, 1 << 64))
+        if place < len(stores) and stores[place][1] & 7 == level:
+            return stores[place][1] & ~7
+        return self.leads.get(frame, -1)
 
     def retire(self, frame: int) -> None:
         """A page that is written without being a table, as the recording knows, is none, whatever was guessed."""
@@ -188,6 +203,12 @@ class GuestTables:
         self.leads.pop(frame, None)
         for key in [key for key, table in self.kernel.items() if table == frame]:
             del self.kernel[key]
+
+    def is_live(self, frame: int) -> bool:
+        """Is a table in use: does the entry that led to it still do so?"""
+        parent = self.leads.get(frame, -1)
+        entry = self.entry(parent) if parent >= 0 else 0
+        return entry & e.PTE_PRESENT != 0 and (entry & e.ADDRESS) >> 12 == frame
 
     def path_again(self, root: int, address: int | None) -> Iterator[Fill]:
         """The way to an address that led through a retired table leads through another one."""
