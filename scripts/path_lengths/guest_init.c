@@ -251,6 +251,18 @@ static void files(void)
     (void)sink;
 }
 
+/* A process writes its pages and forks; the child writes so many of them, each a copy, and ends. */
+static void family(char *pages, size_t written, size_t copied)
+{
+    touch(pages, written);
+    pid_t child = fork();
+    if (!child) {
+        touch(pages, copied);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+}
+
 static void processes(void)
 {
     char *words[] = {"/hello", NULL}, *none[] = {NULL};
@@ -278,6 +290,13 @@ static void processes(void)
     LOOP(54, "a byte through pipes and back", write(to[1], &byte, 1); read(from[0], &byte, 1));
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
+    char *much = map(32, 0);
+    LOOP(55, "fork with 32 pages", family(much, 32, 0));
+    munmap(much, 32 * PAGE);
+    much = map(160, 0);
+    LOOP(56, "fork with 160 pages", family(much, 160, 0));
+    LOOP(57, "fork with 160 pages, all copied", family(much, 160, 160));
+    LOOP(58, "fork with 160 pages that are read-only", family(much, 0, 0));
 }
 
 static volatile int ending;

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from tests.guest.conftest import Harness, native
 from tests.guest.test_kernel import ended
+from tests.guest.test_lengths import COUNTS, PATHS
+from tests.vmm.shootdown import threads
 from vtsim.base.errors import ConfigError
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.guest import kernel_operations as single
 from vtsim.guest import services as g
 from vtsim.guest.kernel import layout
+from vtsim.guest.kernel.lengths import LENGTHS
 from vtsim.guest.spec import ContextSwitchSpec, Phase, StreamSpec, VmcallSpec
 
 ROUNDS = 5
@@ -32,6 +36,10 @@ def counted(counter: int) -> Callable[[Harness], int]:
 
 def user_instructions(harness: Harness) -> int:
     return harness.instructions(o.R3)
+
+
+def kernel_instructions(harness: Harness) -> int:
+    return harness.instructions(o.R0)
 
 
 # Instructions of the process in one round, and its system calls.
@@ -144,3 +152,62 @@ def test_a_structure_of_sixty_four_ways_uses_the_last_one() -> None:
     harness = ended(native((stream,), profile="p4-672", populate="prebuilt"))
 
     assert harness.count(k.DTLB_MISSES) >= 160
+
+
+# --- pages that a child shares with its parent ------------------------------------------------------------------------
+def of_linux(name: str) -> int:
+    """Instructions of Linux, with those that the model has operations for."""
+    return COUNTS[name] + PATHS["lengths"][name]["less"]
+
+
+def of_a_page(spec: Callable[..., Phase], **settings: Any) -> int:
+    """Instructions of the kernel in a round that a process has for a page more."""
+    few, many = (more(spec, kernel_instructions, pages=pages, **settings) for pages in (4, 4 + ROUNDS))
+    per_page, rest = divmod(many - few, ROUNDS * ROUNDS)
+    assert rest == 0
+    return per_page
+
+
+def test_a_page_that_stays_shared_takes_as_many_instructions_as_in_linux() -> None:
+    """The parent's entry is read-only from the first fork on: it is not stored. An entry of no page is loaded, too."""
+    store, load = 1, 1
+    expected = of_linux("copy_shared_page") - store - load + of_linux("unmap_shared_page")
+
+    assert of_a_page(g.LifeSpec, written=2, fresh=0) == expected  # its region has no page that is not there
+
+
+FAMILIES = """
+vms:
+  - memory: 64 MiB
+    guest:
+      kernel: {tick: off}
+      processes:
+        - phases: [{primitive: PRIMITIVE, iterations: 3}]
+"""
+TEXT = 1  # page, which is copied and not dropped
+# how a family is made; how often one of its rounds copies a page, drops a shared one, and one that the child has alone
+CHARGED = [
+    ("process, pages: 6, written: 2", 6 + TEXT, 6 - 2, 2),
+    ("process, pages: 6, written: 2, images: 1, fresh: 3", 6 + TEXT, 6 - 2, 2 + 3),
+    ("fork, pages: 5", 5 + TEXT, 0, 5),
+    ("exec, pages: 5", 5 + TEXT, 5, 5),
+]
+
+
+@pytest.mark.parametrize("technique", ["technique=native", "paging=ept", "paging=shadow", "paging=direct-pv"])
+@pytest.mark.parametrize(("family", "copied", "shared", "own"), CHARGED)
+def test_each_page_is_copied_by_fork_and_dropped_at_the_childs_end(
+    family: str, copied: int, shared: int, own: int, technique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def instructions() -> int:
+        machine = threads(FAMILIES.replace("PRIMITIVE", family), f"vmm.{technique}", "vmm.personality=minimal").machine
+        machine.run()
+        privilege = o.R0 if technique == "technique=native" else o.N0
+        arena, owners = machine.engine.arena, machine.engine.owners.values()
+        return sum(int(arena[owner + k.OWN_INSTRUCTIONS + privilege]) for owner in owners)
+
+    at_first = instructions()
+    for name, pages in (("copy_shared_page", copied), ("unmap_shared_page", shared), ("unmap_own_page", own)):
+        with monkeypatch.context() as longer:
+            longer.setitem(LENGTHS, name, evolve(LENGTHS[name], instructions=LENGTHS[name].instructions + 1000))
+            assert instructions() - at_first == 3 * 1000 * pages, name

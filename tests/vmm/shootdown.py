@@ -19,6 +19,7 @@ from vtsim.ept import spec as e
 from vtsim.ept.tables import PAGING, Table
 from vtsim.guest.kernel import layout as at
 from vtsim.platform.machine import Machine, alone
+from vtsim.vmm.memory import VmMemory
 
 USER_PAGES = 1 << 35
 PCID_SHIFT = 16  # in a context's key
@@ -69,7 +70,11 @@ class Threads:
     def _table(self, gfn: int) -> NDArray[np.int64]:
         memory = self.machine.vms[0].memory
         assert memory is not None
-        return self.machine.engine.contents(gfn, mem.TABLE) if self.direct else memory.contents(gfn, mem.TABLE)
+        if self.direct:
+            return self.machine.engine.contents(gfn, mem.TABLE)
+        if isinstance(memory, VmMemory) and memory.backing.find(memory.base + gfn * at.PAGE) is None:
+            return np.zeros(mem.PAGE_WORDS, np.int64)  # nobody has used it yet
+        return memory.contents(gfn, mem.TABLE)
 
     def frame(self, gfn: int) -> int:
         """The host frame of a frame as entries name it."""

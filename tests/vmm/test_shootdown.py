@@ -258,3 +258,16 @@ def test_each_interrupt_from_one_vcpu_to_another_arrives(settings: tuple[str, ..
 
     assert (ran.cpu_word(0, at.IPIS), ran.cpu_word(1, at.IPIS)) == (0, 7 + 4)
     assert exits(ran, "MSR_WRITE") == ENABLING + for_each * (7 + 4)
+
+
+@pytest.mark.parametrize("way", ["vmm.paging=direct-pv", "vmm.technique=paravirtual"])
+def test_what_a_hypervisor_keeps_of_a_vcpu_is_no_memory_of_a_vm(way: str) -> None:
+    machine = threads(APART, way).machine
+    hypervisor = machine.hypervisor or machine.monitor
+    assert hypervisor is not None and len(hypervisor.vcpus) == 2
+    kept = {
+        getattr(vcpu, frame) for vcpu in hypervisor.vcpus for frame in ("page", "data", "vmcs") if hasattr(vcpu, frame)
+    }
+
+    assert len(kept) == 4
+    assert not kept & set(hypervisor.vcpus[0].memory.frames.tolist())

@@ -105,6 +105,7 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     if vm.vcpus > 1:
         free = sizes(vm.memory // PAGE, vm.vcpus)
         lists += free.low_watermark
+        tasks += min(tables, struct_frames(vm.memory // PAGE + FOUR_GIB_FRAMES))
         tasks += vm.vcpus * (at.KERNEL_STACK_PAGES + at.ENTRY_PAGES + at.GATHER_PAGES + list_frames(free) + 5)
     return Needs(
         pool_pages=BASE_POOL
@@ -123,6 +124,11 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
             _table_words(phase) * process.threads for process in guest.processes for phase in process.phases
         ),
     )
+
+
+def struct_frames(frames: int) -> int:
+    """How many frames what is known of so many frames takes."""
+    return -(-frames * at.PAGE_STRUCT_BYTES // PAGE)
 
 
 def _filled(guest: GuestSpec) -> int:
@@ -351,6 +357,7 @@ class Builder:
         threads = sum(process.threads - 1 for process in guest.processes)
         log = frames.reserve(-(-(len(spaces) + len(forks) + threads) * at.LOG_BYTES // PAGE))
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
+        structs = frames.reserve(struct_frames(frames.end)) if self.cpus > 1 else 0
         files = _files(guest)
         file_frames = frames.reserve(_file_pages(guest)) if files else 0
         file = self._cache()
@@ -389,6 +396,7 @@ class Builder:
             tries=guest.tries_sensitive,
             cpus=self.cpus,
             alive=self._linear(zones) + ALIVE_AT,
+            page_structs=self._linear(structs),
             dma=self._dma_layout.options if self._dma_layout else None,
             file=file,
             places=self.places,

@@ -48,6 +48,7 @@ class KernelOptions:
     first_file: int = 0  # descriptor of the first ordinary file
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended
+    page_structs: int = 0  # with several: linear address of what is known of each frame, from frame 0 on
     dma: DmaOptions | None = None  # where the guest drives devices
     file: FileOptions | None = None  # that processes map
     places: at.Places = at.LONG

@@ -88,7 +88,7 @@ def unmap(a: Assembler, kernel: KernelOptions) -> None:
     """System call: free RSI pages of 4 KiB from address RDI on, and drop their translations."""
     a.activity = ops.SYSCALL_PATH
     a.label("call_unmap")
-    a.work(length("unmap"))
+    a.work(length("unmap", several=kernel.several))
     disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RDI)
@@ -155,7 +155,7 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     """
     a.activity = ops.SYSCALL_PATH
     a.label("call_protect")
-    a.work(length("protect"))
+    a.work(length("protect", several=kernel.several))
     disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RDI)
@@ -165,12 +165,15 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
     smp.call(a, kernel, "lock_write")
     a.label("protect_page")
     find_entry(a, kernel, s.RBX, s.R12)
-    a.test(s.RAX, e.PTE_WRITE if kernel.several else -1)
+    a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "protect_next")
-    a.work(length("protect_page"))
+    smp.lock_table_of(a, kernel)
+    a.work(length("protect_page", several=kernel.several))
     if kernel.several:  # at once, natively: another CPU may be setting flags of the entry
         a.test(s.R13, -1)
         a.jcc(ops.CC_NZ, "protect_next", comment="a write on another CPU came first: nobody flushes")
+        a.test(s.RAX, e.PTE_WRITE)
+        a.jcc(ops.CC_Z, "protect_next")
     if kernel.several and not kernel.paravirtual:
         a.mov(s.RAX, -e.PTE_WRITE)
         a.xadd(Mem(s.RCX), s.RAX)
@@ -179,8 +182,10 @@ def protect(a: Assembler, kernel: KernelOptions) -> None:
         put_entry(a, kernel)
     a.label("protect_next")
     a.add(s.R12, 4096)
+    smp.unlock_at_end_of_table(a, kernel, "protect")
     a.sub(s.RBP, 1)
     a.jcc(ops.CC_NZ, "protect_page")
+    smp.call(a, kernel, "unlock_table")
     a.test(s.R13, -1)
     a.jcc(ops.CC_NZ, "protect_done")
     if kernel.paravirtual:
@@ -249,23 +254,19 @@ def _unmap_everywhere(a: Assembler, kernel: KernelOptions) -> None:
     find_entry(a, kernel, s.RBX, s.R12)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, "unmap_next")
-    a.work(length("unmap_page"))
+    smp.lock_table_of(a, kernel)
+    a.work(length("unmap_page", several=True))
     frame_of(a, kernel)
     a.st(Mem(s.R14), s.RDX)
     a.add(s.R14, 8)
-    if kernel.paravirtual:
-        a.mov(s.RAX, 0)
-        put_entry(a, kernel)
+    a.mov(s.RAX, 0)
+    put_entry(a, kernel)
     a.label("unmap_next")
     a.add(s.R12, 4096)
+    smp.unlock_at_end_of_table(a, kernel, "unmap")
     a.sub(s.RBP, 1)
     a.jcc(ops.CC_NZ, "unmap_page")
-    if not kernel.paravirtual:
-        a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
-        a.ld(s.RSI, Mem(s.RSP))
-        a.copy(s.RDX, s.R15)
-        a.mov(s.RAX, 0)
-        a.hook(hooks.TABLE_CLEAR)
+    a.call("unlock_table")
     a.ld(s.R12, Mem(s.RSP))
     a.copy(s.RBP, s.R15)
     if kernel.paravirtual:

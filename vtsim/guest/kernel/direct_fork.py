@@ -49,6 +49,7 @@ def copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(s.R9))
     a.test(s.RAX, e.PTE_PRESENT)
     a.jcc(ops.CC_Z, "fork_next")
+    a.work(length("copy_shared_page"))
     a.copy(s.RSI, s.RAX)
     a.and_(s.RSI, ~e.PTE_WRITE)
     if not kernel.on_host:

@@ -18,7 +18,7 @@ from vtsim.guest.kernel import KernelOptions, path
 from vtsim.guest.kernel import direct_fork as direct
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.calls import flush_space
-from vtsim.guest.kernel.fork import free_own_pages
+from vtsim.guest.kernel.fork import drop_pages
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.ring3 import disable, enable
 
@@ -32,7 +32,7 @@ def exec_(a: Assembler, kernel: KernelOptions) -> None:
     disable(a, kernel)
     a.ld(s.RBX, at.cpu_word(at.CURRENT))
     a.copy(s.R12, s.RBX)
-    free_own_pages(a, kernel, "exec")
+    drop_pages(a, kernel, "exec")
     if kernel.paravirtual:
         direct.leave_space(a, kernel)
         a.call("give_up_space")

@@ -3,7 +3,8 @@
 The area of the address is searched in the task's table of areas, a frame is taken from the area's zone, zeroed and
 mapped. A write to a page that fork left read-only copies the page while it is shared, and else makes it writable.
 
-With several CPUs threads of a process fault beside each other: who comes second finds the page there.
+With several CPUs threads of a process fault beside each other: who comes second finds the page there. An entry is
+looked at and stored under the lock of its table; missing tables are made before, under the lock of those above.
 
 Not modelled: the shared zero page; reference counts of pages (a task and its one child share); interrupts while a
 page fault is handled; a signal that ends all threads of a process.
@@ -62,6 +63,13 @@ def map_entry(a: Assembler, kernel: KernelOptions, empty: str = "no_memory") -> 
         a.jcc(ops.CC_NZ, empty)
         return
     a.ld(s.RCX, Mem(s.R14, at.A_LEVEL))
+    _map_at_level(a, kernel)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, empty)
+
+
+def _map_at_level(a: Assembler, kernel: KernelOptions) -> None:
+    """Put the entry RDX of level RCX at the address R12 of the task at RBX; RAX <- not 0 without tables."""
     a.ld(s.RDI, Mem(s.RBX, at.T_ROOT))
     a.ld(s.R9, Mem(s.RBX, at.T_TABLES))
     a.copy(s.RSI, s.R12)
@@ -69,8 +77,6 @@ def map_entry(a: Assembler, kernel: KernelOptions, empty: str = "no_memory") -> 
     a.mov(s.R10, TO_TABLE)
     a.mov(s.R11, 0)
     a.hook(hooks.TABLE_MAP)
-    a.test(s.RAX, -1)
-    a.jcc(ops.CC_NZ, empty)
 
 
 def find_entry(a: Assembler, kernel: KernelOptions, task: int, address: int) -> None:
@@ -171,7 +177,7 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.RAX, kernel.places.direct)
     a.add(s.RDI, register=s.RAX)
     each_page(a, hooks.PAGE_ZERO, "zero_page")
-    a.work(length("fault_map"))
+    a.work(length("fault_map", several=kernel.several))
     if kernel.several:
         _map_unless_there(a, kernel)
     else:
@@ -182,27 +188,95 @@ def page_fault(a: Assembler, kernel: KernelOptions) -> None:
 
 
 def _map_unless_there(a: Assembler, kernel: KernelOptions) -> None:
-    """The same under the lock of the tables: another thread may have mapped a page there meanwhile."""
+    """The same under the lock of the table: another thread may have mapped a page there meanwhile."""
     a.copy(s.R15, s.RDX)
-    smp.lock_tables(a, kernel)
-    find_entry(a, kernel, s.RBX, s.R12)
+    lock_entry(a)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_NZ, "fault_beaten")
     a.copy(s.RDX, s.R15)
     map_page(a, kernel, "fault_no_tables")
     a.label("fault_unlock")
-    smp.unlock_tables(a, kernel)
+    a.call("unlock_table")
     a.label("fault_settled")
     a.call("unlock_read")
     a.jmp("fault_done")
     a.label("fault_beaten")
-    smp.unlock_tables(a, kernel)
+    a.call("unlock_table")
     a.copy(s.RDX, s.R15)
     give_frame(a, kernel)
     a.jmp("fault_settled")
     a.label("fault_no_tables")
-    smp.unlock_tables(a, kernel)
+    a.call("unlock_table")
     a.jmp("no_memory")
+
+
+def lock_entry(a: Assembler) -> None:
+    """RAX <- the entry of the address R12 in the area at R14, of the task at RBX, or 0; what guards it is locked.
+
+    RCX <- where it stands, RDX <- its level; paravirtual: R11 <- its host's address. Without a frame for a table the
+    task ends. Clobbers RSI, RDI, R8 to R11.
+    """
+    a.call("lock_entry")
+    a.test(s.RDX, -1)
+    a.jcc(ops.CC_Z, "no_memory")
+
+
+@path("entries under their locks")
+def locked_entries(a: Assembler, kernel: KernelOptions) -> None:
+    """`lock_entry`: find an entry and lock it, the tables above it being made first; RDX <- 0 without a frame for one.
+
+    Source: Linux 6.1, mm/memory.c: __handle_mm_fault, __pte_alloc, do_anonymous_page.
+    Not modelled: Linux takes the frame of a table before it takes the lock.
+    """
+    if not kernel.several:
+        return
+    a.activity = ops.PAGE_FAULT_PATH
+    a.label("lock_entry")
+    a.ld(s.RAX, Mem(s.R14, at.A_LEVEL))
+    a.cmp(s.RAX, 1)
+    a.jcc(ops.CC_NZ, "lock_large_entry")
+    find_entry(a, kernel, s.RBX, s.R12)
+    a.cmp(s.RDX, 1)
+    a.jcc(ops.CC_NZ, "lock_makes_tables")
+    a.label("lock_small_entry")
+    smp.lock_table(a, kernel)
+    a.ld(s.RAX, kernel.entry)
+    a.mov(s.RDX, 1)
+    a.ret()
+    a.label("lock_large_entry")
+    smp.lock_upper_tables(a)
+    smp.hold(a, at.M_TABLES_SERVING)
+    find_entry(a, kernel, s.RBX, s.R12)
+    a.ret()
+    a.label("lock_makes_tables")
+    smp.lock_upper_tables(a)
+    _make_tables(a, kernel)
+    smp.unlock_upper_tables(a)
+    find_entry(a, kernel, s.RBX, s.R12)
+    a.jmp("lock_small_entry")
+    a.label("lock_no_table")
+    smp.unlock_upper_tables(a)
+    a.mov(s.RDX, 0)
+    a.ret()
+
+
+def _make_tables(a: Assembler, kernel: KernelOptions) -> None:
+    """Make the tables for the address in R12 that are missing, down to the last level, unless another thread has."""
+    if kernel.paravirtual:
+        a.call("pv_tables")
+        a.test(s.RAX, -1)
+        a.jcc(ops.CC_NZ, "lock_no_table")
+        return
+    find_entry(a, kernel, s.RBX, s.R12)
+    a.cmp(s.RDX, 1)
+    a.jcc(ops.CC_Z, "lock_tables_there")
+    hypercalls.take_table(a, kernel, "lock_no_table")
+    a.or_(s.RDX, TO_TABLE)
+    a.mov(s.RCX, 2)
+    _map_at_level(a, kernel)
+    a.test(s.RAX, -1)
+    a.jcc(ops.CC_NZ, "lock_no_table")
+    a.label("lock_tables_there")
 
 
 @path("copy on write")
@@ -214,8 +288,9 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.jcc(ops.CC_Z, "kill")
     if kernel.several:
         a.call("lock_read")
-        smp.lock_tables(a, kernel)
-    find_entry(a, kernel, s.RBX, s.R12)
+        lock_entry(a)
+    else:
+        find_entry(a, kernel, s.RBX, s.R12)
     if kernel.several:  # another thread may have unmapped it, or made it writable
         a.test(s.RAX, -1)
         a.jcc(ops.CC_Z, "fault_unlock")
@@ -230,7 +305,7 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.test(s.RDX, -1)
     a.jcc(ops.CC_NZ, "copy_page")
     a.label("own_page")
-    a.work(length("fault_reuse"))
+    a.work(length("fault_reuse", several=kernel.several))
     a.or_(s.RAX, e.PTE_WRITE)
     if kernel.ring3:  # both at once
         hypercalls.update_address(a, kernel)
@@ -242,7 +317,7 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     else:
         a.jmp("fault_unlock" if kernel.several else "fault_done")
     a.label("copy_page")
-    smp.unlock_tables(a, kernel)
+    smp.call(a, kernel, "unlock_table")
     take_frame(a, kernel, "no_memory")
     a.mov(s.RAX, kernel.places.direct)
     a.copy(s.RDI, s.RDX)
@@ -251,10 +326,14 @@ def copy_on_write(a: Assembler, kernel: KernelOptions) -> None:
     a.copy(s.RSI, s.RBP)
     a.add(s.RSI, register=s.RAX)
     each_page(a, hooks.PAGE_COPY, "copy_next")
-    a.work(length("fault_copy"))
+    a.work(length("fault_copy", several=kernel.several))
+    if kernel.several:
+        a.copy(s.R15, s.RDX)
+        lock_entry(a)
+        a.copy(s.RDX, s.R15)
     map_page(a, kernel)
     flush_user_page(a, kernel)
-    a.jmp("fault_settled" if kernel.several else "fault_done")
+    a.jmp("fault_unlock" if kernel.several else "fault_done")
 
 
 def _give_lock_back(a: Assembler, kernel: KernelOptions, name: str) -> None:

@@ -21,7 +21,7 @@ from vtsim.ept import spec as e
 from vtsim.guest.kernel import KernelOptions, hypercalls, path, smp
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel import page_cache as cache
-from vtsim.guest.kernel.fault import find_entry, map_entry, page_of
+from vtsim.guest.kernel.fault import find_entry, lock_entry, map_entry, page_of
 from vtsim.guest.kernel.flush import flush_range
 from vtsim.guest.kernel.lengths import length
 from vtsim.guest.kernel.page_cache import FileOptions
@@ -75,23 +75,25 @@ def file_fault(a: Assembler, kernel: KernelOptions) -> None:
         a.jcc(ops.CC_NZ, "fault_settled")
     a.test(s.RBP, e.PF_WRITE)
     a.jcc(ops.CC_NZ, "file_write")
-    a.work(length("file_fault"))
+    a.work(length("file_fault", several=kernel.several))
     a.and_(s.R15, ~(e.PTE_WRITE | e.PTE_DIRTY))
-    smp.lock_tables(a, kernel)
-    find_entry(a, kernel, s.RBX, s.R12)
-    a.cmp(s.RDX, 1)
-    a.jcc(ops.CC_Z, "file_table_there")
-    _map_one(a, kernel, kernel.file)
-    find_entry(a, kernel, s.RBX, s.R12)
-    a.label("file_table_there")
+    if kernel.several:
+        lock_entry(a)
+    else:
+        find_entry(a, kernel, s.RBX, s.R12)
+        a.cmp(s.RDX, 1)
+        a.jcc(ops.CC_Z, "file_table_there")
+        _map_one(a, kernel, kernel.file)
+        find_entry(a, kernel, s.RBX, s.R12)
+        a.label("file_table_there")
     _around(a, kernel, kernel.file)
     a.jmp("file_mapped")
     _write(a, kernel, kernel.file)
     a.label("file_mapped")
-    smp.unlock_tables(a, kernel)
+    smp.call(a, kernel, "unlock_table")
     a.jmp("fault_settled" if kernel.several else "fault_done")
     a.label("file_no_tables")
-    smp.unlock_tables(a, kernel)
+    smp.call(a, kernel, "unlock_table")
     a.jmp("no_memory")
     _page_of_file(a, kernel, kernel.file)
 
@@ -219,14 +221,13 @@ def _say(a: Assembler, file: FileOptions, name: str) -> None:
 def _write(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     """`file_write`: the page alone, dirty and writable. Another thread may have mapped it meanwhile."""
     a.label("file_write")
-    a.work(length("file_write_fault"))
+    a.work(length("file_write_fault", several=kernel.several))
     _descriptor(a, file, s.R12, s.RSI)
     cache.change(a, s.RSI, cache.P_COUNT, 1)
     _say(a, file, "write_waits")
     if kernel.several:
         a.copy(s.R13, s.RSI)
-        smp.lock_tables(a, kernel)
-        find_entry(a, kernel, s.RBX, s.R12)
+        lock_entry(a)
         a.copy(s.RSI, s.R13)
         a.test(s.RAX, -1)
         a.jcc(ops.CC_Z, "file_write_first")
@@ -362,6 +363,7 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
         a.jmp("drop_beyond")
         a.label(f"drop_not_{level}")
     a.copy(s.R13, s.RCX)
+    smp.call(a, kernel, "lock_table")
     a.label("drop_page")
     a.ld(s.RDX, Mem(s.R13, size=kernel.entry_bytes))
     a.test(s.RDX, e.PTE_PRESENT)
@@ -391,8 +393,10 @@ def _drop(a: Assembler, kernel: KernelOptions, file: FileOptions) -> None:
     a.jcc(ops.CC_AE, "drop_done")
     a.test(s.R12, kernel.table_reach - 1)
     a.jcc(ops.CC_NZ, "drop_page")
+    smp.call(a, kernel, "unlock_table")
     a.jmp("drop_table")
     a.label("drop_beyond")
     a.cmp(s.R12, register=s.RBP)
     a.jcc(ops.CC_B, "drop_table")
     a.label("drop_done")
+    smp.call(a, kernel, "unlock_table")

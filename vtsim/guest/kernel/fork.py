@@ -4,7 +4,7 @@ A task has at most one child at a time, whose task structure, root, stack and ta
 child has copied is its own and is freed when the parent has waited for it; what it still shares stays the parent's.
 
 Not modelled: children that live beside each other; reference counts of pages; children of children; fork by a process
-of several threads; instructions for each page that stays shared, beside the accesses to its entry.
+of several threads. Linux leaves a program's text to the child's faults; here its entries are copied like others.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vtsim.guest.kernel.ring3 import disable, enable
 RETURN_BYTES = 8
 
 
-def free_own_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
-    """Free the pages that only the child at R12 has: those that it may write. Clobbers all but RBX and R12."""
+def drop_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
+    """Drop the pages of the child at R12, and free those that only it has, which it may write. Keeps RBX and R12."""
     a.ld(s.R14, Mem(s.R12, at.T_AREAS))
     a.ld(s.R15, Mem(s.R12, at.T_AREA_COUNT))
     a.label(f"{name}_area")
@@ -38,8 +38,13 @@ def free_own_pages(a: Assembler, kernel: KernelOptions, name: str) -> None:
     a.label(f"{name}_page")
     find_entry(a, kernel, s.R12, s.RBP)
     a.test(s.RAX, e.PTE_WRITE)
+    a.jcc(ops.CC_NZ, f"{name}_own_page")
+    a.test(s.RAX, -1)
     a.jcc(ops.CC_Z, f"{name}_next_page")
-    a.work(length("unmap_page"))
+    a.work(length("unmap_shared_page"))
+    a.jmp(f"{name}_next_page")
+    a.label(f"{name}_own_page")
+    a.work(length("unmap_own_page"))
     frame_of(a, kernel)
     give_frame(a, kernel)
     a.label(f"{name}_next_page")
@@ -68,6 +73,10 @@ def _copy_space(a: Assembler, kernel: KernelOptions) -> None:
     a.hook(hooks.TABLE_COPY)
     a.test(s.RAX, -1)
     a.jcc(ops.CC_S, "no_memory")
+    a.copy(s.RCX, s.RAX)
+    a.label("fork_page")
+    a.work(length("copy_shared_page"))
+    a.loop("fork_page")
     a.add(s.RSI, register=s.R8)
     if kernel.kpti:
         for index in kernel.top_entries:
@@ -133,7 +142,7 @@ def wait(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("wait_more")
     a.label("reap")
     a.work(length("reap"))
-    free_own_pages(a, kernel, "reap")
+    drop_pages(a, kernel, "reap")
     if kernel.paravirtual:
         a.call("give_up_space")
     else:

@@ -135,7 +135,7 @@ def page_lists(a: Assembler, kernel: KernelOptions) -> None:
 
 def _take_page(a: Assembler) -> None:
     a.label("take_page")
-    a.work(length("page_get"))
+    a.work(length("page_get", several=True))
     _lock_filled(a, "take", "take_slowly")
     a.label("take_first")
     a.sub(s.RAX, 1)
@@ -185,7 +185,7 @@ def _lock_filled(a: Assembler, name: str, empty: str) -> None:
 
 def _give_page(a: Assembler) -> None:
     a.label("give_page")
-    a.work(length("page_put"))
+    a.work(length("page_put", several=True))
     _find_list(a, at.cpu_word(at.PAGE_LISTS), s.RDI)
     _lock(a, s.RDI)
     a.ld(s.RAX, Mem(s.RCX, at.P_HEAD))

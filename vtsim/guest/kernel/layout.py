@@ -62,6 +62,7 @@ CPU_LIMIT: Final    = 16
 (BOOTED, TIMER_EVENT, KERNEL_ROOT) = range(ASKED + 8 * CPU_LIMIT, ASKED + 8 * CPU_LIMIT + 24, 8)
 PAGE_LISTS: Final   = KERNEL_ROOT + 8               # with several CPUs: address of this one's lists of free pages
 IPI_PORT: Final     = PAGE_LISTS + 8                # in ring 3: port by which other CPUs interrupt this one
+TABLE_LOCK: Final   = IPI_PORT + 8                  # with several CPUs: where it gives back the lock of tables it has
 
 # --- words of a task ------------------------------------------------------------------------------------------
 (T_RSP, T_CR3, T_STACK_TOP, T_STATE, T_WAKE, T_NEXT, T_LOG, T_AREAS, T_AREA_COUNT, T_ROOT, T_USER_CR3, T_TABLES,
@@ -69,8 +70,10 @@ IPI_PORT: Final     = PAGE_LISTS + 8                # in ring 3: port by which o
 # with several CPUs: the task that has the words of the address space, the next thread in it, the data of the task's CPU
 (T_SPACE, T_PEER, T_CPU) = range(152, 176, 8)
 (T_ROUND, T_SENT) = range(216, 232, 8)              # phases of primitive `ipi` begun, and sent to the end
-# words of an address space: two tickets and who is served, for its lock and that of its tables; who reads
+# words of an address space: two tickets and who is served, for its lock and that of its upper tables; who reads
 (M_TICKET, M_SERVING, M_READERS, M_TABLES_TICKET, M_TABLES_SERVING) = range(176, 216, 8)
+# of what is known of a frame (struct page), with several CPUs: the lock of the last-level table that it is (ptl)
+PAGE_STRUCT_BYTES, PTL_TICKET, PTL_SERVING = 64, 40, 48
 # where the kernel goes on after an exception of its own, 0: nowhere; four words of a signal's action
 T_FIXUP, T_ACTION = 216, 224
 RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)

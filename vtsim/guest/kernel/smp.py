@@ -6,10 +6,12 @@ waits; the others answer from the interrupt. A CPU that is idle on a borrowed sp
 interrupted: it flushes when it switches back. A paravirtual kernel interrupts nobody (`direct_flush`).
 
 Whoever waits for another CPU's answer or for the lock of an address space has interrupts on, and keeps its CPU. The
-locks of zones and of tables are held for a few instructions only, with interrupts off.
+locks of zones and of tables are held for a few instructions only, with interrupts off. Each last-level table has a lock
+of its own, in what is known of its frame; those above, and leaves there, have one lock for each address space.
 
 Not modelled: waiters for the lock of an address space sleep in Linux; moving tasks between CPUs, and waking one from
-another.
+another; locks of single page directories (USE_SPLIT_PMD_PTLOCKS); locks of tables that fork copies and that a child's
+end drops, which nobody else can want.
 """
 
 from __future__ import annotations
@@ -73,18 +75,79 @@ def unlock_zone(a: Assembler, kernel: KernelOptions) -> None:
         unlock(a, Mem(s.R13, at.Z_SERVING))
 
 
-def lock_tables(a: Assembler, kernel: KernelOptions) -> None:
-    """The tables of the task at RBX are ours. Clobbers RAX, RCX and RDI."""
-    if kernel.several:
-        a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
-        lock(a, Mem(s.RDI, at.M_TABLES_TICKET), Mem(s.RDI, at.M_TABLES_SERVING), s.RCX)
+def lock_upper_tables(a: Assembler) -> None:
+    """The tables above the last level of the task at RBX are ours. Clobbers RAX, RCX; RDI <- the space."""
+    a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
+    lock(a, Mem(s.RDI, at.M_TABLES_TICKET), Mem(s.RDI, at.M_TABLES_SERVING), s.RCX)
 
 
-def unlock_tables(a: Assembler, kernel: KernelOptions) -> None:
-    """The tables of the task at RBX are free again. Clobbers RAX and RDI."""
+def unlock_upper_tables(a: Assembler) -> None:
+    """They are free again. Clobbers RAX and RDI."""
+    a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
+    unlock(a, Mem(s.RDI, at.M_TABLES_SERVING))
+
+
+def hold(a: Assembler, serving: int) -> None:
+    """Remember the lock that was taken at RDI: `unlock_table` gives it back. Changes RDI."""
+    a.add(s.RDI, serving)
+    a.st(at.cpu_word(at.TABLE_LOCK), s.RDI)
+
+
+def lock_table(a: Assembler, kernel: KernelOptions) -> None:
+    """The last-level table is ours whose entry is at RCX. Clobbers RAX, RDX and RDI.
+
+    Source: Linux 6.1, include/linux/mm.h: pte_lockptr, pte_offset_map_lock.
+    """
+    first = kernel.page_structs - at.PAGE_STRUCT_BYTES * ((at.DIRECT & (1 << 64) - 1) // at.PAGE)
+    a.copy(s.RDI, s.RCX)
+    a.shr(s.RDI, 12)
+    a.shl(s.RDI, at.PAGE_STRUCT_BYTES.bit_length() - 1)
+    a.mov(s.RAX, first)
+    a.add(s.RDI, register=s.RAX)
+    lock(a, Mem(s.RDI, at.PTL_TICKET), Mem(s.RDI, at.PTL_SERVING), s.RDX)
+    hold(a, at.PTL_SERVING)
+
+
+@path("locks of tables")
+def table_locks(a: Assembler, kernel: KernelOptions) -> None:
+    """Subroutines for who goes along entries: `lock_table` locks that of the entry at RCX unless one is locked already.
+
+    `unlock_table` gives back what is locked, if anything is. They clobber RAX, RDX and RDI. Called with interrupts off.
+    """
+    if not kernel.several:
+        return
+    a.activity = ops.PAGE_FAULT_PATH
+    a.label("lock_table")
+    a.ld(s.RDI, at.cpu_word(at.TABLE_LOCK))
+    a.test(s.RDI, -1)
+    a.jcc(ops.CC_NZ, "table_locked")
+    lock_table(a, kernel)
+    a.label("table_locked")
+    a.ret()
+    a.label("unlock_table")
+    a.ld(s.RDI, at.cpu_word(at.TABLE_LOCK))
+    a.test(s.RDI, -1)
+    a.jcc(ops.CC_Z, "table_unlocked")
+    unlock(a, Mem(s.RDI))
+    a.st_value(at.cpu_word(at.TABLE_LOCK), 0)
+    a.label("table_unlocked")
+    a.ret()
+
+
+def lock_table_of(a: Assembler, kernel: KernelOptions) -> None:
+    """Lock the table of the entry RAX at RCX, unless it is: the entry is read again. Clobbers RDX and RDI."""
     if kernel.several:
-        a.ld(s.RDI, Mem(s.RBX, at.T_SPACE))
-        unlock(a, Mem(s.RDI, at.M_TABLES_SERVING))
+        a.call("lock_table")
+        a.ld(s.RAX, kernel.entry)
+
+
+def unlock_at_end_of_table(a: Assembler, kernel: KernelOptions, name: str) -> None:
+    """Give the lock of a table back where the address in R12, the next one's, is the first of another table."""
+    if kernel.several:
+        a.test(s.R12, kernel.table_reach - 1)
+        a.jcc(ops.CC_NZ, f"{name}_same_table")
+        a.call("unlock_table")
+        a.label(f"{name}_same_table")
 
 
 def call(a: Assembler, kernel: KernelOptions, subroutine: str) -> None:

@@ -178,8 +178,8 @@ bind(
     ),
     deviates=(
         "KVM lets leaf tables go out of sync and fills entries ahead, ESX of 2009 traced every store to a table, as "
-        "the minimal personality does. The most is mmap's, with three exits a page; fork has 201, exec 228, "
-        "page_fault 160 and context_switch 95 % under KVM's, 197, 198, 167 and 64 with every store traced. How long "
+        "the minimal personality does. The most is mmap's, with three exits a page; fork has 200, exec 222, "
+        "page_fault 160 and context_switch 95 % under KVM's, 196, 192, 167 and 64 with every store traced. How long "
         "the guest's own paths are decides: they are counts of Linux 6.1, whose change of an area alone takes 8,000 "
         "instructions; with estimates of a third to a fifth of them, and of KVM's, the most was 451 and 517 %. Which "
         "microbenchmark had 600 % the abstract does not say"
@@ -399,7 +399,7 @@ bind(
         "is looked up (--set vmm.parameters.get_user_page=1600 on this row) give 0.53, and how long that was in Linux "
         "3.4 is unknown. How many vCPUs wrote decides, and the cover letter, which names two for its migration tests, "
         "does not say it of this benchmark, which was an attachment: without the lock a page takes each of 1, 2, 4 "
-        "and 8 vCPUs 2030, 2120, 2140 and 2090 cycles, with it 3310, 3490, 3870 and 7340, for the lock's lines move "
+        "and 8 vCPUs 2030, 2120, 2140 and 2090 cycles, with it 3310, 3480, 3870 and 7330, for the lock's lines move "
         "from core to core; eight wait for each other all the time"
     ),
     unbound="seconds depend on the size of the region; migration is not modelled",

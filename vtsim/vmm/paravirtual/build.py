@@ -102,6 +102,7 @@ def build_kind(
     words = host.reserve(), host.reserve()  # of hypercalls, of emulators by op
     more = [(guest, index) for guest in guests for index in range(1, len(guest.cpus))]
     pages, data = [host.reserve() for _ in guests], [host.reserve() for _ in guests]
+    further = [(host.reserve(), host.reserve()) for _ in more]
     tables = DirectHost.reserve(host)
     roots = [host.process() for _ in guests]
     prepared = [kind.prepare(host) for _ in guests]
@@ -111,8 +112,8 @@ def build_kind(
         for guest, page, own, ram in zip(guests, pages, data, memories, strict=True)
     ]
     vcpus += [
-        evolve(vcpus[guests.index(guest)], cpu=guest.cpus[index], page=host.reserve(), data=host.reserve(), index=index)
-        for guest, index in more
+        evolve(vcpus[guests.index(guest)], cpu=guest.cpus[index], page=page, data=own, index=index)
+        for (guest, index), (page, own) in zip(more, further, strict=True)
     ]
     a = Assembler("hypervisor", at.TEXT)
     labelled = kind.emit(a, host, vcpus, tables, words)
