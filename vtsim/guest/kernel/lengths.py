@@ -122,18 +122,11 @@ LENGTHS: Final[dict[str, Length]] = {
 }
 # fmt: on
 
-# What a length has counted and a kernel with several CPUs executes as operations, beside those taken off for all:
-# locks, looks at entries under them, a list of pages in front of the zone's. So both kernels have as many instructions.
-OF_SEVERAL: Final = {
-    "page_get": 21, "page_put": 23, "fault_map": 80, "fault_copy": 104, "fault_reuse": 61, "file_fault": 65,
-    "file_write_fault": 80, "unmap": 60, "unmap_page": 14, "protect": 44, "protect_page": 10,
-}  # fmt: skip
-
 LINUX_4_19: Final[dict[str, int]] = {
     "syscall_enter": 13,
     "syscall_exit": 18,
     "fault_enter": 200,
-    "fault_map": 1168,
+    "fault_map": 1169,
     "fault_copy": 1740,
     "fault_reuse": 557,
     "fault_exit": 6,
@@ -142,30 +135,30 @@ LINUX_4_19: Final[dict[str, int]] = {
     "irq_enter": 69,
     "irq_exit": 44,
     "timer": 478,
-    "tick": 1688,
+    "tick": 1693,
     "timer_program": 70,
     "wake": 973,
-    "pick": 1047,
+    "pick": 1046,
     "switch_mm": 97,
     "switch_to": 140,
     "yield": 215,
     "sleep": 649,
     "idle": 423,
-    "fork": 19681,
-    "exec": 52081,
+    "fork": 19717,
+    "exec": 53585,
     "exit": 4530,
     "wait": 953,
-    "reap": 9946,
-    "kill": 2476,
-    "unmap": 3443,
-    "unmap_page": 481,
+    "reap": 9901,
+    "kill": 2463,
+    "unmap": 3430,
+    "unmap_page": 495,
     "copy_shared_page": 82,
     "unmap_shared_page": 140,
-    "unmap_own_page": 438,
+    "unmap_own_page": 439,
     "unmap_file_page": 276,
     "protect": 3060,
     "protect_page": 77,
-    "mmap_file": 1844,
+    "mmap_file": 1852,
     "msync": 182,
     "file_fault": 498,
     "map_file_page": 231,
@@ -194,14 +187,21 @@ LINUX_4_19: Final[dict[str, int]] = {
     "bulk_get_page": 148,
     "bulk_put_page": 301,
     "call_others": 315,
-    "call_flush": 130,
-    "device_interrupt": 1164,
+    "call_flush": 132,
+    "device_interrupt": 1147,
     "dma_map": 142,
     "dma_map_run": 239,
     "dma_unmap": 87,
     "dma_unmap_run": 243,
     "invalidate": 195,
 }
+
+# What a length has counted and a kernel with several CPUs executes as operations, beside those taken off for all:
+# locks, looks at entries under them, a list of pages in front of the zone's. So both kernels have as many instructions.
+OF_SEVERAL: Final = {
+    "page_get": 21, "page_put": 23, "fault_map": 80, "fault_copy": 104, "fault_reuse": 61, "file_fault": 65,
+    "file_write_fault": 80, "unmap": 60, "unmap_page": 14, "protect": 44, "protect_page": 10,
+}  # fmt: skip
 
 TABLES: Final[dict[str, dict[str, Length]]] = {
     "linux-6.1": LENGTHS,
@@ -227,5 +227,8 @@ def lengths_of(kernel: str) -> Iterator[None]:
 
 
 def length(name: str, *, several: bool = False) -> int:
-    """Return how many instructions a stretch has, in the kernel whose text is being written: of one CPU or several."""
+    """Return how many instructions a stretch of kernel code has, in a kernel with one CPU or with several.
+
+    It is the kernel whose text is being written.
+    """
     return _table.get()[name].instructions - (OF_SEVERAL.get(name, 0) if several else 0)
