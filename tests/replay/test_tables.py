@@ -7,7 +7,9 @@ from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import replay as e
 from vtsim.guest.replay.plan import Plan
 from vtsim.guest.replay.steps import WRITE, Step
+from vtsim.guest.replay.tables import GuestTables
 from vtsim.guest.traces.paging import LINUX_4 as DIRECT
+from vtsim.guest.traces.paging import PAE, SHAPES
 
 ROOT, TABLE, PAGES = 0x1000, 0x2000, 0x40_0000
 OTHER, MIDDLE, UPPER, DIRECT_TABLE = 0x3000, 0x4000, 0x5000, 0x6000
@@ -129,3 +131,11 @@ def test_a_page_that_a_program_gets_is_overwritten_if_it_was_a_table() -> None:
     assert overwritten(end, given)
     assert not overwritten(given)  # a table in use
     assert not overwritten(end, kept)  # a page of the kernel
+
+
+def test_two_devices_have_two_addresses_though_another_root_maps_neither() -> None:
+    tables = GuestTables(shape=SHAPES[PAE], spare=iter(range(0x100, 0x200)))
+
+    list(tables.device(ROOT, 0xFEE0_0000))
+
+    assert tables.device_at(OTHER, 0xFEE0_0000) != tables.device_at(OTHER, 0xFEC0_0000)

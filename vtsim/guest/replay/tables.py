@@ -226,7 +226,8 @@ class GuestTables:
         if not self.shape.narrow:
             return DEVICES + gpa
         address = self.devices.get(gpa >> 12, NARROW_DEVICES)
-        while gpa >> 12 not in self.devices and self.mapped(root, address) >= 0:
+        taken = self.devices.values()  # of which some may not be mapped below this root
+        while gpa >> 12 not in self.devices and (address in taken or self.mapped(root, address) >= 0):
             address -= 0x1000
         self.devices[gpa >> 12] = address
         return address | (gpa & 0xFFF)
