@@ -118,6 +118,8 @@ def follow(
         if i.op in ENDS:
             break
         if i.op == ops.CALL:
+            if i.end in calls:
+                break  # a stack was given up on the way
             calls.append(i.end)
             at_ = target
         elif i.op == ops.RET:
