@@ -72,7 +72,7 @@ bind(
         note=_OURS,
     ),
     deviates=(
-        "fork alone loses 14.3 %, as with EPT (14.4 %), the other four 1.5 % in the mean. A fork writes its child's "
+        "fork alone loses 14.2 %, as with EPT, the other four 1.4 % in the mean. A fork writes its child's "
         "root, which is nested then, and with it all that it leads to, the kernel's tables among them, for parent and "
         "child (workloads/paging/fork.yaml). So no store to a table and no page fault exits, and what it loses are "
         "walks, in both dimensions. Better than the better one: that is churn (25 %) and mmap (0.5 %). Both figures "

@@ -254,7 +254,7 @@ bind(
         note="nested against native walks, the most of btree, canneal, graph, redis and xsbench in 4 KiB pages",
     ),
     deviates=(
-        "the most is graph's 2.20; canneal, which was the most with 2.11 before it waited for its decisions, has "
+        "the most is graph's 2.19; canneal, which was the most with 2.11 before it waited for its decisions, has "
         "1.75, xsbench 1.69, btree 1.69 and redis 1.13; gups, which does nothing but miss TLBs, has 2.36 "
         "(VMITOSIS-RAW). Which programs theirs were the abstract does not say"
     ),
