@@ -78,7 +78,7 @@ bind(
         "walks, in both dimensions. Better than the better one: that is churn (25 %) and mmap (0.5 %). Both figures "
         "hang on how long the guest kernel's own paths are, which are counts of Linux 6.1 now: with estimates of a "
         "third to a fifth fork lost 24.6 %, and the means were 8.2 and 6.8 %. churn was written for this row, the "
-        "only program here that both misses TLBs and changes tables, with half of native time in each, and was not "
-        "changed after its first result"
+        "only program here that both misses TLBs and changes tables, and was not changed after its first result. With "
+        "estimates half of native time was the misses', with counts 30 % is"
     ),
 )

@@ -291,9 +291,9 @@ bind(
     deviates=(
         "page_fault: 4.19 maps and unmaps a page of a file in 231 and 276 instructions, which is most of what a page "
         "takes on EPT (with 313 and 356 of 6.1 it was 0.285 us). For 16 pages the guest faults once here and exits "
-        "6.0 times on shadow tables: 3.0 for page faults (its own, stores to tables that are in step again, 8 entries "
-        "a time filled) and 3.0 for CR3, which take 10.9 us more; published are 12.5. How many entries are filled with the one "
-        "that is missing decides: of one each (--set"
+        "6 times on shadow tables: 3 for page faults (its own, stores to tables that are in step again, 8 entries "
+        "a time filled) and 3 for CR3, which take 10.9 us more; published are 12.5. How many entries are filled with "
+        "the one that is missing decides: of one each (--set"
         " vmm.parameters.shadow_prefetch=1 on this row) a page takes 1.89 us. mmap: a store takes 1.2 us on EPT and "
         "4.4 more on shadow tables, with 5 exits. Two of these, loads of CR3, are the 1.94 us that the published "
         "select costs more, so the published 40 ms more are at most 20,600 stores; lmbench maps a power of two, so at "
