@@ -50,6 +50,8 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((SHADOW,), "vmm.ept.levels=5", "shadow tables are walked instead of EPT"),
     ((SHADOW,), "vmm.ept.accessed_dirty=false", "shadow tables are walked instead of EPT"),
     ((DIRECT,), "vmm.ept.page_size=2 MiB", NO_EPT),
+    ((DIRECT,), "vmm.ept.page_size=1 GiB", NO_EPT),
+    ((DIRECT, "vmm.ept.populate=prebuilt"), "vmm.ept.page_size=1 GiB", NO_EPT),
     ((DIRECT,), "vmm.ept.levels=5", NO_EPT),
     ((DIRECT,), "vmm.ept.accessed_dirty=false", NO_EPT),
     ((DIRECT,), "vmm.huge_pages=never", NO_EPT),
