@@ -61,6 +61,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "vmm.dirty_log.period=1 us", "dirty_log.method is off"),
     ((), "vmm.dirty_log.stop=5 ms", "dirty_log.method is off"),
     ((), "vmm.memory.guest_tables=local", "a machine of one node has memory of one kind"),
+    (("vmm.memory.allocator=buddy",), "vmm.memory.guest_tables=local", "a machine of one node has memory of one kind"),
     ((), "vmm.collapse.period=1 us", "collapse.on is false"),
     ((), "vmm.collapse.pages=512", "collapse.on is false"),
     ((), "vmm.sharing.period=1 us", "sharing.on is false"),
