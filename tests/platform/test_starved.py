@@ -90,6 +90,15 @@ def test_a_daemon_whose_turn_is_longer_than_its_period_is_told(daemon: str) -> N
     assert int(has.removeprefix("guests have ")) < 20
 
 
+def test_the_tick_is_no_reason_where_a_daemon_is_one() -> None:
+    sets = ("run.baseline=false", "run.limit=100 ms", "vmm.sharing.period=1 us")
+
+    assert simulate(load_scenario(FOLDER / "overcommit/sharing.yaml", sets)).notes == (
+        "guests have 0 % of the time, work on their memory takes the rest: vmm.sharing.period of 1 us is shorter than a "
+        "turn takes, and can be longer",
+    )
+
+
 @pytest.mark.parametrize(
     "phase",
     [

@@ -78,7 +78,7 @@ class Starvation:
             return
         self.since = now
         spent = {name: counted.spent() for name, counted in self.owners.items()}
-        for cause, sentence in (*self._by_ticks(spent), *self._by_daemons(spent)):
+        for cause, sentence in tuple(self._by_daemons(spent)) or self._by_ticks(spent):  # a tick is all they leave
             if cause not in self.said:
                 self.said.add(cause)
                 yield sentence
@@ -87,6 +87,8 @@ class Starvation:
         halts = sum(each.halts for each in spent.values())
         for number, vm in enumerate(self.scenario.vms):
             tick, its = vm.guest.kernel.tick, spent[vm.name]
+            if vm.guest.replays:
+                continue
             others = 9 * its.cycles[list(OWN_WORK)].sum() + its.cycles[o.SYSCALL_PATH] + 100 * its.user
             if tick and its.cycles[o.INTERRUPT_PATH] > others and its.interrupts > 10 * halts:
                 yield (
