@@ -74,11 +74,14 @@ class Starvation:
 
     def look(self, now: int, *, last: bool = False) -> Iterator[str]:
         """Yield what is new, once a stretch is over or the run is."""
-        if now - self.since < (1 if last else STRETCH):
+        stretch = now - self.since
+        if stretch < (1 if last else STRETCH):
             return
         self.since = now
         spent = {name: counted.spent() for name, counted in self.owners.items()}
-        for cause, sentence in tuple(self._by_daemons(spent)) or self._by_ticks(spent):  # a tick is all they leave
+        for cause, sentence in tuple(self._by_daemons(spent, stretch)) or self._by_ticks(
+            spent
+        ):  # a tick is all they leave
             if cause not in self.said:
                 self.said.add(cause)
                 yield sentence
@@ -97,7 +100,7 @@ class Starvation:
                     f"shorter than handling one takes; vms.{number}.guest.kernel.tick can be longer, or off",
                 )
 
-    def _by_daemons(self, spent: dict[str, Spent]) -> Iterator[tuple[str, str]]:
+    def _by_daemons(self, spent: dict[str, Spent], stretch: int) -> Iterator[tuple[str, str]]:
         periods = dict(self._periods())
         if not periods:
             return
@@ -106,7 +109,8 @@ class Starvation:
         everyone = sum(each.cycles for each in spent.values())
         busy = int(everyone.sum() - everyone[list(AT_REST)].sum())
         of_guests = int(cycles.sum() - cycles[list(AT_REST)].sum())
-        if 5 * of_guests < busy < 5 * everyone[o.MEMORY_MANAGEMENT] and 1000 * user < busy:
+        at_work = 10 * busy > 9 * stretch  # on one CPU at least: who rests is not starved
+        if at_work and 5 * of_guests < busy < 5 * everyone[o.MEMORY_MANAGEMENT] and 1000 * user < busy:
             which = " and ".join(f"{path} of {DURATION.format(period)}" for path, period in periods.items())
             yield (
                 which,
