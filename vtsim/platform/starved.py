@@ -79,9 +79,8 @@ class Starvation:
             return
         self.since = now
         spent = {name: counted.spent() for name, counted in self.owners.items()}
-        for cause, sentence in tuple(self._by_daemons(spent, stretch)) or self._by_ticks(
-            spent
-        ):  # a tick is all they leave
+        by_daemons = tuple(self._by_daemons(spent, stretch))  # a tick is all that those leave
+        for cause, sentence in by_daemons or self._by_ticks(spent):
             if cause not in self.said:
                 self.said.add(cause)
                 yield sentence
