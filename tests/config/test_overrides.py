@@ -69,6 +69,10 @@ def test_a_set_below_an_alias_changes_one_place() -> None:
             "--set vms.3.memory=1 GiB: vms: there is no item '3'\n help: items here are 0 to 0",
         ),
         (
+            "dma.0.tags=1",
+            "--set dma.0.tags=1: dma: there is no item '0'\n help: nothing is written at dma",
+        ),
+        (
             "seed",
             "--set seed: this is not path=value\n help: write it like --set machine.profile=skx-4114",
         ),

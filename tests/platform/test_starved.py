@@ -90,6 +90,22 @@ def test_a_daemon_whose_turn_is_longer_than_its_period_is_told(daemon: str) -> N
     assert int(has.removeprefix("guests have ")) < 20
 
 
+@pytest.mark.parametrize("daemon", ["dirty_log.method=pml", "sharing.on=true", "collapse.on=true"])
+def test_a_guest_at_rest_is_not_starved(daemon: str) -> None:
+    sets = ("run.limit=60 ms", f"vmm.{daemon}", f"vmm.{daemon.partition('.')[0]}.period=50 us")
+
+    assert simulate(load_scenario(FOLDER / "idle.yaml", ["run.baseline=false", *sets])).notes == ()
+
+
+def test_the_tick_is_no_reason_where_a_daemon_is_one() -> None:
+    sets = ("run.baseline=false", "run.limit=100 ms", "vmm.sharing.period=1 us")
+
+    assert simulate(load_scenario(FOLDER / "overcommit/sharing.yaml", sets)).notes == (
+        "guests have 0 % of the time, work on their memory takes the rest: vmm.sharing.period of 1 us is shorter than a "
+        "turn takes, and can be longer",
+    )
+
+
 @pytest.mark.parametrize(
     "phase",
     [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from vtsim.config import parse_scenario
+from vtsim.config import load_scenario, parse_scenario
 from vtsim.cpu.profile import load_profile
 from vtsim.platform.without_effect import OF_HYPERVISORS, OF_MACHINES, OF_PHASES, OF_VMS, without_effect
 from vtsim.study.result import Result
@@ -50,6 +51,8 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((SHADOW,), "vmm.ept.levels=5", "shadow tables are walked instead of EPT"),
     ((SHADOW,), "vmm.ept.accessed_dirty=false", "shadow tables are walked instead of EPT"),
     ((DIRECT,), "vmm.ept.page_size=2 MiB", NO_EPT),
+    ((DIRECT,), "vmm.ept.page_size=1 GiB", NO_EPT),
+    ((DIRECT, "vmm.ept.populate=prebuilt"), "vmm.ept.page_size=1 GiB", NO_EPT),
     ((DIRECT,), "vmm.ept.levels=5", NO_EPT),
     ((DIRECT,), "vmm.ept.accessed_dirty=false", NO_EPT),
     ((DIRECT,), "vmm.huge_pages=never", NO_EPT),
@@ -59,6 +62,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "vmm.dirty_log.period=1 us", "dirty_log.method is off"),
     ((), "vmm.dirty_log.stop=5 ms", "dirty_log.method is off"),
     ((), "vmm.memory.guest_tables=local", "a machine of one node has memory of one kind"),
+    (("vmm.memory.allocator=buddy",), "vmm.memory.guest_tables=local", "a machine of one node has memory of one kind"),
     ((), "vmm.collapse.period=1 us", "collapse.on is false"),
     ((), "vmm.collapse.pages=512", "collapse.on is false"),
     ((), "vmm.sharing.period=1 us", "sharing.on is false"),
@@ -146,6 +150,19 @@ def test_what_has_an_effect_is_not_said_to_have_none(where: tuple[str, ...], set
     assert measured(with_it) != measured(run(*where))
 
 
+RECORDED = Path("workloads/real/linux-fork.yaml")
+
+
+@pytest.mark.parametrize("setting", ["kpti=true", "pcid=false", "page_size=2 MiB", "tick=1 ms", "lengths=linux-4.19"])
+def test_a_recorded_guest_has_its_own_kernel(setting: str) -> None:
+    """Its interrupts are not called too many, either: they are those that were recorded."""
+    plain, with_it = (simulate(load_scenario(RECORDED, sets)) for sets in ((), (f"{KERNEL}.{setting}",)))
+
+    path = f"{KERNEL}.{setting.partition('=')[0]}"
+    assert with_it.notes == (f"{path} has no effect here: a recorded guest has the kernel that was recorded",)
+    assert measured(with_it) == measured(plain)
+
+
 def test_a_file_system_needs_a_file() -> None:
     assert run(f"{KERNEL}.file_system.kind=host", text=NO_FILE).notes == (
         f"{KERNEL}.file_system.kind has no effect here: no process has a phase map_file",
@@ -172,4 +189,7 @@ def test_every_rule_has_a_case() -> None:
     said = {reason for _, _, reason in CASES}
     rules = (*OF_MACHINES, *OF_HYPERVISORS, *OF_VMS, *OF_PHASES)
 
-    assert {rule.reason for rule in rules} - said == {"there are no EPT tables", "no process has a phase map_file"}
+    assert {rule.reason for rule in rules} - said == {
+        "there are no EPT tables", "no process has a phase map_file",
+        "a recorded guest has the kernel that was recorded",
+    }  # fmt: skip

@@ -70,6 +70,8 @@ def _put(node: Node, steps: list[str], value: Node, path: str) -> Node:
     if node.value is not None and not isinstance(node.value, dict):
         message = f"{shown(node.value)} is a value and has no key {shown(steps[0])}"
         raise _error(value, message, f"the path is {path}" if value.source.lines else f"write --set {path}=value", path)
+    if node.value is None and steps[0].isdecimal():
+        raise _error(value, f"there is no item {shown(steps[0])}", f"nothing is written at {path or 'the top'}", path)
     entries: dict[str, Node] = node.value or {}
     key, rest = _known_key(entries, steps)
     empty = attrs.evolve(value, value=None)

@@ -618,6 +618,11 @@ class GuestSpec:
                 )
 
     @property
+    def replays(self) -> bool:
+        """Is it a recorded guest, kernel and all?"""
+        return any(isinstance(phase, ReplaySpec) for process in self.processes for phase in process.phases)
+
+    @property
     def driven(self) -> list[tuple[int, int, DmaBuffersSpec]]:
         """The phases that drive devices, by process and phase."""
         return [

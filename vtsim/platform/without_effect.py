@@ -21,6 +21,7 @@ from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm.techniques import techniques
 
 RING_3 = ("paravirtual", "user-mode")  # kernels are built for it
+RECORDED = "a recorded guest has the kernel that was recorded"
 
 
 @frozen
@@ -82,6 +83,10 @@ OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of
          "without VT-x all memory of VMs is there, in frames of a list"),
 )
 OF_VMS: Final = (
+    Rule(("guest.kernel.kpti", "guest.kernel.pcid", "guest.kernel.page_size", "guest.kernel.populate",
+          "guest.kernel.sensitive", "guest.kernel.lengths"), lambda s, vm: vm.guest.replays,
+         RECORDED),
+    Rule(("guest.kernel.tick",), lambda s, vm: vm.guest.replays and vm.guest.kernel.tick > 0, RECORDED),
     Rule(("guest.kernel.kpti",), lambda s, vm: s.vmm.technique in RING_3,
          "a kernel in ring 3 is not mapped where its processes run"),
     Rule(("guest.kernel.pcid",), lambda s, vm: s.vmm.technique in RING_3, "a kernel in ring 3 loads no CR3"),

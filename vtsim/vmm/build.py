@@ -106,8 +106,8 @@ def build_hypervisor(
     handlers, wire, zero_page = host.reserve(), host.reserve(), host.zero_page
     direct = vmm.paging == "direct-pv"
     beforehand = vmm.ept.populate == "prebuilt" or vmm.paging in ("direct-pv", "agile")
-    large = vmm.ept.page_size > 4096 and not direct and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
-    gib = vmm.ept.page_size == GIB and vmm.ept.populate == "prebuilt"
+    large = vmm.largest_page > 4096 and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
+    gib = vmm.largest_page == GIB and vmm.ept.populate == "prebuilt"
     size = GIB // 4096 if gib else BLOCK
     wanted_blocks = sum(-(-guest.memory // (size * 4096)) + 2 for guest in guests)
     if not large or vmm.memory.buddy:

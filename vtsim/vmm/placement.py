@@ -76,7 +76,7 @@ class Placement:
     @property
     def tables_apart(self) -> bool:
         """Do guest tables lie on a node of their own, and can builders still put them there?"""
-        return self.spec.guest_tables != "as-data" and not self.handed_over
+        return self.spec.guest_tables != "as-data" and len(self.buddy.zones) > 1 and not self.handed_over
 
     def table_frame(self, gfn: int) -> int:
         """The frame of a page table of the guest."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import attrs
 
 from vtsim.base.errors import ConfigError, alternatives
-from vtsim.base.units import LARGEST
+from vtsim.base.units import LARGEST, shown
 from vtsim.cpu.assembler import Assembler
 from vtsim.vmm import layout as at
 from vtsim.vmm.registry import Path, personalities
@@ -37,7 +37,7 @@ def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (switch and value > 1):
             wanted = "neither 0 nor 1" if switch else "not a whole number, 0 or more"
             raise ConfigError(
-                f"{value!r} is {wanted}",
+                f"{shown(value)} is {wanted}",
                 field=f"vmm.parameters.{name}",
                 help=f"{name} is a switch: 0 or 1"
                 if switch

@@ -192,6 +192,11 @@ class VmmSpec:
         return next((path for path, on in ways if on), "balloon.size")
 
     @property
+    def largest_page(self) -> int:
+        """The largest page that guest memory is in; direct tables lead to small ones."""
+        return 4 * KIB if self.paging == "direct-pv" else self.ept.page_size
+
+    @property
     def on_shadow(self) -> bool:
         """Does the processor walk shadow tables, at least to begin with?"""
         return self.paging in ("shadow", "agile")

@@ -78,13 +78,14 @@ bind(
         "translation, hosted or not, for nothing here needs a device, a system call loads CR3 twice and has three "
         "call-outs by SYSCALL, as AA06-NANO says: null_call takes 1.49 us with CR3 for nothing, 0.79 if SYSCALL and "
         "SYSRET are free, too. In user mode a system call stops twice, which is four switches of context, six system "
-        "calls of the tracing thread and five of the guest's kernel; before INT 80H, the signal's frame and two of "
-        "those calls were there it was 7.2 us. UML.fork has the host unmap a new space entry by entry, 2,811 calls "
-        "(a table of 32 bits has twice as many entries), and map 120 pages, which the host then takes no faults for; "
-        "without the former it was 0.54 ms. Missing is the host's own copy of the process, with an area for each "
-        "page of it, and the walk of a space at each switch. A paravirtual kernel is 64-bit and in ring 3 here, so "
-        "that each system call loads CR3 twice, where Xen had a gate straight into ring 1: with CR3 for nothing "
-        "Xen.null_call takes 0.65 us and Xen.stat 2.19; a signal returns by a hypercall and IRET, too"
+        "calls of the tracing thread and five of the guest's kernel: with INT and IRET at 540 cycles each, which is "
+        "what a null call of the host took, UML.null_call takes 10.9 us. UML.fork has the host unmap a new space "
+        "entry by entry, 2,811 calls (a table of 32 bits has twice as many entries), and map 120 pages, which the "
+        "host then takes no faults for; without the former it takes 0.58 ms. Missing is the host's own copy of the "
+        "process, with an area for each page of it, and the walk of a space at each switch. A paravirtual kernel is "
+        "64-bit and in ring 3 here, so that each system call loads CR3 twice, where Xen had a gate straight into ring "
+        "1: with CR3 for nothing Xen.null_call takes 0.65 us and Xen.stat 2.19; a signal returns by a hypercall and "
+        "IRET, too"
     ),
     unbound="L-SMP needs the locks of a kernel for several processors",
 )
@@ -131,14 +132,14 @@ bind(
     *(_context_switch(number, column) for column in COLUMNS for number in range(len(SWITCHES))),
     deviates=(
         "64K: the array is read with 8 misses in flight, an estimate for NetBurst: with 3, 8p64K takes 21.4 and "
-        "16p64K 39.0 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 1.03 "
-        "and 2p64K 1.04. Under translation a process's shadow tables are found again when it runs again; what "
-        "Workstation 3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.86 us, and "
-        "no device, interrupt or idling leads to the host's world here; a pool of 64 shadow pages in place of 327 "
-        "evicts at each switch, 8p16K then takes 26.9 and 16p16K 28.1 us, and 2p16K still 1.2. UML: a switch is "
-        "17 system calls of the host, of which two wake the next process and put this one to sleep, the others move "
-        "signals from one to the other; without them, and by SYSCALL, it was 2.0 us. INT and IRET at 1,037 cycles "
-        "each are estimates and too dear: a null call of the host, both ways, took 1,080 in all"
+        "16p64K 39.0 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 1.03 and "
+        "2p64K 1.04. Under translation a process's shadow tables are found again when it runs again; what Workstation "
+        "3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.86 us, and no device, "
+        "interrupt or idling leads to the host's world here; a monitor with 64 shadow pages in place of its 327 (no "
+        "setting) evicts at each switch, 8p16K then takes 27.0 and 16p16K 28.2 us, and 2p16K still 1.3. UML: a switch "
+        "is 17 system calls of the host, of which two wake the next process and put this one to sleep, the others "
+        "move signals from one to the other. INT and IRET at 1,037 cycles each are estimates and too dear: a null "
+        "call of the host, both ways, took 1,080 in all, and with 540 each UML.2p0K takes 11.0 us"
     ),
     unbound="as for XEN-LMBENCH-PROC: L-SMP",
 )

@@ -98,20 +98,19 @@ bind(
     ),
     *(_times(figure, "hardware_vtx_no_ept", "software_bt") for figure in ("io_in", "ptemod", "pgfault")),
     deviates=(
-        "The order is the published one: translation beats VT-x of this generation on port input and on "
-        "page-table entries, and loses on system calls. Natively, prices of the Pentium 4 are estimates: with "
-        "CALL and RET at 5 cycles call_ret takes 10, with exceptions and IRET at 444 divzero takes 951, pgfault "
-        "989, with ports at 790 ns io_in takes 3172. Under translation, a call-out enters the monitor by SYSCALL "
-        "and leaves by SYSRET, while the published monitor stands beside its translations, behind segment limits: "
-        "with both for nothing io_in takes 172 and ptemod 254. A 64-bit guest's system call has SWAPGS twice and "
-        "STI to call out and two address spaces to switch, which a 32-bit guest with segment limits has not: of "
-        "5095 cycles, CR3's two are 2036; with SYSCALL and SYSRET for nothing, too, 1711 are left. divzero and "
-        "pgfault of a kernel are one exception and one return here, without a change of address space; what the "
-        "published monitor does beside is unknown. cr8wr is one store here; what the published "
-        "sequence does beside is unknown. Under VT-x, a port that a process answers (personality kvm) takes "
-        "15,000 cycles, and 19,000 with the access: what answers it there is further away than our device model. "
-        "ptemod is decoded by a look-up here, not from bytes; VMREAD and VMWRITE are 1600 of its cycles, and what"
-        " the published trace does beyond is unknown"
+        "The order is the published one: translation beats VT-x of this generation on port input and on page-table "
+        "entries, and loses on system calls. Natively, prices of the Pentium 4 are estimates: with CALL and RET at 5 "
+        "cycles call_ret takes 10, with exceptions and IRET at 444 divzero takes 952, pgfault 990, with ports at 790 "
+        "ns io_in takes 3172. Under translation, a call-out enters the monitor by SYSCALL and leaves by SYSRET, while "
+        "the published monitor stands beside its translations, behind segment limits: with both for nothing io_in "
+        "takes 173 and ptemod 255. A 64-bit guest's system call has SWAPGS twice and STI to call out and two address "
+        "spaces to switch, which a 32-bit guest with segment limits has not: of 5026 cycles, CR3's two are 2040; with "
+        "SYSCALL and SYSRET for nothing, too, 1638 are left. divzero and pgfault of a kernel are one exception and "
+        "one return here, without a change of address space; what the published monitor does beside is unknown. cr8wr "
+        "is one store here; what the published sequence does beside is unknown. Under VT-x, a port that a process "
+        "answers (personality kvm) takes 15,000 cycles, and 19,000 with the access: what answers it there is further "
+        "away than our device model. ptemod is decoded by a look-up here, not from bytes; VMREAD and VMWRITE are 1600 "
+        "of its cycles, and what the published trace does beyond is unknown"
     ),
     unbound="hardware_vtx_no_ept.cr8wr is not printed (ours exits, for there is no TPR shadow: 5572 cycles)",
 )

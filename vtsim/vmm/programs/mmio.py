@@ -273,11 +273,11 @@ def fetch(a: Assembler, path: Path) -> None:
     a.copy(RDI, RSI)
     a.cmp(RDX, 2)
     a.jcc(ops.CC_Z, "guest_memory_large")
-    if path.vmm.ept.page_size > LARGE:
+    if path.vmm.largest_page > LARGE:
         a.jcc(ops.CC_A, "guest_memory_larger")
     a.and_(RDI, 0xFFF)
     a.jmp("guest_memory_found")
-    if path.vmm.ept.page_size > LARGE:
+    if path.vmm.largest_page > LARGE:
         a.label("guest_memory_larger")
         a.and_(RAX, ~(GIB - 1))
         a.and_(RDI, GIB - 1)
