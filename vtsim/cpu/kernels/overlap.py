@@ -58,6 +58,28 @@ def room(m: Record) -> int:
 
 
 @kernel
+def take_buffer(m: Record, there: int, issued: int) -> None:
+    """The next miss buffer is an access's until a cycle; `issued`: instructions before it, or SQUASHED."""
+    m[s.MISS_WINDOW + m[s.MISS_NEXT]] = there
+    m[s.MISS_ISSUED + m[s.MISS_NEXT]] = issued
+    m[s.MISS_HELD] = min(m[s.MISS_HELD] + 1, m[s.MLP])
+    turn = m[s.MISS_NEXT] + 1
+    m[s.MISS_NEXT] = turn if turn < m[s.MLP] else 0
+
+
+@kernel
+def take_walker(m: Record, known: int, walk: int, page: int) -> int:
+    """When the walk of a 4 KiB page ends that the next walker makes, from a cycle on."""
+    walker = s.WALK_WINDOW + m[s.WALK_NEXT]
+    ready = max(known, m[walker]) + walk
+    m[walker] = ready
+    m[s.WALK_PAGE + m[s.WALK_NEXT]] = page
+    turn = m[s.WALK_NEXT] + 1
+    m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
+    return ready
+
+
+@kernel
 def overlapped(m: Record, a: Arena, walk: int, miss: int, after: int, updates: int, page: int, translated: int) -> int:
     """An independent access with a walk of `walk` cycles and a miss of `miss`: wait only for buffers. When is it there?
 
@@ -75,23 +97,14 @@ def overlapped(m: Record, a: Arena, walk: int, miss: int, after: int, updates: i
     known = max(now + after, translated)
     ready = known + walk
     if walk > m[s.STLB_HIT_CYCLES]:
-        walker = s.WALK_WINDOW + m[s.WALK_NEXT]
-        idle = m[walker] <= known
-        ready = max(known, m[walker]) + walk
-        m[walker] = ready
-        m[s.WALK_PAGE + m[s.WALK_NEXT]] = page
-        turn = m[s.WALK_NEXT] + 1
-        m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
+        idle = m[s.WALK_WINDOW + m[s.WALK_NEXT]] <= known
+        ready = take_walker(m, known, walk, page)
         other = s.WALK_WINDOW + m[s.WALK_NEXT]
         if updates and idle and m[other] <= known:  # with one walker that is the load's, which is busy
             m[other] = ready
             m[s.WALK_PAGE + m[s.WALK_NEXT]] = page
             a[m[s.OWNER] + k.WALK_CYCLES] += walk
-    m[slot] = ready + miss
-    m[s.MISS_ISSUED + m[s.MISS_NEXT]] = m[s.RETIRED]
-    m[s.MISS_HELD] = min(m[s.MISS_HELD] + 1, m[s.MLP])
-    turn = m[s.MISS_NEXT] + 1
-    m[s.MISS_NEXT] = turn if turn < m[s.MLP] else 0
+    take_buffer(m, ready + miss, m[s.RETIRED])
     return ready + miss
 
 

@@ -28,7 +28,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.kernels.caches import probe_at_once
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.lines import data_miss
-from vtsim.cpu.kernels.overlap import SQUASHED, next_random, outstanding, walked
+from vtsim.cpu.kernels.overlap import SQUASHED, next_random, outstanding, take_buffer, take_walker, walked
 from vtsim.cpu.kernels.rights import READ
 from vtsim.cpu.kernels.translate import quickly, translate_elsewhere
 
@@ -157,7 +157,6 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     """A load of a wrong path, whose address is known at a cycle: when is it there (`until`, where it is given up)?"""
     page = gva >> 12
     user = m[s.PRIVILEGE] & 1
-    walker = s.WALK_WINDOW + m[s.WALK_NEXT]
     slot = s.MISS_WINDOW + m[s.MISS_NEXT]
     if max(now, m[slot]) >= until or known >= until:
         return until
@@ -165,7 +164,7 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     ready = max(known, walked(m, page) + m[s.PRICE + o.LD])
     hpa = quickly(m, a, gva, READ, user)
     if hpa < 0:
-        if max(known, m[walker]) >= until:
+        if max(known, m[s.WALK_WINDOW + m[s.WALK_NEXT]]) >= until:
             return until
         m[s.STALL] = 0
         m[s.SPECULATIVE] = 1
@@ -174,11 +173,7 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
         walk = m[s.STALL]
         ready += walk
         if walk > m[s.STLB_HIT_CYCLES]:
-            ready = max(known, m[walker]) + walk
-            m[walker] = ready
-            m[s.WALK_PAGE + m[s.WALK_NEXT]] = page
-            turn = m[s.WALK_NEXT] + 1
-            m[s.WALK_NEXT] = turn if turn < m[s.WALKERS] else 0
+            ready = take_walker(m, known, walk, page)
     a[m[s.OWNER] + k.WRONG_LOADS] += 1
     if hpa < 0 or ready >= until or not is_memory(a, hpa):
         return until
@@ -186,13 +181,9 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     if probe_at_once(m, t, s.L1D, line):
         return max(ready, arrival(m, line))
     there = max(ready, m[slot]) + data_miss(m, a, t, line)
-    m[slot] = there
-    m[s.MISS_ISSUED + m[s.MISS_NEXT]] = SQUASHED
     m[s.WRONG_LINE + m[s.MISS_NEXT]] = line
     m[s.WRONG_UNTIL] = max(m[s.WRONG_UNTIL], there)
-    m[s.MISS_HELD] = min(m[s.MISS_HELD] + 1, m[s.MLP])
-    turn = m[s.MISS_NEXT] + 1
-    m[s.MISS_NEXT] = turn if turn < m[s.MLP] else 0
+    take_buffer(m, there, SQUASHED)
     return there
 
 
