@@ -237,11 +237,12 @@ class Follower:
     def _load_of(self, row: int, root: int) -> int | None:
         """The MOV to CR3 before a row that says that what it loaded is a root now: that was filled before."""
         t = self.trace
-        load = row - 1
-        while load >= 0 and not (t.kind[load] == NUMBER["MOV_TO_CR"] and t.a0[load] == 3):
-            load -= 1
-        loads = load >= 0 and int(t.a1[load]) & SHAPES[int(self.shape[row])].root == root
-        return load if loads and t.icount[row] - t.icount[load] <= 1 else None
+        for load in range(row - 1, -1, -1):
+            if t.icount[row] - t.icount[load] > 1:
+                break
+            if t.kind[load] == NUMBER["MOV_TO_CR"] and t.a0[load] == 3:
+                return load if int(t.a1[load]) & SHAPES[int(self.shape[row])].root == root else None
+        return None
 
     # --- PDPTEs, which are read when they are loaded and at no other time
     def _load_before(self, row: int) -> int:
