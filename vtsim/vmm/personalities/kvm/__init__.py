@@ -17,7 +17,7 @@ from vtsim.cpu.slots import R15, RAX, RBX, RCX, RDI, RSP
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
-from vtsim.vmm.personalities.kvm import fast_path, io, user
+from vtsim.vmm.personalities.kvm import fast_path, io, steps, user
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 from vtsim.vmm.programs import (
     balloon,
@@ -201,7 +201,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "recover")
     a.label("recovered")
     fast_path.look(a, path)
-    fast_path.note_time(a)
+    steps.note_time(a)
     a.cmp(RBX, x.EXTERNAL_INTERRUPT)
     a.jcc(ops.CC_Z, "external")
     a.label("interrupts_on")
@@ -221,7 +221,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.label("skip")
     a.activity = ops.REENTRY
     cluster_table.inside(a, path)
-    fast_path.step_over(a, path, "end_shadow")
+    steps.step_over(a, path, "end_shadow")
     cluster_table.look(a, path)
     a.label("reenter")
     a.activity = ops.REENTRY
@@ -245,7 +245,7 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.emit(ops.MOV_TO_CR, RCX, imm=2)
     a.jmp("cr2_loaded")
     a.label("end_shadow")
-    fast_path.end_blocking(a)
+    steps.end_blocking(a)
     a.jmp("reenter")
     a.label("go_on")
     a.op(ops.STI)

@@ -16,9 +16,10 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.slots import RAX, RBX, RCX, RDX, RSI
 from vtsim.vmcs import reasons as x
+from vtsim.vmm.personalities.kvm.steps import end_blocking, note_time, step_over
 from vtsim.vmm.programs.posted import MSR_ICR
 from vtsim.vmm.programs.several import SHORTHAND
-from vtsim.vmm.programs.words import join, saved, vcpu, work
+from vtsim.vmm.programs.words import join, saved, work
 from vtsim.vmm.registry import Path
 
 NOT_FIXED: Final = 7 << 8 | 1 << 11  # of a command: its delivery mode; a logical destination
@@ -62,28 +63,3 @@ def write_msr(a: Assembler, path: Path) -> None:
     a.label("fast_blocked")
     end_blocking(a)
     a.jmp("fast_stepped")
-
-
-def note_time(a: Assembler) -> None:
-    """When the exit was. Changes RAX and RDX."""
-    a.op(ops.RDTSC)
-    a.stm(vcpu("LAST_TSC"), (RAX, RDX))
-
-
-def step_over(a: Assembler, path: Path, blocked: str) -> None:
-    """RDX <- GUEST_RIP behind the instruction; to `blocked`, RAX the state, where its end lets interrupts in again."""
-    work(a, path, "skip")
-    a.vmread(RAX, "GUEST_RFLAGS", comment="trap flag?")
-    a.vmread(RCX, "EXIT_INSTRUCTION_LENGTH")
-    a.vmread(RDX, "GUEST_RIP")
-    a.add(RDX, register=RCX)
-    a.vmwrite("GUEST_RIP", RDX)
-    a.vmread(RAX, "GUEST_INTERRUPTIBILITY_STATE")
-    a.test(RAX, 3)
-    a.jcc(ops.CC_NZ, blocked)
-
-
-def end_blocking(a: Assembler) -> None:
-    """Nothing is blocked by STI or MOV SS any more; RAX the interruptibility state."""
-    a.and_(RAX, ~3)
-    a.vmwrite("GUEST_INTERRUPTIBILITY_STATE", RAX)
