@@ -525,32 +525,11 @@ static void reclaim(unsigned n, unsigned long count)	// of a control group, to a
 	copy_out("/proc/swaps", NULL);
 }
 
-// A slot of guest memory of which the guest touched `count` pages: its log is turned on, read and turned off.
-static void log_of_slot(unsigned n, unsigned long count)
-{
-	struct machine *m = &machine;
-	make_machine(m, 0);
-	set_up_cpu(m, 0, test_touch, count, RANGE, 0);
-	run(m, 0);
-	outl(HOST + n, MARK_PORT);
-	set_slot(m, 0, 0, MEMORY, m->memory, KVM_MEM_LOG_DIRTY_PAGES);
-	dirty_log(m, 0);
-	set_slot(m, 0, 0, MEMORY, m->memory, 0);
-	set_slot(m, 0, 0, 0, m->memory, 0);
-	outl(END, MARK_PORT);
-	munmap(m->run[0], m->size);
-	close(m->cpu[0]);
-	munmap(m->memory, MEMORY);
-	close(m->vm);
-}
-
 static const struct {
 	const char *name;
 	void (*run)(unsigned, unsigned long);
 	unsigned long count;
 } HOSTS[] = {
-	{"log_of_64", log_of_slot, 64},
-	{"log_of_2048", log_of_slot, 2048},
 	{"look_for_same", look_for_same, 512},
 	{"merge", merge, 512},
 	{"collapse_full", collapse, 1},

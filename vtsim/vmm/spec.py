@@ -183,13 +183,18 @@ class VmmSpec:
     @property
     def takes_back(self) -> bool:
         """Does the hypervisor take memory back from its VMs?"""
-        return self.sharing.on or self.collapse.on or self.swap.on or self.balloon.size > 0
+        return self.taken_back_by != ""
 
     @property
     def taken_back_by(self) -> str:
-        """The setting by which it does, the first of several."""
-        ways = (("sharing.on", self.sharing.on), ("collapse.on", self.collapse.on), ("swap.on", self.swap.on))
-        return next((path for path, on in ways if on), "balloon.size")
+        """The setting by which it does, the first of several; empty if it does not."""
+        ways = (
+            ("sharing.on", self.sharing.on),
+            ("collapse.on", self.collapse.on),
+            ("swap.on", self.swap.on),
+            ("balloon.size", self.balloon.size > 0),
+        )
+        return next((path for path, on in ways if on), "")
 
     @property
     def largest_page(self) -> int:
