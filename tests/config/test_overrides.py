@@ -56,7 +56,7 @@ def test_a_set_below_an_alias_changes_one_place() -> None:
         (
             "machine.profil=x",
             "--set machine.profil=x: machine: unknown key 'profil'\n"
-            " help: did you mean 'profile'? keys here are profile, cpus, memory, nodes, frames, quantum, isa, devices, "
+            " help: did you mean 'profile'? keys here are profile, cpus, threads, memory, nodes, frames, quantum, isa, devices, "
             "iommu, landing, cpu",
         ),
         (

@@ -59,13 +59,21 @@ def signed(value: int) -> int:
 
 
 def machine(
-    changes: Mapping[str, Any] | None = None, *, cpus: int = 1, memory: int = 32 << 20, name: str = "skx-4114"
+    changes: Mapping[str, Any] | None = None,
+    *,
+    cpus: int = 1,
+    threads: int = 1,
+    memory: int = 32 << 20,
+    name: str = "skx-4114",
 ) -> Engine:
     """An engine whose frames are handed out in order from 16 on."""
     engine = Engine(
         profile(name, *sorted((changes or {}).items())),
-        Geometry(cpus=cpus, memory_bytes=memory, pool_pages=600, code_pages=24, rows=4096, owners=2, trace_rows=256),
-    )
+        Geometry(
+            cpus=cpus, threads=threads, memory_bytes=memory, pool_pages=600, code_pages=24, rows=4096, owners=2,
+            trace_rows=256,
+        ),
+    )  # fmt: skip
     engine.frames_from(16, (memory >> 12) - 16, shuffled=False, seed=0)
     engine.cpus[:, s.TIMER_RATE] = 0  # tests count the VMX-preemption timer in cycles
     return engine

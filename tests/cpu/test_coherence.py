@@ -224,9 +224,9 @@ def test_one_cpu_has_no_directory() -> None:
     assert cycles_of(engine, 0, WRITE, 100) == 0
 
 
-def together(*writes: Write, changes: dict[str, Any] | None = None) -> Pair:
+def together(*writes: Write, changes: dict[str, Any] | None = None, threads: int = 1) -> Pair:
     """CPUs in one address space, each with a program of its own."""
-    engine = machine(changes, cpus=len(writes))
+    engine = machine(changes, cpus=len(writes), threads=threads)
     space = Space(engine)
     pair = Pair(engine, [space] * len(writes))
     for cpu, write in enumerate(writes):

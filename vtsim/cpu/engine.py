@@ -25,6 +25,7 @@ from vtsim.cpu.kernels.coherence import PEER_WORDS
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
+from vtsim.cpu.kernels.hyper_threads import ONE
 from vtsim.cpu.kernels.ipi import FLIGHTS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.rare_msrs import SAVED
@@ -41,13 +42,15 @@ HOLE: Final = range(3 << 30, 4 << 30)
 BLOCK: Final = 512  # frames of 2 MiB
 UNPRICED: Final = frozenset({"", "MOV_TO_CR", "VM_ENTRY"})
 ALL_OPS: Final = 1 << 62
+OF_ONE_THREAD: Final = ("itlb4k", "itlb2m")  # profiles say what one thread has
 
 
 @frozen(kw_only=True)
 class Geometry:
     """How large the arenas of a machine are. Memory and pool cost host memory only where they are used.
 
-    `memory_bytes`: simulated RAM, of which each of `nodes` has an equal part, as it has of the CPUs.
+    `memory_bytes`: simulated RAM, of which each of `nodes` has an equal part, as it has of the CPUs. `threads`: CPUs of
+    a core, which are neighbours.
     `pool_pages`: frames that may gain contents. `code_pages`, `rows`: programs.
     """
 
@@ -60,6 +63,12 @@ class Geometry:
     trace_rows: int = 1 << 15
     extra_words: int = 0
     nodes: int = 1
+    threads: int = 1
+
+    @property
+    def cores(self) -> int:
+        """How many cores the CPUs belong to."""
+        return self.cpus // self.threads
 
     @property
     def frame_count(self) -> int:
@@ -69,7 +78,7 @@ class Geometry:
 
     def node_of(self, cpu: int) -> int:
         """The node that a CPU belongs to."""
-        return cpu * self.nodes // self.cpus
+        return cpu // self.threads * self.nodes // self.cores
 
     def node_frames(self, node: int) -> tuple[int, int]:
         """The first frame of a node's memory, and the one behind the last; both begin 2 MiB."""
@@ -132,11 +141,12 @@ class Engine:
         records = np.zeros((g.cpus, s.RECORD_SLOTS), np.int64)
         shared_l3 = self._carve_cache(tags, "l3")
         directory = self._carve_directory(tags)
-        peers = carve.take(g.cpus * PEER_WORDS)
+        peers = carve.take(g.cores * PEER_WORDS)
         owned_since = carve.take(directory[s.SETS] * directory[s.WAYS])
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):
-            fills += self._lay_out_cpu(records[number], number, carve, tags, shared_l3)
+            fills += self._lay_out_cpu(records[number], number, carve)
+            self._lay_out_caches(records, number, tags, shared_l3)
         self.extra = carve.take(g.extra_words)
         pool = carve.take((g.pool_pages + 1) * mem.PAGE_WORDS, align=mem.PAGE_WORDS)
         a = self.arena = np.zeros(carve.at, np.int64)
@@ -147,12 +157,12 @@ class Engine:
         t[directory[0] : directory[0] + directory[s.SETS] * 2 * directory[s.WAYS]] = -1
         for number, record in enumerate(records):
             record[s.DIRECTORY : s.DIRECTORY + len(directory)] = directory
-            record[s.PEERS] = peers if g.cpus > 1 else 0
+            record[s.PEERS] = peers if g.cores > 1 else 0
             record[s.OWNED_SINCE] = owned_since
             for cache in (s.L1I, s.L1D, s.L2, s.L3):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
-            at = peers + number * PEER_WORDS
+            at = peers + number // g.threads * PEER_WORDS
             a[at : at + PEER_WORDS] = record[s.L1D], record[s.L2], g.node_of(number), 0
         header = {
             mem.A_FRAMES: frames, mem.A_FRAME_COUNT: g.frame_count, mem.A_CODE_OF: code_of, mem.A_POOL: pool,
@@ -184,19 +194,25 @@ class Engine:
         return base, sets, ways, level.hit_cycles, referenced, sets - 1 if sets & (sets - 1) == 0 else -1
 
     def _carve_directory(self, tags: Carver) -> tuple[int, ...]:
-        """A directory of the lines that all CPUs can hold, with an owner for each; empty with one CPU."""
-        cache, cpus = self.profile.cache, self.geometry.cpus
-        if cpus == 1:
+        """A directory of the lines that all cores can hold, with an owner for each; empty with one core."""
+        cache, cores = self.profile.cache, self.geometry.cores
+        if cores == 1:
             return (0,) * (s.POWER + 1)
-        lines = cpus * sum(level.bytes for level in (cache.l1i, cache.l1d, cache.l2)) // cache.line_bytes
+        lines = cores * sum(level.bytes for level in (cache.l1i, cache.l1d, cache.l2)) // cache.line_bytes
         sets = 1 << (lines // DIRECTORY_WAYS).bit_length()
         base = tags.take(sets * 2 * DIRECTORY_WAYS, align=16)
         return base, sets, DIRECTORY_WAYS, 0, tags.take(sets), sets - 1
 
-    def _lay_out_cpu(
-        self, m: np.ndarray, number: int, carve: Carver, tags: Carver, l3: tuple[int, ...]
-    ) -> list[tuple[int, int]]:
-        p = self.profile
+    def _lay_out_caches(self, records: np.ndarray, number: int, tags: Carver, l3: tuple[int, ...]) -> None:
+        """A core's caches, which are its first CPU's and all others' of it."""
+        m, thread = records[number], number % self.geometry.threads
+        for cache, name in ((s.L1I, "l1i"), (s.L1D, "l1d"), (s.L2, "l2")):
+            shape = slice(cache, cache + 6)
+            m[shape] = records[number - thread, shape] if thread else self._carve_cache(tags, name)
+        m[s.L3 : s.L3 + 6] = l3
+
+    def _lay_out_cpu(self, m: np.ndarray, number: int, carve: Carver) -> list[tuple[int, int]]:
+        p, g = self.profile, self.geometry
         empty: list[tuple[int, int]] = []
         for structure, path in zip(range(s.DTLB4K, s.NESTED_TLB + 1, 4), s.TRANSLATION_STRUCTURES, strict=True):
             spec: Any = p
@@ -204,6 +220,8 @@ class Engine:
                 spec = getattr(spec, part)
             ways = spec.ways if spec.entries else 0
             sets = spec.sets if spec.entries else 1
+            if g.threads > 1 and path not in OF_ONE_THREAD:
+                sets, ways = (sets // 2, ways) if sets > 1 else (sets, -(-ways // 2))
             m[structure] = carve.take(sets * ways)
             m[structure + s.MASK] = sets - 1
             m[structure + s.WAYS] = ways
@@ -211,8 +229,6 @@ class Engine:
             empty.append((int(m[structure]), sets * ways))
         if p.features.entry_walk_cache and p.ept_pwc.pde.entries:  # one cache for both dimensions
             m[s.EPT_PDE : s.EPT_PDE + 4] = m[s.PWC_PDE : s.PWC_PDE + 4]
-        for cache, name in ((s.L1I, "l1i"), (s.L1D, "l1d"), (s.L2, "l2"), (s.L3, "l3")):
-            m[cache : cache + 6] = l3 if name == "l3" else self._carve_cache(tags, name)
         m[s.CONTEXTS] = carve.take(CONTEXT_LIMIT)
         m[s.FORESEEN] = carve.take(WORDS)
         m[s.IPI_FLIGHTS] = carve.take(2 * FLIGHTS)
@@ -227,7 +243,9 @@ class Engine:
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
             s.WALKS_IN_L1D: int(p.features.walks_in_l1d), s.ENTRY_CACHE: int(p.features.entry_walk_cache),
-            s.ROB: p.work.reorder_buffer, s.MISPREDICT_CYCLES: p.work.mispredict_cycles,
+            s.ROB: p.work.reorder_buffer, s.WHOLE_ROB: p.work.reorder_buffer, s.CORE: number // g.threads,
+            s.CORES: g.cores, s.SIBLING: number ^ 1 if g.threads > 1 else -1,
+            s.CONTENTION: 200 * ONE // p.work.two_threads_percent - ONE, s.MISPREDICT_CYCLES: p.work.mispredict_cycles,
             s.CPI_NUMERATOR: p.work.cycles_per_100_instructions, s.PORT_CYCLES: p.cycles(p.latency.port_ns),
             s.MMIO_CYCLES: p.cycles(p.latency.mmio_ns), s.POSTED_CYCLES: p.cycles(p.latency.posted_ns),
             s.IPI_CYCLES: p.cycles(p.latency.ipi_ns),

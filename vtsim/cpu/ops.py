@@ -24,12 +24,14 @@ ACTIVITIES: Final = (
     "reentry", "injection",
     "data_stall", "fetch_stall", "page_walk", "event_delivery", "vm_exit", "vm_entry", "halted", "bus",        # the CPU itself
     "dma_map", "dma_unmap", "invalidation",                                                                    # drivers again
+    "shared_core",                                                                                             # the CPU again
 )
 (BOOT, APPLICATION, SYSCALL_PATH, PAGE_FAULT_PATH, INTERRUPT_PATH, CONTEXT_SWITCH, IDLE, DRIVER,
  EXIT_DISPATCH, EXIT_HANDLER, DEVICE_EMULATION, USER_DEVICE, MEMORY_MANAGEMENT, SCHEDULING,
  REENTRY, INJECTION,
  DATA_STALL, FETCH_STALL, PAGE_WALK, EVENT_DELIVERY, VM_EXIT, VM_ENTRY, HALTED_CYCLES, BUS,
- DMA_MAP, DMA_UNMAP, INVALIDATION) = range(len(ACTIVITIES))
+ DMA_MAP, DMA_UNMAP, INVALIDATION,
+ SHARED_CORE) = range(len(ACTIVITIES))
 ACTIVITY_SLOTS: Final = 32
 
 # --- row layout ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ NANOSECONDS_PER_SECOND = 1_000_000_000
 class Profile(Values):
     """One processor: its values as attributes, and where each came from.
 
-    Not modelled: hyper-threads sharing a core; frequency changes (turbo, power states).
+    Not modelled: frequency changes (turbo, power states).
     """
 
     name: str

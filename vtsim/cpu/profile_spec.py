@@ -67,7 +67,7 @@ class SecondLevelTlb(Translations):
 
 @attrs.frozen(kw_only=True)
 class Tlb:
-    """The TLBs of one logical CPU, with nothing shared between hyper-threads."""
+    """The TLBs of one logical CPU whose core has no other; of two, each has half of those for data."""
 
     dtlb4k: Translations
     dtlb2m: Translations
@@ -153,6 +153,9 @@ class Work:
     mlp: int = _value("misses", "L1D misses that independent accesses keep outstanding", 1, 32)
     reorder_buffer: int = _value("instructions", "in flight at once, from the oldest that waits on", 1, 4096)
     mispredict_cycles: int = _value("cycles", "from where a mispredicted branch is known to its right path", 0, 1000)
+    two_threads_percent: int = _value(
+        "percent", "what two threads of a core execute while neither waits, of what one alone would", 100, 200
+    )
 
 
 @attrs.frozen(kw_only=True)

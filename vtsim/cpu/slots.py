@@ -173,7 +173,11 @@ WALK_PAGE: Final = DIRECTORY + 48   # up to 8
 # when a look-up's last access is there, and the one before it; when all that wrong paths asked for is there; from a
 # mispredicted branch to its right path; does a walk stand on a wrong path, where it may change nothing?
 LOADED, LOADED_BEFORE, WRONG_UNTIL, MISPREDICT_CYCLES, SPECULATIVE = range(DIRECTORY + 56, DIRECTORY + 61)
-RECORD_SLOTS: Final = DIRECTORY + 64
+# --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------
+# OF_LATE: of its last cycles, the share in 1/1024 in which it executed; SHARED_FRACTION: what is carried; CONTENTION: what an
+# executing CPU loses to another one that does, in 1/1024; RAN_LAST: did it run last of its core? WHOLE_ROB: without sharing
+CORE, CORES, SIBLING, OF_LATE, SHARED_FRACTION, CONTENTION, RAN_LAST, WHOLE_ROB = range(DIRECTORY + 64, DIRECTORY + 72)
+RECORD_SLOTS: Final = DIRECTORY + 80
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -145,6 +145,7 @@ def geometry(scenario: Scenario, profile: Profile) -> Geometry:
     return Geometry(
         cpus=scenario.machine.cpus,
         nodes=scenario.machine.nodes,
+        threads=scenario.machine.threads,
         memory_bytes=scenario.machine.memory,
         pool_pages=sum(each.pool_pages for each in guests) + below.pool_pages + VALUE_PAGES,
         code_pages=sum(each.code_pages for each in guests) + below.code_pages,
@@ -227,6 +228,7 @@ class Machine:
         for cpu, start in enumerate((first, *first.others)):
             self.engine.cpus[cpu][s.OWNER] = vm.owner
             apply(self.engine, cpu, start)
+        self.engine.cpus[len(first.others) + 1 :, s.HALTED] = 1
         if vm.file_queue:
             self._serve_file(vm, memory, DOORBELL, 0, layout.FILE_VECTOR)
         if first.dma is not None:
@@ -355,10 +357,13 @@ class Machine:
     def smallest_latency(self) -> int:
         """Cycles in which one CPU can hear of another at the earliest: by an interrupt, or by a word of shared memory.
 
-        A line of another CPU's cache takes no less than a load of what they share.
+        A line of another CPU's cache takes no less than a load of what they share. Hyper-threads share buffers and
+        walkers besides.
         """
         profile, shared, scenario = self.profile, self.profile.cache.l3, self.scenario
         by_interrupt = profile.cycles(profile.latency.cross_cpu_ns)
+        if scenario.machine.threads > 1:
+            return max(profile.cache.l2.hit_cycles, 1)
         if not scenario.vmm.memory.buddy and all(vm.vcpus == 1 for vm in scenario.vms):
             return by_interrupt
         by_memory = shared.hit_cycles if shared.bytes else profile.cycles(profile.dram.local_ns)
@@ -663,7 +668,7 @@ def _protect(m: Words, start: Start) -> None:
 
 def alone(scenario: Scenario, vm: VmSpec) -> Scenario:
     """The same machine with one of its guests only, natively from CPU 0 on."""
-    machine = evolve(scenario.machine, cpus=vm.vcpus)
+    machine = scenario.machine.with_cpus(vm.vcpus)
     cpus = tuple(range(vm.vcpus)) if vm.vcpus > 1 else ()
     mine = tuple(each for each in scenario.dma if each.name in driven_by(vm))
     return evolve(scenario, machine=machine, vms=(evolve(vm, cpu=0, cpus=cpus),), dma=mine)

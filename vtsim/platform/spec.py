@@ -51,6 +51,9 @@ class MachineSpec:
 
     profile: str = setting(Text(), "CPU profile; `vtsim list profile` names them", default="skx-4114")
     cpus: int = setting(counts(ge=1, le=256), "Logical CPUs", default=1)
+    threads: int = setting(
+        counts(choices=(1, 2)), "Logical CPUs of a core: 2 are hyper-threads, CPU 0 with 1, 2 with 3, …", default=1
+    )
     memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Physical memory", default=4 * GIB)
     nodes: int = setting(counts(choices=(1, 2)), "NUMA nodes, between which CPUs and memory are halved", default=1)
     frames: str = setting(
@@ -61,7 +64,8 @@ class MachineSpec:
     quantum: int | None = setting(
         counts(ge=1, le=2**40, words={"default": None}),
         "Cycles that one CPU may run ahead; the default is in what one can hear of another at the earliest: of an "
-        "interrupt, or where vCPUs of one VM share memory, of a word in the last-level cache",
+        "interrupt, or where vCPUs of one VM share memory, of a word in the last-level cache; of hyper-threads, of one "
+        "in the second-level cache",
         default=None,
     )
     isa: str = setting(
@@ -81,6 +85,10 @@ class MachineSpec:
         "Profile values to change, as in `pwc.pde.entries: 0`; `vtsim explain profile NAME` lists them",
         default=(),
     )
+
+    def with_cpus(self, least: int) -> MachineSpec:
+        """The same machine with so many logical CPUs, or one more where a core has two."""
+        return attrs.evolve(self, cpus=-(-least // self.threads) * self.threads)
 
 
 @frozen(kw_only=True)
@@ -222,6 +230,12 @@ def conflicts(scenario: Scenario) -> Iterator[Problem]:
                 message=f"{len(devices)} devices are more than bus 0 has here",
                 help=f"there can be at most {DEVICE_LIMIT}",
             )
+    if machine.cpus % machine.threads:
+        yield Problem(
+            path="machine.threads",
+            message=f"cores of {machine.threads} logical CPUs do not make a machine of {machine.cpus}",
+            help=f"machine.cpus can be {machine.with_cpus(machine.cpus).cpus}, or any other even number; or threads 1",
+        )
     names: set[str] = set()
     for number, vm in enumerate(scenario.vms):
         where = f"vms.{number}"

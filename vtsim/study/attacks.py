@@ -107,9 +107,8 @@ def scenario_of(
         bystander = vm("bystander", other, g.WorkSpec(instructions=instructions))
         vms.append(attrs.evolve(bystander, assigned=(), viommu="none"))
     machine = attrs.evolve(
-        scenario.machine,
+        scenario.machine.with_cpus(max(scenario.machine.cpus, (other or 0) + 1, threads)),
         memory=max(scenario.machine.memory, 8 * size),
-        cpus=max(scenario.machine.cpus, (other or 0) + 1, threads),
     )
     run = RunSpec(limit=LIMIT_NS, baseline=False)
     devices = () if device is None else (device,)
@@ -292,9 +291,7 @@ class Suite:
         """A device that asks no driver, in a domain that maps half of what it reaches for."""
         for write in (False, True):
             device = DmaSpec(name="assigned", window=2 * MIB, mapped=1 * MIB, operations=500, write=write)
-            scenario = attrs.evolve(
-                self.scenario, vms=(), dma=(device,), machine=attrs.evolve(self.scenario.machine, cpus=1)
-            )
+            scenario = attrs.evolve(self.scenario, vms=(), dma=(device,), machine=self.scenario.machine.with_cpus(1))
             (counts,) = Machine(scenario).run().dma
             kind = "writes" if write else "reads"
             said = f"{counts.escaped} {kind} of {counts.operations} landed in memory of others"

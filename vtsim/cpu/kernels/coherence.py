@@ -1,13 +1,13 @@
-"""Which CPU holds a line of memory, and what it costs another one to have it: MESI, as one directory sees it.
+"""Which core holds a line of memory, and what it costs another one to have it: MESI, as one directory sees it.
 
-The directory is a cache of tags with the owners of a set's lines behind them: the one CPU that may write a line, or
-SHARED. A load of what only another CPU holds comes from that CPU's caches and is shared then; a store takes the line
+The directory is a cache of tags with the owners of a set's lines behind them: the one core that may write a line, or
+SHARED. A load of what only another core holds comes from that core's caches and is shared then; a store takes the line
 from all others. A line that the directory has no room for leaves all caches, as with a processor's snoop filter. Owners
-drop lines without a word, so that a CPU is asked whether it still has one. With one CPU there is no directory, and none
-of this is asked.
+drop lines without a word, so that a core is asked whether it still has one. With one core there is no directory, and
+none of this is asked.
 
-CPUs run ahead of each other by up to a quantum, so that a line may be asked for before the cycle in which a CPU took it
-to write it. It is sent no earlier than that: what another CPU has yet to do cannot be seen.
+CPUs run ahead of each other by up to a quantum, so that a line may be asked for before the cycle in which a core took
+it to write it. It is sent no earlier than that: what another core has yet to do cannot be seen.
 
 SDM: "Cache Control Protocol".
 Not modelled: how busy caches and mesh are; owned copies of code in L1I alone; devices, which take no line away.
@@ -19,8 +19,8 @@ from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
 from vtsim.cpu.accounts import LINES_FROM_OTHERS, LINES_TAKEN
 from vtsim.cpu.kernels.caches import fill, held, probe_at_once, set_of, victim
 from vtsim.cpu.slots import (
-    CPU,
-    CPUS,
+    CORE,
+    CORES,
     CYCLE,
     DATA_GENERATION,
     DIRECTORY,
@@ -38,14 +38,14 @@ from vtsim.cpu.slots import (
 )
 
 SHARED, NOBODY = -1, -2
-# of each CPU: where its caches are, its node, and how often lines were taken from it since it ran last
+# of each core: where its caches are, its node, and how often lines were taken from it since it ran last
 (PEER_L1D, PEER_L2, PEER_NODE, PEER_TAKEN) = range(4)
 PEER_WORDS: int = 4
 
 
 @kernel
 def remove_line(m: Record, t: Tags, cache: int, base: int, line: int) -> bool:
-    """Remove a line from a CPU's cache at `base`, of the shape of this CPU's own; was it there?"""
+    """Remove a line from a core's cache at `base`, of the shape of this core's own; was it there?"""
     where = set_of(m, cache, line)
     first = base + where * m[cache + WAYS]
     hit = held(t, first, m[cache + WAYS], line)
@@ -57,15 +57,15 @@ def remove_line(m: Record, t: Tags, cache: int, base: int, line: int) -> bool:
 
 @kernel
 def transfer_cycles(m: Record, a: Arena, other: int) -> int:
-    """Cycles until a line that the caches of another CPU hold is here."""
-    node = a[m[PEERS] + m[CPU] * PEER_WORDS + PEER_NODE]
+    """Cycles until a line that the caches of another core hold is here."""
+    node = a[m[PEERS] + m[CORE] * PEER_WORDS + PEER_NODE]
     same = a[m[PEERS] + other * PEER_WORDS + PEER_NODE] == node
     return m[TRANSFER_CYCLES] if same else m[REMOTE_TRANSFER_CYCLES]
 
 
 @kernel
 def take_from(m: Record, a: Arena, t: Tags, other: int, line: int) -> int:
-    """Remove a line from the caches of a CPU: cycles until it is here, -1 if it was not there."""
+    """Remove a line from the caches of a core: cycles until it is here, -1 if it was not there."""
     peer = m[PEERS] + other * PEER_WORDS
     in_l1d = remove_line(m, t, L1D, a[peer + PEER_L1D], line)
     if not (remove_line(m, t, L2, a[peer + PEER_L2], line) or in_l1d):
@@ -76,9 +76,9 @@ def take_from(m: Record, a: Arena, t: Tags, other: int, line: int) -> int:
 
 @kernel
 def take_from_all(m: Record, a: Arena, t: Tags, line: int, but: int) -> int:
-    """Remove a line from the caches of all CPUs but one: cycles until the last has answered, -1 if none had it."""
+    """Remove a line from the caches of all cores but one: cycles until the last has answered, -1 if none had it."""
     cycles = -1
-    for other in range(m[CPUS]):
+    for other in range(m[CORES]):
         if other != but:
             cycles = max(cycles, take_from(m, a, t, other, line))
     return cycles
@@ -86,7 +86,7 @@ def take_from_all(m: Record, a: Arena, t: Tags, line: int, but: int) -> int:
 
 @kernel
 def has_line(m: Record, a: Arena, t: Tags, other: int, line: int) -> bool:
-    """Do the data caches of a CPU hold a line?"""
+    """Do the data caches of a core hold a line?"""
     peer = m[PEERS] + other * PEER_WORDS
     ways = m[L1D + WAYS]
     if held(t, a[peer + PEER_L1D] + set_of(m, L1D, line) * ways, ways, line):
@@ -106,19 +106,19 @@ def place_of(m: Record, t: Tags, line: int) -> int:
 
 @kernel
 def owner_at(m: Record, t: Tags, at: int) -> int:
-    """The CPU that owns the line at a place of the directory, SHARED or NOBODY."""
+    """The core that owns the line at a place of the directory, SHARED or NOBODY."""
     return t[at + m[DIRECTORY + WAYS]] if at >= 0 else NOBODY
 
 
 @kernel
 def owner_of(m: Record, t: Tags, line: int) -> int:
-    """The CPU that owns a line, SHARED or NOBODY."""
+    """The core that owns a line, SHARED or NOBODY."""
     return owner_at(m, t, place_of(m, t, line))
 
 
 @kernel
 def since(m: Record, at: int) -> int:
-    """The word of the arena with the cycle in which a CPU came to own the line at a place of the directory."""
+    """The word of the arena with the cycle in which a core came to own the line at a place of the directory."""
     ways = m[DIRECTORY + WAYS]
     offset = at - m[DIRECTORY]
     return m[OWNED_SINCE] + offset - offset // (2 * ways) * ways
@@ -126,7 +126,7 @@ def since(m: Record, at: int) -> int:
 
 @kernel
 def cycles_ahead(m: Record, a: Arena, at: int) -> int:
-    """Cycles until the line at a place of the directory has become what it is for this CPU, which may be behind."""
+    """Cycles until the line at a place of the directory has become what it is for this core, which may be behind."""
     return max(a[since(m, at)] - m[CYCLE], 0) if at >= 0 else 0
 
 
@@ -147,7 +147,7 @@ def set_owner(m: Record, a: Arena, t: Tags, line: int, at: int, owner: int) -> N
                 take_from_all(m, a, t, gone, NOBODY)
             else:
                 take_from(m, a, t, last, gone)
-            forget_taken(m, a)  # it may have been in this CPU's own
+            forget_taken(m, a)  # it may have been in this core's own
         t[at] = line
     t[at + ways] = owner
     if owner != SHARED:
@@ -156,16 +156,16 @@ def set_owner(m: Record, a: Arena, t: Tags, line: int, at: int, owner: int) -> N
 
 @kernel
 def load_shared(m: Record, a: Arena, t: Tags, line: int, at: int) -> int:
-    """A load that missed this CPU's caches, of the line at a place of the directory, -1 if it is not there.
+    """A load that missed this core's caches, of the line at a place of the directory, -1 if it is not there.
 
-    Cycles until the one other CPU that holds it alone has sent it, or 0.
+    Cycles until the one other core that holds it alone has sent it, or 0.
     """
     owner = owner_at(m, t, at)
-    if owner == m[CPU] or owner == SHARED:
+    if owner == m[CORE] or owner == SHARED:
         set_owner(m, a, t, line, at, owner)  # which says that it was used
         return 0
     if owner == NOBODY or not has_line(m, a, t, owner, line):
-        set_owner(m, a, t, line, at, m[CPU])
+        set_owner(m, a, t, line, at, m[CORE])
         return 0
     set_owner(m, a, t, line, at, SHARED)
     a[m[PEERS] + owner * PEER_WORDS + PEER_TAKEN] += 1
@@ -176,18 +176,18 @@ def load_shared(m: Record, a: Arena, t: Tags, line: int, at: int) -> int:
 
 @kernel
 def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
-    """A store: cycles beyond an L1D hit until no other CPU holds the line, which this one owns then."""
+    """A store: cycles beyond an L1D hit until no other core holds the line, which this one owns then."""
     at = place_of(m, t, line)
     owner = owner_at(m, t, at)
-    if owner == m[CPU]:
+    if owner == m[CORE]:
         return 0
     ahead = cycles_ahead(m, a, at)
     cycles = -1
     if owner == SHARED:
-        cycles = take_from_all(m, a, t, line, m[CPU])
+        cycles = take_from_all(m, a, t, line, m[CORE])
     elif owner != NOBODY:
         cycles = take_from(m, a, t, owner, line)
-    set_owner(m, a, t, line, at, m[CPU])
+    set_owner(m, a, t, line, at, m[CORE])
     if cycles >= 0:
         a[m[OWNER] + LINES_TAKEN] += 1
         into_l3(m, t, line)
@@ -198,14 +198,14 @@ def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
 
 @kernel
 def into_l3(m: Record, t: Tags, line: int) -> None:
-    """A line that moves between CPUs goes through L3, and stays there."""
+    """A line that moves between cores goes through L3, and stays there."""
     if m[L3 + WAYS] > 0 and not probe_at_once(m, t, L3, line):
         fill(m, t, L3, line)
 
 
 @kernel
 def forget_taken(m: Record, a: Arena) -> None:
-    """What this CPU knows of lines that it found holds no more, if others took some while it did not run."""
-    at = m[PEERS] + m[CPU] * PEER_WORDS + PEER_TAKEN
+    """What this core knows of lines that it found holds no more, if others took some while it did not run."""
+    at = m[PEERS] + m[CORE] * PEER_WORDS + PEER_TAKEN
     m[DATA_GENERATION] += a[at]
     a[at] = 0

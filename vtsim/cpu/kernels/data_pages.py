@@ -33,7 +33,7 @@ def found(m: Record, t: Tags, at: int, line: int, access: int) -> bool:
         return False
     m[at + LINES] |= way_bit(line & 63)
     if access == WRITE and m[s.PEERS]:
-        if owner_of(m, t, line) != m[s.CPU]:
+        if owner_of(m, t, line) != m[s.CORE]:
             return False
         m[at + OWNED] |= way_bit(line & 63)
     return True

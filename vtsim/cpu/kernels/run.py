@@ -30,6 +30,7 @@ from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.events import deliver
 from vtsim.cpu.kernels.fetch import locate
 from vtsim.cpu.kernels.hooks import FIRST_PLATFORM_HOOK, hook
+from vtsim.cpu.kernels.hyper_threads import share_core, take_core
 from vtsim.cpu.kernels.ipi import land_interrupts, send_interrupts
 from vtsim.cpu.kernels.ledger import settle
 from vtsim.cpu.kernels.memory_ops import memory_op
@@ -206,7 +207,13 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
         if m[s.IPI_AT] <= m[s.CYCLE]:
             land_interrupts(m, a)
         m[s.UNTIL] = min(horizon, m[s.IPI_AT])
+        sibling = m[s.SIBLING]
+        began, retired = m[s.CYCLE], m[s.RETIRED]
+        if sibling >= 0:
+            take_core(m, cpus[sibling])
         code = run(m, a, t)
+        if sibling >= 0:
+            share_core(m, a, cpus[sibling], began, retired)
         if m[s.PENDING_DRAIN]:
             send_interrupts(cpus, a, chosen)
         if code != HORIZON or (only >= 0 and m[s.CYCLE] >= until):

@@ -59,11 +59,12 @@ bind(
 ACCESSES: Final = f"{PHASE}.accesses=1000000"
 MACHINE: Final = ("machine.memory=80 GiB", "vms.0.memory=68 GiB", "machine.frames=contiguous", ACCESSES)
 NODE: Final = ("machine.memory=384 GiB", "vms.0.memory=352 GiB", "machine.frames=contiguous", ACCESSES)
+HYPER_THREADS: Final = ("machine.cpus=2", "machine.threads=2", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2")
 SIZES: Final = {
     "updates": (*MACHINE, f"{PHASE}.table=64 GiB"),  # bench_gups_st
     "btree": (*NODE, f"{PHASE}.records={3400 << 20}", f"{PHASE}.children=8", f"{PHASE}.slabs=true"),  # order 16
     "canneal": (*MACHINE, f"{PHASE}.elements=100000000"),  # canneal_netlist.pl 10000 11000 100000000
-    "xsbench": (*NODE, f"{PHASE}.points=680000"),  # -g 680000
+    "xsbench": (*NODE, f"{PHASE}.points=680000", *HYPER_THREADS),  # -g 680000, on all threads of a socket
     # of other programs, 64 GiB
     "graph": (*MACHINE, f"{PHASE}.vertices=800000000"),
     "redis": (*MACHINE, f"{PHASE}.keys=300000000"),
