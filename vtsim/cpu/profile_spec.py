@@ -139,10 +139,11 @@ class Cache:
 
 @attrs.frozen(kw_only=True)
 class Dram:
-    """Load-to-use latency of an access that no cache holds."""
+    """Load-to-use latency of an access that no cache holds, and how much of that a node's memory can serve."""
 
     local_ns: int = _value("ns", "load-to-use, memory of the own socket", 1, 100_000)
     remote_ns: int = _value("ns", "load-to-use, memory of the other socket", 1, 100_000)
+    bandwidth: int = _value("MB/s", "what the memory of one socket can deliver to several CPUs", 1, 10_000_000)
 
 
 @attrs.frozen(kw_only=True)

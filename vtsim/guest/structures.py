@@ -149,7 +149,7 @@ class CrossSectionsSpec(Phase):
 
     @property
     def region_bytes(self) -> int:
-        return self.energies * (8 + 4 * self.nuclides + 48)
+        return self.energies * (16 + 4 * self.nuclides + 48)
 
 
 @primitives.register("graph_gather")

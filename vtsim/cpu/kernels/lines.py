@@ -1,5 +1,9 @@
 """The cycles that an access to a line of memory takes: through the caches of this CPU, of others, and to DRAM.
 
+Where there are several CPUs, lines that they want of one node's memory wait for each other: a queue that is served at
+the node's bandwidth. It is how much is still to be served, and since when: a CPU that is behind another one finds what
+that one has left, and does not wait for the time between them. One CPU has too few misses at once to fill a bandwidth.
+
 SDM: "Cache Control Protocol".
 """
 
@@ -11,6 +15,7 @@ from vtsim.cpu.kernels.caches import fill, fill_l1d, probe, probe_at_once
 from vtsim.cpu.kernels.coherence import cycles_ahead, load_shared, place_of, store_owned
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
+    CYCLE,
     DRAM_CYCLES,
     FETCH_GENERATION,
     L1D,
@@ -18,14 +23,34 @@ from vtsim.cpu.slots import (
     L2,
     L3,
     LATENCY,
+    LINE_TIME,
+    NODE,
     NODE_END,
     NODE_FIRST,
     OWNER,
     PEERS,
+    QUEUES,
     REMOTE_CYCLES,
     WALKS_IN_L1D,
     WAYS,
 )
+
+# of a node's memory: since when, and how much was to be served then; in parts of a cycle
+(SINCE, LEFT) = range(2)
+QUEUE_WORDS: int = 8
+PARTS: int = 1024
+
+
+@kernel
+def queued(m: Record, a: Arena, queue: int) -> int:
+    """Cycles until a node's memory has served what CPUs want of it; one more line is wanted."""
+    now = m[CYCLE] * PARTS
+    left = a[queue + LEFT]
+    if now > a[queue + SINCE]:
+        left = max(left - (now - a[queue + SINCE]), 0)
+        a[queue + SINCE] = now
+    a[queue + LEFT] = left + m[LINE_TIME]
+    return left // PARTS
 
 
 @kernel
@@ -52,9 +77,13 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
     else:
         a[at + 2] += 1
         cycles = m[DRAM_CYCLES]
+        node = m[NODE]
         if line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]:
             a[at + 3] += 1
             cycles = m[REMOTE_CYCLES]
+            node ^= 1
+        if m[LINE_TIME]:
+            cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS)
         fill(m, t, L3, line)
     fill(m, t, L2, line)
     return cycles + ahead

@@ -9,7 +9,7 @@ waits for every access, a look-up for what an address was loaded from and for de
 (`wrong_paths`). A stream that ends or is interrupted waits for what is still outstanding.
 
 SDM: "Interrupts During REP".
-Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches and DRAM.
+Not modelled: hardware prefetch; store-to-load forwarding; bandwidth limits of caches.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ QUANTILES: int = 4096  # intervals of a zipf table
 LINE: int = 64
 RECORDED_ACCESS: int = (1 << o.RECORDED_WORK) - 1
 FOLLOWING: int = o.STEP_FOLLOWS | o.STEP_FOLLOWS_BEFORE
+KNOWN_LATER: int = o.STEP_KNOWN | o.STEP_KNOWN_BEFORE
 DECIDING: int = o.STEP_BY_BEFORE | o.STEP_SUMS  # before their work
 FORESEEN_LINES, FORESEEN_ACCESSES = 1 << 15, 64  # 2 MiB: smaller regions are in the host's caches anyway
 
@@ -97,6 +98,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     flags = 0
     page = -1
     there = 0
+    begins = 0
     translated = 0
     after = 0
     updates = 0
@@ -183,6 +185,12 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             page = gva >> 12
             there = m[s.CYCLE]
             translated = 0
+            begins = 0
+            if flags & KNOWN_LATER:
+                begins = m[s.LOADED] if flags & o.STEP_KNOWN else m[s.LOADED_BEFORE]
+                begins += m[s.L1D + s.LATENCY] - price
+                there = max(there, begins)
+                begins += after
             if walk <= m[s.STLB_HIT_CYCLES]:
                 translated = walked(m, page) + price  # after the access that walks
                 if translated <= there:
@@ -198,7 +206,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 if pattern == o.CHASE:
                     charge(m, a, o.PAGE_WALK, walk)
                 else:
-                    there = overlapped(m, a, walk, 0, after, updates, page, translated)
+                    there = overlapped(m, a, walk, 0, after, updates, page, max(translated, begins))
             if pattern == o.CHASE:
                 charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
         else:
@@ -207,7 +215,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 charge(m, a, o.PAGE_WALK, walk)
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)
             else:
-                there = overlapped(m, a, walk, miss, after, updates, page, translated)
+                there = overlapped(m, a, walk, miss, after, updates, page, max(translated, begins))
         m[s.CYCLE] += price * batch
         m[s.RETIRED] += batch
         if work:

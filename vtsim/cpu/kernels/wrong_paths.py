@@ -142,7 +142,12 @@ def run_astray(m: Record, a: Arena, t: Tags, position: int, fraction: int, rando
         done = clock
         if flags & (o.STEP_STORES | o.STEP_LOADS) != o.STEP_STORES:
             gva = m[s.GPR + s.RSI] + step_place(a, step, fraction, turn)
-            done = load_astray(m, a, t, gva, clock, clock + a[step + o.STEP_AFTER], until)
+            known = clock
+            if flags & o.STEP_KNOWN:
+                known = max(known, loaded + hit)
+            elif flags & o.STEP_KNOWN_BEFORE:
+                known = max(known, before + hit)
+            done = load_astray(m, a, t, gva, clock, known + a[step + o.STEP_AFTER], until)
         before = loaded
         loaded = done
         latest = max(latest, done)

@@ -24,9 +24,8 @@ from vtsim.guest.structures import CrossSectionsSpec
 MATERIALS = (
     (321, 28), (5, 10), (4, 55), (4, 27), (27, 31), (21, 13), (21, 13), (21, 11), (21, 2), (21, 3), (9, 5), (9, 2),
 )  # fmt: skip
-POINT, INDEX, ENERGY = 48, 4, 8
-TOGETHER = 4  # nuclides of some 50 instructions in a reorder buffer of 224
-SEARCH_WORK, NUCLIDE_WORK = 6, 40
+POINT, INDEX, ENERGY = 48, 4, 16  # an energy has a pointer to its row of indexes beside it
+LOOK_UP_WORK, SEARCH_WORK, INDEX_WORK, NUCLIDE_WORK = 344, 10, 7, 55
 
 
 def material_order() -> Iterator[int]:
@@ -44,20 +43,17 @@ def cross_section_steps(phase: CrossSectionsSpec) -> list[Step]:
     steps = []
     for wanted in material_order():
         half = 1 << (phase.energies - 1).bit_length() - 1
-        search = Step(0, phase.energies, ENERGY, draws=True, half=half, choices=2, work=SEARCH_WORK)
-        while half:
-            steps.append(evolve(search, half=half, draws=half == search.half))
-            half >>= 1
-        here = [n % phase.nuclides for n in range(min(wanted, phase.nuclides))]
-        for first in range(0, len(here), TOGETHER):
-            part = here[first : first + TOGETHER]
-            for nuclide in part:
-                needs = nuclide == part[0] and first > 0
-                steps.append(Step(grid + nuclide * INDEX, phase.energies, row, needs=needs))
-            for nuclide in part:
-                start = points + nuclide * phase.points * POINT
-                steps.append(Step(start, phase.points - 1, POINT, needs=nuclide == part[0]))
-                steps.append(Step(start + POINT, phase.points - 1, POINT, work=NUCLIDE_WORK))
+        search = Step(0, phase.energies, ENERGY, half=half, choices=2, work=SEARCH_WORK)
+        steps.append(evolve(search, draws=True, needs=True, work=LOOK_UP_WORK + SEARCH_WORK))
+        while half := half >> 1:
+            steps.append(evolve(search, half=half))
+        for nuclide in range(min(wanted, phase.nuclides)):
+            start = points + nuclide * phase.points * POINT
+            steps += (
+                Step(grid + nuclide * INDEX, phase.energies, row, known=int(nuclide == 0), work=INDEX_WORK),
+                Step(start, phase.points - 1, POINT, known=1),
+                Step(start + POINT, phase.points - 1, POINT, known=2, work=NUCLIDE_WORK),
+            )
     return steps
 
 

@@ -42,7 +42,8 @@ class Step:
     after: int = 0  # cycles from its turn until its address is known
     slab: int = 0  # bytes of the elements that lie together, in a slab; 0 for all
     gap: int = 0  # bytes from a slab to the next one
-    follows: int = 0  # the address was loaded by the last access (1) or by the one before it (2)
+    follows: int = 0  # the address was loaded by the last access (1) or by the one before it (2), for which all waits
+    known: int = 0  # the same, but only this access waits for it, not what comes behind
     choices: int = 0  # ways that the program may go, by what was loaded; of a search's interval two
     within: int = 0  # nodes among which the fraction was found: their children are the choices; 0: any element
     by: int = 1  # it decides by the last access, after its work; before it by the access before (2), by all (0)
@@ -57,6 +58,8 @@ class Step:
                 self.follows == 2,
                 self.choices > 0 and self.by == 2,
                 self.choices > 0 and self.by == 0,
+                self.known == 1,
+                self.known == 2,
             ),
         )
         packed = sum(flag << bit for bit, flag in enumerate(flags)) | self.work << ops.STEP_WORK
@@ -73,7 +76,7 @@ def lines(step: Step, count: int, apart: int = 64) -> Iterator[Step]:
     """A step, and the following lines of its element."""
     yield step
     for n in range(1, count):
-        yield evolve(step, offset=step.offset + n * apart, draws=False, turns=False, needs=False, follows=0)
+        yield evolve(step, offset=step.offset + n * apart, draws=False, turns=False, needs=False, follows=0, known=0)
 
 
 def step_words(steps: Sequence[Step]) -> int:
