@@ -36,7 +36,6 @@ from vtsim.vmm.shadow import KVM_PARAMETERS
 
 LENGTHS: Final = read_lengths("length")
 CALIBRATED: Final = {"exit_common", "entry_common"}
-OFF: Final = {"rsb_fill"}
 
 
 def test_every_count_is_a_parameter_and_its_value() -> None:
