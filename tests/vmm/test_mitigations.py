@@ -181,6 +181,15 @@ def test_ibrs_is_set_while_the_host_runs_and_clear_in_guests_and_user_space() ->
     assert 1 in seen(cpuid, lambda cpu: cpu[s.NONROOT] == 0)
 
 
+@pytest.mark.parametrize(
+    ("event", "branches"), [("cpuid", 1), ("in_kernel", 1 + 4), ("to_user", 1 + 4), ("device", 1 + 12 + 4)]
+)
+def test_indirect_branches_that_were_counted_go_through_thunks(event: str, branches: int) -> None:
+    """The table of handlers, but for a misconfiguration, which is called; an I/O bus; the ioctl; the emulator."""
+    assert paid("RETPOLINE", EVENTS[event], EACH["retpoline"]) == branches
+    assert paid("RETPOLINE", EVENTS[event], EACH["ibrs"]) == 0
+
+
 @pytest.mark.parametrize("how", ["retpoline", "ibrs"])
 def test_the_return_stack_is_stuffed_by_32_calls_behind_each_exit(how: str) -> None:
     plain = paid("CALL", cpuid, MitigationsSpec())

@@ -235,6 +235,7 @@ OPERATIONS: Final[Mapping[str, str]] = {
     "JMP": "direct jump",                            "JCC": "conditional jump, predicted",
     "CALL": "direct near call",                      "RET": "near return, predicted",
     "INDIRECT": "indirect jump or call, predicted",  "ATOMIC": "locked read-modify-write, line present",
+    "RETPOLINE": "indirect branch through a retpoline, beyond a predicted one",
     # ring changes
     "SYSCALL": "SYSCALL",                            "SYSRET": "SYSRET",
     "SYSENTER": "SYSENTER",                          "SYSEXIT": "SYSEXIT",

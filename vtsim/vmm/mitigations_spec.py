@@ -21,8 +21,8 @@ class MitigationsSpec:
     )
     spectre_v2: str = setting(
         Text(choices=("off", "retpoline", "ibrs")),
-        "Either stuffs the return stack after every VM exit; ibrs sets IA32_SPEC_CTRL.IBRS while the kernel runs and "
-        "clears it for guests and user space; thunks of retpolines are not executed",
+        "Either stuffs the return stack after every VM exit; retpoline sends the kernel's indirect branches through "
+        "thunks, ibrs sets IA32_SPEC_CTRL.IBRS while the kernel runs and clears it for guests and user space",
         default="off",
     )
     spectre_v2_user: str = setting(

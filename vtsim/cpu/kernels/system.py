@@ -358,6 +358,9 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return deliver(m, a, t)
     elif op == o.XGETBV:
         return read_extended_control(m)
+    elif op == o.RETPOLINE:
+        m[s.CYCLE] += (a[r + o.ROW_IMM] - 1) * m[s.PRICE + op]
+        m[s.RETIRED] -= 1  # nothing that the length of the code does not count
     elif op >= o.MOVE and op != o.TOUCH:  # which an assembled program pays for, no more
         return segment_op(m, a, t, r, op)
     return NEXT

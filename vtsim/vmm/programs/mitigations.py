@@ -5,8 +5,9 @@ Every function emits nothing where the scenario does not ask for it (`vmm.mitiga
 Source: Linux 6.1: arch/x86/entry (calling.h, entry_64.S), arch/x86/kvm/vmx (vmenter.S, vmx.c: vmx_l1d_flush,
 vmx_vcpu_load_vmcs), arch/x86/include/asm/nospec-branch.h.
 SDM: "Operations that Invalidate TLBs and Paging-Structure Caches"; "VERR/VERW—Verify a Segment for Reading or Writing".
-Not modelled: thunks of retpolines; guests that write IA32_SPEC_CTRL; LFENCE behind a stuffed return stack; the return
-stack at a switch of threads; PCIDs of processes, so that a switch of processes flushes as it does without isolation.
+Not modelled: retpolines of lengths that are not counted; guests that write IA32_SPEC_CTRL; LFENCE behind a stuffed
+return stack; the return stack at a switch of threads; PCIDs of processes, so that a switch of processes flushes as it
+does without isolation.
 """
 
 from __future__ import annotations
