@@ -11,15 +11,18 @@ from tests.vmm.machines import DATA, Body, Machine, machine, tiny_guest
 from tests.vmm.test_exits import DEVICE, cpuid, port, repeat
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.base.jit import quiet
 from vtsim.config import parse_scenario
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.kernels.msrs import command
 from vtsim.cpu.profile import load_profile
 from vtsim.cpu.slots import RAX, RBX
 from vtsim.ept.tables import PAGING, Table
 from vtsim.vmm import layout as at
 from vtsim.vmm.mitigations_spec import MitigationsSpec
+from vtsim.vmm.programs.mitigations import MSR_FLUSH_CMD, MSR_SPEC_CTRL
 from vtsim.vmm.spec import VmmSpec
 
 EXTRA: Final = 100_000  # cycles that a price is raised by: much more than what that moves elsewhere
@@ -103,6 +106,33 @@ def test_buffers_are_overwritten_before_each_vm_entry_and_before_user_space(even
 def test_l1d_is_flushed_once_for_what_kvm_flags_and_always_where_that_is_asked(event: str, flagged: int) -> None:
     assert paid("L1D_FLUSH", EVENTS[event], EACH["cond"]) == flagged
     assert paid("L1D_FLUSH", EVENTS[event], EACH["always"]) == 1
+
+
+def test_an_exit_that_flags_l1d_has_it_flushed_once() -> None:
+    def then_others(a: Assembler) -> None:
+        to_user(a)
+        for _ in range(3):
+            cpuid(a)
+
+    assert paid("L1D_FLUSH", then_others, EACH["cond"]) == 1
+    assert paid("L1D_FLUSH", then_others, EACH["always"]) == 4
+
+
+def test_a_flush_empties_l1d_alone_and_what_is_known_of_its_lines() -> None:
+    m = ran(cpuid, TIMES, MitigationsSpec()).engine
+    cpu = m.cpus[0]
+
+    def held(cache: int) -> int:
+        return sum(m.tags[cpu[cache] + n] >= 0 for n in range(cpu[cache + s.SETS] * cpu[cache + s.WAYS]))
+
+    kept, known = held(s.L2), int(cpu[s.DATA_GENERATION])
+    assert held(s.L1D) > 0
+    with quiet():
+        assert not command(cpu, m.arena, m.tags, MSR_SPEC_CTRL)
+        assert held(s.L1D) > 0
+        assert command(cpu, m.arena, m.tags, MSR_FLUSH_CMD)
+    assert (held(s.L1D), held(s.L2)) == (0, kept)
+    assert cpu[s.DATA_GENERATION] > known
 
 
 def flushes(m: Callable[[int], Machine]) -> int:
