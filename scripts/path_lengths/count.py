@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from attrs import field, frozen
+from numpy.typing import NDArray
 
 from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, words_of_tests
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
@@ -75,7 +76,8 @@ class Tests(Protocol):
 class Run:
     """The traces of one run, a test at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, places: NDArray[np.uint64] | None = None) -> None:
+        self._places = places
         self._symbols, self._tests = Symbols(folder / "guest.out"), words_of_tests(folder / "trace.bin")
         self._read: dict[str, tuple[Tree, list[Episode]]] = {}
 
@@ -84,7 +86,7 @@ class Run:
         if name not in self._read:
             tree = Tree()
             words = self._tests.get(numbers_of_tests()[name], np.empty(0, np.uint64))
-            self._read[name] = tree, list(episodes(words, self._symbols, tree))
+            self._read[name] = tree, list(episodes(words, self._symbols, tree, self._places))
         return self._read[name]
 
 
@@ -100,8 +102,11 @@ def counted_nodes(tree: Tree, functions: Iterable[str], apart: Iterable[str]) ->
     return {node for node, one in enumerate(inside) if one}
 
 
-def count(length: Length, run: Tests) -> float | None:
-    """Instructions for each VM exit or interrupt, or for each call of `per` in it: the median; None without any."""
+def count(length: Length, run: Tests, *, indirect: bool = False) -> float | None:
+    """Instructions for each VM exit or interrupt, or for each call of `per` in it: the median; None without any.
+
+    With `indirect`, indirect branches in place of instructions.
+    """
     tree, found = run.test(length.test)
     nodes = counted_nodes(tree, length.functions, length.apart)
     groups: defaultdict[int, list[Episode]] = defaultdict(list)  # of an event; or each interrupt by itself
@@ -117,24 +122,26 @@ def count(length: Length, run: Tests) -> float | None:
         work = sum(times for episode in group for node, times in episode.work.items() if node in nodes)
         times = calls[length.per] if length.per else 1
         if work and times and all(map(calls.__getitem__, length.having)) and not any(map(calls.get, length.without)):
+            if indirect:
+                work = sum(times for episode in group for node, times in episode.indirect.items() if node in nodes)
             values.append(work / times)
     if not values:
         return None
     return median(values)
 
 
-def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Tests]) -> float:
-    """What the traces give for a length: not a number where the event is not in them."""
+def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Tests], *, indirect: bool = False) -> float:
+    """What the traces give for a length, or its indirect branches: not a number where the event is not in them."""
     length = lengths[name]
     if length.by_hand:
-        return length.instructions
+        return math.nan if indirect else length.instructions
     if length.mean_of:
-        return mean(in_trace(one, lengths, runs) for one in length.mean_of)
-    found = count(length, runs[length.run])
+        return mean(in_trace(one, lengths, runs, indirect=indirect) for one in length.mean_of)
+    found = count(length, runs[length.run], indirect=indirect) if length.run in runs else None
     if found is None:
         return math.nan
-    found -= sum(times * in_trace(other, lengths, runs) for other, times in length.less.items())
-    return found / length.over - length.ops
+    found -= sum(times * in_trace(other, lengths, runs, indirect=indirect) for other, times in length.less.items())
+    return found / length.over - (0 if indirect else length.ops)
 
 
 def main() -> None:

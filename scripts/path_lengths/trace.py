@@ -78,7 +78,10 @@ class Tree:
 
 @frozen
 class Episode:
-    """What was executed in a phase: instructions by node, VMREAD and VMWRITE apart, and entries of each node."""
+    """What was executed in a phase: instructions by node, VMREAD and VMWRITE apart, and entries of each node.
+
+    `indirect` are those of the instructions that are indirect branches, where their places are known.
+    """
 
     event: int  # the VM exits before it
     reason: int  # -1 before the first one
@@ -86,6 +89,7 @@ class Episode:
     work: Counter[int] = field(factory=Counter)
     vmx: Counter[int] = field(factory=Counter)
     calls: Counter[int] = field(factory=Counter)
+    indirect: Counter[int] = field(factory=Counter)
 
 
 class _Stack:
@@ -137,9 +141,12 @@ def words_of_tests(trace: Path) -> dict[int, NDArray[np.uint64]]:
     return {number: words[a:b] for number, a, b in zip(numbers, marks.tolist(), ends, strict=True) if number != END}
 
 
-def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterator[Episode]:
-    """The episodes of a test in their order."""
+def episodes(
+    words: NDArray[np.uint64], symbols: Symbols, tree: Tree, places: NDArray[np.uint64] | None = None
+) -> Iterator[Episode]:
+    """The episodes of a test in their order; `places` are the addresses of indirect branches."""
     numbers, starts = symbols.of(words).tolist(), symbols.starts(words).tolist()
+    there = np.isin(words & np.uint64(ADDRESS), [] if places is None else places).tolist()
     names, all_names, parents = symbols.names, tree.names, tree.parents
     stack, user = _Stack(tree), tree.child(0, "user")
     now = Episode(0, -1, SYSTEM_CALL)
@@ -149,7 +156,7 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
     def ended_by_iret(node: int) -> bool:
         return all_names[node] in ("interrupt", "exception") or all_names[parents[node]].startswith(MADE_BY_KVM)
 
-    for word, number, first in zip(words.tolist(), numbers, starts, strict=True):
+    for word, number, first, branch in zip(words.tolist(), numbers, starts, there, strict=True):
         if word >> 63:
             kind, value = word >> 60 & 7, word & 0xFFFFFFFF
             if kind in (MARK, VM_EXIT):
@@ -211,5 +218,7 @@ def episodes(words: NDArray[np.uint64], symbols: Symbols, tree: Tree) -> Iterato
             now.vmx[node] += 1
         else:
             now.work[node] += 1
+            if branch:
+                now.indirect[node] += 1
         last = word
     yield now

@@ -110,5 +110,5 @@ def test_the_json_names_verdicts_offenders_and_what_was_left_out() -> None:
 
     assert (said["virtualizable"], said["recursively_virtualizable"], said["hybrid_virtualizable"]) == (False,) * 3
     assert said["robin_irvine"]["SGDT"] == "offender"
-    assert said["left_out"].keys() == {"STREAM", "HOOK", "REPLAY_EVENT", "STOP"}
+    assert said["left_out"].keys() == {"STREAM", "HOOK", "REPLAY_EVENT", "STOP", "RETPOLINE"}
     assert json.loads(isa_json(analysis("virtualizable")))["virtualizable"] is True

@@ -72,6 +72,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "vmm.swap.memory=1 MiB", "swap.on is false"),
     ((), "vmm.swap.write=1 ms", "swap.on is false"),
     (("vmm.technique=binary-translation",), "vmm.features.exit_clustering=true", "without VT-x there are no VM exits"),
+    (("vmm.technique=binary-translation",), "vmm.mitigations.pti=true", "without VT-x there is no KVM"),
     (("vmm.technique=interpreter",), "vmm.huge_pages=never", IN_FRAMES),
     ((RING_3,), "vmm.memory.allocator=buddy", IN_FRAMES),
     (("vmm.technique=interpreter",), "vmm.memory.fragmentation=50 %", IN_FRAMES),
@@ -103,6 +104,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
 # where, and what has an effect there
 OTHERWISE = (
     ((), "vmm.ept.page_size=2 MiB"),
+    ((), "vmm.mitigations.pti=true"),
     ((SHADOW,), "vmm.huge_pages=never"),
     ((DIRECT,), "vmm.pv.batch=1"),
     (("vmm.dirty_log.method=pml",), "vmm.dirty_log.period=1 ms"),

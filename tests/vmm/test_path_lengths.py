@@ -32,11 +32,11 @@ from scripts.path_lengths.trace import (
     words_of_tests,
 )
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
+from vtsim.vmm.programs.kvm_functions import INDIRECT_BRANCHES, L1D_UNSAFE
 from vtsim.vmm.shadow import KVM_PARAMETERS
 
 LENGTHS: Final = read_lengths("length")
 CALIBRATED: Final = {"exit_common", "entry_common"}
-OFF: Final = {"rsb_fill"}
 
 
 def test_every_count_is_a_parameter_and_its_value() -> None:
@@ -154,6 +154,23 @@ def test_a_count_is_the_median_over_the_events_that_are_asked_for(length: Length
     assert count(length, small_run()) == expected
 
 
+def test_indirect_branches_are_counted_where_instructions_are() -> None:
+    run = small_run()
+    _, found = run.test("")
+    for one, branches in zip(found, (1, 2, 3, 4, 5, 6), strict=True):
+        one.indirect.update(dict.fromkeys(one.work, branches))
+
+    # of event 1 in both phases, of event 2 without its interrupt; of event 3
+    assert count(Length(instructions=0, functions=["handle"], reason=48), run, indirect=True) == 3
+    assert count(Length(instructions=0, functions=["handle"], reason=48, having=["walk"]), run, indirect=True) == 3
+    assert count(Length(instructions=0, functions=["walk"], reason=48, per="walk"), run, indirect=True) == 1
+
+
+def test_functions_with_indirect_branches_are_counted_lengths() -> None:
+    assert set(INDIRECT_BRANCHES) <= set(LENGTHS)
+    assert set(L1D_UNSAFE) <= set(LENGTHS)
+
+
 def test_a_length_is_what_is_left_of_a_count() -> None:
     lengths = {
         "walk": Length(instructions=0, functions=["walk"], reason=48, per="walk"),
@@ -214,6 +231,8 @@ def test_a_trace_is_cut_into_episodes_and_counted_by_call_path(tmp_path: Path) -
         for one in episodes(tests[7], Symbols(tmp_path / "symbols"), tree)
         if one.work
     ]
+    places = np.array([0x1002, 0x1005, 0x5000], np.uint64)
+    branches = [one.indirect for one in episodes(tests[7], Symbols(tmp_path / "symbols"), tree, places)]
 
     assert list(tests) == [7]
     run = "entry_SYSCALL_64/run"
@@ -226,3 +245,4 @@ def test_a_trace_is_cut_into_episodes_and_counted_by_call_path(tmp_path: Path) -
         (1, 10, IN_INTERRUPT, {f"{run}/interrupt/asm_timer": 2}),
         (1, 10, BEFORE_ENTRY, {run: 2}),
     ]
+    assert [sum(one.values()) for one in branches if one] == [1, 1, 1]

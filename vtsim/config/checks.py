@@ -231,6 +231,27 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
         )
 
 
+def _mitigations_are_there(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """KVM's host has them; all but page-table isolation take microcode of 2018 or 2019."""
+    vmm = scenario.vmm
+    if vmm.technique != "hardware":
+        return
+    able = [name for name in profile_names() if load_profile(name).features.spec_ctrl]
+    for name in vmm.mitigations.chosen:
+        if vmm.personality != "kvm":
+            yield Problem(
+                message=f"personality {vmm.personality!r} has no mitigations",
+                path=f"vmm.mitigations.{name}",
+                help="leave it out; or choose vmm.personality kvm",
+            )
+        elif name != "pti" and not profile.features.spec_ctrl:
+            yield Problem(
+                message=f"{scenario.machine.profile} has no microcode for it",
+                path=f"vmm.mitigations.{name}",
+                help=f"leave it out; or choose machine.profile {', '.join(able)}",
+            )
+
+
 def _log_is_filled(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """The page-modification log gets an address where a dirty flag of EPT is set."""
     vmm = scenario.vmm
@@ -629,6 +650,7 @@ def _memory_can_be_placed(scenario: Scenario, profile: Profile) -> Iterator[Prob
 CHECKS: tuple[Check, ...] = (
     _features_exist,
     _log_is_filled,
+    _mitigations_are_there,
     _apic_can_be_virtual,
     _monitor_can,
     _guests_are_of_this_machine,

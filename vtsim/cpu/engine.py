@@ -280,6 +280,7 @@ class Engine:
             s.P_WRMSR_X2APIC: "WRMSR_X2APIC", s.P_MOV_TO_CR: "MOV_TO_CR0", s.P_MOV_TO_CR + 2: "MOV_TO_CR2",
             s.P_MOV_TO_CR + 3: "MOV_TO_CR3", s.P_MOV_TO_CR + 4: "MOV_TO_CR4", s.P_MOV_TO_CR + 8: "MOV_TO_CR8",
             s.P_MOV_TO_CR3_NOFLUSH: "MOV_TO_CR3_NOFLUSH", s.P_MOV_FROM_CR8: "MOV_FROM_CR8",
+            s.P_VERW: "VERW", s.P_IBPB: "IBPB", s.P_L1D_FLUSH: "L1D_FLUSH",
         }  # fmt: skip
         for slot, name in special.items():
             m[slot] = p.prices[name]

@@ -212,6 +212,7 @@ _TABLE: Final = (
     ("RDGSBASE",          5, "STR",           "R1 <- GS base"),
     ("WRFSBASE",          5, "LTR",           "FS base <- R1"),
     ("WRGSBASE",          5, "LTR",           "GS base <- R1"),
+    ("RETPOLINE",         5, "RETPOLINE",     "IMM indirect branches of counted code, each through a thunk: what that adds"),
 )
 OPS: Final = tuple(Op(n, *row) for n, row in enumerate(_TABLE))
 BY_NAME: Final = {op.name: op for op in OPS}
@@ -224,7 +225,7 @@ BY_NAME: Final = {op.name: op for op in OPS}
  DIVIDE, PUSH_OPERAND, POP_OPERAND, MOVE_STRING, MOV_TO_SEGMENT, MOV_FROM_SEGMENT, JMP_NEAR, JMP_FAR, CALL_FAR, INT3, INT1,
  INTO, BOUND, RSM, XGETBV, ENCLS, TOUCH, FNINIT, ENCLV, PCONFIG, LOADIWKEY, TPAUSE, UMWAIT, UMONITOR,
  RET_FAR, STAC, CLAC, RDPKRU, WRPKRU, LAR, LSL, VERR, VERW, PUSH_SEGMENT, POP_SEGMENT, RDFSBASE, RDGSBASE, WRFSBASE,
- WRGSBASE) = range(len(OPS))
+ WRGSBASE, RETPOLINE) = range(len(OPS))
 # kinds of ARITHMETIC and TOUCH
 (K_ADD, K_OR, K_ADC, K_SBB, K_AND, K_SUB, K_XOR, K_CMP, K_TEST, K_INC, K_DEC) = range(11)
 ARITHMETIC_KINDS: Final = ("ADD", "OR", "ADC", "SBB", "AND", "SUB", "XOR", "CMP", "TEST", "INC", "DEC")

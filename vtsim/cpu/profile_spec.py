@@ -215,6 +215,9 @@ class Features:
     xsaves: bool = _value("flag", "XSAVES and XRSTORS")
     rdrand: bool = _value("flag", "RDRAND instruction")
     rdseed: bool = _value("flag", "RDSEED instruction")
+    spec_ctrl: bool = _value(
+        "flag", "microcode of 2018 and 2019: IA32_SPEC_CTRL.IBRS, IA32_PRED_CMD, IA32_FLUSH_CMD, VERW with MD_CLEAR"
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -236,6 +239,7 @@ OPERATIONS: Final[Mapping[str, str]] = {
     "JMP": "direct jump",                            "JCC": "conditional jump, predicted",
     "CALL": "direct near call",                      "RET": "near return, predicted",
     "INDIRECT": "indirect jump or call, predicted",  "ATOMIC": "locked read-modify-write, line present",
+    "RETPOLINE": "indirect branch through a retpoline, beyond a predicted one",
     # ring changes
     "SYSCALL": "SYSCALL",                            "SYSRET": "SYSRET",
     "SYSENTER": "SYSENTER",                          "SYSEXIT": "SYSEXIT",
@@ -264,6 +268,7 @@ OPERATIONS: Final[Mapping[str, str]] = {
     "LIDT": "LIDT",                                  "SIDT": "SIDT",
     "LTR": "LTR, LLDT and what else reads a descriptor",
     "STR": "STR, SLDT and other reads of a segment register",
+    "VERW": "VERW of a selector in memory, which overwrites buffers where microcode has MD_CLEAR",
     "STAC": "STAC and CLAC",                         "RDPKRU": "RDPKRU",
     "WRPKRU": "WRPKRU",
     "PUSHF": "PUSHF",                                "POPF": "POPF",
@@ -272,6 +277,8 @@ OPERATIONS: Final[Mapping[str, str]] = {
     "HLT": "HLT, entry into the halt only",          "MONITOR": "MONITOR",
     "MWAIT": "MWAIT, entry only",                    "INVLPG": "INVLPG",
     "INVPCID": "INVPCID, one context",               "WBINVD": "WBINVD and INVD, of clean caches",
+    "IBPB": "WRMSR of IA32_PRED_CMD: indirect branch prediction barrier",
+    "L1D_FLUSH": "WRMSR of IA32_FLUSH_CMD: L1D written back and invalidated",
     # input and output, extended state
     "IN": "IN or one element of INS, the device apart",
     "OUT": "OUT or one element of OUTS, the device apart",

@@ -111,6 +111,9 @@ P_WRMSR_X2APIC: Final = PRICE + 144
 P_MOV_TO_CR: Final = PRICE + 146           # by control register, 9 slots
 P_MOV_TO_CR3_NOFLUSH: Final = PRICE + 155
 P_MOV_FROM_CR8: Final = PRICE + 156
+P_VERW: Final = PRICE + 157                # of a selector in memory
+P_IBPB: Final = PRICE + 158
+P_L1D_FLUSH: Final = PRICE + 159
 
 # work area of the table-copy hook: a word for each level
 COPY_SOURCES, COPY_TARGETS, COPY_INDEX = 608, 614, 620

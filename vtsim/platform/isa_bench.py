@@ -48,6 +48,7 @@ EXCUSED: Final[Mapping[int, str]] = {  # ops that no execution classifies, and w
     o.HOOK: "stands for a stretch of loads, stores and arithmetic",
     o.REPLAY_EVENT: "what a recorded guest did that is no instruction",
     o.STOP_OP: "the end of a simulated program",
+    o.RETPOLINE: "stands for calls and returns, which are analysed",
 }
 # what only decoded rows do, as the bytes of an instruction whose memory operand is at RSI; the name of each row
 BYTES: Final[Mapping[int, Mapping[str, str]]] = {

@@ -79,6 +79,7 @@ OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of
     Rule(("vmm.swap.memory", "vmm.swap.read", "vmm.swap.write", "vmm.swap.at_once"), lambda s: not s.vmm.swap.on,
          "swap.on is false"),
     Rule(("vmm.features.exit_clustering",), _without_vt_x, "without VT-x there are no VM exits"),
+    Rule(("vmm.mitigations",), _without_vt_x, "without VT-x there is no KVM"),
     Rule(("vmm.huge_pages", "vmm.memory"), _without_vt_x,
          "without VT-x all memory of VMs is there, in frames of a list"),
 )

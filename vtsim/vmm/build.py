@@ -40,6 +40,7 @@ from vtsim.vmm.placement import Placement
 from vtsim.vmm.programs import dirty_log, locked_fault
 from vtsim.vmm.programs.common import handler_label
 from vtsim.vmm.programs.direct import CR0_FIXED, CR4_FIXED
+from vtsim.vmm.programs.mitigations import user_bits
 from vtsim.vmm.programs.ports import DEVICE_WORDS, EVENTS, FILE_SERVER, KERNEL_PORTS, LATCH, port_entries
 from vtsim.vmm.programs.posted import MSR_ICR, NOTIFICATION, notification
 from vtsim.vmm.programs.upcalls import time_scales
@@ -101,7 +102,7 @@ def build_hypervisor(
     import_all(vtsim.vmm.personalities)
     personality = personalities[vmm.personality]
     capabilities = GENERATIONS[profile.vmx.generation].capabilities()
-    host = Host(engine, profile)
+    host = Host(engine, profile, isolated=vmm.mitigations.pti)
     parameters = resolve_parameters(vmm)
     handlers, wire, zero_page = host.reserve(), host.reserve(), host.zero_page
     direct = vmm.paging == "direct-pv"
@@ -161,6 +162,9 @@ def build_hypervisor(
     parts = [_reserve_vcpu(host, guest, user, path) for guest in guests]
     others = [reserve_others(host, vcpu, guest.cpus, user) for vcpu, guest in zip(parts, guests, strict=True)]
     cpu_pages = {cpu: host.reserve() for cpu in range(engine.geometry.cpus)}
+    vcpus = (*parts, *(vcpu for more in others for vcpu in more))
+    if host.isolated:
+        host.isolate((vcpu.process for vcpu in vcpus), cpu_pages.values())
     vmxon = {cpu: host.reserve() for cpu in cpu_pages}
     disk_queues = {cpu: host.reserve(2) << 12 for cpu in cpu_pages} if vmm.swap.on else {}
     buddy = None
@@ -184,7 +188,6 @@ def build_hypervisor(
         vcpu.memory.large = large
         if buddy is not None:
             vcpu.memory.placement = Placement(host, buddy, vmm.memory, engine.geometry.node_of(vcpu.cpu))
-    vcpus = (*parts, *(vcpu for more in others for vcpu in more))
     hypervisor = Hypervisor(engine, host, path, program, user, vcpus, cpu_pages, disk_queues)
     table = host.words(handlers)
     labels = program.labels
@@ -356,7 +359,7 @@ def _fill_vmcs(
         **controls,
         **vmcs.host_state(
             root=vcpu.process.root, stack=vcpu.address, exit_address=hypervisor.program.labels["exit"],
-            cpu_page=cpu_page, idt=at.frame_address(host.idt),
+            cpu_page=cpu_page, idt=at.frame_address(host.idt), cr4=host_cr4(hypervisor.path),
         ),
         **vmcs.guest_state(start),
         "EXCEPTION_BITMAP": sum(1 << vmcs.EXCEPTIONS[name] for name in wanted.exceptions),
@@ -517,6 +520,11 @@ def _user_frame(vcpu: Vcpu, linear: int) -> int:
     return leaf.frame
 
 
+def host_cr4(path: Path) -> int:
+    """CR4 of the host: with PCIDs where they tell user space's translations from the kernel's."""
+    return at.HOST_CR4 | (at.CR4_PCIDE if path.vmm.mitigations.pti and path.profile.features.pcid else 0)
+
+
 def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -> None:
     host, engine = hypervisor.host, hypervisor.engine
     page = at.frame_address(hypervisor.cpu_pages[cpu])
@@ -529,8 +537,6 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
         "TICK_AT": hypervisor.path.addresses["tick_cycles"] if len(vcpus) > 1 else 0,
         "DISK_QUEUE": at.direct(hypervisor.disk_queues.get(cpu, 0)), "DOORBELL": at.HOST_DISK + 8 * cpu,
     }  # fmt: skip
-    for name, value in words.items():
-        host.store(page + at.C[name], value)
     for n, vcpu in enumerate(vcpus):
         host.store(page + at.C["LIST"] + 8 * n, vcpu.address)
         if n and hypervisor.path.vmm.posted_interrupts:  # it waits for the CPU
@@ -544,10 +550,15 @@ def _boot_cpu(hypervisor: Hypervisor, cpu: int, vmxon: int, vcpus: list[Vcpu]) -
     host.store(page + at.C["GDTR"], 0x7F)
     host.store(page + at.C["IDTR"], 0xFFF)
     host.store(page + at.C["IDTR"] + 8, at.frame_address(host.idt))
-    host.store(page + at.C["TSS"] + 4, words["CURRENT"])
+    if host.isolated and vcpus:
+        words["USER_CR3"] = vcpus[0].process.root << 12 | user_bits(pcid=host.profile.features.pcid)
+    for name, value in words.items():
+        host.store(page + at.C[name], value)
+    host.store(page + at.C["TSS"] + 4, page + at.C["ENTRY_TOP"] if host.isolated else words["CURRENT"])
     state = {
         s.RIP: labels["boot" if vcpus else "all_ended"], s.GPR + s.RSP: page + mem.PAGE_BYTES,
-        s.CR3: (vcpus[0].process.root if vcpus else host.kernel.root) << 12, s.CR0: 0x80050033, s.CR4: 0x20A0,
+        s.CR3: (vcpus[0].process.root if vcpus else host.kernel.root) << 12, s.CR0: 0x80050033,
+        s.CR4: host_cr4(hypervisor.path),
         s.GS_BASE: page, s.EFER: 0xD01, s.CS_SELECTOR: at.KERNEL_CODE, s.SS_SELECTOR: at.KERNEL_DATA,
         s.MSR_STAR: at.STAR, s.MSR_LSTAR: entry, s.MSR_FMASK: 0x47700, s.RFLAGS: 2,
     }  # fmt: skip

@@ -3,7 +3,11 @@
 Low memory is the host's own, handed out in order; behind it are 2 MiB blocks for guests where huge pages are used,
 and frames for everything else, as the engine's allocator hands them out.
 
-Not modelled: page tables of a host with KPTI; host memory that is not mapped by the direct map.
+Under page-table isolation (`isolated`) each root is a pair: the kernel's, and behind it that of user space, which has
+of the kernel its text, the IDT and the pages of CPUs only, and of user space what is mapped at the start.
+
+Not modelled: host memory that is not mapped by the direct map; text of the kernel that is not an entry, which user
+space's tables should lack.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ class Host:
     profile: Profile
     direct: int = at.HOST_DIRECT  # linear address of physical address 0
     text: int = at.HOST_TEXT
+    isolated: bool = False
     next_frame: int = field(default=FIRST_FRAME, init=False)
     kernel: Table = field(init=False)
     idt: int = field(init=False)
@@ -49,7 +54,7 @@ class Host:
 
     def __attrs_post_init__(self) -> None:
         self.kernel = self._root()
-        flags = KERNEL_PAGE | e.PTE_GLOBAL
+        flags = KERNEL_PAGE | (0 if self.isolated else e.PTE_GLOBAL)
         largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
         frames = -(-self.engine.geometry.frame_count // BLOCK) * BLOCK
         self.kernel.map_range(self.direct, 0, frames, flags | e.PTE_NO_EXECUTE, largest)
@@ -130,6 +135,17 @@ class Host:
         self.words(table.root, mem.TABLE)[UPPER_HALF:] = self.words(self.kernel.root, mem.TABLE)[UPPER_HALF:]
         return table
 
+    def isolate(self, processes: Iterable[Table], cpu_pages: Iterable[int]) -> None:
+        """Fill the roots of user space, once all is mapped that user space of these processes uses."""
+        entry = self._root()
+        entry.map(self.text, [TEXT_FRAME], KERNEL_PAGE, SIZE_2M)
+        for hfn in (self.idt, *cpu_pages):
+            entry.map(self.address(hfn), [hfn], KERNEL_PAGE | e.PTE_NO_EXECUTE)
+        for process in processes:
+            user = self.words(process.root + 1, mem.TABLE)
+            user[:UPPER_HALF] = self.words(process.root, mem.TABLE)[:UPPER_HALF]
+            user[UPPER_HALF:] = self.words(entry.root, mem.TABLE)[UPPER_HALF:]
+
     def gate(self, vector: int, handler: int, idt: int | None = None, *, ring: int = 0) -> None:
         """Let an interrupt gate of the host, or of the IDT in a frame, open to INT from `ring`, lead to a handler."""
         low = (handler & 0xFFFF) | at.KERNEL_CODE << 16 | (0x8E | ring << 5) << 40 | (handler >> 16 & 0xFFFF) << 48
@@ -155,6 +171,6 @@ class Host:
         return chosen
 
     def _root(self) -> Table:
-        root = self.reserve()
+        root = self.reserve(2, 2) if self.isolated else self.reserve()
         self.words(root, mem.TABLE)
         return Table(root=root, format=PAGING, take=self.reserve, words=lambda hfn: self.words(hfn, mem.TABLE))

@@ -25,6 +25,13 @@ HOST_DISK: Final    = 0xFFFF_C900_0000_0000   # registers of the disk
 HOST_UNIT: Final    = 0xFFFF_C900_0010_0000   # registers of the remapping unit
 HOST_SERVER: Final  = 0xFFFF_C900_0020_0000   # where a server is told of requests of a VM
 
+# --- CR3 of user space under page-table isolation ----------------------------------------------------------
+USER_HALF: Final    = 1 << 12                 # the root is the frame behind the kernel's
+USER_PCID: Final    = 1 << 11
+NOFLUSH: Final      = 1 << 63                 # of MOV to CR3: translations of the PCID stay
+HOST_CR4: Final     = 1 << 5 | 1 << 7 | 1 << 13        # PAE, PGE, VMXE
+CR4_PCIDE: Final    = 1 << 17
+
 # --- selectors of the host ---------------------------------------------------------------------------------
 KERNEL_CODE, KERNEL_DATA, USER_DATA_SELECTOR, USER_CODE, TASK = 0x10, 0x18, 0x2B, 0x33, 0x40
 STAR: Final = KERNEL_CODE << 32 | 0x23 << 48
@@ -237,6 +244,11 @@ CPU_WORDS: Final = (
     ("DOORBELL",     1, "linear address of this CPU's register of the disk"),
     ("LIST",        64, "the vCPUs pinned here"),
     ("TSS_WORDS",   16, "task-state segment, four bytes into it"),
+    ("USER_CR3",     1, "under page-table isolation: CR3 of user space, bit 63 clear while a flush of it is wanted"),
+    ("USER_CR3_NOW", 1, "what the way out loads"),
+    ("ENTRY_STACK", 23, "stack for interrupts from user space"),
+    ("L1D_UNSAFE",   1, "L1D may hold something sensitive: l1tf_flush_l1d of the thread and of the CPU"),
+    ("SELECTOR",     1, "operand of VERW"),
 )
 RUN_WORDS: Final = (
     ("REASON",    1, "what user space is asked to do: see the requests"),
@@ -295,6 +307,7 @@ V: Final = byte_offsets(VCPU_WORDS)
 V["POSTED"] = -(-8 * sum(words for _, words, _ in VCPU_WORDS) // 64) * 64
 C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned
+C["ENTRY_TOP"] = C["L1D_UNSAFE"] & ~15
 RUN: Final = byte_offsets(RUN_WORDS)
 LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX

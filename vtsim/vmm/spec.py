@@ -12,6 +12,7 @@ from vtsim.base.units import COUNT, LARGEST, Dimension
 from vtsim.ept.direct import BATCH_LIMIT
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
 from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
+from vtsim.vmm.mitigations_spec import MitigationsSpec
 from vtsim.vmm.techniques import techniques
 
 import_all(vtsim.vmm.techniques)
@@ -154,6 +155,9 @@ class VmmSpec:
     swap: SwapSpec = setting(Group(spec=SwapSpec), "Over-commit with swapping", factory=SwapSpec)
     tpr_shadow: bool | None = setting(
         Boolean(auto=True), "Let the guest read and write CR8 without an exit", default=None
+    )
+    mitigations: MitigationsSpec = setting(
+        Group(spec=MitigationsSpec), "Mitigations of transient-execution attacks in the host", factory=MitigationsSpec
     )
     features: FeaturesSpec = setting(Group(spec=FeaturesSpec), "What it may do beside", factory=FeaturesSpec)
     apicv: bool = setting(

@@ -69,10 +69,12 @@ def _bits(word: ControlWord, names: Iterable[str]) -> int:
     return value
 
 
-def host_state(*, root: int, stack: int, exit_address: int, cpu_page: int, idt: int) -> dict[str, int]:
+def host_state(
+    *, root: int, stack: int, exit_address: int, cpu_page: int, idt: int, cr4: int = at.HOST_CR4
+) -> dict[str, int]:
     """What a VM exit loads: the thread of this vCPU in the hypervisor."""
     return {
-        "HOST_CR0": 0x80050033, "HOST_CR3": root << 12, "HOST_CR4": 0x20A0,
+        "HOST_CR0": 0x80050033, "HOST_CR3": root << 12, "HOST_CR4": cr4,
         "HOST_CS_SELECTOR": at.KERNEL_CODE, "HOST_SS_SELECTOR": at.KERNEL_DATA, "HOST_TR_SELECTOR": at.TASK,
         "HOST_GS_BASE": cpu_page, "HOST_TR_BASE": cpu_page + at.C["TSS"], "HOST_IDTR_BASE": idt,
         "HOST_RSP": stack, "HOST_RIP": exit_address, "HOST_IA32_EFER": 0xD01,

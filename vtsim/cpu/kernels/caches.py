@@ -109,6 +109,13 @@ def fill_l1d(m: Record, t: Tags, line: int) -> None:
     m[DATA_GENERATION] += 1
 
 
+@kernel
+def forget(m: Record, t: Tags, cache: int) -> None:
+    """Empty a cache."""
+    for n in range(m[cache + SETS] * m[cache + WAYS]):
+        t[m[cache] + n] = -1
+
+
 # --- translations: arena structures of tags, data and reference masks ---------------------------------------
 
 

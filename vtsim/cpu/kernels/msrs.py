@@ -5,7 +5,7 @@ SDM: "MSR-Bitmap Address".
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import A_CAPABILITIES, A_DECODE
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -19,6 +19,7 @@ from vtsim.cpu.kernels.apic_virtualization import (
     virtual_load,
     virtual_store,
 )
+from vtsim.cpu.kernels.caches import forget
 from vtsim.cpu.kernels.contexts import recorded
 from vtsim.cpu.kernels.digest import saw
 from vtsim.cpu.kernels.exceptions import raise_exception
@@ -31,7 +32,7 @@ from vtsim.vmcs.capabilities import CAPABILITY_MSRS, FIRST_CAPABILITY
 # fmt: off
 X2APIC: int = 1 << 10             # of IA32_APIC_BASE
 FIRST_X2APIC, LAST_X2APIC, X2APIC_TPR, X2APIC_EOI, X2APIC_SELF_IPI = 0x800, 0x8FF, 0x808, 0x80B, 0x83F
-X2APIC_ICR, SPEC_CTRL = 0x830, 0x48
+X2APIC_ICR, SPEC_CTRL, PRED_CMD, FLUSH_CMD = 0x830, 0x48, 0x49, 0x10B
 ICR_RESERVED: int = 0xFFF32000    # bits 31:20, 17:16 and 13 of the interrupt-command register
 # fmt: on
 
@@ -144,6 +145,24 @@ def write_virtual(m: Record, a: Arena, index: int, value: int) -> int:
     virtual_store(m, a, (index & 0xFF) << 4, 8, value)
     note_write(m, (index & 0xFF) << 4)
     return NEXT
+
+
+@kernel
+def command(m: Record, a: Arena, t: Tags, index: int) -> bool:
+    """WRMSR of IA32_PRED_CMD or IA32_FLUSH_CMD in VMX root operation, which empties L1D; False where it is neither.
+
+    What a flushed line is written back to keeps it, and this CPU's right to write it.
+
+    SDM: "Model-Specific Registers (MSRs)".
+    Not modelled: predictors, so that the barrier has a price and no effect; these MSRs outside of VMX root operation.
+    """
+    if (index != PRED_CMD and index != FLUSH_CMD) or m[s.VMXON] == 0 or m[s.NONROOT] or a[A_DECODE]:
+        return False
+    if index == FLUSH_CMD:
+        forget(m, t, s.L1D)
+        m[s.DATA_GENERATION] += 1
+    m[s.CYCLE] += m[s.P_L1D_FLUSH if index == FLUSH_CMD else s.P_IBPB] - m[s.PRICE + o.WRMSR]
+    return True
 
 
 @kernel

@@ -166,6 +166,11 @@ def segment_op(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
     segment = a[r + o.ROW_IMM]
     if op == o.LAR or op == o.LSL:
         return look_at_segment(m, a, t, op, m[s.GPR + (a[r + o.ROW_R2] & 15)] & 0xFFFF, register, 8)
+    if op == o.VERW and register == s.NO_REGISTER:  # of a selector in memory
+        m[s.CYCLE] += m[s.P_VERW] - m[s.PRICE + o.VERW]
+        value = read_as(m, a, t, effective(m, a, r), m[s.PRIVILEGE] & 1)
+        if m[s.FAULT_KIND]:
+            return raise_fault(m, a, t, m[s.FAULT_KIND])
     if op == o.VERR or op == o.VERW:
         return look_at_segment(m, a, t, op, value & 0xFFFF, register, 8)
     if op == o.MOV_FROM_SEGMENT:

@@ -26,6 +26,7 @@ from vtsim.cpu.codes import (
 from vtsim.cpu.exit_rules import REASON, RING, SENSITIVE, UNDEFINED
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
+from vtsim.cpu.kernels.caches import forget
 from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cpuid import cpuid
@@ -37,7 +38,7 @@ from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.far import interrupt_return
 from vtsim.cpu.kernels.invalidate import drop_contexts, drop_page
 from vtsim.cpu.kernels.ledger import record, settle
-from vtsim.cpu.kernels.msrs import msr_exits, read_msr, time_stamp, write_msr
+from vtsim.cpu.kernels.msrs import command, msr_exits, read_msr, time_stamp, write_msr
 from vtsim.cpu.kernels.ports import in_out
 from vtsim.cpu.kernels.rights import CR4_PKE, RFLAGS_AC
 from vtsim.cpu.kernels.segment_ops import segment_op
@@ -203,6 +204,8 @@ def system(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
             return exit_by_instruction(m, a, r, op, x.MSR_WRITE if op == o.WRMSR else x.MSR_READ)
         if op == o.RDMSR:
             return read_msr(m, a, index)
+        if command(m, a, t, index):
+            return NEXT
         return write_msr(m, a, index, (m[s.GPR + s.RAX] & 0xFFFFFFFF) | (m[s.GPR + s.RDX] << 32))
     if op == o.IN or op == o.OUT or op == o.INS or op == o.OUTS:
         return in_out(m, a, t, r, op)
@@ -355,16 +358,12 @@ def system_rest(m: Record, a: Arena, t: Tags, r: int, op: int) -> int:
         return deliver(m, a, t)
     elif op == o.XGETBV:
         return read_extended_control(m)
+    elif op == o.RETPOLINE:
+        m[s.CYCLE] += (a[r + o.ROW_IMM] - 1) * m[s.PRICE + op]
+        m[s.RETIRED] -= 1  # nothing that the length of the code does not count
     elif op >= o.MOVE and op != o.TOUCH:  # which an assembled program pays for, no more
         return segment_op(m, a, t, r, op)
     return NEXT
-
-
-@kernel
-def forget(m: Record, t: Tags, cache: int) -> None:
-    """Empty a cache."""
-    for n in range(m[cache + s.SETS] * m[cache + s.WAYS]):
-        t[m[cache] + n] = -1
 
 
 @kernel

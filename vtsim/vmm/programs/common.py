@@ -27,6 +27,8 @@ from vtsim.vmm.programs import (
     timer,
     upcalls,
 )
+from vtsim.vmm.programs.kvm_functions import CALLED_DIRECTLY
+from vtsim.vmm.programs.words import retpolines
 from vtsim.vmm.registry import Path, exit_paths
 from vtsim.vmm.spec import VmmSpec
 
@@ -57,6 +59,7 @@ def emit_paths(a: Assembler, path: Path, personality: str) -> None:
     for reason in handled(personality, path.vmm):
         a.activity = ops.EXIT_HANDLER
         a.label(f"handle_{BY_NUMBER[reason].name}")
+        retpolines(a, path, reason not in CALLED_DIRECTLY)
         exit_paths[personality, reason](a, path)
 
 

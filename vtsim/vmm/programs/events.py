@@ -14,7 +14,7 @@ from vtsim.vmcs import bits as b
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import posted, upcalls
 from vtsim.vmm.programs.daemons import daemons, what_may_be_due
-from vtsim.vmm.programs.words import VALID, WITH_ERROR, count, cpu, vcpu, work, zero
+from vtsim.vmm.programs.words import VALID, WITH_ERROR, count, cpu, retpolines, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 CR0_PE, RF_IF = 1 << 0, 1 << 9
@@ -223,6 +223,7 @@ def external_interrupt(a: Assembler, path: Path) -> None:
     a.push(RDX)
     a.op(ops.PUSHF)
     a.push(value=at.KERNEL_CODE)
+    retpolines(a, path, 1)
     a.op(ops.CALL_REG, RAX)
 
 

@@ -10,6 +10,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import RAX, RCX, RSP
 from vtsim.vmm.layout import REQUEST_STATE, SWITCHED_MSRS, USER_RETURN_MSRS, V
+from vtsim.vmm.programs import mitigations
 from vtsim.vmm.programs.words import ALL, cpu, join, set_bit, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
@@ -41,7 +42,10 @@ def enter_guest_msrs(a: Assembler, path: Path) -> None:
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "enter")
     a.st_value(vcpu("LAUNCHED"), 1)
+    mitigations.flush_l1d(a, path, "launch")
+    mitigations.enter_guest(a, path)
     a.ldm(Mem(RSP, V["REGISTERS"]), ALL)
+    mitigations.clear_buffers(a, path)
     a.op(ops.VMLAUNCH)
     a.op(ops.UD)
 

@@ -11,7 +11,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDX, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import posted, several, upcalls
+from vtsim.vmm.programs import mitigations, posted, several, upcalls
 from vtsim.vmm.programs.daemons import daemons
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs
 from vtsim.vmm.programs.timer import MSR_LVT_TIMER
@@ -70,9 +70,12 @@ def schedule(a: Assembler, path: Path) -> None:
     a.st(cpu("CURRENT"), R15)
     a.ld(RAX, vcpu("HOST_ROOT"))
     a.emit(ops.MOV_TO_CR, RAX, imm=3)
+    mitigations.switched_process(a, path)
     a.ld(R12, cpu("SELF"))
-    a.st(Mem(R12, at.C["TSS"] + 4), R15, comment="stack for interrupts from user space")
+    if not path.vmm.mitigations.pti:
+        a.st(Mem(R12, at.C["TSS"] + 4), R15, comment="stack for interrupts from user space")
     a.emit(ops.VMPTRLD, mem=vcpu("VMCS_POINTER"))
+    mitigations.switched_vcpu(a, path)
     posted.resume(a, path)
     a.label("scheduled")
     a.jmp("go_on")

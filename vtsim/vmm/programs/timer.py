@@ -16,15 +16,15 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs import posted, several, upcalls
+from vtsim.vmm.programs import mitigations, posted, several, upcalls
 from vtsim.vmm.programs.daemons import Daemon, daemons
 from vtsim.vmm.programs.events import from_device, request, wire
+from vtsim.vmm.programs.mitigations import FRAME
 from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 MSR_TSC_DEADLINE, MSR_EOI, MSR_LVT_TIMER, MSR_INITIAL_COUNT = 0x6E0, 0x80B, 0x832, 0x838
 MASKED = 1 << 16
-FRAME = 128  # bytes of the saved registers
 DEADLINE_MODE = 2 << 17
 
 
@@ -96,6 +96,7 @@ def interrupt_handlers(a: Assembler, path: Path) -> None:
         a.test(RAX, 3)
         a.jcc(ops.CC_Z, f"{name}_from_kernel")
         a.op(ops.SWAPGS)
+        mitigations.interrupted_user(a, path)
         a.label(f"{name}_from_kernel")
         work(a, path, "interrupt_entry")
         body(a, path)
@@ -107,6 +108,7 @@ def interrupt_handlers(a: Assembler, path: Path) -> None:
         a.ld(RAX, Mem(RSP, FRAME + 8))
         a.test(RAX, 3)
         a.jcc(ops.CC_Z, f"{name}_to_kernel")
+        mitigations.return_to_user(a, path)
         a.op(ops.SWAPGS)
         a.label(f"{name}_to_kernel")
         a.ldm(Mem(RSP), ALL)

@@ -8,6 +8,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R15, RAX, RDX
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs.kvm_functions import INDIRECT_BRANCHES, L1D_UNSAFE
 from vtsim.vmm.registry import Path
 
 ALL: Final = tuple(range(16))
@@ -69,8 +70,20 @@ def count(a: Assembler, field: str) -> None:
 
 
 def work(a: Assembler, path: Path, name: str) -> None:
-    """The compiled code of a function: so many instructions as the personality's parameter says."""
+    """The compiled code of a function: so many instructions as the personality's parameter says.
+
+    Mitigations of the host add what they do in it: flags L1D for the next VM entry, sends branches through thunks.
+    """
+    if name in L1D_UNSAFE and path.vmm.mitigations.vmentry_l1d_flush == "cond":
+        a.st_value(cpu("L1D_UNSAFE"), 1)
     a.work(path.parameters.get(name, 0), comment=name)
+    retpolines(a, path, INDIRECT_BRANCHES.get(name, 0))
+
+
+def retpolines(a: Assembler, path: Path, branches: int) -> None:
+    """So many indirect branches, if they go through thunks. Registers and flags stay."""
+    if branches and path.vmm.mitigations.spectre_v2 == "retpoline":
+        a.emit(ops.RETPOLINE, imm=branches)
 
 
 def kill(a: Assembler, code: int) -> None:

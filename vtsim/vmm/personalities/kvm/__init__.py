@@ -27,6 +27,7 @@ from vtsim.vmm.programs import (
     ept,
     events,
     instructions,
+    mitigations,
     mmio,
     schedule,
     several,
@@ -192,7 +193,7 @@ def after_exit(a: Assembler, path: Path) -> None:
     a.copy(R15, RSP)
     dirty_log.empty_first(a, path)
     several.left_guest(a, path)
-    work(a, path, "rsb_fill")
+    mitigations.left_guest(a, path)
     a.emit(ops.MOV_FROM_CR, RAX, imm=2)
     a.st(vcpu("GUEST_CR2"), RAX)
     a.vmread(RBX, "EXIT_REASON")
@@ -233,12 +234,15 @@ def before_entry(a: Assembler, path: Path) -> None:
     a.label("enter")
     a.activity = ops.REENTRY
     work(a, path, "entry_common")
+    mitigations.flush_l1d(a, path, "enter")
     a.emit(ops.MOV_FROM_CR, RAX, imm=2)
     a.ld(RCX, vcpu("GUEST_CR2"))
     a.cmp(RAX, register=RCX)
     a.jcc(ops.CC_NZ, "load_cr2")
     a.label("cr2_loaded")
+    mitigations.enter_guest(a, path)
     a.ldm(Mem(RSP, at.V["REGISTERS"]), ALL)
+    mitigations.clear_buffers(a, path)
     a.op(ops.VMRESUME)
     a.op(ops.UD)
     a.label("load_cr2")

@@ -16,7 +16,6 @@ from vtsim.cpu.slots import (
     R8,
     R9,
     R10,
-    R11,
     R12,
     R13,
     R14,
@@ -27,13 +26,12 @@ from vtsim.cpu.slots import (
     RDI,
     RDX,
     RSI,
-    RSP,
 )
 from vtsim.ept.memory_slots import SLOT, SLOT_BYTES, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.vmm import board
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import shadow
-from vtsim.vmm.programs.words import cpu, vcpu, work, zero
+from vtsim.vmm.programs.words import vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 # fmt: off
@@ -146,7 +144,7 @@ def _compare(a: Assembler) -> None:
 
 
 def kernel_side(a: Assembler, path: Path) -> None:
-    """`set_memory`: the process's ioctl: take over its list of slots, drop all that is mapped. R15 is the vCPU."""
+    """`set_memory`: the process's ioctl: take over its list of slots, drop all that is mapped; falls through."""
     a.label("set_memory")
     a.activity = ops.MEMORY_MANAGEMENT
     work(a, path, "set_memory")
@@ -176,13 +174,6 @@ def kernel_side(a: Assembler, path: Path) -> None:
         a.ld(RAX, vcpu("EPT_FIRST"))
         a.st(vcpu("EPT_ALLOCATOR"), RAX, comment="its tables are free again")
         a.call("flush_ept")
-    a.op(ops.CLI)
-    a.ld(RCX, vcpu("USER_RIP"))
-    a.ld(R11, vcpu("USER_RFLAGS"))
-    zero(a, RAX)
-    a.ld(RSP, cpu("USER_STACK"))
-    a.op(ops.SWAPGS)
-    a.op(ops.SYSRET)
 
 
 APIC_SLOT: Final = {

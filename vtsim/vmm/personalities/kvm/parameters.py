@@ -46,7 +46,6 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "exit_common":         _length(223, "vmx_vcpu_run and vcpu_enter_guest after the exit", CALIBRATED, "paper"),
     "entry_common":        _length(332, "vcpu_enter_guest up to VMRESUME", CALIBRATED, "paper"),
     "skip":                _counted(135, "kvm_skip_emulated_instruction"),
-    "rsb_fill":            _length(0, "return-stack stuffing after an exit, a mitigation; 0 off, 32 on"),
     # emulation
     "cpuid":               _counted(111, "kvm_emulate_cpuid"),
     "msr":                 _counted(244, "kvm_emulate_rdmsr, kvm_emulate_wrmsr: the mean"),

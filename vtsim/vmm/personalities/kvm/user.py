@@ -14,6 +14,7 @@ from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R11, R12, R13, R14, R15, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import chipset
+from vtsim.vmm.programs import mitigations
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs, restore_user_msrs
 from vtsim.vmm.programs.ports import CONFIG, DEVICE_WORDS, read_device
 from vtsim.vmm.programs.words import ALL, cpu, vcpu, work, zero
@@ -33,16 +34,14 @@ def kernel_side(a: Assembler, path: Path) -> None:
     exchange_fpu(a, path)
     work(a, path, "ioctl_return")
     restore_user_msrs(a, path)
-    a.ld(RCX, vcpu("USER_RIP"))
-    a.ld(R11, vcpu("USER_RFLAGS"))
-    zero(a, RAX)
-    a.ld(RSP, vcpu("USER_RSP"))
-    a.op(ops.SWAPGS)
-    a.op(ops.SYSRET)
+    mitigations.leave_kernel(a, path)
+    mitigations.keep_user_stack(a, path)
+    sysret(a, path, mitigations.user_stack(path))
 
     a.label("system_call")
     a.op(ops.SWAPGS)
     a.st(cpu("USER_STACK"), RSP)
+    mitigations.to_kernel_tables(a, path, RSP)
     a.ld(RSP, cpu("CURRENT"))
     a.sub(RSP, FRAME)
     a.stm(Mem(RSP), ALL)
@@ -51,6 +50,7 @@ def kernel_side(a: Assembler, path: Path) -> None:
     a.st(vcpu("USER_RFLAGS"), R11)
     a.ld(RAX, cpu("USER_STACK"))
     a.st(vcpu("USER_RSP"), RAX)
+    mitigations.entered_kernel(a, path)
     a.op(ops.STI)
     a.ld(RAX, Mem(RSP))
     a.cmp(RAX, chipset.MEMORY_IOCTL)
@@ -73,6 +73,21 @@ def kernel_side(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_Z, "reenter", comment="the next exit finds RCX zero")
     a.jmp("skip_decoded")
     chipset.kernel_side(a, path)
+    a.op(ops.CLI)
+    mitigations.leave_kernel(a, path)
+    sysret(a, path, cpu("USER_STACK"))
+
+
+def sysret(a: Assembler, path: Path, stack: Mem) -> None:
+    """To the process, whose stack pointer is at `stack`."""
+    a.ld(RCX, vcpu("USER_RIP"))
+    a.ld(R11, vcpu("USER_RFLAGS"))
+    zero(a, RAX)
+    mitigations.to_user_tables(a, path)
+    a.ld(RSP, stack)
+    mitigations.clear_buffers(a, path)
+    a.op(ops.SWAPGS)
+    a.op(ops.SYSRET)
 
 
 def exchange_fpu(a: Assembler, path: Path) -> None:
