@@ -22,8 +22,9 @@ from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, epi
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
 DATA: Final = Path(__file__).with_name("lengths.toml")
+DEFAULT: Final = "6.1"
 PHASES: Final = ("after exit", "in handler", "before entry", "system call", "interrupt")
-RUNS: Final = ("ept", "shadow", "qemu", "host")
+RUNS: Final = ("ept", "shadow", "qemu", "host", "prefix")
 FIRST_OF_QEMU, FIRST_OF_HOST = 100, 200  # QEMU and HOST in monitor.c
 INTERRUPTIONS: Final = ("interrupt", "exception")
 
@@ -50,10 +51,26 @@ class Length:
     note: str = ""
 
 
-def read_lengths(kind: str) -> dict[str, Length]:
-    """What lengths.toml has under [length.X] or [count.X], by X."""
-    found: dict[str, Any] = tomllib.loads(DATA.read_text())
-    return {name: Length(**entry) for name, entry in found[kind].items()}
+def read_lengths(kind: str, release: str = DEFAULT) -> dict[str, Length]:
+    """What lengths.toml has under [length.X] or [count.X], by X; of another Linux, with what its file says over it.
+
+    What that one has from this one is left out: see `taken`.
+    """
+    found: dict[str, Any] = tomllib.loads(DATA.read_text())[kind]
+    if release != DEFAULT:
+        other = _of_release(release)
+        found = {name: entry | other[kind][name] for name, entry in found.items() if name not in other["taken"]}
+    return {name: Length(**entry) for name, entry in found.items()}
+
+
+def taken(release: str) -> dict[str, str]:
+    """The lengths of lengths.toml that are not counted in another Linux, and why not."""
+    found: dict[str, str] = _of_release(release)["taken"]
+    return found
+
+
+def _of_release(release: str) -> dict[str, Any]:
+    return tomllib.loads(DATA.with_name(f"{DATA.stem}_{release}.toml").read_text())
 
 
 def numbers_of_tests() -> dict[str, int]:
