@@ -10,6 +10,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.config import dump, load_scenario, parse_scenario
 from vtsim.cpu.profile import load_profile, profile_names
 from vtsim.platform.machine import Machine
+from vtsim.platform.witness import Wanted
 from vtsim.study.measure import result_of
 from vtsim.study.run import simulate, without_hypervisor
 from vtsim.study.sweep.design import load_design
@@ -94,13 +95,34 @@ def test_twice_the_ordinary_work_changes_no_count(name: str, lengths: str) -> No
 
     def counts(scale: int) -> tuple[object, ...]:
         sets = [f"run.work_scale={scale}", "vms.0.guest.kernel.tick=off", "run.baseline=false"]
-        scenario = load_scenario(WORKLOADS / name, [*sets, f"vms.0.guest.kernel.lengths={lengths}"])
+        sets += [f"vmm.lengths={lengths}", f"vms.0.guest.kernel.lengths={lengths}"]
+        scenario = load_scenario(WORKLOADS / name, sets)
         machine = Machine(scenario)
         result = result_of([machine.run()])
         exits = {each.reason: each.count for each in result.exits}
         return exits, result.walks.references, result.guest.ring0.emulated, result.guest.ring3.emulated
 
     assert counts(2) == counts(1)
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("name", ["vmexit/cpuid.yaml", "vmexit/inl_from_qemu.yaml", "page_fault.yaml"])
+@pytest.mark.parametrize("paging", ["ept", "shadow"])
+def test_the_lengths_of_a_host_change_no_count_and_nothing_that_a_guest_sees(name: str, paging: str) -> None:
+    def counts(lengths: str) -> tuple[int, tuple[object, ...]]:
+        sets = ["vms.0.guest.kernel.tick=off", "run.baseline=false", f"vmm.paging={paging}", f"vmm.lengths={lengths}"]
+        machine = Machine(load_scenario(WORKLOADS / name, sets), wanted=Wanted())
+        result = result_of([machine.run()])
+        exits = {each.reason: each.count for each in result.exits}
+        seen = {
+            (*vcpu, name): (stream.count, stream.digest)
+            for vcpu, streams in machine.witnessed().items()
+            for name, stream in streams.streams.items()
+        }
+        return result.cycles.elapsed, (exits, result.walks.references, seen)
+
+    (new, counted), (old, as_counted) = counts("linux-6.1"), counts("linux-4.19")
+    assert as_counted == counted and old != new
 
 
 @pytest.mark.compiled_only

@@ -1,7 +1,7 @@
 """Count the path lengths of lengths.toml in the traces of four runs, and print them beside the kvm personality's.
 
-Usage: python -m scripts.path_lengths.count FOLDER, with the runs in FOLDER/ept, shadow, qemu and host as
-README.md says. Without a folder: what the file says beside the parameters.
+Usage: python -m scripts.path_lengths.count [FOLDER [4.19]], with the runs in FOLDER/ept, shadow, qemu and host (4.19:
+prefix, not qemu) as README.md says. Without a folder: what the file says beside the parameters.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from scripts.path_lengths.trace import IN_INTERRUPT, Episode, Symbols, Tree, episodes, words_of_tests
-from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
+from vtsim.vmm.personalities.kvm.parameters import TABLES
 
 DATA: Final = Path(__file__).with_name("lengths.toml")
+DEFAULT: Final = "6.1"
 PHASES: Final = ("after exit", "in handler", "before entry", "system call", "interrupt")
-RUNS: Final = ("ept", "shadow", "qemu", "host")
 FIRST_OF_QEMU, FIRST_OF_HOST = 100, 200  # QEMU and HOST in monitor.c
 INTERRUPTIONS: Final = ("interrupt", "exception")
 
@@ -51,10 +51,26 @@ class Length:
     note: str = ""
 
 
-def read_lengths(kind: str) -> dict[str, Length]:
-    """What lengths.toml has under [length.X] or [count.X], by X."""
-    found: dict[str, Any] = tomllib.loads(DATA.read_text())
-    return {name: Length(**entry) for name, entry in found[kind].items()}
+def read_lengths(kind: str, release: str = DEFAULT) -> dict[str, Length]:
+    """What lengths.toml has under [length.X] or [count.X], by X; of another Linux, with what its file says over it.
+
+    What that one has from this one is left out: see `taken`.
+    """
+    found: dict[str, Any] = tomllib.loads(DATA.read_text())[kind]
+    if release != DEFAULT:
+        other = _of_release(release)
+        found = {name: entry | other[kind][name] for name, entry in found.items() if name not in other["taken"]}
+    return {name: Length(**entry) for name, entry in found.items()}
+
+
+def taken(release: str) -> dict[str, str]:
+    """The lengths of lengths.toml that are not counted in another Linux, and why not."""
+    found: dict[str, str] = _of_release(release)["taken"]
+    return found
+
+
+def _of_release(release: str) -> dict[str, Any]:
+    return tomllib.loads(DATA.with_name(f"{DATA.stem}_{release}.toml").read_text())
 
 
 def numbers_of_tests() -> dict[str, int]:
@@ -146,15 +162,18 @@ def in_trace(name: str, lengths: Mapping[str, Length], runs: Mapping[str, Tests]
 
 def main() -> None:
     """Print the table; with a folder the counts of its traces too, and status 1 where one differs from the file."""
-    lengths = read_lengths("count") | read_lengths("length")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    runs: dict[str, Tests] = {name: Run(folder / name) for name in RUNS} if folder else {}
+    release = sys.argv[2] if len(sys.argv) > 2 else DEFAULT
+    lengths = read_lengths("count", release) | read_lengths("length", release)
+    parameters = TABLES[f"linux-{release}"]
+    used = {one.run for one in lengths.values()}
+    runs: dict[str, Tests] = {name: Run(folder / name) for name in used} if folder else {}
     print(f"{'length':24} {'file':>6} {'parameter':>9} {'traces':>7}  functions")
     differ = False
     for name, length in lengths.items():
         found = f"{in_trace(name, lengths, runs):.0f}" if runs else ""
         differ |= bool(runs) and found != str(length.instructions)
-        parameter = PARAMETERS[name].value if name in PARAMETERS else ""
+        parameter = parameters[name].value if name in parameters else ""
         functions = ", ".join(length.functions or length.mean_of)
         print(f"{name:24} {length.instructions:6} {parameter:>9} {found:>7}  {functions}")
     sys.exit(differ)

@@ -99,6 +99,8 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "vmm.parameters.collapse=9", UNASKED),
     ((SHADOW,), "vmm.parameters.map_page=9", UNASKED),
     ((SHADOW,), "vmm.parameters.agile_interval=9", UNASKED),
+    (("vmm.personality=minimal",), "vmm.lengths=linux-4.19", "no host is Linux"),
+    (("vmm.technique=paravirtual",), "vmm.lengths=linux-4.19", "no host is Linux"),
     (("vmm.technique=binary-translation",), "vmm.parameters.shadow_prefetch=2", UNASKED),
 )
 # where, and what has an effect there
@@ -116,6 +118,8 @@ OTHERWISE = (
     ((f"{PHASE}.pattern=zipf",), f"{PHASE}.theta=2"),
     ((f"{PHASE}.pattern=strided",), f"{PHASE}.stride=128 B"),
     ((), "vmm.parameters.cpuid=999"),
+    (("vmm.personality=kvm",), "vmm.lengths=linux-4.19"),
+    (("vmm.technique=trap-and-emulate", "machine.isa=virtualizable", "vmm.hosted=true"), "vmm.lengths=linux-4.19"),
     ((SHADOW,), "vmm.parameters.out_of_sync=0"),
     ((SHADOW,), "vmm.parameters.shadow_prefetch=1"),
 )

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.config import load_scenario
-from vtsim.study.binding import ITERATIONS, Binding, Figure, Run, old_kernel
+from vtsim.study.binding import ITERATIONS, Binding, Figure, Run, old_host, old_kernel
 from vtsim.study.published import published, row
 from vtsim.study.validate import (
     Comparison,
@@ -145,6 +145,27 @@ def test_every_run_of_every_binding_is_a_legal_scenario() -> None:
 )  # fmt: skip
 def test_a_row_is_of_an_old_kernel_if_it_states_one_that_is_nearer_to_4_19_than_to_6_1(id: str, kernel: str) -> None:
     assert old_kernel(id) == kernel
+
+
+@pytest.mark.parametrize(
+    ("id", "kernel"),
+    [
+        ("PVM-SYSCALL", "4.19"), ("KVM-SKX-VMCALL", "5.6"), ("SPLITX-DIRECT", "2.6"),  # it is stated
+        ("DALL17-X86", "KVM of 2017"), ("KVM-FASTPF-RESUME", "KVM of 2012"), ("KVM-IPI-FASTPATH", "KVM of 2020"),
+        ("SVM-USEREXIT-2020", ""),  # of the month of Linux 5.10
+        ("DVH-T3", ""),  # of 2020, without a month
+        ("EXITS-EPT-VS-SHADOW", ""), ("EPT-WHITEPAPER", ""), ("AA06-NANO", ""),  # newer; not KVM
+    ],
+)  # fmt: skip
+def test_a_host_is_old_if_that_is_stated_or_the_source_is_older_than_5_10(id: str, kernel: str) -> None:
+    assert old_host(id) == kernel
+
+
+def test_all_runs_of_rows_of_old_hosts_have_their_lengths_and_no_others_do() -> None:
+    for id, binding in registered().items():
+        for run in (run for one in binding.figures for run in one.runs):
+            lengths = load_scenario(shipped(run.scenario), run.sets).vmm.lengths
+            assert lengths == ("linux-4.19" if old_host(id) else "linux-6.1")
 
 
 def test_all_runs_of_rows_of_old_kernels_have_their_lengths_and_no_others_do() -> None:

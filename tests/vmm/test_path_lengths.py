@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from scripts.path_lengths.count import Length, count, counted_nodes, in_trace, numbers_of_tests, read_lengths
+from scripts.path_lengths.count import Length, count, counted_nodes, in_trace, numbers_of_tests, read_lengths, taken
 from scripts.path_lengths.trace import (
     AFTER_EXIT,
     BEFORE_ENTRY,
@@ -31,11 +31,17 @@ from scripts.path_lengths.trace import (
     episodes,
     words_of_tests,
 )
-from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
+from vtsim.base.errors import ConfigError
+from vtsim.config import parse_scenario
+from vtsim.vmm.personalities.kvm.parameters import COUNTED, COUNTED_4_19, PARAMETERS, TABLES, TAKEN
 from vtsim.vmm.programs.kvm_functions import INDIRECT_BRANCHES, L1D_UNSAFE
+from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import KVM_PARAMETERS
+from vtsim.vmm.spec import VmmSpec
 
 LENGTHS: Final = read_lengths("length")
+OLD_LENGTHS: Final = read_lengths("length", "4.19")
+OLD: Final = TABLES["linux-4.19"]
 CALIBRATED: Final = {"exit_common", "entry_common"}
 
 
@@ -43,6 +49,47 @@ def test_every_count_is_a_parameter_and_its_value() -> None:
     assert {name: one.instructions for name, one in LENGTHS.items()} == {
         name: PARAMETERS[name].value for name in LENGTHS
     }
+
+
+def test_every_count_of_linux_4_19_is_in_its_table_and_what_is_not_counted_is_as_long_as_in_6_1() -> None:
+    not_counted = {name for name in taken("4.19") if name in LENGTHS and PARAMETERS[name].source.startswith(COUNTED)}
+    assert {name for name, one in OLD.items() if one.source.startswith(COUNTED_4_19)} == set(OLD_LENGTHS)
+    assert {name: one.instructions for name, one in OLD_LENGTHS.items()} == {n: OLD[n].value for n in OLD_LENGTHS}
+    assert {name for name, one in OLD.items() if one.source == TAKEN} == not_counted
+    assert all(OLD[name].value == PARAMETERS[name].value for name in OLD.keys() - OLD_LENGTHS.keys())
+    assert {OLD[name].confidence for name in not_counted} == {"estimated"} and TAKEN.startswith("ESTIMATE")
+
+
+def test_each_kernel_has_every_parameter_and_each_counted_length_is_positive() -> None:
+    assert TABLES["linux-6.1"] is PARAMETERS and PARAMETERS.keys() == OLD.keys()
+    for table in TABLES.values():
+        assert all(one.value > 0 for one in table.values() if one.source.startswith("counted: "))
+
+
+def test_a_length_of_linux_4_19_is_counted_or_says_why_not() -> None:
+    everything = LENGTHS | read_lengths("count")
+    old = OLD_LENGTHS | read_lengths("count", "4.19")
+    assert old.keys() | taken("4.19").keys() == everything.keys() and not old.keys() & taken("4.19").keys()
+    assert all(taken("4.19").values())
+    assert all({*one.less, *one.mean_of} <= set(old) for one in old.values())
+    assert all(one.mean_of or one.test in numbers_of_tests() for one in old.values())
+
+
+def test_a_host_has_the_lengths_of_the_kernel_that_its_scenario_names() -> None:
+    new, old = resolve_parameters(VmmSpec()), resolve_parameters(VmmSpec(lengths="linux-4.19"))
+    assert {name: old[name] for name in OLD_LENGTHS} == {name: one.instructions for name, one in OLD_LENGTHS.items()}
+    assert new["skip"] == LENGTHS["skip"].instructions != old["skip"]
+    own = VmmSpec(lengths="linux-4.19", parameters=(("skip", 7),))
+    assert resolve_parameters(own) == old | {"skip": 7}  # what is said of a length wins
+    for kernel in TABLES:
+        minimal = VmmSpec(personality="minimal", lengths=kernel)
+        assert resolve_parameters(minimal) == resolve_parameters(VmmSpec(personality="minimal"))
+
+
+def test_a_kernel_that_was_not_counted_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_scenario("vmm: {lengths: linux-4.91}")
+    assert "linux-4.19" in str(refused.value)
 
 
 def test_every_length_is_counted_or_calibrated_or_called_an_estimate() -> None:

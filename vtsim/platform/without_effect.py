@@ -78,6 +78,8 @@ OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of
     Rule(("vmm.balloon.start", "vmm.balloon.stop"), lambda s: not s.vmm.balloon.size, "balloon.size is 0"),
     Rule(("vmm.swap.memory", "vmm.swap.read", "vmm.swap.write", "vmm.swap.at_once"), lambda s: not s.vmm.swap.on,
          "swap.on is false"),
+    Rule(("vmm.lengths",), lambda s: not s.vmm.hosted and (_without_vt_x(s) or s.vmm.personality != "kvm"),
+         "no host is Linux"),
     Rule(("vmm.features.exit_clustering",), _without_vt_x, "without VT-x there are no VM exits"),
     Rule(("vmm.mitigations",), _without_vt_x, "without VT-x there is no KVM"),
     Rule(("vmm.huge_pages", "vmm.memory"), _without_vt_x,

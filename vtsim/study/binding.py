@@ -6,6 +6,7 @@ A binding is one registration in `vtsim/study/bindings/`, one file per family of
 from __future__ import annotations
 
 import re
+from calendar import month_abbr
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ PHASE: Final = "vms.0.guest.processes.0.phases.0"
 ITERATIONS: Final = 2000
 STATED: Final = re.compile(r"(?:Linux|kernel) ~?(\d+)\.(\d+)")
 OLD: Final = (5, 10)  # of December 2020: older ones are nearer to 4.19 of October 2018 than to 6.1 of December 2022
+PRINTED: Final = re.compile(r"(?:\b([A-Z][a-z]{2})[a-z]* )?\b((?:19|20)\d\d)\b")
+MONTHS: Final = {name: number for number, name in enumerate(month_abbr) if name}
+FIRST_NEWER: Final = (2020, 12)
 
 
 @frozen(kw_only=True)
@@ -82,17 +86,30 @@ def old_kernel(id: str) -> str:
     return ".".join(stated.groups())
 
 
-def _aged(run: Run) -> Run:
-    return evolve(run, sets=("vms.0.guest.kernel.lengths=linux-4.19", *run.sets))
+def old_host(id: str) -> str:
+    """The Linux of a row's host if it is nearer in time to 4.19: stated, or KVM of a source older than Linux 5.10.
+
+    A source measured no KVM that is newer than itself; what its guests were it leaves open.
+    """
+    of = row(id)
+    printed = [(int(year), MONTHS.get(month, 12)) for month, year in PRINTED.findall(of.source)]
+    old = "KVM" in f"{of.id}; {of.source}; {of.hardware}; {of.conditions}" and printed and max(printed) < FIRST_NEWER
+    return old_kernel(id) or (f"KVM of {max(printed)[0]}" if old else "")
+
+
+def _with(setting: str, figure: Figure) -> Figure:
+    return evolve(figure, runs=tuple(evolve(run, sets=(setting, *run.sets)) for run in figure.runs))
 
 
 def bind(row: str, *figures: Figure, unbound: str = "", deviates: str = "") -> None:
-    """Register how a row is simulated, with guest kernels of the age that it states.
+    """Register how a row is simulated, with kernels of guests and of the host of the age that it states.
 
     `unbound` says which of its figures are not, and why; `deviates` which mechanisms are behind large deviations.
     """
+    if old_host(row):
+        figures = tuple(_with("vmm.lengths=linux-4.19", figure) for figure in figures)
     if old_kernel(row):
-        figures = tuple(evolve(figure, runs=tuple(_aged(run) for run in figure.runs)) for figure in figures)
+        figures = tuple(_with("vms.0.guest.kernel.lengths=linux-4.19", figure) for figure in figures)
     bindings.register(row)(Binding(row=row, figures=figures, unbound=unbound, deviates=deviates))
 
 

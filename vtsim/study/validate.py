@@ -13,7 +13,7 @@ from attrs import frozen
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.base.registry import import_all
 from vtsim.study import bindings as _bindings_package
-from vtsim.study.binding import Binding, Figure, Run, bindings, old_kernel
+from vtsim.study.binding import Binding, Figure, Run, bindings, old_host, old_kernel
 from vtsim.study.published import Row, published, row
 
 if TYPE_CHECKING:
@@ -209,10 +209,9 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
         for one in (one for one in comparisons if one.row == id):
             cells = (number(one.published), number(one.simulated), one.unit, _deviation(one), _tolerance(one))
             lines.append("| " + " | ".join((one.key, *cells, one.note)) + " |")
-        if kernel := old_kernel(id):
-            nearest = (
-                f"Guest kernels' paths are as long as in Linux 4.19, the counted kernel nearest in time to {kernel}."
-            )
+        if kernel := old_host(id):
+            whose = "Guests' and the host's" if old_kernel(id) else "The host's"
+            nearest = f"{whose} paths are as long as in Linux 4.19, the counted kernel nearest in time to {kernel}."
             lines += ["", nearest]
         if binding is not None and binding.deviates:
             lines += ["", f"Why it deviates: {binding.deviates}."]

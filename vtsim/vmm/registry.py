@@ -78,9 +78,8 @@ ExitPath = Callable[[Assembler, Path], None]
 class Personality(Protocol):
     """A hypervisor as programs."""
 
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        """Its path lengths and switches."""
+    def parameters(self, lengths: str) -> Mapping[str, Parameter]:
+        """Its path lengths, those of a kernel where it has any, and switches."""
         ...
 
     def wanted(self, path: Path) -> Wanted:

@@ -22,7 +22,7 @@ OF_PAGING: Final[Mapping[str, tuple[str, ...]]] = {  # parameters that no progra
 
 def resolve_parameters(vmm: VmmSpec) -> dict[str, int]:
     """The personality's parameters with the scenario's changes; an unknown one is the user's mistake."""
-    known = personalities[vmm.personality].parameters
+    known = personalities[vmm.personality].parameters(vmm.lengths)
     values = {name: parameter.value for name, parameter in known.items()}
     for name, value in vmm.parameters:
         if name not in values:

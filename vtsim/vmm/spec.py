@@ -178,6 +178,11 @@ class VmmSpec:
         "Guests may call functions of the program that executes them, as a Java virtual machine's native methods are",
         default=False,
     )
+    lengths: str = setting(
+        Text(choices=("linux-6.1", "linux-4.19")),
+        "Kernel in which the path lengths of personality kvm, and of the host of a hosted monitor, were counted",
+        default="linux-6.1",
+    )
     parameters: Overrides = setting(
         Free(noun="parameter", known=lambda _: PathLength()),
         "Path lengths of the personality to change; `vtsim explain exit` lists them",

@@ -89,17 +89,17 @@ bind(
         NO_FAST_PATH,
     ),
     deviates=(
-        "An in-kernel device is a PIC here, of 287 counted instructions, which is read; whether the published one "
-        "is read or written is not said, and a write, which KVM never decoded, takes 1794 cycles. Emulating an IN "
-        "takes 1530 of io_kernel's and io_user's, in Linux 6.1 as there; without (vmm.parameters.fast_pio_in=1) "
-        "they are 1801 and 4741. Lengths of KVM and QEMU are counts of Linux 6.1 and QEMU 7.2: with three times "
-        "as many instructions in QEMU io_user takes 8397 cycles, and what QEMU did beyond in 2017 is unknown. "
+        "An in-kernel device is a PIC here, of 269 counted instructions, which is read; whether the published one "
+        "is read or written is not said, and a write, which KVM never decoded, takes 1801 cycles. Emulating an IN "
+        "takes 1455 of io_kernel's and io_user's, in Linux 4.19 as there; without (vmm.parameters.fast_pio_in=1) "
+        "they are 1808 and 4662. Lengths of KVM and QEMU are counts of Linux 4.19 and QEMU 7.2: with three times "
+        "as many instructions in QEMU io_user takes 8242 cycles, and what QEMU did beyond in 2017 is unknown. "
         "virtual_ipi: the published time ends where the receiver handles the interrupt, ours where the sender"
         " sees it and sends the next, which finds the receiver still ending the last one, with interrupts off: each of"
         " them waits for an interrupt window, one more exit. The way of an interrupt message to another "
         "CPU is an estimate (latency.ipi_ns); with 250 ns each causes an exit for an external interrupt beside, and it"
-        " is 7881. How sender and receiver meet decides: with the fast path of Linux 6.1 (--set "
-        "vmm.parameters.fast_ipi=1 on this row) it is 5500, and 7400 with 14 instructions fewer in it"
+        " is 7839. How sender and receiver meet decides: with the fast path of Linux 6.1 (--set "
+        "vmm.parameters.fast_ipi=1 on this row) it is 5580"
     ),
 )
 
@@ -113,11 +113,11 @@ bind(
     unbound="fastpath is Linux 5.6's, some of the code behind an exit later than ultra_fastpath, the way of 5.8 and "
     "6.1; that code is one length here",
     deviates="there the receiver wakes from HLT; whether that was an exit the mail does not say plainly. The way of an "
-    "interrupt message is an estimate (latency.ipi_ns: with 250 ns in place of 500 they are 2674 and 2344). The fast "
-    "path saves 945 cycles there and 330 here: 170 for `msr` and `apic_write`, which it passes by (3054 without them), "
-    "and 160 because the interrupt is on its way before the rest of the exit. With so much more of that rest "
-    "(exit_common=1223) no_fastpath is 3719, and ultra_fastpath stays 2894: what the kernel of 2020 did there, its "
-    "mitigations included, is not known",
+    "interrupt message is an estimate (latency.ipi_ns: with 250 ns in place of 500 they are 2633 and 2355). The fast "
+    "path saves 945 cycles there and 278 here: 113 for `msr` and `apic_write`, which it passes by (3070 without them), "
+    "and 165 because the interrupt is on its way before the rest of the exit. With so much more of that rest "
+    "(exit_common=1223) no_fastpath is 3686, and ultra_fastpath stays 2905: what the kernel of 2020 did there, its "
+    "mitigations included, is not known. The fast path itself is as long as in Linux 6.1, for 4.19 has none",
 )
 
 bind(
@@ -153,8 +153,8 @@ bind(
         "vmm.parameters.fast_mmio=0",
     ),
     deviates=(
-        "Lengths are counts of Linux 6.1 and QEMU 7.2, and those of 2013 are not known: with three times as many "
-        "instructions in QEMU the first ratio is 3.79 and the third 2.44"
+        "Lengths are counts of Linux 4.19 and QEMU 7.2, and those of 2013 are not known: with three times as many "
+        "instructions in QEMU the first ratio is 3.72 and the third 2.47"
     ),
     unbound="an eventfd that compares the datum costs the same there",
 )
@@ -198,9 +198,9 @@ bind(
         "independent of the clock, which the paper does not state",
     ),
     deviates=(
-        "The clock is not stated: at 3.2 GHz, within the processor's turbo, a hypercall takes 0.482 us and CPUID "
-        "0.483. A process that answers a port is QEMU 7.2 here, whose instructions are counted: with three times as "
-        "many pio_userspace takes 2.59 us and 4.19 hypercalls; RunD's monitor and its locks are not known. KPTI "
+        "The clock is not stated: at 3.2 GHz, within the processor's turbo, a hypercall takes 0.477 us and CPUID "
+        "0.478. A process that answers a port is QEMU 7.2 here, whose instructions are counted: with three times as "
+        "many pio_userspace takes 2.56 us and 4.19 hypercalls; RunD's monitor and its locks are not known. KPTI "
         "costs 0.40 us there and 0.17 here, where an exit is one system call of the monitor, two loads of CR3: it "
         "is what two or three take. Which other mitigations were on is not stated; of those of Linux 4.19 for this "
         "processor, retpolines take 0.065 us of a hypercall and 0.144 of pio_userspace (--set "

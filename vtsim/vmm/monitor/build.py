@@ -137,11 +137,11 @@ def _place(
         translate.subroutines(a)
     if worlds:
         hosted.worlds(a)
-        hosted.driver(a)
+        hosted.driver(a, vmm.lengths)
         for vcpu, world in zip(vcpus, worlds, strict=True):
             here = host.address(vcpu.page) + at.STACK_BYTES
             hosted.host_system_call(a, vcpu.cpu, host.address(world.page), here)
-        hosted.host_system_calls(a)
+        hosted.host_system_calls(a, vmm.lengths)
     memory.settle(a)
     program = a.assemble()
     host.engine.place(program, lambda page: TEXT_FRAME + (page - at.TEXT) // mem.PAGE_BYTES)

@@ -42,7 +42,7 @@ from vtsim.vmm.monitor.crossing import (
 from vtsim.vmm.monitor.layout import saved, vcpu
 from vtsim.vmm.monitor.memory import count
 from vtsim.vmm.monitor.virtual_cpus import PORTS
-from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
+from vtsim.vmm.personalities.kvm.parameters import TABLES
 from vtsim.vmm.programs.ports import DEVICE_WORDS, read_latch_or_window
 
 # fmt: off
@@ -83,9 +83,9 @@ class World:
     root: int
 
 
-def work(a: Assembler, name: str) -> None:
+def work(a: Assembler, name: str, lengths: str = "linux-6.1") -> None:
     """The compiled code of a function of the host, as long as that of its like under kvm."""
-    a.work(PARAMETERS[name].value, comment=name)
+    a.work(TABLES[lengths][name].value, comment=name)
 
 
 # --- the switch ------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def ask(a: Assembler, what: int) -> None:
 
 
 # --- the host --------------------------------------------------------------------------------------------------------
-def driver(a: Assembler) -> None:
+def driver(a: Assembler, lengths: str) -> None:
     """`driver`: in the host's world, within the system call of the process. R14 is the page, R15 the vCPU."""
     a.activity = ops.DEVICE_EMULATION
     a.label("driver")
@@ -190,7 +190,7 @@ def driver(a: Assembler) -> None:
     a.call("to_monitor")
     a.jmp("driver")
     a.label("driver_returns")
-    work(a, "ioctl_return")
+    work(a, "ioctl_return", lengths)
     a.ld(RCX, vcpu("KERNEL"))
     a.st(Mem(R14, BELIEVED), RCX)
     a.label("to_process")
@@ -212,20 +212,20 @@ def host_system_call(a: Assembler, cpu: int, page: int, address: int) -> None:
     a.jmp("host_call")
 
 
-def host_system_calls(a: Assembler) -> None:
+def host_system_calls(a: Assembler, lengths: str) -> None:
     """The rest, the same on every CPU: run the VM, or wait; and `host_timer`, the host's interrupt."""
     a.label("host_call")
     a.st(Mem(R14, USER_RIP), RCX)
     a.cmp(RAX, SELECT_CALL)
     a.jcc(ops.CC_Z, "host_select")
-    work(a, "ioctl_enter")
+    work(a, "ioctl_enter", lengths)
     a.ld(RCX, Mem(R14, BELIEVED))
     a.st(vcpu("KERNEL"), RCX)
     a.call("to_monitor")
     a.jmp("driver")
     a.label("host_select")
     a.activity = ops.IDLE
-    work(a, "schedule")
+    work(a, "schedule", lengths)
     a.label("host_idle")
     a.ld(RAX, Mem(R14, TICKED))
     a.test(RAX, register=RAX)
@@ -233,19 +233,19 @@ def host_system_calls(a: Assembler) -> None:
     idle(a)
     a.jmp("host_idle")
     a.label("host_awake")
-    work(a, "wake_up")
-    work(a, "context_switch")
+    work(a, "wake_up", lengths)
+    work(a, "context_switch", lengths)
     a.jmp("to_process")
 
     a.activity = ops.SCHEDULING
     a.label("host_timer")
     for register in (RAX, RCX, RDX):
         a.push(register)
-    work(a, "interrupt_entry")
+    work(a, "interrupt_entry", lengths)
     a.st_value(Mem(R14, TICKED), 1)
     write_msr(a, X2APIC_EOI, 0)
-    work(a, "expire_timer")
-    work(a, "interrupt_exit")
+    work(a, "expire_timer", lengths)
+    work(a, "interrupt_exit", lengths)
     for register in (RDX, RCX, RAX):
         a.pop(register)
     a.op(ops.IRET)

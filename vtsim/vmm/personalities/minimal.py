@@ -91,7 +91,8 @@ for _reason, _handler in HANDLERS.items():
 class Minimal:
     """The shortest correct path: what a textbook would draw."""
 
-    parameters: Mapping[str, Parameter] = PLAIN_PARAMETERS
+    def parameters(self, lengths: str) -> Mapping[str, Parameter]:
+        return PLAIN_PARAMETERS
 
     def wanted(self, path: Path) -> Wanted:
         return Wanted(

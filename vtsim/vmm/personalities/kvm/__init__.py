@@ -18,7 +18,7 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import reasons as x
 from vtsim.vmm import layout as at
 from vtsim.vmm.personalities.kvm import fast_path, io, steps, user
-from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
+from vtsim.vmm.personalities.kvm.parameters import TABLES
 from vtsim.vmm.programs import (
     balloon,
     cluster_table,
@@ -145,7 +145,8 @@ for _reason, _handler in HANDLERS.items():
 class Kvm:
     """Hosted, in the shape of Linux 6.1's kvm_intel: exits in the kernel, devices in a user-space process."""
 
-    parameters: Mapping[str, Parameter] = PARAMETERS
+    def parameters(self, lengths: str) -> Mapping[str, Parameter]:
+        return TABLES[lengths]
 
     def wanted(self, path: Path) -> Wanted:
         return Wanted(

@@ -1,7 +1,8 @@
 """Path lengths of the kvm personality: how many ordinary instructions its C code executes where no op stands for it.
 
 Most are counted: what Debian's Linux 6.1 executed between VM exit and VM entry for one event, in a traced machine
-(scripts/path_lengths; decision 0043). The others are estimates from the shape of Linux 6.1's functions. Those of every
+(scripts/path_lengths; decision 0043), or what Linux 4.19 did (decision 0052): a host has those of one kernel,
+`vmm.lengths`. The others are estimates from the shape of Linux 6.1's functions. Those of every
 exit are set so that a VMCALL on Skylake-SP takes what was measured (row KVM-SKX-VMCALL), the hardware's part and the
 counted lengths apart, in the proportion in which they were counted. None is set from a row that validates.
 """
@@ -11,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from attrs import evolve
+
 from vtsim.vmm.registry import Parameter
 from vtsim.vmm.shadow import KVM_PARAMETERS
 
 COUNTED: Final = "counted: Debian Linux 6.1.176"
+COUNTED_4_19: Final = "counted: Linux 4.19.222"
+TAKEN: Final = "ESTIMATE: not counted in Linux 4.19, as long as in 6.1"
 QEMU: Final = "counted: Debian QEMU 7.2"
 SHAPE: Final = "ESTIMATE: shape of the function in Linux 6.1"
 CALIBRATED: Final = "KVM-SKX-VMCALL: 1529 to 1559 cycles on Skylake-SP, less VM exit, VM entry and the ops of the path"
@@ -146,3 +151,81 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "ignore_msrs":         _switch(0, "unknown MSRs read as 0 and are written in vain", IGNORE),
 }
 # fmt: on
+
+LINUX_4_19: Final[Mapping[str, int]] = {  # scripts/path_lengths/lengths_4.19.toml
+    "skip": 88,
+    "cpuid": 121,
+    "msr": 151,
+    "control_register": 114,
+    "hypercall": 158,
+    "ignored_instruction": 13,
+    "set_xcr0": 116,
+    "debug_registers": 99,
+    "halt": 948,
+    "queue_exception": 31,
+    "evaluate_events": 808,
+    "apic_write": 78,
+    "apic_read": 138,
+    "start_timer": 411,
+    "program_timer": 142,
+    "expire_timer": 508,
+    "pause": 155,
+    "send_interrupt": 420,
+    "ept_violation": 442,
+    "get_user_page": 449,
+    "map_page": 1497,
+    "host_page_fault": 1554,
+    "unmap_notifier": 1285,
+    "mark_dirty": 35,
+    "fast_page_fault": 160,
+    "reclaim_scan": 415,
+    "reclaim_page": 5276,
+    "share_scan": 570,
+    "make_mmio_entry": 1120,
+    "misconfiguration": 228,
+    "emulate": 2446,
+    "retry": 1879,
+    "in_kernel_device": 269,
+    "eventfd": 78,
+    "wake_server": 688,
+    "decode_refused": 1580,
+    "port": 185,
+    "emulate_in": 2078,
+    "string_port": 3680,
+    "coalesced": 98,
+    "shadow_fault": 135,
+    "guest_walk": 739,
+    "map_shadow": 2021,
+    "tracked_write": 336,
+    "emulate_paged": 318,
+    "table_written": 444,
+    "load_root": 299,
+    "synchronize": 29,
+    "synchronize_page": 4290,
+    "synchronize_entry": 473,
+    "prefetch_entry": 1011,
+    "invlpg": 1114,
+    "leave_guest": 109,
+    "load_guest": 271,
+    "ioctl_return": 508,
+    "ioctl_enter": 427,
+    "complete": 133,
+    "interrupt_entry": 103,
+    "interrupt_exit": 72,
+    "scheduler_tick": 1879,
+    "schedule": 1217,
+    "context_switch": 557,
+    "wake_up": 983,
+}
+
+
+def _of_4_19(name: str, known: Parameter) -> Parameter:
+    if name in LINUX_4_19:
+        return evolve(known, value=LINUX_4_19[name], source=f"{COUNTED_4_19}, lengths_4.19.toml")
+    return evolve(known, source=TAKEN, confidence="estimated") if known.source.startswith(COUNTED) else known
+
+
+TABLES: Final[Mapping[str, Mapping[str, Parameter]]] = {
+    "linux-6.1": PARAMETERS,
+    "linux-4.19": {name: _of_4_19(name, known) for name, known in PARAMETERS.items()},
+}
