@@ -203,7 +203,7 @@ bind(
         "many pio_userspace takes 2.56 us and 4.19 hypercalls; RunD's monitor and its locks are not known. KPTI "
         "costs 0.40 us there and 0.17 here, where an exit is one system call of the monitor, two loads of CR3: it "
         "is what two or three take. Which other mitigations were on is not stated; of those of Linux 4.19 for this "
-        "processor, retpolines take 0.065 us of a hypercall and 0.144 of pio_userspace (--set "
+        "processor, retpolines take 0.065 us of a hypercall and 0.143 of pio_userspace (--set "
         "vmm.mitigations.spectre_v2=retpoline on this row)"
     ),
     unbound="pvm_bm is another hypervisor",
