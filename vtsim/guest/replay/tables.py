@@ -131,13 +131,14 @@ class GuestTables:
     def used_as_table(self, at: int) -> Iterator[Fill]:
         """A store at `at` is one into a table in use: if nothing leads to it, it was zeroed and linked unseen."""
         frame = at >> 12
-        known = self.leads.get(frame) == -1 or self.is_live(frame) or self._is_kernels(frame)
-        if not known and frame not in self.fresh and not self.shares_pages:
-            if self.tables.pop(frame, None):
-                yield ZERO, frame << 12, 0
-            self.retired.discard(frame)
-            self.leads.pop(frame, None)
-            self.fresh.add(frame)
+        is_root = self.leads.get(frame) == -1
+        if is_root or frame in self.fresh or self.is_live(frame) or self._is_kernels(frame):
+            return
+        if self.tables.pop(frame, None):
+            yield ZERO, frame << 12, 0
+        self.retired.discard(frame)
+        self.leads.pop(frame, None)
+        self.fresh.add(frame)
 
     def new_root(self, root: int, old: int) -> Iterator[Fill]:
         """A table becomes a root, a page that was one before again: the kernel's half is that of the root before."""
