@@ -14,7 +14,8 @@ from vtsim.study.replay_table import recorded_for, replay_table
 from vtsim.vmcs.reasons import EXCEPTION_NMI
 
 SCENARIO = Path(BOOT).with_name("linux-boot.yaml")
-FORKS = SCENARIO.with_name("linux-fork.yaml")  # without page-table isolation; recorded by another tool
+# recorded by another tool: without page-table isolation; with PCIDs and INVPCID; with 32-bit addresses and two levels
+OTHERS = [SCENARIO.with_name(f"{name}.yaml") for name in ("linux-fork", "linux-pcid", "linux-686")]
 TOLERANCE_PERCENT = 5.0
 NOT_IN_THE_RECORDING = {"EXCEPTION_NMI"}  # the RSM of system-management mode, whose code was not recorded
 
@@ -53,14 +54,15 @@ def test_on_shadow_tables_every_compared_reason_is_near_real_kvm_without_ept():
 
 @pytest.mark.compiled_only
 @pytest.mark.parametrize("paging", ["ept", "shadow"])
-def test_a_second_guest_takes_the_exits_that_it_took_of_real_kvm(paging):
-    compared = deviations(load_scenario(FORKS, [f"vmm.paging={paging}"]))
+@pytest.mark.parametrize("scenario", OTHERS, ids=lambda path: path.stem)
+def test_other_guests_take_the_exits_that_they_took_of_real_kvm(scenario, paging):
+    compared = deviations(load_scenario(scenario, [f"vmm.paging={paging}"]))
     assert set(compared) >= {"CR_ACCESS", "CPUID", "IO_INSTRUCTION", "MSR_READ", "MSR_WRITE"}
     assert {r for r, d in compared.items() if abs(d) > 3} <= (NOT_IN_THE_RECORDING if paging == "ept" else set())
 
 
 @pytest.mark.compiled_only
-@pytest.mark.parametrize("scenario", [SCENARIO, FORKS], ids=["linux-boot", "linux-fork"])
+@pytest.mark.parametrize("scenario", [SCENARIO, *OTHERS], ids=lambda path: path.stem)
 def test_on_shadow_tables_page_faults_agree_in_each_phase_with_programs(scenario):
     loaded = load_scenario(scenario, ["vmm.paging=shadow"])
     predicted = Machine(loaded).run().replayed
@@ -69,8 +71,9 @@ def test_on_shadow_tables_page_faults_agree_in_each_phase_with_programs(scenario
     for number, phase in enumerate(predicted.phases):
         if phase.startswith("mark"):
             found = sum(per_phase[number] for key, per_phase in predicted.counts.items() if key[0] == EXCEPTION_NMI)
-            # 12 % too few where a page that was a table before is not one again, 7 % where upper tables are not known
-            assert found == pytest.approx(real.tables["reasons"]["EXCEPTION_NMI"][number], rel=0.03)
+            # 12 % too few where a page that was a table before is not one again, 7 % where upper tables are not known;
+            # predicted of two recordings of linux-fork, the last phase differs by 1.4 %
+            assert found == pytest.approx(real.tables["reasons"]["EXCEPTION_NMI"][number], rel=0.04)
 
 
 @pytest.mark.compiled_only

@@ -240,3 +240,37 @@ def test_a_fault_that_is_injected_in_real_address_mode_has_no_error_code(kind: s
     found = exits([row(kind, 10, a0=0x12345, a1=0)], tmp_path)
 
     assert found == {f"MSR_{'WRITE' if kind == 'WRMSR' else 'READ'}": 1, "EPT_VIOLATION": 1}
+
+
+# --- what the monitor sees of an access ------------------------------------------------------------------------------
+IDT = -0x200_0000_0000
+SMAP = 1 << 21
+
+
+def user_page(icount: int, kind: str = "LEAF_R", cpl: int = 0) -> Row:
+    return use(kind, icount, 0x200000, TABLE, 1, 0x400067, cpl=cpl)
+
+
+def test_an_access_of_the_kernel_to_a_page_of_a_program_is_no_fault_of_the_guest(tmp_path):
+    """STAC is not recorded; with SMAP, and without its flag in RFLAGS, a monitor would take it for one, and inject it."""
+    rows = [*long_mode(PAE | SMAP), user_page(20), row("INVLPG", 30, cr3=ROOT, a0=0x300000), user_page(40)]
+    assert exits(rows, tmp_path, "vmm.paging=shadow")["EXCEPTION_NMI"] == 1
+
+
+@pytest.mark.parametrize("kind", ["EXC", "IRQ", "HLT"])
+def test_the_delivery_of_an_event_reads_the_idt_through_shadow_tables(tmp_path, kind):
+    """Its page is one more that is met first, by whatever event, and whether or not its table was recorded."""
+    event = {
+        "EXC": [row("EXC", 30, cr3=ROOT, a0=14, a1=4, a2=0x500000)],
+        "IRQ": [row("IRQ", 30, cr3=ROOT, a0=0x30)],
+        "HLT": [row("HLT", 30, cr3=ROOT), row("IRQ", 31, cr3=ROOT, a0=0x30)],
+    }[kind]
+    again = [{**one, "icount": one["icount"] + 10} for one in event]
+    lidt = row("LIDT", 25, cr3=ROOT, a0=IDT, a1=0xFFF)
+    mapped = [
+        row("PTW", 21, cr3=ROOT, a0=ROOT + 8 * 508 | 4, a1=PDPT | 3), row("PTW", 22, cr3=ROOT, a0=PDPT | 3, a1=PD | 3),
+        row("PTW", 23, cr3=ROOT, a0=PD | 2, a1=TABLE | 3), row("PTW", 24, cr3=ROOT, a0=TABLE | 1, a1=0x40_0063),
+    ]  # fmt: skip
+    base = faults([*event, *again], tmp_path)
+    assert faults([lidt, *event, *again], tmp_path) == base + 1
+    assert faults([*mapped, lidt, *event, *again], tmp_path) == base + 1

@@ -6,10 +6,10 @@ from tests.replay.recordings import row, trace
 from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import replay as e
 from vtsim.guest.replay.plan import Plan
-from vtsim.guest.replay.steps import WRITE, Step
+from vtsim.guest.replay.steps import FETCH, WRITE, Step
 from vtsim.guest.replay.tables import GuestTables
 from vtsim.guest.traces.paging import LINUX_4 as DIRECT
-from vtsim.guest.traces.paging import PAE, SHAPES
+from vtsim.guest.traces.paging import PAE, RESET_CR0, SHAPES
 
 ROOT, TABLE, PAGES = 0x1000, 0x2000, 0x40_0000
 OTHER, MIDDLE, UPPER, DIRECT_TABLE = 0x3000, 0x4000, 0x5000, 0x6000
@@ -139,3 +139,120 @@ def test_two_devices_have_two_addresses_though_another_root_maps_neither() -> No
     list(tables.device(ROOT, 0xFEE0_0000))
 
     assert tables.device_at(OTHER, 0xFEE0_0000) != tables.device_at(OTHER, 0xFEC0_0000)
+
+
+# --- stores that tell that a table is in use ------------------------------------------------------------------------
+FREED = row("PTW", 4, cr3=ROOT, a0=MIDDLE + 8 * (USER_ADDRESS >> 21) | LEVEL_2, a1=0, a2=TABLE | OF_USER)
+
+
+def store(icount: int, index: int, root: int = OTHER) -> dict[str, int]:
+    """An entry of TABLE is stored to."""
+    return row("PTW", icount, cr3=root, a0=TABLE + 8 * index | LEVEL_1, a1=PAGES + (index << 12) | OF_USER)
+
+
+def use_in(root: int, index: int, icount: int) -> dict[str, int]:
+    """A program uses an entry of TABLE through another root."""
+    address, at = USER_ADDRESS + (index << 12), TABLE + 8 * index
+    return row("LEAF_R", icount, cr3=root, cpl=3, a0=address, a1=at | LEVEL_1, a2=PAGES + (index << 12) | OF_USER)
+
+
+def test_a_table_that_is_one_again_is_cleared_before_the_first_store_into_it_and_keeps_what_was_stored() -> None:
+    """What is stored into it before anybody uses it is not lost: the way to it becomes known only then."""
+    again = [*load(OTHER, ROOT, 6), store(8, 1), store(9, 2), use_in(OTHER, 1, 10)]
+    rows = [*load(ROOT, 0, 0), memory_map(TABLE, 2), use_of_user(3), FREED, *again]
+    found = steps_of(rows)
+
+    assert [TABLE in fills(found.get(n, []), e.CLEAR) for n in range(7, 10)] == [True, False, False]
+    assert overwrites(found[7], TABLE)
+    assert not overwrites(found[9], TABLE)
+
+
+def test_a_table_of_which_nothing_was_known_keeps_what_was_stored_before_its_first_use() -> None:
+    rows = [*load(OTHER, 0, 0), store(2, 1), store(3, 2), use_in(OTHER, 1, 4)]
+
+    assert not fills(steps_of(rows)[4], e.CLEAR)
+
+
+def test_a_table_that_is_freed_on_a_way_that_nobody_knew_is_another_one_when_it_is_linked_again() -> None:
+    link = row("PTW", 5, cr3=OTHER, a0=UPPER | LEVEL_2, a1=TABLE | OF_USER)
+    rows = [*load(OTHER, 0, 0), store(2, 1), {**FREED, "cr3": OTHER}]
+
+    assert fills(steps_of([*rows, link])[4], e.CLEAR) == {TABLE}
+    assert not fills(steps_of([*rows[:-1], link])[3], e.CLEAR)
+
+
+def test_a_table_in_use_is_not_cleared_where_a_second_entry_leads_to_it() -> None:
+    """As where a kernel has its memory at two places; one that was freed in between is another table."""
+    rows = [
+        *load(ROOT, 0, 0), memory_map(TABLE, 2), row("PTW", 3, cr3=ROOT, a0=MIDDLE | LEVEL_2, a1=TABLE | OF_USER),
+        store(4, 1, ROOT), row("PTW", 5, cr3=ROOT, a0=UPPER | LEVEL_2, a1=TABLE | OF_USER),
+    ]  # fmt: skip
+    freed = row("PTW", 4, cr3=ROOT, a0=MIDDLE | LEVEL_2, a1=0, a2=TABLE | OF_USER)
+
+    assert not fills(steps_of(rows)[5], e.CLEAR)
+    assert fills(steps_of([*rows[:5], freed, rows[5]])[6], e.CLEAR) == {TABLE}
+
+
+def test_a_32_bit_kernel_zeroes_a_page_with_three_stores() -> None:
+    """The first word, the last, and REP STOS from the second on; with 64-bit addresses REP STOS alone."""
+    shape = SHAPES[PAE]
+    mapped = row("LEAF_W", 6, cr3=ROOT, a0=shape.direct + TABLE, a1=DIRECT_TABLE + 8 * 2 | 1, a2=TABLE | 0x63)
+    links = [row("PTW", 7 + n, cr3=ROOT, a0=MIDDLE + 8 * n | LEVEL_2, a1=TABLE | OF_USER) for n in (0, 2)]
+    rows = [
+        row("MOV_TO_CR", 0, a0=4, a1=1 << 5), row("MOV_TO_CR", 1, a0=3, a1=ROOT),
+        row("MOV_TO_CR", 2, cr3=ROOT, a0=0, a1=0x8001_0001, a2=RESET_CR0), row("ROOT", 3, cr3=ROOT, a0=ROOT), mapped,
+        links[0], store(8, 1, ROOT), row("PTW", 8, cr3=ROOT, a0=MIDDLE | LEVEL_2, a1=0, a2=TABLE | OF_USER), links[1],
+    ]  # fmt: skip
+    place = shape.direct + TABLE
+
+    found = steps_of(rows)[8]
+
+    assert [int(s.disp) for s in found if s.op == o.ST][:2] == [place, place + 0xFFC]
+    assert any((s.r1, s.r2, s.imm, s.disp) == (e.ACCESS, WRITE, TABLE + 4, place + 4) for s in found)
+
+
+# --- what rows say beside what they are for -------------------------------------------------------------------------
+CODE, CODE_PAGE = -0x7E00_0000, 0x70_0000
+
+
+def code(icount: int) -> dict[str, int]:
+    return row("LEAF_F", icount, cr3=ROOT, rip=CODE, a0=CODE, a1=OTHER | LEVEL_1, a2=CODE_PAGE | 0x63)
+
+
+def fetched(steps: list[Step]) -> list[int]:
+    """At which addresses are instructions fetched?"""
+    return [int(s.disp) for s in steps if (s.op, s.r1, s.r2) == (o.REPLAY_EVENT, e.ACCESS, FETCH)]
+
+
+def test_an_instruction_is_fetched_from_its_page_again_after_cr3_was_loaded_or_the_ring_changed() -> None:
+    rows = [
+        *load(ROOT, 0, 0), code(2), row("CPUID", 3, cr3=ROOT, rip=CODE + 9), row("CPUID", 4, cr3=ROOT, rip=CODE + 16),
+        row("MOV_TO_CR", 5, cr3=ROOT, rip=CODE + 20, a0=3, a1=ROOT), row("CPUID", 6, cr3=ROOT, rip=CODE + 24),
+        row("CPUID", 7, cr3=ROOT, rip=CODE + 28), row("IRET", 8, cr3=ROOT, rip=CODE + 32),
+        row("CPUID", 9, cr3=ROOT, rip=CODE + 36), row("CPUID", 10, cr3=ROOT, rip=CODE + 0x1000),
+    ]  # fmt: skip
+    found = steps_of(rows)
+
+    assert [fetched(found.get(n, [])) for n in range(3, 11)] == [
+        [CODE + 9], [], [], [CODE + 24], [], [], [CODE + 36], [],
+    ]  # fmt: skip
+    assert [step.op for step in found[3]][-1] == o.CPUID
+
+
+def test_an_instruction_that_faulted_was_perhaps_not_fetched() -> None:
+    rows = [*load(ROOT, 0, 0), code(2), row("EXC", 3, cr3=ROOT, rip=CODE + 8, a0=14, a2=CODE + 8)]
+
+    assert not fetched(steps_of(rows).get(3, []))
+
+
+def test_the_idt_is_mapped_where_an_event_is_delivered_through_it() -> None:
+    idt = -0x200_0000_0000
+    lidt = row("LIDT", 3, cr3=ROOT, a0=idt, a1=0xFFF)
+    delivered = row("EXC", 4, cr3=ROOT, a0=14)
+
+    known = steps_of([*load(ROOT, 0, 0), code(2), lidt, delivered])[4]
+    again = steps_of([*load(ROOT, 0, 0), code(2), lidt, delivered, row("EXC", 5, cr3=ROOT, a0=6)]).get(5)
+    unknown = steps_of([*load(ROOT, 0, 0), code(2), delivered]).get(3)
+
+    assert len(fills(known, e.FILL)) == 4  # of each level
+    assert again is None and unknown is None

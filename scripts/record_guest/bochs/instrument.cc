@@ -219,7 +219,7 @@ static Shape shape()
   if (!cpu()->cr0.get_PG())
     return {0, 0, 0};
   if (long_mode())
-    return {4, 9, 8};
+    return {cpu()->cr4.get_LA57() ? 5u : 4u, 9, 8};
   if (cpu()->cr4.get_PAE())
     return {3, 9, 8};
   return {2, 10, 4};
@@ -227,7 +227,7 @@ static Shape shape()
 
 static bool is_page(const Shape &of, Bit64u entry, unsigned level)
 {
-  return level == 1 || (entry & LARGE && (level == 2 || (level == 3 && of.levels == 4)));
+  return level == 1 || (entry & LARGE && (level == 2 || (level == 3 && of.levels > 3)));
 }
 
 static Bit64u root_of(const Shape &of, Bit64u cr3)
@@ -322,14 +322,27 @@ static void loses_reference(Bit64u at, const Shape &of)
 // User entries of a root stand in its lower half, or with PAE and 32-bit paging in its lower three quarters.
 static unsigned user_entries(const Shape &of)
 {
-  return of.levels == 4 ? 256 : of.levels == 3 ? 3 : 768;
+  return of.levels > 3 ? 256 : of.levels == 3 ? 3 : 768;
 }
 
+static bool any_present(const Shape &of, Bit64u table, unsigned entries)
+{
+  for (unsigned n = 0; n < entries; n++)
+    if (load(table + n * of.size, of.size) & PRESENT)
+      return true;
+  return false;
+}
+
+// With PAE paging kernels leave PDPTEs as they are when a process ends, but not what its page directories hold.
 static bool user_part_empty(const Shape &of, Bit64u root)
 {
-  for (unsigned n = 0; n < user_entries(of); n++)
-    if (load(root + n * of.size, of.size) & PRESENT)
+  if (of.levels != 3)
+    return !any_present(of, root, user_entries(of));
+  for (unsigned n = 0; n < user_entries(of); n++) {
+    Bit64u entry = load(root + 8 * n, 8);
+    if (entry & PRESENT && any_present(of, entry & ADDRESS, 512))
       return false;
+  }
   return true;
 }
 
@@ -662,6 +675,12 @@ static Bit64u linear_operand(bxInstruction_c *i)
   return i->as64L() ? here->get_laddr64(i->seg(), here->BxResolve64(i)) : here->get_laddr32(i->seg(), here->BxResolve32(i));
 }
 
+static Bit64u memory_at(Bit64u laddr)
+{
+  Page page;
+  return walk(laddr, page) ? load(page.gpa | (laddr & 0xFFF), 8) : 0;
+}
+
 // What is known of an instruction before it runs.
 static void operands(bxInstruction_c *i)
 {
@@ -693,6 +712,11 @@ static void operands(bxInstruction_c *i)
     case MOV_TO_DR: current.a0 = i->dst(), current.a1 = reg(i->src()); break;
     case MOV_FROM_DR: current.a0 = i->src(); break;
     case INVLPG: current.a0 = linear_operand(i); break;
+    case INVPCID: {
+      Bit64u descriptor = linear_operand(i);
+      current.a0 = reg(i->dst()), current.a1 = memory_at(descriptor), current.a2 = memory_at(descriptor + 8);
+      break;
+    }
     case INTN: current.a0 = i->getIaOpcode() == BX_IA_INT3 ? 3 : i->Ib(); break;
     default: break;
   }
@@ -740,6 +764,10 @@ void guest_begins(bxInstruction_c *i)
 
 static void complete()
 {
+  if (current.kind == LGDT)
+    current.a0 = cpu()->gdtr.base, current.a1 = cpu()->gdtr.limit;
+  if (current.kind == LIDT)
+    current.a0 = cpu()->idtr.base, current.a1 = cpu()->idtr.limit;
   if (current.kind != NONE && current.kind != MMIO_R && current.kind != MMIO_W)
     event(current.kind, current.a0, current.a1, current.a2);
   icount++;

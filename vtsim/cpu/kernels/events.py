@@ -40,6 +40,7 @@ from vtsim.cpu.kernels.exceptions import contributory, exception_exit, exception
 from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.gates import gate_cycles, through_gates
 from vtsim.cpu.kernels.ledger import charge, record
+from vtsim.cpu.kernels.modes import LMA
 from vtsim.cpu.kernels.rights import READ
 from vtsim.vmcs import reasons as x
 
@@ -186,7 +187,10 @@ def recorded_delivery(m: Record, a: Arena, t: Tags) -> int:
 
     An interrupt ends the wait for it (R13) and the HLT it came before; an exception or INT ends its own row.
 
-    Not modelled: accesses to the stack, and outside real mode to the IDT, of a recorded guest's event delivery.
+    It reads the IDT where its linear address is known, in real mode at 0, and through shadow tables otherwise.
+
+    Not modelled: accesses of a recorded guest's event delivery to its stack, its GDT and its TSS, and through EPT to
+    its IDT.
     """
     vector = m[s.EVENT_VECTOR]
     kind = m[s.EVENT_TYPE]
@@ -195,8 +199,11 @@ def recorded_delivery(m: Record, a: Arena, t: Tags) -> int:
     m[s.VECTORING_ERROR] = m[s.EVENT_ERROR]
     m[s.VECTORING_LENGTH] = m[s.EVENT_LENGTH]
     charge(m, a, o.EVENT_DELIVERY, m[s.P_INTERRUPT] if kind == EXTERNAL else m[s.P_EXCEPTION])
-    if m[s.CR0] & 1 == 0:
-        hpa = timed_access(m, a, t, 4 * vector, READ)
+    gate = 4 * vector
+    if m[s.CR0] & 1:
+        gate = m[s.IDTR_BASE] + (vector << (4 if m[s.EFER] & LMA else 3))
+    if m[s.CR0] & 1 == 0 or (m[s.NONROOT] and m[s.EPTP] == 0 and m[s.IDTR_BASE]):
+        hpa = timed_access(m, a, t, gate, READ)
         if hpa < 0:
             return failed_delivery(m, a, t, hpa, vector)
     m[s.VECTORING] = 0

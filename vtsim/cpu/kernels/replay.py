@@ -32,7 +32,7 @@ from vtsim.ept.spec import ADDRESS, EPT_EXECUTE, EPT_READ, EPT_WRITE
 
 # fmt: off
 (REGISTERS, ACCESS, WALK, TABLE_WRITE, RING, EXCEPTION, WIRE, WAIT, LIKE, COUNT, COUNT_AGAIN, UNTIL,
- UNTIL_AGAIN, FILL, CLEAR) = range(15)
+ UNTIL_AGAIN, FILL, CLEAR, IDT) = range(16)
 EVENTS: Final = (
     # name          operands                                 what happens
     ("REGISTERS",   "IMM, DISP, EXTRA, R2",                  "RAX, RCX, RDX, RSI and RDI <- what was left in them"),
@@ -50,6 +50,7 @@ EVENTS: Final = (
     ("UNTIL_AGAIN", "IMM rows back",                         "ends it"),
     ("FILL",        "R2 bytes, DISP value, EXTRA host-physical address", "the guest had written a word unseen"),
     ("CLEAR",       "EXTRA host-physical address",           "the guest had zeroed a page unseen"),
+    ("IDT",         "IMM linear address, DISP limit",        "the IDT from which events are delivered; 0: not known"),
 )
 MOST_REFUSALS: Final = 3   # then a real monitor would have emulated the instruction
 # fmt: on
@@ -71,10 +72,10 @@ def physical_access(m: Record, a: Arena, t: Tags, gpa: int, gva: int, access: in
     """Access guest-physical memory as the recorded instruction did: host-physical address, or a fault of EPT."""
     hpa = gpa
     if m[s.NONROOT] and m[s.EPTP] == 0:
-        flags = m[s.RFLAGS]
-        m[s.RFLAGS] = flags | RFLAGS_AC  # STAC and CLAC are not recorded, and this access was allowed
+        m[s.RFLAGS] |= RFLAGS_AC  # STAC and CLAC are not recorded, and this access was allowed: a monitor sees so, too
         hpa = access_as(m, a, t, gva, access, m[s.PRIVILEGE] & 1)
-        m[s.RFLAGS] = flags
+        if hpa >= 0:
+            m[s.RFLAGS] &= ~RFLAGS_AC
         return hpa
     if m[s.NONROOT] and m[s.EPTP]:
         need = EPT_READ
@@ -193,6 +194,9 @@ def replay_event(m: Record, a: Arena, t: Tags, r: int) -> int:
         if at:
             for n in range(PAGE_WORDS):
                 a[at + n] = 0
+    elif kind == IDT:
+        m[s.IDTR_BASE] = value
+        m[s.IDTR_LIMIT] = third
     elif kind == COUNT:
         m[s.GPR + s.R14] = value
     elif kind == UNTIL:

@@ -21,7 +21,7 @@ from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import replay as e
 from vtsim.cpu.slots import RAX
 from vtsim.ept import spec as e_spec
-from vtsim.guest.replay.steps import ABSOLUTE, ABSOLUTE_4, WRITE, Step, event, registers
+from vtsim.guest.replay.steps import ABSOLUTE, ABSOLUTE_4, DELIVERED, FETCH, WRITE, Step, event, registers
 from vtsim.guest.replay.tables import KERNEL_TABLE, USER_TABLE, ZERO, GuestTables
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import NAME, NUMBER
@@ -41,6 +41,8 @@ from vtsim.guest.traces.rows import LEAVES, TOUCHES, outside
 RESERVED: Final = e_spec.ADDRESS & ~((1 << 46) - 1)
 DEVICES_ACCESSED: Final = ("MMIO_R", "MMIO_W")
 LOW_32: Final = 0xFFFF_FFFF
+# rows whose instruction was not fetched, or is not yet known to have been
+NOT_FETCHED: Final = (*TOUCHES, "LEAF_F", "EXC", "IRQ", "ROOT", "REARM")
 Uses = dict[int, list[tuple[int, int]]]
 
 
@@ -190,19 +192,22 @@ class Follower:
     # --- row by row
     def _follow(self, flat: NDArray[np.bool_]) -> None:
         loads = np.isin(np.arange(len(self.kind)), self.loads)
-        rows = np.nonzero(self.of(*LEAVES, "PTW", "ROOT", *DEVICES_ACCESSED) | loads)[0].tolist()
+        gates, fetches = self._gates(flat), self._fetches(flat)
+        told = self.of(*LEAVES, "PTW", "ROOT", *DEVICES_ACCESSED) | loads
+        rows = np.nonzero(told | (gates != 0) | fetches)[0].tolist()
         written, uses, directories = self._stores_after(), self._uses_of_entries(), self._directories()
         columns = (self.kind[rows], self.shape[rows], self._roots()[rows], self.a0[rows], self.a1[rows], self.a2[rows])
         for row, number, key, root, a0, a1, a2 in zip(rows, *(each.tolist() for each in columns), strict=True):
             kind, tables, shape = NAME[number], self.tables[key], SHAPES[key]
             tables.row = row
-            if kind == "MOV_TO_CR":
+            fetch = self._fetch(tables, row, root) if fetches[row] else []
+            if loads[row]:
                 self._load(row, a1 if a0 == 3 else int(self.trace.cr3[row]))
                 continue
             if kind == "ROOT":
                 found = self._with_zeroes(tables, root, tables.new_root(a0 & shape.root, root))
                 if key != PAE and (before := self._load_of(row, a0 & shape.root)) is not None:
-                    self.steps[before] = (*((step, before) for step in found), *self.ordinary([before]))
+                    self._put_before(before, found)
                     found = []
             elif kind == "PTW":
                 found = self._store(tables, row, root)
@@ -225,6 +230,10 @@ class Follower:
                     found.append(event(e.ACCESS, LEAVES.index(kind), (frame << 12) | (a0 & 0xFFF), a0))
             elif flat[row]:
                 continue
+            elif gates[row]:
+                found = [fill_step(f, shape.size) for f in tables.accessed(root, int(gates[row]))]
+            elif not told[row]:
+                found = []
             else:
                 found = [fill_step(f, shape.size) for f in tables.device(root, a0)]
                 place, operand = tables.device_at(root, a0), int(self.operands[row])
@@ -232,7 +241,39 @@ class Follower:
                 found += [load] if kind == "MMIO_R" else [registers(a1), Step(o.ST, RAX, mem=operand, disp=place)]
             if key == PAE:
                 found = self._loaded_earlier(row, kind, root, found)
-            self.steps[row] = tuple((step, row) for step in found)
+            if told[row]:
+                self.steps[row] = tuple((step, row) for step in (*fetch, *found))
+            elif fetch or found:
+                self._put_before(row, [*fetch, *found])
+
+    def _put_before(self, row: int, steps: list[Step]) -> None:
+        """Steps before what a row becomes."""
+        self.steps[row] = (*((step, row) for step in steps), *(self.steps.get(row) or self.ordinary([row])))
+
+    def _fetches(self, flat: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Rows that say of a page for the first time since CR3 or the ring changed that code in it runs."""
+        t = self.trace
+        changes = register_writes(t, 3) | self.of("SYSRET", "IRET") | (np.append(t.cpl[1:], t.cpl[-1:]) != t.cpl)
+        since = np.append(0, np.cumsum(changes)[:-1])
+        rows = np.nonzero(~flat & (t.rip != 0) & ~self.of(*NOT_FETCHED))[0]
+        first: NDArray[np.bool_] = np.zeros(len(t), bool)
+        first[rows[np.unique(np.stack((since[rows], t.rip[rows] >> 12)), axis=1, return_index=True)[1]]] = True
+        return first
+
+    def _fetch(self, tables: GuestTables, row: int, root: int) -> list[Step]:
+        """The fetch of an instruction, where it is known which page that is."""
+        address = self._linear(row, int(self.trace.rip[row]))
+        frame = tables.mapped(root, address)
+        return [] if frame < 0 else [event(e.ACCESS, FETCH, frame << 12 | address & 0xFFF, address)]
+
+    def _gates(self, flat: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Of rows that deliver an event: the linear address of its gate in the IDT; 0 where that is not known."""
+        loads = np.nonzero(self.of("LIDT"))[0]
+        base = np.append(0, self.trace.a0[loads])[np.searchsorted(loads, np.arange(len(self.kind)))]
+        shift = np.where(np.isin(self.shape, [key for key in SHAPES if SHAPES[key].narrow]), 3, 4)
+        known = self.of(*DELIVERED) & (base != 0) & ~flat
+        gates: NDArray[np.int64] = np.where(known, base + (self.trace.a0 << shift), 0)
+        return gates
 
     def _load_of(self, row: int, root: int) -> int | None:
         """The MOV to CR3 before a row that says that what it loaded is a root now: that was filled before."""
@@ -286,14 +327,17 @@ class Follower:
     def _put_early(self) -> None:
         for load, early in self.early.items():
             if early:
-                self.steps[load] = (*((step, load) for step in early), *self.ordinary([load]))
+                self._put_before(load, early)
 
     # --- stores into tables
     def _store(self, tables: GuestTables, row: int, root: int) -> list[Step]:
         """A store into a table in use; and the zeroing of what it makes a table."""
         t, shape = self.trace, tables.shape
         at, level, value = shape.place_of(int(t.a0[row])), shape.level_of(int(t.a0[row])), int(t.a1[row])
-        found = self._with_zeroes(tables, root, tables.link(at, level, value))
+        found = self._with_zeroes(tables, root, tables.used_as_table(at))
+        if (int(t.a2[row]) ^ value) & (e_spec.ADDRESS | e_spec.PTE_PRESENT):
+            tables.unlink(int(t.a2[row]), level)
+        found += self._with_zeroes(tables, root, tables.link(at, level, value, told=True))
         found += self._overwritten(tables, root, level, value)
         place = tables.linear(root, at, 0 <= int(t.rip[row]) < 1 << 46)
         tables.store(at, value)
@@ -329,12 +373,21 @@ class Follower:
         )
 
     def _with_zeroes(self, tables: GuestTables, root: int, fills: Iterator[tuple[int, int, int]]) -> list[Step]:
-        """Fills as steps; the guest zeroes a page with stores before it makes it a table."""
+        """Fills as steps; the guest zeroes a page with stores before it makes it a table.
+
+        With 64-bit addresses that is one instruction, REP STOS. A 32-bit kernel clears pages with memset, of which the
+        compiler makes a store to the first word, one to the last, and REP STOS.
+
+        Source: Linux 6.1, clear_page in asm/page_64.h and asm/page_32.h; Debian's 686-pae kernel, disassembled.
+        """
         found = []
         for fill in fills:
             if fill[0] == ZERO:
                 place = tables.linear(root, fill[1], False)
-                if place is not None:
+                if place is not None and tables.shape.narrow:
+                    found += [Step(o.ST, imm=0, mem=ABSOLUTE_4, disp=place + at) for at in (0, 0xFFC)]
+                    found.append(event(e.ACCESS, WRITE, fill[1] + 4, place + 4))
+                elif place is not None:
                     found.append(event(e.ACCESS, WRITE, fill[1], place))
             found.append(fill_step(fill, tables.shape.size))
         return found

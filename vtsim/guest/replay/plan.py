@@ -134,7 +134,12 @@ class Plan:
         for halt in np.nonzero(self.of(*HALTS))[0]:
             place = int(np.searchsorted(interrupts, halt))
             if place < len(interrupts):
-                self.steps[interrupts[place]] = 0
+                interrupt = int(interrupts[place])
+                self.steps[interrupt] = 0
+                before = self.segments.pop(interrupt, ())[: -len(STEPS["IRQ"])]
+                if before:
+                    self.segments[int(halt)] = (*before, *self._filled([int(halt)]))
+                    self.steps[halt] = len(self.segments[int(halt)])
             else:
                 self.steps[halt] = 0  # nothing would ever end it
 

@@ -89,7 +89,7 @@ STEPS: Final[dict[str, tuple[Step, ...]]] = {
     "MOV_TO_DR":   (registers("a1"), Step(o.MOV_TO_DR, RAX, imm="a0")),
     "MOV_FROM_DR": (Step(o.MOV_FROM_DR, RBX, imm="a0"),),
     "LGDT":        like(o.LGDT),
-    "LIDT":        like(o.LIDT),
+    "LIDT":        (*like(o.LIDT), event(e.IDT, 0, "a0", "a1")),
     "LTR":         like(o.LTR),
     "LLDT":        like(o.LLDT),
     "MONITOR":     like(o.MONITOR),
@@ -121,6 +121,7 @@ EVENTS: Final = tuple(
     for name in STEPS
     if name in ("EXC", "IRQ", "REARM", "PTW", "ROOT") or name.startswith(("TOUCH", "RETOUCH", "LEAF"))
 )  # fmt: skip
+DELIVERED: Final = ("EXC", "IRQ", "INTN")
 CHANGES_RING: Final = ("SYSCALL", "SYSRET", "EXC", "IRQ", "IRET", "SYSENTER", "INTN")
 HALTS: Final = ("HLT", "MWAIT")
 # what a loop that waits for time to pass consists of; a longer body is a repetition, not a wait

@@ -40,6 +40,7 @@ class GuestTables:
     kernel: dict[tuple[int, int], int] = field(factory=dict)  # level and part of the address: frame
     retired: set[int] = field(factory=set)
     links: dict[int, list[tuple[int, int]]] = field(factory=dict)  # frame: rows that store to what led to it, or -1
+    fresh: set[int] = field(factory=set)  # frames of tables in use whose way is not known yet
     row: int = -1  # of the recording, that is being followed
     places: dict[int, int] = field(factory=dict)  # frame: linear address at which the kernel used it last
     devices: dict[int, int] = field(factory=dict)  # page of a device: linear address, with 32-bit ones
@@ -96,18 +97,48 @@ class GuestTables:
             self.store(at, value)
             yield STORE, at, value
 
-    def link(self, at: int, level: int, value: int) -> Iterator[Fill]:
-        """What an entry of an upper level leads to becomes a table: it was zeroed before, if it was one once."""
+    def link(self, at: int, level: int, value: int, *, told: bool = False) -> Iterator[Fill]:
+        """What an entry of an upper level leads to becomes a table: it was zeroed before, if it was one once.
+
+        Where the recording has `told` of the entry, a table in use has got another way to it.
+        """
         if not value & e.PTE_PRESENT or self.is_page(value, level):
             return
         frame = (value & e.ADDRESS) >> 12
+        if told and (self.is_live(frame) or self._is_kernels(frame)):
+            return
         top = level == self.shape.levels
         shared = top and self.index_at(at, level) >= self.shape.kernel and frame in self.leads
         if self.leads.get(frame) != at and not shared:
-            if self.tables.pop(frame, None):
+            stale = None if frame in self.fresh else self.tables.pop(frame, None)
+            if stale:
                 yield ZERO, frame << 12, 0
             self.leads[frame] = at
+            self.fresh.discard(frame)
             self.retired.discard(frame)
+
+    def unlink(self, before: int, level: int) -> None:
+        """What an entry led to before it was stored to may be a table again, another one then."""
+        frame = (before & e.ADDRESS) >> 12
+        if before & e.PTE_PRESENT and not self.is_page(before, level) and not self._is_kernels(frame):
+            self.fresh.discard(frame)
+            self.leads.pop(frame, None)
+
+    def _is_kernels(self, frame: int) -> bool:
+        """Is this a table of the kernel? Such are never freed."""
+        return frame in self.kernel.values()
+
+    def used_as_table(self, at: int) -> Iterator[Fill]:
+        """A store at `at` is one into a table in use: if nothing leads to it, it was zeroed and linked unseen."""
+        frame = at >> 12
+        is_root = self.leads.get(frame) == -1
+        if is_root or frame in self.fresh or self.is_live(frame) or self._is_kernels(frame):
+            return
+        if self.tables.pop(frame, None):
+            yield ZERO, frame << 12, 0
+        self.retired.discard(frame)
+        self.leads.pop(frame, None)
+        self.fresh.add(frame)
 
     def new_root(self, root: int, old: int) -> Iterator[Fill]:
         """A table becomes a root, a page that was one before again: the kernel's half is that of the root before."""
@@ -236,10 +267,22 @@ class GuestTables:
         """Device memory is mapped."""
         address = self.device_at(root, gpa) & ~0xFFF
         if self.mapped(root, address) != gpa >> 12:
-            table = self.kernel.get((2, self.part(address, 2)))
-            table = next(self.spare) if table is None else table
-            at = self.place(table << 12, address, 1)
-            yield from self.first_use(root, address, at, 1, (gpa & ~0xFFF) | KERNEL_TABLE)
+            yield from self._map(root, address, gpa >> 12)
+
+    def accessed(self, root: int, address: int) -> Iterator[Fill]:
+        """An address of the kernel was accessed: if not even its table is known, it leads to an untouched page."""
+        if self.mapped(root, address) < 0:
+            yield from self._map(root, address, -1)
+
+    def _map(self, root: int, address: int, frame: int) -> Iterator[Fill]:
+        """An address of the kernel is mapped to a frame; to what its entry says or a spare one if that is -1."""
+        table = self.kernel.get((2, self.part(address, 2)))
+        table = next(self.spare) if table is None else table
+        at = self.place(table << 12, address, 1)
+        entry = self.entry(at) if frame < 0 else 0
+        if not entry & e.PTE_PRESENT:
+            entry = (next(self.spare) if frame < 0 else frame) << 12 | KERNEL_TABLE
+        yield from self.first_use(root, address, at, 1, entry)
 
     def linear(self, root: int, gpa: int, identity: bool) -> int | None:
         """A linear address at which the kernel can store to guest-physical memory; None where none is known."""

@@ -238,10 +238,29 @@ def from_device(a: Assembler, path: Path, number: int) -> None:
 
 
 def wire(a: Assembler, path: Path) -> None:
-    """Part of the host's interrupt handler: an outside device's message is a vector for the vCPU of this CPU."""
+    """Part of the host's interrupt handler: an outside device's message is a vector for the vCPU of this CPU.
+
+    The guest took it when it was recorded, so nothing of its priority is in service any more: what a PIC delivered has
+    ended without the local APIC, whose end of interrupt is the only one that a monitor sees.
+
+    SDM: "Interrupt, Task, and Processor Priority".
+    """
     a.ld(R15, cpu("CURRENT"))
     a.mov(RDI, path.addresses["wire"])
-    a.ld(RSI, Mem(RDI))
+    a.ld(R12, Mem(RDI))
+    if path.recorded and not path.vmm.apicv:
+        a.copy(R13, R12)
+        a.and_(R13, 0xF0)
+        a.label("wire_in_service")
+        a.lea(RDI, vcpu("ISR"))
+        a.hook(hooks.HIGHEST_BIT)
+        a.cmp(RAX, register=R13)
+        a.jcc(ops.CC_L, "wire_request")
+        a.copy(RSI, RAX)
+        a.hook(hooks.CLEAR_BIT)
+        a.jmp("wire_in_service")
+        a.label("wire_request")
+    a.copy(RSI, R12)
     a.lea(RDI, vcpu(posted.requested(path)))
     a.hook(hooks.SET_BIT)
     a.call("wake")
