@@ -17,6 +17,8 @@ SCENARIO = Path(BOOT).with_name("linux-boot.yaml")
 # recorded by another tool: without page-table isolation; with PCIDs and INVPCID; with 32-bit addresses and two levels
 OTHERS = [SCENARIO.with_name(f"{name}.yaml") for name in ("linux-fork", "linux-pcid", "linux-686")]
 TOLERANCE_PERCENT = 5.0
+# known: docs/replay.md says what is open there; two recordings of it differ by 1.4 % in that phase
+FARTHER = {("linux-fork", "mark3"): 0.04}
 NOT_IN_THE_RECORDING = {"EXCEPTION_NMI"}  # the RSM of system-management mode, whose code was not recorded
 
 
@@ -71,9 +73,9 @@ def test_on_shadow_tables_page_faults_agree_in_each_phase_with_programs(scenario
     for number, phase in enumerate(predicted.phases):
         if phase.startswith("mark"):
             found = sum(per_phase[number] for key, per_phase in predicted.counts.items() if key[0] == EXCEPTION_NMI)
-            # 12 % too few where a page that was a table before is not one again, 7 % where upper tables are not known;
-            # predicted of two recordings of linux-fork, the last phase differs by 1.4 %
-            assert found == pytest.approx(real.tables["reasons"]["EXCEPTION_NMI"][number], rel=0.04)
+            # 12 % too few where a page that was a table before is not one again, 7 % where upper tables are not known
+            within = FARTHER.get((scenario.stem, phase), 0.03)
+            assert found == pytest.approx(real.tables["reasons"]["EXCEPTION_NMI"][number], rel=within)
 
 
 @pytest.mark.compiled_only
