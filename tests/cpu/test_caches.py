@@ -122,7 +122,7 @@ def test_a_line_costs_the_latency_of_the_level_that_has_it() -> None:
     assert (dram, l1) == (first, again)
     assert [a[m[s.OWNER] + n] for n in range(k.EPT_L1D, k.EPT_DRAM + 1)] == [1, 0, 0, 1]
     assert sum(a[m[s.OWNER] + n] for n in range(k.GUEST_L1D, k.GUEST_DRAM + 1)) == 2 * p.cache.l1d.ways
-    assert p.cache.l2.hit_cycles - l1 == int(data_miss(m, a, t, 0x1000 >> 6))
+    assert p.cache.l2.hit_cycles - l1 == int(data_miss(m, a, t, 0x1000 >> 6, 0))
     assert a[m[s.OWNER] + k.DATA_L2] == 1
 
 

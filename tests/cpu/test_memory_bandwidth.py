@@ -27,7 +27,7 @@ def queued(engine: Engine, cpu: int, cycle: int) -> int:
     """What a line waits that a CPU wants at a cycle."""
     m = engine.cpus[cpu]
     m[s.CYCLE] = cycle
-    return int(queued_in(m, engine.arena, int(m[s.QUEUES]) + int(m[s.NODE]) * QUEUE_WORDS))
+    return int(queued_in(m, engine.arena, int(m[s.QUEUES]) + int(m[s.NODE]) * QUEUE_WORDS, 0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from((0, 1, 100, 141, 1000))), max_size=60))
@@ -104,3 +104,23 @@ def test_a_bandwidth_that_is_not_used_costs_next_to_nothing() -> None:
     """Four CPUs with 12 misses each of 90 ns want at most 34 GB/s."""
     usual, endless = (seconds_and_lines(f"machine.cpu.dram.bandwidth={each}")[0] for each in (115_200, 10_000_000))
     assert endless <= usual < 1.03 * endless
+
+
+CHASE = """
+machine: {cpus: 2, memory: 1 GiB}
+vmm: {ept: {page_size: 4 KiB, populate: prebuilt}}
+run: {baseline: false}
+vms:
+  - memory: 512 MiB
+    guest:
+      kernel: {tick: off, populate: prebuilt}
+      processes:
+        - phases: [{primitive: stream, pattern: chase, region: 256 MiB, accesses: 20000}]
+"""
+
+
+def test_who_asks_for_one_line_after_the_other_never_waits_for_its_own() -> None:
+    """A pointer chase and its walks: a line is served in 141 cycles, and the next one is asked for 198 later."""
+    each = (run(parse_scenario(CHASE, [f"machine.cpu.dram.bandwidth={n}"])) for n in (1000, 10_000_000))
+    slow, endless = (result.cycles.elapsed for result in each)
+    assert endless <= slow < 1.02 * endless

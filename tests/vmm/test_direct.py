@@ -211,6 +211,10 @@ vms:
 """
 FORK = "[{phases: [{primitive: fork, iterations: 2, pages: 5}]}]"
 EXEC = "[{phases: [{primitive: exec, iterations: 2, pages: 3}]}]"
+UNDEFINED = (
+    "[{phases: [{primitive: invalid_opcode, iterations: 3}, {primitive: syscall, iterations: 2}]}]"  # is decoded
+)
+PORTS = "[{phases: [{primitive: port_in, port: 0x1234, iterations: 3}, {primitive: syscall, iterations: 2}]}]"
 FAULTS = "[{phases: [{primitive: page_fault, region: 144 KiB, iterations: 2}]}]"
 SWITCHES = (
     "[{name: a, phases: [{primitive: context_switch, iterations: 3}, {primitive: page_fault, region: 48 KiB}]}, "
@@ -229,6 +233,8 @@ def of_kernel(processes: str, *sets: str, personality: str = "kvm", paging: str 
     [
         (FORK, ()),
         (EXEC, ()),
+        (UNDEFINED, ()),
+        (PORTS, ("vmm.parameters.fast_pio_in=0",)),
         (FORK, ("vmm.pv.batch=1", "vmm.vpid=false")),
         (FAULTS, ("vmm.pv.batch=7",)),
         (SWITCHES, ()),

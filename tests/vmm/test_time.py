@@ -184,6 +184,29 @@ def test_switching_vms_keeps_the_msrs_of_each(personality: str) -> None:
     assert [m.data(8 * n, vm=vm) for vm in (0, 1) for n in (0, 1)] == [0x1000, 0x1001, 0x2000, 0x2001]
 
 
+def test_switching_vms_keeps_where_the_last_page_fault_of_each_was(personality: str) -> None:
+    """CR2 is in no VMCS: a guest that is preempted on its way to reading it finds its own."""
+
+    def guest(address: int) -> Any:
+        def body(a: Assembler) -> None:
+            a.mov(RAX, address)
+            a.emit(ops.MOV_TO_CR, RAX, imm=2)
+            a.mov(R8, 200)
+            a.label("again")
+            a.work(1000)
+            a.sub(R8, 1)
+            a.jcc(ops.CC_NZ, "again")
+            a.emit(ops.MOV_FROM_CR, RAX, imm=2)
+            a.st(Mem(displacement=DATA), RAX)
+            a.op(ops.STOP_OP)
+
+        return tiny_guest(body)
+
+    m = machine(guest(0x1000), guest(0x2000), personality=personality, tick_ns=10_000).run(until=10_000_000)
+
+    assert [m.data(0, vm=vm) for vm in (0, 1)] == [0x1000, 0x2000]
+
+
 def test_vms_on_two_cpus_run_beside_each_other(personality: str) -> None:
     m = machine(worker(20), worker(30), personality=personality, cpus=2)
 

@@ -31,6 +31,7 @@ from vtsim.cpu.slots import (
     PEERS,
     QUEUES,
     REMOTE_CYCLES,
+    WALK_LATENCY,
     WALKS_IN_L1D,
     WAYS,
 )
@@ -42,9 +43,9 @@ PARTS: int = 1024
 
 
 @kernel
-def queued(m: Record, a: Arena, queue: int) -> int:
-    """Cycles until a node's memory has served what CPUs want of it; one more line is wanted."""
-    now = m[CYCLE] * PARTS
+def queued(m: Record, a: Arena, queue: int, after: int) -> int:
+    """Cycles until a node's memory has served what CPUs want of it; one more line is wanted `after` cycles from now."""
+    now = (m[CYCLE] + after) * PARTS
     left = a[queue + LEFT]
     if now > a[queue + SINCE]:
         left = max(left - (now - a[queue + SINCE]), 0)
@@ -54,8 +55,8 @@ def queued(m: Record, a: Arena, queue: int) -> int:
 
 
 @kernel
-def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
-    """Cycles until a line that missed its first-level cache arrives; fills L2 and L3.
+def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) -> int:
+    """Cycles until a line that missed its first-level cache `after` cycles from now arrives; fills L2 and L3.
 
     `served` is the counter of what L2 serves; those of L3, DRAM and DRAM of another node come after it.
     """
@@ -83,7 +84,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
             cycles = m[REMOTE_CYCLES]
             node ^= 1
         if m[LINE_TIME]:
-            cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS)
+            cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS, after)
         fill(m, t, L3, line)
     fill(m, t, L2, line)
     return cycles + ahead
@@ -93,23 +94,24 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int) -> int:
 def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
     """Cycles of a page-walker read: paging-structure lines are cached like any other, or from L2 on.
 
+    It begins when the walk's earlier ones are there, which the walk has added up in WALK_LATENCY.
     `served` is the first of the dimension's counters, GUEST_L1D or EPT_L1D.
     """
     line = hpa >> 6
     if m[WALKS_IN_L1D] == 0:
-        return beyond_l1(m, a, t, line, served + 1)
+        return beyond_l1(m, a, t, line, served + 1, m[WALK_LATENCY])
     if probe_at_once(m, t, L1D, line):
         a[m[OWNER] + served] += 1
         return m[L1D + LATENCY]
-    cycles = beyond_l1(m, a, t, line, served + 1)
+    cycles = beyond_l1(m, a, t, line, served + 1, m[WALK_LATENCY])
     fill_l1d(m, t, line)
     return cycles
 
 
 @kernel
-def data_miss(m: Record, a: Arena, t: Tags, line: int) -> int:
-    """Cycles beyond an L1D hit of a data access that missed L1D."""
-    cycles = beyond_l1(m, a, t, line, DATA_L2) - m[L1D + LATENCY]
+def data_miss(m: Record, a: Arena, t: Tags, line: int, after: int) -> int:
+    """Cycles beyond an L1D hit of a data access that misses L1D `after` cycles from now, which its walk takes, say."""
+    cycles = beyond_l1(m, a, t, line, DATA_L2, after) - m[L1D + LATENCY]
     fill_l1d(m, t, line)
     return cycles if cycles > 0 else 0
 
@@ -126,7 +128,7 @@ def data_line(m: Record, a: Arena, t: Tags, line: int, access: int) -> int:
     taken = own_line(m, a, t, line) if access == WRITE else 0
     if probe(m, t, L1D, line):
         return taken
-    return max(taken, data_miss(m, a, t, line))
+    return max(taken, data_miss(m, a, t, line, 0))
 
 
 @kernel
@@ -135,7 +137,7 @@ def fetch_line(m: Record, a: Arena, t: Tags, hpa: int) -> int:
     line = hpa >> 6
     if probe(m, t, L1I, line):
         return 0
-    cycles = beyond_l1(m, a, t, line, FETCH_L2) - m[L1I + LATENCY]
+    cycles = beyond_l1(m, a, t, line, FETCH_L2, 0) - m[L1I + LATENCY]
     if m[L1I + WAYS] > 0:
         fill(m, t, L1I, line)
         m[FETCH_GENERATION] += 1

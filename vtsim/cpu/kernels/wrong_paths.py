@@ -185,7 +185,8 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     line = hpa >> 6
     if probe_at_once(m, t, s.L1D, line):
         return max(ready, arrival(m, line))
-    there = max(ready, m[slot]) + data_miss(m, a, t, line)
+    asked = max(ready, m[slot])
+    there = asked + data_miss(m, a, t, line, asked - m[s.CYCLE])
     m[s.WRONG_LINE + m[s.MISS_NEXT]] = line
     m[s.WRONG_UNTIL] = max(m[s.WRONG_UNTIL], there)
     take_buffer(m, there, SQUASHED)

@@ -231,7 +231,7 @@ def fetch(a: Assembler, path: Path) -> None:
         a.shl(RSI, 3)
         a.and_(RBX, e.ADDRESS)
         a.or_(RSI, register=RBX)
-        a.call("guest_memory")
+        _reach(a, path)
         a.ld(RBX, Mem(RDI))
         a.test(RBX, e.PTE_PRESENT)
         a.jcc(ops.CC_Z, "fetch_failed")
@@ -256,7 +256,7 @@ def fetch(a: Assembler, path: Path) -> None:
         a.jcc(ops.CC_NZ, "fetch_failed")
         a.copy(RSI, RCX)
     a.label("fetch_bytes")
-    a.call("guest_memory")
+    _reach(a, path)
     a.label("fetched")
     a.ret()
 
@@ -292,6 +292,15 @@ def fetch(a: Assembler, path: Path) -> None:
     a.label("fetch_failed")
     a.copy(4, R15, comment="the stack is given up")
     a.jmp("reenter_unlocked" if _pages_go(path) else "unexpected")  # the guest finds it again, or what is wrong
+
+
+def _reach(a: Assembler, path: Path) -> None:
+    """RDI <- the host's address of what a guest's table says, RSI: a frame of the host where tables are direct."""
+    if path.vmm.paging != "direct-pv":
+        a.call("guest_memory")
+        return
+    a.mov(RDI, at.HOST_DIRECT)
+    a.add(RDI, register=RSI)
 
 
 def _pages_go(path: Path) -> bool:
