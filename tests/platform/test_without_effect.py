@@ -10,7 +10,7 @@ import pytest
 
 from vtsim.config import load_scenario, parse_scenario
 from vtsim.cpu.profile import load_profile
-from vtsim.platform.without_effect import OF_HYPERVISORS, OF_MACHINES, OF_PHASES, OF_VMS, without_effect
+from vtsim.platform.without_effect import OF_HYPERVISORS, OF_MACHINES, OF_PHASES, OF_PROFILES, OF_VMS, without_effect
 from vtsim.study.result import Result
 from vtsim.study.run import simulate
 
@@ -44,6 +44,11 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "machine.iommu.mode=off", "no device does DMA"),
     ((), "machine.landing.ways=4", "no device does DMA"),
     ((), "machine.quantum=100", "one CPU runs ahead of no other"),
+    ((), "machine.cpu.dram.bandwidth=1", "there is no other CPU"),
+    ((), "machine.cpu.latency.transfer_ns=7", "there is no other CPU"),
+    ((), "machine.cpu.latency.cross_cpu_ns=7", "there is no other CPU"),
+    (("machine.cpus=2",), "machine.cpu.work.two_threads_percent=200", "no core has two logical CPUs"),
+    ((), "machine.cpu.dram.remote_ns=7", "all memory is of one node"),
     ((), "machine.isa=virtualizable", "no monitor asks for traps in ring 3"),
     ((RING_3,), "machine.isa=virtualizable", "no monitor asks for traps in ring 3"),
     (("vmm.technique=interpreter",), "vmm.ept.levels=5", "without VT-x no EPT is walked"),
@@ -193,7 +198,7 @@ def test_the_processor_says_what_a_setting_is_that_was_left_out() -> None:
 
 def test_every_rule_has_a_case() -> None:
     said = {reason for _, _, reason in CASES}
-    rules = (*OF_MACHINES, *OF_HYPERVISORS, *OF_VMS, *OF_PHASES)
+    rules = (*OF_MACHINES, *OF_PROFILES, *OF_HYPERVISORS, *OF_VMS, *OF_PHASES)
 
     assert {rule.reason for rule in rules} - said == {
         "there are no EPT tables", "no process has a phase map_file",

@@ -357,13 +357,10 @@ class Machine:
     def smallest_latency(self) -> int:
         """Cycles in which one CPU can hear of another at the earliest: by an interrupt, or by a word of shared memory.
 
-        A line of another CPU's cache takes no less than a load of what they share. Hyper-threads share buffers and
-        walkers besides.
+        A line of another CPU's cache takes no less than a load of what they share.
         """
         profile, shared, scenario = self.profile, self.profile.cache.l3, self.scenario
         by_interrupt = profile.cycles(profile.latency.cross_cpu_ns)
-        if scenario.machine.threads > 1:
-            return max(profile.cache.l2.hit_cycles, 1)
         if not scenario.vmm.memory.buddy and all(vm.vcpus == 1 for vm in scenario.vms):
             return by_interrupt
         by_memory = shared.hit_cycles if shared.bytes else profile.cycles(profile.dram.local_ns)

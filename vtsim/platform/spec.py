@@ -64,8 +64,8 @@ class MachineSpec:
     quantum: int | None = setting(
         counts(ge=1, le=2**40, words={"default": None}),
         "Cycles that one CPU may run ahead; the default is in what one can hear of another at the earliest: of an "
-        "interrupt, or where vCPUs of one VM share memory, of a word in the last-level cache; of hyper-threads, of one "
-        "in the second-level cache",
+        "interrupt, or where vCPUs of one VM share memory, of a word in the last-level cache. CPUs of one core that "
+        "both run are ahead of each other by a load from the second-level cache at most",
         default=None,
     )
     isa: str = setting(

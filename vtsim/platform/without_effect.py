@@ -61,6 +61,12 @@ OF_MACHINES: Final = (
     Rule(("machine.isa",), lambda s: not (techniques[s.vmm.technique].deprivileged and s.vmm.on_shadow),
          "no monitor asks for traps in ring 3"),
 )
+OF_PROFILES: Final = (  # values of machine.cpu
+    Rule(("dram.bandwidth", "latency.transfer_ns", "latency.remote_transfer_ns", "latency.cross_cpu_ns"),
+         lambda s: s.machine.cpus == 1, "there is no other CPU"),
+    Rule(("work.two_threads_percent",), lambda s: s.machine.threads == 1, "no core has two logical CPUs"),
+    Rule(("dram.remote_ns",), lambda s: s.machine.nodes == 1, "all memory is of one node"),
+)
 OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of vmm says nothing
     Rule(("vmm.ept.page_size", "vmm.ept.levels", "vmm.ept.accessed_dirty"), _without_vt_x,
          "without VT-x no EPT is walked"),
@@ -118,6 +124,9 @@ def without_effect(scenario: Scenario, profile: Profile) -> Iterator[tuple[str, 
     native = scenario.vmm.technique == "native"
     rules = OF_MACHINES if native else (*OF_MACHINES, *OF_HYPERVISORS)
     yield from _found(rules, scenario, "", auto, scenario)
+    for rule in OF_PROFILES:
+        if rule.condition(scenario):
+            yield from ((f"machine.cpu.{name}", rule.reason) for name, _ in scenario.machine.cpu if name in rule.paths)
     for number, vm in enumerate(scenario.vms):
         yield from _found(OF_VMS, vm, f"vms.{number}.", auto, scenario, vm)
         for p, process in enumerate(vm.guest.processes):

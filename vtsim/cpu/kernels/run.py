@@ -175,7 +175,8 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
     A CPU whose window is empty goes on where it stopped, as if it had never stopped: to the horizon that it had.
     With one CPU there is no quantum. A CPU that interrupts are on their way to stops where the first arrives. A CPU
     that has paused and looks next at what it waits for runs ahead of nobody, and nobody of it: one that is behind would
-    see what is done later, and save a pause by it; one that is ahead would see too late what was done.
+    see what is done later, and save a pause by it; one that is ahead would see too late what was done. CPUs of one
+    core, which take its buffers in turn, are ahead of each other by a load from L2 at most while both run.
     """
     count = cpus.shape[0]
     refilled = -1
@@ -201,6 +202,8 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
                 if n != chosen:
                     now = cpus[n, s.CYCLE]
                     ahead = 1 if looks or now - cpus[n, s.PAUSED] < soon else quantum
+                    if n == cpus[chosen, s.SIBLING] and cpus[n, s.HALTED] == 0:
+                        ahead = min(ahead, max(cpus[n, s.L2 + s.LATENCY], 1))
                     horizon = min(horizon, now + ahead)
         refilled = -1
         m = cpus[chosen]
