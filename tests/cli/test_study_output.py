@@ -172,7 +172,7 @@ REFUSED = [
      "what vmcall (14) and cpuid (22) lost with it; --beyond-stated-range goes beyond"),
     (["crossover", "{scenario}", "--axis", "machine.nothing", "--between", "1", "2", "--a", "seed=1", "--b", "seed=2", "--metric", "slowdown"],
      "--axis machine.nothing=1: machine: unknown key 'nothing'\n"
-     " help: keys here are profile, cpus, memory, nodes, frames, quantum, isa, devices, iommu, landing, cpu"),
+     " help: keys here are profile, cpus, threads, memory, nodes, frames, quantum, isa, devices, iommu, landing, cpu"),
     (["sensitivity", "{scenario}", "--axis", "=stated", "--metric", "slowdown"],
      "--axis: '=stated' is no axis\n help: PATH=LOW..HIGH, PATH=a,b,c, or PATH=stated of a cost of the profile"),
     (["plot", "{study}", "--kind", ""],
