@@ -90,6 +90,9 @@ class Follower:
     tables: dict[int, GuestTables] = field(factory=dict)
     loads: NDArray[np.int64] = field(init=False)  # rows that load PDPTEs
     early: dict[int, list[Step]] = field(factory=dict)  # what fills these before, by row
+    roots: NDArray[np.int64] = field(init=False)  # rows, as the next two
+    stored: NDArray[np.int64] = field(init=False)
+    of_leaves: NDArray[np.bool_] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         t = self.trace
@@ -105,7 +108,10 @@ class Follower:
         self.dropped = touches & ~flat
         self.loads = self._loads_of_pdptes(running)
         self._use_touches(np.nonzero(unknown)[0].tolist(), spare)
+        self.roots, self.stored = (np.nonzero(self.of(name))[0] for name in ("ROOT", "PTW"))
+        self.of_leaves = self.of(*LEAVES)
         self._stores_of_links()
+        self._uses_of_large_pages()
         self._follow(flat)
         self._put_early()
 
@@ -205,7 +211,9 @@ class Follower:
                 self._load(row, a1 if a0 == 3 else int(self.trace.cr3[row]))
                 continue
             if kind == "ROOT":
-                found = self._with_zeroes(tables, root, tables.new_root(a0 & shape.root, root))
+                found = self._with_zeroes(
+                    tables, root, tables.new_root(a0 & shape.root, root, self._others(tables, row, root))
+                )
                 if key != PAE and (before := self._load_of(row, a0 & shape.root)) is not None:
                     self._put_before(before, found)
                     found = []
@@ -245,6 +253,29 @@ class Follower:
                 self.steps[row] = tuple((step, row) for step in (*fetch, *found))
             elif fetch or found:
                 self._put_before(row, [*fetch, *found])
+
+    def _others(self, tables: GuestTables, row: int, old: int) -> set[int]:
+        """For which parts of the kernel's half has the root of this row other tables than the root before?
+
+        For those of which an entry is used, before the next root comes, that stands elsewhere than on the old way,
+        while nothing on that way was stored to in between. (Linux leaves the tables of its start so.)
+        """
+        shape, found = tables.shape, set()
+        if tables.shares_pages:  # PDPTEs are known from their loads
+            return found
+        place = int(np.searchsorted(self.roots, row, side="right"))
+        end = int(self.roots[place]) if place < len(self.roots) else len(self.kind)
+        stores = self.stored[np.searchsorted(self.stored, row) : np.searchsorted(self.stored, end)]
+        stored = {shape.place_of(int(self.a0[store])): int(store) for store in reversed(stores.tolist())}
+        below = self.of_leaves[row:end] & (self.trace.cr3[row:end] & shape.root == int(self.a0[row]) & shape.root)
+        for use in (np.nonzero(below)[0] + row).tolist():
+            address, level = self._linear(use, int(self.a0[use])), int(self.a1[use]) & 3
+            part = tables.part(address, shape.levels)
+            if shape.is_kernel(address) and part not in found:
+                other = tables.other_way(old, address, shape.leaf_at(int(self.a1[use]), address, level), level)
+                if other and stored.get(other, end) > use:
+                    found.add(part)
+        return found
 
     def _put_before(self, row: int, steps: list[Step]) -> None:
         """Steps before what a row becomes."""
@@ -429,9 +460,22 @@ class Follower:
         for row, key, a0, after, before in zip(*(each.tolist() for each in columns), strict=True):
             shape, tables = SHAPES[key], self.tables[key]
             level = shape.level_of(a0)
+            if level > 1:
+                tables.held.setdefault(shape.place_of(a0), []).append((row, before))
             for entry, at in ((before, shape.place_of(a0) | level), (after, -1)):
                 if level > 1 and entry & e_spec.PTE_PRESENT and not tables.is_page(entry, level):
                     tables.links.setdefault((entry & e_spec.ADDRESS) >> 12, []).append((row, at))
+
+    def _uses_of_large_pages(self) -> None:
+        """By root, level and part of the kernel's addresses: rows that use a large page there, its table."""
+        rows = np.nonzero(self.of_leaves & (self.a1 & 3 > 1))[0]
+        columns = (rows, self.shape[rows], self._roots()[rows], self.a0[rows], self.a1[rows])
+        for row, key, root, address, a1 in zip(*(each.tolist() for each in columns), strict=True):
+            tables, above = self.tables[key], (a1 & 3) + 1
+            address = self._linear(row, address)
+            if tables.shape.is_kernel(address) and above <= tables.shape.levels:
+                uses = tables.large.setdefault((root, above, tables.part(address, above)), [])
+                uses.append((row, a1 >> 12))
 
     def _untouched(self) -> Iterator[int]:
         """Frames of memory that no row names, from the end."""
