@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import numpy as np
-from attrs import define, field
+from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError
@@ -31,6 +31,7 @@ from vtsim.guest.traces.paging import (
     FLAT,
     PAE,
     SHAPES,
+    Shape,
     large_pages,
     register_writes,
     shapes,
@@ -41,6 +42,8 @@ from vtsim.guest.traces.rows import LEAVES, TOUCHES, outside
 RESERVED: Final = e_spec.ADDRESS & ~((1 << 46) - 1)
 DEVICES_ACCESSED: Final = ("MMIO_R", "MMIO_W")
 LOW_32: Final = 0xFFFF_FFFF
+GIB: Final = 1 << 30
+KERNEL_IMAGE: Final = -0x8000_0000  # where Linux's 64-bit kernels are linked to run, and modules above
 # rows whose instruction was not fetched, or is not yet known to have been
 NOT_FETCHED: Final = (*TOUCHES, "LEAF_F", "EXC", "IRQ", "ROOT", "REARM")
 Uses = dict[int, list[tuple[int, int]]]
@@ -100,7 +103,7 @@ class Follower:
         refuse_unfollowed(t, self.shape)
         self.kind, self.a0, self.a1, self.a2 = t.kind.copy(), t.a0, t.a1.copy(), t.a2.copy()
         spare = self._untouched()
-        self.tables = {key: GuestTables(shape=shape, spare=spare) for key, shape in SHAPES.items()}
+        self.tables = {key: GuestTables(shape=self._with_map(key), spare=spare) for key in SHAPES}
         flat = self._without_paging(running)
         touches = self.of(*TOUCHES)
         followed = np.unique(self.shape[self.of(*LEAVES, "PTW", "ROOT")])
@@ -118,6 +121,22 @@ class Follower:
     def of(self, *names: str) -> NDArray[np.bool_]:
         """Which rows are of these kinds."""
         return np.isin(self.kind, [NUMBER[name] for name in names])
+
+    def _with_map(self, key: int) -> Shape:
+        """The shape, with Linux's map of all memory where the recording shows it: its place may be random.
+
+        It lies whole GiB from physical addresses, as nothing else below the kernel's image that has as many entries.
+
+        Source: Linux 6.1, kernel_randomize_memory in arch/x86/mm/kaslr.c (aligned to PUD_SIZE).
+        """
+        shape = SHAPES[key]
+        uses = self.of(*LEAVES) & (self.shape == key) & (self.a0 < KERNEL_IMAGE) & (self.a1 & 3 > 1)
+        if shape.narrow or not uses.any():
+            return shape
+        page = np.int64(-1) << (12 + shape.bits * ((self.a1[uses] & 3) - 1))
+        distances = (self.a0[uses] & page) - (self.a2[uses] & e_spec.ADDRESS & page)
+        found, times = np.unique(distances[distances & GIB - 1 == 0], return_counts=True)
+        return evolve(shape, direct=int(found[np.argmax(times)])) if len(found) else shape
 
     def _without_paging(self, running: NDArray[np.int64]) -> NDArray[np.bool_]:
         """In which rows are linear addresses physical ones? A recording may begin when paging is on already."""
