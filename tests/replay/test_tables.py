@@ -7,9 +7,9 @@ from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import replay as e
 from vtsim.guest.replay.plan import Plan
 from vtsim.guest.replay.steps import FETCH, WRITE, Step
-from vtsim.guest.replay.tables import GuestTables
+from vtsim.guest.replay.tables import ZERO, GuestTables
+from vtsim.guest.traces.paging import FOUR, PAE, RESET_CR0, SHAPES
 from vtsim.guest.traces.paging import LINUX_4 as DIRECT
-from vtsim.guest.traces.paging import PAE, RESET_CR0, SHAPES
 
 ROOT, TABLE, PAGES = 0x1000, 0x2000, 0x40_0000
 OTHER, MIDDLE, UPPER, DIRECT_TABLE = 0x3000, 0x4000, 0x5000, 0x6000
@@ -256,3 +256,53 @@ def test_the_idt_is_mapped_where_an_event_is_delivered_through_it() -> None:
 
     assert len(fills(known, e.FILL)) == 4  # of each level
     assert again is None and unknown is None
+
+
+# --- tables of the kernel that the recording names late --------------------------------------------------------------
+def tables_of_four_levels() -> GuestTables:
+    return GuestTables(shape=SHAPES[FOUR], spare=iter(range(0x7F00, 0, -1)))
+
+
+def test_a_root_with_other_tables_than_the_root_before_has_them_from_the_beginning() -> None:
+    """Linux leaves the tables of its start so; the hypervisor would go on with shadows of the old ones."""
+    tables = tables_of_four_levels()
+    address = -0x7780_0000_0000
+    list(tables.first_use(0x1000, address, 0x4000, 2, 0x80_00E3))
+    old = tables.entry(tables.place(0x1000, address, 4))
+    assert tables.other_way(0x1000, address, 0x4000, 2) == 0
+    assert tables.other_way(0x1000, address, 0x5000, 2) == tables.place(old & ~0xFFF, address, 3)
+    list(tables.new_root(0x8000, 0x1000))
+    list(tables.new_root(0x9000, 0x1000, {tables.part(address, 4)}))
+    assert [tables.entry(tables.place(root, address, 4)) for root in (0x8000, 0x9000)] == [old, 0]
+    list(tables.first_use(0x9000, address, 0x5000, 2, 0x80_00E3))
+    assert tables.entry(tables.place(0x9000, address, 4)) != old
+    assert tables.entry(tables.place(0x1000, address, 4)) == old
+
+
+def test_a_table_of_the_kernel_is_the_one_of_which_a_large_page_is_used_later() -> None:
+    tables = tables_of_four_levels()
+    address = -0x7780_0000_0000
+    tables.row = 1
+    tables.large[0x1000, 3, tables.part(address, 3)] = [(5, 6)]
+    list(tables.first_use(0x1000, address, 0x4000, 1, 0x80_0063))
+    assert tables.entry(tables.place(6 << 12, address, 2)) >> 12 == 4
+
+
+def test_a_second_root_that_leads_to_a_table_of_a_program_does_not_zero_it() -> None:
+    tables = tables_of_four_levels()
+    list(tables.first_use(0x1000, 0x20_0000, 0x4000, 1, 0x80_0067))
+    entry = tables.entry(tables.place(0x1000, 0x20_0000, 4))
+    assert list(tables.link(0x2000, 4, entry)) == []
+    tables.unlink(entry, 4)
+    assert [fill[0] for fill in tables.link(0x2000, 4, entry)] == [ZERO]
+
+
+def test_an_entry_holds_what_the_store_that_ends_it_finds() -> None:
+    """With page-table isolation programs are not executable below the kernel's root."""
+    tables, no_execute = tables_of_four_levels(), -1 << 63
+    place = tables.place(0x1000, 0x20_0000, 4)
+    tables.held[place] = [(9, no_execute | 0x3067)]
+    assert tables._held_until_store(place, 3) == no_execute | 0x3067
+    assert tables._held_until_store(place, 7) == 0
+    tables.row = 9
+    assert tables._held_until_store(place, 3) == 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import numpy as np
-from attrs import define, field
+from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError
@@ -31,6 +31,7 @@ from vtsim.guest.traces.paging import (
     FLAT,
     PAE,
     SHAPES,
+    Shape,
     large_pages,
     register_writes,
     shapes,
@@ -41,6 +42,8 @@ from vtsim.guest.traces.rows import LEAVES, TOUCHES, outside
 RESERVED: Final = e_spec.ADDRESS & ~((1 << 46) - 1)
 DEVICES_ACCESSED: Final = ("MMIO_R", "MMIO_W")
 LOW_32: Final = 0xFFFF_FFFF
+GIB: Final = 1 << 30
+KERNEL_IMAGE: Final = -0x8000_0000  # where Linux's 64-bit kernels are linked to run, and modules above
 # rows whose instruction was not fetched, or is not yet known to have been
 NOT_FETCHED: Final = (*TOUCHES, "LEAF_F", "EXC", "IRQ", "ROOT", "REARM")
 Uses = dict[int, list[tuple[int, int]]]
@@ -90,6 +93,9 @@ class Follower:
     tables: dict[int, GuestTables] = field(factory=dict)
     loads: NDArray[np.int64] = field(init=False)  # rows that load PDPTEs
     early: dict[int, list[Step]] = field(factory=dict)  # what fills these before, by row
+    roots: NDArray[np.int64] = field(init=False)  # rows, as the next two
+    stored: NDArray[np.int64] = field(init=False)
+    of_leaves: NDArray[np.bool_] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         t = self.trace
@@ -97,7 +103,7 @@ class Follower:
         refuse_unfollowed(t, self.shape)
         self.kind, self.a0, self.a1, self.a2 = t.kind.copy(), t.a0, t.a1.copy(), t.a2.copy()
         spare = self._untouched()
-        self.tables = {key: GuestTables(shape=shape, spare=spare) for key, shape in SHAPES.items()}
+        self.tables = {key: GuestTables(shape=self._with_map(key), spare=spare) for key in SHAPES}
         flat = self._without_paging(running)
         touches = self.of(*TOUCHES)
         followed = np.unique(self.shape[self.of(*LEAVES, "PTW", "ROOT")])
@@ -105,13 +111,32 @@ class Follower:
         self.dropped = touches & ~flat
         self.loads = self._loads_of_pdptes(running)
         self._use_touches(np.nonzero(unknown)[0].tolist(), spare)
+        self.roots, self.stored = (np.nonzero(self.of(name))[0] for name in ("ROOT", "PTW"))
+        self.of_leaves = self.of(*LEAVES)
         self._stores_of_links()
+        self._uses_of_large_pages()
         self._follow(flat)
         self._put_early()
 
     def of(self, *names: str) -> NDArray[np.bool_]:
         """Which rows are of these kinds."""
         return np.isin(self.kind, [NUMBER[name] for name in names])
+
+    def _with_map(self, key: int) -> Shape:
+        """The shape, with Linux's map of all memory where the recording shows it: its place may be random.
+
+        It lies whole GiB from physical addresses, as nothing else below the kernel's image that has as many entries.
+
+        Source: Linux 6.1, kernel_randomize_memory in arch/x86/mm/kaslr.c (aligned to PUD_SIZE).
+        """
+        shape = SHAPES[key]
+        uses = self.of(*LEAVES) & (self.shape == key) & (self.a0 < KERNEL_IMAGE) & (self.a1 & 3 > 1)
+        if shape.narrow or not uses.any():
+            return shape
+        page = np.int64(-1) << (12 + shape.bits * ((self.a1[uses] & 3) - 1))
+        distances = (self.a0[uses] & page) - (self.a2[uses] & e_spec.ADDRESS & page)
+        found, times = np.unique(distances[distances & GIB - 1 == 0], return_counts=True)
+        return evolve(shape, direct=int(found[np.argmax(times)])) if len(found) else shape
 
     def _without_paging(self, running: NDArray[np.int64]) -> NDArray[np.bool_]:
         """In which rows are linear addresses physical ones? A recording may begin when paging is on already."""
@@ -205,7 +230,9 @@ class Follower:
                 self._load(row, a1 if a0 == 3 else int(self.trace.cr3[row]))
                 continue
             if kind == "ROOT":
-                found = self._with_zeroes(tables, root, tables.new_root(a0 & shape.root, root))
+                found = self._with_zeroes(
+                    tables, root, tables.new_root(a0 & shape.root, root, self._others(tables, row, root))
+                )
                 if key != PAE and (before := self._load_of(row, a0 & shape.root)) is not None:
                     self._put_before(before, found)
                     found = []
@@ -245,6 +272,29 @@ class Follower:
                 self.steps[row] = tuple((step, row) for step in (*fetch, *found))
             elif fetch or found:
                 self._put_before(row, [*fetch, *found])
+
+    def _others(self, tables: GuestTables, row: int, old: int) -> set[int]:
+        """For which parts of the kernel's half has the root of this row other tables than the root before?
+
+        For those of which an entry is used, before the next root comes, that stands elsewhere than on the old way,
+        while nothing on that way was stored to in between. (Linux leaves the tables of its start so.)
+        """
+        shape, found = tables.shape, set()
+        if tables.shares_pages:  # PDPTEs are known from their loads
+            return found
+        place = int(np.searchsorted(self.roots, row, side="right"))
+        end = int(self.roots[place]) if place < len(self.roots) else len(self.kind)
+        stores = self.stored[np.searchsorted(self.stored, row) : np.searchsorted(self.stored, end)]
+        stored = {shape.place_of(int(self.a0[store])): int(store) for store in reversed(stores.tolist())}
+        below = self.of_leaves[row:end] & (self.trace.cr3[row:end] & shape.root == int(self.a0[row]) & shape.root)
+        for use in (np.nonzero(below)[0] + row).tolist():
+            address, level = self._linear(use, int(self.a0[use])), int(self.a1[use]) & 3
+            part = tables.part(address, shape.levels)
+            if shape.is_kernel(address) and part not in found:
+                other = tables.other_way(old, address, shape.leaf_at(int(self.a1[use]), address, level), level)
+                if other and stored.get(other, end) > use:
+                    found.add(part)
+        return found
 
     def _put_before(self, row: int, steps: list[Step]) -> None:
         """Steps before what a row becomes."""
@@ -429,9 +479,22 @@ class Follower:
         for row, key, a0, after, before in zip(*(each.tolist() for each in columns), strict=True):
             shape, tables = SHAPES[key], self.tables[key]
             level = shape.level_of(a0)
+            if level > 1:
+                tables.held.setdefault(shape.place_of(a0), []).append((row, before))
             for entry, at in ((before, shape.place_of(a0) | level), (after, -1)):
                 if level > 1 and entry & e_spec.PTE_PRESENT and not tables.is_page(entry, level):
                     tables.links.setdefault((entry & e_spec.ADDRESS) >> 12, []).append((row, at))
+
+    def _uses_of_large_pages(self) -> None:
+        """By root, level and part of the kernel's addresses: rows that use a large page there, its table."""
+        rows = np.nonzero(self.of_leaves & (self.a1 & 3 > 1))[0]
+        columns = (rows, self.shape[rows], self._roots()[rows], self.a0[rows], self.a1[rows])
+        for row, key, root, address, a1 in zip(*(each.tolist() for each in columns), strict=True):
+            tables, above = self.tables[key], (a1 & 3) + 1
+            address = self._linear(row, address)
+            if tables.shape.is_kernel(address) and above <= tables.shape.levels:
+                uses = tables.large.setdefault((root, above, tables.part(address, above)), [])
+                uses.append((row, a1 >> 12))
 
     def _untouched(self) -> Iterator[int]:
         """Frames of memory that no row names, from the end."""

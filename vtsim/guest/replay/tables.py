@@ -9,7 +9,7 @@ SDM: "4-Level Paging and 5-Level Paging"; "PAE Paging"; "32-Bit Paging".
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from attrs import define, field
@@ -40,6 +40,8 @@ class GuestTables:
     kernel: dict[tuple[int, int], int] = field(factory=dict)  # level and part of the address: frame
     retired: set[int] = field(factory=set)
     links: dict[int, list[tuple[int, int]]] = field(factory=dict)  # frame: rows that store to what led to it, or -1
+    large: dict[tuple[int, int, int], list[tuple[int, int]]] = field(factory=dict)  # root, level, part: see `_guess`
+    held: dict[int, list[tuple[int, int]]] = field(factory=dict)  # upper entry: rows that store, value before
     fresh: set[int] = field(factory=set)  # frames of tables in use whose way is not known yet
     row: int = -1  # of the recording, that is being followed
     places: dict[int, int] = field(factory=dict)  # frame: linear address at which the kernel used it last
@@ -108,7 +110,8 @@ class GuestTables:
         if told and (self.is_live(frame) or self._is_kernels(frame)):
             return
         top = level == self.shape.levels
-        shared = top and self.index_at(at, level) >= self.shape.kernel and frame in self.leads
+        kernels = self.index_at(at, level) >= self.shape.kernel and frame in self.leads
+        shared = top and (kernels or self.is_live(frame))  # two roots of a process: page-table isolation
         if self.leads.get(frame) != at and not shared:
             stale = None if frame in self.fresh else self.tables.pop(frame, None)
             if stale:
@@ -140,9 +143,27 @@ class GuestTables:
         self.leads.pop(frame, None)
         self.fresh.add(frame)
 
-    def new_root(self, root: int, old: int) -> Iterator[Fill]:
-        """A table becomes a root, a page that was one before again: the kernel's half is that of the root before."""
-        frame = root >> 12
+    def other_way(self, old: int, address: int, at: int, level: int) -> int:
+        """The entry below a root that leads elsewhere than to a leaf entry at `at`; 0 if none does."""
+        table, place = old, 0
+        for above in range(self.shape.levels, level, -1):
+            place = self.place(table, address, above)
+            entry = self.entry(place)
+            if not entry & e.PTE_PRESENT:
+                return 0
+            if self.is_page(entry, above):
+                return place
+            table = entry & e.ADDRESS
+        return place if table != at & ~0xFFF else 0
+
+    def new_root(self, root: int, old: int, others: Collection[int] = ()) -> Iterator[Fill]:
+        """A table becomes a root, a page that was one before again: the kernel's half is that of the root before.
+
+        Except the parts of the address (of the top level) in `others`, for which it has tables of its own.
+        """
+        frame, top = root >> 12, self.shape.levels
+        for level, part in [key for key in self.kernel if key[1] >> self.shape.bits * (top - key[0]) in others]:
+            del self.kernel[level, part]
         if not self.shares_pages:
             if self.tables.pop(frame, None):
                 yield ZERO, frame << 12, 0
@@ -150,10 +171,11 @@ class GuestTables:
         elif frame not in self.leads:
             self.leads[frame] = -1
         self.retired.discard(frame)
+        indexes = {part & (1 << self.shape.bits) - 1 for part in others}
         first = (old & 0xFFF) // self.shape.size
         end = first + (4 if self.shares_pages else 1 << self.shape.bits)
         for index, value in list(self.tables.get(old >> 12, {}).items()):
-            if first + self.shape.kernel <= index < end:
+            if first + self.shape.kernel <= index < end and index - first not in indexes:
                 yield from self.fill(root + self.shape.size * (index - first), value)
 
     def table_entry(self, level: int, kernel: bool) -> int:
@@ -173,9 +195,9 @@ class GuestTables:
             below = (entry & e.ADDRESS) >> 12 if entry & e.PTE_PRESENT and not self.is_page(entry, above) else 0
             if below in self.retired:
                 below = 0
-            wanted = at >> 12 if above - 1 == level else below or self._guess(address, above, at, level)
+            wanted = at >> 12 if above - 1 == level else below or self._guess(root, address, above, at, level)
             if below != wanted:
-                entry = wanted << 12 | self.table_entry(above, kernel)
+                entry = self._held_until_store(place, wanted) or wanted << 12 | self.table_entry(above, kernel)
                 if kernel and self.kernel.get((above, self.part(address, above))) == wanted:
                     self.leads[wanted] = place  # the same table, on another way
                 else:
@@ -188,6 +210,16 @@ class GuestTables:
         if kernel and value & e.PTE_PRESENT:
             within = (1 << self.shape.bits * (level - 1)) - 1
             self.places[self.page(value, level) | ((address >> 12) & within)] = address & ~0xFFF
+
+    def _held_until_store(self, place: int, frame: int) -> int:
+        """What an entry of an upper level holds, as the next store there says of what was before; 0 if it does not.
+
+        Linux with page-table isolation has programs not executable below its own root: such tables have other shadows.
+        """
+        stores = self.held.get(place, ())
+        at = bisect(stores, (self.row, 1 << 64))
+        before = stores[at][1] if at < len(stores) else 0
+        return before if before & e.PTE_PRESENT and (before & e.ADDRESS) >> 12 == frame else 0
 
     def part(self, address: int, level: int) -> int:
         """The part of an address that one entry at a level is for."""
@@ -203,11 +235,16 @@ class GuestTables:
             if value != -1 and self.entry(at) == 0:
                 yield from self.fill(at, value)
 
-    def _guess(self, address: int, above: int, at: int, level: int) -> int:
-        """The frame of a table, as other roots or stores that made or end it tell; else a spare."""
-        known = self.kernel.get((above, self.part(address, above)))
+    def _guess(self, root: int, address: int, above: int, at: int, level: int) -> int:
+        """The frame of a table, as other roots, later uses, or stores that made or end it tell; else a spare."""
+        part = self.part(address, above)
+        known = self.kernel.get((above, part))
         if known is not None:
             return known
+        uses = self.large.get((root, above, part), ())
+        place = bisect(uses, (self.row, 0))
+        if place < len(uses):
+            return uses[place][1]
         frame = at >> 12
         for step in range(level + 1, above):
             parent = self._parent(frame, step)
