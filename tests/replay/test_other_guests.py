@@ -195,6 +195,18 @@ def test_a_table_that_becomes_a_page_and_a_table_again_maps_what_it_holds_then(t
     assert faults([*rows, again], tmp_path) == faults(rows, tmp_path) + 1
 
 
+def test_a_store_by_the_map_of_all_memory_is_seen_though_nothing_tells_of_its_entry(tmp_path):
+    """The map's large page was split: of the table only the entry is known that was used since."""
+    rows = [
+        use("LEAF_R", 17, KERNEL + ROOT, 0x5000 + 8 * (ROOT >> 12), 1, ROOT | 0x63),
+        row("PTW", 17, cr3=ROOT, a0=ROOT | 4, a1=PDPT | 7), row("PTW", 17, cr3=ROOT, a0=PDPT | 3, a1=PD | 7),
+        row("PTW", 17, cr3=ROOT, a0=PD | 8 | 2, a1=TABLE | 7), row("PTW", 18, cr3=ROOT, a0=TABLE | 1, a1=0x400067),
+        use("LEAF_W", 20, 0x200000, TABLE, 1, 0x400067, cpl=3),
+    ]  # fmt: skip
+    store = row("PTW", 22, cr3=ROOT, a0=TABLE + 8 | 1, a1=0x401067, rip=KERNEL)
+    assert faults([*rows, store], tmp_path) == faults(rows, tmp_path) + 1
+
+
 # --- what cannot be predicted is refused ----------------------------------------------------------------------------
 LEAF = use("LEAF_R", 20, KERNEL + 0x400000, TABLE, 1, 0x400063)
 NARROW = [row("MOV_TO_CR", 12, a0=3, a1=ROOT), row("MOV_TO_CR", 16, a0=0, a1=PAGING)]

@@ -389,7 +389,10 @@ class Follower:
             tables.unlink(int(t.a2[row]), level)
         found += self._with_zeroes(tables, root, tables.link(at, level, value, told=True))
         found += self._overwritten(tables, root, level, value)
-        place = tables.linear(root, at, 0 <= int(t.rip[row]) < 1 << 46)
+        identity = 0 <= int(t.rip[row]) < 1 << 46
+        if tables.linear(root, at, identity) is None:
+            found += [fill_step(fill, shape.size) for fill in tables.stored_to(root, at)]
+        place = tables.linear(root, at, identity)
         tables.store(at, value)
         if value & e_spec.PTE_PRESENT == 0 and value & RESERVED:
             tables.retire(at >> 12)  # no entry looks like this: the page is poisoned

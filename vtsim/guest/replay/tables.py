@@ -321,6 +321,23 @@ class GuestTables:
             entry = (next(self.spare) if frame < 0 else frame) << 12 | KERNEL_TABLE
         yield from self.first_use(root, address, at, 1, entry)
 
+    def stored_to(self, root: int, gpa: int) -> Iterator[Fill]:
+        """The kernel stores to a page by its map of all memory: the entry is there, though nothing tells of it.
+
+        A large page of that map that was split left its table full.
+        """
+        frame = gpa >> 12
+        address = self.shape.direct + (frame << 12)
+        table = root
+        for level in range(self.shape.levels, 0, -1):
+            at = self.place(table, address, level)
+            entry = self.entry(at)
+            if level == 1 and not entry & e.PTE_PRESENT and not self.shape.narrow:
+                yield from self.fill(at, frame << 12 | KERNEL_TABLE)
+            if not entry & e.PTE_PRESENT or self.is_page(entry, level):
+                return
+            table = entry & e.ADDRESS
+
     def linear(self, root: int, gpa: int, identity: bool) -> int | None:
         """A linear address at which the kernel can store to guest-physical memory; None where none is known."""
         frame = gpa >> 12
