@@ -62,6 +62,8 @@ PICTURES: Final = (
             shows="paging-structure entries that a page walk reads"),
     Picture(name="vpid", study="vpid", metric="slowdown",
             shows="elapsed cycles against the same guest natively"),
+    Picture(name="mitigations", study="mitigations", metric="cycles.elapsed",
+            shows="cycles of 10,000 exits of each kind"),
     Picture(name="iommu-modes", study="iommu_modes", metric="dma.nic.gbps",
             shows="what a device writes into buffers that are mapped for it and unmapped, in Gb/s"),
 )

@@ -23,34 +23,66 @@ EXAMPLES = 15 if jit.DISABLED else 60
 SLOW = {"dram.bandwidth": 1000}  # 140.8 cycles for a line at 2.2 GHz
 
 
-def queued(engine: Engine, cpu: int, cycle: int) -> int:
+def queued(engine: Engine, cpu: int, cycle: int, after: int = 0) -> int:
     """What a line waits that a CPU wants at a cycle."""
     m = engine.cpus[cpu]
     m[s.CYCLE] = cycle
-    return int(queued_in(m, engine.arena, int(m[s.QUEUES]) + int(m[s.NODE]) * QUEUE_WORDS, 0))
+    return int(queued_in(m, engine.arena, int(m[s.QUEUES]) + int(m[s.NODE]) * QUEUE_WORDS, after))
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from((0, 1, 100, 141, 1000))), max_size=60))
+class Shared:
+    """Time in pieces of 256 cycles, without end: how much of each is taken."""
+
+    def __init__(self, line: Fraction) -> None:
+        self.line = line
+        self.taken: dict[int, Fraction] = {}
+
+    def wait(self, cycle: int) -> int:
+        piece, left, begins = cycle // 256, self.line, None
+        while left:
+            taken = self.taken.get(piece, Fraction(0))
+            if taken < 256:
+                if begins is None:
+                    begins = cycle if piece == cycle // 256 else piece * 256 + int(taken)
+                part = min(left, 256 - taken)
+                self.taken[piece] = taken + part
+                left -= part
+            piece += 1
+        assert begins is not None
+        return begins - cycle
+
+
+wanted_lines = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from((0, 1, 100, 141, 1000, 5000)), st.sampled_from((0, 0, 198))),
+    max_size=80,
+)
+
+
+@given(wanted_lines, st.sampled_from((300, 1000, 20_000)))
 @settings(max_examples=EXAMPLES)
-def test_lines_are_served_one_after_the_other(wanted: list[tuple[int, int]]) -> None:
-    """CPUs in step: a line waits until all before it are served."""
-    engine = machine(SLOW, cpus=2)
-    line = Fraction(64 * engine.profile.clock_hz, 1000 * 10**6)
-    assert int(engine.cpus[0][s.LINE_TIME]) == line * PARTS // 1
-    now, free = 0, Fraction(0)
-    for cpu, passed in wanted:
-        now += passed
-        begins = max(free, Fraction(now))
-        assert abs(queued(engine, cpu, now) - (begins - now)) <= 1
-        free = begins + Fraction(int(engine.cpus[0][s.LINE_TIME]), PARTS)
+def test_a_line_takes_the_first_time_that_is_left(wanted: list[tuple[int, int, int]], bandwidth: int) -> None:
+    """Each CPU in its own time, whichever is ahead."""
+    engine = machine({"dram.bandwidth": bandwidth}, cpus=2)
+    shared = Shared(Fraction(int(engine.cpus[0][s.LINE_TIME]), PARTS))
+    assert int(engine.cpus[0][s.LINE_TIME]) == 64 * PARTS * engine.profile.clock_hz // (bandwidth * 10**6)
+    now = [0, 0]
+    for cpu, passed, after in wanted:
+        now[cpu] += passed
+        assert queued(engine, cpu, now[cpu], after) == shared.wait(now[cpu] + after)
 
 
-def test_who_is_behind_waits_for_what_is_left_and_not_for_the_time_between() -> None:
+def test_who_is_behind_waits_for_nothing_that_is_wanted_later() -> None:
+    """A CPU zeroes pages by one operation; another one, thousands of cycles behind, finds the time between free."""
     engine = machine(SLOW, cpus=2)
-    assert queued(engine, 0, 1000) == 0
-    assert queued(engine, 1, 960) == 140
-    assert queued(engine, 0, 1000) == 281
-    assert queued(engine, 0, 1282 + 140) == 0
+    assert [queued(engine, 1, 8000 + 200 * n) for n in range(20)] == [0] * 20
+    assert [queued(engine, 0, 1000 + 200 * n) for n in range(20)] == [0] * 20
+
+
+def test_more_than_can_be_served_waits() -> None:
+    engine = machine(SLOW, cpus=2)
+    waits = [queued(engine, n % 2, 1024) for n in range(6)]  # of 140.8 cycles each, in pieces of 256
+    line = int(engine.cpus[0][s.LINE_TIME])
+    assert waits == [0, 0, *(n * line // PARTS for n in (2, 3, 4, 5))]
 
 
 def test_one_cpu_waits_for_nobody() -> None:
@@ -72,7 +104,7 @@ def test_each_node_has_a_bandwidth_of_its_own() -> None:
 
     local, remote = profile.cycles(profile.dram.local_ns), profile.cycles(profile.dram.remote_ns)
     assert [cycles(here), cycles(there)] == [local, remote]
-    assert [cycles(here + 64), cycles(there + 64)] == [local + 140, remote + 140]
+    assert [cycles(here + 64), cycles(there + 64), cycles(here + 128)] == [local, remote, local + 281]
 
 
 STREAMS = """

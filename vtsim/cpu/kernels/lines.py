@@ -1,8 +1,8 @@
 """The cycles that an access to a line of memory takes: through the caches of this CPU, of others, and to DRAM.
 
-Where there are several CPUs, lines that they want of one node's memory wait for each other: a queue that is served at
-the node's bandwidth. It is how much is still to be served, and since when: a CPU that is behind another one finds what
-that one has left, and does not wait for the time between them. One CPU has too few misses at once to fill a bandwidth.
+Where there are several CPUs, lines that they want of one node's memory share its bandwidth: a table says of each
+stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
+the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
 
 SDM: "Cache Control Protocol".
 """
@@ -36,22 +36,39 @@ from vtsim.cpu.slots import (
     WAYS,
 )
 
-# of a node's memory: since when, and how much was to be served then; in parts of a cycle
-(SINCE, LEFT) = range(2)
-QUEUE_WORDS: int = 8
+# of a node's memory, for each stretch of time: its number, and what of it is taken, in parts of a cycle
+(STRETCH, TAKEN) = range(2)
+STRETCHES: int = 1024
+QUEUE_WORDS: int = 2 * STRETCHES
+STRETCH_BITS: int = 8  # 256 cycles
 PARTS: int = 1024
+WHOLE: int = PARTS << STRETCH_BITS
 
 
 @kernel
 def queued(m: Record, a: Arena, queue: int, after: int) -> int:
-    """Cycles until a node's memory has served what CPUs want of it; one more line is wanted `after` cycles from now."""
-    now = (m[CYCLE] + after) * PARTS
-    left = a[queue + LEFT]
-    if now > a[queue + SINCE]:
-        left = max(left - (now - a[queue + SINCE]), 0)
-        a[queue + SINCE] = now
-    a[queue + LEFT] = left + m[LINE_TIME]
-    return left // PARTS
+    """Cycles until a node's memory serves a line that is wanted `after` cycles from now."""
+    now = m[CYCLE] + after
+    first = now >> STRETCH_BITS
+    wanted = m[LINE_TIME]
+    wait = -1
+    for stretch in range(first, first + STRETCHES):
+        at = queue + 2 * (stretch & (STRETCHES - 1))
+        if a[at + STRETCH] < stretch:
+            a[at + STRETCH] = stretch
+            a[at + TAKEN] = 0
+        left = WHOLE - a[at + TAKEN] if a[at + STRETCH] == stretch else WHOLE  # else others are too far ahead to tell
+        if left > 0:
+            if wait < 0:
+                begins = (stretch << STRETCH_BITS) + a[at + TAKEN] // PARTS
+                wait = max(begins - now, 0) if stretch > first else 0
+            part = min(left, wanted)
+            if a[at + STRETCH] == stretch:
+                a[at + TAKEN] += part
+            wanted -= part
+            if wanted == 0:
+                break
+    return max(wait, 0)
 
 
 @kernel
