@@ -279,7 +279,8 @@ class Follower:
         For those of which an entry is used, before the next root comes, that stands elsewhere than on the old way,
         while nothing on that way was stored to in between. (Linux leaves the tables of its start so.)
         """
-        shape, found = tables.shape, set()
+        shape = tables.shape
+        found: set[int] = set()
         if tables.shares_pages:  # PDPTEs are known from their loads
             return found
         place = int(np.searchsorted(self.roots, row, side="right"))
