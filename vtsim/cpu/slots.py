@@ -176,9 +176,9 @@ WALK_PAGE: Final = DIRECTORY + 48   # up to 8
 # when a look-up's last access is there, and the one before it; when all that wrong paths asked for is there; from a
 # mispredicted branch to its right path; does a walk stand on a wrong path, where it may change nothing?
 LOADED, LOADED_BEFORE, WRONG_UNTIL, MISPREDICT_CYCLES, SPECULATIVE = range(DIRECTORY + 56, DIRECTORY + 61)
-# --- memory that several CPUs use: this CPU's node; arena offset of the nodes' queues (see kernels.lines); what a line
-# takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
-NODE, QUEUES, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
+# --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.lines); what a
+# line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
+NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
 # --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------
 # OF_LATE: of its last cycles, the share in 1/1024 in which it executed; SHARED_FRACTION: what is carried; CONTENTION: what an
 # executing CPU loses to another one that does, in 1/1024; RAN_LAST: did it run last of its core? WHOLE_ROB: without sharing

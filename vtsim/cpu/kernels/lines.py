@@ -15,6 +15,7 @@ from vtsim.cpu.kernels.caches import fill, fill_l1d, probe, probe_at_once
 from vtsim.cpu.kernels.coherence import cycles_ahead, load_shared, place_of, store_owned
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
+    BANDWIDTHS,
     CYCLE,
     DRAM_CYCLES,
     FETCH_GENERATION,
@@ -29,7 +30,6 @@ from vtsim.cpu.slots import (
     NODE_FIRST,
     OWNER,
     PEERS,
-    QUEUES,
     REMOTE_CYCLES,
     WALK_LATENCY,
     WALKS_IN_L1D,
@@ -39,21 +39,21 @@ from vtsim.cpu.slots import (
 # of a node's memory, for each stretch of time: its number, and what of it is taken, in parts of a cycle
 (STRETCH, TAKEN) = range(2)
 STRETCHES: int = 1024
-QUEUE_WORDS: int = 2 * STRETCHES
+BANDWIDTH_WORDS: int = 2 * STRETCHES
 STRETCH_BITS: int = 8  # 256 cycles
 PARTS: int = 1024
 WHOLE: int = PARTS << STRETCH_BITS
 
 
 @kernel
-def queued(m: Record, a: Arena, queue: int, after: int) -> int:
+def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
     """Cycles until a node's memory serves a line that is wanted `after` cycles from now."""
     now = m[CYCLE] + after
     first = now >> STRETCH_BITS
     wanted = m[LINE_TIME]
     wait = -1
     for stretch in range(first, first + STRETCHES):
-        at = queue + 2 * (stretch & (STRETCHES - 1))
+        at = bandwidth + 2 * (stretch & (STRETCHES - 1))
         if a[at + STRETCH] < stretch:
             a[at + STRETCH] = stretch
             a[at + TAKEN] = 0
@@ -101,7 +101,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
             cycles = m[REMOTE_CYCLES]
             node ^= 1
         if m[LINE_TIME]:
-            cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS, after)
+            cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after)
         fill(m, t, L3, line)
     fill(m, t, L2, line)
     return cycles + ahead
