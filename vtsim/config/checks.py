@@ -236,7 +236,6 @@ def _mitigations_are_there(scenario: Scenario, profile: Profile) -> Iterator[Pro
     vmm = scenario.vmm
     if vmm.technique != "hardware":
         return
-    able = [name for name in profile_names() if load_profile(name).features.spec_ctrl]
     for name in vmm.mitigations.chosen:
         if vmm.personality != "kvm":
             yield Problem(
@@ -245,6 +244,7 @@ def _mitigations_are_there(scenario: Scenario, profile: Profile) -> Iterator[Pro
                 help="leave it out; or choose vmm.personality kvm",
             )
         elif name != "pti" and not profile.features.spec_ctrl:
+            able = [one for one in profile_names() if load_profile(one).features.spec_ctrl]
             yield Problem(
                 message=f"{scenario.machine.profile} has no microcode for it",
                 path=f"vmm.mitigations.{name}",
