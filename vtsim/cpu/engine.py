@@ -241,7 +241,7 @@ class Engine:
         m[s.LINES] = m[s.LINE_GENERATIONS]
         m[s.FETCH_GENERATION] = 1
         values = {
-            s.CPU: number, s.CPUS: self.geometry.cpus, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
+            s.CPU: number, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
@@ -460,7 +460,7 @@ class Engine:
         """Every cycle of every CPU is charged to exactly one name; stops with `ModelError` if not."""
         a = self.arena
         charged = sum(int(a[at : at + 2 * k.RING_STRIDE].sum()) for at in self.owners.values())
-        passed = int(sum(int(m[s.CYCLE]) - int(m[s.STARTED]) for m in self.cpus))
+        passed = sum(int(m[s.CYCLE]) for m in self.cpus)
         open_ = int(sum(int(m[s.CYCLE]) - int(m[s.MARK]) for m in self.cpus))
         if charged + open_ != passed:
             raise ModelError(
