@@ -216,7 +216,9 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             yield Problem(path=f"machine.cpu.{EXIT_COST}", message=message, help=help)
             return
         message = f"technique 'hardware' needs VMX, which profile {profile.name!r} does not have"
-        yield Problem(path="vmm.technique", message=message, help=f"technique can be {others}")
+        newer = ", ".join(name for name in profile_names() if load_profile(name).has_vmx)
+        help = f"profiles that have it: {newer}; or vmm.technique can be {others}"
+        yield Problem(path="machine.profile", message=message, help=help)
         return
     capabilities = _capabilities(profile)
     for path, words, feature in _wishes(scenario.vmm):
