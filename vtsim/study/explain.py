@@ -14,7 +14,6 @@ from rich.text import Text
 
 from vtsim.base.errors import ConfigError
 from vtsim.base.trace import PRIVILEGES
-from vtsim.config import scenario_of
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Instruction, Mem, render
 from vtsim.cpu.kernels.msrs import FLUSH_CMD, PRED_CMD
@@ -95,6 +94,7 @@ def exit_program(
     `paging` is how the guests' memory is translated; auto: by EPT, or by shadow tables where the processor has none.
     `sets` are `path=value` settings of the scenario in which the exit happens.
     """
+    from vtsim.config import scenario_of
     from vtsim.vmm.listing import PAGINGS, exit_stages, usual_paging
     from vtsim.vmm.programs.common import OF_PAGING
 
