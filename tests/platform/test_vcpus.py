@@ -39,10 +39,19 @@ WRONG = (
         "vms.0.guest.processes.0.vcpu",
         "there is no vCPU 2 in a VM whose number of vCPUs is 2",
     ),
-    (
-        "vms.0.guest.processes.0.phases.0={primitive: fork}",
-        "vms.0.guest.processes.0.phases.0",
-        "a process of several threads has no fork",
+    *(
+        (
+            f"vms.0.guest.processes.0.phases.0={{primitive: {primitive}}}",
+            "vms.0.guest.processes.0.phases.0",
+            f"a process of several threads has no {words}",
+        )
+        for primitive, words in (
+            ("fork", "children"),
+            ("exec", "children"),
+            ("process", "children"),
+            ("dma_buffers", "driver of devices"),
+            ("attack_dma, target: 4096", "driver of devices"),
+        )
     ),
     (
         "vmm={paging: shadow, features: {exit_clustering: true}}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -300,11 +301,66 @@ def _two(phase: str, *sets: str) -> Scenario:
 
 
 def test_descriptors_that_two_threads_get_are_left_out_for_time_decides_who_is_first() -> None:
-    there = _two("{primitive: open_close, iterations: 40}")
+    there = _two("{primitive: open_close, iterations: 5}", "vmm.paging=shadow")
     found = e.compare(without_hypervisor(there), there)
 
     assert found.differences == ()
-    assert e.BY_TIME in found.left_out
+    assert e.DESCRIPTORS in found.left_out  # they got others, or nothing is tested
+
+
+def test_an_error_in_place_of_a_descriptor_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = _two("{primitive: open_close, iterations: 5}", "vmm.paging=shadow")
+    real, failed = e._run_second, []
+
+    def failing(*arguments: Any) -> e._Run:
+        """The second run, in which the second thread's last open fails."""
+        run = real(*arguments)
+        stream = run.logs["vm0", 1].streams[APPLICATION]
+        if not stream.rows:
+            return run
+        rows = [attrs.evolve(row, value=-2, digest=0) if row.value > 3 else row for row in stream.rows]
+        failed.append(rows)
+        run.logs["vm0", 1] = attrs.evolve(
+            run.logs["vm0", 1], streams={**run.logs["vm0", 1].streams, APPLICATION: attrs.evolve(stream, rows=rows)}
+        )
+        return run
+
+    monkeypatch.setattr(e, "_run_second", failing)
+    (difference,) = e.compare(without_hypervisor(there), there).differences
+
+    assert failed
+    assert difference.place.endswith("_opened")
+    assert difference.second == f"{(1 << 64) - 2:#x}"
+
+
+def test_what_threads_see_beside_descriptors_is_compared() -> None:
+    phases = "{primitive: open_close, iterations: 5}, {primitive: cpuid, leaf: 7, iterations: 1}"
+    first, second = (without_hypervisor(_two(phases, *sets)) for sets in ((), ("machine.profile=snb-e5-2450",)))
+    found = e.compare(first, second)
+
+    assert e.DESCRIPTORS in found.left_out
+    assert [(each.vcpu, each.operation) for each in found.differences] == [
+        (vcpu, "CPUID leaf 0x7, EBX") for vcpu in range(2)
+    ]
+
+
+# A write locks its page of the file, which a read of another thread then does not map with those around it.
+MAPPED = "{primitive: map_file, iterations: 3, region: 200 KiB, write: 54 %, order: strided, invalidate: true}"
+
+
+def test_pages_of_a_file_are_mapped_together_whichever_of_them_faults() -> None:
+    there = _two(MAPPED)
+    found = e.compare(without_hypervisor(there), there)
+
+    assert found.differences == ()
+
+
+def test_a_window_of_a_file_that_one_never_touches_is_a_difference() -> None:
+    first, second = (without_hypervisor(_two(MAPPED.replace("200", size))) for size in ("200", "192"))
+    (difference,) = e.compare(first, second).differences
+
+    assert difference.operation.startswith("#PF in page 0x")
+    assert (difference.first, difference.second) == ("a fault", "none")
 
 
 def test_what_two_threads_see_whoever_is_first_is_compared() -> None:
@@ -313,7 +369,7 @@ def test_what_two_threads_see_whoever_is_first_is_compared() -> None:
     found = e.compare(first, second)
 
     assert [(each.vcpu, each.stream) for each in found.differences] == [(0, APPLICATION), (1, APPLICATION)]
-    assert e.BY_TIME not in found.left_out
+    assert e.DESCRIPTORS not in found.left_out
 
 
 def test_a_paravirtual_kernel_is_another_image_so_that_where_it_ends_is_no_difference() -> None:

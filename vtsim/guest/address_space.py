@@ -17,6 +17,7 @@ from vtsim.guest.paging import FOUR, ROWS, GuestPaging
 from vtsim.guest.primitives import FILE, OWN, SHARED, TRACED, lowerings
 from vtsim.guest.spec import SLAB, SLABS, SLABS_APART, KernelSpec, Phase, ProcessSpec
 
+MAPPED_FILE: Final = "mapped file"  # name of an area
 TOP_ENTRY: Final = 1 << 39
 USER_ENTRIES: Final = 256
 
@@ -217,7 +218,7 @@ def _own(start: int, phase: Phase, paging: GuestPaging) -> Area:
     if not isinstance(phase, MapFileSpec):
         return Area(start=start, bytes=length, paging=paging)
     write = phase.write > 0
-    return Area(start=start, bytes=length, writable=write, file=True, name="mapped file", paging=paging)
+    return Area(start=start, bytes=length, writable=write, file=True, name=MAPPED_FILE, paging=paging)
 
 
 def _beyond(end: int, paging: GuestPaging) -> int:

@@ -7,7 +7,7 @@ words of 8 bytes; linear addresses beyond 47 bits; the boot of a real kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -114,7 +114,7 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
         + direct
         + tasks
         + _filled(guest)
-        + _file_pages(guest)
+        + len(_asking(guest)) * _file_pages(guest)
         + _cache_pages(guest),
         code_pages=(16 if guest.driven else 8) + CODE_PAGES_PER_PHASE * phases + 2 * len(spaces),
         rows=BASE_ROWS
@@ -146,6 +146,7 @@ def _files(guest: GuestSpec) -> Files | None:
         components=max(phase.path_components for phase in asking),
         sockets=max(phase.open_sockets for phase in asking),
         ordinary=max(phase.open_files for phase in asking),
+        threads=max(process.threads for process in guest.processes),
     )
     if files.sockets + files.ordinary > MOST_SOCKETS:
         raise ConfigError(
@@ -158,6 +159,11 @@ def _files(guest: GuestSpec) -> Files | None:
 def _file_pages(guest: GuestSpec) -> int:
     files = _files(guest)
     return -(-files.bytes // PAGE) if files else 0
+
+
+def _asking(guest: GuestSpec) -> list[int]:
+    """Processes that ask about files: each has its own."""
+    return [n for n, each in enumerate(guest.processes) if any(isinstance(phase, FilePhase) for phase in each.phases)]
 
 
 def _cached(guest: GuestSpec) -> CachedFile | None:
@@ -359,7 +365,8 @@ class Builder:
         calls = frames.reserve(-(-call_count(guest) * 8 // PAGE))
         structs = frames.reserve(struct_frames(frames.end)) if self.cpus > 1 else 0
         files = _files(guest)
-        file_frames = frames.reserve(_file_pages(guest)) if files else 0
+        file_frames = {process: frames.reserve(_file_pages(guest)) for process in _asking(guest)}
+        files_at = {process: self._linear(frame) for process, frame in file_frames.items()}
         file = self._cache()
         if self.dma is not None and guest.driven:
             from vtsim.guest.dma_memory import DmaBuilder  # which imports all of VT-d
@@ -389,7 +396,7 @@ class Builder:
             batch=self.direct.batch if self.direct else 1,
             on_host=self.direct is not None and self.direct.on_host,
             direct_page=self._direct_page,
-            files=self._linear(file_frames),
+            files=min(files_at.values(), default=self._linear(0)) if len(files_at) < 2 else 0,
             first_file=files.first_file if files else 0,
             probe=bool(self.guest.kernel.probe),
             sensitive=guest.kernel.sensitive,
@@ -408,8 +415,9 @@ class Builder:
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))
         fill(self.memory, calls, call_table(guest, text))
-        if files:
-            fill(self.memory, file_frames, files.words(self._linear(file_frames), text.labels))
+        for process, frame in file_frames.items():
+            assert files is not None
+            fill(self.memory, frame, files.words(files_at[process], min(files_at.values()), text.labels))
         self._place(text, self.places.text, text_frame)
 
         root = frames.reserve(1)
@@ -417,7 +425,7 @@ class Builder:
         self._map_kernel(root, text_frame, _pages(text), entry)
         shared = self._map_interface(root) if self.paravirtual or self.events else 0
         trampoline = self._map_trampoline(text_frame, entry_pages, entry) if kpti else -1
-        tasks = self._tasks(spaces, forks, root, trampoline, texts)
+        tasks = self._tasks(spaces, forks, root, trampoline, texts, files_at)
         self._supply(spaces, forks, tasks, texts, zones)
         for cpu in range(self.cpus):
             stack = at.ENTRY_STACK + cpu_shift(cpu) if kpti else next(t.stack_top for t in tasks if t.cpu == cpu)
@@ -666,13 +674,20 @@ class Builder:
 
     # --- tasks --------------------------------------------------------------------------------------------------------
     def _tasks(
-        self, spaces: list[AddressSpace], forks: list[int], root: int, trampoline: int, texts: list[Program]
+        self,
+        spaces: list[AddressSpace],
+        forks: list[int],
+        root: int,
+        trampoline: int,
+        texts: list[Program],
+        files: Mapping[int, int],
     ) -> list[Task]:
         """The processes, the children that fork makes, further threads, and last the idle tasks."""
         tasks = []
         half = self.paging.user_entries
         parents = [None] * len(spaces) + forks
-        for number, space in enumerate([*spaces, *(spaces[n] for n in forks)]):
+        processes = [*range(len(spaces)), *forks]
+        for number, space in enumerate(spaces[n] for n in processes):
             top = self.frames.reserve(1) if self.paging.protected else self._pair()
             self._words(top)[half:] = self._words(root)[half:]
             if trampoline >= 0:
@@ -692,7 +707,8 @@ class Builder:
                     space=space,
                     areas=self.frames.reserve(-(-len(space.areas) * at.AREA_BYTES // PAGE)),
                     parent=parents[number],
-                    cpu=self._cpu_of(number if parents[number] is None else parents[number]),
+                    cpu=self._cpu_of(processes[number]),
+                    files=files.get(processes[number], 0),
                 )
             )
         for number, process in enumerate(self.guest.processes):

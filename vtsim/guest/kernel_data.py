@@ -51,6 +51,7 @@ class Task:
     leader: int | None = None  # place of the first thread of its process, where it is another
     thread: int = 0
     rip: int = FIRST_THREAD
+    files: int = 0  # linear address of those of its process
 
 
 def linear(gfn: int, places: at.Places = at.LONG) -> int:
@@ -102,6 +103,7 @@ def write_tasks(
             at.T_CHILD: direct + child.at if child else 0,
             at.T_PARENT: direct + parent.at if parent else 0,
             at.T_SHARED: int(parent is not None),
+            at.T_FILES: task.files,
         }
         if task.space:
             words[at.T_AREA_COUNT] = len(task.space.areas)

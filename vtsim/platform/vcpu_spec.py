@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Final
 from vtsim.base.errors import Problem
 from vtsim.base.units import SIZE
 from vtsim.guest.attack_spec import AttackStaleSpec
-from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ExecSpec, ForkSpec, IpiSpec, Phase, ReplaySpec
+from vtsim.guest.spec import BalloonSpec, DmaBuffersSpec, ForkSpec, IpiSpec, Phase, ReplaySpec
 
 if TYPE_CHECKING:
     from vtsim.platform.spec import Scenario, VmSpec
 
-OF_ONE_VCPU = {
-    ReplaySpec: "a recorded guest",
-}
+# Each row is also of the kinds that are made of it: exec and process fork, too.
+OF_ONE_VCPU: Final[Mapping[type[Phase], str]] = {ReplaySpec: "a recorded guest"}
 OF_TWO_THREADS: Final[Mapping[type[Phase], str]] = {
     IpiSpec: "one thread interrupts another",
     AttackStaleSpec: "one thread stores to what another makes a table",
 }
-OF_ONE_THREAD = {
-    ForkSpec: "fork", ExecSpec: "exec", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
+OF_ONE_THREAD: Final[Mapping[type[Phase], str]] = {
+    ForkSpec: "children", DmaBuffersSpec: "driver of devices", BalloonSpec: "balloon driver"
 }  # fmt: skip
 
 
@@ -43,28 +42,32 @@ def vcpu_conflicts(scenario: Scenario, vm: VmSpec, where: str) -> Iterator[Probl
                 help=f"vcpu can be {', '.join(map(str, range(vm.vcpus)))}; or raise {where}.vcpus",
             )
         for n, phase in enumerate(process.phases):
-            kind = type(phase)
-            if vm.vcpus > 1 and kind in OF_ONE_VCPU:
+            if vm.vcpus > 1 and (words := _of(OF_ONE_VCPU, phase)):
                 yield Problem(
                     path=f"{at}.phases.{n}",
-                    message=f"{OF_ONE_VCPU[kind]} has one vCPU",
+                    message=f"{words} has one vCPU",
                     help=f"{where}.vcpus can be 1",
                 )
-            if kind in OF_TWO_THREADS and process.threads != 2:
+            if process.threads != 2 and (words := _of(OF_TWO_THREADS, phase)):
                 yield Problem(
                     path=f"{at}.phases.{n}",
-                    message=f"{OF_TWO_THREADS[kind]}, and the process has {process.threads}",
+                    message=f"{words}, and the process has {process.threads}",
                     help=f"{at}.threads can be 2",
                 )
-            if process.threads > 1 and kind in OF_ONE_THREAD:
+            if process.threads > 1 and (words := _of(OF_ONE_THREAD, phase)):
                 yield Problem(
                     path=f"{at}.phases.{n}",
-                    message=f"a process of several threads has no {OF_ONE_THREAD[kind]}",
+                    message=f"a process of several threads has no {words}",
                     help=f"{at}.threads can be 1",
                 )
     if vm.vcpus > 1:
         yield from _one_balloon(vm, where)
         yield from _hypervisor(scenario, vm, where)
+
+
+def _of(rows: Mapping[type[Phase], str], phase: Phase) -> str:
+    """What the row of a phase's kind says, or of the kind that it is made of; empty without one."""
+    return next((words for kind, words in rows.items() if isinstance(phase, kind)), "")
 
 
 def memory_conflicts(vm: VmSpec, where: str, balloon: int) -> Iterator[Problem]:

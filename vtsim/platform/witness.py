@@ -17,6 +17,7 @@ from vtsim.base import memory as mem
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.kernels import digest as d
+from vtsim.guest.address_space import MAPPED_FILE
 from vtsim.platform.spec import VmSpec
 from vtsim.vmcs import state as h
 
@@ -76,13 +77,18 @@ class Witnessed:
     """What one vCPU saw, and the programs it ran: its kernel's, then those of its processes.
 
     `seen`: of each stream, how many values each address space saw, and their digest; the first is of none. `processes`:
-    which process each of them is of, behind that.
+    which process each of them is of, behind that. `files`: of each process, where it may map a file.
     """
 
     streams: Mapping[str, Stream]
     texts: tuple[Program, ...] = ()
     seen: Mapping[str, tuple[tuple[int, int], ...]] = {}
     processes: tuple[int, ...] = ()
+    files: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    def process(self, space: int) -> int:
+        """The process of an address space of the streams."""
+        return self.processes[space - 1]
 
 
 def words(vms: Iterable[VmSpec]) -> int:
@@ -135,6 +141,10 @@ def read(machine: Machine, logs: Mapping[tuple[str, int], int]) -> dict[tuple[st
             texts=parts[name].texts,
             seen={stream: _by_space(machine, at + d.SEEN_TABLE, n) for n, stream in enumerate(STREAMS)},
             processes=tuple(process for process, _ in parts[name].process_roots),
+            files=tuple(
+                tuple((start, end) for area, start, end in space.areas if area == MAPPED_FILE)
+                for space in parts[name].spaces
+            ),
         )
         for (name, number), at in logs.items()
     }

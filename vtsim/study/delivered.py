@@ -1,7 +1,8 @@
 """Exceptions of a VM with several vCPUs: time decides which thread touches a page first, and how many come too late.
 
 Which pages page faults name, over all vCPUs, does not depend on it; nor do exceptions of any other kind, whose number
-is compared. Not modelled: which kind of access touched a page first.
+is compared. A read of a mapped file maps the pages around it, but those that another vCPU writes to at that time: where
+a file is mapped, the windows count in which pages faulted. Not modelled: which kind of access touched a page first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from attrs import define, field
 
 from vtsim.cpu.codes import PF
 from vtsim.cpu.kernels.digest import SEEN_ROWS
+from vtsim.guest.kernel.file_fault import AROUND
 from vtsim.platform.witness import EXCEPTION, STREAMS, Seen, Wanted, Witnessed
 
 WINDOWS: Final = 16  # runs in which logs may be filled anew
@@ -32,9 +34,16 @@ class Delivered:
         """Count a row of the log; a page fault is that with the address."""
         if row.of == PF and row.part == 0:
             return
-        kind = (row.of, row.value >> PAGE_BITS if row.of == PF else row.value)
+        kind = (row.of, _page(row, log) if row.of == PF else row.value)
         self.counts[kind] = 1 if row.of == PF else self.counts.get(kind, 0) + 1
         self.firsts.setdefault(kind, (vcpu, row, log))
+
+
+def _page(row: Seen, log: Witnessed) -> int:
+    """The page of a fault; where its process maps a file, the first one of those that a fault maps together."""
+    files = log.files[log.process(row.space)] if row.space else ()
+    mapped = any(start <= row.value < end for start, end in files)
+    return row.value >> PAGE_BITS & (-AROUND if mapped else -1)
 
 
 def deliveries(

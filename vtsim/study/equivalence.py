@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Set
-from functools import cache
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from vtsim.base.errors import ConfigError, ModelError
 from vtsim.cpu import ops as o
 from vtsim.cpu import visible
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.kernels.digest import SEEN_ROWS
+from vtsim.guest.primitives.services import OPENED
 from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.outcome import Outcome
 from vtsim.platform.spec import Scenario
@@ -36,18 +36,14 @@ ANY_ORDER: Final = (
 RACES: Final = "how often a page faulted in a VM with several vCPUs, and on which: time decides who touches it first"
 TOO_MANY: Final = f"exceptions of a VM with several vCPUs, of which one had more than {WINDOWS * SEEN_ROWS:,}"
 NOT_ENDED: Final = "exceptions of a VM with several vCPUs that did not come to its end"
-BY_TIME: Final = (
-    "of a VM with several vCPUs, what applications also see otherwise in the first run at another speed: time decides "
-    "which thread comes first"
-)
+DESCRIPTORS: Final = "which file descriptors threads of one process get: time decides who opens a file first"
+TOO_MANY_BESIDE: Final = f"what threads saw that open files, of which one saw more than {WINDOWS * SEEN_ROWS:,} values"
 NOTHING: Final = "anything: the time limit came before a value was seen"
 BEHIND: Final = "what the kernel would have seen on a further vCPU if the VM had not ended before"
-SPEEDS: Final = (2, 3, 5, 9)  # how many times as long instructions take then
-SLOWEST: Final = 1000  # of run.work_scale
-AHEAD: Final = 500  # cycles of machine.quantum
 PLACE_IN_KERNEL: Final = re.compile(", rip 0xffff[0-9a-f]{12}")
 LIMITS: Final = ("time limit", "interrupted")
 Logs = dict[tuple[str, int], Witnessed]
+Parted = tuple[int, Seen | None, Seen | None, Witnessed, Witnessed]  # a step, what was seen at it, by whom
 
 
 # fmt: off
@@ -126,7 +122,7 @@ def compare_and_measure(
     found, left_out, compared = [], set[str](), dict.fromkeys(STREAMS, 0)
     limited = {name for name in names[0] if any(run.stopped.get(name, "") in LIMITS for run in (a, b))}
     several = {vm.name for vm in first.vms if vm.vcpus > 1}
-    retimed = cache(lambda speed: _run(_at(first, speed), Wanted(), progress).logs)
+    threads = {(vm.name, n) for vm in first.vms for n, each in enumerate(vm.guest.processes) if each.threads > 1}
     images = set()  # VMs whose kernel is the same program in both runs
     for vcpu in a.logs:
         streams, why = _comparable(a.logs[vcpu], b.logs[vcpu])
@@ -144,13 +140,14 @@ def compare_and_measure(
             spaces, parted = _otherwise(a.logs[vcpu], b.logs[vcpu], stream), None
             left_out |= {ANY_ORDER} if not spaces and here.digest != there.digest else set()
             for space in spaces:
-                if (step := _localise(runs, vcpu, stream, space, whole)) is None:
+                of = a.logs[vcpu].process(max(space, 1))
+                if stream == APPLICATION and (vcpu[0], of) in threads:
+                    step, why = _beside_descriptors(runs, vcpu, space, whole, max(here.count, there.count))
+                    left_out.add(why)
+                else:
+                    step = _localise(runs, vcpu, stream, space, whole)
+                if step is None:
                     continue
-                if stream == APPLICATION and vcpu[0] in several:
-                    ours = _seen(a.logs[vcpu], stream, space)
-                    if any(_seen(retimed(speed)[vcpu], stream, space) != ours for speed in SPEEDS):
-                        left_out.add(BY_TIME)
-                        continue
                 parted = _describe(vcpu, stream, *step, tuple(run.stopped.get(vcpu[0], "") for run in (a, b)))
                 break
             if parted is not None:
@@ -176,7 +173,7 @@ def compare_and_measure(
         left_out.add(NOTHING)
     equivalence = Equivalence(
         first=called[0], second=called[1], equivalent=not found, compared=compared,
-        left_out=tuple(sorted(left_out)), differences=tuple(found),
+        left_out=tuple(sorted(left_out - {""})), differences=tuple(found),
     )  # fmt: skip
     return equivalence, b.outcomes
 
@@ -205,17 +202,6 @@ def _exceptions(
         first=words[0], second=words[1],
     )  # fmt: skip
     return count, RACES, [difference]
-
-
-def _at(scenario: Scenario, speed: int) -> Scenario:
-    """The scenario with ordinary instructions that take so many times as long, or where that is too long, a part.
-
-    CPUs are let run so much farther ahead of each other, too: one that is always first may then be late.
-    """
-    scale = scenario.run.work_scale
-    scaled = speed * scale if speed * scale <= SLOWEST else scale // speed
-    machine = evolve(scenario.machine, quantum=speed * AHEAD)
-    return evolve(scenario, run=evolve(scenario.run, work_scale=scaled), machine=machine)
 
 
 def _seen(log: Witnessed, stream: str, space: int) -> tuple[int, int]:
@@ -279,7 +265,7 @@ def _localise(
     stream: str,
     space: int,
     whole: bool,
-) -> tuple[int, Seen | None, Seen | None, Witnessed, Witnessed] | None:
+) -> Parted | None:
     """The first step at which two streams of an address space differ, with what each saw then."""
     here, there = (run.logs[vcpu].streams[stream] for run in runs(Wanted(space=space)))
     parted = _parting(here, there, whole)
@@ -305,6 +291,30 @@ def _localise(
             break
         parted = max(again[0], same), again[1]
     raise ModelError("the first difference was not found", {"step": parted[0]})
+
+
+def _beside_descriptors(
+    runs: Callable[[Wanted], tuple[_Run, _Run]], vcpu: tuple[str, int], space: int, whole: bool, longest: int
+) -> tuple[Parted | None, str]:
+    """The first step at which a thread saw other than another descriptor, as `_localise`; and what is not compared."""
+    if longest > WINDOWS * SEEN_ROWS:
+        return None, TOO_MANY_BESIDE
+    skipped = ""
+    for first in range(0, longest, SEEN_ROWS):
+        wanted = Wanted(fixed=True, space=space, **dict.fromkeys(STREAMS, 1 << 60) | {APPLICATION: first})
+        a, b = (run.logs[vcpu] for run in runs(wanted))
+        ours, theirs = ({row.step: row for row in each.streams[APPLICATION].rows} for each in (a, b))
+        for step in sorted(ours.keys() | theirs.keys()):
+            x, y = ours.get(step), theirs.get(step)
+            if x is None or y is None:
+                return (step, x, y, a, b) if whole else None, skipped
+            if (x.op, x.of, x.part, x.value) == (y.op, y.of, y.part, y.value):
+                continue
+            opened = any(place(*each).endswith(f"_{OPENED}") for each in ((x, a), (y, b)))
+            if x.op != y.op or not opened or min(x.value, y.value) < 0:  # an error is no descriptor
+                return (step, x, y, a, b), skipped
+            skipped = DESCRIPTORS
+    return None, skipped
 
 
 def _describe(

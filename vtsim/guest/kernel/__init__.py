@@ -44,8 +44,8 @@ class KernelOptions:
     sensitive: tuple[str, ...] = ()  # sensitive instructions that it executes at boot
     tries: bool = False  # does it ever execute such a list?
     direct_page: int = 0  # flags of the kernel's mapping of an ordinary frame
-    files: int = 0  # linear address of what stands for files and sockets
-    first_file: int = 0  # descriptor of the first ordinary file
+    files: int = 0  # linear address of those of the only process that has any, 0: each task says where
+    first_file: int = 0  # descriptor of the first ordinary file, 0 without files
     cpus: int = 1
     alive: int = 0  # with several: linear address of how many tasks have not ended
     page_structs: int = 0  # with several: linear address of what is known of each frame, from frame 0 on
@@ -87,6 +87,11 @@ class KernelOptions:
     def several(self) -> bool:
         """Does it run on several CPUs?"""
         return self.cpus > 1
+
+    @property
+    def files_locked(self) -> bool:
+        """May threads open files beside each other?"""
+        return self.several and self.first_file > 0
 
 
 @frozen(kw_only=True)

@@ -3,7 +3,11 @@
 What Linux finds by pointers is found by pointers here: a name's bucket, its dentry, its inode; a descriptor's file, its
 operations, its socket. Names are words instead of strings. All is in memory: no device is waited for.
 
-Not modelled: mount points and symbolic links; read-copy-update's counters; waiting for a descriptor.
+Each process has descriptors of its own, and names are the same for all. Threads that open and close beside each other
+take the lock of their process's descriptors (file_lock in Linux, include/linux/fdtable.h).
+
+Not modelled: mount points and symbolic links; read-copy-update's counters; waiting for a descriptor; a buffer for the
+names of each call (threads of a process copy theirs to one); slabs of files: a process takes them from a list.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.lengths import length
 
 # fmt: off
-# --- what is in the first page ---------------------------------------------------------------------------------
+# --- what is in the first page of a process --------------------------------------------------------------------
 DESCRIPTORS: Final = 0                             # a file's address each
 BUCKETS, BUCKET_COUNT = 0x800, 64           # of the cache of names: a dentry's address each
 ROOT, SPARE = 0xC00, 0xC08                  # dentry of the root; the first free file
+TICKET, SERVING = 0xC10, 0xC18              # with several CPUs: the lock of descriptors and free files
 NAME_BUFFER: Final = 0xD00                         # what getname copies into
 # --- words of a dentry, an inode, a file, a socket ---------------------------------------------------------------
 (D_NEXT, D_PARENT, D_NAME, D_INODE, D_COUNT) = range(0, 40, 8)
@@ -49,13 +54,24 @@ def carry(a: Assembler, target: int, source: int, words: int, free: tuple[int, .
         a.stm(Mem(target, 8 * first), part)
 
 
+def _find(a: Assembler, kernel: KernelOptions, register: int, more: int = 0) -> None:
+    """The register <- the address of the files of the process that runs, or of what is so far behind it."""
+    if kernel.files:
+        a.mov(register, kernel.files + more)
+        return
+    a.ld(register, at.cpu_word(at.CURRENT))
+    a.ld(register, Mem(register, at.T_FILES))
+    if more:
+        a.add(register, more)
+
+
 @path("path walk")
 def walk(a: Assembler, kernel: KernelOptions) -> None:
     """`walk_path`: RSI names at RDI in user memory; RBX <- dentry of the last, or `no_entry`. R8 R9 R12 stay."""
     a.activity = ops.SYSCALL_PATH
     a.label("walk_path")
     a.work(length("getname"))
-    a.mov(s.R10, kernel.files + NAME_BUFFER)
+    _find(a, kernel, s.R10, NAME_BUFFER)
     a.copy(s.RCX, s.RSI)
     a.label("copy_name")
     a.ld(s.RAX, Mem(s.RDI))
@@ -63,8 +79,8 @@ def walk(a: Assembler, kernel: KernelOptions) -> None:
     a.add(s.RDI, 8)
     a.add(s.R10, 8)
     a.loop("copy_name")
-    a.mov(s.R10, kernel.files + NAME_BUFFER)
-    a.mov(s.R11, kernel.files)
+    _find(a, kernel, s.R10, NAME_BUFFER)
+    _find(a, kernel, s.R11)
     a.ld(s.RBX, Mem(s.R11, ROOT))
     a.label("walk_component")
     a.work(length("hash_name"))
@@ -124,6 +140,8 @@ def open_close(a: Assembler, kernel: KernelOptions) -> None:
     a.label("call_open")
     a.call("walk_path")
     a.work(length("open"))
+    if kernel.files_locked:
+        a.call("lock_files")
     a.ld(s.RDX, Mem(s.R11, SPARE))
     a.ld(s.RAX, Mem(s.RDX, F_NEXT))
     a.st(Mem(s.R11, SPARE), s.RAX)
@@ -144,14 +162,18 @@ def open_close(a: Assembler, kernel: KernelOptions) -> None:
     a.jmp("find_descriptor")
     a.label("descriptor_found")
     a.st(Mem(s.RDI, DESCRIPTORS), s.RDX)
+    if kernel.files_locked:
+        a.call("unlock_files")
     a.ret()
 
     a.label("call_close")
-    a.mov(s.R11, kernel.files)
+    _find(a, kernel, s.R11)
     a.ld(s.RDX, Mem(s.R11, DESCRIPTORS, index=s.RDI, scale=8))
     a.test(s.RDX, -1)
     a.jcc(ops.CC_Z, "bad_descriptor")
     a.work(length("close"))
+    if kernel.files_locked:
+        a.call("lock_files")
     a.mov(s.RAX, 0)
     a.st(Mem(s.R11, DESCRIPTORS, index=s.RDI, scale=8), s.RAX)
     a.ld(s.RBX, Mem(s.RDX, F_OBJECT))
@@ -160,6 +182,8 @@ def open_close(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, Mem(s.R11, SPARE))
     a.st(Mem(s.RDX, F_NEXT), s.RAX)
     a.st(Mem(s.R11, SPARE), s.RDX)
+    if kernel.files_locked:
+        a.call("unlock_files")
     a.mov(s.RAX, 0)
     a.ret()
 
@@ -171,7 +195,7 @@ def read_write(a: Assembler, kernel: KernelOptions) -> None:
     for name, operation in (("read", READ), ("write", WRITE)):
         a.label(f"call_{name}")
         a.work(length("read_write"))
-        a.mov(s.R11, kernel.files)
+        _find(a, kernel, s.R11)
         a.ld(s.RDX, Mem(s.R11, DESCRIPTORS, index=s.RDI, scale=8))
         a.ld(s.RAX, Mem(s.RDX, F_MODE))
         a.ld(s.RCX, Mem(s.RDX, F_OPERATIONS))
@@ -204,7 +228,7 @@ def select(a: Assembler, kernel: KernelOptions) -> None:
     a.mov(s.R8, kernel.first_file)
     a.label("poll_sets")
     carry(a, s.RSP, s.RSI, SET_WORDS, (s.RAX, s.RCX, s.RDX))
-    a.mov(s.R11, kernel.files)
+    _find(a, kernel, s.R11)
     a.mov(s.R12, 0)
     a.label("poll_next")
     a.work(length("select_descriptor"))
@@ -237,11 +261,15 @@ def select(a: Assembler, kernel: KernelOptions) -> None:
 # --- what is in memory before the guest starts ----------------------------------------------------------------------
 @frozen(kw_only=True)
 class Files:
-    """How much there is: components of the longest path that is walked, sockets and ordinary files that are open."""
+    """How much there is: components of the longest path that is walked, sockets and ordinary files that are open.
+
+    `threads`: how many may open a file at once.
+    """
 
     components: int
     sockets: int
     ordinary: int = 0
+    threads: int = 1
 
     @property
     def first_file(self) -> int:
@@ -249,39 +277,44 @@ class Files:
         return FIRST_SOCKET_DESCRIPTOR + self.sockets
 
     @property
+    def _count(self) -> int:
+        return self.sockets + self.ordinary + 7 + self.threads
+
+    @property
     def bytes(self) -> int:
         """How much memory that takes."""
-        names, files = self.components + 1, self.sockets + self.ordinary + 8
+        names, files = self.components + 1, self._count
         return 4096 + names * (DENTRY_BYTES + INODE_BYTES) + files * FILE_BYTES + self.sockets * SOCKET_BYTES + 128
 
-    def words(self, base: int, labels: dict[str, int]) -> NDArray[np.int64]:
-        """The contents, for the address at which they will be."""
+    def words(self, base: int, first: int, labels: dict[str, int]) -> NDArray[np.int64]:
+        """The contents of a process's, for the address at which they will be. At `first` are those with the names."""
         words = np.zeros(-(-self.bytes // 8), np.int64)
         here = 4096
 
-        def place(size: int) -> int:
+        def place(size: int, base: int = base) -> int:
             nonlocal here
             here += size
             return base + here - size
 
         def put(address: int, value: int) -> None:
-            words[(address - base) // 8] = value
+            if base <= address < base + self.bytes:
+                words[(address - base) // 8] = value
 
-        operations, of_files = place(64), place(64)
+        operations, of_files = place(64, first), place(64, first)
         for word, label in ((READ, "read_zero"), (WRITE, "write_null"), (POLL, "poll_socket")):
             put(operations + word, labels[label])
             if word != POLL:
                 put(of_files + word, labels[label])
         parent = 0
         for name in range(self.components + 1):  # the root is name 0
-            dentry, inode = place(DENTRY_BYTES), place(INODE_BYTES)
+            dentry, inode = place(DENTRY_BYTES, first), place(INODE_BYTES, first)
             put(dentry + D_PARENT, parent)
             put(dentry + D_NAME, name)
             put(dentry + D_INODE, inode)
             put(base + (BUCKETS + 8 * name if name else ROOT), dentry)
             parent = dentry
         spare = 0
-        for number in range(self.sockets + self.ordinary + 8):
+        for number in range(self._count):
             file = place(FILE_BYTES)
             socket = number - FIRST_SOCKET_DESCRIPTOR
             put(file + F_OPERATIONS, operations if socket < self.sockets else of_files)

@@ -76,6 +76,7 @@ TABLE_LOCK: Final   = IPI_PORT + 8                  # with several CPUs: where i
 PAGE_STRUCT_BYTES, PTL_TICKET, PTL_SERVING = 64, 40, 48
 # where the kernel goes on after an exception of its own, 0: nowhere; four words of a signal's action
 T_FIXUP, T_ACTION = 216, 224
+T_FILES: Final      = 256                           # the files of its process
 RUNNABLE, SLEEPING, WAITING, ZOMBIE, DEAD, FREE, DEVICE_WAIT = range(7)
 RESCHEDULE, SIGNAL_PENDING = 1, 2               # in NEED_RESCHED: what is to be done on the way out
 

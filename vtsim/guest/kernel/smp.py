@@ -22,7 +22,7 @@ from typing import Final
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.guest.kernel import KernelOptions, path
+from vtsim.guest.kernel import KernelOptions, files, path
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.flush import flush_range
 from vtsim.guest.kernel.interrupt_flag import disable, enable
@@ -203,6 +203,27 @@ def space_locks(a: Assembler, kernel: KernelOptions) -> None:
             unlock(a, Mem(s.RDI, at.M_SERVING))
         a.st_value(at.cpu_word(at.HELD), 0)
         a.ret()
+
+
+@path("lock of files")
+def file_lock(a: Assembler, kernel: KernelOptions) -> None:
+    """Subroutines `lock_files` and `unlock_files` of the process's files at R11; between them interrupts are off.
+
+    The first clobbers RAX and RCX, the second RCX. Source: Linux 6.1, fs/file.c: alloc_fd and close_fd, `file_lock`.
+    """
+    if not kernel.files_locked:
+        return
+    a.activity = ops.SYSCALL_PATH
+    a.label("lock_files")
+    disable(a, kernel)
+    lock(a, Mem(s.R11, files.TICKET), Mem(s.R11, files.SERVING), s.RCX)
+    a.ret()
+    a.label("unlock_files")
+    a.copy(s.RCX, s.RAX)
+    unlock(a, Mem(s.R11, files.SERVING))
+    a.copy(s.RAX, s.RCX)
+    enable(a, kernel)
+    a.ret()
 
 
 # --- shootdown ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from vtsim.guest.primitives.processes import PAGE, call, touch
 
 BUFFER_BYTES: Final = 256  # on the user's stack: what a system call reads, or fills
 NULL_DESCRIPTORS: Final = (0, 1)
+OPENED: Final = "opened"  # a label: where a process sees the descriptor that it got
 
 
 def _names(a: Assembler, components: int) -> None:
@@ -64,6 +65,7 @@ def open_close(a: Assembler, phase: spec.OpenCloseSpec, at: Stage) -> None:
     a.copy(s.RDI, s.R13)
     a.mov(s.RSI, phase.components)
     call(a, layout.CALL_OPEN)
+    a.label(at.label(OPENED))
     a.copy(s.RDI, s.RAX)
     call(a, layout.CALL_CLOSE)
     again(a, label)
