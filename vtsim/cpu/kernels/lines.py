@@ -10,14 +10,16 @@ SDM: "Cache Control Protocol".
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.cpu.accounts import DATA_L2, FETCH_L2
-from vtsim.cpu.kernels.caches import fill, fill_l1d, probe, probe_at_once
-from vtsim.cpu.kernels.coherence import cycles_ahead, load_shared, place_of, store_owned
+from vtsim.cpu.accounts import DATA_L2, FETCH_L2, PAIR_DRAM
+from vtsim.cpu.kernels.caches import bring, fill, fill_l1d, probe, probe_at_once
+from vtsim.cpu.kernels.coherence import NOBODY, SHARED, cycles_ahead, load_shared, owner_at, place_of, store_owned
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
+    CORE,
     CYCLE,
     DRAM_CYCLES,
     FETCH_GENERATION,
+    IN_PAIRS,
     L1D,
     L1I,
     L2,
@@ -28,6 +30,8 @@ from vtsim.cpu.slots import (
     NODE_END,
     NODE_FIRST,
     OWNER,
+    PAIR_LINE,
+    PAIR_THERE,
     PEERS,
     QUEUES,
     REMOTE_CYCLES,
@@ -72,6 +76,35 @@ def queued(m: Record, a: Arena, queue: int, after: int) -> int:
 
 
 @kernel
+def from_memory(m: Record, a: Arena, remote: bool, after: int) -> int:
+    """Cycles until a node's memory has sent a line that is wanted `after` cycles from now."""
+    cycles = m[REMOTE_CYCLES] if remote else m[DRAM_CYCLES]
+    if m[LINE_TIME]:
+        node = m[NODE] ^ 1 if remote else m[NODE]
+        cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS, after)
+    return cycles
+
+
+@kernel
+def complete_pair(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
+    """L2 fetches the other line of a pair beside the one that it was asked for, unless another core has it alone."""
+    if m[PEERS]:
+        place = place_of(m, t, line)
+        owner = owner_at(m, t, place)
+        if owner != SHARED and owner != NOBODY and owner != m[CORE]:
+            return
+        load_shared(m, a, t, line, place)
+    if bring(m, t, L2, line):
+        return
+    cycles = m[L3 + LATENCY]
+    if not bring(m, t, L3, line):
+        a[m[OWNER] + PAIR_DRAM] += 1
+        cycles = from_memory(m, a, line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END], after)
+    m[PAIR_LINE] = line
+    m[PAIR_THERE] = m[CYCLE] + after + cycles
+
+
+@kernel
 def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) -> int:
     """Cycles until a line that missed its first-level cache `after` cycles from now arrives; fills L2 and L3.
 
@@ -80,6 +113,8 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
     at = m[OWNER] + served
     if probe_at_once(m, t, L2, line):
         a[at] += 1
+        if line == m[PAIR_LINE]:
+            return max(m[L2 + LATENCY], m[PAIR_THERE] - m[CYCLE] - after)
         return m[L2 + LATENCY]
     cycles = m[L3 + LATENCY]
     ahead = moved = 0
@@ -90,20 +125,17 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
     if moved:
         a[at + 1] += 1
         cycles = moved
-    elif m[L3 + WAYS] > 0 and probe_at_once(m, t, L3, line):
+    elif bring(m, t, L3, line):
         a[at + 1] += 1
     else:
         a[at + 2] += 1
-        cycles = m[DRAM_CYCLES]
-        node = m[NODE]
-        if line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]:
+        remote = line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]
+        if remote:
             a[at + 3] += 1
-            cycles = m[REMOTE_CYCLES]
-            node ^= 1
-        if m[LINE_TIME]:
-            cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS, after)
-        fill(m, t, L3, line)
+        cycles = from_memory(m, a, remote, after)
     fill(m, t, L2, line)
+    if m[IN_PAIRS]:
+        complete_pair(m, a, t, line ^ 1, after)
     return cycles + ahead
 
 
