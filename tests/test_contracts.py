@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,13 @@ from vtsim.study.measure import result_of
 from vtsim.study.run import simulate, without_hypervisor
 from vtsim.study.sweep.design import load_design
 
-WORKLOADS = Path(__file__).parents[1] / "workloads"
+ROOT = Path(__file__).parents[1]
+WORKLOADS = ROOT / "workloads"
 STUDIES = sorted((WORKLOADS / "studies").glob("*.yaml"))
 SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path not in STUDIES)
 SHORT = "run.limit=2 ms"
 NAMES = [str(path.relative_to(WORKLOADS)) for path in SCENARIOS]
+SCRIPTS = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / "scripts").rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=NAMES)
@@ -28,6 +32,18 @@ def test_every_shipped_scenario_loads_and_says_what_it_shows(path: Path) -> None
 
     assert scenario.description
     assert parse_scenario(dump(scenario), name=scenario.name, folder=path.parent) == scenario
+
+
+@pytest.mark.parametrize("module", SCRIPTS)
+def test_every_script_can_be_imported_and_does_nothing_then(
+    module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [module])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+
+    importlib.import_module(module)
+
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.name for path in STUDIES])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.path_lengths.count import RUNS, Run, in_trace, read_lengths
+from scripts.path_lengths.count import Run, in_trace, read_lengths
 from scripts.path_lengths.trace import ADDRESS
 
 SECTION = ".retpoline_sites"
@@ -75,8 +75,9 @@ def symbols_of_modules(listing: Path) -> dict[str, dict[str, int]]:
 def main() -> None:
     """Print how many there are in each length."""
     folder, kernel, *modules = map(Path, sys.argv[1:])
+    lengths = read_lengths("count") | read_lengths("length")
     runs = {}
-    for name in RUNS:
+    for name in {one.run for one in lengths.values()}:
         if not (folder / name / "trace.bin").exists():
             continue
         symbols = symbols_of_modules(folder / name / "guest.out")
@@ -85,7 +86,6 @@ def main() -> None:
             places += of_module(module, symbols[module.stem.replace("-", "_")])
         known: NDArray[np.uint64] = np.array([place & ADDRESS for place in places], np.uint64)
         runs[name] = Run(folder / name, known)
-    lengths = read_lengths("count") | read_lengths("length")
     for name in lengths:
         instructions = in_trace(name, lengths, runs)
         found = in_trace(name, lengths, runs, indirect=True)

@@ -45,4 +45,5 @@ def main() -> None:
             show(node, 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

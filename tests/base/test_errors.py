@@ -37,6 +37,15 @@ def test_an_unknown_name_is_answered_with_the_close_one() -> None:
     )
 
 
+def test_an_unknown_name_is_answered_with_all_that_are_as_close() -> None:
+    legal = ["linux-6.1", "linux-4.19", "windows-10"]
+
+    assert ConfigError.unknown("kernel", "linux-5.4", legal).problems[0].help == (
+        "did you mean 'linux-6.1' or 'linux-4.19'?"
+    )
+    assert ConfigError.unknown("kernel", "linux-4.1", legal).problems[0].help == "did you mean 'linux-4.19'?"
+
+
 def test_an_unknown_name_that_is_close_to_nothing_is_answered_with_all_names() -> None:
     assert str(ConfigError.unknown("profile", "x", ["p4-672", "skx-4114"])) == (
         "unknown profile 'x'\n help: profile can be p4-672, skx-4114"

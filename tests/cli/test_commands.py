@@ -276,6 +276,10 @@ def test_an_output_without_unicode_gets_ascii(engine: Engine, scenario: str, mon
         (("run", "missing.yaml"), "missing.yaml: cannot be read: No such file or directory"),
         (("list", "profil"), "did you mean 'profile'?"),
         (("explain", "profile", "skx"), "profile can be clx-6252, "),
+        (
+            ("explain", "exit", "CPUID", "--set", "vmm.lengths=x"),
+            "--set vmm.lengths=x: vmm.lengths: 'x' is not possible",
+        ),
         (("run", "x.yaml", "-o", ""), "Invalid value for '-o' / '--output': the name of a file or directory is needed"),
         (("check", ""), "the name of a file or directory is needed"),
         (("vmcs", "replay", "x.jsonl", "--base-states", ""), "the name of a file or directory is needed"),

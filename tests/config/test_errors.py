@@ -317,6 +317,29 @@ CASES = {
         + at(2, 38, "vmm: {technique: interpreter, paging: none}")
         + " help: paging can be auto, software; none with technique native",
     ),
+    "what is wrong is left out": (
+        CPUID + "vmm:\n  technique: interpreter\n  sharing: {on: true}\n",
+        "s.yaml:2: vmm.paging: memory is taken back from VMs on EPT only"
+        + at(2, 0, "vmm:")
+        + " help: paging can be ept; or leave out sharing, collapse, swap, balloon",
+    ),
+    "a kernel whose lengths were not counted": (
+        CPUID + "vmm: {lengths: linux-5.4}\n",
+        "s.yaml:2: vmm.lengths: 'linux-5.4' is not possible here"
+        + at(2, 15, "vmm: {lengths: linux-5.4}")
+        + " help: did you mean 'linux-6.1' or 'linux-4.19'?",
+    ),
+    "a processor without VMX and its mitigations": (
+        CPUID + "machine:\n  profile: xeon-2003\nvmm:\n  mitigations:\n    mds: full\n",
+        "s.yaml:3: machine.profile: technique 'hardware' needs VMX, which profile 'xeon-2003' does not have"
+        + at(3, 11, "  profile: xeon-2003")
+        + " help: profiles that have it: clx-6252, clx-8269cy, nehalem-ep, p4-672, skx-4114, snb-e5-2450; "
+        "or vmm.technique can be binary-translation, dynamic-translation, interpreter, native, paravirtual, "
+        "trap-and-emulate, user-mode\n\n"
+        "s.yaml:6: vmm.mitigations.mds: xeon-2003 has no microcode for it"
+        + at(6, 9, "    mds: full")
+        + " help: leave it out; or choose machine.profile clx-6252, clx-8269cy, nehalem-ep, skx-4114, snb-e5-2450",
+    ),
     "an empty file": (
         "# nothing\n",
         "s.yaml:1: there is nothing in it"
@@ -482,6 +505,13 @@ def test_nonsense_after_set_gives_a_config_error_and_nothing_else(path: str, val
         parse_scenario(CPUID, [f"{path}={value}"])
     except ConfigError as error:
         assert str(error)
+
+
+def test_what_is_left_out_is_shown_where_the_settings_around_it_are_written() -> None:
+    sets = ["vmm.sharing.on=true", "vmm.technique=interpreter"]
+
+    assert error(CPUID + "vmm:\n  lengths: linux-6.1\n", *sets).startswith("s.yaml:2: vmm.paging: ")
+    assert error(CPUID, *sets).startswith("--set vmm.sharing.on=true: vmm.paging: ")
 
 
 def test_what_only_the_answer_to_auto_rules_out_has_its_place() -> None:

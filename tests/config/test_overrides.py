@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from vtsim.base.errors import ConfigError
+from vtsim.base.errors import ConfigError, Problem
 from vtsim.config import parse_scenario
+from vtsim.config.nodes import Source, compose
+from vtsim.config.overrides import put
+from vtsim.config.structure import place
 
 CPUID = "vms: [{guest: {processes: [{phases: [{primitive: cpuid}]}]}}]\n"
 
@@ -93,3 +96,16 @@ def test_a_bad_set_is_quoted_with_what_would_be_accepted(assignment: str, expect
     with pytest.raises(ConfigError) as raised:
         parse_scenario(CPUID, [assignment])
     assert str(raised.value) == expected
+
+
+def test_what_is_left_out_of_a_value_from_another_file_is_shown_there() -> None:
+    problems: list[Problem] = []
+    here, there = (
+        compose(text, Source.of(name, text), problems)
+        for name, text in (("here", "seed: 1\nvmm: {hosted: true}\n"), ("there", "set:\n\n  vmm: {hosted: false}\n"))
+    )
+    assert here is not None
+    assert there is not None
+    shown = place(Problem(message="wrong", path="vmm.paging"), put(here, "vmm", there.find("set.vmm")), "")
+
+    assert (shown.file, shown.line, shown.column) == ("there", 3, 7)

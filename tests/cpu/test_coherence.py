@@ -262,6 +262,27 @@ def adds(offset: int, rounds: int, gap: int) -> Write:
     return write
 
 
+def stores(a: Assembler) -> None:
+    """A program that stores to one word without end."""
+    a.label("again")
+    a.st(o_mem(DATA), s.RAX)
+    a.jmp("again")
+
+
+def looks_at(times: int) -> Write:
+    """A program that loads this word now and then."""
+
+    def write(a: Assembler) -> None:
+        a.mov(s.RCX, times)
+        a.label("again")
+        a.ld(s.RAX, o_mem(DATA))
+        a.work(3000)
+        a.loop("again")
+        a.op(o.HLT)
+
+    return write
+
+
 @pytest.mark.parametrize("apart", [8, 64], ids=["one line", "two lines"])
 def test_words_of_one_line_are_shared_falsely(apart: int) -> None:
     """Each round takes the line from the other CPU, though no word is shared; a line for each, and none moves."""
@@ -282,20 +303,7 @@ def test_a_store_after_another_cpu_looked_waits_though_the_page_is_remembered() 
     """The writer's page and line are remembered as its own; one look of the other CPU, and the next store takes it back."""
     looks = 7
 
-    def writer(a: Assembler) -> None:
-        a.label("again")
-        a.st(o_mem(DATA), s.RAX)
-        a.jmp("again")
-
-    def reader(a: Assembler) -> None:
-        a.mov(s.RCX, looks)
-        a.label("again")
-        a.ld(s.RAX, o_mem(DATA))
-        a.work(3000)
-        a.loop("again")
-        a.op(o.HLT)
-
-    pair = together(writer, reader)
+    pair = together(stores, looks_at(looks))
     pair.run(80_000)
     before = counted(pair, k.LINES_TAKEN)
     pair.run(100_000)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.bench import DATA, Write, machine, o_mem
-from tests.cpu.test_coherence import counted, cycles_of, together
+from tests.cpu.test_coherence import adds, counted, cycles_of, looks_at, stores, together
 from vtsim.base import jit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -84,37 +84,11 @@ def test_a_line_moves_between_cores_and_is_there_for_both_cpus_of_one() -> None:
     assert [int(engine.arena[host + counter]) for counter in (k.LINES_TAKEN, k.LINES_FROM_OTHERS)] == [2, 1]
 
 
-def adds(rounds: int) -> Write:
-    def write(a: Assembler) -> None:
-        a.mov(s.RCX, rounds)
-        a.label("again")
-        a.ld(s.RAX, o_mem(DATA))
-        a.add(s.RAX, 1)
-        a.st(o_mem(DATA), s.RAX)
-        a.loop("again")
-        a.op(o.HLT)
-
-    return write
-
-
 def test_a_store_after_another_core_looked_waits_whichever_cpu_remembers_the_page() -> None:
     """Both CPUs of core 0 store to one word, a CPU of core 1 looks now and then: the line is taken back each time."""
     looks = 9
 
-    def writer(a: Assembler) -> None:
-        a.label("again")
-        a.st(o_mem(DATA), s.RAX)
-        a.jmp("again")
-
-    def reader(a: Assembler) -> None:
-        a.mov(s.RCX, looks)
-        a.label("again")
-        a.ld(s.RAX, o_mem(DATA))
-        a.work(3000)
-        a.loop("again")
-        a.op(o.HLT)
-
-    pair = together(writer, writer, reader, lambda a: a.op(o.HLT), threads=2)
+    pair = together(stores, stores, looks_at(looks), halts, threads=2)
     pair.run(80_000, 14)
     assert looks <= counted(pair, k.LINES_TAKEN) <= looks + 6
 
@@ -327,7 +301,7 @@ def test_what_is_lost_is_carried_to_the_cycle(slices: list[tuple[int, int]], of_
 
 
 # --- the law of time -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("write", [works, adds(4000)], ids=["work", "adds"])
+@pytest.mark.parametrize("write", [works, adds(0, 4000, 0)], ids=["work", "adds"])
 def test_one_cpu_of_a_core_whose_other_never_runs_has_the_time_of_a_cpu_alone(
     write: Callable[[Assembler], None],
 ) -> None:

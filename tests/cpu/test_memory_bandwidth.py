@@ -15,19 +15,19 @@ from vtsim.config import parse_scenario
 from vtsim.cpu import slots as s
 from vtsim.cpu.accounts import GUEST_L1D
 from vtsim.cpu.engine import Engine, Geometry
-from vtsim.cpu.kernels.lines import PARTS, QUEUE_WORDS, read_line
-from vtsim.cpu.kernels.lines import queued as queued_in
+from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, PARTS, read_line
+from vtsim.cpu.kernels.lines import until_served as until_served_in
 from vtsim.study.run import run
 
 EXAMPLES = 15 if jit.DISABLED else 60
 SLOW = {"dram.bandwidth": 1000}  # 140.8 cycles for a line at 2.2 GHz
 
 
-def queued(engine: Engine, cpu: int, cycle: int, after: int = 0) -> int:
+def until_served(engine: Engine, cpu: int, cycle: int, after: int = 0) -> int:
     """What a line waits that a CPU wants at a cycle."""
     m = engine.cpus[cpu]
     m[s.CYCLE] = cycle
-    return int(queued_in(m, engine.arena, int(m[s.QUEUES]) + int(m[s.NODE]) * QUEUE_WORDS, after))
+    return int(until_served_in(m, engine.arena, int(m[s.BANDWIDTHS]) + int(m[s.NODE]) * BANDWIDTH_WORDS, after))
 
 
 class Shared:
@@ -68,19 +68,19 @@ def test_a_line_takes_the_first_time_that_is_left(wanted: list[tuple[int, int, i
     now = [0, 0]
     for cpu, passed, after in wanted:
         now[cpu] += passed
-        assert queued(engine, cpu, now[cpu], after) == shared.wait(now[cpu] + after)
+        assert until_served(engine, cpu, now[cpu], after) == shared.wait(now[cpu] + after)
 
 
 def test_who_is_behind_waits_for_nothing_that_is_wanted_later() -> None:
     """A CPU zeroes pages by one operation; another one, thousands of cycles behind, finds the time between free."""
     engine = machine(SLOW, cpus=2)
-    assert [queued(engine, 1, 8000 + 200 * n) for n in range(20)] == [0] * 20
-    assert [queued(engine, 0, 1000 + 200 * n) for n in range(20)] == [0] * 20
+    assert [until_served(engine, 1, 8000 + 200 * n) for n in range(20)] == [0] * 20
+    assert [until_served(engine, 0, 1000 + 200 * n) for n in range(20)] == [0] * 20
 
 
 def test_more_than_can_be_served_waits() -> None:
     engine = machine(SLOW, cpus=2)
-    waits = [queued(engine, n % 2, 1024) for n in range(6)]  # of 140.8 cycles each, in pieces of 256
+    waits = [until_served(engine, n % 2, 1024) for n in range(6)]  # of 140.8 cycles each, in pieces of 256
     line = int(engine.cpus[0][s.LINE_TIME])
     assert waits == [0, 0, *(n * line // PARTS for n in (2, 3, 4, 5))]
 

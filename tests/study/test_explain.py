@@ -17,7 +17,9 @@ from vtsim.study.report import plain_text
 from vtsim.vmcs.capabilities import FEATURES
 from vtsim.vmcs.reasons import REASON
 from vtsim.vmm.listing import PAGINGS, exit_stages
+from vtsim.vmm.personalities.kvm.parameters import TABLES
 from vtsim.vmm.programs.common import OF_PAGING
+from vtsim.vmm.spec import VmmSpec
 
 PROFILE = load_profile("skx-4114")
 
@@ -170,13 +172,122 @@ def test_a_paging_that_an_exit_path_cannot_have_is_refused(arguments: tuple[str,
     assert str(refused.value) == message
 
 
+EVERY_MITIGATION = (
+    "vmm.mitigations.pti=true", "vmm.mitigations.spectre_v2=retpoline", "vmm.mitigations.vmentry_l1d_flush=cond",
+    "vmm.mitigations.mds=full",
+)  # fmt: skip
+
+
+def listed(reason: str, *sets: str) -> list[list[str]]:
+    """The ops of an exit path, each as its words, without privilege and what it is charged to."""
+    lines = plain_text(exit_program(reason, "kvm", "skx-4114", sets=sets), 200).splitlines()
+    return [line.split()[1:-1] for line in lines if line.startswith(("R0", "R3"))]
+
+
+@pytest.mark.parametrize(
+    ("reason", "paid"),
+    [
+        ("CPUID", {"VERW": 1, "RETPOLINE": 1, "L1D_FLUSH": 0, "MOV_TO_CR3_NOFLUSH": 0, "MOV_TO_CR3": 0}),
+        ("IO_INSTRUCTION", {"VERW": 2, "RETPOLINE": 1 + 4, "L1D_FLUSH": 1, "MOV_TO_CR3_NOFLUSH": 2, "MOV_TO_CR3": 0}),
+    ],
+)
+def test_mitigations_are_listed_with_what_they_cost_where_they_are_asked_for(reason: str, paid: dict[str, int]) -> None:
+    """As often as tests/vmm/test_mitigations.py finds that a run pays for them."""
+
+    def cycles(*sets: str) -> int:
+        text = plain_text(exit_program(reason, "kvm", "skx-4114", sets=sets), 200)
+        return int(text.partition("At least ")[2].split()[0].replace(",", ""))
+
+    for price_, times in paid.items():
+        dearer = f"machine.cpu.prices.{price_}={PROFILE.prices[price_] + 1000}"
+        assert cycles(*EVERY_MITIGATION, dearer) - cycles(*EVERY_MITIGATION) == 1000 * times
+        assert cycles(dearer) == cycles()
+
+
+def test_an_exit_path_with_mitigations_ends_like_this() -> None:
+    path = listed("CPUID", *EVERY_MITIGATION)
+
+    assert path[-10:] == [
+        ["LD", "RAX,", "gs:[0x450]", "1"],
+        ["TEST", "RAX,", "RAX", "1"],
+        ["JZ", "enter_l1d_stays", "1"],
+        ["MOV_FROM_CR", "RAX,", "2", "11"],
+        ["LD", "RCX,", "[R15+0xa0]", "1"],
+        ["CMP", "RAX,", "RCX", "1"],
+        ["JNZ", "load_cr2", "1"],
+        ["LDM", "[RSP],", "0xffff", "1"],
+        ["VERW", "gs:[0x458]", str(PROFILE.prices["VERW"])],
+        ["VMRESUME", str(PROFILE.transitions.vm_entry_cycles)],
+    ]
+
+
+def test_the_lengths_of_another_kernel_are_listed_where_they_are_asked_for() -> None:
+    def work(*sets: str) -> list[list[str]]:
+        return [words for words in listed("CPUID", *sets) if words[0] == "WORK"]
+
+    def expected(kernel: str) -> list[list[str]]:
+        names = ("exit_common", "cpuid", "skip", "entry_common")
+        lengths = [TABLES[kernel][name].value for name in names]
+        cpi = PROFILE.work.cycles_per_100_instructions
+        return [
+            ["WORK", hex(length), ";", name, f"{length * cpi / 100:.0f}"]
+            for name, length in zip(names, lengths, strict=True)
+        ]
+
+    assert work() == work("vmm.lengths=linux-6.1") == expected("linux-6.1")
+    assert work("vmm.lengths=linux-4.19") == expected("linux-4.19") != work()
+
+
+def test_the_settings_of_a_listing_are_named_below_it_and_win() -> None:
+    sets = ("vmm.lengths=linux-4.19", "machine.profile=snb-e5-2450", "vmm.paging=shadow")
+    text = plain_text(exit_program("CPUID", "kvm", "skx-4114", sets=sets), 200)
+
+    assert text.startswith("CPUID under kvm with paging shadow on snb-e5-2450 ")
+    assert f"\nWith {', '.join(sets)}.\n" in text
+    assert "\nWith" not in plain_text(exit_program("CPUID", "kvm", "skx-4114"), 200)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            ("vmm.mitigations.pty=true",),
+            "--set vmm.mitigations.pty=true: vmm.mitigations: unknown key 'pty'\n help: did you mean 'pti'? "
+            "keys here are pti, spectre_v2, spectre_v2_user, vmentry_l1d_flush, mds",
+        ),
+        (
+            ("vmm.lengths=linux-5.4",),
+            "--set vmm.lengths=linux-5.4: vmm.lengths: 'linux-5.4' is not possible here\n"
+            " help: did you mean 'linux-6.1' or 'linux-4.19'?",
+        ),
+        (
+            ("vmm.personality=minimal", "vmm.mitigations.mds=full"),
+            "--set vmm.mitigations.mds=full: vmm.mitigations.mds: personality 'minimal' has no mitigations\n"
+            " help: leave it out; or choose vmm.personality kvm",
+        ),
+        (
+            ("vmm.technique=native",),
+            "vmm.technique: technique 'native' has no VM exits\n help: it can be hardware",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_that_no_exit_path_can_have_is_refused(sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        exit_program("CPUID", "kvm", "skx-4114", sets=sets)
+
+    assert str(refused.value) == message
+
+
 @pytest.mark.parametrize("personality", ["kvm", "minimal"])
 @pytest.mark.parametrize("paging", ["ept", "shadow", "agile", "direct-pv"])
 def test_every_exit_is_listed_with_every_paging_that_it_has(personality: str, paging: str) -> None:
     profile = load_profile("skx-4114")
     for reason in REASON.values():
         if paging in OF_PAGING.get(reason.number, PAGINGS):
-            assert all(stage.instructions for stage in exit_stages(personality, reason.number, profile, paging))
+            assert all(
+                stage.instructions
+                for stage in exit_stages(VmmSpec(personality=personality, paging=paging), reason.number, profile)
+            )
 
 
 def test_an_exit_is_found_by_its_number() -> None:

@@ -118,7 +118,7 @@ def test_reads_and_writes_on_shadow_tables_reach_the_same_memory() -> None:
 def test_every_exit_can_be_listed_from_the_exit_to_its_end(personality: str, reason: object) -> None:
     profile = load_profile("snb-e5-2450")
 
-    stages = list(exit_stages(personality, reason.number, profile))  # type: ignore[attr-defined]
+    stages = list(exit_stages(VmmSpec(personality=personality), reason.number, profile))  # type: ignore[attr-defined]
 
     assert stages[0].title == "VM exit to handler"
     assert all(stage.instructions for stage in stages)
@@ -128,7 +128,7 @@ def test_every_exit_can_be_listed_from_the_exit_to_its_end(personality: str, rea
 
 
 def test_a_port_of_user_space_is_listed_through_all_privilege_states() -> None:
-    stages = list(exit_stages("kvm", 30, load_profile("skx-4114")))
+    stages = list(exit_stages(VmmSpec(personality="kvm"), 30, load_profile("skx-4114")))
 
     assert [stage.privilege for stage in stages] == [ops.R0, ops.R0, ops.R0, ops.R3, ops.R0, ops.R0]
     assert [stage.instructions[-1].op for stage in stages[2:4]] == [ops.SYSRET, ops.SYSCALL]

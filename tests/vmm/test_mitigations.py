@@ -17,7 +17,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels.msrs import command
-from vtsim.cpu.profile import load_profile
+from vtsim.cpu.profile import Profile, load_profile
 from vtsim.cpu.slots import RAX, RBX
 from vtsim.ept.tables import PAGING, Table
 from vtsim.vmm import layout as at
@@ -27,6 +27,7 @@ from vtsim.vmm.spec import VmmSpec
 
 EXTRA: Final = 100_000  # cycles that a price is raised by: much more than what that moves elsewhere
 TIMES: Final = 8
+PAGES: Final = 12
 NO_FLUSH, PLAIN = "MOV_TO_CR3_NOFLUSH", "MOV_TO_CR3"
 ALL: Final = MitigationsSpec(pti=True, spectre_v2="ibrs", spectre_v2_user="on", vmentry_l1d_flush="cond", mds="full")
 EACH: Final = {
@@ -66,10 +67,15 @@ def guest(body: Body, times: int) -> Any:
     return tiny_guest(repeat(times, body), devices=(0xC000_0000,))
 
 
-def ran(body: Body, times: int, mitigations: MitigationsSpec, *, profile: str = "skx-4114", **prices: int) -> Machine:
+def dearer(profile: str = "skx-4114", **prices: int) -> Profile:
+    """A profile whose prices are raised by these cycles."""
     cpu = load_profile(profile)
-    dearer = cpu.with_overrides({f"prices.{name}": cpu.prices[name] + more for name, more in prices.items()})
-    return machine(guest(body, times), profile=dearer, mitigations=mitigations, populate="prebuilt").run()
+    return cpu.with_overrides({f"prices.{name}": cpu.prices[name] + more for name, more in prices.items()})
+
+
+def ran(body: Body, times: int, mitigations: MitigationsSpec, *, profile: str = "skx-4114", **prices: int) -> Machine:
+    cpu = dearer(profile, **prices)
+    return machine(guest(body, times), profile=cpu, mitigations=mitigations, populate="prebuilt").run()
 
 
 def paid(price: str, body: Body, mitigations: MitigationsSpec, profile: str = "skx-4114") -> float:
@@ -135,40 +141,33 @@ def test_a_flush_empties_l1d_alone_and_what_is_known_of_its_lines() -> None:
     assert cpu[s.DATA_GENERATION] > known
 
 
+def pages_touched() -> Any:
+    """A guest that loads from each of its pages."""
+
+    def touch(a: Assembler) -> None:
+        for page in range(PAGES):
+            a.ld(RAX, Mem(displacement=DATA + 4096 * page))
+        a.op(ops.STOP_OP)
+
+    return tiny_guest(touch, pages=PAGES)
+
+
 def flushes(m: Callable[[int], Machine]) -> int:
     return round((int(m(EXTRA).engine.cpus[0][s.CYCLE]) - int(m(0).engine.cpus[0][s.CYCLE])) / EXTRA)
 
 
 def test_neither_a_violation_of_ept_flags_l1d_nor_a_table_that_it_fills() -> None:
-    pages = 12
-
-    def touch(a: Assembler) -> None:
-        for page in range(pages):
-            a.ld(RAX, Mem(displacement=DATA + 4096 * page))
-        a.op(ops.STOP_OP)
-
     def m(more: int) -> Machine:
-        cpu = load_profile("skx-4114")
-        dearer = cpu.with_overrides({"prices.L1D_FLUSH": cpu.prices["L1D_FLUSH"] + more})
-        return machine(tiny_guest(touch, pages=pages), profile=dearer, mitigations=EACH["cond"]).run()
+        return machine(pages_touched(), profile=dearer(L1D_FLUSH=more), mitigations=EACH["cond"]).run()
 
-    assert m(0).exits("EPT_VIOLATION") > pages
+    assert m(0).exits("EPT_VIOLATION") > PAGES
     assert flushes(m) == 0
 
 
 def test_on_shadow_tables_every_page_fault_that_exits_flags_l1d() -> None:
-    pages = 12
-
-    def touch(a: Assembler) -> None:
-        for page in range(pages):
-            a.ld(RAX, Mem(displacement=DATA + 4096 * page))
-        a.op(ops.STOP_OP)
-
     def m(more: int) -> Machine:
-        cpu = load_profile("skx-4114")
-        dearer = cpu.with_overrides({"prices.L1D_FLUSH": cpu.prices["L1D_FLUSH"] + more})
-        guest = tiny_guest(touch, pages=pages)
-        return machine(guest, profile=dearer, paging="shadow", mitigations=EACH["cond"], populate="prebuilt").run()
+        options = {"paging": "shadow", "mitigations": EACH["cond"], "populate": "prebuilt"}
+        return machine(pages_touched(), profile=dearer(L1D_FLUSH=more), **options).run()
 
     faults = m(0).exits("EXCEPTION_NMI")
     assert faults > 0
@@ -230,11 +229,9 @@ def test_the_return_stack_is_stuffed_by_32_calls_behind_each_exit(how: str) -> N
 
 def in_turns(body: Body, times: int, mitigations: MitigationsSpec, tick_ns: int, **prices: int) -> Machine:
     """Two VMs that share a CPU."""
-    cpu = load_profile("skx-4114")
-    dearer = cpu.with_overrides({f"prices.{name}": cpu.prices[name] + more for name, more in prices.items()})
     guests = [guest(body, times) for _ in range(2)]
     options = {"tick_ns": tick_ns, "mitigations": mitigations, "populate": "prebuilt", "memory": 16 << 20}
-    return machine(*guests, profile=dearer, **options).run()
+    return machine(*guests, profile=dearer(**prices), **options).run()
 
 
 def count(price: str, body: Body, times: int, mitigations: MitigationsSpec, tick_ns: int) -> int:

@@ -62,12 +62,21 @@ class ConfigError(Exception):
         return cls(f"unknown {noun} {key!r}", field=field, help=alternatives(noun, key, legal))
 
 
+AS_CLOSE = 0.05  # two names are, if they are like what was written to within this share of their characters
+
+
+def _likeness(written: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, name, written).ratio()
+
+
 def alternatives(noun: str, key: object, legal: Iterable[object]) -> str:
-    """Say what `key` was probably meant to be, or else everything it could be."""
+    """Say what `key` was probably meant to be, each that is as close as any, or else everything it could be."""
     names = [str(name) for name in legal]
-    close = difflib.get_close_matches(str(key)[:100], names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    written = str(key)[:100]
+    likeness = {name: _likeness(written, name) for name in difflib.get_close_matches(written, names)}
+    if likeness:
+        closest = max(likeness.values()) - AS_CLOSE
+        return f"did you mean {' or '.join(repr(name) for name, one in likeness.items() if one >= closest)}?"
     head = str(key).partition(".")[0]
     names = [name for name in names if name.startswith(f"{head}.")] or names  # of many, the family that was meant
     return f"{noun} can be {', '.join(names)}" if names else f"no {noun} is accepted here"

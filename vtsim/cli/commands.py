@@ -241,11 +241,15 @@ def explain_exit(
     paging: Annotated[
         str, typer.Option(metavar="PAGING", help="ept, shadow, agile, direct-pv; auto: what the processor has.")
     ] = "auto",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a setting, as in vmm.lengths=linux-4.19. Repeatable."),
+    ] = None,
 ) -> None:
     """Show the hypervisor program for an exit reason, op by op, with privilege and price."""
     from vtsim.study.explain import exit_program
 
-    show(exit_program(reason, personality, profile, paging))
+    show(exit_program(reason, personality, profile, paging, sets or ()))
 
 
 @explain.command("profile")

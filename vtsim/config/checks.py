@@ -216,7 +216,9 @@ def _features_exist(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
             yield Problem(path=f"machine.cpu.{EXIT_COST}", message=message, help=help)
             return
         message = f"technique 'hardware' needs VMX, which profile {profile.name!r} does not have"
-        yield Problem(path="vmm.technique", message=message, help=f"technique can be {others}")
+        newer = ", ".join(name for name in profile_names() if load_profile(name).has_vmx)
+        help = f"profiles that have it: {newer}; or vmm.technique can be {others}"
+        yield Problem(path="machine.profile", message=message, help=help)
         return
     capabilities = _capabilities(profile)
     for path, words, feature in _wishes(scenario.vmm):
@@ -236,7 +238,6 @@ def _mitigations_are_there(scenario: Scenario, profile: Profile) -> Iterator[Pro
     vmm = scenario.vmm
     if vmm.technique != "hardware":
         return
-    able = [name for name in profile_names() if load_profile(name).features.spec_ctrl]
     for name in vmm.mitigations.chosen:
         if vmm.personality != "kvm":
             yield Problem(
@@ -245,6 +246,7 @@ def _mitigations_are_there(scenario: Scenario, profile: Profile) -> Iterator[Pro
                 help="leave it out; or choose vmm.personality kvm",
             )
         elif name != "pti" and not profile.features.spec_ctrl:
+            able = [one for one in profile_names() if load_profile(one).features.spec_ctrl]
             yield Problem(
                 message=f"{scenario.machine.profile} has no microcode for it",
                 path=f"vmm.mitigations.{name}",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from ruamel.yaml import YAML
 
 from vtsim.base.errors import ConfigError, Problem
 from vtsim.base.spec import Group, plain
-from vtsim.base.units import Hex
+from vtsim.base.units import Hex, shown
 from vtsim.config.checks import resolve
-from vtsim.config.nodes import TAG, Node, Source, compose
+from vtsim.config.nodes import TAG, Node, Source, compose, of_data
 from vtsim.config.overrides import override
 from vtsim.config.structure import FAILED, Structuring, place
 from vtsim.platform.spec import Scenario
@@ -51,6 +52,36 @@ def parse_scenario(
     if (key := study_key(root)) and not problems:
         help = f"vtsim sweep {label} runs it"
         raise ConfigError.of([source.problem(root.keys[key], "this is a study, and no scenario", path=key, help=help)])
+    return _build(root, sets, problems, folder, name)
+
+
+def scenario_of(given: Scenario | Mapping[str, Any] | str | Path, sets: Sequence[str] = ()) -> Scenario:
+    """What a program may give for a scenario: one, the path of a file, or what a file would say as plain data."""
+    if not isinstance(sets, list | tuple) or not all(isinstance(one, str) for one in sets):
+        raise ConfigError("this is no list of path=value", field="sets", help="write it like ['machine.cpus=2']")
+    if isinstance(given, Scenario):
+        if sets:
+            raise ConfigError(
+                "settings override those of a file", field="sets", help="use attrs.evolve on the scenario"
+            )
+        return resolve(given, given.name or "scenario")
+    if isinstance(given, Mapping):
+        problems: list[Problem] = []
+        root = of_data(given, Source("scenario"), problems)
+        if problems:
+            raise ConfigError.of(problems)
+        return _build(root, sets, problems, Path(), "scenario")
+    return load_scenario(path_of(given, "a scenario", ", or as a mapping what is in it"), sets)
+
+
+def path_of(given: object, what: str, otherwise: str = "") -> Path:
+    """The path of a file that a program gives, or `ConfigError`."""
+    if isinstance(given, str | PathLike):
+        return Path(given)
+    raise ConfigError(f"{shown(given)} is not {what}", help=f"give the path of its file{otherwise}")
+
+
+def _build(root: Node, sets: Sequence[str], problems: list[Problem], folder: Path, name: str) -> Scenario:
     for assignment in sets:
         root = _override(root, assignment, problems)
     scenario = Structuring(folder, problems).build(Group(spec=Scenario), root, "")

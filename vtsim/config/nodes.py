@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from vtsim.base.errors import Problem
+from vtsim.base.units import shown
 
 DEEPEST = 40
 MOST_NODES = 100_000  # after every alias is expanded
@@ -75,16 +76,22 @@ class Node:
 
     def find(self, path: str) -> Node:
         """Return the value at a dotted path, or the innermost one on the way; keys may have dots in them."""
-        node, steps = self, path.split(".")
+        return self.locate(path)[0]
+
+    def locate(self, path: str) -> tuple[Node, tuple[int, int]]:
+        """Return that and where to show it: where it was written, or the key of what lacks the rest of the path."""
+        node, steps, key = self, path.split("."), self.at
         while steps:
             for length in range(len(steps), 0, -1):
-                inner = node.child(".".join(steps[:length]))
+                step = ".".join(steps[:length])
+                inner = node.child(step)
                 if inner is not None:
+                    key = node.keys.get(step, inner.at) if inner.source is node.source else inner.at
                     node, steps = inner, steps[length:]
                     break
             else:
-                return node
-        return node
+                return node, key
+        return node, node.at
 
     def plain(self) -> Any:
         """Return the value without places."""
@@ -128,6 +135,32 @@ def compose(text: str, source: Source, problems: list[Problem]) -> Node | None:
 
 
 _YAML_HELP = "look at the indentation, quotes and brackets here and just before"
+
+
+def of_data(value: Any, source: Source, problems: list[Problem], path: str = "", above: tuple[int, ...] = ()) -> Node:
+    """Plain data as such a tree; what no YAML could say is added to `problems`, by its path."""
+
+    def refuse(message: str, help: str = "") -> None:
+        problems.append(source.problem((0, 0), message, path=path, help=help))
+
+    def inner(step: object, each: Any) -> Node:
+        return of_data(each, source, problems, f"{path}.{step}".lstrip("."), (*above, id(value)))
+
+    found: Any = None
+    if len(above) > DEEPEST or id(value) in above:
+        refuse(f"nested more than {DEEPEST} levels deep, or within itself")
+    elif isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                refuse(f"key {shown(key)} is not text", "put it in quotes")
+        found = {key: inner(key, value[key]) for key in value if isinstance(key, str)}
+    elif isinstance(value, list | tuple):
+        found = [inner(number, item) for number, item in enumerate(value)]
+    elif value is None or isinstance(value, bool | int | float | str):
+        found = value
+    else:
+        refuse(f"{shown(value)} is not possible here", "it can be text, a number, true, false, a list or a mapping")
+    return Node(value=found, source=source, at=(0, 0))
 
 
 class _Tree:

@@ -139,12 +139,11 @@ def place(problem: Problem, node: Node, path: str) -> Problem:
     """Find the line of a problem whose path starts at `node`, which is at `path`."""
     if problem.file:
         return problem
-    found = node.find(problem.path)
+    found, at = node.locate(problem.path)
     if found is node and not path and problem.path:  # a default is what is wrong: there is no line to show
         return attrs.evolve(problem, file=node.source.label)
-    node = found
     full = ".".join(part for part in (path, problem.path) if part)
-    return node.source.problem(node.at, problem.message, path=full, help=problem.help)
+    return found.source.problem(at, problem.message, path=full, help=problem.help)
 
 
 def _spaced(key: str, legal: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.hyper_threads import ONE
 from vtsim.cpu.kernels.ipi import FLIGHTS
-from vtsim.cpu.kernels.lines import PARTS, QUEUE_WORDS
+from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, PARTS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
@@ -144,7 +144,7 @@ class Engine:
         directory = self._carve_directory(tags)
         peers = carve.take(g.cores * PEER_WORDS)
         owned_since = carve.take(directory[s.SETS] * directory[s.WAYS])
-        queues = carve.take(g.nodes * QUEUE_WORDS)
+        bandwidths = carve.take(g.nodes * BANDWIDTH_WORDS)
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):
             fills += self._lay_out_cpu(records[number], number, carve)
@@ -161,7 +161,7 @@ class Engine:
             record[s.DIRECTORY : s.DIRECTORY + len(directory)] = directory
             record[s.PEERS] = peers if g.cores > 1 else 0
             record[s.OWNED_SINCE] = owned_since
-            record[s.QUEUES] = queues
+            record[s.BANDWIDTHS] = bandwidths
             for cache in (s.L1I, s.L1D, s.L2, s.L3):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
@@ -241,7 +241,7 @@ class Engine:
         m[s.LINES] = m[s.LINE_GENERATIONS]
         m[s.FETCH_GENERATION] = 1
         values = {
-            s.CPU: number, s.CPUS: self.geometry.cpus, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
+            s.CPU: number, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.IN_PAIRS: int(p.cache.adjacent_line_prefetcher and p.cache.l2.bytes > 0), s.PAIR_LINE: -1,
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
@@ -461,7 +461,7 @@ class Engine:
         """Every cycle of every CPU is charged to exactly one name; stops with `ModelError` if not."""
         a = self.arena
         charged = sum(int(a[at : at + 2 * k.RING_STRIDE].sum()) for at in self.owners.values())
-        passed = int(sum(int(m[s.CYCLE]) - int(m[s.STARTED]) for m in self.cpus))
+        passed = sum(int(m[s.CYCLE]) for m in self.cpus)
         open_ = int(sum(int(m[s.CYCLE]) - int(m[s.MARK]) for m in self.cpus))
         if charged + open_ != passed:
             raise ModelError(

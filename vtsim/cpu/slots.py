@@ -23,7 +23,7 @@ NO_REGISTER: Final = 16
 
 # --- privilege and accounting -----------------------------------------------------------------------------------------
 # PRIVILEGE is 0 R0, 1 R3, 2 N0, 3 N3. OWNER is the arena offset of the statistics block of whoever runs.
-(PRIVILEGE, ACTIVITY, OWNER, HOST_OWNER, NONROOT, HALTED, CPU, CPUS) = range(32, 40)
+(PRIVILEGE, ACTIVITY, OWNER, HOST_OWNER, NONROOT, HALTED, CPU) = range(32, 39)
 
 # --- control registers and MSRs that VM transitions leave alone or treat one by one ---------------------------------
 (CR2, CR8, DR6, XCR0, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_TSC_ADJUST,
@@ -34,9 +34,9 @@ NO_REGISTER: Final = 16
 STATE: Final = 64          # m[STATE + slot - GUEST_START]; 96 slots are kept for it
 
 # --- VMX ---------------------------------------------------------------------------------------------------------------
-(VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_REASON, EXIT_QUALIFICATION,
- EXIT_INSTRUCTION_LENGTH, EXIT_INSTRUCTION_INFO, EXIT_GPA, EXIT_GLA, EXIT_INTERRUPTION, EXIT_ERROR_CODE, TIMER_RATE,
- TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD, WINDOW, VMX_SESSION) = range(160, 183)
+(VMXON, VMXON_POINTER, VMCS_POINTER, VMCS, VMX_REVISION, EPTP, VPID, EXIT_INSTRUCTION_INFO, EXIT_GPA, EXIT_GLA,
+ EXIT_INTERRUPTION, EXIT_ERROR_CODE, TIMER_RATE, TIMER_DEADLINE, VECTORING, VECTORING_ERROR, VECTORING_LENGTH, EPT_AD,
+ WINDOW, VMX_SESSION) = range(160, 180)
 
 # --- events being raised by the op in flight ------------------------------------------------------------------------------
 (EVENT_VECTOR, EVENT_ERROR, EVENT_HAS_ERROR, EVENT_TYPE, EVENT_LENGTH, EVENT_CR2,
@@ -97,7 +97,7 @@ PRICE: Final = 416         # 160 slots
 # --- translation in flight: stall it causes, latency of the walk, page sizes seen, paging mode -----------------------------
 (STALL, WALK_LATENCY, EPT_SIZES, PAGE_SIZES, GLOBALS_SEEN, PAGING_LEVELS, RESERVED_BITS, EXECUTE_ONLY,
  OP_LENGTH, LINES, HOOK_NUMBER, HALTED_AT, IN_FLIGHT, EPT_PWC_HIT_CYCLES,
- NESTED_HIT_CYCLES, STARTED) = range(584, 600)
+ NESTED_HIT_CYCLES) = range(584, 599)
 
 # --- recorded guests: when the wire of a recorded interrupt is asserted (0: never), its vector, the host's vector for it
 # (0 where the guest is native), host-physical address of the word that then holds the guest's vector
@@ -133,9 +133,9 @@ HINT_COUNT: Final = 16
 # MODE is 0 in 64-bit mode; else SEGMENTED with the code segment's default size and what the mode is (kernels.modes).
 # SHADOW_KIND: blocking by STI (1) or MOV SS (2) while INTERRUPT_SHADOW is not 0. PENDING: something for kernels.pending.
 # ACTIVITY_STATE: as in the VMCS, HALTED says that nothing runs.
-(MODE, SHADOW_KIND, PENDING, MTF_PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
- DR0, DR1, DR2, DR3, WALK_Q, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
- BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 680)
+(MODE, SHADOW_KIND, PENDING, NMI_PENDING, ACTIVITY_STATE, VIRTUAL_NMI_BLOCKED, SEGMENT_FAULT,
+ DR0, DR1, DR2, DR3, IRET_UNBLOCKED, PAUSE_FIRST, PAUSE_LAST, MONITOR_ARMED, BEGUN_AT,
+ BEGUN_FLAGS, APIC_WRITTEN, VIRTUAL_PENDING, EPT_FEATURES, FAULT_SUPPRESSED, INJECTED) = range(656, 678)
 # an INIT signal waits; a start-up IPI waits (its vector and VALID_SIPI); MSRs that VM exits save because the processor
 # has them (kernels.rare_msrs)
 (INIT_PENDING, SIPI_PENDING, SAVED_MSRS) = range(680, 683)
@@ -176,9 +176,9 @@ WALK_PAGE: Final = DIRECTORY + 48   # up to 8
 # when a look-up's last access is there, and the one before it; when all that wrong paths asked for is there; from a
 # mispredicted branch to its right path; does a walk stand on a wrong path, where it may change nothing?
 LOADED, LOADED_BEFORE, WRONG_UNTIL, MISPREDICT_CYCLES, SPECULATIVE = range(DIRECTORY + 56, DIRECTORY + 61)
-# --- memory that several CPUs use: this CPU's node; arena offset of the nodes' queues (see kernels.lines); what a line
-# takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
-NODE, QUEUES, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
+# --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.lines); what a
+# line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
+NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
 # --- the other line of a pair, which L2 fetches without being asked (does it?): the last one, and when it is there
 IN_PAIRS, PAIR_LINE, PAIR_THERE = range(DIRECTORY + 75, DIRECTORY + 78)
 # --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------

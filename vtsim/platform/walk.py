@@ -138,7 +138,7 @@ def walk(
         raise ConfigError(f"there is no access {access!r}", field="access", help="access can be read, write, fetch")
     if ring not in (None, 0, 3):
         raise ConfigError(f"pages know no ring {ring}", field="ring", help="ring can be 0, 3")
-    if not 0 <= address <= UNSIGNED:
+    if not isinstance(address, int) or not 0 <= address <= UNSIGNED:
         raise ConfigError("a linear address has 64 bits", field="address", help="as in 0x10000000")
     paging = ROWS[scenario.vms[number].guest.kernel.paging]
     if paging.protected and address >> 32:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
+import attrs
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -13,13 +15,16 @@ from rich.text import Text
 from vtsim.base.errors import ConfigError
 from vtsim.base.trace import PRIVILEGES
 from vtsim.cpu import ops
-from vtsim.cpu.assembler import Instruction, render
+from vtsim.cpu.assembler import Instruction, Mem, render
+from vtsim.cpu.kernels.msrs import FLUSH_CMD, PRED_CMD
 from vtsim.cpu.profile import Profile, explain, load_profile, profile_names
+from vtsim.cpu.slots import NO_REGISTER, RCX
 from vtsim.study.report import CONFIDENCE_STYLES, PRIVILEGE_STYLES, count, percent
 from vtsim.study.table import section
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmcs.reasons import BY_NUMBER, REASON, Reason
+from vtsim.vmm.layout import NOFLUSH
 
 # fmt: off
 OPERAND_PRICES: Final[Mapping[tuple[int, int], str]] = {  # (op, IMM) where the operand decides the price
@@ -36,7 +41,13 @@ REQUIRES: Final[Mapping[int, str]] = {  # exits that cannot happen where the pro
     x.PREEMPTION_TIMER: "ACTIVATE_PREEMPTION_TIMER", x.APIC_ACCESS:   "VIRTUALIZE_APIC_ACCESSES",
     x.EOI_INDUCED:      "VIRTUAL_INTERRUPT_DELIVERY", x.APIC_WRITE:   "APIC_REGISTER_VIRTUALIZATION",
 }
+MSR_PRICES: Final[Mapping[int, str]] = {  # WRMSR of these MSRs
+    PRED_CMD: "IBPB", FLUSH_CMD: "L1D_FLUSH", **dict.fromkeys((0x6E0, *range(0x800, 0x840)), "WRMSR_X2APIC"),
+}
 # fmt: on
+READERS: Final = (ops.STM, ops.CMP, ops.TEST, ops.MOV_TO_CR, ops.PUSH)  # of their first register
+NOTHING_HELD: Final[Mapping[int, int]] = {}
+GUEST: Final = {"guest": {"processes": [{"phases": [{"primitive": "cpuid"}]}]}}
 
 
 class Stage(Protocol):
@@ -75,18 +86,29 @@ def profile_values(name: str) -> RenderableType:
     return Group(Text(profile.description, style="dim"), *shown, Padding(sources, (1, 0, 0, 0)))
 
 
-def exit_program(reason: str, personality: str, profile: str, paging: str = "auto") -> RenderableType:
+def exit_program(
+    reason: str, personality: str, profile: str, paging: str = "auto", sets: Sequence[str] = ()
+) -> RenderableType:
     """The program that a personality runs for an exit reason, with prices of a profile.
 
     `paging` is how the guests' memory is translated; auto: by EPT, or by shadow tables where the processor has none.
+    `sets` are `path=value` settings of the scenario in which the exit happens.
     """
+    from vtsim.config import scenario_of
     from vtsim.vmm.listing import PAGINGS, exit_stages, usual_paging
     from vtsim.vmm.programs.common import OF_PAGING
 
     known = BY_NUMBER.get(int(reason)) if reason.isdecimal() else REASON.get(reason.upper())
     if known is None:
         raise ConfigError.unknown("exit reason", reason, REASON)
-    prices = load_profile(profile)
+    load_profile(profile)
+    machine, vmm = {"profile": profile}, {"personality": personality}
+    scenario = scenario_of({"machine": machine, "vmm": vmm, "vms": [GUEST]}, sets)
+    prices = load_profile(scenario.machine.profile).with_overrides(dict(scenario.machine.cpu))
+    if scenario.vmm.technique != "hardware":
+        raise ConfigError(
+            f"technique {scenario.vmm.technique!r} has no VM exits", field="vmm.technique", help="it can be hardware"
+        )
     if paging not in ("auto", *PAGINGS):
         raise ConfigError.unknown("paging", paging, ("auto", *PAGINGS), field="--paging")
     if known.number in REQUIRES:
@@ -100,9 +122,10 @@ def exit_program(reason: str, personality: str, profile: str, paging: str = "aut
             field="--paging",
             help=f"paging can be auto, {', '.join(able)}",
         )
-    chosen = usual_paging(known.number, prices) if paging == "auto" else paging
-    stages = exit_stages(personality, known.number, prices, chosen)
-    return program_listing(known, personality, prices, stages, chosen)
+    if paging == "auto":
+        paging = scenario.vmm.paging if scenario.vmm.paging in able else usual_paging(known.number, prices)
+    chosen = attrs.evolve(scenario.vmm, paging=paging)
+    return program_listing(known, chosen.personality, prices, exit_stages(chosen, known.number, prices), paging, sets)
 
 
 def _require(control: str, profile: Profile, what: str, otherwise: str = "") -> None:
@@ -122,12 +145,15 @@ def _require(control: str, profile: Profile, what: str, otherwise: str = "") -> 
 
 
 def program_listing(
-    reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage], paging: str
+    reason: Reason, personality: str, profile: Profile, stages: Iterable[Stage], paging: str, sets: Sequence[str] = ()
 ) -> RenderableType:
     """Op by op: privilege, program, price; then what share of the cycles comes from ops, WORK and hooks.
 
-    Not modelled: memory stalls, which a listing cannot know.
+    Not modelled: memory stalls, which a listing cannot know; turns of loops after the first.
     """
+    stages, memory = list(stages), dict[Mem, int]()
+    for stage in stages:  # what an exit finds is what one before it left
+        deque(prices_of(stage.instructions, profile, memory), maxlen=0)
     table = section(f"{reason.name} under {personality} with paging {paging} on {profile.name}", ())
     for heading in ("op", "cycles", "charged to"):
         table.add_column(heading, justify="right" if heading == "cycles" else "left", no_wrap=heading != "op")
@@ -135,8 +161,7 @@ def program_listing(
     for stage in stages:
         table.add_section()
         table.add_row(Text(stage.title, style="bold"))
-        for instruction in stage.instructions:
-            cycles = price(instruction, profile)
+        for instruction, cycles in prices_of(stage.instructions, profile, memory):
             sums[_sort(instruction)] += cycles
             state = Text(PRIVILEGES[stage.privilege], PRIVILEGE_STYLES[PRIVILEGES[stage.privilege]])
             shown = "hook" if instruction.op == ops.HOOK else count(cycles)
@@ -150,16 +175,50 @@ def program_listing(
     shares = ", ".join(f"{name} {percent(cycles / total if total else None)}" for name, cycles in sums.items())
     lines = [
         Text(f"Exit reason {reason.number}, {reason.title!r} in the manual; {entry}."),
-        Text(f"At least {count(total)} cycles in all, memory stalls apart; of them {shares}."),
+        Text(f"At least {count(total)} cycles in all, with one turn of loops and no memory stalls; of them {shares}."),
     ]
+    if sets:
+        lines.insert(0, Text(f"With {', '.join(sets)}."))
     return Group(table, Padding(Group(*lines), (1, 0, 0, 0)))
 
 
-def price(instruction: Instruction, profile: Profile) -> float:
-    """Cycles of one op when everything it touches is in L1; hooks are charged by what they access."""
+def prices_of(
+    instructions: Iterable[Instruction], profile: Profile, memory: dict[Mem, int]
+) -> Iterator[tuple[Instruction, float]]:
+    """Each with its cycles, which may be decided by bits that an earlier one set in a register, or kept in `memory`."""
+    held: dict[int, int] = {}
+    for i in instructions:
+        yield i, price(i, profile, held)
+        if i.op == ops.MOV and i.r2 == NO_REGISTER and i.target is None:
+            held[i.r1] = i.imm
+        elif i.op == ops.OR and i.r2 == NO_REGISTER:
+            held[i.r1] = held.get(i.r1, 0) | i.imm
+        elif i.op == ops.LD:
+            held[i.r1] = memory.get(i.mem, 0)
+        elif i.op == ops.ST:
+            memory[i.mem] = held.get(i.r1, 0)
+        elif i.op == ops.LDM:
+            held.clear()
+        elif i.op not in READERS:
+            held.pop(i.r1, None)
+
+
+def price(instruction: Instruction, profile: Profile, held: Mapping[int, int] = NOTHING_HELD) -> float:
+    """Cycles of one op when everything it touches is in L1; hooks are charged by what they access.
+
+    `held` are the bits known to be set in registers.
+    """
     if instruction.op == ops.WORK:
         return instruction.imm * profile.work.cycles_per_100_instructions / 100
+    if instruction.op == ops.RETPOLINE:
+        return instruction.imm * profile.prices["RETPOLINE"]
     name = OPERAND_PRICES.get((instruction.op, instruction.imm), ops.OPS[instruction.op].price)
+    if instruction.op == ops.WRMSR:
+        name = MSR_PRICES.get(held.get(RCX, 0), name)
+    elif instruction.op == ops.VERW and instruction.r1 == NO_REGISTER:
+        name = "VERW"
+    elif name == "MOV_TO_CR3" and held.get(instruction.r1, 0) & NOFLUSH:
+        name = "MOV_TO_CR3_NOFLUSH"
     if name == "VM_ENTRY":
         return profile.transitions.vm_entry_cycles
     return profile.prices[name] if name else 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
-from vtsim.base.errors import ConfigError
 from vtsim.base.trace import TraceSink
-from vtsim.config import load_scenario, resolve
+from vtsim.config import scenario_of
 from vtsim.platform.machine import Machine, Progress, alone
 from vtsim.platform.spec import Scenario, VmSpec
 from vtsim.study.measure import result_of
@@ -18,7 +18,7 @@ from vtsim.vmm.spec import VmmSpec
 
 
 def run(
-    scenario: Scenario | str | Path,
+    scenario: Scenario | Mapping[str, Any] | str | Path,
     *,
     sets: Sequence[str] = (),
     trace: TraceSink | None = None,
@@ -29,20 +29,15 @@ def run(
 
     Parameters
     ----------
-    scenario: a scenario, or the path of a scenario file.
-    sets: `path=value` settings that override those of the file; a `Scenario` is changed with `attrs.evolve` instead.
+    scenario: the path of a scenario file, a mapping with what a file would say, or a `Scenario`.
+    sets: `path=value` settings that override those written; a `Scenario` is changed with `attrs.evolve` instead.
     trace: receives the transitions of the run (not of its baseline) as they happen.
     progress: is called from time to time; may ask the run to stop early.
     native: gives the result of a native baseline, where somebody has it already; it is simulated if not given.
 
     Raises `ConfigError` for a mistake in the scenario and `ModelError` for one of ours.
     """
-    if not isinstance(scenario, Scenario):
-        scenario = load_scenario(scenario, sets)
-    elif sets:
-        raise ConfigError("settings override those of a file", field="sets", help="use attrs.evolve on the scenario")
-    else:
-        scenario = resolve(scenario, scenario.name or "scenario")
+    scenario = scenario_of(scenario, sets)
     result = simulate(scenario, trace=trace, progress=progress)
     if result.partial or not scenario.run.baseline or scenario.vmm.technique == "native" or not scenario.vms:
         return result

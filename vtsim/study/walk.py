@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtsim.config import load_scenario, resolve
+from vtsim.config import scenario_of
 from vtsim.platform import walk as platform
 from vtsim.platform.spec import Scenario
 
 
 def walk(
-    scenario: Scenario | str | Path, address: int, *, vm: int | str = 0, sets: Sequence[str] = (), **how: Any
+    scenario: Scenario | Mapping[str, Any] | str | Path,
+    address: int,
+    *,
+    vm: int | str = 0,
+    sets: Sequence[str] = (),
+    **how: Any,
 ) -> platform.Walk:
     """Translate a linear address of a VM's guest, step by step, as `vtsim walk` does.
 
-    `sets` are `path=value` settings for a scenario file; `how` is what `vtsim.platform.walk.walk` takes beside them:
+    The scenario and `sets` are as `vtsim.run` takes them; `how` is what `vtsim.platform.walk.walk` takes beside them:
     `access`, `ring`, `process`, `native`, `after_run`, `cold`. Raises `ConfigError` for a mistake in any of it.
     """
-    if isinstance(scenario, Scenario):
-        chosen = resolve(scenario, scenario.name or "scenario")
-    else:
-        chosen = load_scenario(scenario, sets)
-    return platform.walk(chosen, vm, address, **how)
+    return platform.walk(scenario_of(scenario, sets), vm, address, **how)

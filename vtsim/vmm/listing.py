@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
+import attrs
 from attrs import frozen
 
 import vtsim.vmm.personalities
@@ -18,9 +19,10 @@ from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
 from vtsim.vmm.programs.common import OF_PAGING, handler_label
+from vtsim.vmm.programs.words import cpu
 from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
-from vtsim.vmm.spec import DirtyLogSpec, EptSpec, VmmSpec
+from vtsim.vmm.spec import VmmSpec
 
 ENDS: Final = (ops.VMRESUME, ops.JMP_MEM, ops.SYSRET, ops.SYSCALL, ops.UD)
 BACK: Final = ("skip", "skip_decoded", "reenter", "go_on", "die", "schedule", "to_user")
@@ -53,17 +55,19 @@ def usual_paging(reason: int, profile: Profile) -> str:
     return able[0] if has_ept or "shadow" not in able else "shadow"
 
 
-def exit_stages(personality: str, reason: int, profile: Profile, paging: str = "") -> Iterator[ExitStage]:
-    """The stages of a personality's path for an exit reason, on a machine with this profile; `paging` or the usual."""
+def exit_stages(vmm: VmmSpec, reason: int, profile: Profile) -> list[ExitStage]:
+    """The stages of a hypervisor's path for an exit reason, on a machine with this profile; `auto` is as usual."""
     import_all(vtsim.vmm.personalities)
-    capabilities = GENERATIONS[profile.vmx.generation].capabilities()
-    vmm = VmmSpec(
-        personality=personality,
-        paging=paging or usual_paging(reason, profile),
-        vpid=capabilities.supports("ENABLE_VPID"),
-        tpr_shadow=capabilities.supports("USE_TPR_SHADOW"),
-        ept=EptSpec(accessed_dirty=reason == x.PML_FULL or capabilities.supports("EPT_ACCESSED_DIRTY")),
-        dirty_log=DirtyLogSpec(method="pml" if reason == x.PML_FULL else "off"),
+    personality, capabilities = vmm.personality, GENERATIONS[profile.vmx.generation].capabilities()
+    logs = reason == x.PML_FULL
+    flags = logs or _given(vmm.ept.accessed_dirty, capabilities.supports("EPT_ACCESSED_DIRTY"))
+    vmm = attrs.evolve(
+        vmm,
+        paging=usual_paging(reason, profile) if vmm.paging == "auto" else vmm.paging,
+        vpid=_given(vmm.vpid, capabilities.supports("ENABLE_VPID")),
+        tpr_shadow=_given(vmm.tpr_shadow, capabilities.supports("USE_TPR_SHADOW")),
+        ept=attrs.evolve(vmm.ept, accessed_dirty=flags),
+        dirty_log=attrs.evolve(vmm.dirty_log, method="pml") if logs else vmm.dirty_log,
     )
     addresses = defaultdict[str, int](lambda: at.HOST_DIRECT)
     path = Path(
@@ -80,19 +84,26 @@ def exit_stages(personality: str, reason: int, profile: Profile, paging: str = "
     handler = handler_label(program.labels, reason)
     excuse = EXCUSED[personality].get(reason, "")
     taken = TAKEN.get(reason, frozenset())
-    yield ExitStage(ops.R0, "VM exit to handler", follow(program, "exit", ()))
+    stages = [ExitStage(ops.R0, "VM exit to handler", follow(program, "exit", ()))]
     title = f"handler: none, {excuse}; the VM ends" if handler == "unexpected" else "handler"
     stretch = follow(program, handler, BACK, taken)
-    yield ExitStage(ops.R0, title, stretch)
+    stages.append(ExitStage(ops.R0, title, stretch))
     end = _label_behind(program, stretch)
     if end == "to_user":
-        yield ExitStage(ops.R0, "back to user space", follow(program, "to_user", ()))
-        yield ExitStage(ops.R3, "device process", follow(process, "user", (), frozenset({"user_absent"})))
+        stages.append(ExitStage(ops.R0, "back to user space", follow(program, "to_user", ())))
+        stages.append(ExitStage(ops.R3, "device process", follow(process, "user", (), frozenset({"user_absent"}))))
         completion = follow(program, "system_call", BACK, frozenset({"port_completed"}))
-        yield ExitStage(ops.R0, "system call, completion", completion)
+        stages.append(ExitStage(ops.R0, "system call, completion", completion))
         end = "skip"
     if end not in ("die", "schedule"):
-        yield ExitStage(ops.R0, "return to the guest", follow(program, end or "reenter", ()))
+        unsafe = any(i.op == ops.ST and i.mem == cpu("L1D_UNSAFE") for stage in stages for i in stage.instructions)
+        stays = frozenset() if unsafe else frozenset({"enter_l1d_stays"})
+        stages.append(ExitStage(ops.R0, "return to the guest", follow(program, end or "reenter", (), stays)))
+    return stages
+
+
+def _given(value: bool | None, usual: bool) -> bool:
+    return usual if value is None else value
 
 
 def follow(

@@ -63,6 +63,11 @@ class Path:
         """Can others than its own CPU want something of a vCPU: vCPUs of its VM, or a unit that posts interrupts?"""
         return self.several or self.vmm.posted_interrupts
 
+    @property
+    def keeps_cr2(self) -> bool:
+        """Is the guest's CR2 stored at every exit and loaded before every entry, as by KVM?"""
+        return self.vmm.personality == "kvm"
+
     def __getitem__(self, parameter: str) -> int:
         return self.parameters[parameter]
 

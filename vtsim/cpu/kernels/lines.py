@@ -15,6 +15,7 @@ from vtsim.cpu.kernels.caches import bring, fill, fill_l1d, probe, probe_at_once
 from vtsim.cpu.kernels.coherence import NOBODY, SHARED, cycles_ahead, load_shared, owner_at, place_of, store_owned
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
+    BANDWIDTHS,
     CORE,
     CYCLE,
     DRAM_CYCLES,
@@ -33,7 +34,6 @@ from vtsim.cpu.slots import (
     PAIR_LINE,
     PAIR_THERE,
     PEERS,
-    QUEUES,
     REMOTE_CYCLES,
     WALK_LATENCY,
     WALKS_IN_L1D,
@@ -43,21 +43,21 @@ from vtsim.cpu.slots import (
 # of a node's memory, for each stretch of time: its number, and what of it is taken, in parts of a cycle
 (STRETCH, TAKEN) = range(2)
 STRETCHES: int = 1024
-QUEUE_WORDS: int = 2 * STRETCHES
+BANDWIDTH_WORDS: int = 2 * STRETCHES
 STRETCH_BITS: int = 8  # 256 cycles
 PARTS: int = 1024
 WHOLE: int = PARTS << STRETCH_BITS
 
 
 @kernel
-def queued(m: Record, a: Arena, queue: int, after: int) -> int:
+def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
     """Cycles until a node's memory serves a line that is wanted `after` cycles from now."""
     now = m[CYCLE] + after
     first = now >> STRETCH_BITS
     wanted = m[LINE_TIME]
     wait = -1
     for stretch in range(first, first + STRETCHES):
-        at = queue + 2 * (stretch & (STRETCHES - 1))
+        at = bandwidth + 2 * (stretch & (STRETCHES - 1))
         if a[at + STRETCH] < stretch:
             a[at + STRETCH] = stretch
             a[at + TAKEN] = 0
@@ -76,12 +76,21 @@ def queued(m: Record, a: Arena, queue: int, after: int) -> int:
 
 
 @kernel
-def from_memory(m: Record, a: Arena, remote: bool, after: int) -> int:
-    """Cycles until a node's memory has sent a line that is wanted `after` cycles from now."""
-    cycles = m[REMOTE_CYCLES] if remote else m[DRAM_CYCLES]
+def remote(m: Record, line: int) -> bool:
+    """Does a line lie in the other node's memory?"""
+    return line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]
+
+
+@kernel
+def from_memory(m: Record, a: Arena, line: int, after: int) -> int:
+    """Cycles until memory has sent a line that is wanted `after` cycles from now."""
+    node = m[NODE]
+    cycles = m[DRAM_CYCLES]
+    if remote(m, line):
+        node ^= 1
+        cycles = m[REMOTE_CYCLES]
     if m[LINE_TIME]:
-        node = m[NODE] ^ 1 if remote else m[NODE]
-        cycles += queued(m, a, m[QUEUES] + node * QUEUE_WORDS, after)
+        cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after)
     return cycles
 
 
@@ -99,7 +108,7 @@ def complete_pair(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
     cycles = m[L3 + LATENCY]
     if not bring(m, t, L3, line):
         a[m[OWNER] + PAIR_DRAM] += 1
-        cycles = from_memory(m, a, line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END], after)
+        cycles = from_memory(m, a, line, after)
     m[PAIR_LINE] = line
     m[PAIR_THERE] = m[CYCLE] + after + cycles
 
@@ -129,10 +138,9 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
         a[at + 1] += 1
     else:
         a[at + 2] += 1
-        remote = line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]
-        if remote:
+        cycles = from_memory(m, a, line, after)
+        if remote(m, line):
             a[at + 3] += 1
-        cycles = from_memory(m, a, remote, after)
     fill(m, t, L2, line)
     if m[IN_PAIRS]:
         complete_pair(m, a, t, line ^ 1, after)

@@ -167,6 +167,16 @@ def long_work(m: Record) -> int:
 
 
 @kernel
+def furthest_behind(cpus: Records) -> int:
+    """Number of the CPU with the fewest cycles, the first of several."""
+    behind = 0
+    for n in range(1, cpus.shape[0]):
+        if cpus[n, s.CYCLE] < cpus[behind, s.CYCLE]:
+            behind = n
+    return behind
+
+
+@kernel
 def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: int) -> int:
     """Advance every CPU to `until`, always the one furthest behind, by at most a quantum; or only one CPU.
 
@@ -185,32 +195,29 @@ def run_all(cpus: Records, a: Arena, t: Tags, until: int, quantum: int, only: in
             refilled = n
     while True:
         chosen = only
+        if only < 0:
+            chosen = refilled if refilled >= 0 else furthest_behind(cpus)
+        m = cpus[chosen]
+        sibling = m[s.SIBLING]
         horizon = until
         if only < 0 and refilled >= 0:
-            chosen = refilled
-            horizon = cpus[chosen, s.UNTIL]
+            horizon = m[s.UNTIL]
         elif only < 0:
-            chosen = 0
-            for n in range(1, count):
-                if cpus[n, s.CYCLE] < cpus[chosen, s.CYCLE]:
-                    chosen = n
-            if cpus[chosen, s.CYCLE] >= until:
+            if m[s.CYCLE] >= until:
                 return HORIZON
             soon = min(quantum, LOOK)
-            looks = cpus[chosen, s.CYCLE] - cpus[chosen, s.PAUSED] < soon
+            looks = m[s.CYCLE] - m[s.PAUSED] < soon
             for n in range(count):
                 if n != chosen:
                     now = cpus[n, s.CYCLE]
                     ahead = 1 if looks or now - cpus[n, s.PAUSED] < soon else quantum
-                    if n == cpus[chosen, s.SIBLING] and cpus[n, s.HALTED] == 0:
+                    if n == sibling and cpus[n, s.HALTED] == 0:
                         ahead = min(ahead, max(cpus[n, s.L2 + s.LATENCY], 1))
                     horizon = min(horizon, now + ahead)
         refilled = -1
-        m = cpus[chosen]
         if m[s.IPI_AT] <= m[s.CYCLE]:
             land_interrupts(m, a)
         m[s.UNTIL] = min(horizon, m[s.IPI_AT])
-        sibling = m[s.SIBLING]
         began, retired = m[s.CYCLE], m[s.RETIRED]
         if sibling >= 0:
             take_core(m, cpus[sibling])

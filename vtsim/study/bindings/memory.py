@@ -174,7 +174,7 @@ bind(
         "(machine.cpu.work.mispredict_cycles=0: 1.71); with 16 GiB in place of 281 walkers take 42 % of cycles (4K "
         "1.49). xsbench: of its 48 threads on 24 cores 16 run on 8 (decisions 0054 and 0055), with the instructions "
         "of the artifact's binary. Two threads on a core were named as missing, and are not it: one thread alone has "
-        "1.75, two 1.89, all 16 1.91, for walkers are what two threads want at once. Its walks are near: of a look-up "
+        "1.75, two 1.89, all 16 1.92, for walkers are what two threads want at once. Its walks are near: of a look-up "
         "11,400 cycles natively and 25,000 virtualized (published 9060 and 22,440). All in all it has 15,700 and "
         "30,100, with THP 9000 and 9700 (26,300, 37,600, 21,700 and 22,600): what is missing is nearly the same "
         "natively with and without THP, and is no walk. At the published speeds all four runs want 610 to 690 million "

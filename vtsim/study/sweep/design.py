@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 
 from vtsim.base.errors import ConfigError, Problem, alternatives
 from vtsim.base.spec import kind_of
+from vtsim.config.load import path_of
 from vtsim.config.paths import setting_at, shown_value, unit_of
 from vtsim.config.study import Choice, StudyFile, load_study
 from vtsim.config.study_spec import (
@@ -223,7 +224,8 @@ class Design:
 
 def load_design(path: str | Path) -> Design:
     """Read a study and lay out its points; raises `ConfigError` with all that is wrong with either."""
-    if is_store(Path(path)):
+    path = path_of(path, "a study")
+    if is_store(path):
         help = f"give the study that was swept into it; vtsim study status {path} shows how far it is"
         raise ConfigError("this is the store of a study, and no study", file=str(path), help=help)
     file = _with_stated_ranges(load_study(path, _problems))

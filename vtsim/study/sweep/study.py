@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from vtsim.base.errors import ConfigError
-from vtsim.config.load import nearby
+from vtsim.config.load import nearby, path_of
 from vtsim.config.study import StudyFile, load_study
 from vtsim.study.extras import needed
 from vtsim.study.sweep.metrics import column, figure
@@ -71,7 +71,7 @@ class Study:
     """The results of a study so far. `path` is that of the study file, or of its store."""
 
     def __init__(self, path: str | Path) -> None:
-        self.file = Path(path)
+        self.file = path_of(path, "a study")
         self.path = store_of(self.file)
         if not self.path.is_file():
             raise _without_results(self.file)

@@ -76,7 +76,7 @@ def build_monitor(
     pages, data = [host.reserve() for _ in guests], [host.reserve() for _ in guests]
     shadows = [reserve_pool(host, guest.memory, parameters["shadow_permille"], 0) for guest in guests]
     roots = [host.process() for _ in guests]
-    worlds = [hosted.reserve_world(host, ports) for ports in data] if vmm.hosted else []
+    worlds = [hosted.reserve_world(host, ports, vmm.lengths) for ports in data] if vmm.hosted else []
     idt = host.reserve() if vmm.hosted else 0
     caches = [reserve_cache(host, shared) for shared in pages] if translates else []
     memories = windows(host, guests, roots, shuffled=shuffled, seed=seed)

@@ -83,7 +83,7 @@ class World:
     root: int
 
 
-def work(a: Assembler, name: str, lengths: str = "linux-6.1") -> None:
+def work(a: Assembler, name: str, lengths: str) -> None:
     """The compiled code of a function of the host, as long as that of its like under kvm."""
     a.work(TABLES[lengths][name].value, comment=name)
 
@@ -251,12 +251,12 @@ def host_system_calls(a: Assembler, lengths: str) -> None:
     a.op(ops.IRET)
 
 
-def process() -> Program:
+def process(lengths: str) -> Program:
     """The process that runs the VM, and does for it what needs a device or time. R14 is the kernel's, and stays."""
     a = Assembler("device process", host_at.USER_TEXT)
     a.activity = ops.USER_DEVICE
     a.label("process")
-    work(a, "user_dispatch")
+    work(a, "user_dispatch", lengths)
     a.mov(R12, host_at.USER_RUN)
     a.ld(RBX, Mem(R12, WHAT))
     a.cmp(RBX, IDLE)
@@ -265,7 +265,7 @@ def process() -> Program:
     a.op(ops.SYSCALL)
     a.jmp("again")
     a.label("device")
-    work(a, "user_device")
+    work(a, "user_device", lengths)
     a.ld(RSI, Mem(R12, PORT))
     _find(a)
     a.cmp(RBX, PORT_OUT)
@@ -279,7 +279,7 @@ def process() -> Program:
     a.ld(RCX, Mem(R12, VALUE))
     a.st(Mem(RAX, 16), RCX)
     a.label("again")
-    work(a, "user_again")
+    work(a, "user_again", lengths)
     a.mov(RAX, RUN_CALL)
     a.op(ops.SYSCALL)
     a.jmp("process")
@@ -335,7 +335,7 @@ def _about_port(a: Assembler) -> None:
 
 
 # --- laying out -----------------------------------------------------------------------------------------------------
-def reserve_world(host: Host, ports: int) -> World:
+def reserve_world(host: Host, ports: int, lengths: str) -> World:
     """Take the frames of a world from the host's own memory; `ports` is the frame of the table of ports."""
     table, page, run, text = host.process(), host.reserve(), host.reserve(), host.reserve()
     for linear, frame in (
@@ -345,7 +345,7 @@ def reserve_world(host: Host, ports: int) -> World:
     ):
         table.map(linear, [frame], USER_PAGE | e.PTE_NO_EXECUTE)
     table.map(host_at.USER_TEXT, [text], USER_PAGE & ~e.PTE_WRITE)
-    host.engine.place(process(), lambda page: text)
+    host.engine.place(process(lengths), lambda page: text)
     return World(page=page, run=run, root=table.root)
 
 
@@ -366,5 +366,5 @@ def fill_world(host: Host, world: World, idt: int, labels: Mapping[str, int], cp
         host.store(page + HOST + SET["REGISTERS"] + 8 * register, value)
     host.store(page + RUN, host.address(world.run))
     host.store(page + USER_RSP, host_at.USER_STACK)
-    host.store(page + USER_RIP, process().labels["process"])
+    host.store(page + USER_RIP, host_at.USER_TEXT)
     host.store(host.address(world.run) + COUNT, ports)

@@ -59,7 +59,7 @@ def emit_paths(a: Assembler, path: Path, personality: str) -> None:
     for reason in handled(personality, path.vmm):
         a.activity = ops.EXIT_HANDLER
         a.label(f"handle_{BY_NUMBER[reason].name}")
-        retpolines(a, path, reason not in CALLED_DIRECTLY)
+        retpolines(a, path, int(reason not in CALLED_DIRECTLY))
         exit_paths[personality, reason](a, path)
 
 

@@ -18,14 +18,13 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import R8, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
-from vtsim.vmm.programs.words import ALL, GS, cpu, vcpu, zero
+from vtsim.vmm.programs.words import ALL, FRAME, GS, cpu, vcpu, zero
 from vtsim.vmm.registry import Path
 
 MSR_SPEC_CTRL, MSR_PRED_CMD, MSR_FLUSH_CMD = 0x48, 0x49, 0x10B
 IBRS = 1
 RETURN_STACK: Final = 32  # RSB_CLEAR_LOOPS
-FRAME: Final = 128  # bytes of saved registers, below what an interrupt pushes
-PUSHED: Final = 40
+PUSHED: Final = 40  # bytes that an interrupt pushes, above the saved registers
 CARRIERS: Final = (RAX, RCX, RDX, RBX, RBP, RSI, R8)
 IRET_WORDS: Final = CARRIERS[:5]
 IRET_FRAME: Final = at.C["ENTRY_TOP"] - PUSHED

@@ -65,8 +65,7 @@ def schedule(a: Assembler, path: Path) -> None:
     work(a, path, "context_switch")
     leave_guest_msrs(a, path, "schedule")
     posted.suppress(a, path)
-    keeps_cr2 = path.vmm.personality == "kvm"  # at every exit
-    if not keeps_cr2:
+    if not path.keeps_cr2:
         a.emit(ops.MOV_FROM_CR, RAX, imm=2)
         a.st(vcpu("GUEST_CR2"), RAX)
     a.copy(R15, R14)
@@ -80,7 +79,7 @@ def schedule(a: Assembler, path: Path) -> None:
         a.st(Mem(R12, at.C["TSS"] + 4), R15, comment="stack for interrupts from user space")
     a.emit(ops.VMPTRLD, mem=vcpu("VMCS_POINTER"))
     mitigations.switched_vcpu(a, path)
-    if not keeps_cr2:
+    if not path.keeps_cr2:
         a.ld(RAX, vcpu("GUEST_CR2"))
         a.emit(ops.MOV_TO_CR, RAX, imm=2)
     posted.resume(a, path)

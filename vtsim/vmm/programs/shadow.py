@@ -149,7 +149,7 @@ def fault(a: Assembler, path: Path) -> None:
 
     a.label("true_fault")
     a.st(vcpu("GUEST_CR2"), RSI)
-    if path.vmm.personality != "kvm":  # which loads CR2 before every entry
+    if not path.keeps_cr2:
         a.emit(ops.MOV_TO_CR, RSI, imm=2)
     a.ld(RCX, vcpu("PENDING"), comment="what the exit interrupted")
     a.and_(RCX, VALID | 0x7FF)

@@ -19,8 +19,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.programs import mitigations, posted, several, upcalls
 from vtsim.vmm.programs.daemons import Daemon, daemons
 from vtsim.vmm.programs.events import from_device, request, wire
-from vtsim.vmm.programs.mitigations import FRAME
-from vtsim.vmm.programs.words import ALL, LOW, cpu, join, split, vcpu, work, zero
+from vtsim.vmm.programs.words import ALL, FRAME, LOW, cpu, join, split, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
 MSR_TSC_DEADLINE, MSR_EOI, MSR_LVT_TIMER, MSR_INITIAL_COUNT = 0x6E0, 0x80B, 0x832, 0x838

@@ -12,6 +12,7 @@ from vtsim.vmm.programs.kvm_functions import INDIRECT_BRANCHES, L1D_UNSAFE
 from vtsim.vmm.registry import Path
 
 ALL: Final = tuple(range(16))
+FRAME: Final = 8 * len(ALL)  # bytes of saved general registers
 GS: Final = 2
 VALID: Final = 1 << 31
 # fmt: off

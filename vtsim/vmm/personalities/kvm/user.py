@@ -17,10 +17,9 @@ from vtsim.vmm.personalities.kvm import chipset
 from vtsim.vmm.programs import mitigations
 from vtsim.vmm.programs.msr_switch import leave_guest_msrs, restore_user_msrs
 from vtsim.vmm.programs.ports import CONFIG, DEVICE_WORDS, read_device
-from vtsim.vmm.programs.words import ALL, cpu, vcpu, work, zero
+from vtsim.vmm.programs.words import ALL, FRAME, cpu, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
-FRAME: Final = 128
 IOCTL: Final = 16
 LOCK, PORT_COUNT, PORTS = 0, 8, 16  # offsets in the process's data page
 
