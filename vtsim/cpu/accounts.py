@@ -73,6 +73,7 @@ COUNTERS: Final = (
     ("wrong_loads",        "loads",      "loads that wrong paths began"),
     ("wrong_walks",        "walks",      "of the page walks started, those of wrong paths"),
     ("walks_abandoned",    "walks",      "of these, those that would have faulted or set a flag"),
+    ("pair_dram",          "lines",      "lines that L2 fetched from DRAM only to complete pairs"),
 )
 (WALKS, WALKS_COMPLETED, WALKS_FAULTED, WALKS_VIOLATED, WALKS_MISCONFIGURED, GUEST_REFERENCES, EPT_REFERENCES,
  GUEST_L1D, GUEST_L2, GUEST_L3, GUEST_DRAM, GUEST_DRAM_REMOTE, EPT_L1D, EPT_L2, EPT_L3, EPT_DRAM, EPT_DRAM_REMOTE,
@@ -82,7 +83,7 @@ COUNTERS: Final = (
  EXCEPTIONS, PAGE_FAULTS, INTERRUPTS, INJECTIONS, SYSCALLS, DEVICE_ACCESSES, PORT_ACCESSES, DIRTY_ASSISTS,
  TRANSLATIONS_DROPPED, ENTRIES, HALTS,
  GUEST_ENTRY_HITS, EPT_ENTRY_HITS, LINES_FROM_OTHERS, LINES_TAKEN, MISPREDICTIONS, WRONG_LOADS, WRONG_WALKS,
- WALKS_ABANDONED) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
+ WALKS_ABANDONED, PAIR_DRAM) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
 
 OWN_EXITS: Final = OWN_COUNTERS + 64
 REASONS: Final = 96                                 # basic exit reasons

@@ -131,6 +131,9 @@ class Cache:
     """The caches that one core sees; the last one is shared."""
 
     line_bytes: int = _value("bytes", "bytes of a line", 64, 64)
+    adjacent_line_prefetcher: bool = _value(
+        "flag", "L2 completes a line that it fetches to an aligned pair of two, for which nobody waits"
+    )
     l1i: CacheLevel
     l1d: CacheLevel
     l2: CacheLevel

@@ -28,13 +28,14 @@ from vtsim.cpu.slots import (
 
 @kernel
 def set_of(m: Record, cache: int, line: int) -> int:
-    """The set of a line: its low bits, or a hash where the number of sets is no power of two."""
+    """The set of a line: its low bits, or a hash where the number of sets is no power of two. A pair has neighbours."""
     mask = m[cache + POWER]
     if mask >= 0:
         return line & mask
-    mixed = (line * 0x9E3779B1) & 0xFFFFFFFF
+    mixed = ((line >> 1) * 0x9E3779B1) & 0xFFFFFFFF
     mixed = ((mixed >> 15) ^ mixed) & 0xFFFFFFFF
-    return (mixed * m[cache + SETS]) >> 32
+    sets = m[cache + SETS]
+    return min(((mixed * ((sets + 1) >> 1)) >> 32) * 2 + (line & 1), sets - 1)
 
 
 @kernel
@@ -100,6 +101,22 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
         return
     s = set_of(m, cache, line)
     t[m[cache] + s * ways + victim(m, t, cache, s)] = line
+
+
+@kernel
+def bring(m: Record, t: Tags, cache: int, line: int) -> bool:
+    """`probe_at_once`, and `fill` where it fails."""
+    ways = m[cache + WAYS]
+    if ways == 0:
+        return False
+    where = set_of(m, cache, line)
+    base = m[cache] + where * ways
+    hit = held(t, base, ways, line)
+    if hit:
+        t[m[cache + REFERENCED] + where] |= hit
+    else:
+        t[base + victim(m, t, cache, where)] = line
+    return hit != 0
 
 
 @kernel

@@ -10,15 +10,17 @@ SDM: "Cache Control Protocol".
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
-from vtsim.cpu.accounts import DATA_L2, FETCH_L2
-from vtsim.cpu.kernels.caches import fill, fill_l1d, probe, probe_at_once
-from vtsim.cpu.kernels.coherence import cycles_ahead, load_shared, place_of, store_owned
+from vtsim.cpu.accounts import DATA_L2, FETCH_L2, PAIR_DRAM
+from vtsim.cpu.kernels.caches import bring, fill, fill_l1d, probe, probe_at_once
+from vtsim.cpu.kernels.coherence import NOBODY, SHARED, cycles_ahead, load_shared, owner_at, place_of, store_owned
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
     BANDWIDTHS,
+    CORE,
     CYCLE,
     DRAM_CYCLES,
     FETCH_GENERATION,
+    IN_PAIRS,
     L1D,
     L1I,
     L2,
@@ -29,6 +31,8 @@ from vtsim.cpu.slots import (
     NODE_END,
     NODE_FIRST,
     OWNER,
+    PAIR_LINE,
+    PAIR_THERE,
     PEERS,
     REMOTE_CYCLES,
     WALK_LATENCY,
@@ -72,6 +76,44 @@ def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
 
 
 @kernel
+def remote(m: Record, line: int) -> bool:
+    """Does a line lie in the other node's memory?"""
+    return line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]
+
+
+@kernel
+def from_memory(m: Record, a: Arena, line: int, after: int) -> int:
+    """Cycles until memory has sent a line that is wanted `after` cycles from now."""
+    node = m[NODE]
+    cycles = m[DRAM_CYCLES]
+    if remote(m, line):
+        node ^= 1
+        cycles = m[REMOTE_CYCLES]
+    if m[LINE_TIME]:
+        cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after)
+    return cycles
+
+
+@kernel
+def complete_pair(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
+    """L2 fetches the other line of a pair beside the one that it was asked for, unless another core has it alone."""
+    if m[PEERS]:
+        place = place_of(m, t, line)
+        owner = owner_at(m, t, place)
+        if owner != SHARED and owner != NOBODY and owner != m[CORE]:
+            return
+        load_shared(m, a, t, line, place)
+    if bring(m, t, L2, line):
+        return
+    cycles = m[L3 + LATENCY]
+    if not bring(m, t, L3, line):
+        a[m[OWNER] + PAIR_DRAM] += 1
+        cycles = from_memory(m, a, line, after)
+    m[PAIR_LINE] = line
+    m[PAIR_THERE] = m[CYCLE] + after + cycles
+
+
+@kernel
 def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) -> int:
     """Cycles until a line that missed its first-level cache `after` cycles from now arrives; fills L2 and L3.
 
@@ -80,6 +122,8 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
     at = m[OWNER] + served
     if probe_at_once(m, t, L2, line):
         a[at] += 1
+        if line == m[PAIR_LINE]:
+            return max(m[L2 + LATENCY], m[PAIR_THERE] - m[CYCLE] - after)
         return m[L2 + LATENCY]
     cycles = m[L3 + LATENCY]
     ahead = moved = 0
@@ -90,20 +134,16 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
     if moved:
         a[at + 1] += 1
         cycles = moved
-    elif m[L3 + WAYS] > 0 and probe_at_once(m, t, L3, line):
+    elif bring(m, t, L3, line):
         a[at + 1] += 1
     else:
         a[at + 2] += 1
-        cycles = m[DRAM_CYCLES]
-        node = m[NODE]
-        if line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]:
+        cycles = from_memory(m, a, line, after)
+        if remote(m, line):
             a[at + 3] += 1
-            cycles = m[REMOTE_CYCLES]
-            node ^= 1
-        if m[LINE_TIME]:
-            cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after)
-        fill(m, t, L3, line)
     fill(m, t, L2, line)
+    if m[IN_PAIRS]:
+        complete_pair(m, a, t, line ^ 1, after)
     return cycles + ahead
 
 
