@@ -373,7 +373,7 @@ def shown(core: Core, steps: Sequence[Step], accesses: int, random: int) -> tupl
     def cycles(accesses: int) -> tuple[int, int]:
         changes = {
             "work.mlp": core.mlp, "work.reorder_buffer": core.reorder_buffer, "work.cycles_per_100_instructions": 100,
-            "work.mispredict_cycles": core.penalty,
+            "work.mispredict_cycles": core.penalty, "cache.adjacent_line_prefetcher": False,
         }  # fmt: skip
         bench = native(changes)
         m = bench.m

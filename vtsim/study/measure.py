@@ -167,6 +167,7 @@ def measured(
             data=r.ServedBy(l1d=n["accesses"] - beyond, l2=n["data_l2"], l3=n["data_l3"], dram=n["data_dram"]),
             tables=served,
             code=r.CodeServedBy(l2=n["fetch_l2"], l3=n["fetch_l3"], dram=n["fetch_dram"]),
+            pairs=n["pair_dram"],
         ),
         "events": {name: n[name] for name in EVENTS},
         "dram": {
