@@ -4,7 +4,7 @@ One-bit replacement: a hit sets the entry's reference bit; a fill takes the firs
 all others first when none is. So a hit on an entry whose bit is set changes nothing, and need not be repeated.
 
 SDM: "Caching Translation Information".
-Not modelled: write-back traffic; inclusion of inner in outer caches; hardware prefetch.
+Not modelled: write-back traffic; inclusion of inner in outer caches.
 """
 
 from __future__ import annotations

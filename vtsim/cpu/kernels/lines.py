@@ -4,7 +4,12 @@ Where there are several CPUs, lines that they want of one node's memory share it
 stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
 the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
 
-SDM: "Cache Control Protocol".
+What L2 fetches it completes to an aligned pair of lines, for which nobody waits. Who wants the other line before it has
+come waits for the rest of its time.
+
+SDM: "Cache Control Protocol"; the optimization manual, "Data Prefetching": L2's spatial prefetcher.
+Not modelled: that a processor leaves the other line where its L2 has much else to fetch; all but the last pair that are
+under way: theirs seem to have come.
 """
 
 from __future__ import annotations
