@@ -244,12 +244,12 @@ bind(
     _gain("and a nested TLB, least", "plus_nested_translation_caching.0", min, *NTLB),
     _gain("and a nested TLB, most", "plus_nested_translation_caching.1", max, *NTLB),
     deviates=(
-        "how much of a program's time walks take decides: where it is 48 and 36 % without either cache, gains are "
-        "below those published or among them (btree 14.6 and 5.3 %, redis 5.3 and 1.7 %), and canneal's are 35 and 12 "
-        "%; graph and xsbench miss TLBs far more often than SPEC (walks take 95 to 100 %) and gain 69 and 39, and 32 "
+        "how much of a program's time walks take decides: where it is 46 and 34 % without either cache, gains are "
+        "below those published or among them (btree 16.5 and 6.0 %, redis 5.3 and 1.7 %), and canneal's are 35 and 13 "
+        "%; graph and xsbench miss TLBs far more often than SPEC (walks take 90 to 100 %) and gain 67 and 41, and 31 "
         "and 15 %. Of 24 entries a walk then reads 21 to 22 in memory, with the cache for both dimensions 7 to 9, "
         "with the nested TLB 3 to 6. That memory is fast here is not it (--set machine.cpu.dram.local_ns=120 on this "
-        "row: most 64 and 29 %). With Intel's walk caches, which save levels, gains are 2 to 21 % and next to "
+        "row: most 62 and 28 %). With Intel's walk caches, which save levels, gains are 2 to 20 % and next to "
         "nothing. That an Opteron's walks begin at L2, and its 24 entries and 16 translations, are recalled from the "
         "paper, of which only the abstract was read; times are a Nehalem's"
     ),
