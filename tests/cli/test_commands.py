@@ -44,7 +44,7 @@ def test_a_first_run_says_that_it_compiles(
 
     done = vtsim("run", scenario, "--no-baseline")
 
-    assert done.err == "compiling kernels (once per version; takes up to a minute)\n"
+    assert done.err == "compiling kernels (once per version; takes a minute or two)\n"
 
 
 def test_json_is_one_object_and_nothing_else(vtsim: Command, engine: Engine, scenario: str) -> None:

@@ -11,7 +11,18 @@ from tests.cpu.bench import machine
 from vtsim.base import jit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
-from vtsim.cpu.kernels.caches import drop, fill, find, keep, probe, remove
+from vtsim.cpu.kernels.caches import (
+    drop,
+    fill,
+    find,
+    keep,
+    line_of,
+    probe,
+    probe_at_once,
+    remove,
+    set_of,
+    tag_of,
+)
 from vtsim.cpu.kernels.entry import histogram_bucket
 from vtsim.cpu.kernels.lines import data_miss, read_line
 
@@ -57,6 +68,29 @@ def test_a_cache_of_lines_is_the_one_bit_model(lines: list[int], shape: tuple[in
         if not hit:
             fill(m, t, s.L1D, line)
             model.put(line, line, empty_first=False)
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3, 8, 13])
+@given(st.lists(st.integers(0, (1 << 32) - 2), max_size=60), st.integers(0, 1 << 20))
+@settings(max_examples=EXAMPLES)
+def test_lines_of_all_memory_are_told_apart(sets: int, lines: list[int], low: int) -> None:
+    """Where a line's number has 33 bits: each is found where it was put, by its own number, and no other one is."""
+    engine = machine({"cache.l1d.bytes": sets * 4 * 64, "cache.l1d.ways": 4})
+    m, t = engine.cpus[0], engine.tags
+    assert int(m[s.L1D + s.SETS]) == sets
+    far = [low + (n << 28) for n in range(8 if sets == 1 else 16)]  # 16 GiB apart
+    for line in [*lines, *far]:
+        where = int(set_of(m, s.L1D, line))
+        assert 0 <= where < sets
+        assert int(line_of(m, s.L1D, where, tag_of(m, s.L1D, line))) == line
+        if not probe(m, t, s.L1D, line):
+            fill(m, t, s.L1D, line)
+        assert probe(m, t, s.L1D, line)
+        assert probe_at_once(m, t, s.L1D, line)
+    found = [n for n in far if probe(m, t, s.L1D, n)]
+    assert len(found) <= 4 * sets
+    assert found == [n for n in far if probe_at_once(m, t, s.L1D, n)]
+    assert not any(probe(m, t, s.L1D, n + (1 << 27)) for n in far if n + (1 << 27) not in lines)
 
 
 operations = st.lists(

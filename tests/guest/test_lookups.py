@@ -192,10 +192,10 @@ def test_a_step_that_needs_the_last_one_waits_for_it() -> None:
 
 @pytest.mark.parametrize("together", [1, 2, 4])
 def test_as_many_misses_overlap_as_fit_the_reorder_buffer(together: int) -> None:
-    """Lines that nobody has, one an access, with 49 instructions between: in flight are those of `together` accesses."""
+    """Lines that nobody has, one of a pair, with 49 instructions between: in flight are those of `together` accesses."""
 
     def cycles(accesses: int) -> int:
-        phase = StreamSpec(pattern="strided", region=4 << 20, stride=64, accesses=accesses, work=49)
+        phase = StreamSpec(pattern="strided", region=8 << 20, stride=128, accesses=accesses, work=49)
         harness = native((phase,), page_size=2 << 20, populate="prebuilt", memory=256 << 20)
         profile = harness.profile.with_overrides({"work.reorder_buffer": 50 * together})
         return int(ended(Harness(profile, harness.vm)).engine.cpus[0][s.CYCLE])

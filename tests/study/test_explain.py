@@ -162,10 +162,14 @@ def test_what_a_page_fault_of_the_guest_runs_depends_on_the_paging() -> None:
             "--paging: no program handles a VM exit EPT_VIOLATION with paging 'shadow'\n"
             " help: paging can be auto, ept, agile",
         ),
+        (
+            ("INVLPG", "kvm", "skx-4114", "auto", ("vmm.paging=ept",)),
+            "--paging: no program handles a VM exit INVLPG with paging 'ept'\n help: paging can be auto, shadow, agile",
+        ),
         (("CPUID", "kvm", "skx-4114", "shadwo"), "--paging: unknown paging 'shadwo'\n help: did you mean 'shadow'?"),
     ],
 )
-def test_a_paging_that_an_exit_path_cannot_have_is_refused(arguments: tuple[str, ...], message: str) -> None:
+def test_a_paging_that_an_exit_path_cannot_have_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         exit_program(*arguments)
 

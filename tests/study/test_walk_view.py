@@ -21,6 +21,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels import ept_walk
 from vtsim.ept.spec import ADDRESS
+from vtsim.guest.kernel.layout import LONG
 from vtsim.platform import steps
 from vtsim.platform.steps import EPT, GUEST, SHADOW, WALK_CACHE, Recorder
 from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
@@ -200,6 +201,15 @@ def test_memory_that_is_mapped_on_demand_is_an_ept_violation_before_the_run(
 
     assert status == 0
     assert "qualification 0x81: gpa paging-structure read, not present" in " ".join(out.split())
+
+
+def test_a_device_is_no_memory_that_the_hypervisor_would_map(run: Run, scenario: Callable[..., Path]) -> None:
+    apic = (1 << 64) + LONG.direct + 0xFEE0_0000 & (1 << 64) - 1
+    status, out, _ = run("--scenario", scenario(), "--address", hex(apic))
+
+    assert status == 0
+    assert "Devices are there and no memory: the hypervisor would emulate the access." in " ".join(out.split())
+    assert "populate" not in out
 
 
 def test_an_address_that_is_not_canonical_is_refused_without_a_walk(run: Run, scenario: Callable[..., Path]) -> None:

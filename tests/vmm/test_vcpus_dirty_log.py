@@ -34,7 +34,7 @@ vms:
       processes:
         - threads: %(cpus)d
           phases:
-            - {primitive: stream, region: 128 KiB, accesses: 2000, write: 0.5, work: 60}
+            - {primitive: stream, region: 128 KiB, accesses: 3000, write: 0.5, work: 60}
         - {name: last, vcpu: 1, phases: [{primitive: stream, region: 64 KiB, accesses: 12000, write: 0.2, work: 60}]}
 """
 

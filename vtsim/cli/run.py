@@ -25,7 +25,7 @@ from vtsim.study.result import WRITTEN, Result
 from vtsim.study.run import run
 from vtsim.study.trace_view import TraceFilter, TraceView
 
-COMPILING: Final = "compiling kernels (once per version; takes up to a minute)"
+COMPILING: Final = "compiling kernels (once per version; takes a minute or two)"
 
 
 @frozen(kw_only=True)

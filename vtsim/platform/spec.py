@@ -54,7 +54,7 @@ class MachineSpec:
     threads: int = setting(
         counts(choices=(1, 2)), "Logical CPUs of a core: 2 are hyper-threads, CPU 0 with 1, 2 with 3, …", default=1
     )
-    memory: int = setting(sizes(ge=16 * MIB, le=16 * TIB), "Physical memory", default=4 * GIB)
+    memory: int = setting(sizes(ge=16 * MIB, le=512 * GIB), "Physical memory", default=4 * GIB)
     nodes: int = setting(counts(choices=(1, 2)), "NUMA nodes, between which CPUs and memory are halved", default=1)
     frames: str = setting(
         Text(choices=("shuffled", "contiguous")),

@@ -109,6 +109,8 @@ def exit_program(
         raise ConfigError(
             f"technique {scenario.vmm.technique!r} has no VM exits", field="vmm.technique", help="it can be hardware"
         )
+    if paging == "auto" and any(one.startswith("vmm.paging=") for one in sets):
+        paging = scenario.vmm.paging
     if paging not in ("auto", *PAGINGS):
         raise ConfigError.unknown("paging", paging, ("auto", *PAGINGS), field="--paging")
     if known.number in REQUIRES:

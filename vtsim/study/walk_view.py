@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from vtsim.base.memory import HOLE_FIRST, HOLE_LAST
 from vtsim.base.units import SIZE
 from vtsim.ept import spec as e
 from vtsim.guest.paging import OF_32_BIT
@@ -195,7 +196,12 @@ def _parts(walk: Walk, *, wide: bool) -> Iterator[RenderableType]:
         yield Text("")
         yield _areas(walk)
     if walk.fault == EPT_VIOLATION:
-        yield Text("The hypervisor would map that page now; --set vmm.ept.populate=prebuilt maps all before the start.")
+        devices = HOLE_FIRST <= (walk.fault_gpa or 0) >> 12 <= HOLE_LAST
+        yield Text(
+            "Devices are there and no memory: the hypervisor would emulate the access."
+            if devices
+            else "The hypervisor would map that page now; --set vmm.ept.populate=prebuilt maps all before the start."
+        )
 
 
 def _areas(walk: Walk) -> RenderableType:

@@ -25,23 +25,43 @@ from vtsim.cpu.slots import (
     WAYS,
 )
 
+EMPTY: int = -1  # the tag of a way that holds no line
+
 
 @kernel
 def set_of(m: Record, cache: int, line: int) -> int:
-    """The set of a line: its low bits, or a hash where the number of sets is no power of two. A pair has neighbours."""
+    """The set of a line: its low bits, or a hash where the number of sets is no power of two.
+
+    The two lines of a pair have sets beside each other; of an odd number of sets the last one is not used.
+    """
     mask = m[cache + POWER]
     if mask >= 0:
         return line & mask
     mixed = ((line >> 1) * 0x9E3779B1) & 0xFFFFFFFF
     mixed = ((mixed >> 15) ^ mixed) & 0xFFFFFFFF
-    sets = m[cache + SETS]
-    return min(((mixed * ((sets + 1) >> 1)) >> 32) * 2 + (line & 1), sets - 1)
+    return ((mixed * (m[cache + SETS] >> 1)) >> 32) * 2 + (line & 1)
 
 
 @kernel
-def held(t: Tags, base: int, ways: int, line: int) -> int:
-    """The way that holds the line, as a bit, or 0, of a set whose tags begin at `base`; 16 are compared at once."""
-    tag = np.int32(line)
+def tag_of(m: Record, cache: int, line: int) -> int:
+    """What tells a line from others of its set, in 32 bits: the number of its pair, or with one set its own.
+
+    That is enough for 512 GiB of memory but its last pair, with one set for 256 GiB.
+    """
+    number = line >> 1 if m[cache + SETS] > 1 else line
+    return np.int32(((number & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000)
+
+
+@kernel
+def line_of(m: Record, cache: int, where: int, tag: int) -> int:
+    """The line of a set that a tag stands for."""
+    number = np.int64(tag) & 0xFFFFFFFF
+    return number << 1 | where & 1 if m[cache + SETS] > 1 else number
+
+
+@kernel
+def held(t: Tags, base: int, ways: int, tag: int) -> int:
+    """The way that holds the tag, as a bit, or 0, of a set whose tags begin at `base`; 16 are compared at once."""
     hit = 0
     if ways <= 8:
         for way in range(8):
@@ -60,7 +80,7 @@ def probe_at_once(m: Record, t: Tags, cache: int, line: int) -> bool:
     """`probe` where nobody can predict the way."""
     where = set_of(m, cache, line)
     ways = m[cache + WAYS]
-    hit = held(t, m[cache] + where * ways, ways, line)
+    hit = held(t, m[cache] + where * ways, ways, tag_of(m, cache, line))
     if hit:
         t[m[cache + REFERENCED] + where] |= hit
     return hit != 0
@@ -72,8 +92,9 @@ def probe(m: Record, t: Tags, cache: int, line: int) -> bool:
     ways = m[cache + WAYS]
     s = set_of(m, cache, line)
     base = m[cache] + s * ways
+    tag = tag_of(m, cache, line)
     for way in range(ways):
-        if t[base + way] == line:
+        if t[base + way] == tag:
             t[m[cache + REFERENCED] + s] |= 1 << way
             return True
     return False
@@ -100,7 +121,7 @@ def fill(m: Record, t: Tags, cache: int, line: int) -> None:
     if ways == 0:
         return
     s = set_of(m, cache, line)
-    t[m[cache] + s * ways + victim(m, t, cache, s)] = line
+    t[m[cache] + s * ways + victim(m, t, cache, s)] = tag_of(m, cache, line)
 
 
 @kernel
@@ -111,11 +132,12 @@ def bring(m: Record, t: Tags, cache: int, line: int) -> bool:
         return False
     where = set_of(m, cache, line)
     base = m[cache] + where * ways
-    hit = held(t, base, ways, line)
+    tag = tag_of(m, cache, line)
+    hit = held(t, base, ways, tag)
     if hit:
         t[m[cache + REFERENCED] + where] |= hit
     else:
-        t[base + victim(m, t, cache, where)] = line
+        t[base + victim(m, t, cache, where)] = tag
     return hit != 0
 
 
@@ -130,7 +152,7 @@ def fill_l1d(m: Record, t: Tags, line: int) -> None:
 def forget(m: Record, t: Tags, cache: int) -> None:
     """Empty a cache."""
     for n in range(m[cache + SETS] * m[cache + WAYS]):
-        t[m[cache] + n] = -1
+        t[m[cache] + n] = EMPTY
 
 
 # --- translations: arena structures of tags, data and reference masks ---------------------------------------

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
 from vtsim.cpu.accounts import LINES_FROM_OTHERS, LINES_TAKEN
-from vtsim.cpu.kernels.caches import fill, held, probe_at_once, set_of, victim
+from vtsim.cpu.kernels.caches import EMPTY, fill, held, line_of, probe_at_once, set_of, tag_of, victim
 from vtsim.cpu.slots import (
     CORE,
     CORES,
@@ -48,9 +48,9 @@ def remove_line(m: Record, t: Tags, cache: int, base: int, line: int) -> bool:
     """Remove a line from a core's cache at `base`, of the shape of this core's own; was it there?"""
     where = set_of(m, cache, line)
     first = base + where * m[cache + WAYS]
-    hit = held(t, first, m[cache + WAYS], line)
+    hit = held(t, first, m[cache + WAYS], tag_of(m, cache, line))
     if hit:
-        t[first + lowest_bit(hit)] = -1
+        t[first + lowest_bit(hit)] = EMPTY
         t[base - m[cache] + m[cache + REFERENCED] + where] &= ~hit
     return hit != 0
 
@@ -89,10 +89,10 @@ def has_line(m: Record, a: Arena, t: Tags, other: int, line: int) -> bool:
     """Do the data caches of a core hold a line?"""
     peer = m[PEERS] + other * PEER_WORDS
     ways = m[L1D + WAYS]
-    if held(t, a[peer + PEER_L1D] + set_of(m, L1D, line) * ways, ways, line):
+    if held(t, a[peer + PEER_L1D] + set_of(m, L1D, line) * ways, ways, tag_of(m, L1D, line)):
         return True
     ways = m[L2 + WAYS]
-    return held(t, a[peer + PEER_L2] + set_of(m, L2, line) * ways, ways, line) != 0
+    return held(t, a[peer + PEER_L2] + set_of(m, L2, line) * ways, ways, tag_of(m, L2, line)) != 0
 
 
 @kernel
@@ -100,7 +100,7 @@ def place_of(m: Record, t: Tags, line: int) -> int:
     """Where the directory has a line, or -1; its owner is a set's ways further on."""
     ways = m[DIRECTORY + WAYS]
     first = m[DIRECTORY] + set_of(m, DIRECTORY, line) * 2 * ways
-    hit = held(t, first, ways, line)
+    hit = held(t, first, ways, tag_of(m, DIRECTORY, line))
     return first + lowest_bit(hit) if hit else -1
 
 
@@ -140,15 +140,15 @@ def set_owner(m: Record, a: Arena, t: Tags, line: int, at: int, owner: int) -> N
         t[m[DIRECTORY + REFERENCED] + where] |= 1 << (at - first)
     else:
         at = first + victim(m, t, DIRECTORY, where)
-        gone = t[at]
-        if gone >= 0:
+        if t[at] != EMPTY:
+            gone = line_of(m, DIRECTORY, where, t[at])
             last = t[at + ways]
             if last == SHARED:
                 take_from_all(m, a, t, gone, NOBODY)
             else:
                 take_from(m, a, t, last, gone)
             forget_taken(m, a)  # it may have been in this core's own
-        t[at] = line
+        t[at] = tag_of(m, DIRECTORY, line)
     t[at + ways] = owner
     if owner != SHARED:
         a[since(m, at)] = m[CYCLE]

@@ -7,7 +7,8 @@ the same in which order CPUs run, some of which may be far ahead. One CPU has to
 What L2 fetches it completes to an aligned pair of lines, for which nobody waits. Who wants the other line before it has
 come waits for the rest of its time.
 
-SDM: "Cache Control Protocol"; the optimization manual, "Data Prefetching": L2's spatial prefetcher.
+SDM: "Cache Control Protocol".
+Source: Intel, Disclosure of Hardware Prefetcher Control on Some Intel Processors: the L2 adjacent cache line prefetcher.
 Not modelled: that a processor leaves the other line where its L2 has much else to fetch; all but the last pair that are
 under way: theirs seem to have come.
 """
@@ -77,7 +78,7 @@ def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
             wanted -= part
             if wanted == 0:
                 break
-    return max(wait, 0)
+    return wait if wait >= 0 else STRETCHES << STRETCH_BITS  # all is taken that the table tells of
 
 
 @kernel
