@@ -8,7 +8,7 @@ What L2 fetches it completes to an aligned pair of lines, for which nobody waits
 come waits for the rest of its time.
 
 SDM: "Cache Control Protocol".
-Source: Intel, Disclosure of Hardware Prefetcher Control on Some Intel Processors: the L2 adjacent cache line prefetcher.
+Source: Intel, Disclosure of Hardware Prefetcher Control on Some Intel Processors: L2 adjacent line.
 Not modelled: that a processor leaves the other line where its L2 has much else to fetch; all but the last pair that are
 under way: theirs seem to have come.
 """
