@@ -270,9 +270,9 @@ bind(
         note="nested against native walks, the most of btree, canneal, graph, redis and xsbench in 4 KiB pages",
     ),
     deviates=(
-        "the most is graph's 2.19; canneal, which was the most with 2.11 before it waited for its decisions, has "
-        "1.75, xsbench on 16 hyper-threads 1.91, btree 1.69 and redis 1.13; gups, which does nothing but miss TLBs, "
-        "has 2.36 (VMITOSIS-RAW). Which programs theirs were the abstract does not say"
+        "the most is graph's 2.21; canneal, which was the most with 2.11 before it waited for its decisions, has 1.76, "
+        "xsbench on 16 hyper-threads 1.87, btree 1.68 and redis 1.13; gups, which does nothing but miss TLBs, has 2.35 "
+        "(VMITOSIS-RAW). Which programs theirs were the abstract does not say"
     ),
     unbound=(
         "over_shadow_paging: what shadow paging costs an application is how often it changes its tables, which the "
