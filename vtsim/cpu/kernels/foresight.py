@@ -43,6 +43,7 @@ def ask(m: Record, t: Tags, hpa: int) -> None:
     for cache in (s.L2, s.L3):
         where = set_of(m, cache, line)
         prefetch(t, m[cache] + where * m[cache + s.WAYS])
+        prefetch(t, m[cache] + (where ^ 1) * m[cache + s.WAYS])  # of its pair
         prefetch(t, m[cache + s.REFERENCED] + where)
     if m[s.PEERS]:
         where = set_of(m, s.DIRECTORY, line)
