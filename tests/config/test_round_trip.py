@@ -154,6 +154,25 @@ def test_native_runs_translate_nothing() -> None:
     assert parse_scenario(SMALLEST, ["vmm.technique=native", "machine.profile=p4-672"]).vmm.paging == "none"
 
 
+@pytest.mark.parametrize(
+    ("vmm", "technique"),
+    [
+        ("{}", "hardware"),
+        ("{paging: shadow}", "hardware"),
+        ("{paging: none}", "native"),
+        ("{technique: auto, paging: none}", "native"),
+        ("{technique: native, paging: shadow}", "native"),
+    ],
+)
+def test_guests_without_translation_of_their_memory_run_natively(vmm: str, technique: str) -> None:
+    assert parse_scenario(f"vmm: {vmm}\n{SMALLEST}").vmm.technique == technique
+
+
+def test_a_technique_that_is_named_is_not_left_for_another() -> None:
+    with pytest.raises(ConfigError, match="technique 'hardware' needs its guests' memory translated"):
+        parse_scenario(SMALLEST, ["vmm.technique=hardware", "vmm.paging=none"])
+
+
 def test_a_trace_is_found_beside_the_scenario(tmp_path: Path) -> None:
     (tmp_path / "boot.npz").write_bytes(b"")
     path = tmp_path / "boot.yaml"

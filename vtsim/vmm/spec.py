@@ -115,9 +115,10 @@ class VmmSpec:
     """The hypervisor: how guest kernels are virtualized, and by whom."""
 
     technique: str = setting(
-        Text(choices=tuple(techniques)),
-        "How guest kernels are virtualized; `vtsim list technique` says what each is",
-        default="hardware",
+        Text(choices=("auto", *techniques)),
+        "How guest kernels are virtualized; `vtsim list technique` says what each is. auto is hardware, and native "
+        "where paging is none",
+        default="auto",
     )
     hosted: bool = setting(
         Boolean(),
@@ -216,6 +217,8 @@ class VmmSpec:
         return self.paging in ("shadow", "agile")
 
     def __attrs_post_init__(self) -> None:
+        if self.technique == "auto":  # an answer here, since the settings that follow are judged by it
+            object.__setattr__(self, "technique", "native" if self.paging == "none" else "hardware")
         native = self.technique == "native"
         if self.paging == "none" and not native:
             raise ConfigError(
