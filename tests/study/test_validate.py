@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from vtsim.base.errors import ConfigError, ModelError
+from vtsim.cli.validate import PAGE
 from vtsim.config import load_scenario
 from vtsim.study.binding import ITERATIONS, Binding, Figure, Run, old_host, old_kernel
 from vtsim.study.published import published, row
@@ -398,3 +399,21 @@ def test_the_document_is_the_same_twice_and_names_what_is_missing() -> None:
     assert "| sandy_bridge | 784 | 1000 | cycles | +27.6 % | ± 1 % BROKEN |  |\n" in first
     assert "\nNot compared: merom, penryn and westmere have no profile.\n" in first
     assert "\n- CLARK-WEB: 800 MB VM, Apache static 512 KB files, 100 clients\n" in first
+
+
+def test_the_shipped_document_says_what_the_bindings_say() -> None:
+    shown, _, _ = shipped(str(PAGE)).read_text().partition("\n## What an exit costs")
+
+    assert _without_figures(shown) == _without_figures(to_markdown(validate(run=answer)))
+
+
+def _without_figures(text: str) -> list[str]:
+    """The document's lines, without what was simulated and how far it is off."""
+    lines = []
+    for line in text.rstrip("\n").split("\n"):
+        cells = line.split(" | ")
+        if len(cells) == 7:
+            name, published, _, unit, _, tolerance, note = cells
+            line = " | ".join((name, published, unit, tolerance.removesuffix(" kept").removesuffix(" BROKEN"), note))
+        lines.append(line)
+    return lines
