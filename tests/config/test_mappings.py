@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,29 @@ def error(call: Callable[..., object], *arguments: Any, **options: Any) -> str:
 def test_a_mapping_is_the_scenario_that_a_file_with_it_would_be() -> None:
     assert scenario_of(DATA) == parse_scenario(TEXT)
     assert scenario_of({**DATA, "vms": tuple(VMS)}, ["machine.cpus=4"]) == parse_scenario(TEXT, ["machine.cpus=4"])
+
+
+def test_elements_of_arrays_are_numbers_and_text_as_any_other() -> None:
+    elements: dict[str, Any] = {
+        "vms": VMS,
+        "seed": np.uint16(7),
+        "machine": {"cpus": np.int64(2), "profile": np.str_("skx-4114"), "cpu": {"prices": {"VMREAD": np.int8(9)}}},
+        "run": {"limit": np.float64(5000.0), "baseline": np.bool_(False)},
+    }
+    plain = {
+        "vms": VMS,
+        "seed": 7,
+        "machine": {"cpus": 2, "profile": "skx-4114", "cpu": {"prices": {"VMREAD": 9}}},
+        "run": {"limit": 5000, "baseline": False},
+    }
+
+    assert scenario_of(elements) == scenario_of(plain)
+
+
+def test_an_element_that_is_no_plain_value_is_refused() -> None:
+    refused = error(scenario_of, {"vms": VMS, "seed": np.datetime64(0, "D")})
+
+    assert refused.startswith("scenario: seed: datetime.date(1970, 1, 1) is not possible here\n")
 
 
 @pytest.mark.parametrize(
@@ -125,3 +149,7 @@ def test_settings_are_a_list(sets: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", [None, "0x1000", 1.0, -1])
 def test_an_address_that_is_none_is_refused(address: Any) -> None:
     assert error(vtsim.walk, DATA, address) == "address: a linear address has 64 bits\n help: as in 0x10000000"
+
+
+def test_an_address_may_be_the_element_of_an_array() -> None:
+    assert vtsim.walk(DATA, np.uint64(0x400000)) == vtsim.walk(DATA, 0x400000)

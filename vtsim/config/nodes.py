@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
+import numpy as np
 from attrs import frozen
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
@@ -146,6 +147,8 @@ def of_data(value: Any, source: Source, problems: list[Problem], path: str = "",
     def inner(step: object, each: Any) -> Node:
         return of_data(each, source, problems, f"{path}.{step}".lstrip("."), (*above, id(value)))
 
+    if isinstance(value, np.generic):  # one element of an array, which is how programs count
+        value = value.item()
     found: Any = None
     if len(above) > DEEPEST or id(value) in above:
         refuse(f"nested more than {DEEPEST} levels deep, or within itself")

@@ -7,7 +7,8 @@ SDM: "4-Level Paging and 5-Level Paging"; "EPT Translation Mechanism".
 
 from __future__ import annotations
 
-from typing import Final
+from operator import index
+from typing import Final, SupportsIndex
 
 import attrs
 from attrs import frozen
@@ -138,7 +139,7 @@ def walk(
         raise ConfigError(f"there is no access {access!r}", field="access", help="access can be read, write, fetch")
     if ring not in (None, 0, 3):
         raise ConfigError(f"pages know no ring {ring}", field="ring", help="ring can be 0, 3")
-    if not isinstance(address, int) or not 0 <= address <= UNSIGNED:
+    if not isinstance(address, SupportsIndex) or not 0 <= (address := index(address)) <= UNSIGNED:
         raise ConfigError("a linear address has 64 bits", field="address", help="as in 0x10000000")
     paging = ROWS[scenario.vms[number].guest.kernel.paging]
     if paging.protected and address >> 32:
