@@ -32,12 +32,11 @@ def main() -> int:
         runs = [case.once() for _ in range(options.repeats or case.repeats)]
         headline = next(iter(runs[0]))
         values = [run[headline] for run in runs]
-        found[case.name] = {
-            "unit": case.unit, "median": statistics.median(values), "min": min(values), "max": max(values),
-        }  # fmt: skip
+        spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        found[case.name] = {"unit": case.unit, **spread}
         others = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != headline}
         also = ", ".join(f"{name} {number(value)}" for name, value in others.items())
-        figures = [number(found[case.name][each]) for each in ("median", "min", "max")]
+        figures = [number(each) for each in spread.values()]
         table.add_row(case.name, *figures, case.unit, also)
         print(f"{case.name}: {figures[0]} {case.unit}", file=sys.stderr)
     Console().print(table)

@@ -76,7 +76,7 @@ def _of_release(release: str) -> dict[str, Any]:
 def numbers_of_tests() -> dict[str, int]:
     """The tests of monitor.c, by name: its loops, and what it gives to QEMU."""
     source = Path(__file__).with_name("monitor.c").read_text()
-    found = {}
+    found: dict[str, int] = {}
     for table, first in (("TESTS[] = {", 0), ("ROMS[] = {", FIRST_OF_QEMU), ("HOSTS[] = {", FIRST_OF_HOST)):
         lines = source.split(table)[1].split("};")[0].splitlines()
         found |= {line.split('"')[1]: first + n for n, line in enumerate(one for one in lines if '{"' in one)}

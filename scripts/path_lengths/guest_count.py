@@ -227,7 +227,8 @@ def of_cpu(words: NDArray[np.uint32], cpu: int) -> NDArray[np.uint32]:
     is_mark = words & np.uint32(MARK) != 0
     is_user = is_mark & (words >> np.uint32(24) & np.uint32(15) == USER)
     ours = np.where(is_user, words & np.uint32(15), words >> np.uint32(28)) == cpu
-    return words[ours | (is_mark & ~is_user)]
+    kept: NDArray[np.uint32] = words[ours | (is_mark & ~is_user)]
+    return kept
 
 
 def split(words: NDArray[np.uint32]) -> dict[int, NDArray[np.uint32]]:
@@ -305,7 +306,8 @@ def run(table: Table, number: int, words: NDArray[np.uint32], blocks: list[Block
 
 def value(row: dict[str, Any], loops: dict[int, Loop]) -> float:
     """A length: the sum of its terms, less what the model's operations stand for."""
-    return sum(term[0] * loops[term[1]].of(*term[2:]) for term in row["terms"]) - row.get("less", 0)
+    whole = sum(term[0] * loops[term[1]].of(*term[2:]) for term in row["terms"])
+    return float(whole - row.get("less", 0))
 
 
 def main() -> None:

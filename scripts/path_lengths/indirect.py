@@ -33,8 +33,8 @@ def _sections(file: Path) -> Iterator[tuple[int, str, int, int, int]]:
     """Number, name, address, offset in the file and size of each section."""
     for line in _readelf(file, "-S"):
         if match := re.match(r"\s*\[\s*(\d+)\] (\S+)\s+\S+\s+([0-9a-f]{16}) ([0-9a-f]+) ([0-9a-f]+)", line):
-            number, name, *places = match.groups()
-            yield int(number), name, *(int(place, 16) for place in places)
+            number, name, address, offset, size = match.groups()
+            yield int(number), name, int(address, 16), int(offset, 16), int(size, 16)
 
 
 def of_kernel(file: Path) -> list[int]:
