@@ -50,6 +50,7 @@ TIMED: Final = {
     "workloads/overcommit/sharing.yaml": "a daemon of the host wakes by the clock",
     "workloads/overcommit/swap.yaml": "a disk takes its time",
     "workloads/host_memory/collapse.yaml": "a daemon of the host wakes by the clock",
+    "workloads/host_memory/dirty_log_vcpus.yaml": "what was written is collected by the clock",
     "workloads/host_memory/dirty_log_and_back.yaml": "a daemon of the host wakes by the clock",
     "workloads/iommu": "devices take their time",
     "workloads/real/linux-": "the recorded kernels read clocks until time has passed",
