@@ -46,6 +46,9 @@ TIMED: Final = {
     "workloads/paging/mmap_file.yaml": "a server takes its time",
     "workloads/paging/shootdown.yaml": "threads wait for each other's locks and acknowledgements",
     "workloads/vmexit/ipi.yaml": "a CPU looks for what another one answers",
+    "workloads/memory/hyper_threads.yaml": "two VMs share what a core has",
+    "workloads/memory/shared_line.yaml": "threads fault at the same pages",
+    "workloads/overcommit/vcpus.yaml": "a daemon of the host wakes by the clock",
     "workloads/overcommit/balloon.yaml": "a balloon driver wakes by the clock",
     "workloads/overcommit/sharing.yaml": "a daemon of the host wakes by the clock",
     "workloads/overcommit/swap.yaml": "a disk takes its time",
@@ -55,6 +58,8 @@ TIMED: Final = {
     "workloads/iommu": "devices take their time",
     "workloads/real/linux-": "the recorded kernels read clocks until time has passed",
 }
+# whose walks hang on time: what is loaded on a wrong path is as much as comes before its branch is resolved
+SPECULATIVE: Final = ("workloads/memory/canneal.yaml",)
 SOFTWARE_TAKES_MINUTES: Final = ("workloads/paging/random_access.yaml", "workloads/memory", "workloads/real")
 
 
@@ -112,7 +117,8 @@ def test_twice_the_ordinary_work_changes_no_count_in_any_way(file: str) -> None:
             continue
         done.add(which)
         once, twice = counts(scenario, 1), counts(scenario, 2)
-        if differing := {name: (once[name], twice[name]) for name in once if once[name] != twice[name]}:
+        names = once.keys() - ({"references"} if file in SPECULATIVE else set())
+        if differing := {name: (once[name], twice[name]) for name in names if once[name] != twice[name]}:
             differences[way] = differing
 
     assert done
