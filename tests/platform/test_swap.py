@@ -70,7 +70,7 @@ def check_frames(machine: Machine) -> None:
     seen: set[int] = set()
     for vcpu in hypervisor.vcpus:
         leaves = (vcpu.process.find(at.USER_RAM + gfn * PAGE) for gfn in range(vcpu.memory.size // PAGE))
-        frames = [leaf.frame for leaf in leaves if leaf is not None]
+        frames = [leaf.frame for leaf in leaves if leaf is not None and leaf.frame != hypervisor.host.zero_page]
         waiting, flying = (hypervisor.word(vcpu, name) for name in ("WAIT_FRAME", "IN_FLIGHT"))
         assert waiting == 0
         assert hypervisor.word(vcpu, "RESIDENT") == len(frames) + flying <= hypervisor.word(vcpu, "SHARE")
@@ -120,6 +120,29 @@ def test_a_page_that_was_only_read_is_not_written_again_and_a_slower_disk_takes_
     assert found["pages_swapped_in"] >= found["pages_dropped"]
     extra = counts(slow)["pages_swapped_in"] * fast.profile.cycles(180_000)
     assert slow.engine.cpus[0][s.CYCLE] - fast.engine.cpus[0][s.CYCLE] > extra // 2
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("more", ((), ("vmm.sharing.on=true", "vmm.sharing.period=50 us")))
+def test_the_page_of_zeroes_takes_no_frame_until_it_is_written(more: tuple[str, ...]) -> None:
+    """More memory is read than the VM may have, then written: each page has room made for it, and keeps its contents."""
+    pages = 400
+    read = f"{{primitive: stream, pattern: strided, stride: 4 KiB, region: {4 * pages} KiB, at: {REGION}, accesses: {pages}}}"
+    written = f"{{primitive: fill, region: {4 * pages} KiB, at: {REGION}, distinct: 4096}}"
+    phases = "vms.0.guest.processes.0.phases"
+    settings = ("vmm.huge_pages=never", "vms.0.guest.kernel.populate=prebuilt", *more)
+
+    only_read = swapping(*settings, f"{phases}=[{read}]", memory=512, pages=pages, rounds=1)
+    assert not counts(only_read).get("pages_swapped_out")
+    if not more:
+        check_frames(only_read)
+
+    machine = swapping(*settings, f"{phases}=[{read}, {written}]", memory=512, pages=pages, rounds=1)
+    assert counts(machine)["pages_swapped_out"] > pages // 2
+    assert first_words(machine, 0, pages) == [4096 - n for n in range(pages)]
+    assert machine.vms[0].stopped is None
+    if not more:
+        check_frames(machine)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ WAYS = {
     "shadow": SHADOW,
     "shadow of kvm": (*SHADOW, "vmm.personality=kvm"),
     "shadow in few pages": (*SHADOW, "vmm.parameters.shadow_permille=0"),
+    "shadow of tables in the page of zeroes": (*SHADOW, "vmm.huge_pages=never"),
     "shadow without EPT": WITHOUT_EPT,
     "agile": AGILE,
     "agile of kvm, back and forth": (*AGILE, "vmm.personality=kvm", "vmm.parameters.agile_interval=20"),
@@ -73,7 +74,7 @@ CASES = [
     (guest, way)
     for guest in GUESTS
     for way in WAYS
-    if (guest == "fork" or way in ("ept", "shadow", "shadow of kvm", "agile"))
+    if (guest in ("fork", "exec") or way in ("ept", "shadow", "shadow of kvm", "agile"))
     and (not jit.DISABLED or (guest in ("fork", "exec", "switches", "signals") and way in ("ept", "shadow", "agile")))
 ]
 

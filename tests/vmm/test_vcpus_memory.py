@@ -150,6 +150,7 @@ def test_no_vcpu_uses_a_frame_that_was_taken_from_the_vm(
         pytest.param((*SWAP, *FOUR), id="four", marks=SLOW),
         pytest.param((*SWAP, *FOUR, "vmm.personality=kvm", "vmm.ept.accessed_dirty=false"), id="four", marks=SLOW),
         pytest.param((*SWAP, *SHARING, *CALM), id="and sharing", marks=SLOW),
+        pytest.param((*SWAP, *FOUR, "vmm.huge_pages=never"), id="and a page of zeroes", marks=SLOW),
         pytest.param((*SWAP, "vmm.dirty_log.method=pml", "vmm.dirty_log.period=30 us"), id="and logged", marks=SLOW),
     ],
 )

@@ -87,6 +87,15 @@ def test_what_a_design_with_holes_does_not_compare_is_left_out() -> None:
     assert (n.axes, n.mean, n.places) == (("n",), 99, 1)
 
 
+def test_values_are_compared_with_the_first_that_has_a_figure() -> None:
+    """A native run, say, has no slowdown."""
+    figures = {("none",): [{"y": None}], ("ept",): [{"y": 3}], ("shadow",): [{"y": 8}]}
+
+    (effect,) = effects(table({"p": ("none", "ept", "shadow")}, figures), "y")
+
+    assert (effect.base, effect.values, effect.mean) == (("ept",), ("shadow",), 5)
+
+
 def test_a_design_in_which_no_axis_changes_alone_is_refused() -> None:
     figures = {place: [{"y": 1}] for place in ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1))}
 

@@ -1,7 +1,8 @@
 """What one setting changes, and what two change together that neither changes alone.
 
 Every effect is a mean over the places of all other axes, so that each of them counts the same. The first value of an
-axis in the design is what its other values are compared with.
+axis in the design at which the metric has a figure (a native run has no slowdown) is what its other values are compared
+with.
 """
 
 from __future__ import annotations
@@ -100,8 +101,11 @@ class _Spread:
 def _of(
     table: StudyTable, found: Cells, spread: _Spread, names: Sequence[str], chosen: tuple[int, ...]
 ) -> Iterator[Effect]:
-    """The effects of one or two axes, for each of their values but the first."""
-    choices = [levels(table, name) for name in names]
+    """The effects of one or two axes, for each of their values with a figure but the first."""
+    figured = [{place[at] for place in found} for at in chosen]
+    choices = [
+        tuple(value for value in levels(table, name) if value in has) for name, has in zip(names, figured, strict=True)
+    ]
     base = tuple(values[0] for values in choices)
     others = list(dict.fromkeys(_without(place, chosen) for place in found))
     for values in _products([each[1:] for each in choices]):

@@ -222,12 +222,15 @@ def make_page(a: Assembler, path: Path) -> None:
     a.label("make_page")
     work(a, path, "host_page_fault")
     if path.vmm.swap.on:
+        if path.vmm.huge_pages == "never":
+            _jump_if_zeroes_do(a)
         swap.before_page(a, path)
     if path.vmm.huge_pages == "always" and path.vmm.ept.page_size >= LARGE:
         _make_block(a, path)
     if path.vmm.huge_pages == "never":
         a.test(R12, e.Q_WRITE)
         a.jcc(ops.CC_NZ, "make_small")
+        a.label("make_zeroes")
         a.mov(RDX, path.addresses["zero_page"] << 12 | ZERO_PAGE)
         a.jmp("make_mapping")
     a.label("make_small")
@@ -238,6 +241,16 @@ def make_page(a: Assembler, path: Path) -> None:
     a.jmp("find_page")
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
+    if path.vmm.swap.on and path.vmm.huge_pages == "never":
+        if path.vmm.sharing.on:
+            a.mov(RCX, e.ADDRESS)
+            a.and_(RCX, register=RBX)
+            a.cmp(RCX, path.addresses["zero_page"] << 12)
+            a.jcc(ops.CC_NZ, "break_shared")
+        zero(a, RAX)
+        a.st(Mem(R9), RAX, comment="the guest tries again, and finds none: room is made for one then")
+        a.jmp("mapping_goes")
+        a.label("break_shared")
     work(a, path, "host_page_fault")
     if path.vmm.sharing.on:
         a.mov(RCX, e.ADDRESS)
@@ -255,6 +268,7 @@ def make_page(a: Assembler, path: Path) -> None:
     a.label("sharing_broken")
     a.mov(RCX, 1)
     _map_user(a, path)
+    a.label("mapping_goes")
     _flush_user(a)
     work(a, path, "unmap_notifier")
     if path.vmm.on_shadow:
@@ -288,6 +302,18 @@ def make_page(a: Assembler, path: Path) -> None:
     kill(a, OUT_OF_HOST_MEMORY)
     if path.vmm.memory.buddy:
         frames.subroutines(a, path)
+
+
+def _jump_if_zeroes_do(a: Assembler) -> None:
+    """To `make_zeroes`, which takes no frame, for a read of a page that is not on the disk (entry RCX, level RDX)."""
+    a.test(R12, e.Q_WRITE)
+    a.jcc(ops.CC_NZ, "make_own")
+    a.cmp(RDX, 1)
+    a.jcc(ops.CC_NZ, "make_zeroes")
+    a.ld(RAX, Mem(RCX))
+    a.test(RAX, register=RAX)
+    a.jcc(ops.CC_Z, "make_zeroes")
+    a.label("make_own")
 
 
 def _fresh_page(a: Assembler, path: Path) -> None:

@@ -27,7 +27,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.programs import agile, ept, instructions, mmio, several
 from vtsim.vmm.programs import shadow_shared as shared
 from vtsim.vmm.programs.cluster_table import remember_store
-from vtsim.vmm.programs.ept_leaf import find_slot
+from vtsim.vmm.programs.ept_leaf import about_user_page, find_slot
 from vtsim.vmm.programs.words import (
     GENERAL_PROTECTION,
     HARDWARE_EXCEPTION,
@@ -103,7 +103,7 @@ def fault(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "true_fault")
     a.copy(R13, RCX)
     find_slot(a, "slot", "no_slot")
-    _leave_if_tracked(a)
+    _leave_if_tracked(a, path)
     a.ld(RAX, Mem(R14, SLOT["FLAGS"]))
     a.test(RAX, SLOT_PRIVATE)
     a.jcc(ops.CC_NZ, "emulate_or_retry")
@@ -168,10 +168,10 @@ def fault(a: Assembler, path: Path) -> None:
     write_table(a, path)
 
 
-def _leave_if_tracked(a: Assembler) -> None:
+def _leave_if_tracked(a: Assembler, path: Path) -> None:
     """To `tracked` if the fault, R12 at R13, is a write to an upper table of the guest, which no mapping allows.
 
-    Changes RAX, RCX and RDI.
+    Changes RAX, RCX, RDX, RSI, RDI, R8 and R10.
     """
     a.copy(RAX, R12)
     a.and_(RAX, REFUSED_WRITE | e.PF_RESERVED)
@@ -184,6 +184,11 @@ def _leave_if_tracked(a: Assembler) -> None:
     a.ld(RAX, Mem(RDI, index=RCX, scale=8))
     a.shr(RAX, d.UPPER_TABLES)
     a.test(RAX, d.COUNT_MASK)
+    if path.vmm.huge_pages == "never":  # of a table that was only read the process has the page of zeroes
+        a.jcc(ops.CC_Z, "not_tracked")
+        about_user_page(a)
+        a.hook(hooks.TABLE_LOOKUP)
+        a.test(RAX, e.PTE_WRITE)
     a.jcc(ops.CC_NZ, "tracked")
     a.label("not_tracked")
 
