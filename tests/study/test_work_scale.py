@@ -2,7 +2,7 @@
 
 Ticks are off, for a clock goes on while a guest works. What differs all the same, and why, is named here.
 `pytest -m long tests/study/test_work_scale.py` runs every shipped scenario with every technique and paging that it can
-have, in a quarter of an hour.
+have, in a quarter of an hour to an hour.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ FILES: Final = sorted(str(path) for path in Path("workloads").rglob("*.yaml") if
 # whose counts hang on time, and what of it
 TIMED: Final = {
     "workloads/two_vms.yaml": "two VMs take turns on a CPU, which a timer interrupts",
+    "workloads/memory/hyper_threads.yaml": "two VMs share what a core has",
+    "workloads/memory/shared_line.yaml": "threads fault at the same pages",
     "workloads/paging/fault_threads.yaml": "threads fault at the same pages, and wait for each other's locks",
     "workloads/paging/mmap_file.yaml": "a server takes its time",
     "workloads/paging/shootdown.yaml": "threads wait for each other's locks and acknowledgements",
     "workloads/vmexit/ipi.yaml": "a CPU looks for what another one answers",
-    "workloads/memory/hyper_threads.yaml": "two VMs share what a core has",
-    "workloads/memory/shared_line.yaml": "threads fault at the same pages",
     "workloads/overcommit/vcpus.yaml": "a daemon of the host wakes by the clock",
     "workloads/overcommit/balloon.yaml": "a balloon driver wakes by the clock",
     "workloads/overcommit/sharing.yaml": "a daemon of the host wakes by the clock",
