@@ -52,12 +52,6 @@ def profile(name: str = "skx-4114", *overrides: tuple[str, Any]) -> Profile:
     return load_profile(name).with_overrides(dict(overrides))
 
 
-def signed(value: int) -> int:
-    """Two's complement in 64 bits."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
 def machine(
     changes: Mapping[str, Any] | None = None,
     *,
@@ -133,12 +127,17 @@ class Space:
     def put(self, gva: int, value: int, size: int = 8) -> None:
         """Store bytes anywhere, also across pages."""
         for n in range(size):
-            assert mem.store(self.engine.arena, np.int64(self.hpa(gva + n)), 1, np.int64((value >> 8 * n) & 0xFF)) == 0
+            place, byte = divmod(self.hpa(gva + n), 8)
+            kept = self.engine.load(place * 8) & ~(0xFF << 8 * byte)
+            self.engine.store(place * 8, kept | ((value >> 8 * n) & 0xFF) << 8 * byte)
 
     def get(self, gva: int, size: int = 8) -> int:
         """Load bytes from anywhere, signed if 8."""
-        value = sum(int(mem.load(self.engine.arena, np.int64(self.hpa(gva + n)), 1)) << 8 * n for n in range(size))
-        return signed(value) if size == 8 else value
+        value = 0
+        for n in range(size):
+            place, byte = divmod(self.hpa(gva + n), 8)
+            value |= ((self.engine.load(place * 8) >> 8 * byte) & 0xFF) << 8 * n
+        return mem.signed(value) if size == 8 else value
 
     def code(self, write: Write, base: int = TEXT, activity: int = o.APPLICATION) -> Program:
         """Assemble a program and map it for its ring."""
@@ -273,7 +272,7 @@ class Virtual(Native):
         """Write fields from outside; a control word gets the reserved bits that the processor asks for."""
         for name, value in fields.items():
             word = CONTROL_WORDS.get(name)
-            self.words[SLOT[name]] = signed(self.capabilities.adjust(word, value) if word else value)
+            self.words[SLOT[name]] = mem.signed(self.capabilities.adjust(word, value) if word else value)
         self.words[h.V_CHECKED] = 0
 
     def field(self, name: str) -> int:

@@ -7,7 +7,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.bench import DATA, TEXT, USER_TEXT, Native, native, o_mem, signed, virtual
+from tests.cpu.bench import DATA, TEXT, USER_TEXT, Native, native, o_mem, virtual
 from vtsim.base import jit
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
@@ -37,8 +37,8 @@ def expected(op: int, left: int, right: int) -> tuple[int, int]:
     flags = (ZF if result == 0 else 0) | (SF if result >> 63 else 0)
     if op in (o.ADD, o.SUB, o.CMP):
         flags |= CF if wide != result else 0
-        exact = signed(left) + signed(right) if op == o.ADD else signed(left) - signed(right)
-        flags |= OF if exact != signed(result) else 0
+        exact = mem.signed(left) + mem.signed(right) if op == o.ADD else mem.signed(left) - mem.signed(right)
+        flags |= OF if exact != mem.signed(result) else 0
     return result, flags
 
 
@@ -70,8 +70,8 @@ def test_arithmetic_and_its_flags_are_those_of_unbounded_integers(
 CONDITIONS = {
     "Z": lambda x, y: x == y, "NZ": lambda x, y: x != y, "B": lambda x, y: x < y, "AE": lambda x, y: x >= y,
     "S": lambda x, y: (x - y) >> 63 & 1, "NS": lambda x, y: not (x - y) >> 63 & 1,
-    "L": lambda x, y: signed(x) < signed(y), "GE": lambda x, y: signed(x) >= signed(y),
-    "LE": lambda x, y: signed(x) <= signed(y), "G": lambda x, y: signed(x) > signed(y),
+    "L": lambda x, y: mem.signed(x) < mem.signed(y), "GE": lambda x, y: mem.signed(x) >= mem.signed(y),
+    "LE": lambda x, y: mem.signed(x) <= mem.signed(y), "G": lambda x, y: mem.signed(x) > mem.signed(y),
     "BE": lambda x, y: x <= y, "A": lambda x, y: x > y,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define, field
 
-from tests.cpu.bench import machine, signed
+from tests.cpu.bench import machine
 from vtsim.base import memory as mem
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -116,7 +116,7 @@ class Root:
         """Execute one instruction: "ok", "VMfailInvalid", the number of VMfailValid, or the fault and its error code."""
         m = self.m
         for register, value in registers.items():
-            m[s.GPR + s.REGISTERS.index(register.upper())] = signed(value)
+            m[s.GPR + s.REGISTERS.index(register.upper())] = mem.signed(value)
         m[s.GPR + s.RSP], m[s.RIP], m[s.CS_SELECTOR] = STACK, _program().labels[name], 8
         m[s.RFLAGS] = int(m[s.RFLAGS]) & ~ARITHMETIC | (0 if name.startswith("MOV") else ARITHMETIC)
         m[s.PRIVILEGE] = o.R3 if self.ring else o.R0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cpu.bench import DATA, END, TEXT, USER_TEXT, Virtual, exits, o_mem, signed, virtual
+from tests.cpu.bench import DATA, END, TEXT, USER_TEXT, Virtual, exits, o_mem, virtual
 from vtsim.base import memory as mem
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -119,7 +119,7 @@ def test_a_bit_of_the_bitmap_makes_one_encoding_exit(op: int) -> None:
 def test_an_encoding_beyond_the_bitmaps_exits(bit: int) -> None:
     bench, _ = shadowing()
 
-    assert exits(bench, access(o.VMREAD, signed(GUEST_RIP | 1 << bit))) == x.VMREAD
+    assert exits(bench, access(o.VMREAD, mem.signed(GUEST_RIP | 1 << bit))) == x.VMREAD
 
 
 def test_without_the_control_nothing_is_shadowed() -> None:
