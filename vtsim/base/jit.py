@@ -188,8 +188,20 @@ def _lowest_bit(value: int) -> int:
     return (int(value) & -int(value)).bit_length() - 1
 
 
+def _which_of_8(array: Arena | Tags, first: int, value: int) -> int:
+    """Which of 8 elements are equal to a value, a bit for each; those past the array's end must exist."""
+    return sum(1 << n for n in range(8) if array[first + n] == value)
+
+
+def _which_of_16(array: Arena | Tags, first: int, value: int) -> int:
+    """The same of 16 elements."""
+    return sum(1 << n for n in range(16) if array[first + n] == value)
+
+
 prefetch: Any = _prefetch if DISABLED else parts.prefetch
 lowest_bit: Any = _lowest_bit if DISABLED else parts.lowest_bit
+which_of_8: Any = _which_of_8 if DISABLED else parts.which_of_8
+which_of_16: Any = _which_of_16 if DISABLED else parts.which_of_16
 
 
 def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:

@@ -209,3 +209,30 @@ def lowest_bit(typing: Any, value: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), generate
+
+
+def _which_of(lanes: int) -> Any:
+    """Which of so many elements, from one on, are equal to a value; a bit for each, the first one's the lowest."""
+
+    @intrinsic
+    def which(typing: Any, array: Any, first: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            make: Any = arrayobj.make_array
+            data = make(signature.args[0])(context, builder, arguments[0]).data
+            element = data.type.pointee
+            vector = ir.VectorType(element, lanes)
+            address = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+            elements = builder.load(address, align=element.width // 8)
+            value = builder.trunc(arguments[2], element) if element.width < 64 else arguments[2]
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            places = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+            equal = builder.icmp_signed("==", elements, builder.shuffle_vector(one, one, places))
+            return builder.zext(builder.bitcast(equal, ir.IntType(lanes)), ir.IntType(64))
+
+        return types.int64(array, types.int64, types.int64), generate
+
+    return which
+
+
+which_of_8: Any = _which_of(8)
+which_of_16: Any = _which_of(16)

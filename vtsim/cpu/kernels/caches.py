@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
+from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit, which_of_8, which_of_16
 from vtsim.cpu.accounts import TRANSLATIONS_DROPPED
 from vtsim.cpu.slots import (
     DATA,
@@ -62,16 +62,13 @@ def line_of(m: Record, cache: int, where: int, tag: int) -> int:
 @kernel
 def held(t: Tags, base: int, ways: int, tag: int) -> int:
     """The way that holds the tag, as a bit, or 0, of a set whose tags begin at `base`; 16 are compared at once."""
-    hit = 0
     if ways <= 8:
-        for way in range(8):
-            hit |= (1 << way) if t[base + way] == tag else 0
-    elif ways <= 16:
-        for way in range(16):
-            hit |= (1 << way) if t[base + way] == tag else 0
+        hit = which_of_8(t, base, tag)
     else:
-        for way in range(ways):
-            hit |= (1 << way) if t[base + way] == tag else 0
+        hit = which_of_16(t, base, tag)
+        if ways > 16:
+            for first in range(16, ways, 16):
+                hit |= which_of_16(t, base + first, tag) << first
     return hit & ((1 << ways) - 1)
 
 
