@@ -24,6 +24,21 @@ def lowest(value: int) -> int:
     return jit.lowest_bit(value)  # type: ignore[no-any-return]
 
 
+@jit.kernel
+def four(values: jit.Arena, first: int, value: int) -> int:
+    return jit.which_of_4(values, first, value)  # type: ignore[no-any-return]
+
+
+@jit.kernel
+def eight(values: jit.Tags, first: int, value: int) -> int:
+    return jit.which_of_8(values, first, value)  # type: ignore[no-any-return]
+
+
+@jit.kernel
+def sixteen(values: jit.Tags, first: int, value: int) -> int:
+    return jit.which_of_16(values, first, value)  # type: ignore[no-any-return]
+
+
 def python(code: str, **environment: str) -> str:
     """Run code in a process of its own and return what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "VTSIM", "XDG"))}
@@ -45,6 +60,22 @@ def test_engine_integers_wrap() -> None:
 @pytest.mark.parametrize("bit", [0, 1, 31, 32, 62, 63])
 def test_the_lowest_bit_is_found(bit: int) -> None:
     assert {int(lowest(np.int64(-1 << bit))), int(lowest(np.int64(1 << bit if bit < 63 else -1 << 63)))} == {bit}
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("value", [0, 5, -1, (1 << 31) - 1, -1 << 31])
+def test_each_of_the_elements_that_are_equal_has_its_bit(lanes: int, value: int) -> None:
+    which, dtype = {4: (four, np.int64), 8: (eight, np.int32), 16: (sixteen, np.int32)}[lanes]
+    for chosen in range(1 << lanes) if lanes < 16 else (0, 1, 1 << 15, 0xFFFF, 0x8421, 0x1234, 0xFEDC):
+        values = np.full(3 + lanes + 3, value, dtype)  # neighbours that are equal are not asked
+        values[3 : 3 + lanes] = [value if chosen >> n & 1 else value ^ (1 << n) for n in range(lanes)]
+        assert int(which(values, np.int64(3), np.int64(value))) == chosen
+
+
+@pytest.mark.parametrize("high", [8, 1 << 32, 1 << 62, -1 << 63])
+def test_elements_of_64_bits_are_compared_whole(high: int) -> None:
+    values = np.array([7, 7 | high, 7, 6], np.int64)
+    assert int(four(values, np.int64(0), np.int64(7))) == 0b0101
 
 
 @pytest.mark.compiled_only

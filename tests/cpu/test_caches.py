@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +28,7 @@ from vtsim.cpu.kernels.caches import (
 from vtsim.cpu.kernels.entry import histogram_bucket
 from vtsim.cpu.kernels.lines import data_miss, read_line
 
+Look = Callable[..., bool]
 EXAMPLES = 15 if jit.DISABLED else 60
 
 
@@ -55,15 +58,17 @@ class OneBit:
         ways[(same or empty or idle)[0]] = (tag, True)
 
 
-@given(st.lists(st.integers(0, 40), max_size=200), st.sampled_from([(1, 4), (4, 2), (8, 1), (2, 8)]))
+@pytest.mark.parametrize("look", [probe, probe_at_once], ids=["way by way", "at once"])
+@pytest.mark.parametrize("shape", [(1, 4), (4, 2), (8, 1), (2, 8), (2, 11), (1, 16), (2, 20), (1, 30)], ids=str)
+@given(lines=st.lists(st.integers(0, 40), max_size=200))
 @settings(max_examples=EXAMPLES)
-def test_a_cache_of_lines_is_the_one_bit_model(lines: list[int], shape: tuple[int, int]) -> None:
+def test_a_cache_of_lines_is_the_one_bit_model(look: Look, shape: tuple[int, int], lines: list[int]) -> None:
     sets, ways = shape
     engine = machine({"cache.l1d.bytes": sets * ways * 64, "cache.l1d.ways": ways})
     m, t, model = engine.cpus[0], engine.tags, OneBit(sets, ways)
 
     for line in lines:
-        hit = bool(probe(m, t, s.L1D, line))
+        hit = bool(look(m, t, s.L1D, line))
         assert model.look(line, line) == hit
         if not hit:
             fill(m, t, s.L1D, line)
@@ -94,14 +99,15 @@ def test_lines_of_all_memory_are_told_apart(sets: int, lines: list[int], low: in
 
 
 operations = st.lists(
-    st.tuples(st.sampled_from(("use", "use", "use", "remove", "drop")), st.integers(0, 30)), max_size=150
+    st.tuples(st.sampled_from(("use", "use", "use", "remove", "drop")), st.integers(0, 80)), max_size=200
 )
 
 
-@given(operations, st.sampled_from([(1, 4), (4, 2), (8, 1), (2, 8)]))
+@pytest.mark.parametrize("shape", [(1, 4), (4, 2), (8, 1), (2, 8), (2, 5), (1, 12), (1, 63), (1, 64)], ids=str)
+@given(script=operations)
 @settings(max_examples=EXAMPLES)
 def test_a_cache_of_translations_is_the_one_bit_model_with_empty_ways_first(
-    script: list[tuple[str, int]], shape: tuple[int, int]
+    shape: tuple[int, int], script: list[tuple[str, int]]
 ) -> None:
     sets, ways = shape
     engine = machine({"tlb.dtlb4k.entries": sets * ways, "tlb.dtlb4k.ways": ways})

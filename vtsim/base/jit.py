@@ -188,8 +188,13 @@ def _lowest_bit(value: int) -> int:
     return (int(value) & -int(value)).bit_length() - 1
 
 
+def _which_of_4(array: Arena | Tags, first: int, value: int) -> int:
+    """Which of 4 elements, all of which must exist, are equal to a value: a bit for each."""
+    return sum(1 << n for n in range(4) if array[first + n] == value)
+
+
 def _which_of_8(array: Arena | Tags, first: int, value: int) -> int:
-    """Which of 8 elements are equal to a value, a bit for each; those past the array's end must exist."""
+    """The same of 8 elements."""
     return sum(1 << n for n in range(8) if array[first + n] == value)
 
 
@@ -200,6 +205,7 @@ def _which_of_16(array: Arena | Tags, first: int, value: int) -> int:
 
 prefetch: Any = _prefetch if DISABLED else parts.prefetch
 lowest_bit: Any = _lowest_bit if DISABLED else parts.lowest_bit
+which_of_4: Any = _which_of_4 if DISABLED else parts.which_of_4
 which_of_8: Any = _which_of_8 if DISABLED else parts.which_of_8
 which_of_16: Any = _which_of_16 if DISABLED else parts.which_of_16
 

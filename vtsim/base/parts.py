@@ -234,5 +234,6 @@ def _which_of(lanes: int) -> Any:
     return which
 
 
+which_of_4: Any = _which_of(4)
 which_of_8: Any = _which_of(8)
 which_of_16: Any = _which_of(16)

@@ -16,7 +16,13 @@ from vtsim.base import jit
 
 Function = Callable[..., Any]
 PACKAGE: Final = "vtsim."
-PLAIN: Final[dict[str, Function]] = {"prefetch": jit._prefetch, "lowest_bit": jit._lowest_bit, "which_of_8": jit._which_of_8, "which_of_16": jit._which_of_16}
+PLAIN: Final[dict[str, Function]] = {
+    "prefetch": jit._prefetch,
+    "lowest_bit": jit._lowest_bit,
+    "which_of_4": jit._which_of_4,
+    "which_of_8": jit._which_of_8,
+    "which_of_16": jit._which_of_16,
+}
 
 
 class Observer(Protocol):

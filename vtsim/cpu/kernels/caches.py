@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit, which_of_8, which_of_16
+from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit, which_of_4, which_of_8, which_of_16
 from vtsim.cpu.accounts import TRANSLATIONS_DROPPED
 from vtsim.cpu.slots import (
     DATA,
@@ -25,7 +25,7 @@ from vtsim.cpu.slots import (
     WAYS,
 )
 
-EMPTY: int = -1  # the tag of a way that holds no line
+EMPTY: int = -1  # the tag of a way that holds nothing
 
 
 @kernel
@@ -162,17 +162,26 @@ def way_bit(way: int) -> int:
 
 
 @kernel
+def way_of(a: Arena, base: int, ways: int, tag: int) -> int:
+    """The first way of a set whose tags begin at `base` that holds this one, or -1; four are compared at once."""
+    for first in range(0, ways, 4):
+        hit = which_of_4(a, base + first, tag) & ((1 << min(ways - first, 4)) - 1)
+        if hit:
+            return first + lowest_bit(hit)
+    return -1
+
+
+@kernel
 def find(m: Record, a: Arena, structure: int, index: int, tag: int) -> int:
     """The data word stored under `tag`, or -1. Tags are never negative; an empty entry's tag is -1."""
     ways = m[structure + WAYS]
     s = index & m[structure + MASK]
-    base = m[structure] + s * ways
-    for way in range(ways):
-        if a[base + way] == tag:
-            sets = m[structure + MASK] + 1
-            a[m[structure + DATA] + sets * ways + s] |= way_bit(way)
-            return a[m[structure + DATA] + s * ways + way]
-    return -1
+    way = way_of(a, m[structure] + s * ways, ways, tag)
+    if way < 0:
+        return -1
+    sets = m[structure + MASK] + 1
+    a[m[structure + DATA] + sets * ways + s] |= way_bit(way)
+    return a[m[structure + DATA] + s * ways + way]
 
 
 @kernel
@@ -185,22 +194,12 @@ def keep(m: Record, a: Arena, structure: int, index: int, tag: int, data: int) -
     base = m[structure] + s * ways
     at = m[structure + DATA] + (m[structure + MASK] + 1) * ways + s
     used = a[at]
-    victim = -1
-    for way in range(ways):
-        if a[base + way] == tag:
-            victim = way
-            break
+    victim = way_of(a, base, ways, tag)
     if victim < 0:
-        for way in range(ways):
-            if a[base + way] == -1:
-                victim = way
-                break
-    if victim < 0:
-        for way in range(ways):
-            if (used >> way) & 1 == 0:
-                victim = way
-                break
-    if victim < 0:
+        victim = way_of(a, base, ways, EMPTY)
+    if victim < 0 and used != -1:
+        victim = lowest_bit(~used)
+    if victim < 0 or victim >= ways:
         victim = 0
         used = 0
     a[base + victim] = tag
