@@ -25,6 +25,11 @@ CASES = {
     "ports, in the hypervisor": (CONFIG, (*EPT, *MINIMAL), ROUNDS),
     "ports, in user space": (CONFIG, (*EPT, "vmm.personality=kvm"), ROUNDS),
     "stores to tables": (TABLE, (*SHADOW, *MINIMAL), ROUNDS - 1),
+    "stores to tables that the host has small pages for": (
+        TABLE,
+        (*SHADOW, *MINIMAL, "vmm.huge_pages=never"),
+        ROUNDS - 1,
+    ),
 }
 
 

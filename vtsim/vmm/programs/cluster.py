@@ -25,6 +25,7 @@ from vtsim.ept import spec as e
 from vtsim.vmm import layout as at
 from vtsim.vmm.programs import shadow
 from vtsim.vmm.programs.cluster_table import slot
+from vtsim.vmm.programs.ept_leaf import find_slot
 from vtsim.vmm.programs.words import count, saved, vcpu, work
 from vtsim.vmm.registry import Path
 
@@ -229,6 +230,10 @@ def _store(a: Assembler, path: Path) -> None:
     a.ld(RAX, vcpu("MEMORY_END"))
     a.cmp(R13, register=RAX)
     a.jcc(ops.CC_AE, "cluster_undone")
+    if path.vmm.huge_pages == "never":  # of a table that was only read the process has the page of zeroes
+        find_slot(a, "cluster_slot", "cluster_undone")
+        shadow.test_own_page(a)
+        a.jcc(ops.CC_Z, "cluster_undone")
     count(a, "CLUSTERED_EXITS")
     a.ld(RCX, vcpu("DECODED", 0))
     a.ld(RDX, vcpu("DECODED", 1))

@@ -241,33 +241,31 @@ def make_page(a: Assembler, path: Path) -> None:
     a.jmp("find_page")
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
-    if path.vmm.swap.on and path.vmm.huge_pages == "never":
-        if path.vmm.sharing.on:
-            a.mov(RCX, e.ADDRESS)
-            a.and_(RCX, register=RBX)
-            a.cmp(RCX, path.addresses["zero_page"] << 12)
-            a.jcc(ops.CC_NZ, "break_shared")
-        zero(a, RAX)
-        a.st(Mem(R9), RAX, comment="the guest tries again, and finds none: room is made for one then")
-        a.jmp("mapping_goes")
-        a.label("break_shared")
-    work(a, path, "host_page_fault")
+    zeroes_go = path.vmm.swap.on and path.vmm.huge_pages == "never"
     if path.vmm.sharing.on:
         a.mov(RCX, e.ADDRESS)
         a.and_(RCX, register=RBX)
         a.cmp(RCX, path.addresses["zero_page"] << 12)
         a.jcc(ops.CC_Z, "break_zero")
+        work(a, path, "host_page_fault")
         if path.several:
             a.call("unmap_leaf", comment="nobody reads the shared frame any more when it is given back")
         a.call("unshare")
         a.mov(RAX, RAM_PAGE)
         a.or_(RDX, register=RAX)
-        a.jmp("sharing_broken")
+        a.mov(RCX, 1)
+        _map_user(a, path)
+        if not zeroes_go:
+            a.jmp("mapping_goes")
         a.label("break_zero")
-    _fresh_page(a, path)
-    a.label("sharing_broken")
-    a.mov(RCX, 1)
-    _map_user(a, path)
+    if zeroes_go:
+        zero(a, RAX)
+        a.st(Mem(R9), RAX, comment="the guest tries again, and finds none: room is made for one then")
+    else:
+        work(a, path, "host_page_fault")
+        _fresh_page(a, path)
+        a.mov(RCX, 1)
+        _map_user(a, path)
     a.label("mapping_goes")
     _flush_user(a)
     work(a, path, "unmap_notifier")

@@ -186,11 +186,19 @@ def _leave_if_tracked(a: Assembler, path: Path) -> None:
     a.test(RAX, d.COUNT_MASK)
     if path.vmm.huge_pages == "never":  # of a table that was only read the process has the page of zeroes
         a.jcc(ops.CC_Z, "not_tracked")
-        about_user_page(a)
-        a.hook(hooks.TABLE_LOOKUP)
-        a.test(RAX, e.PTE_WRITE)
+        test_own_page(a)
     a.jcc(ops.CC_NZ, "tracked")
     a.label("not_tracked")
+
+
+def test_own_page(a: Assembler) -> None:
+    """ZF <- may a store through the process's mapping of R13, slot R14, not be made? It would fault in the host.
+
+    Changes RAX, RCX, RDX, RSI, RDI, R8 and R10.
+    """
+    about_user_page(a)
+    a.hook(hooks.TABLE_LOOKUP)
+    a.test(RAX, e.PTE_WRITE)
 
 
 def store_decoded(a: Assembler, registers: int, memory: int, name: str = "table") -> None:
