@@ -20,10 +20,7 @@ from pathlib import Path
 
 SLICE = 0.04  # seconds: long beside what a switch costs the host's caches, short beside its disturbances
 THIS = Path(__file__).resolve().parents[1]
-NAMES = (
-    "gups_ept", "gups_native", "zipf_ept", "resident_loads", "sequential_loads", "mix_instructions", "exits_cpuid",
-    "exits_cpuid_minimal", "exits_injection", "shadow_faults", "trace_replay", "dma_within", "dma_beyond",
-)  # fmt: skip
+TOO_SHORT = ("table_construction",)  # beside a slice
 
 
 def measure(tree: str, name: str) -> None:
@@ -77,20 +74,30 @@ def in_turn(processes: Sequence[subprocess.Popen[str]]) -> list[float]:
     return [float(process.communicate()[0]) for process in processes]
 
 
+def at_least_one(text: str) -> int:
+    """A number of rounds."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1 is wanted")
+    return number
+
+
 def main() -> int:
     """Print medians and ranges of shares."""
+    from benchmarks.cases import CASES  # here: a worker's are those of its tree
+
+    names = [case.name for case in CASES if case.unit.endswith("/s") and case.name not in TOO_SHORT]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.turns", description=__doc__.splitlines()[0])
     parser.add_argument(
         "trees", nargs="+", type=Path, metavar="TREE", help="other checkouts; shares are of the first one's"
     )
-    parser.add_argument("--only", action="append", metavar="NAME", choices=NAMES, help="only this benchmark of rates")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is run (3)")
+    parser.add_argument("--only", action="append", metavar="NAME", choices=names, help="only this benchmark of rates")
+    parser.add_argument("--rounds", type=at_least_one, default=3, metavar="N", help="how often each is run (3)")
     options = parser.parse_args()
     trees = [tree.resolve() for tree in options.trees] + [THIS]
     for tree in trees:
         if not (tree / "benchmarks" / "cases.py").is_file():
             parser.error(f"{tree} is no checkout with benchmarks; git worktree add {tree} COMMIT makes one")
-    for name in options.only or NAMES:
+    for name in options.only or names:
         rates: list[list[float]] = []
         for number in range(options.rounds):
             order = [(number + n) % len(trees) for n in range(len(trees))]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -188,26 +188,33 @@ def _lowest_bit(value: int) -> int:
     return (int(value) & -int(value)).bit_length() - 1
 
 
-def _which_of_4(array: Arena | Tags, first: int, value: int) -> int:
-    """Which of 4 elements, all of which must exist, are equal to a value: a bit for each."""
-    return sum(1 << n for n in range(4) if array[first + n] == value)
+def _which_of(lanes: int) -> Callable[[Arena | Tags, int, int], int]:
+    def which(array: Arena | Tags, first: int, value: int) -> int:
+        """Which of so many elements, all of which must exist, are equal to a value: a bit for each."""
+        return sum(1 << n for n in range(lanes) if array[first + n] == value)
+
+    return which
 
 
-def _which_of_8(array: Arena | Tags, first: int, value: int) -> int:
-    """The same of 8 elements."""
-    return sum(1 << n for n in range(8) if array[first + n] == value)
+# instructions of the host that kernels ask for by name, as plain Python
+PLAIN: Final[dict[str, Callable[..., Any]]] = {
+    "prefetch": _prefetch,
+    "lowest_bit": _lowest_bit,
+    "which_of_4": _which_of(4),
+    "which_of_8": _which_of(8),
+    "which_of_16": _which_of(16),
+}
 
 
-def _which_of_16(array: Arena | Tags, first: int, value: int) -> int:
-    """The same of 16 elements."""
-    return sum(1 << n for n in range(16) if array[first + n] == value)
+def _instruction(name: str) -> Any:
+    return PLAIN[name] if DISABLED else getattr(parts, name)
 
 
-prefetch: Any = _prefetch if DISABLED else parts.prefetch
-lowest_bit: Any = _lowest_bit if DISABLED else parts.lowest_bit
-which_of_4: Any = _which_of_4 if DISABLED else parts.which_of_4
-which_of_8: Any = _which_of_8 if DISABLED else parts.which_of_8
-which_of_16: Any = _which_of_16 if DISABLED else parts.which_of_16
+prefetch = _instruction("prefetch")
+lowest_bit = _instruction("lowest_bit")
+which_of_4 = _instruction("which_of_4")
+which_of_8 = _instruction("which_of_8")
+which_of_16 = _instruction("which_of_16")
 
 
 def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:

@@ -16,13 +16,6 @@ from vtsim.base import jit
 
 Function = Callable[..., Any]
 PACKAGE: Final = "vtsim."
-PLAIN: Final[dict[str, Function]] = {
-    "prefetch": jit._prefetch,
-    "lowest_bit": jit._lowest_bit,
-    "which_of_4": jit._which_of_4,
-    "which_of_8": jit._which_of_8,
-    "which_of_16": jit._which_of_16,
-}
 
 
 class Observer(Protocol):
@@ -48,8 +41,8 @@ class Observed:
         self._copies[id(kernel)] = copied
         for name in original.__code__.co_names:
             callee: Any = names.get(name)
-            if name in PLAIN:
-                names[name] = PLAIN[name]
+            if name in jit.PLAIN:
+                names[name] = jit.PLAIN[name]
             elif _is_kernel(callee):
                 names[name] = self.observer(original.__name__, name, self.copy(callee))
         return copied

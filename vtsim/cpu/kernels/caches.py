@@ -66,9 +66,8 @@ def held(t: Tags, base: int, ways: int, tag: int) -> int:
         hit = which_of_8(t, base, tag)
     else:
         hit = which_of_16(t, base, tag)
-        if ways > 16:
-            for first in range(16, ways, 16):
-                hit |= which_of_16(t, base + first, tag) << first
+        for first in range(16, ways, 16):
+            hit |= which_of_16(t, base + first, tag) << first
     return hit & ((1 << ways) - 1)
 
 
@@ -215,10 +214,10 @@ def remove(m: Record, a: Arena, structure: int, index: int, tag: int) -> None:
     """Remove the entry stored under `tag`, if there is one."""
     ways = m[structure + WAYS]
     base = m[structure] + (index & m[structure + MASK]) * ways
-    for way in range(ways):
-        if a[base + way] == tag:
-            a[base + way] = -1
-            a[m[OWNER] + TRANSLATIONS_DROPPED] += 1
+    way = way_of(a, base, ways, tag)
+    if way >= 0:
+        a[base + way] = EMPTY
+        a[m[OWNER] + TRANSLATIONS_DROPPED] += 1
 
 
 @kernel
@@ -229,6 +228,6 @@ def drop(m: Record, a: Arena, structure: int, mask: int, value: int) -> None:
     for n in range((m[structure + MASK] + 1) * m[structure + WAYS]):
         tag = a[base + n]
         if tag >= 0 and tag & mask == value:
-            a[base + n] = -1
+            a[base + n] = EMPTY
             removed += 1
     a[m[OWNER] + TRANSLATIONS_DROPPED] += removed

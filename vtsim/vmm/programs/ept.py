@@ -236,8 +236,7 @@ def make_page(a: Assembler, path: Path) -> None:
     a.label("make_small")
     _fresh_page(a, path)
     a.label("make_mapping")
-    a.mov(RCX, 1)
-    _map_user(a, path)
+    _map_user(a, path, level=1)
     a.jmp("find_page")
 
     a.label("break_sharing")  # the shared zero page is written: a page of its own, and the mapping goes
@@ -253,8 +252,7 @@ def make_page(a: Assembler, path: Path) -> None:
         a.call("unshare")
         a.mov(RAX, RAM_PAGE)
         a.or_(RDX, register=RAX)
-        a.mov(RCX, 1)
-        _map_user(a, path)
+        _map_user(a, path, level=1)
         if not zeroes_go:
             a.jmp("mapping_goes")
         a.label("break_zero")
@@ -264,8 +262,7 @@ def make_page(a: Assembler, path: Path) -> None:
     else:
         work(a, path, "host_page_fault")
         _fresh_page(a, path)
-        a.mov(RCX, 1)
-        _map_user(a, path)
+        _map_user(a, path, level=1)
     a.label("mapping_goes")
     _flush_user(a)
     work(a, path, "unmap_notifier")
@@ -360,16 +357,16 @@ def _make_block(a: Assembler, path: Path) -> None:
     a.loop("clear_block")
     a.mov(RDX, RAM_PAGE | e.PTE_LARGE)
     a.or_(RDX, register=RBX)
-    a.mov(RCX, 2)
-    _map_user(a, path)
+    _map_user(a, path, level=2)
     a.jmp("find_page")
     a.label("no_block")
     count(a, "LARGE_MISSING")
     a.jmp("make_small")
 
 
-def _map_user(a: Assembler, path: Path) -> None:
-    """Write RDX as the process's entry of level RCX for the address in R13."""
+def _map_user(a: Assembler, path: Path, level: int) -> None:
+    """Write RDX as the process's entry of a level for the address in R13."""
+    a.mov(RCX, level)
     a.ld(RSI, Mem(R14, SLOT["USER"]))
     a.add(RSI, register=R13)
     _write_user(a, path)
