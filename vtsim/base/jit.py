@@ -196,6 +196,14 @@ def _which_of(lanes: int) -> Callable[[Arena | Tags, int, int], int]:
     return which
 
 
+def _copy(words: int) -> Callable[[Arena | Record, int, Arena | Record, int], None]:
+    def copy(to: Arena | Record, first: int, source: Arena | Record, start: int) -> None:
+        """Copy so many words, all of which must exist, from one array to another one."""
+        to[first : first + words] = source[start : start + words]
+
+    return copy
+
+
 # instructions of the host that kernels ask for by name, as plain Python
 PLAIN: Final[dict[str, Callable[..., Any]]] = {
     "prefetch": _prefetch,
@@ -203,6 +211,10 @@ PLAIN: Final[dict[str, Callable[..., Any]]] = {
     "which_of_4": _which_of(4),
     "which_of_8": _which_of(8),
     "which_of_16": _which_of(16),
+    "copy_8": _copy(8),
+    "copy_16": _copy(16),
+    "copy_18": _copy(18),
+    "copy_20": _copy(20),
 }
 
 
@@ -215,6 +227,10 @@ lowest_bit = _instruction("lowest_bit")
 which_of_4 = _instruction("which_of_4")
 which_of_8 = _instruction("which_of_8")
 which_of_16 = _instruction("which_of_16")
+copy_8 = _instruction("copy_8")
+copy_16 = _instruction("copy_16")
+copy_18 = _instruction("copy_18")
+copy_20 = _instruction("copy_20")
 
 
 def kernels_are_cached(*kernels: Callable[..., Any]) -> bool:

@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 # what stays a function of its own, since in one with the rest registers would not suffice; what becomes part of others
-APART = ("straight", "execute")
-WITHIN = ("effective", "quickly", "transfer", "words_at")
+APART = ("straight", "execute", "find_lines")
+WITHIN = ("effective", "quickly", "transfer", "words_at", "all_hit")
 
 unliteral: Any = types.unliteral
 LEAVES = frozenset((str, int, bool, type(None), numba_ir.Loc, FunctionType))  # hold no variables
@@ -234,6 +234,30 @@ def _which_of(lanes: int) -> Any:
     return which
 
 
+def _copy(words: int) -> Any:
+    """Copy so many words from one array, from an index on, to another array."""
+
+    @intrinsic
+    def copy(typing: Any, to: Any, first: Any, source: Any, start: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            make: Any = arrayobj.make_array
+            ends = []
+            for n in (0, 2):
+                data = make(signature.args[n])(context, builder, arguments[n]).data
+                ends.append(builder.gep(data, [arguments[n + 1]]))
+            move: Any = cgutils.raw_memcpy
+            move(builder, ends[0], ends[1], ir.Constant(ir.IntType(64), words), 8)
+            return context.get_dummy_value()
+
+        return types.void(to, types.int64, source, types.int64), generate
+
+    return copy
+
+
 which_of_4: Any = _which_of(4)
 which_of_8: Any = _which_of(8)
 which_of_16: Any = _which_of(16)
+copy_8: Any = _copy(8)
+copy_16: Any = _copy(16)
+copy_18: Any = _copy(18)
+copy_20: Any = _copy(20)

@@ -164,7 +164,7 @@ SHADOW_MARKS: Final = 762  # a second stack, of five words
 MISS_ISSUED: Final = 768   # of each outstanding miss: instructions that had retired before it
 # pages that straight rows loaded and stored lately (host speed only): see kernels.data_pages
 DATA_PAGES: Final = 800
-DATA_PAGE_COUNT: Final = 16
+DATA_PAGE_COUNT: Final = 64
 # who holds which line: a cache of tags and, behind those of each set, owners; 0 with one CPU: see kernels.coherence
 DIRECTORY: Final = DATA_PAGES + DATA_PAGE_COUNT * 8
 # arena offset of where the caches of all CPUs are (0: there is one CPU); until a line of another CPU's cache is here;

@@ -21,9 +21,15 @@ WORDS: int = 8
 
 
 @kernel
-def stamp_now(m: Record) -> int:
-    """What a page must bear: all fills and invalidations so far, and for whom it was translated."""
-    return (m[s.DATA_GENERATION] + m[s.FETCH_GENERATION]) << 13 | m[s.CONTEXT] << 1 | m[s.PRIVILEGE] & 1
+def stamp_now(m: Record, user: int) -> int:
+    """What a page must bear that is used as a ring: all fills and invalidations so far, and whose translation it is."""
+    return (m[s.DATA_GENERATION] + m[s.FETCH_GENERATION]) << 13 | m[s.CONTEXT] << 1 | user
+
+
+@kernel
+def place_of(page: int) -> int:
+    """Where a page is remembered. Areas begin alike, so it is a hash."""
+    return s.DATA_PAGES + ((page * 0x9E3779B1 >> 26) & (s.DATA_PAGE_COUNT - 1)) * WORDS
 
 
 @kernel
@@ -40,33 +46,58 @@ def found(m: Record, t: Tags, at: int, line: int, access: int) -> bool:
 
 
 @kernel
-def words_at(m: Record, a: Arena, t: Tags, gva: int, size: int, access: int, stamp: int) -> int:
-    """The arena offset of the word at an address, if its `size` bytes, of one page, hit everywhere; else -1.
+def find_lines(m: Record, a: Arena, t: Tags, at: int, gva: int, span: int, access: int, stamp: int) -> bool:
+    """Translate a page and find lines of it from an address on, `span` is a bit for each: do they all hit?
 
-    `stamp` is that of now. To a store, the frame has changed.
+    They are remembered at `at`.
     """
     page = gva >> 12
-    at = s.DATA_PAGES + (page & (s.DATA_PAGE_COUNT - 1)) * WORDS
     if m[at + PAGE] != page or m[at + STAMP] != stamp or (access == WRITE and m[at + WRITABLE] == 0):
-        hpa = quickly(m, a, gva, access, m[s.PRIVILEGE] & 1)
+        hpa = quickly(m, a, gva, access, stamp & 1)
         if hpa < 0 or not is_memory(a, hpa):
-            return -1
+            return False
         m[at + PAGE] = page
         m[at + STAMP] = stamp
         m[at + FRAME] = hpa >> 12
         m[at + WRITABLE] = access == WRITE
         m[at + LINES] = 0
         m[at + OWNED] = 0 if m[s.PEERS] else -1
+    line = m[at + FRAME] << 6 | (gva >> 6) & 63
+    while span:
+        known = m[at + LINES] & m[at + OWNED] if access == WRITE else m[at + LINES]
+        if (known >> (line & 63)) & 1 == 0 and not found(m, t, at, line, access):
+            return False
+        line += 1
+        span >>= 1
+    return True
+
+
+@kernel
+def all_hit(m: Record, a: Arena, t: Tags, at: int, gva: int, size: int, access: int, stamp: int) -> bool:
+    """Do the `size` bytes at an address, of one page, hit everywhere? `at` is the page's place, `stamp` that of now."""
+    span = (2 << (((gva & 63) + size - 1) >> 6)) - 1  # its lines, from the first on
+    lines = m[at + LINES]
+    if access == WRITE:
+        lines &= m[at + OWNED]
+    known = m[at + PAGE] == gva >> 12 and m[at + STAMP] == stamp and (access != WRITE or m[at + WRITABLE] != 0)
+    if known and ~(lines >> ((gva >> 6) & 63)) & span == 0:
+        return True
+    return find_lines(m, a, t, at, gva, span, access, stamp)
+
+
+@kernel
+def words_at(m: Record, a: Arena, t: Tags, gva: int, size: int, access: int, stamp: int) -> int:
+    """The arena offset of the word at an address, if its `size` bytes, of one page, hit everywhere; else -1.
+
+    `stamp` is that of now. To a store, the frame has changed.
+    """
+    at = place_of(gva >> 12)
+    if not all_hit(m, a, t, at, gva, size, access, stamp):
+        return -1
     hfn = m[at + FRAME]
     slot = a[a[A_FRAMES] + hfn] & SLOT_MASK
-    if slot == 0 and access == WRITE:
-        return -1
-    first = (gva >> 6) & 63
-    last = ((gva + size - 1) >> 6) & 63
-    known = m[at + LINES] & m[at + OWNED] if access == WRITE else m[at + LINES]
-    for line in range(first, last + 1):
-        if (known >> line) & 1 == 0 and not found(m, t, at, hfn << 6 | line, access):
-            return -1
     if access == WRITE:
+        if slot == 0:
+            return -1
         touch(a, hfn)
     return a[A_POOL] + (slot << 9) + ((gva >> 3) & 511)  # of a frame without contents: in the page of zeroes

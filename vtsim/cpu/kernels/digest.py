@@ -37,6 +37,7 @@ SEEN_TABLE: Final = 3 * SEEN_STREAM
 SPACE_WORDS: Final = SPACE_STREAMS + 2 * 3
 ROOT_BITS: Final = 0xFFFFFFFFFF000
 CONFIG_PORT: Final = 0xCF8
+LOW32: Final = 0xFFFFFFFF
 BY_APPLICATIONS, BY_KERNELS, BY_EXCEPTIONS = range(3)   # streams
 # fmt: on
 
@@ -124,12 +125,6 @@ def roll(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: i
         if bits == -1:
             return
         value &= ~bits
-    roll_all(m, a, stream, op, of, part, value, rip)
-
-
-@kernel
-def roll_all(m: Record, a: Arena, stream: int, op: int, of: int, part: int, value: int, rip: int) -> None:
-    """Roll a whole value in."""
     m[s.DIGEST_APPLICATION + stream] = mix(m[s.DIGEST_APPLICATION + stream], value)
     if m[s.SEEN]:
         log_seen(m, a, stream, op, of, part, value, rip)
@@ -158,19 +153,14 @@ def saw_leaf(m: Record, a: Arena, leaf: int) -> None:
 @kernel
 def roll_leaf(m: Record, a: Arena, stream: int, leaf: int, rax: int, rbx: int, rcx: int, rdx: int, rip: int) -> None:
     """Roll in what CPUID shows, most leaves whole."""
-    whole = not any_left_out(o.CPUID, leaf)
-    for part in range(4):
-        value = rax
-        if part == 1:
-            value = rbx
-        elif part == 2:
-            value = rcx
-        elif part == 3:
-            value = rdx
-        if whole:
-            roll_all(m, a, stream, o.CPUID, leaf, part, value & 0xFFFFFFFF, rip)
-        else:
-            roll(m, a, stream, o.CPUID, leaf, part, value & 0xFFFFFFFF, rip)
+    if m[s.SEEN] == 0 and not any_left_out(o.CPUID, leaf):
+        digest = mix(mix(m[s.DIGEST_APPLICATION + stream], rax & LOW32), rbx & LOW32)
+        m[s.DIGEST_APPLICATION + stream] = mix(mix(digest, rcx & LOW32), rdx & LOW32)
+        return
+    roll(m, a, stream, o.CPUID, leaf, 0, rax & LOW32, rip)
+    roll(m, a, stream, o.CPUID, leaf, 1, rbx & LOW32, rip)
+    roll(m, a, stream, o.CPUID, leaf, 2, rcx & LOW32, rip)
+    roll(m, a, stream, o.CPUID, leaf, 3, rdx & LOW32, rip)
 
 
 @kernel

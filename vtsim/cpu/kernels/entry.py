@@ -8,7 +8,7 @@ registers the recording holds only some.
 from __future__ import annotations
 
 from vtsim.base import trace as tr
-from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.base.jit import Arena, Record, Tags, copy_8, copy_18, copy_20, kernel
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -20,11 +20,11 @@ from vtsim.cpu.kernels.conventions import vm_fail_valid
 from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.digest import see_result
 from vtsim.cpu.kernels.events import through_idt
-from vtsim.cpu.kernels.exit import LIMITS, NATURALS, SELECTORS, vm_exit
+from vtsim.cpu.kernels.exit import vm_exit
 from vtsim.cpu.kernels.host_state import CR0_KEPT, load_host_state
 from vtsim.cpu.kernels.invalidate import drop_contexts
 from vtsim.cpu.kernels.ledger import charge, record, settle
-from vtsim.cpu.kernels.modes import set_mode
+from vtsim.cpu.kernels.modes import LIMITS_AT, set_mode
 from vtsim.cpu.kernels.msr_areas import ABORT_LOADING_MSRS, load_msr_area, vmx_abort
 from vtsim.cpu.kernels.pending import arm, begin
 from vtsim.cpu.kernels.rare_msrs import load_rare_guest_msrs
@@ -45,7 +45,6 @@ DR7_ZERO, DR7_ONE = 0xD000, 0x400          # bits 12, 14, 15 and bit 10
 APIC_VIRTUALIZATION: int = b.VIRTUAL_INTERRUPT_DELIVERY | b.VIRTUALIZE_APIC_ACCESSES | b.VIRTUALIZE_X2APIC_MODE
 EPT_EXTRAS: int = b.ENABLE_EPT | b.MODE_BASED_EXECUTE_CONTROL | b.ENABLE_PML | b.EPT_VIOLATION_VE
 RARE_MSRS: int = LOADED_MSRS & ~(b.ENTRY_LOAD_IA32_EFER | b.ENTRY_LOAD_IA32_PAT)
-OFFSET: int = s.STATE - v.GUEST_START      # from the slot of a guest-state field to its place in the record
 # fmt: on
 
 
@@ -223,12 +222,9 @@ def load_guest_state(m: Record, a: Arena, at: int) -> None:
     controls = vmcs[v.ENTRY_CONTROLS]
     dr7 = m[s.DR7]
     cr0 = m[s.CR0]
-    for n in range(SELECTORS):
-        m[s.ES_SELECTOR + n] = vmcs[v.GUEST_ES_SELECTOR + n]
-    for n in range(LIMITS):
-        m[OFFSET + v.GUEST_ES_LIMIT + n] = vmcs[v.GUEST_ES_LIMIT + n]
-    for n in range(NATURALS):
-        m[s.CR0 + n] = vmcs[v.GUEST_CR0 + n]
+    copy_8(m, s.ES_SELECTOR, a, at + v.GUEST_ES_SELECTOR)
+    copy_18(m, LIMITS_AT, a, at + v.GUEST_ES_LIMIT)
+    copy_20(m, s.CR0, a, at + v.GUEST_CR0)
     m[s.CR0] = (cr0 & CR0_KEPT) | (m[s.CR0] & ~CR0_KEPT)
     m[s.GPR + s.RSP] = vmcs[v.GUEST_RSP]
     m[s.SYSENTER_CS] = vmcs[v.GUEST_IA32_SYSENTER_CS]

@@ -6,7 +6,7 @@ SDM: "VM Exits"; "Saving Guest State"; "Loading Host State".
 from __future__ import annotations
 
 from vtsim.base import trace as tr
-from vtsim.base.jit import Arena, Record, kernel
+from vtsim.base.jit import Arena, Record, copy_8, copy_18, copy_20, kernel
 from vtsim.base.memory import A_REPLAY_LOG, A_REPLAY_LOG_LIMIT, A_REPLAY_LOGGED
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -16,6 +16,7 @@ from vtsim.cpu.kernels.cursor import set_limit
 from vtsim.cpu.kernels.digest import await_result
 from vtsim.cpu.kernels.host_state import load_host_state
 from vtsim.cpu.kernels.ledger import charge, record, settle
+from vtsim.cpu.kernels.modes import LIMITS_AT
 from vtsim.cpu.kernels.msr_areas import (
     ABORT_LOADING_MSRS,
     ABORT_SAVING_MSRS,
@@ -28,10 +29,6 @@ from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
 from vtsim.vmcs.kernels.values import CR0_PG, CR4_PAE, EFER_LMA
-
-# fmt: off
-SELECTORS, LIMITS, NATURALS = 8, 18, 20   # words in each run of guest state that every exit saves
-# fmt: on
 
 
 @kernel
@@ -119,13 +116,10 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
         m[s.NMI_BLOCKED] | m[s.VIRTUAL_NMI_BLOCKED]
     ) << 3
     vmcs[v.GUEST_ACTIVITY_STATE] = m[s.ACTIVITY_STATE] if m[s.HALTED] else 0
-    for n in range(SELECTORS):
-        vmcs[v.GUEST_ES_SELECTOR + n] = m[s.ES_SELECTOR + n]
-    for n in range(LIMITS):
-        vmcs[v.GUEST_ES_LIMIT + n] = m[s.STATE + v.GUEST_ES_LIMIT - v.GUEST_START + n]
+    copy_8(a, at + v.GUEST_ES_SELECTOR, m, s.ES_SELECTOR)
+    copy_18(a, at + v.GUEST_ES_LIMIT, m, LIMITS_AT)
     dr7 = vmcs[v.GUEST_DR7]
-    for n in range(NATURALS):
-        vmcs[v.GUEST_CR0 + n] = m[s.CR0 + n]
+    copy_20(a, at + v.GUEST_CR0, m, s.CR0)
     vmcs[v.GUEST_RSP] = m[s.GPR + s.RSP]
     vmcs[v.GUEST_IA32_SYSENTER_CS] = m[s.SYSENTER_CS]
     if controls & b.EXIT_SAVE_DEBUG_CONTROLS:

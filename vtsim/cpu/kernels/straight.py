@@ -7,7 +7,7 @@ untouched.
 
 from __future__ import annotations
 
-from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
+from vtsim.base.jit import Arena, Record, Tags, copy_16, kernel, lowest_bit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -32,11 +32,10 @@ STORES: int = 1 << o.ST | 1 << o.STM | 1 << o.PUSH | 1 << o.CALL | 1 << o.CALL_R
 def transfer(m: Record, a: Arena, at: int, mask: int, stores: bool) -> None:
     """Move the registers of a mask to or from consecutive words of the arena."""
     if mask == ALL_REGISTERS:
-        for register in range(16):
-            if stores:
-                a[at + register] = m[s.GPR + register]
-            else:
-                m[s.GPR + register] = a[at + register]
+        if stores:
+            copy_16(a, at, m, s.GPR)
+        else:
+            copy_16(m, s.GPR, a, at)
         return
     while mask:
         register = lowest_bit(mask)
@@ -76,7 +75,7 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
     vmcs = m[s.VMCS] if hypervisor else 0
     seen = -1
     accesses = 0
-    stamp = stamp_now(m)
+    stamp = stamp_now(m, m[s.PRIVILEGE] & 1)
     while True:
         if left <= 0 or cycle >= limit:
             r = ~r
@@ -95,7 +94,7 @@ def straight(m: Record, a: Arena, t: Tags, r: int) -> int:
                 fetch(m, a, t, (meta >> o.META_OFFSET) & 0xFFF, length)
                 cycle = m[s.CYCLE]
                 generation = m[s.FETCH_GENERATION]
-                stamp = stamp_now(m)
+                stamp = stamp_now(m, m[s.PRIVILEGE] & 1)
             seen = around & ~64
         following = r + o.ROW_WORDS
         if (meta >> o.META_LAST) & 1:
