@@ -39,6 +39,18 @@ def sixteen(values: jit.Tags, first: int, value: int) -> int:
     return jit.which_of_16(values, first, value)  # type: ignore[no-any-return]
 
 
+@jit.kernel
+def copied(words: int, to: jit.Arena, first: int, source: jit.Record, start: int) -> None:
+    if words == 8:
+        jit.copy_8(to, first, source, start)
+    elif words == 16:
+        jit.copy_16(to, first, source, start)
+    elif words == 18:
+        jit.copy_18(to, first, source, start)
+    else:
+        jit.copy_20(to, first, source, start)
+
+
 def python(code: str, **environment: str) -> str:
     """Run code in a process of its own and return what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "VTSIM", "XDG"))}
@@ -70,6 +82,14 @@ def test_each_of_the_elements_that_are_equal_has_its_bit(lanes: int, value: int)
         values = np.full(3 + lanes + 3, value, dtype)  # neighbours that are equal are not asked
         values[3 : 3 + lanes] = [value if chosen >> n & 1 else value ^ (1 << n) for n in range(lanes)]
         assert int(which(values, np.int64(3), np.int64(value))) == chosen
+
+
+@pytest.mark.parametrize("words", [8, 16, 18, 20])
+def test_so_many_words_are_copied_and_no_neighbour(words: int) -> None:
+    to, source = np.arange(100, 130), np.arange(-40, 0)
+    copied(words, to, 3, source, 7)
+
+    assert to.tolist() == [*range(100, 103), *range(-33, -33 + words), *range(103 + words, 130)]
 
 
 @pytest.mark.parametrize("high", [8, 1 << 32, 1 << 62, -1 << 63])

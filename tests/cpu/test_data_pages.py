@@ -7,15 +7,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from tests.cpu.bench import DATA, TEXT, Native, native, o_mem
+from tests.cpu.bench import DATA, KERNEL_STACK, TEXT, Native, native, o_mem
 from tests.cpu.test_invalidation import ENTRY, NEW, OLD, two_frames
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.kernels.data_pages import WORDS, place_of
 from vtsim.ept.tables import KERNEL_PAGE
 
 ROUNDS = 6
+PF, PRESENT_USER = 14, 5
+
+
+@pytest.mark.parametrize("bits", range(1, 37))
+def test_areas_that_begin_alike_are_remembered_in_several_places(bits: int) -> None:
+    """Stacks, tables and a hypervisor's areas lie at round addresses: low bits do not tell them apart."""
+    places = {int(place_of((0xFFFF_8880_0000_0000 - (1 << 64) >> 12) + (n << bits))) for n in range(8)}
+
+    assert len(places) >= 4
+    assert all((place - s.DATA_PAGES) % WORDS == 0 for place in places)
+    assert s.DATA_PAGES <= min(places) <= max(places) < s.DATA_PAGES + s.DATA_PAGE_COUNT * WORDS
 
 
 def counted(bench: Native, counter: int) -> int:
@@ -26,7 +38,8 @@ def test_invlpg_is_seen_when_nothing_is_filled_any_more() -> None:
     """Code, entry and both pages are in all caches: the second time around only INVLPG says that anything changed."""
     bench = native()
     entry, at = two_frames(bench)
-    at += 0x1000  # the same table again, remembered in another place than DATA
+    at += 0x1000  # the same table again
+    assert place_of(at >> 12) != place_of(DATA >> 12)
     leaf = bench.space.table.find(DATA)
     assert leaf is not None
     bench.space.table.map(ENTRY + 0x1000, leaf.table, KERNEL_PAGE)
@@ -81,6 +94,28 @@ def test_lines_beyond_l1d_miss_it_each_time(lines: int) -> None:
     assert bench.run(loads_of_each([64 * line for line in range(lines)])) == 4
     missed = sum(counted(bench, counter) for counter in (k.DATA_L2, k.DATA_L2 + 1, k.DATA_L2 + 2))
     assert missed == lines if lines <= 2 else missed >= lines + ROUNDS - 1
+
+
+@pytest.mark.parametrize("pushed", [1, 2])
+def test_a_stack_that_ring_0_was_pushed_to_is_closed_to_ring_3(pushed: int) -> None:
+    """The second event finds the stack where the first one left it: all that tells is who asks."""
+    bench = native()
+    bench.space.page(TEXT, user=False, write=False)
+    bench.space.code(lambda a: a.op(o.IRET), TEXT)
+    bench.space.code(lambda a: a.op(o.STOP_OP, imm=PF), TEXT + 0x1000)
+    bench.space.gate(0x80, TEXT, dpl=3)
+    bench.space.gate(PF, TEXT + 0x1000)
+
+    def write(a: Assembler) -> None:
+        for _ in range(pushed):
+            a.op(o.INT, imm=0x80)
+        a.ld(s.RAX, o_mem(KERNEL_STACK - 8))
+        a.op(o.STOP_OP)
+
+    bench.run(write, ring=3)
+
+    assert int(bench.m[s.STOP_A]) == PF
+    assert bench.space.get(bench.reg(s.RSP)) == PRESENT_USER
 
 
 def test_another_process_at_the_same_address_has_a_page_of_its_own() -> None:

@@ -18,6 +18,7 @@ from vtsim.cpu.kernels.translate import quickly
 # LINES: a bit for each of the page's lines that is in L1D; OWNED: for each that this CPU may write
 (PAGE, STAMP, FRAME, WRITABLE, LINES, OWNED) = range(6)
 WORDS: int = 8
+SPREAD: int = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 by the golden ratio
 
 
 @kernel
@@ -29,7 +30,7 @@ def stamp_now(m: Record, user: int) -> int:
 @kernel
 def place_of(page: int) -> int:
     """Where a page is remembered. Areas begin alike, so it is a hash."""
-    return s.DATA_PAGES + ((page * 0x9E3779B1 >> 26) & (s.DATA_PAGE_COUNT - 1)) * WORDS
+    return s.DATA_PAGES + ((page * SPREAD >> 58) & (s.DATA_PAGE_COUNT - 1)) * WORDS
 
 
 @kernel
