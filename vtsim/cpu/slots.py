@@ -162,7 +162,7 @@ REFUSED_AT, REFUSED_VALUE, REFUSED_BYTES = 760, 761, 767
 SHADOW_MARKS: Final = 762  # a second stack, of five words
 
 MISS_ISSUED: Final = 768   # of each outstanding miss: instructions that had retired before it
-# pages that straight rows loaded and stored lately (host speed only): see kernels.data_pages
+# pages that were loaded and stored lately (host speed only): see kernels.data_pages
 DATA_PAGES: Final = 800
 DATA_PAGE_COUNT: Final = 64
 # who holds which line: a cache of tags and, behind those of each set, owners; 0 with one CPU: see kernels.coherence
