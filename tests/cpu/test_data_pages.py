@@ -9,11 +9,15 @@ import pytest
 
 from tests.cpu.bench import DATA, KERNEL_STACK, TEXT, Native, native, o_mem
 from tests.cpu.test_invalidation import ENTRY, NEW, OLD, two_frames
+from vtsim.base.jit import quiet
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.kernels.access import access_as
 from vtsim.cpu.kernels.data_pages import WORDS, place_of
+from vtsim.cpu.kernels.rights import EXECUTE, READ, WRITE
+from vtsim.ept.spec import PTE_NO_EXECUTE
 from vtsim.ept.tables import KERNEL_PAGE
 
 ROUNDS = 6
@@ -116,6 +120,19 @@ def test_a_stack_that_ring_0_was_pushed_to_is_closed_to_ring_3(pushed: int) -> N
 
     assert int(bench.m[s.STOP_A]) == PF
     assert bench.space.get(bench.reg(s.RSP)) == PRESENT_USER
+
+
+def test_a_page_that_was_read_is_not_fetched_against_its_nx() -> None:
+    """As by a recorded guest on shadow tables, whose rows fetch nothing else."""
+    bench = native()
+    at = 0x900000
+    bench.space.page(at, extra=PTE_NO_EXECUTE)
+    bench.start(ring=3)
+    accesses = (READ, READ, READ, EXECUTE, WRITE, WRITE, EXECUTE)
+    with quiet():
+        found = [int(access_as(bench.m, bench.engine.arena, bench.engine.tags, at, access, 1)) for access in accesses]
+
+    assert [hpa < 0 for hpa in found] == [access == EXECUTE for access in accesses]
 
 
 def test_another_process_at_the_same_address_has_a_page_of_its_own() -> None:

@@ -11,7 +11,7 @@ from vtsim.cpu.codes import OUT_OF_MEMORY
 from vtsim.cpu.kernels.data_pages import FRAME, all_hit, place_of, stamp_now
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.lines import data_line
-from vtsim.cpu.kernels.rights import READ, WRITE
+from vtsim.cpu.kernels.rights import EXECUTE, READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 from vtsim.vmcs import slots as v
 
@@ -72,7 +72,7 @@ def access_as(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) ->
     """Translate and access memory as a ring, charging walk and stall; the host-physical address or a fault."""
     m[s.STALL] = 0
     at = place_of(gva >> 12)
-    if all_hit(m, a, t, at, gva, 1, access, stamp_now(m, user)):
+    if access != EXECUTE and all_hit(m, a, t, at, gva, 1, access, stamp_now(m, user)):
         a[m[s.OWNER] + k.ACCESSES] += 1
         return m[at + FRAME] << 12 | gva & 0xFFF
     hpa = translate(m, a, t, gva, access, user)

@@ -3,6 +3,9 @@
 A hit on an entry of a TLB or a line of L1D whose reference bit is set changes nothing, and it stays one until something
 is filled there or invalidated. So a page that was translated, and a line that was found, since the last of these are
 known without a search, until another CPU takes one. This is no hardware, only the simulator's memory.
+
+Loads and stores ask it, not fetches. Where two first-level TLBs hold an address at once, as after a page was split and
+not invalidated, either may answer, here as in hardware.
 """
 
 from __future__ import annotations
