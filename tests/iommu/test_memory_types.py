@@ -12,9 +12,9 @@ import pytest
 from tests.iommu.walker import EFFECTIVE
 from tests.iommu.worlds import PASID, RW_PAGE, SID, World
 from vtsim.base.memory import signed
+from vtsim.ept import memory_types as m
 from vtsim.iommu import entries as e
 from vtsim.iommu import faults as f
-from vtsim.iommu import memory_types as m
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.unit import Capabilities

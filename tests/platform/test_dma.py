@@ -15,10 +15,10 @@ from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
 from vtsim.base.jit import quiet
 from vtsim.config import parse_scenario
+from vtsim.ept.memory_types import NAMES
 from vtsim.iommu import dma as g
 from vtsim.iommu import state
 from vtsim.iommu.kernels.dma_engine import run_engines
-from vtsim.iommu.memory_types import NAMES
 from vtsim.iommu.tables import Memory, Structures
 from vtsim.iommu.unit import Capabilities, RemappingUnit
 from vtsim.platform.machine import Machine

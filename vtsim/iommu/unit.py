@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
 from vtsim.base.memory import is_memory, signed, store_word
+from vtsim.ept.memory_types import NAMES
 from vtsim.iommu import spec as sp
 from vtsim.iommu import state as st
 from vtsim.iommu.descriptors import descriptor
@@ -22,7 +23,6 @@ from vtsim.iommu.kernels.page_requests import ask_for_page
 from vtsim.iommu.kernels.requests import translate_request
 from vtsim.iommu.kernels.sweep import sweep_requests
 from vtsim.iommu.kernels.unit_registers import read_unit_register, write_unit_register
-from vtsim.iommu.memory_types import NAMES
 from vtsim.iommu.state import Caches
 
 Words = npt.NDArray[np.int64]

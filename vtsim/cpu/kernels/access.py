@@ -10,7 +10,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.codes import OUT_OF_MEMORY
 from vtsim.cpu.kernels.data_pages import FRAME, all_hit, place_of, stamp_now
 from vtsim.cpu.kernels.ledger import charge
-from vtsim.cpu.kernels.lines import data_line
+from vtsim.cpu.kernels.lines import data_line, data_uncached
 from vtsim.cpu.kernels.rights import EXECUTE, READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 from vtsim.vmcs import slots as v
@@ -56,7 +56,8 @@ def effective(m: Record, a: Arena, r: int) -> int:
 @kernel
 def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
     """Charge an access to a host-physical address of memory."""
-    stall = data_line(m, a, t, hpa >> 6, access)
+    line = hpa >> 6
+    stall = data_uncached(m, a, line, access, 0) if m[s.UNCACHED] else data_line(m, a, t, line, access)
     if stall:
         charge(m, a, o.DATA_STALL, stall)
 

@@ -19,7 +19,8 @@ from vtsim.cpu.accounts import (
 from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT
 from vtsim.cpu.kernels.foresight import NESTED, remember
-from vtsim.cpu.kernels.lines import own_line, read_line
+from vtsim.cpu.kernels.lines import own_line, read_line, read_uncached
+from vtsim.cpu.kernels.memory_types import host_type
 from vtsim.cpu.kernels.rights import EXECUTE, UP_NX, UP_USER, UP_WRITE, WRITE
 from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, held_entry, keep_entry, keep_table
 from vtsim.cpu.slots import (
@@ -59,6 +60,7 @@ from vtsim.ept.spec import (
     EPT_TYPE,
     EPT_WRITE,
     EPTP_LEVELS,
+    EPTP_TYPE,
     LEGAL_TYPES,
     Q_EXECUTE_USER,
     Q_FETCH,
@@ -83,8 +85,9 @@ EPT_RIGHTS: int = EPT_RWX | EPT_EXECUTE_USER
 LOG_ENTRIES: int = 512
 CR4_PSE: int = 1 << 4
 EFER_NXE: int = 1 << 11
-# of PAGE_SIZES: some translation of a large page was kept as a smaller one; one of 4 MiB as two of 2 MiB
-FRACTURED, HALVED = 8, 16
+# of PAGE_SIZES: some translation of a large page was kept as a smaller one; one of 4 MiB as two of 2 MiB; one of a page
+# that is not cached was kept
+FRACTURED, HALVED, UNCACHED_KEPT = 8, 16, 32
 # fmt: on
 
 
@@ -144,8 +147,9 @@ def linear_rights(m: Record, rights: int) -> int:
 
 @kernel
 def nested(m: Record, a: Arena, t: Tags, gpa: int, access: int, walking: bool) -> int:
-    """Translate a guest-physical page: host page address | rights (0-2) | dirty (3) | page size (4-5), or a fault.
+    """Translate a guest-physical page: host page address and what follows, or a fault.
 
+    It is rights (bits 0-2, 10) | dirty (3) | page size (4-5) | memory type (6-9).
     `access` is made of EPT_READ, EPT_WRITE, EPT_EXECUTE. With accessed and dirty flags, accesses to guest paging
     structures count as writes.
     """
@@ -193,7 +197,10 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         if entry == -1:  # as is what is read where nothing answers
             a[owner + EPT_REFERENCES] += 1
             if is_memory(a, at):
-                m[WALK_LATENCY] += read_line(m, a, t, at, EPT_L1D)
+                if m[EPTP] & EPTP_TYPE:
+                    m[WALK_LATENCY] += read_line(m, a, t, at, EPT_L1D)
+                else:
+                    m[WALK_LATENCY] += read_uncached(m, a, at >> 6, EPT_L1D + 1, m[WALK_LATENCY])
                 entry = load_word(a, at)
         allowed = entry & rwx
         if allowed == 0:
@@ -241,7 +248,7 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
     dirty = 1
     if m[EPT_AD] and entry & EPT_DIRTY == 0:
         dirty = 0
-    data = rights | dirty << 3 | size << 4
+    data = rights | dirty << 3 | size << 4 | host_type(entry)
     number = gpa >> shift
     keep(m, a, NESTED_TLB, number, number << TAG_SHIFT | context | size, (entry & ADDRESS & ~within) | data)
     m[EPT_SIZES] |= 1 << size

@@ -8,7 +8,8 @@ from __future__ import annotations
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu.kernels.caches import drop, remove
 from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, TAG_SHIFT, VPN_MASK, known_context
-from vtsim.cpu.kernels.ept_walk import FRACTURED, HALVED, PAGE_FAULT
+from vtsim.cpu.kernels.ept_walk import FRACTURED, HALVED, PAGE_FAULT, UNCACHED_KEPT
+from vtsim.cpu.kernels.memory_types import OF_UNCACHED
 from vtsim.cpu.kernels.walk_caches import forget_tables, linear_number
 from vtsim.cpu.slots import (
     CONTEXT,
@@ -41,6 +42,10 @@ def remove_page(m: Record, a: Arena, context: int, gva: int) -> None:
         remove(m, a, DTLB4K + 4 * size, number, tag)
         remove(m, a, ITLB4K if size == 0 else ITLB2M, number, tag)
         remove(m, a, STLB1G if size == 2 else STLB, number, tag)
+    if m[PAGE_SIZES] & UNCACHED_KEPT:
+        number = (gva >> 12) & VPN_MASK
+        remove(m, a, DTLB4K, number, number << TAG_SHIFT | context << CONTEXT_SHIFT | OF_UNCACHED)
+        remove(m, a, STLB, number, number << TAG_SHIFT | context << CONTEXT_SHIFT | OF_UNCACHED)
 
 
 @kernel

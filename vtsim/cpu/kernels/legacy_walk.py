@@ -26,6 +26,7 @@ from vtsim.cpu.kernels.ept_walk import (
     page_fault,
 )
 from vtsim.cpu.kernels.lines import own_line, read_line
+from vtsim.cpu.kernels.memory_types import DATA_TYPE, data_type, pat_type
 from vtsim.cpu.kernels.rights import (
     DATA_GLOBAL,
     DATA_SIZE,
@@ -231,6 +232,8 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     permissions = permissions_of(m, rights, entry & PTE_DIRTY != 0, protected)
     is_global = 1 if entry & PTE_GLOBAL and m[CR4] & CR4_PGE else 0
     hpa = gpa
+    kind = pat_type(m, entry, size > 0)
+    host = -1
     if through_ept:
         need = final_need(m, access, rights)
         host = nested(m, a, t, gpa, need, False)
@@ -249,6 +252,10 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if (host >> 4) & 3 < size:
             size = (host >> 4) & 3
             m[PAGE_SIZES] |= FRACTURED
+    permissions |= data_type(m, kind, host)
+    if permissions >> DATA_TYPE and size:  # kept by pages of 4 KiB
+        m[PAGE_SIZES] |= FRACTURED
+        size = 0
     if not is_memory(a, hpa):
         size = 0
     permissions = with_conditions(m, permissions, rights, NO_KEY)

@@ -19,6 +19,7 @@ from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu.accounts import DATA_L2, FETCH_L2, PAIR_DRAM
 from vtsim.cpu.kernels.caches import bring, fill, fill_l1d, probe, probe_at_once
 from vtsim.cpu.kernels.coherence import NOBODY, SHARED, cycles_ahead, load_shared, owner_at, place_of, store_owned
+from vtsim.cpu.kernels.memory_types import COMBINING
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
     BANDWIDTHS,
@@ -41,6 +42,7 @@ from vtsim.cpu.slots import (
     PAIR_THERE,
     PEERS,
     REMOTE_CYCLES,
+    UNCACHED,
     WALK_LATENCY,
     WALKS_IN_L1D,
     WAYS,
@@ -169,6 +171,29 @@ def read_line(m: Record, a: Arena, t: Tags, hpa: int, served: int) -> int:
     cycles = beyond_l1(m, a, t, line, served + 1, m[WALK_LATENCY])
     fill_l1d(m, t, line)
     return cycles
+
+
+@kernel
+def read_uncached(m: Record, a: Arena, line: int, served: int, after: int) -> int:
+    """Cycles until memory itself has answered for a line that is cached nowhere; `served` as `beyond_l1` has it."""
+    at = m[OWNER] + served
+    a[at + 2] += 1
+    if remote(m, line):
+        a[at + 3] += 1
+    return from_memory(m, a, line, after)
+
+
+@kernel
+def data_uncached(m: Record, a: Arena, line: int, access: int, after: int) -> int:
+    """Cycles beyond an L1D hit of a data access to a page of which UNCACHED says that it is not cached; clears it.
+
+    Stores that are combined wait in buffers, and nobody for them.
+    """
+    kind = m[UNCACHED]
+    m[UNCACHED] = 0
+    if kind == COMBINING and access == WRITE:
+        return 0
+    return max(read_uncached(m, a, line, DATA_L2, after) - m[L1D + LATENCY], 0)
 
 
 @kernel

@@ -1,7 +1,7 @@
 """Memory-type range registers and clock counters, which hold values and nothing else here.
 
 SDM: "Memory Type Range Registers (MTRRs)".
-Not modelled: memory types; the counting of IA32_MPERF and IA32_APERF.
+Not modelled: what ranges do to memory types; the counting of IA32_MPERF and IA32_APERF.
 """
 
 from __future__ import annotations

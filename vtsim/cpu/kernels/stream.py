@@ -24,7 +24,7 @@ from vtsim.cpu.kernels.caches import probe, probe_at_once
 from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
 from vtsim.cpu.kernels.ledger import charge
-from vtsim.cpu.kernels.lines import data_miss, own_line
+from vtsim.cpu.kernels.lines import data_miss, data_uncached, own_line
 from vtsim.cpu.kernels.overlap import drain, next_random, overlapped, passes, walked
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
@@ -200,7 +200,15 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
         if access == WRITE:
             touch(a, hpa >> 12)
             taken = max(taken, own_line(m, a, t, line))
-        hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_at_once(m, t, s.L1D, line)
+        if m[s.UNCACHED]:  # one after the other, each of its own
+            batch = 1
+            drain(m, a)
+            charge(m, a, o.PAGE_WALK, walk)
+            charge(m, a, o.DATA_STALL, data_uncached(m, a, line, access, 0))
+            walk = taken = 0
+            hit = True
+        else:
+            hit = probe(m, t, s.L1D, line) if pattern <= o.STRIDED else probe_at_once(m, t, s.L1D, line)
         if hit and taken == 0:
             if walk or translated:
                 if pattern == o.CHASE:

@@ -28,8 +28,9 @@ from vtsim.cpu.accounts import (
 )
 from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK
-from vtsim.cpu.kernels.ept_walk import NOT_CANONICAL, PAGE_FAULT, VIOLATION
+from vtsim.cpu.kernels.ept_walk import NOT_CANONICAL, PAGE_FAULT, UNCACHED_KEPT, VIOLATION
 from vtsim.cpu.kernels.invalidate import forget_faulting
+from vtsim.cpu.kernels.memory_types import DATA_TYPE, OF_UNCACHED
 from vtsim.cpu.kernels.rights import DATA_GLOBAL, DATA_SIZE, EXECUTE, allowed_now
 from vtsim.cpu.kernels.walk import walk
 from vtsim.cpu.slots import (
@@ -54,6 +55,7 @@ from vtsim.cpu.slots import (
     STLB1G,
     STLB_HIT_CYCLES,
     STLB_HOLDS_2M,
+    UNCACHED,
     WALK_LATENCY,
 )
 from vtsim.ept.spec import ADDRESS
@@ -83,6 +85,9 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
                     found = find(m, a, STLB1G, number, tag)
                 elif size == 0 or m[STLB_HOLDS_2M]:
                     found = find(m, a, STLB, number, tag)
+        if found < 0 and m[PAGE_SIZES] & UNCACHED_KEPT:
+            number = (gva >> 12) & VPN_MASK
+            found = find(m, a, STLB, number, number << TAG_SHIFT | context | OF_UNCACHED)
     if found >= 0 and ((found >> bit) & 1 or allowed_now(m, found, access, user)):
         a[owner + STLB_HITS] += 1
         m[STALL] += m[STLB_HIT_CYCLES]
@@ -117,6 +122,9 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
             context = m[CONTEXT_GLOBAL]
             m[GLOBALS_SEEN] = 1
         tag = number << TAG_SHIFT | context << CONTEXT_SHIFT | size
+        if (found >> DATA_TYPE) & 3:
+            m[PAGE_SIZES] |= UNCACHED_KEPT
+            tag |= OF_UNCACHED
         if size == 2:
             keep(m, a, STLB1G, number, tag, found)
         elif size == 0 or m[STLB_HOLDS_2M]:
@@ -129,6 +137,9 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
         keep(m, a, ITLB4K if size == 0 else ITLB2M, number, tag, found)
         m[FETCH_GENERATION] += 1
     else:
+        m[UNCACHED] = (found >> DATA_TYPE) & 3
+        if m[UNCACHED]:
+            tag |= OF_UNCACHED
         keep(m, a, DTLB4K + 4 * size, number, tag, found)
         m[DATA_GENERATION] += 1
     within = (1 << (12 + 9 * size)) - 1
@@ -180,6 +191,12 @@ def translate_elsewhere(m: Record, a: Arena, t: Tags, gva: int, access: int, use
                     m[HINTS + ((gva >> 30) & (HINT_COUNT - 1))] = size | everyone << 2
                     within = (1 << shift) - 1
                     return (data & ADDRESS & ~within) | (gva & within)
+        if sizes & UNCACHED_KEPT:
+            number = (gva >> 12) & VPN_MASK
+            data = find(m, a, DTLB4K, number, number << TAG_SHIFT | context | OF_UNCACHED)
+            if data >= 0 and ((data >> bit) & 1 or allowed_now(m, data, access, user)):
+                m[UNCACHED] = (data >> DATA_TYPE) & 3
+                return (data & ADDRESS) | (gva & 0xFFF)
     return translate_slowly(m, a, t, gva, access, user, False)
 
 

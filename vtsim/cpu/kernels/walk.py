@@ -39,6 +39,7 @@ from vtsim.cpu.kernels.ept_walk import (
 from vtsim.cpu.kernels.foresight import GUEST, remember
 from vtsim.cpu.kernels.legacy_walk import walk_legacy
 from vtsim.cpu.kernels.lines import own_line, read_line
+from vtsim.cpu.kernels.memory_types import DATA_TYPE, data_type, pat_type
 from vtsim.cpu.kernels.rights import (
     DATA_GLOBAL,
     DATA_SIZE,
@@ -82,6 +83,7 @@ from vtsim.cpu.slots import (
     VMCS,
     WALK_LATENCY,
 )
+from vtsim.ept.memory_types import WB
 from vtsim.ept.spec import (
     ADDRESS,
     EPT_READ,
@@ -120,6 +122,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
     gpa = gva & ((1 << 52) - 1) & ~0xFFF
     permissions = 0x3F
     size = 2
+    entry = 0
     is_global = 0
     key = NO_KEY
     protected = True
@@ -249,6 +252,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         if entry & PTE_GLOBAL and m[CR4] & CR4_PGE:
             is_global = 1
     hpa = gpa
+    kind = pat_type(m, entry, size > 0) if levels else WB
+    host = -1
     if through_ept:
         host = nested(m, a, t, gpa, final_need(m, access, rights), False)
         if host < 0:
@@ -268,6 +273,10 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             size = (host >> 4) & 3
             if levels:
                 m[PAGE_SIZES] |= FRACTURED
+    permissions |= data_type(m, kind, host)
+    if permissions >> DATA_TYPE and size:  # kept by pages of 4 KiB
+        m[PAGE_SIZES] |= FRACTURED
+        size = 0
     if not is_memory(a, hpa):
         size = 0
     if levels:

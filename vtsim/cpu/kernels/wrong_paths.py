@@ -180,7 +180,9 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
         if walk > m[s.STLB_HIT_CYCLES]:
             ready = take_walker(m, known, walk, page)
     a[m[s.OWNER] + k.WRONG_LOADS] += 1
-    if hpa < 0 or ready >= until or not is_memory(a, hpa):
+    uncached = m[s.UNCACHED] != 0  # of such memory nothing is loaded before it is known to be wanted
+    m[s.UNCACHED] = 0
+    if hpa < 0 or ready >= until or uncached or not is_memory(a, hpa):
         return until
     line = hpa >> 6
     if probe_at_once(m, t, s.L1D, line):

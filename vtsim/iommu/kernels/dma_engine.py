@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Records, Tags, kernel
 from vtsim.base.memory import is_memory, touch
+from vtsim.ept.memory_types import CACHED, WB, WRITTEN_BACK
 from vtsim.iommu import dma as g
 from vtsim.iommu import spec as sp
 from vtsim.iommu.kernels.device_tlb import DONE, ask_for_translation, known_to_device
 from vtsim.iommu.kernels.requests import reads_of, translate_request
-from vtsim.iommu.memory_types import CACHED, WB, WRITTEN_BACK
 from vtsim.iommu.state import COMPLETED, DEVICE_PRI, HPA, SHIFT, SNOOP, STATUS, TYPE_SHIFT
 
 PAGE_BYTES: int = 4096

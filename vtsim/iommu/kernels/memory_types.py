@@ -11,9 +11,9 @@ Not modelled: the types of the unit's own reads of tables (PCD and PWT of what l
 from __future__ import annotations
 
 from vtsim.base.jit import Record, kernel
+from vtsim.ept import memory_types as m
 from vtsim.ept.spec import LEGAL_TYPES
 from vtsim.iommu import entries as e
-from vtsim.iommu import memory_types as m
 from vtsim.iommu import spec as sp
 from vtsim.iommu.state import LEAF_ENTRY, PASID_0, PASID_1, REGISTERS, TYPE, WALK_PAT
 
