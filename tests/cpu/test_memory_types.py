@@ -74,6 +74,33 @@ def test_a_page_is_cached_as_its_entry_in_pat_says(index: int, op: str) -> None:
     bench.engine.check_clock()
 
 
+@pytest.mark.parametrize("pattern", [o.SEQUENTIAL, o.UNIFORM, o.CHASE])
+def test_streams_reach_memory_with_every_access(pattern: int) -> None:
+    """None shares a line's fill, and none overlaps with another one: they take as long as one after the other."""
+    taken, found = [], []
+    for extra in (0, pat_bits(3)):
+        bench = native()
+        for n in range(4):
+            bench.space.page(AT + 0x1000 * n, extra=extra)
+
+        def write(a: Assembler) -> None:
+            for register, value in ((s.RSI, AT), (s.RDX, 0x4000), (s.RDI, 0), (s.RBX, 12345), (s.RCX, 200), (s.R8, 8)):
+                a.mov(register, value)
+            a.emit(o.STREAM, imm=pattern)
+            a.op(o.STOP_OP, imm=1)
+
+        assert bench.run(write) == 4
+        assert bench.reg(s.RCX) == 0
+        bench.engine.check_clock()
+        taken.append(int(bench.m[s.CYCLE]))
+        found.append(from_dram(bench))
+
+    beyond = int(bench.m[s.DRAM_CYCLES] - bench.m[s.L1D + s.LATENCY])
+    assert found[0] < 200 <= found[1]
+    assert taken[1] > 200 * beyond
+    assert pattern == o.CHASE or taken[0] < 200 * beyond
+
+
 def test_stores_that_are_combined_wait_for_nothing_and_loads_do() -> None:
     taken = {}
     for kind in ("UC", "WC", "WB"):
