@@ -1,4 +1,8 @@
-"""How the machine is virtualized: the part of a scenario that chooses a hypervisor."""
+"""How the machine is virtualized: the part of a scenario that chooses a hypervisor.
+
+Not modelled: dirty logging, sharing, collapse, ballooning and swapping of memory that a guest reaches by shadow tables,
+under agile paging or by direct ones; ballooning and swapping of large pages.
+"""
 
 from __future__ import annotations
 
