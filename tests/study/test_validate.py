@@ -298,6 +298,18 @@ def test_a_gain_is_the_least_and_the_most_of_the_programs() -> None:
     assert found["and a nested TLB, most"] == pytest.approx(4)
 
 
+def test_what_shadow_paging_costs_leaves_out_how_its_tables_are_filled() -> None:
+    def run(needed: Run) -> Any:
+        times = next(int(text.partition("=")[2]) for text in needed.sets if ".accesses=" in text)
+        shadow = "vmm.paging=shadow" in needed.sets
+        filled, slower = 7_000_000 * shadow, shadow and "redis" in needed.scenario
+        return SimpleNamespace(cycles=SimpleNamespace(elapsed=filled + times * (3 if slower else 2)), slowdown=2.0)
+
+    found = {one.key: one.simulated for one in validate(["TPT-ABSTRACT"], run=run)}
+
+    assert found == {"over_nested_paging": 2.0, "over_shadow_paging": 1.5}
+
+
 def test_a_run_that_several_figures_need_is_made_once() -> None:
     made: list[Run] = []
 

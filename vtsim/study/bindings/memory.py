@@ -301,6 +301,37 @@ bind(
     ),
 )
 
+# Shadow tables are filled as memory is touched, which takes longer than what follows: smaller programs, once all of
+# theirs is touched.
+TOUCHED: Final = (
+    *(("btree", "records=300000"), ("canneal", "elements=200000"), ("graph", "vertices=200000")),
+    *(("redis", "keys=1000000"), ("xsbench", "points=30")),
+)
+
+
+def _touched(way: str) -> tuple[Run, ...]:
+    return tuple(
+        Run(
+            scenario=f"{MEMORY}/{program}.yaml",
+            sets=(
+                *(CLX, way, "vmm.ept.populate=demand", "vms.0.guest.kernel.tick=1 ms"),
+                *(f"{PHASE}.{size}", f"{PHASE}.accesses={accesses}"),
+            ),
+            baseline=False,
+        )
+        for program, size in TOUCHED
+        for accesses in (4_000_000, 5_000_000)
+    )
+
+
+def _most_over_native(results: Sequence[Any]) -> float:
+    """The most that a program takes on shadow tables over natively, of the cycles that a longer run has more."""
+    elapsed = [int(result.cycles.elapsed) for result in results]
+    grown = [longer - shorter for shorter, longer in zip(elapsed[::2], elapsed[1::2], strict=True)]
+    programs = zip(grown[: len(TOUCHED)], grown[len(TOUCHED) :], strict=True)
+    return max(shadow / native if native else 1.0 for shadow, native in programs)
+
+
 bind(
     "TPT-ABSTRACT",
     Figure(
@@ -311,13 +342,24 @@ bind(
         unit="ratio",
         note="nested against native walks, the most of btree, canneal, graph, redis and xsbench in 4 KiB pages",
     ),
+    Figure(
+        key="over_shadow_paging",
+        published="over_shadow_paging",
+        runs=(*_touched("vmm.paging=shadow"), *_touched(NATIVE)),
+        compute=_most_over_native,
+        unit="ratio",
+        note="KVM's shadow tables against native, the most of the same five, smaller, without their beginnings",
+    ),
     deviates=(
         "the most is graph's 2.21; canneal, which was the most with 2.11 before it waited for its decisions, has 1.76, "
         "xsbench on 16 hyper-threads 1.87, btree 1.68 and redis 1.13; gups, which does nothing but miss TLBs, has 2.35 "
-        "(VMITOSIS-RAW). Which programs theirs were the abstract does not say"
-    ),
-    unbound=(
-        "over_shadow_paging: what shadow paging costs an application is how often it changes its tables, which the "
-        "abstract does not say"
+        "(VMITOSIS-RAW). Which programs theirs were the abstract does not say. Over shadow paging: once their memory "
+        "is touched, the five never change their tables, and a walk on shadow tables is a native one, so they take "
+        "0.98 to 1.03 of native time; the most is graph's, 1.02 without timer ticks. What is missing is programs that "
+        "change tables, which the model has, but not whose mix: churn, a server beside an allocator that takes 71 % of "
+        "native time, has 2.98, with a fifth of its allocations (34 %) 1.91 and with a tenth (20 %) 1.54; mmap and "
+        "fork, which do nothing else, have 3.75 and 3.43. With changes like these 1.4 is a program that makes them for "
+        "less than a fifth of its time. The beginning, in which shadow tables are filled, is a matter of length: with "
+        "it, btree has 1.78 and redis 1.12 after 5 M accesses"
     ),
 )
