@@ -264,6 +264,7 @@ def paged(run: Run) -> Any:
         ("EXITS-EPT-VS-SHADOW", "ept_violation under shadow", 0),
         ("EXITS-SHADOW-2", "exit_58_invpcid / invlpg", 0),
         ("EXITS-BOOT-TOTAL", "cycles_per_exit", 5),
+        ("EPT-WHITEPAPER", "mmu_intensive_benchmarks_max", 200),
     ],
 )
 def test_figures_of_paging_are_differences_and_quotients(id: str, key: str, expected: float) -> None:
