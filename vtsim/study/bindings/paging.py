@@ -93,9 +93,10 @@ bind(
         "795 times as many as under EPT, ours 818 (31,014 over 39, 31,089 over 38). Other guests have others, in both: "
         "without KPTI, with a program that forks and maps (linux-fork), real KVM has 8.63 times as many exits, 17.2 % "
         "of them for control registers and 44.3 % for INVLPG, ours 8.62, 17.2 and 44.4 %; with KPTI and PCIDs "
-        "(linux-pcid) 10.0 times, 40.6 and 33.0 %, ours 10.0, 40.8 and 33.1 %. So what makes the published figures is "
-        "missing here as a guest: a desktop, whose system calls each have two loads of CR3 under KPTI (6,000 of them "
-        "are 12,004 of 12,029 exits of workloads/paging/syscall_kpti.yaml on shadow tables)"
+        "(linux-pcid) 10.0 times, 40.6 and 33.0 %, ours 10.0, 40.8 and 33.1 %. Why the published guest has 18,175 such "
+        "accesses under EPT is open: real KVM has 39 to 42 of these guests. So what makes the other published figures "
+        "is missing here as a guest: a desktop, whose system calls each have two loads of CR3 under KPTI (6,000 of "
+        "them are 12,004 of 12,029 exits of workloads/paging/syscall_kpti.yaml on shadow tables)"
     ),
     unbound=(
         "the other reasons depend on the length of the boot and on the host; exception_nmi / EPT has no exits of "
@@ -132,7 +133,7 @@ bind(
     deviates=(
         "both are properties of guest and processor. Real KVM had 1247 INVPCID and 41,601 INVLPG of the guest compared "
         "here, ours 1263 and 41,617: a ratio of 0.030, too, for its program unmaps in large pieces. 33: KVM since "
-        "autumn 2021 gives itself this exit when a guest is in a state that an entry would refuse, and emulate "
+        "autumn 2021 gives itself this exit when a guest is in a state that an entry would refuse, and emulates "
         'instructions until it is out of it (M. Levitsky, "KVM: x86: VMX: synthesize invalid VM exit when emulating '
         'invalid guest state", kvm list, September 2021). No entry is tried, so the processor has no such exit, ours '
         "neither; nor has any recording of real KVM with ept=0 that is here, for the tracepoint kvm_exit stands behind "
