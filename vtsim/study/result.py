@@ -38,7 +38,8 @@ class Hypervisor:
 
     technique: str   = key("", "how the guest kernel is virtualized; `native` means no hypervisor")
     personality: str = key("", "whose hypervisor programs run; empty when native")
-    paging: str      = key("", "`ept`, `shadow` or `none`")
+    paging: str      = key("", "`ept`, `shadow`, `agile` or `direct-pv`; `software` where no "
+                           "instruction of guests runs directly; `none` natively")
 
 
 @frozen(kw_only=True)
