@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from vtsim.study.report import count, percent, plain_text, report, seconds
-from vtsim.study.result import Result
+from vtsim.study.result import Result, ShadowPaging
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -59,6 +59,28 @@ def test_notes_stand_above_the_figures(result: Result) -> None:
     text = plain_text(report(attrs.evolve(result, notes=("vmm.pv.batch has no effect here: so it is",))), 80)
 
     assert text.index("\nnote: vmm.pv.batch has no effect here: so it is\n") < text.index("\nCycles")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_of_shadow_paging_is_the_reviewed_one(
+    result: Result, golden: Callable[[str, str], None], width: int
+) -> None:
+    """True, hidden and other page faults are those that exited; only VMs that have shadow pages stand there."""
+    counted = ShadowPaging(
+        page_faults=120_400, true_page_faults=90_000, hidden_page_faults=30_000, unprotecting_page_faults=150,
+        other_page_faults=250, table_writes=240, entries_filled=30_020, entries_prefetched=9000, pages_made=1600,
+        pages_reused=700, pages_zapped=1100, pages_flooded=4, pages_recycled=500, tables_unsynchronized=80,
+        tables_synchronized=75, tables_nested=0, tables_shadowed=0,
+    )  # fmt: skip
+    shadowed = attrs.evolve(
+        result,
+        hypervisor=attrs.evolve(result.hypervisor, paging="shadow"),
+        vms={**result.vms, "kv": attrs.evolve(result.vms["kv"], shadow=counted)},
+    )
+    text = plain_text(report(shadowed), width)
+
+    assert max(map(len, text.splitlines())) <= width
+    golden(f"report_shadow_{width}.txt", text[text.index("\nShadow paging") + 1 : text.index("\nTLBs")])
 
 
 def test_a_run_that_did_nothing_still_has_a_report(result: Result) -> None:

@@ -74,6 +74,10 @@ COUNTERS: Final = (
     ("wrong_walks",        "walks",      "of the page walks started, those of wrong paths"),
     ("walks_abandoned",    "walks",      "of these, those that would have faulted or set a flag"),
     ("pair_dram",          "lines",      "lines that L2 fetched from DRAM only to complete pairs"),
+    ("page_fault_exits",   "exits",      "VM exits for page faults"),
+    ("true_page_faults",   "exits",      "of these, those of accesses that the guest's own tables refuse"),
+    ("hidden_page_faults", "exits",      "of these, those that its hypervisor answered by a shadow entry"),
+    ("unprotecting_page_faults", "exits", "of these, those after which a page was no table of the guest any more"),
 )
 (WALKS, WALKS_COMPLETED, WALKS_FAULTED, WALKS_VIOLATED, WALKS_MISCONFIGURED, GUEST_REFERENCES, EPT_REFERENCES,
  GUEST_L1D, GUEST_L2, GUEST_L3, GUEST_DRAM, GUEST_DRAM_REMOTE, EPT_L1D, EPT_L2, EPT_L3, EPT_DRAM, EPT_DRAM_REMOTE,
@@ -83,7 +87,8 @@ COUNTERS: Final = (
  EXCEPTIONS, PAGE_FAULTS, INTERRUPTS, INJECTIONS, SYSCALLS, DEVICE_ACCESSES, PORT_ACCESSES, DIRTY_ASSISTS,
  TRANSLATIONS_DROPPED, ENTRIES, HALTS,
  GUEST_ENTRY_HITS, EPT_ENTRY_HITS, LINES_FROM_OTHERS, LINES_TAKEN, MISPREDICTIONS, WRONG_LOADS, WRONG_WALKS,
- WALKS_ABANDONED, PAIR_DRAM) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
+ WALKS_ABANDONED, PAIR_DRAM, PAGE_FAULT_EXITS, TRUE_PAGE_FAULTS, HIDDEN_PAGE_FAULTS,
+ UNPROTECTING_PAGE_FAULTS) = range(OWN_COUNTERS, OWN_COUNTERS + len(COUNTERS))
 
 OWN_EXITS: Final = OWN_COUNTERS + 64
 REASONS: Final = 96                                 # basic exit reasons

@@ -556,6 +556,7 @@ class Machine:
                 elapsed=vm.finished_at or 0,
                 stopped=vm.stopped,
                 memory=self._memory_of(vm),
+                shadow=self._shadow_of(vm),
             )
             for vm in self.vms
         )
@@ -613,6 +614,12 @@ class Machine:
         if hypervisor is None:
             return {}
         return hypervisor.memory_statistics(next(v for v in hypervisor.vcpus if v.name == vm.spec.name))
+
+    def _shadow_of(self, vm: Vm) -> dict[str, int] | None:
+        """What the hypervisor counted of a VM's shadow pages."""
+        if self.hypervisor is None:
+            return None
+        return self.hypervisor.shadow_statistics(next(v for v in self.hypervisor.vcpus if v.name == vm.spec.name))
 
     def _replayed(self) -> ReplayedExits | None:
         """The exits of a recorded guest that ran to its end, row by row of its recording."""

@@ -52,7 +52,7 @@ class OwnerCounts:
 class VmOutcome:
     """How one VM ended. `elapsed`: cycles from the start of the run to its end. `stopped`: why, if not by finishing.
 
-    `memory`: what the hypervisor counted of its memory.
+    `memory`: what the hypervisor counted of its memory; `shadow`: of its shadow pages, where it has them.
     """
 
     name: str
@@ -60,6 +60,7 @@ class VmOutcome:
     elapsed: int
     stopped: str | None
     memory: Mapping[str, int] = field(factory=dict)
+    shadow: Mapping[str, int] | None = None
 
 
 @frozen(kw_only=True)
@@ -228,6 +229,10 @@ def check_laws(owner: OwnerCounts) -> None:
         "exits are distributed as often as counted": all(sum(e.distribution.values()) == e.count for e in owner.exits),
         "no count is negative": min(n.values()) >= 0 and min(owner.instructions) >= 0,
         "a page fault is an exception": n["page_faults"] <= n["exceptions"],
+        "a page fault that exits ends in one way": n["true_page_faults"]
+        + n["hidden_page_faults"]
+        + n["unprotecting_page_faults"]
+        <= n["page_fault_exits"],
     }
     for law, holds in laws.items():
         if not holds:

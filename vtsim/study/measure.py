@@ -296,6 +296,14 @@ def _hypercalls(counted: Mapping[str, Mapping[str, int]]) -> r.Hypercalls:
     return r.Hypercalls(calls=counted["calls"], requests=counted["requests"], stops=stops, **counted["events"])
 
 
+def _shadow(counted: Mapping[str, int] | None, n: Mapping[str, int]) -> r.ShadowPaging | None:
+    if counted is None:
+        return None
+    kinds = {name: n[name] for name in ("true_page_faults", "hidden_page_faults", "unprotecting_page_faults")}
+    exits = n["page_fault_exits"]
+    return r.ShadowPaging(page_faults=exits, other_page_faults=exits - sum(kinds.values()), **kinds, **counted)
+
+
 def result_of(outcomes: Sequence[Outcome]) -> r.Result:
     """The Result of one run: one machine, or natively one machine per guest."""
     first = outcomes[0]
@@ -325,6 +333,7 @@ def result_of(outcomes: Sequence[Outcome]) -> r.Result:
                 cpu=vm.cpu,
                 isa=instruction_sets[vm.name],
                 host_memory=vm.memory,
+                shadow=_shadow(vm.shadow, outcome.owners[vm.name].counters),
                 **measured(owner, owner, vm.elapsed, native=native),  # type: ignore[arg-type]
             )
     n = added(everyone)

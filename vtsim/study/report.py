@@ -13,7 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from vtsim.base.trace import PRIVILEGES
-from vtsim.study.result import Driver, Exit, Hypercalls, PageRequests, Replay, Result, ServedBy, VmResult
+from vtsim.study.result import (
+    Driver,
+    Exit,
+    Hypercalls,
+    PageRequests,
+    Replay,
+    Result,
+    ServedBy,
+    ShadowPaging,
+    VmResult,
+)
 from vtsim.study.table import section
 
 # fmt: off
@@ -51,6 +61,8 @@ def _sections(result: Result) -> Iterator[RenderableType]:
         yield _exits(result.exits)
     if result.walks.count:
         yield _walks(result)
+    if shown := {name: vm.shadow for name, vm in result.vms.items() if vm.shadow is not None}:
+        yield _shadow(shown)
     structures = [table for table in (_tlbs(result), _caches(result)) if table.row_count]
     if structures:
         yield Beside(structures)
@@ -169,6 +181,25 @@ def _walks(result: Result) -> RenderableType:
         line.append(f", {count(walks.misconfigurations)} in an EPT misconfiguration")
     if walks.wrong_path:
         line.append(f", {count(walks.wrong_path)} began on a wrong path")
+    return Group(table, line)
+
+
+def _shadow(shown: Mapping[str, ShadowPaging]) -> RenderableType:
+    """Page faults that exited, by what they were, and shadow pages; a row for each VM."""
+    table = section("Shadow paging", ("page faults", "true", "hidden", "other", "pages made", "reused", "zapped"))
+    for name, one in shown.items():
+        others = one.unprotecting_page_faults + one.other_page_faults
+        faults = (one.page_faults, one.true_page_faults, one.hidden_page_faults, others)
+        table.add_row(name, *map(count, (*faults, one.pages_made, one.pages_reused, one.pages_zapped)))
+    writes, unsync, recycled = (
+        sum(getattr(one, name) for one in shown.values())
+        for name in ("table_writes", "tables_unsynchronized", "pages_recycled")
+    )
+    line = Text(
+        f"{count(writes)} writes to tables emulated, {count(unsync)} times a leaf table out of sync", style="dim"
+    )
+    if recycled:
+        line.append(f", {count(recycled)} pages given up for room")
     return Group(table, line)
 
 

@@ -305,11 +305,38 @@ class Measured:
 
 
 @frozen(kw_only=True)
+class ShadowPaging:
+    """What became of page faults of a VM on shadow tables, and of its shadow pages. KVM's own counts in brackets."""
+
+    page_faults: int           = key("exits", "for page faults; each is of exactly one of the four kinds below")
+    true_page_faults: int      = key("exits", "for accesses that the guest's own tables refuse: reflected into it")
+    hidden_page_faults: int    = key("exits", "for accesses that its tables allow: a shadow entry was missing or too "
+                                     "strict and was filled; the guest sees nothing of them")
+    unprotecting_page_faults: int = key("exits", "for writes to tables by instructions that write no tables: the page "
+                                        "is none any more, and its shadow pages go")
+    other_page_faults: int     = key("exits", "for stores to its tables that were emulated, accesses to devices, and "
+                                     "accesses that were tried again")
+    table_writes: int          = key("stores", "to tables of the guest that were emulated (mmu_pte_write)")
+    entries_filled: int        = key("entries", "of leaf tables, for an access; not each one ends its page fault")
+    entries_prefetched: int    = key("entries", "of leaf tables, beside these")
+    pages_made: int            = key("pages", "of shadow tables (mmu_cache_miss)")
+    pages_reused: int          = key("pages", "found again when a table or a root was needed")
+    pages_zapped: int          = key("pages", "given up, for whatever reason (mmu_shadow_zapped)")
+    pages_flooded: int         = key("pages", "of these, because the guest wrote to their table often (mmu_flooded)")
+    pages_recycled: int        = key("pages", "of these, because few were free (mmu_recycled)")
+    tables_unsynchronized: int = key("times", "a leaf table went out of sync: the guest may write it")
+    tables_synchronized: int   = key("times", "one was held against the guest's again")
+    tables_nested: int         = key("times", "a table of the guest became nested, with agile paging")
+    tables_shadowed: int       = key("times", "one became shadowed again, with agile paging")
+
+
+@frozen(kw_only=True)
 class VmResult(Measured):
     """What is measured of one VM."""
 
     cpu: int = key("", "logical CPU that its vCPU was pinned to, the first of several")
     isa: str = key("", "instruction set of the guest; the machine's is x86", default="x86")
+    shadow: ShadowPaging | None = key("", "what shadow or agile paging under VT-x counted; else null", default=None)
 
 
 @frozen(kw_only=True)

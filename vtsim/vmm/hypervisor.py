@@ -13,6 +13,7 @@ from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.exit import vm_exit
+from vtsim.ept.shadow import POOL
 from vtsim.ept.spec import ADDRESS
 from vtsim.ept.tables import Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
@@ -29,6 +30,12 @@ from vtsim.vmm.shadow import ShadowPool
 from vtsim.vmm.sharing import shared_now
 
 GuestBuilder = Callable[[PhysicalMemory], Start]
+SHADOW_STATISTICS: Final = {  # {key of the result: word of the pool}
+    "pages_made": "MADE", "pages_reused": "REUSED", "pages_zapped": "ZAPPED", "pages_flooded": "FLOODED",
+    "pages_recycled": "EVICTED", "tables_unsynchronized": "LEFT_SYNC", "tables_synchronized": "SYNCHRONIZED",
+    "table_writes": "WRITES", "entries_filled": "FILLED", "entries_prefetched": "PREFETCHED",
+    "tables_nested": "TO_NESTED", "tables_shadowed": "TO_SHADOW",
+}  # fmt: skip
 EVENTS: Final = ("refusals", "events_sent", "upcalls")
 DEATHS: Final = {
     FINISHED: "finished",
@@ -165,6 +172,14 @@ class Hypervisor:
         same = [other for other in self.vcpus if other.name == vcpu.name]
         counts = {name.lower(): sum(self.word(other, name) for other in same) for name in at.STATISTICS}
         return {name: count for name, count in counts.items() if count}
+
+    def shadow_statistics(self, vcpu: Vcpu) -> dict[str, int] | None:
+        """What a vCPU's VM counted of its shadow pages, all its vCPUs together; None without such pages."""
+        pools = (other.shadow for other in self.vcpus if other.name == vcpu.name and other.shadow is not None)
+        first = next(pools, None)
+        if first is None:
+            return None
+        return {name: self.host.load(first.address + POOL[word]) for name, word in SHADOW_STATISTICS.items()}
 
     def deaths(self, cpu: int) -> list[tuple[str, str]]:
         """The VMs of a CPU, and why each ended."""

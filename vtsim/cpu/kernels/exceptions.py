@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.base.memory import is_memory, load, store
+from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import (
     DB,
@@ -158,6 +159,8 @@ def exception_exit(m: Record, a: Arena, vector: int, kind: int, length: int) -> 
     qualification = 0
     if kind == HARDWARE_EXCEPTION and (vector == PF or vector == DB):
         qualification = m[s.EVENT_CR2]
+    if vector == PF:
+        a[m[s.OWNER] + k.PAGE_FAULT_EXITS] += 1
     vm_exit(m, a, x.EXCEPTION_NMI, qualification, length)
     return JUMPED
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
+from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import MODEL_FAULT
+from vtsim.cpu.codes import MODEL_FAULT, PF, VALID
 from vtsim.cpu.kernels.agile import ept_written, map_switch, note_write, scan_nested
 from vtsim.cpu.kernels.shadow_map import find_device, map_device, map_shadow
 from vtsim.cpu.kernels.shadow_pages import evict, free_given_up
@@ -29,6 +30,10 @@ from vtsim.cpu.kernels.shadow_sync import (
 from vtsim.cpu.kernels.shadow_use import find_root, follow_cr3
 from vtsim.cpu.kernels.shadow_walk import walk_guest
 from vtsim.ept.shadow import MODE_AGILE
+from vtsim.vmcs import slots as v
+from vtsim.vmcs import state as h
+
+PAGE_FAULT: int = VALID | PF
 
 FIRST_SHADOW_HOOK: Final = 16
 # fmt: off
@@ -71,6 +76,14 @@ SHADOW_HOOKS: Final = (
 
 
 @kernel
+def count_for_exit(m: Record, a: Arena, counter: int) -> None:
+    """Count what became of a page fault, for the guest of the current VMCS, if it is one that has exited last."""
+    at = m[s.VMCS]
+    if at and a[at + v.EXIT_INTERRUPTION_INFORMATION] & PAGE_FAULT == PAGE_FAULT:
+        a[a[at + h.V_OWNER] + counter] += 1
+
+
+@kernel
 def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
     """Run a hook of shadow paging: 0, or a fault."""
     begin_shadow(m, a, t)
@@ -79,10 +92,16 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         find_root(m, a, t)
     fault = 0
     if number == SHADOW_WALK:
-        return walk_guest(m, a, t)
+        address = m[s.GPR + s.RSI]
+        fault = walk_guest(m, a, t)
+        if fault == 0 and m[s.GPR + s.RAX] and m[s.VMCS] and a[m[s.VMCS] + v.EXIT_QUALIFICATION] == address:
+            count_for_exit(m, a, k.TRUE_PAGE_FAULTS)
+        return fault
     if number == SHADOW_MAP:
         if m[s.SHADOW_MODE] & MODE_AGILE == 0 or not map_switch(m, a, t):
             fault = map_shadow(m, a, t)
+        if fault == 0 and m[s.GPR + s.RAX] == 0:
+            count_for_exit(m, a, k.HIDDEN_PAGE_FAULTS)
     elif number == SHADOW_MAP_DEVICE:
         fault = map_device(m, a, t)
     elif number == SHADOW_FIND_DEVICE:
@@ -91,6 +110,8 @@ def shadow_hook(m: Record, a: Arena, t: Tags, number: int) -> int:
         fault = table_written(m, a, t)
     elif number == SHADOW_UNPROTECT:
         fault = unprotect(m, a, t)
+        if fault == 0:
+            count_for_exit(m, a, k.UNPROTECTING_PAGE_FAULTS)
     elif number == SHADOW_UNMAP:
         fault = forget_frame(m, a, t)
     elif number == SHADOW_LOAD_ROOT:
