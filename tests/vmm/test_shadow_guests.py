@@ -135,23 +135,88 @@ def test_isolated_page_tables_make_every_system_call_exit_for_cr3_on_shadow_tabl
     assert exits(run((kernel, many), EPT), "CR_ACCESS") == 0
 
 
-def test_shadow_pages_are_evicted_when_there_are_few_and_the_guest_does_not_notice() -> None:
-    spread = (
-        "[{phases: [{primitive: stream, pattern: strided, stride: 2 MiB, region: 48 MiB, accesses: 48},"
-        " {primitive: syscall, iterations: 1}]}]"
-    )
-    sets = (*SHADOW, "vmm.parameters.shadow_permille=0")
-    machine = run(("{tick: off, populate: prebuilt}", spread), sets)
+def pool_word(machine: Machine, name: str) -> int:
     assert machine.hypervisor is not None
     pool = machine.hypervisor.vcpus[0].shadow
     assert pool is not None
+    return machine.hypervisor.host.load(pool.address + d.POOL[name])
 
-    def word(name: str) -> int:
-        assert machine.hypervisor is not None and pool is not None
-        return machine.hypervisor.host.load(pool.address + d.POOL[name])
 
-    assert word("PAGES") == 64
-    assert word("MADE") - word("ZAPPED") + 1 == word("PAGES") - word("FREE_COUNT")
+def run_in(pages: int, guest: tuple[str, str], *sets: str) -> Machine:
+    """Run with so many shadow pages, fewer than a VM is given otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vtsim.vmm.shadow.LEAST_PAGES", pages)
+        machine = run(guest, (*SHADOW, "vmm.parameters.shadow_permille=0", *sets))
+    assert pool_word(machine, "PAGES") == pages
+    return machine
+
+
+@pytest.mark.parametrize("sets", [(), pytest.param(("vmm.personality=minimal",), marks=pytest.mark.compiled_only)])
+def test_shadow_pages_are_evicted_when_there_are_few_and_the_guest_does_not_notice(sets: tuple[str, ...]) -> None:
+    """Through 24 areas of 2 MiB, each of a leaf table, and back to the first; then through memory that changes."""
+    spread = (
+        "[{phases: [{primitive: stream, pattern: strided, stride: 2 MiB, region: 48 MiB, accesses: 30, write: 0.5},"
+        " {primitive: page_fault, region: 48 KiB}, {primitive: fork, iterations: 1, pages: 5}]}]"
+    )
+    guest = ("{tick: off, populate: prebuilt}", spread)
+    few, many = run_in(24, guest, *sets), run_in(512, guest, *sets)
+
+    assert pool_word(few, "EVICTED") > 24  # every page at least once
+    assert pool_word(many, "EVICTED") == 0
+    for machine in (few, many):
+        in_use = pool_word(machine, "PAGES") - pool_word(machine, "FREE_COUNT")
+        assert pool_word(machine, "MADE") - pool_word(machine, "ZAPPED") + 1 == in_use
+    assert observed(few) == observed(many) == observed_natively(*guest)
+    assert page_faults(few) >= 12
+
+
+def per_switch(processes: int, pages: int, *sets: str) -> dict[str, int]:
+    """What 10 turns more of each process add: exits for CR3, shadow pages made, hidden page faults, page walks."""
+
+    def counts(turns: int) -> dict[str, int]:
+        phases = f"[{{primitive: context_switch, iterations: {turns}}}]"
+        named = (f"{{name: p{n}, phases: {phases}}}" for n in range(processes))
+        machine = run_in(pages, (PLAIN, f"[{', '.join(named)}]"), *sets)
+        arena, owner = machine.engine.arena, machine.vms[0].owner
+        return {
+            "loads": exits(machine, "CR_ACCESS"),
+            "made": pool_word(machine, "MADE"),
+            "faults": exits(machine, "EXCEPTION_NMI"),
+            "hidden": int(arena[owner + k.HIDDEN_PAGE_FAULTS]),
+            "walks": int(arena[owner + k.WALKS]),
+        }
+
+    few, many = counts(5), counts(15)
+    return {name: many[name] - few[name] for name in few}
+
+
+@pytest.mark.parametrize("sets", [(), ("vmm.personality=minimal",)])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_return_to_an_address_space_whose_root_is_kept_builds_nothing(processes: int, sets: tuple[str, ...]) -> None:
+    """And translations stay, of the four spaces loaded last: no access walks a table."""
+    beyond = per_switch(processes, 64, *sets)
+
+    assert beyond.pop("loads") == 10 * processes
+    assert beyond == {"made": 0, "faults": 0, "hidden": 0, "walks": 0}
+
+
+def test_one_root_more_than_the_list_has_loses_translations_and_no_shadow_page() -> None:
+    """Each load is of a root that left the list: its tables are there, what the TLB has of it may be stale."""
+    beyond = per_switch(5, 64)
+
+    assert beyond.pop("loads") == 10 * 5
+    assert beyond.pop("walks") >= 10 * 5
+    assert beyond == {"made": 0, "faults": 0, "hidden": 0}
+
+
+def test_one_root_more_than_there_are_shadow_pages_for_builds_tables_again_at_each_return() -> None:
+    """In 28 pages there is room for the tables of three processes, with those that stay free; not for a fourth's."""
+    enough, beyond = per_switch(3, 28), per_switch(4, 28)
+
+    assert (enough["made"], enough["hidden"], enough["faults"]) == (0, 0, 0)
+    assert beyond["loads"] == 10 * 4
+    assert beyond["made"] >= beyond["loads"] and beyond["hidden"] >= beyond["loads"]
+    assert beyond["faults"] == beyond["hidden"]
 
 
 def test_code_around_an_entry_is_executed_for_every_entry_that_is_filled_beside_or_held_against_the_guest() -> None:
