@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vtsim.config import load_scenario
+from vtsim.study import equivalence as e
 from vtsim.study.binding import PHASE
-from vtsim.study.run import run
+from vtsim.study.run import run, without_hypervisor
 
 WORKLOADS = Path(__file__).parents[2] / "workloads"
 TLB_BOUND = (  # a chain that no TLB reaches, its pages mapped beforehand
@@ -20,6 +22,7 @@ CHURN = {
     "exec": ("paging/exec.yaml", (), ("iterations", 4, 12)),
     "context switch": ("paging/context_switch.yaml", (), ("iterations", 100, 300)),
 }
+PAGINGS = ("none", "ept", "shadow", "agile", "direct-pv")
 pytestmark = pytest.mark.compiled_only
 
 
@@ -48,3 +51,19 @@ def test_large_pages_of_ept_help_a_guest_that_has_small_ones() -> None:
     small, large = (cycles(TLB_BOUND, "vmm.paging=ept", f"vmm.ept.page_size={size}") for size in ("4 KiB", "2 MiB"))
 
     assert large < small
+
+
+def test_guests_see_the_same_under_all_five_ways_of_paging_and_each_takes_its_own_time() -> None:
+    sets, elapsed = (f"{PHASE}.accesses=40 k", "vms.0.guest.processes.1.phases.0.iterations=34"), {}
+    for paging in PAGINGS:
+        there = load_scenario(WORKLOADS / "paging/churn.yaml", (*sets, f"vmm.paging={paging}"))
+        found, (outcome,) = e.compare_and_measure(without_hypervisor(there), there)
+        elapsed[paging] = outcome.elapsed
+
+        assert (there.vmm.technique, there.vmm.paging) == ("native" if paging == "none" else "hardware", paging)
+        assert found.differences == () and found.compared["application"] >= 34
+        # a kernel that is built for direct tables is another program, and faults elsewhere
+        assert found.compared["exception"] > 0 or paging == "direct-pv"
+
+    assert len(set(elapsed.values())) == len(PAGINGS)
+    assert min(elapsed, key=elapsed.__getitem__) == "none"
