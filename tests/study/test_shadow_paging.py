@@ -12,6 +12,7 @@ from vtsim.study.result import Result, ShadowPaging
 from vtsim.study.run import run
 
 PAGING = Path(__file__).parents[2] / "workloads" / "paging"
+DEVICE = PAGING.parent / "vmexit" / "mmio_to_user.yaml"
 SHORT = {
     "fork": f"{PHASE}.iterations=3",
     "exec": f"{PHASE}.iterations=3",
@@ -61,3 +62,15 @@ def test_true_page_faults_are_those_that_the_guest_has_natively(name: str) -> No
 @pytest.mark.parametrize("paging", ["none", "ept", "direct-pv"])
 def test_only_a_vm_with_shadow_pages_has_counts_of_them(paging: str) -> None:
     assert [vm.shadow for vm in of("protect", paging).vms.values()] == [None]
+
+
+@pytest.mark.compiled_only
+def test_an_access_to_a_device_is_a_page_fault_that_is_neither_true_nor_hidden() -> None:
+    """What ten accesses more add: shadow entries of a device's registers are reserved, and KVM emulates the access."""
+    few, many = (
+        block(run(DEVICE, sets=("vmm.paging=shadow", f"{PHASE}.iterations={n}", "run.baseline=false")))
+        for n in (10, 20)
+    )
+
+    assert many.other_page_faults - few.other_page_faults == many.page_faults - few.page_faults == 10
+    assert many.table_writes == few.table_writes
