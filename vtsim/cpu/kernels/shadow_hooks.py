@@ -10,7 +10,7 @@ from typing import Final
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
-from vtsim.cpu.codes import MODEL_FAULT, PF, VALID
+from vtsim.cpu.codes import HARDWARE_EXCEPTION, MODEL_FAULT, PF, VALID
 from vtsim.cpu.kernels.agile import ept_written, map_switch, note_write, scan_nested
 from vtsim.cpu.kernels.shadow_map import find_device, map_device, map_shadow
 from vtsim.cpu.kernels.shadow_pages import evict, free_given_up
@@ -30,10 +30,11 @@ from vtsim.cpu.kernels.shadow_sync import (
 from vtsim.cpu.kernels.shadow_use import find_root, follow_cr3
 from vtsim.cpu.kernels.shadow_walk import walk_guest
 from vtsim.ept.shadow import MODE_AGILE
+from vtsim.vmcs import events as ev
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
 
-PAGE_FAULT: int = VALID | PF
+PAGE_FAULT: int = VALID | HARDWARE_EXCEPTION << ev.TYPE_SHIFT | PF
 
 FIRST_SHADOW_HOOK: Final = 16
 # fmt: off
@@ -79,7 +80,7 @@ SHADOW_HOOKS: Final = (
 def count_for_exit(m: Record, a: Arena, counter: int) -> None:
     """Count what became of a page fault, for the guest of the current VMCS, if it is one that has exited last."""
     at = m[s.VMCS]
-    if at and a[at + v.EXIT_INTERRUPTION_INFORMATION] & PAGE_FAULT == PAGE_FAULT:
+    if at and a[at + v.EXIT_INTERRUPTION_INFORMATION] & (VALID | ev.TYPE | ev.VECTOR) == PAGE_FAULT:
         a[a[at + h.V_OWNER] + counter] += 1
 
 
