@@ -1,6 +1,7 @@
 """VM exits of memory accesses: APIC virtualization, EPT violations with all they say, logging, virtualization exceptions.
 
 SDM: "Virtualization Exceptions".
+SDM: "Virtualization-Exception Information".
 SDM: "Page-Modification Logging".
 SDM: "Control Fields for Page-Modification Logging".
 SDM: "Controls for Virtualization Exceptions".
@@ -150,6 +151,42 @@ def test_a_convertible_violation_is_a_virtualization_exception(suppressed: int, 
         assert got["dump"][-16:] == "0300000000000000"
     else:
         assert got["reason"] == x.EPT_VIOLATION
+
+
+ROOT, ALIAS = 0x808000, 1 << 39  # the guest's PML4 table; what its second entry makes of the first 512 GiB
+
+
+@pytest.mark.parametrize(
+    ("rights", "code", "tried"),
+    [(0, READ, e.Q_READ), (1, WRITE, e.Q_WRITE), (5, WRITE, e.Q_WRITE), (3, "ffe1", e.Q_FETCH)],
+)
+@pytest.mark.parametrize("address", [DATA1, ALIAS | DATA1])
+def test_the_information_of_a_virtualization_exception_is_what_the_exit_would_have_said(
+    address: int, rights: int, code: str, tried: int
+) -> None:
+    """SDM: "Virtualization-Exception Information". All else in its page stays as it was."""
+    area, index = 0x823000, 0x1A5
+    entry = 0x829000 | 0x30 | rights
+    pml4e = enter("b64e", READ, gpr={"rcx": DATA1}, dump=(ROOT, 8))["dump"]
+    memory = {EPT_DATA: entry.to_bytes(8, "little").hex(), ROOT + 8: pml4e}
+    left, converted = (
+        enter(
+            "b64e", code, vmcs=ept(control, eptp_index=index), gpr={"rcx": address}, dump=(area, 64),
+            memory=memory | {area: "a5" * 4 + "00" * 4 + "a5" * 56},
+        )
+        for control in (0, b.EPT_VIOLATION_VE)
+    )  # fmt: skip
+    words = (left["qualification"], left["guest_linear_address"], left["guest_physical_address"])
+
+    assert left["reason"] == x.EPT_VIOLATION
+    assert left["dump"] == "a5" * 4 + "00" * 4 + "a5" * 56
+    assert converted["guest_handler_vector"] == VE
+    assert words[1:] == (address, DATA1)
+    assert words[0] & 0x1FF == tried | rights << e.Q_RIGHTS | e.Q_LINEAR_VALID | e.Q_FINAL
+    assert bytes.fromhex(converted["dump"]) == b"".join((
+        x.EPT_VIOLATION.to_bytes(4, "little"), b"\xff" * 4, *(word.to_bytes(8, "little") for word in words),
+        index.to_bytes(2, "little"), b"\xa5" * 30,
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize(("execute", "leaves"), [(4, True), (1 << 10, False)])
