@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.cpu.bench import DATA, TEXT, Native, native, o_mem, virtual
+from vtsim.base import memory as mem
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -354,6 +355,52 @@ def test_invvpid_reaches_linear_mappings_and_invept_all_that_came_through_ept(
 
     assert bench.run(write, handler=handler) == 4
     assert [bench.reg(s.RBX), bench.reg(s.RBP)] == [OLD, guest_seen if dimension == "guest" else ept_seen]
+
+
+@pytest.mark.parametrize("ops", [invlpg, reload_cr3, invpcid(0), invpcid(1), invpcid(2), invpcid(3), toggle_cr4(7)])
+def test_what_a_guest_invalidates_is_gone_under_every_ept_pointer(ops: Any) -> None:
+    """It was used under both of a list, changes, and is invalidated under one: under the other it is not found again.
+
+    SDM: "Operations that Invalidate Cached Mappings"; "EPTP Switching".
+    """
+    bench = virtual()
+    guest, engine = bench.guest, bench.engine
+    assert guest.ept is not None
+    roots = [guest.ept.root, engine.allocate()]
+    engine.contents(roots[1], mem.TABLE)[:] = guest.ept.words(roots[0])
+    pointers = engine.allocate()
+    for n, root in enumerate(roots):
+        engine.store((pointers << 12) + 8 * n, root << 12 | bench.field("EPT_POINTER") & 0xFFF)
+    other = guest.page(0x6A0000)
+    guest.put(DATA, OLD)
+    guest.put(0x6A0000, NEW)
+    guest.put(DATA + 0x1000, 0)
+    leaf = guest.table.find(DATA)
+    assert leaf is not None
+    guest.table.map(ENTRY, leaf.table, KERNEL_PAGE)
+
+    def switch(a: Assembler, number: int) -> None:
+        a.mov(s.RAX, 0)
+        a.mov(s.RCX, number)
+        a.op(o.VMFUNC)
+
+    def write(a: Assembler) -> None:
+        a.ld(s.RBX, o_mem(DATA))
+        switch(a, 1)
+        a.ld(s.RBX, o_mem(DATA))
+        a.mov(s.RAX, other << 12 | KERNEL_PAGE)
+        a.st(o_mem(ENTRY + 8 * leaf.index), s.RAX)
+        ops(a)
+        switch(a, 0)
+        a.ld(s.RBP, o_mem(DATA))
+        a.op(o.STOP_OP)
+
+    bench.set(
+        SECONDARY_PROC_CONTROLS=bench.field("SECONDARY_PROC_CONTROLS") | 1 << 13 | 1 << 12,
+        VM_FUNCTION_CONTROLS=1, EPTP_LIST_ADDRESS=pointers << 12,
+    )  # fmt: skip
+    assert bench.run(write) == 4
+    assert [bench.reg(s.RBX), bench.reg(s.RBP)] == [OLD, NEW]
 
 
 @pytest.mark.parametrize(

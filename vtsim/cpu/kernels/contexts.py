@@ -43,6 +43,7 @@ VPN_MASK: int = (1 << 45) - 1
 CONTEXT_SHIFT, TAG_SHIFT, CONTEXT_LIMIT = 2, 18, 4096
 CONTEXT_MASK: int = 0xFFFF << 2
 GLOBAL_KEY: int = 1 << 62
+LINEAR_KEY: int = (1 << 28) - 1  # VPID and PCID of a key: most invalidations are for every EP4TA
 NO_CONTEXT: int = -1
 # fmt: on
 

@@ -15,7 +15,7 @@ from vtsim.cpu.kernels.access import touch_physical
 from vtsim.cpu.kernels.active_controls import secondary_controls
 from vtsim.cpu.kernels.apic import write_register
 from vtsim.cpu.kernels.apic_virtualization import TPR, after_tpr, virtual_load, virtual_store
-from vtsim.cpu.kernels.contexts import CR4_PCIDE, recorded, set_context
+from vtsim.cpu.kernels.contexts import CR4_PCIDE, LINEAR_KEY, recorded, set_context
 from vtsim.cpu.kernels.ept_walk import AGILE, nested
 from vtsim.cpu.kernels.exceptions import raise_exception, raise_fault
 from vtsim.cpu.kernels.exit import vm_exit
@@ -358,10 +358,10 @@ def listed_root(m: Record, a: Arena, t: Tags, cr3: int) -> int:
 def load_cr3(m: Record, a: Arena, value: int) -> None:
     """Load CR3 and drop what that invalidates: nothing global, and nothing at all with PCIDs and bit 63 set.
 
-    SDM: "Operations that Invalidate TLBs and Paging-Structure Caches".
+    SDM: "Operations that Invalidate TLBs and Paging-Structure Caches"; "Operations that Invalidate Cached Mappings".
     """
     keep_all = m[s.CR4] & CR4_PCIDE != 0 and value < 0
     m[s.CR3] = value & 0x7FFF_FFFF_FFFF_FFFF
     set_context(m, a)
     if not keep_all:
-        drop_contexts(m, a, -1, m[s.CONTEXT_KEY], False)
+        drop_contexts(m, a, LINEAR_KEY, m[s.CONTEXT_KEY] & LINEAR_KEY, False)

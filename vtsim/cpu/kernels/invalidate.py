@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, kernel
 from vtsim.cpu.kernels.caches import drop, remove
-from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, TAG_SHIFT, VPN_MASK, known_context
+from vtsim.cpu.kernels.contexts import CONTEXT_MASK, CONTEXT_SHIFT, GLOBAL_KEY, LINEAR_KEY, TAG_SHIFT, VPN_MASK
 from vtsim.cpu.kernels.ept_walk import FRACTURED, HALVED, PAGE_FAULT, UNCACHED_KEPT
 from vtsim.cpu.kernels.memory_types import OF_UNCACHED
 from vtsim.cpu.kernels.walk_caches import forget_tables, linear_number
@@ -102,15 +102,19 @@ def drop_guest_physical(m: Record, a: Arena, ep4ta: int) -> None:
 
 @kernel
 def drop_page(m: Record, a: Arena, key: int, gva: int) -> None:
-    """Remove one linear address from one context and its global twin, and the context's paging-structure entries.
+    """Remove one linear address from a VPID and PCID and its global twins, and their paging-structure entries.
 
-    Once a large page was kept in pieces, nobody knows how many: all mappings of both go.
+    Of every EP4TA: a guest that switches EPT pointers need not do it once more for each. Once a large page was kept in
+    pieces, nobody knows how many: all mappings of both go.
 
-    SDM: "Invalidation of TLBs and Paging-Structure Caches"; "Details of TLB Use".
+    SDM: "Invalidation of TLBs and Paging-Structure Caches"; "Details of TLB Use";
+    "Operations that Invalidate Cached Mappings".
     """
-    for twin in range(2):
-        n = known_context(m, a, (key & ~(0xFFF << 16)) | GLOBAL_KEY if twin else key)
-        if n < 0:
+    base = m[CONTEXTS]
+    own, twin = key & LINEAR_KEY, key & 0xFFFF | GLOBAL_KEY
+    for n in range(m[CONTEXT_COUNT]):
+        other = a[base + n]
+        if other < 0 or (other & (LINEAR_KEY | GLOBAL_KEY) != own and other & (LINEAR_KEY | GLOBAL_KEY) != twin):
             continue
         if m[PAGE_SIZES] & FRACTURED:
             for structure in range(DTLB4K, STLB1G + 1, 4):

@@ -27,7 +27,7 @@ from vtsim.cpu.exit_rules import REASON, RING, SENSITIVE, UNDEFINED
 from vtsim.cpu.kernels import modes
 from vtsim.cpu.kernels.access import effective, read64, read_as, write_as
 from vtsim.cpu.kernels.caches import forget
-from vtsim.cpu.kernels.contexts import CR4_PCIDE, GLOBAL_KEY
+from vtsim.cpu.kernels.contexts import CR4_PCIDE, LINEAR_KEY
 from vtsim.cpu.kernels.control_registers import move_cr
 from vtsim.cpu.kernels.cpuid import cpuid
 from vtsim.cpu.kernels.cursor import set_limit, set_privilege
@@ -390,8 +390,7 @@ def invpcid(m: Record, a: Arena, t: Tags, r: int) -> int:
     if kind == 0:
         drop_page(m, a, key, address)
     elif kind == 1:
-        drop_contexts(m, a, -1, key, False)
+        drop_contexts(m, a, LINEAR_KEY, key & LINEAR_KEY, False)
     else:
-        others = ~(0xFFF << 16) & ~GLOBAL_KEY
-        drop_contexts(m, a, others, m[s.CONTEXT_KEY] & others, kind == 2)
+        drop_contexts(m, a, 0xFFFF, key & 0xFFFF, kind == 2)
     return NEXT
