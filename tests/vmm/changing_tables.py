@@ -1,6 +1,8 @@
 """A guest that changes its own paging structures at random, and what it must see: worked out by a slow walker.
 
-The guest runs in ring 0. Changes that may leave stale translations make the addresses behind them unusable until the
+The guest runs in ring 0, and where its paging has rings it also goes to ring 3 for accesses, forbids and tries fetches,
+clears accessed flags of upper entries (each entry that a completed access used must have it set), and has global pages:
+an address is used only while every page that may have been kept for all address spaces is the one there is. Changes that may leave stale translations make the addresses behind them unusable until the
 guest has flushed them, as the manual asks; then every access has one answer only, natively, with EPT and on shadow
 tables.
 """
@@ -14,12 +16,12 @@ from typing import Any
 import numpy as np
 from attrs import define, field, frozen
 
-from tests.oracle.walker import PageFault, R, Refused, W, Walker, Words
+from tests.oracle.walker import PageFault, R, Refused, W, Walker, Words, X
 from vtsim.base import memory as mem
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, USER_PAGE, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
 # fmt: off
@@ -33,9 +35,11 @@ FIRST_TABLE = 0x200
 FIRST_DATA, DATA_FRAMES = 0x280, 12
 LARGE_FRAMES = (1024, 1536)             # of large pages
 TOPS, INDEXES = (1, 2), {3: (0, 1), 2: (0, 1, 2), 1: (0, 1, 2, 7)}
-P, WRITABLE, USER, A, D, PS = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7
-NOFLUSH = 1 << 63
+P, WRITABLE, USER, A, D, PS, G = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
+NOFLUSH, NX = 1 << 63, 1 << 63
+USER_CODE, USER_STACK, SYSTEM_CALL = 0x33, 0x2B, 0x80
 LOG_WORDS, STAMP = 4, 0x5000_0000
+CR4_PGE = 1 << 7
 # fmt: on
 
 
@@ -62,6 +66,7 @@ class Paging:
     pcid: bool = False
     smap: bool = False
     five: bool = False
+    rings: bool = False
 
     @property
     def cr4(self) -> int:
@@ -76,6 +81,8 @@ class Access:
     store: bool
     error: int  # -1: none
     value: int
+    user: bool = False
+    fetch: bool = False
 
 
 @define
@@ -93,6 +100,8 @@ class Plan:
     fresh: set[int] = field(factory=set)  # invalidated last
     stale: dict[int, set[int]] = field(factory=lambda: {0: set(), 1: set()})
     memory: dict[int, int] = field(factory=dict)  # stored words, by guest-physical address
+    kept: dict[int, set[tuple[int, ...]]] = field(factory=dict)  # paths to global pages since they were invalidated
+    used: set[int] = field(factory=set)  # upper entries whose accessed flag must be set
 
     def __attrs_post_init__(self) -> None:
         frames = [*ROOTS, *TOP_TABLES, *(frame for level in COUNTS for frame in table_frames(level))]
@@ -107,6 +116,9 @@ class Plan:
             for frame in table_frames(level):
                 for index in INDEXES[level]:
                     self.words[frame << 12 | index << 3] = self.entry(level)
+        self.used = {at for at, level in self.leaves() if level > 1 and self.words[at] & A}
+        if self.paging.rings:
+            self.forget_globals(self.addresses)
 
     # --- entries
     @property
@@ -117,7 +129,7 @@ class Plan:
     @property
     def user(self) -> float:
         """Which share of entries is for user mode."""
-        return 0.9 if self.paging.smap else 0.5
+        return 0.9 if self.paging.smap or self.paging.rings else 0.5
 
     @property
     def addresses(self) -> list[int]:
@@ -133,6 +145,9 @@ class Plan:
         if c.random() < 0.15:
             return 0
         rights = (WRITABLE if c.random() < 0.8 else 0) | (USER if c.random() < self.user else 0)
+        if self.paging.rings:
+            rights |= c.choice((0, 0, 0, 0, 0, NX))
+            return c.choice(table_frames(level - 1)) << 12 | P | rights | c.choice((0, A))
         return c.choice(table_frames(level - 1)) << 12 | P | rights | A
 
     def entry(self, level: int) -> int:
@@ -143,6 +158,8 @@ class Plan:
             return 0
         rights = (WRITABLE if c.random() < 0.7 else 0) | (USER if c.random() < self.user else 0)
         flags = c.choice((0, A, A, A | D, A | D))
+        if self.paging.rings:
+            rights |= c.choice((0, 0, 0, NX)) | c.choice((0, 0, G))
         if level == 2:
             return c.choice(LARGE_FRAMES) << 12 | P | rights | flags | PS
         frame = FIRST_DATA + c.randrange(DATA_FRAMES) if c.random() < 0.9 else c.choice(table_frames(1))
@@ -150,7 +167,8 @@ class Plan:
 
     # --- what the guest may rely on
     def path(self, root: int, address: int) -> tuple[int, ...]:
-        """Entries from the root down, without accessed and dirty flags of those that lead on."""
+        """Entries from the root down, without accessed flags of those that lead on unless they are cleared at times."""
+        kept = ~0 if self.paging.rings else ~A
         found = []
         table = root
         for level in range(4 + self.paging.five, 0, -1):
@@ -159,19 +177,36 @@ class Plan:
                 return (*found, 0)
             if level == 1 or entry & PS:
                 return (*found, entry)
-            found.append(entry & ~A)
+            found.append(entry & kept)
             table = (entry & ((1 << 52) - 1)) >> 12
         raise AssertionError
+
+    def to_globals(self, address: int) -> set[tuple[int, ...]]:
+        """How an address leads to global pages now, without accessed and dirty flags."""
+        paths = [self.path(root, address) for root in self.tops]
+        return {tuple(entry & ~(A | D) for entry in path) for path in paths if path[-1] & G}
+
+    def forget_globals(self, addresses: list[int]) -> None:
+        self.kept |= {address: self.to_globals(address) for address in addresses}
+
+    def sure(self, address: int) -> bool:
+        """Is what may have been kept of global pages at an address what its tables say?"""
+        now = tuple(entry & ~(A | D) for entry in self.path(self.tops[self.root], address))
+        return self.kept.get(address, set()) <= {now}
 
     def change(self, at: int, value: int) -> None:
         before = {(n, a): self.path(root, a) for n, root in enumerate(self.tops) for a in self.addresses}
         self.words[at] = value
+        (self.used.add if value & A else self.used.discard)(at)
         for n, root in enumerate(self.tops):
             for address in self.addresses:
                 old, new = before[n, address], self.path(root, address)
                 if old != new and not (old[-1] == 0 and new[: len(old) - 1] == old[:-1]):
                     for pcid in (0, 1) if self.paging.pcid else (0,):
                         self.stale[pcid].add(address)
+        if self.paging.rings:
+            for address in self.addresses:
+                self.kept[address] |= self.to_globals(address)
         self.emits.append(lambda a: a.st_value(Mem(displacement=WINDOW + at), signed(value)))
 
     # --- steps
@@ -196,6 +231,8 @@ class Plan:
                 self.invalidate(self.likely(self.stale[self.now]))
             elif kind < 0.46:
                 self.load_root(self.chance.randrange(2), self.paging.pcid and self.chance.random() < 0.5)
+            elif kind < 0.50 and self.paging.rings:
+                self.toggle_globals()
             elif kind < 0.52 and self.paging.smap:
                 self.alignment_check = not self.alignment_check
                 self.emits.append(lambda a, op=ops.STAC if self.alignment_check else ops.CLAC: a.op(op))
@@ -214,7 +251,22 @@ class Plan:
     def invalidate(self, address: int) -> None:
         self.fresh = {address}
         self.stale[self.now].discard(address)
+        if self.paging.rings:
+            self.forget_globals([address])
         self.emits.append(lambda a: a.op(ops.INVLPG, mem=Mem(displacement=address)))
+
+    def toggle_globals(self) -> None:
+        """CR4.PGE is cleared and set: everything is invalidated."""
+        for stale in self.stale.values():
+            stale.clear()
+        self.forget_globals(self.addresses)
+
+        def emit(a: Assembler) -> None:
+            for value in (self.paging.cr4 & ~CR4_PGE, self.paging.cr4):
+                a.mov(s.RAX, value)
+                a.op(ops.MOV_TO_CR, s.RAX, imm=4)
+
+        self.emits.append(emit)
 
     def invalidate_pcid(self, kind: int, root: int, address: int) -> None:
         """INVPCID: an address of a root's PCID, all of it, everything with and without globals."""
@@ -224,6 +276,8 @@ class Plan:
         for other in (0, 1):
             if kind > 1 or (kind == 1 and other == root):
                 self.stale[other].clear()
+        if kind == 2 and self.paging.rings:
+            self.forget_globals(self.addresses)
 
         def emit(a: Assembler) -> None:
             a.st_value(Mem(s.RSP, -64), root + 1)
@@ -246,14 +300,36 @@ class Plan:
         self.emits.append(emit)
 
     def access(self) -> None:
-        usable = [a for a in self.addresses if a not in self.stale[self.now]]
+        usable = [
+            a for a in self.addresses if a not in self.stale[self.now] and (not self.paging.rings or self.sure(a))
+        ]
         if not usable:
+            if self.paging.rings:
+                self.toggle_globals()
             self.load_root(self.root, False)
-            usable = self.addresses
+            usable = [a for a in self.addresses if not self.paging.rings or self.sure(a)]
+            if not usable:
+                return
         address = self.likely(self.fresh & set(usable))
-        if address in self.stale[self.now]:
+        if address not in usable:
             address = self.chance.choice(usable)
-        self.touch(address, self.chance.random() < 0.5)
+        store = self.chance.random() < 0.5
+        if not self.paging.rings:
+            self.touch(address, store)
+            return
+        user = self.chance.random() < 0.6
+        fetch = self.chance.random() < 0.4 and self.refused(address, X, user)
+        self.touch(address, store and not fetch, user=user, fetch=fetch)
+
+    def refused(self, address: int, kind: str, user: bool) -> bool:
+        """Would an access fault? A fetch that does not would find no code."""
+        walker = self.walker()
+        walker.words = Words({frame: list(words) for frame, words in self.words.frames.items()})
+        try:
+            walker.translate(address, kind, user)
+        except Refused:
+            return True
+        return False
 
     def walker(self) -> Walker:
         """The slow walker of the tables as they are now."""
@@ -262,33 +338,65 @@ class Plan:
             alignment_check=self.alignment_check,
         )  # fmt: skip
 
-    def expected(self, address: int, store: bool) -> Access:
+    def expected(self, address: int, store: bool, user: bool = False, fetch: bool = False) -> Access:
         """What an access finds; if it stores its number, this is in memory."""
         try:
-            gpa = self.walker().translate(address, W if store else R, False)
+            gpa = self.walker().translate(address, X if fetch else W if store else R, user)
         except Refused as refused:
             fault = refused.args[0]
             assert isinstance(fault, PageFault)
-            return Access(address, store, fault.code, 0)
+            return Access(address, store, fault.code, 0, user, fetch)
+        if self.paging.rings:
+            self.used |= self.upper_entries(address)
         if store:
             self.memory[gpa + 8] = len(self.log)
-            return Access(address, store, -1, 0)
-        return Access(address, store, -1, self.words[gpa] if gpa >> 12 in self.words.frames else STAMP + (gpa >> 12))
+            return Access(address, store, -1, 0, user)
+        value = self.words[gpa] if gpa >> 12 in self.words.frames else STAMP + (gpa >> 12)
+        return Access(address, store, -1, value, user)
 
-    def touch(self, address: int, store: bool) -> None:
+    def upper_entries(self, address: int) -> set[int]:
+        """Where the entries stand that lead to the one that maps an address."""
+        found = set()
+        table = self.tops[self.root] << 12
+        for level in range(4 + self.paging.five, 1, -1):
+            at = table | ((address >> (3 + 9 * level)) & 511) << 3
+            if self.words[at] & PS:
+                break
+            found.add(at)
+            table = self.words[at] & (1 << 52) - 4096
+        return found
+
+    def touch(self, address: int, store: bool, *, user: bool = False, fetch: bool = False) -> None:
         """An access, and what it must find."""
         number = len(self.log)
-        self.log.append(self.expected(address, store))
+        self.log.append(
+            self.expected(address, store, user, fetch) if self.paging.rings else self.expected(address, store)
+        )
+        flags = 2 | self.alignment_check << 18
 
         def emit(a: Assembler) -> None:
             registers = {s.RAX: 0, s.RBX: 0, s.R14: -1}
+            if self.paging.rings:
+                registers |= {s.R12: address, s.R13: int(user)}
             for register, start in registers.items():
                 a.mov(register, start)
             a.mov(s.R15, f"after_{number}")
-            if store:
+            if user:
+                a.mov(s.RDX, f"user_{number}")
+                for place, value in ((-32, USER_CODE), (-24, flags), (-16, STACK - 2048), (-8, USER_STACK)):
+                    a.st_value(Mem(s.RSP, place), value)
+                a.st(Mem(s.RSP, -40), s.RDX)
+                a.add(s.RSP, -40)
+                a.op(ops.IRET)
+                a.label(f"user_{number}")
+            if fetch:
+                a.op(ops.JMP_REG, s.R12)
+            elif store:
                 a.st_value(Mem(displacement=address + 8), number)
             else:
                 a.ld(s.RAX, Mem(displacement=address))
+            if user:
+                a.op(ops.INT, imm=SYSTEM_CALL)
             a.label(f"after_{number}")
             a.stm(Mem(displacement=LOG + 8 * LOG_WORDS * number), (s.RAX, s.RBX, s.R14))
 
@@ -311,19 +419,25 @@ class Plan:
         a.label("gate_14")
         a.pop(s.R14)
         a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
+        if self.paging.rings:
+            a.cmp(s.R13, 1)
+            a.jcc(ops.CC_Z, f"gate_{SYSTEM_CALL}")
         a.st(Mem(s.RSP), s.R15)
         a.op(ops.IRET)
+        a.label(f"gate_{SYSTEM_CALL}")  # back from ring 3
+        a.mov(s.RSP, STACK)
+        a.op(ops.JMP_REG, s.R15)
         program = a.assemble()
         frames = {}
         for page, _ in program.pages():
             gfn = next(following)
-            table.map(page, [gfn], KERNEL_PAGE)
+            table.map(page, [gfn], USER_PAGE if self.paging.rings else KERNEL_PAGE)
             frames[page] = memory.frame(gfn)
         memory.engine.place(program, frames.__getitem__)
         logs = [next(following) for _ in range(-(-len(self.log) * LOG_WORDS // 512) + 1)]
-        idt = next(following)
+        idt, tss = next(following), next(following)
         for address, gfns in (
-            (LOG, logs), (STACK - 4096, [next(following)]), (IDT, [idt]), (TSS, [next(following)]),
+            (LOG, logs), (STACK - 4096, [next(following)]), (IDT, [idt]), (TSS, [tss]),
             (WINDOW, list(range(WINDOW_FRAMES))),
         ):  # fmt: skip
             table.map(address, gfns, KERNEL_PAGE)
@@ -339,10 +453,12 @@ class Plan:
         for first in LARGE_FRAMES:
             for index in INDEXES[1]:
                 memory.store(first + index << 12, STAMP + first + index)
-        handler = program.labels["gate_14"]
-        low = (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
-        memory.store(idt * 4096 + 16 * 14, low)
-        memory.store(idt * 4096 + 16 * 14 + 8, handler >> 32)
+        memory.store(tss * 4096, STACK << 32)  # RSP0, from byte 4 on
+        for vector, ring in ((14, 0), (SYSTEM_CALL, 3)):
+            handler = program.labels[f"gate_{vector}"]
+            low = (handler & 0xFFFF) | 0x10 << 16 | (0x8E | ring << 5) << 40 | (handler >> 16 & 0xFFFF) << 48
+            memory.store(idt * 4096 + 16 * vector, signed(low))
+            memory.store(idt * 4096 + 16 * vector + 8, handler >> 32)
         return Start(
             rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=self.tops[0] << 12 | int(self.paging.pcid),
             cr4=self.paging.cr4, efer=0xD01,
@@ -367,6 +483,9 @@ class Plan:
             expected, found = self.get(at, self.words.__getitem__), self.get(at, load)
             kept = ~0 if level == 1 or expected & PS else ~A
             yield (hex(at), hex(expected & kept)), (hex(at), hex(found & kept))
+        if self.paging.rings:
+            for at in sorted(self.used):
+                yield (hex(at), A), (hex(at), self.get(at, load) & A)
 
     def get(self, at: int, load: Callable[[int], int]) -> int:
         """The entry at an address, in memory that is read like this."""

@@ -69,6 +69,7 @@ class NarrowPaging:
     smap: bool = False
     pcid: bool = False
     protected: bool = False
+    rings: bool = False
 
     @property
     def cr4(self) -> int:

@@ -65,10 +65,11 @@ PAGING = {
     "pcid": Paging(pcid=True),
     "smap": Paging(pcid=True, smap=True),
     "five levels": Paging(pcid=True, five=True),
+    "rings": Paging(pcid=True, rings=True),
 }
 NEWER = load_profile("skx-4114").with_overrides({"features.la57": True, "vmx.generation": "ice-lake-sp"})
 CASES = [
-    pytest.param(paging, seed, marks=pytest.mark.long if seed >= OFTEN else ())
+    pytest.param(paging, seed, marks=pytest.mark.long if seed >= (3 if paging == "rings" else OFTEN) else ())
     for paging in PAGING
     for seed in SEEDS
     if paging in ("", "pcid") or seed < 10
