@@ -228,7 +228,8 @@ class Plan:
                 kind = self.chance.choice((0, 0, 0, 1, 2, 3))
                 self.invalidate_pcid(kind, root, self.likely(self.stale[root]))
             elif kind < 0.36:
-                self.invalidate(self.likely(self.stale[self.now]))
+                unsure = {a for a in self.addresses if not self.sure(a)} if self.paging.rings else set()
+                self.invalidate(self.likely(unsure or self.stale[self.now]))
             elif kind < 0.46:
                 self.load_root(self.chance.randrange(2), self.paging.pcid and self.chance.random() < 0.5)
             elif kind < 0.50 and self.paging.rings:
