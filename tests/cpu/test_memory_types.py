@@ -1,6 +1,7 @@
 """Memory that no cache holds: by PAT and by EPT, and what accesses to it take.
 
-SDM: "Memory Type Used for Translated Guest-Physical Addresses"; "Memory Type Used for Accessing EPT Paging Structures".
+SDM: "EPT and Memory Typing"; "Memory Type Used for Translated Guest-Physical Addresses"; "Memory Type Used for Accessing
+EPT Paging Structures".
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ INJECTION: Final = "tests/vmcs/test_injection.py"
 BEHAVIOR: Final = "tests/cpu/test_nonroot_behavior.py"
 POSTED: Final = "tests/cpu/test_posted_interrupts.py"
 EPT_FLAGS: Final = "tests/cpu/test_ept_flags.py"
+MEMORY_TYPES: Final = "tests/cpu/test_memory_types.py"
 
 
 @attrs.frozen
@@ -175,7 +176,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("EPT Violations",                                                MEMORY),
         yes("Accessed and Dirty Flags for EPT",                              EPT_FLAGS),
         yes("Page-Modification Logging",                                     MEMORY),
-        no("EPT and Memory Typing",                                          "memory types have no effect on time"),
+        part("EPT and Memory Typing",                                        "types of guest paging structures; fetches; what WT and WP cost", MEMORY_TYPES),
         yes("Caching Translation Information",                               INVALIDATION),
     ),
     "APIC Virtualization and Virtual Interrupts": (
