@@ -186,21 +186,17 @@ def _walks(result: Result) -> RenderableType:
 
 def _shadow(shown: Mapping[str, ShadowPaging]) -> RenderableType:
     """Page faults that exited, by what they were, and shadow pages; a row for each VM."""
-    table = section("Shadow paging", ("page faults", "true", "hidden", "other", "pages made", "reused", "zapped"))
+    table = section("Shadow paging", ("page faults", "true", "hidden", "other", "pages"))
     for name, one in shown.items():
         others = one.unprotecting_page_faults + one.other_page_faults
         faults = (one.page_faults, one.true_page_faults, one.hidden_page_faults, others)
-        table.add_row(name, *map(count, (*faults, one.pages_made, one.pages_reused, one.pages_zapped)))
-    writes, unsync, recycled = (
-        sum(getattr(one, name) for one in shown.values())
-        for name in ("table_writes", "tables_unsynchronized", "pages_recycled")
-    )
-    line = Text(
-        f"{count(writes)} writes to tables emulated, {count(unsync)} times a leaf table out of sync", style="dim"
-    )
-    if recycled:
-        line.append(f", {count(recycled)} pages given up for room")
-    return Group(table, line)
+        table.add_row(name, *map(count, (*faults, one.pages_made)))
+    words = (
+        ("pages_reused", "pages found again"), ("pages_zapped", "given up"), ("pages_recycled", "of them for room"),
+        ("table_writes", "writes to tables emulated"), ("tables_unsynchronized", "times a leaf table out of sync"),
+    )  # fmt: skip
+    counted = ((sum(getattr(one, name) for one in shown.values()), text) for name, text in words)
+    return Group(table, Text(", ".join(f"{count(number)} {text}" for number, text in counted if number), style="dim"))
 
 
 def _parts(served: ServedBy) -> tuple[float | None, ...]:
