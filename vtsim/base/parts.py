@@ -183,15 +183,19 @@ def _replace() -> bool:
 available = _replace()
 
 
+def _address_of(context: Any, builder: Any, signature: Any, arguments: Any, n: int) -> Any:
+    """Where the element is that two arguments of an intrinsic, from the one with this number on, name: array, index."""
+    make: Any = arrayobj.make_array
+    return builder.gep(make(signature.args[n])(context, builder, arguments[n]).data, [arguments[n + 1]])
+
+
 @intrinsic
 def prefetch(typing: Any, array: Any, index: Any) -> Any:
     """Tell the host's memory that an element will be wanted; it need not exist."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        make: Any = arrayobj.make_array
         declare: Any = cgutils.get_or_insert_function
-        data = make(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        address = builder.bitcast(_address_of(context, builder, signature, arguments, 0), cgutils.voidptr_t)
         number = ir.IntType(32)
         declared = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
         function = declare(builder.module, declared, "llvm.prefetch.p0")
@@ -217,11 +221,10 @@ def _which_of(lanes: int) -> Any:
     @intrinsic
     def which(typing: Any, array: Any, first: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            make: Any = arrayobj.make_array
-            data = make(signature.args[0])(context, builder, arguments[0]).data
-            element = data.type.pointee
+            first = _address_of(context, builder, signature, arguments, 0)
+            element = first.type.pointee
             vector = ir.VectorType(element, lanes)
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+            address = builder.bitcast(first, vector.as_pointer())
             elements = builder.load(address, align=element.width // 8)
             value = builder.trunc(arguments[2], element) if element.width < 64 else arguments[2]
             one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
@@ -240,13 +243,9 @@ def _copy(words: int) -> Any:
     @intrinsic
     def copy(typing: Any, to: Any, first: Any, source: Any, start: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            make: Any = arrayobj.make_array
-            ends = []
-            for n in (0, 2):
-                data = make(signature.args[n])(context, builder, arguments[n]).data
-                ends.append(builder.gep(data, [arguments[n + 1]]))
+            ends = (_address_of(context, builder, signature, arguments, n) for n in (0, 2))
             move: Any = cgutils.raw_memcpy
-            move(builder, ends[0], ends[1], ir.Constant(ir.IntType(64), words), 8)
+            move(builder, *ends, ir.Constant(ir.IntType(64), words), 8)
             return context.get_dummy_value()
 
         return types.void(to, types.int64, source, types.int64), generate

@@ -18,8 +18,8 @@ PTE_ACCESSED: Final       = 1 << 5
 PTE_DIRTY: Final          = 1 << 6
 PTE_LARGE: Final          = 1 << 7
 PTE_GLOBAL: Final         = 1 << 8
-# by number of the bit: PWT and PCD, PAT of a page of 4 KiB, of a larger one
-PTE_WRITE_THROUGH, PTE_CACHE_DISABLE, PTE_PAT, PTE_PAT_LARGE = 3, 4, 7, 12
+# by number of the bit: PWT, which PCD follows; PAT of a page of 4 KiB, of a larger one
+PTE_WRITE_THROUGH, PTE_PAT, PTE_PAT_LARGE = 3, 7, 12
 PTE_SWITCHES: Final       = 1 << 11               # agile paging only: the next table is the guest's own
 PTE_NO_EXECUTE: Final     = -(1 << 63)            # bit 63 of a two's-complement word
 
@@ -35,8 +35,7 @@ PF_KEY: Final             = 1 << 5
 EPT_READ: Final           = 1 << 0
 EPT_WRITE: Final          = 1 << 1
 EPT_EXECUTE: Final        = 1 << 2
-EPT_TYPE: Final           = 3                     # memory type: bits 5:3 of a leaf
-EPT_IGNORE_PAT: Final     = 1 << 6
+EPT_TYPE: Final           = 3                     # memory type: bits 5:3 of a leaf; bit 6: PAT is ignored
 EPT_LARGE: Final          = 1 << 7
 EPT_ACCESSED: Final       = 1 << 8
 EPT_DIRTY: Final          = 1 << 9

@@ -57,7 +57,7 @@ def effective(m: Record, a: Arena, r: int) -> int:
 def touch_physical(m: Record, a: Arena, t: Tags, hpa: int, access: int) -> None:
     """Charge an access to a host-physical address of memory."""
     line = hpa >> 6
-    stall = data_uncached(m, a, line, access, 0) if m[s.UNCACHED] else data_line(m, a, t, line, access)
+    stall = data_uncached(m, a, line, access) if m[s.UNCACHED] else data_line(m, a, t, line, access)
     if stall:
         charge(m, a, o.DATA_STALL, stall)
 

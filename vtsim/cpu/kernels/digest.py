@@ -14,6 +14,7 @@ from vtsim.base.memory import A_PORTS, contents
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import PF
+from vtsim.cpu.kernels.modes import LOW32
 from vtsim.cpu.visible import EXCEPTION, MASKS, RULES
 from vtsim.vmcs import reasons as x
 from vtsim.vmcs import slots as v
@@ -37,7 +38,6 @@ SEEN_TABLE: Final = 3 * SEEN_STREAM
 SPACE_WORDS: Final = SPACE_STREAMS + 2 * 3
 ROOT_BITS: Final = 0xFFFFFFFFFF000
 CONFIG_PORT: Final = 0xCF8
-LOW32: Final = 0xFFFFFFFF
 BY_APPLICATIONS, BY_KERNELS, BY_EXCEPTIONS = range(3)   # streams
 # fmt: on
 

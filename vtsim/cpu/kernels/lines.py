@@ -184,7 +184,7 @@ def read_uncached(m: Record, a: Arena, line: int, served: int, after: int) -> in
 
 
 @kernel
-def data_uncached(m: Record, a: Arena, line: int, access: int, after: int) -> int:
+def data_uncached(m: Record, a: Arena, line: int, access: int) -> int:
     """Cycles beyond an L1D hit of a data access to a page of which UNCACHED says that it is not cached; clears it.
 
     Stores that are combined wait in buffers, and nobody for them.
@@ -193,7 +193,7 @@ def data_uncached(m: Record, a: Arena, line: int, access: int, after: int) -> in
     m[UNCACHED] = 0
     if kind == COMBINING and access == WRITE:
         return 0
-    return max(read_uncached(m, a, line, DATA_L2, after) - m[L1D + LATENCY], 0)
+    return max(read_uncached(m, a, line, DATA_L2, 0) - m[L1D + LATENCY], 0)
 
 
 @kernel

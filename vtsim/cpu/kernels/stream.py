@@ -204,7 +204,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             batch = 1
             drain(m, a)
             charge(m, a, o.PAGE_WALK, walk)
-            charge(m, a, o.DATA_STALL, data_uncached(m, a, line, access, 0))
+            charge(m, a, o.DATA_STALL, data_uncached(m, a, line, access))
             walk = taken = 0
             hit = True
         else:
