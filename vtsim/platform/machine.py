@@ -555,8 +555,7 @@ class Machine:
                 cpu=vm.spec.cpu or 0,
                 elapsed=vm.finished_at or 0,
                 stopped=vm.stopped,
-                memory=self._memory_of(vm),
-                shadow=self._shadow_of(vm),
+                **self._counted_of(vm),
             )
             for vm in self.vms
         )
@@ -608,18 +607,13 @@ class Machine:
             return {}
         return {vcpu.name: self.hypervisor.clusters(vcpu) for vcpu in self.hypervisor.vcpus}
 
-    def _memory_of(self, vm: Vm) -> dict[str, int]:
-        """What the hypervisor counted of a VM's memory."""
+    def _counted_of(self, vm: Vm) -> dict[str, Any]:
+        """What the hypervisor counted of a VM's memory and of its shadow pages."""
         hypervisor = self.hypervisor
         if hypervisor is None:
             return {}
-        return hypervisor.memory_statistics(next(v for v in hypervisor.vcpus if v.name == vm.spec.name))
-
-    def _shadow_of(self, vm: Vm) -> dict[str, int] | None:
-        """What the hypervisor counted of a VM's shadow pages."""
-        if self.hypervisor is None:
-            return None
-        return self.hypervisor.shadow_statistics(next(v for v in self.hypervisor.vcpus if v.name == vm.spec.name))
+        first = next(vcpu for vcpu in hypervisor.vcpus if vcpu.name == vm.spec.name)
+        return {"memory": hypervisor.memory_statistics(first), "shadow": hypervisor.shadow_statistics(first)}
 
     def _replayed(self) -> ReplayedExits | None:
         """The exits of a recorded guest that ran to its end, row by row of its recording."""

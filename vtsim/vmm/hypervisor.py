@@ -174,12 +174,11 @@ class Hypervisor:
         return {name: count for name, count in counts.items() if count}
 
     def shadow_statistics(self, vcpu: Vcpu) -> dict[str, int] | None:
-        """What a vCPU's VM counted of its shadow pages, all its vCPUs together; None without such pages."""
-        pools = (other.shadow for other in self.vcpus if other.name == vcpu.name and other.shadow is not None)
-        first = next(pools, None)
-        if first is None:
+        """What was counted of the shadow pages that the vCPUs of a VM share; None without such pages."""
+        pool = vcpu.shadow
+        if pool is None:
             return None
-        return {name: self.host.load(first.address + POOL[word]) for name, word in SHADOW_STATISTICS.items()}
+        return {name: self.host.load(pool.address + POOL[word]) for name, word in SHADOW_STATISTICS.items()}
 
     def deaths(self, cpu: int) -> list[tuple[str, str]]:
         """The VMs of a CPU, and why each ended."""
