@@ -17,6 +17,7 @@ from vtsim.base.registry import Registry
 from vtsim.study.published import Row, row
 
 PHASE: Final = "vms.0.guest.processes.0.phases.0"
+SECOND: Final = "vms.0.guest.processes.1.phases.0"  # of the second process
 ITERATIONS: Final = 2000
 STATED: Final = re.compile(r"(?:Linux|kernel) ~?(\d+)\.(\d+)")
 OLD: Final = (5, 10)  # of December 2020: older ones are nearer to 4.19 of October 2018 than to 6.1 of December 2022
@@ -134,6 +135,12 @@ def grown(scenario: str, *sets: str, short: Sequence[str], long: Sequence[str]) 
 def cycles_grown(units: float) -> Callable[[Sequence[Any]], float]:
     """Return the cycles of one of so many units of work that the second run has more than the first."""
     return lambda results: float(results[1].cycles.elapsed - results[0].cycles.elapsed) / units
+
+
+def cycles_of_pairs(results: Sequence[Any]) -> list[int]:
+    """Return the cycles that each second run has more than the one before it."""
+    elapsed = [int(result.cycles.elapsed) for result in results]
+    return [longer - shorter for shorter, longer in zip(elapsed[::2], elapsed[1::2], strict=True)]
 
 
 def exits_grown(units: float, *reasons: str) -> Callable[[Sequence[Any]], float]:

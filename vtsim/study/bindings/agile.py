@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from vtsim.study.binding import PHASE, Figure, Run, bind
+from vtsim.study.binding import PHASE, SECOND, Figure, Run, bind, cycles_of_pairs
 
 AGILE: Final = (
     "vmm.paging=agile",
@@ -14,14 +14,15 @@ AGILE: Final = (
 WAYS: Final[tuple[tuple[str, ...], ...]] = (
     ("vmm.technique=native",), ("vmm.paging=ept",), ("vmm.paging=shadow",), AGILE
 )  # fmt: skip
-SECOND: Final = PHASE.replace("processes.0", "processes.1")
+# a server beside an allocator, a shorter and a longer run
+CHURN: Final = ((f"{PHASE}.accesses", 400_000, 800_000), (f"{SECOND}.iterations", 340, 680))
 # a program, how it is made to fit, and what a shorter and a longer run have of it
 PROGRAMS: Final = (
     ("memory/btree", (f"{PHASE}.records=300000",), ((f"{PHASE}.accesses", 600_000, 800_000),)),
     ("memory/canneal", (f"{PHASE}.elements=200000",), ((f"{PHASE}.accesses", 600_000, 800_000),)),
     ("paging/fork", (), ((f"{PHASE}.iterations", 20, 40),)),
     ("paging/mmap", (), ((f"{PHASE}.iterations", 100, 300),)),
-    ("paging/churn", (), ((f"{PHASE}.accesses", 400_000, 800_000), (f"{SECOND}.iterations", 340, 680))),
+    ("paging/churn", (), CHURN),
 )
 TICK: Final = "vms.0.guest.kernel.tick=1 ms"
 
@@ -35,9 +36,7 @@ def _grown_under(program: str, more: Sequence[str], sizes: Sequence[tuple[str, i
 
 def _slowdowns(results: Sequence[Any]) -> list[tuple[float, float, float]]:
     """Of each program what EPT, shadow and agile paging cost, over native, once it has touched all of its memory."""
-    elapsed = [int(result.cycles.elapsed) for result in results]
-    grown = [longer - shorter for shorter, longer in zip(elapsed[::2], elapsed[1::2], strict=True)]
-    ways = zip(*[iter(grown)] * 4, strict=True)
+    ways = zip(*[iter(cycles_of_pairs(results))] * 4, strict=True)
     return [(b / a, c / a, d / a) if a else (1.0, 1.0, 1.0) for a, b, c, d in ways]
 
 

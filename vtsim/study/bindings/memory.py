@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from vtsim.study.binding import PHASE, Figure, Run, bind
+from vtsim.study.binding import PHASE, Figure, Run, bind, cycles_of_pairs
 from vtsim.study.published import Row
 
 MEMORY: Final = "workloads/memory"
@@ -326,8 +326,7 @@ def _touched(way: str) -> tuple[Run, ...]:
 
 def _most_over_native(results: Sequence[Any]) -> float:
     """The most that a program takes on shadow tables over natively, of the cycles that a longer run has more."""
-    elapsed = [int(result.cycles.elapsed) for result in results]
-    grown = [longer - shorter for shorter, longer in zip(elapsed[::2], elapsed[1::2], strict=True)]
+    grown = cycles_of_pairs(results)
     programs = zip(grown[: len(TOUCHED)], grown[len(TOUCHED) :], strict=True)
     return max(shadow / native if native else 1.0 for shadow, native in programs)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from vtsim.study.binding import PHASE, Figure, Run, bind, cycles_grown, exits_grown, exits_of, grown, quotient
+from vtsim.study.bindings.agile import CHURN
 from vtsim.study.published import Row
 
 EPT, SHADOW = "vmm.paging=ept", "vmm.paging=shadow"
@@ -178,7 +179,6 @@ PAGING: Final = "workloads/paging"
 MICRO: Final = ("fork", "exec", "mmap", "page_fault", "context_switch")
 NEHALEM: Final = "machine.profile=nehalem-ep"
 KVM, MINIMAL = "vmm.personality=kvm", "vmm.personality=minimal"
-SECOND: Final = PHASE.replace("processes.0", "processes.1")
 
 
 def _largest_gain(results: Sequence[Any]) -> float:
@@ -187,17 +187,13 @@ def _largest_gain(results: Sequence[Any]) -> float:
     return 100.0 * (float(max(gains)) - 1.0)
 
 
-# a server and an allocator, as AGILE16 has them, without their beginning
-MIXED: Final = ((f"{PHASE}.accesses", 400_000, 800_000), (f"{SECOND}.iterations", 340, 680))
-
-
 def _mixed(paging: str, personality: str) -> tuple[Run, ...]:
     return tuple(
         Run(
             scenario=f"{PAGING}/churn.yaml",
             sets=(
                 *(NEHALEM, personality, paging, "vms.0.guest.kernel.tick=1 ms"),
-                *(f"{size[0]}={size[longer]}" for size in MIXED),
+                *(f"{size[0]}={size[longer]}" for size in CHURN),
             ),
             baseline=False,
         )
