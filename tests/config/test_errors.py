@@ -20,7 +20,7 @@ PRIMITIVES = (
     "memory_trace, dma_buffers, map_file, empty, call_return, divide_error, invalid_opcode, kernel_fault, config_read, pte_write, "
     "null_io, stat, open_close, select, "
     "signal_install, signal_handle, protection_fault, process, "
-    "updates, btree, netlist_swaps, cross_sections, graph_gather, key_values, "
+    "updates, btree, netlist_swaps, cross_sections, graph_gather, key_values, watched_stores, "
     "attack_memory, attack_linear, attack_native, attack_dma, attack_update, attack_stale, attack_state, attack_state_user, attack_interrupts, "
     "attack_hypercalls, attack_time"
 )
@@ -339,6 +339,68 @@ CASES = {
         "s.yaml:6: vmm.mitigations.mds: xeon-2003 has no microcode for it"
         + at(6, 9, "    mds: full")
         + " help: leave it out; or choose machine.profile clx-6252, clx-8269cy, nehalem-ep, skx-4114, snb-e5-2450",
+    ),
+    "no view of memory": (
+        CPUID + "vmm: {views: 0}\n",
+        "s.yaml:2: vmm.views: 0 is less than 1"
+        + at(2, 13, "vmm: {views: 0}")
+        + " help: a count is written like '10 M' (k, M, G, T), from 1 to 512",
+    ),
+    "more views than a list has room for": (
+        CPUID + "vmm: {views: 600}\n",
+        "s.yaml:2: vmm.views: 600 is more than 512"
+        + at(2, 13, "vmm: {views: 600}")
+        + " help: a count is written like '10 M' (k, M, G, T), from 1 to 512",
+    ),
+    "views on a processor without VM functions": (
+        CPUID + "machine: {profile: nehalem-ep}\nvmm: {views: 2}\n",
+        "s.yaml:3: vmm.views: this needs EPTP switching by VMFUNC (EPTP_SWITCHING), which profile 'nehalem-ep' does not have"
+        + at(3, 13, "vmm: {views: 2}")
+        + " help: profiles that have it: clx-6252, clx-8269cy, skx-4114",
+    ),
+    "views on shadow tables": (
+        CPUID + "vmm: {views: 2, paging: shadow}\n",
+        "s.yaml:2: vmm.views: views of memory are tables of EPT, and paging 'shadow' has none of a guest's own"
+        + at(2, 13, "vmm: {views: 2, paging: shadow}")
+        + " help: views can be 1; or choose technique hardware with paging ept",
+    ),
+    "views of large pages": (
+        CPUID + "vmm: {views: 2, ept: {page_size: 2 MiB}}\n",
+        "s.yaml:2: vmm.ept.page_size: views differ in rights of single pages"
+        + at(2, 33, "vmm: {views: 2, ept: {page_size: 2 MiB}}")
+        + " help: page_size can be 4 KiB; or views 1",
+    ),
+    "views of memory that is taken back": (
+        CPUID + "vmm: {views: 2, sharing: {on: true}}\n",
+        "s.yaml:2: vmm.sharing.on: memory would be taken back in one view only"
+        + at(2, 30, "vmm: {views: 2, sharing: {on: true}}")
+        + " help: leave it out; or views 1",
+    ),
+    "views of a VM with several vCPUs": (
+        "machine: {cpus: 2}\nvmm: {views: 2}\nvms:\n- vcpus: 2\n  guest: {processes: [{phases: [{primitive: cpuid}]}]}\n",
+        "s.yaml:4: vms.0.vcpus: views of memory are built for VMs of one vCPU"
+        + at(4, 9, "- vcpus: 2")
+        + " help: vcpus can be 1; or vmm.views 1",
+    ),
+    "a switch between views where there is one": (
+        phase("{primitive: watched_stores, by: vmfunc}"),
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.by: this VM has one view of its memory, in which nothing is protected"
+        + at(5, 40, "      - {primitive: watched_stores, by: vmfunc}")
+        + " help: by can be nobody; or give it more: vmm.views 2",
+    ),
+    "virtualization exceptions of a processor without": (
+        phase("{primitive: watched_stores, by: exception}")
+        + "vmm: {views: 2}\nmachine: {cpu: {vmx.generation: haswell}}\n",
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.by: this needs virtualization exceptions (EPT_VIOLATION_VE), which "
+        "profile 'skx-4114' does not have"
+        + at(5, 40, "      - {primitive: watched_stores, by: exception}")
+        + " help: by can be nobody, exit, vmfunc, vmcall",
+    ),
+    "pages beside those that are watched, more than memory": (
+        phase("{primitive: watched_stores, pages: 512, region: 15 MiB}") + "  memory: 16 MiB\n",
+        "s.yaml:5: vms.0.guest.processes.0.phases.0.region: the processes touch 17 MiB, but the VM has 16 MiB"
+        + at(5, 56, "      - {primitive: watched_stores, pages: 512, region: 15 MiB}")
+        + " help: make the region smaller or raise vms.0.memory",
     ),
     "an empty file": (
         "# nothing\n",

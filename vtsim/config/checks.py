@@ -45,6 +45,7 @@ from vtsim.guest.structures import (
     NetlistSwapsSpec,
     UpdatesSpec,
 )
+from vtsim.guest.watched import BY_EXCEPTION, NOBODY, WAYS, WatchedStoresSpec
 from vtsim.platform.spec import GIB, MACHINE_ISA, MIB, Scenario, VmSpec
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmcs.generations import GENERATIONS
@@ -73,7 +74,7 @@ NOT_IN_SOFTWARE = (
 BUILT_FOR_RING_3 = ("paravirtual", "user-mode")
 NOT_IN_PROTECTED_MODE = (
     MemoryTraceSpec, ReplaySpec, MmioReadSpec, MmioWriteSpec, DmaBuffersSpec, SensitiveSpec, AttackMemorySpec,
-    AttackLinearSpec, AttackNativeSpec, AttackUpdateSpec, AttackStateSpec,
+    AttackLinearSpec, AttackNativeSpec, AttackUpdateSpec, AttackStateSpec, WatchedStoresSpec,
 )  # fmt: skip
 NOT_FOR_HYPERCALLS = "has no kernel that is built for hypercalls"
 NOT_FIVE = "paging can be 4-level, PAE, 32-bit"
@@ -193,6 +194,8 @@ def _wishes(vmm: VmmSpec) -> Iterator[tuple[str, str, str]]:
             yield "ept.levels", "EPT of five levels", "EPT_WALK_LENGTH_5"
         if vmm.dirty_log.method == "pml":
             yield "dirty_log.method", "a page-modification log", "ENABLE_PML"
+    if vmm.views > 1:
+        yield "views", "EPTP switching by VMFUNC", "EPTP_SWITCHING"
     if vmm.vpid:
         yield "vpid", "VPIDs", "ENABLE_VPID"
     if vmm.tpr_shadow:
@@ -522,6 +525,39 @@ def _agile_paging(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                 )
 
 
+def _views_can_be_had(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
+    """Who switches between views needs some, a VM that has some is one of one vCPU whose memory stays where it is."""
+    vmm = scenario.vmm
+    if vmm.technique == "native":
+        return
+    several = vmm.views > 1
+    for number, vm in enumerate(scenario.vms):
+        for path, wrong, message, help in (
+            (f"vms.{number}.vcpus", vm.vcpus > 1, "views of memory are built for VMs of one vCPU", "vcpus can be 1"),
+            (f"vms.{number}.devices", "i440fx" in vm.devices, "a chipset whose registers move memory would move it in "
+             "one view only", "leave i440fx out"),
+        ):  # fmt: skip
+            if several and wrong:
+                yield Problem(path=path, message=message, help=f"{help}; or vmm.views 1")
+        for path, phase in _phases(number, vm):
+            if not isinstance(phase, WatchedStoresSpec) or phase.by == NOBODY:
+                continue
+            if not several:
+                yield Problem(
+                    path=f"{path}.by",
+                    message="this VM has one view of its memory, in which nothing is protected",
+                    help=f"by can be {NOBODY}; or give it more: vmm.views 2",
+                )
+            elif phase.by == BY_EXCEPTION and not _capabilities(profile).supports("EPT_VIOLATION_VE"):
+                others = ", ".join(way for way in WAYS if way != BY_EXCEPTION)
+                yield Problem(
+                    path=f"{path}.by",
+                    message=f"this needs virtualization exceptions (EPT_VIOLATION_VE), which profile {profile.name!r} "
+                    "does not have",
+                    help=f"by can be {others}",
+                )
+
+
 def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
     """What a guest cannot have whose processor is in 32-bit protected mode, and page sizes of each paging mode."""
     vmm = scenario.vmm
@@ -662,6 +698,7 @@ CHECKS: tuple[Check, ...] = (
     _kernels_can_run,
     _direct_tables,
     _agile_paging,
+    _views_can_be_had,
     _protected_mode,
     _memory_is_addressable,
     _memory_can_be_placed,

@@ -40,6 +40,7 @@ EPT_LARGE: Final          = 1 << 7
 EPT_ACCESSED: Final       = 1 << 8
 EPT_DIRTY: Final          = 1 << 9
 EPT_RWX: Final            = 7
+EPT_SUPPRESS_VE: Final    = -(1 << 63)            # of a leaf or what is not present: no virtualization exception
 EPTP_ACCESSED_DIRTY: Final = 1 << 6
 EPTP_LEVELS: Final = 3          # levels less one: bits 5:3
 EPTP_TYPE: Final = 7            # memory type of EPT's own structures: bits 2:0, uncacheable (0) or

@@ -56,6 +56,7 @@ from vtsim.guest.programs import Stages, call_count, call_table, kernel_text, pr
 from vtsim.guest.replay.build import Recording, build_replay, recording_of
 from vtsim.guest.services import MOST_SOCKETS, FilePhase
 from vtsim.guest.spec import BalloonSpec, FillSpec, ForkSpec, GuestSpec, IdleSpec, ReplaySpec
+from vtsim.guest.watched import WatchedStoresSpec
 
 if TYPE_CHECKING:
     from vtsim.guest.dma_memory import DmaLayout
@@ -133,8 +134,9 @@ def struct_frames(frames: int) -> int:
 
 def _filled(guest: GuestSpec) -> int:
     """Pages that get contents because processes store values in them."""
-    phases = (phase for process in guest.processes for phase in process.phases)
-    return sum(-(-phase.region // PAGE) for phase in phases if isinstance(phase, FillSpec))
+    phases = [phase for process in guest.processes for phase in process.phases]
+    watched = sum(phase.pages for phase in phases if isinstance(phase, WatchedStoresSpec))
+    return watched + sum(-(-phase.region // PAGE) for phase in phases if isinstance(phase, FillSpec))
 
 
 def _files(guest: GuestSpec) -> Files | None:
@@ -212,6 +214,7 @@ def build_guest(
     events: bool = False,
     foreign: bool = False,
     dma: DmaMachine | None = None,
+    views: int = 1,
 ) -> Start:
     """Lay the guest of a VM into memory and return the state in which its vCPU starts.
 
@@ -219,7 +222,8 @@ def build_guest(
     has set an IDT up for it.
     `extra` is how many words of the engine's extra area earlier guests use, `direct` what the hypervisor offers to a
     paravirtual kernel, `events` whether it offers clock, timer and events in a shared page, `dma` the devices that the
-    guest drives. Raises `ConfigError` where the memory does not suffice.
+    guest drives, `views` how many views of its memory there are. Raises `ConfigError` where the memory does not
+    suffice.
     """
     if recording := recorded(vm.guest, profile, shadow=shadow):
         return build_replay(recording, memory, memory.engine.extra + extra)
@@ -235,6 +239,7 @@ def build_guest(
         foreign=foreign,
         cpus=vm.vcpus,
         dma=dma,
+        views=views,
         frames=Frames(size=memory.size, shuffled=shuffled, seed=seed, sizes=ROWS[vm.guest.kernel.paging].sizes),
     ).build()
 
@@ -262,6 +267,7 @@ class Builder:
     foreign: bool = False
     cpus: int
     dma: DmaMachine | None
+    views: int = 1
     frames: Frames
     _dma_layout: DmaLayout | None = field(default=None, init=False)
     _tables: Iterator[int] = field(factory=lambda: iter(()), init=False)
@@ -368,6 +374,9 @@ class Builder:
         file_frames = {process: frames.reserve(_file_pages(guest)) for process in _asking(guest)}
         files_at = {process: self._linear(frame) for process, frame in file_frames.items()}
         file = self._cache()
+        exception_page = frames.reserve(2) if self.views > 1 else 0
+        for frame in (exception_page, exception_page + 1) if exception_page else ():
+            self._words_of_values(frame)
         if self.dma is not None and guest.driven:
             from vtsim.guest.dma_memory import DmaBuilder  # which imports all of VT-d
 
@@ -411,6 +420,8 @@ class Builder:
             user_entries=self.paging.user_entries,
             entry_bytes=PAGE // self.paging.format.entries,
             lengths=guest.kernel.lengths,
+            views=self.views,
+            exception_page=self._linear(exception_page) if exception_page else 0,
         )
         text, entry_pages = kernel_text(guest, options, spaces, self.stages)
         text_frame = frames.reserve(_pages(text))

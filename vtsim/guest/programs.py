@@ -96,6 +96,7 @@ def kernel_text(
         stage = evolve(
             stages.stage(number, index, spaces[number].bases[index]), paravirtual=options.paravirtual,
             ring3=options.ring3, direct=options.places.direct, entry_bytes=options.entry_bytes,
+            views=options.views, exception_page=options.exception_page,
         )  # fmt: skip
         a.activity = ops.APPLICATION
         a.label(stage.name)

@@ -320,6 +320,7 @@ class Machine:
                 shadow=on_shadow(self.scenario), direct=getattr(memory, "direct", None),
                 events=self.scenario.vmm.technique == "hardware" and self.scenario.vmm.pv.events,
                 dma=dma_machine(self.scenario, vm.spec) if self.scenario.dma else None,
+                views=self.scenario.vmm.views if self.scenario.vmm.technique == "hardware" else 1,
                 foreign=vm.spec.isa != MACHINE_ISA and not techniques[self.scenario.vmm.technique].in_software,
             )  # fmt: skip
         except ConfigError as error:

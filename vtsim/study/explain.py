@@ -40,6 +40,7 @@ REQUIRES: Final[Mapping[int, str]] = {  # exits that cannot happen where the pro
     x.RDTSCP:           "ENABLE_RDTSCP",             x.INVPCID:       "ENABLE_INVPCID",
     x.PREEMPTION_TIMER: "ACTIVATE_PREEMPTION_TIMER", x.APIC_ACCESS:   "VIRTUALIZE_APIC_ACCESSES",
     x.EOI_INDUCED:      "VIRTUAL_INTERRUPT_DELIVERY", x.APIC_WRITE:   "APIC_REGISTER_VIRTUALIZATION",
+    x.MONITOR_TRAP_FLAG: "MONITOR_TRAP_FLAG",
 }
 MSR_PRICES: Final[Mapping[int, str]] = {  # WRMSR of these MSRs
     PRED_CMD: "IBPB", FLUSH_CMD: "L1D_FLUSH", **dict.fromkeys((0x6E0, *range(0x800, 0x840)), "WRMSR_X2APIC"),

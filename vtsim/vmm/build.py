@@ -65,6 +65,7 @@ from vtsim.vmm.sharing import mark_frames, reserve_sharing
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.swap_disk import share_out
 from vtsim.vmm.vcpus import link_vcpus, name_descriptors, reserve_others
+from vtsim.vmm.views import fill_views, reserve_views, view_fields
 
 REASONS: Final = 96
 TICK_NS: Final = 4_000_000
@@ -106,7 +107,7 @@ def build_hypervisor(
     parameters = resolve_parameters(vmm)
     handlers, wire, zero_page = host.reserve(), host.reserve(), host.zero_page
     direct = vmm.paging == "direct-pv"
-    beforehand = vmm.ept.populate == "prebuilt" or vmm.paging in ("direct-pv", "agile")
+    beforehand = vmm.ept.populate == "prebuilt" or vmm.paging in ("direct-pv", "agile") or vmm.views > 1
     large = vmm.largest_page > 4096 and (vmm.huge_pages == "always" or vmm.ept.populate == "prebuilt")
     gib = vmm.largest_page == GIB and vmm.ept.populate == "prebuilt"
     size = GIB // 4096 if gib else BLOCK
@@ -222,6 +223,8 @@ def build_hypervisor(
         if vcpu.ept is not None:
             for frame in guest.assigned:
                 vcpu.ept.map(frame << 12, frame, EPT_DEVICE)
+        if vcpu.views:
+            fill_views(host, vcpu, vmm.ept.pointer_bits)
         _fill_vmcs(hypervisor, vcpu, number, start, controls, wanted, bitmap)
         for other, its_start in zip(others[number], start.others, strict=True):
             _fill_vmcs(hypervisor, other, number, its_start, controls, wanted, bitmap)
@@ -272,6 +275,8 @@ def _with_options(wanted: vmcs.Wanted, vmm: VmmSpec) -> vmcs.Wanted:
         )
     if vmm.vpid:
         more.append("ENABLE_VPID")
+    if vmm.views > 1:
+        more.append("ENABLE_VM_FUNCTIONS")
     more += ["USE_TPR_SHADOW"] if vmm.tpr_shadow else ["CR8_LOAD_EXITING", "CR8_STORE_EXITING"]
     if vmm.apicv:
         more += APIC_CONTROLS
@@ -323,7 +328,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         slots_end = board.slots_at_reset(size)[-1][1] if CHIPSET in guest.devices else 0
         shadow = reserve_pool(host, size, path["shadow_permille"], slots_end, agile=vmm.paging == "agile")
     memory = VmMemory(host.engine, size, backing, None)
-    return Vcpu(
+    vcpu = Vcpu(
         name=guest.name, cpu=guest.cpu, page=page, vmcs=region, process=process, memory=memory, ept=ept, shadow=shadow,
         ept_top=top or (ept.root if ept is not None else 0),
         pools=(pool, backing_pool), devices=guest.devices, recorded=guest.recorded,
@@ -333,6 +338,7 @@ def _reserve_vcpu(host: Host, guest: Guest, user: Program, path: Path) -> Vcpu:
         swap_marks=host.reserve(mark_frames(size)) if vmm.swap.on else None,
         domain=_reserve_domain(host, guest),
     )  # fmt: skip
+    return reserve_views(host, vcpu, vmm.views) if vmm.views > 1 else vcpu
 
 
 def _reserve_domain(host: Host, guest: Guest) -> range:
@@ -378,6 +384,9 @@ def _fill_vmcs(
             "PML_PAGE": at.frame_address(vcpu.log), "DIRTY_BITMAP": at.frame_address(vcpu.dirty),
             "DIRTY_WORDS": -(-gfn_ranges(vcpu.memory.size)[-1][1] // 64),
         }  # fmt: skip
+    if vcpu.views:
+        fields |= view_fields(vcpu)
+        values["VIEWS"] = at.frame_address(vcpu.view_list)
     values["MEMORY_END"] = gfn_ranges(vcpu.memory.size)[-1][1] << 12
     if vmm.dirty_log.stop is not None:
         values["LOG_END"] = host.profile.cycles(vmm.dirty_log.stop)

@@ -86,6 +86,8 @@ class Vcpu:
     log: int | None = None  # frame of the page-modification log
     dirty: int | None = None  # first frame of the bitmap of dirty logging
     domain: range = range(0)  # frames for tables that devices of its own are translated by
+    views: tuple[Table, ...] = ()  # EPT of every view of its memory, the first of which is `ept`, where it has several
+    view_list: int = 0  # frame of their EPTP list
 
     @property
     def address(self) -> int:

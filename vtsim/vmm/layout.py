@@ -221,6 +221,8 @@ VCPU_WORDS: Final = (
     ("AGILE_DUE",         1, "an interval of agile paging has ended"),
     ("VPID",              1, "its VPID; 0 where there are none"),
     ("GUEST_CR4",         1, "CR4 of the guest, under shadow paging"),
+    ("VIEWS",             1, "linear address of the EPTP list; behind it what is kept while a store is let through"),
+    ("WATCHED_WRITES",    1, "stores to pages of a view that may not be written, which exited and were let through"),
 )
 
 # --- physical CPU: byte offsets from the GS base ----------------------------------------------------------------
@@ -300,6 +302,7 @@ STATISTICS: Final = (
     "FAST_FAULTS",
     "FAST_RETRIES",
     "KICKS",
+    "WATCHED_WRITES",
 )
 CLUSTER_ENTRIES, CLUSTER_ENTRY_BYTES = 8, 32
 V: Final = byte_offsets(VCPU_WORDS)
@@ -309,6 +312,14 @@ C: Final = byte_offsets(CPU_WORDS)
 C["TSS"] = C["TSS_WORDS"] + 4  # so that the stack pointers in it are aligned
 C["ENTRY_TOP"] = C["L1D_UNSAFE"] & ~15
 RUN: Final = byte_offsets(RUN_WORDS)
+# a page behind the EPTP list: where to go back to behind a store that is let through, and what came meanwhile
+STEP: Final = byte_offsets((
+    ("LIST",    512, "the EPTPs"),
+    ("EPTP",      1, "that of the view in which the store could not be made"),
+    ("INDEX",     1, "its number"),
+    ("ADDRESS",   1, "guest-physical address of the last such store"),
+    ("HELD",      1, "interrupts are to be looked at behind it"),
+))  # fmt: skip
 LIST_LIMIT: Final = 64
 CPUID_BYTES: Final = 48  # leaf, number of subleaves or -1, EAX, ECX, EDX, EBX
 

@@ -68,6 +68,7 @@ def exit_stages(vmm: VmmSpec, reason: int, profile: Profile) -> list[ExitStage]:
         tpr_shadow=_given(vmm.tpr_shadow, capabilities.supports("USE_TPR_SHADOW")),
         ept=attrs.evolve(vmm.ept, accessed_dirty=flags),
         dirty_log=attrs.evolve(vmm.dirty_log, method="pml") if logs else vmm.dirty_log,
+        views=2 if reason == x.MONITOR_TRAP_FLAG and vmm.views == 1 else vmm.views,
     )
     addresses = defaultdict[str, int](lambda: at.HOST_DIRECT)
     path = Path(

@@ -91,8 +91,8 @@ def bitmap_frames(size: int) -> int:
 
 
 def pool_frames(size: int, vmm: VmmSpec) -> int:
-    """Frames for EPT tables of a VM: those that collapsing leaves behind are not used again."""
-    return table_frames(size) * (3 if vmm.collapse.on or vmm.dirty_log.ends else 1)
+    """Frames for EPT tables of a VM, in all its views: those that collapsing leaves behind are not used again."""
+    return table_frames(size) * (3 if vmm.collapse.on or vmm.dirty_log.ends else 1) * vmm.views
 
 
 def table_frames(size: int) -> int:

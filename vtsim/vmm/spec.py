@@ -15,6 +15,7 @@ from vtsim.base.spec import Boolean, Free, Group, Overrides, Text, counts, durat
 from vtsim.base.units import COUNT, LARGEST, Dimension
 from vtsim.ept.direct import BATCH_LIMIT
 from vtsim.ept.spec import EPTP_ACCESSED_DIRTY, EPTP_LEVELS, EPTP_WRITE_BACK
+from vtsim.ept.views import MOST as MOST_VIEWS
 from vtsim.vmm.memory_spec import BallooningSpec, CollapseSpec, HostMemorySpec, SharingSpec, SwapSpec
 from vtsim.vmm.mitigations_spec import MitigationsSpec
 from vtsim.vmm.techniques import techniques
@@ -41,7 +42,7 @@ class EptSpec:
     populate: str = setting(
         Text(choices=("demand", "prebuilt")),
         "Give and map guest memory when an access asks for it, or before the guest starts (shadow entries never are); "
-        "under agile paging always before",
+        "under agile paging and with several views always before",
         default="demand",
     )
     levels: int = setting(counts(choices=(4, 5)), "Levels of the EPT paging structures", default=4)
@@ -142,6 +143,12 @@ class VmmSpec:
         Boolean(auto=True), "Tag TLB entries, so that VM entry and exit flush nothing", default=None
     )
     ept: EptSpec = setting(Group(spec=EptSpec), "EPT", factory=EptSpec)
+    views: int = setting(
+        counts(ge=1, le=MOST_VIEWS),
+        "EPTPs of each VM, with tables of their own: views of its memory, which differ in what the guest's kernel has "
+        "asked to be protected in each (primitive watched_stores), and between which VMFUNC switches",
+        default=1,
+    )
     pv: ParavirtualSpec = setting(Group(spec=ParavirtualSpec), "Paravirtual guests", factory=ParavirtualSpec)
     dirty_log: DirtyLogSpec = setting(Group(spec=DirtyLogSpec), "Dirty logging", factory=DirtyLogSpec)
     huge_pages: str = setting(
@@ -220,6 +227,26 @@ class VmmSpec:
         """Does the processor walk shadow tables, at least to begin with?"""
         return self.paging in ("shadow", "agile")
 
+    def _views_are_possible(self) -> None:
+        """Raise `ConfigError` for what would change the tables of one view of several, or walk none."""
+        if self.paging not in ("auto", "ept"):
+            raise ConfigError(
+                f"views of memory are tables of EPT, and paging {self.paging!r} has none of a guest's own",
+                field="views",
+                help="views can be 1; or choose technique hardware with paging ept",
+            )
+        for field, wrong, message, help in (
+            ("ept.page_size", self.ept.page_size > 4 * KIB, "views differ in rights of single pages",
+             "page_size can be 4 KiB"),
+            ("ept.levels", self.ept.levels != 4, "views have tables of four levels", "levels can be 4"),
+            ("dirty_log.method", self.dirty_log.on, "dirty logging takes rights in one view only", "method can be off"),
+            (self.taken_back_by, self.takes_back, "memory would be taken back in one view only", "leave it out"),
+            ("features.exit_clustering", self.features.exit_clustering,
+             "an exit cluster would store to what a view protects", "exit_clustering can be false"),
+        ):  # fmt: skip
+            if wrong:
+                raise ConfigError(message, field=field, help=f"{help}; or views 1")
+
     def __attrs_post_init__(self) -> None:
         if self.technique == "auto":  # an answer here, since the settings that follow are judged by it
             object.__setattr__(self, "technique", "native" if self.paging == "none" else "hardware")
@@ -280,6 +307,8 @@ class VmmSpec:
                 field="features.exit_clustering",
                 help="exit_clustering can be false; or leave out sharing, collapse, swap, balloon",
             )
+        if self.views > 1 and not native:
+            self._views_are_possible()
         if self.paging == "direct-pv" and self.features.exit_clustering and not native:
             raise ConfigError(
                 "an exit cluster follows a guest's tables to its code, and direct ones hold the host's addresses",

@@ -56,6 +56,8 @@ class KernelOptions:
     user_entries: int = 256  # of a root
     entry_bytes: int = 8  # of an entry of its tables
     lengths: str = "linux-6.1"  # the kernel whose lengths its paths have
+    views: int = 1  # of its memory, between which it may switch
+    exception_page: int = 0  # with several: linear address of the virtualization-exception information area
 
     def word(self, word: int, base: int = s.RSP, more: int = 0) -> Mem:
         """A word of the frame on the kernel stack that the CPU or the way in has stored, from F_VECTOR on."""

@@ -16,7 +16,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import NO_MEMORY, Assembler, Mem
 from vtsim.ept import direct as d
-from vtsim.guest.kernel import KernelOptions, path, ring3
+from vtsim.guest.kernel import KernelOptions, path, ring3, views
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.kernel.dma_layout import DMA_VECTOR, PAGE_REQUEST_VECTOR
 from vtsim.guest.kernel.lengths import length
@@ -182,6 +182,7 @@ def interrupt_entry(a: Assembler, kernel: KernelOptions) -> None:
     a.ld(s.RAX, kernel.word(at.F_VECTOR))
     a.cmp(s.RAX, 32)
     a.jcc(ops.CC_AE, "interrupt")
+    views.look(a, kernel)
     a.jmp("kill")
     way_out(a, kernel, "leave")
 

@@ -46,6 +46,7 @@ LENGTHS: Final[dict[str, Length]] = {
     "bulk_put":       Length(  60, "free_pcppages_bulk around the pages"),
     "bulk_put_page":  Length(  292, "__free_one_page, which looks for the page's buddy", COUNTED),
     "drain_all":      Length( 100, "__drain_all_pages around the CPUs' lists"),
+    "virtualization_exception": Length(600, "exc_virtualization_exception, handle_mmio with insn_decode_mmio"),
     "kill":           Length( 2606, "force_sig_fault, the signal, and the way to do_exit", COUNTED),
     "exit":           Length( 7338, "do_exit, without freeing memory", COUNTED),
     "irq_enter":      Length(   57, "irqentry_enter, irq_enter_rcu", COUNTED),

@@ -42,7 +42,8 @@ class Stage:
     integers for streams to read and gives their arena index; what fills a window again comes with it. `dma` is
     there for phases that drive a device, `paravirtual` says that the kernel requests what others change in tables,
     `ring3` that it runs in ring 3. `direct` is where the kernel maps all memory, `entry_bytes` the size of an entry
-    of its tables.
+    of its tables. `views` of memory are what the kernel switches between, `exception_page` is where it is told of a
+    virtualization exception.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Stage:
     ring3: bool = False
     direct: int = layout.DIRECT
     entry_bytes: int = 8
+    views: int = 1
+    exception_page: int = 0
 
     def label(self, suffix: str) -> str:
         """A label of this phase."""

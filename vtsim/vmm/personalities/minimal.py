@@ -29,6 +29,7 @@ from vtsim.vmm.programs import (
     several,
     shadow,
     upcalls,
+    views,
 )
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.words import ALL, VALID, vcpu
@@ -52,6 +53,7 @@ def hypercall(a: Assembler, path: Path) -> None:
         return
     upcalls.hypercall(a, path)
     balloon.hypercall(a, path)
+    views.hypercall(a, path)
     instructions.ignore(a, path)
 
 
@@ -81,6 +83,8 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.WBINVD:              instructions.ignore,
     x.XSETBV:              instructions.set_xcr0,
     x.PAUSE_INSTRUCTION:   instructions.ignore,
+    x.MONITOR_TRAP_FLAG:   views.stepped,
+    x.VMFUNC:              instructions.undefined,
 }
 # fmt: on
 for _reason, _handler in HANDLERS.items():

@@ -7,7 +7,15 @@ from typing import Final
 
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler
-from vtsim.vmcs.reasons import BY_NUMBER, EPT_MISCONFIG, EPT_VIOLATION, INVLPG, INVPCID, PML_FULL
+from vtsim.vmcs.reasons import (
+    BY_NUMBER,
+    EPT_MISCONFIG,
+    EPT_VIOLATION,
+    INVLPG,
+    INVPCID,
+    MONITOR_TRAP_FLAG,
+    PML_FULL,
+)
 from vtsim.vmm.programs import (
     apic,
     balloon,
@@ -26,6 +34,7 @@ from vtsim.vmm.programs import (
     swap,
     timer,
     upcalls,
+    views,
 )
 from vtsim.vmm.programs.kvm_functions import CALLED_DIRECTLY
 from vtsim.vmm.programs.words import retpolines
@@ -35,7 +44,7 @@ from vtsim.vmm.spec import VmmSpec
 # exits that only some ways of virtualizing memory have
 OF_PAGING: Final = {
     EPT_VIOLATION: ("ept", "agile"), EPT_MISCONFIG: ("ept",), PML_FULL: ("ept",),
-    INVLPG: ("shadow", "agile"), INVPCID: ("shadow", "agile"),
+    INVLPG: ("shadow", "agile"), INVPCID: ("shadow", "agile"), MONITOR_TRAP_FLAG: ("ept",),
 }  # fmt: skip
 
 
@@ -50,7 +59,7 @@ def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
     for owner, reason in exit_paths:
         if owner != personality or vmm.paging not in OF_PAGING.get(reason, (vmm.paging,)):
             continue
-        if reason != PML_FULL or vmm.dirty_log.method == "pml":
+        if (reason != PML_FULL or vmm.dirty_log.method == "pml") and (reason != MONITOR_TRAP_FLAG or vmm.views > 1):
             yield reason
 
 
@@ -73,6 +82,8 @@ def emit_shared(a: Assembler, path: Path) -> None:
         if path.remote:
             several.subroutines(a, path)
             a.activity = ops.MEMORY_MANAGEMENT
+        views.subroutines(a, path)
+        a.activity = ops.MEMORY_MANAGEMENT
         if path.vmm.dirty_log.on:
             dirty_log.subroutines(a, path)
         if path.vmm.collapse.on:

@@ -22,7 +22,7 @@ from vtsim.ept.memory_slots import SLOT, SLOT_PRIVATE, SLOT_READ_ONLY
 from vtsim.ept.tables import EPT_PAGE
 from vtsim.vmm import layout as at
 from vtsim.vmm.memory import EPT_WRITTEN, RAM_PAGE
-from vtsim.vmm.programs import agile, dirty_log, frames, locked_fault, several, swap
+from vtsim.vmm.programs import agile, dirty_log, frames, locked_fault, several, swap, views
 from vtsim.vmm.programs.ept_leaf import LARGE, about_user_page, find_slot, leaf_of
 from vtsim.vmm.programs.words import count, kill, vcpu, work, zero
 from vtsim.vmm.registry import Path
@@ -45,6 +45,7 @@ def violation(a: Assembler, path: Path) -> None:
     if path.vmm.paging == "agile":
         agile.violation(a, path)
         return
+    views.violation(a, path)
     if path.vmm.dirty_log.on:
         dirty_log.protected_page(a, path)
         locked_fault.protected_page(a, path)
@@ -187,10 +188,17 @@ def subroutines(a: Assembler, path: Path) -> None:
     several.of_vm(a, path, R9, "EPT_ALLOCATOR")
     a.mov(R10, e.EPT_RWX)
     zero(a, R11)
+    if path.vmm.views > 1:
+        a.ld(RAX, Mem(R9))
+        a.push(RAX)
     a.hook(hooks.TABLE_MAP)
     a.test(RAX, register=RAX)
     a.jcc(ops.CC_NZ, "no_tables")
-    a.ret()
+    if path.vmm.views > 1:
+        a.pop(RDX)
+        a.jmp("suppress_new")
+    else:
+        a.ret()
     a.label("no_tables")
     several.unlock_tables(a, path)
     a.copy(4, R15, comment="the stack is given up")

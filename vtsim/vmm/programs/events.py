@@ -45,6 +45,8 @@ def evaluate(a: Assembler, path: Path) -> None:
     a.ld(RCX, vcpu("PENDING"))
     a.test(RCX, VALID)
     a.jcc(ops.CC_NZ, "inject_pending")
+    if path.vmm.views > 1 and not path.vmm.apicv:
+        _hold_while_stepping(a)
     upcalls.look(a, path, "upcall_waits", "no_upcall")
     if path.vmm.apicv:
         posted.evaluate(a, path)
@@ -80,6 +82,17 @@ def evaluate(a: Assembler, path: Path) -> None:
         a.or_(R12, VALID)
         a.vmwrite("ENTRY_INTERRUPTION_INFORMATION", R12)
         a.jmp("requests_done")
+
+
+def _hold_while_stepping(a: Assembler) -> None:
+    """No interrupt between a store that is let through and the exit behind it, which asks again. Changes RAX, RDI."""
+    a.ld(RAX, vcpu("PRIMARY"))
+    a.test(RAX, b.MONITOR_TRAP_FLAG)
+    a.jcc(ops.CC_Z, "not_stepping")
+    a.ld(RDI, vcpu("VIEWS"))
+    a.st_value(Mem(RDI, at.STEP["HELD"]), 1)
+    a.jmp("requests_done")
+    a.label("not_stepping")
 
 
 def _to_window_if_blocked(a: Assembler) -> None:

@@ -33,6 +33,7 @@ from vtsim.vmm.programs import (
     several,
     shadow,
     upcalls,
+    views,
 )
 from vtsim.vmm.programs.common import emit_paths, emit_shared
 from vtsim.vmm.programs.timer import want_cpu
@@ -64,6 +65,7 @@ def hypercall(a: Assembler, path: Path) -> None:
     work(a, path, "hypercall")
     upcalls.hypercall(a, path)
     balloon.hypercall(a, path)
+    views.hypercall(a, path)
     a.mov(RAX, NO_SYSTEM_CALL)
     a.st(saved(RAX), RAX)
     a.jmp("skip")
@@ -130,6 +132,8 @@ HANDLERS: Final[Mapping[int, ExitPath]] = {
     x.MWAIT_INSTRUCTION:   instructions.ignore,
     x.MONITOR_INSTRUCTION: instructions.ignore,
     x.PAUSE_INSTRUCTION:   pause,
+    x.MONITOR_TRAP_FLAG:   views.stepped,
+    x.VMFUNC:              instructions.undefined,
     x.EPT_VIOLATION:       ept.violation,
     x.EPT_MISCONFIG:       mmio.misconfiguration,
     x.PML_FULL:            dirty_log.log_full,

@@ -30,6 +30,7 @@ FAST_IPI: Final = "KVM: handle_fastpath_set_x2apic_icr_irqoff in vmx_vcpu_run, L
 FAST_MMIO: Final = "KVM: KVM_FAST_MMIO_BUS, Linux 3.15 and later"
 FAST_IN: Final = "KVM: kvm_fast_pio_in in handle_io, Linux 4.17 and later (commit 432baf60eee3)"
 IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
+ALTP2M: Final = "ESTIMATE: shape of the function in Xen 4.17"
 SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
 
 
@@ -106,6 +107,12 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "emulate_in":          _counted(2215, "x86_emulate_instruction of an IN; port, skip, kvm_io_bus_read apart"),
     "string_port":         _counted(3969, "handle_io with the emulator; port apart"),
     "coalesced":           _counted(111, "coalesced_mmio_write"),
+    # views of memory, which KVM does not have
+    "switch_view":         _length(100, "p2m_switch_vcpu_altp2m_by_id, do_altp2m_op apart", ALTP2M),
+    "protect_in_view":     _length(600, "do_altp2m_op, p2m_set_altp2m_mem_access, ept_set_entry, one page", ALTP2M),
+    "notify_of_views":     _length(300, "altp2m_vcpu_enable_ve, vmx_vcpu_update_vmfunc_ve", ALTP2M),
+    "watched_write":       _length(400, "hvm_hap_nested_page_fault, p2m_mem_access_check, nobody being told", ALTP2M),
+    "write_watched":       _length(100, "hvm_monitor_debug and the way back from a single step", ALTP2M),
     # shadow paging
     "shadow_fault":        _counted(201, "handle_exception_nmi; paging64_page_fault apart"),
     "guest_walk":          _counted(677, "paging64_walk_addr_generic, four levels"),
