@@ -64,6 +64,8 @@ PICTURES: Final = (
             shows="elapsed cycles against the same guest natively"),
     Picture(name="mitigations", study="mitigations", metric="cycles.elapsed",
             shows="cycles of 10,000 exits of each kind"),
+    Picture(name="views", study="views", metric="cycles.elapsed",
+            shows="cycles of 2000 groups of 12 loads elsewhere and stores to 16 watched pages"),
     Picture(name="iommu-modes", study="iommu_modes", metric="dma.nic.gbps",
             shows="what a device writes into buffers that are mapped for it and unmapped, in Gb/s"),
 )

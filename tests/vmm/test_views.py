@@ -1,7 +1,7 @@
 """Views of a VM's memory: EPTPs in a list, VMFUNC, what a view protects, virtualization exceptions.
 
-SDM: "VM Functions"; "EPTP Switching"; "VMFUNC—Invoke VM Function"; "Controls for Virtualization Exceptions";
-"Virtualization Exceptions".
+SDM: "VM-Function Controls"; "EPTP Switching"; "VMFUNC—Invoke VM Function".
+SDM: "Controls for Virtualization Exceptions"; "Virtualization Exceptions"; "Monitor Trap Flag".
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ INJECTION: Final = "tests/vmcs/test_injection.py"
 BEHAVIOR: Final = "tests/cpu/test_nonroot_behavior.py"
 POSTED: Final = "tests/cpu/test_posted_interrupts.py"
 EPT_FLAGS: Final = "tests/cpu/test_ept_flags.py"
+VIEWS: Final = "tests/vmm/test_views.py"
 MEMORY_TYPES: Final = "tests/cpu/test_memory_types.py"
 
 
@@ -98,13 +99,13 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("Extended-Page-Table Pointer (EPTP)",                            INSTRUCTIONS),
         yes("Virtual-Processor Identifier (VPID)",                           INVALIDATION),
         yes("Controls for PAUSE-Loop Exiting",                               BEHAVIOR),
-        yes("VM-Function Controls",                                          NON_ROOT),
+        yes("VM-Function Controls",                                          VIEWS),
         yes("VMCS Shadowing Bitmap Addresses",                               NON_ROOT),
         yes("ENCLS-Exiting Bitmap",                                          BEHAVIOR),
         yes("ENCLV-Exiting Bitmap",                                          BEHAVIOR),
         yes("PCONFIG-Exiting Bitmap",                                        BEHAVIOR),
         yes("Control Fields for Page-Modification Logging",                  MEMORY),
-        yes("Controls for Virtualization Exceptions",                        MEMORY),
+        yes("Controls for Virtualization Exceptions",                        VIEWS),
         yes("XSS-Exiting Bitmap",                                            EXITS),
         no("Sub-Page-Permission-Table Pointer (SPPTP)",                      "sub-page write permissions"),
         no("Fields Related to Hypervisor-Managed Linear-Address Translation", "checked by VM entry, without effect"),
@@ -136,7 +137,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("VMX-Preemption Timer",                                          BEHAVIOR),
         yes("Monitor Trap Flag",                                             DELIVERY),
         yes("VM Functions",                                                  NON_ROOT),
-        yes("EPTP Switching",                                                NON_ROOT),
+        yes("EPTP Switching",                                                VIEWS),
         yes("Virtualization Exceptions",                                     MEMORY),
         yes("Unrestricted Guests",                                           EXIT_INSTRUCTIONS),
     ),
