@@ -18,6 +18,7 @@ from vtsim.base.errors import ConfigError
 from vtsim.base.units import LARGEST
 from vtsim.config import dump, load_scenario, parse_scenario, reference, resolve, schema
 from vtsim.guest.spec import CpuidSpec, DmaBuffersSpec, GuestSpec, ProcessSpec, primitives
+from vtsim.guest.watched import WatchedStoresSpec
 from vtsim.platform.dma_spec import DmaSpec
 from vtsim.platform.spec import MachineSpec, Scenario, VmSpec
 from vtsim.platform.vcpu_spec import OF_TWO_THREADS
@@ -85,6 +86,8 @@ def test_every_primitive_reads_back(name: str, data: st.DataObject) -> None:
             if hasattr(phase, "stride")
             else attrs.evolve(phase, region=4096)
         )
+    elif isinstance(phase, WatchedStoresSpec):
+        phase = attrs.evolve(phase, region=4096)
     elif phase.region_bytes > 1 << 29:
         phase = type(phase)(accesses=phase.accesses)
     dma: list[DmaSpec] = []
@@ -92,7 +95,7 @@ def test_every_primitive_reads_back(name: str, data: st.DataObject) -> None:
         phase, dma = attrs.evolve(phase, device="nic"), [DmaSpec(name="nic")]
     cpus = 2 if type(phase) in OF_TWO_THREADS else 1
     guest = GuestSpec(processes=[ProcessSpec(phases=[phase], threads=cpus)])
-    vmm = VmmSpec(technique="native", paging="none") if dma else VmmSpec()
+    vmm = VmmSpec(technique="native", paging="none") if dma else VmmSpec(views=1 + isinstance(phase, WatchedStoresSpec))
     vms = [VmSpec(guest=guest, vcpus=cpus)]
     scenario = resolve(Scenario(vms=vms, dma=dma, vmm=vmm, machine=MachineSpec(cpus=cpus)), "x")
 

@@ -62,6 +62,10 @@ PHASES: dict[str, Callable[[Random], Phase]] = {
     "btree": lambda r: {"records": r.randint(1, 5000), "accesses": r.randint(1, 2000)},
     "key_values": lambda r: {"keys": r.randint(1, 3000), "accesses": r.randint(1, 1000)},
     "graph_gather": lambda r: {"vertices": r.randint(1, 9000), "accesses": r.randint(1, 1000)},
+    "watched_stores": lambda r: {
+        "pages": r.randint(1, 20), "stores": r.randint(1, 9), "loads": r.randint(0, 30), "iterations": r.randint(1, 60),
+        "region": f"{r.randint(1, 64)} KiB", "by": r.choice(["nobody", "nobody", "nobody", "exit", "exception", "vmfunc", "vmcall"]),
+    },
 }  # fmt: skip
 
 
@@ -92,6 +96,7 @@ def _vmm(r: Random) -> dict[str, Any]:
         **_some(r, 0.15, {"features": {"exit_clustering": True}}),
         **_some(r, 0.2, {"apicv": True}),
         **_some(r, 0.1, {"hosted": True}),
+        **_some(r, 0.1, {"views": r.choice([2, 3, 17])}),
         **_some(r, 0.2, {"pv": {"batch": r.randint(1, 60)}}),
     }  # fmt: skip
 
