@@ -103,6 +103,14 @@ def test_applications_see_the_same_as_natively(by: str) -> None:
     assert found.compared["application"] > 0
 
 
+def test_each_thread_has_pages_of_its_own() -> None:
+    """Were they the same, what a thread finds in them would depend on how far the other is."""
+    threads = ("machine.cpus=2", "vms.0.vcpus=2", "vms.0.guest.processes.0.threads=2", "vmm.views=1")
+    there = scenario_of(document("nobody"), threads)
+
+    assert e.compare(without_hypervisor(there), there).equivalent
+
+
 @pytest.mark.parametrize("by", ["vmfunc", "vmcall"])
 def test_views_take_turns_and_one_that_is_named_is_used_alone(by: str) -> None:
     turns, named = (

@@ -23,8 +23,9 @@ EPTP_SWITCHING: Final = 0  # VM function
 
 
 def touch_all(a: Assembler, phase: WatchedStoresSpec, at: Stage) -> None:
-    """The process writes to all pages, so that they are mapped."""
+    """The process writes to all pages of its thread, so that they are mapped; RDI <- where they begin."""
     touch(a, at, -(-phase.region_bytes // PAGE))
+    a.mov(s.RDI, at.base)
 
 
 def call(a: Assembler, number: int, **arguments: int) -> None:
@@ -35,10 +36,11 @@ def call(a: Assembler, number: int, **arguments: int) -> None:
 
 
 def protect(a: Assembler, phase: WatchedStoresSpec, at: Stage, what: int) -> None:
-    """What becomes of stores to the watched pages in the first view."""
+    """What becomes of stores to the watched pages, which begin at R14, in the first view."""
     label = at.label(f"protect_{what}")
     a.ld(s.RBX, layout.cpu_word(layout.CURRENT))
-    registers(a, {s.R12: at.base, s.R13: phase.pages})
+    a.copy(s.R12, s.R14)
+    a.mov(s.R13, phase.pages)
     a.label(label)
     a.ld(s.RDI, Mem(s.RBX, layout.T_ROOT))
     a.copy(s.RSI, s.R12)
@@ -76,15 +78,17 @@ def watched_stores(a: Assembler, phase: WatchedStoresSpec, at: Stage) -> None:
     """
     watched = at.views > 1 and phase.by != NOBODY
     switching = watched and phase.by in SWITCHING
+    a.copy(s.R14, s.RDI)
     if watched:
         if phase.by == BY_EXCEPTION:
             call(a, w.NOTIFY, page=at.exception_page - at.direct)
         protect(a, phase, at, w.RAISES if phase.by == BY_EXCEPTION else w.EXITS)
     step = LINE + (PAGE if phase.pages > 1 else 0)
-    registers(a, {s.R14: at.base, s.R13: 0, s.RBP: w.PERMISSIVE, s.RBX: start_of_random(at)})
+    registers(a, {s.R13: 0, s.RBP: w.PERMISSIVE, s.RBX: start_of_random(at)})
     label = counted_in_r12(a, at, at.scaled(phase.iterations))
     if phase.loads:
-        registers(a, {s.RSI: at.base + phase.watched_bytes, s.RDX: phase.region, s.RDI: 0, s.R8: WORD})
+        a.lea(s.RSI, Mem(s.R14, phase.watched_bytes))
+        registers(a, {s.RDX: phase.region, s.RDI: 0, s.R8: WORD})
         a.mov(s.RCX, phase.loads)
         a.emit(ops.STREAM, imm=ops.UNIFORM)
     if switching:
@@ -113,7 +117,8 @@ def watched_stores(a: Assembler, phase: WatchedStoresSpec, at: Stage) -> None:
         protect(a, phase, at, w.ALLOWED)
         if phase.by == BY_EXCEPTION:
             call(a, w.NOTIFY, page=0)
-    registers(a, {s.RAX: 0, s.RSI: at.base, s.RCX: phase.watched_bytes // LINE})
+    a.copy(s.RSI, s.R14)
+    registers(a, {s.RAX: 0, s.RCX: phase.watched_bytes // LINE})
     a.label(at.label("sum"))
     a.lea(s.RAX, Mem(s.RAX, index=s.RAX, scale=2))
     a.ld(s.RDX, Mem(s.RSI))
