@@ -199,13 +199,13 @@ REFUSED_CALLS = {
 
 
 @pytest.mark.parametrize("what", REFUSED_CALLS)
-def test_a_call_without_sense_is_refused_and_changes_nothing(personality: str, what: str) -> None:
+def test_a_call_without_sense_is_refused_and_changes_nothing(what: str) -> None:
     def asks(a: Assembler) -> None:
         call(a, *REFUSED_CALLS[what])
         keep(a, 0)
         store(a, 5)
 
-    m = ran(ended(asks), personality)
+    m = ran(ended(asks))
 
     assert m.data(0) == w.REFUSED
     assert m.exits() == {"VMCALL": 1}
@@ -280,7 +280,7 @@ def test_a_page_that_is_allowed_again_is_as_all_others() -> None:
     assert watched(m) == 3
 
 
-def test_each_view_has_rights_of_its_own(personality: str) -> None:
+def test_each_view_has_rights_of_its_own() -> None:
     """Of three views the first and the last protect the page; in which a store is made, VMFUNC says."""
 
     def body(a: Assembler) -> None:
@@ -290,7 +290,7 @@ def test_each_view_has_rights_of_its_own(personality: str) -> None:
             function(a, view)
             store(a, number)
 
-    m = ran(ended(body), personality, views=3)
+    m = ran(ended(body), views=3)
 
     assert m.exits() == {"VMCALL": 2, "EPT_VIOLATION": 3, "MONITOR_TRAP_FLAG": 3}
     assert watched(m) == 3
@@ -331,10 +331,10 @@ def test_while_the_busy_word_is_set_such_a_store_exits(personality: str) -> None
     assert (m.data(64), watched(m), held(m)) == (1, 0x55, 3)
 
 
-def test_a_page_whose_entry_suppresses_exceptions_exits(personality: str) -> None:
+def test_a_page_whose_entry_suppresses_exceptions_exits() -> None:
     body = notified(lambda a: store(a, 0x44), what=w.EXITS)
 
-    m = ran(lambda a: (body(a), handler(a))[0], personality, gates=(VE,))
+    m = ran(lambda a: (body(a), handler(a))[0], gates=(VE,))
 
     assert (m.exits("EPT_VIOLATION"), m.data(64), watched(m)) == (1, 0, 0x44)
 

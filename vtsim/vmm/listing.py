@@ -18,7 +18,7 @@ from vtsim.vmcs import reasons as x
 from vtsim.vmcs.generations import GENERATIONS
 from vtsim.vmm import layout as at
 from vtsim.vmm.excuses import EXCUSED
-from vtsim.vmm.programs.common import OF_PAGING, handler_label
+from vtsim.vmm.programs.common import OF_PAGING, OF_VIEWS, handler_label
 from vtsim.vmm.programs.words import cpu
 from vtsim.vmm.registry import Path, Processor, personalities
 from vtsim.vmm.settings import resolve_parameters
@@ -68,7 +68,7 @@ def exit_stages(vmm: VmmSpec, reason: int, profile: Profile) -> list[ExitStage]:
         tpr_shadow=_given(vmm.tpr_shadow, capabilities.supports("USE_TPR_SHADOW")),
         ept=attrs.evolve(vmm.ept, accessed_dirty=flags),
         dirty_log=attrs.evolve(vmm.dirty_log, method="pml") if logs else vmm.dirty_log,
-        views=2 if reason == x.MONITOR_TRAP_FLAG and vmm.views == 1 else vmm.views,
+        views=2 if reason in OF_VIEWS and vmm.views == 1 else vmm.views,
     )
     addresses = defaultdict[str, int](lambda: at.HOST_DIRECT)
     path = Path(

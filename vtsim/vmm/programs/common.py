@@ -15,6 +15,7 @@ from vtsim.vmcs.reasons import (
     INVPCID,
     MONITOR_TRAP_FLAG,
     PML_FULL,
+    VMFUNC,
 )
 from vtsim.vmm.programs import (
     apic,
@@ -45,7 +46,10 @@ from vtsim.vmm.spec import VmmSpec
 OF_PAGING: Final = {
     EPT_VIOLATION: ("ept", "agile"), EPT_MISCONFIG: ("ept",), PML_FULL: ("ept",),
     INVLPG: ("shadow", "agile"), INVPCID: ("shadow", "agile"), MONITOR_TRAP_FLAG: ("ept",),
+    VMFUNC: ("ept",),
 }  # fmt: skip
+
+OF_VIEWS: Final = (MONITOR_TRAP_FLAG, VMFUNC)  # and these only where memory has several views
 
 
 def handler_label(labels: Mapping[str, int], reason: int) -> str:
@@ -59,7 +63,7 @@ def handled(personality: str, vmm: VmmSpec) -> Iterator[int]:
     for owner, reason in exit_paths:
         if owner != personality or vmm.paging not in OF_PAGING.get(reason, (vmm.paging,)):
             continue
-        if (reason != PML_FULL or vmm.dirty_log.method == "pml") and (reason != MONITOR_TRAP_FLAG or vmm.views > 1):
+        if (reason != PML_FULL or vmm.dirty_log.method == "pml") and (reason not in OF_VIEWS or vmm.views > 1):
             yield reason
 
 
