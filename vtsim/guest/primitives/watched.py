@@ -1,6 +1,7 @@
 """Stores to pages that a view of memory protects, and the ways to make them.
 
 SDM: "General Operation of the VMFUNC Instruction"; "VMCALL—Call to VM Monitor".
+Not modelled: processes that switch views themselves, in ring 3; a view that a task keeps while others run.
 """
 
 from __future__ import annotations
