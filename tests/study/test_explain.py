@@ -275,6 +275,10 @@ def test_the_settings_of_a_listing_are_named_below_it_and_win() -> None:
             ("vmm.technique=native",),
             "vmm.technique: technique 'native' has no VM exits\n help: it can be hardware",
         ),
+        (
+            ("vmm.paging=none",),
+            "vmm.paging: paging 'none' has no hypervisor, so no VM exits\n help: it can be ept, shadow, agile, direct-pv",
+        ),
     ],
 )  # fmt: skip
 def test_a_setting_that_no_exit_path_can_have_is_refused(sets: tuple[str, ...], message: str) -> None:

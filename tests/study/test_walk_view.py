@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import xml.etree.ElementTree as xml
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,27 @@ def test_the_text_is_as_agreed(
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= width
     assert out == (GOLDEN / f"walk_{width}.txt").read_text()
+
+
+@pytest.mark.parametrize("width", [40, 60, 75])
+def test_a_narrow_text_keeps_order_source_and_cycles_of_every_step(
+    run: Run, scenario: Callable[..., Path], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an entry holds goes before what served it and what that took; the grid keeps the order."""
+    monkeypatch.setenv("COLUMNS", "120")
+    _, full, _ = run("--scenario", scenario(), "--address", hex(AT))
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, err = run("--scenario", scenario(), "--address", hex(AT))
+
+    def steps(text: str) -> list[tuple[str, str, str]]:
+        lines = text[text.index("─") :].split("\n\n")[0].splitlines()[1:]
+        return [(w[0], w[1] + w[2], w[-1]) for line in lines if (w := line.split()) and w[0].isdecimal()]
+
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= width
+    assert steps(out) == steps(full)
+    grid = re.findall(r"\b\d+\b", out[out.index("guest PML4E") : out.index("#")])
+    assert grid == [number for number, _, _ in steps(full)]
 
 
 def test_an_unmapped_address_is_shown_with_its_fault_and_what_is_mapped(

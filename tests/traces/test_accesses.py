@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         read(path, **options)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, lzma.compress])
+def test_an_empty_file_is_of_no_format(tmp_path: Path, packed: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "empty"
+    path.write_bytes(packed(b""))
+
+    assert refusal(path) == f"{path}: this file is empty\n help: a trace in one of the three formats of docs/traces.md"
 
 
 LACKEY = b"""==1== Lackey

@@ -106,6 +106,9 @@ def exit_program(
     machine, vmm = {"profile": profile}, {"personality": personality}
     scenario = scenario_of({"machine": machine, "vmm": vmm, "vms": [GUEST]}, sets)
     prices = load_profile(scenario.machine.profile).with_overrides(dict(scenario.machine.cpu))
+    if "vmm.paging=none" in sets:
+        help = f"it can be {', '.join(PAGINGS)}"
+        raise ConfigError("paging 'none' has no hypervisor, so no VM exits", field="vmm.paging", help=help)
     if scenario.vmm.technique != "hardware":
         raise ConfigError(
             f"technique {scenario.vmm.technique!r} has no VM exits", field="vmm.technique", help="it can be hardware"

@@ -22,6 +22,7 @@ from vtsim.vmcs import qualification, reasons
 from vtsim.vmcs.state import CR3_SWITCHES
 
 WIDE: Final = 110  # columns from which on there is room for where an entry leads
+NARROW: Final = 76  # columns below which there is none for where an entry lies, what it holds and the grid's sources
 STYLES: Final[Mapping[str, str]] = {
     "L1D": "green", "L2": "cyan", "L3": "yellow", "DRAM": "red", "walk cache": "blue", "nested TLB": "magenta",
 }  # fmt: skip
@@ -167,15 +168,18 @@ def _of_entries(walk: Walk) -> str:
 
 @attrs.frozen
 class WalkText:
-    """A walk for a terminal: its grid, its steps and its end; wide terminals also see where each entry leads."""
+    """A walk for a terminal: its grid, its steps and its end.
+
+    Wide terminals also see where each entry leads, narrow ones not what it holds.
+    """
 
     walk: Walk
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Group(*_parts(self.walk, wide=options.max_width >= WIDE))
+        yield Group(*_parts(self.walk, options.max_width))
 
 
-def _parts(walk: Walk, *, wide: bool) -> Iterator[RenderableType]:
+def _parts(walk: Walk, columns: int) -> Iterator[RenderableType]:
     yield Text(f"{walk.address:#x}: {walk.access} from ring {walk.ring} by {walk.process} in {walk.vm}", style="bold")
     dimensions = paging_of(walk)
     if walk.eptp:
@@ -186,9 +190,9 @@ def _parts(walk: Walk, *, wide: bool) -> Iterator[RenderableType]:
     yield Text("")
     if walk.levels:
         if walk.eptp:
-            yield _grid(walk)
+            yield _grid(walk, columns)
             yield Text("")
-        yield _steps(walk, wide=wide)
+        yield _steps(walk, columns)
         yield Text("")
     yield Text(outcome(walk), style="bold" if walk.hpa is not None else "bold red")
     yield Text(totals(walk))
@@ -211,8 +215,9 @@ def _areas(walk: Walk) -> RenderableType:
     return table
 
 
-def _cell(reference: Reference) -> Text:
-    return Text(f"{reference.number:>2} {reference.served}", style=STYLES.get(reference.served, ""))
+def _cell(reference: Reference, columns: int) -> Text:
+    served = "" if columns < NARROW else f" {reference.served}"
+    return Text(f"{reference.number:>2}{served}", style=STYLES.get(reference.served, ""))
 
 
 def _skipped(nested: NestedWalk, ept_levels: int) -> dict[int, str]:
@@ -226,13 +231,14 @@ def _skipped(nested: NestedWalk, ept_levels: int) -> dict[int, str]:
     return found
 
 
-def _grid(walk: Walk) -> RenderableType:
+def _grid(walk: Walk, columns: int) -> RenderableType:
     """The two dimensions: a row for each guest level, a column for each EPT level; numbers are the order of reads."""
+    narrow = columns < NARROW
     table = Table(box=None, show_edge=False, pad_edge=False, header_style="none", padding=(0, 1, 0, 0))
     table.add_column(Text("two dimensions", style="bold"), no_wrap=True)
     for level in range(walk.ept_levels, 0, -1):
-        table.add_column(f"EPT {ENTRY_NAMES[level]}", no_wrap=True)
-    table.add_column(_of_entries(walk), no_wrap=True)
+        table.add_column(f"EPT {ENTRY_NAMES[level]}", no_wrap=not narrow)
+    table.add_column(_of_entries(walk), no_wrap=not narrow)
     if walk.cache:
         table.add_row("levels above", *[""] * walk.ept_levels, Text("walk cache", style=STYLES["walk cache"]))
     for step in walk.levels:
@@ -242,31 +248,40 @@ def _grid(walk: Walk) -> RenderableType:
             skipped = {} if nested is None else _skipped(nested, walk.ept_levels)
             for level in range(walk.ept_levels, 0, -1):
                 if level in read:
-                    cells.append(_cell(read[level]))
+                    cells.append(_cell(read[level], columns))
                 else:
                     word = skipped.get(level, "·")
                     cells.append(Text(word, style=STYLES.get(word, "dim")))
             last = nested is (step.nested or (None,))[-1] or nested is None
             first = nested is (step.nested or (None,))[0] or nested is None
             entry = step.entry
-            own = _cell(entry) if entry is not None and first else Text("flag set" if entry and last else "", "dim")
+            own = (
+                _cell(entry, columns)
+                if entry is not None and first
+                else Text("flag set" if entry and last else "", "dim")
+            )
             table.add_row(_title(step) if first else "", *cells, own)
     return table
 
 
-def _steps(walk: Walk, *, wide: bool) -> RenderableType:
+def _steps(walk: Walk, columns: int) -> RenderableType:
     table = section("#", ())
     table.columns[0].justify = "right"
-    for heading, justify in (("entry", "left"), ("at hpa", "right"), ("value", "right"), ("flags", "left")):
-        table.add_column(heading, justify=justify, no_wrap=heading != "flags")  # type: ignore[arg-type]
-    if wide:
+    table.add_column("entry", no_wrap=True)
+    if columns >= NARROW:
+        table.add_column("at hpa", justify="right", no_wrap=True)
+        table.add_column("value", justify="right", no_wrap=True)
+        table.add_column("flags")
+    if columns >= WIDE:
         table.add_column("leads to", no_wrap=True)
     table.add_column("from", no_wrap=True)
     table.add_column("cycles", justify="right", no_wrap=True)
-    rows = list(_rows(walk))
-    for number, name, at, value, bits, leads, served, cycles, style in rows:
-        cells: list[str | Text] = [number, Text(name, style=style), at, value, bits, *([leads] if wide else [])]
-        table.add_row(*cells, Text(served, style=STYLES.get(served, "")), cycles)
+    for number, name, at, value, bits, leads, served, cycles, style in _rows(walk):
+        held = (at, value, bits) if columns >= NARROW else ()
+        leading = (leads,) if columns >= WIDE else ()
+        table.add_row(
+            number, Text(name, style=style), *held, *leading, Text(served, style=STYLES.get(served, "")), cycles
+        )
     return table
 
 

@@ -91,6 +91,10 @@ def words_of(path: str | Path, limit: int | None = None, *, block_bytes: int = B
     """Yield a trace's words in order, from its first `limit` records, or raise `ConfigError`."""
     with reading(path) as content:
         start = content.read(64)
+    if not start:
+        raise ConfigError(
+            "this file is empty", file=str(path), help="a trace in one of the three formats of docs/traces.md"
+        )
     if start.startswith(MAGIC):
         yield from _cut(read_words(path, block_bytes=block_bytes), limit)
         return
