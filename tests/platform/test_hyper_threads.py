@@ -9,21 +9,21 @@ import pytest
 from vtsim.base.errors import ConfigError
 from vtsim.config import parse_scenario
 from vtsim.study.equivalence import compare
-from vtsim.study.run import run
+from vtsim.study.run import run, simulate
 
 BESIDE = """
-machine: {cpus: 2, threads: 2, memory: 512 MiB}
+machine: {cpus: 2, threads: 2, memory: 128 MiB}
 vms:
   - name: one
-    memory: 64 MiB
+    memory: 16 MiB
     guest:
       kernel: {page_size: 4 KiB}
-      processes: [{phases: [{primitive: stream, pattern: uniform, region: 8 MiB, accesses: 3000}]}]
+      processes: [{phases: [{primitive: stream, pattern: uniform, region: 4 MiB, accesses: 700}]}]
   - name: other
-    memory: 64 MiB
+    memory: 16 MiB
     guest:
       kernel: {page_size: 4 KiB}
-      processes: [{phases: [{primitive: stream, pattern: uniform, region: 8 MiB, accesses: 3000}]}]
+      processes: [{phases: [{primitive: stream, pattern: uniform, region: 4 MiB, accesses: 700}]}]
 """
 TOGETHER = """
 machine: {cpus: 2, threads: 2, memory: 256 MiB}
@@ -43,7 +43,7 @@ def elapsed(result: Any, vm: str) -> int:
 
 
 def test_two_vms_on_one_core_take_longer_than_on_two() -> None:
-    shared, apart = (run(parse_scenario(BESIDE, sets)) for sets in ([], ["machine.threads=1"]))
+    shared, apart = (simulate(parse_scenario(BESIDE, sets).resolved("x")) for sets in ([], ["machine.threads=1"]))
     for vm in ("one", "other"):
         assert elapsed(shared, vm) > 1.05 * elapsed(apart, vm)
         assert shared.vms[vm].guest == apart.vms[vm].guest
@@ -54,7 +54,9 @@ def test_two_vms_on_one_core_take_longer_than_on_two() -> None:
 def test_a_vm_whose_core_is_its_own_loses_nothing_to_a_cpu_that_is_idle() -> None:
     """But what is divided anyway: here no TLB is."""
     idle = "vms.1.guest.processes.0.phases=[{primitive: cpuid, iterations: 1}]"
-    apart, beside = (run(parse_scenario(BESIDE, [idle, *sets])) for sets in (["machine.threads=1"], []))
+    apart, beside = (
+        simulate(parse_scenario(BESIDE, [idle, *sets]).resolved("x")) for sets in (["machine.threads=1"], [])
+    )
     assert elapsed(beside, "one") == pytest.approx(elapsed(apart, "one"), rel=0.15)
 
 

@@ -296,7 +296,7 @@ def test_tables_of_user_space_have_of_the_kernel_what_enters_it() -> None:
 @pytest.mark.parametrize("profile", ["skx-4114", "nehalem-ep"])
 def test_user_space_never_runs_on_the_kernels_tables_nor_the_kernel_on_its(profile: str) -> None:
     """Two VMs whose devices are asked all the time; the tick often comes while a device process runs."""
-    guests = [guest(to_user, 60) for _ in range(2)]
+    guests = [guest(to_user, 12) for _ in range(2)]
     m = machine(*guests, profile=profile, tick_ns=7_000, mitigations=ALL, populate="prebuilt", memory=16 << 20)
     cpu = m.engine.cpus[0]
     roots = {vcpu.process.root for vcpu in m.hypervisor.vcpus}
@@ -316,7 +316,7 @@ def test_user_space_never_runs_on_the_kernels_tables_nor_the_kernel_on_its(profi
         interrupted += 0 < entry_top - rsp <= 168
     assert interrupted > 10
     m.run()
-    assert [m.exits("IO_INSTRUCTION", vm) for vm in ("vm0", "vm1")] == [60, 60]
+    assert [m.exits("IO_INSTRUCTION", vm) for vm in ("vm0", "vm1")] == [12, 12]
     assert sorted(m.finished) == ["vm0", "vm1"]
 
 
