@@ -27,7 +27,7 @@ from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.hyper_threads import ONE
 from vtsim.cpu.kernels.ipi import FLIGHTS
-from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, PARTS
+from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, BANK_WORDS, PARTS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
@@ -145,6 +145,8 @@ class Engine:
         peers = carve.take(g.cores * PEER_WORDS)
         owned_since = carve.take(directory[s.SETS] * directory[s.WAYS])
         bandwidths = carve.take(g.nodes * BANDWIDTH_WORDS)
+        dram = self.profile.dram
+        banks = carve.take(g.nodes * dram.ranks * dram.banks * BANK_WORDS)
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):
             fills += self._lay_out_cpu(records[number], number, carve)
@@ -162,6 +164,7 @@ class Engine:
             record[s.PEERS] = peers if g.cores > 1 else 0
             record[s.OWNED_SINCE] = owned_since
             record[s.BANDWIDTHS] = bandwidths
+            record[s.BANKS] = banks
             for cache in (s.L1I, s.L1D, s.L2, s.L3):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
@@ -269,6 +272,16 @@ class Engine:
         if g.cpus > 1:
             values[s.LINE_TIME] = p.cache.line_bytes * PARTS * p.clock_hz // (p.dram.bandwidth * 1_000_000)
         values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)
+        if g.cpus > 1 and p.dram.ranks:
+            refresh, interval = p.cycles(p.dram.refresh_ns), p.cycles(p.dram.refresh_interval_ns)
+            values[s.RANKS], values[s.BANKS_OF_RANK] = p.dram.ranks, p.dram.banks
+            values[s.ROW_CYCLE] = p.cycles(p.dram.row_cycle_ns)
+            values[s.REFRESH], values[s.REFRESH_INTERVAL] = refresh, interval
+            for latency in (
+                s.DRAM_CYCLES,
+                s.REMOTE_CYCLES,
+            ):  # a measured mean, which has in it what refreshes take of it
+                values[latency] -= refresh * refresh // (2 * interval)
         values[s.TRANSFER_CYCLES] = p.cycles(p.latency.transfer_ns)
         values[s.REMOTE_TRANSFER_CYCLES] = p.cycles(p.latency.remote_transfer_ns)
         for slot, value in values.items():

@@ -181,13 +181,16 @@ UNCACHED: Final = DIRECTORY + 61
 # --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.lines); what a
 # line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
 NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
+# its banks: arena offset; ranks of a node (0: banks are never busy) and banks of a rank; cycles for which a line keeps its
+# bank, for which a rank refreshes, and from one refresh to the next
+BANKS, RANKS, BANKS_OF_RANK, ROW_CYCLE, REFRESH, REFRESH_INTERVAL = range(DIRECTORY + 78, DIRECTORY + 84)
 # --- the other line of a pair, which L2 fetches without being asked (does it?): the last one, and when it is there
 IN_PAIRS, PAIR_LINE, PAIR_THERE = range(DIRECTORY + 75, DIRECTORY + 78)
 # --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------
 # OF_LATE: of its last cycles, the share in 1/1024 in which it executed; SHARED_FRACTION: what is carried; CONTENTION: what an
 # executing CPU loses to another one that does, in 1/1024; RAN_LAST: did it run last of its core? WHOLE_ROB: without sharing
 CORE, CORES, SIBLING, OF_LATE, SHARED_FRACTION, CONTENTION, RAN_LAST, WHOLE_ROB = range(DIRECTORY + 64, DIRECTORY + 72)
-RECORD_SLOTS: Final = DIRECTORY + 80
+RECORD_SLOTS: Final = DIRECTORY + 88
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -3,14 +3,17 @@
 Where there are several CPUs, lines that they want of one node's memory share its bandwidth: a table says of each
 stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
 the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
+Before that a line waits for its bank, which opens a row for each line and is busy for a row cycle then, and for its
+rank, which does nothing else while it refreshes. Of each bank it is known when it is done with its latest lines.
 
 What L2 fetches it completes to an aligned pair of lines, for which nobody waits. Who wants the other line before it has
 come waits for the rest of its time.
 
 SDM: "Cache Control Protocol".
 Source: Intel, Disclosure of Hardware Prefetcher Control on Some Intel Processors: L2 adjacent line.
-Not modelled: that a processor leaves the other line where its L2 has much else to fetch; all but the last pair that are
-under way: theirs seem to have come.
+Not modelled: lines of one row that are read while it is open; what else a channel waits for (between banks of a
+group, between ranks, from writes to reads); that queues of memory controllers end; that a processor leaves the other
+line where its L2 has much else to fetch; all but the last pair that are under way: theirs seem to have come.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from vtsim.cpu.kernels.memory_types import COMBINING
 from vtsim.cpu.kernels.rights import WRITE
 from vtsim.cpu.slots import (
     BANDWIDTHS,
+    BANKS,
+    BANKS_OF_RANK,
     CORE,
     CYCLE,
     DRAM_CYCLES,
@@ -41,7 +46,11 @@ from vtsim.cpu.slots import (
     PAIR_LINE,
     PAIR_THERE,
     PEERS,
+    RANKS,
+    REFRESH,
+    REFRESH_INTERVAL,
     REMOTE_CYCLES,
+    ROW_CYCLE,
     UNCACHED,
     WALK_LATENCY,
     WALKS_IN_L1D,
@@ -55,6 +64,7 @@ BANDWIDTH_WORDS: int = 2 * STRETCHES
 STRETCH_BITS: int = 8  # 256 cycles
 PARTS: int = 1024
 WHOLE: int = PARTS << STRETCH_BITS
+BANK_WORDS: int = 8  # of a bank: when it is done with as many lines
 
 
 @kernel
@@ -84,6 +94,36 @@ def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
 
 
 @kernel
+def refreshed(m: Record, rank: int, cycle: int) -> int:
+    """The first cycle from this one on in which a rank does not refresh; ranks take turns."""
+    since = (cycle + m[REFRESH_INTERVAL] * rank // m[RANKS]) % m[REFRESH_INTERVAL]
+    return cycle + max(m[REFRESH] - since, 0)
+
+
+@kernel
+def until_opened(m: Record, a: Arena, line: int, node: int, after: int) -> int:
+    """Cycles until a bank of a node's memory opens the row of a line that is wanted `after` cycles from now."""
+    bank = (line ^ line >> 8 ^ line >> 16) % (m[RANKS] * m[BANKS_OF_RANK])
+    rank = bank // m[BANKS_OF_RANK]
+    at = m[BANKS] + (node * m[RANKS] * m[BANKS_OF_RANK] + bank) * BANK_WORDS
+    wanted = m[CYCLE] + after
+    opened = refreshed(m, rank, wanted)
+    oldest = n = 0
+    while n < BANK_WORDS:
+        done = a[at + n]
+        if opened < done < opened + 2 * m[ROW_CYCLE]:
+            opened = refreshed(m, rank, done)
+            n = 0
+        else:
+            n += 1
+    for n in range(1, BANK_WORDS):
+        if a[at + n] < a[at + oldest]:
+            oldest = n
+    a[at + oldest] = opened + m[ROW_CYCLE]
+    return opened - wanted
+
+
+@kernel
 def remote(m: Record, line: int) -> bool:
     """Does a line lie in the other node's memory?"""
     return line >> 6 < m[NODE_FIRST] or line >> 6 >= m[NODE_END]
@@ -98,7 +138,8 @@ def from_memory(m: Record, a: Arena, line: int, after: int) -> int:
         node ^= 1
         cycles = m[REMOTE_CYCLES]
     if m[LINE_TIME]:
-        cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after)
+        opened = until_opened(m, a, line, node, after) if m[RANKS] else 0
+        cycles += opened + until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after + opened)
     return cycles
 
 

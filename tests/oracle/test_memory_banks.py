@@ -1,0 +1,137 @@
+"""Banks and refreshes of memory that several CPUs use, beside channels that go command by command."""
+
+from __future__ import annotations
+
+import heapq
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cpu.bench import machine
+from tests.oracle.dram_channel import NO_REFRESH, OUTSIDE, REAL, Timings, served
+from vtsim.base import jit
+from vtsim.cpu import slots as s
+from vtsim.cpu.engine import Engine
+from vtsim.cpu.kernels.lines import BANK_WORDS, from_memory, until_opened
+
+EXAMPLES = 20 if jit.DISABLED else 100
+CHANNEL = {"dram.bandwidth": 23_464, "dram.ranks": 2, "dram.banks": 16, "dram.row_cycle_ns": 46}
+IDLE_CLOCKS = REAL.rcd + REAL.cl + REAL.burst
+
+
+def opened(engine: Engine, cycle: int, line: int = 0, cpu: int = 0) -> int:
+    """The cycle in which the row of a line is opened that is wanted at one."""
+    m = engine.cpus[cpu]
+    m[s.CYCLE] = cycle
+    return cycle + int(until_opened(m, engine.arena, line, int(m[s.NODE]), 0))
+
+
+def share_of_bandwidth(engine: Engine, on_their_way: int, lines: int) -> float:
+    """As `served` has it, of one channel."""
+    random = Random(1)
+    m = engine.cpus[0]
+    idle, clock = int(m[s.DRAM_CYCLES]), engine.profile.clock_hz * 0.682e-9
+    coming = [random.uniform(0, 200) for _ in range(on_their_way)]
+    heapq.heapify(coming)
+    began = 0.0
+    for number in range(lines):
+        at = heapq.heappop(coming)
+        began = at if number == lines // 5 else began
+        m[s.CYCLE] = int(at)
+        waits = int(from_memory(m, engine.arena, random.randrange(1 << 13), 0)) - idle
+        heapq.heappush(coming, at + waits + (IDLE_CLOCKS + OUTSIDE) * clock)
+    return (lines - lines // 5) * REAL.burst * clock / (at - began)
+
+
+@pytest.mark.parametrize(
+    ("timings", "refresh", "on_their_way", "lines"),
+    [
+        (NO_REFRESH, 0, 4, 1000),
+        (NO_REFRESH, 0, 16, 1500),
+        (NO_REFRESH, 0, 28, 1500),
+        (REAL, 550, 4, 5000),
+        (REAL, 550, 16, 7000),
+    ],
+)
+def test_a_channel_serves_as_many_random_lines_as_one_that_goes_command_by_command(
+    timings: Timings, refresh: int, on_their_way: int, lines: int
+) -> None:
+    """Up to where the data bus is what lines wait for; refreshes take a quarter of what 16 lines on their way would get."""
+    slow, _ = served(on_their_way, lines, channels=1, t=timings)
+    ours = share_of_bandwidth(machine({**CHANNEL, "dram.refresh_ns": refresh}, cpus=2), on_their_way, lines)
+    assert ours == pytest.approx(slow, rel=0.12)
+
+
+wanted_cycles = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3000)), max_size=BANK_WORDS)
+
+
+@given(wanted_cycles, st.sampled_from((0, 160, 550)))
+@settings(max_examples=EXAMPLES)
+def test_a_row_is_opened_in_the_first_row_cycle_that_is_left(wanted: list[tuple[int, int]], refresh_ns: int) -> None:
+    """Whoever asks when: found by trying every cycle."""
+    changes = {"dram.ranks": 1, "dram.banks": 1, "dram.refresh_ns": refresh_ns, "dram.refresh_interval_ns": 1000}
+    engine = machine(changes, cpus=2)
+    row_cycle, refresh, interval = (
+        engine.profile.cycles(ns) for ns in (engine.profile.dram.row_cycle_ns, refresh_ns, 1000)
+    )
+    taken: list[int] = []
+    for cpu, cycle in wanted:
+        first = cycle
+        while first % interval < refresh or any(abs(first - other) < row_cycle for other in taken):
+            first += 1
+        assert opened(engine, cycle, cpu=cpu) == first
+        taken.append(first)
+
+
+def test_a_bank_forgets_what_lies_back_furthest() -> None:
+    engine = machine({"dram.ranks": 1, "dram.banks": 1, "dram.refresh_ns": 0}, cpus=2)
+    row_cycle = int(engine.cpus[0][s.ROW_CYCLE])
+    later = [1000 + row_cycle * n for n in range(BANK_WORDS)]
+    assert [opened(engine, each) for each in reversed(later)] == later[::-1]
+    assert opened(engine, 1000) == 1000 + row_cycle * BANK_WORDS  # which took the place of what began at 1000
+    assert opened(engine, 1000) == 1000
+
+
+def test_lines_of_a_pair_lie_in_two_banks_of_a_rank() -> None:
+    engine = machine({"dram.ranks": 12, "dram.banks": 16, "dram.refresh_ns": 0}, cpus=2)
+    row_cycle = int(engine.cpus[0][s.ROW_CYCLE])
+    for line in range(0, 1 << 20, 9_998):
+        at = 1000 + 20 * row_cycle * line
+        assert [opened(engine, at, each) - at for each in (line, line ^ 1, line)] == [0, 0, row_cycle]
+    refreshing = machine({"dram.ranks": 12, "dram.banks": 16}, cpus=2)
+    for line in range(0, 1 << 12, 2):
+        assert opened(refreshing, 1_000_000 + line * row_cycle) >= 1_000_000
+        waits = {opened(refreshing, 2_000_000 + 40 * line * row_cycle, each) for each in (line, line ^ 1)}
+        assert len(waits) == 1
+
+
+def test_ranks_refresh_one_after_the_other() -> None:
+    """Of 12, each for 350 of 7800 ns: at any time the row of one in 22 lines waits."""
+    engine = machine({"dram.ranks": 12, "dram.banks": 16, "dram.row_cycle_ns": 1}, cpus=2)
+    interval = int(engine.cpus[0][s.REFRESH_INTERVAL])
+    waiting = [
+        sum(opened(engine, cycle, line) > cycle for line in range(192)) for cycle in range(interval, 2 * interval, 97)
+    ]
+    assert set(waiting) <= {0, 16}
+    assert sum(waiting) / len(waiting) / 192 == pytest.approx(350 / 7800, rel=0.05)
+
+
+def test_one_line_after_the_other_takes_the_latency_that_was_measured() -> None:
+    """Refreshes are in it; a line that meets none takes less."""
+    engine = machine({"dram.refresh_ns": 550}, cpus=2)
+    m, profile = engine.cpus[0], engine.profile
+    interval = int(m[s.REFRESH_INTERVAL])
+    taken = []
+    for number in range(interval // 31):
+        m[s.CYCLE] = number * (interval + 31)
+        taken.append(int(from_memory(m, engine.arena, 77, 0)))
+    assert sum(taken) / len(taken) == pytest.approx(profile.cycles(profile.dram.local_ns), abs=1)
+    assert min(taken) < profile.cycles(profile.dram.local_ns) - 40
+
+
+def test_one_cpu_waits_for_no_bank() -> None:
+    engine = machine({"dram.ranks": 12})
+    assert int(engine.cpus[0][s.RANKS]) == 0
+    assert int(engine.cpus[0][s.DRAM_CYCLES]) == engine.profile.cycles(engine.profile.dram.local_ns)
