@@ -32,11 +32,7 @@ TINY = {
     "cache.l1i.bytes": 0, "cache.l1d.bytes": 128, "cache.l1d.ways": 1, "cache.l2.bytes": 256, "cache.l2.ways": 2,
     "cache.l3.bytes": 0,
 }  # fmt: skip
-ROOM = {
-    **TINY,
-    "cache.l1i.bytes": 32 << 10,
-    "dram.ranks": 0,
-}  # the directory has room for lines of code, which nobody fetches
+ROOM = {**TINY, "cache.l1i.bytes": 32 << 10}  # the directory has room for lines of code, which nobody fetches
 accesses = st.lists(
     st.tuples(st.integers(0, CPUS - 1), st.sampled_from((READ, READ, WRITE)), st.integers(0, 5)), max_size=80
 )
@@ -52,7 +48,7 @@ def cycles_of(engine: Engine, cpu: int, access: int, line: int) -> int:
 @settings(max_examples=EXAMPLES)
 def test_caches_without_end_are_in_the_four_states(script: list[tuple[int, int, int]]) -> None:
     """Modified and exclusive, shared, invalid: nothing is ever pushed out, so that states say what each access costs."""
-    engine = machine({"cache.adjacent_line_prefetcher": False, "dram.ranks": 0}, cpus=CPUS)
+    engine = machine({"cache.adjacent_line_prefetcher": False}, cpus=CPUS)
     p = engine.profile
     l1, l3, dram = p.cache.l1d.hit_cycles, p.cache.l3.hit_cycles, p.cycles(p.dram.local_ns)
     moved = p.cycles(p.latency.transfer_ns)

@@ -20,9 +20,9 @@ from vtsim.cpu.kernels.lines import until_served as until_served_in
 from vtsim.study.run import run
 
 EXAMPLES = 15 if jit.DISABLED else 60
-# 140.8 cycles for a line at 2.2 GHz, no bank, and no line that nobody asked for
-SLOW = {"dram.bandwidth": 1000, "dram.ranks": 0, "cache.adjacent_line_prefetcher": False}
-ALONE = ("machine.cpu.cache.adjacent_line_prefetcher=false", "machine.cpu.dram.ranks=0")  # no pairs, no banks
+# 140.8 cycles for a line at 2.2 GHz, and no line that nobody asked for
+SLOW = {"dram.bandwidth": 1000, "cache.adjacent_line_prefetcher": False}
+ALONE = "machine.cpu.cache.adjacent_line_prefetcher=false"
 
 
 def until_served(engine: Engine, cpu: int, cycle: int, after: int = 0) -> int:
@@ -130,7 +130,7 @@ def seconds_and_lines(*sets: str) -> tuple[float, int]:
 
 @pytest.mark.parametrize("bandwidth", [400, 2000])
 def test_together_they_get_no_more_than_the_bandwidth_and_nearly_all_of_it(bandwidth: int) -> None:
-    seconds, lines = seconds_and_lines(*ALONE, f"machine.cpu.dram.bandwidth={bandwidth}")
+    seconds, lines = seconds_and_lines(ALONE, f"machine.cpu.dram.bandwidth={bandwidth}")
     assert 0.93 < 64 * lines / seconds / (bandwidth * 10**6) <= 1.0
 
 
@@ -155,6 +155,6 @@ vms:
 
 def test_who_asks_for_one_line_after_the_other_never_waits_for_its_own() -> None:
     """A pointer chase and its walks: a line is served in 141 cycles, and the next one is asked for 198 later."""
-    each = (run(parse_scenario(CHASE, [*ALONE, f"machine.cpu.dram.bandwidth={n}"])) for n in (1000, 10_000_000))
+    each = (run(parse_scenario(CHASE, [ALONE, f"machine.cpu.dram.bandwidth={n}"])) for n in (1000, 10_000_000))
     slow, endless = (result.cycles.elapsed for result in each)
     assert endless <= slow < 1.02 * endless

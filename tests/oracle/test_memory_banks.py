@@ -1,4 +1,4 @@
-"""Banks and refreshes of memory that several CPUs use, beside channels that go command by command."""
+"""Banks and refreshes of memory, beside channels that go command by command."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_ranks_refresh_one_after_the_other() -> None:
 
 def test_one_line_after_the_other_takes_the_latency_that_was_measured() -> None:
     """Refreshes are in it; a line that meets none takes less."""
-    engine = machine({"dram.refresh_ns": 550}, cpus=2)
+    engine = machine({"dram.ranks": 12, "dram.refresh_ns": 550})
     m, profile = engine.cpus[0], engine.profile
     interval = int(m[s.REFRESH_INTERVAL])
     taken = []
@@ -131,7 +131,19 @@ def test_one_line_after_the_other_takes_the_latency_that_was_measured() -> None:
     assert min(taken) < profile.cycles(profile.dram.local_ns) - 40
 
 
-def test_one_cpu_waits_for_no_bank() -> None:
-    engine = machine({"dram.ranks": 12})
-    assert int(engine.cpus[0][s.RANKS]) == 0
-    assert int(engine.cpus[0][s.DRAM_CYCLES]) == engine.profile.cycles(engine.profile.dram.local_ns)
+def test_without_ranks_nobody_waits_for_a_bank() -> None:
+    engine = machine(cpus=2)
+    m, latency = engine.cpus[0], engine.profile.cycles(engine.profile.dram.local_ns)
+    assert [int(from_memory(m, engine.arena, 77, 0)) for _ in range(3)] == [latency] * 3
+
+
+def test_an_access_that_is_held_back_asks_for_its_line_when_it_is_not_any_more() -> None:
+    """Else it would wait for a refresh that is over when it begins, after it has waited for what waited for that."""
+    engine = machine({"dram.ranks": 1, "dram.banks": 1, "dram.refresh_ns": 350})
+    m = engine.cpus[0]
+    m[s.CYCLE] = int(m[s.REFRESH_INTERVAL])
+    idle = int(m[s.DRAM_CYCLES])
+    m[s.HELD_BACK] = int(m[s.REFRESH])
+    assert int(from_memory(m, engine.arena, 77, 0)) == idle
+    m[s.HELD_BACK] = 0
+    assert int(from_memory(m, engine.arena, 78, 0)) == idle + int(m[s.REFRESH] + m[s.ROW_CYCLE])  # behind the first one

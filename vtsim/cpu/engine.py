@@ -272,7 +272,7 @@ class Engine:
         if g.cpus > 1:
             values[s.LINE_TIME] = p.cache.line_bytes * PARTS * p.clock_hz // (p.dram.bandwidth * 1_000_000)
         values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)
-        if g.cpus > 1 and p.dram.ranks:
+        if p.dram.ranks:
             refresh, interval = p.cycles(p.dram.refresh_ns), p.cycles(p.dram.refresh_interval_ns)
             values[s.RANKS], values[s.BANKS_OF_RANK] = p.dram.ranks, p.dram.banks
             values[s.ROW_CYCLE] = p.cycles(p.dram.row_cycle_ns)

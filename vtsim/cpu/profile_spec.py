@@ -147,7 +147,9 @@ class Dram:
     local_ns: int = _value("ns", "load-to-use, memory of the own socket", 1, 100_000)
     remote_ns: int = _value("ns", "load-to-use, memory of the other socket", 1, 100_000)
     bandwidth: int = _value("MB/s", "what the memory of one socket can deliver to several CPUs", 1, 10_000_000)
-    ranks: int = _value("ranks", "ranks on all channels of one socket; 0: its banks are never busy", 0, 64)
+    ranks: int = _value(
+        "ranks", "ranks on all channels of one socket; 0: no bank is ever busy, and none refreshes", 0, 64
+    )
     banks: int = _value("banks", "banks of a rank, each of which opens one row at a time", 1, 64)
     row_cycle_ns: int = _value("ns", "from one row of a bank to the next (tRC)", 1, 1000)
     refresh_ns: int = _value("ns", "for how long a rank that refreshes does nothing else (tRFC)", 0, 999)

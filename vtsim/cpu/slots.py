@@ -182,8 +182,8 @@ UNCACHED: Final = DIRECTORY + 61
 # line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
 NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
 # its banks: arena offset; ranks of a node (0: banks are never busy) and banks of a rank; cycles for which a line keeps its
-# bank, for which a rank refreshes, and from one refresh to the next
-BANKS, RANKS, BANKS_OF_RANK, ROW_CYCLE, REFRESH, REFRESH_INTERVAL = range(DIRECTORY + 78, DIRECTORY + 84)
+# bank, for which a rank refreshes, and from one refresh to the next; what the access that is made is held back before
+BANKS, RANKS, BANKS_OF_RANK, ROW_CYCLE, REFRESH, REFRESH_INTERVAL, HELD_BACK = range(DIRECTORY + 78, DIRECTORY + 85)
 # --- the other line of a pair, which L2 fetches without being asked (does it?): the last one, and when it is there
 IN_PAIRS, PAIR_LINE, PAIR_THERE = range(DIRECTORY + 75, DIRECTORY + 78)
 # --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------

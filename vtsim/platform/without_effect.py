@@ -62,8 +62,7 @@ OF_MACHINES: Final = (
          "no monitor asks for traps in ring 3"),
 )
 OF_PROFILES: Final = (  # values of machine.cpu
-    Rule(("dram.bandwidth", "dram.ranks", "dram.banks", "dram.row_cycle_ns", "dram.refresh_ns",
-          "dram.refresh_interval_ns", "latency.transfer_ns", "latency.remote_transfer_ns", "latency.cross_cpu_ns"),
+    Rule(("dram.bandwidth", "latency.transfer_ns", "latency.remote_transfer_ns", "latency.cross_cpu_ns"),
          lambda s: s.machine.cpus == 1, "there is no other CPU"),
     Rule(("work.two_threads_percent",), lambda s: s.machine.threads == 1, "no core has two logical CPUs"),
     Rule(("dram.remote_ns",), lambda s: s.machine.nodes == 1, "all memory is of one node"),

@@ -3,8 +3,9 @@
 Where there are several CPUs, lines that they want of one node's memory share its bandwidth: a table says of each
 stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
 the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
-Before that a line waits for its bank, which opens a row for each line and is busy for a row cycle then, and for its
-rank, which does nothing else while it refreshes. Of each bank it is known when it is done with its latest lines.
+Before that, where a machine says how many ranks it has, a line waits for its bank, which opens a row for each line and
+is busy for a row cycle then, and for its rank, which does nothing else while it refreshes. Of each bank it is known
+when it is done with its latest lines.
 
 What L2 fetches it completes to an aligned pair of lines, for which nobody waits. Who wants the other line before it has
 come waits for the rest of its time.
@@ -32,6 +33,7 @@ from vtsim.cpu.slots import (
     CYCLE,
     DRAM_CYCLES,
     FETCH_GENERATION,
+    HELD_BACK,
     IN_PAIRS,
     L1D,
     L1I,
@@ -137,10 +139,13 @@ def from_memory(m: Record, a: Arena, line: int, after: int) -> int:
     if remote(m, line):
         node ^= 1
         cycles = m[REMOTE_CYCLES]
+    opened = 0
+    if m[RANKS]:
+        after += m[HELD_BACK]
+        opened = until_opened(m, a, line, node, after)
     if m[LINE_TIME]:
-        opened = until_opened(m, a, line, node, after) if m[RANKS] else 0
-        cycles += opened + until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after + opened)
-    return cycles
+        cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after + opened)
+    return cycles + opened
 
 
 @kernel

@@ -58,6 +58,12 @@ def room(m: Record) -> int:
 
 
 @kernel
+def held_back(m: Record) -> int:
+    """Cycles until the next access that misses has room and a buffer."""
+    return max(room(m), m[s.MISS_WINDOW + m[s.MISS_NEXT]]) - m[s.CYCLE]
+
+
+@kernel
 def take_buffer(m: Record, there: int, issued: int) -> None:
     """The next miss buffer is an access's until a cycle; `issued`: instructions before it, or SQUASHED."""
     m[s.MISS_WINDOW + m[s.MISS_NEXT]] = there
@@ -87,8 +93,7 @@ def overlapped(m: Record, a: Arena, walk: int, miss: int, after: int, updates: i
     for it that another access began ends at cycle `translated`.
     """
     now = m[s.CYCLE]
-    slot = s.MISS_WINDOW + m[s.MISS_NEXT]
-    wait = max(room(m), m[slot]) - now
+    wait = held_back(m)
     if wait > 0:
         share = wait * walk // (walk + miss) if walk else 0
         charge(m, a, o.PAGE_WALK, share)

@@ -25,7 +25,7 @@ from vtsim.cpu.kernels.exceptions import raise_fault
 from vtsim.cpu.kernels.foresight import DATA_AHEAD, NESTED_AHEAD, TABLE_AHEAD, foresee
 from vtsim.cpu.kernels.ledger import charge
 from vtsim.cpu.kernels.lines import data_miss, data_uncached, own_line
-from vtsim.cpu.kernels.overlap import drain, next_random, overlapped, passes, walked
+from vtsim.cpu.kernels.overlap import drain, held_back, next_random, overlapped, passes, walked
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.kernels.translate import translate
 from vtsim.cpu.kernels.wrong_paths import arrival, decide, drawn, step_place
@@ -165,6 +165,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                     next_ = next_random(next_)
             if writes and random & 1023 < writes:
                 access = WRITE
+        if m[s.RANKS] and pattern != o.CHASE:
+            m[s.HELD_BACK] = max(held_back(m), 0)
         m[s.STALL] = 0
         hpa = translate(m, a, t, gva, access, user)
         walk = m[s.STALL]
@@ -224,6 +226,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)
             else:
                 there = overlapped(m, a, walk, miss, after, updates, page, max(translated, begins))
+        m[s.HELD_BACK] = 0
         m[s.CYCLE] += price * batch
         m[s.RETIRED] += batch
         if work:
@@ -248,6 +251,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             position += stride * batch
             if position >= region:
                 position = 0
+    m[s.HELD_BACK] = 0
     if empty:  # the engine stops at the boundary before the next op, where a horizon would cut the stream too
         m[s.STOP] = WINDOW_EMPTY
         m[s.STOP_A] = table

@@ -57,13 +57,15 @@ bind(
 # The programs' own sizes, from the artifact's command lines (evaluation/reference/data) and sources of its workloads.
 # An otherwise empty node whose memory is touched in order hands out frames in order; fragmentation was measured apart.
 ACCESSES: Final = f"{PHASE}.accesses=1000000"
-MACHINE: Final = ("machine.memory=80 GiB", "vms.0.memory=68 GiB", "machine.frames=contiguous", ACCESSES)
-NODE: Final = ("machine.memory=384 GiB", "vms.0.memory=352 GiB", "machine.frames=contiguous", ACCESSES)
-# Of 48 threads on 24 cores 16 are simulated, on 8, with a third of what a node's memory can deliver and of its ranks:
-# 384 GB on six channels are DIMMs of 64 GB, taken as two ranks of 16 Gb devices, which refresh for 550 ns (JESD79-4).
+# 384 GB of a node on six channels are DIMMs of 64 GB, taken as two ranks of devices of 16 Gb, whose refresh takes
+# 550 ns (JESD79-4).
+DIMMS: Final = ("machine.cpu.dram.ranks=12", "machine.cpu.dram.refresh_ns=550")
+MACHINE: Final = ("machine.memory=80 GiB", "vms.0.memory=68 GiB", "machine.frames=contiguous", ACCESSES, *DIMMS)
+NODE: Final = ("machine.memory=384 GiB", "vms.0.memory=352 GiB", "machine.frames=contiguous", ACCESSES, *DIMMS)
+# Of 48 threads on 24 cores 16 are simulated, on 8, with a third of what a node's memory can deliver and of its ranks.
 SOCKET: Final = (
     *("machine.cpus=16", "machine.threads=2", "vms.0.vcpus=16", "vms.0.guest.processes.0.threads=16"),
-    *("machine.cpu.dram.bandwidth=46_933", "machine.cpu.dram.ranks=4", "machine.cpu.dram.refresh_ns=550"),
+    *("machine.cpu.dram.bandwidth=46_933", "machine.cpu.dram.ranks=4"),
     f"{PHASE}.accesses=150000",
 )
 SIZES: Final = {
@@ -77,8 +79,8 @@ SIZES: Final = {
 }
 
 
-def _in_full(program: str, pages: tuple[str, ...]) -> Run:
-    return Run(scenario=f"{MEMORY}/{program}.yaml", sets=(CLX, *BUILT, *SIZES[program], *pages))
+def _in_full(program: str, pages: tuple[str, ...], *sets: str) -> Run:
+    return Run(scenario=f"{MEMORY}/{program}.yaml", sets=(CLX, *BUILT, *SIZES[program], *pages, *sets))
 
 
 def _slowdown(key: str, published: str, program: str, pages: tuple[str, ...], note: str = "") -> Figure:
@@ -189,19 +191,26 @@ bind(
         "longer waited for where it is predicted rightly; where wrongly, other elements are loaded until it is "
         "resolved (decision 0051). That took btree's walkers from 41 to 51 % and btree 4K from 1.57 to 1.69, "
         "canneal 4K from 1.76 to 1.75. L2 completes what it fetches to pairs of lines (decision 0056), which was "
-        "named here as missing. A swap of canneal now has 2660 cycles of walks natively and 6290 virtualized "
-        "(published 2910 and 6870), and 3080 and 5410 cycles in all (3950 and 6410); a look-up in btree 4670 and "
-        "7860 in all (5920 and 8690), of which walks 2340 natively (3100): natively both a fifth short. gups: an "
-        "update has 97 and 228 cycles natively and virtualized, 27 and 34 with THP (published 127 and 252, 62 and "
-        "76), and walks of 192 and 453, 30 and 56 with THP (197 and 438, 37 and 74). Its loop is now the "
-        "artifact's, from its binary: a division of 36 micro-operations and 42 cycles gives the places of two "
-        "updates, so that a reorder buffer holds four such pairs; before, it was taken for as much work as fits its "
-        "42 cycles, which left room for two, and was nearer (4K 2.32, THP 1.18, 4K / THP 2.45). Neither of the two "
-        "mechanisms that were supposed is behind it. That places wait for the division costs nothing while walkers "
-        "are always busy (a division of 0 or of 95 cycles leaves 4K at 2.35 and 97 cycles), and with THP 4 cycles "
-        "(23 without it, 32 with 95). That a store walks beside its load takes 6 of 27 cycles of walks with THP, 23 "
-        "% (published 23 %), but none in 4 KiB pages, where no walker is ever idle (published 20 %). What lets "
-        "walkers idle there is open: in all 32 runs of the artifact whose counters it has, local and remote, with "
+        "named here as missing. Since the memory has banks and refreshes (decision 0058; what follows of "
+        "experiments is without, machine.cpu.dram.ranks=0) a line waits for its rank, which does nothing else for "
+        "550 of 7800 ns, and all that a reorder buffer holds waits with it: gups takes 109 and 235 cycles an update "
+        "natively and virtualized, 56 and 60 with THP (published 127 and 252, 62 and 76; without 97 and 228, 27 and "
+        "34). Before, gups 4K was 2.35, THP 1.25 and 4K / THP 3.54, canneal 4K 1.76 and THP 1.12, btree 4K 1.68, "
+        "xsbench 4K 1.87. Timings are the standard's; that the node has a DIMM of 64 GB with two ranks of 16 Gb "
+        "devices on each channel is what 384 GB leave likely, no more: with 350 ns, devices of 8 Gb, gups with THP "
+        "has 32 and 39 cycles. A swap of canneal had 2660 cycles of walks natively and 6290 virtualized (published "
+        "2910 and 6870), and 3080 and 5410 cycles in all (3950 and 6410); a look-up in btree 4670 and 7860 in all "
+        "(5920 and 8690), of which walks 2340 natively (3100): natively both a fifth short. gups: an update had 97 "
+        "and 228 cycles natively and virtualized, 27 and 34 with THP (published 127 and 252, 62 and 76), and walks "
+        "of 192 and 453, 30 and 56 with THP (197 and 438, 37 and 74). Its loop is now the artifact's, from its "
+        "binary: a division of 36 micro-operations and 42 cycles gives the places of two updates, so that a reorder "
+        "buffer holds four such pairs; before, it was taken for as much work as fits its 42 cycles, which left room "
+        "for two, and was nearer (4K 2.32, THP 1.18, 4K / THP 2.45). Neither of the two mechanisms that were "
+        "supposed is behind it. That places wait for the division costs nothing while walkers are always busy (a "
+        "division of 0 or of 95 cycles leaves 4K at 2.35 and 97 cycles), and with THP 4 cycles (23 without it, 32 "
+        "with 95). That a store walks beside its load takes 6 of 27 cycles of walks with THP, 23 % (published 23 "
+        "%), but none in 4 KiB pages, where no walker is ever idle (published 20 %). What lets walkers idle there, "
+        "beside refreshes, is open: in all 32 runs of the artifact whose counters it has, local and remote, with "
         "walks of 37 to 1463 cycles an update, a pair takes as long as the walks of one update and 37 to 86 cycles "
         "more, as if the walks of a pair began a division after those of the pair before had ended. In the loop "
         "only the next generator's load could wait for that, if it did not pass stores whose addresses are still "
@@ -216,27 +225,22 @@ bind(
         "with the instructions of the artifact's binary. Two threads on a core were named as missing, and are not "
         "it: without banks (machine.cpu.dram.ranks=0) one thread alone has 1.77, two 1.93, all 16 1.87, for walkers "
         "are what two threads want at once. What was missing was no walk, and nearly the same natively with and "
-        "without THP, as if the node's memory served 76 GB/s of random lines, 54 % of what its channels can. Most "
-        "of it are banks and refreshes (decision 0058): a bank opens another row for each line, and a rank does "
-        "nothing else for 550 of 7800 ns. A look-up takes 26,000 cycles natively and 42,400 virtualized, with THP "
-        "16,100 and 16,800 (published 26,300, 37,600, 21,700 and 22,600; without banks 16,700, 31,200, 11,800 and "
-        "12,100; with banks that never refresh 21,500, 36,500, 13,700 and 14,400), which takes xsbench 4K from 1.87 "
-        "to 1.63. Timings are the standard's; that the node has a DIMM of 64 GB with two ranks on each channel is "
-        "what 384 GB leave likely, no more. Its walks wait for memory, too: of a look-up they are 13,700 and 29,000 "
-        "cycles (9060 and 22,440), which is too long by a half and by 29 %, so that virtualized it takes 13 % too "
-        "long. With THP a quarter of the time is missing still, at 70 % of the channels' bandwidth: from 60 % on "
-        "real channels serve less than these, by the experiment of decision 0058, for their controllers' queues "
-        "end. canneal THP: vectors by which the heap grows in small pieces stay in 4 KiB pages there, which its "
-        "walkers show, too: with THP they are busy for 14 and 27 % of cycles here and 41 and 62 there. Walkers, "
-        "virtualized: published figures are sums of the events DTLB_LOAD_MISSES.WALK_PENDING (and that of stores, "
-        "where the row has it) and EPT.WALK_PENDING. On Skylake and Cascade Lake the former leaves out EPT walks, "
-        "as its description says, so what EPT's walks take is beside it, not in it; gups agrees, whose EPT walks "
-        "(89 %) are more than its loads' and stores' together (84). A walk has one latency here, of both "
-        "dimensions, so only sums are compared. Shares are of a time that is itself compared above: gups with THP "
-        "takes half the time, so walks that are a fifth and a quarter shorter (30 and 56 cycles) are 79 and 86 % "
-        "more of it. Those of xsbench natively in 4 KiB pages are 53 % too many for what is said above. With THP "
-        "its walks, of pages of 2 MiB, are 1210 and 2450 cycles of a look-up, and published 2340 and 3640: shorter "
-        "by 48 and 33 %, and why is open"
+        "without THP, as if the node's memory served 76 GB/s of random lines, 54 % of what its channels can. Banks "
+        "and refreshes are most of it: a look-up takes 22,900 cycles natively and 38,100 virtualized, with THP "
+        "14,500 and 15,100 (published 26,300, 37,600, 21,700 and 22,600; without 16,700, 31,200, 11,800 and "
+        "12,100). Its walks wait for memory, too: of a look-up they are 14,400 and 30,000 cycles (9060 and 22,440), "
+        "too long by 59 and 33 %. With THP a third of the time is missing still, at 77 % of the channels' "
+        "bandwidth: from 60 % on real channels serve less than these, by the experiment of decision 0058, for their "
+        "controllers' queues end. canneal THP: vectors by which the heap grows in small pieces stay in 4 KiB pages "
+        "there, which its walkers show, too: with THP they are busy for 10 and 20 % of cycles here and 41 and 62 "
+        "there. Walkers, virtualized: published figures are sums of the events DTLB_LOAD_MISSES.WALK_PENDING (and "
+        "that of stores, where the row has it) and EPT.WALK_PENDING. On Skylake and Cascade Lake the former leaves "
+        "out EPT walks, as its description says, so what EPT's walks take is beside it, not in it; gups agrees, "
+        "whose EPT walks (89 %) are more than its loads' and stores' together (84). A walk has one latency here, of "
+        "both dimensions, so only sums are compared. Shares are of a time that is itself compared above. Those of "
+        "xsbench natively in 4 KiB pages are too many for what is said above. With THP its walks, of pages of 2 "
+        "MiB, are 1250 and 2530 cycles of a look-up, and published 2340 and 3640: shorter by 47 and 30 %, and why "
+        "is open"
     ),
     unbound="seconds and absolute counters depend on input sizes that the row does not give",
 )
@@ -366,7 +370,7 @@ bind(
     Figure(
         key="over_nested_paging",
         published="over_nested_paging",
-        runs=tuple(_in_full(program, SMALL) for program in STRUCTURED),
+        runs=tuple(_in_full(program, SMALL, "machine.cpu.dram.ranks=0") for program in STRUCTURED),
         compute=lambda results: max(float(result.slowdown) for result in results),
         unit="ratio",
         note="nested against native walks, the most of btree, canneal, graph, redis and xsbench in 4 KiB pages",
@@ -380,15 +384,17 @@ bind(
         note="KVM's shadow tables against native, the most of the same five, smaller, without their beginnings",
     ),
     deviates=(
-        "the most is graph's 2.21; canneal, which was the most with 2.11 before it waited for its decisions, has 1.76, "
-        "xsbench on 16 hyper-threads 1.63, btree 1.68 and redis 1.13; gups, which does nothing but miss TLBs, has 2.35 "
-        "(VMITOSIS-RAW). Which programs theirs were the abstract does not say. Over shadow paging: once their memory "
-        "is touched, the five never change their tables, and a walk on shadow tables is a native one, so they take "
-        "0.98 to 1.03 of native time; the most is graph's, 1.02 without timer ticks. What is missing is programs that "
-        "change tables, which the model has, but not whose mix: churn, a server beside an allocator that takes 71 % of "
-        "native time, has 2.98, with a fifth of its allocations (34 %) 1.91 and with a tenth (20 %) 1.54; mmap and "
-        "fork, which do nothing else, have 3.75 and 3.43. With changes like these 1.4 is a program that makes them for "
-        "less than a fifth of its time. The beginning, in which shadow tables are filled, is a matter of length: with "
-        "it, btree has 1.78 and redis 1.12 after 5 M accesses"
+        "the most is graph's 2.21; canneal, which was the most with 2.11 before it waited for its decisions, has "
+        "1.76, xsbench on 16 hyper-threads 1.87, btree 1.68 and redis 1.13; gups, which does nothing but miss TLBs, "
+        "has 2.35 (VMITOSIS-RAW). Which programs theirs were the abstract does not say, nor of which DIMMs their "
+        "memory was: with the banks and refreshes of VMITOSIS-RAW's (decision 0058) the most is btree's 1.67, and "
+        "graph has 1.39, canneal 1.59, xsbench 1.66 and redis 1.13. Over shadow paging: once their memory is "
+        "touched, the five never change their tables, and a walk on shadow tables is a native one, so they take "
+        "0.98 to 1.03 of native time; the most is graph's, 1.02 without timer ticks. What is missing is programs "
+        "that change tables, which the model has, but not whose mix: churn, a server beside an allocator that takes "
+        "71 % of native time, has 2.98, with a fifth of its allocations (34 %) 1.91 and with a tenth (20 %) 1.54; "
+        "mmap and fork, which do nothing else, have 3.75 and 3.43. With changes like these 1.4 is a program that "
+        "makes them for less than a fifth of its time. The beginning, in which shadow tables are filled, is a "
+        "matter of length: with it, btree has 1.78 and redis 1.12 after 5 M accesses"
     ),
 )
