@@ -1,21 +1,36 @@
-"""Memory that no cache holds: by PAT and by EPT, and what accesses to it take.
+"""Memory that no cache holds: by PAT and by EPT, and what accesses to it, walks of tables in it and fetches take.
 
 SDM: "EPT and Memory Typing"; "Memory Type Used for Translated Guest-Physical Addresses"; "Memory Type Used for Accessing
-EPT Paging Structures".
+EPT Paging Structures"; "Paging and Memory Typing When the PAT is Supported (Pentium III and More Recent Processor
+Families)"; "Caching Paging-Related Information about Memory Typing"; "Methods of Caching Available".
 """
 
 from __future__ import annotations
 
-import pytest
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
-from tests.cpu.bench import DATA, Native, Write, native, o_mem, virtual
+import numpy as np
+import pytest
+from attrs import define, field
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cpu.bench import DATA, OFF, TEXT, Native, Virtual, Write, machine, native, o_mem, virtual
 from tests.cpu.test_invalidation import ENTRY, NEW, OLD
+from vtsim.base import jit
+from vtsim.base import memory as mem
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler
+from vtsim.cpu.assembler import Assembler, Program
+from vtsim.cpu.codes import BUDGET
+from vtsim.cpu.kernels import invalidate
+from vtsim.cpu.kernels.ept_walk import ABANDONED
+from vtsim.cpu.kernels.translate import translate
 from vtsim.ept import spec as e
-from vtsim.ept.tables import KERNEL_PAGE
+from vtsim.ept.tables import EPT, EPT_PAGE, KERNEL_PAGE, host_table
 
 AT, LARGE = 0x900000, 0xA00000
 ROUNDS = 10
@@ -32,6 +47,16 @@ DEFAULT_PAT = ("WB", "WT", "UC-", "UC", "WB", "WT", "UC-", "UC")
 def pat_bits(index: int, large: bool = False) -> int:
     """PWT, PCD and PAT of an entry that maps a page."""
     return (index & 3) << 3 | (index >> 2) << (12 if large else 7)
+
+
+def set_outer(bench: Virtual, gva: int, kind: str, ignored: bool) -> None:
+    """Give the page of an address a type in EPT, and say whether PAT is ignored."""
+    page, ept = bench.guest.table.find(gva), bench.guest.ept
+    assert page is not None and ept is not None
+    leaf = ept.find(page.frame << 12)
+    assert leaf is not None
+    words = ept.words(leaf.table)
+    words[leaf.index] = int(words[leaf.index]) & ~0x78 | NUMBERS[kind] << 3 | ignored << 6
 
 
 def from_dram(bench: Native, owner: str = "host") -> int:
@@ -120,13 +145,8 @@ def test_stores_that_are_combined_wait_for_nothing_and_loads_do() -> None:
 @pytest.mark.parametrize("ignored", [False, True])
 def test_types_of_ept_and_pat_combine(outer: str, inner: str, ignored: bool) -> None:
     bench = virtual()
-    frame = bench.guest.page(AT, extra=pat_bits(1))
-    ept = bench.guest.ept
-    assert ept is not None
-    leaf = ept.find(frame << 12)
-    assert leaf is not None
-    words = ept.words(leaf.table)
-    words[leaf.index] = int(words[leaf.index]) & ~0x78 | NUMBERS[outer] << 3 | ignored << 6
+    bench.guest.page(AT, extra=pat_bits(1))
+    set_outer(bench, AT, outer, ignored)
     bench.guest.code(accesses("load"), 0x500000)
     bench.host()
     bench.enter(0x500000)
@@ -232,3 +252,285 @@ def test_what_a_tlb_holds_of_such_a_page_is_invalidated() -> None:
 
     assert bench.run(write) == 4
     assert [bench.reg(s.RBX), bench.reg(s.RDX), bench.reg(s.RBP)] == [OLD, OLD, NEW]
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------------
+
+WALKS_AGAIN = {name: value for name, value in OFF.items() if "tlb.dtlb" in name or "tlb.stlb" in name}
+NO_PWC = {name: value for name, value in OFF.items() if name.startswith("pwc.")}
+MODES = {"5 levels": 5, "4 levels": 4, "PAE": 2, "32-bit": 2}  # tables whose entries a walk reads
+
+
+@define
+class Chain:
+    """One table at each level, all by entry 0, to a page; the types that are given to each are what a walk may see."""
+
+    mode: str
+    nested: bool
+    changes: dict[str, Any]
+    engine: Any = field(init=False)
+    frames: list[int] = field(init=False)  # of tables from the root down, and the page
+    eptes: dict[int, tuple[int, int]] = field(factory=dict)  # of each: table of EPT and index
+
+    def __attrs_post_init__(self) -> None:
+        self.engine = machine(self.changes)
+        self.frames = [self.engine.allocate() for _ in range(MODES[self.mode] + 1)]
+        for frame in self.frames:
+            self.engine.contents(frame, mem.TABLE)
+        m = self.m
+        m[s.CR0], m[s.EFER] = 0x80050033, 0xD01 if "levels" in self.mode else 0
+        m[s.CR4] = {"5 levels": 0x1020, "4 levels": 0x20, "PAE": 0x20, "32-bit": 0}[self.mode]
+        m[s.PRIVILEGE] = o.N0 if self.nested else o.R0
+        if self.nested:
+            ept = host_table(self.engine, EPT)
+            for frame in self.frames:
+                ept.map(frame << 12, frame, EPT_PAGE)
+                leaf = ept.find(frame << 12)
+                assert leaf is not None
+                self.eptes[frame] = leaf.table, leaf.index
+            m[s.NONROOT], m[s.VPID], m[s.EPTP] = 1, 1, ept.root << 12 | 0x1E
+
+    @property
+    def m(self) -> Any:
+        return self.engine.cpus[0]
+
+    def lead(self, bits: Sequence[int]) -> None:
+        """Give PWT and PCD to what leads to each table."""
+        for number, (frame, kind) in enumerate(zip(self.frames, bits, strict=False)):
+            if number:
+                flags = e.PTE_PRESENT | e.PTE_WRITE | e.PTE_ACCESSED | e.PTE_DIRTY
+                self.engine.store(self.frames[number - 1] << 12, frame << 12 | flags | kind << 3)
+            elif self.mode == "PAE":
+                self.m[s.PDPTE0] = frame << 12 | kind << 3 | e.PTE_PRESENT
+            else:
+                self.m[s.CR3] = frame << 12 | kind << 3
+        self.engine.sync()
+
+    def walk(self) -> Counter[str]:
+        """Translate address 0, and what served the guest's entries."""
+        names = {k.GUEST_L1D: "L1D", k.GUEST_L2: "L2", k.GUEST_L3: "L3", k.GUEST_DRAM: "DRAM"}
+        counts = self.engine.arena[self.engine.owners["host"] :]
+        before = {at: int(counts[at]) for at in names}
+        with jit.quiet():
+            got = int(translate(self.m, self.engine.arena, self.engine.tags, np.int64(0), 0, 0))
+        assert got == self.frames[-1] << 12
+        self.m[s.UNCACHED] = 0
+        return Counter({name: int(counts[at]) - before[at] for at, name in names.items() if counts[at] > before[at]})
+
+
+def not_cached(pat: Sequence[str], bits: int, outer: tuple[str, bool] | None) -> bool:
+    """Is a table not cached that is led to with these bits, and lies in a page that EPT gives a type, or ignores PAT."""
+    kind = pat[bits]
+    if outer is not None:
+        kind = outer[0] if outer[1] else TABLE[outer[0]].split()[COLUMNS.index(kind)]
+    return kind in ("UC", "UC-", "WC")
+
+
+def set_pat(chain: Chain, pat: Sequence[str]) -> None:
+    chain.m[s.PAT] = mem.signed(sum(NUMBERS[kind] << 8 * n for n, kind in enumerate(pat)))
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["native", "behind EPT"])
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=10 if jit.DISABLED else 60)
+@given(data=st.data())
+def test_a_table_is_cached_as_pat_says_of_what_leads_to_it(mode: str, nested: bool, data: st.DataObject) -> None:
+    levels = MODES[mode]
+    pat = data.draw(st.lists(st.sampled_from(COLUMNS), min_size=8, max_size=8))
+    bits = data.draw(st.lists(st.integers(0, 3), min_size=levels, max_size=levels))
+    types = st.tuples(st.sampled_from(list(TABLE)), st.booleans())
+    outer = data.draw(st.lists(types, min_size=levels, max_size=levels)) if nested else [None] * levels
+    expected = [not_cached(pat, its, there) for its, there in zip(bits, outer, strict=True)]
+    for pwc in ({}, NO_PWC):
+        chain = Chain(mode, nested, {**WALKS_AGAIN, **pwc})
+        chain.lead([*bits, 0])
+        set_pat(chain, pat)
+        for frame, there in zip(chain.frames, outer, strict=False):
+            if there is not None:
+                table, index = chain.eptes[frame]
+                chain.engine.contents(table, mem.TABLE)[index] = (
+                    frame << 12 | e.EPT_RWX | NUMBERS[there[0]] << 3 | there[1] << 6
+                )
+
+        chain.walk()
+        read = expected if pwc else expected[-1:]  # the PDE cache leads to the last table at once
+        found = chain.walk()
+
+        assert found == +Counter({"DRAM": sum(read), "L1D": len(read) - sum(read)})
+
+
+def test_a_table_that_a_walk_cache_leads_to_has_the_type_that_it_had() -> None:
+    chain = Chain("4 levels", False, WALKS_AGAIN)
+    chain.lead([0, 0, 0, 0, 0])
+    chain.walk()
+    chain.lead([3, 3, 3, 3, 0])
+    assert chain.walk() == {"L1D": 1}
+    with jit.quiet():
+        invalidate.drop_page(chain.m, chain.engine.arena, chain.m[s.CONTEXT_KEY], np.int64(0))
+    assert chain.walk() == {"DRAM": 4}
+    assert chain.walk() == {"DRAM": 1}
+
+
+def test_with_pcids_the_low_bits_of_cr3_are_none_of_a_type() -> None:
+    """PCID 3 << 3 has the bits that are PWT and PCD otherwise."""
+    for pcide, served in ((1 << 17, {"L1D": 4}), (0, {"DRAM": 1, "L1D": 3})):
+        chain = Chain("4 levels", False, {**WALKS_AGAIN, **NO_PWC})
+        chain.m[s.CR4] |= pcide
+        chain.lead([3, 0, 0, 0, 0])
+        chain.walk()
+        assert chain.walk() == served
+
+
+def test_a_guest_with_caches_off_reads_its_tables_from_memory_under_ept() -> None:
+    chain = Chain("4 levels", True, {**WALKS_AGAIN, **NO_PWC})
+    chain.lead([0, 0, 0, 0, 0])
+    chain.walk()
+    assert chain.walk() == {"L1D": 4}
+    chain.m[s.CR0] |= 1 << 30
+    assert chain.walk() == {"DRAM": 4}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["native", "behind EPT"])
+def test_no_wrong_path_reads_a_table_that_is_not_cached(nested: bool) -> None:
+    chain = Chain("4 levels", nested, {**WALKS_AGAIN, **NO_PWC})
+    for bits, abandoned in ((0, False), (3, True)):
+        chain.lead([0, 0, bits, 0, 0])
+        chain.m[s.SPECULATIVE] = 1
+        before = int(chain.engine.arena[chain.engine.owners["host"] + k.GUEST_REFERENCES])
+        with jit.quiet():
+            got = int(translate(chain.m, chain.engine.arena, chain.engine.tags, np.int64(0), 0, 0))
+        chain.m[s.SPECULATIVE] = 0
+        read = int(chain.engine.arena[chain.engine.owners["host"] + k.GUEST_REFERENCES]) - before
+
+        assert (got, read) == ((ABANDONED, 2) if abandoned else (chain.frames[-1] << 12, 4))
+
+
+# --- code -------------------------------------------------------------------------------------------------------------------
+
+CODE = 0x700000
+
+
+def coded(write: Write, extra: int, *, step: int = 10_000) -> tuple[Native, Program]:
+    """A program in pages of a type, run so many ops at a time; what came of it."""
+    bench = native()
+    for page in range(4):
+        bench.space.page(CODE + 0x1000 * page, user=False, write=False, extra=extra)
+    program = bench.space.code(write, CODE)
+    bench.start(CODE)
+    while (code := bench.engine.run(ops=step)) == BUDGET:
+        pass
+    assert code == 4
+    bench.engine.check_clock()
+    return bench, program
+
+
+def fetched(bench: Native) -> int:
+    return int(bench.engine.arena[bench.engine.owners["host"] + k.FETCH_L2 + 2])
+
+
+def there_and_back(rounds: int, distance: int) -> Write:
+    """Jumps to and fro between two places of code."""
+
+    def write(a: Assembler) -> None:
+        a.mov(s.RCX, rounds)
+        a.jmp("there")
+        a.align(64)
+        a.label("back")
+        a.jmp("there")
+        for _ in range(distance // 64):
+            a.align(64)
+            a.op(o.NOP)
+        a.align(64)
+        a.label("there")
+        a.loop("back")
+        a.op(o.STOP_OP, imm=1)
+
+    return write
+
+
+def lines_of(program: Program, rounds: int) -> int:
+    """How often the next op of `there_and_back` stands in another line than the one before it."""
+    by_address = {each.at: each for each in program.instructions}
+    back, there = program.labels["back"], program.labels["there"]
+    loop = by_address[there]
+    path = [CODE, CODE + by_address[CODE].length, *[there, back] * (rounds - 1), there, loop.end]
+    lines = [line for at in path for line in range(at >> 6, (by_address[at].end - 1 >> 6) + 1)]
+    return sum(now != before for before, now in zip([-1, *lines], lines, strict=False))
+
+
+@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("distance", [0, 0x1000])  # in one page; in two
+def test_code_that_is_not_cached_is_fetched_whenever_control_comes_to_a_line(index: int, distance: int) -> None:
+    (bench, program), (cached, _) = (coded(there_and_back(ROUNDS, distance), pat_bits(n)) for n in (index, 0))
+    uncached = DEFAULT_PAT[index] in ("UC", "UC-")
+    times = lines_of(program, ROUNDS)
+
+    assert times >= 2 * ROUNDS
+    assert fetched(cached) < ROUNDS
+    assert fetched(bench) == (times if uncached else fetched(cached))
+    if uncached:
+        beyond = int(bench.m[s.DRAM_CYCLES] - bench.m[s.L1I + s.LATENCY])
+        stalled = [int(each.engine.arena[each.engine.owners["host"] + o.FETCH_STALL]) for each in (bench, cached)]
+        assert stalled[0] == times * beyond
+        assert stalled[1] <= (fetched(cached) + 8) * beyond
+
+
+def test_a_loop_within_a_line_is_fetched_once() -> None:
+    def write(a: Assembler) -> None:
+        a.mov(s.RCX, 50)
+        a.jmp("again")
+        a.align(64)
+        a.label("again")
+        a.loop("again")
+        a.op(o.STOP_OP, imm=1)
+
+    assert fetched(coded(write, pat_bits(3))[0]) == 2
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_where_a_run_is_cut_changes_nothing_of_it(step: int) -> None:
+    write = there_and_back(ROUNDS, 0x1000)
+    whole, _ = coded(write, pat_bits(3))
+    cut, _ = coded(write, pat_bits(3), step=step)
+
+    assert (fetched(cut), int(cut.m[s.CYCLE])) == (fetched(whole), int(whole.m[s.CYCLE]))
+
+
+def test_code_and_data_that_follow_code_that_is_not_cached_are() -> None:
+    """Whether a page is cached is known of each fetch, by the walk, by each TLB, and of no access that follows."""
+
+    def write(a: Assembler) -> None:
+        a.mov(s.RCX, ROUNDS)
+        a.label("again")
+        a.ld(s.RAX, o_mem(DATA))
+        a.call(TEXT)
+        a.loop("again")
+        a.op(o.STOP_OP, imm=1)
+
+    found = []
+    for extra in (0, pat_bits(3)):
+        bench = native()
+        bench.space.code(lambda a: a.ret(), TEXT)
+        bench.space.page(CODE, user=False, write=False, extra=extra)
+        bench.space.code(write, CODE)
+        bench.start(CODE)
+        assert bench.engine.run(ops=1000) == 4
+        found.append((fetched(bench), from_dram(bench)))
+
+    assert found[0][1] == found[1][1]
+    assert found[1][0] == 2  # its one line, and that of the subroutine: the line fetched last is not left by others
+
+
+def test_ept_says_whether_code_is_cached() -> None:
+    found = []
+    for kind, ignored in (("WB", 0), ("UC", 0), ("UC", 1), ("WB", 1)):
+        bench = virtual()
+        bench.guest.page(CODE, extra=pat_bits(3) if ignored else 0)
+        bench.guest.code(there_and_back(ROUNDS, 0), CODE)
+        set_outer(bench, CODE, kind, ignored)
+        bench.host()
+        bench.enter(CODE)
+        assert bench.engine.run(ops=10_000) == 4
+        found.append(int(bench.engine.arena[bench.engine.owners["vm"] + k.FETCH_L2 + 2]))
+
+    assert found[0] == found[3] < ROUNDS < 2 * ROUNDS <= found[1] == found[2]

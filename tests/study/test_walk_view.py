@@ -29,7 +29,6 @@ from vtsim.platform.walk import EVERY_ENTRY, FAULTS, PAGE_FAULT, Walk
 from vtsim.study import walk_view
 from vtsim.vmcs.state import CR3_SWITCHES
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 AT = 0x10_0000_0000  # of the first region
 ENTRY_CACHE = (
     "machine.cpu.features.entry_walk_cache=true", "machine.cpu.nested_tlb.entries=0", "machine.cpu.pwc.pde.ways=32",
@@ -174,14 +173,18 @@ def test_an_entry_names_the_table_that_the_next_is_read_from(scenario: Callable[
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_text_is_as_agreed(
-    run: Run, scenario: Callable[..., Path], width: int, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    scenario: Callable[..., Path],
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+    golden: Callable[[str, str], None],
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     status, out, err = run("--scenario", scenario(), "--address", hex(AT))
 
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= width
-    assert out == (GOLDEN / f"walk_{width}.txt").read_text()
+    golden(f"walk_{width}.txt", out)
 
 
 @pytest.mark.parametrize("width", [40, 60, 75])

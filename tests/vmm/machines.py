@@ -32,8 +32,13 @@ FIRST_GFN = 0x100
 Body = Callable[[Assembler], None]
 
 
-def tiny_guest(body: Body, *, pages: int = 4, gates: Sequence[int] = (), devices: Sequence[int] = ()) -> Any:
-    """A guest in ring 0 that runs `body` (ends in STOP); `pages` of data; each gate leads to the label gate_N."""
+def tiny_guest(
+    body: Body, *, pages: int = 4, gates: Sequence[int] = (), devices: Sequence[int] = (), typed: int = 0
+) -> Any:
+    """A guest in ring 0 that runs `body` (ends in STOP); `pages` of data; each gate leads to the label gate_N.
+
+    `typed`: what entries of the data pages say of memory types.
+    """
 
     def build(memory: PhysicalMemory) -> Start:
         following = iter(range(FIRST_GFN, 1 << 20))
@@ -58,7 +63,7 @@ def tiny_guest(body: Body, *, pages: int = 4, gates: Sequence[int] = (), devices
         idt = take()
         table.map(IDT, [idt], KERNEL_PAGE)
         table.map(TSS, [take()], KERNEL_PAGE)
-        table.map(DATA, [take() + 64 for _ in range(pages)], KERNEL_PAGE)
+        table.map(DATA, [take() + 64 for _ in range(pages)], KERNEL_PAGE | typed)
         for n, gpa in enumerate(devices):
             table.map(DATA + (1 << 30) + 4096 * n, [gpa >> 12], KERNEL_PAGE)
         for vector in gates:

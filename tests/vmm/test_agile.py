@@ -24,7 +24,7 @@ from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.ept import shadow as d
-from vtsim.ept.spec import EPT_DIRTY, EPT_LARGE, EPT_WRITE, PTE_WRITE
+from vtsim.ept.spec import EPT_DIRTY, EPT_IGNORE_PAT, EPT_LARGE, EPT_WRITE, PTE_WRITE
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_2M, SIZE_4K, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 from vtsim.vmm.memory import EPT_WRITTEN
@@ -448,8 +448,9 @@ def test_a_large_page_of_ept_is_split_when_a_table_of_the_guest_in_it_is_shadowe
             made.vcpu.memory.frame(gfn) for gfn in gfns
         ]
 
-    kept, protected = EPT_WRITTEN, EPT_WRITTEN & ~(EPT_WRITE | EPT_DIRTY)
-    root = (SIZE_4K, EPT_WRITTEN & ~EPT_WRITE)  # as it was before the guest began
+    kept = EPT_WRITTEN | EPT_IGNORE_PAT
+    protected = kept & ~(EPT_WRITE | EPT_DIRTY)
+    root = (SIZE_4K, kept & ~EPT_WRITE)  # as it was before the guest began
     assert pages[0] == [root, (SIZE_2M, kept), (SIZE_2M, kept), (SIZE_2M, kept)]
     assert pages[1] == [root, (SIZE_4K, protected), (SIZE_4K, kept), (SIZE_2M, kept)]
     assert splits == [0, 1]

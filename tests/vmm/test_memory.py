@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.vmm.machines import DATA, MIB, machine, tiny_guest
+from tests.vmm.machines import DATA, FIRST_GFN, MIB, machine, tiny_guest
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.cpu.slots import RAX
+from vtsim.cpu.slots import RAX, RCX
 from vtsim.ept import spec as e
 from vtsim.vmm.memory import gfn_ranges
 
 TABLES_AND_CODE = 5
+LOADS = 40
 TO_DATA = 1  # the last table; those above it lead to the code too
 
 
@@ -80,6 +83,38 @@ def test_prebuilt_memory_is_mapped_in_pages_of_the_size_asked_for(page_size: int
     assert first is not None and last is not None
     assert (first.size, last.size) == (size, size)
     assert m.run().exits() == {}
+
+
+@pytest.mark.parametrize("way", ["demand", "read only", "large", "prebuilt", "agile"])
+@pytest.mark.parametrize(
+    ("personality", "parameters", "ignored"), [("kvm", (), True), ("kvm", (("ignore_pat", 0),), False), ("minimal", (), False)]
+)  # fmt: skip
+def test_kvm_has_a_guests_memory_cached_whatever_its_pat_says(
+    personality: str, parameters: tuple[tuple[str, int], ...], ignored: bool, way: str
+) -> None:
+    """As Linux does for VMs whose devices' DMA is snooped; a textbook's hypervisor leaves it to the guest."""
+
+    def body(a: Assembler) -> None:
+        if way != "read only":
+            a.st(Mem(displacement=DATA), RAX)
+        a.mov(RCX, LOADS)
+        a.label("again")
+        a.ld(RAX, Mem(displacement=DATA))
+        a.loop("again")
+        a.op(ops.STOP_OP)
+
+    options: dict[str, Any] = {
+        "large": {"page_size": 2 * MIB, "huge_pages": "always"}, "prebuilt": {"populate": "prebuilt"},
+        "agile": {"paging": "agile", "tpr_shadow": True},
+    }.get(way, {})  # fmt: skip
+    uncacheable = e.PTE_PWT | e.PTE_PCD  # entry 3 of PAT, as it is after reset
+    m = machine(tiny_guest(body, typed=uncacheable), personality=personality, parameters=parameters, **options).run()
+
+    assert m.finished == ["vm0"]
+    assert m.vcpu.ept is not None
+    leaf = m.vcpu.ept.find(FIRST_GFN << 12)
+    assert leaf is not None and leaf.entry >> e.EPT_TYPE & 15 == 6 | 8 * ignored
+    assert (m.counter("data_dram") < LOADS) == (ignored or way == "agile")  # shadow entries have no bits of PAT
 
 
 def test_translations_agree_between_the_process_and_ept() -> None:

@@ -241,12 +241,14 @@ class Engine:
         m[s.FETCH_PAGES] = carve.take(FETCH_ENTRIES * FETCH_WORDS)
         empty.append((int(m[s.FETCH_PAGES]), FETCH_ENTRIES * FETCH_WORDS))
         m[s.LINE_GENERATIONS] = carve.take(self.geometry.code_pages * 64)
+        m[s.UNCACHED_LINES] = carve.take(64)  # of no generation
         m[s.LINES] = m[s.LINE_GENERATIONS]
         m[s.FETCH_GENERATION] = 1
         values = {
             s.CPU: number, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.IN_PAIRS: int(p.cache.adjacent_line_prefetcher and p.cache.l2.bytes > 0), s.PAIR_LINE: -1,
+            s.LINE_FETCHED: -1,
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
             s.WALKS_IN_L1D: int(p.features.walks_in_l1d), s.ENTRY_CACHE: int(p.features.entry_walk_cache),

@@ -178,6 +178,8 @@ WALK_PAGE: Final = DIRECTORY + 48   # up to 8
 LOADED, LOADED_BEFORE, WRONG_UNTIL, MISPREDICT_CYCLES, SPECULATIVE = range(DIRECTORY + 56, DIRECTORY + 61)
 # what the translation that was just made says of its page's memory type, if it is not cached: see kernels.memory_types
 UNCACHED: Final = DIRECTORY + 61
+# of code that is not cached: what LINES is while control is in it, and the line that was fetched last (-1: none)
+UNCACHED_LINES, LINE_FETCHED = range(DIRECTORY + 62, DIRECTORY + 64)
 # --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.lines); what a
 # line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
 NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)

@@ -212,12 +212,12 @@ class Recorder:
         return observed
 
     # --- entries ----------------------------------------------------------------------------------------------------
-    def _on_read_line(self, caller: str, read_line: Function) -> Function:
-        def observed(m: Any, a: Any, t: Any, hpa: int, counter: int) -> int:
+    def _on_read_entry(self, caller: str, read_entry: Function) -> Function:
+        def observed(m: Any, a: Any, t: Any, hpa: int, counter: int, uncached: bool) -> int:
             mine = sys._getframe(1).f_locals
             counts = a[m[s.OWNER] + counter :][: len(SERVED)]
             before = counts.copy()
-            cycles: int = read_line(m, a, t, hpa, counter)
+            cycles: int = read_entry(m, a, t, hpa, counter, uncached)
             served = SERVED[int(np.flatnonzero(counts - before)[0])]
             self._begin(mine, int(hpa), served, int(cycles))
             return cycles

@@ -177,7 +177,7 @@ CHAPTERS: Final[dict[str, tuple[Row, ...]]] = {
         yes("EPT Violations",                                                MEMORY),
         yes("Accessed and Dirty Flags for EPT",                              EPT_FLAGS),
         yes("Page-Modification Logging",                                     MEMORY),
-        part("EPT and Memory Typing",                                        "types of guest paging structures; fetches; what WT and WP cost", MEMORY_TYPES),
+        part("EPT and Memory Typing",                                        "what WT and WP cost", MEMORY_TYPES),
         yes("Caching Translation Information",                               INVALIDATION),
     ),
     "APIC Virtualization and Virtual Interrupts": (

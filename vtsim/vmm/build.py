@@ -219,7 +219,7 @@ def build_hypervisor(
             tables.validate(vcpu.memory, number, start)
         if vcpu.ept is not None and beforehand:
             flags = EPT_WRITTEN if vmm.ept.accessed_dirty else EPT_PAGE
-            vcpu.memory.map_all(vcpu.ept, whole, flags)
+            vcpu.memory.map_all(vcpu.ept, whole, flags | path.ignores_pat)
         if vcpu.ept is not None:
             for frame in guest.assigned:
                 vcpu.ept.map(frame << 12, frame, EPT_DEVICE)

@@ -12,6 +12,7 @@ from vtsim.base.registry import Registry
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.profile import Profile, cycles_of
 from vtsim.cpu.profile_spec import Features
+from vtsim.ept.spec import EPT_IGNORE_PAT
 from vtsim.vmcs.capabilities import Capabilities
 from vtsim.vmm.spec import VmmSpec
 from vtsim.vmm.vmcs import Wanted
@@ -67,6 +68,14 @@ class Path:
     def keeps_cr2(self) -> bool:
         """Is the guest's CR2 stored at every exit and loaded before every entry, as by KVM?"""
         return self.vmm.personality == "kvm"
+
+    @property
+    def ignores_pat(self) -> int:
+        """The bit of EPT leaves of memory by which the guest's PAT does not count, or 0 where it does.
+
+        SDM: "Memory Type Used for Translated Guest-Physical Addresses".
+        """
+        return EPT_IGNORE_PAT if self.parameters.get("ignore_pat", 0) else 0
 
     def __getitem__(self, parameter: str) -> int:
         return self.parameters[parameter]

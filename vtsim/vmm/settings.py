@@ -17,6 +17,7 @@ from vtsim.vmm.spec import VmmSpec
 OF_PAGING: Final[Mapping[str, tuple[str, ...]]] = {  # parameters that no program asks for: who does, by paging
     "shadow_permille": ("shadow", "agile"), "shadow_prefetch": ("shadow", "agile"), "out_of_sync": ("shadow",),
     "nx_huge_pages": ("shadow", "agile"), "agile_interval": ("agile",),
+    "ignore_pat": ("agile",),
 }  # fmt: skip
 
 

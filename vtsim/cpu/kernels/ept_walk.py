@@ -19,7 +19,7 @@ from vtsim.cpu.accounts import (
 from vtsim.cpu.kernels.caches import find, keep
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT
 from vtsim.cpu.kernels.foresight import NESTED, remember
-from vtsim.cpu.kernels.lines import own_line, read_line, read_uncached
+from vtsim.cpu.kernels.lines import own_line, read_entry
 from vtsim.cpu.kernels.memory_types import host_type
 from vtsim.cpu.kernels.rights import EXECUTE, UP_NX, UP_USER, UP_WRITE, WRITE
 from vtsim.cpu.kernels.walk_caches import TABLE_LEVEL, deepest, held_entry, keep_entry, keep_table
@@ -195,12 +195,12 @@ def ept_walk(m: Record, a: Arena, t: Tags, gpa: int, need: int, walking: bool, c
         if single and level > 1:
             entry = held_entry(m, a, EPT_PDE, at, context, EPT_PWC_HIT_CYCLES, EPT_ENTRY_HITS)
         if entry == -1:  # as is what is read where nothing answers
+            uncached = m[EPTP] & EPTP_TYPE == 0
+            if uncached and m[SPECULATIVE]:
+                return ABANDONED
             a[owner + EPT_REFERENCES] += 1
             if is_memory(a, at):
-                if m[EPTP] & EPTP_TYPE:
-                    m[WALK_LATENCY] += read_line(m, a, t, at, EPT_L1D)
-                else:
-                    m[WALK_LATENCY] += read_uncached(m, a, at >> 6, EPT_L1D + 1, m[WALK_LATENCY])
+                m[WALK_LATENCY] += read_entry(m, a, t, at, EPT_L1D, uncached)
                 entry = load_word(a, at)
         allowed = entry & rwx
         if allowed == 0:

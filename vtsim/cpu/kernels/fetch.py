@@ -1,4 +1,11 @@
-"""Instruction fetch: the row at RIP, the code lines it stands in."""
+"""Instruction fetch: the row at RIP, the code lines it stands in.
+
+Code that is not cached is read from memory line by line, and the processor has the line that it fetched last of it: a
+line is read whenever control comes to it from another one.
+
+SDM: "Methods of Caching Available".
+Not modelled: how much a processor has of such code at once, which no source tells: a line is taken.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +31,7 @@ from vtsim.cpu.kernels.caches import probe
 from vtsim.cpu.kernels.contexts import CONTEXT_SHIFT, TAG_SHIFT, VPN_MASK, recorded
 from vtsim.cpu.kernels.events import raise_exception, raise_fault
 from vtsim.cpu.kernels.ledger import charge
-from vtsim.cpu.kernels.lines import fetch_line
+from vtsim.cpu.kernels.lines import fetch_line, fetch_uncached
 from vtsim.cpu.kernels.modes import code_address
 from vtsim.cpu.kernels.translate import translate_code
 
@@ -54,10 +61,12 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
     at = m[s.FETCH_PAGES] + (mixed & (FETCH_ENTRIES - 1)) * FETCH_WORDS
     if a[at] == key and a[at + 1] == m[s.FETCH_GENERATION]:
         page = a[at + 2]
-        m[s.FETCH_HPA] = a[at + 3]
+        kept = a[at + 3]
     else:
         m[s.STALL] = 0
         hpa = translate_code(m, a, t, rip, user)
+        uncached = m[s.UNCACHED]
+        m[s.UNCACHED] = 0
         if m[s.STALL]:
             charge(m, a, o.PAGE_WALK, m[s.STALL])
             m[s.STALL] = 0
@@ -70,15 +79,16 @@ def locate(m: Record, a: Arena, t: Tags) -> int:
                 return 0
             return no_row(m, a, hpa)
         page = a[a[A_CODE_OF] + (hpa >> 12)]
-        m[s.FETCH_HPA] = hpa & ~0xFFF
+        kept = hpa & ~0xFFF | uncached
         a[at] = key if key >= 0 else -1
         a[at + 1] = m[s.FETCH_GENERATION]
         a[at + 2] = page
-        a[at + 3] = m[s.FETCH_HPA]
+        a[at + 3] = kept
+    m[s.FETCH_HPA] = kept & ~0xFFF
     row = t[a[A_CODE_MAPS] + page * 4096 + (rip & 0xFFF)]
     if row < 0:
         return no_row(m, a, m[s.FETCH_HPA] | (rip & 0xFFF))
-    m[s.LINES] = m[s.LINE_GENERATIONS] + page * 64
+    m[s.LINES] = m[s.UNCACHED_LINES] if kept & 0xFFF else m[s.LINE_GENERATIONS] + page * 64
     return a[A_ROWS] + row * o.ROW_WORDS
 
 
@@ -101,6 +111,12 @@ def fetch(m: Record, a: Arena, t: Tags, offset: int, length: int) -> None:
     lines = m[s.LINES]
     if lines == a[A_REPLAY_LINES]:  # recorded rows have no code bytes
         a[lines] = m[s.FETCH_GENERATION]
+        return
+    if lines == m[s.UNCACHED_LINES]:
+        for line in range(offset >> 6, ((offset + length - 1) >> 6) + 1):
+            stall = fetch_uncached(m, a, m[s.FETCH_HPA] + (line << 6))
+            if stall:
+                charge(m, a, o.FETCH_STALL, stall)
         return
     for line in range(offset >> 6, ((offset + length - 1) >> 6) + 1):
         if a[lines + line] != m[s.FETCH_GENERATION]:

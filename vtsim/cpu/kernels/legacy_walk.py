@@ -25,8 +25,8 @@ from vtsim.cpu.kernels.ept_walk import (
     nested,
     page_fault,
 )
-from vtsim.cpu.kernels.lines import own_line, read_line
-from vtsim.cpu.kernels.memory_types import DATA_TYPE, data_type, pat_type
+from vtsim.cpu.kernels.lines import own_line, read_entry
+from vtsim.cpu.kernels.memory_types import DATA_TYPE, data_type, pat_type, table_uncached
 from vtsim.cpu.kernels.rights import (
     DATA_GLOBAL,
     DATA_SIZE,
@@ -35,6 +35,7 @@ from vtsim.cpu.kernels.rights import (
     UP_HOST_WRITE,
     UP_NESTED,
     UP_NX,
+    UP_UNCACHED,
     UP_USER,
     UP_WRITE,
     WRITE,
@@ -117,11 +118,13 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     code = first_code(m, access, user, pae)
     entry = 0
     table = m[CR3] & 0xFFFFF000
+    leads = root_leads = m[CR3]  # what led to this table
     if pae:
         entry = m[PDPTE0 + ((gva >> 30) & 3)]
         if entry & PTE_PRESENT == 0:
             return page_fault(m, gva, code)
         table = entry & ADDRESS
+        leads = root_leads = entry
     root = table
     rights = UP_WRITE | UP_USER
     level = 2
@@ -129,11 +132,13 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
     number = linear_number(m, gva)
     switched = agile and entry & PTE_SWITCHES != 0  # is `table` the first one of the guest's own, by a PDPTE yet?
     from_cache, writable = False, True  # the table's host-physical address comes from the PDE cache; EPT allows writes
+    uncached, typed = False, False  # is the table not cached; is that known of it, from the PDE cache?
     if agile:
         through_ept = switched
     up = -1 if m[ENTRY_CACHE] else deepest(m, a, PWC_PDE, number, 2, context)
     if up >= 0:
         level, table, rights, writable = 1, up & ADDRESS, up & 7, up & UP_HOST_WRITE != 0
+        uncached, typed = up & UP_UNCACHED != 0, True
         if agile:
             through_ept, switched = up & UP_NESTED != 0, False
         from_cache = through_ept
@@ -148,6 +153,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         index = (gva >> shift) & (511 if pae else 1023)
         place = table | index << (3 if pae else 2)
         host = place
+        found = -1
         if through_ept and not from_cache and not switched:
             found = nested(m, a, t, table, EPT_READ, True)
             if found < 0:
@@ -156,14 +162,18 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
                 return found
             host = (found & ADDRESS) | (place & 0xFFF)
             writable = found & EPT_WRITE != 0
+        if not typed:
+            uncached = table_uncached(m, leads, found)
         if level == 1 and up < 0 and m[ENTRY_CACHE] == 0:
             kept = (host & ~0xFFF) | rights | (UP_HOST_WRITE if writable else 0)
-            kept |= UP_NESTED if agile and through_ept else 0
+            kept |= (UP_NESTED if agile and through_ept else 0) | (UP_UNCACHED if uncached else 0)
             keep_table(m, a, PWC_PDE, number, 1, context, kept)
+        if uncached and m[SPECULATIVE]:
+            return ABANDONED
         a[owner + GUEST_REFERENCES] += 1
         entry = 0
         if is_memory(a, host):
-            m[WALK_LATENCY] += read_line(m, a, t, host, GUEST_L1D)
+            m[WALK_LATENCY] += read_entry(m, a, t, host, GUEST_L1D, uncached)
             entry = load_word(a, host) if pae else load(a, host, 4)
         if entry & PTE_PRESENT == 0:
             return page_fault(m, gva, code)
@@ -199,6 +209,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
             if not writable and from_cache:
                 level, table, rights, up = 2, root, UP_WRITE | UP_USER, -1
                 from_cache, writable = False, True
+                leads, typed = root_leads, False
                 continue
             if not writable:
                 found = nested(m, a, t, table, EPT_WRITE, True)
@@ -215,6 +226,7 @@ def walk_legacy(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) 
         if leaf:
             break
         table = entry & (ADDRESS if pae else 0xFFFFF000)
+        leads, typed = entry, False
         switched = agile and not through_ept and entry & PTE_SWITCHES != 0
         if switched:
             through_ept = True

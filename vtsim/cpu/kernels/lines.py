@@ -40,6 +40,7 @@ from vtsim.cpu.slots import (
     L2,
     L3,
     LATENCY,
+    LINE_FETCHED,
     LINE_TIME,
     NODE,
     NODE_END,
@@ -230,6 +231,14 @@ def read_uncached(m: Record, a: Arena, line: int, served: int, after: int) -> in
 
 
 @kernel
+def read_entry(m: Record, a: Arena, t: Tags, hpa: int, served: int, uncached: bool) -> int:
+    """Cycles of a page-walker read as `read_line` has it, or of one from memory that is not cached."""
+    if uncached:
+        return read_uncached(m, a, hpa >> 6, served + 1, m[WALK_LATENCY])
+    return read_line(m, a, t, hpa, served)
+
+
+@kernel
 def data_uncached(m: Record, a: Arena, line: int, access: int) -> int:
     """Cycles beyond an L1D hit of a data access to a page of which UNCACHED says that it is not cached; clears it.
 
@@ -263,6 +272,16 @@ def data_line(m: Record, a: Arena, t: Tags, line: int, access: int) -> int:
     if probe(m, t, L1D, line):
         return taken
     return max(taken, data_miss(m, a, t, line, 0))
+
+
+@kernel
+def fetch_uncached(m: Record, a: Arena, hpa: int) -> int:
+    """Stall cycles of fetching a code line that is not cached, unless it is what was fetched last of such memory."""
+    line = hpa >> 6
+    if line == m[LINE_FETCHED]:
+        return 0
+    m[LINE_FETCHED] = line
+    return max(read_uncached(m, a, line, FETCH_L2, 0) - m[L1I + LATENCY], 0)
 
 
 @kernel

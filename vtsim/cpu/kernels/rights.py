@@ -24,6 +24,7 @@ RFLAGS_AC: int = 1 << 18
 # rights carried by paging-structure caches
 UP_WRITE, UP_USER, UP_NX, UP_HOST_WRITE = 1, 2, 4, 8
 UP_NESTED: int = 1 << 7  # agile paging: the table is the guest's own (bits 6:4 are its level)
+UP_UNCACHED: int = 1 << 8  # the table is read from memory itself
 # data word: address | permissions (5:0) | global (6) | page size (8:7) | key (55:52) | conditional permissions (59:56)
 DATA_GLOBAL, DATA_SIZE, DATA_KEY, DATA_CONDITIONAL = 6, 7, 52, 56
 KEY_SHIFT, NO_KEY = 59, -1     # bits 62:59 of an entry that maps a page

@@ -133,11 +133,11 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
     number = (gva >> (12 + 9 * size)) & (VPN_MASK >> (9 * size))
     context = m[CONTEXT_GLOBAL] if (found >> DATA_GLOBAL) & 1 else m[CONTEXT]
     tag = number << TAG_SHIFT | context << CONTEXT_SHIFT | size
+    m[UNCACHED] = (found >> DATA_TYPE) & 3
     if code:
         keep(m, a, ITLB4K if size == 0 else ITLB2M, number, tag, found)
         m[FETCH_GENERATION] += 1
     else:
-        m[UNCACHED] = (found >> DATA_TYPE) & 3
         if m[UNCACHED]:
             tag |= OF_UNCACHED
         keep(m, a, DTLB4K + 4 * size, number, tag, found)
@@ -202,7 +202,7 @@ def translate_elsewhere(m: Record, a: Arena, t: Tags, gva: int, access: int, use
 
 @kernel
 def translate_code(m: Record, a: Arena, t: Tags, gva: int, user: int) -> int:
-    """The host-physical address of a fetch, or a fault."""
+    """The host-physical address of a fetch, whose page's type is left in UNCACHED, or a fault."""
     if (gva >> 56) + 1 & ~1:
         return translate_slowly(m, a, t, gva, EXECUTE, user, True)
     bit = EXECUTE * 2 + user
@@ -217,6 +217,7 @@ def translate_code(m: Record, a: Arena, t: Tags, gva: int, user: int) -> int:
                 structure = ITLB4K if size == 0 else ITLB2M
                 data = find(m, a, structure, number, number << TAG_SHIFT | context | size)
                 if data >= 0 and (data >> bit) & 1:
+                    m[UNCACHED] = (data >> DATA_TYPE) & 3
                     within = (1 << shift) - 1
                     return (data & ADDRESS & ~within) | (gva & within)
     return translate_slowly(m, a, t, gva, EXECUTE, user, True)

@@ -5,10 +5,11 @@ switching bit holds the host-physical address of a table of the guest's own, and
 With that bit in CR3 it is so from the root on.
 
 A walk of a wrong path (`SPECULATIVE`) ends where it would set a flag: that takes an assist of microcode when the
-instruction retires, which none of a wrong path does. Where it would fault, nothing comes of it.
+instruction retires, which none of a wrong path does. It ends before it would read a table that is not cached. Where it
+would fault, nothing comes of it.
 
 SDM: "4-Level Paging and 5-Level Paging"; "EPT Translation Mechanism"; "Accessed and Dirty Flags for EPT";
-"EPT Violations"; "EPT Misconfigurations".
+"EPT Violations"; "EPT Misconfigurations"; "Methods of Caching Available".
 Not modelled: speculative walks but those of mispredicted look-ups (`wrong_paths`).
 """
 
@@ -38,8 +39,8 @@ from vtsim.cpu.kernels.ept_walk import (
 )
 from vtsim.cpu.kernels.foresight import GUEST, remember
 from vtsim.cpu.kernels.legacy_walk import walk_legacy
-from vtsim.cpu.kernels.lines import own_line, read_line
-from vtsim.cpu.kernels.memory_types import DATA_TYPE, data_type, pat_type
+from vtsim.cpu.kernels.lines import own_line, read_entry
+from vtsim.cpu.kernels.memory_types import DATA_TYPE, data_type, pat_type, root_leads, table_uncached
 from vtsim.cpu.kernels.rights import (
     DATA_GLOBAL,
     DATA_SIZE,
@@ -49,6 +50,7 @@ from vtsim.cpu.kernels.rights import (
     UP_HOST_WRITE,
     UP_NESTED,
     UP_NX,
+    UP_UNCACHED,
     UP_USER,
     UP_WRITE,
     WRITE,
@@ -139,6 +141,8 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
         switched = agile and through_ept  # is it the first table of the guest's own in an agile walk?
         translated = not through_ept or switched  # is `table` a host-physical address already?
         writable = True  # may flags be set in this table as far as EPT goes?
+        leads = root_leads(m)  # what led to this table
+        uncached, typed = False, False  # is the table not cached; is that known of it, from a walk cache?
         single = m[ENTRY_CACHE] != 0  # do walk caches hold single entries?
         up = -1 if single else deepest(m, a, PWC_PDE, number, levels, context)
         if up >= 0:
@@ -147,6 +151,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             rights = up & 7
             translated = True
             writable = up & UP_HOST_WRITE != 0
+            uncached, typed = up & UP_UNCACHED != 0, True
             if agile:
                 through_ept = up & UP_NESTED != 0
                 switched = False
@@ -157,6 +162,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
             shift = 3 + 9 * level
             table_gpa = table
             from_cache = translated and through_ept and not switched
+            host = -1
             if not translated:
                 host = nested(m, a, t, table, EPT_READ, True)
                 if host < 0:
@@ -168,18 +174,23 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                     m[FAULT_GVA] = gva
                     return ON_APIC_ACCESS_PAGE
                 writable = host & EPT_WRITE != 0
+            if not typed:
+                uncached = table_uncached(m, leads, host)
             if not from_cache and level < levels and not single:
                 kept = table | rights | (UP_HOST_WRITE if writable else 0) | (UP_NESTED if agile and through_ept else 0)
+                kept |= UP_UNCACHED if uncached else 0
                 keep_table(m, a, PWC_PDE, number, level, context, kept)
             at = table | ((gva >> shift) & 511) << 3
             entry = -1
             if single and level > 1:
                 entry = held_entry(m, a, PWC_PDE, at, context, PWC_HIT_CYCLES, GUEST_ENTRY_HITS)
             if entry == -1:
+                if uncached and m[SPECULATIVE]:
+                    return ABANDONED
                 a[owner + GUEST_REFERENCES] += 1
                 entry = 0
                 if is_memory(a, at):
-                    m[WALK_LATENCY] += read_line(m, a, t, at, GUEST_L1D)
+                    m[WALK_LATENCY] += read_entry(m, a, t, at, GUEST_L1D, uncached)
                     entry = load_word(a, at)
             if entry & PTE_PRESENT == 0:
                 return page_fault(m, gva, code)
@@ -222,6 +233,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                         m[FAULT_NESTED] = 1 if through_ept else 0
                     switched = agile and through_ept
                     translated, writable = not through_ept or switched, True
+                    leads, typed = root_leads(m), False
                     continue
                 if not writable:
                     host = nested(m, a, t, table_gpa, EPT_WRITE, True)
@@ -244,6 +256,7 @@ def walk(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int) -> int:
                 through_ept = True
                 m[FAULT_NESTED] = 1
             translated = not through_ept or switched
+            leads, typed = entry, False
             level -= 1
         size = level - 1
         within = (1 << shift) - 1

@@ -3,6 +3,10 @@
 The host page is found in the page tables of the VM's process; where it is missing the host's own page-fault code
 makes it. Leaf sizes follow what backs the memory.
 
+Memory is write-back in EPT. KVM also has the guest's PAT ignored (`ignore_pat`), so that a guest whose types differ
+from the host's own cannot have one line under two; it lets a guest have a say only where a device is assigned whose
+DMA the unit cannot have snooped, and every unit here can (snoop control).
+
 SDM: "EPT Violations"; "Exit Qualification for EPT Violations"; "EPT Misconfigurations".
 Not modelled: a background thread that makes large pages of EPT again which code has split (nx_huge_pages).
 """
@@ -115,7 +119,7 @@ def map_page(a: Assembler, path: Path) -> None:
         a.copy(RDX, RBX)
         a.and_(RDX, e.ADDRESS & ~(LARGE - 1))
         rights = EPT_WRITTEN & ~e.EPT_EXECUTE if path.parameters.get("nx_huge_pages", 0) else EPT_WRITTEN
-        a.or_(RDX, rights | e.EPT_LARGE)
+        a.or_(RDX, rights | path.ignores_pat | e.EPT_LARGE)
         a.jmp("map_write")
         a.label("map_small")
     a.copy(RDX, RBX)
@@ -134,12 +138,12 @@ def map_page(a: Assembler, path: Path) -> None:
     a.jcc(ops.CC_NZ, "map_read_only")
     if path.vmm.swap.on:
         _clean_page(a, path)
-    a.or_(RDX, EPT_WRITTEN)
+    a.or_(RDX, EPT_WRITTEN | path.ignores_pat)
     if path.vmm.dirty_log.on:
         dirty_log.mark(a, path, "map_write")
     a.jmp("map_write")
     a.label("map_read_only")
-    a.or_(RDX, READ_EXECUTE)
+    a.or_(RDX, READ_EXECUTE | path.ignores_pat)
     a.label("map_write")
     a.copy(RCX, R11)
     a.call("write_ept")
@@ -153,7 +157,7 @@ def _clean_page(a: Assembler, path: Path) -> None:
     a.test(R12, e.Q_WRITE)
     a.jcc(ops.CC_NZ, "make_dirty")
     if path.vmm.ept.accessed_dirty:
-        a.or_(RDX, EPT_WRITTEN & ~e.EPT_DIRTY)
+        a.or_(RDX, EPT_WRITTEN & ~e.EPT_DIRTY | path.ignores_pat)
         a.jmp("map_write")
     else:
         a.jmp("map_read_only")

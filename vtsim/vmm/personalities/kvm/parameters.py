@@ -29,6 +29,7 @@ RELOAD: Final = "KVM: load_fixmap_gdt in vmx_prepare_switch_to_host"
 FAST_IPI: Final = "KVM: handle_fastpath_set_x2apic_icr_irqoff in vmx_vcpu_run, Linux 5.8 on"
 FAST_MMIO: Final = "KVM: KVM_FAST_MMIO_BUS, Linux 3.15 and later"
 FAST_IN: Final = "KVM: kvm_fast_pio_in in handle_io, Linux 4.17 and later (commit 432baf60eee3)"
+TYPES: Final = "KVM: vmx_get_mt_mask without noncoherent DMA, Linux 4.19 and 6.1 (kvm_arch_has_noncoherent_dma)"
 IGNORE: Final = "KVM: module parameter ignore_msrs, off by default"
 ALTP2M: Final = "ESTIMATE: shape of the function in Xen 4.17"
 SIZE: Final = "ESTIMATE: order of magnitude of the subsystem's code"
@@ -155,6 +156,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "fast_mmio":           _switch(1, "a write that only raises an event is not decoded", FAST_MMIO),
     "fast_pio_in":         _switch(1, "IN is not decoded", FAST_IN),
     "reload_gdt":          _switch(1, "reload the GDT when leaving the guest", RELOAD),
+    "ignore_pat":          _switch(1, "EPT maps memory as write-back whatever the guest's PAT says", TYPES),
     "ignore_msrs":         _switch(0, "unknown MSRs read as 0 and are written in vain", IGNORE),
 }
 # fmt: on
