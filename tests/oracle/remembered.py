@@ -2,7 +2,8 @@
 
 Written from the manual and from nothing else. Every value that an entry ever had is kept. A translation may be made of
 values that were current at the last invalidation that reached it, or later; faults are never cached, so the entry that
-causes one holds it now. A page that is global may have been kept under any PCID.
+causes one holds it now; but an entry that is kept may have rights of another time, which refuse what is allowed now. The
+flags of all entries are set. A page that is global may have been kept under any PCID.
 
 SDM: "Caching Translation Information"; "Invalidation of TLBs and Paging-Structure Caches"; "Details of TLB Use";
 "Operations that Invalidate TLBs and Paging-Structure Caches"; "Operations that Invalidate Cached Mappings".
@@ -19,11 +20,13 @@ from attrs import define, field, frozen
 FAULT, VIOLATION = "page fault", "EPT violation"
 Outcome = int | str  # a host-physical page, or why there is none
 Context = tuple[int, int, int]  # VPID, PCID, EPT pointer (its frame)
-PRESENT, LARGE, GLOBAL, ANY_RIGHT = 1, 1 << 7, 1 << 8, 7
+PRESENT, WRITABLE, USER, LARGE, GLOBAL, NO_EXECUTE, ANY_RIGHT = 1, 2, 4, 1 << 7, 1 << 8, 1 << 63, 7
+READ, WRITE, FETCH = 1, 2, 4  # what is allowed to ring 3, as EPT has it
 ADDRESS = (1 << 52) - 4096
 VPIDS, PCIDS = (0, 1, 2), (0, 1)
 # fmt: off
 INVLPG, MOV_CR3, PGE, ENTER_0, PAGE_FAULT = "INVLPG", "MOV to CR3", "CR4.PGE", "a transition with VPID 0", "page fault"
+OF_TABLE, OF_PAGE = "EPT violation of a table", "EPT violation of a page"
 INVPCID, INVVPID, INVEPT = "INVPCID {}".format, "INVVPID {}".format, "INVEPT {}".format
 # fmt: on
 
@@ -37,6 +40,7 @@ class Order:
     pcid: int = 0
     root: int = 0
     gva: int = 0
+    gpa: int = 0
 
 
 @define
@@ -71,6 +75,8 @@ class Remembered:
     """Tables with their history, and what was invalidated when."""
 
     roots: tuple[int, ...]  # of EPT
+    levels: int = 4
+    ept_levels: int = 4
     words: dict[int, History] = field(factory=dict)
     cr3: dict[Context, History] = field(factory=dict)
     now: int = 0
@@ -114,6 +120,10 @@ class Remembered:
                 self._forget(*((vpid, pcid, each, "tables") for each in self.roots))
             case "page fault":
                 self.forget([vpid], [pcid], [root], gva=order.gva, pieces=False, global_pages=False)
+            case "EPT violation of a table" | "EPT violation of a page":
+                self._forget(("guest-physical", root, order.gpa >> 12))
+                if order.kind == OF_PAGE:
+                    self.forget([vpid], [pcid], [root], gva=order.gva, pieces=False, global_pages=False)
             case "MOV to CR3":
                 self.forget([vpid], [order.pcid], global_pages=False)
             case "CR4.PGE" | "INVPCID 2":
@@ -142,107 +152,138 @@ class Remembered:
                 raise AssertionError(order)
 
     # --- what may come of an access
-    def _host(self, gpa: int, root: int, moment: int) -> Iterator[Outcome]:
-        """Where a guest-physical page may be."""
-        tables = {root << 12}
-        for level in (4, 3, 2, 1):
+    def _host(self, gpa: int, root: int, need: int = READ, *, walked: bool = False) -> Iterator[Outcome]:
+        """Where a guest-physical page may be for an access that needs these rights.
+
+        `walked`: as a walk finds it now, which a combined mapping of another linear address does not help.
+        """
+        moment = self._when(("guest-physical", root), self.now)
+        if walked:
+            moment = max(moment, self._when(("guest-physical", root, gpa >> 12), self.now))
+        tables = {(root << 12, ANY_RIGHT)}
+        for level in range(self.ept_levels, 0, -1):
             below = set()
-            for table in tables:
+            for table, rights in tables:
                 word = self.words.get(table | (gpa >> 3 + 9 * level & 511) << 3, NOTHING)
                 if not word.now & ANY_RIGHT:
                     yield VIOLATION
                 for entry in word.since(moment):
                     if entry & ANY_RIGHT and (level == 1 or entry & LARGE):
                         within = (1 << 3 + 9 * level) - 1
-                        yield entry & ADDRESS & ~within | gpa & within & ~0xFFF
+                        page = entry & ADDRESS & ~within | gpa & within & ~0xFFF
+                        yield VIOLATION if need & ~(rights & entry) else page
                     elif entry & ANY_RIGHT:
-                        below.add(entry & ADDRESS)
+                        below.add((entry & ADDRESS, rights & entry))
             tables = below
 
-    def _tables(self, context: Context, gva: int, moment: int) -> Iterator[tuple[int, Outcome]]:
-        """Where the tables may be on the way to an address, by level, with entries as they were since a moment."""
+    def _tables(self, context: Context, gva: int, moment: int) -> Iterator[tuple[int, Outcome, int]]:
+        """Where the tables may be on the way to an address, by level, with entries as they were since a moment.
+
+        The rights are what the entries allow that lead there.
+        """
         root = context[2]
-        physical = self._when(("guest-physical", root), self.now)
-        tables = self.cr3[context].since(moment) if context in self.cr3 else set()
-        for level in (4, 3, 2, 1):
-            places = {each for table in tables for each in self._host(table, root, physical)}
-            yield from ((level, each) for each in places)
-            entries = [self.entry(at, gva, level).since(moment) for at in places if not isinstance(at, str)]
-            tables = {e & ADDRESS for e in set().union(*entries) if level > 1 and e & PRESENT and not e & LARGE}
+        first = self.cr3[context].since(moment) if context in self.cr3 else set()
+        tables = {(table, ANY_RIGHT) for table in first}
+        for level in range(self.levels, 0, -1):
+            places = {(each, rights) for table, rights in tables for each in self._host(table, root)}
+            yield from ((level, *each) for each in places)
+            tables = {
+                (entry & ADDRESS, rights & permits(entry))
+                for at, rights in places
+                if level > 1 and not isinstance(at, str)
+                for entry in self.entry(at, gva, level).since(moment)
+                if entry & PRESENT and not entry & LARGE
+            }
+
+    def tables(self, context: Context, gva: int) -> list[tuple[int, int]]:
+        """Tables in memory on the way to an address as entries are now, with their levels."""
+        found = {(level, at) for level, at, _ in self._tables(context, gva, self.now) if not isinstance(at, str)}
+        return sorted(each for each in found if each[1] | (gva >> 3 + 9 * each[0] & 511) << 3 in self.words)
 
     def entry(self, table: int, gva: int, level: int) -> History:
         return self.words.get(table | (gva >> 3 + 9 * level & 511) << 3, NOTHING)
 
-    def _pages(self, context: Context, gva: int, level: int, entries: Iterable[int]) -> Iterator[Outcome]:
-        """Where the page of an address is if one of these entries maps it."""
+    def _pages(
+        self, context: Context, gva: int, level: int, entries: Iterable[int], rights: int, need: int, *,
+        walked: bool = False,
+    ) -> Iterator[Outcome]:  # fmt: skip
+        """Where the page of an address is if one of these entries maps it, for an access that needs these rights."""
         within = (1 << 3 + 9 * level) - 1
-        physical = self._when(("guest-physical", context[2]), self.now)
         for entry in entries:
             if not faults(entry, level) and (level == 1 or entry & LARGE):
-                yield from self._host(entry & ADDRESS & ~within | gva & within & ~0xFFF, context[2], physical)
+                if need & ~(rights & permits(entry)):
+                    yield FAULT
+                else:
+                    page = entry & ADDRESS & ~within | gva & within & ~0xFFF
+                    yield from self._host(page, context[2], need, walked=walked)
 
-    def _walk(self, context: Context, gva: int, moment: int) -> Iterator[Outcome]:
+    def _walk(self, context: Context, gva: int, moment: int, need: int) -> Iterator[Outcome]:
         """What a walk finds that begins now, with entries of upper levels as they were since a moment."""
-        for level, at in self._tables(context, gva, moment):
+        for level, at, rights in self._tables(context, gva, moment):
             if isinstance(at, str):
                 yield at
                 continue
             entry = self.entry(at, gva, level).now
             if faults(entry, level):
                 yield FAULT
-            yield from self._pages(context, gva, level, [entry])
+            yield from self._pages(context, gva, level, [entry], rights, need, walked=True)
 
-    def _kept(self, context: Context, gva: int, size: int, moment: int, wanted: int) -> Iterator[Outcome]:
+    def _kept(self, context: Context, gva: int, size: int, moment: int, wanted: int, need: int) -> Iterator[Outcome]:
         """Pages of a size that walks may have found at a moment or later, whose entries have the bits that are wanted."""
         before = self._since(context, gva, moment)
-        tables = {at for level, at in self._tables(context, gva, before) if level == size + 1}
-        for at in tables:
+        tables = {(at, rights) for level, at, rights in self._tables(context, gva, before) if level == size + 1}
+        for at, rights in tables:
             if not isinstance(at, str):
-                entries = self.entry(at, gva, size + 1).since(moment)
-                yield from self._pages(context, gva, size + 1, (e for e in entries if e & wanted == wanted))
+                entries = (e for e in self.entry(at, gva, size + 1).since(moment) if e & wanted == wanted)
+                yield from self._pages(context, gva, size + 1, entries, rights, need)
 
     def _since(self, context: Context, gva: int, moment: int) -> int:
         """Since when no entry of an upper level that a walk uses at a moment can be out of date."""
         return max(self._when((*context, each), moment) for each in ("all", "tables", (0, gva >> 12)))
 
-    def allowed(self, context: Context, gva: int) -> set[Outcome]:
+    def allowed(self, context: Context, gva: int, need: int) -> set[Outcome]:
         """Every outcome of an access that the manual allows."""
         vpid, _, root = context
-        found = set(self._walk(context, gva, self._since(context, gva, self.now)))
+        found = set(self._walk(context, gva, self._since(context, gva, self.now), need))
         for size in range(3):
             parts = ("all", (0, gva >> 12), (size, gva >> 12 + 9 * size))
             moment = max(self._when((*context, each), self.now) for each in parts)
-            found |= set(self._kept(context, gva, size, moment, PRESENT))
+            found |= set(self._kept(context, gva, size, moment, PRESENT, need))
             moment = max(self._when((vpid, "any PCID", root, each), self.now) for each in parts)
             for pcid in PCIDS:
-                found |= set(self._kept((vpid, pcid, root), gva, size, moment, PRESENT | GLOBAL))
+                found |= set(self._kept((vpid, pcid, root), gva, size, moment, PRESENT | GLOBAL, need))
         return found
 
-    def fresh(self, context: Context, gva: int) -> Outcome:
+    def fresh(self, context: Context, gva: int, need: int) -> Outcome:
         """The outcome without anything cached."""
         table: Outcome = self.cr3[context].now
-        for level in (4, 3, 2, 1):
+        rights = ANY_RIGHT
+        for level in range(self.levels, 0, -1):
             table = self._fresh_host(int(table), context[2])
             if isinstance(table, str):
                 return table
             entry = self.entry(table, gva, level).now
             if faults(entry, level):
                 return FAULT
+            rights &= permits(entry)
             if level == 1 or entry & LARGE:
                 within = (1 << 3 + 9 * level) - 1
-                return self._fresh_host(entry & ADDRESS & ~within | gva & within & ~0xFFF, context[2])
+                if need & ~rights:
+                    return FAULT
+                return self._fresh_host(entry & ADDRESS & ~within | gva & within & ~0xFFF, context[2], need)
             table = entry & ADDRESS
         raise AssertionError
 
-    def _fresh_host(self, gpa: int, root: int) -> Outcome:
-        table = root << 12
-        for level in (4, 3, 2, 1):
+    def _fresh_host(self, gpa: int, root: int, need: int = READ) -> Outcome:
+        table, rights = root << 12, ANY_RIGHT
+        for level in range(self.ept_levels, 0, -1):
             entry = self.words.get(table | (gpa >> 3 + 9 * level & 511) << 3, NOTHING).now
             if not entry & ANY_RIGHT:
                 return VIOLATION
+            rights &= entry
             if level == 1 or entry & LARGE:
                 within = (1 << 3 + 9 * level) - 1
-                return entry & ADDRESS & ~within | gpa & within & ~0xFFF
+                return VIOLATION if need & ~rights else entry & ADDRESS & ~within | gpa & within & ~0xFFF
             table = entry & ADDRESS
         raise AssertionError
 
@@ -254,4 +295,11 @@ def faults(entry: int, level: int) -> bool:
     """Does an entry of a level cause a page fault: not present, or a reserved bit is set?"""
     if not entry & PRESENT:
         return True
-    return bool(level > 1 and entry & LARGE and (level == 4 or entry & (1 << 3 + 9 * level) - 1 & ~0x1FFF))
+    return bool(level > 1 and entry & LARGE and (level > 3 or entry & (1 << 3 + 9 * level) - 1 & ~0x1FFF))
+
+
+def permits(entry: int) -> int:
+    """What an entry of the guest's tables allows to ring 3."""
+    if not entry & USER:
+        return 0
+    return ANY_RIGHT & ~(0 if entry & WRITABLE else WRITE) & ~(FETCH if entry & NO_EXECUTE else 0)

@@ -1,6 +1,6 @@
 """Tables that change under cached translations of several VPIDs, PCIDs and EPT pointers, with pages of every size.
 
-What the engine says must be among the outcomes that `remembered` allows, and no more is allowed.
+Both dimensions have four or five levels, and entries take rights away from ring 3, which reads, writes and fetches. What the engine says must be among the outcomes that `remembered` allows, and no more is allowed.
 
 SDM: "Caching Translation Information"; "Operations that Invalidate TLBs and Paging-Structure Caches";
 "Operations that Invalidate Cached Mappings".
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,25 @@ from tests.oracle.remembered import (
     ADDRESS,
     ENTER_0,
     FAULT,
+    FETCH,
     INVEPT,
     INVLPG,
     INVPCID,
     INVVPID,
     LARGE,
     MOV_CR3,
+    NO_EXECUTE,
+    OF_PAGE,
+    OF_TABLE,
     PAGE_FAULT,
     PCIDS,
     PGE,
+    READ,
+    USER,
     VIOLATION,
     VPIDS,
+    WRITABLE,
+    WRITE,
     Context,
     Order,
     Outcome,
@@ -49,18 +58,21 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.codes import NEXT
 from vtsim.cpu.kernels import control_registers, ept_walk, invalidate, system, vmx
 from vtsim.cpu.kernels import translate as k
+from vtsim.ept.spec import Q_FINAL
 from vtsim.vmcs import slots as v
 
 STEPS = 60 if jit.DISABLED else 250
 EXAMPLES = 6 if jit.DISABLED else 15 * MORE_EXAMPLES
 EPT_ROOTS = (16, 17)
-EPT_FRAMES = {4: EPT_ROOTS, 3: (18, 19), 2: (20, 21), 1: (22, 23, 24)}
+EPT_FRAMES = {4: (25, 26), 3: (18, 19), 2: (20, 21), 1: (22, 23, 24)}  # below the roots
 GUEST_FRAMES = tuple(range(32, 40))  # of tables, wherever they are
 LARGE_GUEST, LARGE_HOST = (0, 512), {0: (512,), 1: (512, 1024)}  # first frames of pages of 2 MiB: by entry of EPT
 TABLES = (*GUEST_FRAMES, *(512 + frame for frame in GUEST_FRAMES))  # in host memory
 INDEXES = (0, 1, 300)
 CODE_FRAME, DESCRIPTOR, VMCS = 60, 61, 62
 GUEST_FLAGS, EPT_FLAGS = 0x67, 0x337  # everything allowed, flags set: nothing is written back
+FIVE = {"features.la57": True, "vmx.generation": "ice-lake-sp"}
+MEMORY = 32 << 20
 OPERAND = 0xC80  # where no table has an entry in use
 CR0, CR4, CR4_PGE = 0x80050033, 1 << 5 | 1 << 13 | 1 << 17, 1 << 7
 KINDS = (
@@ -80,7 +92,7 @@ class World:
     sizes: str
     weaken: dict[str, Weaker] = field(factory=dict)
     kinds: tuple[str, ...] = KINDS
-    books: Remembered = field(factory=lambda: Remembered(EPT_ROOTS), init=False)
+    books: Remembered = field(init=False)
     engine: Any = field(init=False)
     rows: dict[int, int] = field(factory=dict, init=False)
     recent: list[int] = field(factory=list, init=False)
@@ -88,19 +100,21 @@ class World:
     aimed: int = field(default=-1, init=False)  # the address that was just invalidated
 
     def __attrs_post_init__(self) -> None:
-        self.engine = machine(SIZES[self.sizes])
+        levels = [self.chance.choice((4, 5)) for _ in range(2)]
+        self.books = Remembered(EPT_ROOTS, *levels)
+        self.engine = machine({**SIZES[self.sizes], **FIVE})
         self.assemble()
-        for level, frames in EPT_FRAMES.items():
-            for frame in frames:
+        for level in range(self.books.ept_levels, 0, -1):
+            for frame in self.ept_frames(level):
                 for index in self.used(level):
                     self.write(frame, index, self.ept_entry(level, index))
         for frame in TABLES:
             for index in INDEXES:
                 self.write(frame, index, self.guest_entry())
         m = self.m
-        m[s.CR0], m[s.CR4], m[s.EFER] = CR0, CR4 | CR4_PGE, 0xD01
+        m[s.CR0], m[s.CR4], m[s.EFER] = CR0, CR4 | CR4_PGE | (self.books.levels == 5) << 12, 0xD01
         m[s.NONROOT], m[s.PRIVILEGE] = 1, o.N0
-        m[s.VPID], m[s.EPTP] = 1, EPT_ROOTS[0] << 12 | 0x1E
+        m[s.VPID], m[s.EPTP] = 1, self.eptp(EPT_ROOTS[0])
         self.engine.sync()
         self.order(Order(MOV_CR3), root=GUEST_FRAMES[0])
 
@@ -127,6 +141,13 @@ class World:
         m = self.m
         return int(m[s.VPID]), int(m[s.CR3]) & 0xFFF, int(m[s.EPTP]) >> 12
 
+    def eptp(self, root: int) -> int:
+        """The EPT pointer of a root: its own tables are write-back."""
+        return root << 12 | self.books.ept_levels - 1 << 3 | 6
+
+    def ept_frames(self, level: int) -> tuple[int, ...]:
+        return EPT_ROOTS if level == self.books.ept_levels else EPT_FRAMES[level]
+
     def used(self, level: int) -> tuple[int, ...]:
         """The indexes of an EPT table that the guest's few frames use."""
         return {1: (*GUEST_FRAMES, *INDEXES), 2: (0, 1)}.get(level, (0,))
@@ -136,6 +157,8 @@ class World:
         if c.random() < 0.05:
             return 0
         flags = GUEST_FLAGS | (c.random() < 0.4) << 8
+        if c.random() < 0.15:
+            flags ^= c.choice((WRITABLE, WRITABLE, USER, NO_EXECUTE, NO_EXECUTE))
         if c.random() < 0.12:
             return c.choice(LARGE_GUEST) << 12 | flags | LARGE
         return c.choice(GUEST_FRAMES) << 12 | flags
@@ -144,34 +167,45 @@ class World:
         c = self.chance
         if c.random() < 0.03:
             return 0
+        refused = c.choice((WRITE, FETCH)) if c.random() < (0.2 if level == 1 else 0.1) else 0
         if level == 2 and c.random() < 0.3:
-            return c.choice(LARGE_HOST[index]) << 12 | EPT_FLAGS | LARGE
-        return c.choice(TABLES if level == 1 else EPT_FRAMES[level - 1]) << 12 | (EPT_FLAGS if level == 1 else 0x107)
+            return c.choice(LARGE_HOST[index]) << 12 | EPT_FLAGS & ~refused | LARGE
+        if level == 3 and c.random() < 0.1:
+            return EPT_FLAGS & ~refused | LARGE
+        if level > 1:
+            return c.choice(self.ept_frames(level - 1)) << 12 | 0x107 & ~refused
+        return c.choice(TABLES) << 12 | EPT_FLAGS & ~refused
 
     def address(self) -> int:
         c = self.chance
         if self.recent and c.random() < 0.6:
             return c.choice(self.recent)
         gva = 0
-        for choice in (INDEXES[:2], INDEXES, INDEXES, INDEXES):
+        for choice in (INDEXES[:2], *[INDEXES] * (self.books.levels - 1)):
             gva = gva << 9 | c.choice(choice)
         self.recent = [*self.recent[-7:], gva << 12]
         return gva << 12
 
     # --- what happens, to the engine and in the books
     def write(self, frame: int, index: int, entry: int) -> None:
-        self.engine.contents(frame, mem.TABLE)[index] = entry
+        self.engine.contents(frame, mem.TABLE)[index] = mem.signed(entry)
         self.books.write(frame << 12 | index << 3, entry)
 
     def change(self) -> None:
         self.books.now += 1
         c = self.chance
-        if c.random() < 0.6:
+        what = c.random()
+        if what < 0.3 and self.recent:  # an entry by which an address is found
+            gva = c.choice(self.recent)
+            found = self.books.tables(self.context, gva)
+            level, table = c.choice(found) if found else (1, c.choice(TABLES) << 12)
+            self.write(table >> 12, gva >> 3 + 9 * level & 511, self.guest_entry())
+        elif what < 0.6:
             self.write(c.choice(TABLES), c.choice(INDEXES), self.guest_entry())
         else:
-            level = c.randint(1, 4)
+            level = c.randint(1, self.books.ept_levels)
             index = c.choice(self.used(level))
-            self.write(c.choice(EPT_FRAMES[level]), index, self.ept_entry(level, index))
+            self.write(c.choice(self.ept_frames(level)), index, self.ept_entry(level, index))
 
     def enter(self, vpid: int, root: int) -> None:
         """A VM exit, and a VM entry with another VPID or EPT pointer: only mappings of VPID 0 are invalidated."""
@@ -180,7 +214,7 @@ class World:
             m[s.VPID] = own
             if own == 0:
                 self.order(Order(ENTER_0))
-        m[s.EPTP] = root << 12 | 0x1E
+        m[s.EPTP] = self.eptp(root)
         self.engine.sync()
         self.loaded()
 
@@ -233,7 +267,7 @@ class World:
             root_of_ept, vpid = int(m[s.EPTP]), int(m[s.VPID])
             m[s.NONROOT], m[s.PRIVILEGE], m[s.CR0] = 0, o.R0, CR0 & ~(1 << 31)
             self.engine.sync()
-            descriptor = order.root << 12 | 0x1E if "EPT" in order.kind else order.vpid
+            descriptor = self.eptp(order.root) if "EPT" in order.kind else order.vpid
             for word, value in enumerate((descriptor, order.gva if "VPID" in order.kind else 0)):
                 self.engine.store(DESCRIPTOR << 12 | 8 * word, value)
             instruction = vmx.invept if "EPT" in order.kind else vmx.invvpid
@@ -263,24 +297,29 @@ class World:
         if kind in (INVVPID(0), INVVPID(1), INVVPID(3)):
             order = evolve(order, vpid=c.choice(VPIDS[1:]))
         if kind.startswith("INVPCID"):
-            usable = (each for each in (self.address() for _ in range(4)) if isinstance(self.look(each), int))
+            tried = (self.address() for _ in range(4))
+            usable = (each for each in tried if not isinstance(at := self.look(each), str) and at < MEMORY)
             self.operand = next(usable, -1)
             if self.operand < 0:
                 return
         self.order(order)
         self.aimed = order.gva
 
-    def access(self, gva: int) -> Outcome:
+    def access(self, gva: int, need: int = READ) -> Outcome:
+        at = self.m, self.engine.arena, self.engine.tags, np.int64(gva)
         with jit.quiet():
-            got = int(k.translate(self.m, self.engine.arena, self.engine.tags, np.int64(gva), 0, 1))
+            got = int(k.translate_code(*at, 1) if need == FETCH else k.translate(*at, int(need == WRITE), 1))
         return {ept_walk.PAGE_FAULT: FAULT, ept_walk.VIOLATION: VIOLATION}.get(got, got)
 
-    def look(self, gva: int) -> Outcome:
+    def look(self, gva: int, need: int = READ) -> Outcome:
         """Access an address: is the outcome allowed?"""
-        got, may = self.access(gva), self.books.allowed(self.context, gva)
-        assert got in may, (hex(gva), got, may)
+        got, may = self.access(gva, need), self.books.allowed(self.context, gva, need)
+        assert got in may, (hex(gva), need, got, may)
         if got == FAULT:
             self.books.note(Order(PAGE_FAULT, gva=gva), self.context)
+        elif got == VIOLATION:
+            kind = OF_PAGE if int(self.m[s.FAULT_QUALIFICATION]) & Q_FINAL else OF_TABLE
+            self.books.note(Order(kind, gva=gva, gpa=int(self.m[s.FAULT_GPA])), self.context)
         return got
 
     def step(self) -> bool:
@@ -295,9 +334,12 @@ class World:
             self.load_cr3()
         elif what < 0.65:
             self.invalidate()
-        gva = self.aimed if self.aimed >= 0 and c.random() < 0.5 else self.address()
+        gva = self.aimed if self.aimed >= 0 and c.random() < 0.8 else self.address()
+        if self.aimed < 0 and self.recent and c.random() < 0.2:
+            gva = self.recent[-1]
         self.aimed = -1
-        return self.look(gva) != self.books.fresh(self.context, gva)
+        need = c.choice((READ, READ, WRITE, FETCH))
+        return self.look(gva, need) != self.books.fresh(self.context, gva, need)
 
 
 @pytest.mark.parametrize("sizes", list(SIZES))
@@ -315,6 +357,26 @@ def test_without_an_invalidation_stale_translations_are_used() -> None:
     world = World(random.Random(1), "full")
 
     assert any(world.step() for _ in range(2 * STEPS))
+
+
+def test_rights_that_ept_is_given_after_a_violation_are_seen() -> None:
+    """A violation invalidates what led to it, so that there is none again of entries that are put right meanwhile."""
+    refused = 0
+    for seed in range(20):
+        world = World(random.Random(seed), "full")
+        for _ in range(30):
+            world.step()
+        for gva, need in ((gva, need) for gva in world.recent for need in (WRITE, FETCH)):
+            if world.look(gva, need) == VIOLATION and isinstance(world.books.fresh(world.context, gva, READ), int):
+                refused += 1
+                for level in range(1, world.books.ept_levels + 1):
+                    for frame, index in product(world.ept_frames(level), world.used(level)):
+                        entry = world.books.words[frame << 12 | index << 3].now
+                        world.write(frame, index, entry | READ | WRITE | FETCH if entry else 0)
+                assert world.look(gva, need) == world.books.fresh(world.context, gva, need)
+                break
+
+    assert refused > 2
 
 
 def as_kind(kind: str) -> Weaker:
