@@ -1,7 +1,7 @@
 """A guest that changes its own paging structures at random, and what it must see: worked out by a slow walker.
 
-The guest runs in ring 0, and where its paging has rings it also goes to ring 3 for accesses, forbids and tries fetches,
-clears accessed flags of upper entries (each entry that a completed access used must have it set), and has global pages:
+The guest runs in ring 0, and where its paging has rings it also goes to ring 3 for accesses, forbids and tries fetches
+(some pages hold code that says where it stands), clears accessed flags of upper entries (each entry that a completed access used must have it set), and has global pages:
 an address is used only while every page that may have been kept for all address spaces is the one there is. Changes that may leave stale translations make the addresses behind them unusable until the
 guest has flushed them, as the manual asks; then every access has one answer only, natively, with EPT and on shadow
 tables.
@@ -33,6 +33,7 @@ FIRST_FREE = 0x100
 COUNTS = {3: 2, 2: 3, 1: 4}
 FIRST_TABLE = 0x200
 FIRST_DATA, DATA_FRAMES = 0x280, 12
+CODE_FRAMES = range(0x2A0, 0x2A6)       # with rings: pages that are not loaded nor stored but executed
 LARGE_FRAMES = (1024, 1536)             # of large pages
 TOPS, INDEXES = (1, 2), {3: (0, 1), 2: (0, 1, 2), 1: (0, 1, 2, 7)}
 P, WRITABLE, USER, A, D, PS, G = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
@@ -162,6 +163,8 @@ class Plan:
             rights |= c.choice((0, 0, 0, NX)) | c.choice((0, 0, G))
         if level == 2:
             return c.choice(LARGE_FRAMES) << 12 | P | rights | flags | PS
+        if self.paging.rings and c.random() < 0.3:
+            return c.choice(CODE_FRAMES) << 12 | P | rights | flags
         frame = FIRST_DATA + c.randrange(DATA_FRAMES) if c.random() < 0.9 else c.choice(table_frames(1))
         return frame << 12 | P | (rights if frame in range(FIRST_DATA, FIRST_DATA + DATA_FRAMES) else 0) | flags
 
@@ -318,9 +321,16 @@ class Plan:
         if not self.paging.rings:
             self.touch(address, store)
             return
+        if self.chance.random() < 0.3:  # few addresses lead to code
+            address = self.chance.choice([a for a in usable if self.code(a)] or [address])
         user = self.chance.random() < 0.6
-        fetch = self.chance.random() < 0.4 and self.refused(address, X, user)
+        fetch = self.code(address) or (self.chance.random() < 0.4 and self.refused(address, X, user))
         self.touch(address, store and not fetch, user=user, fetch=fetch)
+
+    def code(self, address: int) -> bool:
+        """Is there code at an address?"""
+        entry = self.path(self.tops[self.root], address)[-1]
+        return not entry & PS and (entry & (1 << 52) - 1) >> 12 in CODE_FRAMES
 
     def refused(self, address: int, kind: str, user: bool) -> bool:
         """Would an access fault? A fetch that does not would find no code."""
@@ -352,8 +362,9 @@ class Plan:
         if store:
             self.memory[gpa + 8] = len(self.log)
             return Access(address, store, -1, 0, user)
+        assert fetch == (gpa >> 12 in CODE_FRAMES)
         value = self.words[gpa] if gpa >> 12 in self.words.frames else STAMP + (gpa >> 12)
-        return Access(address, store, -1, value, user)
+        return Access(address, store, -1, value, user, fetch)
 
     def upper_entries(self, address: int) -> set[int]:
         """Where the entries stand that lead to the one that maps an address."""
@@ -443,6 +454,8 @@ class Plan:
         ):  # fmt: skip
             table.map(address, gfns, KERNEL_PAGE)
         self.logs = logs
+        for gfn in CODE_FRAMES if self.paging.rings else ():
+            place(memory, gfn)
         words(ROOTS[1])[0] = words(ROOTS[0])[0]
         initial = Plan(random.Random(self.seed), self.paging, 0).words
         for frame, entries in initial.frames.items():
@@ -498,6 +511,14 @@ class Plan:
             for frame in table_frames(level):
                 for index in INDEXES[level]:
                     yield frame << 12 | index << 3, level
+
+
+def place(memory: PhysicalMemory, gfn: int) -> None:
+    """Code for a page, wherever it is mapped: say which page it is, and go back."""
+    a = Assembler(f"code of {gfn:#x}", 0)
+    a.mov(s.RAX, STAMP + gfn)
+    a.op(ops.INT, imm=SYSTEM_CALL)
+    memory.engine.place(a.assemble(), lambda _: memory.frame(gfn))
 
 
 def signed(value: int) -> int:

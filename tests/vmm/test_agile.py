@@ -49,7 +49,7 @@ def of_pool(made: Any, name: str) -> int:
     return int(made.hypervisor.host.load(vcpu.shadow.address + d.POOL[name]))
 
 
-WIDE = (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True))
+WIDE = (Paging(), Paging(pcid=True), Paging(pcid=True, smap=True), Paging(five=True), Paging(pcid=True, rings=True))
 NARROW = tuple(paging for paging in NARROW_MODES.values() if paging.protected)
 CHANGING: dict[str, tuple[Callable[[int, int, Any], Plan], tuple[Any, ...], int]] = {  # guests, their modes, seeds
     "four and five levels": (plan, WIDE, 8),
