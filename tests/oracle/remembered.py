@@ -152,14 +152,13 @@ class Remembered:
                 raise AssertionError(order)
 
     # --- what may come of an access
-    def _host(self, gpa: int, root: int, need: int = READ, *, walked: bool = False) -> Iterator[Outcome]:
+    def _host(self, gpa: int, root: int, need: int = READ, *, walked: int = 0) -> Iterator[Outcome]:
         """Where a guest-physical page may be for an access that needs these rights.
 
-        `walked`: as a walk finds it now, which a combined mapping of another linear address does not help.
+        `walked`: a walk found it at that moment or later, without the help of a combined mapping.
         """
         moment = self._when(("guest-physical", root), self.now)
-        if walked:
-            moment = max(moment, self._when(("guest-physical", root, gpa >> 12), self.now))
+        moment = max(moment, self._when(("guest-physical", root, gpa >> 12), walked))
         tables = {(root << 12, ANY_RIGHT)}
         for level in range(self.ept_levels, 0, -1):
             below = set()
@@ -204,8 +203,8 @@ class Remembered:
         return self.words.get(table | (gva >> 3 + 9 * level & 511) << 3, NOTHING)
 
     def _pages(
-        self, context: Context, gva: int, level: int, entries: Iterable[int], rights: int, need: int, *,
-        walked: bool = False,
+        self, context: Context, gva: int, level: int, entries: Iterable[int], rights: int, need: int,
+        walked: int,
     ) -> Iterator[Outcome]:  # fmt: skip
         """Where the page of an address is if one of these entries maps it, for an access that needs these rights."""
         within = (1 << 3 + 9 * level) - 1
@@ -226,7 +225,7 @@ class Remembered:
             entry = self.entry(at, gva, level).now
             if faults(entry, level):
                 yield FAULT
-            yield from self._pages(context, gva, level, [entry], rights, need, walked=True)
+            yield from self._pages(context, gva, level, [entry], rights, need, self.now)
 
     def _kept(self, context: Context, gva: int, size: int, moment: int, wanted: int, need: int) -> Iterator[Outcome]:
         """Pages of a size that walks may have found at a moment or later, whose entries have the bits that are wanted."""
@@ -235,7 +234,7 @@ class Remembered:
         for at, rights in tables:
             if not isinstance(at, str):
                 entries = (e for e in self.entry(at, gva, size + 1).since(moment) if e & wanted == wanted)
-                yield from self._pages(context, gva, size + 1, entries, rights, need)
+                yield from self._pages(context, gva, size + 1, entries, rights, need, moment)
 
     def _since(self, context: Context, gva: int, moment: int) -> int:
         """Since when no entry of an upper level that a walk uses at a moment can be out of date."""
