@@ -45,6 +45,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "machine.landing.ways=4", "no device does DMA"),
     ((), "machine.quantum=100", "one CPU runs ahead of no other"),
     ((), "machine.cpu.dram.bandwidth=1", "there is no other CPU"),
+    ((), "machine.cpu.dram.refresh_ns=7", "dram.ranks is 0"),
     ((), "machine.cpu.latency.transfer_ns=7", "there is no other CPU"),
     ((), "machine.cpu.latency.cross_cpu_ns=7", "there is no other CPU"),
     (("machine.cpus=2",), "machine.cpu.work.two_threads_percent=200", "no core has two logical CPUs"),
@@ -110,6 +111,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 # where, and what has an effect there
 OTHERWISE = (
+    (("machine.cpu.dram.ranks=12",), "machine.cpu.dram.refresh_ns=900"),
     ((), "vmm.ept.page_size=2 MiB"),
     ((), "vmm.mitigations.pti=true"),
     ((SHADOW,), "vmm.huge_pages=never"),

@@ -279,10 +279,7 @@ class Engine:
             values[s.RANKS], values[s.BANKS_OF_RANK] = p.dram.ranks, p.dram.banks
             values[s.ROW_CYCLE] = p.cycles(p.dram.row_cycle_ns)
             values[s.REFRESH], values[s.REFRESH_INTERVAL] = refresh, interval
-            for latency in (
-                s.DRAM_CYCLES,
-                s.REMOTE_CYCLES,
-            ):  # a measured mean, which has in it what refreshes take of it
+            for latency in (s.DRAM_CYCLES, s.REMOTE_CYCLES):  # measured means, with what refreshes take of them
                 values[latency] -= refresh * refresh // (2 * interval)
         values[s.TRANSFER_CYCLES] = p.cycles(p.latency.transfer_ns)
         values[s.REMOTE_TRANSFER_CYCLES] = p.cycles(p.latency.remote_transfer_ns)
