@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cpu.bench import DATA, TEXT, Native, native, o_mem, virtual
+from tests.cpu.bench import DATA, TEXT, Native, Write, native, o_mem, virtual
 from vtsim.base import memory as mem
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -423,3 +423,38 @@ def test_a_wrong_type_or_vpid_fails_with_error_28(op: int, kind: int, descriptor
     assert bench.engine.run(ops=20) == 4
     assert int(bench.m[s.RFLAGS]) & 0x41 == 0x40
     assert bench.field("VM_INSTRUCTION_ERROR") == 28
+
+
+@pytest.mark.parametrize("changes", [{}, {"tlb.stlb.entries": 0}], ids=["", "without a second-level TLB"])
+def test_invlpg_drops_what_the_tlb_of_instructions_has(changes: dict[str, Any]) -> None:
+    subroutine = 0x6B0000
+    bench = native(changes)
+
+    def code(value: int) -> Write:
+        def write(a: Assembler) -> None:
+            a.mov(s.RBX, value)
+            a.ret()
+
+        return write
+
+    bench.space.code(code(OLD), subroutine)
+    other = bench.engine.allocate()
+    a = Assembler("the other page", subroutine)
+    code(NEW)(a)
+    bench.engine.place(a.assemble(), lambda _: other)
+    leaf = bench.space.table.find(subroutine)
+    assert leaf is not None
+    bench.space.table.map(ENTRY, leaf.table, KERNEL_PAGE)
+
+    def write(a: Assembler) -> None:
+        a.call(subroutine)
+        a.mov(s.RAX, other << 12 | leaf.entry & 0xFFF)
+        a.st(o_mem(ENTRY + 8 * leaf.index), s.RAX)
+        a.call(subroutine)
+        a.copy(s.RDX, s.RBX)
+        a.op(o.INVLPG, mem=o_mem(subroutine))
+        a.call(subroutine)
+        a.op(o.STOP_OP)
+
+    assert bench.run(write) == 4
+    assert (bench.reg(s.RDX), bench.reg(s.RBX)) == (OLD, NEW)
