@@ -19,7 +19,7 @@ from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, PARTS, read_line
 from vtsim.cpu.kernels.lines import until_served as until_served_in
 from vtsim.study.run import run
 
-EXAMPLES = 15 if jit.DISABLED else 60
+EXAMPLES, ACCESSES = (15, 5000) if jit.DISABLED else (60, 20000)
 # 140.8 cycles for a line at 2.2 GHz, and no line that nobody asked for
 SLOW = {"dram.bandwidth": 1000, "cache.adjacent_line_prefetcher": False}
 ALONE = "machine.cpu.cache.adjacent_line_prefetcher=false"
@@ -109,17 +109,17 @@ def test_each_node_has_a_bandwidth_of_its_own() -> None:
     assert [cycles(here + 64), cycles(there + 64), cycles(here + 128)] == [local, remote, local + 281]
 
 
-STREAMS = """
-machine: {cpus: 4, memory: 1 GiB}
-vmm: {technique: native}
+STREAMS = f"""
+machine: {{cpus: 4, memory: 1 GiB}}
+vmm: {{technique: native}}
 vms:
   - memory: 512 MiB
     vcpus: 4
     guest:
-      kernel: {page_size: 2 MiB, populate: prebuilt}
+      kernel: {{page_size: 2 MiB, populate: prebuilt}}
       processes:
         - threads: 4
-          phases: [{primitive: stream, pattern: uniform, region: 256 MiB, accesses: 20000}]
+          phases: [{{primitive: stream, pattern: uniform, region: 256 MiB, accesses: {ACCESSES}}}]
 """
 
 
@@ -140,16 +140,16 @@ def test_a_bandwidth_that_is_not_used_costs_next_to_nothing() -> None:
     assert endless <= usual < 1.03 * endless
 
 
-CHASE = """
-machine: {cpus: 2, memory: 1 GiB}
-vmm: {ept: {page_size: 4 KiB, populate: prebuilt}}
-run: {baseline: false}
+CHASE = f"""
+machine: {{cpus: 2, memory: 1 GiB}}
+vmm: {{ept: {{page_size: 4 KiB, populate: prebuilt}}}}
+run: {{baseline: false}}
 vms:
   - memory: 512 MiB
     guest:
-      kernel: {tick: off, populate: prebuilt}
+      kernel: {{tick: off, populate: prebuilt}}
       processes:
-        - phases: [{primitive: stream, pattern: chase, region: 256 MiB, accesses: 20000}]
+        - phases: [{{primitive: stream, pattern: chase, region: 256 MiB, accesses: {ACCESSES}}}]
 """
 
 
