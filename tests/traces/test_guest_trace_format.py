@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,17 @@ def test_columns_that_cannot_be_a_recording_are_refused(changes: dict[str, Any],
         make(**changes)
 
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "gpa, refused",
+    [(0xBFFF_F000, False), (0xC000_0000, True), (0xFFFF_F000, False), (0x1_3FFF_F000, False), (0x1_4000_0000, True)],
+)
+def test_memory_beyond_3_gib_stands_above_the_devices(gpa: int, refused: bool) -> None:
+    changes = of_kind("TOUCH_R", a0=gpa) | {"guest": attrs.evolve(GUEST, memory_bytes=4 << 30)}
+
+    with pytest.raises(ConfigError, match="neither memory nor firmware") if refused else nullcontext():
+        make(**changes)
 
 
 def test_columns_of_different_length_are_refused() -> None:

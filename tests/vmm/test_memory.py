@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from tests.vmm.machines import DATA, FIRST_GFN, MIB, machine, tiny_guest
+from vtsim.base.memory import PAGE_BYTES, gfn_ranges
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.slots import RAX, RCX
 from vtsim.ept import spec as e
-from vtsim.vmm.memory import gfn_ranges
+from vtsim.ept.memory_slots import SLOT_BYTES
+from vtsim.vmm import board
+from vtsim.vmm.personalities.kvm import chipset
 
 TABLES_AND_CODE = 5
 LOADS = 40
@@ -146,3 +149,22 @@ def test_a_vm_that_touches_more_than_the_host_has_ends_with_that_reason() -> Non
 )
 def test_guest_memory_continues_above_the_devices(size: int, ranges: tuple[tuple[int, int], ...]) -> None:
     assert gfn_ranges(size) == ranges
+
+
+@pytest.mark.parametrize("size", [16 * MIB, 3 << 30, 4 << 30])
+def test_a_boards_slots_are_its_memory_below_and_above_the_devices_and_its_firmware(size: int) -> None:
+    shown = {(first, end) for first, end, _, flags in board.slots_at_reset(size) if not flags}
+    firmware = {(first, end) for first, end, _, flags in board.slots_at_reset(size) if flags}
+
+    assert firmware == {(0xC0000, MIB), ((4 << 30) - (256 << 10), 4 << 30)}
+    assert shown == {(0, 0xC0000), (MIB, min(size, 3 << 30))} | ({(4 << 30, 5 << 30)} if size > 3 << 30 else set())
+
+
+def test_the_host_bridge_has_room_for_the_segments_and_slots_of_the_largest_board() -> None:
+    """Every segment may be a slot of its own, and the local APIC's page is one more."""
+    segments = len(board.segments(4 << 30))
+
+    assert chipset.SEGMENTS + segments * chipset.SEGMENT_BYTES <= chipset.OLD_COUNT
+    assert segments < chipset.SLOT_LIMIT
+    assert chipset.OLD + chipset.SLOT_LIMIT * SLOT_BYTES <= chipset.NEW
+    assert chipset.NEW + chipset.SLOT_LIMIT * SLOT_BYTES <= PAGE_BYTES

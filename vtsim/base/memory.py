@@ -36,6 +36,14 @@ POOL_EXHAUSTED: Final = -1
 # fmt: on
 
 
+def gfn_ranges(size: int) -> tuple[tuple[int, int], ...]:
+    """The frames of so many bytes of RAM: below the devices' hole, and above it."""
+    frames = -(-size // PAGE_BYTES)
+    if frames <= HOLE_FIRST:
+        return ((0, frames),)
+    return (0, HOLE_FIRST), (HOLE_LAST + 1, HOLE_LAST + 1 + frames - HOLE_FIRST)
+
+
 def signed(word: int) -> int:
     """A 64-bit word as the two's-complement number that arenas and records hold."""
     word &= (1 << 64) - 1

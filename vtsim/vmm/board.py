@@ -11,6 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
+from vtsim.base.memory import gfn_ranges
 from vtsim.ept.memory_slots import SLOT_READ_ONLY
 from vtsim.vmm import layout as at
 
@@ -34,14 +35,16 @@ class Segment:
 
 
 def segments(memory: int) -> tuple[Segment, ...]:
-    """The map of a board with so much memory, at most 3 GiB."""
+    """The map of a board with so much memory, of which what is beyond 3 GiB stands above 4 GiB."""
+    (_, end), *above = gfn_ranges(memory)
     low = tuple(Segment(0xC0000 + n * 16 * KIB, 0xC0000 + (n + 1) * 16 * KIB, 0x5A + n // 2, n % 2) for n in range(12))
     return (
         Segment(0, 0xC0000, ALWAYS_RAM, 0),
         *low,
         Segment(0xF0000, MIB, FIRST_PAM, 1),
-        Segment(MIB, memory, ALWAYS_RAM, 0),
+        Segment(MIB, end << 12, ALWAYS_RAM, 0),
         Segment(4 * GIB - 256 * KIB, 4 * GIB, ALWAYS_FIRMWARE, 0),
+        *(Segment(first << 12, end << 12, ALWAYS_RAM, 0) for first, end in above),
     )
 
 

@@ -15,12 +15,13 @@ from attrs import define, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.base.memory import gfn_ranges
 from vtsim.ept import direct as d
 from vtsim.ept import spec as e
 from vtsim.guest.machine_view import DirectTables, Start
 from vtsim.vmm import layout as at
 from vtsim.vmm.host import Host
-from vtsim.vmm.memory import VmMemory, gfn_ranges
+from vtsim.vmm.memory import VmMemory
 from vtsim.vmm.needs import frame_words
 
 Numbers = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
-from vtsim.base.memory import PAGE_BYTES
+from vtsim.base.memory import PAGE_BYTES, gfn_ranges
 from vtsim.cpu.engine import Engine
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE, SIZE_1G, SIZE_2M, SIZE_4K, USER_PAGE, Table
@@ -27,14 +27,6 @@ from vtsim.vmm.placement import Placement
 GIB: Final = 1 << 30
 RAM_PAGE: Final = USER_PAGE | e.PTE_NO_EXECUTE
 EPT_WRITTEN: Final = EPT_PAGE | e.EPT_ACCESSED | e.EPT_DIRTY  # flags as a hypervisor sets them in a new leaf
-
-
-def gfn_ranges(size: int) -> tuple[tuple[int, int], ...]:
-    """The guest frames of RAM: below the devices' hole, and above it."""
-    frames = -(-size // PAGE_BYTES)
-    if frames <= mem.HOLE_FIRST:
-        return ((0, frames),)
-    return (0, mem.HOLE_FIRST), (mem.HOLE_LAST + 1, mem.HOLE_LAST + 1 + frames - mem.HOLE_FIRST)
 
 
 @define(eq=False)

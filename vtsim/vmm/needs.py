@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from vtsim.base import memory as mem
+from vtsim.base.memory import gfn_ranges
 from vtsim.base.registry import import_all
 from vtsim.vmm.buddy import record_frames
-from vtsim.vmm.memory import GIB, gfn_ranges
+from vtsim.vmm.memory import GIB
 from vtsim.vmm.programs.locked_fault import descriptor_frames
 from vtsim.vmm.settings import resolve_parameters
 from vtsim.vmm.shadow import frame_limit, shadow_frames

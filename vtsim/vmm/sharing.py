@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vtsim.base.memory import PAGE_BYTES, PAGE_WORDS
+from vtsim.base.memory import PAGE_BYTES, PAGE_WORDS, gfn_ranges
 from vtsim.vmm import layout as at
 from vtsim.vmm.host import Host
-from vtsim.vmm.memory import gfn_ranges
 from vtsim.vmm.programs.sharing import NOTED_BYTES, SHARED_BYTES, SHARING
 
 

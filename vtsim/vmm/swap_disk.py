@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from vtsim.base.errors import ConfigError
-from vtsim.base.memory import PAGE_BYTES
+from vtsim.base.memory import PAGE_BYTES, gfn_ranges
 from vtsim.base.units import SIZE
 from vtsim.vmm import layout as at
 from vtsim.vmm.buddy import Buddy
 from vtsim.vmm.hypervisor import Hypervisor, Vcpu
-from vtsim.vmm.memory import gfn_ranges
 
 PLACE_WORDS: Final = 3  # of a page on the disk: frame word, page of contents, code page
 LEAST_FRAMES: Final = 64  # that a VM has to have beside those it starts with, or it would hardly move

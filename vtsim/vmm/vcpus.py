@@ -10,6 +10,7 @@ from attrs import evolve
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.base.memory import gfn_ranges
 from vtsim.cpu.assembler import Program
 from vtsim.cpu.kernels.posted_interrupts import POINTER_VALID
 from vtsim.ept import spec as e
@@ -17,7 +18,6 @@ from vtsim.ept.tables import PAGING, USER_PAGE, Table
 from vtsim.vmm import layout as at
 from vtsim.vmm.host import Host
 from vtsim.vmm.hypervisor import Vcpu
-from vtsim.vmm.memory import gfn_ranges
 from vtsim.vmm.vmcs import write
 
 TOP_ENTRY: Final = 1 << 39  # bytes that an entry of the top-level table maps

@@ -56,7 +56,7 @@ struct Root { Bit64u at; bool used; };
 static FILE *exits_file;
 static std::vector<Row> rows;
 static bool recording, started;
-static Bit64u memory_bytes, icount, generation = 1, host_generation = 1;
+static Bit64u memory_end, icount, generation = 1, host_generation = 1;
 
 // the instruction that runs
 static bxInstruction_c *running;
@@ -70,8 +70,9 @@ static int delivering = -1;
 static int delivered_again = -1;         // vector whose delivery exited: the hypervisor injects it again
 static Bit64u known_cr3 = ~(Bit64u) 0, known_mode = ~(Bit64u) 0;
 
-static std::vector<Bit8u> touched, armed, leaf_uses, fetched_region;
-static std::vector<Bit64u> software;     // what the guest last stored in each eight bytes
+static std::vector<Bit8u> touched, armed, fetched_region;
+static Bit8u *leaf_uses;
+static Bit64u *software;                 // what the guest last stored in each eight bytes
 static std::vector<Table> tables;
 static std::vector<unsigned> tables_in_region;
 static std::vector<Root> roots;
@@ -82,6 +83,13 @@ static std::unordered_map<Bit64u, std::array<Bit8u, 512>> pieces;
 static std::unordered_map<Bit64u, Bit8u> rom_touched, rom_armed;
 static Bit64u live_tables, config_address;
 static Cached cache[4096];
+
+// Memory of the board i440fx of QEMU: with 3.5 GiB and more, what is beyond 3 GiB stands above 4 GiB.
+static const Bit64u HOLE = 3ULL << 30, HOLE_END = 4ULL << 30, MOST_BELOW = 7ULL << 29;
+static bool in_memory(Bit64u gpa)
+{
+  return gpa < memory_end && (memory_end <= HOLE_END || gpa < HOLE || gpa >= HOLE_END);
+}
 
 static BX_CPU_C *cpu() { return BX_CPU(0); }
 static Bit64u reg(unsigned n) { return cpu()->gen_reg[n].rrx; }
@@ -107,17 +115,19 @@ static void start()
   exits_file = fopen("exits.bin", "wb");
   if (!recording)
     return;
-  memory_bytes = strtoull(mebibytes, 0, 0) << 20;
-  touched.resize(memory_bytes >> 12);
-  armed.resize(memory_bytes >> 12);
-  tables.resize(memory_bytes >> 12);
-  pdpts.resize(memory_bytes >> 12);
-  tables_in_region.resize((memory_bytes >> 21) + 1);
-  fetched_region.resize((memory_bytes >> 21) + 1);
-  leaf_uses.resize(memory_bytes >> 2);
-  software.resize(memory_bytes >> 3);
-  host_of.resize(memory_bytes >> 12);
-  host_of_generation.resize(memory_bytes >> 12);
+  memory_end = strtoull(mebibytes, 0, 0) << 20;
+  if (memory_end >= MOST_BELOW)
+    memory_end += HOLE_END - HOLE;
+  touched.resize(memory_end >> 12);
+  armed.resize(memory_end >> 12);
+  tables.resize(memory_end >> 12);
+  pdpts.resize(memory_end >> 12);
+  tables_in_region.resize((memory_end >> 21) + 1);
+  fetched_region.resize((memory_end >> 21) + 1);
+  leaf_uses = (Bit8u *) calloc(memory_end >> 2, sizeof *leaf_uses);
+  software = (Bit64u *) calloc(memory_end >> 3, sizeof *software);
+  host_of.resize(memory_end >> 12);
+  host_of_generation.resize(memory_end >> 12);
 }
 
 static void finish()
@@ -181,7 +191,7 @@ static void event(unsigned kind, Bit64u a0, Bit64u a1 = 0, Bit64u a2 = 0)
 
 static Bit8u *host_pointer(Bit64u gpa)
 {
-  if (gpa >= memory_bytes)
+  if (!in_memory(gpa))
     return 0;
   Bit64u page = gpa >> 12;
   if (host_of_generation[page] != host_generation) {
@@ -282,7 +292,7 @@ static void refers(const Shape &of, Bit64u entry, unsigned level)
 
 static void becomes_table(Bit64u at, unsigned level, const Shape &of)
 {
-  if (at >= memory_bytes)
+  if (!in_memory(at))
     return;
   Table &table = tables[at >> 12];
   if (table.references++)
@@ -301,7 +311,7 @@ static void becomes_table(Bit64u at, unsigned level, const Shape &of)
 
 static void loses_reference(Bit64u at, const Shape &of)
 {
-  if (at >= memory_bytes || !tables[at >> 12].references)
+  if (!in_memory(at) || !tables[at >> 12].references)
     return;
   Table &table = tables[at >> 12];
   if (--table.references)
@@ -404,7 +414,7 @@ static void look_at_root()
       live_tables = 0;
     }
     Bit64u at = root_of(of, cpu()->cr3);
-    bool known = at >= memory_bytes;
+    bool known = !in_memory(at);
     for (auto &root : roots)
       known = known || root.at == at;
     if (!known) {
@@ -421,7 +431,7 @@ static void look_at_root()
 
 static void touch(Bit64u gpa, Bit64u laddr, unsigned how)
 {
-  bool memory = gpa < memory_bytes;
+  bool memory = in_memory(gpa);
   if (!memory && gpa < 0xFFFC0000)
     return;
   Bit8u &touches = memory ? touched[gpa >> 12] : rom_touched[gpa >> 12];
@@ -445,7 +455,7 @@ static void touch(Bit64u gpa, Bit64u laddr, unsigned how)
 
 static void use_leaf(const Page &page, Bit64u laddr, unsigned how)
 {
-  if (!page.level || page.leaf >= memory_bytes)
+  if (!page.level || !in_memory(page.leaf))
     return;
   bool first = false;
   for (unsigned n = 0; n < page.uppers; n++) {
@@ -522,7 +532,7 @@ void guest_accesses(Bit64u laddr, Bit64u paddr, unsigned size, unsigned rw)
   if (!to)
     return;
   Bit64u gpa = to->at.gpa | (laddr & 0xFFF);
-  if (gpa >= memory_bytes)
+  if (!in_memory(gpa))
     return;
   Bit8u *host = BX_MEM(0)->getHostMemAddr(0, paddr & ~(Bit64u) 0xFFF, BX_READ);
   if (!host)
@@ -940,7 +950,7 @@ void guest_exits(unsigned reason, Bit64u qualification)
         pending_input = rows.size() - 1;
       break;
     default:
-      if (memory_exit(reason) && exit.gpa >= 0xA0000 && (exit.gpa < 0xC0000 || exit.gpa >= memory_bytes) &&
+      if (memory_exit(reason) && exit.gpa >= 0xA0000 && (exit.gpa < 0xC0000 || !in_memory(exit.gpa)) &&
           exit.gpa < 0xFFFC0000) {
         bool write = writes(reason, qualification, form);
         event(write ? MMIO_W : MMIO_R, exit.gpa, write ? stored_value(running) : 0, form.detail);

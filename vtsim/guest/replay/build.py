@@ -103,8 +103,9 @@ def build_replay(recording: Recording, memory: PhysicalMemory, at: int) -> Start
             help=f"memory can be {need} B",
         )
     rip = lay_out(memory.engine, recording, at)
-    for gfn in range(LOADED_FROM, need >> 12):
-        memory.frame(gfn)
+    for first, end in mem.gfn_ranges(need):
+        for gfn in range(max(first, LOADED_FROM), end):
+            memory.frame(gfn)
     _find_fills(memory)
     cr0, cr4, efer = registers_at_start(recording.trace)
     cr3 = int(recording.trace.cr3[0]) if cr0 & CR0_PG else 0

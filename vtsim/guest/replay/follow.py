@@ -17,6 +17,7 @@ from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from vtsim.base.errors import ConfigError
+from vtsim.base.memory import gfn_ranges
 from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import replay as e
 from vtsim.cpu.slots import RAX
@@ -506,7 +507,8 @@ class Follower:
         used = {int(frame) for frame in np.unique(t.a0[self.of(*TOUCHES, "PTW", "ROOT")] >> 12)}
         used |= {int(frame) for frame in np.unique(t.a1[self.of(*LEAVES)] >> 12)}
         used |= {int(frame) for frame in np.unique((t.a2[self.of(*LEAVES)] & e_spec.ADDRESS) >> 12)}
-        yield from (frame for frame in range((t.guest.memory_bytes >> 12) - 1, 0, -1) if frame not in used)
+        for first, end in reversed(gfn_ranges(t.guest.memory_bytes)):
+            yield from (frame for frame in range(end - 1, max(first - 1, 0), -1) if frame not in used)
         raise ConfigError(
             "the recording names all of its memory: no frame is left for tables that it does not tell of",
             help="vmm.paging can be ept",

@@ -12,11 +12,12 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from vtsim.base.memory import gfn_ranges
 from vtsim.guest.traces.kinds import NAME, NUMBER, PORT_SIZE_MASK, PORT_SIZE_SHIFT
 from vtsim.guest.traces.paging import WIDE, table_shapes
 
 # fmt: off
-FIRMWARE_END: Final = 1 << 32            # the board's firmware ends here, below what a PC with 3 GiB has of memory
+FIRMWARE_END: Final = 1 << 32            # the board's firmware ends here, above what a PC with 3 GiB has of memory
 FIRMWARE_BYTES: Final = 256 << 10
 TOUCHES: Final = ("TOUCH_R", "TOUCH_W", "TOUCH_F", "RETOUCH_R", "RETOUCH_W", "RETOUCH_F")
 LEAVES: Final = ("LEAF_R", "LEAF_W", "LEAF_F")
@@ -63,8 +64,10 @@ class Rule:
 
 def outside(address: NDArray[np.int64], memory: int) -> Flags:
     """Which guest-physical addresses lie in neither memory nor the board's firmware."""
-    firmware = (address >= FIRMWARE_END - FIRMWARE_BYTES) & (address < FIRMWARE_END)
-    return ((address < 0) | (address >= memory)) & ~firmware
+    inside = (address >= FIRMWARE_END - FIRMWARE_BYTES) & (address < FIRMWARE_END)
+    for first, end in gfn_ranges(memory):
+        inside |= (address >= first << 12) & (address < end << 12)
+    return ~inside
 
 
 def legal_level(of: Columns) -> Flags:

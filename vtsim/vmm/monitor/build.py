@@ -9,6 +9,7 @@ import numpy as np
 from attrs import frozen
 
 from vtsim.base import memory as mem
+from vtsim.base.memory import gfn_ranges
 from vtsim.cpu.assembler import Assembler
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
@@ -17,7 +18,6 @@ from vtsim.ept.tables import Table
 from vtsim.guest.machine_view import Start
 from vtsim.vmm.host import TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest
-from vtsim.vmm.memory import gfn_ranges
 from vtsim.vmm.monitor import emulate, entry, hosted, memory, translate
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.cache import fill_cache, reserve_cache

@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
+from vtsim.base.memory import gfn_ranges
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
@@ -21,7 +22,6 @@ from vtsim.ept.tables import KERNEL_PAGE
 from vtsim.guest.machine_view import Start
 from vtsim.vmm.host import TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest
-from vtsim.vmm.memory import gfn_ranges
 from vtsim.vmm.monitor import layout as at
 from vtsim.vmm.monitor.virtual_cpus import (
     KERNEL_GS_BASE,
