@@ -180,6 +180,33 @@ def test_a_table_that_two_processes_share_is_shadowed_once_and_its_page_faults_o
     assert faults([*tables, first, *second, again], tmp_path) == 2  # the new root's own entry; the rest is found again
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((0x67, 0x67, 0x67, 0x67), 1),
+        ((0x67, 0x67, 0, 0x67), 2),  # entries are filled in order, up to the first that is not present
+        ((0x67, 0, 0x67, 0x67), 3),
+        ((0x67, 0x47, 0x67, 0x67), 3),  # or not accessed, as the second stays
+    ],
+)
+def test_entries_beside_a_missing_one_are_filled_up_to_the_first_that_cannot_be(
+    tmp_path: Path, flags: tuple[int, ...], expected: int
+) -> None:
+    """Linux 6.1, pte_prefetch in arch/x86/kvm/mmu/paging_tmpl.h: the loop ends there."""
+    entries = [(TABLE + 8 * n, 0x400000 + 0x1000 * n | of) for n, of in enumerate(flags) if of]
+    tables = [
+        row("PTW", 17, cr3=ROOT, a0=ROOT | 4, a1=PDPT | 7), row("PTW", 17, cr3=ROOT, a0=PDPT | 3, a1=PD | 7),
+        row("PTW", 17, cr3=ROOT, a0=PD | 8 | 2, a1=TABLE | 7),
+        *(row("PTW", 18, cr3=ROOT, a0=at | 1, a1=entry) for at, entry in entries),
+    ]  # fmt: skip
+    uses = [
+        use("LEAF_R", 20 + at, 0x200000 + (at - TABLE) * 512, at, 1, entry, cpl=3)
+        for at, entry in entries
+        if at != TABLE + 8
+    ]
+    assert faults([*tables, *uses], tmp_path) == expected
+
+
 def test_a_table_that_becomes_a_page_and_a_table_again_maps_what_it_holds_then(tmp_path):
     kernels = [use("LEAF_R", 17, KERNEL + at, 0x5000 + 8 * (at >> 12), 1, at | 0x63) for at in (ROOT, PDPT, PD, TABLE)]
     rows = [

@@ -201,7 +201,9 @@ def host_leaf(m: Record, a: Arena, t: Tags, frame: int) -> int:
 
 @kernel
 def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
-    """Fill one empty leaf that nobody has asked for; False where the host would have to make a page."""
+    """Fill one empty leaf that nobody has asked for; False where the guest's entry is not to be filled from, because it
+    is not present, not accessed or has reserved bits set, and where the host would have to make a page.
+    """
     frame = (key >> KEY_FRAME) + (entry & 511)
     rights = (key >> d.ROLE_RIGHTS) & d.ALL_RIGHTS
     if key & d.ROLE_DIRECT == 0:
@@ -209,7 +211,7 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
         wanted = guest_entry(m, a, t, mode, key >> KEY_FRAME << 12, leaf_index(key, entry & 511))
         reserved = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_RESERVED)
         if wanted & PTE_PRESENT == 0 or wanted & PTE_ACCESSED == 0 or is_wrong(mode, wanted, 1, reserved):
-            return True
+            return False
         frame = (wanted & ADDRESS) >> 12
         rights &= rights_of(mode, wanted)
         if wanted & PTE_DIRTY == 0:
@@ -227,16 +229,21 @@ def fill_beside(m: Record, a: Arena, t: Tags, entry: int, key: int) -> bool:
 
 @kernel
 def prefetch_leaves(m: Record, a: Arena, t: Tags, entry: int) -> None:
-    """Fill the neighbours of an entry that are empty, up to the first that would cost more."""
+    """Fill the neighbours of an entry that are empty, in order, up to the first that cannot be filled.
+
+    Source: Linux 6.1, pte_prefetch and prefetch_gpte in arch/x86/kvm/mmu/paging_tmpl.h.
+    """
     together = shadow_get(m, a, t, m[s.SHADOW_POOL] + P_PREFETCH)
     if together <= 1:
         return
     key = shadow_get(m, a, t, record_at(m, entry >> 9))
     first = entry & ~(together - 1)
     for other in range(first, first + together):
-        if other != entry and shadow_get(m, a, t, entry_at(m, other)) == 0:
-            if not fill_beside(m, a, t, other, key):
-                return
+        if other == entry:
+            continue
+        word = shadow_get(m, a, t, entry_at(m, other))
+        if (word == 0 or word & d.DEVICE) and not fill_beside(m, a, t, other, key):
+            return
 
 
 @kernel
