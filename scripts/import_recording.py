@@ -7,8 +7,8 @@ NAME.npz, NAME.kvm_*.json and, where there is none yet, NAME.yaml. Columns are f
 over. Needs pyarrow, which vtsim does not.
 
 Phases are cut where `--phase NAME=INSTRUCTIONS` says. Without that: where the guest first executes above 1 MiB
-(decompressor), where it first executes at 16 MiB (kernel), and behind each OUT to port F4H (mark1, mark2 …), as far as
-the tables of exits have phases of these names.
+(decompressor), where it first executes from 16 MiB on or at a kernel's linear address (kernel), and behind each OUT to
+port F4H (mark1, mark2 …), as far as the tables of exits have phases of these names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ TABLE_OF = {  # our table, theirs
 # fmt: on
 TIMED = ["EXTERNAL_INTERRUPT", "INTERRUPT_WINDOW", "HLT", "PAUSE_INSTRUCTION"]  # depend on how fast the host is
 MARKS = 0xF4
-DECOMPRESSOR, KERNEL = (0x10_0000, 0x20_0000), 0x100_0000
+DECOMPRESSOR = (
+    (0x10_0000, 0x20_0000),
+)  # linear addresses, as the next: where it is linked to run, or put by the loader
+KERNEL = ((0x100_0000, 0x110_0000), (0xC000_0000, 0xF000_0000), (0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FFFF_FFFF))
 SCENARIO = """\
 description: {description}
 machine:
@@ -84,15 +87,23 @@ def columns_of(table: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return columns
 
 
+def first_within(rip: NDArray[np.uint64], ranges: tuple[tuple[int, int], ...], start: int) -> int | None:
+    """The first row from `start` on whose RIP is in one of these ranges; None if none is."""
+    within = np.zeros(len(rip), bool)
+    for low, high in ranges:
+        within |= (rip >= low) & (rip < high)
+    within[:start] = False
+    return int(np.argmax(within)) if within.any() else None
+
+
 def known_phases(columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, int, int]]:
     """Name, first row and first instruction of the phases that the recorded rows show, after the first."""
-    rip, kind, icount = columns["rip"], columns["kind"], columns["icount"]
-    for name, rows in (
-        ("decompressor", (rip >= DECOMPRESSOR[0]) & (rip < DECOMPRESSOR[1])),
-        ("kernel", rip == KERNEL),
-    ):
-        if rows.any():
-            yield name, (row := int(np.argmax(rows))), int(icount[row])
+    rip, kind, icount = columns["rip"].view(np.uint64), columns["kind"], columns["icount"]
+    row = 0
+    for name, ranges in (("decompressor", DECOMPRESSOR), ("kernel", KERNEL)):
+        if (found := first_within(rip, ranges, row)) is not None:
+            row = found
+            yield name, row, int(icount[row])
     marks = np.nonzero((kind == NUMBER["OUT"]) & (columns["a0"] & PORT_MASK == MARKS))[0] + 1
     for n, row in enumerate(marks[marks < len(kind)].tolist(), 1):
         yield f"mark{n}", row, int(icount[row - 1]) + 1

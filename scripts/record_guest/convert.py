@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.import_recording import DECOMPRESSOR, KERNEL, first_within
 from vtsim.guest.traces.kinds import NUMBER
 from vtsim.vmcs.reasons import BY_NUMBER
 
@@ -43,8 +44,6 @@ ACCESSES = [
     "write:0xfee000b0",
     "write:0xfee00380",
 ]
-DECOMPRESSOR = ((0x10_0000, 0x20_0000),)
-KERNEL = ((0x100_0000, 0x110_0000), (0xC000_0000, 0xF000_0000), (0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FFFF_FFFF))
 REGISTERS = {0: "to:cr", 1: "from:cr"}
 
 
@@ -75,11 +74,7 @@ def phases(exits: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     io = exits["reason"] == 30
     starts = [("bios", 0)]
     for name, of in (("decompressor", DECOMPRESSOR), ("kernel", KERNEL)):
-        here = np.zeros(len(exits), bool)
-        for low, high in of:
-            here |= (rip >= low) & (rip < high)
-        here[: starts[-1][1]] = False
-        starts.append((name, int(np.argmax(here))))
+        starts.append((name, first_within(rip, of, starts[-1][1]) or 0))
     marks = np.nonzero(io & (info >> 16 & 0xFFFF == MARKS))[0] + 1
     starts += [(f"mark{n}", int(at)) for n, at in enumerate(marks, 1)]
     for (name, first), (_, end) in zip(starts, [*starts[1:], ("", len(exits))], strict=True):
