@@ -34,8 +34,9 @@ enum Kind {
 enum { READ, WRITE, FETCH };
 enum { STRING = 1 << 20, REP = 1 << 21 };  // of a0 of IN and OUT
 enum { PRESENT = 1, USER = 4, LARGE = 0x80, ACCESSED_DIRTY = 0x60 };
-enum { EMPTY = 0, UPPER_USED = 0x40, HAS_PIECES = 0x80 };  // of `leaf_uses`, beside a bit per READ, WRITE, FETCH
-static const Bit64u ADDRESS = BX_CONST64(0xFFFFFFFFFF000);
+// Of `leaf_uses`: a bit per READ, WRITE, FETCH, these again for ways to the entry that are not executable, and
+enum { EMPTY = 0, BY_OTHER_WAY = 3, UPPER_USED = 0x40, HAS_PIECES = 0x80 };
+static const Bit64u ADDRESS = BX_CONST64(0xFFFFFFFFFF000), NO_EXECUTE = BX_CONST64(0x8000000000000000);
 
 struct Row {
   Bit64u icount, cr3, rip, a0, a1, a2;
@@ -47,7 +48,7 @@ struct Exit {
   Bit32u reason, interruption, error, kind;  // kind: MMIO_R or MMIO_W if the instruction reads or writes memory so
 };
 struct Shape { unsigned levels, bits, size; };
-struct Page { Bit64u gpa, leaf; unsigned level; bool user; Bit64u upper[4]; unsigned uppers; };
+struct Page { Bit64u gpa, leaf; unsigned level; bool user, no_execute; Bit64u upper[4]; unsigned uppers; };
 struct Cached { Bit64u page, generation; Page at; Bit8u *host; unsigned seen; };
 struct Store { Bit64u at, size, gpa, before; Bit8u *host; };  // of `size` bytes at `at`; the eight bytes at `gpa` among them
 struct Table { unsigned level, references; };
@@ -248,7 +249,7 @@ static Bit64u root_of(const Shape &of, Bit64u cr3)
 static bool walk(Bit64u laddr, Page &to)
 {
   Shape of = shape();
-  to.leaf = 0, to.level = 0, to.user = true, to.uppers = 0;
+  to.leaf = 0, to.level = 0, to.user = true, to.no_execute = false, to.uppers = 0;
   if (!of.levels) {
     to.gpa = laddr & 0xFFFFF000;
     return true;
@@ -268,6 +269,7 @@ static bool walk(Bit64u laddr, Page &to)
       return true;
     }
     to.upper[to.uppers++] = at;
+    to.no_execute = to.no_execute || entry & NO_EXECUTE;
     table = entry & ADDRESS;
   }
   return false;
@@ -463,7 +465,7 @@ static void use_leaf(const Page &page, Bit64u laddr, unsigned how)
     first = first || !(upper & UPPER_USED);
     upper |= UPPER_USED;
   }
-  Bit8u bit = 1 << how;
+  Bit8u bit = 1 << (page.no_execute ? how + BY_OTHER_WAY : how);
   Bit8u *uses = &leaf_uses[page.leaf >> 2];
   if (page.level > 1) {
     *uses |= HAS_PIECES;
