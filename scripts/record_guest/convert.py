@@ -44,6 +44,7 @@ ACCESSES = [
     "write:0xfee000b0",
     "write:0xfee00380",
 ]
+ALIGNED = 2 << 20  # where a kernel may stand at random, another place in another run (Linux: CONFIG_PHYSICAL_ALIGN)
 REGISTERS = {0: "to:cr", 1: "from:cr"}
 
 
@@ -82,9 +83,12 @@ def phases(exits: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def devices(rows: NDArray[Any]) -> dict[tuple[int, int], int]:
-    """Which device each instruction accesses, by its address and the offset in a page."""
+    """Which device each instruction accesses, by its address in ALIGNED bytes and the offset in a page."""
     accesses = rows[np.isin(rows["kind"], (NUMBER["MMIO_R"], NUMBER["MMIO_W"]))]
-    return {(rip, gpa & 0xFFF): gpa for rip, gpa in zip(accesses["rip"].tolist(), accesses["a0"].tolist(), strict=True)}
+    return {
+        (rip % ALIGNED, gpa & 0xFFF): gpa
+        for rip, gpa in zip(accesses["rip"].tolist(), accesses["a0"].tolist(), strict=True)
+    }
 
 
 def tables(exits: NDArray[Any], accessed: dict[tuple[int, int], int]) -> dict[str, dict[str, int]]:
@@ -111,7 +115,7 @@ def tables(exits: NDArray[Any], accessed: dict[tuple[int, int], int]) -> dict[st
             vector, error = int(one["interruption"]) & 0xFF, int(one["error"])
             coded = int(one["interruption"]) & 1 << 11
             add("exception", [f"vec{vector}:err{error:#x}" if coded else f"vec{vector}"])
-            known = accessed.get((int(one["rip"]), info & 0xFFF), 0)
+            known = accessed.get((int(one["rip"]) % ALIGNED, info & 0xFFF), 0)
             gpa = int(one["gpa"]) if error & RESERVED else known
             if vector == PAGE_FAULT and gpa:
                 add("mmio", [f"{'write' if error & 2 else 'read'}:{gpa:#x}"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scripts.import_recording import columns_of, convert_exits, phases_of
+from scripts.record_guest import convert
 from vtsim.guest.traces.format import COLUMNS
 from vtsim.guest.traces.kinds import NUMBER
 
@@ -59,3 +60,16 @@ def test_tables_with_totals_alone_have_one_phase() -> None:
     ours = convert_exits({"total": {"exits": {"CPUID": 3}}})
 
     assert (ours["phases"], ours["tables"]["reasons"], ours["tables"]["msrs"]) == (["all"], {"CPUID": [3]}, {})
+
+
+def test_an_access_to_a_device_is_known_by_its_instruction_though_the_kernel_stands_elsewhere() -> None:
+    """On shadow tables its first use is a fault like any other; kernels at random addresses move by 2 MiB."""
+    eoi, rip, moved = 0xFEE0_00B0, 0xFFFF_FFFF_8106_1234, 37 << 21
+    rows = np.zeros(1, convert.ROW)
+    rows["kind"], rows["rip"], rows["a0"] = NUMBER["MMIO_W"], rip, eoi
+    exits = np.zeros(2, convert.EXIT)
+    exits["interruption"], exits["error"] = 1 << 11 | convert.PAGE_FAULT, 2
+    exits["info"] = 0xFFFF_FFFF_FF5F_C0B0
+    exits["rip"] = rip + moved, rip + moved + 4
+
+    assert convert.tables(exits, convert.devices(rows))["mmio"] == {"write:0xfee000b0": 1}
