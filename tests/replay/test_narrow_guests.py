@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 
@@ -108,6 +109,18 @@ def test_where_tables_were_not_recorded_each_page_of_a_process_faults_once(tmp_p
     assert faults(rows, tmp_path) == len(pages)
 
 
+def misses(pages: list[int]) -> int:
+    """Pages that are not filled beside an earlier one: of its eight, in order, up to the first that maps nothing."""
+    missed, filled = 0, set[int]()
+    for page in pages:
+        if page not in filled:
+            missed += 1
+            filled.add(page)
+            eight = (other for other in range(page & ~7, (page & ~7) + 8) if other not in filled)
+            filled.update(takewhile(set(pages).__contains__, eight))
+    return missed
+
+
 @pytest.mark.parametrize("name", ["32-bit", "PAE"])
 def test_of_the_kernels_pages_whose_tables_were_not_recorded_eight_are_filled_together(
     tmp_path: Path, name: str
@@ -124,7 +137,8 @@ def test_of_the_kernels_pages_whose_tables_were_not_recorded_eight_are_filled_to
         for n, page in enumerate(pages)
     ]
     rows += [touch(random.choice("RW"), 200 + n, of.direct + (page << 12), page) for n, page in enumerate(pages)]
-    assert faults(rows, tmp_path) == len({page // 8 for page in pages}) + 1
+    assert len({page // 8 for page in pages}) < misses(pages) < len(pages)
+    assert faults(rows, tmp_path) == misses(pages) + 1
 
 
 def test_a_guest_may_go_through_every_paging_mode(tmp_path: Path) -> None:
