@@ -30,13 +30,14 @@ from vtsim.guest.primitives.key_values import key_value_steps
 from vtsim.guest.primitives.lookups import Step
 from vtsim.guest.primitives.netlist_swaps import DECISION_WORK, NEIGHBOUR_WORK, netlist_steps
 from vtsim.guest.primitives.updates import update_steps
-from vtsim.guest.spec import SLAB, SLABS, SLABS_APART, StreamSpec, WorkSpec
+from vtsim.guest.spec import GROWN_HEAP, SLAB, SLABS, SLABS_APART, StreamSpec, WorkSpec
 
 SMALL: dict[Any, Callable[[Any], Sequence[Step]]] = {
     g.UpdatesSpec(table=1 << 20, accesses=900): update_steps,
     g.BTreeSpec(records=5000, accesses=900): btree_steps,
     g.BTreeSpec(records=5000, children=8, slabs=True, accesses=900): btree_steps,
     g.NetlistSwapsSpec(elements=3000, accesses=900): netlist_steps,
+    g.NetlistSwapsSpec(elements=3000, grown_heap=True, accesses=900): netlist_steps,
     g.CrossSectionsSpec(nuclides=68, points=20, accesses=900): cross_section_steps,
     g.GraphGatherSpec(vertices=5000, accesses=900): graph_steps,
     g.KeyValuesSpec(keys=3000, accesses=900): key_value_steps,
@@ -54,9 +55,13 @@ def state(harness: Harness) -> tuple[bytes, bytes, bytes]:
 def test_every_step_stays_in_its_programs_memory(phase: Any) -> None:
     steps = SMALL[phase](phase)
     assert all(step.offset >= 0 for step in steps)
-    solid = phase.region_bytes - phase.slab_bytes
-    last = max(step.place(step.count - 1) for step in steps if not step.slab)
+    grown = [step for step in steps if step.offset >= GROWN_HEAP]
+    solid = phase.region_bytes - phase.slab_bytes - phase.grown_bytes
+    last = max(step.place(step.count - 1) for step in steps if not step.slab and step not in grown)
     assert solid - 256 <= last < solid  # and uses all of it
+    if grown:
+        last = max(step.place(step.count - 1) for step in grown) - GROWN_HEAP
+        assert phase.grown_bytes - 256 <= last < phase.grown_bytes
     for step in steps:
         if step.slab:
             slab, within = divmod(step.place(step.count - 1) - SLABS, SLABS_APART)
@@ -350,4 +355,17 @@ def test_slabs_are_mapped_where_the_look_ups_go_and_nothing_between_them() -> No
     assert list(area.runs(1 << 20)) == [
         (area.start + n * SLABS_APART, min(64, round((slabs - n) * 64 + 0.49))) for n in range(ceil(slabs))
     ]
+    assert ended(harness).count(k.WALKS_FAULTED) == 0
+
+
+@pytest.mark.parametrize("page_size", [4 << 10, 2 << 20])
+def test_a_heap_that_grew_piece_by_piece_has_small_pages_whatever_the_kernels_are(page_size: int) -> None:
+    netlist = g.NetlistSwapsSpec(elements=40_000, grown_heap=True, accesses=2000)
+    harness = native((netlist,), populate="prebuilt", memory=128 << 20, page_size=page_size)
+    space = address_space(harness.vm.guest.processes[0], harness.vm.guest.kernel, 1, pages_1g=True)
+    areas = {area.name: area for area in space.areas}
+    elements = 40_000 * netlist.ELEMENT
+
+    assert (areas["region"].page_bytes, areas["region"].bytes) == (page_size, elements)
+    assert (areas["heap"].page_bytes, areas["heap"].bytes) == (4096, netlist.region_bytes - elements)
     assert ended(harness).count(k.WALKS_FAULTED) == 0

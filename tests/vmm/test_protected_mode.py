@@ -336,7 +336,10 @@ REFUSED = [
      "has other descriptors, gates and registers than this wants",
      "choose others, as page_fault, fork, exec, protect, context_switch, stream"),
     ("vms.0.guest.processes.0.phases.0={primitive: btree, records: 1000, slabs: true}", "vms.0.guest.processes.0.phases.0.slabs",
-     "has no linear addresses where these lie, from 0x10000000000 on", "slabs can be false"),
+     "has no linear addresses from 0x10000000000 on", "slabs can be false"),
+    ("vms.0.guest.processes.0.phases.0={primitive: netlist_swaps, elements: 1000, grown_heap: true}",
+     "vms.0.guest.processes.0.phases.0.grown_heap", "has no linear addresses from 0x100000000000 on",
+     "grown_heap can be false"),
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from vtsim.guest.attack_spec import (
 from vtsim.guest.kernel_operations import ConfigReadSpec
 from vtsim.guest.paging import LOW_MEMORY, ROWS
 from vtsim.guest.spec import (
+    GROWN_HEAP,
     SLABS,
     DmaBuffersSpec,
     HltSpec,
@@ -601,12 +602,16 @@ def _protected_mode(scenario: Scenario, profile: Profile) -> Iterator[Problem]:
                     message=f"{guest} {_why_not(phase)}",
                     help="choose others, as page_fault, fork, exec, protect, context_switch, stream" + instead,
                 )
-            elif phase.slab_bytes:
-                yield Problem(
-                    path=f"{path}.slabs",
-                    message=f"{guest} has no linear addresses where these lie, from {SLABS:#x} on",
-                    help="slabs can be false" + instead,
-                )
+                continue
+            for size, name, start in (
+                (phase.slab_bytes, "slabs", SLABS), (phase.grown_bytes, "grown_heap", GROWN_HEAP),
+            ):  # fmt: skip
+                if size:
+                    yield Problem(
+                        path=f"{path}.{name}",
+                        message=f"{guest} has no linear addresses from {start:#x} on",
+                        help=f"{name} can be false" + instead,
+                    )
 
 
 def _why_not(phase: Phase) -> str:

@@ -15,7 +15,7 @@ from vtsim.guest.file_mappings import MapFileSpec
 from vtsim.guest.kernel import layout as at
 from vtsim.guest.paging import FOUR, ROWS, GuestPaging
 from vtsim.guest.primitives import FILE, OWN, SHARED, TRACED, lowerings
-from vtsim.guest.spec import SLAB, SLABS, SLABS_APART, KernelSpec, Phase, ProcessSpec
+from vtsim.guest.spec import GROWN_HEAP, SLAB, SLABS, SLABS_APART, KernelSpec, Phase, ProcessSpec
 
 MAPPED_FILE: Final = "mapped file"  # name of an area
 TOP_ENTRY: Final = 1 << 39
@@ -114,8 +114,9 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
     text = Area(start=at.USER_TEXT, bytes=text_pages << 12, prebuilt=True, writable=False, text=True, name="text")
     areas = [evolve(text, paging=paging)]
     shared = [phase for phase in process.phases if _is(phase, SHARED)]
-    floating = max((_wanted(phase) - phase.slab_bytes for phase in shared), default=0)
+    floating = max((_wanted(phase) - phase.slab_bytes - phase.grown_bytes for phase in shared), default=0)
     in_slabs = max((phase.slab_bytes for phase in shared), default=0)
+    grown = max((phase.grown_bytes for phase in shared), default=0)
     bases: list[list[int]] = [[] for _ in range(process.threads)]
     placed: dict[int, Area] = {}
     here = paging.places.regions
@@ -124,6 +125,9 @@ def address_space(process: ProcessSpec, kernel: KernelSpec, text_pages: int, pag
         here = _beyond(areas[-1].end, paging)
     if in_slabs:
         areas.append(_slabs(paging.places.regions + SLABS, in_slabs, largest, prebuilt, paging))
+    if grown:
+        heap = _region(paging.places.regions + GROWN_HEAP, grown, 0, prebuilt, paging)
+        areas.append(evolve(heap, name="heap"))
     for phase in process.phases:
         how = lowerings[type(phase)]
         at_address = phase.span[0] if phase.span else None

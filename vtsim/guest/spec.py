@@ -38,6 +38,8 @@ ROBIN_IRVINE = (  # their list, MOV to and from a segment register apart
 # An allocator's slabs: so many bytes, each at a boundary of so many more, so that 4 KiB pages of each have a table of
 # their own; the first of a process lies so far behind where its regions begin.
 SLAB, SLABS_APART, SLABS = 256 * KIB, 2 * MIB, 1 << 40
+# A heap that grew piece by piece, so far behind where its process's regions begin.
+GROWN_HEAP = 1 << 44
 
 primitives: Registry[str, type[Any]] = Registry("primitive")
 
@@ -79,6 +81,11 @@ class Phase:
     @property
     def slab_bytes(self) -> int:
         """How much of it lies in slabs (`SLAB`), not side by side."""
+        return 0
+
+    @property
+    def grown_bytes(self) -> int:
+        """How much of it lies in a heap that grew piece by piece (`GROWN_HEAP`), and so in small pages."""
         return 0
 
 

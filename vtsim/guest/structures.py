@@ -116,6 +116,12 @@ class NetlistSwapsSpec(Phase):
 
     elements: int = elements(3_000_000, "Elements of the netlist")
     neighbours: int = setting(counts(ge=1, le=32), "Inputs of an element, and as many outputs", default=5)
+    grown_heap: bool = setting(
+        Boolean(),
+        "All but the elements in a heap that grew piece by piece: in pages of 4 KiB whatever kernel.page_size is, as "
+        "with transparent huge pages",
+        default=False,
+    )
     accesses: int = accesses()
 
     @property
@@ -127,6 +133,10 @@ class NetlistSwapsSpec(Phase):
     def heap_bytes(self) -> int:
         """What the heap has for an element."""
         return 2 * self.array_bytes + self.NAME
+
+    @property
+    def grown_bytes(self) -> int:
+        return self.elements * (self.PLACE + self.heap_bytes) if self.grown_heap else 0
 
     @property
     def region_bytes(self) -> int:
