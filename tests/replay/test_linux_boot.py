@@ -21,8 +21,7 @@ NAMES = ("linux-fork", "linux-pcid", "linux-686", "linux-kaslr", "linux-cloud")
 OTHERS = [SCENARIO.with_name(f"{name}.yaml") for name in NAMES]
 TOLERANCE_PERCENT = 5.0
 # known: docs/replay.md says what is open there; two recordings of it differ by 1.4 % in that phase
-# linux-pcid: 1.4 % until false zeroing went that hid it; docs/replay.md has the cause
-FARTHER = {("linux-fork", "mark3"): 0.04, ("linux-pcid", "mark3"): 0.05}
+FARTHER = {("linux-fork", "mark3"): 0.04}
 NOT_IN_THE_RECORDING = {"EXCEPTION_NMI"}  # the RSM of system-management mode, whose code was not recorded
 
 

@@ -94,7 +94,7 @@ bind(
         "795 times as many as under EPT, ours 818 (31,014 over 39, 31,089 over 38). Other guests have others, in both: "
         "without KPTI, with a program that forks and maps (linux-fork), real KVM has 8.63 times as many exits, 17.2 % "
         "of them for control registers and 44.3 % for INVLPG, ours 8.64, 17.2 and 44.3 %; with KPTI and PCIDs "
-        "(linux-pcid) 10.0 times, 40.6 and 33.0 %, ours 10.0, 40.7 and 33.0 %. Why the published guest has 18,175 such "
+        "(linux-pcid) 10.0 times, 40.6 and 33.0 %, ours 10.1, 40.6 and 33.0 %. Why the published guest has 18,175 such "
         "accesses under EPT is open: real KVM has 39 to 42 of these guests. So what makes the other published figures "
         "is missing here as a guest: a desktop, whose system calls each have two loads of CR3 under KPTI (6,000 of "
         "them are 12,004 of 12,029 exits of workloads/paging/syscall_kpti.yaml on shadow tables)"
@@ -133,7 +133,7 @@ bind(
     ),
     deviates=(
         "both are properties of guest and processor. Real KVM had 1247 INVPCID and 41,601 INVLPG of the guest compared "
-        "here, ours 1263 and 41,617: a ratio of 0.030, too, for its program unmaps in large pieces. 33: KVM since "
+        "here, ours 1242 and 41,596: a ratio of 0.030, too, for its program unmaps in large pieces. 33: KVM since "
         "autumn 2021 gives itself this exit when a guest is in a state that an entry would refuse, and emulates "
         'instructions until it is out of it (M. Levitsky, "KVM: x86: VMX: synthesize invalid VM exit when emulating '
         'invalid guest state", kvm list, September 2021). No entry is tried, so the processor has no such exit, ours '
@@ -159,7 +159,7 @@ bind(
     unbound="the number of exits is that of an unknown boot on an unknown host",
     deviates=(
         "ours holds the wait of HLT: 13 of 15,567 exits are 36 % of the time of all, and without them an exit takes "
-        "3258 cycles; linux-fork and linux-pcid, which never halt, have 2886 and 2965. How often a guest halts "
+        "3258 cycles; linux-fork and linux-pcid, which never halt, have 2886 and 2972. How often a guest halts "
         "therefore decides a mean like ours (workloads/idle.yaml, where it is one exit of four, has 2.06 M). Theirs "
         "should not hold it: KVM's handler of HLT only marks the vCPU as halted where the local APIC is KVM's, and who "
         "waits is the loop around it (kvm_vcpu_halt, vcpu_block). Nor does it hold what QEMU does for a port, or the "
