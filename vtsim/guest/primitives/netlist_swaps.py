@@ -9,11 +9,13 @@ adds 16 bytes, and between the arrays lie the entries of a map of names, 80 byte
 touch. All elements are one allocation. Places are one for each row of the grid, of 88 KB where it is 11,000 wide: below
 128 KiB glibc takes them from its heap (M_MMAP_THRESHOLD), which grows by little more than as much at a time
 (M_TOP_PAD), and Linux gives a fault no large page that would reach beyond its area. So with transparent huge pages all
-but the elements is in small ones (`grown_heap`). Five inputs of an element are those of PARSEC's canneal_netlist.pl; it has as many outputs in the mean.
+but the elements is in small ones (`grown_heap`). Five inputs of an element are those of PARSEC's canneal_netlist.pl; it
+has as many outputs in the mean.
 Source: PARSEC, pkgs/kernels/canneal/src/netlist_elem.cpp (swap_cost), annealer_thread.cpp, netlist.cpp; instructions
 for a neighbour counted in vMitosis' binary without threads; mallopt(3); Linux, do_huge_pmd_anonymous_page in
 mm/huge_memory.c.
-Not modelled: khugepaged of a guest, which makes 16 MiB of a heap large pages in 10 s; swaps that are made, which store to two lines that are cached; those made though they lengthen the wires.
+Not modelled: khugepaged of a guest, which makes 16 MiB of a heap large pages in 10 s; swaps that are made, which store
+to two lines that are cached; those made though they lengthen the wires.
 """
 
 from __future__ import annotations
