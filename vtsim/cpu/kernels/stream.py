@@ -67,6 +67,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
     table = m[s.GPR + s.R9]
     left = m[s.GPR + s.RCX]
     price = m[s.PRICE + o.LD]
+    queued = m[s.RANKS] != 0 and pattern != o.CHASE  # do lines wait for banks from when a buffer asks for them?
     ended = NEXT
     done = 0
     foreseen = (pattern == o.UNIFORM or pattern == o.ZIPF) and lines >= FORESEEN_LINES and left >= FORESEEN_ACCESSES
@@ -165,7 +166,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                     next_ = next_random(next_)
             if writes and random & 1023 < writes:
                 access = WRITE
-        if m[s.RANKS] and pattern != o.CHASE:
+        if queued:
             m[s.HELD_BACK] = max(held_back(m), 0)
         m[s.STALL] = 0
         hpa = translate(m, a, t, gva, access, user)
@@ -226,7 +227,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)
             else:
                 there = overlapped(m, a, walk, miss, after, updates, page, max(translated, begins))
-        m[s.HELD_BACK] = 0
+        if queued:
+            m[s.HELD_BACK] = 0
         m[s.CYCLE] += price * batch
         m[s.RETIRED] += batch
         if work:
@@ -251,7 +253,8 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             position += stride * batch
             if position >= region:
                 position = 0
-    m[s.HELD_BACK] = 0
+    if queued:
+        m[s.HELD_BACK] = 0
     if empty:  # the engine stops at the boundary before the next op, where a horizon would cut the stream too
         m[s.STOP] = WINDOW_EMPTY
         m[s.STOP_A] = table
