@@ -43,9 +43,8 @@ TABLE_OF = {  # our table, theirs
 # fmt: on
 TIMED = ["EXTERNAL_INTERRUPT", "INTERRUPT_WINDOW", "HLT", "PAUSE_INSTRUCTION"]  # depend on how fast the host is
 MARKS = 0xF4
-DECOMPRESSOR = (
-    (0x10_0000, 0x20_0000),
-)  # linear addresses, as the next: where it is linked to run, or put by the loader
+# linear addresses: where each is linked to run, or put by the loader
+DECOMPRESSOR = ((0x10_0000, 0x20_0000),)
 KERNEL = ((0x100_0000, 0x110_0000), (0xC000_0000, 0xF000_0000), (0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FFFF_FFFF))
 SCENARIO = """\
 description: {description}

@@ -374,9 +374,11 @@ class Builder:
         file_frames = {process: frames.reserve(_file_pages(guest)) for process in _asking(guest)}
         files_at = {process: self._linear(frame) for process, frame in file_frames.items()}
         file = self._cache()
-        exception_page = frames.reserve(2) if self.views > 1 else 0
-        for frame in (exception_page, exception_page + 1) if exception_page else ():
-            self._words_of_values(frame)
+        exception_page = 0
+        if self.views > 1:
+            exception_page = frames.reserve(2)
+            self._words_of_values(exception_page)
+            self._words_of_values(exception_page + 1)
         if self.dma is not None and guest.driven:
             from vtsim.guest.dma_memory import DmaBuilder  # which imports all of VT-d
 
