@@ -4,13 +4,13 @@ The guest runs in ring 0, and where its paging has rings it also goes to ring 3 
 (some pages hold code that says where it stands), clears accessed flags of upper entries (each entry that a completed access used must have it set), and has global pages:
 an address is used only while every page that may have been kept for all address spaces is the one there is. Changes that may leave stale translations make the addresses behind them unusable until the
 guest has flushed them, as the manual asks; then every access has one answer only, natively, with EPT and on shadow
-tables.
+tables. `changing_vcpus` is the same guest on two vCPUs, `narrow_tables` one with 32-bit addresses.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from tests.oracle.walker import PageFault, R, Refused, W, Walker, Words, X
 from vtsim.base import memory as mem
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
-from vtsim.cpu.assembler import Assembler, Mem
+from vtsim.cpu.assembler import NO_MEMORY, Assembler, Mem, Program
 from vtsim.ept.tables import KERNEL_PAGE, PAGING, USER_PAGE, Table
+from vtsim.guest.kernel.entry import OPERANDS_OF_4_BYTES
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
 # fmt: off
 CODE, LOG, STACK, IDT, TSS = 0x1000_0000, 0x2000_0000, 0x3000_0000, 0x4000_0000, 0x4000_1000
+RING_3 = 0x4800_0000                    # what ring 3 executes
 WINDOW = 0x6000_0000                    # all guest-physical memory below WINDOW_FRAMES, for changes to tables
 WINDOW_FRAMES = 1024
 FIRST_FREE = 0x100
@@ -40,7 +42,7 @@ P, WRITABLE, USER, A, D, PS, G = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
 NOFLUSH, NX = 1 << 63, 1 << 63
 USER_CODE, USER_STACK, SYSTEM_CALL = 0x33, 0x2B, 0x80
 LOG_WORDS, STAMP = 4, 0x5000_0000
-CR4_PGE = 1 << 7
+CR4_PGE, CR4_SMEP = 1 << 7, 1 << 20
 # fmt: on
 
 
@@ -68,10 +70,16 @@ class Paging:
     smap: bool = False
     five: bool = False
     rings: bool = False
+    smep: bool = False
 
     @property
     def cr4(self) -> int:
-        return 0xA0 | self.five << 12 | self.pcid << 17 | self.smap << 21
+        return 0xA0 | self.five << 12 | self.pcid << 17 | self.smep << 20 | self.smap << 21
+
+    @property
+    def word(self) -> int:
+        """Bytes of a word of a stack frame."""
+        return 8
 
 
 @frozen
@@ -124,8 +132,8 @@ class Plan:
     # --- entries
     @property
     def tops(self) -> tuple[int, ...]:
-        """The tables that CR3 names."""
-        return TOP_TABLES if self.paging.five else ROOTS
+        """Where the tables are that CR3 names."""
+        return tuple(frame << 12 for frame in (TOP_TABLES if self.paging.five else ROOTS))
 
     @property
     def user(self) -> float:
@@ -175,13 +183,13 @@ class Plan:
         found = []
         table = root
         for level in range(4 + self.paging.five, 0, -1):
-            entry = self.words[table << 12 | ((address >> (3 + 9 * level)) & 511) << 3]
+            entry = self.words[table | ((address >> (3 + 9 * level)) & 511) << 3]
             if not entry & P:
                 return (*found, 0)
             if level == 1 or entry & PS:
                 return (*found, entry)
             found.append(entry & kept)
-            table = (entry & ((1 << 52) - 1)) >> 12
+            table = entry & (1 << 52) - 4096
         raise AssertionError
 
     def to_globals(self, address: int) -> set[tuple[int, ...]]:
@@ -191,6 +199,11 @@ class Plan:
 
     def forget_globals(self, addresses: list[int]) -> None:
         self.kept |= {address: self.to_globals(address) for address in addresses}
+
+    def may_keep(self) -> None:
+        """Pages that are global now may be kept from here on."""
+        for address in self.addresses:
+            self.kept[address] |= self.to_globals(address)
 
     def sure(self, address: int) -> bool:
         """Is what may have been kept of global pages at an address what its tables say?"""
@@ -208,8 +221,7 @@ class Plan:
                     for pcid in (0, 1) if self.paging.pcid else (0,):
                         self.stale[pcid].add(address)
         if self.paging.rings:
-            for address in self.addresses:
-                self.kept[address] |= self.to_globals(address)
+            self.may_keep()
         self.emits.append(lambda a: a.st_value(Mem(displacement=WINDOW + at), signed(value)))
 
     # --- steps
@@ -231,8 +243,7 @@ class Plan:
                 kind = self.chance.choice((0, 0, 0, 1, 2, 3))
                 self.invalidate_pcid(kind, root, self.likely(self.stale[root]))
             elif kind < 0.36:
-                unsure = {a for a in self.addresses if not self.sure(a)} if self.paging.rings else set()
-                self.invalidate(self.likely(unsure or self.stale[self.now]))
+                self.invalidate(self.likely(self.unsure() or self.stale[self.now]))
             elif kind < 0.46:
                 self.load_root(self.chance.randrange(2), self.paging.pcid and self.chance.random() < 0.5)
             elif kind < 0.50 and self.paging.rings:
@@ -247,6 +258,10 @@ class Plan:
     @property
     def now(self) -> int:
         return self.root if self.paging.pcid else 0
+
+    def unsure(self) -> set[int]:
+        """Addresses where a global page may be kept that is there no more."""
+        return {a for a in self.addresses if not self.sure(a)} if self.paging.rings else set()
 
     def likely(self, wanted: set[int]) -> int:
         """An address, rather one of those wanted."""
@@ -293,7 +308,7 @@ class Plan:
 
     def load_root(self, root: int, keep: bool) -> None:
         self.root = root
-        value = self.tops[root] << 12 | (root + 1 if self.paging.pcid else 0) | (NOFLUSH if keep else 0)
+        value = self.tops[root] | (root + 1 if self.paging.pcid else 0) | (NOFLUSH if keep else 0)
         if not keep:
             self.stale[self.now].clear()
 
@@ -345,8 +360,8 @@ class Plan:
     def walker(self) -> Walker:
         """The slow walker of the tables as they are now."""
         return Walker(
-            self.words, self.tops[self.root] << 12, levels=4 + self.paging.five, smap=self.paging.smap,
-            alignment_check=self.alignment_check,
+            self.words, self.tops[self.root], levels=4 + self.paging.five, smap=self.paging.smap,
+            smep=self.paging.smep, alignment_check=self.alignment_check,
         )  # fmt: skip
 
     def expected(self, address: int, store: bool, user: bool = False, fetch: bool = False) -> Access:
@@ -369,7 +384,7 @@ class Plan:
     def upper_entries(self, address: int) -> set[int]:
         """Where the entries stand that lead to the one that maps an address."""
         found = set()
-        table = self.tops[self.root] << 12
+        table = self.tops[self.root]
         for level in range(4 + self.paging.five, 1, -1):
             at = table | ((address >> (3 + 9 * level)) & 511) << 3
             if self.words[at] & PS:
@@ -381,34 +396,25 @@ class Plan:
     def touch(self, address: int, store: bool, *, user: bool = False, fetch: bool = False) -> None:
         """An access, and what it must find."""
         number = len(self.log)
-        self.log.append(
-            self.expected(address, store, user, fetch) if self.paging.rings else self.expected(address, store)
-        )
+        self.log.append(self.expected(address, store, user, fetch))
         flags = 2 | self.alignment_check << 18
 
         def emit(a: Assembler) -> None:
             registers = {s.RAX: 0, s.RBX: 0, s.R14: -1}
             if self.paging.rings:
-                registers |= {s.R12: address, s.R13: int(user)}
+                registers |= {s.R11: number, s.R12: address, s.R13: int(user)}
+                a.copy(s.R10, s.RSP)
             for register, start in registers.items():
                 a.mov(register, start)
             a.mov(s.R15, f"after_{number}")
             if user:
-                a.mov(s.RDX, f"user_{number}")
-                for place, value in ((-32, USER_CODE), (-24, flags), (-16, STACK - 2048), (-8, USER_STACK)):
-                    a.st_value(Mem(s.RSP, place), value)
-                a.st(Mem(s.RSP, -40), s.RDX)
-                a.add(s.RSP, -40)
-                a.op(ops.IRET)
-                a.label(f"user_{number}")
-            if fetch:
+                to_ring_3(a, "fetch" if fetch else "store" if store else "load", flags, self.paging.word)
+            elif fetch:
                 a.op(ops.JMP_REG, s.R12)
             elif store:
                 a.st_value(Mem(displacement=address + 8), number)
             else:
                 a.ld(s.RAX, Mem(displacement=address))
-            if user:
-                a.op(ops.INT, imm=SYSTEM_CALL)
             a.label(f"after_{number}")
             a.stm(Mem(displacement=LOG + 8 * LOG_WORDS * number), (s.RAX, s.RBX, s.R14))
 
@@ -428,22 +434,12 @@ class Plan:
         for emit in self.emits:
             emit(a)
         a.op(ops.STOP_OP)
-        a.label("gate_14")
-        a.pop(s.R14)
-        a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
-        if self.paging.rings:
-            a.cmp(s.R13, 1)
-            a.jcc(ops.CC_Z, f"gate_{SYSTEM_CALL}")
-        a.st(Mem(s.RSP), s.R15)
-        a.op(ops.IRET)
-        a.label(f"gate_{SYSTEM_CALL}")  # back from ring 3
-        a.mov(s.RSP, STACK)
-        a.op(ops.JMP_REG, s.R15)
+        emit_handlers(a, (14,), self.paging)
         program = a.assemble()
         frames = {}
         for page, _ in program.pages():
             gfn = next(following)
-            table.map(page, [gfn], USER_PAGE if self.paging.rings else KERNEL_PAGE)
+            table.map(page, [gfn], KERNEL_PAGE)
             frames[page] = memory.frame(gfn)
         memory.engine.place(program, frames.__getitem__)
         logs = [next(following) for _ in range(-(-len(self.log) * LOG_WORDS // 512) + 1)]
@@ -454,8 +450,8 @@ class Plan:
         ):  # fmt: skip
             table.map(address, gfns, KERNEL_PAGE)
         self.logs = logs
-        for gfn in CODE_FRAMES if self.paging.rings else ():
-            place(memory, gfn)
+        if self.paging.rings:
+            table.map(RING_3, [place_rings(memory, next(following))], USER_PAGE)
         words(ROOTS[1])[0] = words(ROOTS[0])[0]
         initial = Plan(random.Random(self.seed), self.paging, 0).words
         for frame, entries in initial.frames.items():
@@ -468,13 +464,9 @@ class Plan:
             for index in INDEXES[1]:
                 memory.store(first + index << 12, STAMP + first + index)
         memory.store(tss * 4096, STACK << 32)  # RSP0, from byte 4 on
-        for vector, ring in ((14, 0), (SYSTEM_CALL, 3)):
-            handler = program.labels[f"gate_{vector}"]
-            low = (handler & 0xFFFF) | 0x10 << 16 | (0x8E | ring << 5) << 40 | (handler >> 16 & 0xFFFF) << 48
-            memory.store(idt * 4096 + 16 * vector, signed(low))
-            memory.store(idt * 4096 + 16 * vector + 8, handler >> 32)
+        fill_idt(memory, idt, program, self.paging.word)
         return Start(
-            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=self.tops[0] << 12 | int(self.paging.pcid),
+            rip=CODE, rsp=STACK, rflags=2, cr0=0x80050033, cr3=self.tops[0] | int(self.paging.pcid),
             cr4=self.paging.cr4, efer=0xD01,
             idtr_base=IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TSS, cpl=0, msrs={},
             gs_base=0, fs_base=0,
@@ -495,7 +487,7 @@ class Plan:
             yield (gpa, value), (gpa, load(gpa))
         for at, level in self.leaves():
             expected, found = self.get(at, self.words.__getitem__), self.get(at, load)
-            kept = ~0 if level == 1 or expected & PS else ~A
+            kept = ~0 if self.maps(level, expected) else ~A
             yield (hex(at), hex(expected & kept)), (hex(at), hex(found & kept))
         if self.paging.rings:
             for at in sorted(self.used):
@@ -505,6 +497,10 @@ class Plan:
         """The entry at an address, in memory that is read like this."""
         return load(at) & (1 << 64) - 1
 
+    def maps(self, level: int, entry: int) -> bool:
+        """Does an entry of a level map a page?"""
+        return level == 1 or entry & PS != 0
+
     def leaves(self) -> Iterator[tuple[int, int]]:
         """Where entries stand that change, and their levels."""
         for level in (3, 2, 1):
@@ -513,12 +509,80 @@ class Plan:
                     yield frame << 12 | index << 3, level
 
 
-def place(memory: PhysicalMemory, gfn: int) -> None:
-    """Code for a page, wherever it is mapped: say which page it is, and go back."""
-    a = Assembler(f"code of {gfn:#x}", 0)
-    a.mov(s.RAX, STAMP + gfn)
+# --- rings
+def ring_3() -> Program:
+    """A load, a store and a jump, of an address in R12, and back."""
+    a = Assembler("ring 3", RING_3)
+    a.label("load")
+    a.ld(s.RAX, Mem(s.R12))
     a.op(ops.INT, imm=SYSTEM_CALL)
-    memory.engine.place(a.assemble(), lambda _: memory.frame(gfn))
+    a.label("store")
+    a.st(Mem(s.R12, 8), s.R11)
+    a.op(ops.INT, imm=SYSTEM_CALL)
+    a.label("fetch")
+    a.op(ops.JMP_REG, s.R12)
+    return a.assemble()
+
+
+IN_RING_3 = ring_3()
+
+
+def to_ring_3(a: Assembler, label: str, flags: int, size: int) -> None:
+    """To a place of what ring 3 executes, which has no use for its stack."""
+    for n, value in enumerate((IN_RING_3.labels[label], USER_CODE, flags, RING_3, USER_STACK)):
+        a.st_value(Mem(s.RSP, size * (n - 5), size=size), value)
+    a.add(s.RSP, -5 * size)
+    interrupt_return(a, size)
+
+
+def interrupt_return(a: Assembler, size: int) -> None:
+    a.op(ops.IRET, mem=Mem(attributes=OPERANDS_OF_4_BYTES) if size == 4 else NO_MEMORY)
+
+
+def emit_handlers(a: Assembler, vectors: Iterable[int], paging: Any) -> None:
+    """Of exceptions with an error code, which goes to R14, and of code that is done: control goes on at R15, in ring 0.
+
+    From ring 3, and from the pages of code, with the stack that R10 has.
+    """
+    word = Mem(s.RSP, size=paging.word)
+    for vector in vectors:
+        a.label(f"gate_{vector}")
+        a.ld(s.R14, word)
+        a.add(s.RSP, word.size)
+        if vector == 14:
+            a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
+        if paging.rings:
+            a.cmp(s.R13, 1)
+            a.jcc(ops.CC_Z, f"gate_{SYSTEM_CALL}")
+        a.st(word, s.R15)
+        interrupt_return(a, word.size)
+    a.label(f"gate_{SYSTEM_CALL}")
+    a.copy(s.RSP, s.R10)
+    a.op(ops.JMP_REG, s.R15)
+
+
+def fill_idt(memory: PhysicalMemory, idt: int, program: Program, size: int) -> None:
+    """Gates to a program's handlers, of 16 bytes or, where words of a frame have 4, of 8."""
+    for vector, ring in ((13, 0), (14, 0), (SYSTEM_CALL, 3)):
+        handler = program.labels.get(f"gate_{vector}", 0)
+        at = idt * 4096 + 2 * size * vector
+        memory.store(at, (handler & 0xFFFF) | 0x10 << 16 | (0x8E | ring << 5) << 40 | (handler >> 16 & 0xFFFF) << 48)
+        if size == 8:
+            memory.store(at + 8, handler >> 32)
+
+
+def place_rings(memory: PhysicalMemory, gfn: int) -> int:
+    """Place what ring 3 executes in a frame, which is returned, and the pages of code, wherever these are mapped.
+
+    Such a page says which one it is, and calls.
+    """
+    memory.engine.place(IN_RING_3, lambda _: memory.frame(gfn))
+    for frame in CODE_FRAMES:
+        a = Assembler(f"code of {frame:#x}", 0)
+        a.mov(s.RAX, STAMP + frame)
+        a.op(ops.INT, imm=SYSTEM_CALL)
+        memory.engine.place(a.assemble(), lambda _, frame=frame: memory.frame(frame))  # type: ignore[misc]
+    return gfn
 
 
 def signed(value: int) -> int:

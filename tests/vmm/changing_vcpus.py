@@ -2,7 +2,7 @@
 
 A step waits for steps of the other vCPU only where it must: where one writes a word of memory that the other reads or
 writes, or drops translations that the other has made stale. So each access has one answer, and the hypervisor still has
-to do with both vCPUs at once.
+to do with both vCPUs at once. With rings each has kept global pages of its own, and a stack for ring 0.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from vtsim.base import memory as mem
 from vtsim.cpu import ops
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Mem
-from vtsim.ept.tables import KERNEL_PAGE, PAGING, Table
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, USER_PAGE, Table
 from vtsim.guest.machine_view import PhysicalMemory, Start
 
 GLANCES = 20_000  # instructions between two
 VCPUS, FLOODS, DISTURBANCES = 2, 0.03, 0.15
 CODES, STACKS = (one.CODE, one.CODE + (1 << 27)), (one.STACK, one.STACK + (1 << 20))
+TASKS = (one.TSS, one.TSS + 4096)
 PROGRESS = 0x5000_0000  # a word for each vCPU: steps that it has done
 Emits = list[Callable[[Assembler], None]]
 
@@ -66,6 +67,7 @@ class Side:
     root: int = 0
     fresh: set[int] = field(factory=set)
     stale: dict[int, set[int]] = field(factory=lambda: {0: set(), 1: set()})
+    kept: dict[int, set[tuple[int, ...]]] = field(factory=dict)
     steps: list[Step] = field(factory=list)
     changes: int = 0  # steps up to and with the last one that changed a table
 
@@ -87,6 +89,8 @@ class Pair(Plan):
 
     def build(self) -> Pair:
         self.words = Watched(self.words.frames)
+        for side in self.sides:
+            side.kept = {address: set(paths) for address, paths in self.kept.items()}
         steps, self.steps = self.steps, 1
         for _ in range(steps):
             self.turn = self.chance.randrange(VCPUS)
@@ -101,7 +105,7 @@ class Pair(Plan):
     def _step(self, action: Callable[[], None] | None = None) -> None:
         """One step of the vCPU whose turn it is: a random one, or what is asked for."""
         mine, other = self.sides[self.turn], self.sides[1 - self.turn]
-        self.root, self.fresh, self.stale, self.emits = mine.root, mine.fresh, mine.stale, []
+        self.root, self.fresh, self.stale, self.kept, self.emits = mine.root, mine.fresh, mine.stale, mine.kept, []
         words = self.words
         assert isinstance(words, Watched)
         words.read, words.written = set(), set()
@@ -152,6 +156,18 @@ class Pair(Plan):
 
         self.emits.append(emit)
 
+    def path(self, root: int, address: int) -> tuple[int, ...]:
+        words, self.words = self.words, Words(self.words.frames)  # that the plan looks at them is nothing of a vCPU's
+        found = super().path(root, address)
+        self.words = words
+        return found
+
+    def may_keep(self) -> None:
+        for side in self.sides:
+            self.kept = side.kept
+            super().may_keep()
+        self.kept = self.sides[self.turn].kept
+
     def change(self, at: int, value: int) -> None:
         stale, self.stale = self.stale, {0: set(), 1: set()}
         super().change(at, value)
@@ -166,6 +182,11 @@ class Pair(Plan):
         self.dropped = True
         self.exits["INVLPG"] += 1
         super().invalidate(address)
+
+    def toggle_globals(self) -> None:
+        self.dropped = True
+        self.exits["CR_ACCESS"] += 2
+        super().toggle_globals()
 
     def invalidate_pcid(self, kind: int, root: int, address: int) -> None:
         self.dropped = True
@@ -187,39 +208,41 @@ class Pair(Plan):
 
         words(one.ROOTS[0])
         table = Table(root=one.ROOTS[0], format=PAGING, take=lambda: next(following), words=words)
-        handler = 0
+        programs = []
         for cpu, side in enumerate(self.sides):
             a = Assembler(f"changing tables {cpu}", CODES[cpu])
             self._emit(a, cpu, side)
             program = a.assemble()
+            programs.append(program)
             frames = {}
             for page, _ in program.pages():
                 gfn = next(following)
                 table.map(page, [gfn], KERNEL_PAGE)
                 frames[page] = memory.frame(gfn)
             memory.engine.place(program, frames.__getitem__)
-            handler = program.labels.get("gate_14", handler)
             table.map(STACKS[cpu] - 4096, [next(following)], KERNEL_PAGE)
+            tss = next(following)
+            table.map(TASKS[cpu], [tss], KERNEL_PAGE)
+            memory.store(tss * 4096, STACKS[cpu] << 32)  # RSP0, from byte 4 on
         logs = [next(following) for _ in range(-(-len(self.log) * one.LOG_WORDS // 512) + 1)]
         idt = next(following)
         for address, gfns in (
-            (one.LOG, logs), (one.IDT, [idt]), (one.TSS, [next(following)]), (PROGRESS, [next(following)]),
-            (one.WINDOW, list(range(one.WINDOW_FRAMES))),
+            (one.LOG, logs), (one.IDT, [idt]), (PROGRESS, [next(following)]), (one.WINDOW, list(range(one.WINDOW_FRAMES))),
         ):  # fmt: skip
             table.map(address, gfns, KERNEL_PAGE)
+        if self.paging.rings:
+            table.map(one.RING_3, [one.place_rings(memory, next(following))], USER_PAGE)
         self.logs = logs
         words(one.ROOTS[1])[0] = words(one.ROOTS[0])[0]
         self.lay_out(memory)
-        low = (handler & 0xFFFF) | 0x10 << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
-        memory.store(idt * 4096 + 16 * 14, low)
-        memory.store(idt * 4096 + 16 * 14 + 8, handler >> 32)
+        one.fill_idt(memory, idt, programs[0], self.paging.word)
         first = Start(
-            rip=CODES[0], rsp=STACKS[0], rflags=2, cr0=0x80050033, cr3=self.tops[0] << 12 | int(self.paging.pcid),
+            rip=CODES[0], rsp=STACKS[0], rflags=2, cr0=0x80050033, cr3=self.tops[0] | int(self.paging.pcid),
             cr4=self.paging.cr4, efer=0xD01,
-            idtr_base=one.IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=one.TSS, cpl=0, msrs={},
+            idtr_base=one.IDT, idtr_limit=0xFFF, gdtr_base=0, gdtr_limit=0x7F, tr_base=TASKS[0], cpl=0, msrs={},
             gs_base=0, fs_base=0,
         )  # fmt: skip
-        return evolve(first, others=(evolve(first, rip=CODES[1], rsp=STACKS[1]),))
+        return evolve(first, others=(evolve(first, rip=CODES[1], rsp=STACKS[1], tr_base=TASKS[1]),))
 
     def lay_out(self, memory: PhysicalMemory) -> None:
         """The tables as they are at first, and data."""
@@ -251,11 +274,7 @@ class Pair(Plan):
             return
         wait(a, PROGRESS + other, len(self.sides[1].steps))
         a.op(ops.STOP_OP)
-        a.label("gate_14")
-        a.pop(s.R14)
-        a.op(ops.MOV_FROM_CR, s.RBX, imm=2)
-        a.st(Mem(s.RSP), s.R15)
-        a.op(ops.IRET)
+        one.emit_handlers(a, (14,), self.paging)
 
 
 def conflict(step: Step, other: Step) -> bool:

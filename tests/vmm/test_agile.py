@@ -240,7 +240,7 @@ def test_a_walk_of_two_levels_reads_a_nested_page_directory_as_it_reads_a_nested
             a.ld(s.RAX, Mem(displacement=address))
 
         made.emits.append(load)
-        above = (made.roots[0], *made.path(0, address))[-1 - level]
+        above = (made.tops[0], *made.path(made.tops[0], address))[-1 - level]
         for _ in range(2 if level else 0):
             made.write(made.place(above & ~0xFFF, 5), 0)
         made.emits.extend([load] * (1 + loads))
@@ -254,7 +254,7 @@ def test_a_walk_of_two_levels_reads_a_nested_page_directory_as_it_reads_a_nested
 
 
 def small(made: NarrowPlan, address: int) -> bool:
-    return len(made.path(0, address)) == 2 + made.paging.pae
+    return len(made.path(made.tops[0], address)) == 2 + made.paging.pae
 
 
 OTHER_WAYS = 200  # unused entries of the root from there on

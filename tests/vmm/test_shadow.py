@@ -170,7 +170,7 @@ def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: s
     address = next(at for at in made.addresses if at >> 30 == 2)
     for load in (made.change_cr4, lambda: made.load_root(0, False)):
         for directory in (TABLES[2][1] << 12 | P, 0, TABLES[2][0] << 12 | P):
-            made.write(made.place(made.roots[0], 2), directory)
+            made.write(made.place(made.tops[0], 2), directory)
             made.touch(address, False)
             load()
             made.touch(address, False)
@@ -209,7 +209,7 @@ def test_invlpg_of_one_half_of_a_page_of_4_mib_drops_the_other_half_too(name: st
     made = NarrowPlan(random.Random(3), NARROW["protected 32-bit"], 0)
     made.seed = 3
     one, other = made.addresses[0], made.addresses[0] + (1 << 21)
-    place = made.place(made.roots[0], one >> 22)
+    place = made.place(made.tops[0], one >> 22)
     for frame in (*LARGE_FRAMES, *LARGE_FRAMES):
         made.write(place, frame << 12 | P | WRITABLE | A | D | PTE_LARGE)
         made.invalidate(one)

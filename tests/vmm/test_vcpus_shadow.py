@@ -162,7 +162,7 @@ def test_a_hypervisor_that_leaves_one_of_them_out_is_found_out(left_out: str, mo
 def test_a_shadow_entry_that_one_vcpu_had_made_serves_the_other_without_an_exit(personality: str) -> None:
     def page_faults(of_other: int) -> int:
         made = pair(3, 0, PAGING[""])
-        usable = [address for address in ADDRESSES if made.path(ROOTS[0], address)[-1] & P][: 5 + of_other]
+        usable = [address for address in ADDRESSES if made.path(ROOTS[0] << 12, address)[-1] & P][: 5 + of_other]
         for cpu, addresses in enumerate((usable[:5], usable[5 - of_other : 5])):
             for address in addresses:
                 made.after_all(cpu, lambda address=address: made.touch(address, False))  # type: ignore[misc]
