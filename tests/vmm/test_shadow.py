@@ -9,6 +9,8 @@ import pytest
 
 from tests.vmm.changing_tables import (
     ADDRESSES,
+    CODE_FRAMES,
+    CR4_SMEP,
     FIRST_DATA,
     ROOTS,
     USER,
@@ -24,7 +26,7 @@ from tests.vmm.changing_tables import (
     table_frames,
 )
 from tests.vmm.machines import MIB, Machine, machine
-from tests.vmm.narrow_tables import CR0, LARGE_FRAMES, TABLES, NarrowPaging, NarrowPlan, narrow_plan
+from tests.vmm.narrow_tables import CR0, CR0_WP, LARGE_FRAMES, TABLES, NarrowPaging, NarrowPlan, narrow_plan
 from vtsim.base import jit
 from vtsim.base.jit import quiet
 from vtsim.cpu import ops
@@ -145,6 +147,16 @@ def test_a_guest_with_narrow_addresses_never_sees_a_wrong_frame(paging: str, nam
     check(made, m.vcpu.memory.load)
 
 
+def check_on(made: Plan, name: str) -> None:
+    """On a machine, or natively, the guest sees what the plan says."""
+    if name == "native":
+        check(made, ran_natively(made).load)
+        return
+    m = machine(made.guest, **NARROW_MACHINES[name]).run()
+    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
+    check(made, m.vcpu.memory.load)
+
+
 def ran_natively(made: Plan) -> Engine:
     engine = Engine(NEWER, Geometry(memory_bytes=64 * MIB, pool_pages=4096))
     with quiet():
@@ -179,6 +191,34 @@ def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: s
     assert len({(access.error, access.value) for access in made.log}) >= 2
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
+
+
+@pytest.mark.parametrize("name", ["native", *NARROW_MACHINES])
+def test_what_an_access_may_do_changes_with_cr0_wp_and_cr4_smep_though_nothing_is_invalidated(name: str) -> None:
+    """Also where these writes exit, and translations stay for their VPID; a page that ring 0 stored to, and fetched."""
+    made = NarrowPlan(random.Random(3), NarrowPaging(protected=True, rings=True, smep=True), 0)
+    made.seed = 3
+    if name.endswith("without EPT"):
+        pytest.skip("that processor has no SMEP")
+    data, code = made.addresses[:2]
+    table = TABLES[1][0] << 12
+    made.write(made.place(made.tops[0], data >> 22), table | P | WRITABLE | USER | A)
+    made.write(made.place(table, data >> 12 & 1023), FIRST_DATA << 12 | P | USER | A | D)
+    made.write(made.place(table, code >> 12 & 1023), CODE_FRAMES[0] << 12 | P | USER | A)
+    made.load_root(0, False)
+    for _ in range(2):
+        for protects in (False, True):
+            made.write_protect = protects
+            made.write_register(0, CR0 if protects else CR0 & ~CR0_WP)
+            made.touch(data, True)
+            made.touch(data, False, user=True)
+        for _ in range(2):
+            made.touch(code, False, fetch=True)
+            made.change_cr4(CR4_SMEP)
+            made.touch(code, False, user=True, fetch=True)
+
+    assert [access.error for access in made.log] == 2 * [-1, -1, 3, -1, -1, -1, 0x11, -1]
+    check_on(made, name)
 
 
 @pytest.mark.parametrize("name", ["kvm", "minimal", "agile", "agile of minimal"])
@@ -217,12 +257,7 @@ def test_invlpg_of_one_half_of_a_page_of_4_mib_drops_the_other_half_too(name: st
             made.touch(address, False)
 
     assert len({access.value for access in made.log}) == 4
-    if name == "native":
-        check(made, ran_natively(made).load)
-        return
-    m = machine(made.guest, **NARROW_MACHINES[name]).run()
-    assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
-    check(made, m.vcpu.memory.load)
+    check_on(made, name)
 
 
 def shared_leaf(made: Plan, address: int) -> int:

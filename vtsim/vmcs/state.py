@@ -21,6 +21,8 @@ from typing import Final
 # stores, and of CR3_PAIRS pairs behind it: CR3 that the guest loads, and what CR3 then holds (0: no pair).
 V_CR3_LIST: Final = 284
 CR3_PAIRS: Final = 4
+# Which bits of CR0 and CR4 the guest's translations were worked out with that say what an access may do.
+V_CONDITIONS: Final = 285
 CR3_SWITCHES: Final = 1 << 60
 # Groups of checks (`vtsim.vmcs.groups`) that held when they were last made and whose fields were not written since; the
 # controls that guest checks depend on, as they were then; the check that failed the last VM entry, 0 if none.

@@ -28,6 +28,7 @@ from vtsim.cpu.kernels.modes import LIMITS_AT, set_mode
 from vtsim.cpu.kernels.msr_areas import ABORT_LOADING_MSRS, load_msr_area, vmx_abort
 from vtsim.cpu.kernels.pending import arm, begin
 from vtsim.cpu.kernels.rare_msrs import load_rare_guest_msrs
+from vtsim.cpu.kernels.rights import conditions
 from vtsim.cpu.kernels.vmx_capabilities import beyond_addresses
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import checks as c
@@ -151,8 +152,8 @@ def vm_entry(m: Record, a: Arena, t: Tags) -> int:
     m[s.TIMER_DEADLINE] = FOREVER
     if vmcs[v.PIN_CONTROLS] & b.ACTIVATE_PREEMPTION_TIMER and m[s.ACTIVITY_STATE] != ev.WAIT_FOR_SIPI:
         m[s.TIMER_DEADLINE] = m[s.CYCLE] + (vmcs[v.PREEMPTION_TIMER_VALUE] << m[s.TIMER_RATE])
-    if m[s.VPID] == 0:
-        drop_contexts(m, a, 0xFFFF, 0, True)
+    if m[s.VPID] == 0 or vmcs[h.V_CONDITIONS] != conditions(m):
+        drop_contexts(m, a, 0xFFFF, m[s.VPID], True)
     set_context(m, a)
     vmcs[h.V_LAUNCHED] = h.LAUNCHED
     a[m[s.OWNER] + k.ENTRIES] += 1

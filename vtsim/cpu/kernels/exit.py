@@ -25,6 +25,7 @@ from vtsim.cpu.kernels.msr_areas import (
     vmx_abort,
 )
 from vtsim.cpu.kernels.rare_msrs import SAVING, save_rare_msrs
+from vtsim.cpu.kernels.rights import conditions
 from vtsim.vmcs import bits as b
 from vtsim.vmcs import slots as v
 from vtsim.vmcs import state as h
@@ -120,6 +121,7 @@ def vm_exit(m: Record, a: Arena, reason: int, qualification: int, length: int) -
     copy_18(a, at + v.GUEST_ES_LIMIT, m, LIMITS_AT)
     dr7 = vmcs[v.GUEST_DR7]
     copy_20(a, at + v.GUEST_CR0, m, s.CR0)
+    vmcs[h.V_CONDITIONS] = conditions(m)
     vmcs[v.GUEST_RSP] = m[s.GPR + s.RSP]
     vmcs[v.GUEST_IA32_SYSENTER_CS] = m[s.SYSENTER_CS]
     if controls & b.EXIT_SAVE_DEBUG_CONTROLS:

@@ -33,6 +33,18 @@ SUPERVISOR_DATA, ANY_DATA, FETCHES = 0b0101, 0b1111, 0b110000
 
 
 @kernel
+def conditions(m: Record) -> int:
+    """The bits of CR0 and CR4 that the permissions of data words depend on.
+
+    Where they change, MOV to CR0 and CR4 drop translations, and VM entry those of its VPID: a processor looks at these
+    bits at each access.
+
+    SDM: "Determination of Access Rights".
+    """
+    return m[CR0] & CR0_WP | m[CR4] & (CR4_SMEP | CR4_SMAP | CR4_PKE)
+
+
+@kernel
 def key_refuses(m: Record, access: int, user: int, key: int) -> bool:
     """Does PKRU forbid a data access to a user-mode page with this key?
 
