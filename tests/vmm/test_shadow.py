@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.oracle.walker import X
 from tests.vmm.changing_tables import (
     ADDRESSES,
     CODE_FRAMES,
@@ -38,7 +39,7 @@ from vtsim.cpu.kernels.shadow_pool import role_in
 from vtsim.cpu.profile import load_profile
 from vtsim.ept import shadow as d
 from vtsim.ept.spec import ADDRESS as PTE_ADDRESS
-from vtsim.ept.spec import PTE_LARGE
+from vtsim.ept.spec import PF_FETCH, PTE_LARGE
 from vtsim.platform.machine import NativeMemory, apply
 from vtsim.vmm.personalities.kvm.parameters import PARAMETERS
 
@@ -191,6 +192,29 @@ def test_pdptes_that_change_in_memory_are_used_once_cr4_or_cr3_is_loaded(name: s
     assert len({(access.error, access.value) for access in made.log}) >= 2
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
+
+
+@pytest.mark.parametrize("name", ["native", *NARROW_MACHINES])
+def test_pdptes_are_loaded_by_a_write_of_cr4_smep_or_refused(name: str) -> None:
+    """Which kvm has exit with EPT, too; SMEP is not on after the write that is refused: ring 0 fetches a user's page."""
+    if name.endswith("without EPT"):
+        pytest.skip("that processor has no SMEP")
+    made = NarrowPlan(random.Random(3), NarrowPaging(pae=True, protected=True, rings=True, smep=True), 0)
+    made.seed = 3
+    address = next(each for each in made.addresses if made.code(each) and not made.refused(each, X, False))
+    directory = made.place(made.tops[0], address >> 30)
+    before = made.words[directory]
+    made.touch(address, False, fetch=True)
+    for value in (0, before):
+        made.write(directory, value)
+        made.change_cr4(CR4_SMEP)
+        made.touch(address, False, fetch=True)
+    made.refused_load(directory, 4, made.cr4 ^ CR4_SMEP)
+    made.touch(address, False, fetch=True)
+
+    faults = [access.error for access in made.log]
+    assert faults == [-1, PF_FETCH, -1, 0, -1]
+    check_on(made, name)
 
 
 @pytest.mark.parametrize("name", ["native", *NARROW_MACHINES])

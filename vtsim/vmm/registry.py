@@ -35,11 +35,16 @@ class Processor:
 
     clock_hz: int
     features: Features
+    physical_address_bits: int
 
     @classmethod
     def of(cls, profile: Profile) -> Processor:
         """Return what programs may know of a profile."""
-        return cls(clock_hz=profile.clock_hz, features=profile.features)
+        return cls(
+            clock_hz=profile.clock_hz,
+            features=profile.features,
+            physical_address_bits=profile.physical_address_bits,
+        )
 
     def cycles(self, nanoseconds: int) -> int:
         """Convert a time to whole cycles of its clock, as the profile does."""

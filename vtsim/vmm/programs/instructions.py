@@ -1,7 +1,8 @@
 """Emulation of instructions that exit: CPUID, MSRs, control registers and the small ones.
 
 SDM: "Instructions That Cause VM Exits Unconditionally"; "Instructions That Cause VM Exits Conditionally".
-Not modelled: CPUID leaves beyond the highest one answered with the highest's data; faults of CR0 and CR4 writes.
+Not modelled: CPUID leaves beyond the highest one answered with the highest's data; faults of CR0 and CR4 writes
+but those of wrong PDPTEs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
 from vtsim.cpu.slots import R12, RAX, RBX, RCX, RDI, RDX, RSI, RSP
 from vtsim.vmm import layout as at
+from vtsim.vmm.programs import pdptes
 from vtsim.vmm.programs.events import request
 from vtsim.vmm.programs.msr_switch import write_switched
 from vtsim.vmm.programs.timer import now
@@ -208,11 +210,16 @@ def control_register(a: Assembler, path: Path) -> None:
     if path.vmm.paging != "ept":
         a.jmp("cr_to_0")
     else:
+        loads = path.vmm.personality == "kvm"  # under others no write exits that loads PDPTEs
         a.label("cr_to_0")
+        if loads:
+            pdptes.written(a, 0, pdptes.CR0_PDPTES)
         a.vmwrite("CR0_READ_SHADOW", RAX)
         a.vmwrite("GUEST_CR0", RAX)
         a.jmp("skip")
         a.label("cr_to_4")
+        if loads:
+            pdptes.written(a, 4, pdptes.CR4_PDPTES)
         a.vmwrite("CR4_READ_SHADOW", RAX)
         a.or_(RAX, 1 << 13, comment="VMXE")
         a.vmwrite("GUEST_CR4", RAX)

@@ -28,6 +28,7 @@ from vtsim.vmm.programs import agile, ept, instructions, mmio, several
 from vtsim.vmm.programs import shadow_shared as shared
 from vtsim.vmm.programs.cluster_table import remember_store
 from vtsim.vmm.programs.ept_leaf import about_user_page, find_slot
+from vtsim.vmm.programs.pdptes import CR0_PDPTES, CR4_PDPTES
 from vtsim.vmm.programs.words import (
     GENERAL_PROTECTION,
     HARDWARE_EXCEPTION,
@@ -52,9 +53,6 @@ MODE_BITS: Final = (  # register with the guest's CR0 or CR4, bit, paging mode
     (RAX, 16, d.MODE_WP), (RCX, 20, d.MODE_SMEP), (RCX, 21, d.MODE_SMAP), (RCX, 12, d.MODE_LA57),
     (RAX, 31, d.MODE_PAGING), (RCX, 5, d.MODE_PAE), (RCX, 4, d.MODE_PSE),
 )  # fmt: skip
-# changes of CR0 and of CR4 that load the PDPTEs
-CR0_PDPTES: Final = 7 << 29
-CR4_PDPTES: Final = PAE | 1 << 4 | 1 << 7 | 1 << 20
 
 
 def exception(a: Assembler, path: Path) -> None:

@@ -29,6 +29,7 @@ from vtsim.vmm.programs import (
     instructions,
     mitigations,
     mmio,
+    pdptes,
     schedule,
     several,
     shadow,
@@ -182,6 +183,9 @@ class Kvm:
         mmio.emulator(a, path)
         io.memory(a, path)
         emit_shared(a, path)
+        if path.vmm.paging == "ept":
+            a.activity = ops.EXIT_HANDLER
+            pdptes.load(a, path)
 
     def user(self, a: Assembler, path: Path) -> None:
         user.process(a, path)
