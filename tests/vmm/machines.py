@@ -167,7 +167,7 @@ def machine(
     cpu = load_profile(profile) if isinstance(profile, str) else profile
     ept = {name: options.pop(name) for name in ("page_size", "populate", "accessed_dirty") if name in options}
     settings: dict[str, Any] = {"paging": "ept", "vpid": True, "tpr_shadow": True, "huge_pages": "never"}
-    ept.setdefault("accessed_dirty", cpu.vmx.generation in ("skylake-sp", "cascade-lake"))
+    ept.setdefault("accessed_dirty", cpu.vmx.generation in ("skylake-sp", "cascade-lake", "ice-lake-sp"))
     settings["memory"] = placement or HostMemorySpec(allocator="list")
     vmm = VmmSpec(personality=personality, ept=EptSpec(**ept), **{**settings, **options})
     its = tuple(range(vcpus)) if vcpus > 1 else ()
