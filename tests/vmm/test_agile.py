@@ -58,10 +58,11 @@ CHANGING: dict[str, tuple[Callable[[int, int, Any], Plan], tuple[Any, ...], int]
         (*NARROW, *(evolve(each, smap=True) for each in NARROW), evolve(NARROW[1], pse=False)),
         2,
     ),
+    "two levels with rings": (narrow_plan, tuple(evolve(each, rings=True, smep=True) for each in NARROW), 2),
 }
 
 
-@pytest.mark.parametrize("guests", CHANGING)
+@pytest.mark.parametrize("guests", [pytest.param(name, marks=COMPILED if "rings" in name else ()) for name in CHANGING])
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_guest_never_sees_a_wrong_frame_while_its_tables_move(name: str, guests: str) -> None:
     nested = shadowed = roots = split = 0

@@ -69,10 +69,12 @@ PAGING = {
     "smap": Paging(pcid=True, smap=True),
     "five levels": Paging(pcid=True, five=True),
     "rings": Paging(pcid=True, rings=True),
+    "rings with SMEP and SMAP": Paging(pcid=True, smap=True, smep=True, rings=True),
 }
 NEWER = load_profile("skx-4114").with_overrides({"features.la57": True, "vmx.generation": "ice-lake-sp"})
+IN_GATE = {"rings": 3, "rings with SMEP and SMAP": int(not jit.DISABLED)}  # seeds
 CASES = [
-    pytest.param(paging, seed, marks=pytest.mark.long if seed >= (3 if paging == "rings" else OFTEN) else ())
+    pytest.param(paging, seed, marks=pytest.mark.long if seed >= IN_GATE.get(paging, OFTEN) else ())
     for paging in PAGING
     for seed in SEEDS
     if paging in ("", "pcid") or seed < 10
@@ -116,6 +118,19 @@ NARROW = {
     "protected PAE": NarrowPaging(pae=True, protected=True),
     "protected 32-bit": NarrowPaging(protected=True),
 }
+NARROW_RINGS = {
+    "PAE": NarrowPaging(pae=True, rings=True),
+    "PAE with SMEP": NarrowPaging(pae=True, rings=True, smep=True),
+    "32-bit": NarrowPaging(rings=True),
+    "32-bit with SMEP and SMAP": NarrowPaging(rings=True, smep=True, smap=True),
+    "protected PAE": NarrowPaging(pae=True, rings=True, protected=True),
+    "protected PAE with SMEP": NarrowPaging(pae=True, rings=True, smep=True, protected=True),
+    "protected PAE with SMEP and SMAP": NarrowPaging(pae=True, rings=True, smep=True, smap=True, protected=True),
+    "protected 32-bit": NarrowPaging(rings=True, protected=True),
+    "protected 32-bit with SMEP": NarrowPaging(rings=True, smep=True, protected=True),
+    "protected 32-bit with SMEP and SMAP": NarrowPaging(rings=True, smep=True, smap=True, protected=True),
+    "protected 32-bit of small pages": NarrowPaging(rings=True, smep=True, protected=True, pse=False),
+}
 NARROW_MACHINES = {
     **MACHINES,
     "agile": {"paging": "agile", "profile": NEWER},
@@ -146,6 +161,26 @@ def test_a_guest_with_narrow_addresses_never_sees_a_wrong_frame(paging: str, nam
     m = machine(made.guest, **MACHINES[name]).run()
     assert m.finished == ["vm0"], m.hypervisor.death(m.vcpu)
     check(made, m.vcpu.memory.load)
+
+
+FIRST_RINGS = ("PAE with SMEP", "protected PAE with SMEP and SMAP", "protected 32-bit with SMEP")
+INTERPRETED_RINGS = [(paging, name) for paging in FIRST_RINGS[1:] for name in ("native", "ept", "kvm")]
+RINGS_CASES = [
+    pytest.param(paging, name, seed, marks=() if paging in FIRST_RINGS and not seed else pytest.mark.long)
+    for paging, modes in NARROW_RINGS.items()
+    for name in ("native", *MACHINES)
+    for seed in range(40)
+    if (modes.protected or name not in ("native", "ept"))  # 64-bit code pages so on shadow tables alone
+    and not (modes.smep and name.endswith("without EPT"))  # that processor has no SMEP
+    and (not jit.DISABLED or (paging, name) in INTERPRETED_RINGS)
+]
+
+
+@pytest.mark.parametrize(("paging", "name", "seed"), RINGS_CASES)
+def test_rings_of_a_guest_with_narrow_addresses_see_what_the_slow_walker_says(
+    paging: str, name: str, seed: int
+) -> None:
+    check_on(narrow_plan(seed, 100 if jit.DISABLED else STEPS, NARROW_RINGS[paging]), name)
 
 
 def check_on(made: Plan, name: str) -> None:
