@@ -11,7 +11,7 @@ from tests.vmm.changing_vcpus import pair
 from tests.vmm.machines import Machine
 from tests.vmm.test_agile import LARGE, LISTED, of_pool
 from tests.vmm.test_shadow import NEWER
-from tests.vmm.test_vcpus_shadow import KERNELS, PAGING, SEEDS, SLOW, STEPS, UNTIL_FOUND, check, few_pages, nothing, ran
+from tests.vmm.test_vcpus_shadow import KERNELS, PAGING, SLOW, STEPS, UNTIL_FOUND, cases, check, few_pages, nothing, ran
 from vtsim.base import jit
 from vtsim.base.kept import nothing_kept
 from vtsim.config import parse_scenario
@@ -61,9 +61,7 @@ def check_roots(m: Machine) -> None:
 
 
 @pytest.mark.usefixtures("few_pages")
-@pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=SLOW) for name in MACHINES])
-@pytest.mark.parametrize("paging", PAGING)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("paging", "seed", "name"), cases(MACHINES, FIRST))
 def test_two_vcpus_see_what_the_slow_walker_says(paging: str, seed: int, name: str) -> None:
     made = pair(seed, STEPS, PAGING[paging])
     m = ran(made, **{**AGILE, **MACHINES[name]})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ STEPS = 60 if jit.DISABLED else 600
 QUANTUM, LONGEST = 40, 1 << 26  # cycles between two looks at which CPU is behind; of a run
 SLOW = pytest.mark.compiled_only
 PROFILE = load_profile("skx-4114")
-PAGING = {"": Paging(), "pcid": Paging(pcid=True)}
+PAGING = {"": Paging(), "pcid": Paging(pcid=True), "rings": Paging(pcid=True, rings=True)}
 FEW = (("shadow_permille", 0),)
 MACHINES = {
     "kvm": {"personality": "kvm"},
@@ -48,6 +49,25 @@ MACHINES = {
     "minimal in few pages": {"personality": "minimal", "parameters": FEW},
 }
 FIRST = ("kvm", "minimal in few pages")
+
+
+def cases(machines: Iterable[str], first: tuple[str, ...]) -> list[Any]:
+    """(paging, seed, name): on the first machines also interpreted, with rings on the very first of them.
+
+    More seeds, and other machines with rings, only when asked for.
+    """
+    return [
+        pytest.param(
+            paging,
+            seed,
+            name,
+            marks=[SLOW] * (name not in (first[:1] if paging == "rings" else first))
+            + [pytest.mark.long] * (seed not in SEEDS or (paging == "rings" and name not in first)),
+        )
+        for paging in PAGING
+        for seed in range(20)
+        for name in machines
+    ]
 
 
 @pytest.fixture
@@ -92,9 +112,7 @@ def test_natively_two_cpus_see_what_the_slow_walker_says(paging: str, seed: int)
 
 
 @pytest.mark.usefixtures("few_pages")
-@pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=SLOW) for name in MACHINES])
-@pytest.mark.parametrize("paging", PAGING)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("paging", "seed", "name"), cases(MACHINES, FIRST))
 def test_two_vcpus_see_what_the_slow_walker_says(paging: str, seed: int, name: str) -> None:
     made = pair(seed, STEPS, PAGING[paging])
     m = ran(made, **MACHINES[name])
