@@ -58,7 +58,7 @@ CHANGING: dict[str, tuple[Callable[[int, int, Any], Plan], tuple[Any, ...], int]
         (*NARROW, *(evolve(each, smap=True) for each in NARROW), evolve(NARROW[1], pse=False)),
         2,
     ),
-    "two levels with rings": (narrow_plan, tuple(evolve(each, rings=True, smep=True) for each in NARROW), 2),
+    "two levels with rings": (narrow_plan, tuple(evolve(each, rings=True, smep=True) for each in NARROW), 1),
 }
 
 

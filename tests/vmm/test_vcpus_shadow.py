@@ -62,7 +62,7 @@ def cases(machines: Iterable[str], first: tuple[str, ...]) -> list[Any]:
             seed,
             name,
             marks=[SLOW] * (name not in (first[:1] if paging == "rings" else first))
-            + [pytest.mark.long] * (seed not in SEEDS or (paging == "rings" and name not in first)),
+            + [pytest.mark.long] * (seed not in SEEDS or (paging == "rings" and (name not in first or seed > 0))),
         )
         for paging in PAGING
         for seed in range(20)
