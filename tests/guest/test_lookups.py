@@ -160,16 +160,25 @@ def test_a_search_halves_its_interval_at_each_step() -> None:
     assert [step.needs for step in search] == [True] + [False] * (depth - 1)  # an energy is made of the last result
 
 
-def test_each_nuclide_is_an_index_and_a_point_of_two_lines_that_it_tells() -> None:
+def test_each_nuclide_is_an_index_and_all_lines_of_two_points_that_it_tells() -> None:
     """In instructions as the binary has them: 65 a nuclide, of a search 11 or 12 a step."""
     phase = g.CrossSectionsSpec(nuclides=68, points=20)
     depth = (phase.energies - 1).bit_length()
-    steps = cross_section_steps(phase)[depth : depth + 3 * 4]
-    assert [step.known for step in steps] == [1, 1, 2] + [0, 1, 2] * 3  # the row of indexes is found beside an energy
+    steps = cross_section_steps(phase)[depth : depth + 4 * 4]
+    assert [step.known for step in steps] == [1, 1, 2, 0] + [
+        0,
+        1,
+        2,
+        0,
+    ] * 3  # the row of indexes is found beside an energy
     assert not any(step.needs or step.follows or step.choices or step.half for step in steps)
-    for n in range(0, len(steps), 3):
-        assert sum(1 + step.work for step in steps[n : n + 3]) == 65
+    for n in range(0, len(steps), 4):
+        assert sum(1 + step.work for step in steps[n : n + 4]) == 65
         assert steps[n + 2].offset - steps[n + 1].offset == steps[n + 1].stride == 48
+        for element in range(8):
+            first = steps[n + 1].place(element)
+            touched = {step.place(element) // 64 for step in steps[n + 1 : n + 4]}
+            assert touched == {byte // 64 for byte in range(first, first + 96)}
 
 
 def test_materials_are_hit_as_often_as_in_xsbench() -> None:

@@ -2,8 +2,8 @@
 
 The first steps of a search are hot. Which half is next is a branch, as in the artifact's binary, and no predictor knows
 it; where the next word lies needs nothing that was loaded. For each nuclide it reads a word of the energy's row of
-indexes and two neighbouring points of 48 bytes of the nuclide's own grid. Nuclides overlap, as many as a reorder buffer
-holds.
+indexes and two neighbouring points of 48 bytes of the nuclide's own grid, all of their two or three lines. Nuclides
+overlap, as many as a reorder buffer holds.
 Source: ANL-CESAR/XSBench, Simulation.c, Materials.c (materials of the large Hoogenboom-Martin reactor, and how often
 each is hit).
 Not modelled: which nuclides a material has: always the first ones.
@@ -25,7 +25,8 @@ MATERIALS = (
     (321, 28), (5, 10), (4, 55), (4, 27), (27, 31), (21, 13), (21, 13), (21, 11), (21, 2), (21, 3), (9, 5), (9, 2),
 )  # fmt: skip
 POINT, INDEX, ENERGY = 48, 4, 16  # an energy has a pointer to its row of indexes beside it
-LOOK_UP_WORK, SEARCH_WORK, INDEX_WORK, NUCLIDE_WORK = 344, 10, 7, 55
+WORD = 8
+LOOK_UP_WORK, SEARCH_WORK, INDEX_WORK, NUCLIDE_WORK = 344, 10, 7, 54
 
 
 def material_order() -> Iterator[int]:
@@ -52,7 +53,8 @@ def cross_section_steps(phase: CrossSectionsSpec) -> list[Step]:
             steps += (
                 Step(grid + nuclide * INDEX, phase.energies, row, known=int(nuclide == 0), work=INDEX_WORK),
                 Step(start, phase.points - 1, POINT, known=1),
-                Step(start + POINT, phase.points - 1, POINT, known=2, work=NUCLIDE_WORK),
+                Step(start + POINT, phase.points - 1, POINT, known=2),
+                Step(start + 2 * POINT - WORD, phase.points - 1, POINT, work=NUCLIDE_WORK),  # begins with the second
             )
     return steps
 
