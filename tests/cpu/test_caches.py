@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from tests.cpu.bench import machine
 from vtsim.base import jit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
+from vtsim.cpu.engine import Engine
 from vtsim.cpu.kernels.caches import (
+    bring_l3,
+    comes_young,
     drop,
     fill,
     find,
@@ -27,6 +31,7 @@ from vtsim.cpu.kernels.caches import (
 )
 from vtsim.cpu.kernels.entry import histogram_bucket
 from vtsim.cpu.kernels.lines import data_miss, read_line
+from vtsim.cpu.kernels.rights import READ
 
 Look = Callable[..., bool]
 EXAMPLES = 15 if jit.DISABLED else 60
@@ -56,6 +61,91 @@ class OneBit:
             ways[:] = [(held, False) for held, _ in ways]
             idle = order
         ways[(same or empty or idle)[0]] = (tag, True)
+
+
+class QuadAge:
+    """Sets of lines with ages, as nanoBench writes QLRU_H11_M1_R0_U0: tables of what a hit and a miss make of an age."""
+
+    def __init__(self, sets: int, ways: int) -> None:
+        self.sets: list[list[list[Any]]] = [[[None, 3] for _ in range(ways)] for _ in range(sets)]  # line, age
+
+    def look(self, index: int, line: int) -> bool:
+        """Was it there? A line that was not is of age 1."""
+        ways = self.sets[index]
+        there = [way for way in ways if way[0] == line]
+        if there:
+            there[0][1] = {3: 1, 2: 1, 1: 0, 0: 0}[there[0][1]]
+        else:
+            way = next((way for way in ways if way[0] is None), None) or next(way for way in ways if way[1] == 3)
+            way[:] = [line, 1]
+        lacking = 3 - max(age for _, age in ways)
+        for way in ways:
+            way[1] += lacking
+        return bool(there)
+
+
+def aged(sets: int, ways: int) -> Engine:
+    return machine({"cache.quad_age_l3": True, "cache.l3.bytes": sets * ways * 64, "cache.l3.ways": ways})
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 11), (5, 8), (8, 16)], ids=str)
+@given(lines=st.lists(st.integers(0, 1 << 16), min_size=100, max_size=300))
+@settings(max_examples=EXAMPLES)
+def test_an_l3_with_ages_is_the_quad_age_model(shape: tuple[int, int], lines: list[int]) -> None:
+    """Of few sets none decides: new lines are of age 1."""
+    engine = aged(*shape)
+    m, t, model = engine.cpus[0], engine.tags, QuadAge(*shape)
+    sets, ways = shape
+
+    for line in (each % (sets * ways * 3 // 2 + 2) for each in lines):
+        assert bool(bring_l3(m, t, line)) == model.look(int(set_of(m, s.L3, line)), line)
+
+
+@pytest.mark.parametrize(("which", "young"), [(0, 1.0), (1, 1.0), (32, 1 / 16), (33, 1 / 16), (64, 1.0), (20, None)])
+def test_sets_that_decide_always_take_new_lines_as_they_do_and_others_follow(which: int, young: float | None) -> None:
+    engine = aged(128, 4)
+    m, t = engine.cpus[0], engine.tags
+    counter = int(m[s.L3 + s.REFERENCED] + 2 * m[s.L3 + s.SETS])
+    for counted, of_followers in ((-5, 1.0), (0, 1.0), (5, 1 / 16)):
+        came_young = 0
+        for _ in range(3200):
+            t[counter] = counted
+            came_young += bool(comes_young(m, t, which))
+            assert t[counter] - counted == (0 if young is None else 1 if young == 1.0 else -1)
+        assert came_young / 3200 == pytest.approx(of_followers if young is None else young, abs=0.015)
+
+
+@pytest.mark.parametrize(("kept", "passing", "rarely"), [(300, 12, True), (300, 0, False)])
+def test_sets_decide_by_what_misses_less(kept: int, passing: int, rarely: bool) -> None:
+    """Lines that come again, between lines that do not: there most new ones had better go first. Without the latter not."""
+    engine = aged(128, 4)
+    m, t = engine.cpus[0], engine.tags
+    counter = int(m[s.L3 + s.REFERENCED] + 2 * m[s.L3 + s.SETS])
+    once = iter(range(1 << 16, 1 << 26))
+    for _ in range(60 if jit.DISABLED else 200):
+        for line in range(kept):
+            bring_l3(m, t, line)
+            for _ in range(passing):
+                bring_l3(m, t, next(once))
+    assert (t[counter] > 0) == rarely
+
+
+def test_lines_that_come_again_stay_between_many_that_do_not() -> None:
+    """A quarter of L3's lines, each again after ten times as many others as L3 has; with one bit nothing stays."""
+    found = {}
+    for flag in (True, False):
+        engine = machine({"cache.quad_age_l3": flag, "cache.l3.bytes": 128 * 8 * 64, "cache.l3.ways": 8})
+        m, t = engine.cpus[0], engine.tags
+        once = iter(range(1 << 16, 1 << 26))
+        rounds = 40
+        for n in range(rounds):
+            found[flag] = 0
+            for line in range(256):
+                found[flag] += int(bring_l3(m, t, line))
+                for _ in range(8 if jit.DISABLED and n < rounds - 1 else 40):
+                    bring_l3(m, t, next(once))
+    assert found[False] < 10
+    assert found[True] > 150
 
 
 @pytest.mark.parametrize("look", [probe, probe_at_once], ids=["way by way", "at once"])
@@ -162,7 +252,7 @@ def test_a_line_costs_the_latency_of_the_level_that_has_it() -> None:
     assert (dram, l1) == (first, again)
     assert [a[m[s.OWNER] + n] for n in range(k.EPT_L1D, k.EPT_DRAM + 1)] == [1, 0, 0, 1]
     assert sum(a[m[s.OWNER] + n] for n in range(k.GUEST_L1D, k.GUEST_DRAM + 1)) == 2 * p.cache.l1d.ways
-    assert p.cache.l2.hit_cycles - l1 == int(data_miss(m, a, t, 0x1000 >> 6, 0))
+    assert p.cache.l2.hit_cycles - l1 == int(data_miss(m, a, t, 0x1000 >> 6, READ, 0))
     assert a[m[s.OWNER] + k.DATA_L2] == 1
 
 

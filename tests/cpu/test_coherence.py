@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.bench import DATA, TEXT, Space, Write, machine, o_mem
+from tests.cpu.bench import DATA, NO_PREFETCHERS, TEXT, Space, Write, machine, o_mem
 from tests.cpu.programs import bytes_of
 from tests.cpu.test_ipi import Pair
 from vtsim.base import jit
@@ -48,7 +48,7 @@ def cycles_of(engine: Engine, cpu: int, access: int, line: int) -> int:
 @settings(max_examples=EXAMPLES)
 def test_caches_without_end_are_in_the_four_states(script: list[tuple[int, int, int]]) -> None:
     """Modified and exclusive, shared, invalid: nothing is ever pushed out, so that states say what each access costs."""
-    engine = machine({"cache.adjacent_line_prefetcher": False}, cpus=CPUS)
+    engine = machine(NO_PREFETCHERS, cpus=CPUS)
     p = engine.profile
     l1, l3, dram = p.cache.l1d.hit_cycles, p.cache.l3.hit_cycles, p.cycles(p.dram.local_ns)
     moved = p.cycles(p.latency.transfer_ns)

@@ -17,7 +17,7 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.bench import DATA, OFF, TEXT, Native, Virtual, Write, machine, native, o_mem, virtual
+from tests.cpu.bench import DATA, NO_PREFETCHERS, OFF, TEXT, Native, Virtual, Write, machine, native, o_mem, virtual
 from tests.cpu.test_invalidation import ENTRY, NEW, OLD
 from vtsim.base import jit
 from vtsim.base import memory as mem
@@ -512,7 +512,7 @@ def test_code_and_data_that_follow_code_that_is_not_cached_are() -> None:
 
     found = []
     for extra in (0, pat_bits(3)):
-        bench = native({"cache.adjacent_line_prefetcher": False})
+        bench = native(NO_PREFETCHERS)
         for page in (CODE, CODE + 0x1000):
             bench.space.page(page, user=False, write=False, extra=extra)
         bench.space.code(write, CODE)

@@ -1,4 +1,4 @@
-"""L2 completes what it fetches to pairs of lines: what that brings, costs, and never takes from another CPU."""
+"""What prefetchers bring into L2, the rest of a pair and what comes next: what it costs, and what it never takes away."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vtsim.config import parse_scenario
 from vtsim.cpu import accounts as k
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels.caches import probe
+from vtsim.cpu.kernels.caches import has, probe
 from vtsim.cpu.kernels.coherence import NOBODY, SHARED, owner_of
-from vtsim.cpu.kernels.lines import read_line
+from vtsim.cpu.kernels.lines import data_line, read_line
 from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.study.run import run
 
@@ -126,6 +126,76 @@ def test_cycles_are_those_of_the_slow_model(script: list[tuple[int, int]], sets:
     assert pairs(engine) == slow.fetched
 
 
+# --- what comes next ------------------------------------------------------------------------------------------------
+def load(engine: Engine, line: int, at: int = 0, access: int = READ) -> int:
+    """Cycles beyond an L1D hit of a data access at a cycle."""
+    m = engine.cpus[0]
+    m[s.CYCLE] = at
+    return int(data_line(m, engine.arena, engine.tags, line, access))
+
+
+def in_l2(engine: Engine, *lines: int) -> list[bool]:
+    return [bool(has(engine.cpus[0], engine.tags, s.L2, line)) for line in lines]
+
+
+def test_behind_a_line_that_l1d_has_comes_the_next_pair_too() -> None:
+    engine = machine()
+    assert load(engine, LINE) > 0
+    assert in_l2(engine, LINE + 1, LINE + 2) == [True, False]
+    load(engine, LINE + 1, at=1000)
+    assert in_l2(engine, LINE + 2, LINE + 3, LINE + 4) == [True, True, False]
+    assert not has(engine.cpus[0], engine.tags, s.L1D, LINE + 2)
+    assert pairs(engine) == 3
+    load(engine, LINE + 1, at=2000)  # which L1D has
+    assert in_l2(engine, LINE + 4) == [False]
+
+
+@pytest.mark.parametrize("later", [0, 1, 50, 150, 190])
+def test_who_wants_the_next_line_before_it_has_come_waits_for_the_rest(later: int) -> None:
+    engine = machine()
+    p = engine.profile
+    dram, l1, l2 = p.cycles(p.dram.local_ns), p.cache.l1d.hit_cycles, p.cache.l2.hit_cycles
+    load(engine, LINE)
+    load(engine, LINE + 1, at=1000)
+    assert load(engine, LINE + 2, at=1000 + later) == max(dram - later, l2) - l1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "access", "why"),
+    [
+        (LINE + 1, LINE, READ, "descending"),
+        (LINE, LINE + 3, READ, "not the line before"),
+        (LINE, LINE + 1, WRITE, "a store"),
+        (126, 127, READ, "the page ends"),
+    ],
+)
+def test_else_nothing_comes(first: int, second: int, access: int, why: str) -> None:
+    engine = machine()
+    load(engine, first)
+    before = pairs(engine)
+    load(engine, second, at=1000, access=access)
+    known = {first, first ^ 1, second, second ^ 1}
+    others = [line for line in range(first - 4, second + 6) if line not in known]
+    assert not any(in_l2(engine, *others)), why
+    assert pairs(engine) - before == len({second, second ^ 1} - {first, first ^ 1}) // 2
+
+
+def test_without_that_prefetcher_or_without_l2_nothing_comes() -> None:
+    for changes in ({"cache.next_line_prefetcher": False}, {"cache.l2.bytes": 0}):
+        engine = machine(changes)
+        load(engine, LINE)
+        load(engine, LINE + 1, at=1000)
+        dram = engine.profile.cycles(engine.profile.dram.local_ns)
+        assert load(engine, LINE + 2, at=2000) == dram - engine.profile.cache.l1d.hit_cycles
+
+
+def test_walks_fetch_nothing_that_comes_next() -> None:
+    engine = machine()
+    for n in range(2):
+        read(engine, LINE + n, at=1000 * n)
+    assert in_l2(engine, LINE + 1, LINE + 2) == [True, False]
+
+
 # --- several CPUs ---------------------------------------------------------------------------------------------------
 def test_a_line_that_another_core_owns_stays_there() -> None:
     engine = machine(cpus=2)
@@ -169,7 +239,8 @@ def test_pairs_want_bandwidth_too() -> None:
     bandwidth = 2000
 
     def of(prefetcher: str) -> Any:
-        sets = [f"machine.cpu.dram.bandwidth={bandwidth}", f"machine.cpu.cache.adjacent_line_prefetcher={prefetcher}"]
+        prefetchers = (f"adjacent_line_prefetcher={prefetcher}", "next_line_prefetcher=false")
+        sets = [f"machine.cpu.dram.bandwidth={bandwidth}", *(f"machine.cpu.cache.{each}" for each in prefetchers)]
         return run(parse_scenario(STREAMS, sets))
 
     both, alone = of("true"), of("false")

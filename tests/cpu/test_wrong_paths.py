@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.bench import DATA, Native, Virtual, native, virtual
+from tests.cpu.bench import DATA, NO_PREFETCHERS, Native, Virtual, native, virtual
 from vtsim.base import jit
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
@@ -373,7 +373,7 @@ def shown(core: Core, steps: Sequence[Step], accesses: int, random: int) -> tupl
     def cycles(accesses: int) -> tuple[int, int]:
         changes = {
             "work.mlp": core.mlp, "work.reorder_buffer": core.reorder_buffer, "work.cycles_per_100_instructions": 100,
-            "work.mispredict_cycles": core.penalty, "cache.adjacent_line_prefetcher": False,
+            "work.mispredict_cycles": core.penalty, **NO_PREFETCHERS,
         }  # fmt: skip
         bench = native(changes)
         m = bench.m

@@ -4,7 +4,7 @@ Written from the standard's rules, without a look at how the project's kernels m
 DDR4-2933Y with devices of 16 Gb, four bits wide (JESD79-4, as DRAMsim3's and Ramulator 2's configurations have them).
 A fixed number of lines is always on its way: through the channel, then `OUTSIDE` clocks elsewhere, then to a random place.
 
-python -m tests.oracle.dram_channel prints what decision 0058 quotes.
+python -m tests.oracle.dram_channel prints what decision 0059 quotes, and with queues of 48 lines what 0058 does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PEAK: Final = 64 / (4 * CLOCK_NS)  # GB/s of one channel: a line takes the data 
 OUTSIDE: Final = 79  # 54 ns: what of 85 ns is not the 46 clocks from activate to the end of a line
 GROUPS, BANKS_OF_GROUP = 4, 4
 BANKS: Final = GROUPS * BANKS_OF_GROUP  # of a rank
+QUEUE: Final = 22  # lines, as the read pending queue of a Xeon E5-2600 has (its guide to uncore events)
 NEVER: Final = 1 << 60
 
 
@@ -183,7 +184,7 @@ class Channel:
 
 
 def served(
-    on_their_way: int, lines: int, *, channels: int = 6, ranks: int = 2, t: Timings = REAL, queue: int = 48,
+    on_their_way: int, lines: int, *, channels: int = 6, ranks: int = 2, t: Timings = REAL, queue: int = QUEUE,
     open_page: bool = False, first_ready: bool = True,
 ) -> tuple[float, float]:  # fmt: skip
     """Return the share of the channels' bandwidth that so many lines get that are always on their way, and a line's ns."""
@@ -218,7 +219,7 @@ def served(
 
 def main() -> None:
     """Print the tables of decision 0058."""
-    print("one channel, 64 lines on their way, 48 of them in its queue")
+    print(f"one channel, 64 lines on their way, {QUEUE} of them in its queue")
     for ranks in (1, 2, 4):
         for policy, open_page, first_ready in (
             ("in order, closed page", False, False), ("in order, open page", True, False),

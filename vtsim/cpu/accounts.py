@@ -73,7 +73,7 @@ COUNTERS: Final = (
     ("wrong_loads",        "loads",      "loads that wrong paths began"),
     ("wrong_walks",        "walks",      "of the page walks started, those of wrong paths"),
     ("walks_abandoned",    "walks",      "of these, those that would have faulted or set a flag"),
-    ("pair_dram",          "lines",      "lines that L2 fetched from DRAM only to complete pairs"),
+    ("pair_dram",          "lines",      "lines that prefetchers brought from DRAM into L2"),
     ("page_fault_exits",   "exits",      "VM exits for page faults"),
     ("true_page_faults",   "exits",      "of these, those of accesses that the guest's own tables refuse"),
     ("hidden_page_faults", "exits",      "of these, those that its hypervisor answered by a shadow entry"),

@@ -27,7 +27,7 @@ from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.hyper_threads import ONE
 from vtsim.cpu.kernels.ipi import FLIGHTS
-from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, BANK_WORDS, PARTS
+from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, BANK_WORDS, PARTS, QUEUE_WORDS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
@@ -144,9 +144,11 @@ class Engine:
         directory = self._carve_directory(tags)
         peers = carve.take(g.cores * PEER_WORDS)
         owned_since = carve.take(directory[s.SETS] * directory[s.WAYS])
-        bandwidths = carve.take(g.nodes * BANDWIDTH_WORDS)
         dram = self.profile.dram
-        banks = carve.take(g.nodes * dram.ranks * dram.banks * BANK_WORDS)
+        channels = dram.channels if dram.ranks else 1
+        bandwidths = carve.take(g.nodes * channels * BANDWIDTH_WORDS)
+        banks = carve.take(g.nodes * channels * dram.ranks * dram.banks * BANK_WORDS)
+        queues = carve.take(g.nodes * channels * dram.queue * QUEUE_WORDS if dram.ranks else 0)
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):
             fills += self._lay_out_cpu(records[number], number, carve)
@@ -165,9 +167,14 @@ class Engine:
             record[s.OWNED_SINCE] = owned_since
             record[s.BANDWIDTHS] = bandwidths
             record[s.BANKS] = banks
+            record[s.QUEUES] = queues
+            record[s.CHANNELS] = channels
             for cache in (s.L1I, s.L1D, s.L2, s.L3):
                 start, sets, ways = (int(record[cache + n]) for n in (0, s.SETS, s.WAYS))
                 t[start : start + sets * ways] = -1
+                if record[cache + s.AGED]:
+                    start = int(record[cache + s.REFERENCED])
+                    t[start : start + 2 * sets] = (1 << ways) - 1  # all are as old as can be
             at = peers + number // g.threads * PEER_WORDS
             a[at : at + PEER_WORDS] = record[s.L1D], record[s.L2], g.node_of(number), 0
         header = {
@@ -191,13 +198,14 @@ class Engine:
                 set_context(record, a)
 
     # --- layout ---------------------------------------------------------------------------------------------
-    def _carve_cache(self, tags: Carver, name: str) -> tuple[int, int, int, int, int, int]:
+    def _carve_cache(self, tags: Carver, name: str) -> tuple[int, ...]:
         level = getattr(self.profile.cache, name)
         ways = level.ways if level.bytes else 0
         sets = level.sets(self.profile.cache.line_bytes) if level.bytes else 1
+        aged = int(name == "l3" and ways > 0 and self.profile.cache.quad_age_l3)
         base = tags.take(sets * ways, align=16)
-        referenced = tags.take(sets)
-        return base, sets, ways, level.hit_cycles, referenced, sets - 1 if sets & (sets - 1) == 0 else -1
+        referenced = tags.take(2 * sets + 2 if aged else sets)  # with ages also who decides, and a random number
+        return base, sets, ways, level.hit_cycles, referenced, sets - 1 if sets & (sets - 1) == 0 else -1, aged
 
     def _carve_directory(self, tags: Carver) -> tuple[int, ...]:
         """A directory of the lines that all cores can hold, with an owner for each; empty with one core."""
@@ -213,9 +221,9 @@ class Engine:
         """A core's caches, which are its first CPU's and all others' of it."""
         m, thread = records[number], number % self.geometry.threads
         for cache, name in ((s.L1I, "l1i"), (s.L1D, "l1d"), (s.L2, "l2")):
-            shape = slice(cache, cache + 6)
+            shape = slice(cache, cache + s.AGED + 1)
             m[shape] = records[number - thread, shape] if thread else self._carve_cache(tags, name)
-        m[s.L3 : s.L3 + 6] = l3
+        m[s.L3 : s.L3 + s.AGED + 1] = l3
 
     def _lay_out_cpu(self, m: np.ndarray, number: int, carve: Carver) -> list[tuple[int, int]]:
         p, g = self.profile, self.geometry
@@ -248,6 +256,7 @@ class Engine:
             s.CPU: number, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.IN_PAIRS: int(p.cache.adjacent_line_prefetcher and p.cache.l2.bytes > 0), s.PAIR_LINE: -1,
+            s.NEXT_LINES: int(p.cache.next_line_prefetcher and p.cache.l2.bytes > 0),
             s.LINE_FETCHED: -1,
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,
             s.NESTED_HIT_CYCLES: p.nested_tlb.hit_cycles, s.MLP: p.work.mlp, s.WALKERS: p.walkers,
@@ -272,11 +281,13 @@ class Engine:
         values[s.NODE_FIRST], values[s.NODE_END] = self.geometry.node_frames(self.geometry.node_of(number))
         values[s.NODE] = g.node_of(number)
         if g.cpus > 1:
-            values[s.LINE_TIME] = p.cache.line_bytes * PARTS * p.clock_hz // (p.dram.bandwidth * 1_000_000)
+            channels = p.dram.channels if p.dram.ranks else 1  # told apart
+            values[s.LINE_TIME] = channels * p.cache.line_bytes * PARTS * p.clock_hz // (p.dram.bandwidth * 1_000_000)
         values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)
         if p.dram.ranks:
             refresh, interval = p.cycles(p.dram.refresh_ns), p.cycles(p.dram.refresh_interval_ns)
-            values[s.RANKS], values[s.BANKS_OF_RANK] = p.dram.ranks, p.dram.banks
+            values[s.RANKS], values[s.BANKS_OF_RANK] = p.dram.channels * p.dram.ranks, p.dram.banks
+            values[s.QUEUE] = p.dram.queue
             values[s.ROW_CYCLE] = p.cycles(p.dram.row_cycle_ns)
             values[s.REFRESH], values[s.REFRESH_INTERVAL] = refresh, interval
             for latency in (s.DRAM_CYCLES, s.REMOTE_CYCLES):  # measured means, with what refreshes take of them

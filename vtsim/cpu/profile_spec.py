@@ -134,6 +134,14 @@ class Cache:
     adjacent_line_prefetcher: bool = _value(
         "flag", "L2 completes a line that it fetches to an aligned pair of two, for which nobody waits"
     )
+    next_line_prefetcher: bool = _value(
+        "flag",
+        "a load that L1D lacks, behind a line that it has, fetches what comes next of the page, for which nobody waits",
+    )
+    quad_age_l3: bool = _value(
+        "flag",
+        "L3 keeps ages of its lines, and takes most new ones as old where its sets find that better; else one bit",
+    )
     l1i: CacheLevel
     l1d: CacheLevel
     l2: CacheLevel
@@ -147,8 +155,13 @@ class Dram:
     local_ns: int = _value("ns", "load-to-use, memory of the own socket", 1, 100_000)
     remote_ns: int = _value("ns", "load-to-use, memory of the other socket", 1, 100_000)
     bandwidth: int = _value("MB/s", "what the memory of one socket can deliver to several CPUs", 1, 10_000_000)
+    channels: int = _value("channels", "channels of one socket, each with a part of the bandwidth and a queue", 1, 16)
+    queue: int = _value("lines", "lines that a channel's queue holds; others wait until it has room", 1, 256)
     ranks: int = _value(
-        "ranks", "ranks on all channels of one socket; 0: no bank is ever busy, and none refreshes", 0, 64
+        "ranks",
+        "ranks of each channel; 0: no bank is ever busy, none refreshes, and channels are not told apart",
+        0,
+        16,
     )
     banks: int = _value("banks", "banks of a rank, each of which opens one row at a time", 1, 64)
     row_cycle_ns: int = _value("ns", "from one row of a bank to the next (tRC)", 1, 1000)

@@ -76,6 +76,7 @@ SETS: Final = 1
 LATENCY: Final = 3
 REFERENCED: Final = 4
 POWER: Final = 5           # set mask where the number of sets is a power of two, else -1
+AGED: Final = 6            # of L3: do its lines have ages? Then two masks of a set follow each other: see kernels.caches
 (DRAM_CYCLES, STLB_HIT_CYCLES, STLB_HOLDS_2M, PWC_HIT_CYCLES, MLP, WALKERS, CPI_NUMERATOR, PORT_CYCLES, MMIO_CYCLES,
  IPI_CYCLES, WAKE_CYCLES, EXIT_CYCLES, ENTRY_CYCLES, PENDING_DRAIN, WORK_SCALE, ATOMIC_CYCLES) = range(340, 356)
 # frames of the node that this CPU belongs to: first, end; DRAM elsewhere takes REMOTE_CYCLES
@@ -183,16 +184,19 @@ UNCACHED_LINES, LINE_FETCHED = range(DIRECTORY + 62, DIRECTORY + 64)
 # --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.lines); what a
 # line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
 NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
-# its banks: arena offset; ranks of a node (0: banks are never busy) and banks of a rank; cycles for which a line keeps its
+# its banks: arena offset; ranks of all channels (0: banks are never busy) and banks of a rank; cycles for which a line keeps its
 # bank, for which a rank refreshes, and from one refresh to the next; what the access that is made is held back before
 BANKS, RANKS, BANKS_OF_RANK, ROW_CYCLE, REFRESH, REFRESH_INTERVAL, HELD_BACK = range(DIRECTORY + 78, DIRECTORY + 85)
 # --- the other line of a pair, which L2 fetches without being asked (does it?): the last one, and when it is there
 IN_PAIRS, PAIR_LINE, PAIR_THERE = range(DIRECTORY + 75, DIRECTORY + 78)
+NEXT_LINES: Final = DIRECTORY + 85  # do loads of L1D fetch what comes next?
+# channels of a node's memory that are told apart; arena offset of their queues, and lines that each holds
+CHANNELS, QUEUES, QUEUE = range(DIRECTORY + 86, DIRECTORY + 89)
 # --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------
 # OF_LATE: of its last cycles, the share in 1/1024 in which it executed; SHARED_FRACTION: what is carried; CONTENTION: what an
 # executing CPU loses to another one that does, in 1/1024; RAN_LAST: did it run last of its core? WHOLE_ROB: without sharing
 CORE, CORES, SIBLING, OF_LATE, SHARED_FRACTION, CONTENTION, RAN_LAST, WHOLE_ROB = range(DIRECTORY + 64, DIRECTORY + 72)
-RECORD_SLOTS: Final = DIRECTORY + 88
+RECORD_SLOTS: Final = DIRECTORY + 96
 
 # --- the parts of the guest-state block that kernels name ------------------------------------------------------------------
 CR0: Final = STATE + v.GUEST_CR0 - v.GUEST_START

@@ -66,7 +66,8 @@ OF_PROFILES: Final = (  # values of machine.cpu
          lambda s: s.machine.cpus == 1, "there is no other CPU"),
     Rule(("work.two_threads_percent",), lambda s: s.machine.threads == 1, "no core has two logical CPUs"),
     Rule(("dram.remote_ns",), lambda s: s.machine.nodes == 1, "all memory is of one node"),
-    Rule(("dram.banks", "dram.row_cycle_ns", "dram.refresh_ns", "dram.refresh_interval_ns"),
+    Rule(("dram.channels", "dram.queue", "dram.banks", "dram.row_cycle_ns", "dram.refresh_ns",
+          "dram.refresh_interval_ns"),
          lambda s: not dict(s.machine.cpu).get("dram.ranks"), "dram.ranks is 0"),  # as in all profiles
 )
 OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of vmm says nothing

@@ -281,7 +281,7 @@ class Caches:
     data: ServedBy     = key("", "data accesses of programs")
     tables: ServedBy   = key("", "paging-structure lines of both dimensions")
     code: CodeServedBy = key("", "code lines")
-    pairs: int         = key("lines", "fetched from memory only to complete pairs in L2", default=0)
+    pairs: int         = key("lines", "brought from memory into L2 by prefetchers", default=0)
 
 
 @frozen(kw_only=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel, lowest_bit
 from vtsim.cpu.accounts import LINES_FROM_OTHERS, LINES_TAKEN
-from vtsim.cpu.kernels.caches import EMPTY, bring, held, line_of, set_of, tag_of, victim
+from vtsim.cpu.kernels.caches import EMPTY, bring_l3, held, line_of, set_of, tag_of, victim
 from vtsim.cpu.slots import (
     CORE,
     CORES,
@@ -170,7 +170,7 @@ def load_shared(m: Record, a: Arena, t: Tags, line: int, at: int) -> int:
     set_owner(m, a, t, line, at, SHARED)
     a[m[PEERS] + owner * PEER_WORDS + PEER_TAKEN] += 1
     a[m[OWNER] + LINES_FROM_OTHERS] += 1
-    bring(m, t, L3, line)  # through which a line moves between cores
+    bring_l3(m, t, line)  # through which a line moves between cores
     return transfer_cycles(m, a, owner)
 
 
@@ -190,7 +190,7 @@ def store_owned(m: Record, a: Arena, t: Tags, line: int) -> int:
     set_owner(m, a, t, line, at, m[CORE])
     if cycles >= 0:
         a[m[OWNER] + LINES_TAKEN] += 1
-        bring(m, t, L3, line)  # through which a line moves between cores
+        bring_l3(m, t, line)  # through which a line moves between cores
     if owner == SHARED:
         cycles = max(cycles, m[L3 + LATENCY])  # who asks does not know who has it yet
     return max(cycles - m[L1D + LATENCY], 0) + ahead

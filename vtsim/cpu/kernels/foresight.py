@@ -44,7 +44,7 @@ def ask(m: Record, t: Tags, hpa: int) -> None:
         where = set_of(m, cache, line)
         prefetch(t, m[cache] + where * m[cache + s.WAYS])
         prefetch(t, m[cache] + (where ^ 1) * m[cache + s.WAYS])  # of its pair
-        prefetch(t, m[cache + s.REFERENCED] + where)
+        prefetch(t, m[cache + s.REFERENCED] + (where << m[cache + s.AGED]))
     if m[s.PEERS]:
         where = set_of(m, s.DIRECTORY, line)
         ways = m[s.DIRECTORY + s.WAYS]

@@ -3,32 +3,37 @@
 Where there are several CPUs, lines that they want of one node's memory share its bandwidth: a table says of each
 stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
 the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
-Before that, where a machine says how many ranks it has, a line waits for its bank, which opens a row for each line and
-is busy for a row cycle then, and for its rank, which does nothing else while it refreshes. Of each bank it is known
-when it is done with its latest lines.
+Before that, where a machine says how many ranks its channels have, a line waits for room in its channel's queue, then
+for its bank, which opens a row for each line and is busy for a row cycle then, and for its rank, which does nothing
+else while it refreshes; and each channel has a bandwidth of its own. Of each bank it is known when it is done with its
+latest lines, of each entry of a queue which line had it last, and when.
 
 What L2 fetches it completes to an aligned pair of lines, for which nobody waits. Who wants the other line before it has
-come waits for the rest of its time.
+come waits for the rest of its time. A load that L1D lacks, behind a line that it has, fetches what comes next: the rest
+of its pair, which is there already, or the pair behind.
 
 SDM: "Cache Control Protocol".
-Source: Intel, Disclosure of Hardware Prefetcher Control on Some Intel Processors: L2 adjacent line.
+Source: Intel, Disclosure of Hardware Prefetcher Control on Some Intel Processors: L2 adjacent line, DCU; Intel 64 and
+IA-32 Architectures Optimization Reference Manual: the latter follows an ascending access to data loaded lately.
 Not modelled: lines of one row that are read while it is open; what else a channel waits for (between banks of a
-group, between ranks, from writes to reads); that queues of memory controllers end; that a processor leaves the other
-line where its L2 has much else to fetch; all but the last pair that are under way: theirs seem to have come.
+group, between ranks, from writes to reads); that a processor leaves the other
+line, or the next one, where it has much else to fetch; all but the last pair that are under way: theirs seem to have
+come; next lines that go into L1D, or that a load asks for which L1D has; prefetchers of strides and streams.
 """
 
 from __future__ import annotations
 
 from vtsim.base.jit import Arena, Record, Tags, kernel
 from vtsim.cpu.accounts import DATA_L2, FETCH_L2, PAIR_DRAM
-from vtsim.cpu.kernels.caches import bring, fill, fill_l1d, probe, probe_at_once
+from vtsim.cpu.kernels.caches import bring, bring_l3, fill, fill_l1d, has, probe, probe_at_once
 from vtsim.cpu.kernels.coherence import NOBODY, SHARED, cycles_ahead, load_shared, owner_at, place_of, store_owned
 from vtsim.cpu.kernels.memory_types import COMBINING
-from vtsim.cpu.kernels.rights import WRITE
+from vtsim.cpu.kernels.rights import READ, WRITE
 from vtsim.cpu.slots import (
     BANDWIDTHS,
     BANKS,
     BANKS_OF_RANK,
+    CHANNELS,
     CORE,
     CYCLE,
     DRAM_CYCLES,
@@ -42,6 +47,7 @@ from vtsim.cpu.slots import (
     LATENCY,
     LINE_FETCHED,
     LINE_TIME,
+    NEXT_LINES,
     NODE,
     NODE_END,
     NODE_FIRST,
@@ -49,6 +55,8 @@ from vtsim.cpu.slots import (
     PAIR_LINE,
     PAIR_THERE,
     PEERS,
+    QUEUE,
+    QUEUES,
     RANKS,
     REFRESH,
     REFRESH_INTERVAL,
@@ -60,8 +68,10 @@ from vtsim.cpu.slots import (
     WAYS,
 )
 
-# of a node's memory, for each stretch of time: its number, and what of it is taken, in parts of a cycle
+# of a channel, for each stretch of time: its number, and what of it is taken, in parts of a cycle
 (STRETCH, TAKEN) = range(2)
+(WANTED, UNTIL) = range(2)  # of an entry of a channel's queue: when its last line was wanted, until when it holds it
+QUEUE_WORDS: int = 2
 STRETCHES: int = 1024
 BANDWIDTH_WORDS: int = 2 * STRETCHES
 STRETCH_BITS: int = 8  # 256 cycles
@@ -72,7 +82,7 @@ BANK_WORDS: int = 8  # of a bank: when it is done with as many lines
 
 @kernel
 def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
-    """Cycles until a node's memory serves a line that is wanted `after` cycles from now."""
+    """Cycles until a channel serves a line that is wanted `after` cycles from now."""
     now = m[CYCLE] + after
     first = now >> STRETCH_BITS
     wanted = m[LINE_TIME]
@@ -104,9 +114,32 @@ def refreshed(m: Record, rank: int, cycle: int) -> int:
 
 
 @kernel
+def bank_of(m: Record, line: int) -> int:
+    """The bank of a line, of all of its node's; those of a rank follow each other."""
+    return (line ^ line >> 8 ^ line >> 16) % (m[RANKS] * m[BANKS_OF_RANK])
+
+
+@kernel
+def place_in_queue(m: Record, a: Arena, queue: int, wanted: int) -> int:
+    """The entry of a channel's queue for a line that is wanted at a cycle: one that is left, or the first that will be.
+
+    -1 if one is left but for lines that are wanted later, by CPUs that are ahead.
+    """
+    soonest = queue
+    later = False
+    for at in range(queue, queue + QUEUE_WORDS * m[QUEUE], QUEUE_WORDS):
+        if a[at + UNTIL] <= wanted:
+            return at
+        later = later or a[at + WANTED] > wanted
+        if a[at + UNTIL] < a[soonest + UNTIL]:
+            soonest = at
+    return -1 if later else soonest
+
+
+@kernel
 def until_opened(m: Record, a: Arena, line: int, node: int, after: int) -> int:
     """Cycles until a bank of a node's memory opens the row of a line that is wanted `after` cycles from now."""
-    bank = (line ^ line >> 8 ^ line >> 16) % (m[RANKS] * m[BANKS_OF_RANK])
+    bank = bank_of(m, line)
     rank = bank // m[BANKS_OF_RANK]
     at = m[BANKS] + (node * m[RANKS] * m[BANKS_OF_RANK] + bank) * BANK_WORDS
     wanted = m[CYCLE] + after
@@ -140,13 +173,23 @@ def from_memory(m: Record, a: Arena, line: int, after: int) -> int:
     if remote(m, line):
         node ^= 1
         cycles = m[REMOTE_CYCLES]
-    opened = 0
+    waits = channel = 0
+    place = -1
     if m[RANKS]:
         after += m[HELD_BACK]
-        opened = until_opened(m, a, line, node, after)
+        channel = bank_of(m, line) // m[BANKS_OF_RANK] % m[CHANNELS]
+        since = m[CYCLE] + after
+        place = place_in_queue(m, a, m[QUEUES] + (node * m[CHANNELS] + channel) * QUEUE_WORDS * m[QUEUE], since)
+        if place >= 0:
+            waits = max(a[place + UNTIL] - since, 0)
+            a[place + WANTED] = since
+        waits += until_opened(m, a, line, node, after + waits)
     if m[LINE_TIME]:
-        cycles += until_served(m, a, m[BANDWIDTHS] + node * BANDWIDTH_WORDS, after + opened)
-    return cycles + opened
+        bus = m[BANDWIDTHS] + (node * m[CHANNELS] + channel) * BANDWIDTH_WORDS
+        waits += until_served(m, a, bus, after + waits)
+    if place >= 0:
+        a[place + UNTIL] = m[CYCLE] + after + waits
+    return cycles + waits
 
 
 @kernel
@@ -161,7 +204,7 @@ def complete_pair(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
     if bring(m, t, L2, line):
         return
     cycles = m[L3 + LATENCY]
-    if not bring(m, t, L3, line):
+    if not bring_l3(m, t, line):
         a[m[OWNER] + PAIR_DRAM] += 1
         cycles = from_memory(m, a, line, after)
     m[PAIR_LINE] = line
@@ -189,7 +232,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
     if moved:
         a[at + 1] += 1
         cycles = moved
-    elif bring(m, t, L3, line):
+    elif bring_l3(m, t, line):
         a[at + 1] += 1
     else:
         a[at + 2] += 1
@@ -252,9 +295,22 @@ def data_uncached(m: Record, a: Arena, line: int, access: int) -> int:
 
 
 @kernel
-def data_miss(m: Record, a: Arena, t: Tags, line: int, after: int) -> int:
+def go_ahead(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
+    """A load that misses L1D behind a line that L1D has fetches what comes next of the page: into L2, the next pair.
+
+    Only of the second line of a pair is that anything new.
+    """
+    if line & 63 < 63 and has(m, t, L1D, line - 1):
+        complete_pair(m, a, t, line + 2, after)
+        complete_pair(m, a, t, line + 1, after)
+
+
+@kernel
+def data_miss(m: Record, a: Arena, t: Tags, line: int, access: int, after: int) -> int:
     """Cycles beyond an L1D hit of a data access that misses L1D `after` cycles from now, which its walk takes, say."""
     cycles = beyond_l1(m, a, t, line, DATA_L2, after) - m[L1D + LATENCY]
+    if m[NEXT_LINES] and line & 1 and access == READ:
+        go_ahead(m, a, t, line, after)
     fill_l1d(m, t, line)
     return cycles if cycles > 0 else 0
 
@@ -271,7 +327,7 @@ def data_line(m: Record, a: Arena, t: Tags, line: int, access: int) -> int:
     taken = own_line(m, a, t, line) if access == WRITE else 0
     if probe(m, t, L1D, line):
         return taken
-    return max(taken, data_miss(m, a, t, line, 0))
+    return max(taken, data_miss(m, a, t, line, access, 0))
 
 
 @kernel

@@ -221,7 +221,7 @@ def stream(m: Record, a: Arena, t: Tags, r: int) -> int:
             if pattern == o.CHASE:
                 charge(m, a, o.DATA_STALL, m[s.L1D + s.LATENCY] - price)
         else:
-            miss = taken if hit else max(taken, data_miss(m, a, t, line, walk))
+            miss = taken if hit else max(taken, data_miss(m, a, t, line, access, walk))
             if pattern == o.CHASE:
                 charge(m, a, o.PAGE_WALK, walk)
                 charge(m, a, o.DATA_STALL, miss + m[s.L1D + s.LATENCY] - price)

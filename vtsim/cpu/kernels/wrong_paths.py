@@ -188,7 +188,7 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     if probe_at_once(m, t, s.L1D, line):
         return max(ready, arrival(m, line))
     asked = max(ready, m[slot])
-    there = asked + data_miss(m, a, t, line, asked - m[s.CYCLE])
+    there = asked + data_miss(m, a, t, line, READ, asked - m[s.CYCLE])
     m[s.WRONG_LINE + m[s.MISS_NEXT]] = line
     m[s.WRONG_UNTIL] = max(m[s.WRONG_UNTIL], there)
     take_buffer(m, there, SQUASHED)
