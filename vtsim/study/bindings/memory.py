@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from attrs import evolve
-
 from vtsim.study.binding import PHASE, Figure, Run, bind, cycles_of_pairs
 from vtsim.study.published import Row
 
@@ -59,13 +57,13 @@ bind(
 ACCESSES: Final = f"{PHASE}.accesses=1000000"
 # 384 GB of a node on six channels are DIMMs of 64 GB, taken as two ranks of devices of 16 Gb, whose refresh takes
 # 550 ns (JESD79-4).
-DIMMS: Final = ("machine.cpu.dram.ranks=12", "machine.cpu.dram.refresh_ns=550")
+DIMMS: Final = ("machine.cpu.dram.ranks=2", "machine.cpu.dram.refresh_ns=550")
 MACHINE: Final = ("machine.memory=80 GiB", "vms.0.memory=68 GiB", "machine.frames=contiguous", ACCESSES, *DIMMS)
 NODE: Final = ("machine.memory=384 GiB", "vms.0.memory=352 GiB", "machine.frames=contiguous", ACCESSES, *DIMMS)
-# Of 48 threads on 24 cores 16 are simulated, on 8, with a third of what a node's memory can deliver and of its ranks.
+# Of 48 threads on 24 cores 16 are simulated, on 8, with a third of what a node's memory can deliver and its channels.
 SOCKET: Final = (
     *("machine.cpus=16", "machine.threads=2", "vms.0.vcpus=16", "vms.0.guest.processes.0.threads=16"),
-    *("machine.cpu.dram.bandwidth=46_933", "machine.cpu.dram.ranks=4"),
+    *("machine.cpu.dram.bandwidth=46_933", "machine.cpu.dram.channels=2"),
     f"{PHASE}.accesses=150000",
 )
 SIZES: Final = {
@@ -84,31 +82,54 @@ def _in_full(program: str, pages: tuple[str, ...], *sets: str) -> Run:
     return Run(scenario=f"{MEMORY}/{program}.yaml", sets=(CLX, *BUILT, *SIZES[program], *pages, *sets))
 
 
-def _slowdown(key: str, published: str, program: str, pages: tuple[str, ...], note: str = "") -> Figure:
+# L3 takes most new lines as old and so fills slowly: what runs twice as long have more is without their beginnings.
+# Accesses of the shorter ones, of each thread; page tables of pages of 2 MiB are in L2 soon.
+FILLED: Final = {"updates": 2_000_000, "btree": 2_000_000, "canneal": 2_000_000, "xsbench": 800_000}
+XSBENCH_LARGE: Final = 200_000
+
+
+def _grown(program: str, pages: tuple[str, ...]) -> tuple[Run, ...]:
+    first = XSBENCH_LARGE if program == "xsbench" and pages == LARGE else FILLED[program]
+    return tuple(_in_full(program, pages, f"{PHASE}.accesses={n * first}") for n in (1, 2))
+
+
+def _cycles(results: Sequence[Any]) -> float:
+    """What a longer run has more, elapsed."""
+    return float(results[1].cycles.elapsed - results[0].cycles.elapsed)
+
+
+def _walk_cycles(results: Sequence[Any]) -> float:
+    return float(results[1].walks.cycles - results[0].walks.cycles)
+
+
+def _natively(results: Sequence[Any]) -> list[Any]:
+    return [result.native for result in results]
+
+
+def _slowdown(key: str, published: str, program: str, pages: tuple[str, ...]) -> Figure:
     return Figure(
         key=key,
         published=f"slowdown_virt_over_native.{published}",
-        runs=(_in_full(program, pages),),
-        compute=lambda results: float(results[0].slowdown),
+        runs=_grown(program, pages),
+        compute=lambda results: _cycles(results) / _cycles(_natively(results)),
         unit="ratio",
-        note=note,
     )
 
 
 def _walks(
     program: str, where: str, published: Callable[[Row], float], name: str = "", cores: int = 1, note: str = ""
 ) -> Figure:
-    """How busy a core's walkers are, in the run whose slowdown is compared; of `where` like "native 4K"."""
+    """How busy a core's walkers are, in the runs whose slowdown is compared; of `where` like "native 4K"."""
     natively, pages = where.startswith("native"), SMALL if where.endswith("4K") else LARGE
 
     def busy(results: Sequence[Any]) -> float:
-        of = results[0].native if natively else results[0]
-        return float(100.0 * of.walks.cycles / of.cycles.elapsed / cores)
+        of = _natively(results) if natively else results
+        return 100.0 * _walk_cycles(of) / _cycles(of) / cores
 
     return Figure(
         key=f"{name or program} {where}, walk_pending",
         published=published,
-        runs=(_in_full(program, pages),),
+        runs=_grown(program, pages),
         compute=busy,
         unit="% of cycles",
         note=note,
@@ -140,16 +161,31 @@ def _by_two(where: str, *paths: str, note: str) -> Figure:
     return _walks("xsbench", where, _counted(*paths, threads=2), cores=8, note=note)
 
 
-def _native(*pages: str) -> Run:
-    return evolve(_in_full("updates", (*pages, NATIVE)), baseline=False)
-
-
-def _elapsed_ratio(results: Sequence[Any]) -> float:
-    return float(results[0].cycles.elapsed / results[1].cycles.elapsed)
+def _gain_of_pages(results: Sequence[Any]) -> float:
+    return _cycles(_natively(results[:2])) / _cycles(_natively(results[2:]))
 
 
 def _pages_gain(row: Row) -> float:
     return row.value("gups.native_4k.exec_s") / row.value("gups.native_thp.exec_s")
+
+
+def _more_walks(key: str, pages: tuple[str, ...], native: str, virtualized: str) -> Figure:
+    """How much longer xsbench's walks take in two dimensions, whatever else it waits for."""
+
+    def published(row: Row) -> float:
+        longer = sum(row.value(path) for path in _two(f"xsbench.{virtualized}"))
+        shorter = row.value(f"xsbench.{native}.load_walk_pct")
+        seconds = (row.value(f"xsbench.{run}.exec_s") for run in (virtualized, native))
+        return longer * next(seconds) / (shorter * next(seconds))
+
+    return Figure(
+        key=key,
+        published=published,
+        runs=_grown("xsbench", pages),
+        compute=lambda results: _walk_cycles(results) / _walk_cycles(_natively(results)),
+        unit="ratio",
+        note="cycles; published: shares of cycles times seconds",
+    )
 
 
 bind(
@@ -159,8 +195,8 @@ bind(
     Figure(
         key="gups native, 4K / THP",
         published=_pages_gain,
-        runs=(_native(*SMALL), _native(*LARGE)),
-        compute=_elapsed_ratio,
+        runs=(*_grown("updates", SMALL), *_grown("updates", LARGE)),
+        compute=_gain_of_pages,
         unit="ratio",
     ),
     _of_gups("native 4K", "native_4k", "load", "store", note=f"loads and stores; {ONE}"),
@@ -179,72 +215,50 @@ bind(
     _slowdown("xsbench 4K", "xsbench_4k", "xsbench", SMALL),
     _by_two("native 4K", "xsbench.native_4k.load_walk_pct", note=ONE),
     _by_two("virtualized 4K", *_two("xsbench.virt_4k"), note=BOTH),
+    _more_walks("xsbench 4K, walks virtualized / natively", SMALL, "native_4k", "virt_4k"),
     _slowdown("xsbench THP", "xsbench_thp", "xsbench", LARGE),
     _by_two("native THP", "xsbench.native_thp.load_walk_pct", note=ONE),
     _by_two("virtualized THP", *_two("xsbench.virt_thp"), note=BOTH),
+    _more_walks("xsbench THP, walks virtualized / natively", LARGE, "native_thp", "virt_thp"),
     deviates=(
         "what was missing was in the programs: one element of a swap of canneal is in the cache; its arrays and "
         "places, and btree's structures, arrays and records, lie apart, so that each has a walk of its own; btree's "
-        "slabs of 256 KiB begin at boundaries of 2 MiB, so that each has a page table of its own; and all have the "
-        "sizes of the artifact. That took canneal 4K from 2.11 to 1.80, its native walkers from 141 to 95 % of "
-        "cycles, btree's from 20 to 38 and, by its slabs, to 41 %. L3 in time of its own (22 ns, not 74 cycles of a "
-        "slower clock) took canneal 4K to 1.76. What decides which way to go is a branch that is predicted, and no "
-        "longer waited for where it is predicted rightly; where wrongly, other elements are loaded until it is "
-        "resolved (decision 0051). That took btree's walkers from 41 to 51 % and btree 4K from 1.57 to 1.69, "
-        "canneal 4K from 1.76 to 1.75. L2 completes what it fetches to pairs of lines (decision 0056), which was "
-        "named here as missing. Since the memory has banks and refreshes (decision 0058; what follows of "
-        "experiments is without, machine.cpu.dram.ranks=0) a line waits for its rank, which does nothing else for "
-        "550 of 7800 ns, and all that a reorder buffer holds waits with it: gups takes 109 and 235 cycles an update "
-        "natively and virtualized, 56 and 60 with THP (published 127 and 252, 62 and 76; without 97 and 228, 27 and "
-        "34). Before, gups 4K was 2.35, THP 1.25 and 4K / THP 3.54, canneal 4K 1.76 and THP 1.12, btree 4K 1.68, "
-        "xsbench 4K 1.87. Timings are the standard's; that the node has a DIMM of 64 GB with two ranks of 16 Gb "
-        "devices on each channel is what 384 GB leave likely, no more: with 350 ns, devices of 8 Gb, gups with THP "
-        "has 32 and 39 cycles. A swap of canneal had 2660 cycles of walks natively and 6290 virtualized (published "
-        "2910 and 6870), and 3080 and 5410 cycles in all (3950 and 6410); a look-up in btree 4670 and 7860 in all "
-        "(5920 and 8690), of which walks 2340 natively (3100): natively both a fifth short. gups: an update had 97 "
-        "and 228 cycles natively and virtualized, 27 and 34 with THP (published 127 and 252, 62 and 76), and walks "
-        "of 192 and 453, 30 and 56 with THP (197 and 438, 37 and 74). Its loop is now the artifact's, from its "
-        "binary: a division of 36 micro-operations and 42 cycles gives the places of two updates, so that a reorder "
-        "buffer holds four such pairs; before, it was taken for as much work as fits its 42 cycles, which left room "
-        "for two, and was nearer (4K 2.32, THP 1.18, 4K / THP 2.45). Neither of the two mechanisms that were "
-        "supposed is behind it. That places wait for the division costs nothing while walkers are always busy (a "
-        "division of 0 or of 95 cycles leaves 4K at 2.35 and 97 cycles), and with THP 4 cycles (23 without it, 32 "
-        "with 95). That a store walks beside its load takes 6 of 27 cycles of walks with THP, 23 % (published 23 "
-        "%), but none in 4 KiB pages, where no walker is ever idle (published 20 %). What lets walkers idle there, "
-        "beside refreshes, is open: in all 32 runs of the artifact whose counters it has, local and remote, with "
-        "walks of 37 to 1463 cycles an update, a pair takes as long as the walks of one update and 37 to 86 cycles "
-        "more, as if the walks of a pair began a division after those of the pair before had ended. In the loop "
-        "only the next generator's load could wait for that, if it did not pass stores whose addresses are still "
-        "being translated; but then the second update's load should not pass the first one's store either, and the "
-        "walks of a pair would follow each other, which takes 212 and 474 cycles an update. With the first alone (a "
-        "change of the kernels that is not kept) an update takes 126 and 268 cycles, 33 and 50 with THP. No source "
-        "says why it should. Half the reorder buffer (machine.cpu.work.reorder_buffer=112) gives THP 45 cycles "
-        "natively and 4K 99 (2.32); one walker in place of two (machine.cpu.walkers=1) 192 cycles (2.37). Walks "
-        "that look-ups begin for nothing are 5 % of btree's and 2 % of canneal's. Penalties of mispredictions are 3 "
-        "% of btree's time (machine.cpu.work.mispredict_cycles=0: 1.70); with 16 GiB in place of 281 walkers take "
-        "41 % of cycles (4K 1.49). xsbench: of its 48 threads on 24 cores 16 run on 8 (decisions 0054 and 0055), "
-        "with the instructions of the artifact's binary. Two threads on a core were named as missing, and are not "
-        "it: without banks (machine.cpu.dram.ranks=0) one thread alone has 1.77, two 1.93, all 16 1.87, for walkers "
-        "are what two threads want at once. What was missing was no walk, and nearly the same natively with and "
-        "without THP, as if the node's memory served 76 GB/s of random lines, 54 % of what its channels can. Banks "
-        "and refreshes are most of it: a look-up takes 22,900 cycles natively and 38,100 virtualized, with THP "
-        "14,500 and 15,100 (published 26,300, 37,600, 21,700 and 22,600; without 16,700, 31,200, 11,800 and "
-        "12,100). Its walks wait for memory, too: of a look-up they are 14,400 and 30,000 cycles (9060 and 22,440), "
-        "too long by 59 and 33 %. With THP a third of the time is missing still, at 77 % of the channels' "
-        "bandwidth: from 60 % on real channels serve less than these, by the experiment of decision 0058, for their "
-        "controllers' queues end. canneal THP: all but its elements lies in a heap that grew piece by piece, and "
-        "so in 4 KiB pages with THP, too, which was named here as missing: arrays of pointers and, by the program's "
-        "source and malloc's threshold, rows of places. With it walkers are busy for 45 and 55 % of cycles, without "
-        "for 10 and 20 % (vms.0.guest.processes.0.phases.0.grown_heap=false), with arrays alone there for 23 and 32 "
-        "%; a guest's khugepaged, which would make 16 MiB of it large pages in 10 s, is not modelled. Walkers, "
-        "virtualized: published figures are sums of the events DTLB_LOAD_MISSES.WALK_PENDING (and "
-        "that of stores, where the row has it) and EPT.WALK_PENDING. On Skylake and Cascade Lake the former leaves "
-        "out EPT walks, as its description says, so what EPT's walks take is beside it, not in it; gups agrees, "
-        "whose EPT walks (89 %) are more than its loads' and stores' together (84). A walk has one latency here, of "
-        "both dimensions, so only sums are compared. Shares are of a time that is itself compared above. Those of "
-        "xsbench natively in 4 KiB pages are too many for what is said above. With THP its walks, of pages of 2 "
-        "MiB, are 1250 and 2530 cycles of a look-up, and published 2340 and 3640: shorter by 47 and 30 %, and why "
-        "is open"
+        "slabs of 256 KiB begin at boundaries of 2 MiB, so that each has a page table of its own; all have the sizes "
+        "of the artifact; and what decides which way to go is a branch that is predicted, rightly or wrongly "
+        "(decision 0051). L2 completes what it fetches to pairs of lines (decision 0056). Memory has banks and "
+        "refreshes (decision 0058), as a node's with a DIMM of 64 GB with two ranks of 16 Gb devices on each channel, "
+        "which 384 GB leave likely, no more: with 350 ns for a refresh, devices of 8 Gb, gups with THP has 32 and 39 "
+        "cycles an update, with 550 ns 56 and 60 (published 62 and 76). xsbench's walkers, for which this row named "
+        "no mechanism (natively in 4 KiB pages too busy by 82 %), were three (decision 0059). Most of what L3 got was "
+        "used once and drove page tables out: since it keeps ages of its lines, as Intel's client processors do since "
+        "Ivy Bridge (of servers nothing is published), walks of a look-up are 10,000 and 24,100 cycles natively and "
+        "virtualized in 4 KiB pages, where they were 13,600 and 28,800 (published 9060 and 22,440). Lines that loads "
+        "fetch unasked, what comes next behind a line that L1D has, and queues of 22 lines in each channel make a "
+        "look-up longer: 21,600 and 34,400 cycles, 18,000 and 18,600 with THP (published 26,310, 37,570, 21,650 and "
+        "22,610; before 21,900, 36,600, 14,500 and 15,100). So walks take as long as published within 11 and 8 %, and "
+        "shares are too high because look-ups are 18 and 8 % shorter. What takes the rest of their time is open: with "
+        "and without THP some 4000 cycles, which walks are no part of. With THP walks are 1240 and 2460 cycles "
+        "(published 2330 and 3650): the second dimension takes 1220, as published (1310), but natively a walk of 2 "
+        "MiB takes 18 cycles here, for its entries are in L1D and L2, and some 35 there, and why is open. Two threads "
+        "on a core were named as missing once, and were not it. gups: that places wait for the division costs nothing "
+        "in 4 KiB pages while walkers are always busy, and a store's walk beside its load's takes 23 % of walks with "
+        "THP (published 23 %), but none in 4 KiB pages (published 20 %). What lets walkers idle there, beside "
+        "refreshes, is open: in all 32 runs of the artifact whose counters it has, local and remote, with walks of 37 "
+        "to 1463 cycles an update, a pair of updates takes as long as the walks of one and 37 to 86 cycles more, as "
+        "if the walks of a pair began a division after those of the pair before had ended. In the loop only the next "
+        "generator's load could wait for that, if it did not pass stores whose addresses are still being translated "
+        "(which, tried alone and before banks, took gups 4K from 97 and 228 to 126 and 268 cycles); no source says "
+        "why it should. canneal THP: all but its elements lies in a heap that grew piece by piece, and so in 4 KiB "
+        "pages with THP, too: arrays of pointers and, by the program's source and malloc's threshold, rows of places. "
+        "Without that (vms.0.guest.processes.0.phases.0.grown_heap=false) its walkers were busy for 10 and 20 % of "
+        "cycles; a guest's khugepaged, which would make 16 MiB of it large pages in 10 s, is not modelled. Figures "
+        "are what twice as many accesses take more, for L3 fills slowly with what comes again. Walkers, virtualized: "
+        "published figures are sums of the events DTLB_LOAD_MISSES.WALK_PENDING (and that of stores, where the row "
+        "has it) and EPT.WALK_PENDING. On Skylake and Cascade Lake the former leaves out EPT walks, as its "
+        "description says, so what EPT's walks take is beside it, not in it; gups agrees, whose EPT walks (89 %) are "
+        "more than its loads' and stores' together (84). A walk has one latency here, of both dimensions, so only "
+        "sums are compared. Shares are of a time that is itself compared above. xsbench: of its 48 threads on 24 "
+        "cores 16 run on 8 (decisions 0054 and 0055), with the instructions of the artifact's binary"
     ),
     unbound="seconds and absolute counters depend on input sizes that the row does not give",
 )
@@ -263,6 +277,7 @@ OPTERON: Final = (
     *("machine.cpu.pwc.pde.entries=24", "machine.cpu.pwc.pde.ways=24"),
     *("machine.cpu.nested_tlb.entries=16", "machine.cpu.nested_tlb.ways=16"),
     *("machine.cpu.clock_hz=2 GHz", "machine.cpu.dram.local_ns=85", "machine.cpu.cache.adjacent_line_prefetcher=false"),
+    "machine.cpu.cache.next_line_prefetcher=false",
     *("machine.cpu.tlb.dtlb4k.entries=48", "machine.cpu.tlb.dtlb4k.ways=48", "machine.cpu.tlb.stlb.hit_cycles=2"),
     *("machine.cpu.tlb.dtlb2m.entries=48", "machine.cpu.tlb.dtlb2m.ways=48"),
     *("machine.cpu.tlb.itlb4k.entries=32", "machine.cpu.tlb.itlb4k.ways=32"),
@@ -388,17 +403,16 @@ bind(
         note="KVM's shadow tables against native, the most of the same five, smaller, without their beginnings",
     ),
     deviates=(
-        "the most is graph's 2.21; canneal, which was the most with 2.11 before it waited for its decisions, has "
-        "1.76, xsbench on 16 hyper-threads 1.87, btree 1.68 and redis 1.13; gups, which does nothing but miss TLBs, "
-        "has 2.35 (VMITOSIS-RAW). Which programs theirs were the abstract does not say, nor of which DIMMs their "
-        "memory was: with the banks and refreshes of VMITOSIS-RAW's (decision 0058) the most is btree's 1.67, and "
-        "graph has 1.39, canneal 1.59, xsbench 1.66 and redis 1.13. Over shadow paging: once their memory is "
-        "touched, the five never change their tables, and a walk on shadow tables is a native one, so they take "
-        "0.98 to 1.03 of native time; the most is graph's, 1.02 without timer ticks. What is missing is programs "
-        "that change tables, which the model has, but not whose mix: churn, a server beside an allocator that takes "
-        "71 % of native time, has 2.98, with a fifth of its allocations (34 %) 1.91 and with a tenth (20 %) 1.54; "
-        "mmap and fork, which do nothing else, have 3.75 and 3.43. With changes like these 1.4 is a program that "
-        "makes them for less than a fifth of its time. The beginning, in which shadow tables are filled, is a "
-        "matter of length: with it, btree has 1.78 and redis 1.12 after 5 M accesses"
+        "the most is graph's 2.24; canneal has 1.77, xsbench on 16 hyper-threads 1.68, btree 1.67 and redis 1.13; "
+        "gups, which does nothing but miss TLBs, has 2.18 with banks (VMITOSIS-RAW). Which programs theirs were the "
+        "abstract does not say, nor of which DIMMs their memory was: with the banks and refreshes of VMITOSIS-RAW's "
+        "(decision 0058) the most is btree's 1.66, and graph has 1.32, canneal 1.59, xsbench 1.56 and redis 1.13. "
+        "Over shadow paging: once their memory is touched, the five never change their tables, and a walk on shadow "
+        "tables is a native one, so they take 0.98 to 1.03 of native time. What is missing is programs that change "
+        "tables, which the model has, but not whose mix: churn, a server beside an allocator that takes 71 % of "
+        "native time, has 2.98, with a fifth of its allocations (34 %) 1.91 and with a tenth (20 %) 1.54; mmap and "
+        "fork, which do nothing else, have 3.75 and 3.43. With changes like these 1.4 is a program that makes them "
+        "for less than a fifth of its time. The beginning, in which shadow tables are filled, is a matter of length: "
+        "with it, btree has 1.78 and redis 1.12 after 5 M accesses"
     ),
 )
