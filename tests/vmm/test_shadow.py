@@ -171,7 +171,7 @@ RINGS_CASES = [
     pytest.param(paging, name, seed, marks=() if paging in FIRST_RINGS and seed < RINGS_SEEDS.get(name, 1) else LONG)
     for paging, modes in NARROW_RINGS.items()
     for name in ("native", *MACHINES)
-    for seed in range(40)
+    for seed in range(8)
     if (modes.protected or name not in ("native", "ept"))  # 64-bit code pages so on shadow tables alone
     and not (modes.smep and name.endswith("without EPT"))  # that processor has no SMEP
     and (not jit.DISABLED or (paging, name) in INTERPRETED_RINGS)

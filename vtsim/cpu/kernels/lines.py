@@ -193,8 +193,8 @@ def from_memory(m: Record, a: Arena, line: int, after: int) -> int:
 
 
 @kernel
-def complete_pair(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
-    """L2 fetches the other line of a pair beside the one that it was asked for, unless another core has it alone."""
+def fetch_unasked(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
+    """L2 fetches a line that nobody waits for, the other one of a pair, say, unless another core has it alone."""
     if m[PEERS]:
         place = place_of(m, t, line)
         owner = owner_at(m, t, place)
@@ -241,7 +241,7 @@ def beyond_l1(m: Record, a: Arena, t: Tags, line: int, served: int, after: int) 
             a[at + 3] += 1
     fill(m, t, L2, line)
     if m[IN_PAIRS]:
-        complete_pair(m, a, t, line ^ 1, after)
+        fetch_unasked(m, a, t, line ^ 1, after)
     return cycles + ahead
 
 
@@ -301,8 +301,8 @@ def go_ahead(m: Record, a: Arena, t: Tags, line: int, after: int) -> None:
     Only of the second line of a pair is that anything new.
     """
     if line & 63 < 63 and has(m, t, L1D, line - 1):
-        complete_pair(m, a, t, line + 2, after)
-        complete_pair(m, a, t, line + 1, after)
+        fetch_unasked(m, a, t, line + 2, after)
+        fetch_unasked(m, a, t, line + 1, after)
 
 
 @kernel
