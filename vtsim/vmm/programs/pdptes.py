@@ -11,7 +11,7 @@ from vtsim.ept import spec as e
 from vtsim.vmm.programs import mmio
 from vtsim.vmm.programs.words import GENERAL_PROTECTION, zero
 from vtsim.vmm.registry import Path
-from vtsim.vmm.shadow import CR0_PG, CR4_PAE, EFER_LMA
+from vtsim.vmm.shadow import CR0_PG, CR4_PAE, EFER_LME
 
 # changes of CR0 and of CR4 that load the PDPTEs
 CR0_PDPTES: Final = 7 << 29
@@ -41,7 +41,7 @@ def load(a: Assembler, path: Path) -> None:
             a.test(register, bit)
             a.jcc(ops.CC_Z, f"cr_{number}_loaded")
         a.vmread(RCX, "GUEST_IA32_EFER")
-        a.test(RCX, EFER_LMA)
+        a.test(RCX, EFER_LME)
         a.jcc(ops.CC_NZ, f"cr_{number}_loaded")
         a.call("load_pdptes")
         a.copy(RAX, R12)
