@@ -145,7 +145,7 @@ class Engine:
         peers = carve.take(g.cores * PEER_WORDS)
         owned_since = carve.take(directory[s.SETS] * directory[s.WAYS])
         dram = self.profile.dram
-        channels = dram.channels if dram.ranks else 1
+        channels = dram.channels_apart
         bandwidths = carve.take(g.nodes * channels * BANDWIDTH_WORDS)
         banks = carve.take(g.nodes * channels * dram.ranks * dram.banks * BANK_WORDS)
         queues = carve.take(g.nodes * channels * dram.queue * QUEUE_WORDS if dram.ranks else 0)
@@ -281,8 +281,8 @@ class Engine:
         values[s.NODE_FIRST], values[s.NODE_END] = self.geometry.node_frames(self.geometry.node_of(number))
         values[s.NODE] = g.node_of(number)
         if g.cpus > 1:
-            channels = p.dram.channels if p.dram.ranks else 1  # told apart
-            values[s.LINE_TIME] = channels * p.cache.line_bytes * PARTS * p.clock_hz // (p.dram.bandwidth * 1_000_000)
+            parts = p.dram.channels_apart * p.cache.line_bytes * PARTS
+            values[s.LINE_TIME] = parts * p.clock_hz // (p.dram.bandwidth * 1_000_000)
         values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)
         if p.dram.ranks:
             refresh, interval = p.cycles(p.dram.refresh_ns), p.cycles(p.dram.refresh_interval_ns)

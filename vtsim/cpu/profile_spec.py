@@ -168,6 +168,11 @@ class Dram:
     refresh_ns: int = _value("ns", "for how long a rank that refreshes does nothing else (tRFC)", 0, 999)
     refresh_interval_ns: int = _value("ns", "from one refresh of a rank to the next (tREFI)", 1000, 100_000)
 
+    @property
+    def channels_apart(self) -> int:
+        """Channels of a socket that are told apart: with ranks all, else none from the others."""
+        return self.channels if self.ranks else 1
+
 
 @attrs.frozen(kw_only=True)
 class Work:

@@ -173,10 +173,8 @@ def _more_walks(key: str, pages: tuple[str, ...], native: str, virtualized: str)
     """How much longer xsbench's walks take in two dimensions, whatever else it waits for."""
 
     def published(row: Row) -> float:
-        longer = sum(row.value(path) for path in _two(f"xsbench.{virtualized}"))
-        shorter = row.value(f"xsbench.{native}.load_walk_pct")
-        seconds = (row.value(f"xsbench.{run}.exec_s") for run in (virtualized, native))
-        return longer * next(seconds) / (shorter * next(seconds))
+        share = _counted(*_two(f"xsbench.{virtualized}"))(row) / row.value(f"xsbench.{native}.load_walk_pct")
+        return share * row.value(f"xsbench.{virtualized}.exec_s") / row.value(f"xsbench.{native}.exec_s")
 
     return Figure(
         key=key,
