@@ -136,8 +136,8 @@ class Shared:
         late = [until for issued, until in self.mine[cpu] if issued <= self.retired[cpu] - self.rob]
         now = max(self.clock[cpu], self.free[self.turn], *late)
         ready = now + walk
-        if walk > stlb:
-            ready = max(now, self.walks[self.walk_turn]) + walk
+        if walk > stlb:  # the second-level TLB is looked up first, and needs no walker
+            ready = max(now + stlb, self.walks[self.walk_turn]) + walk - stlb
             self.walks[self.walk_turn] = ready
             self.walk_turn = (self.walk_turn + 1) % self.walkers
         self.free[self.turn] = ready + miss

@@ -254,7 +254,9 @@ class Engine:
         m[s.FETCH_GENERATION] = 1
         values = {
             s.CPU: number, s.DRAM_CYCLES: p.cycles(p.dram.local_ns),
-            s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles, s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
+            s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles if p.tlb.stlb.entries or p.tlb.stlb1g.entries else 0,
+            s.WALK_START: p.walk_start_cycles,
+            s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
             s.IN_PAIRS: int(p.cache.adjacent_line_prefetcher and p.cache.l2.bytes > 0), s.PAIR_LINE: -1,
             s.NEXT_LINES: int(p.cache.next_line_prefetcher and p.cache.l2.bytes > 0),
             s.LINE_FETCHED: -1,

@@ -62,7 +62,9 @@ class SecondLevelTlb(Translations):
     """The unified second-level TLB; what it holds besides 4 KiB pages differs between generations."""
 
     holds_2m: bool = _value("flag", "2 MiB translations share it with 4 KiB ones")
-    hit_cycles: int = _value("cycles", "added to an access that misses the first level and hits here", 0, 1000)
+    hit_cycles: int = _value(
+        "cycles", "added to an access that misses the first level: it hits here, or a walk begins then", 0, 1000
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -334,6 +336,9 @@ class Values:
     cores: int = _value("cores", "cores of one socket", 1, 1024)
     physical_address_bits: int = _value("bits", "MAXPHYADDR", 32, 52)
     walkers: int = _value("walkers", "page walks in progress at once", 1, 8)
+    walk_start_cycles: int = _value(
+        "cycles", "of a page walk besides its references and what walk caches take, and the look-up before it", 0, 1000
+    )
     tlb: Tlb
     pwc: GuestPwc
     ept_pwc: EptPwc

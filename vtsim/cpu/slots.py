@@ -58,6 +58,7 @@ APIC_ISR: Final = 212
 FORESEEN: Final = 234      # arena offset of where page tables were (host speed only)
 # how often L1D or a first-level data TLB was filled (host speed only)
 DATA_GENERATION: Final = 236
+WALK_START: Final = 237    # cycles of a page walk besides those of its references and walk caches
 ENTRY_CACHE: Final = 235   # do walk caches hold single entries by their address (AMD), not tables by a part of the address?
 
 # --- structures: base in the arena (a) or tags (t), set mask or count, ways, latency ---------------------------------------

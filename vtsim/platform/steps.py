@@ -126,6 +126,8 @@ class Recorder:
     tlb: str = ""
     cache: str = ""
     cache_cycles: int = 0
+    look_up_cycles: int = 0
+    start_cycles: int = 0
     cycles: int = 0
     data: int = 0
     _numbers: int = 0
@@ -177,6 +179,7 @@ class Recorder:
     def _on_walk(self, caller: str, walk: Function) -> Function:
         def observed(*arguments: Any) -> int:
             self.tlb = ""  # what a TLB had did not allow the access
+            self.look_up_cycles, self.start_cycles = int(self.m[s.STALL]), int(self.m[s.WALK_LATENCY])
             self.data = walk(*arguments)
             return self.data
 

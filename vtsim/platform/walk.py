@@ -59,7 +59,8 @@ class Walk:
     tables, on shadow tables perhaps another one. `pdpte` is what PAE paging has loaded before the walk, which reads
     none. `fault` is empty, or what ended the translation, then with `error_code` of a page fault or `qualification` of
     an EPT violation and `fault_gpa`. `tlb` names the TLB that had the translation (no walk then), `cache` the
-    paging-structure cache that the walk began with.
+    paging-structure cache that the walk began with. Before a walk the second-level TLB is looked up in
+    `look_up_cycles`; `start_cycles` are the walk's besides references and caches.
     """
 
     scenario: str
@@ -80,6 +81,8 @@ class Walk:
     tlb: str
     cache: str
     cache_cycles: int
+    look_up_cycles: int
+    start_cycles: int
     levels: tuple[Level, ...]
     hpa: int | None
     page_bytes: int
@@ -186,6 +189,8 @@ def walk(
         tlb=recorder.tlb,
         cache=recorder.cache,
         cache_cycles=recorder.cache_cycles,
+        look_up_cycles=recorder.look_up_cycles,
+        start_cycles=recorder.start_cycles,
         levels=tuple(recorder.levels),
         hpa=got if got >= 0 else None,
         page_bytes=e.PAGE_SIZES[size] if got >= 0 else 0,

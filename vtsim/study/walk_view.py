@@ -286,6 +286,9 @@ def _steps(walk: Walk, columns: int) -> RenderableType:
 
 
 def _rows(walk: Walk) -> Iterator[tuple[str, str, str, str, str, str, str, str, str]]:
+    for name, cycles in (("TLB miss", walk.look_up_cycles), ("walk start", walk.start_cycles)):
+        if cycles:
+            yield "", name, "", "", "", "", "", str(cycles), ""
     if walk.cache:
         below = walk.levels[0].entry if walk.levels else None
         yield (

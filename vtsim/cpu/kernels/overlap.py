@@ -101,7 +101,10 @@ def overlapped(m: Record, a: Arena, walk: int, miss: int, after: int, updates: i
         now += wait
     known = max(now + after, translated)
     ready = known + walk
-    if walk > m[s.STLB_HIT_CYCLES]:
+    looked_up = m[s.STLB_HIT_CYCLES]
+    if walk > looked_up:  # its walker begins when the second-level TLB is known to lack the page
+        known += looked_up
+        walk -= looked_up
         idle = m[s.WALK_WINDOW + m[s.WALK_NEXT]] <= known
         ready = take_walker(m, known, walk, page)
         other = s.WALK_WINDOW + m[s.WALK_NEXT]

@@ -57,13 +57,17 @@ from vtsim.cpu.slots import (
     STLB_HOLDS_2M,
     UNCACHED,
     WALK_LATENCY,
+    WALK_START,
 )
 from vtsim.ept.spec import ADDRESS
 
 
 @kernel
 def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: int, code: bool) -> int:
-    """A translation that the first-level TLBs did not have: second-level TLB, then a walk. Adds its cycles to STALL."""
+    """A translation that the first-level TLBs did not have: second-level TLB, then a walk. Adds its cycles to STALL.
+
+    A walk begins when the second level is known to lack it.
+    """
     owner = m[OWNER]
     top = gva >> (47 + 9 * (m[PAGING_LEVELS] == 5))
     if top != 0 and top != -1 and m[PAGING_LEVELS]:
@@ -88,12 +92,12 @@ def translate_slowly(m: Record, a: Arena, t: Tags, gva: int, access: int, user: 
         if found < 0 and m[PAGE_SIZES] & UNCACHED_KEPT:
             number = (gva >> 12) & VPN_MASK
             found = find(m, a, STLB, number, number << TAG_SHIFT | context | OF_UNCACHED)
+    m[STALL] += m[STLB_HIT_CYCLES]
     if found >= 0 and ((found >> bit) & 1 or allowed_now(m, found, access, user)):
         a[owner + STLB_HITS] += 1
-        m[STALL] += m[STLB_HIT_CYCLES]
     else:
         a[owner + WALKS] += 1
-        m[WALK_LATENCY] = 0
+        m[WALK_LATENCY] = m[WALK_START]
         found = walk(m, a, t, gva, access, user)
         m[STALL] += m[WALK_LATENCY]
         a[owner + WALK_CYCLES] += m[WALK_LATENCY]

@@ -169,7 +169,8 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
     ready = max(known, walked(m, page) + m[s.PRICE + o.LD])
     hpa = quickly(m, a, gva, READ, user)
     if hpa < 0:
-        if max(known, m[s.WALK_WINDOW + m[s.WALK_NEXT]]) >= until:
+        looked_up = m[s.STLB_HIT_CYCLES]
+        if max(known + looked_up, m[s.WALK_WINDOW + m[s.WALK_NEXT]]) >= until:
             return until
         m[s.STALL] = 0
         m[s.SPECULATIVE] = 1
@@ -177,8 +178,8 @@ def load_astray(m: Record, a: Arena, t: Tags, gva: int, now: int, known: int, un
         m[s.SPECULATIVE] = 0
         walk = m[s.STALL]
         ready += walk
-        if walk > m[s.STLB_HIT_CYCLES]:
-            ready = take_walker(m, known, walk, page)
+        if walk > looked_up:
+            ready = take_walker(m, known + looked_up, walk - looked_up, page)
     a[m[s.OWNER] + k.WRONG_LOADS] += 1
     uncached = m[s.UNCACHED] != 0  # of such memory nothing is loaded before it is known to be wanted
     m[s.UNCACHED] = 0
