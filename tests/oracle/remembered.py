@@ -81,13 +81,21 @@ class Remembered:
     cr3: dict[Context, History] = field(factory=dict)
     now: int = 0
     _last: dict[object, Moments] = field(factory=dict)
+    _hosts: dict[tuple[int, ...], frozenset[Outcome]] = field(factory=dict)  # answers, until the books change
+    _ways: dict[tuple[Context, int, int], list[tuple[int, Outcome, int]]] = field(factory=dict)
 
     # --- the books
+    def _changed(self) -> None:
+        self._hosts.clear()
+        self._ways.clear()
+
     def write(self, at: int, entry: int) -> None:
+        self._changed()
         self.words.setdefault(at, History([])).values.append((self.now, entry))
 
     def load(self, context: Context, root: int) -> None:
         """CR3 has this root in a context."""
+        self._changed()
         self.cr3.setdefault(context, History([])).values.append((self.now, root))
 
     def _forget(self, *what: object) -> None:
@@ -112,6 +120,7 @@ class Remembered:
 
     def note(self, order: Order, current: Context) -> None:
         """What the manual says that an operation invalidates."""
+        self._changed()
         self.now += 1
         vpid, pcid, root = current
         match order.kind:
@@ -152,11 +161,17 @@ class Remembered:
                 raise AssertionError(order)
 
     # --- what may come of an access
-    def _host(self, gpa: int, root: int, need: int = READ, *, walked: int = 0) -> Iterator[Outcome]:
+    def _host(self, gpa: int, root: int, need: int = READ, *, walked: int = 0) -> frozenset[Outcome]:
         """Where a guest-physical page may be for an access that needs these rights.
 
         `walked`: a walk found it at that moment or later, without the help of a combined mapping.
         """
+        key = (gpa >> 12, root, need, walked)
+        if key not in self._hosts:
+            self._hosts[key] = frozenset(self._found(gpa, root, need, walked))
+        return self._hosts[key]
+
+    def _found(self, gpa: int, root: int, need: int, walked: int) -> Iterator[Outcome]:
         moment = self._when(("guest-physical", root), self.now)
         moment = max(moment, self._when(("guest-physical", root, gpa >> 12), walked))
         tables = {(root << 12, ANY_RIGHT)}
@@ -175,11 +190,17 @@ class Remembered:
                         below.add((entry & ADDRESS, rights & entry))
             tables = below
 
-    def _tables(self, context: Context, gva: int, moment: int) -> Iterator[tuple[int, Outcome, int]]:
+    def _tables(self, context: Context, gva: int, moment: int) -> list[tuple[int, Outcome, int]]:
         """Where the tables may be on the way to an address, by level, with entries as they were since a moment.
 
         The rights are what the entries allow that lead there.
         """
+        key = (context, gva >> 12, moment)
+        if key not in self._ways:
+            self._ways[key] = list(self._way(context, gva, moment))
+        return self._ways[key]
+
+    def _way(self, context: Context, gva: int, moment: int) -> Iterator[tuple[int, Outcome, int]]:
         root = context[2]
         first = self.cr3[context].since(moment) if context in self.cr3 else set()
         tables = {(table, ANY_RIGHT) for table in first}
