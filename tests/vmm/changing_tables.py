@@ -52,6 +52,11 @@ def table_frames(level: int) -> list[int]:
 
 
 ROOTS, TOP_TABLES = (0x1F0, 0x1F1), (0x1F2, 0x1F3)  # the latter above, with five levels
+# the level of the entries in a frame
+LEVELS = {
+    **{frame: level for level in COUNTS for frame in table_frames(level)}, **dict.fromkeys(ROOTS, 4),
+    **dict.fromkeys(TOP_TABLES, 5),
+}  # fmt: skip
 OTHER_ROOT = 1 << 48  # an address whose walk goes through the other root, with five levels
 ADDRESSES = [
     top << 39 | three << 30 | two << 21 | one << 12
@@ -181,9 +186,9 @@ class Plan:
         """Entries from the root down, without accessed flags of those that lead on unless they are cleared at times."""
         kept = ~0 if self.paging.rings else ~A
         found = []
-        table = root
+        table, frames = root, self.words.frames  # that the plan looks at them is nothing of the guest's
         for level in range(4 + self.paging.five, 0, -1):
-            entry = self.words[table | ((address >> (3 + 9 * level)) & 511) << 3]
+            entry = frames[table >> 12][address >> 3 + 9 * level & 511]
             if not entry & P:
                 return (*found, 0)
             if level == 1 or entry & PS:
@@ -211,15 +216,16 @@ class Plan:
         return self.kept.get(address, set()) <= {now}
 
     def change(self, at: int, value: int) -> None:
-        before = {(n, a): self.path(root, a) for n, root in enumerate(self.tops) for a in self.addresses}
+        shift = 3 + 9 * LEVELS[at >> 12]
+        through = [a for a in self.addresses if a >> shift & 511 == (at & 0xFFF) >> 3]
+        before = {(root, a): self.path(root, a) for root in self.tops for a in through}
         self.words[at] = value
         (self.used.add if value & A else self.used.discard)(at)
-        for n, root in enumerate(self.tops):
-            for address in self.addresses:
-                old, new = before[n, address], self.path(root, address)
-                if old != new and not (old[-1] == 0 and new[: len(old) - 1] == old[:-1]):
-                    for pcid in (0, 1) if self.paging.pcid else (0,):
-                        self.stale[pcid].add(address)
+        for (root, address), old in before.items():
+            new = self.path(root, address)
+            if old != new and not (old[-1] == 0 and new[: len(old) - 1] == old[:-1]):
+                for pcid in (0, 1) if self.paging.pcid else (0,):
+                    self.stale[pcid].add(address)
         if self.paging.rings:
             self.may_keep()
         self.emits.append(lambda a: a.st_value(Mem(displacement=WINDOW + at), signed(value)))

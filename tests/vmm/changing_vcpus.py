@@ -156,12 +156,6 @@ class Pair(Plan):
 
         self.emits.append(emit)
 
-    def path(self, root: int, address: int) -> tuple[int, ...]:
-        words, self.words = self.words, Words(self.words.frames)  # that the plan looks at them is nothing of a vCPU's
-        found = super().path(root, address)
-        self.words = words
-        return found
-
     def may_keep(self) -> None:
         for side in self.sides:
             self.kept = side.kept

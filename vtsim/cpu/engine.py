@@ -460,14 +460,19 @@ class Engine:
     # --- state ----------------------------------------------------------------------------------------------
     def save(self) -> Snapshot:
         """Copy the whole state."""
-        used = int(self.arena[mem.A_POOL]) + (int(self.arena[mem.A_POOL_NEXT])) * mem.PAGE_WORDS
-        return Snapshot(cpus=self.cpus.copy(), arena=self.arena[:used].copy(), tags=self.tags.copy())
+        return Snapshot(cpus=self.cpus.copy(), arena=self.arena[: self._used].copy(), tags=self.tags.copy())
+
+    @property
+    def _used(self) -> int:
+        """Words of the arena up to the end of the pool's used pages, behind which all are zero."""
+        return int(self.arena[mem.A_POOL]) + int(self.arena[mem.A_POOL_NEXT]) * mem.PAGE_WORDS
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put a saved state back."""
         self.cpus[:] = snapshot.cpus
+        used = self._used
         self.arena[: len(snapshot.arena)] = snapshot.arena
-        self.arena[len(snapshot.arena) :] = 0
+        self.arena[len(snapshot.arena) : used] = 0
         self.tags[:] = snapshot.tags
 
     def counters(self) -> Mapping[str, int]:

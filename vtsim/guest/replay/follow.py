@@ -97,6 +97,7 @@ class Follower:
     roots: NDArray[np.int64] = field(init=False)  # rows, as the next two
     stored: NDArray[np.int64] = field(init=False)
     of_leaves: NDArray[np.bool_] = field(init=False)
+    iterates: list[bool] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         t = self.trace
@@ -114,6 +115,7 @@ class Follower:
         self._use_touches(np.nonzero(unknown)[0].tolist(), spare)
         self.roots, self.stored = (np.nonzero(self.of(name))[0] for name in ("ROOT", "PTW"))
         self.of_leaves = self.of(*LEAVES)
+        self.iterates = self._iterations()
         self._stores_of_links()
         self._uses_of_large_pages()
         self._follow(flat)
@@ -238,7 +240,7 @@ class Follower:
                     self._put_before(before, found)
                     found = []
             elif kind == "PTW":
-                found = self._store(tables, row, root)
+                found = self._store(tables, row, root, a0, a1, a2)
             elif kind in LEAVES:
                 a0, level = a0 & LOW_32 if shape.narrow else a0, a1 & 3
                 at = shape.leaf_at(a1, a0, level)
@@ -382,13 +384,13 @@ class Follower:
                 self._put_before(load, early)
 
     # --- stores into tables
-    def _store(self, tables: GuestTables, row: int, root: int) -> list[Step]:
+    def _store(self, tables: GuestTables, row: int, root: int, a0: int, value: int, before: int) -> list[Step]:
         """A store into a table in use; and the zeroing of what it makes a table."""
         t, shape = self.trace, tables.shape
-        at, level, value = shape.place_of(int(t.a0[row])), shape.level_of(int(t.a0[row])), int(t.a1[row])
+        at, level = shape.place_of(a0), shape.level_of(a0)
         found = self._with_zeroes(tables, root, tables.used_as_table(at))
-        if (int(t.a2[row]) ^ value) & (e_spec.ADDRESS | e_spec.PTE_PRESENT):
-            tables.unlink(int(t.a2[row]), level)
+        if (before ^ value) & (e_spec.ADDRESS | e_spec.PTE_PRESENT):
+            tables.unlink(before, level)
         found += self._with_zeroes(tables, root, tables.link(at, level, value, told=True))
         found += self._overwritten(tables, root, level, value)
         identity = 0 <= int(t.rip[row]) < 1 << 46
@@ -399,9 +401,9 @@ class Follower:
         if value & e_spec.PTE_PRESENT == 0 and value & RESERVED:
             tables.retire(at >> 12)  # no entry looks like this: the page is poisoned
             found += self._with_zeroes(tables, root, tables.path_again(root, place))
-        string = row + 1 < len(t) and self._iterates(row + 1)
+        string = row + 1 < len(t) and self.iterates[row + 1]
         fill = fill_step((0, at, value), shape.size)
-        if self._iterates(row) or place is None:
+        if self.iterates[row] or place is None:
             return [*found, fill]
         if string:
             return [*found, event(e.ACCESS, WRITE, at, place), fill]
@@ -417,15 +419,11 @@ class Follower:
         place = tables.linear(root, frame << 12, False)
         return [] if place is None else [event(e.ACCESS, WRITE, frame << 12, place)]
 
-    def _iterates(self, row: int) -> bool:
-        """Is this a further iteration of a string instruction that stores into tables?"""
-        t = self.trace
-        return bool(
-            row
-            and t.kind[row] == t.kind[row - 1] == NUMBER["PTW"]
-            and t.rip[row] == t.rip[row - 1]
-            and t.icount[row] - t.icount[row - 1] <= 1
-        )
+    def _iterations(self) -> list[bool]:
+        """Of each row: is it a further iteration of a string instruction that stores into tables?"""
+        t, stores = self.trace, self.of("PTW")
+        again = stores[1:] & stores[:-1] & (t.rip[1:] == t.rip[:-1]) & (t.icount[1:] - t.icount[:-1] <= 1)
+        return [False, *again.tolist()]
 
     def _with_zeroes(self, tables: GuestTables, root: int, fills: Iterator[tuple[int, int, int]]) -> list[Step]:
         """Fills as steps; the guest zeroes a page with stores before it makes it a table.

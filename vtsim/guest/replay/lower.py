@@ -6,6 +6,9 @@ beyond the recorded first touches and uses of paging-structure entries.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 
 from vtsim.cpu import ops as o
 from vtsim.cpu.kernels import replay as e
-from vtsim.guest.replay.plan import Plan
+from vtsim.guest.replay.plan import Placed, Plan
 from vtsim.guest.replay.steps import CHANGES_RING, FIELDS, SHORT_WORK, STEPS, Step, event, registers
 from vtsim.guest.traces.format import Trace
 from vtsim.guest.traces.kinds import NUMBER
@@ -41,6 +44,19 @@ class Lowered:
         return len(self.rows)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of cycles, which would look again and again at millions of steps that are none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def lower(trace: Trace, clock_hz: int, *, literal: bool = False, shadow: bool = False) -> Lowered:
     """Lower a trace for a CPU of this clock; `literal` repeats spins as often as they were recorded.
 
@@ -75,13 +91,9 @@ def lower(trace: Trace, clock_hz: int, *, literal: bool = False, shadow: bool = 
         columns = {column: values[live[of_kind]] for column, values in plan.columns.items()}
         for number, step in enumerate(steps):
             _fill(rows, at[of_kind] + number, step, columns)
-    for row, known in plan.segments.items():
-        if not known:
-            continue
-        place = int(at[np.searchsorted(live, row)])
-        for number, (step, of_row) in enumerate(known):
-            _fill(rows, np.array([place + number]), step, {})
-            origin[place + number] = of_row
+    known = {row: placed for row, placed in plan.segments.items() if placed}
+    first = at[np.searchsorted(live, list(known))].tolist()
+    _fill_each(rows, origin, zip(first, known.values(), strict=True))
     _fill(rows, np.array([total - 1]), Step(o.STOP_OP), {})
     rows[:, o.ROW_META] |= 1 << o.META_LENGTH
     rows[:-1, o.ROW_META] |= activity[spread] << o.META_ACTIVITY
@@ -94,6 +106,18 @@ def _fill(rows: NDArray[np.int64], at: NDArray[np.int64], step: Step, columns: d
     for name in FIELDS:
         operand = getattr(step, name)
         rows[at, WORDS[name]] = columns[operand] if isinstance(operand, str) else operand
+
+
+def _fill_each(
+    rows: NDArray[np.int64], origin: NDArray[np.int64], segments: Iterable[tuple[int, Sequence[Placed]]]
+) -> None:
+    """Steps one after the other from a place on, each of its own trace row."""
+    flat = [(n, of_row, step) for place, placed in segments for n, (step, of_row) in enumerate(placed, place)]
+    at = [n for n, _, _ in flat]
+    origin[at] = [of_row for _, of_row, _ in flat]
+    rows[at, o.ROW_META] = [step.op for _, _, step in flat]
+    for name in FIELDS:
+        rows[at, WORDS[name]] = [getattr(step, name) for _, _, step in flat]
 
 
 def _activities(trace: Trace) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from vtsim.cpu.kernels import replay as e
 from vtsim.cpu.slots import NO_REGISTER, RAX, RBX, RDX
 
 Operand = int | str
+NOWHERE: Final = NO_MEMORY.packed
 ABSOLUTE: Final = Mem(displacement=1).packed  # an absolute address, 8 bytes
 ABSOLUTE_4: Final = Mem(displacement=1, size=4).packed
 FIELDS: Final = ("r1", "r2", "imm", "mem", "disp", "extra")
@@ -28,14 +29,14 @@ class Step:
     r1: Operand = NO_REGISTER
     r2: Operand = NO_REGISTER
     imm: Operand = 0
-    mem: Operand = NO_MEMORY.packed
+    mem: Operand = NOWHERE
     disp: Operand = 0
     extra: Operand = 0
 
 
 def event(kind: int, second: Operand = 0, imm: Operand = 0, disp: Operand = 0, extra: Operand = 0) -> Step:
     """A recorded event."""
-    return Step(o.REPLAY_EVENT, kind, second, imm, NO_MEMORY.packed, disp, extra)
+    return Step(o.REPLAY_EVENT, kind, second, imm, NOWHERE, disp, extra)
 
 
 def registers(rax: Operand = 0, rcx: Operand = 0, rdx: Operand = 0) -> Step:

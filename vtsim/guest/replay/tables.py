@@ -78,14 +78,20 @@ class GuestTables:
 
     def mapped(self, root: int, address: int) -> int:
         """The frame that an address is mapped to; -1 if to none."""
+        of, page = self.shape, address >> 12
+        size, bits = of.size, of.bits
         table = root
-        for level in range(self.shape.levels, 0, -1):
-            entry = self.entry(self.place(table, address, level))
+        for level in range(of.levels, 0, -1):  # as `entry` and `place` have it, without calls
+            shift = bits * (level - 1)
+            at = table + size * (page >> shift & (1 << bits) - 1)
+            held = self.tables.get(at >> 12)
+            entry = held.get((at & 0xFFF) // size, 0) if held else 0
             if not entry & e.PTE_PRESENT:
                 return -1
-            if self.is_page(entry, level):
-                within = (1 << self.shape.bits * (level - 1)) - 1
-                return self.page(entry, level) | ((address >> 12) & within)
+            if level == 1:
+                return (entry & e.ADDRESS) >> 12
+            if entry & e.PTE_LARGE and self.is_page(entry, level):
+                return self.page(entry, level) | page & (1 << shift) - 1
             table = entry & e.ADDRESS
         return -1
 

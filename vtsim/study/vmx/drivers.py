@@ -39,13 +39,13 @@ def check_memory(environment: Environment, own: Container[int], end: int) -> Non
 
 
 def bytes_at(engine: Engine, hpa: int, count: int) -> bytes:
-    """Bytes of physical memory."""
-    found = bytearray()
-    for address in range(hpa, hpa + count):
-        at = int(mem.contents(engine.arena, address >> 12)) if mem.is_memory(engine.arena, address) else 0
-        word = int(engine.arena[at + ((address >> 3) & 511)]) if at else 0
-        found.append((word >> 8 * (address & 7)) & 0xFF)
-    return bytes(found)
+    """Bytes of physical memory; zeroes where none is."""
+    found, a = b"", engine.arena
+    first, end = hpa >> mem.PAGE_SHIFT, hpa + count
+    for frame in range(first, (end - 1 >> mem.PAGE_SHIFT) + 1):
+        at = int(mem.contents(a, frame)) if mem.is_memory(a, frame << mem.PAGE_SHIFT) else 0
+        found += a[at : at + mem.PAGE_WORDS].tobytes() if at else bytes(mem.PAGE_BYTES)
+    return found[hpa - (first << mem.PAGE_SHIFT) :][:count]
 
 
 drivers: Final[Registry[str, Driver]] = Registry("kind of recorded case")
