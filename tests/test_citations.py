@@ -7,6 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from scripts.generate_docs import PACKAGE, docstrings
 
 BOOKS = tomllib.loads((PACKAGE.parent / "docs" / "references.toml").read_text(encoding="utf-8"))
@@ -22,6 +24,7 @@ def cited() -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_citations_and_bibliography_agree() -> None:
     listed = {(book, title) for book, entry in BOOKS.items() for title in entry["sections"]}
 
@@ -39,6 +42,7 @@ def test_no_section_number_is_cited_in_code() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_every_module_parses_as_documented() -> None:
     undocumented = [
         str(path.relative_to(PACKAGE))

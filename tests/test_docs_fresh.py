@@ -7,6 +7,7 @@ import pytest
 from scripts.generate_docs import DOCS, GENERATED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATED)
 def test_the_document_is_fresh(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == GENERATED[name](), f"run `make docs` to rewrite docs/{name}"

@@ -102,6 +102,7 @@ def test_every_primitive_reads_back(name: str, data: st.DataObject) -> None:
     assert parse_scenario(dump(scenario)) == scenario
 
 
+@pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_part_of_a_scenario_reads_back(data: st.DataObject) -> None:

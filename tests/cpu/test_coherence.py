@@ -414,6 +414,7 @@ def test_pages_that_are_remembered_change_nothing_where_lines_move(seed: int) ->
     assert bytes_of(known) == bytes_of(searched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantum", [16, 49])
 def test_who_pauses_sees_a_store_with_the_same_look_whatever_the_quantum(quantum: int) -> None:
     """A CPU ahead by a part of a pause would have its store seen by a look before it, a whole pause too early."""

@@ -128,12 +128,14 @@ def seconds_and_lines(*sets: str) -> tuple[float, int]:
     return result.cycles.elapsed / result.clock_hz, result.caches.data.dram + result.walks.served_by.dram
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bandwidth", [400, 2000])
 def test_together_they_get_no_more_than_the_bandwidth_and_nearly_all_of_it(bandwidth: int) -> None:
     seconds, lines = seconds_and_lines(ALONE, f"machine.cpu.dram.bandwidth={bandwidth}")
     assert 0.93 < 64 * lines / seconds / (bandwidth * 10**6) <= 1.0
 
 
+@pytest.mark.slow
 def test_a_bandwidth_that_is_not_used_costs_next_to_nothing() -> None:
     """Four CPUs with 12 misses each of 90 ns want at most 34 GB/s."""
     usual, endless = (seconds_and_lines(f"machine.cpu.dram.bandwidth={each}")[0] for each in (115_200, 10_000_000))
@@ -153,6 +155,7 @@ vms:
 """
 
 
+@pytest.mark.slow
 def test_who_asks_for_one_line_after_the_other_never_waits_for_its_own() -> None:
     """A pointer chase and its walks: a line is served in 141 cycles, and the next one is asked for 198 later."""
     each = (run(parse_scenario(CHASE, [ALONE, f"machine.cpu.dram.bandwidth={n}"])) for n in (1000, 10_000_000))

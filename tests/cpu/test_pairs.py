@@ -234,6 +234,7 @@ def test_what_one_thread_of_a_core_let_come_the_other_waits_for() -> None:
     assert read(engine, LINE + 1, at=3000, cpu=0) == p.cache.l1d.hit_cycles
 
 
+@pytest.mark.slow
 def test_pairs_want_bandwidth_too() -> None:
     """Where it decides, all lines together take all of it, and a random stream has half of what it would have alone."""
     bandwidth = 2000

@@ -336,6 +336,7 @@ def check_pages(monkeypatch: pytest.MonkeyPatch, *settings: str, seed: int = 1) 
     assert sorted(frame for frame in mapped_frames(ran) if frame in at_first) == sorted(at_first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", WAYS)
 def test_processes_that_need_all_pages_get_them_and_each_has_its_own(
     settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,7 @@ def test_prebuilt_memory_does_not_fault(size: int) -> None:
     assert harness.count(k.DIRTY_ASSISTS) == 0
 
 
+@pytest.mark.slow
 def test_a_large_page_faults_once_for_all_that_it_covers() -> None:
     phase = g.StreamSpec(pattern="strided", region=4 * MIB, stride=64 * KIB, accesses=64)
     assert ended(native((phase,), page_size=2 * MIB)).count(k.PAGE_FAULTS) == 2

@@ -194,6 +194,7 @@ CHARGED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", ["technique=native", "paging=ept", "paging=shadow", "paging=direct-pv"])
 @pytest.mark.parametrize(("family", "copied", "shared", "own"), CHARGED)
 def test_each_page_is_copied_by_fork_and_dropped_at_the_childs_end(

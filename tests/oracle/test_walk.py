@@ -301,6 +301,7 @@ def test_after_an_invalidation_nothing_stale_is_returned(
         world.compare(*world.some_access())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [World, LegacyWorld])
 def test_the_oracle_meets_every_outcome(kind: type[World]) -> None:
     seen: dict[type, int] = {}

@@ -457,6 +457,7 @@ def test_a_page_of_2_mib_takes_one_entry_and_one_walk_where_small_ones_take_512(
     assert few.map_cycles - one.map_cycles > 511 * len(("copy", "or", "store", "flush", "add", "add", "add", "sub"))
 
 
+@pytest.mark.slow
 def test_devices_of_two_vms_share_the_unit_and_reach_their_own_vm_only() -> None:
     def vm(device: str, more: str = "") -> str:
         phase = f"primitive: dma_buffers, iterations: 3, device: {device}"

@@ -175,6 +175,7 @@ def test_a_driver_that_forgets_the_invalidation_or_the_buffer_is_reached(
     assert pages.mapped > 32 if left_out == "node" else driver.hostile_through > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flood_ns", "burst"), [(20000, 1), (150000, 160)])
 def test_what_was_never_allowed_is_answered_as_invalid_and_maps_nothing(
     flood_ns: int, burst: int, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,7 @@ def elapsed(result: Any, vm: str) -> int:
     return int(result.vms[vm].cycles.elapsed)
 
 
+@pytest.mark.slow
 def test_two_vms_on_one_core_take_longer_than_on_two() -> None:
     shared, apart = (simulate(parse_scenario(BESIDE, sets).resolved("x")) for sets in ([], ["machine.threads=1"]))
     for vm in ("one", "other"):
@@ -51,6 +52,7 @@ def test_two_vms_on_one_core_take_longer_than_on_two() -> None:
         assert "shared_core" not in apart.vms[vm].cycles.by["N3"]
 
 
+@pytest.mark.slow
 def test_a_vm_whose_core_is_its_own_loses_nothing_to_a_cpu_that_is_idle() -> None:
     """But what is divided anyway: here no TLB is."""
     idle = "vms.1.guest.processes.0.phases=[{primitive: cpuid, iterations: 1}]"
@@ -60,6 +62,7 @@ def test_a_vm_whose_core_is_its_own_loses_nothing_to_a_cpu_that_is_idle() -> Non
     assert elapsed(beside, "one") == pytest.approx(elapsed(apart, "one"), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paging", ["ept", "shadow", "agile"])
 def test_guests_of_two_vcpus_see_the_same_on_one_core_and_on_two(paging: str) -> None:
     shared, apart = (
@@ -79,6 +82,7 @@ def test_half_a_core_is_refused(cpus: int) -> None:
     assert problem.help == f"machine.cpus can be {cpus + 1}, or any other even number; or threads 1"
 
 
+@pytest.mark.slow
 def test_natively_a_vm_of_one_vcpu_has_a_core_whose_other_cpu_is_idle() -> None:
     result = run(parse_scenario(BESIDE, []))
     assert result.vms["one"].slowdown > 1.0

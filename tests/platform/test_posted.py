@@ -75,6 +75,7 @@ def test_an_interrupt_of_a_device_exits_if_it_is_remapped_and_not_if_it_is_poste
     assert counts[POSTED][0] == 0 < counts[POSTED][1]
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None)
 @given(
     way=st_.sampled_from([REMAPPED, POSTED, POSTED]),

@@ -78,6 +78,7 @@ def check_frames(machine: Machine) -> None:
         seen |= set(frames)
 
 
+@pytest.mark.slow
 def test_every_page_keeps_its_contents_though_there_are_fewer_frames() -> None:
     machine = swapping(memory=512, pages=110, rounds=1)
 

@@ -71,6 +71,7 @@ def any_program(random: Random, shape: int, length: int) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1 if jit.DISABLED else 3))
 def test_a_program_takes_the_same_exits_whatever_its_tables_look_like(tmp_path: Path, seed: int) -> None:
     """Faults as with four levels, which a real hypervisor's counts are held against; the rest follows by rule."""

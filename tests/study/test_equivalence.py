@@ -300,6 +300,7 @@ def _two(phase: str, *sets: str) -> Scenario:
     return resolve(parse_scenario(text, list(sets)), "test")
 
 
+@pytest.mark.slow
 def test_descriptors_that_two_threads_get_are_left_out_for_time_decides_who_is_first() -> None:
     there = _two("{primitive: open_close, iterations: 5}", "vmm.paging=shadow")
     found = e.compare(without_hypervisor(there), there)
@@ -308,6 +309,7 @@ def test_descriptors_that_two_threads_get_are_left_out_for_time_decides_who_is_f
     assert e.DESCRIPTORS in found.left_out  # they got others, or nothing is tested
 
 
+@pytest.mark.slow
 def test_an_error_in_place_of_a_descriptor_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     there = _two("{primitive: open_close, iterations: 5}", "vmm.paging=shadow")
     real, failed = e._run_second, []
@@ -348,6 +350,7 @@ def test_what_threads_see_beside_descriptors_is_compared() -> None:
 MAPPED = "{primitive: map_file, iterations: 3, region: 200 KiB, write: 54 %, order: strided, invalidate: true}"
 
 
+@pytest.mark.slow
 def test_pages_of_a_file_are_mapped_together_whichever_of_them_faults() -> None:
     there = _two(MAPPED)
     found = e.compare(without_hypervisor(there), there)
@@ -448,6 +451,7 @@ vms:
 """
 
 
+@pytest.mark.slow
 def test_a_vm_that_ends_before_its_second_vcpu_had_a_turn_is_no_other() -> None:
     there = resolve(parse_scenario(BUSY, []), "test")
     found = e.compare(without_hypervisor(there), there)

@@ -134,6 +134,7 @@ def test_keys_of_a_row_are_distinct() -> None:
         assert len(keys) == len(set(keys))
 
 
+@pytest.mark.slow
 def test_every_run_of_every_binding_is_a_legal_scenario() -> None:
     runs = {run for binding in registered().values() for one in binding.figures for run in one.runs}
 
@@ -166,6 +167,7 @@ def test_a_host_is_old_if_that_is_stated_or_the_source_is_older_than_5_10(id: st
     assert old_host(id) == kernel
 
 
+@pytest.mark.slow
 def test_all_runs_of_rows_of_old_hosts_have_their_lengths_and_no_others_do() -> None:
     for id, binding in registered().items():
         for run in (run for one in binding.figures for run in one.runs):
@@ -173,6 +175,7 @@ def test_all_runs_of_rows_of_old_hosts_have_their_lengths_and_no_others_do() -> 
             assert lengths == ("linux-4.19" if old_host(id) else "linux-6.1")
 
 
+@pytest.mark.slow
 def test_all_runs_of_rows_of_old_kernels_have_their_lengths_and_no_others_do() -> None:
     for id, binding in registered().items():
         for run in (run for one in binding.figures for run in one.runs):

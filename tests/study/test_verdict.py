@@ -143,6 +143,7 @@ def test_a_hole_in_the_msr_bitmap_lets_exactly_the_attacks_on_msrs_through(monke
     assert build.vmcs is fields
 
 
+@pytest.mark.slow
 def test_native_methods_are_a_way_to_the_host_that_nothing_else_opens() -> None:
     way = ("vmm.technique=dynamic-translation", "vmm.native_methods=true", "vms.0.isa=jvm")
     suite = Suite(scenario(*way))
@@ -158,6 +159,7 @@ def test_native_methods_need_a_program_that_executes_the_guest() -> None:
         scenario("vmm.native_methods=true")
 
 
+@pytest.mark.slow
 def test_a_guest_for_another_processor_ends_natively_where_it_begins() -> None:
     there = scenario("vmm.technique=dynamic-translation", "vms.0.isa=arm")
     found = compare(without_hypervisor(there), there)
@@ -245,6 +247,7 @@ def test_a_window_longer_than_the_promise_is_an_effect(monkeypatch: pytest.Monke
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_verdict_flips_with_the_devices_that_are_shown_and_with_nothing_but_equivalence(
     few: None, same: v.Verdict
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_sort_trace_has_as_many_fetches_as_lackey_counted_instructions() -> 
     assert fetches == int(counted[1].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_the_champsim_trace_is_what_its_script_writes(tmp_path: Path) -> None:
     write_champsim_trace.write(tmp_path / "t")
 

@@ -130,6 +130,7 @@ def test_an_interrupt_on_the_way_back_into_a_translation_loses_no_register(monke
     assert seen(there) == seen(natively)
 
 
+@pytest.mark.slow
 def test_address_spaces_that_do_not_fit_into_the_pool_are_evicted_and_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

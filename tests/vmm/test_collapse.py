@@ -36,6 +36,7 @@ def test_large_pages_of_ept_come_back_when_logging_stops(method: str, personalit
     assert [m.data(0, page=n) for n in range(PAGES)] == [VALUE] * PAGES
 
 
+@pytest.mark.slow
 def test_small_pages_of_the_host_are_copied_into_a_large_one_code_and_all(personality: str) -> None:
     def built(on: bool) -> Machine:
         return machine(
@@ -62,6 +63,7 @@ def test_small_pages_of_the_host_are_copied_into_a_large_one_code_and_all(person
     assert m.exits("EPT_VIOLATION") > 1
 
 
+@pytest.mark.slow
 def test_each_page_that_is_there_is_looked_at_and_moved_for_its_length() -> None:
     def instructions(*parameters: tuple[str, int]) -> tuple[int, int]:
         m = machine(

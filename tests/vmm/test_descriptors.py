@@ -62,6 +62,7 @@ def check_files(text: str) -> None:
     assert len(pages) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locked", [True, pytest.param(False, marks=pytest.mark.compiled_only)])
 def test_threads_that_open_and_close_beside_each_other_lose_no_file(
     locked: bool, monkeypatch: pytest.MonkeyPatch

@@ -249,6 +249,7 @@ def test_a_paravirtual_guest_ends_with_the_results_that_it_has_natively(processe
     assert page_faults(there) == page_faults(native)
 
 
+@pytest.mark.slow
 def test_a_page_fault_of_a_paravirtual_guest_is_one_request_and_unmapping_is_batched() -> None:
     """A fault maps one page; unmapping is two requests a page, which one batch of 64 holds for 20 pages."""
     counts = {}

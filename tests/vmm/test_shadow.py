@@ -389,6 +389,7 @@ def stores_to_tables(number: int, **options: Any) -> Machine:
     return m
 
 
+@pytest.mark.slow
 def test_kvm_emulates_a_store_to_a_table_without_a_look_for_the_hosts_page_and_walks_for_its_operand() -> None:
     """What it executes once more for each: instructions with a length that is longer by a hundred."""
 

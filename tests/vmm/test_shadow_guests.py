@@ -151,6 +151,7 @@ def run_in(pages: int, guest: tuple[str, str], *sets: str) -> Machine:
     return machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sets", [(), pytest.param(("vmm.personality=minimal",), marks=pytest.mark.compiled_only)])
 def test_shadow_pages_are_evicted_when_there_are_few_and_the_guest_does_not_notice(sets: tuple[str, ...]) -> None:
     """Through 24 areas of 2 MiB, each of a leaf table, and back to the first; then through memory that changes."""
@@ -209,6 +210,7 @@ def test_one_root_more_than_the_list_has_loses_translations_and_no_shadow_page()
     assert beyond == {"made": 0, "faults": 0, "hidden": 0}
 
 
+@pytest.mark.slow
 def test_one_root_more_than_there_are_shadow_pages_for_builds_tables_again_at_each_return() -> None:
     """In 28 pages there is room for the tables of three processes, with those that stay free; not for a fourth's."""
     enough, beyond = per_switch(3, 28), per_switch(4, 28)
@@ -219,6 +221,7 @@ def test_one_root_more_than_there_are_shadow_pages_for_builds_tables_again_at_ea
     assert beyond["faults"] == beyond["hidden"]
 
 
+@pytest.mark.slow
 def test_code_around_an_entry_is_executed_for_every_entry_that_is_filled_beside_or_held_against_the_guest() -> None:
     """Longer by so many instructions: what comes more is a multiple of them, for prefetching as many as there were.
 

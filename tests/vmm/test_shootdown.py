@@ -53,6 +53,7 @@ WAYS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", WAYS)
 def test_no_cpu_uses_a_translation_that_another_has_seen_dropped(settings: tuple[str, ...]) -> None:
     ran = threads(ONE_REGION, *settings).run()
@@ -117,6 +118,7 @@ def test_each_unmapping_interrupts_the_other_cpu_once_for_all_frames_that_fit_in
     assert calls_of(ran, at.CALLS_SENT) == calls_of(ran, at.TLB_CALLS) == 2 * ROUNDS * (PAGES // gathered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=SLOW), 64])
 def test_a_paravirtual_kernel_interrupts_nobody_and_asks_once_for_each_unmapping(batch: int) -> None:
     ran = threads(APART, "vmm.paging=direct-pv", "vmm.personality=minimal", f"vmm.pv.batch={batch}").run()
@@ -138,6 +140,7 @@ APICV = ("vmm.apicv=true",)
 IPIV = (*APICV, "vmm.ipi_virtualization=true", "machine.cpu.vmx.generation=sapphire-rapids")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 def test_a_shootdown_exits_for_the_command_the_interrupt_and_its_end(personality: str) -> None:
     ran = threads(APART, f"vmm.personality={personality}").run()
@@ -150,6 +153,7 @@ def test_a_shootdown_exits_for_the_command_the_interrupt_and_its_end(personality
     )  # fewer: a vCPU that is out of its guest need not be interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 @pytest.mark.parametrize(("settings", "commands"), [(APICV, 1), (IPIV, 0)], ids=["apicv", "ipi_virtualization"])
 def test_with_a_local_apic_in_the_processor_at_most_the_command_exits(
@@ -181,6 +185,7 @@ vms:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 @pytest.mark.parametrize("settings", [(), APICV, IPIV], ids=["plain", "apicv", "ipi_virtualization"])
 def test_an_interrupt_of_another_vcpu_ends_a_halt(settings: tuple[str, ...], personality: str) -> None:
@@ -222,6 +227,7 @@ vms:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("personality", [pytest.param("kvm", marks=SLOW), "minimal"])
 def test_no_vcpu_uses_a_translation_of_ept_that_another_has_changed(personality: str) -> None:
     ran = threads(READ_FIRST, f"vmm.personality={personality}").run()

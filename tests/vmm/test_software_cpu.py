@@ -295,6 +295,7 @@ def test_walks_of_a_program_are_none_of_the_processor() -> None:
     assert walk(scenario, 0, 0x40_0000, native=True).hpa is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", ["24 B", "64 B"])
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_all_words_of_a_line_are_loaded_or_all_are_stored(technique: str, stride: str) -> None:

@@ -75,6 +75,7 @@ def check_pages(monkeypatch: pytest.MonkeyPatch, *settings: str) -> None:
     assert sorted(free_frames(ran) + mapped) == sorted(at_first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", WAYS)
 def test_threads_that_fault_on_the_same_pages_lose_none(
     settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -164,6 +165,7 @@ def stopped_at(ran: Threads, table: Callable[[list[int]], int]) -> list[int]:
     return [after - n for after, n in zip(faults(ran), before, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 def test_who_has_the_lock_of_a_table_holds_up_nobody_who_faults_in_another(first: int) -> None:
     more = stopped_at(threads(APART, "vmm.technique=native"), lambda tables: tables[first])
@@ -199,6 +201,7 @@ def of_pages(name: str, cpus: int) -> int:
     return (counts[1][1] - counts[1][0]) - (counts[0][1] - counts[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHASES)
 def test_a_page_takes_as_many_instructions_with_several_cpus_as_with_one(name: str) -> None:
     assert of_pages(name, 2) == of_pages(name, 1)

@@ -69,6 +69,7 @@ def test_processes_see_what_they_see_natively_and_every_entry_into_their_kernel_
     there.engine.check_clock()
 
 
+@pytest.mark.slow
 def test_a_copied_space_is_unmapped_entry_by_entry_and_mapped_page_by_page() -> None:
     def updates(technique: str, pages: int) -> int:
         phases = f"[{{phases: [{{primitive: fork, iterations: 1, pages: {pages}}}]}}]"

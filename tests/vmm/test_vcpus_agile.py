@@ -60,6 +60,7 @@ def check_roots(m: Machine) -> None:
     assert {page: record(page, "ROOTS") for page in range(first.pages) if record(page, "ROOTS")} == uses
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_pages")
 @pytest.mark.parametrize(("paging", "seed", "name"), cases(MACHINES, FIRST))
 def test_two_vcpus_see_what_the_slow_walker_says(paging: str, seed: int, name: str) -> None:

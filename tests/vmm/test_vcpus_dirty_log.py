@@ -116,6 +116,7 @@ def logged(method: str, cpus: int, *settings: str) -> Logged:
     return Logged(SCENARIO % {"cpus": cpus, "method": method}, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("personality", ["minimal", pytest.param("kvm", marks=SLOW)])
 @pytest.mark.parametrize("cpus", [2, pytest.param(4, marks=SLOW)])
 @pytest.mark.parametrize("method", ["pml", pytest.param("write-protect", marks=SLOW)])

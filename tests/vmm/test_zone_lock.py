@@ -77,6 +77,7 @@ vms:
 FOUR = ("machine.cpus=4", "vms.0.vcpus=4", "vms.0.guest.processes.0.threads=4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

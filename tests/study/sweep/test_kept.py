@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import vtsim
 from tests.study.sweep.conftest import Now
 from vtsim.base.kept import nothing_kept
@@ -17,6 +19,7 @@ metrics: [slowdown]
 """
 
 
+@pytest.mark.slow
 def test_results_are_the_same_to_the_byte_whatever_was_kept(write: Callable[..., Path]) -> None:
     """An exit that costs more and a VPID leave programs and baselines as they are, or not: results say so alike."""
     worker.NATIVE.clear()

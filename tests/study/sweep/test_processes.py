@@ -40,6 +40,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_sweep_takes_its_workers_along_and_goes_on_where_it_was(write: Callable[..., Path]) -> None:
     path = write(POINTS)
