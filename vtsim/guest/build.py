@@ -22,7 +22,7 @@ from vtsim.cpu import ops
 from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.profile import Profile
 from vtsim.ept import spec as e
-from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
+from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, SIZE_4K, Table
 from vtsim.guest.address_space import AddressSpace, address_space
 from vtsim.guest.file_mappings import MapFileSpec
 from vtsim.guest.file_system import ENTRIES, HOST
@@ -66,6 +66,8 @@ Refill = Callable[[NDArray[np.int64], int], None]
 
 NS: Final = 1_000_000_000
 FOUR_GIB_FRAMES: Final = 1 << 20
+BLOCK: Final = 512  # frames of 2 MiB
+APIC: Final = 0xFEE00  # the frame of the local APIC
 CR0: Final = 0x8005_0033
 CR4_PSE, CR4_PAE, CR4_PGE, CR4_FX, CR4_LA57, CR4_PCIDE = 1 << 4, 1 << 5, 1 << 7, 3 << 9, 1 << 12, 1 << 17
 EFER_SYSCALL, EFER_LONG, EFER_NX = 1 << 0, 5 << 8, 1 << 11
@@ -100,7 +102,7 @@ def needs(vm: VmSpec, profile: Profile, *, shadow: bool = False, paravirtual: bo
     tables = sum(space.tables(prebuilt=built) * (2 - built) for space in spaces for built in (False, True))
     lists = sum(space.pages(size, prebuilt=False) for space in spaces for size in range(3))
     direct = (
-        (vm.memory >> 21) + 8 + vm.memory // mem.PAGE_BYTES // mem.PAGE_WORDS if paravirtual else (vm.memory >> 30) + 8
+        (vm.memory >> 21) + 8 + vm.memory // mem.PAGE_BYTES // mem.PAGE_WORDS if paravirtual else (vm.memory >> 30) + 12
     )
     tasks = (2 * len(spaces) + threads) * (at.KERNEL_STACK_PAGES + 8)
     if vm.vcpus > 1:
@@ -649,32 +651,40 @@ class Builder:
         nx = e.PTE_NO_EXECUTE if self.nx else 0
         kept = 0 if self.kpti else e.PTE_GLOBAL
         table = self._kernel_table(root)
-        count = self._map_memory(table)
+        self._map_memory(table)
         places = self.places
         self._map_run(table, places.text, text, text_pages, (KERNEL_PAGE & ~e.PTE_WRITE & ~e.PTE_DIRTY) | kept)
         self._map_run(table, places.entry_area, entry, at.ENTRY_PAGES * self.cpus, KERNEL_PAGE | nx | kept)
         for phase in (phase for process in self.guest.processes for phase in process.phases):
             device = getattr(phase, "address", 0) >> 12
-            if device >= count:
-                table.map_range(at.DIRECT + (device << 12), device, 1, KERNEL_PAGE | nx)
+            if device and table.find(places.direct + (device << 12)) is None:
+                table.map_range(places.direct + (device << 12), device, 1, KERNEL_PAGE | nx)
 
-    def _map_memory(self, table: Table) -> int:
-        """Map all memory, and with it the devices' hole unless tables are direct; the frame after the last."""
+    def _map_memory(self, table: Table) -> None:
+        """Map all memory, and with it the devices' hole unless tables are direct.
+
+        In the largest pages that fit, but below 2 MiB and where the local APIC is in those of 4 KiB, so that no large
+        page holds what a hypervisor has in small ones.
+        Source: Linux 6.1, init_mem_mapping and split_mem_range in arch/x86/mm/init.c; the APIC has a fixed mapping.
+        """
         end = self.frames.end
         if self.direct is not None:
             for first, last in ((0, min(end, mem.HOLE_FIRST)), (mem.HOLE_LAST + 1, end)):
                 if first < last:
                     self._map_run(table, at.DIRECT + (first << 12), first, last - first, self._direct_page)
-            return end
+            return
         if self.paging.protected:  # no device's registers
             count = -(-end // self.paging.format.entries) * self.paging.format.entries
             table.map_range(self.places.direct, 0, count, self._direct_page, SIZE_2M)
-            return count
+            return
         largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
-        step = 1 << 9 * largest
-        count = -(-max(end, FOUR_GIB_FRAMES) // step) * step
-        table.map_range(at.DIRECT, 0, count, self._direct_page, largest)
-        return count
+        for first, last, size in (
+            (0, min(BLOCK, end), SIZE_4K), (BLOCK, min(end, mem.HOLE_FIRST), largest),
+            (mem.HOLE_FIRST, APIC, SIZE_2M), (APIC, APIC + BLOCK, SIZE_4K),
+            (APIC + BLOCK, mem.HOLE_LAST + 1, SIZE_2M), (mem.HOLE_LAST + 1, end, largest),
+        ):  # fmt: skip
+            if first < last:
+                table.map_range(at.DIRECT + (first << 12), first, last - first, self._direct_page, size)
 
     def _map_trampoline(self, text: int, pages: int, entry: int) -> int:
         """Map what user page tables hold of the kernel under KPTI."""
