@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from tests.guest.conftest import Harness, native
+from vtsim.base.memory import TABLE
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
 from vtsim.cpu.codes import DEVICE_READ, PROGRAM_END
+from vtsim.ept.tables import PAGING, SIZE_1G, SIZE_2M, SIZE_4K, Table
 from vtsim.guest import spec as g
 from vtsim.guest.frames import FIRST
 from vtsim.guest.kernel import kernel_paths, layout
@@ -259,3 +261,27 @@ def test_a_kernels_text_is_laid_out_in_one_order_whoever_imports_a_part_of_it_fi
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip().split("/") == list(kernel_paths)
+
+
+@pytest.mark.parametrize(
+    ("memory", "sizes"),
+    [
+        (64 << 20, {0: SIZE_4K, 0x1FF000: SIZE_4K, 0x200000: SIZE_2M, 0x3FFF000: SIZE_2M, 0x4000000: None}),
+        (3 << 30, {0x1FF000: SIZE_4K, 0x200000: SIZE_2M, 1 << 30: SIZE_1G, (3 << 30) - 1: SIZE_1G}),
+        (5 << 30, {(4 << 30) - 1: SIZE_2M, 4 << 30: SIZE_1G, (6 << 30) - 1: SIZE_1G, 6 << 30: None}),
+        (64 << 20, {0xFEDFF000: SIZE_2M, 0xFEE00000: SIZE_4K, 0xFEFFF000: SIZE_4K, 0xFF000000: SIZE_2M}),
+    ],
+)
+def test_memory_is_mapped_in_large_pages_where_linux_has_them(memory: int, sizes: dict[int, int | None]) -> None:
+    """Not below 2 MiB nor where the local APIC is; of 1 GiB only where all of it is memory."""
+    harness = native((g.WorkSpec(instructions=1),), memory=memory)
+    table = Table(
+        root=harness.start.roots[0] >> 12,
+        format=PAGING,
+        take=lambda: 0,
+        words=lambda gfn: harness.engine.contents(gfn, TABLE),
+    )
+    found = {gpa: table.find(layout.DIRECT + gpa) for gpa in sizes}
+
+    assert {gpa: leaf and leaf.size for gpa, leaf in found.items()} == sizes
+    assert all(leaf.frame << 12 == gpa & -(4096 << 9 * leaf.size) for gpa, leaf in found.items() if leaf)
