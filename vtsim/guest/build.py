@@ -661,7 +661,7 @@ class Builder:
                 table.map_range(places.direct + (device << 12), device, 1, KERNEL_PAGE | nx)
 
     def _map_memory(self, table: Table) -> None:
-        """Map all memory, and with it the devices' hole unless tables are direct.
+        """Map all memory, and with it what lies below 4 GiB unless tables are direct.
 
         In the largest pages that fit, but below 2 MiB and where the local APIC is in those of 4 KiB, so that no large
         page holds what a hypervisor has in small ones.
@@ -680,7 +680,7 @@ class Builder:
         largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
         for first, last, size in (
             (0, min(BLOCK, end), SIZE_4K), (BLOCK, min(end, mem.HOLE_FIRST), largest),
-            (mem.HOLE_FIRST, APIC, SIZE_2M), (APIC, APIC + BLOCK, SIZE_4K),
+            (min(end, mem.HOLE_FIRST), APIC, SIZE_2M), (APIC, APIC + BLOCK, SIZE_4K),
             (APIC + BLOCK, mem.HOLE_LAST + 1, SIZE_2M), (mem.HOLE_LAST + 1, end, largest),
         ):  # fmt: skip
             if first < last:
