@@ -85,7 +85,7 @@ bind(
         "the proposal leaves open, the list of CR3 is on, and the other, a walker that sets flags in shadow and guest "
         "tables at once, would save nothing here: run longer, none of the five has one exit more for a page fault or "
         "for CR3 (exits of timers are all there are, 0.5 % of time). Copies of the kernel's upper half for shadowed "
-        "processes (decision 0041) are not built; at best fork would lose nothing by them, and the means would be 9.0 "
-        "and 1.8 %. What is missing beyond that are programs as theirs, of which churn is the only kind here"
+        "processes (decision 0041) are not built; at best fork would lose nothing by them, and the means would be 9.9 "
+        "and 1.9 %. What is missing beyond that are programs as theirs, of which churn is the only kind here"
     ),
 )
