@@ -32,6 +32,8 @@ PAGE_BYTES: Final = 4096
 PAGE_WORDS: Final = 512
 HOLE_FIRST: Final = 0xC0000   # frames [3 GiB, 4 GiB) belong to devices
 HOLE_LAST: Final = 0xFFFFF
+LOCAL_APIC: Final = 0xFEE00   # the frame of the local APIC's registers
+BLOCK: Final = 512            # frames of 2 MiB
 POOL_EXHAUSTED: Final = -1
 # fmt: on
 

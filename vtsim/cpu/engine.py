@@ -40,7 +40,6 @@ NS: Final = 1_000_000_000
 DIRECTORY_WAYS: Final = 16
 COMPARED_AT_ONCE: Final = 16  # tags, also of a set with fewer ways
 HOLE: Final = range(3 << 30, 4 << 30)
-BLOCK: Final = 512  # frames of 2 MiB
 UNPRICED: Final = frozenset({"", "MOV_TO_CR", "VM_ENTRY"})
 ALL_OPS: Final = 1 << 62
 OF_ONE_THREAD: Final = ("itlb4k", "itlb2m")  # profiles say what one thread has
@@ -84,8 +83,8 @@ class Geometry:
     def node_frames(self, node: int) -> tuple[int, int]:
         """The first frame of a node's memory, and the one behind the last; both begin 2 MiB."""
         ram = -(-self.memory_bytes // PAGE)
-        first, end = (_beyond_hole(ram * n // self.nodes // BLOCK * BLOCK) for n in (node, node + 1))
-        return first, end if node + 1 < self.nodes else -(-self.frame_count // BLOCK) * BLOCK
+        first, end = (_beyond_hole(ram * n // self.nodes // mem.BLOCK * mem.BLOCK) for n in (node, node + 1))
+        return first, end if node + 1 < self.nodes else -(-self.frame_count // mem.BLOCK) * mem.BLOCK
 
 
 def _beyond_hole(ram_frame: int) -> int:

@@ -66,8 +66,6 @@ Refill = Callable[[NDArray[np.int64], int], None]
 
 NS: Final = 1_000_000_000
 FOUR_GIB_FRAMES: Final = 1 << 20
-BLOCK: Final = 512  # frames of 2 MiB
-APIC: Final = 0xFEE00  # the frame of the local APIC
 CR0: Final = 0x8005_0033
 CR4_PSE, CR4_PAE, CR4_PGE, CR4_FX, CR4_LA57, CR4_PCIDE = 1 << 4, 1 << 5, 1 << 7, 3 << 9, 1 << 12, 1 << 17
 EFER_SYSCALL, EFER_LONG, EFER_NX = 1 << 0, 5 << 8, 1 << 11
@@ -678,10 +676,11 @@ class Builder:
             table.map_range(self.places.direct, 0, count, self._direct_page, SIZE_2M)
             return
         largest = SIZE_1G if self.profile.features.pages_1g else SIZE_2M
+        low, apic = min(end, mem.HOLE_FIRST), mem.LOCAL_APIC
         for first, last, size in (
-            (0, min(BLOCK, end), SIZE_4K), (BLOCK, min(end, mem.HOLE_FIRST), largest),
-            (min(end, mem.HOLE_FIRST), APIC, SIZE_2M), (APIC, APIC + BLOCK, SIZE_4K),
-            (APIC + BLOCK, mem.HOLE_LAST + 1, SIZE_2M), (mem.HOLE_LAST + 1, end, largest),
+            (0, min(mem.BLOCK, low), SIZE_4K), (mem.BLOCK, low, largest),
+            (low, apic, SIZE_2M), (apic, apic + mem.BLOCK, SIZE_4K), (apic + mem.BLOCK, mem.HOLE_LAST + 1, SIZE_2M),
+            (mem.HOLE_LAST + 1, end, largest),
         ):  # fmt: skip
             if first < last:
                 table.map_range(at.DIRECT + (first << 12), first, last - first, self._direct_page, size)

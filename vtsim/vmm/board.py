@@ -11,6 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
+from vtsim.base import memory as mem
 from vtsim.base.memory import gfn_ranges
 from vtsim.ept.memory_slots import SLOT_READ_ONLY
 from vtsim.vmm import layout as at
@@ -21,7 +22,7 @@ FIRST_PAM, LAST_PAM = 0x59, 0x5F
 # constants behind the 256 bytes of configuration space, for segments that no register controls
 ALWAYS_RAM, ALWAYS_FIRMWARE = 256, 257
 ALWAYS_RAM_VALUE: Final = 3
-LOCAL_APIC: Final = 0xFEE00000
+LOCAL_APIC: Final = mem.LOCAL_APIC << mem.PAGE_SHIFT
 
 
 @frozen

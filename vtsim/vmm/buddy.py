@@ -13,9 +13,10 @@ from attrs import define, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.base.memory import BLOCK
 from vtsim.cpu.kernels.buddy import FREE, HEADS, LARGEST_ORDER, ORDER, RECORD_WORDS, Z_FREE, Z_RECORDS
 from vtsim.vmm import layout as at
-from vtsim.vmm.host import BLOCK, Host, Words
+from vtsim.vmm.host import Host, Words
 
 ZONE_BYTES: Final = 256
 ZONE_TICKET, ZONE_SERVING = 128, 136  # byte offsets of its lock, behind the words that the hooks know

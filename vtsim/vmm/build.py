@@ -11,7 +11,7 @@ import vtsim.vmm.personalities
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.kept import Kept
-from vtsim.base.memory import gfn_ranges
+from vtsim.base.memory import BLOCK, gfn_ranges
 from vtsim.base.registry import import_all
 from vtsim.cpu import slots as s
 from vtsim.cpu.assembler import Assembler, Program
@@ -32,7 +32,7 @@ from vtsim.vmm import layout as at
 from vtsim.vmm.buddy import Buddy, reserve_zones
 from vtsim.vmm.direct import DirectHost
 from vtsim.vmm.guest_view import cpuid_entries, msr_entries
-from vtsim.vmm.host import BLOCK, TEXT_FRAME, Host
+from vtsim.vmm.host import TEXT_FRAME, Host
 from vtsim.vmm.hypervisor import Guest, Hypervisor, Vcpu
 from vtsim.vmm.memory import EPT_WRITTEN, GIB, Blocks, Pool, VmMemory
 from vtsim.vmm.needs import Needs, bitmap_frames, needs, pool_frames

@@ -21,6 +21,7 @@ from attrs import define, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError
+from vtsim.base.memory import BLOCK
 from vtsim.base.units import SIZE
 from vtsim.cpu.engine import Engine
 from vtsim.cpu.profile import Profile
@@ -29,7 +30,6 @@ from vtsim.ept.tables import KERNEL_PAGE, PAGING, SIZE_1G, SIZE_2M, Table
 from vtsim.vmm import layout as at
 
 Words = npt.NDArray[np.int64]
-BLOCK: Final = 512  # frames of a 2 MiB block
 TEXT_FRAME: Final = BLOCK  # the host's code: one 2 MiB page
 FIRST_FRAME: Final = 2 * BLOCK
 LEFT_SMALL: Final = 8192  # frames that are never part of a block, for what is smaller

@@ -14,13 +14,13 @@ from attrs import define, field
 
 from vtsim.base import memory as mem
 from vtsim.base.errors import ConfigError, ModelError
-from vtsim.base.memory import PAGE_BYTES, gfn_ranges
+from vtsim.base.memory import BLOCK, PAGE_BYTES, gfn_ranges
 from vtsim.cpu.engine import Engine
 from vtsim.ept import spec as e
 from vtsim.ept.tables import EPT_PAGE, SIZE_1G, SIZE_2M, SIZE_4K, USER_PAGE, Table
 from vtsim.guest.machine_view import DirectTables
 from vtsim.vmm import layout as at
-from vtsim.vmm.host import BLOCK, Host
+from vtsim.vmm.host import Host
 from vtsim.vmm.kernels import allocate_many
 from vtsim.vmm.placement import Placement
 

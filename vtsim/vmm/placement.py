@@ -6,9 +6,10 @@ import numpy as np
 from attrs import define, field
 
 from vtsim.base import memory as mem
+from vtsim.base.memory import BLOCK
 from vtsim.vmm import layout as at
 from vtsim.vmm.buddy import Buddy, Zone, used_up
-from vtsim.vmm.host import BLOCK, Host, Words
+from vtsim.vmm.host import Host, Words
 from vtsim.vmm.memory_spec import HostMemorySpec
 
 

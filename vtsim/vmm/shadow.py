@@ -12,13 +12,13 @@ import numpy as np
 from attrs import frozen
 
 from vtsim.base import memory as mem
-from vtsim.base.memory import gfn_ranges
+from vtsim.base.memory import BLOCK, gfn_ranges
 from vtsim.cpu.profile import Profile
 from vtsim.ept import shadow as d
 from vtsim.ept import spec as e
 from vtsim.guest.machine_view import Start
 from vtsim.vmm import layout as at
-from vtsim.vmm.host import BLOCK, Host
+from vtsim.vmm.host import Host
 from vtsim.vmm.registry import Parameter
 
 LEAST_PAGES: Final = 64

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from attrs import define
 
+from vtsim.base import memory as mem
 from vtsim.cpu.codes import RF_TF
 from vtsim.study.vmx.cases import PAGE, Case, Environment, Recorded
 from vtsim.study.vmx.comparison import Difference
@@ -20,7 +21,7 @@ from vtsim.vmcs.controls import CONTROL, SECONDARY
 BLOCKING: Final = ev.BLOCKING_BY_STI | ev.BLOCKING_BY_MOV_SS
 MSR_ENTRY: Final = 16  # bytes of an entry of an MSR area
 LARGE: Final = 1 << 7
-LOCAL_APIC: Final = 0xFEE00000
+LOCAL_APIC: Final = mem.LOCAL_APIC << mem.PAGE_SHIFT
 ADDRESS: Final = ((1 << 52) - 1) & -PAGE
 _OPERAND: Final = re.compile(r"\[(\w+)\]|jmp (\w+)")
 

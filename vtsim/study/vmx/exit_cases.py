@@ -238,7 +238,7 @@ class _Run:
     def _device_write(self) -> None:
         """Only the local APIC answers."""
         hpa = int(self.m[s.STOP_A])
-        if hpa >> 12 == 0xFEE00:
+        if hpa >> 12 == mem.LOCAL_APIC:
             write_register(self.m, self.engine.arena, (hpa & 0xFFF) >> 4, int(self.m[s.STOP_C]) & 0xFFFF_FFFF)
 
     def _go(self, label: str) -> dict[str, Any]:

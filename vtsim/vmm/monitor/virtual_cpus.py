@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vtsim.base import memory as mem
 from vtsim.base.errors import ModelError
 from vtsim.base.jit import quiet
+from vtsim.base.memory import BLOCK
 from vtsim.cpu import accounts as k
 from vtsim.cpu import ops as o
 from vtsim.cpu import slots as s
@@ -29,7 +30,7 @@ from vtsim.cpu.translation import COUNTED, TRANSLATOR
 from vtsim.ept import spec as e
 from vtsim.ept.tables import KERNEL_PAGE, Table
 from vtsim.guest.machine_view import Start
-from vtsim.vmm.host import BLOCK, Host
+from vtsim.vmm.host import Host
 from vtsim.vmm.hypervisor import Guest
 from vtsim.vmm.memory import Pool, VmMemory
 from vtsim.vmm.monitor import layout as at

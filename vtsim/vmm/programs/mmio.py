@@ -10,6 +10,7 @@ Not modelled: instructions other than loads and stores; operands across pages; g
 
 from __future__ import annotations
 
+from vtsim.base.memory import LOCAL_APIC
 from vtsim.cpu import ops
 from vtsim.cpu.assembler import Assembler, Mem
 from vtsim.cpu.kernels import hooks
@@ -26,7 +27,7 @@ from vtsim.vmm.programs.ports import DEVICE_WORDS, wake_server
 from vtsim.vmm.programs.words import LOW, vcpu, work, zero
 from vtsim.vmm.registry import Path
 
-LOCAL_APIC, IO_APIC = 0xFEE00, 0xFEC00  # page numbers
+IO_APIC = 0xFEC00  # a page number
 CR0_PG, CR4_LA57 = 1 << 31, 1 << 12
 
 
