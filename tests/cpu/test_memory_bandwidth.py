@@ -33,20 +33,20 @@ def until_served(engine: Engine, cpu: int, cycle: int, after: int = 0) -> int:
 
 
 class Shared:
-    """Time in pieces of 256 cycles, without end: how much of each is taken."""
+    """Time in pieces of 32 cycles, without end: how much of each is taken."""
 
     def __init__(self, line: Fraction) -> None:
         self.line = line
         self.taken: dict[int, Fraction] = {}
 
     def wait(self, cycle: int) -> int:
-        piece, left, begins = cycle // 256, self.line, None
+        piece, left, begins = cycle // 32, self.line, None
         while left:
             taken = self.taken.get(piece, Fraction(0))
-            if taken < 256:
+            if taken < 32:
                 if begins is None:
-                    begins = cycle if piece == cycle // 256 else piece * 256 + int(taken)
-                part = min(left, 256 - taken)
+                    begins = cycle if piece == cycle // 32 else piece * 32 + int(taken)
+                part = min(left, 32 - taken)
                 self.taken[piece] = taken + part
                 left -= part
             piece += 1
@@ -82,9 +82,9 @@ def test_who_is_behind_waits_for_nothing_that_is_wanted_later() -> None:
 
 def test_more_than_can_be_served_waits() -> None:
     engine = machine(SLOW, cpus=2)
-    waits = [until_served(engine, n % 2, 1024) for n in range(6)]  # of 140.8 cycles each, in pieces of 256
+    waits = [until_served(engine, n % 2, 1024) for n in range(6)]  # of 140.8 cycles each, in pieces of 32
     line = int(engine.cpus[0][s.LINE_TIME])
-    assert waits == [0, 0, *(n * line // PARTS for n in (2, 3, 4, 5))]
+    assert waits == [n * line // PARTS for n in range(6)]
 
 
 def test_one_cpu_waits_for_nobody() -> None:
@@ -106,7 +106,7 @@ def test_each_node_has_a_bandwidth_of_its_own() -> None:
 
     local, remote = profile.cycles(profile.dram.local_ns), profile.cycles(profile.dram.remote_ns)
     assert [cycles(here), cycles(there)] == [local, remote]
-    assert [cycles(here + 64), cycles(there + 64), cycles(here + 128)] == [local, remote, local + 281]
+    assert [cycles(here + 64), cycles(there + 64), cycles(here + 128)] == [local + 140, remote + 140, local + 281]
 
 
 STREAMS = f"""

@@ -104,21 +104,25 @@ class Channel:
         (self.queue if len(self.queue) < self.room else self.waiting).append(line)
 
     def _next_command(self, line: Line) -> tuple[str, int]:
-        """What a line is in need of next, and the first clock for it."""
+        """What a line is in need of next, and the first clock for it; a rank whose turn to refresh it is only reads."""
         t, bank, rank = self.t, self.banks[line.bank], self.ranks[line.bank // BANKS]
         group = line.bank % BANKS // BANKS_OF_GROUP
         if bank.row == line.row:
             switch = t.rank_switch if self.bus_rank not in (-1, line.bank // BANKS) else 0
             free = max(rank.read + t.ccd_s, rank.group_read[group] + t.ccd_l, self.bus + t.burst + switch)
             return "read", max(bank.read, free)
+        if rank.refresh <= self.now:
+            return "activate", NEVER
         if bank.row < 0:
             free = max(rank.activated[-1] + t.rrd_s, rank.group_activated[group] + t.rrd_l, rank.activated[0] + t.faw)
             return "activate", max(bank.activate, free)
         return "precharge", bank.precharge
 
     def _refresh(self, number: int) -> None:
-        """All rows are closed, then nothing is done until the rank has refreshed."""
+        """Lines whose row is open are read, all rows are closed, then nothing is done until the rank has refreshed."""
         t, banks = self.t, self.banks[number * BANKS : (number + 1) * BANKS]
+        if any(self.banks[line.bank].row == line.row for line in self.queue if line.bank // BANKS == number):
+            return
         begins = self.ranks[number].refresh
         for bank in banks:
             begins = max(begins, bank.activate if bank.row < 0 else bank.precharge + t.rp)

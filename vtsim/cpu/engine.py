@@ -27,7 +27,7 @@ from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.hyper_threads import ONE
 from vtsim.cpu.kernels.ipi import FLIGHTS
-from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, BANK_WORDS, PARTS, QUEUE_WORDS
+from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, BANK_WORDS, PARTS, QUEUE_WORDS, RANK_WORDS
 from vtsim.cpu.kernels.ports import PORTS
 from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
@@ -146,7 +146,7 @@ class Engine:
         dram = self.profile.dram
         channels = dram.channels_apart
         bandwidths = carve.take(g.nodes * channels * BANDWIDTH_WORDS)
-        banks = carve.take(g.nodes * channels * dram.ranks * dram.banks * BANK_WORDS)
+        banks = carve.take(g.nodes * channels * dram.ranks * (RANK_WORDS + dram.banks * BANK_WORDS))
         queues = carve.take(g.nodes * channels * dram.queue * QUEUE_WORDS if dram.ranks else 0)
         fills: list[tuple[int, int]] = []
         for number in range(g.cpus):

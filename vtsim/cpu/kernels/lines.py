@@ -4,9 +4,10 @@ Where there are several CPUs, lines that they want of one node's memory share it
 stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
 the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
 Before that, where a machine says how many ranks its channels have, a line waits for room in its channel's queue, then
-for its bank, which opens a row for each line and is busy for a row cycle then, and for its rank, which does nothing
-else while it refreshes; and each channel has a bandwidth of its own. Of each bank it is known when it is done with its
-latest lines, of each entry of a queue which line had it last, and when.
+for its bank, which opens a row for each line and is busy for a row cycle then, and for its rank, which opens none from
+when it is its turn to refresh until it has, and does so when all its rows are closed; and each channel has a bandwidth
+of its own. Of each bank it is known when it is done with its latest lines, of each rank how late its latest refresh is,
+of each entry of a queue which line had it last, and when.
 
 What L2 fetches it completes to an aligned pair of lines, for which nobody waits. Who wants the other line before it has
 come waits for the rest of its time. A load that L1D lacks, behind a line that it has, fetches what comes next: the rest
@@ -72,11 +73,13 @@ from vtsim.cpu.slots import (
 (STRETCH, TAKEN) = range(2)
 (WANTED, UNTIL) = range(2)  # of an entry of a channel's queue: when its last line was wanted, until when it holds it
 QUEUE_WORDS: int = 2
-STRETCHES: int = 1024
+STRETCHES: int = 8192
 BANDWIDTH_WORDS: int = 2 * STRETCHES
-STRETCH_BITS: int = 8  # 256 cycles
+STRETCH_BITS: int = 5  # 32 cycles
 PARTS: int = 1024
 WHOLE: int = PARTS << STRETCH_BITS
+(LATEST, LATE) = range(2)  # of a rank: the latest refresh that rows put off, and by how many cycles
+RANK_WORDS: int = 2
 BANK_WORDS: int = 8  # of a bank: when it is done with as many lines
 
 
@@ -107,10 +110,40 @@ def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
 
 
 @kernel
-def refreshed(m: Record, rank: int, cycle: int) -> int:
-    """The first cycle from this one on in which a rank does not refresh; ranks take turns."""
-    since = (cycle + m[REFRESH_INTERVAL] * rank // m[RANKS]) % m[REFRESH_INTERVAL]
-    return cycle + max(m[REFRESH] - since, 0)
+def rank_at(m: Record, node: int, rank: int) -> int:
+    """Where a rank of a node's memory and its banks are told of."""
+    return m[BANKS] + (node * m[RANKS] + rank) * (RANK_WORDS + m[BANKS_OF_RANK] * BANK_WORDS)
+
+
+@kernel
+def since_refresh(m: Record, rank: int, cycle: int) -> int:
+    """Cycles since it was last a rank's turn to refresh; ranks take turns."""
+    return (cycle + m[REFRESH_INTERVAL] * rank // m[RANKS]) % m[REFRESH_INTERVAL]
+
+
+@kernel
+def refreshed(m: Record, a: Arena, node: int, rank: int, cycle: int) -> int:
+    """The first cycle from this one on in which a rank neither refreshes nor waits for its rows to close before that."""
+    since = since_refresh(m, rank, cycle)
+    if since >= m[REFRESH] + m[ROW_CYCLE]:
+        return cycle
+    at = rank_at(m, node, rank)
+    late = a[at + LATE] if a[at + LATEST] == cycle - since else 0
+    return cycle + max(m[REFRESH] + late - since, 0)
+
+
+@kernel
+def put_off(m: Record, a: Arena, node: int, rank: int, opened: int) -> None:
+    """A row was opened: if it is still open when it is its rank's turn to refresh, that waits."""
+    turn = opened - since_refresh(m, rank, opened) + m[REFRESH_INTERVAL]
+    late = opened + m[ROW_CYCLE] - turn
+    at = rank_at(m, node, rank)
+    if m[REFRESH] == 0 or late <= 0 or a[at + LATEST] > turn:
+        return
+    if a[at + LATEST] < turn:
+        a[at + LATEST] = turn
+        a[at + LATE] = 0
+    a[at + LATE] = max(a[at + LATE], late)
 
 
 @kernel
@@ -141,14 +174,14 @@ def until_opened(m: Record, a: Arena, line: int, node: int, after: int) -> int:
     """Cycles until a bank of a node's memory opens the row of a line that is wanted `after` cycles from now."""
     bank = bank_of(m, line)
     rank = bank // m[BANKS_OF_RANK]
-    at = m[BANKS] + (node * m[RANKS] * m[BANKS_OF_RANK] + bank) * BANK_WORDS
+    at = rank_at(m, node, rank) + RANK_WORDS + bank % m[BANKS_OF_RANK] * BANK_WORDS
     wanted = m[CYCLE] + after
-    opened = refreshed(m, rank, wanted)
+    opened = refreshed(m, a, node, rank, wanted)
     oldest = n = 0
     while n < BANK_WORDS:
         done = a[at + n]
         if opened < done < opened + 2 * m[ROW_CYCLE]:
-            opened = refreshed(m, rank, done)
+            opened = refreshed(m, a, node, rank, done)
             n = 0
         else:
             n += 1
@@ -156,6 +189,7 @@ def until_opened(m: Record, a: Arena, line: int, node: int, after: int) -> int:
         if a[at + n] < a[at + oldest]:
             oldest = n
     a[at + oldest] = opened + m[ROW_CYCLE]
+    put_off(m, a, node, rank, opened)
     return opened - wanted
 
 
