@@ -17,9 +17,17 @@ WORKLOADS = Path(__file__).parents[2] / "workloads"
 SCENARIOS = sorted(path for path in WORKLOADS.rglob("*.yaml") if path.parent.name not in ("real", "studies"))
 NEED_A_HYPERVISOR = {"vmcall", "rd_unknown_msr"}
 NEED_DEVICES = {"mmio_event", "mmio_to_user", "mmap_file"}
+# more than eight seconds interpreted
+LONGER = {
+    "balloon", "device_tlb_driver", "fault_threads", "map_unmap", "page_fault2", "random_access", "ring3", "sharing",
+    "storm_cores", "swap", "vcpus", "viommu",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONGER else [], id=path.stem) for path in SCENARIOS],
+)
 def test_a_scenario_describes_itself_and_its_guests_run(path: Path) -> None:
     scenario = load_scenario(path)
     assert scenario.description

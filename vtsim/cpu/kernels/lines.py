@@ -123,7 +123,7 @@ def since_refresh(m: Record, rank: int, cycle: int) -> int:
 
 @kernel
 def refreshed(m: Record, a: Arena, node: int, rank: int, cycle: int) -> int:
-    """The first cycle from this one on in which a rank neither refreshes nor waits for its rows to close before that."""
+    """The first cycle from this one on in which a rank neither refreshes nor waits for its rows to close for that."""
     since = since_refresh(m, rank, cycle)
     if since >= m[REFRESH] + m[ROW_CYCLE]:
         return cycle
