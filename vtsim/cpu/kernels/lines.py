@@ -110,40 +110,29 @@ def until_served(m: Record, a: Arena, bandwidth: int, after: int) -> int:
 
 
 @kernel
-def rank_at(m: Record, node: int, rank: int) -> int:
-    """Where a rank of a node's memory and its banks are told of."""
-    return m[BANKS] + (node * m[RANKS] + rank) * (RANK_WORDS + m[BANKS_OF_RANK] * BANK_WORDS)
-
-
-@kernel
 def since_refresh(m: Record, rank: int, cycle: int) -> int:
     """Cycles since it was last a rank's turn to refresh; ranks take turns."""
     return (cycle + m[REFRESH_INTERVAL] * rank // m[RANKS]) % m[REFRESH_INTERVAL]
 
 
 @kernel
-def refreshed(m: Record, a: Arena, node: int, rank: int, cycle: int) -> int:
+def refreshed(m: Record, a: Arena, at: int, rank: int, cycle: int) -> int:
     """The first cycle from this one on in which a rank neither refreshes nor waits for its rows to close for that."""
     since = since_refresh(m, rank, cycle)
-    if since >= m[REFRESH] + m[ROW_CYCLE]:
-        return cycle
-    at = rank_at(m, node, rank)
     late = a[at + LATE] if a[at + LATEST] == cycle - since else 0
     return cycle + max(m[REFRESH] + late - since, 0)
 
 
 @kernel
-def put_off(m: Record, a: Arena, node: int, rank: int, opened: int) -> None:
+def put_off(m: Record, a: Arena, at: int, rank: int, opened: int) -> None:
     """A row was opened: if it is still open when it is its rank's turn to refresh, that waits."""
     turn = opened - since_refresh(m, rank, opened) + m[REFRESH_INTERVAL]
     late = opened + m[ROW_CYCLE] - turn
-    at = rank_at(m, node, rank)
     if m[REFRESH] == 0 or late <= 0 or a[at + LATEST] > turn:
         return
-    if a[at + LATEST] < turn:
-        a[at + LATEST] = turn
-        a[at + LATE] = 0
-    a[at + LATE] = max(a[at + LATE], late)
+    before = a[at + LATE] if a[at + LATEST] == turn else 0
+    a[at + LATEST] = turn
+    a[at + LATE] = max(before, late)
 
 
 @kernel
@@ -174,14 +163,15 @@ def until_opened(m: Record, a: Arena, line: int, node: int, after: int) -> int:
     """Cycles until a bank of a node's memory opens the row of a line that is wanted `after` cycles from now."""
     bank = bank_of(m, line)
     rank = bank // m[BANKS_OF_RANK]
-    at = rank_at(m, node, rank) + RANK_WORDS + bank % m[BANKS_OF_RANK] * BANK_WORDS
+    of_rank = m[BANKS] + (node * m[RANKS] + rank) * (RANK_WORDS + m[BANKS_OF_RANK] * BANK_WORDS)
+    at = of_rank + RANK_WORDS + bank % m[BANKS_OF_RANK] * BANK_WORDS
     wanted = m[CYCLE] + after
-    opened = refreshed(m, a, node, rank, wanted)
+    opened = refreshed(m, a, of_rank, rank, wanted)
     oldest = n = 0
     while n < BANK_WORDS:
         done = a[at + n]
         if opened < done < opened + 2 * m[ROW_CYCLE]:
-            opened = refreshed(m, a, node, rank, done)
+            opened = refreshed(m, a, of_rank, rank, done)
             n = 0
         else:
             n += 1
@@ -189,7 +179,7 @@ def until_opened(m: Record, a: Arena, line: int, node: int, after: int) -> int:
         if a[at + n] < a[at + oldest]:
             oldest = n
     a[at + oldest] = opened + m[ROW_CYCLE]
-    put_off(m, a, node, rank, opened)
+    put_off(m, a, of_rank, rank, opened)
     return opened - wanted
 
 
