@@ -36,7 +36,8 @@ USER_STACK = 0x7FFF_FFFF_F000
 TABLES = -0x310000000000  # IDT, TSS (ring 0), two pages
 INTERRUPT_STACK = TABLES + 0x1000 + 0x1000
 # nothing comes into caches but what was asked for
-NO_PREFETCHERS = {"cache.adjacent_line_prefetcher": False, "cache.next_line_prefetcher": False}
+NO_STREAMER = {"cache.streamer.entries": 0}
+NO_PREFETCHERS = {**NO_STREAMER, "cache.adjacent_line_prefetcher": False, "cache.next_line_prefetcher": False}
 CS0, SS0, CS3, SS3 = 0x10, 0x18, 0x33, 0x2B
 
 OFF = {

@@ -15,8 +15,9 @@ from vtsim.config import parse_scenario
 from vtsim.cpu import slots as s
 from vtsim.cpu.accounts import GUEST_L1D
 from vtsim.cpu.engine import Engine, Geometry
-from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, PARTS, read_line
-from vtsim.cpu.kernels.lines import until_served as until_served_in
+from vtsim.cpu.kernels.dram import BANDWIDTH_WORDS, PARTS
+from vtsim.cpu.kernels.dram import until_served as until_served_in
+from vtsim.cpu.kernels.lines import read_line
 from vtsim.study.run import run
 
 EXAMPLES, ACCESSES = (15, 5000) if jit.DISABLED else (60, 20000)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.bench import machine
+from tests.cpu.bench import NO_STREAMER, machine
 from tests.cpu.test_caches import OneBit
 from tests.cpu.test_coherence import cycles_of
 from tests.cpu.test_hyper_threads import core, take
@@ -139,7 +139,7 @@ def in_l2(engine: Engine, *lines: int) -> list[bool]:
 
 
 def test_behind_a_line_that_l1d_has_comes_the_next_pair_too() -> None:
-    engine = machine()
+    engine = machine(NO_STREAMER)
     assert load(engine, LINE) > 0
     assert in_l2(engine, LINE + 1, LINE + 2) == [True, False]
     load(engine, LINE + 1, at=1000)
@@ -152,7 +152,7 @@ def test_behind_a_line_that_l1d_has_comes_the_next_pair_too() -> None:
 
 @pytest.mark.parametrize("later", [0, 1, 50, 150, 190])
 def test_who_wants_the_next_line_before_it_has_come_waits_for_the_rest(later: int) -> None:
-    engine = machine()
+    engine = machine(NO_STREAMER)
     p = engine.profile
     dram, l1, l2 = p.cycles(p.dram.local_ns), p.cache.l1d.hit_cycles, p.cache.l2.hit_cycles
     load(engine, LINE)
@@ -170,7 +170,7 @@ def test_who_wants_the_next_line_before_it_has_come_waits_for_the_rest(later: in
     ],
 )
 def test_else_nothing_comes(first: int, second: int, access: int, why: str) -> None:
-    engine = machine()
+    engine = machine(NO_STREAMER)
     load(engine, first)
     before = pairs(engine)
     load(engine, second, at=1000, access=access)
@@ -182,7 +182,7 @@ def test_else_nothing_comes(first: int, second: int, access: int, why: str) -> N
 
 def test_without_that_prefetcher_or_without_l2_nothing_comes() -> None:
     for changes in ({"cache.next_line_prefetcher": False}, {"cache.l2.bytes": 0}):
-        engine = machine(changes)
+        engine = machine({**NO_STREAMER, **changes})
         load(engine, LINE)
         load(engine, LINE + 1, at=1000)
         dram = engine.profile.cycles(engine.profile.dram.local_ns)
@@ -240,7 +240,7 @@ def test_pairs_want_bandwidth_too() -> None:
     bandwidth = 2000
 
     def of(prefetcher: str) -> Any:
-        prefetchers = (f"adjacent_line_prefetcher={prefetcher}", "next_line_prefetcher=false")
+        prefetchers = (f"adjacent_line_prefetcher={prefetcher}", "next_line_prefetcher=false", "streamer.entries=0")
         sets = [f"machine.cpu.dram.bandwidth={bandwidth}", *(f"machine.cpu.cache.{each}" for each in prefetchers)]
         return run(parse_scenario(STREAMS, sets))
 

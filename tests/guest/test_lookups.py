@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.cpu.bench import NO_STREAMER
 from tests.cpu.programs import HOW
 from tests.guest.conftest import Harness, native
 from tests.guest.test_kernel import ended
@@ -211,7 +212,7 @@ def test_as_many_misses_overlap_as_fit_the_reorder_buffer(together: int) -> None
     def cycles(accesses: int) -> int:
         phase = StreamSpec(pattern="strided", region=8 << 20, stride=128, accesses=accesses, work=49)
         harness = native((phase,), page_size=2 << 20, populate="prebuilt", memory=256 << 20)
-        profile = harness.profile.with_overrides({"work.reorder_buffer": 50 * together})
+        profile = harness.profile.with_overrides({"work.reorder_buffer": 50 * together, **NO_STREAMER})
         return int(ended(Harness(profile, harness.vm)).engine.cpus[0][s.CYCLE])
 
     profile = native((StreamSpec(region=4096),)).profile

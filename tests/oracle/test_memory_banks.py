@@ -14,7 +14,7 @@ from tests.oracle.dram_channel import NO_REFRESH, OUTSIDE, REAL, Timings, served
 from vtsim.base import jit
 from vtsim.cpu import slots as s
 from vtsim.cpu.engine import Engine
-from vtsim.cpu.kernels.lines import BANK_WORDS, UNTIL, WANTED, bank_of, from_memory, place_in_queue, until_opened
+from vtsim.cpu.kernels.dram import BANK_WORDS, UNTIL, WANTED, bank_of, from_memory, place_in_queue, until_opened
 
 EXAMPLES = 20 if jit.DISABLED else 100
 CHANNEL = {"dram.bandwidth": 23_464, "dram.channels": 1, "dram.ranks": 2, "dram.banks": 16, "dram.row_cycle_ns": 46}

@@ -215,8 +215,8 @@ vms:
     guest:
       kernel: {tick: 100 us}
       processes:
-        - {name: one, phases: [{primitive: cpuid, iterations: 400}, &calls {primitive: syscall, iterations: 40}, FIRST]}
-        - {name: two, phases: [*calls, {primitive: cpuid, leaf: 7, iterations: 400}, SECOND,
+        - {name: one, phases: [{primitive: cpuid, iterations: 600}, &calls {primitive: syscall, iterations: 40}, FIRST]}
+        - {name: two, phases: [*calls, {primitive: cpuid, leaf: 7, iterations: 600}, SECOND,
             {primitive: exec, iterations: 1, pages: 2}]}
 """
 UNDER = {

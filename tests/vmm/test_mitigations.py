@@ -297,7 +297,7 @@ def test_tables_of_user_space_have_of_the_kernel_what_enters_it() -> None:
 def test_user_space_never_runs_on_the_kernels_tables_nor_the_kernel_on_its(profile: str) -> None:
     """Two VMs whose devices are asked all the time; the tick often comes while a device process runs."""
     guests = [guest(to_user, 12) for _ in range(2)]
-    m = machine(*guests, profile=profile, tick_ns=7_000, mitigations=ALL, populate="prebuilt", memory=16 << 20)
+    m = machine(*guests, profile=profile, tick_ns=8_000, mitigations=ALL, populate="prebuilt", memory=16 << 20)
     cpu = m.engine.cpus[0]
     roots = {vcpu.process.root for vcpu in m.hypervisor.vcpus}
     entry_top = at.frame_address(m.hypervisor.cpu_pages[0]) + at.C["ENTRY_TOP"]

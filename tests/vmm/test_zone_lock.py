@@ -72,7 +72,7 @@ vms:
     vcpus: 2
     guest:
       kernel: {tick: off}
-      processes: [{threads: 2, phases: [{primitive: page_fault, region: 256 KiB, iterations: 2}]}]
+      processes: [{threads: 2, phases: [{primitive: page_fault, region: 512 KiB, iterations: 2}]}]
 """
 FOUR = ("machine.cpus=4", "vms.0.vcpus=4", "vms.0.guest.processes.0.threads=4")
 

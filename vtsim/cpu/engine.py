@@ -23,12 +23,13 @@ from vtsim.cpu.assembler import PAGE, Program
 from vtsim.cpu.codes import FOREVER, HORIZON, STOPS, WINDOW_EMPTY
 from vtsim.cpu.kernels.coherence import PEER_WORDS
 from vtsim.cpu.kernels.contexts import CONTEXT_LIMIT, NO_CONTEXT, set_context
+from vtsim.cpu.kernels.dram import BANDWIDTH_WORDS, BANK_WORDS, PARTS, QUEUE_WORDS, RANK_WORDS
 from vtsim.cpu.kernels.fetch import FETCH_ENTRIES, FETCH_WORDS
 from vtsim.cpu.kernels.foresight import WORDS
 from vtsim.cpu.kernels.hyper_threads import ONE
 from vtsim.cpu.kernels.ipi import FLIGHTS
-from vtsim.cpu.kernels.lines import BANDWIDTH_WORDS, BANK_WORDS, PARTS, QUEUE_WORDS, RANK_WORDS
 from vtsim.cpu.kernels.ports import PORTS
+from vtsim.cpu.kernels.prefetchers import ARRIVAL_WORDS
 from vtsim.cpu.kernels.rare_msrs import SAVED
 from vtsim.cpu.kernels.run import EVERY_CPU, run_all
 from vtsim.cpu.profile import Profile
@@ -152,6 +153,7 @@ class Engine:
         for number in range(g.cpus):
             fills += self._lay_out_cpu(records[number], number, carve)
             self._lay_out_caches(records, number, tags, shared_l3)
+            fills += self._lay_out_prefetchers(records, number, carve)
         self.extra = carve.take(g.extra_words)
         pool = carve.take((g.pool_pages + 1) * mem.PAGE_WORDS, align=mem.PAGE_WORDS)
         a = self.arena = np.zeros(carve.at, np.int64)
@@ -224,6 +226,22 @@ class Engine:
             m[shape] = records[number - thread, shape] if thread else self._carve_cache(tags, name)
         m[s.L3 : s.L3 + s.AGED + 1] = l3
 
+    def _lay_out_prefetchers(self, records: np.ndarray, number: int, carve: Carver) -> list[tuple[int, int]]:
+        """What a core's L2 follows and has fetched, which is its first CPU's and all others' of it."""
+        m, cache, thread = records[number], self.profile.cache, number % self.geometry.threads
+        m[s.LINES_AHEAD], m[s.SUPER_QUEUE_LINES] = cache.streamer.lines_ahead, cache.super_queue
+        if thread:
+            first = records[number - thread]
+            for slot in (s.ARRIVALS, s.SUPER_QUEUE, *range(s.STREAMS, s.STREAMS + 4)):
+                m[slot] = first[slot]
+            return []
+        ways = cache.streamer.ways if cache.streamer.entries and cache.l2.bytes else 0
+        sets = cache.streamer.entries // ways if ways else 1
+        arrivals, pages = carve.take(ARRIVAL_WORDS), carve.take(sets * ways)
+        m[s.ARRIVALS], m[s.SUPER_QUEUE] = arrivals, carve.take(1 + 2 * cache.super_queue)
+        m[s.STREAMS : s.STREAMS + 4] = pages, sets - 1, ways, carve.take(sets * ways + sets)
+        return [(arrivals, ARRIVAL_WORDS), (pages, sets * ways)]
+
     def _lay_out_cpu(self, m: np.ndarray, number: int, carve: Carver) -> list[tuple[int, int]]:
         p, g = self.profile, self.geometry
         empty: list[tuple[int, int]] = []
@@ -256,7 +274,7 @@ class Engine:
             s.STLB_HIT_CYCLES: p.tlb.stlb.hit_cycles if p.tlb.stlb.entries or p.tlb.stlb1g.entries else 0,
             s.WALK_START: p.walk_start_cycles,
             s.STLB_HOLDS_2M: int(p.tlb.stlb.holds_2m),
-            s.IN_PAIRS: int(p.cache.adjacent_line_prefetcher and p.cache.l2.bytes > 0), s.PAIR_LINE: -1,
+            s.IN_PAIRS: int(p.cache.adjacent_line_prefetcher and p.cache.l2.bytes > 0),
             s.NEXT_LINES: int(p.cache.next_line_prefetcher and p.cache.l2.bytes > 0),
             s.LINE_FETCHED: -1,
             s.PWC_HIT_CYCLES: p.pwc.hit_cycles, s.EPT_PWC_HIT_CYCLES: p.ept_pwc.hit_cycles,

@@ -129,6 +129,15 @@ class CacheLevel:
 
 
 @attrs.frozen(kw_only=True)
+class Streamer:
+    """L2 follows streams of lines, upwards and downwards in each page of 4 KiB, and fetches what comes next of them."""
+
+    entries: int = _value("pages", "pages of whose lines it knows which one was asked for last; 0: none", 0, 1024)
+    ways: int = _value("ways", "ways of a set; as many as entries is fully associative", 1, 64)
+    lines_ahead: int = _value("lines", "how far ahead of the line that is asked for it fetches others", 1, 63)
+
+
+@attrs.frozen(kw_only=True)
 class Cache:
     """The caches that one core sees; the last one is shared."""
 
@@ -143,6 +152,13 @@ class Cache:
     quad_age_l3: bool = _value(
         "flag",
         "L3 keeps ages of its lines, and takes most new ones as old where its sets find that better; else one bit",
+    )
+    streamer: Streamer
+    super_queue: int = _value(
+        "lines",
+        "lines that L2 waits for at most, of L3 or memory, when it fetches others that nobody asked for",
+        1,
+        256,
     )
     l1i: CacheLevel
     l1d: CacheLevel

@@ -182,15 +182,19 @@ LOADED, LOADED_BEFORE, WRONG_UNTIL, MISPREDICT_CYCLES, SPECULATIVE = range(DIREC
 UNCACHED: Final = DIRECTORY + 61
 # of code that is not cached: what LINES is while control is in it, and the line that was fetched last (-1: none)
 UNCACHED_LINES, LINE_FETCHED = range(DIRECTORY + 62, DIRECTORY + 64)
-# --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.lines); what a
+# --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.dram); what a
 # line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
 NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
 # its banks: arena offset; ranks of all channels (0: banks are never busy) and banks of a rank; cycles for which a line keeps its
 # bank, for which a rank refreshes, and from one refresh to the next; what the access that is made is held back before
 BANKS, RANKS, BANKS_OF_RANK, ROW_CYCLE, REFRESH, REFRESH_INTERVAL, HELD_BACK = range(DIRECTORY + 78, DIRECTORY + 85)
-# --- the other line of a pair, which L2 fetches without being asked (does it?): the last one, and when it is there
-IN_PAIRS, PAIR_LINE, PAIR_THERE = range(DIRECTORY + 75, DIRECTORY + 78)
-NEXT_LINES: Final = DIRECTORY + 85  # do loads of L1D fetch what comes next?
+# --- what L2 fetches without being asked (see kernels.prefetchers): does it complete pairs; arena offset of what came last;
+# how far ahead of a stream it goes; do loads that L1D lacks ask for what comes next; pages whose streams it follows
+IN_PAIRS, ARRIVALS, LINES_AHEAD = range(DIRECTORY + 75, DIRECTORY + 78)
+NEXT_LINES: Final = DIRECTORY + 85
+STREAMS: Final = DIRECTORY + 89  # and MASK, WAYS, DATA
+# arena offset of the queue of lines that L2 waits for, and how many it holds
+SUPER_QUEUE, SUPER_QUEUE_LINES = range(DIRECTORY + 93, DIRECTORY + 95)
 # channels of a node's memory that are told apart; arena offset of their queues, and lines that each holds
 CHANNELS, QUEUES, QUEUE = range(DIRECTORY + 86, DIRECTORY + 89)
 # --- hyper-threads: the core that this CPU belongs to, how many there are, the other CPU of it (-1: none) ---------------------

@@ -46,8 +46,6 @@ def take_core(m: Record, other: Record) -> None:
             m[s.MISS_WINDOW + n] = other[s.MISS_WINDOW + n]
             m[s.MISS_ISSUED + n] = SQUASHED
             m[s.WRONG_LINE + n] = NO_LINE
-    m[s.PAIR_LINE] = other[s.PAIR_LINE]
-    m[s.PAIR_THERE] = other[s.PAIR_THERE]
     m[s.MISS_NEXT] = other[s.MISS_NEXT]
     m[s.MISS_HELD] = m[s.MLP]
     for n in range(m[s.WALKERS]):

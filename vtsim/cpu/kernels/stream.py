@@ -9,7 +9,7 @@ waits for every access, a look-up for what an address was loaded from and for de
 (`wrong_paths`). A stream that ends or is interrupted waits for what is still outstanding.
 
 SDM: "Interrupts During REP".
-Not modelled: prefetchers that follow strides and streams; store-to-load forwarding; bandwidth limits of caches.
+Not modelled: prefetchers that follow strides; store-to-load forwarding; bandwidth limits of caches.
 """
 
 from __future__ import annotations
