@@ -172,7 +172,7 @@ class Dram:
 
     local_ns: int = _value("ns", "load-to-use, memory of the own socket", 1, 100_000)
     remote_ns: int = _value("ns", "load-to-use, memory of the other socket", 1, 100_000)
-    bandwidth: int = _value("MB/s", "what the memory of one socket can deliver to several CPUs", 1, 10_000_000)
+    bandwidth: int = _value("MB/s", "what the memory of one socket can deliver", 1, 10_000_000)
     channels: int = _value("channels", "channels of one socket, each with a part of the bandwidth and a queue", 1, 16)
     queue: int = _value("lines", "lines that a channel's queue holds; others wait until it has room", 1, 256)
     ranks: int = _value(

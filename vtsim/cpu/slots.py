@@ -183,7 +183,7 @@ UNCACHED: Final = DIRECTORY + 61
 # of code that is not cached: what LINES is while control is in it, and the line that was fetched last (-1: none)
 UNCACHED_LINES, LINE_FETCHED = range(DIRECTORY + 62, DIRECTORY + 64)
 # --- memory that several CPUs use: this CPU's node; arena offset of the nodes' bandwidths (see kernels.dram); what a
-# line takes of a node's memory, in 1/1024 of a cycle (0: there is one CPU)
+# line takes of a node's memory, in 1/1024 of a cycle (0: there is more than can be asked for)
 NODE, BANDWIDTHS, LINE_TIME = range(DIRECTORY + 72, DIRECTORY + 75)
 # its banks: arena offset; ranks of all channels (0: banks are never busy) and banks of a rank; cycles for which a line keeps its
 # bank, for which a rank refreshes, and from one refresh to the next; what the access that is made is held back before

@@ -1,13 +1,13 @@
 """The cycles until memory has sent a line: what it takes without others, and how long the line waits for those.
 
-Where there are several CPUs, lines that they want of one node's memory share its bandwidth: a table says of each
-stretch of time how much of it is taken, and a line takes the first that is left from when it is wanted. So it is all
-the same in which order CPUs run, some of which may be far ahead. One CPU has too few misses at once to fill it.
-Before that, where a machine says how many ranks its channels have, a line waits for room in its channel's queue, then
-for its bank, which opens a row for each line and is busy for a row cycle then, and for its rank, which opens none from
-when it is its turn to refresh until it has, and does so when all its rows are closed; and each channel has a bandwidth
-of its own. Of each bank it is known when it is done with its latest lines, of each rank how late its latest refresh is,
-of each entry of a queue which line had it last, and when.
+Where there are several CPUs, or one core's super queue can ask for more than memory delivers, lines that are wanted of
+one node's memory share its bandwidth: a table says of each stretch of time how much of it is taken, and a line takes
+the first that is left from when it is wanted. So it is all the same in which order CPUs run, some of which may be far
+ahead. Before that, where a machine says how many ranks its channels have, a line waits for room in its channel's
+queue, then for its bank, which opens a row for each line and is busy for a row cycle then, and for its rank, which
+opens none from when it is its turn to refresh until it has, and does so when all its rows are closed; and each channel
+has a bandwidth of its own. Of each bank it is known when it is done with its latest lines, of each rank how late its
+latest refresh is, of each entry of a queue which line had it last, and when.
 
 Source: JEDEC, JESD79-4 (DDR4 SDRAM), of rows, banks, ranks and refreshes.
 Not modelled: lines of one row that are read while it is open; what else a channel waits for (between banks of a

@@ -71,13 +71,13 @@ bind(
         note=_OURS,
     ),
     deviates=(
-        "fork alone loses 23 %, as with EPT, the other four 2.3 % in the mean. A fork writes its child's root, which "
+        "fork alone loses 23 %, as with EPT, the other four 2.6 % in the mean. A fork writes its child's root, which "
         "is nested then, and with it all that it leads to, the kernel's tables among them, for parent and child "
         "(workloads/paging/fork.yaml). So no store to a table and no page fault exits, and what it loses are walks, "
         "in both dimensions: EPT has 4 KiB pages, so that the kernel's large pages are kept in pieces, of which "
         "INVLPG drops all, at each page that a fork makes read-only. Each of these walks takes 13 cycles more since "
         "decision 0060 (fork lost 14.2 % before). Were only the page dropped, the means would be 3.8 and 2.4 % (a "
-        "change of the kernels that is not kept). Better than the better one: that is churn (27 %) and mmap (1 %). "
+        "change of the kernels that is not kept). Better than the better one: that is churn (24 %) and mmap (1 %). "
         "Both figures hang on how long the guest kernel's own paths are, which are counts of Linux 6.1 now: with "
         "estimates of a third to a fifth fork lost 24.6 %, and the means were 8.2 and 6.8 %. churn was written for "
         "this row, the only program here that both misses TLBs and changes tables, and was not changed after its "

@@ -131,15 +131,16 @@ bind(
     "XEN-LMBENCH-CTX",
     *(_context_switch(number, column) for column in COLUMNS for number in range(len(SWITCHES))),
     deviates=(
-        "64K: the array is read with 8 misses in flight, an estimate for NetBurst: with 3, 8p64K takes 19.9 and "
-        "16p64K 35.5 us natively. 2p: the price of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 1.03 and "
-        "2p64K 1.04. Under translation a process's shadow tables are found again when it runs again; what Workstation "
-        "3.2 did for 17 us at each switch is unknown: with CR3 for nothing VMW.2p0K takes 0.86 us, and no device, "
-        "interrupt or idling leads to the host's world here; a monitor with 64 shadow pages in place of its 327 (no "
-        "setting) evicts at each switch, 8p16K then takes 26.2 and 16p16K 27.9 us, and 2p16K still 1.3. UML: a switch "
-        "is 17 system calls of the host, of which two wake the next process and put this one to sleep, the others "
-        "move signals from one to the other. INT and IRET at 1,037 cycles each are estimates and too dear: a null "
-        "call of the host, both ways, took 1,080 in all, and with 540 each UML.2p0K takes 11.0 us"
+        "64K: the array is read with four misses in flight, as Intel's manual has it (with eight, an estimate until "
+        "then, 8p64K took 6.6 and 16p64K 10.3 us natively); with 3, 8p64K takes 19.3 and 16p64K 34.3. 2p: the price "
+        "of MOV to CR3 is an estimate; with 2000 cycles 2p0K takes 1.04 and 2p64K 1.14. Under translation a "
+        "process's shadow tables are found again when it runs again; what Workstation 3.2 did for 17 us at each "
+        "switch is unknown: with CR3 for nothing VMW.2p0K takes 0.86 us, and no device, interrupt or idling leads to "
+        "the host's world here; a monitor with 64 shadow pages in place of its 327 (no setting) evicts at each "
+        "switch, 8p16K then takes 26.2 and 16p16K 27.9 us, and 2p16K still 1.3. UML: a switch is 17 system calls of "
+        "the host, of which two wake the next process and put this one to sleep, the others move signals from one to "
+        "the other. INT and IRET at 1,037 cycles each are estimates and too dear: a null call of the host, both "
+        "ways, took 1,080 in all, and with 540 each UML.2p0K takes 11.0 us"
     ),
     unbound="as for XEN-LMBENCH-PROC: L-SMP",
 )
