@@ -44,7 +44,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "machine.iommu.mode=off", "no device does DMA"),
     ((), "machine.landing.ways=4", "no device does DMA"),
     ((), "machine.quantum=100", "one CPU runs ahead of no other"),
-    ((), "machine.cpu.dram.bandwidth=1", "there is no other CPU"),
+    ((), "machine.cpu.dram.bandwidth=30_000", "there is no other CPU, and this one cannot ask for so much"),
     ((), "machine.cpu.dram.refresh_ns=7", "dram.ranks is 0"),
     ((), "machine.cpu.latency.transfer_ns=7", "there is no other CPU"),
     ((), "machine.cpu.latency.cross_cpu_ns=7", "there is no other CPU"),
@@ -111,6 +111,7 @@ CASES: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 # where, and what has an effect there
 OTHERWISE = (
+    ((), "machine.cpu.dram.bandwidth=1"),
     (("machine.cpu.dram.ranks=12",), "machine.cpu.dram.refresh_ns=900"),
     ((), "vmm.ept.page_size=2 MiB"),
     ((), "vmm.mitigations.pti=true"),

@@ -299,8 +299,7 @@ class Engine:
         }  # fmt: skip
         values[s.NODE_FIRST], values[s.NODE_END] = self.geometry.node_frames(self.geometry.node_of(number))
         values[s.NODE] = g.node_of(number)
-        at_once = p.cache.super_queue * p.cache.line_bytes * 1000 // p.dram.local_ns  # MB/s that a core can ask for
-        if g.cpus > 1 or at_once > p.dram.bandwidth:
+        if g.cpus > 1 or p.fills_memory:
             parts = p.dram.channels_apart * p.cache.line_bytes * PARTS
             values[s.LINE_TIME] = parts * p.clock_hz // (p.dram.bandwidth * 1_000_000)
         values[s.REMOTE_CYCLES] = p.cycles(p.dram.remote_ns)

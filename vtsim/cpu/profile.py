@@ -52,6 +52,11 @@ class Profile(Values):
         """Convert a time to whole cycles of this profile's clock, rounded to the nearest."""
         return cycles_of(nanoseconds, self.clock_hz)
 
+    @property
+    def fills_memory(self) -> bool:
+        """Whether one core's super queue can ask for more lines than the memory of its node delivers."""
+        return self.cache.super_queue * self.cache.line_bytes * 1000 > self.dram.bandwidth * self.dram.local_ns
+
     def with_overrides(self, overrides: Mapping[str, Any]) -> Profile:
         """Return the profile with some values replaced; all that is wrong is reported at once."""
         if not overrides:

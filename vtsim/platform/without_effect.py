@@ -62,13 +62,15 @@ OF_MACHINES: Final = (
          "no monitor asks for traps in ring 3"),
 )
 OF_PROFILES: Final = (  # values of machine.cpu
-    Rule(("dram.bandwidth", "latency.transfer_ns", "latency.remote_transfer_ns", "latency.cross_cpu_ns"),
-         lambda s: s.machine.cpus == 1, "there is no other CPU"),
-    Rule(("work.two_threads_percent",), lambda s: s.machine.threads == 1, "no core has two logical CPUs"),
-    Rule(("dram.remote_ns",), lambda s: s.machine.nodes == 1, "all memory is of one node"),
+    Rule(("dram.bandwidth",), lambda s, p: s.machine.cpus == 1 and not p.fills_memory,
+         "there is no other CPU, and this one cannot ask for so much"),
+    Rule(("latency.transfer_ns", "latency.remote_transfer_ns", "latency.cross_cpu_ns"),
+         lambda s, p: s.machine.cpus == 1, "there is no other CPU"),
+    Rule(("work.two_threads_percent",), lambda s, p: s.machine.threads == 1, "no core has two logical CPUs"),
+    Rule(("dram.remote_ns",), lambda s, p: s.machine.nodes == 1, "all memory is of one node"),
     Rule(("dram.channels", "dram.queue", "dram.banks", "dram.row_cycle_ns", "dram.refresh_ns",
           "dram.refresh_interval_ns"),
-         lambda s: not dict(s.machine.cpu).get("dram.ranks"), "dram.ranks is 0"),  # as in all profiles
+         lambda s, p: not dict(s.machine.cpu).get("dram.ranks"), "dram.ranks is 0"),  # as in all profiles
 )
 OF_HYPERVISORS: Final = (  # not asked natively, where there is none, and all of vmm says nothing
     Rule(("vmm.ept.page_size", "vmm.ept.levels", "vmm.ept.accessed_dirty"), _without_vt_x,
@@ -128,7 +130,7 @@ def without_effect(scenario: Scenario, profile: Profile) -> Iterator[tuple[str, 
     rules = OF_MACHINES if native else (*OF_MACHINES, *OF_HYPERVISORS)
     yield from _found(rules, scenario, "", auto, scenario)
     for rule in OF_PROFILES:
-        if rule.condition(scenario):
+        if rule.condition(scenario, profile):
             yield from ((f"machine.cpu.{name}", rule.reason) for name, _ in scenario.machine.cpu if name in rule.paths)
     for number, vm in enumerate(scenario.vms):
         yield from _found(OF_VMS, vm, f"vms.{number}.", auto, scenario, vm)
